@@ -1,0 +1,1 @@
+"""One OpenAI-compatible endpoint for many experts: http -> routing -> cache -> engines."""

@@ -1,0 +1,1 @@
+"""Expert to lease. Knows nothing of HTTP or routing."""

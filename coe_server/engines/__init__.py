@@ -1,0 +1,1 @@
+"""One expert's process. Knows nothing of the other experts."""

@@ -1,0 +1,80 @@
+"""The seam between the cache and one expert's process. Knows nothing of the other experts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes one expert needs in each tier.
+
+    `host_image` is 0 for an engine that cannot sleep: it is on the device or on disk, never in between.
+    """
+
+    device_awake: int  # weights + KV cache
+    device_asleep: int = 0  # what stays on the device while the engine sleeps
+    host_process: int = 0  # fixed cost of the living process
+    host_image: int = 0  # the write-once copy of the weights
+
+    @property
+    def can_sleep(self) -> bool:
+        return self.host_image > 0
+
+    @property
+    def host(self) -> int:
+        """Bytes held in host memory while the process lives, awake or asleep."""
+        return self.host_process + self.host_image
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+class EngineResponse(Protocol):
+    """An answer whose head has arrived and whose body is still streaming."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """End-to-end headers only; hop-by-hop ones are gone."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives; raises `EngineDied` if the connection breaks before its end."""
+
+
+class Engine(Protocol):
+    """One expert's engine. Its owner makes one of start, sleep, wake, stop at a time; `send` may overlap itself."""
+
+    @property
+    def footprint(self) -> Footprint:
+        """An estimate before the first start (never too small on purpose), measured afterwards."""
+
+    async def start(self) -> None:
+        """From no process to answering on the device. Raises `EngineStartFailed`; then nothing is left behind."""
+
+    async def sleep(self) -> None:
+        """Leave the device; returns when the memory is seen to be free, else raises `EngineError`."""
+
+    async def wake(self) -> None:
+        """Back onto the device, checked with a canary; raises `EngineError` if the answer is wrong."""
+
+    async def stop(self) -> None:
+        """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine."""
+
+    async def died(self) -> str:
+        """Wait until the process ends without being asked to; returns the reason with the last log lines."""
+
+    def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
+        """Pass one request on. Raises `EngineDied` if it cannot be delivered. Leaving the context aborts it."""

@@ -1,0 +1,104 @@
+"""Every error the service raises on purpose, as one tree; each knows its HTTP status and OpenAI code.
+
+    CoeError
+    ├── ConfigError            the configuration is wrong; the start stops
+    ├── ArtifactError          a router artifact is damaged or does not fit; it is refused
+    ├── RequestError (400)     the caller's mistake
+    │   ├── UnknownModel (404)     no such model, expert or objective
+    │   └── NoCapableExpert (400)  no expert can take this request
+    ├── Overloaded (429)       the queue is full; try again later
+    ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
+    └── EngineError (502)      an engine misbehaved
+        ├── EngineStartFailed (503)
+        └── EngineDied (502)
+"""
+
+from __future__ import annotations
+
+
+class CoeError(Exception):
+    """A failure we name. `str(error)` is one sentence for a person."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+
+class ConfigError(CoeError):
+    """The configuration is wrong; the message names key, value and what is allowed."""
+
+    code = "invalid_configuration"
+
+
+class ArtifactError(CoeError):
+    """A router artifact is damaged, unknown or does not fit this server."""
+
+    code = "invalid_router_artifact"
+
+
+class RequestError(CoeError):
+    """The caller's request is wrong as it stands."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownModel(RequestError):
+    """The requested model, expert or objective does not exist here."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class NoCapableExpert(RequestError):
+    """No expert can take this request; the message names the limit that ruled them out."""
+
+    code = "no_capable_expert"
+
+
+class Overloaded(CoeError):
+    """A queue is full. `retry_after_seconds` is our estimate of when it will not be."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ExpertUnavailable(CoeError):
+    """An expert cannot be brought to the device now; the message says why."""
+
+    status = 503
+    code = "expert_unavailable"
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class EngineError(CoeError):
+    """An engine did not do what was asked of it."""
+
+    status = 502
+    code = "engine_error"
+
+
+class EngineStartFailed(EngineError):
+    """An engine did not come up; the message ends with the last lines of its log."""
+
+    status = 503
+    code = "engine_start_failed"
+
+
+class EngineDied(EngineError):
+    """An engine's process ended, or its connection broke, while it was needed."""
+
+    code = "engine_died"

@@ -1,0 +1,1 @@
+"""Text to decision. Knows nothing of HTTP, tiers or engines."""

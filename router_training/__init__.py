@@ -1,0 +1,1 @@
+"""From prompts and recorded outcomes to a router artifact: dataset -> classifier -> mapping -> evaluation."""
