@@ -1,16 +1,16 @@
 """Every error the service raises on purpose, as one tree; each knows its HTTP status and OpenAI code.
 
-    CoeError
-    ├── ConfigError            the configuration is wrong; the start stops
-    ├── ArtifactError          a router artifact is damaged or does not fit; it is refused
-    ├── RequestError (400)     the caller's mistake
-    │   ├── UnknownModel (404)     no such model, expert or objective
-    │   └── NoCapableExpert (400)  no expert can take this request
-    ├── Overloaded (429)       the queue is full; try again later
-    ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
-    └── EngineError (502)      an engine misbehaved
-        ├── EngineStartFailed (503)
-        └── EngineDied (502)
+CoeError
+├── ConfigError            the configuration is wrong; the start stops
+├── ArtifactError          a router artifact is damaged or does not fit; it is refused
+├── RequestError (400)     the caller's mistake
+│   ├── UnknownModel (404)     no such model, expert or objective
+│   └── NoCapableExpert (400)  no expert can take this request
+├── Overloaded (429)       the queue is full; try again later
+├── ExpertUnavailable (503)    an expert cannot be brought to the device now
+└── EngineError (502)      an engine misbehaved
+    ├── EngineStartFailed (503)
+    └── EngineDied (502)
 """
 
 from __future__ import annotations

@@ -1,0 +1,168 @@
+"""Carries plans out: talks to engines, keeps the ledger, measures, buries the dead. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping
+
+from coe_server.cache.planner import Move, Plan, mib
+from coe_server.cache.slot import Failure, MoveRecord, Slot
+from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
+from coe_server.errors import EngineError, EngineStartFailed
+
+logger = logging.getLogger(__name__)
+
+FAILURE_COOLDOWN_SECONDS = 30.0
+FAILURES_BEFORE_COOLDOWN = 2
+
+
+class Mover:
+    """Runs plans side by side where the ledger allows it; engines start one at a time."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        ledger: Ledger,
+        clock: Callable[[], float],
+        changed: Callable[[], None],
+    ) -> None:
+        self._slots = slots
+        self._ledger = ledger
+        self._clock = clock
+        self._changed = changed
+        self._freed = asyncio.Event()
+        self._one_start = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def begin(self, plan: Plan) -> None:
+        """Start carrying `plan` out; its experts admit nobody from this moment on."""
+        for move in plan.moves:
+            self._slots[move.expert].depart(move)
+        self._own(self._carry_out(plan))
+
+    async def put_everything_away(self) -> None:
+        """Cancel what is under way and stop every engine; afterwards nothing is held."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._put_on_disk(slot) for slot in self._slots.values()))
+
+    async def _carry_out(self, plan: Plan) -> None:
+        """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""
+        try:
+            for index, move in enumerate(plan.moves):
+                await self._move(self._slots[move.expert], move)
+                if all(later.expert != move.expert for later in plan.moves[index + 1 :]):
+                    self._slots[move.expert].halt()
+                    self._changed()
+        except EngineError as error:
+            logger.warning("%s", error)
+        finally:
+            for move in plan.moves:
+                self._slots[move.expert].halt()
+            self._changed()
+
+    async def _move(self, slot: Slot, move: Move) -> None:
+        slot.depart(move)
+        held = self._ledger.held(slot.name)
+        await self._reserve(slot, move.target)
+        began = self._clock()
+        try:
+            await self._act(slot, move)
+        except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
+            self._count_failure(slot, str(error), final=isinstance(error, EngineStartFailed))
+            await self._put_on_disk(slot)
+            raise
+        except asyncio.CancelledError:
+            await self._put_on_disk(slot)
+            raise
+        slot.tier = move.target
+        self._settle(slot)
+        self._record(slot, move, self._clock() - began, held)
+
+    async def _act(self, slot: Slot, move: Move) -> None:
+        match move.source, move.target:
+            case Tier.DISK, Tier.DEVICE:
+                await self._start(slot)
+            case Tier.HOST, Tier.DEVICE:
+                await slot.engine.wake()
+            case Tier.DEVICE, Tier.HOST:
+                await slot.engine.sleep()
+            case _:
+                await self._put_on_disk(slot)
+
+    async def _start(self, slot: Slot) -> None:
+        """Start the engine and let the measured footprint replace the estimate that was reserved."""
+        async with self._one_start:
+            await slot.engine.start()
+        self._own(self._bury_when_dead(slot))
+        measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
+        if not self._ledger.room_for(slot.name, measured):
+            raise EngineStartFailed(
+                f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)} "
+                f"of host memory, more than is free"
+            )
+
+    async def _bury_when_dead(self, slot: Slot) -> None:
+        """Wait for the end of this life of the engine; if nobody asked for it, clean up after it."""
+        gone = asyncio.create_task(slot.gone.wait())
+        died = asyncio.create_task(slot.engine.died())
+        try:
+            await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
+            if died.done():  # a move that meets a dead engine fails and cleans up by itself: let it
+                still = asyncio.create_task(slot.still.wait())
+                await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
+                still.cancel()
+            if not gone.done():
+                await self._bury(slot, died.result())
+        finally:
+            gone.cancel()
+            died.cancel()
+
+    async def _bury(self, slot: Slot, reason: str) -> None:
+        logger.warning("expert '%s': %s", slot.name, reason)
+        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
+        self._count_failure(slot, reason, final=False)
+        await self._put_on_disk(slot)
+        slot.halt()
+        self._changed()
+
+    async def _reserve(self, slot: Slot, target: Tier) -> None:
+        """Wait until the moves that make room have been seen to free it, then hold it."""
+        if target is not Tier.DEVICE:
+            return
+        goal = bytes_in(slot.engine.footprint, target)
+        while not self._ledger.room_for(slot.name, goal):
+            self._freed.clear()
+            await self._freed.wait()
+        self._ledger.reserve(slot.name, goal)
+
+    async def _put_on_disk(self, slot: Slot) -> None:
+        """Stop the engine, whatever it was doing; afterwards it holds nothing."""
+        await slot.engine.stop()
+        slot.tier = Tier.DISK
+        slot.end_life()
+        self._settle(slot)
+
+    def _settle(self, slot: Slot) -> None:
+        self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
+        self._freed.set()
+
+    def _count_failure(self, slot: Slot, reason: str, final: bool) -> None:
+        slot.failures += 1
+        if final or slot.failures >= FAILURES_BEFORE_COOLDOWN:
+            slot.failure = Failure(reason, self._clock() + FAILURE_COOLDOWN_SECONDS)
+
+    def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
+        slot.costs.learn(move.source, move.target, seconds)
+        size = abs(held.device - self._ledger.held(slot.name).device)
+        slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size, time.time())
+        logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
+
+    def _own(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,97 @@
+"""The tiers, what an expert costs in each, and the ledger of their bytes. Knows nothing of engines' processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from coe_server.engines.engine import Footprint
+
+
+class Tier(StrEnum):
+    """Where an expert's weights can be, fastest first."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+    @property
+    def depth(self) -> int:
+        """0 for the device, 2 for disk."""
+        return _DEPTH[self]
+
+
+_DEPTH = {Tier.DEVICE: 0, Tier.HOST: 1, Tier.DISK: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """An amount in both accounted tiers (disk is not accounted)."""
+
+    device: int = 0
+    host: int = 0
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(self.device + other.device, self.host + other.host)
+
+    def __sub__(self, other: Bytes) -> Bytes:
+        return Bytes(self.device - other.device, self.host - other.host)
+
+    def fits(self, capacity: Bytes) -> bool:
+        return self.device <= capacity.device and self.host <= capacity.host
+
+    def at_least(self, other: Bytes) -> Bytes:
+        return Bytes(max(self.device, other.device), max(self.host, other.host))
+
+
+def bytes_in(footprint: Footprint, tier: Tier) -> Bytes:
+    """What an expert of this footprint holds while it stands in `tier`.
+
+    Host accounting is inclusive: process and image count while the process lives, awake or asleep, so that going
+    to sleep never needs new host memory.
+    """
+    match tier:
+        case Tier.DEVICE:
+            return Bytes(footprint.device_awake, footprint.host)
+        case Tier.HOST:
+            return Bytes(footprint.device_asleep, footprint.host)
+        case Tier.DISK:
+            return Bytes()
+
+
+class Ledger:
+    """Bytes held by each expert. Reserve before a move, settle after it is seen to be done."""
+
+    def __init__(self, capacity: Bytes) -> None:
+        self.capacity = capacity
+        self._held: dict[str, Bytes] = {}
+
+    @property
+    def used(self) -> Bytes:
+        return sum(self._held.values(), Bytes())
+
+    @property
+    def free(self) -> Bytes:
+        return self.capacity - self.used
+
+    def held(self, expert: str) -> Bytes:
+        return self._held.get(expert, Bytes())
+
+    def reserve(self, expert: str, target: Bytes) -> None:
+        """Hold the larger of now and `target` in each tier, for the time of a move."""
+        self._hold(expert, self.held(expert).at_least(target))
+
+    def settle(self, expert: str, exact: Bytes) -> None:
+        """Hold exactly `exact`; for memory that is known to be taken or seen to be free."""
+        self._hold(expert, exact)
+
+    def room_for(self, expert: str, target: Bytes) -> bool:
+        return (self.used - self.held(expert) + self.held(expert).at_least(target)).fits(self.capacity)
+
+    def _hold(self, expert: str, amount: Bytes) -> None:
+        after = self.used - self.held(expert) + amount
+        assert after.fits(self.capacity), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
+        if amount == Bytes():
+            self._held.pop(expert, None)
+        else:
+            self._held[expert] = amount
