@@ -1,0 +1,105 @@
+"""One command under a keeper, and the server's side of it. Knows nothing of what the command does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from coe_server.engines.process_memory import session_members
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+_KILL_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+_LONGEST_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
+_ROOM_FOR_NAMES = 60  # vLLM puts sockets with names of 36 characters beside ours
+
+
+def make_run_directory() -> Path:
+    """A short private folder (mode 0700) for sockets and temporary files; the keeper removes it."""
+    system = tempfile.gettempdir()
+    if len(system) + _ROOM_FOR_NAMES > _LONGEST_SOCKET_PATH:
+        system = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="coe-", dir=system))
+
+
+class KeptProcess:
+    """Started with `start`, over when `over` is done; whatever happens, no process of it stays behind."""
+
+    def __init__(self, keeper: asyncio.subprocess.Process, pipe: int, run_directory: Path) -> None:
+        self._keeper = keeper
+        self._pipe = pipe
+        self._run_directory = run_directory
+        self.over: asyncio.Task[int] = asyncio.create_task(self._watch())  # its result: the exit status
+
+    @classmethod
+    async def start(
+        cls, command: Sequence[str], environment: Mapping[str, str], run_directory: Path, log: Path
+    ) -> KeptProcess:
+        """The command in a session of its own, its output appended to `log`. Raises `OSError`."""
+        reading_end, writing_end = os.pipe()
+        try:
+            with log.open("ab") as output:
+                keeper = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-I", "-S", str(_KEEPER), str(reading_end), str(run_directory)),
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=dict(environment),
+                    start_new_session=True,
+                    pass_fds=(reading_end,),
+                )
+        except BaseException:
+            os.close(writing_end)
+            raise
+        finally:
+            os.close(reading_end)
+        return cls(keeper, writing_end, run_directory)
+
+    @property
+    def pid(self) -> int:
+        """The keeper's process id, root of the tree and id of the session."""
+        return self._keeper.pid
+
+    async def end(self, grace_seconds: float) -> None:
+        """SIGTERM; after the grace SIGKILL for everything. Returns when nobody is left."""
+        try:
+            if not self.over.done():
+                self._keeper.send_signal(signal.SIGTERM)
+                await self._over_within(grace_seconds)
+        finally:
+            self._close_pipe()  # from here the keeper kills, even if we are cancelled
+        if not await self._over_within(_KILL_SECONDS):
+            self._keeper.kill()
+        await asyncio.shield(self.over)
+
+    async def _over_within(self, seconds: float) -> bool:
+        done, _ = await asyncio.wait({self.over}, timeout=seconds)
+        return bool(done)
+
+    async def _watch(self) -> int:
+        status = await self._keeper.wait()
+        await self._end_session()  # empty, unless the keeper itself was killed
+        shutil.rmtree(self._run_directory, ignore_errors=True)
+        self._close_pipe()
+        return status
+
+    async def _end_session(self) -> None:
+        while members := session_members(self.pid):
+            for pid in members:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(_POLL_SECONDS)  # not our children: nobody tells us when they are gone
+
+    def _close_pipe(self) -> None:
+        if self._pipe >= 0:
+            os.close(self._pipe)
+            self._pipe = -1

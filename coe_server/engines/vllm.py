@@ -1,0 +1,232 @@
+"""One expert's vLLM: a `vllm serve` child on a private Unix socket that starts, sleeps, wakes and stops.
+
+Knows nothing of the other experts. What vLLM 0.32 does and does not promise is noted where we depend on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from coe_server.engines.device_memory import used_device_bytes
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.http_channel import HttpChannel
+from coe_server.engines.image import WeightImage
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.log_file import fresh_log, last_lines, log_path
+from coe_server.engines.process_memory import private_bytes
+from coe_server.engines.vllm_command import VllmLaunch, engine_environment, estimated_footprint, serve_command
+from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+
+_HEALTH_POLL_SECONDS = 0.1  # vLLM does not announce that it is ready, and asking costs it nothing
+_CONTROL_SECONDS = 30.0
+_MOVE_SECONDS = 120.0  # a first sleep writes the image: 120 GB at 1 GB/s
+_FREED_SECONDS = 2.0
+_FREED_POLL_SECONDS = 0.01
+_FREED_SHARE = 0.9
+_STOP_SECONDS = 10.0  # vLLM needs about 2 s from SIGTERM to its end
+_SIGNALLED = 128  # added to a signal's number in an exit status
+
+
+class VllmEngine:
+    """An `Engine` (see `engine.py`) that runs `vllm serve` as its child.
+
+    `device_bytes` tells how much of the GPU is in use; on a CPU the child's own memory is looked at instead.
+    """
+
+    def __init__(self, launch: VllmLaunch, device_bytes: Callable[[], int] = used_device_bytes) -> None:
+        self._launch = launch
+        self._device_bytes = device_bytes
+        self._footprint = estimated_footprint(launch)
+        self._run: _Run | None = None
+        self._died = asyncio.Event()
+        self._death = ""
+
+    @property
+    def footprint(self) -> Footprint:
+        return self._footprint
+
+    async def start(self) -> None:
+        await self.stop()
+        self._died.clear()
+        try:
+            bytes_before = self._device_bytes() if self._launch.platform == "cuda" else 0
+            run = self._run = await self._launched()
+            await self._until_healthy(run)
+            self._footprint = await self._measured(run, bytes_before)
+            run.canary = await self._canary_answer(run)
+        except (EngineError, OSError) as error:
+            lines = last_lines(self._log)
+            await self.stop()
+            raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {error}\n{lines}") from error
+        except BaseException:
+            await self.stop()
+            raise
+        run.watch = asyncio.create_task(self._notice_death(run))
+
+    async def sleep(self) -> None:
+        run = self._living_run()
+        if not self._launch.can_sleep:
+            raise EngineError(f"engine '{self._launch.name}' was started without the means to sleep")
+        held_bytes = self._held_bytes(run)
+        # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
+        await run.http.ask("POST", "/sleep?level=1&mode=wait", _MOVE_SECONDS)
+        await self._until_freed(run, held_bytes)
+
+    async def wake(self) -> None:
+        run = self._living_run()
+        await run.http.ask("POST", "/wake_up", _MOVE_SECONDS)
+        answer = await self._canary_answer(run)
+        if answer != run.canary:
+            raise EngineError(f"engine '{self._launch.name}' woke up wrong: it says {answer!r}, it said {run.canary!r}")
+
+    async def stop(self) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        if run.watch is not None:
+            run.watch.cancel()
+        try:
+            await run.http.close()
+        finally:
+            try:
+                await run.process.end(_STOP_SECONDS)
+            finally:
+                run.close_image()
+
+    async def died(self) -> str:
+        await self._died.wait()
+        return self._death
+
+    @asynccontextmanager
+    async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+        async with self._living_run().http.send(request) as response:
+            yield response
+
+    async def memory_report(self) -> dict[str, float]:
+        """The sleeping worker's own account (CPU only): exact bytes, image writes, seconds of the last moves."""
+        return await self._worker_report(self._living_run())
+
+    async def _launched(self) -> _Run:
+        """The child's process, its channel and its image; answering comes later."""
+        launch, run_directory = self._launch, make_run_directory()
+        socket = run_directory / "engine.sock"
+        image = WeightImage(launch.name) if launch.can_sleep and launch.platform == "cpu" else None
+        try:
+            process = await KeptProcess.start(
+                serve_command(launch, socket),
+                engine_environment(launch, os.environ, run_directory, image.path if image else None),
+                run_directory,
+                fresh_log(launch.log_directory, launch.name),
+            )
+        except BaseException:
+            shutil.rmtree(run_directory, ignore_errors=True)
+            if image is not None:
+                image.close()
+            raise
+        return _Run(process, HttpChannel(launch.name, "http://engine", socket), image)
+
+    async def _until_healthy(self, run: _Run) -> None:
+        try:
+            async with asyncio.timeout(self._launch.start_timeout_seconds):
+                while not await _healthy(run):
+                    await asyncio.wait({run.process.over}, timeout=_HEALTH_POLL_SECONDS)
+                    if run.process.over.done():
+                        raise EngineError(_ending(run.process.over.result()))
+        except TimeoutError as error:
+            raise EngineError(f"not ready after {self._launch.start_timeout_seconds:g} s") from error
+
+    async def _measured(self, run: _Run, bytes_before: int) -> Footprint:
+        private = private_bytes(run.process.pid)
+        if self._launch.platform == "cuda":
+            awake = max(0, self._device_bytes() - bytes_before)
+            return replace(self._footprint, device_awake=awake, host_process=private)
+        report = await self._worker_report(run)
+        weights = int(report["weights_bytes"])
+        awake = weights + int(report["kv_cache_bytes"])
+        image = weights if self._launch.can_sleep else 0
+        return Footprint(device_awake=awake, host_process=max(0, private - awake), host_image=image)
+
+    async def _canary_answer(self, run: _Run) -> str:
+        """What the engine says to a fixed prompt, word for word the same as long as its weights are."""
+        answer = await run.http.ask("POST", "/v1/completions", _CONTROL_SECONDS, _CANARY | {"model": self._launch.name})
+        choice = answer["choices"][0]
+        return str(choice.get("token_ids") or choice["text"])
+
+    async def _until_freed(self, run: _Run, held_before: int) -> None:
+        """The ledger believes what the system says, not what the engine says."""
+        awake, asleep = self._footprint.device_awake, self._footprint.device_asleep
+        wanted = round(_FREED_SHARE * (awake - asleep))
+        deadline = asyncio.get_running_loop().time() + _FREED_SECONDS
+        while (freed := held_before - self._held_bytes(run)) < wanted:
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineError(
+                    f"engine '{self._launch.name}' sleeps but freed {freed} bytes, {wanted} were expected"
+                )
+            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system tells nobody when memory comes back
+
+    def _held_bytes(self, run: _Run) -> int:
+        return self._device_bytes() if self._launch.platform == "cuda" else private_bytes(run.process.pid)
+
+    async def _worker_report(self, run: _Run) -> dict[str, float]:
+        answer = await run.http.ask("POST", "/collective_rpc", _CONTROL_SECONDS, {"method": "memory_report"})
+        report: dict[str, float] = answer["results"][0]
+        return report
+
+    async def _notice_death(self, run: _Run) -> None:
+        await asyncio.wait({run.process.over})
+        self._death = f"engine '{self._launch.name}' {_ending(run.process.over.result())}\n{last_lines(self._log)}"
+        self._died.set()
+
+    def _living_run(self) -> _Run:
+        if self._run is None or self._run.process.over.done():
+            raise EngineDied(f"engine '{self._launch.name}' is not running")
+        return self._run
+
+    @property
+    def _log(self) -> Path:
+        return log_path(self._launch.log_directory, self._launch.name)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One life of the engine's process."""
+
+    process: KeptProcess
+    http: HttpChannel
+    image: WeightImage | None
+    canary: str = ""
+    watch: asyncio.Task[None] | None = None
+
+    def close_image(self) -> None:
+        if self.image is not None:
+            self.image.close()
+
+
+# Greedy, always eight tokens, special ones included: even a model of random weights has a definite answer.
+_CANARY = {
+    "prompt": "1 2 3 4",
+    "max_tokens": 8,
+    "temperature": 0,
+    "ignore_eos": True,
+    "return_token_ids": True,
+}
+
+
+async def _healthy(run: _Run) -> bool:
+    try:
+        await run.http.ask("GET", "/health", _CONTROL_SECONDS)
+    except EngineError:
+        return False
+    return True
+
+
+def _ending(status: int) -> str:
+    if status > _SIGNALLED:
+        return f"was killed by signal {status - _SIGNALLED}"
+    return f"ended with status {status}"

@@ -1,0 +1,174 @@
+"""How one expert's vLLM is started: settings in, command line and environment out. Pure but for two looks at files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from coe_server.engines.engine import Footprint
+from coe_server.engines.http_channel import IDLE_SECONDS
+from coe_server.errors import ConfigError
+
+Platform = Literal["cpu", "cuda"]
+ArgValue = bool | int | float | str | list[str] | dict[str, object] | None
+
+IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # read by the sleeping worker
+
+_WORKER_FOLDER = Path(__file__).with_name("vllm_worker")
+_WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
+
+_OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_path", "api_key")) | frozenset(
+    ("kv_cache_memory_bytes", "worker_cls", "enable_sleep_mode")
+)
+_ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
+
+# What an engine may need of our environment. All else, above all keys to other services, stays with us.
+_INHERITED = (
+    frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"))
+    | frozenset(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
+    | frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"))
+    | frozenset(("http_proxy", "https_proxy", "all_proxy", "no_proxy"))
+)
+_INHERITED_PREFIXES = (
+    *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
+    *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_"),
+)
+_NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock us out of our own engine
+
+_COMMON_ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": "1",  # /sleep, /wake_up and /collective_rpc; the socket is ours alone
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(round(2 * IDLE_SECONDS)),  # we close idle connections, never the engine
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_LOGGING_COLOR": "0",
+    "PYTHONUNBUFFERED": "1",  # the last words of a dying engine reach its log
+}
+# One process and one thread per small engine: a spinning worker process would starve its own API server on two cores.
+_CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+_CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforce_eager": True}
+
+# A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); measured elsewhere with 0.6 B and 8 B models.
+_CUDA_RESIDUE_BYTES = 2 << 30
+# vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
+_CUDA_IMAGE_FACTOR = 1.36
+_UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
+
+
+@dataclass(frozen=True, slots=True)
+class VllmLaunch:
+    """Everything needed to start one expert's engine. A wrong `args` raises `ConfigError` at once."""
+
+    name: str
+    model: str  # a folder or a hub id
+    kv_cache_bytes: int
+    log_directory: Path
+    platform: Platform
+    command: tuple[str, ...] = ("vllm",)
+    args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
+    environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
+    can_sleep: bool = True
+    start_timeout_seconds: float = 600.0
+    process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
+    weights_bytes: int | None = None  # estimate for a model whose files are not here yet
+
+    def __post_init__(self) -> None:
+        for key, value in self.args.items():
+            name = key.replace("-", "_")
+            if name in _OURS:
+                raise ConfigError(f"experts.{self.name}.args.{key}: is set by the server, leave it out")
+            if name in _ONE_DEVICE and value != 1:
+                raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
+
+
+def detect_platform() -> Platform:
+    """`cuda` where an NVIDIA device is visible, else `cpu`."""
+    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+
+
+def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
+    """The command line of `vllm serve` for this expert on this socket."""
+    args: dict[str, ArgValue] = {
+        "uds": str(socket),
+        "served_model_name": launch.name,
+        "kv_cache_memory_bytes": launch.kv_cache_bytes,
+    }
+    if launch.platform == "cpu":
+        args |= _CPU_ARGS | {"worker_cls": _WORKER_CLASS}
+    elif launch.can_sleep:
+        args["enable_sleep_mode"] = True
+    args |= {key.replace("-", "_"): value for key, value in launch.args.items()}
+    flags = (word for key, value in args.items() for word in _flag(key, value))
+    return [*launch.command, "serve", launch.model, *flags]
+
+
+def engine_environment(
+    launch: VllmLaunch, inherited: Mapping[str, str], run_directory: Path, image_path: str | None
+) -> dict[str, str]:
+    """What the engine may know of our environment, and what we tell it."""
+    environment = {key: value for key, value in inherited.items() if _may_inherit(key)}
+    environment |= _COMMON_ENVIRONMENT
+    environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
+    if launch.platform == "cpu":
+        environment |= _CPU_ENVIRONMENT | {"PYTHONPATH": str(_WORKER_FOLDER)}
+    if image_path is not None:
+        environment[IMAGE_VARIABLE] = image_path
+    return environment | dict(launch.environment)
+
+
+def model_bytes(model: str) -> int | None:
+    """Size of a local model's weight files; None for a hub id. Raises `ConfigError` for a folder without weights."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith(("/", "./", "../", "~")):
+            raise ConfigError(f"there is no model folder '{model}'")
+        return None
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
+        if files := list(folder.glob(pattern)):
+            return sum(file.stat().st_size for file in files)
+    raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+
+
+def estimated_footprint(launch: VllmLaunch) -> Footprint:
+    """Before the first start; rather too large than too small. Raises `ConfigError` if nothing tells the size."""
+    weights = launch.weights_bytes or model_bytes(launch.model)
+    if weights is None:
+        raise ConfigError(
+            f"experts.{launch.name}: the size of '{launch.model}' is unknown before its files are here;"
+            " give weights_bytes"
+        )
+    if str(launch.args.get("dtype")) in ("float32", "float"):
+        weights *= 2  # the files usually hold 16-bit numbers
+    weights += _UNSEEN_TENSORS_BYTES
+    cuda = launch.platform == "cuda"
+    residue = _CUDA_RESIDUE_BYTES if cuda else 0
+    image = round(weights * _CUDA_IMAGE_FACTOR) if cuda else weights
+    return Footprint(
+        device_awake=weights + launch.kv_cache_bytes + residue,
+        device_asleep=residue,
+        host_process=launch.process_bytes,
+        host_image=image if launch.can_sleep else 0,
+    )
+
+
+def _flag(key: str, value: ArgValue) -> list[str]:
+    name = key.replace("_", "-")
+    match value:
+        case None:
+            return []
+        case True:
+            return [f"--{name}"]
+        case False:
+            return [f"--no-{name}"]
+        case list():
+            return [f"--{name}", *value]
+        case dict():
+            return [f"--{name}", json.dumps(value)]
+    return [f"--{name}", str(value)]
+
+
+def _may_inherit(key: str) -> bool:
+    return key not in _NEVER_INHERITED and (key in _INHERITED or key.startswith(_INHERITED_PREFIXES))
