@@ -3,6 +3,7 @@
 CoeError
 ├── ConfigError            the configuration is wrong; the start stops
 ├── ArtifactError          a router artifact is damaged or does not fit; it is refused
+├── DatasetError           training data are wrong; the message names file and row
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
 │   └── NoCapableExpert (400)  no expert can take this request
@@ -34,6 +35,12 @@ class ArtifactError(CoeError):
     """A router artifact is damaged, unknown or does not fit this server."""
 
     code = "invalid_router_artifact"
+
+
+class DatasetError(CoeError):
+    """Prompts or outcomes for training are wrong; the message names the file and what is wrong in it."""
+
+    code = "invalid_dataset"
 
 
 class RequestError(CoeError):
