@@ -1,0 +1,149 @@
+"""The router artifact: the folder that training writes and the server loads. Nothing in it can execute code.
+
+Weights are safetensors, everything else JSON. A folder that is there is complete: it is written beside its
+place and renamed. `mapping.json` is outside the checksums, so that a person may change a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from coe_server.errors import ArtifactError
+from coe_server.routing import inspection
+from coe_server.routing.classifier import Classifier
+from coe_server.routing.features import Features
+from coe_server.routing.gate import Gate
+from coe_server.routing.inspection import EVALUATION, HELD_OUT, MANIFEST, MAPPING, WEIGHTS, Mapping
+from coe_server.routing.manifest import Manifest
+
+NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between two equal routers
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Out-of-fold `probabilities` [prompts, categories], `inside` the gate [prompts], `weights` [prompts]."""
+
+    probabilities: npt.NDArray[np.float32]
+    inside: npt.NDArray[np.uint8]
+    weights: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A trained router in memory; `mapping` is objective -> category -> expert as a person may have changed it."""
+
+    manifest: Manifest
+    features: Features
+    classifier: Classifier
+    gate: Gate
+    mapping: Mapping
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        return tuple(expert.name for expert in self.manifest.experts)
+
+    @property
+    def version(self) -> str:
+        """The hash of what is served."""
+        assert self.manifest.checksums, "an artifact has a version once it was saved and read back"
+        weights = self.manifest.checksums[WEIGHTS]
+        served = [self.manifest.model_dump(exclude=NOT_SERVED), self.mapping, weights]
+        return hashlib.sha256(json.dumps(served, sort_keys=True).encode()).hexdigest()[:12]
+
+    def pins(self, objective: str) -> dict[str, str]:
+        """Category -> expert where a person overruled the solution: in training's configuration or since."""
+        solved = self.manifest.objectives[objective].mapping
+        changed = {c: e for c, e in self.mapping[objective].items() if solved[c] != e}
+        return {**self.manifest.pins, **changed}
+
+    def require_experts(self, served_names: Iterable[str]) -> None:
+        """Raises ArtifactError naming the first expert that this server does not serve."""
+        served = sorted(served_names)
+        for name in self.expert_names:
+            if name not in served:
+                raise ArtifactError(
+                    f"the router artifact knows expert {name!r}, which this server does not serve"
+                    f" (it serves {', '.join(served) or 'none'})"
+                )
+
+
+def load(folder: Path) -> Artifact:
+    """The artifact in a folder, checked.
+
+    Raises ArtifactError, one sentence, for anything missing, damaged, unknown or inconsistent.
+    """
+    manifest = inspection.read_manifest(folder)
+    mapping = inspection.read_mapping(folder, manifest)
+    tensors = inspection.read_weights(folder, manifest)
+    features = Features.of(manifest.features.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
+    classifier = Classifier(tensors["coefficients"], tensors["intercepts"], manifest.temperature)
+    gate = Gate(tensors["projection"], tensors["prototypes"], manifest.neighbours, manifest.thresholds.gate)
+    return Artifact(manifest, features, classifier, gate, mapping)
+
+
+def read_held_out(folder: Path) -> HeldOut:
+    """The out-of-fold predictions kept in an artifact folder, for re-solving its mapping."""
+    return HeldOut(**inspection.read_held_out(folder, inspection.read_manifest(folder)))
+
+
+def save(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
+    """Writes the artifact beside `folder` and renames it; an artifact already there is replaced.
+
+    Raises ArtifactError if something other than an artifact is in the way.
+    """
+    require_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workplace:
+        fresh = Path(workplace) / "new"
+        fresh.mkdir()
+        _write(artifact, held_out, evaluation, fresh)
+        if folder.exists():
+            folder.rename(Path(workplace) / "old")
+        fresh.rename(folder)
+
+
+def require_free(folder: Path) -> None:
+    """Raises ArtifactError if something other than a router artifact (or an empty folder) is at this place."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"{folder} exists and is not a router artifact; it is left alone")
+
+
+def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
+    save_file(_weights(artifact), folder / WEIGHTS)
+    parts = (held_out.probabilities, held_out.inside, held_out.weights)
+    save_file(dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True)), folder / HELD_OUT)
+    _write_json(folder / MAPPING, artifact.mapping)
+    if evaluation is not None:
+        _write_json(folder / EVALUATION, evaluation)
+    sums = {
+        name: inspection.digest((folder / name).read_bytes()) for name in inspection.CHECKED if (folder / name).exists()
+    }
+    _write_json(folder / MANIFEST, artifact.manifest.model_copy(update={"checksums": sums}).model_dump())
+
+
+def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "kept": artifact.features.kept.astype(np.int32),
+        "idf": artifact.features.idf,
+        "coefficients": np.ascontiguousarray(artifact.classifier.coefficients),
+        "intercepts": artifact.classifier.intercepts,
+        "projection": np.ascontiguousarray(artifact.gate.projection),
+        "prototypes": np.ascontiguousarray(artifact.gate.prototypes),
+    }
+
+
+def _write_json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

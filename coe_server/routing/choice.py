@@ -1,0 +1,117 @@
+"""Step two: of the experts that can take a request, the one worth most. Pure.
+
+Knows nothing of text, features or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
+from coe_server.routing.decision import Availability, RankedExpert, Reason, ResidentTrade
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One expert; `obstacle` says why it cannot take the request, `absence` why it cannot be had now."""
+
+    name: str
+    expected_score: float | None
+    active_params_b: float | None
+    value: float | None
+    obstacle: str | None = None
+    availability: Availability | None = None
+    absence: str | None = None
+
+    @property
+    def excluded(self) -> str | None:
+        return self.obstacle or self.absence
+
+    def ranked(self) -> RankedExpert:
+        where = self.availability
+        return RankedExpert(
+            self.name,
+            self.expected_score,
+            self.active_params_b,
+            self.value,
+            where.residency if where else None,
+            where.predicted_wait_seconds if where else None,
+            self.excluded,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The expert taken, the last step that changed the choice, and what residency traded."""
+
+    expert: Candidate
+    reason: Reason
+    trade: ResidentTrade = field(default_factory=ResidentTrade)
+
+
+def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those not excluded, best value first; ties go to the smaller expert, then by name.
+
+    Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where only absence is in the way.
+    """
+    free = [candidate for candidate in candidates if candidate.excluded is None]
+    if not free:
+        raise nobody(candidates)
+    return sorted(free, key=_preference)
+
+
+def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
+    """The best value; `budget` if the multiplier changed who that is."""
+    without_budget = min(free, key=lambda one: (-(one.expected_score or 0.0), one.active_params_b, one.name))
+    return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
+
+
+def choose_named(free: Sequence[Candidate], name: str, mapped_reason: Reason) -> Choice | None:
+    """The expert a mapping or a pin names, if it is free."""
+    return next((Choice(one, mapped_reason) for one in free if one.name == name), None)
+
+
+def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -> Choice:
+    """An expert on the device instead, where it is worth at most `tolerance` less than the choice."""
+    if tolerance <= 0.0 or _on_device(choice.expert):
+        return choice
+    least = _value(choice.expert) - tolerance
+    resident = next((one for one in free if _on_device(one) and _value(one) >= least), None)
+    if resident is None:
+        return choice
+    lost = (choice.expert.expected_score or 0.0) - (resident.expected_score or 0.0)
+    saved = _wait_seconds(choice.expert) - _wait_seconds(resident)
+    return Choice(resident, "resident", ResidentTrade(lost, saved))
+
+
+def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpert, ...]:
+    """The chosen expert, then the other free ones by value, then the excluded ones."""
+    rest = [one for one in candidates if one is not choice.expert]
+    rest.sort(key=lambda one: (one.excluded is not None, *_preference(one)))
+    return tuple(one.ranked() for one in (choice.expert, *rest))
+
+
+def nobody(candidates: Sequence[Candidate]) -> CoeError:
+    """Why no expert takes this request, as the error to raise."""
+    absent = [one for one in candidates if one.obstacle is None]
+    reasons = "; ".join(f"{one.name}: {one.excluded}" for one in absent or candidates)
+    if absent:
+        return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})")
+    return NoCapableExpert(f"no expert can take this request ({reasons})")
+
+
+def _preference(candidate: Candidate) -> tuple[float, float, str]:
+    return (-_value(candidate), candidate.active_params_b or 0.0, candidate.name)
+
+
+def _value(candidate: Candidate) -> float:
+    return candidate.value if candidate.value is not None else 0.0
+
+
+def _on_device(candidate: Candidate) -> bool:
+    return candidate.availability is not None and candidate.availability.residency == "device"
+
+
+def _wait_seconds(candidate: Candidate) -> float:
+    return candidate.availability.predicted_wait_seconds if candidate.availability else 0.0

@@ -1,0 +1,110 @@
+"""The values a decision travels in: what is asked, what is known of each expert, what was chosen and why.
+
+Knows nothing of how the choice is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Residency = Literal["device", "host", "disk", "remote"]
+Priority = Literal["high", "normal", "batch"]
+Reason = Literal["requested", "sticky", "mapped", "out_of_domain", "general", "budget", "resident", "fallback"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+GENERAL = "general"
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Where an expert's weights are now, how long a lease would take, and why it cannot be had (or None)."""
+
+    residency: Residency
+    predicted_wait_seconds: float
+    unavailable: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """What the caller asked for besides the conversation; None leaves it to the artifact."""
+
+    expert: str | None = None
+    objective: str | None = None
+    allow: frozenset[str] | None = None
+    max_active_params_b: float | None = None
+    session: str | None = None
+    min_confidence: float | None = None
+    priority: Priority = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class RankedExpert:
+    """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None.
+
+    `expected_score`, `active_params_b` and `value` are None for an expert the router was not trained on
+    (it can be asked for by name); the first and last also where nothing was scored.
+    """
+
+    expert: str
+    expected_score: float | None
+    active_params_b: float | None
+    value: float | None
+    residency: Residency | None
+    predicted_wait_seconds: float | None
+    excluded: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateReading:
+    """Is the prompt like the training data? Similarity to the nearest prototypes, and the least that counts."""
+
+    similarity: float | None
+    threshold: float | None
+    inside: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReading:
+    """Target and running mean in billions of active parameters; the multiplier is score lost per billion."""
+
+    target: float | None
+    mean: float | None
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentTrade:
+    """What taking an expert already on the device gave up, and the wait it saved."""
+
+    score_lost: float = 0.0
+    wait_saved_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingDecision:
+    """What the router chose for one request, and why.
+
+    `category` is `general` where the prompt was outside the gate or the classifier too unsure; `confidence` is
+    the calibrated probability of the likeliest category in either case. Both are None for an expert asked for
+    by name. `ranking` starts with the chosen expert; the next without `excluded` is the one to fall back on.
+    """
+
+    decision_id: str
+    router_version: str
+    objective: str
+    category: str | None
+    confidence: float | None
+    probabilities: dict[str, float]
+    expert: str
+    reason: Reason
+    ranking: tuple[RankedExpert, ...]
+    gate: GateReading
+    budget: BudgetReading
+    resident: ResidentTrade
+    routing_ms: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The decision as plain values, the same in dry run, log, events and page."""
+        plain = asdict(self)
+        plain["ranking"] = list(plain["ranking"])
+        return plain

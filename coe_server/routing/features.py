@@ -1,0 +1,159 @@
+"""Text -> sparse vector: words, word pairs and runs of 3 to 5 bytes, hashed into buckets and weighted by TF-IDF.
+
+numpy only, and no Python loop over n-grams: a prompt of 1 KB takes a fraction of a millisecond.
+Knows nothing of categories, experts or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+WINDOW_BYTES = 2048  # a longer turn is cut to this much of its start and of its end
+CHARACTER_RUNS = (3, 4, 5)
+
+_MULTIPLIER = np.uint32(0x01000193)  # the FNV prime: spreads bytes over 32 bits
+_WORD_SEED = np.uint32(0x9E3779B1)
+_PAIR_SEED = np.uint32(0x85EBCA77)
+_RUN_SEEDS = (np.uint32(0xC2B2AE3D), np.uint32(0x27D4EB2F), np.uint32(0x165667B1))
+_SPACES = bytes(range(33)) + b"\x7f"
+_TO_SPACE = bytes.maketrans(_SPACES, b" " * len(_SPACES))
+_IS_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
+_POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _MULTIPLIER, dtype=np.uint32), dtype=np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user turn and how much it counts (the newest 1, older ones less)."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SparseVector:
+    """Ascending `columns` [n] and their `weights` [n]; words and runs each have length 1."""
+
+    columns: Ints
+    weights: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a training run chose: the buckets it kept (ascending) and their inverse document frequency.
+
+    Buckets below `2 ** (bucket_bits - 1)` hold words and pairs, the rest byte runs.
+    """
+
+    bucket_bits: int
+    kept: Ints
+    idf: Floats
+    column_of: npt.NDArray[np.int32]
+    word_columns: int
+
+    @classmethod
+    def of(cls, bucket_bits: int, kept: Ints, idf: Floats) -> Features:
+        """Features with their lookup table from bucket to column (-1 where a bucket was not kept)."""
+        column_of = np.full(1 << bucket_bits, -1, dtype=np.int32)
+        column_of[kept] = np.arange(len(kept), dtype=np.int32)
+        return cls(bucket_bits, kept, idf, column_of, int(np.searchsorted(kept, 1 << (bucket_bits - 1))))
+
+    def vector(self, turns: Sequence[Turn]) -> SparseVector:
+        """The turns as one vector."""
+        counted = [self._counted(turn) for turn in turns]
+        columns, counts = counted[0] if len(counted) == 1 else _merged(counted)
+        weights = np.log2(1.0 + counts).astype(np.float32) * self.idf[columns]
+        split = int(np.searchsorted(columns, self.word_columns))
+        _scale_to_length_one(weights[:split])
+        _scale_to_length_one(weights[split:])
+        return SparseVector(columns, weights)
+
+    def _counted(self, turn: Turn) -> tuple[Ints, npt.NDArray[np.float64]]:
+        found = self.column_of[buckets(turn.text, self.bucket_bits)]
+        columns, counts = distinct(found[found >= 0])
+        return columns, counts * turn.weight
+
+
+def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
+    """The bucket of every n-gram of the text, repeats included, in no useful order."""
+    data = normalised(text)
+    shift = np.uint32(33 - bucket_bits)
+    runs = _run_hashes(data) >> shift
+    return np.concatenate((_word_hashes(data) >> shift, runs | np.uint32(1 << (bucket_bits - 1))))
+
+
+def normalised(text: str) -> npt.NDArray[np.uint8]:
+    """Lower-case UTF-8 between two spaces, runs of white space as one space, long texts cut in the middle."""
+    if len(text) > 2 * WINDOW_BYTES:
+        text = text[:WINDOW_BYTES] + " " + text[-WINDOW_BYTES:]
+    data = text.lower().encode("utf-8", "replace")
+    if len(data) > 2 * WINDOW_BYTES:
+        data = data[:WINDOW_BYTES] + data[-WINDOW_BYTES:]
+    data = b" " + data.translate(_TO_SPACE) + b" "
+    array = np.frombuffer(data, dtype=np.uint8)
+    space = array == 32
+    space[1:] &= space[:-1].copy()
+    space[0] = False
+    return np.asarray(array[~space])
+
+
+def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The values that occur, ascending, and how often each does."""
+    if len(columns) == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    ordered = np.sort(columns)
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    counts = np.diff(starts, append=len(ordered))
+    return ordered[starts].astype(np.int64), counts.astype(np.float64)
+
+
+def _run_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Hashes of all runs of 3, 4 and 5 bytes, each order mixed by its own odd factor."""
+    values = data.astype(np.uint32)
+    rolling = values * _MULTIPLIER
+    rolling = rolling[:-1] + values[1:]
+    parts = []
+    for seed, order in zip(_RUN_SEEDS, CHARACTER_RUNS, strict=True):
+        if len(values) < order:
+            break
+        rolling = rolling[: len(values) - order + 1] * _MULTIPLIER + values[order - 1 :]
+        parts.append(rolling * seed)
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
+
+
+def _word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Hashes of all words and of all pairs of neighbouring words."""
+    inside = _IS_WORD[data]  # starts and ends with False: the text stands between two spaces
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    if len(starts) == 0:
+        return np.empty(0, dtype=np.uint32)
+    positions = np.arange(len(data)) - np.repeat(
+        np.concatenate(([0], starts)), np.diff(np.concatenate(([0], starts, [len(data)])))
+    )
+    terms = np.where(inside, data * _POWERS[positions], np.uint32(0))
+    words = np.add.reduceat(terms, starts, dtype=np.uint32) + (ends - starts).astype(np.uint32)
+    pairs = words[:-1] * _PAIR_SEED + words[1:]
+    return np.concatenate((words * _WORD_SEED, (pairs ^ (pairs >> np.uint32(15))) * _PAIR_SEED))
+
+
+def _merged(
+    counted: Sequence[tuple[Ints, npt.NDArray[np.float64]]],
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    every_column = np.concatenate([columns for columns, _ in counted])
+    every_count = np.concatenate([counts for _, counts in counted])
+    columns = np.unique(every_column)
+    totals = np.bincount(np.searchsorted(columns, every_column), every_count, len(columns))
+    return columns, totals.astype(np.float64)
+
+
+def _scale_to_length_one(weights: Floats) -> None:
+    length = float(np.sqrt(weights @ weights))
+    if length > 0.0:
+        weights /= length

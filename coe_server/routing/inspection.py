@@ -1,0 +1,199 @@
+"""Reads the files of an artifact folder and refuses, in one sentence, whatever is not as it should be.
+
+Trusts nothing: names come from here and not from the manifest, sums are compared before a file is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+
+from coe_server.errors import ArtifactError
+from coe_server.routing.decision import GENERAL
+from coe_server.routing.manifest import FORMAT_VERSION, Manifest
+
+MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
+WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
+CHECKED = (WEIGHTS, HELD_OUT, EVALUATION)
+HELD_OUT_TENSORS = ("probabilities", "inside", "weights")
+
+T = TypeVar("T")
+Mapping = dict[str, dict[str, str]]
+Tensors = dict[str, npt.NDArray[Any]]
+Shapes = dict[str, tuple[type[np.generic], tuple[int | None, ...]]]
+
+
+class _FormatOnly(BaseModel):
+    """Read first: a newer format may have keys that this one would refuse."""
+
+    format_version: Annotated[int, Field(strict=True)]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest, valid and consistent with itself."""
+    if not folder.is_dir():
+        raise ArtifactError(f"router artifact: there is no folder {folder}")
+    data = _bytes(folder / MANIFEST)
+    version = _parsed(folder / MANIFEST, TypeAdapter(_FormatOnly), data).format_version
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"router artifact: {folder / MANIFEST} has format version {version}, this server reads {FORMAT_VERSION}"
+        )
+    manifest = _parsed(folder / MANIFEST, TypeAdapter(Manifest), data)
+    _require_consistency(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
+    """objective -> category -> expert, complete and with known names only."""
+    path = folder / MAPPING
+    mapping = _parsed(path, TypeAdapter(Mapping), _bytes(path))
+    _require_same(path, "objective", manifest.objectives, mapping)
+    for objective, pairs in mapping.items():
+        _require_pairs(path, objective, pairs, manifest)
+    return mapping
+
+
+def read_weights(folder: Path, manifest: Manifest) -> Tensors:
+    """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
+    tensors = _checked_tensors(folder, WEIGHTS, manifest)
+    categories = len(manifest.categories)
+    columns, dimensions = (_length(tensors.get(name), axis) for name, axis in (("kept", 0), ("projection", 1)))
+    shapes: Shapes = {
+        "kept": (np.int32, (columns,)),
+        "idf": (np.float32, (columns,)),
+        "coefficients": (np.float32, (columns, categories)),
+        "intercepts": (np.float32, (categories,)),
+        "projection": (np.float32, (columns, dimensions)),
+        "prototypes": (np.float32, (None, dimensions)),
+    }
+    _require_shapes(folder / WEIGHTS, tensors, shapes)
+    kept = tensors["kept"]
+    ascending = bool(np.all(kept[1:] > kept[:-1]))
+    if not ascending or kept[0] < 0 or kept[-1] >= 1 << manifest.features.bucket_bits:
+        raise ArtifactError(f"router artifact: tensor 'kept' in {folder / WEIGHTS} is not a list of buckets")
+    return tensors
+
+
+def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
+    """The out-of-fold predictions."""
+    tensors = _checked_tensors(folder, HELD_OUT, manifest)
+    prompts = _length(tensors.get("weights"), 0)
+    shapes: Shapes = {
+        "probabilities": (np.float32, (prompts, len(manifest.categories))),
+        "inside": (np.uint8, (prompts,)),
+        "weights": (np.float32, (prompts,)),
+    }
+    _require_shapes(folder / HELD_OUT, tensors, shapes)
+    return tensors
+
+
+def digest(data: bytes) -> str:
+    """The checksum that the manifest keeps of a file."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise ArtifactError(f"router artifact: {path} is missing")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"router artifact: {path} cannot be read: {error.strerror}") from error
+
+
+def _parsed(path: Path, shape: TypeAdapter[T], data: bytes) -> T:
+    try:
+        return shape.validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"router artifact: {path} is not valid{f' at {place}' if place else ''}: {first['msg']}"
+        ) from error
+
+
+def _require_consistency(path: Path, manifest: Manifest) -> None:
+    experts = [expert.name for expert in manifest.experts]
+    for what, names in (("category", manifest.categories), ("expert", experts)):
+        if len(set(names)) < len(names):
+            raise ArtifactError(f"router artifact: {path} names a {what} twice")
+    if not {WEIGHTS, HELD_OUT} <= set(manifest.checksums) <= set(CHECKED):
+        listed = ", ".join(repr(name) for name in manifest.checksums) or "nothing"
+        raise ArtifactError(f"router artifact: {path} has checksums of {listed} instead of {', '.join(CHECKED)}")
+    _require_same(path, "category", manifest.categories, manifest.score)
+    for scores in (manifest.overall, *manifest.score.values()):
+        _require_same(path, "expert", experts, scores)
+    for name, objective in manifest.objectives.items():
+        _require_pairs(path, name, objective.mapping, manifest)
+        _require_known(path, "expert", [*objective.experts, objective.fallback], experts)
+        if not objective.experts:
+            raise ArtifactError(f"router artifact: objective {name!r} in {path} has no expert")
+    _require_known(path, "category", [*manifest.pins, *manifest.bans], [*manifest.categories, GENERAL])
+    banned = [expert for names in manifest.bans.values() for expert in names]
+    _require_known(path, "expert", [*manifest.pins.values(), *banned], experts)
+
+
+def _require_pairs(path: Path, objective: str, pairs: dict[str, str], manifest: Manifest) -> None:
+    for category in (*manifest.categories, GENERAL):
+        if category not in pairs:
+            raise ArtifactError(
+                f"router artifact: category {category!r} has no expert under objective {objective!r} in {path}"
+            )
+    _require_known(path, "category", pairs, [*manifest.categories, GENERAL])
+    _require_known(path, "expert", pairs.values(), [expert.name for expert in manifest.experts])
+
+
+def _require_known(path: Path, what: str, names: Any, known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ArtifactError(f"router artifact: {path} names an unknown {what} {name!r}")
+
+
+def _require_same(path: Path, what: str, expected: Any, found: Any) -> None:
+    _require_known(path, what, found, list(expected))
+    for name in expected:
+        if name not in found:
+            raise ArtifactError(f"router artifact: {what} {name!r} is missing in {path}")
+
+
+def _checked_tensors(folder: Path, name: str, manifest: Manifest) -> Tensors:
+    path = folder / name
+    data = _bytes(path)
+    if digest(data) != manifest.checksums[name]:
+        raise ArtifactError(f"router artifact: {path} is damaged: its checksum is not the manifest's")
+    try:
+        return dict(load_tensors(data))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"router artifact: {path} is not a safetensors file: {error}") from error
+
+
+def _require_shapes(path: Path, tensors: Tensors, shapes: Shapes) -> None:
+    if set(tensors) != set(shapes):
+        raise ArtifactError(
+            f"router artifact: {path} holds the tensors {', '.join(sorted(tensors)) or 'none'}"
+            f" instead of {', '.join(shapes)}"
+        )
+    for name, (dtype, shape) in shapes.items():
+        tensor = tensors[name]
+        fits = tensor.ndim == len(shape) and all(
+            expected in (None, length) for expected, length in zip(shape, tensor.shape, strict=True)
+        )
+        if tensor.dtype != dtype or not fits or 0 in tensor.shape:
+            raise ArtifactError(
+                f"router artifact: tensor {name!r} in {path} is {tensor.dtype} {list(tensor.shape)}"
+                f" instead of {np.dtype(dtype)} {[length or 'any' for length in shape]}"
+            )
+        if not np.isfinite(tensor).all():
+            raise ArtifactError(f"router artifact: tensor {name!r} in {path} has values that are not numbers")
+
+
+def _length(tensor: npt.NDArray[Any] | None, axis: int) -> int | None:
+    return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else None

@@ -1,0 +1,224 @@
+"""Conversation -> decision: the steps of one decision, told in order.
+
+Synchronous, no I/O, and no state that changes: one router may serve many threads. Knows where each expert is
+only from the `Availability` it is given.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.errors import RequestError, UnknownModel
+from coe_server.routing import artifact as artifacts
+from coe_server.routing import budget, choice
+from coe_server.routing.artifact import Artifact
+from coe_server.routing.capabilities import Capabilities, absence, obstacle
+from coe_server.routing.choice import Candidate, Choice
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import (
+    GENERAL,
+    Availability,
+    BudgetReading,
+    GateReading,
+    Reason,
+    RouteOptions,
+    RoutingDecision,
+)
+from coe_server.routing.features import Turn
+
+DEFAULT_OBJECTIVE = "quality"
+UNREAD = GateReading(similarity=None, threshold=None, inside=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Step one's answer: what the classifier and the gate make of the text.
+
+    `trust` is `mapped`, or the reason why the experts' overall means decide instead of the categories.
+    """
+
+    probabilities: npt.NDArray[np.float64]
+    likeliest: str
+    confidence: float
+    gate: GateReading
+    trust: Reason
+
+    @property
+    def category(self) -> str:
+        return self.likeliest if self.trust == "mapped" else GENERAL
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of `route`: what was asked, and what is known of each expert."""
+
+    conversation: Conversation
+    options: RouteOptions
+    availability: Mapping[str, Availability]
+
+
+class Router:
+    """A loaded artifact that decides. `capabilities` (by expert) overrule what the artifact says of an expert."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        residency_tolerance: float = 0.0,
+        capabilities: Mapping[str, Capabilities] | None = None,
+    ) -> None:
+        manifest = artifact.manifest
+        self.artifact = artifact
+        self.version = artifact.version
+        self.expert_names = artifact.expert_names
+        self.objectives = tuple(name for name, entry in manifest.objectives.items() if entry.shipped)
+        self._residency_tolerance = residency_tolerance
+        own = {one.name: Capabilities(one.context_tokens, one.vision, one.tools) for one in manifest.experts}
+        self._capabilities = {**own, **(capabilities or {})}
+        self._active_params_b = np.array([expert.active_params_b for expert in manifest.experts])
+        self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
+        self._overall = np.array([manifest.overall[e].score for e in self.expert_names])
+        self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        residency_tolerance: float = 0.0,
+        capabilities: Mapping[str, Capabilities] | None = None,
+    ) -> Router:
+        """The router in an artifact folder; raises ArtifactError with one sentence if it is not sound."""
+        return cls(artifacts.load(path), residency_tolerance, capabilities)
+
+    def route(
+        self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
+    ) -> RoutingDecision:
+        """Which expert answers, and why. `availability` has every expert that is served, by name.
+
+        Raises UnknownModel (no such expert or objective), RequestError (an objective that was not shipped),
+        NoCapableExpert (nobody can take this request), ExpertUnavailable (those who can are not to be had now).
+        """
+        started_ns = time.perf_counter_ns()
+        request = Request(conversation, options, availability)
+        objective = self._objective(options.objective)
+        if options.expert is not None:
+            candidate = self._named(options.expert, request)
+            return self._decision(objective, None, Choice(candidate, "requested"), [candidate], started_ns)
+        reading = self._read(conversation.turns, options.min_confidence)
+        candidates = self._candidates(reading, objective, request)
+        chosen = self._choose(reading, objective, candidates)
+        return self._decision(objective, reading, chosen, candidates, started_ns)
+
+    def _objective(self, name: str | None) -> str:
+        entries = self.artifact.manifest.objectives
+        objective = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in entries else next(iter(entries)))
+        if objective not in entries:
+            known = ", ".join(entries)
+            raise UnknownModel(f"there is no objective {objective!r}; this router has {known}", "objective")
+        if not entries[objective].shipped:
+            why = entries[objective].refusal or "training did not ship it"
+            raise RequestError(f"objective {objective!r} is not served: {why}", "objective")
+        return objective
+
+    def _named(self, name: str, request: Request) -> Candidate:
+        """The expert that was asked for by name; the router need not have been trained on it."""
+        if name not in request.availability and name not in self.expert_names:
+            known = ", ".join(sorted({*request.availability, *self.expert_names}))
+            raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
+        active_params_b = dict(zip(self.expert_names, self._active_params_b.tolist(), strict=True))
+        candidate = self._candidate(Candidate(name, None, active_params_b.get(name), None), request)
+        if candidate.excluded is not None:
+            raise choice.nobody([candidate])
+        return candidate
+
+    def _read(self, turns: Sequence[Turn], min_confidence: float | None) -> Reading:
+        """Step one: text -> features -> category probabilities, and whether to believe them."""
+        manifest = self.artifact.manifest
+        vector = self.artifact.features.vector(turns)
+        probabilities = self.artifact.classifier.probabilities(vector)
+        similarity = self.artifact.gate.similarity(vector)
+        inside = similarity >= self.artifact.gate.threshold
+        top = int(probabilities.argmax())
+        confidence = float(probabilities[top])
+        least = manifest.thresholds.min_confidence if min_confidence is None else min_confidence
+        trust: Reason = "out_of_domain" if not inside else "general" if confidence < least else "mapped"
+        gate = GateReading(similarity, self.artifact.gate.threshold, inside)
+        return Reading(probabilities, manifest.categories[top], confidence, gate, trust)
+
+    def _candidates(self, reading: Reading, objective: str, request: Request) -> list[Candidate]:
+        """Every expert with its expected score and value, or with the sentence that rules it out."""
+        manifest = self.artifact.manifest
+        entry = manifest.objectives[objective]
+        expected = reading.probabilities @ self._scores if reading.trust == "mapped" else self._overall
+        values = budget.values(expected, self._active_params_b, entry.multiplier)
+        forbidden = dict.fromkeys(
+            (name for name in self.expert_names if name not in entry.experts),
+            f"not used under objective {objective}",
+        ) | dict.fromkeys(manifest.bans.get(reading.category, ()), f"banned for category {reading.category}")
+        scored = zip(self.expert_names, expected, self._active_params_b, values, strict=True)
+        return [
+            self._candidate(Candidate(name, float(score), float(size), float(value), forbidden.get(name)), request)
+            for name, score, size, value in scored
+        ]
+
+    def _candidate(self, candidate: Candidate, request: Request) -> Candidate:
+        """The candidate with what this request and this moment hold against it."""
+        name = candidate.name
+        able = self._capabilities.get(name, Capabilities())
+        stopped_by = obstacle(name, candidate.active_params_b, able, request.conversation, request.options)
+        where = request.availability.get(name)
+        return replace(
+            candidate,
+            obstacle=candidate.obstacle or stopped_by,
+            availability=where,
+            absence=absence(where),
+        )
+
+    def _choose(self, reading: Reading, objective: str, candidates: Sequence[Candidate]) -> Choice:
+        """Step two: a person's pin, else the mapping (hard) or the best value (soft), then residency."""
+        free = choice.eligible(candidates)
+        pin = self._pins[objective].get(reading.category)
+        pinned = choice.choose_named(free, pin, reading.trust) if pin else None
+        if pinned is not None:
+            return pinned
+        by_value = choice.choose_by_value(free, reading.trust)
+        if self.artifact.manifest.mode == "hard":
+            by_value = choice.choose_named(free, self._mapped(reading, objective), reading.trust) or by_value
+        return choice.take_resident(by_value, free, self._residency_tolerance)
+
+    def _mapped(self, reading: Reading, objective: str) -> str:
+        entry = self.artifact.manifest.objectives[objective]
+        return entry.mapping[reading.likeliest] if reading.trust == "mapped" else entry.fallback
+
+    def _decision(
+        self,
+        objective: str,
+        reading: Reading | None,
+        chosen: Choice,
+        candidates: Sequence[Candidate],
+        started_ns: int,
+    ) -> RoutingDecision:
+        entry = self.artifact.manifest.objectives[objective]
+        categories = self.artifact.manifest.categories
+        probabilities = dict(zip(categories, reading.probabilities.tolist(), strict=True)) if reading else {}
+        return RoutingDecision(
+            decision_id=uuid.uuid4().hex,
+            router_version=self.version,
+            objective=objective,
+            category=reading.category if reading else None,
+            confidence=reading.confidence if reading else None,
+            probabilities=probabilities,
+            expert=chosen.expert.name,
+            reason=chosen.reason,
+            ranking=choice.ranking(chosen, candidates),
+            gate=reading.gate if reading else UNREAD,
+            budget=BudgetReading(entry.active_params_b, None, entry.multiplier),
+            resident=chosen.trade,
+            routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
+        )
