@@ -50,11 +50,9 @@ class HttpChannel:
         )
 
     @asynccontextmanager
-    async def send(
-        self, request: EngineRequest, extra_headers: tuple[tuple[str, str], ...] = ()
-    ) -> AsyncIterator[HttpResponse]:
+    async def send(self, request: EngineRequest) -> AsyncIterator[HttpResponse]:
         """Pass one request on. Leaving the context before the body ended closes the connection: the engine aborts."""
-        response = await self._deliver(request, extra_headers)
+        response = await self._deliver(request)
         try:
             yield HttpResponse(self._name, response)
         finally:
@@ -81,32 +79,26 @@ class HttpChannel:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _deliver(
-        self, request: EngineRequest, extra_headers: tuple[tuple[str, str], ...]
-    ) -> aiohttp.ClientResponse:
+    async def _deliver(self, request: EngineRequest) -> aiohttp.ClientResponse:
         """Try again, once, where the engine closed an idle connection just as we reused it (RFC 9112, 9.3.1)."""
         reused = SimpleNamespace(connection=False)
         try:
-            return await self._attempt(request, extra_headers, reused)
+            return await self._attempt(request, reused)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
             if not reused.connection:
                 raise self._undelivered(error) from error
         except (aiohttp.ClientError, OSError) as error:
             raise self._undelivered(error) from error
         try:
-            return await self._attempt(request, extra_headers, reused)
+            return await self._attempt(request, reused)
         except (aiohttp.ClientError, OSError) as error:
             raise self._undelivered(error) from error
 
-    async def _attempt(
-        self, request: EngineRequest, extra_headers: tuple[tuple[str, str], ...], reused: SimpleNamespace
-    ) -> aiohttp.ClientResponse:
-        replaced = frozenset(name.lower() for name, _ in extra_headers)
-        headers = _end_to_end(request.headers, _SET_BY_CLIENT | replaced) + extra_headers
+    async def _attempt(self, request: EngineRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
         return await self._session.request(
             request.method,
             self._base_url + request.path,
-            headers=headers,
+            headers=_end_to_end(request.headers, _SET_BY_CLIENT),
             data=request.body or None,
             allow_redirects=False,
             trace_request_ctx=reused,

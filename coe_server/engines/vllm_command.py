@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ _CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforc
 _CUDA_RESIDUE_BYTES = 2 << 30
 # vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
 _CUDA_IMAGE_FACTOR = 1.36
+_BYTES_PER_NAMED_PARAMETER = 2.3  # 16 bits, and names round down: Qwen2.5 "7B" has 7.6 billion
 _UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
 
 
@@ -120,12 +122,15 @@ def engine_environment(
 
 
 def model_bytes(model: str) -> int | None:
-    """Size of a local model's weight files; None for a hub id. Raises `ConfigError` for a folder without weights."""
+    """Size of a local model's weight files, or what a hub id's name says (`7B`, `8x7B`); None if neither tells.
+
+    Raises `ConfigError` for a folder that is not there or holds no weights.
+    """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if model.startswith(("/", "./", "../", "~")):
             raise ConfigError(f"there is no model folder '{model}'")
-        return None
+        return _bytes_by_name(model)
     for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
         if files := list(folder.glob(pattern)):
             return sum(file.stat().st_size for file in files)
@@ -134,12 +139,7 @@ def model_bytes(model: str) -> int | None:
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
     """Before the first start; rather too large than too small. Raises `ConfigError` if nothing tells the size."""
-    weights = launch.weights_bytes or model_bytes(launch.model)
-    if weights is None:
-        raise ConfigError(
-            f"experts.{launch.name}: the size of '{launch.model}' is unknown before its files are here;"
-            " give weights_bytes"
-        )
+    weights = launch.weights_bytes or _known_bytes(launch)
     if str(launch.args.get("dtype")) in ("float32", "float"):
         weights *= 2  # the files usually hold 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
@@ -152,6 +152,27 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
         host_process=launch.process_bytes,
         host_image=image if launch.can_sleep else 0,
     )
+
+
+def _known_bytes(launch: VllmLaunch) -> int:
+    try:
+        weights = model_bytes(launch.model)
+    except ConfigError as error:
+        raise ConfigError(f"experts.{launch.name}.model: {error}") from error
+    if weights is None:
+        raise ConfigError(
+            f"experts.{launch.name}.model: '{launch.model}' is no folder here and its name does not tell its size;"
+            " download it and give its folder"
+        )
+    return weights
+
+
+def _bytes_by_name(model: str) -> int | None:
+    sizes = re.findall(r"(?<![A-Za-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])", model)
+    if not sizes:
+        return None
+    experts, billions = sizes[0]
+    return round(int(experts or 1) * float(billions) * 1e9 * _BYTES_PER_NAMED_PARAMETER)
 
 
 def _flag(key: str, value: ArgValue) -> list[str]:

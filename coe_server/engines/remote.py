@@ -1,0 +1,56 @@
+"""An expert somewhere else: any OpenAI-compatible server. Takes no memory here, so it is always awake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.http_channel import HttpChannel
+
+_OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
+# The caller's other headers (its key for us above all) are nobody else's business.
+_PASSED_ON = frozenset(("content-type", "accept"))
+
+
+class RemoteEngine:
+    """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing."""
+
+    def __init__(self, base_url: str, api_key: str | None) -> None:
+        self._base_url = base_url
+        self._credentials = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._http: HttpChannel | None = None
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(device_awake=0)
+
+    async def start(self) -> None:
+        """Nothing to do: connections are made when they are needed."""
+
+    async def sleep(self) -> None:
+        """Nothing to do: there is nothing of it on our device."""
+
+    async def wake(self) -> None:
+        """Nothing to do."""
+
+    async def stop(self) -> None:
+        http, self._http = self._http, None
+        if http is not None:
+            await http.close()
+
+    async def died(self) -> str:
+        await asyncio.Event().wait()  # whether it lives is not ours to see; each request finds out
+        raise AssertionError("nobody sets that event")
+
+    @asynccontextmanager
+    async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+        if self._http is None:
+            self._http = HttpChannel(self._base_url, self._base_url)
+        passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
+        path = request.path.removeprefix(_OUR_PREFIX)
+        remote_request = replace(request, path=path, headers=passed_on + self._credentials)
+        async with self._http.send(remote_request) as response:
+            yield response
