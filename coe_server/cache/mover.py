@@ -84,6 +84,16 @@ class Mover:
         self._record(slot, move, self._clock() - began, held)
 
     async def _act(self, slot: Slot, move: Move) -> None:
+        """Call the engine; whatever goes wrong in there is an EngineError out here."""
+        try:
+            await self._call(slot, move)
+        except EngineError:
+            raise
+        except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
+            logger.exception("expert '%s' failed in a way its driver does not know", slot.name)
+            raise EngineError(f"expert '{slot.name}' failed unexpectedly: {error!r}") from error
+
+    async def _call(self, slot: Slot, move: Move) -> None:
         match move.source, move.target:
             case Tier.DISK, Tier.DEVICE:
                 await self._start(slot)
@@ -165,4 +175,9 @@ class Mover:
     def _own(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._disown)
+
+    def _disown(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())

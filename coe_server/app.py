@@ -1,0 +1,190 @@
+"""Builds every object and joins them. The only file that does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+from coe_server.cache.expert_cache import ExpertCache, Limits
+from coe_server.cache.planner import Never, mib, plan
+from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.tiers import Bytes, Tier
+from coe_server.config import (
+    ExpertSettings,
+    RemoteExpert,
+    ServerConfig,
+    Share,
+    SimulatedExpert,
+    VllmExpert,
+    VllmSettings,
+    secret_from_environment,
+)
+from coe_server.engines.engine import Engine
+from coe_server.engines.machine import available_host_bytes, card_bytes
+from coe_server.engines.remote import RemoteEngine
+from coe_server.engines.simulated import SimulatedEngine
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import Platform, VllmLaunch, detect_platform
+from coe_server.errors import ConfigError
+from coe_server.http.api import build_api
+from coe_server.http.service import Decides, Service
+from coe_server.routing.named import NamedRouter
+from coe_server.routing.router import Router
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(config: ServerConfig) -> FastAPI:
+    """The whole server for `config`, ready for uvicorn. Raises ConfigError or ArtifactError before anything starts."""
+    router = build_router(config)
+    experts = build_experts(config)
+    capacity = build_capacity(config)
+    refuse_what_never_fits(experts, capacity)
+    scheduling = config.scheduling
+    limits = Limits(scheduling.max_wait_seconds, scheduling.queue_limit, scheduling.max_concurrency)
+    cache = ExpertCache(experts, capacity, limits)
+    service = Service(
+        router=router,
+        cache=cache,
+        engine_models={expert.name: _model_name(expert) for expert in config.experts},
+        default_objective=config.router.objective if config.router else "",
+        max_body_bytes=config.http.max_body,
+        admin=config.http.is_loopback,  # without keys, the admin's view is for this machine alone
+        started=int(time.time()),
+    )
+    api = build_api(service)
+    api.router.lifespan_context = _lifespan(cache)
+    return api
+
+
+def build_router(config: ServerConfig) -> Decides:
+    """The router of the configured artifact, checked against the experts; without one, experts are taken by name."""
+    names = [expert.name for expert in config.experts]
+    if config.router is None:
+        return NamedRouter(names)
+    router = Router.load(config.router.artifact, config.router.residency_tolerance)
+    router.require_experts(names)
+    if config.router.objective not in router.objectives:
+        raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
+    return router
+
+
+def build_experts(config: ServerConfig) -> list[Expert]:
+    """Every expert with its engine; nothing is started."""
+    platform = detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
+    return [_expert(settings, config.vllm, platform) for settings in config.experts]
+
+
+def build_capacity(config: ServerConfig) -> Bytes:
+    """The tiers' capacities in bytes. Raises ConfigError if they are more than there is."""
+    available = available_host_bytes()
+    vllm = any(isinstance(expert, VllmExpert) for expert in config.experts)
+    platform = config.vllm.platform if config.vllm.platform != "auto" else detect_platform()
+    device, host = config.memory.device, config.memory.host
+    if not vllm:  # simulated and remote experts take no memory here: any figure is fine
+        return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
+    if platform == "cuda":
+        capacity = Bytes(_amount(device, card_bytes(), 0.9), _amount(host, available, 0.8))
+        taken = capacity.host
+    else:  # both tiers are this machine's RAM
+        capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
+        taken = capacity.device + capacity.host
+    if taken > available:
+        raise ConfigError(
+            f"memory: device and host ask for {mib(taken)} of RAM and only {mib(available)} are available; lower them"
+        )
+    return capacity
+
+
+def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
+    """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
+    holdings = [Slot(expert).holding() for expert in experts]
+    for expert in experts:
+        match plan(holdings, expert.name, capacity):
+            case Never(sentence):
+                raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
+
+
+def _lifespan(cache: ExpertCache):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        conductor = asyncio.create_task(cache.run())
+        conductor.add_done_callback(_stop_without_conductor)
+        try:
+            yield
+        finally:
+            conductor.cancel()
+            with suppress(asyncio.CancelledError):
+                await conductor
+
+    return lifespan
+
+
+def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:
+    """A server whose conductor failed can move nothing any more: it stops, and says why."""
+    if not conductor.cancelled() and conductor.exception() is not None:
+        logger.critical("the conductor failed; the server stops", exc_info=conductor.exception())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _amount(setting: int | Share | None, available: int, default_share: float) -> int:
+    if isinstance(setting, int):
+        return setting
+    return int(available * (setting.fraction if setting else default_share))
+
+
+def _expert(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) -> Expert:
+    return Expert(
+        name=settings.name,
+        engine=_engine(settings, vllm, platform),
+        pin=Tier(settings.pin or Tier.DISK),
+        preload=Tier(settings.preload or settings.pin or Tier.DISK),
+        ttl_seconds=settings.ttl_seconds,
+        remote=isinstance(settings, RemoteExpert),
+    )
+
+
+def _engine(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) -> Engine:
+    match settings:
+        case VllmExpert():
+            return VllmEngine(_launch(settings, vllm, platform))
+        case RemoteExpert(name=name, base_url=base_url, api_key_env=variable):
+            key = secret_from_environment(f"experts.{name}.api_key_env", variable) if variable else None
+            return RemoteEngine(base_url, key)
+        case SimulatedExpert():
+            return SimulatedEngine(
+                settings.name,
+                weights_bytes=settings.weights_bytes,
+                start_seconds=settings.start_seconds,
+                wake_seconds=settings.wake_seconds,
+                sleep_seconds=settings.sleep_seconds,
+                ttft_seconds=settings.ttft_seconds,
+                tokens_per_second=settings.tokens_per_second,
+            )
+
+
+def _launch(settings: VllmExpert, vllm: VllmSettings, platform: Platform) -> VllmLaunch:
+    assert isinstance(vllm.command, list), "load_config made it a list"
+    return VllmLaunch(
+        name=settings.name,
+        model=settings.model,
+        command=tuple(vllm.command),
+        args=settings.args,
+        kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
+        platform=platform,
+        can_sleep=settings.sleep,
+        start_timeout_seconds=vllm.start_timeout_seconds,
+        process_bytes=vllm.process_memory,
+        log_directory=vllm.log_directory,
+    )
+
+
+def _model_name(expert: ExpertSettings) -> str:
+    """The name under which the expert's engine knows its model."""
+    return expert.model if isinstance(expert, RemoteExpert) else expert.name

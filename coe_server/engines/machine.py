@@ -1,0 +1,37 @@
+"""How much memory this machine has for us. Reads /proc, the control group and the NVIDIA driver's own tool."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+from coe_server.errors import ConfigError
+
+
+def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that can be had: what the kernel calls available, or the control group's limit if that is less."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    assert match is not None, "Linux has had MemAvailable since 3.14"
+    limits = (_cgroup_limit(cgroups / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
+    return min([int(match[1]) * 1024, *(limit for limit in limits if limit is not None)])
+
+
+def card_bytes() -> int:
+    """Memory of the first NVIDIA card. Raises ConfigError where its size cannot be read."""
+    query = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0")
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return int(answer.stdout.strip()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ConfigError(
+            f"memory.device: the size of the card cannot be read ({error}); give it in bytes, e.g. 70GiB"
+        ) from error
+
+
+def _cgroup_limit(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max" means no limit

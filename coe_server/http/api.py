@@ -1,0 +1,131 @@
+"""The endpoints, one function each, in the order a client meets them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from coe_server.cache.expert_cache import ExpertStatus
+from coe_server.cache.lease import Lease
+from coe_server.engines.engine import EngineRequest
+from coe_server.errors import RequestError
+from coe_server.http.body import Body, read_body
+from coe_server.http.openai_errors import install_error_handlers
+from coe_server.http.routed_response import RoutedResponse
+from coe_server.http.service import AUTO, Service
+from coe_server.routing.decision import RoutingDecision
+
+
+def build_api(service: Service) -> FastAPI:
+    """The whole HTTP surface over `service`."""
+    app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        """Route the conversation, wait for the expert, stream its answer through."""
+        body = read_body(await _read_all(request, service.max_body_bytes))
+        decision = service.decide(body)
+        return RoutedResponse(
+            service.cache,
+            decision.expert,
+            _engine_request(request, body, service.engine_models[decision.expert]),
+            lambda lease: decision_headers(decision) | wait_header(lease),
+        )
+
+    @app.post("/v1/route")
+    async def route(request: Request) -> JSONResponse:
+        """The decision for a chat request, without the answer."""
+        body = read_body(await _read_all(request, service.max_body_bytes))
+        return JSONResponse(service.decide(body).as_json())
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """Every name that may stand under `model`: the router's objectives and the experts."""
+        owners = {name: "router" if name.split(":")[0] == AUTO else "expert" for name in service.models}
+        return {
+            "object": "list",
+            "data": [
+                {"id": name, "object": "model", "created": service.started, "owned_by": owner}
+                for name, owner in owners.items()
+            ],
+        }
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """What is to be preloaded has been; 503 until then."""
+        ready = service.cache.ready.is_set()
+        return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
+
+    if service.admin:
+
+        @app.get("/admin/experts")
+        async def experts() -> list[dict[str, Any]]:
+            """Where every expert is, what it holds, who uses it and who waits."""
+            return [_expert_json(status) for status in service.cache.status()]
+
+    return app
+
+
+async def _read_all(request: Request, limit_bytes: int) -> bytes:
+    """The body, unless it is longer than the limit (413)."""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > limit_bytes:
+            error = RequestError(f"the body is larger than {limit_bytes} bytes (http.max_body)")
+            error.status, error.code = 413, "body_too_large"
+            raise error
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
+    headers = tuple((name, request.headers[name]) for name in ("accept", "content-type") if name in request.headers)
+    return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
+
+
+def decision_headers(decision: RoutingDecision) -> dict[str, str]:
+    """The decision as response headers; text that is not ASCII is written as JSON escapes."""
+    headers = {
+        "x-coe-decision-id": decision.decision_id,
+        "x-coe-expert": decision.expert,
+        "x-coe-reason": decision.reason,
+        "x-coe-residency": decision.ranking[0].residency or "",
+        "x-coe-routing-ms": f"{decision.routing_ms:.3f}",
+        "x-coe-router-version": decision.router_version,
+    }
+    if decision.category is not None and decision.confidence is not None:
+        headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
+        headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
+    return headers
+
+
+def wait_header(lease: Lease) -> dict[str, str]:
+    return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}
+
+
+def _expert_json(status: ExpertStatus) -> dict[str, Any]:
+    move = status.last_move
+    return {
+        "name": status.name,
+        "state": status.state,
+        "residency": status.residency,
+        "bytes": {"device": status.held.device, "host": status.held.host},
+        "leases": status.leases,
+        "queued": status.queued,
+        "pin": None if status.pin == "disk" else status.pin,
+        "last_move": move
+        and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
+        "failure": status.failure,
+    }

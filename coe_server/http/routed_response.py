@@ -1,0 +1,103 @@
+"""The response that owns a lease: it waits for the expert, streams the answer through, and gives the lease back.
+
+A generator that never starts never cleans up; a response object is always called, so it holds the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.lease import Lease
+from coe_server.engines.engine import EngineRequest, EngineResponse
+from coe_server.errors import EngineDied
+from coe_server.http.openai_errors import error_event
+
+ATTEMPTS = 2  # a request that met a dead engine before its first byte is sent once more, to the restarted one
+DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
+
+
+class RoutedResponse(Response):
+    """Sends `request` to `expert` as soon as the cache grants a lease; leaves the queue if the client does."""
+
+    def __init__(
+        self,
+        cache: ExpertCache,
+        expert: str,
+        request: EngineRequest,
+        headers: Callable[[Lease], dict[str, str]],
+    ) -> None:
+        self.background = None
+        self._cache = cache
+        self._expert = expert
+        self._request = request
+        self._headers_for = headers
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = asyncio.create_task(self._answer(send))
+        hang_up = asyncio.create_task(_hang_up(receive))
+        try:
+            await asyncio.wait((answer, hang_up), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hang_up.cancel()
+            answer.cancel()  # does nothing to an answer that is complete
+            await asyncio.gather(answer, hang_up, return_exceptions=True)
+        if not answer.cancelled():
+            answer.result()
+
+    async def _answer(self, send: Send) -> None:
+        for attempt in range(1, ATTEMPTS + 1):
+            with await self._cache.lease(self._expert) as lease:
+                try:
+                    if await self._pass_through(lease, send, last=attempt == ATTEMPTS):
+                        return
+                except EngineDied as error:
+                    if self._started:
+                        await self._end_broken_stream(error, send)
+                        return
+                    if attempt == ATTEMPTS or not await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                        raise
+
+    async def _pass_through(self, lease: Lease, send: Send, last: bool) -> bool:
+        """Stream the engine's answer to the client; False if the engine turned out to be dead before its first byte."""
+        async with lease.engine.send(self._request) as answer:
+            if answer.status >= 500 and not last and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                return False
+            await send(self._head(answer, lease))
+            self._started = True
+            async for chunk in answer.chunks():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return True
+
+    def _head(self, answer: EngineResponse, lease: Lease) -> Message:
+        passed_on = [(name, value) for name, value in answer.headers if name.lower() not in _OURS]
+        headers = passed_on + list(self._headers_for(lease).items())
+        self._is_event_stream = any(
+            name.lower() == "content-type" and value.startswith("text/event-stream") for name, value in passed_on
+        )
+        return {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+        }
+
+    async def _end_broken_stream(self, error: EngineDied, send: Send) -> None:
+        """Tell the reader of an event stream; any other body ends too short, so the connection must not look whole."""
+        if not self._is_event_stream:
+            raise error
+        await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Returns when the client is gone; the body has been read already."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+_OURS = frozenset({"date", "server"})  # uvicorn writes these

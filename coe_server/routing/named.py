@@ -1,0 +1,67 @@
+"""Deciding without an artifact: an expert is taken by its name, and by nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from uuid import uuid4
+
+from coe_server.errors import UnknownModel
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import (
+    Availability,
+    BudgetReading,
+    GateReading,
+    RankedExpert,
+    ResidentTrade,
+    RouteOptions,
+    RoutingDecision,
+)
+
+
+class NamedRouter:
+    """A router for a server that has none yet: to collect the outcomes that a real one is trained on."""
+
+    version = "none"
+    objectives: tuple[str, ...] = ()
+
+    def __init__(self, experts: Sequence[str]) -> None:
+        self._experts = tuple(experts)
+
+    def route(
+        self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
+    ) -> RoutingDecision:
+        """The expert asked for. Raises UnknownModel where none is."""
+        began = time.perf_counter()
+        name = options.expert
+        if name not in self._experts:
+            raise UnknownModel(
+                "this server has no router yet (router.artifact); ask for one of the experts by name: "
+                + ", ".join(self._experts),
+                "model",
+            )
+        here = availability.get(name)
+        chosen = RankedExpert(
+            expert=name,
+            expected_score=None,
+            active_params_b=None,
+            value=None,
+            residency=here and here.residency,
+            predicted_wait_seconds=here and here.predicted_wait_seconds,
+            excluded=None,
+        )
+        return RoutingDecision(
+            decision_id=uuid4().hex,
+            router_version=self.version,
+            objective=options.objective or "",
+            category=None,
+            confidence=None,
+            probabilities={},
+            expert=name,
+            reason="requested",
+            ranking=(chosen,),
+            gate=GateReading(None, None, None),
+            budget=BudgetReading(None, None, 0.0),
+            resident=ResidentTrade(),
+            routing_ms=(time.perf_counter() - began) * 1000,
+        )

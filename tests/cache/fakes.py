@@ -1,0 +1,99 @@
+"""An engine without a model whose moves a test can hold, fail or count; it notices when promises are broken."""
+
+import asyncio
+from contextlib import asynccontextmanager, contextmanager
+
+from coe_server.engines.engine import Footprint
+from coe_server.errors import EngineError, EngineStartFailed
+
+
+class Memory:
+    """What the fakes of one cache really hold, against its capacity; and every promise that was broken."""
+
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.held = {}
+        self.broken_promises = []
+
+    def promise(self, kept, sentence):
+        if not kept:
+            self.broken_promises.append(sentence)
+
+    def hold(self, name, device, host):
+        self.held[name] = (device, host)
+        used = [sum(amounts) for amounts in zip(*self.held.values(), strict=True)]
+        self.promise(used[0] <= self.capacity.device, f"device over capacity: {self.held}")
+        self.promise(used[1] <= self.capacity.host, f"host over capacity: {self.held}")
+
+
+class Life:
+    """From one start of an engine to its end: who uses it, and whether it died by itself."""
+
+    def __init__(self):
+        self.users = 0
+        self.over = asyncio.Event()
+
+    @contextmanager
+    def in_use(self):
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+
+
+class FakeEngine:
+    """Moves instantly unless `gate` is cleared. `fail` names the calls that fail once."""
+
+    def __init__(self, name, footprint, memory):
+        self.name = name
+        self.footprint = footprint or Footprint(device_awake=10, host_process=10, host_image=5)
+        self.memory = memory
+        self.calls = []
+        self.fail = set()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.life = Life()
+
+    async def start(self):
+        await self._move("start", self.footprint.device_awake, self.footprint.host)
+        self.life = Life()
+
+    async def sleep(self):
+        await self._move("sleep", self.footprint.device_asleep, self.footprint.host)
+
+    async def wake(self):
+        await self._move("wake", self.footprint.device_awake, self.footprint.host)
+
+    async def stop(self):
+        idle = self.life.users == 0 or self.life.over.is_set() or "closing" in self.calls
+        self.memory.promise(idle, f"{self.name} was stopped while in use")
+        self.calls.append("stop")
+        self._hold(0, 0)
+
+    async def died(self):
+        await self.life.over.wait()
+        return f"engine '{self.name}' was killed"
+
+    @asynccontextmanager
+    async def send(self, request):
+        raise AssertionError("the cache sends nothing")
+        yield
+
+    def die(self):
+        self.life.over.set()
+
+    async def _move(self, call, device, host):
+        self.memory.promise(self.life.users == 0 or self.life.over.is_set(), f"{self.name}: {call} while in use")
+        self.calls.append(call)
+        if device > self.footprint.device_asleep:
+            self._hold(device, host)
+        await self.gate.wait()
+        await asyncio.sleep(0)
+        if call in self.fail:
+            self.fail.discard(call)
+            raise (EngineStartFailed if call == "start" else EngineError)(f"{self.name} failed to {call}")
+        self._hold(device, host)
+
+    def _hold(self, device, host):
+        self.memory.hold(self.name, device, host)

@@ -1,0 +1,410 @@
+"""The cache's promises against engines that notice when one is broken."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coe_server.cache.expert_cache import ExpertCache, Limits
+from coe_server.cache.lease import Lease
+from coe_server.cache.slot import Expert, State
+from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.engines.engine import Footprint
+from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
+from tests.cache.fakes import FakeEngine, Memory
+
+PLENTY = Limits(max_wait_seconds=0.05, queue_limit=1000, max_concurrency=4)
+
+
+class Clock:
+    """A clock the test moves."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@asynccontextmanager
+async def running(names="ab", device=10, host=100, limits=PLENTY, clock=None, **options):
+    memory = Memory(Bytes(device, host))
+    engines = {name: FakeEngine(name, options.pop(name, None), memory) for name in names}
+    experts = [Expert(name, engine, **options) for name, engine in engines.items()]
+    cache = ExpertCache(experts, memory.capacity, limits, **({"clock": clock} if clock else {}))
+    conductor = asyncio.create_task(cache.run())
+    try:
+        yield cache, engines
+    finally:
+        for engine in engines.values():
+            engine.gate.set()
+            engine.calls.append("closing")
+        conductor.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await conductor
+        assert cache.ledger.used == Bytes()
+        assert memory.broken_promises == []
+
+
+async def settle():
+    """Let everything that can happen without time passing happen."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+def status(cache, name):
+    return next(s for s in cache.status() if s.name == name)
+
+
+def run(story):
+    asyncio.run(asyncio.wait_for(story, 20))
+
+
+def test_twenty_simultaneous_requests_cause_one_load():
+    async def story():
+        async with running(limits=Limits(max_concurrency=20)) as (cache, engines):
+            leases = await asyncio.gather(*(cache.lease("a") for _ in range(20)))
+            assert engines["a"].calls == ["start"]
+            assert status(cache, "a").leases == 20
+            for lease in leases:
+                lease.release()
+            assert status(cache, "a").leases == 0
+
+    run(story())
+
+
+def test_an_expert_that_is_used_stays_until_it_is_given_back():
+    async def story():
+        async with running() as (cache, engines):
+            first = await cache.lease("a")
+            in_use = engines["a"].life.in_use()
+            in_use.__enter__()
+            other = asyncio.create_task(cache.lease("b"))
+            await asyncio.sleep(0.1)  # far beyond max_wait: b is overdue and still has to wait
+            assert not other.done()
+            assert status(cache, "a").state is State.DRAINING
+            in_use.__exit__(None, None, None)
+            first.release()
+            (await other).release()
+            assert engines["a"].calls == ["start", "sleep"]
+            assert status(cache, "a").residency == "host"
+
+    run(story())
+
+
+def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
+    async def story():
+        async with running() as (cache, engines):
+            first = await cache.lease("a")
+            other = asyncio.create_task(cache.lease("b"))
+            await asyncio.sleep(0.1)
+            late = asyncio.create_task(cache.lease("a"))
+            await settle()
+            assert not late.done()
+            first.release()
+            (await other).release()
+            (await late).release()
+            assert engines["a"].calls == ["start", "sleep", "wake"]
+
+    run(story())
+
+
+def test_waking_is_used_where_a_process_sleeps_and_starting_where_none_is():
+    async def story():
+        async with running("abc", device=10, host=30) as (cache, engines):
+            for name in "abab":
+                (await cache.lease(name)).release()
+            assert [engines[n].calls for n in "ab"] == [["start", "sleep", "wake", "sleep"], ["start", "sleep", "wake"]]
+            (await cache.lease("c")).release()
+            assert engines["a"].calls[-1] == "stop"  # no host room for three: the sleeper goes to disk
+            assert engines["b"].calls[-1] == "sleep"
+
+    run(story())
+
+
+def test_a_caller_who_leaves_the_queue_is_forgotten_and_the_load_goes_on():
+    async def story():
+        async with running() as (cache, engines):
+            engines["a"].gate.clear()
+            caller = asyncio.create_task(cache.lease("a"))
+            await settle()
+            caller.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await caller
+            engines["a"].gate.set()
+            await settle()
+            assert status(cache, "a").residency == "device"
+            assert (status(cache, "a").leases, status(cache, "a").queued) == (0, 0)
+            (await cache.lease("a")).release()
+            assert engines["a"].calls == ["start"]
+
+    run(story())
+
+
+def test_a_caller_cancelled_in_the_moment_of_the_grant_holds_nothing():
+    async def story():
+        async with running(limits=Limits(max_concurrency=1)) as (cache, _):
+            first = await cache.lease("a")
+            second = asyncio.create_task(cache.lease("a"))
+            await settle()
+            first.release()
+            cache._admit(cache._slots["a"])  # grants, before the waiting task runs again
+            second.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            assert status(cache, "a").leases == 0
+            (await cache.lease("a")).release()
+
+    run(story())
+
+
+def test_a_failed_start_reaches_all_waiters_and_the_next_request_after_the_cooldown_recovers():
+    async def story():
+        clock = Clock()
+        async with running(clock=clock) as (cache, engines):
+            engines["a"].fail.add("start")
+            outcomes = await asyncio.gather(*(cache.lease("a") for _ in range(3)), return_exceptions=True)
+            assert all(isinstance(o, ExpertUnavailable) and "failed to start" in str(o) for o in outcomes)
+            assert cache.ledger.used == Bytes()
+            assert status(cache, "a").state is State.FAILED
+            with pytest.raises(ExpertUnavailable) as refused:
+                await cache.lease("a")
+            assert refused.value.retry_after_seconds == pytest.approx(30)
+            clock.now += 31
+            (await cache.lease("b")).release()  # something happens, so the conductor looks at the clock
+            (await cache.lease("a")).release()
+            assert engines["a"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
+@pytest.mark.parametrize(("call", "then"), [("wake", ["stop", "start"]), ("sleep", ["stop"])])
+def test_a_failed_wake_or_sleep_stops_the_engine_and_the_request_is_served_all_the_same(call, then):
+    async def story():
+        async with running() as (cache, engines):
+            engines["a"].fail.add(call)
+            for name in "aba" if call == "wake" else "ab":
+                (await cache.lease(name)).release()
+            calls = engines["a"].calls
+            assert calls[calls.index(call) + 1 :] == then
+
+    run(story())
+
+
+def test_an_engine_that_dies_frees_its_bytes_and_the_next_request_starts_it_again():
+    async def story():
+        async with running() as (cache, engines):
+            lease = await cache.lease("a")
+            engines["a"].die()
+            assert await lease.engine_is_gone(within_seconds=5)
+            await settle()
+            assert status(cache, "a").residency == "disk"
+            assert cache.ledger.used == Bytes()
+            again = await cache.lease("a")
+            lease.release()  # of the life before: it must not count against this one
+            assert status(cache, "a").leases == 1
+            again.release()
+            assert engines["a"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
+def test_an_engine_that_keeps_dying_is_given_a_rest():
+    async def story():
+        async with running() as (cache, engines):
+            for _ in range(2):
+                lease = await cache.lease("a")
+                engines["a"].die()
+                await lease.engine_is_gone(within_seconds=5)
+                lease.release()
+                await settle()
+            assert status(cache, "a").failure == "engine 'a' was killed"
+            with pytest.raises(ExpertUnavailable, match="was killed"):
+                await cache.lease("a")
+
+    run(story())
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_back():
+    async def story():
+        async with running(limits=Limits(queue_limit=2)) as (cache, engines):
+            engines["a"].gate.clear()
+            waiting = [asyncio.create_task(cache.lease("a")) for _ in range(2)]
+            await settle()
+            with pytest.raises(Overloaded) as refused:
+                await cache.lease("a")
+            assert refused.value.retry_after_seconds >= 1
+            engines["a"].gate.set()
+            for lease in await asyncio.gather(*waiting):
+                lease.release()
+
+    run(story())
+
+
+def test_an_expert_that_can_never_fit_is_refused_with_the_reason():
+    async def story():
+        huge = Footprint(device_awake=11)
+        async with running(a=huge) as (cache, _):
+            with pytest.raises(ExpertUnavailable, match="needs 0 MiB of device memory"):
+                await cache.lease("a")
+
+    run(story())
+
+
+def test_an_unknown_expert_is_named_together_with_those_there_are():
+    async def story():
+        async with running() as (cache, _):
+            with pytest.raises(UnknownModel, match="there is no expert 'x'; there are a, b"):
+                await cache.lease("x")
+
+    run(story())
+
+
+def test_an_engine_larger_than_its_estimate_is_not_kept_when_there_is_no_room():
+    async def story():
+        async with running() as (cache, engines):
+
+            async def start_larger():
+                engines["a"].footprint = Footprint(device_awake=10, host_process=200)
+
+            engines["a"].start = start_larger
+            with pytest.raises(ExpertUnavailable, match="turned out to need"):
+                await cache.lease("a")
+            assert cache.ledger.used == Bytes()
+            assert engines["a"].calls == ["stop"]
+
+    run(story())
+
+
+def test_what_is_to_be_preloaded_is_up_before_the_cache_is_ready():
+    async def story():
+        async with running("abc", device=20, preload=Tier.HOST, pin=Tier.DISK) as (cache, engines):
+            await asyncio.wait_for(cache.ready.wait(), 5)
+            assert [s.residency for s in cache.status()] == ["host"] * 3
+            assert engines["c"].calls == ["start", "sleep"]
+
+    run(story())
+
+
+def test_a_pinned_expert_never_leaves_its_tier():
+    async def story():
+        memory = Memory(Bytes(20, 100))
+        engines = {name: FakeEngine(name, None, memory) for name in "abc"}
+        experts = [
+            Expert("a", engines["a"], pin=Tier.DEVICE, preload=Tier.DEVICE),
+            Expert("b", engines["b"]),
+            Expert("c", engines["c"]),
+        ]
+        cache = ExpertCache(experts, memory.capacity, PLENTY)
+        conductor = asyncio.create_task(cache.run())
+        await asyncio.wait_for(cache.ready.wait(), 5)
+        for name in "bcbc":
+            (await cache.lease(name)).release()
+        assert engines["a"].calls == ["start"]
+        assert engines["b"].calls == ["start", "sleep", "wake", "sleep"]
+        conductor.cancel()
+        await asyncio.gather(conductor, return_exceptions=True)
+        assert memory.broken_promises == []
+
+    run(story())
+
+
+def test_an_expert_idle_for_its_ttl_leaves_the_device():
+    async def story():
+        async with running(ttl_seconds=0.05) as (cache, engines):
+            (await cache.lease("a")).release()
+            await asyncio.sleep(0.2)
+            assert engines["a"].calls == ["start", "sleep"]
+
+    run(story())
+
+
+def test_an_expert_waits_for_room_that_another_move_has_not_freed_yet():
+    async def story():
+        async with running("abc", device=20, a=Footprint(20, 0, 10, 5)) as (cache, engines):
+            (await cache.lease("a")).release()
+            engines["a"].gate.clear()
+            waiting = [asyncio.create_task(cache.lease(name)) for name in "bc"]
+            await settle()
+            assert [engines[name].calls for name in "abc"] == [["start", "sleep"], [], []]
+            engines["a"].gate.set()
+            for lease in await asyncio.gather(*waiting):
+                lease.release()
+            assert engines["b"].calls == engines["c"].calls == ["start"]
+
+    run(story())
+
+
+def test_a_lease_that_is_lost_says_so():
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), lambda: None)
+    with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
+        del lease
+
+
+requests = st.lists(
+    st.tuples(
+        st.sampled_from("abcd"),
+        st.integers(0, 6),  # turns of the loop before it arrives
+        st.integers(0, 6),  # turns of the loop it keeps the lease
+        st.one_of(st.none(), st.integers(0, 8)),  # turns after which the caller gives up
+    ),
+    max_size=25,
+)
+faults = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["start", "sleep", "wake", "die"])), max_size=4)
+
+
+async def one_request(cache, engine, delay, hold):
+    for _ in range(delay):
+        await asyncio.sleep(0)
+    try:
+        with await cache.lease(engine.name):
+            life = engine.life
+            with life.in_use():
+                for _ in range(hold):
+                    await asyncio.sleep(0)
+            return "dead" if life.over.is_set() else "served"
+    except ExpertUnavailable:
+        return "refused"
+
+
+def break_things(engines, broken):
+    for name, fault in broken:
+        if fault == "die":
+            asyncio.get_running_loop().call_later(0.001, engines[name].die)
+        else:
+            engines[name].fail.add(fault)
+
+
+async def traffic_ends_clean(cache, engines, traffic, broken):
+    break_things(engines, broken)
+    tasks = []
+    for name, delay, hold, patience in traffic:
+        tasks.append(asyncio.create_task(one_request(cache, engines[name], delay, hold)))
+        if patience is not None:
+            asyncio.get_running_loop().call_later(patience * 0.0002, tasks[-1].cancel)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {o for o in outcomes if not isinstance(o, asyncio.CancelledError)} <= {"served", "refused", "dead"}
+    assert broken or "refused" not in outcomes
+    await settle()
+    for slot in cache._slots.values():
+        assert (slot.leases, len(slot.waiters)) == (0, 0)
+        if slot.moving is None:
+            assert cache.ledger.held(slot.name) == bytes_in(slot.engine.footprint, slot.tier)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(requests, faults, st.integers(20, 40), st.integers(15, 60))
+def test_under_random_traffic_and_faults_no_promise_is_broken(traffic, broken, device, host):
+    """No tier over capacity (the fakes' memory), no leased expert moved (the fakes' users), no lease left."""
+
+    async def story():
+        limits = Limits(max_wait_seconds=0.002, queue_limit=1000, max_concurrency=2)
+        async with running("abcd", device=device, host=host, limits=limits, a=Footprint(20, 1, 10, 5)) as (
+            cache,
+            engines,
+        ):
+            await traffic_ends_clean(cache, engines, traffic, broken)
+
+    run(story())

@@ -1,0 +1,136 @@
+"""The planner against brute force: a plan is found exactly when one exists, fits, and moves nobody it must not."""
+
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe_server.cache.planner import Holding, Never, NotYet, Plan, plan
+from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.engines.engine import Footprint
+
+footprints = st.builds(
+    Footprint,
+    device_awake=st.integers(1, 6),
+    device_asleep=st.integers(0, 1),
+    host_process=st.integers(0, 4),
+    host_image=st.integers(0, 4),
+)
+
+
+@st.composite
+def worlds(draw):
+    holdings = []
+    for index in range(draw(st.integers(1, 5))):
+        footprint = draw(footprints)
+        pin = draw(st.sampled_from(Tier))
+        allowed = [t for t in Tier if t.depth <= pin.depth and (t is not Tier.HOST or footprint.can_sleep)]
+        tier = draw(st.sampled_from(allowed))
+        busy = draw(st.booleans()) and tier is Tier.DEVICE
+        holdings.append(Holding(f"e{index}", tier, footprint, busy, draw(st.booleans()), draw(st.floats(0, 9)), pin))
+    used = sum((bytes_in(h.footprint, h.tier) for h in holdings), Bytes())
+    slack = Bytes(draw(st.integers(0, 8)), draw(st.integers(0, 8)))
+    return holdings, used + slack
+
+
+def fits(holdings, tiers, capacity):
+    return sum((bytes_in(h.footprint, t) for h, t in zip(holdings, tiers, strict=True)), Bytes()).fits(capacity)
+
+
+def reachable(holding, ignore_busy):
+    if holding.busy and not ignore_busy:
+        return [holding.tier]
+    return [
+        t
+        for t in Tier
+        if holding.tier.depth <= t.depth
+        and (t is holding.tier or t.depth <= holding.pin.depth)
+        and (t is not Tier.HOST or holding.footprint.can_sleep)
+    ]
+
+
+def possible(holdings, goal, capacity, ignore_busy):
+    choices = [[Tier.DEVICE] if h is goal else reachable(h, ignore_busy) for h in holdings]
+    return any(fits(holdings, tiers, capacity) for tiers in product(*choices))
+
+
+@given(worlds())
+def test_a_plan_is_found_exactly_when_one_exists(world):
+    holdings, capacity = world
+    goal = holdings[0]
+    outcome = plan(holdings, goal.name, capacity)
+    assert isinstance(outcome, Plan) == possible(holdings, goal, capacity, ignore_busy=False)
+    assert isinstance(outcome, Never) == (not possible(holdings, goal, capacity, ignore_busy=True))
+    if isinstance(outcome, NotYet):
+        busy = {h.name for h in holdings if h.busy}
+        assert outcome.waits_for
+        assert set(outcome.waits_for) <= busy
+
+
+@given(worlds())
+def test_no_step_of_a_plan_is_over_capacity_or_moves_a_busy_or_pinned_expert(world):
+    holdings, capacity = world
+    outcome = plan(holdings, holdings[0].name, capacity)
+    if not isinstance(outcome, Plan):
+        return
+    named = {h.name: h for h in holdings}
+    tiers = {h.name: h.tier for h in holdings}
+    for move in outcome.moves:
+        holding = named[move.expert]
+        assert tiers[move.expert] is move.source
+        assert move.expert == "e0" or not holding.busy
+        assert move.target.depth <= holding.pin.depth
+        tiers[move.expert] = move.target
+        assert fits(holdings, tiers.values(), capacity)
+    assert tiers["e0"] is Tier.DEVICE
+    assert outcome.moves[-1].expert == "e0"
+
+
+@given(worlds())
+def test_nobody_leaves_who_could_have_stayed(world):
+    holdings, capacity = world
+    outcome = plan(holdings, holdings[0].name, capacity)
+    if not isinstance(outcome, Plan):
+        return
+    after = {h.name: h.tier for h in holdings} | {m.expert: m.target for m in outcome.moves}
+    for move in outcome.moves[:-1]:
+        spared = after | {move.expert: move.source}
+        assert not fits(holdings, spared.values(), capacity)
+
+
+def holding(name, tier=Tier.DEVICE, **more):
+    return Holding(name, tier, Footprint(device_awake=10, host_process=10, host_image=5), **more)
+
+
+def test_the_least_worth_leaves_first_and_nobody_with_a_queue_if_it_can_be_helped():
+    world = [
+        holding("new", Tier.DISK),
+        holding("dear", worth=9.0),
+        holding("queued", worth=0.0, wanted=True),
+        holding("cheap", worth=1.0),
+    ]
+    outcome = plan(world, "new", Bytes(30, 100))
+    assert isinstance(outcome, Plan)
+    assert outcome.victims == ("cheap",)
+
+
+def test_an_expert_goes_to_sleep_where_host_memory_allows_and_stops_where_not():
+    world = [holding("new", Tier.DISK), holding("old")]
+    roomy, tight = plan(world, "new", Bytes(10, 30)), plan(world, "new", Bytes(10, 29))
+    assert isinstance(roomy, Plan)
+    assert isinstance(tight, Plan)
+    assert roomy.moves[0].target is Tier.HOST
+    assert tight.moves[0].target is Tier.DISK
+
+
+def test_a_sleeper_is_stopped_before_somebody_awake_when_only_host_memory_is_short():
+    world = [holding("new", Tier.DISK), holding("asleep", Tier.HOST, worth=5.0), holding("awake", worth=1.0)]
+    outcome = plan(world, "new", Bytes(20, 30))
+    assert isinstance(outcome, Plan)
+    assert [(m.expert, m.source, m.target) for m in outcome.moves[:-1]] == [("asleep", Tier.HOST, Tier.DISK)]
+
+
+def test_never_says_what_is_needed_and_what_there_is():
+    big = Holding("big", Tier.DISK, Footprint(device_awake=3 << 30, host_process=1 << 30))
+    outcome = plan([big], "big", Bytes(1 << 30, 8 << 30))
+    assert outcome == Never("expert 'big' needs 3,072 MiB of device memory; the limit is 1,024 MiB")
