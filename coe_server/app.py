@@ -69,7 +69,7 @@ def build_router(config: ServerConfig) -> Decides:
     if config.router is None:
         return NamedRouter(names)
     router = Router.load(config.router.artifact, config.router.residency_tolerance)
-    router.require_experts(names)
+    router.artifact.require_experts(names)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     return router

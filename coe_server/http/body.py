@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from json.decoder import scanstring
 from typing import Any, NoReturn
 
 from coe_server.errors import RequestError
@@ -30,28 +29,28 @@ class Body:
     fields: Mapping[str, Any]
     members: tuple[Member, ...]
 
+    @property
+    def _inside(self) -> tuple[int, int]:
+        """Where the first member starts and the last one ends."""
+        if self.members:
+            return self.members[0].start, self.members[-1].end
+        brace = self.text.index("}")
+        return brace, brace
+
     def for_engine(self, model: str) -> bytes:
         """The same bytes with the value of `model` replaced (or added) and `coe` removed."""
-        pieces = []
-        position = 0
-        for index, member in enumerate(self.members):
-            if member.key == "model":
-                pieces.append(self.text[position : member.value_start] + json.dumps(model))
-                position = member.end
-            elif member.key == "coe":
-                start, end = self._with_its_comma(index)
-                pieces.append(self.text[position : max(position, start)])
-                position = max(position, end)
-        text = "".join((*pieces, self.text[position:]))
-        return (text if "model" in self.fields else _add_model(text, model)).encode()
-
-    def _with_its_comma(self, index: int) -> tuple[int, int]:
-        """What to cut so that valid JSON remains: up to the next member, or back to the end of the one before."""
-        member = self.members[index]
-        if index + 1 < len(self.members):
-            return member.start, self.members[index + 1].start
-        kept_before = [m for m in self.members[:index] if m.key != "coe"]
-        return (kept_before[-1].end if kept_before else member.start), member.end
+        pieces = [self.text[: self._inside[0]]]
+        for before, member in zip((None, *self.members), self.members, strict=False):
+            if member.key == "coe":
+                continue
+            if len(pieces) > 1 and before is not None:
+                pieces.append(self.text[before.end : member.start])
+            value = json.dumps(model) if member.key == "model" else self.text[member.value_start : member.end]
+            pieces.append(self.text[member.start : member.value_start] + value)
+        if "model" not in self.fields:
+            pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}')
+        pieces.append(self.text[self._inside[1] :])
+        return "".join(pieces).encode()
 
 
 def read_body(raw: bytes) -> Body:
@@ -84,7 +83,7 @@ def _scan_object(text: str) -> tuple[tuple[Member, ...], dict[str, Any]]:
             position = _expect(text, position, ",")
         start = position
         _expect(text, position, '"')
-        key, position = scanstring(text, position + 1, True)
+        key, position = _DECODER.raw_decode(text, position)
         value_start = _expect(text, _skip_space(text, position), ":")
         fields[key], end = _DECODER.raw_decode(text, value_start)
         members.append(Member(key, start, value_start, end))
@@ -105,12 +104,6 @@ def _skip_space(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
     assert match is not None, "the pattern matches the empty string"
     return match.end()
-
-
-def _add_model(text: str, model: str) -> str:
-    brace = text.index("{") + 1
-    comma = "" if text[brace:].lstrip().startswith("}") else ", "
-    return f'{text[:brace]}"model": {json.dumps(model)}{comma}{text[brace:]}'
 
 
 def _refuse_constant(name: str) -> NoReturn:

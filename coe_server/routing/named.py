@@ -46,8 +46,8 @@ class NamedRouter:
             expected_score=None,
             active_params_b=None,
             value=None,
-            residency=here and here.residency,
-            predicted_wait_seconds=here and here.predicted_wait_seconds,
+            residency=here.residency if here else None,
+            predicted_wait_seconds=here.predicted_wait_seconds if here else None,
             excluded=None,
         )
         return RoutingDecision(

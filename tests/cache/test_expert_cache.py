@@ -1,6 +1,7 @@
 """The cache's promises against engines that notice when one is broken."""
 
 import asyncio
+import logging
 from contextlib import asynccontextmanager
 
 import pytest
@@ -14,6 +15,19 @@ from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
 from tests.cache.fakes import FakeEngine, Memory
+
+
+class Faults(logging.Handler):
+    """Collects what the server logs about faults of its own, which no request would see."""
+
+    def __init__(self):
+        super().__init__(logging.CRITICAL)
+        self.messages = []
+        logging.getLogger("coe_server").addHandler(self)
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
 
 PLENTY = Limits(max_wait_seconds=0.05, queue_limit=1000, max_concurrency=4)
 
@@ -35,9 +49,11 @@ async def running(names="ab", device=10, host=100, limits=PLENTY, clock=None, **
     experts = [Expert(name, engine, **options) for name, engine in engines.items()]
     cache = ExpertCache(experts, memory.capacity, limits, **({"clock": clock} if clock else {}))
     conductor = asyncio.create_task(cache.run())
+    faults = Faults()
     try:
         yield cache, engines
     finally:
+        logging.getLogger("coe_server").removeHandler(faults)
         for engine in engines.values():
             engine.gate.set()
             engine.calls.append("closing")
@@ -46,6 +62,7 @@ async def running(names="ab", device=10, host=100, limits=PLENTY, clock=None, **
             await conductor
         assert cache.ledger.used == Bytes()
         assert memory.broken_promises == []
+        assert faults.messages == []
 
 
 async def settle():
