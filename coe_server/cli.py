@@ -37,7 +37,13 @@ ConfigPath = Annotated[
 
 
 @app.command()
-def serve(config: ConfigPath) -> None:
+def serve(
+    config: ConfigPath,
+    port: Annotated[int | None, typer.Option(help="Listen here instead of http.port.", min=0, max=65535)] = None,
+    names_only: Annotated[
+        bool, typer.Option("--names-only", help="Leave the router out: to record outcomes before there is one.")
+    ] = False,
+) -> None:
     """Start the server and stay up until it is told to stop (Ctrl-C or SIGTERM).
 
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
@@ -46,10 +52,12 @@ def serve(config: ConfigPath) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _mistakes_as_sentences():
         settings = load_config(config)
+        if names_only:
+            settings = settings.model_copy(update={"router": None})
         uvicorn.run(
             build_app(settings),
             host=settings.http.host,
-            port=settings.http.port,
+            port=settings.http.port if port is None else port,
             log_level="warning",
             timeout_graceful_shutdown=30,
         )

@@ -14,6 +14,7 @@ from coe_server.cache.scheduler import Queue, seconds_until_pressing, turns
 from coe_server.cache.slot import Expert, MoveRecord, Slot, State, Waiter
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
+from coe_server.events import EventLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,17 @@ class ExpertCache:
         experts: Iterable[Expert],
         capacity: Bytes,
         limits: Limits,
+        events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)
         self.ready = asyncio.Event()  # what is to be preloaded has been
+        self.events = events or EventLog()
         self._clock = clock
         self._slots = {expert.name: Slot(expert) for expert in experts}
         self._changed = asyncio.Event()
-        self._mover = Mover(self._slots, self.ledger, clock, self._changed.set)
+        self._mover = Mover(self._slots, self.ledger, self.events, clock, self._changed.set)
         self._preloads = self._in_preload_order()
         self._inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import Failure, MoveRecord, Slot
 from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
 from coe_server.errors import EngineError, EngineStartFailed
+from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +25,13 @@ class Mover:
         self,
         slots: Mapping[str, Slot],
         ledger: Ledger,
+        events: EventLog,
         clock: Callable[[], float],
         changed: Callable[[], None],
     ) -> None:
         self._slots = slots
         self._ledger = ledger
+        self._events = events
         self._clock = clock
         self._changed = changed
         self._freed = asyncio.Event()
@@ -163,13 +165,17 @@ class Mover:
 
     def _count_failure(self, slot: Slot, reason: str, final: bool) -> None:
         slot.failures += 1
+        self._events.record("failure", expert=slot.name, reason=reason)
         if final or slot.failures >= FAILURES_BEFORE_COOLDOWN:
             slot.failure = Failure(reason, self._clock() + FAILURE_COOLDOWN_SECONDS)
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn(move.source, move.target, seconds)
         size = abs(held.device - self._ledger.held(slot.name).device)
-        slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size, time.time())
+        slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size)
+        self._events.record(
+            "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size
+        )
         logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
     def _own(self, work: Coroutine[None, None, None]) -> None:

@@ -46,7 +46,6 @@ class MoveRecord:
     target: Tier
     seconds: float
     size_bytes: int
-    ended: float  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)

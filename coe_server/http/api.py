@@ -9,10 +9,10 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from coe_server.cache.expert_cache import ExpertStatus
 from coe_server.cache.lease import Lease
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import RequestError
+from coe_server.http.admin import build_admin
 from coe_server.http.body import Body, read_body
 from coe_server.http.openai_errors import install_error_handlers
 from coe_server.http.routed_response import RoutedResponse
@@ -67,12 +67,7 @@ def build_api(service: Service) -> FastAPI:
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
     if service.admin:
-
-        @app.get("/admin/experts")
-        async def experts() -> list[dict[str, Any]]:
-            """Where every expert is, what it holds, who uses it and who waits."""
-            return [_expert_json(status) for status in service.cache.status()]
-
+        app.include_router(build_admin(service.cache))
     return app
 
 
@@ -113,19 +108,3 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
 
 def wait_header(lease: Lease) -> dict[str, str]:
     return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}
-
-
-def _expert_json(status: ExpertStatus) -> dict[str, Any]:
-    move = status.last_move
-    return {
-        "name": status.name,
-        "state": status.state,
-        "residency": status.residency,
-        "bytes": {"device": status.held.device, "host": status.held.host},
-        "leases": status.leases,
-        "queued": status.queued,
-        "pin": None if status.pin == "disk" else status.pin,
-        "last_move": move
-        and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
-        "failure": status.failure,
-    }

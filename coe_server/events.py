@@ -1,0 +1,50 @@
+"""What happened, in order: a bounded log that readers can follow live and resume. Knows nothing of what it records."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["move", "switch", "decision", "failure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`seq` counts from 1 without gaps; `time` is in seconds since the epoch."""
+
+    seq: int
+    time: float
+    kind: Kind
+    fields: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"seq": self.seq, "time": self.time, "kind": self.kind, **self.fields}
+
+
+class EventLog:
+    """Keeps the newest events. One writer's loop; any number of readers on the same loop."""
+
+    def __init__(self, keep: int = 1000) -> None:
+        self._events: deque[Event] = deque(maxlen=keep)
+        self._seq = 0
+        self._news = asyncio.Event()
+
+    def record(self, kind: Kind, **fields: Any) -> None:
+        self._seq += 1
+        self._events.append(Event(self._seq, time.time(), kind, fields))
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def after(self, seq: int) -> AsyncIterator[Event]:
+        """Every kept event after `seq`, then each new one as it happens; never ends by itself."""
+        while True:
+            news = self._news
+            for event in [event for event in self._events if event.seq > seq]:
+                seq = event.seq
+                yield event
+            if self._seq <= seq:
+                await news.wait()

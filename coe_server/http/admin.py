@@ -1,0 +1,52 @@
+"""The operator's view: where every expert is, and what happens, as it happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from fastapi.responses import StreamingResponse
+
+from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
+from coe_server.events import EventLog
+
+
+def build_admin(cache: ExpertCache) -> APIRouter:
+    """The routes under `/admin`."""
+    admin = APIRouter(prefix="/admin")
+
+    @admin.get("/experts")
+    async def experts() -> list[dict[str, Any]]:
+        """Where every expert is, what it holds, who uses it and who waits."""
+        return [_expert_json(status) for status in cache.status()]
+
+    @admin.get("/events")
+    async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
+        """Every move and failure as server-sent events; `Last-Event-ID` resumes."""
+        return StreamingResponse(_event_stream(cache.events, last_event_id), media_type="text/event-stream")
+
+    return admin
+
+
+async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
+    yield ": coe events\n\n"
+    async for event in events.after(last_seq):
+        yield f"id: {event.seq}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"
+
+
+def _expert_json(status: ExpertStatus) -> dict[str, Any]:
+    move = status.last_move
+    return {
+        "name": status.name,
+        "state": status.state,
+        "residency": status.residency,
+        "bytes": {"device": status.held.device, "host": status.held.host},
+        "leases": status.leases,
+        "queued": status.queued,
+        "pin": None if status.pin == "disk" else status.pin,
+        "last_move": move
+        and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
+        "failure": status.failure,
+    }
