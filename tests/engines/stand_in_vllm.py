@@ -1,0 +1,128 @@
+"""Speaks the part of vLLM that our driver needs, holds real memory, and misbehaves as STAND_IN_FAULT says.
+
+Its answers are made from the bytes of its "weights", so an answer is only right while the weights are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import hashlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+from aiohttp import web
+
+FAULT = os.environ.get("STAND_IN_FAULT", "")
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+def main(words: list[str]) -> None:
+    if FAULT == "refuses to start":
+        sys.exit("ValueError: this model is not to my taste")
+    options = dict(pairwise(words))  # flags without a value do no harm here
+    core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+    if FAULT == "a child escapes":
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"], start_new_session=True)
+    engine = StandIn(options["--served-model-name"], Path(words[1]), int(options["--kv-cache-memory-bytes"]))
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/health", engine.health),
+            web.post("/sleep", engine.sleep),
+            web.post("/wake_up", engine.wake_up),
+            web.post("/collective_rpc", engine.collective_rpc),
+            web.post("/v1/completions", engine.completions),
+            web.post("/v1/chat/completions", engine.chat),
+        ]
+    )
+    asyncio.run(serve(app, options["--uds"], core))
+
+
+async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]) -> None:
+    stopping = asyncio.Event()
+    handler = (lambda: None) if FAULT == "ignores SIGTERM" else stopping.set
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
+    runner = web.AppRunner(app, keepalive_timeout=float(os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]))
+    await runner.setup()
+    await web.UnixSite(runner, socket).start()
+    print("stand-in is up", flush=True)  # noqa: T201  goes to the engine's log
+    await stopping.wait()
+    await runner.cleanup()
+    core.kill()
+
+
+class StandIn:
+    def __init__(self, name: str, model: Path, kv_cache_bytes: int) -> None:
+        self.name = name
+        weights = (model / "model.safetensors").read_bytes()
+        self.weights_bytes = len(weights)
+        self.weights = mmap.mmap(-1, len(weights), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.weights[:] = weights
+        self.kv_cache = mmap.mmap(-1, kv_cache_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.fill_kv_cache()
+        self.image = -1
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response(status=503 if FAULT == "never healthy" else 200)
+
+    async def sleep(self, request: web.Request) -> web.Response:
+        if FAULT == "hangs on sleep":
+            await asyncio.Event().wait()
+        if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
+            return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
+        self.write_image()
+        if FAULT != "keeps its memory":
+            self.weights.madvise(mmap.MADV_DONTNEED)
+            self.kv_cache.madvise(mmap.MADV_DONTNEED)
+        return web.json_response({"status": "sleeping"})
+
+    async def wake_up(self, request: web.Request) -> web.Response:
+        if FAULT != "answers garbage after wake":
+            os.preadv(self.image, [self.weights], 0)
+        self.fill_kv_cache()
+        return web.json_response({"status": "awake"})
+
+    async def collective_rpc(self, request: web.Request) -> web.Response:
+        assert await request.json() == {"method": "memory_report"}
+        report = {"weights_bytes": self.weights_bytes, "kv_cache_bytes": len(self.kv_cache)}
+        return web.json_response({"results": [report]})
+
+    async def completions(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        assert asked["model"] == self.name
+        return web.json_response({"choices": [{"text": self.digest()}]})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        asked = await request.json()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Engine": self.name})
+        await response.prepare(request)
+        for word in (asked["messages"][-1]["content"], self.digest(), "[DONE]"):
+            await response.write(f"data: {word}\n\n".encode())
+            if FAULT == "dies mid-stream":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return response
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.weights).hexdigest()
+
+    def write_image(self) -> None:
+        if self.image >= 0:
+            return
+        self.image = os.open(os.environ["COE_WEIGHT_IMAGE"], os.O_RDWR)
+        os.ftruncate(self.image, self.weights_bytes)
+        os.pwrite(self.image, self.weights, 0)
+        fcntl.fcntl(self.image, fcntl.F_ADD_SEALS, SEALS)
+
+    def fill_kv_cache(self) -> None:
+        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(self.kv_cache)), 1, len(self.kv_cache))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

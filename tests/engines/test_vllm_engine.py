@@ -1,0 +1,285 @@
+"""The vLLM driver against a stand-in that misbehaves on command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coe_server.engines.engine import EngineRequest
+from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+
+from .conftest import KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, eventually, run_directory_of, runs
+
+AWAKE_BYTES = KV_CACHE_BYTES + WEIGHTS_BYTES
+
+
+def keeper_of(engine: VllmEngine) -> int:
+    assert engine._run is not None
+    return engine._run.process.pid
+
+
+async def whole_tree(engine: VllmEngine) -> list[int]:
+    """The processes of an engine that is starting, once all are there."""
+
+    def complete() -> bool:
+        return engine._run is not None and len(process_tree(keeper_of(engine))) == 3
+
+    await asyncio.to_thread(eventually, complete)
+    return process_tree(keeper_of(engine))
+
+
+async def say(engine: VllmEngine, text: str) -> list[bytes]:
+    body = json.dumps({"model": "french", "messages": [{"role": "user", "content": text}], "stream": True})
+    request = EngineRequest("POST", "/v1/chat/completions", (("content-type", "application/json"),), body.encode())
+    async with engine.send(request) as response:
+        assert response.status == 200
+        assert ("X-Engine", "french") in response.headers
+        return [chunk async for chunk in response.chunks()]
+
+
+def test_a_started_engine_answers_and_nothing_is_left_when_it_stops(stand_in: StandInLaunch) -> None:
+    async def story() -> tuple[list[bytes], list[int], Path]:
+        engine = VllmEngine(stand_in())
+        await engine.start()
+        pids, folder = process_tree(keeper_of(engine)), run_directory_of(keeper_of(engine))
+        answer = await say(engine, "bonjour")
+        await engine.stop()
+        await engine.stop()
+        return answer, pids, folder
+
+    answer, pids, folder = asyncio.run(story())
+    assert b"".join(answer).startswith(b"data: bonjour\n\n")
+    assert len(pids) == 3, "keeper, server, core"
+    assert not any(runs(pid) for pid in pids)
+    assert not folder.exists()
+
+
+def test_the_footprint_is_estimated_first_and_exact_once_started(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in())
+        estimate = engine.footprint
+        assert estimate.device_awake >= AWAKE_BYTES
+        assert estimate.host_image >= WEIGHTS_BYTES
+        await engine.start()
+        measured, tree_bytes = engine.footprint, private_bytes(keeper_of(engine))
+        await engine.stop()
+        assert measured.device_awake == AWAKE_BYTES
+        assert measured.host_image == WEIGHTS_BYTES
+        assert 0 < measured.host_process <= tree_bytes
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_may_not_sleep_has_no_image_and_refuses_to(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in(can_sleep=False))
+        assert not engine.footprint.can_sleep
+        await engine.start()
+        assert not engine.footprint.can_sleep
+        with pytest.raises(EngineError, match="without the means to sleep"):
+            await engine.sleep()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_sleep_gives_the_memory_back_and_wake_brings_the_same_answers(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in())
+        await engine.start()
+        before, awake_bytes = await say(engine, "bonjour"), private_bytes(keeper_of(engine))
+        for _ in range(2):
+            await engine.sleep()
+            assert awake_bytes - private_bytes(keeper_of(engine)) >= 0.9 * AWAKE_BYTES
+            await engine.wake()
+            assert private_bytes(keeper_of(engine)) >= 0.9 * awake_bytes
+        assert b"".join(await say(engine, "bonjour")) == b"".join(before)
+        run = engine._run
+        assert run is not None
+        assert run.image is not None
+        assert run.image.size_bytes == WEIGHTS_BYTES
+        assert run.image.sealed
+        await engine.stop()
+        assert run.image.size_bytes == 0, "the image went with the engine"
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_refuses_to_start_is_quoted(stand_in: StandInLaunch) -> None:
+    launch = stand_in("refuses to start")
+    with pytest.raises(EngineStartFailed, match=r"'french' did not start: ended with status 1\n.*not to my taste$"):
+        asyncio.run(VllmEngine(launch).start())
+
+
+def test_a_command_that_does_not_exist_is_a_start_that_failed(stand_in: StandInLaunch) -> None:
+    launch = stand_in(command=("/nowhere/vllm",))
+    with pytest.raises(EngineStartFailed, match="cannot run /nowhere/vllm: No such file or directory"):
+        asyncio.run(VllmEngine(launch).start())
+
+
+def test_an_engine_that_is_never_ready_is_given_up_and_removed(stand_in: StandInLaunch) -> None:
+    async def story() -> list[int]:
+        engine = VllmEngine(stand_in("never healthy", start_timeout_seconds=3))
+        starting = asyncio.create_task(engine.start())
+        pids = await whole_tree(engine)
+        with pytest.raises(EngineStartFailed, match="not ready after 3 s"):
+            await starting
+        return pids
+
+    assert not any(runs(pid) for pid in asyncio.run(story()))
+
+
+def test_a_cancelled_start_leaves_nothing(stand_in: StandInLaunch) -> None:
+    async def story() -> list[int]:
+        engine = VllmEngine(stand_in("never healthy"))
+        starting = asyncio.create_task(engine.start())
+        pids = await whole_tree(engine)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        return pids
+
+    assert not any(runs(pid) for pid in asyncio.run(story()))
+
+
+def test_a_sleep_that_hangs_ends_at_its_deadline(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("hangs on sleep", move_timeout_seconds=0.5, stop_timeout_seconds=0.5))
+        await engine.start()
+        with pytest.raises(EngineError, match=r"did not answer POST /sleep.* within 0\.5 s"):
+            await engine.sleep()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_keeps_its_memory_is_not_believed(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("keeps its memory"))
+        await engine.start()
+        with pytest.raises(EngineError, match=r"freed -?\d+ bytes, 30198989 were expected"):
+            await engine.sleep()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_a_wrong_canary_after_a_wake_is_an_error(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("answers garbage after wake"))
+        await engine.start()
+        await engine.sleep()
+        with pytest.raises(EngineError, match="'french' woke up wrong"):
+            await engine.wake()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_ignores_sigterm_is_killed(stand_in: StandInLaunch) -> None:
+    async def story() -> list[int]:
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
+        await engine.start()
+        pids = process_tree(keeper_of(engine))
+        await engine.stop()
+        return pids
+
+    assert not any(runs(pid) for pid in asyncio.run(story()))
+
+
+def test_an_answer_that_breaks_off_is_a_dead_engine_and_the_next_start_works(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("dies mid-stream"))
+        await engine.start()
+        pids = process_tree(keeper_of(engine))
+        with pytest.raises(EngineDied, match="'french'"):
+            await say(engine, "bonjour")
+        reason = await asyncio.wait_for(engine.died(), 30)
+        assert reason == "engine 'french' was killed by signal 9\nstand-in is up"
+        assert not any(runs(pid) for pid in pids), "the rest of its tree went too"
+        with pytest.raises(EngineDied, match="is not running"):
+            await say(engine, "bonjour")
+        await engine.start()
+        assert not any(runs(pid) for pid in pids)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_stopping_is_not_dying(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in())
+        await engine.start()
+        death = asyncio.create_task(engine.died())
+        await engine.stop()
+        assert not death.done()
+        death.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_killed_keeper_takes_its_engine_along(stand_in: StandInLaunch) -> None:
+    async def story() -> tuple[list[int], Path]:
+        engine = VllmEngine(stand_in())
+        await engine.start()
+        pids, folder = process_tree(keeper_of(engine)), run_directory_of(keeper_of(engine))
+        os.kill(keeper_of(engine), signal.SIGKILL)
+        await asyncio.wait_for(engine.died(), 30)
+        await engine.stop()
+        return pids, folder
+
+    pids, folder = asyncio.run(story())
+    assert len(pids) == 3
+    assert not any(runs(pid) for pid in pids)
+    assert not folder.exists()
+
+
+SERVER = """
+import asyncio, json, sys
+from pathlib import Path
+from coe_server.engines.process_memory import process_tree
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import VllmLaunch
+
+async def main():
+    settings = json.loads(sys.argv[1])
+    settings["log_directory"], settings["command"] = Path(settings["log_directory"]), tuple(settings["command"])
+    engine = VllmEngine(VllmLaunch(**settings))
+    await engine.start()
+    await engine.sleep()
+    print(json.dumps(process_tree(engine._run.process.pid)), flush=True)
+    await engine.died()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("fault", ["", "ignores SIGTERM", "a child escapes"])
+def test_a_killed_server_leaves_no_process_and_no_files(stand_in: StandInLaunch, fault: str) -> None:
+    launch = stand_in(fault)
+    server = subprocess.Popen([sys.executable, "-c", SERVER, settings_of(launch)], stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    with server, server.stdout:
+        pids = json.loads(server.stdout.readline())
+        folder = run_directory_of(pids[0])
+        assert (folder / "engine.sock").exists()
+        server.kill()
+    assert len(pids) == (4 if fault == "a child escapes" else 3)
+    assert eventually(lambda: not any(runs(pid) for pid in pids))
+    assert eventually(lambda: not folder.exists())
+
+
+def settings_of(launch: VllmLaunch) -> str:
+    names = ("name", "model", "kv_cache_bytes", "platform", "command", "environment", "start_timeout_seconds")
+    settings = {name: getattr(launch, name) for name in names}
+    return json.dumps(settings | {"log_directory": str(launch.log_directory)})

@@ -1,0 +1,196 @@
+"""The driver and the sleeping worker with one real vLLM on the CPU. The tests tell one story, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe_server.engines.engine import EngineRequest
+from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import VllmLaunch, model_bytes
+from coe_server.errors import EngineDied, EngineError
+
+from .conftest import eventually, run_directory_of, runs
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # an engine needs 20 s to start on a quiet machine
+
+KV_CACHE_BYTES = 128 << 20
+
+
+@dataclass
+class Real:
+    """One engine and the loop it lives in."""
+
+    engine: VllmEngine
+    model: Path
+    runner: asyncio.Runner
+
+    @property
+    def keeper(self) -> int:
+        assert self.engine._run is not None
+        return self.engine._run.process.pid
+
+    @property
+    def core(self) -> int:
+        """The process that holds the weights: the largest, below the API server."""
+        return max(process_tree(self.keeper)[2:], key=private_bytes)
+
+    def ask(self, text: str, **options: Any) -> list[bytes]:
+        return self.runner.run(self._ask(text, options))
+
+    def tokens(self, text: str) -> list[int]:
+        answer = json.loads(b"".join(self.ask(text, return_token_ids=True)))
+        tokens: list[int] = answer["choices"][0]["token_ids"]
+        return tokens
+
+    async def _ask(self, text: str, options: dict[str, Any]) -> list[bytes]:
+        body = {"model": "french", "messages": [{"role": "user", "content": text}], "max_tokens": 24}
+        body |= {"temperature": 0, "ignore_eos": True} | options
+        headers = (("content-type", "application/json"),)
+        request = EngineRequest("POST", "/v1/chat/completions", headers, json.dumps(body).encode())
+        async with self.engine.send(request) as response:
+            assert response.status == 200
+            return [chunk async for chunk in response.chunks()]
+
+
+@pytest.fixture(scope="module")
+def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    folder = tmp_path_factory.mktemp("real")
+    model = folder / "model"
+    maker = Path(__file__).with_name("make_tiny_llama.py")
+    subprocess.run([vllm_environment / "bin/python", maker, model], check=True, capture_output=True)
+    launch = VllmLaunch(
+        name="french",
+        model=str(model),
+        kv_cache_bytes=KV_CACHE_BYTES,
+        log_directory=folder / "logs",
+        platform="cpu",
+        command=(str(vllm_environment / "bin/vllm"),),
+        args={"max_model_len": 512, "max_num_seqs": 8},
+        environment={"HF_HUB_OFFLINE": "1"},
+        start_timeout_seconds=400,
+    )
+    with asyncio.Runner() as runner:
+        engine = VllmEngine(launch)
+        runner.run(engine.start())
+        try:
+            yield Real(engine, model, runner)
+        finally:
+            runner.run(engine.stop())
+
+
+def test_a_started_engine_answers_under_the_experts_name(real: Real) -> None:
+    answer = json.loads(b"".join(real.ask("hello")))
+    assert answer["model"] == "french"
+    assert answer["usage"]["completion_tokens"] == 24
+    assert real.tokens("hello") != real.tokens("a quick brown dog"), "its answers depend on the question"
+
+
+def test_a_stream_arrives_in_pieces_and_ends_with_done(real: Real) -> None:
+    chunks = real.ask("hello", stream=True)
+    assert len(chunks) > 4
+    assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
+
+
+def test_a_stream_that_is_left_is_aborted_in_the_engine(real: Real) -> None:
+    async def leave() -> None:
+        options = {"stream": True, "max_tokens": 400}
+        body = {"model": "french", "messages": [{"role": "user", "content": "hello"}], "ignore_eos": True} | options
+        headers = (("content-type", "application/json"),)
+        request = EngineRequest("POST", "/v1/chat/completions", headers, json.dumps(body).encode())
+        async with real.engine.send(request) as response:
+            await anext(response.chunks())
+
+    real.runner.run(leave())
+    assert eventually(lambda: running_requests(real) == 0)
+
+
+def running_requests(real: Real) -> float:
+    async def metrics() -> bytes:
+        async with real.engine.send(EngineRequest("GET", "/metrics", (), b"")) as response:
+            return b"".join([chunk async for chunk in response.chunks()])
+
+    lines = real.runner.run(metrics()).decode().splitlines()
+    (line,) = (line for line in lines if line.startswith("vllm:num_requests_running{"))
+    return float(line.rsplit(" ", 1)[1])
+
+
+def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real) -> None:
+    report = real.runner.run(real.engine.memory_report())
+    footprint, file_bytes = real.engine.footprint, model_bytes(str(real.model))
+    assert file_bytes is not None
+    assert footprint.device_awake == report["weights_bytes"] + report["kv_cache_bytes"]
+    assert footprint.host_image == report["weights_bytes"]
+    assert report["weights_bytes"] >= 0.95 * file_bytes, "no weight lives outside what can sleep"
+    assert 0.9 * KV_CACHE_BYTES <= report["kv_cache_bytes"] <= KV_CACHE_BYTES
+    assert VllmEngine(real.engine._launch).footprint.device_awake >= footprint.device_awake
+    assert footprint.host_process > 100 << 20, "a vLLM process is never small"
+
+
+def test_sleep_frees_weights_and_kv_cache_wake_restores_them_and_only_the_first_sleep_copies(real: Real) -> None:
+    before = [real.tokens(text) for text in ("hello", "the lazy dog", "1 2 3")]
+    for round_number in (1, 2, 3):
+        awake_bytes = private_bytes(real.core)
+        real.runner.run(real.engine.sleep())
+        asleep_bytes = private_bytes(real.core)
+        assert awake_bytes - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
+        real.runner.run(real.engine.wake())
+        assert private_bytes(real.core) - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
+        report = real.runner.run(real.engine.memory_report())
+        assert (report["image_writes"], report["image_bytes"]) == (1, report["weights_bytes"]), round_number
+        assert [real.tokens(text) for text in ("hello", "the lazy dog", "1 2 3")] == before
+    run = real.engine._run
+    assert run is not None
+    assert run.image is not None
+    assert run.image.sealed
+
+
+def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real) -> None:
+    """The proof that wake really reads the image: its bytes contain the model's embedding, word for word."""
+    run = real.engine._run
+    assert run is not None
+    assert run.image is not None
+    with open(run.image.path, "rb") as file:
+        image = file.read()
+    weights = (real.model / "model.safetensors").read_bytes()
+    header_bytes = int.from_bytes(weights[:8], "little")
+    first, last = json.loads(weights[8 : 8 + header_bytes])["model.embed_tokens.weight"]["data_offsets"]
+    start = 8 + header_bytes
+    assert weights[start + first : start + last] in image
+
+
+def test_level_2_is_refused_and_the_engine_stays_well(real: Real) -> None:
+    run = real.engine._run
+    assert run is not None
+    before = real.tokens("hello")
+    with pytest.raises(EngineError, match="500"):
+        real.runner.run(run.http.ask("POST", "/sleep?level=2&mode=wait", 60))
+    real.runner.run(real.engine.wake())
+    assert real.tokens("hello") == before
+
+
+def test_a_killed_engine_core_is_noticed_and_the_next_start_works(real: Real) -> None:
+    before, pids, folder = real.tokens("hello"), process_tree(real.keeper), run_directory_of(real.keeper)
+    os.kill(real.core, signal.SIGKILL)
+    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 60))
+    assert reason.startswith("engine 'french' ended with status ")
+    assert not any(runs(pid) for pid in pids)
+    assert not folder.exists()
+    with pytest.raises(EngineDied):
+        real.tokens("hello")
+    real.runner.run(real.engine.start())
+    assert real.tokens("hello") == before
+    pids, folder = process_tree(real.keeper), run_directory_of(real.keeper)
+    real.runner.run(real.engine.stop())
+    assert not any(runs(pid) for pid in pids)
+    assert not folder.exists()
