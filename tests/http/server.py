@@ -1,0 +1,88 @@
+"""A whole server over given experts on a loopback port, in a thread; and a client that shows raw answers."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+
+import uvicorn
+
+from coe_server.cache.expert_cache import ExpertCache, Limits
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes
+from coe_server.http.api import build_api
+from coe_server.http.service import Service
+from coe_server.routing.named import NamedRouter
+
+
+@dataclass
+class Running:
+    """A server that answers, and the cache behind it (look, do not touch: it lives in another thread)."""
+
+    port: int
+    cache: ExpertCache
+
+    def ask(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            raw = response.read()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, raw
+        finally:
+            connection.close()
+
+    def chat(self, **fields):
+        body = {"messages": [{"role": "user", "content": "hello there"}], **fields}
+        status, headers, raw = self.ask("POST", "/v1/chat/completions", json.dumps(body))
+        return status, headers, json.loads(raw)
+
+
+@contextmanager
+def running_server(engines, router=None, limits=None, capacity=None, max_body_bytes=100_000):
+    """`engines` by name. The conductor runs on the server's own loop."""
+    ready = threading.Event()
+    box = {}
+
+    def build():
+        experts = [Expert(name, engine) for name, engine in engines.items()]
+        cache = ExpertCache(experts, capacity or Bytes(1 << 40, 1 << 40), limits or Limits(max_wait_seconds=0.2))
+        service = Service(
+            router=router or NamedRouter(list(engines)),
+            cache=cache,
+            engine_models={name: name for name in engines},
+            default_objective="quality",
+            max_body_bytes=max_body_bytes,
+            admin=True,
+            started=1,
+        )
+        api = build_api(service)
+
+        @asynccontextmanager
+        async def lifespan(_):
+            conductor = asyncio.create_task(cache.run())
+            ready.set()
+            yield
+            conductor.cancel()
+            with suppress(asyncio.CancelledError):
+                await conductor
+
+        api.router.lifespan_context = lifespan
+        box["cache"] = cache
+        return api
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(build(), log_level="error", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield Running(listening.getsockname()[1], box["cache"])
+        finally:
+            server.should_exit = True
+            thread.join(15)
+            assert not thread.is_alive(), "the server did not stop"

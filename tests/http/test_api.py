@@ -1,0 +1,289 @@
+"""The endpoints as a client meets them: real sockets, engines that a test can break."""
+
+import json
+import socket
+import time
+
+import openai
+import pytest
+
+from coe_server.cache.expert_cache import Limits
+from coe_server.cache.tiers import Bytes
+from coe_server.engines.simulated import SimulatedEngine
+from coe_server.errors import EngineDied
+from tests.http.server import running_server
+
+GIB = 2**30
+
+
+def simulated(name, **timing):
+    fast = {"start_seconds": 0.01, "wake_seconds": 0.01, "sleep_seconds": 0.01, "ttft_seconds": 0.001}
+    return SimulatedEngine(name, weights_bytes=GIB, **{**fast, "tokens_per_second": 2000, **timing})
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_server({"math": simulated("math"), "code": simulated("code")}) as running:
+        yield running
+
+
+def error_of(answer):
+    status, _headers, body = answer
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return status, body["error"]
+
+
+def test_an_expert_asked_for_by_name_answers_with_the_decision_in_the_headers(server):
+    status, headers, body = server.chat(model="math")
+    assert status == 200
+    assert body["choices"][0]["message"]["content"] == "math answers: hello there"
+    assert body["model"] == "math"
+    assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("math", "requested")
+    for name in ("decision-id", "residency", "routing-ms", "wait-ms", "router-version"):
+        assert headers[f"x-coe-{name}"]
+
+
+def test_the_official_client_reads_streams_and_whole_answers(server):
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
+        messages = [{"role": "user", "content": "one two three"}]
+        whole = client.chat.completions.create(model="code", messages=messages)
+        pieces = list(client.chat.completions.create(model="code", messages=messages, stream=True))
+        streamed = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+        assert whole.choices[0].message.content == streamed == "code answers: one two three"
+        assert {model.id for model in client.models.list()} == {"math", "code"}
+
+
+def test_an_unknown_model_is_404_and_lists_the_models(server):
+    status, error = error_of(server.chat(model="gpt-5"))
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert error["message"] == "there is no model 'gpt-5'; there are math, code"
+
+
+def test_without_a_router_auto_is_refused_with_the_way_out(server):
+    status, error = error_of(server.chat())
+    assert status == 404
+    assert "math, code" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "sentence"),
+    [
+        ({"messages": []}, "messages", "at least one message"),
+        ({"messages": "hi"}, "messages", "must be a list"),
+        ({"messages": [7]}, "messages", "messages[0] is not an object"),
+        ({"model": 7}, "model", "must be a string"),
+        ({"coe": {"alow": ["a"]}}, "coe.alow", "there is no such option (allow, objective"),
+        ({"coe": {"allow": ["chess"]}}, "coe.allow", "names 'chess'; the experts are math, code"),
+        ({"coe": {"min_confidence": 2}}, "coe.min_confidence", "less than or equal to 1"),
+        ({"coe": 3}, "coe", "coe"),
+    ],
+)
+def test_a_wrong_field_is_400_and_named(server, fields, param, sentence):
+    status, error = error_of(server.chat(**{"model": "math", **fields}))
+    assert (status, error["param"]) == (400, param)
+    assert sentence in error["message"]
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '{"model": "math"', b"\xff{}"])
+def test_malformed_json_is_400_in_openais_shape(server, body):
+    status, _headers, raw = server.ask("POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert json.loads(raw)["error"]["code"] == "invalid_request"
+    assert "Traceback" not in raw.decode()
+
+
+def test_a_body_over_the_limit_is_413(server):
+    status, _, raw = server.ask("POST", "/v1/chat/completions", b" " * 100_001)
+    assert status == 413
+    assert json.loads(raw)["error"]["code"] == "body_too_large"
+
+
+def test_unknown_paths_and_methods_have_the_same_error_shape(server):
+    for method, path, expected in (("GET", "/v2/models", 404), ("DELETE", "/v1/models", 405)):
+        status, _, raw = server.ask(method, path)
+        assert status == expected
+        assert f"{method} {path}" in json.loads(raw)["error"]["message"]
+
+
+def test_health_readiness_and_the_operators_view(server):
+    assert server.ask("GET", "/healthz")[0] == 200
+    assert server.ask("GET", "/readyz")[0] == 200
+    server.chat(model="math")
+    experts = json.loads(server.ask("GET", "/admin/experts")[2])
+    assert [set(e) for e in experts] == [
+        {"name", "state", "residency", "bytes", "leases", "queued", "pin", "last_move", "failure"}
+    ] * 2
+    math = next(e for e in experts if e["name"] == "math")
+    assert (math["residency"], math["leases"], math["queued"]) == ("device", 0, 0)
+    assert math["last_move"] == {"from": "disk", "to": "device", "seconds": math["last_move"]["seconds"], "bytes": GIB}
+
+
+def test_the_dry_run_answers_with_the_decision_alone(server):
+    body = json.dumps({"model": "code", "messages": [{"role": "user", "content": "x"}]})
+    status, _, raw = server.ask("POST", "/v1/route", body)
+    decision = json.loads(raw)
+    assert status == 200
+    assert (decision["expert"], decision["reason"]) == ("code", "requested")
+    assert decision["ranking"][0]["residency"] in {"device", "disk"}
+
+
+def test_moves_can_be_followed_live_and_resumed():
+    engines = {"a": simulated("a"), "b": simulated("b")}
+    with running_server(engines, capacity=Bytes(GIB, 9 * GIB)) as server:
+        for name in "aba":
+            assert server.chat(model=name)[0] == 200
+        moves = read_events(server, last_seq=0, count=5)
+        assert [(m["expert"], m["from"], m["to"]) for m in moves] == [
+            ("a", "disk", "device"),
+            ("a", "device", "host"),
+            ("b", "disk", "device"),
+            ("b", "device", "host"),
+            ("a", "host", "device"),
+        ]
+        assert [m["seq"] for m in read_events(server, last_seq=3, count=2)] == [4, 5]
+
+
+def read_events(server, last_seq, count):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+        wire.sendall(f"GET /admin/events HTTP/1.1\r\nhost: x\r\nlast-event-id: {last_seq}\r\n\r\n".encode())
+        lines = wire.makefile("rb")
+        found = []
+        while len(found) < count:
+            line = lines.readline()
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+        return found
+
+
+class Breaking(SimulatedEngine):
+    """Dies when told to, before or after the first byte."""
+
+    def __init__(self, name, deaths):
+        super().__init__(
+            name,
+            weights_bytes=GIB,
+            start_seconds=0.0,
+            wake_seconds=0.0,
+            sleep_seconds=0.0,
+            ttft_seconds=0.0,
+            tokens_per_second=1000,
+        )
+        self.deaths = deaths
+        self.starts = 0
+
+    async def start(self):
+        self.starts += 1
+        await super().start()
+
+    def send(self, request):
+        if self.deaths:
+            death = self.deaths.pop(0)
+            return death(self, super().send(request))
+        return super().send(request)
+
+
+class DiesAtOnce:
+    """The connection is refused and the process is gone."""
+
+    def __init__(self, engine, inner):
+        self.engine = engine
+
+    async def __aenter__(self):
+        self.engine.kill("killed by the test")
+        raise EngineDied("the engine refused the connection")
+
+    async def __aexit__(self, *_):
+        return False
+
+
+class DiesMidStream:
+    """The answer begins and breaks off."""
+
+    def __init__(self, engine, inner):
+        self.inner = inner
+
+    async def __aenter__(self):
+        self.answer = await self.inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error):
+        return await self.inner.__aexit__(*error)
+
+    @property
+    def status(self):
+        return self.answer.status
+
+    @property
+    def headers(self):
+        return self.answer.headers
+
+    async def chunks(self):
+        async for chunk in self.answer.chunks():
+            yield chunk
+            raise EngineDied("the engine died mid-answer")
+
+
+def test_a_request_that_meets_a_dead_engine_is_answered_after_a_restart():
+    engine = Breaking("a", [DiesAtOnce])
+    with running_server({"a": engine}) as server:
+        status, _, body = server.chat(model="a")
+        assert status == 200
+        assert body["choices"][0]["message"]["content"] == "a answers: hello there"
+        assert engine.starts == 2
+
+
+def test_an_engine_that_dies_again_and_again_gives_a_clear_error_and_no_lease_is_left():
+    engine = Breaking("a", [DiesAtOnce] * 9)
+    with running_server({"a": engine}) as server:
+        status, error = error_of(server.chat(model="a"))
+        assert status in {502, 503}
+        assert "killed by the test" in error["message"] or "refused the connection" in error["message"]
+        assert json.loads(server.ask("GET", "/admin/experts")[2])[0]["leases"] == 0
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error_event():
+    with running_server({"a": Breaking("a", [DiesMidStream])}) as server:
+        body = json.dumps({"model": "a", "stream": True, "messages": [{"role": "user", "content": "x y z"}]})
+        status, _, raw = server.ask("POST", "/v1/chat/completions", body)
+        events = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
+        assert status == 200
+        assert json.loads(events[-1])["error"]["code"] == "engine_died"
+        assert "[DONE]" not in events
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("when", ["waiting", "streaming"])
+def test_a_client_that_leaves_takes_its_place_in_queue_or_engine_with_it(when):
+    slow = simulated("a", start_seconds=1.0 if when == "waiting" else 0.0, tokens_per_second=5)
+    with running_server({"a": slow}, limits=Limits(max_concurrency=1)) as server:
+        body = json.dumps(
+            {"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 200}]}
+        ).encode()
+        wire = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        wire.sendall(head.encode() + body)
+        if when == "streaming":
+            assert wire.recv(100).startswith(b"HTTP/1.1 200")
+        until(lambda: server.cache.status()[0].queued + server.cache.status()[0].leases == 1)
+        wire.close()
+        until(lambda: server.cache.status()[0].queued + server.cache.status()[0].leases == 0)
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back():
+    slow = simulated("a", start_seconds=30.0)
+    with running_server({"a": slow}, limits=Limits(queue_limit=1)) as server:
+        body = b'{"model":"a","messages":[{"role":"user","content":"x"}]}'
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            wire.sendall(head.encode() + body)
+            until(lambda: server.cache.status()[0].queued == 1)
+            status, headers, answer = server.chat(model="a")
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert int(headers["retry-after"]) >= 1

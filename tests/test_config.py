@@ -1,0 +1,154 @@
+"""Configuration: every mistake stops the start with one sentence that names the key."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from coe_server.app import build_capacity, build_experts, build_router, refuse_what_never_fits
+from coe_server.cache.tiers import Bytes
+from coe_server.config import ServerConfig, Share, _Settings, load_config
+from coe_server.errors import ArtifactError, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+SIMULATED = {"name": "a", "engine": "simulated"}
+
+
+def write(folder, **settings):
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump({"experts": [SIMULATED], **settings}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"htpp": {}}, "htpp: there is no such key"),
+        ({"http": {"prot": 1}}, "http.prot: there is no such key"),
+        ({"http": {"port": 70000}}, "http.port: input should be less than or equal to 65535, not 70000"),
+        (
+            {"memory": {"device": "much"}},
+            "memory.device: 'much' is not an amount of memory (70GiB, 512MiB, 80% or auto)",
+        ),
+        ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
+        ({"experts": []}, "experts: list should have at least 1 item"),
+        ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
+        ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
+        ({"experts": [{**SIMULATED, "engine": "ollama"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
+        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
+        ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
+        ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
+        ({"experts": [{"name": "a", "engine": "vllm"}]}, "experts.a.model: is missing"),
+        (
+            {"experts": [{"name": "a", "engine": "vllm", "model": "./nowhere"}]},
+            "experts.a.model: there is no model in the folder",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path, settings, sentence):
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(tmp_path, **settings))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("70GiB", 70 * 2**30),
+        ("512 MiB", 2**29),
+        ("1GB", 10**9),
+        (1024, 1024),
+        ("80%", Share(fraction=0.8)),
+        ("auto", None),
+    ],
+)
+def test_amounts_of_memory_are_read_with_their_unit(tmp_path, text, amount):
+    assert load_config(write(tmp_path, memory={"device": text})).memory.device == amount
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path):
+    (tmp_path / "models/m").mkdir(parents=True)
+    (tmp_path / "models/m/config.json").write_text("{}")
+    path = write(
+        tmp_path,
+        router={"artifact": "art"},
+        vllm={"command": "bin/vllm", "log_directory": "logs"},
+        experts=[
+            {"name": "a", "engine": "vllm", "model": "./models/m"},
+            {"name": "b", "engine": "vllm", "model": "Qwen/Qwen2.5-0.5B"},
+        ],
+    )
+    config = load_config(path)
+    assert config.router.artifact == tmp_path / "art"
+    assert config.vllm.command == [str(tmp_path / "bin/vllm")]
+    assert config.vllm.log_directory == tmp_path / "logs"
+    assert [expert.model for expert in config.experts] == [str(tmp_path / "models/m"), "Qwen/Qwen2.5-0.5B"]
+
+
+def test_an_expert_larger_than_the_device_stops_the_start_with_the_numbers(tmp_path):
+    config = load_config(write(tmp_path, memory={"device": "10GiB", "host": "20GiB"}))
+    with pytest.raises(
+        ConfigError, match=r"experts\.a: expert 'a' needs 15,360 MiB of device memory; the limit is 10,240"
+    ):
+        refuse_what_never_fits(build_experts(config), build_capacity(config))
+
+
+def test_more_memory_than_the_machine_has_stops_the_start(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    expert = {"name": "a", "engine": "vllm", "model": "./m", "kv_cache": "1GiB"}
+    path = write(tmp_path, memory={"device": "900TiB", "host": "1GiB"}, vllm={"platform": "cpu"}, experts=[expert])
+    with pytest.raises(ConfigError, match=r"memory: device and host ask for .* are available; lower them"):
+        build_capacity(load_config(path))
+
+
+def test_a_missing_artifact_stops_the_start(tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere"):
+        build_router(load_config(write(tmp_path, router={"artifact": "nowhere"})))
+
+
+def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):
+    config = load_config(write(tmp_path, memory={"device": "900TiB", "host": "900TiB"}))
+    assert build_capacity(config) == Bytes(900 * 2**40, 900 * 2**40)
+
+
+def settings_in(annotation):
+    """Every settings class inside a type like `list[Annotated[A | B, ...]] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, _Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from settings_in(inner)
+
+
+def all_keys(model):
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in settings_in(field.annotation):
+            yield from all_keys(inner)
+
+
+def test_every_key_is_explained_in_serve_yaml():
+    lines = (ROOT / "configs/serve.yaml").read_text().splitlines()
+    explained = {line.split(":")[0].strip(" -") for line in lines if "#" in line or line.endswith(":")}
+    explained |= {line.split(":")[0].strip() for line in lines if line and line[0].isalpha()}
+    keys = set(all_keys(ServerConfig))
+    assert len(keys) > 30
+    assert keys <= explained
+
+
+def test_the_example_is_a_valid_configuration_but_for_its_artifact():
+    config = load_config(ROOT / "configs/serve.yaml")
+    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "simulated"]
