@@ -1,0 +1,114 @@
+"""`coe-train`: turns recorded outcomes of your prompts on your experts into a router artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track as rich_track
+
+from coe_server.errors import CoeError
+from coe_server.routing import artifact as artifacts
+from router_training.config import read_config
+from router_training.dataset import read_dataset
+from router_training.evaluation import evaluate as evaluate_artifact
+from router_training.metrics import Bootstrap
+from router_training.pipeline import FitResult
+from router_training.pipeline import fit as run_fit
+
+Item = TypeVar("Item")
+
+EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INTERRUPTED = 2, 3, 130
+
+console = Console(stderr=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="""Train a router from recorded outcomes, and measure any router on any outcomes.
+
+    1. Prompts, as JSONL or Parquet: prompt_id, prompt (or messages), category, and if you have them group and weight.
+
+    2. Outcomes, the same: prompt_id, expert, score from 0 to 1.
+
+    3. A config that names both files and your experts: configs/train.yaml explains every key.
+
+    4. coe-train fit CONFIG --out artifacts/router; then point the server's router.artifact at that folder.""",
+)
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="The training config (YAML); its paths are relative to it.")],
+    out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
+    force: Annotated[bool, typer.Option("--force", help="Ship every objective, earned or not.")] = False,
+) -> None:
+    """Train a router and write its artifact.
+
+    An objective is shipped if, on held-out prompts, its gain over the best single expert (or, under a budget,
+    over mixing experts at random at the same cost) is certain, and it does no harm on groups left out.
+    Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
+    """
+    with _in_one_sentence():
+        result = run_fit(read_config(config), out, force, _with_progress_bar)
+        _report(result)
+        if not result.shipped:
+            raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def evaluate(  # noqa: PLR0917 - typer calls it by name
+    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
+    outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the numbers.")],
+    label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = "category",
+    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")] = 1000,
+) -> None:
+    """Measure a router on recorded outcomes, through the code that serves it. The keys are those of evaluation.json."""
+    with _in_one_sentence():
+        loaded = artifacts.load(artifact)
+        dataset = read_dataset(prompts, outcomes, loaded.expert_names, label)
+        evaluation = evaluate_artifact(loaded, dataset, Bootstrap(resamples, loaded.manifest.seed), _with_progress_bar)
+        json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        router = evaluation["router"]
+        console.print(
+            f"{evaluation['n_prompts']} prompts: score {100 * router['score']:.2f}, gain over"
+            f" {evaluation['best_single']['expert']} {100 * router['gain']:+.2f} points -> {json_file}"
+        )
+
+
+@contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    """A mistake of the user's ends the command with a sentence, Ctrl-C without a word too many."""
+    try:
+        yield
+    except CoeError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except OSError as error:
+        console.print(f"{error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except KeyboardInterrupt as error:
+        console.print("interrupted; nothing was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def _with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:
+    return rich_track(items, description=what, console=console, transient=True)
+
+
+def _report(result: FitResult) -> None:
+    evaluation = result.evaluation
+    router, best = evaluation["router"], evaluation["best_single"]
+    console.print(
+        f"held-out prompts: {evaluation['n_prompts']}; best single expert {best['expert']} {100 * best['score']:.2f},"
+        f" router {100 * router['score']:.2f} at {router['mean_active_params_b']:.4g} B mean active parameters"
+    )
+    for name, reason in result.refusals.items():
+        console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
+    console.print(f"artifact: {result.folder}", soft_wrap=True)

@@ -1,0 +1,140 @@
+"""The typed settings of a training run; refuses unknown keys and names the key that is wrong.
+
+Every key is explained in `configs/train.yaml`. Paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coe_server.errors import ConfigError
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Settings):
+    prompts: Annotated[list[Path], Field(min_length=1)]
+    outcomes: Annotated[list[Path], Field(min_length=1)]
+    label: Name = "category"
+    held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+
+
+class ExpertSettings(_Settings):
+    name: Name
+    active_params_b: Positive
+    total_params_b: Positive | None = None
+    context_tokens: Annotated[int, Field(gt=0)] | None = None
+    vision: bool = False
+    tools: bool = True
+
+
+class ObjectiveSettings(_Settings):
+    active_params_b: Positive | None = None
+
+
+class FeatureSettings(_Settings):
+    bucket_bits: Annotated[int, Field(ge=12, le=22)] = 19
+    min_prompts: Annotated[int, Field(ge=1)] = 2
+    max_columns: Annotated[int, Field(ge=100)] = 65536
+
+
+class ClassifierSettings(_Settings):
+    inverse_regularisation: Positive = 10.0
+    max_iterations: Annotated[int, Field(ge=1)] = 100
+    folds: Annotated[int, Field(ge=2)] = 5
+    min_confidence: Share = 0.0
+
+
+class GateSettings(_Settings):
+    prototypes: Annotated[int, Field(ge=1, le=2000)] = 2000
+    dimensions: Annotated[int, Field(ge=1, le=512)] = 64
+    neighbours: Annotated[int, Field(ge=1)] = 5
+
+
+class MappingSettings(_Settings):
+    mode: Literal["soft", "hard"] = "soft"
+    shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 20.0
+    hosted_params_b: Positive | None = None
+    max_experts: Annotated[int, Field(ge=1)] | None = None
+    pins: dict[Name, Name] = {}
+    bans: dict[Name, list[Name]] = {}
+
+
+class ShippingSettings(_Settings):
+    harm_limit: Share = 0.01
+    resamples: Annotated[int, Field(ge=100)] = 1000
+
+
+class TrainingConfig(_Settings):
+    data: DataSettings
+    experts: Annotated[list[ExpertSettings], Field(min_length=1)]
+    objectives: Annotated[dict[Name, ObjectiveSettings], Field(min_length=1)] = {"quality": ObjectiveSettings()}
+    features: FeatureSettings = FeatureSettings()
+    classifier: ClassifierSettings = ClassifierSettings()
+    gate: GateSettings = GateSettings()
+    mapping: MappingSettings = MappingSettings()
+    shipping: ShippingSettings = ShippingSettings()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        return tuple(expert.name for expert in self.experts)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> TrainingConfig:
+        names = self.expert_names
+        if len(set(names)) < len(names):
+            raise ValueError("experts: a name occurs twice")
+        asked = [*self.mapping.pins.values(), *(name for banned in self.mapping.bans.values() for name in banned)]
+        for name in asked:
+            if name not in names:
+                raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
+        return self
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """The settings in a YAML file, paths made absolute.
+
+    Raises ConfigError, one sentence that names the key, what was found and what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        config = TrainingConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+    return _with_paths_from(path.resolve().parent, config)
+
+
+def _sentence(error: ValidationError) -> str:
+    first: Any = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{key}: {first['input']!r}: {message}" if key else message
+
+
+def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:
+    data = config.data
+    absolute = {
+        "prompts": [folder / path for path in data.prompts],
+        "outcomes": [folder / path for path in data.outcomes],
+    }
+    return config.model_copy(update={"data": data.model_copy(update=absolute)})

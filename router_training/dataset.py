@@ -1,0 +1,213 @@
+"""Prompts and recorded outcomes, from JSONL or Parquet: read, checked, and split.
+
+Knows nothing of features or models. A missing outcome is missing (NaN), never zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coe_server.errors import DatasetError, RequestError
+from coe_server.routing.conversation import Conversation, read_messages
+
+Ints = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """n prompts and their outcomes.
+
+    `labels` [n] index `categories`, -1 where there is none; `scores` [n, experts] in [0, 1], NaN where missing;
+    `groups` [n], "" where there is none; `weights` [n], 1 unless given.
+    """
+
+    prompt_ids: tuple[str, ...]
+    conversations: tuple[Conversation, ...]
+    categories: tuple[str, ...]
+    labels: Ints
+    groups: npt.NDArray[np.str_]
+    weights: Vector
+    experts: tuple[str, ...]
+    scores: Vector
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def has_all_outcomes(self) -> npt.NDArray[np.bool_]:
+        """[n]: which prompts have an outcome from every expert."""
+        return np.asarray(~np.isnan(self.scores).any(axis=1))
+
+    def rows(self, kept: Ints) -> Dataset:
+        """The prompts with these row numbers."""
+        return Dataset(
+            tuple(self.prompt_ids[i] for i in kept),
+            tuple(self.conversations[i] for i in kept),
+            self.categories,
+            self.labels[kept],
+            self.groups[kept],
+            self.weights[kept],
+            self.experts,
+            self.scores[kept],
+        )
+
+
+def read_dataset(
+    prompts: Sequence[Path],
+    outcomes: Sequence[Path],
+    experts: Sequence[str],
+    label: str = "category",
+) -> Dataset:
+    """The prompts with the outcomes of `experts`; unknown columns are ignored.
+
+    Raises DatasetError naming file and row.
+    """
+    rows = [(path, number, row) for path in prompts for number, row in _rows(path)]
+    ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
+    _refuse_duplicates(ids, prompts)
+    labels = [row.get(label) or None for _, _, row in rows]
+    categories = tuple(sorted({str(name) for name in labels if name is not None}))
+    index = {name: position for position, name in enumerate(categories)}
+    return Dataset(
+        prompt_ids=ids,
+        conversations=tuple(_conversation(path, number, row) for path, number, row in rows),
+        categories=categories,
+        labels=np.array([-1 if name is None else index[str(name)] for name in labels], dtype=np.int64),
+        groups=np.array([str(row.get("group") or "") for _, _, row in rows]),
+        weights=np.array([_weight(path, number, row) for path, number, row in rows]),
+        experts=tuple(experts),
+        scores=_read_scores(outcomes, ids, experts),
+    )
+
+
+def split(dataset: Dataset, held_out_share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """(training, held out), by a hash of the prompt's id: the same prompt always falls on the same side."""
+    held_out = np.array([_fraction(f"{seed}:{name}") < held_out_share for name in dataset.prompt_ids])
+    return dataset.rows(np.flatnonzero(~held_out)), dataset.rows(np.flatnonzero(held_out))
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """One hash over the bytes of all files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> Vector:
+    row_of = {name: position for position, name in enumerate(ids)}
+    column_of = {name: position for position, name in enumerate(experts)}
+    scores = np.full((len(ids), len(experts)), np.nan)
+    for path in outcomes:
+        for number, row in _rows(path):
+            column = column_of.get(_text(path, number, row, "expert"))
+            if column is None:
+                raise DatasetError(
+                    f"{path}, row {number}: unknown expert {row['expert']!r} (known: {', '.join(experts)})"
+                )
+            position = row_of.get(_text(path, number, row, "prompt_id"))
+            if position is None:
+                continue  # an outcome file may cover more prompts than this run uses
+            if not math.isnan(scores[position, column]):
+                raise DatasetError(
+                    f"{path}, row {number}: a second outcome of {row['expert']!r} for prompt {row['prompt_id']!r}"
+                )
+            scores[position, column] = _number(path, number, row, "score", 1.0)
+    if np.isnan(scores).all():
+        raise DatasetError(f"{_names(outcomes)}: no outcome belongs to any of the {len(ids)} prompts")
+    return scores
+
+
+def _rows(path: Path) -> Iterable[tuple[int, Row]]:
+    """Rows numbered from 1."""
+    if not path.is_file():
+        raise DatasetError(f"there is no file {path}")
+    if path.suffix == ".parquet":
+        return enumerate(_parquet_rows(path), start=1)
+    return _json_rows(path)
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    try:
+        rows: list[Row] = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
+    return rows
+
+
+def _json_rows(path: Path) -> Iterable[tuple[int, Row]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DatasetError(f"{path}, row {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise DatasetError(f"{path}, row {number} is not an object")
+            yield number, row
+
+
+def _conversation(path: Path, number: int, row: Row) -> Conversation:
+    if isinstance(row.get("prompt"), str):
+        return Conversation.of_prompt(row["prompt"])
+    if not isinstance(row.get("messages"), list):
+        raise DatasetError(f"{path}, row {number} has neither a text 'prompt' nor a list of 'messages'")
+    try:
+        return read_messages(row["messages"])
+    except RequestError as error:
+        raise DatasetError(f"{path}, row {number}: {error}") from error
+
+
+def _text(path: Path, number: int, row: Row, column: str) -> str:
+    value = row.get(column)
+    if value is None or value == "":
+        raise DatasetError(f"{path}, row {number} has no {column!r}")
+    return str(value)
+
+
+def _weight(path: Path, number: int, row: Row) -> float:
+    return 1.0 if row.get("weight") is None else _number(path, number, row, "weight", math.inf)
+
+
+def _number(path: Path, number: int, row: Row, column: str, largest: float) -> float:
+    value = row.get(column)
+    usable = isinstance(value, int | float) and 0.0 <= value <= largest and math.isfinite(value)
+    if not usable:
+        allowed = "[0, 1]" if largest == 1.0 else "a finite number from 0 up"
+        raise DatasetError(f"{path}, row {number}: {column} {value!r} is not in {allowed}")
+    return float(value)  # type: ignore[arg-type]  # `usable` is false for anything but a number
+
+
+def _refuse_duplicates(ids: Sequence[str], prompts: Sequence[Path]) -> None:
+    if not ids:
+        raise DatasetError(f"{_names(prompts)}: no rows")
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise DatasetError(f"{_names(prompts)}: prompt_id {name!r} occurs twice")
+        seen.add(name)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64

@@ -1,0 +1,179 @@
+"""Scores a router on recorded outcomes, through the server's own `Router`: every number of `evaluation.json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.errors import DatasetError
+from coe_server.routing.artifact import Artifact
+from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.router import Router
+from router_training import metrics
+from router_training.dataset import Dataset
+from router_training.gains import Judged, budget_gain, unlimited_gain
+from router_training.mapping import choices
+from router_training.metrics import Bootstrap
+from router_training.progress import Track
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+AT_REST = Availability(residency="disk", predicted_wait_seconds=0.0)
+DIAL_SETTINGS = 60  # multipliers tried to draw the router's own curve
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] (-inf: excluded),
+    `probabilities` [n, categories], `confidences`, `inside` the gate and `routing_ms` [n]."""
+
+    chosen: Ints
+    expected: Vector
+    probabilities: Vector
+    confidences: Vector
+    inside: npt.NDArray[np.bool_]
+    routing_ms: Vector
+
+
+def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: Track) -> dict[str, Any]:
+    """The content of `evaluation.json`; unshipped objectives are measured too.
+
+    Raises DatasetError where no prompt has an outcome from every expert.
+    """
+    complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
+    if not complete.any():
+        raise DatasetError(f"none of the {len(dataset)} prompts has an outcome from every expert")
+    sizes = np.array([expert.active_params_b for expert in artifact.manifest.experts])
+    judged = Judged(dataset.rows(np.flatnonzero(complete)), sizes)
+    router = Router(_all_shipped(artifact))
+    decided = {name: decide(router, judged.dataset, name, track) for name in router.objectives}
+    main = main_objective(artifact)
+    decisions = decided[main]
+    curve = metrics.risk_coverage(decisions.confidences, judged.taken(decisions.chosen), judged.weights)
+    return {
+        "n_prompts": len(judged.dataset),
+        "n_incomplete": int(len(dataset) - len(judged.dataset)),
+        "router_version": artifact.version,
+        "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),
+        "best_single": {"expert": dataset.experts[judged.best_single], "score": float(judged.expert_means.max())},
+        "hull": [
+            {"mean_active_params_b": cost, "score": score}
+            for cost, score in zip(judged.hull.costs.tolist(), judged.hull.scores.tolist(), strict=True)
+        ],
+        "random": float(judged.expert_means.mean()),
+        "oracle": metrics.mean(judged.outcomes.max(axis=1), judged.weights),
+        "category_ceiling": metrics.category_ceiling(judged.outcomes, judged.dataset.labels, judged.weights),
+        "router": {"objective": main, **_router_row(judged, decisions, bootstrap)},
+        "by_budget": [
+            _budget_row(judged, name, entry.active_params_b, decided[name].chosen, bootstrap)
+            for name, entry in artifact.manifest.objectives.items()
+            if entry.active_params_b is not None
+        ],
+        **_aiq(judged, decisions),
+        "calibration": _calibration(judged, decisions, artifact.manifest.categories),
+        "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
+        "leave_group_out": None,
+        "flip_rate": None,
+        "routing_ms": {
+            "p50": float(np.percentile(decisions.routing_ms, 50)),
+            "p99": float(np.percentile(decisions.routing_ms, 99)),
+        },
+    }
+
+
+def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> Decisions:
+    """Every prompt routed under one objective, with all experts equally far away."""
+    availability = dict.fromkeys(router.expert_names, AT_REST)
+    options = RouteOptions(objective=objective)
+    column = {name: position for position, name in enumerate(dataset.experts)}
+    n, experts = len(dataset), len(dataset.experts)
+    expected = np.full((n, experts), -np.inf)
+    rows = []
+    for at, conversation in enumerate(track(dataset.conversations, f"routing for {objective}")):
+        decision = router.route(conversation, options, availability)
+        for ranked in decision.ranking:
+            if ranked.excluded is None and ranked.expected_score is not None:
+                expected[at, column[ranked.expert]] = ranked.expected_score
+        rows.append(decision)
+    return Decisions(
+        chosen=np.array([column[row.expert] for row in rows], dtype=np.int64),
+        expected=expected,
+        probabilities=np.array([list(row.probabilities.values()) for row in rows]),
+        confidences=np.array([row.confidence for row in rows], dtype=np.float64),
+        inside=np.array([bool(row.gate.inside) for row in rows]),
+        routing_ms=np.array([row.routing_ms for row in rows]),
+    )
+
+
+def _all_shipped(artifact: Artifact) -> Artifact:
+    """The same artifact with every objective served, so that those refused can be measured."""
+    manifest = artifact.manifest
+    shipped = {name: entry.model_copy(update={"shipped": True}) for name, entry in manifest.objectives.items()}
+    return replace(artifact, manifest=manifest.model_copy(update={"objectives": shipped}))
+
+
+def main_objective(artifact: Artifact) -> str:
+    """`quality`; without one of that name the first without a budget, else the first."""
+    objectives = artifact.manifest.objectives
+    unlimited = [name for name, entry in objectives.items() if entry.active_params_b is None]
+    return next(iter([name for name in ("quality",) if name in objectives] + unlimited + list(objectives)))
+
+
+def _router_row(judged: Judged, decisions: Decisions, bootstrap: Bootstrap) -> dict[str, Any]:
+    return {
+        **unlimited_gain(judged, decisions.chosen, bootstrap).as_json(),
+        "mean_active_params_b": judged.mean_active_params_b(decisions.chosen),
+        "routed_away": metrics.mean(1.0 * (decisions.chosen != judged.best_single), judged.weights),
+        "ood_share": metrics.mean(np.where(decisions.inside, 0.0, 1.0), judged.weights),
+    }
+
+
+def _budget_row(judged: Judged, objective: str, budget_b: float, chosen: Ints, bootstrap: Bootstrap) -> dict[str, Any]:
+    return {
+        "objective": objective,
+        "budget_b": budget_b,
+        "mean_active_params_b": judged.mean_active_params_b(chosen),
+        "zero_router_score": judged.hull.score_at(judged.mean_active_params_b(chosen)),
+        **budget_gain(judged, chosen, bootstrap).as_json(),
+    }
+
+
+def _aiq(judged: Judged, decisions: Decisions) -> dict[str, float]:
+    """The router's own curve, drawn by turning its multiplier, against the zero router's."""
+    sizes = judged.active_params_b
+    chosen = [choices(decisions.expected, sizes, multiplier) for multiplier in _dial(decisions, sizes)]
+    costs = np.array([judged.mean_active_params_b(row) for row in chosen])
+    scores = np.array([metrics.mean(judged.taken(row), judged.weights) for row in chosen])
+    low, high = float(sizes.min()), float(sizes.max())
+    own = metrics.aiq(metrics.upper_hull(costs, scores), low, high)
+    return {"aiq": own, "delta_aiq": own - metrics.aiq(judged.hull, low, high)}
+
+
+def _dial(decisions: Decisions, sizes: Vector) -> Vector:
+    """Multipliers from none to one that leaves only the smallest expert."""
+    steps = np.diff(np.unique(sizes))
+    if len(steps) == 0:
+        return np.zeros(1)
+    largest = 1.01 / float(steps.min())
+    return np.concatenate(([0.0], np.geomspace(largest * 1e-5, largest, DIAL_SETTINGS)))
+
+
+def _calibration(judged: Judged, decisions: Decisions, categories: list[str]) -> dict[str, float | None]:
+    """`ece` and `brier` of the likeliest category over labelled prompts (None without), and of expected scores."""
+    index = {name: position for position, name in enumerate(categories)}
+    known = [index.get(name, -1) for name in judged.dataset.categories]
+    labels = np.array([known[label] if label >= 0 else -1 for label in judged.dataset.labels], dtype=np.int64)
+    rows = np.flatnonzero(judged.dataset.labels >= 0)
+    weights, probabilities = judged.weights[rows], decisions.probabilities[rows]
+    hits = (probabilities.argmax(axis=1) == labels[rows]).astype(np.float64)
+    promised = decisions.expected[np.arange(len(decisions.chosen)), decisions.chosen]
+    error = metrics.expected_calibration_error
+    return {
+        "ece": error(decisions.confidences[rows], hits, weights) if len(rows) else None,
+        "brier": metrics.brier_score(probabilities, labels[rows], weights) if len(rows) else None,
+        "expected_score_ece": error(promised, judged.taken(decisions.chosen), judged.weights),
+    }

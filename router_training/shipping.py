@@ -1,0 +1,78 @@
+"""Does an objective earn its place? Gain inside, no harm outside; else the sentence that says what is missing. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.routing.manifest import ObjectiveEntry
+from router_training import metrics
+from router_training.gains import Judged, unlimited_gain
+from router_training.mapping import choices
+from router_training.metrics import Bootstrap
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Prompts whose groups were unseen; the scores the router expects there, and would if it trusted no category:
+    `expected` and `overall`, each [n, experts]."""
+
+    judged: Judged
+    expected: Vector
+    overall: Vector
+
+    def chosen(self, objective: ObjectiveEntry) -> Ints:
+        return choices(self.expected, self.judged.active_params_b, objective.multiplier)
+
+    def chosen_without_categories(self, objective: ObjectiveEntry) -> Ints:
+        return choices(self.overall, self.judged.active_params_b, objective.multiplier)
+
+
+def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
+    """An objective's gain there. Without a budget over the best single expert, as inside.
+
+    Under a budget over the same router without categories, both less what they spend at the multiplier's price:
+    specialists that were good in a group look good to the hull in hindsight, but nobody could have known.
+    """
+    judged, chosen = foreign.judged, foreign.chosen(objective)
+    taken = metrics.mean(judged.taken(chosen), judged.weights)
+    if objective.active_params_b is None:
+        return taken - float(judged.expert_means.max())
+    plain = foreign.chosen_without_categories(objective)
+    saved = judged.mean_active_params_b(plain) - judged.mean_active_params_b(chosen)
+    return taken - metrics.mean(judged.taken(plain), judged.weights) + objective.multiplier * saved
+
+
+def leave_group_out(foreign: Foreign, objective: ObjectiveEntry, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The block of `evaluation.json`: gain over the best single expert, in all and for each group."""
+    judged, chosen = foreign.judged, foreign.chosen(objective)
+    whole = unlimited_gain(judged, chosen, bootstrap)
+    difference = judged.taken(chosen) - judged.outcomes[:, judged.best_single]
+    groups = judged.dataset.groups
+    per_group = {
+        str(name): float(np.average(difference[groups == name], weights=judged.weights[groups == name]))
+        for name in np.unique(groups)
+    }
+    return {"gain": whole.gain, "gain_ci95": [whole.low, whole.high], "per_group": per_group}
+
+
+def refusal(inside_low: float, outside_gain: float | None, has_budget: bool, harm_limit: float) -> str | None:
+    """Why an objective is not shipped; None if it is.
+
+    `inside_low` is the lower bound of its gain on held-out prompts, `outside_gain` that on unseen groups.
+    """
+    if inside_low <= 0.0:
+        rival = "mixing single experts at the same cost" if has_budget else "the best single expert"
+        return f"its gain over {rival} is not certain: the lower bound is {100 * inside_low:+.2f} points"
+    if outside_gain is not None and outside_gain < -harm_limit:
+        return (
+            f"on groups left out of training it changes the score by {100 * outside_gain:+.2f} points,"
+            f" and the harm limit is {100 * harm_limit:.2f}"
+        )
+    return None
