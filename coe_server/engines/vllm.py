@@ -74,7 +74,10 @@ class VllmEngine:
         held_bytes = self._held_bytes(run)
         # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
         await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
-        await self._until_freed(run, held_bytes)
+        freed_bytes = await self._freed(run, held_bytes)
+        if self._launch.platform == "cuda":
+            asleep = max(0, self._footprint.device_awake - freed_bytes)
+            self._footprint = replace(self._footprint, device_asleep=asleep)
 
     async def wake(self) -> None:
         run = self._living_run()
@@ -156,8 +159,8 @@ class VllmEngine:
         choice = answer["choices"][0]
         return str(choice.get("token_ids") or choice["text"])
 
-    async def _until_freed(self, run: _Run, held_before: int) -> None:
-        """The ledger believes what the system says, not what the engine says."""
+    async def _freed(self, run: _Run, held_before: int) -> int:
+        """Bytes the system, not the engine, says have come back; raises `EngineError` if they stay away."""
         awake, asleep = self._footprint.device_awake, self._footprint.device_asleep
         wanted = round(_FREED_SHARE * (awake - asleep))
         deadline = asyncio.get_running_loop().time() + _FREED_SECONDS
@@ -167,6 +170,7 @@ class VllmEngine:
                     f"engine '{self._launch.name}' sleeps but freed {freed} bytes, {wanted} were expected"
                 )
             await asyncio.sleep(_FREED_POLL_SECONDS)  # the system tells nobody when memory comes back
+        return freed
 
     def _held_bytes(self, run: _Run) -> int:
         return self._device_bytes() if self._launch.platform == "cuda" else private_bytes(run.process.pid)

@@ -21,6 +21,7 @@ from aiohttp import web
 
 FAULT = os.environ.get("STAND_IN_FAULT", "")
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+CONTEXT_BYTES = 2 << 30
 
 
 def main(words: list[str]) -> None:
@@ -68,6 +69,7 @@ class StandIn:
         self.kv_cache = mmap.mmap(-1, kv_cache_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.fill_kv_cache()
         self.image = -1
+        self.occupy_device(self.weights_bytes + len(self.kv_cache))
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if FAULT == "never healthy" else 200)
@@ -78,6 +80,7 @@ class StandIn:
         if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
             return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
         self.write_image()
+        self.occupy_device(0)
         if FAULT != "keeps its memory":
             self.weights.madvise(mmap.MADV_DONTNEED)
             self.kv_cache.madvise(mmap.MADV_DONTNEED)
@@ -87,6 +90,7 @@ class StandIn:
         if FAULT != "answers garbage after wake":
             os.preadv(self.image, [self.weights], 0)
         self.fill_kv_cache()
+        self.occupy_device(self.weights_bytes + len(self.kv_cache))
         return web.json_response({"status": "awake"})
 
     async def collective_rpc(self, request: web.Request) -> web.Response:
@@ -115,10 +119,16 @@ class StandIn:
     def write_image(self) -> None:
         if self.image >= 0:
             return
-        self.image = os.open(os.environ["COE_WEIGHT_IMAGE"], os.O_RDWR)
+        path = os.environ.get("COE_WEIGHT_IMAGE")
+        self.image = os.open(path, os.O_RDWR) if path else os.memfd_create("own", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.image, self.weights_bytes)
         os.pwrite(self.image, self.weights, 0)
         fcntl.fcntl(self.image, fcntl.F_ADD_SEALS, SEALS)
+
+    def occupy_device(self, moving_bytes: int) -> None:
+        """Keeps the books of a GPU that is not there, where a test asks for it: our bytes and a CUDA context's."""
+        if path := os.environ.get("STAND_IN_DEVICE"):
+            Path(path).write_text(str(CONTEXT_BYTES + moving_bytes))
 
     def fill_kv_cache(self) -> None:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(self.kv_cache)), 1, len(self.kv_cache))

@@ -15,7 +15,7 @@ import pytest
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.process_memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 from .conftest import KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, eventually, run_directory_of, runs
@@ -244,12 +244,43 @@ def test_a_killed_keeper_takes_its_engine_along(stand_in: StandInLaunch) -> None
     assert not folder.exists()
 
 
+def test_on_cuda_the_devices_own_books_are_believed(stand_in: StandInLaunch, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.write_text("1000")  # somebody else's
+
+    def launch(fault: str = "") -> VllmLaunch:
+        environment = {"STAND_IN_FAULT": fault, "STAND_IN_DEVICE": str(device)}
+        return stand_in(platform="cuda", environment=environment)
+
+    async def story() -> None:
+        engine = VllmEngine(launch(), lambda: int(device.read_text()))
+        await engine.start()
+        assert engine.footprint.device_awake == (2 << 30) + AWAKE_BYTES - 1000
+        before = await say(engine, "bonjour")
+        await engine.sleep()
+        assert engine.footprint.device_asleep == (2 << 30) - 1000
+        await engine.wake()
+        assert b"".join(await say(engine, "bonjour")) == b"".join(before)
+        assert engine._run is not None
+        assert engine._run.image is None, "vLLM keeps its own copy there"
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_without_a_driver_to_ask_an_engine_for_cuda_does_not_start(stand_in: StandInLaunch) -> None:
+    if detect_platform() == "cuda":
+        pytest.skip("this machine has a driver")
+    with pytest.raises(EngineStartFailed, match="cannot see the device's memory"):
+        asyncio.run(VllmEngine(stand_in(platform="cuda")).start())
+
+
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path
 from coe_server.engines.process_memory import process_tree
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 
 async def main():
     settings = json.loads(sys.argv[1])

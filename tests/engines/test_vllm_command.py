@@ -1,0 +1,200 @@
+"""Settings in, command line and environment out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coe_server.engines.http_channel import IDLE_SECONDS
+from coe_server.engines.kept_process import make_run_directory
+from coe_server.engines.vllm_command import (
+    IMAGE_VARIABLE,
+    VllmLaunch,
+    detect_platform,
+    engine_environment,
+    estimated_footprint,
+    model_bytes,
+    serve_command,
+)
+from coe_server.errors import ConfigError
+
+RUN = Path("/tmp/coe-12345678")
+SOCKET = RUN / "engine.sock"
+
+
+def launch(**changes: Any) -> VllmLaunch:
+    settings: dict[str, Any] = {
+        "name": "french",
+        "model": "/models/french",
+        "kv_cache_bytes": 1 << 27,
+        "log_directory": Path("logs"),
+        "platform": "cpu",
+    }
+    return VllmLaunch(**settings | changes)
+
+
+def flags(command: list[str]) -> list[str]:
+    return [word for word in command if word.startswith("--")]
+
+
+def test_on_a_cpu_one_process_serves_with_our_worker_on_a_private_socket() -> None:
+    command = serve_command(launch(command=("/venv/bin/vllm",)), SOCKET)
+    assert command[:3] == ["/venv/bin/vllm", "serve", "/models/french"]
+    pairs = dict(pairwise(command))
+    assert pairs["--uds"] == str(SOCKET)
+    assert pairs["--served-model-name"] == "french"
+    assert pairs["--kv-cache-memory-bytes"] == "134217728"
+    assert pairs["--distributed-executor-backend"] == "uni"
+    assert pairs["--worker-cls"] == "coe_sleeping_worker.SleepingWorker"
+    assert "--enforce-eager" in command
+    assert not {"--host", "--port", "--enable-sleep-mode"} & set(command)
+
+
+def test_on_cuda_vllms_own_sleep_mode_is_used_where_sleeping_is_allowed() -> None:
+    cuda = serve_command(launch(platform="cuda"), SOCKET)
+    assert flags(cuda) == ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--enable-sleep-mode"]
+    assert "--enable-sleep-mode" not in serve_command(launch(platform="cuda", can_sleep=False), SOCKET)
+
+
+def test_args_become_flags_of_the_same_meaning() -> None:
+    args = {"max_model_len": 8192, "quantization": "awq", "gpu-memory-utilization": 0.5, "seed": None}
+    args |= {"trust_remote_code": True, "enable_prefix_caching": False}
+    args |= {"lora_modules": ["a=b", "c=d"], "override_generation_config": {"top_k": 1}}
+    command = serve_command(launch(platform="cuda", can_sleep=False, args=args), SOCKET)
+    assert command[command.index("--max-model-len") :] == [
+        *("--max-model-len", "8192", "--quantization", "awq", "--gpu-memory-utilization", "0.5"),
+        *("--trust-remote-code", "--no-enable-prefix-caching", "--lora-modules", "a=b", "c=d"),
+        *("--override-generation-config", json.dumps({"top_k": 1})),
+    ]
+
+
+def test_an_arg_replaces_our_default_instead_of_being_given_twice() -> None:
+    command = serve_command(launch(args={"enforce_eager": False, "distributed-executor-backend": "mp"}), SOCKET)
+    assert "--no-enforce-eager" in command
+    assert "--enforce-eager" not in command
+    assert command.count("--distributed-executor-backend") == 1
+    assert command[command.index("--distributed-executor-backend") + 1] == "mp"
+
+
+@pytest.mark.parametrize("key", ["uds", "port", "served-model-name", "kv_cache_memory_bytes", "enable_sleep_mode"])
+def test_an_arg_that_is_ours_to_set_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^experts\.french\.args\.{key}: is set by the server, leave it out$"):
+        launch(args={key: "x"})
+
+
+def test_more_than_one_device_is_refused_with_a_sentence() -> None:
+    launch(args={"tensor_parallel_size": 1})
+    with pytest.raises(ConfigError, match=r"args\.tensor-parallel-size: 2 is not supported, one device for now"):
+        launch(args={"tensor-parallel-size": 2})
+
+
+def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> None:
+    inherited = {
+        **{"PATH": "/bin", "HOME": "/root", "HF_TOKEN": "hub", "CUDA_VISIBLE_DEVICES": "1", "LD_LIBRARY_PATH": "/l"},
+        **{"OPENAI_API_KEY": "secret", "HOSTED_KEY": "secret", "AWS_SECRET_ACCESS_KEY": "secret"},
+        **{"VLLM_API_KEY": "secret", "PYTHONPATH": "/ours", "TMPDIR": "/elsewhere"},
+    }
+    environment = engine_environment(launch(), inherited, RUN, "/proc/1/fd/7")
+    assert "secret" not in environment.values()
+    assert environment["PATH"] == "/bin"
+    assert environment["HF_TOKEN"] == "hub"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert environment["LD_LIBRARY_PATH"] == "/l"
+    assert environment["TMPDIR"] == environment["VLLM_RPC_BASE_PATH"] == str(RUN)
+    assert environment["VLLM_SERVER_DEV_MODE"] == "1"
+    assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
+    assert environment[IMAGE_VARIABLE] == "/proc/1/fd/7"
+    assert "HF_HUB_OFFLINE" not in environment, "experts may be hub ids"
+
+
+def test_the_engine_keeps_idle_connections_longer_than_we_do() -> None:
+    environment = engine_environment(launch(), {}, RUN, None)
+    assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > IDLE_SECONDS
+
+
+def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
+    environment = engine_environment(launch(), {}, RUN, None)
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["OMP_NUM_THREADS"] == "1"
+    (worker,) = Path(environment["PYTHONPATH"]).glob("*.py")
+    assert worker.name == "coe_sleeping_worker.py", "any other module here could shadow one of vLLM's"
+    assert IMAGE_VARIABLE not in environment
+
+
+def test_cuda_gets_none_of_the_cpus_settings() -> None:
+    environment = engine_environment(launch(platform="cuda"), {}, RUN, None)
+    assert not {"PYTHONPATH", "OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(environment)
+
+
+def test_an_experts_own_environment_wins() -> None:
+    environment = engine_environment(launch(environment={"OMP_NUM_THREADS": "2"}), {"OMP_NUM_THREADS": "3"}, RUN, None)
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_local_models_size_is_that_of_its_weight_files(tmp_path: Path) -> None:
+    (tmp_path / "model-1.safetensors").write_bytes(bytes(1000))
+    (tmp_path / "model-2.safetensors").write_bytes(bytes(234))
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(5000))
+    assert model_bytes(str(tmp_path)) == 1234
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"),
+    [
+        *(("Qwen/Qwen2.5-Coder-7B-Instruct", 7.62), ("google/gemma-2-9b", 9.24), ("Qwen/Qwen2.5-0.5B", 0.494)),
+        *(("mistralai/Mixtral-8x7B-v0.1", 46.7), ("Qwen/Qwen2.5-72B-Instruct", 72.7)),
+    ],
+)
+def test_a_hub_models_size_is_guessed_from_its_name_and_never_too_small(model: str, billions: float) -> None:
+    guess = model_bytes(model)
+    assert guess is not None
+    assert guess >= billions * 2e9
+
+
+def test_a_missing_or_empty_model_folder_and_an_unknown_size_are_refused_with_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^experts\.french\.model: there is no model folder '/nowhere/x'$"):
+        estimated_footprint(launch(model="/nowhere/x"))
+    with pytest.raises(ConfigError, match=rf"^experts\.french\.model: the model folder '{tmp_path}' holds no weights"):
+        estimated_footprint(launch(model=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"^experts\.french\.model: 'a/b' is no folder here and its name does not"):
+        estimated_footprint(launch(model="a/b"))
+    assert estimated_footprint(launch(model="a/b", weights_bytes=5)).device_awake > 5 + (1 << 27)
+
+
+def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(1 << 20))
+    here = launch(model=str(tmp_path), process_bytes=123)
+    cpu = estimated_footprint(here)
+    assert cpu.device_awake >= (1 << 20) + (1 << 27)
+    assert (cpu.device_asleep, cpu.host_process) == (0, 123)
+    assert cpu.host_image >= 1 << 20
+    cuda = estimated_footprint(dataclasses.replace(here, platform="cuda"))
+    assert cuda.device_asleep > 1 << 30
+    assert cuda.device_awake >= cpu.device_awake + cuda.device_asleep
+    assert not estimated_footprint(dataclasses.replace(here, can_sleep=False)).can_sleep
+    double = estimated_footprint(dataclasses.replace(here, args={"dtype": "float32"}))
+    assert double.host_image >= cpu.host_image + (1 << 20)
+
+
+def test_the_platform_is_cuda_exactly_where_an_nvidia_device_is() -> None:
+    assert (detect_platform() == "cuda") is any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def test_a_run_directory_is_private_and_short_enough_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    for system in (str(deep), "/tmp"):
+        monkeypatch.setattr(tempfile, "tempdir", system)
+        folder = make_run_directory()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(str(folder / ("x" * 36))) < 108
+        folder.rmdir()
