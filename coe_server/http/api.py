@@ -86,7 +86,8 @@ async def _read_all(request: Request, limit_bytes: int) -> bytes:
 
 
 def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
-    headers = tuple((name, request.headers[name]) for name in ("accept", "content-type") if name in request.headers)
+    accept = (("accept", request.headers["accept"]),) if "accept" in request.headers else ()
+    headers = (("content-type", "application/json"), *accept)  # it was read as JSON, whatever the client called it
     return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
 
 

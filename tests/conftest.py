@@ -1,0 +1,22 @@
+"""What every test may ask for: the repository's root and the environment that holds vLLM."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root():
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def vllm_environment():
+    """The environment `make engines` creates; COE_TEST_VLLM names another one."""
+    folder = Path(os.environ.get("COE_TEST_VLLM", ROOT / ".venv-vllm"))
+    if not (folder / "bin/vllm").exists():
+        pytest.skip(f"vLLM is not installed in {folder}: `make engines` installs it")
+    return folder
