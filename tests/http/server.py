@@ -76,6 +76,7 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # a request may come before the server accepts
         server = uvicorn.Server(uvicorn.Config(build(), log_level="error", timeout_graceful_shutdown=5))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
