@@ -72,14 +72,17 @@ class KeptProcess:
     async def end(self, grace_seconds: float) -> None:
         """SIGTERM; after the grace SIGKILL for everything. Returns when nobody is left."""
         try:
-            if not self.over.done():
-                self._keeper.send_signal(signal.SIGTERM)
-                await self._over_within(grace_seconds)
+            self._signal(signal.SIGTERM)
+            await self._over_within(grace_seconds)
         finally:
             self._close_pipe()  # from here the keeper kills, even if we are cancelled
         if not await self._over_within(_KILL_SECONDS):
-            self._keeper.kill()
+            self._signal(signal.SIGKILL)
         await asyncio.shield(self.over)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            self._keeper.send_signal(number)
 
     async def _over_within(self, seconds: float) -> bool:
         done, _ = await asyncio.wait({self.over}, timeout=seconds)
@@ -93,7 +96,8 @@ class KeptProcess:
         return status
 
     async def _end_session(self) -> None:
-        while members := session_members(self.pid):
+        deadline = asyncio.get_running_loop().time() + _KILL_SECONDS
+        while (members := session_members(self.pid)) and asyncio.get_running_loop().time() < deadline:
             for pid in members:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

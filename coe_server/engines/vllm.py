@@ -75,6 +75,8 @@ class VllmEngine:
         # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
         await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
         freed_bytes = await self._freed(run, held_bytes)
+        if run.image is not None and not run.image.sealed:
+            raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
         if self._launch.platform == "cuda":
             asleep = max(0, self._footprint.device_awake - freed_bytes)
             self._footprint = replace(self._footprint, device_asleep=asleep)

@@ -99,6 +99,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
         "uds": str(socket),
         "served_model_name": launch.name,
         "kv_cache_memory_bytes": launch.kv_cache_bytes,
+        "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
     }
     if launch.platform == "cpu":
         args |= _CPU_ARGS | {"worker_cls": _WORKER_CLASS}

@@ -59,7 +59,8 @@ def test_on_a_cpu_one_process_serves_with_our_worker_on_a_private_socket() -> No
 
 def test_on_cuda_vllms_own_sleep_mode_is_used_where_sleeping_is_allowed() -> None:
     cuda = serve_command(launch(platform="cuda"), SOCKET)
-    assert flags(cuda) == ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--enable-sleep-mode"]
+    ours = ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--disable-uvicorn-access-log"]
+    assert flags(cuda) == [*ours, "--enable-sleep-mode"]
     assert "--enable-sleep-mode" not in serve_command(launch(platform="cuda", can_sleep=False), SOCKET)
 
 

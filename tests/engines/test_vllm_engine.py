@@ -174,6 +174,17 @@ def test_an_engine_that_keeps_its_memory_is_not_believed(stand_in: StandInLaunch
     asyncio.run(story())
 
 
+def test_an_image_that_could_still_be_changed_is_refused(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("leaves its image open"))
+        await engine.start()
+        with pytest.raises(EngineError, match="'french' left its image open to changes"):
+            await engine.sleep()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
 def test_a_wrong_canary_after_a_wake_is_an_error(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = VllmEngine(stand_in("answers garbage after wake"))

@@ -190,7 +190,17 @@ def test_a_killed_engine_core_is_noticed_and_the_next_start_works(real: Real) ->
         real.tokens("hello")
     real.runner.run(real.engine.start())
     assert real.tokens("hello") == before
-    pids, folder = process_tree(real.keeper), run_directory_of(real.keeper)
-    real.runner.run(real.engine.stop())
+
+
+def test_without_its_keeper_the_core_still_dies_with_the_api_server(real: Real) -> None:
+    """What is left if server and keeper are killed at the same instant."""
+    keeper, core, pids = real.keeper, real.core, process_tree(real.keeper)
+    folder = run_directory_of(keeper)
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(pids[1], signal.SIGKILL)
+    assert eventually(lambda: not runs(core))
+    os.kill(keeper, signal.SIGCONT)
+    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 60))
+    assert reason.startswith("engine 'french' was killed by signal 9")
     assert not any(runs(pid) for pid in pids)
     assert not folder.exists()

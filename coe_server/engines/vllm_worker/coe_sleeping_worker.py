@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -38,6 +39,8 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
+_PR_SET_PDEATHSIG = 1
+
 
 class SleepingWorker(CPUWorker):
     """vLLM's CPU worker with `sleep(level=1)` and `wake_up(tags)` that really move memory."""
@@ -50,6 +53,9 @@ class SleepingWorker(CPUWorker):
     _last_wake_seconds = 0.0
 
     def load_model(self, **options: Any) -> None:
+        # Die with the API server, which forked us from its main thread: the keeper sees to that too, but somebody may
+        # kill the keeper and the server at the same instant.
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         super().load_model(**options)
         self._weights = WeightArena(self.model_runner.get_model())
         self._image = Image(os.environ.get(IMAGE_VARIABLE))
