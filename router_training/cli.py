@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INTERRUPTED = 2, 3, 130
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -88,10 +88,10 @@ def _in_one_sentence() -> Iterator[None]:
     try:
         yield
     except CoeError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(str(error), style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except OSError as error:
-        console.print(f"{error.filename}: {error.strerror}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{error.filename}: {error.strerror}", style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except KeyboardInterrupt as error:
         console.print("interrupted; nothing was written")
@@ -99,7 +99,7 @@ def _in_one_sentence() -> Iterator[None]:
 
 
 def _with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:
-    return rich_track(items, description=what, console=console, transient=True)
+    return rich_track(items, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _report(result: FitResult) -> None:
@@ -111,4 +111,4 @@ def _report(result: FitResult) -> None:
     )
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
-    console.print(f"artifact: {result.folder}", soft_wrap=True)
+    console.print(f"artifact: {result.folder}", markup=False)

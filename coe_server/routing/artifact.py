@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
+from safetensors.numpy import save as as_safetensors
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import inspection
@@ -121,9 +121,11 @@ def require_free(folder: Path) -> None:
 
 
 def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
-    save_file(_weights(artifact), folder / WEIGHTS)
+    # written by us and not by safetensors, which makes files that only their owner can read
+    (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
     parts = (held_out.probabilities, held_out.inside, held_out.weights)
-    save_file(dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True)), folder / HELD_OUT)
+    held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True))
+    (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
     _write_json(folder / MAPPING, artifact.mapping)
     if evaluation is not None:
         _write_json(folder / EVALUATION, evaluation)

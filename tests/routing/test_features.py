@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe_server.routing.conversation import read_messages
+from coe_server.routing.features import WINDOW_BYTES, Features, Turn, buckets, distinct, normalised
+
+BITS = 18
+
+
+def slow_runs(data: bytes) -> set[bytes]:
+    """Every run of 3 to 5 bytes, cut out one at a time."""
+    return {data[at : at + n] for n in (3, 4, 5) for at in range(len(data) - n + 1)}
+
+
+def slow_words(data: bytes) -> list[bytes]:
+    words, word = [], b""
+    for byte in data + b" ":
+        if byte >= 128 or chr(byte).isalnum():
+            word += bytes([byte])
+        elif word:
+            words.append(word)
+            word = b""
+    return words
+
+
+def everything(bits: int = BITS) -> Features:
+    return Features.of(bits, np.arange(1 << bits), np.ones(1 << bits, dtype=np.float32))
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=60))
+def test_there_is_one_bucket_for_each_word_pair_and_run(text: str) -> None:
+    data = normalised(text).tobytes()
+    words = slow_words(data)
+    length = len(data)
+    runs = sum(max(0, length - n + 1) for n in (3, 4, 5))
+    found = buckets(text, BITS)
+    assert len(found) == runs + len(words) + max(0, len(words) - 1)
+    is_run = found >= 1 << (BITS - 1)
+    assert is_run.sum() == runs
+    assert found.max(initial=0) < 1 << BITS
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="ab c", max_size=40), st.text(alphabet="ab c", max_size=40))
+def test_texts_share_a_bucket_where_they_share_an_ngram(one: str, other: str) -> None:
+    a, b = normalised(one).tobytes(), normalised(other).tobytes()
+    shared = slow_runs(a) & slow_runs(b)
+    half = 1 << (BITS - 1)
+    found = {x for x in buckets(one, BITS).tolist() if x >= half} & {
+        x for x in buckets(other, BITS).tolist() if x >= half
+    }
+    assert (len(found) > 0) == (len(shared) > 0)
+    assert len(found) <= len(shared)
+
+
+def test_different_words_rarely_share_a_bucket() -> None:
+    words = [f"word{number}" for number in range(2000)]
+    places = Counter(int(buckets(word, BITS)[0]) for word in words)
+    # 2,000 in 131,072 buckets: about 15 collisions by chance
+    assert len(places) > 1960
+
+
+def test_the_order_of_the_letters_matters() -> None:
+    assert set(buckets("listen", BITS).tolist()).isdisjoint({int(buckets("silent", BITS)[0])})
+
+
+@given(st.text(max_size=50))
+def test_case_and_white_space_do_not_matter(text: str) -> None:
+    spaced = text.replace(" ", " \n\t ")
+    assert np.array_equal(buckets(text, BITS), buckets(f"  {spaced} ", BITS))
+    assert np.array_equal(buckets("SELECT It", BITS), buckets("select iT", BITS))
+
+
+def test_a_long_text_is_its_start_and_its_end() -> None:
+    start, end = "a" * WINDOW_BYTES, "z" * WINDOW_BYTES
+    assert len(normalised(start + "q" * 100_000 + end)) <= 2 * WINDOW_BYTES + 2
+    assert np.array_equal(normalised(start + "q" * 9_000 + end), normalised(start + "x" * 90_000 + end))
+
+
+@given(st.text(alphabet="日本語éß😀 ", min_size=1, max_size=5000))
+def test_any_language_fits_the_window(text: str) -> None:
+    assert len(normalised(text)) <= 2 * WINDOW_BYTES + 2
+
+
+@given(st.lists(st.integers(0, 20), max_size=60))
+def test_counting_agrees_with_a_counter(values: list[int]) -> None:
+    columns, counts = distinct(np.array(values, dtype=np.int64))
+    assert dict(zip(columns.tolist(), counts.tolist(), strict=True)) == Counter(values)
+    assert columns.tolist() == sorted(columns.tolist())
+
+
+@given(st.text(max_size=100))
+def test_words_and_runs_each_have_length_one(text: str) -> None:
+    features = everything()
+    vector = features.vector((Turn(text),))
+    is_word = vector.columns < features.word_columns
+    for part in (vector.weights[is_word], vector.weights[~is_word]):
+        assert len(part) == 0 or float(part @ part) == pytest.approx(1.0, abs=1e-5)
+
+
+@given(st.text(max_size=100))
+def test_a_turn_split_in_two_halves_of_the_weight_is_the_same_vector(text: str) -> None:
+    whole = everything().vector((Turn(text),))
+    halves = everything().vector((Turn(text, 0.5), Turn(text, 0.5)))
+    assert np.array_equal(whole.columns, halves.columns)
+    assert whole.weights == pytest.approx(halves.weights)
+
+
+def test_ngrams_that_training_did_not_keep_are_ignored() -> None:
+    kept = np.unique(buckets("known words", BITS)).astype(np.int64)
+    features = Features.of(BITS, kept, np.ones(len(kept), dtype=np.float32))
+    known = features.vector((Turn("known words"),))
+    assert len(known.columns) == len(kept)
+    assert len(features.vector((Turn("qqzzq"),)).columns) == 0
+
+
+def test_the_newest_turn_weighs_most() -> None:
+    conversation = read_messages(
+        [
+            {"role": "system", "content": "You are a poet."},
+            {"role": "user", "content": "first"},
+            {"role": "assistant", "content": "ignored answer"},
+            {"role": "user", "content": [{"type": "text", "text": "second"}, {"type": "text", "text": "part"}]},
+            {"role": "tool", "content": "ignored result"},
+        ]
+    )
+    assert conversation.turns == (Turn("first", 0.5), Turn("second\npart", 1.0))

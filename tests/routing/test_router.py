@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from coe_server.errors import ExpertUnavailable, NoCapableExpert, RequestError, UnknownModel
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.capabilities import Capabilities
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.manifest import Thresholds
+from coe_server.routing.router import Router
+from tests.routing.small_artifact import (
+    BEST,
+    FOREIGN,
+    OVERALL,
+    SMALL,
+    TEXTS,
+    everywhere,
+    held_out,
+    objective,
+    small_artifact,
+)
+
+DEVICE = Availability("device", 0.0)
+
+
+@pytest.fixture
+def router(folder: Path) -> Router:
+    return Router.load(folder)
+
+
+def made(tmp_path: Path, tolerance: float = 0.0, **changes: Any) -> Router:
+    artifacts.save(small_artifact(**changes), held_out(), None, tmp_path / "made")
+    return Router.load(tmp_path / "made", residency_tolerance=tolerance)
+
+
+def ask(router: Router, text: str, **options: Any) -> RoutingDecision:
+    return router.route(Conversation.of_prompt(text), RouteOptions(**options), everywhere())
+
+
+@pytest.mark.parametrize("category", TEXTS)
+def test_a_prompt_goes_to_the_best_expert_of_its_category(router: Router, category: str) -> None:
+    decision = ask(router, TEXTS[category])
+    assert (decision.category, decision.reason) == (category, "mapped")
+    assert decision.expert == BEST[category]
+    assert decision.gate.inside is True
+
+
+def test_the_expected_score_mixes_the_categories_by_their_probability(router: Router) -> None:
+    decision = ask(router, TEXTS["code"])
+    p = decision.probabilities
+    assert sum(p.values()) == pytest.approx(1.0)
+    by_name = {one.expert: one for one in decision.ranking}
+    assert by_name["coder"].expected_score == pytest.approx(0.8 * p["code"] + 0.1 * p["french"] + 0.4 * p["maths"])
+
+
+def test_a_budget_prices_active_parameters_and_says_when_it_changed_the_choice(router: Router) -> None:
+    assert (ask(router, TEXTS["code"], objective="cheap").expert, "coder") == ("coder", "coder")
+    assert ask(router, TEXTS["code"], objective="cheap").reason == "budget"
+    assert ask(router, TEXTS["french"], objective="cheap").reason == "mapped"
+    budget = ask(router, TEXTS["code"], objective="cheap").budget
+    assert (budget.target, budget.mean, budget.multiplier) == (10.0, None, 0.01)
+
+
+def test_outside_the_gate_the_overall_means_decide(router: Router) -> None:
+    decision = ask(router, FOREIGN)
+    assert (decision.category, decision.reason, decision.gate.inside) == ("general", "out_of_domain", False)
+    assert {one.expert: one.expected_score for one in decision.ranking} == OVERALL
+    assert decision.expert == "big"
+
+
+def test_an_unsure_classifier_leaves_the_choice_to_the_overall_means(router: Router) -> None:
+    mixed = TEXTS["french"] + " " + TEXTS["maths"]
+    assert ask(router, mixed).reason == "mapped"
+    unsure = ask(router, mixed, min_confidence=0.99)
+    assert (unsure.category, unsure.reason) == ("general", "general")
+    assert unsure.confidence is not None
+    assert unsure.confidence < 0.99
+
+
+def test_the_artifact_may_hold_a_least_confidence_of_its_own(tmp_path: Path) -> None:
+    router = made(tmp_path, thresholds=Thresholds(gate=0.2, min_confidence=1.0))
+    assert ask(router, TEXTS["french"]).reason == "general"
+    assert ask(router, TEXTS["french"], min_confidence=0.0).reason == "mapped"
+
+
+def test_an_expert_asked_for_by_name_is_taken_unread(router: Router) -> None:
+    decision = ask(router, TEXTS["french"], expert="coder")
+    assert (decision.expert, decision.reason, decision.category) == ("coder", "requested", None)
+    assert [one.expert for one in decision.ranking] == ["coder"]
+
+
+def test_an_expert_the_router_was_not_trained_on_can_be_asked_for(router: Router) -> None:
+    conversation, options = Conversation.of_prompt("hello"), RouteOptions(expert="newcomer")
+    decision = router.route(conversation, options, everywhere(newcomer=DEVICE))
+    assert (decision.expert, decision.ranking[0].expected_score) == ("newcomer", None)
+
+
+def test_an_unknown_expert_is_refused_with_a_list(router: Router) -> None:
+    with pytest.raises(UnknownModel, match="no expert 'nobody'; known are big, coder, linguist"):
+        ask(router, "hello", expert="nobody")
+
+
+def test_an_unknown_objective_is_refused_with_a_list(router: Router) -> None:
+    with pytest.raises(UnknownModel, match="no objective 'best'; this router has quality, cheap, unearned"):
+        ask(router, "hello", objective="best")
+
+
+def test_an_objective_that_was_not_shipped_is_refused(router: Router) -> None:
+    assert router.objectives == ("quality", "cheap")
+    with pytest.raises(RequestError, match="'unearned' is not served: it lost"):
+        ask(router, "hello", objective="unearned")
+
+
+@pytest.mark.parametrize(
+    ("options", "expert", "sentence"),
+    [
+        ({"allow": frozenset({"coder", "linguist"})}, "big", "not in the request's allow list"),
+        ({"max_active_params_b": 9.0}, "big", "70 B active parameters are over the request's cap of 9 B"),
+    ],
+)
+def test_an_excluded_expert_stays_in_the_ranking_with_its_reason(
+    router: Router, options: dict[str, Any], expert: str, sentence: str
+) -> None:
+    decision = ask(router, TEXTS["code"], **options)
+    assert decision.expert == "coder"
+    assert {one.expert: one.excluded for one in decision.ranking}[expert] == sentence
+    assert decision.ranking[-1].expert == expert
+
+
+def test_an_expert_that_cannot_be_had_is_passed_over(router: Router) -> None:
+    failed = everywhere(big=Availability("disk", 10.0, "cooling down after a failed start"))
+    decision = router.route(Conversation.of_prompt(TEXTS["code"]), RouteOptions(), failed)
+    assert decision.expert == "coder"
+    assert decision.ranking[-1].excluded == "cooling down after a failed start"
+
+
+def test_if_nobody_can_be_had_the_error_says_to_come_back(router: Router) -> None:
+    gone = dict.fromkeys(("coder", "linguist", "big"), Availability("disk", 1.0, "draining"))
+    with pytest.raises(ExpertUnavailable, match="coder: draining"):
+        router.route(Conversation.of_prompt("hello"), RouteOptions(), gone)
+
+
+@pytest.mark.parametrize(
+    ("conversation", "sentence"),
+    [
+        (Conversation.of_prompt("word " * 2000), "holds 1000 tokens and the request needs about 2500"),
+        (Conversation(Conversation.of_prompt("x").turns, has_images=True), "cannot see images"),
+    ],
+)
+def test_a_request_nobody_can_take_names_the_limit(router: Router, conversation: Conversation, sentence: str) -> None:
+    with pytest.raises(NoCapableExpert, match=sentence):
+        router.route(conversation, RouteOptions(), everywhere())
+
+
+def test_the_server_knows_capabilities_better_than_the_artifact(folder: Path) -> None:
+    able = Router.load(folder, capabilities={"coder": Capabilities(None, vision=True)})
+    seeing = Conversation(Conversation.of_prompt(TEXTS["french"]).turns, has_images=True)
+    assert able.route(seeing, RouteOptions(), everywhere()).expert == "coder"
+
+
+def test_a_resident_expert_within_the_tolerance_is_taken_and_the_trade_is_told(tmp_path: Path) -> None:
+    router = made(tmp_path, tolerance=0.15)
+    here = everywhere(coder=DEVICE)
+    decision = router.route(Conversation.of_prompt(TEXTS["code"]), RouteOptions(), here)
+    scores = {one.expert: one.expected_score or 0.0 for one in decision.ranking}
+    assert (decision.expert, decision.reason) == ("coder", "resident")
+    assert decision.resident.score_lost == pytest.approx(scores["big"] - scores["coder"])
+    assert 0.0 < decision.resident.score_lost <= 0.15
+    assert decision.resident.wait_saved_seconds == 10.0
+
+
+def test_a_resident_expert_beyond_the_tolerance_is_left_alone(tmp_path: Path) -> None:
+    here = everywhere(coder=DEVICE)
+    for tolerance, text in ((0.15, TEXTS["french"]), (0.0, TEXTS["code"])):
+        router = made(tmp_path, tolerance=tolerance)
+        decision = router.route(Conversation.of_prompt(text), RouteOptions(), here)
+        assert (decision.reason, decision.resident.score_lost) == ("mapped", 0.0)
+        assert decision.expert != "coder"
+
+
+def test_a_changed_pair_in_the_mapping_file_is_obeyed(folder: Path) -> None:
+    path = folder / "mapping.json"
+    mapping = json.loads(path.read_text())
+    mapping["quality"]["french"] = "coder"
+    path.write_text(json.dumps(mapping))
+    before, after = Router(small_loaded(folder.parent)), Router.load(folder)
+    assert ask(before, TEXTS["french"]).expert == "linguist"
+    assert (ask(after, TEXTS["french"]).expert, ask(after, TEXTS["french"]).reason) == ("coder", "mapped")
+    assert ask(after, TEXTS["french"]).ranking[0].expert == "coder"
+    assert ask(after, TEXTS["french"], objective="cheap").expert == "linguist"
+    assert before.version != after.version
+
+
+def test_a_pin_that_cannot_take_the_request_gives_way(tmp_path: Path) -> None:
+    router = made(tmp_path, pins={"french": "coder"})
+    assert ask(router, TEXTS["french"]).expert == "coder"
+    assert ask(router, TEXTS["french"], allow=frozenset({"linguist", "big"})).expert == "linguist"
+
+
+def test_a_pin_of_general_decides_outside_the_gate(tmp_path: Path) -> None:
+    router = made(tmp_path, pins={"general": "coder"})
+    assert (ask(router, FOREIGN).expert, ask(router, FOREIGN).reason) == ("coder", "out_of_domain")
+
+
+def test_a_ban_holds_for_its_category_only(tmp_path: Path) -> None:
+    router = made(tmp_path, bans={"french": ["linguist"]})
+    assert ask(router, TEXTS["french"]).expert == "big"
+    assert ask(router, TEXTS["french"]).ranking[-1].excluded == "banned for category french"
+    assert all(one.excluded is None for one in ask(router, TEXTS["code"]).ranking)
+
+
+def test_an_objective_uses_its_own_experts_only(tmp_path: Path) -> None:
+    router = made(tmp_path, objectives={"quality": objective(SMALL, experts=["coder", "linguist"])})
+    decision = ask(router, TEXTS["maths"])
+    assert decision.expert == "coder"
+    assert decision.ranking[-1].excluded == "not used under objective quality"
+
+
+def test_hard_mode_follows_the_mapping(tmp_path: Path) -> None:
+    mapping = {"code": "linguist", "french": "coder", "maths": "linguist", "general": "coder"}
+    router = made(tmp_path, mode="hard", objectives={"quality": objective(mapping, fallback="coder")})
+    assert {ask(router, text).expert for name, text in TEXTS.items() if name != "french"} == {"linguist"}
+    assert ask(router, TEXTS["french"]).expert == "coder"
+    assert (ask(router, FOREIGN).expert, ask(router, FOREIGN).reason) == ("coder", "out_of_domain")
+    assert ask(router, TEXTS["french"], allow=frozenset({"big"})).expert == "big"
+
+
+def test_ties_go_to_the_smaller_expert(tmp_path: Path) -> None:
+    overall = {name: small_artifact().manifest.overall["big"] for name in OVERALL}
+    assert [one.expert for one in ask(made(tmp_path, overall=overall), FOREIGN).ranking] == ["coder", "linguist", "big"]
+
+
+def test_an_empty_prompt_is_outside_the_gate(router: Router) -> None:
+    assert ask(router, "").reason == "out_of_domain"
+
+
+def test_the_decision_as_json_has_the_agreed_keys(router: Router) -> None:
+    plain = json.loads(json.dumps(ask(router, TEXTS["code"]).as_json()))
+    assert list(plain) == [
+        "decision_id",
+        "router_version",
+        "objective",
+        "category",
+        "confidence",
+        "probabilities",
+        "expert",
+        "reason",
+        "ranking",
+        "gate",
+        "budget",
+        "resident",
+        "routing_ms",
+    ]
+    assert list(plain["ranking"][0]) == (
+        ["expert", "expected_score", "active_params_b", "value", "residency", "predicted_wait_seconds", "excluded"]
+    )
+    assert list(plain["gate"]) == ["similarity", "threshold", "inside"]
+    assert list(plain["budget"]) == ["target", "mean", "multiplier"]
+    assert list(plain["resident"]) == ["score_lost", "wait_saved_seconds"]
+
+
+def test_threads_share_a_router_and_agree(router: Router) -> None:
+    results: list[tuple[str, str]] = []
+
+    def work() -> None:
+        results.extend((name, ask(router, text).expert) for name, text in TEXTS.items() for _ in range(20))
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(results) == {(name, BEST[name]) for name in TEXTS}
+    assert len(results) == 240
+
+
+def small_loaded(tmp_path: Path) -> artifacts.Artifact:
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "unchanged")
+    return artifacts.load(tmp_path / "unchanged")
