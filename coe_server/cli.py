@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvicorn
@@ -98,6 +99,32 @@ def route(
         Console(soft_wrap=True).print_json(json.dumps(decision.as_json()))
     else:
         _print_decision(decision)
+
+
+@app.command()
+def experts(config: ConfigPath) -> None:
+    """Show where the experts of a running server are: state, bytes, users, queue and last move."""
+    with _mistakes_as_sentences():
+        settings = load_config(config)
+        found = _ask_server(f"http://{settings.http.host}:{settings.http.port}", "/admin/experts")
+    table = Table("expert", "state", "device", "host", "leases", "queued", "last move", "failure")
+    for expert in found:
+        move = expert["last_move"]
+        table.add_row(
+            *(expert["name"], expert["state"], mib(expert["bytes"]["device"]), mib(expert["bytes"]["host"])),
+            *(str(expert["leases"]), str(expert["queued"])),
+            f"{move['from']} -> {move['to']} in {move['seconds']:.2f} s" if move else "",
+            expert["failure"] or "",
+        )
+    Console().print(table)
+
+
+def _ask_server(url: str, path: str) -> Any:
+    try:
+        with urllib.request.urlopen(url + path, timeout=10) as answer:
+            return json.load(answer)
+    except OSError as error:
+        raise CoeError(f"no server answers at {url} ({error}); `coe serve CONFIG` starts one") from error
 
 
 def _decide(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:

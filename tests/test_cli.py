@@ -1,0 +1,95 @@
+"""The commands as a person meets them: sentences and exit codes, never a traceback."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+COE = Path(sys.executable).with_name("coe")
+
+
+def coe(*words):
+    done = subprocess.run([COE, *words], capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def config(folder, **settings):
+    path = folder / "serve.yaml"
+    expert = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB"}
+    path.write_text(yaml.safe_dump({"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [expert], **settings}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"experts": [{"name": "a", "engine": "vllm", "model": "./gone"}]}, "experts.a.model: there is no model in"),
+        ({"memory": {"device": "1MiB"}}, "experts.a: expert 'a' needs 1,024 MiB of device memory; the limit is 1 MiB"),
+        ({"router": {"artifact": "gone"}}, "gone"),
+        ({"surprise": 1}, "surprise: there is no such key"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "validate"])
+def test_a_mistake_stops_the_start_with_one_sentence(tmp_path, command, settings, sentence):
+    done = coe(command, config(tmp_path, **settings))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+def test_a_damaged_artifact_is_refused_with_a_sentence(tmp_path):
+    artifact = tmp_path / "router"
+    artifact.mkdir()
+    (artifact / "manifest.json").write_text('{"format_version": 1')
+    done = coe("serve", config(tmp_path, router={"artifact": "router"}))
+    assert done.returncode == 2
+    assert "manifest.json" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_said_and_ends_the_server(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = coe("serve", config(tmp_path), "--port", str(taken.getsockname()[1]))
+    assert done.returncode != 0
+    assert "address already in use" in done.stderr
+
+
+def test_validate_shows_who_fits_where(tmp_path):
+    done = coe("validate", config(tmp_path))
+    assert done.returncode == 0
+    assert "1,024 MiB" in done.stdout
+    assert "2,048 MiB" in done.stdout
+
+
+def test_every_command_explains_itself():
+    overview = coe("--help").stdout
+    for command in ("serve", "validate", "route", "experts"):
+        assert command in overview
+        assert "CONFIG" in coe(command, "--help").stdout
+
+
+def test_route_without_a_router_says_how_to_get_one(tmp_path):
+    done = coe("route", config(tmp_path), "hello")
+    assert done.returncode == 2
+    assert "coe-train fit" in done.stderr
+
+
+def test_experts_shows_a_running_server(tmp_path):
+    done = coe("experts", config(tmp_path, http={"port": 1}))
+    assert done.returncode == 1
+    assert "no server answers at http://127.0.0.1:1" in done.stderr
+
+
+def test_json_output_is_nothing_but_json(root):
+    artifact = root / "artifacts/demo-router/manifest.json"
+    if not artifact.exists():
+        pytest.skip("the demo's router has not been trained: `make demo` does")
+    done = coe("route", root / "configs/demo.yaml", "What is 3 km in m?", "--json")
+    assert json.loads(done.stdout)["expert"]
