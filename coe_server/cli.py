@@ -24,6 +24,8 @@ from coe_server.http.service import AUTO
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 
+logger = logging.getLogger(__name__)
+
 app = typer.Typer(
     name="coe",
     no_args_is_help=True,
@@ -55,10 +57,13 @@ def serve(
         settings = load_config(config)
         if names_only:
             settings = settings.model_copy(update={"router": None})
+        port = settings.http.port if port is None else port
+        server = build_app(settings)
+        logger.info("listening on http://%s:%s/v1; GET /readyz tells when the experts are up", settings.http.host, port)
         uvicorn.run(
-            build_app(settings),
+            server,
             host=settings.http.host,
-            port=settings.http.port if port is None else port,
+            port=port,
             log_level="warning",
             timeout_graceful_shutdown=30,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from coe_server.cache.slot import Expert, MoveRecord, Slot, State, Waiter
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
 from coe_server.events import EventLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +120,28 @@ class ExpertCache:
         for slot in self._slots.values():
             slot.draining = False
         for turn in turns(self._queues(), self._clock(), self.limits.max_wait_seconds):
-            self._take_turn(self._slots[turn.expert], turn.pressing)
+            if not self._take_turn(self._slots[turn.expert], turn.pressing) and turn.overdue:
+                break
         for slot in self._slots.values():
             self._admit(slot)
         self._preload()
         self._retire_idle()
 
-    def _take_turn(self, slot: Slot, pressing: bool) -> None:
+    def _take_turn(self, slot: Slot, pressing: bool) -> bool:
+        """Begin the expert's way to the device if it can begin now; say whether nothing of the turn is left waiting."""
         match self._plan(slot):
             case Plan() as ready if pressing or not any(self._slots[v].waiters for v in ready.victims):
                 slot.gate = len(slot.waiters)
                 self._begin(ready)
+            case Never(sentence):
+                self._refuse_waiters(slot, sentence)
             case NotYet(waits_for) if pressing:
                 for name in waits_for:
                     self._slots[name].draining = True
-            case Never(sentence):
-                self._refuse_waiters(slot, sentence)
+                return False
+            case _:
+                return False
+        return True
 
     def _preload(self) -> None:
         """Bring up what should be up, one at a time, while nobody waits and nobody has to leave for it."""
@@ -146,6 +155,7 @@ class ExpertCache:
                 self._begin(Plan(outcome.moves + then))
                 return
         self.ready.set()
+        logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
 
     def _retire_idle(self) -> None:
         now = self._clock()

@@ -25,10 +25,14 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An expert that should come to the device. `pressing` turns may make busy experts drain, others may not."""
+    """An expert that should come to the device.
+
+    A `pressing` turn may make busy experts drain. Nobody behind an `overdue` turn may take the room it waits for.
+    """
 
     expert: str
     pressing: bool
+    overdue: bool = False
 
 
 def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float) -> tuple[Turn, ...]:
@@ -43,7 +47,7 @@ def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float) -> tuple
         return (True, -queue.waited(now) / max(queue.switch_seconds, _INSTANT))
 
     return tuple(
-        Turn(queue.expert, overdue(queue) or queue.waited(now) >= queue.switch_seconds)
+        Turn(queue.expert, overdue(queue) or queue.waited(now) >= queue.switch_seconds, overdue(queue))
         for queue in sorted(queues, key=urgency)
     )
 

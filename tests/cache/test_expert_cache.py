@@ -354,6 +354,24 @@ def test_an_expert_waits_for_room_that_another_move_has_not_freed_yet():
     run(story())
 
 
+def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
+    async def story():
+        async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
+            first, second = await cache.lease("a"), await cache.lease("b")
+            large = asyncio.create_task(cache.lease("c"))
+            await asyncio.sleep(0.1)  # it is overdue now and needs both places
+            first.release()
+            small = asyncio.create_task(cache.lease("a"))
+            await settle()
+            assert not small.done()
+            second.release()
+            (await large).release()
+            (await small).release()
+            assert engines["c"].calls[0] == "start"
+
+    run(story())
+
+
 def test_a_lease_that_is_lost_says_so():
     lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), lambda: None)
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):

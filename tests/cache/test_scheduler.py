@@ -42,7 +42,8 @@ def test_everyone_overdue_is_pressing_and_ahead_of_all_others(queues, now, max_w
     by_name = {queue.expert: queue for queue in queues}
     overdue = [now - by_name[turn.expert].arrivals[0] >= max_wait for turn in order]
     assert overdue == sorted(overdue, reverse=True)
-    assert all(turn.pressing for turn, late in zip(order, overdue, strict=True) if late)
+    assert [turn.overdue for turn in order] == overdue
+    assert all(turn.pressing for turn in order if turn.overdue)
 
 
 @given(queues, st.integers(400, 800).map(lambda n: n / 4), st.integers(1, 120))
