@@ -135,8 +135,8 @@ class ExpertCache:
                 self._begin(ready)
             case Never(sentence):
                 self._refuse_waiters(slot, sentence)
-            case NotYet(waits_for) if pressing:
-                for name in waits_for:
+            case NotYet(leaving) if pressing:
+                for name in leaving:
                     self._slots[name].draining = True
                 return False
             case _:

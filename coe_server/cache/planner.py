@@ -45,9 +45,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Possible as soon as these experts are no longer busy."""
+    """Possible as soon as those of `leaving` that are busy no longer are, if the others stay idle."""
 
-    waits_for: tuple[str, ...]
+    leaving: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,7 @@ def plan(holdings: Sequence[Holding], target: str, capacity: Bytes) -> Plan | No
     draft = _make_room(goal, patient, capacity)
     if draft is None:
         return Never(_why_never(goal, others, capacity))
-    busy = {h.name for h in others if h.busy}
-    return NotYet(tuple(move.expert for move in draft.moves() if move.expert in busy))
+    return NotYet(tuple(move.expert for move in draft.moves()))
 
 
 def _make_room(goal: Holding, others: Sequence[Holding], capacity: Bytes) -> _Draft | None:
