@@ -91,7 +91,7 @@ class TrainingConfig(_Settings):
         return tuple(expert.name for expert in self.experts)
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> TrainingConfig:
+    def _fits_together(self) -> TrainingConfig:
         names = self.expert_names
         if len(set(names)) < len(names):
             raise ValueError("experts: a name occurs twice")
@@ -99,6 +99,12 @@ class TrainingConfig(_Settings):
         for name in asked:
             if name not in names:
                 raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
+        smallest = min(expert.active_params_b for expert in self.experts)
+        for name, objective in self.objectives.items():
+            budget = objective.active_params_b
+            if budget is not None and budget < smallest:
+                key = f"objectives.{name}.active_params_b"
+                raise ValueError(f"{key}: {budget:g} is below the smallest expert's {smallest:g}")
         return self
 
 

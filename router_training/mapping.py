@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 Vector = npt.NDArray[np.float64]
@@ -33,6 +34,22 @@ class Problem:
     pins: Mapping[int, int] = field(default_factory=dict)
     bans: frozenset[tuple[int, int]] = frozenset()
 
+    @property
+    def joins_categories(self) -> bool:
+        """Does one category's expert limit another's, budget apart?"""
+        return self.hosted_params_b is not None or self.max_experts is not None
+
+    @property
+    def possible(self) -> npt.NDArray[np.bool_]:
+        """[categories, experts]: the pairs that pins and bans leave."""
+        pairs = np.ones(self.scores.shape, dtype=bool)
+        for category, expert in self.pins.items():
+            pairs[category] = False
+            pairs[category, expert] = True
+        for category, expert in self.bans:
+            pairs[category, expert] = False  # of a pinned pair too: then there is no solution
+        return pairs
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -50,6 +67,8 @@ class Solution:
 
 def solve(problem: Problem, active_params_b: float | None = None, multiplier: float = 0.0) -> Solution | None:
     """The mapping with the most score (less multiplier * active parameters) within all limits; None: there is none."""
+    if active_params_b is None and not problem.joins_categories:
+        return _row_by_row(problem, multiplier)
     categories, experts = problem.scores.shape
     gain = problem.shares[:, np.newaxis] * (problem.scores - multiplier * problem.active_params_b)
     costs = np.concatenate((-gain.ravel(), np.zeros(experts)))
@@ -122,24 +141,32 @@ def _smallest_within(expected: Vector, active_params_b: Vector, weights: Vector,
     return high
 
 
+def _row_by_row(problem: Problem, multiplier: float) -> Solution | None:
+    """With nothing to join the categories each has its own best pair."""
+    if not problem.possible.any(axis=1).all():
+        return None
+    allowed = np.where(problem.possible, problem.scores, -np.inf)
+    return _solution(problem, choices(allowed, problem.active_params_b, multiplier), gap=0.0)
+
+
 def _bounds(problem: Problem) -> Bounds:
-    categories, experts = problem.scores.shape
-    lower = np.zeros((categories, experts))
-    upper = np.ones((categories, experts))
-    for category, expert in problem.bans:
-        upper[category, expert] = 0.0
-    for category, expert in problem.pins.items():
-        lower[category, expert], upper[category, expert] = 1.0, 1.0
-    return Bounds(np.concatenate((lower.ravel(), np.zeros(experts))), np.concatenate((upper.ravel(), np.ones(experts))))
+    experts = problem.scores.shape[1]
+    upper = np.concatenate((problem.possible.ravel().astype(np.float64), np.ones(experts)))
+    return Bounds(np.zeros(len(upper)), upper)
 
 
 def _constraints(problem: Problem, active_params_b: float | None) -> list[LinearConstraint]:
     """Variables: z[category, expert] row by row, then y[expert]."""
     categories, experts = problem.scores.shape
     pairs = categories * experts
-    one_each = np.hstack((np.kron(np.eye(categories), np.ones(experts)), np.zeros((categories, experts))))
-    only_used = np.hstack((np.eye(pairs), -np.kron(np.ones((categories, 1)), np.eye(experts))))
-    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(only_used, -np.inf, 0)]
+    one_each = sp.hstack(
+        (sp.kron(sp.eye_array(categories), np.ones((1, experts))), sp.csr_array((categories, experts)))
+    )
+    constraints = [LinearConstraint(one_each, 1, 1)]
+    if problem.joins_categories:
+        every_expert = sp.kron(np.ones((categories, 1)), sp.eye_array(experts))
+        only_used = sp.hstack((sp.eye_array(pairs), -every_expert))
+        constraints.append(LinearConstraint(only_used, -np.inf, 0))
     no_pairs = np.zeros(pairs)
     if problem.hosted_params_b is not None:
         row = np.concatenate((no_pairs, problem.total_params_b))

@@ -41,7 +41,6 @@ def as_problem(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -
     row_of = _row_numbers(dataset)
     column_of = {name: position for position, name in enumerate(dataset.experts)}
     settings = config.mapping
-    _require_categories(dataset, [*settings.pins, *settings.bans])
     return Problem(
         scores=np.vstack((rehearsal.table.scores, rehearsal.table.overall_scores)),
         shares=shares / shares.sum(),
@@ -97,8 +96,7 @@ def _solve(name: str, budget: float | None, fitting: Fitting) -> ObjectiveEntry:
         raise ConfigError(
             f"objectives.{name}: no mapping fits {limit}; the smallest expert has {problem.active_params_b.min():g} B"
         )
-    restricted = problem.hosted_params_b is not None or problem.max_experts is not None
-    used = solution.used if restricted else np.arange(len(dataset.experts))
+    used = solution.used if problem.joins_categories else np.arange(len(dataset.experts))
     allowed = _allowed(rehearsal, problem, used)
     sizes = problem.active_params_b
     multiplier = fitted_multiplier(allowed, sizes, dataset.weights, budget)
@@ -121,16 +119,9 @@ def _solve(name: str, budget: float | None, fitting: Fitting) -> ObjectiveEntry:
 
 def _allowed(rehearsal: Rehearsal, problem: Problem, used: npt.NDArray[np.int64]) -> Vector:
     """Expected scores of unseen prompts, -inf where a pin, a ban or the hosted set rules an expert out."""
-    fallback_row = len(problem.shares) - 1
-    rows = np.where(rehearsal.inside, rehearsal.probabilities.argmax(axis=1), fallback_row)
-    possible = np.zeros(problem.scores.shape, dtype=bool)
-    possible[:, used] = True
-    for row, column in problem.bans:
-        possible[row, column] = False
-    for row, column in problem.pins.items():
-        possible[row] = False
-        possible[row, column] = True
-    return np.where(possible[rows], rehearsal.expected, -np.inf)
+    rows = np.where(rehearsal.inside, rehearsal.probabilities.argmax(axis=1), len(problem.shares) - 1)
+    allowed = problem.possible & np.isin(np.arange(len(problem.active_params_b)), used)
+    return np.where(allowed[rows], rehearsal.expected, -np.inf)
 
 
 def _named_mapping(dataset: Dataset, solution: Solution) -> dict[str, str]:
@@ -144,8 +135,9 @@ def _row_numbers(dataset: Dataset) -> Mapping[str, int]:
     return rows | {name: position for position, name in enumerate(dataset.categories)}
 
 
-def _require_categories(dataset: Dataset, names: list[str]) -> None:
-    for name in names:
+def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
+    """Raises ConfigError where a pin or a ban names a category that the data does not have."""
+    for name in (*config.mapping.pins, *config.mapping.bans):
         if name != GENERAL and name not in dataset.categories:
             known = ", ".join(dataset.categories)
             raise ConfigError(f"mapping: pins or bans name category {name!r}, which the data does not have ({known})")

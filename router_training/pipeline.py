@@ -21,7 +21,7 @@ from router_training.dataset import Dataset, content_hash, read_dataset, split
 from router_training.evaluation import evaluate, main_objective
 from router_training.gains import Judged
 from router_training.metrics import Bootstrap
-from router_training.objectives import as_problem, front_points, score_entries, solve_objectives
+from router_training.objectives import as_problem, front_points, require_categories, score_entries, solve_objectives
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
 from router_training.shipping import Foreign, foreign_gain, leave_group_out, refusal
@@ -64,6 +64,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
     training, held_out = split(dataset, data.held_out_share, config.seed)
     _require_enough(training, held_out, config)
+    require_categories(training, config)
     learned = _learn(training, config, track)
     bootstrap = _bootstrap(config)
     evaluation = evaluate(_as_saved(learned, out.parent), held_out, bootstrap, track)

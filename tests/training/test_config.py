@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from coe_server.errors import ConfigError
+from router_training.config import TrainingConfig, read_config
+
+EXAMPLE = Path(__file__).parents[2] / "configs" / "train.yaml"
+LEAST: dict[str, Any] = {
+    "data": {"prompts": ["p.jsonl"], "outcomes": ["o.jsonl"]},
+    "experts": [{"name": "a", "active_params_b": 1.0}],
+}
+
+
+def written(folder: Path, config: object) -> Path:
+    path = folder / "train.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        found.add(prefix + name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= keys_of(inner, f"{prefix}{name}.")
+    return found
+
+
+def keys_in(value: object, prefix: str = "") -> set[str]:
+    if not isinstance(value, dict):
+        return set()
+    return {f"{prefix}{key}" for key in value} | {
+        inner for key, part in value.items() for inner in keys_in(part, f"{prefix}{key}.")
+    }
+
+
+def test_the_example_names_every_key_and_no_other() -> None:
+    raw = yaml.safe_load(EXAMPLE.read_text())
+    known = keys_of(TrainingConfig)
+    assert known <= keys_in(raw)
+    assert {key for key in keys_in(raw) if key.split(".")[0] != "objectives"} <= known
+    assert {"name", "active_params_b", "total_params_b", "context_tokens", "vision", "tools"} == set(raw["experts"][0])
+
+
+def test_the_example_shows_the_defaults() -> None:
+    example = read_config(EXAMPLE)
+    plain = TrainingConfig.model_validate({"data": example.data, "experts": example.experts})
+    assert example.model_copy(update={"objectives": plain.objectives}) == plain
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, LEAST))
+    assert config.data.prompts == [tmp_path / "p.jsonl"]
+    assert config.data.outcomes == [tmp_path / "o.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sed": 1}, "unknown key sed"),
+        ({"gate": {"neighbors": 5}}, "unknown key gate.neighbors"),
+        ({"experts": [{"name": "a", "active_params_b": 1, "size": 2}]}, "unknown key experts.0.size"),
+        ({"experts": [{"name": "a"}]}, "experts.0.active_params_b is missing"),
+        ({"experts": LEAST["experts"] * 2}, "a name occurs twice"),
+        ({"experts": []}, "experts: "),
+        ({"data": {"prompts": ["p"]}}, "data.outcomes is missing"),
+        ({"classifier": {"folds": 1}}, "classifier.folds: 1: "),
+        ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium': .*'soft' or 'hard'"),
+        ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is no expert"),
+        ({"objectives": {"cheap": {"active_params_b": -1}}}, "objectives.cheap.active_params_b: -1"),
+    ],
+)
+def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        read_config(written(tmp_path, {**LEAST, **change}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "", "\x00"])
+def test_what_is_no_config_is_refused_in_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_config(tmp_path / "train.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "nothing.yaml")

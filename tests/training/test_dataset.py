@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from coe_server.errors import DatasetError
+from router_training.dataset import Dataset, read_dataset, split
+from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl
+
+ROW = {"prompt_id": "a", "prompt": "hello", "category": "greeting"}
+OUTCOME = {"prompt_id": "a", "expert": "x", "score": 1.0}
+
+
+def read(folder: Path, prompt_rows: list[Any], outcome_rows: list[Any]) -> Dataset:
+    write_jsonl(folder / "p.jsonl", prompt_rows)
+    write_jsonl(folder / "o.jsonl", outcome_rows)
+    return read_dataset([folder / "p.jsonl"], [folder / "o.jsonl"], ("x", "y"))
+
+
+def test_jsonl_and_parquet_read_the_same(tmp_path: Path) -> None:
+    rows = prompts(5)
+    recorded = outcomes(rows)
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    write_jsonl(tmp_path / "o.jsonl", recorded)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    pq.write_table(pa.Table.from_pylist(recorded), tmp_path / "o.parquet")
+    lines = read_dataset([tmp_path / "p.jsonl"], [tmp_path / "o.jsonl"], tuple(SIZES))
+    table = read_dataset([tmp_path / "p.parquet"], [tmp_path / "o.parquet"], tuple(SIZES))
+    assert lines.prompt_ids == table.prompt_ids
+    assert lines.conversations == table.conversations
+    assert lines.categories == table.categories
+    for one, other in (
+        (lines.labels, table.labels),
+        (lines.scores, table.scores),
+        (lines.groups, table.groups),
+        (lines.weights, table.weights),
+    ):
+        assert np.array_equal(one, other)
+
+
+def test_a_missing_outcome_is_missing_and_not_zero(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [ROW, {**ROW, "prompt_id": "b"}], [OUTCOME])
+    assert dataset.scores[0, 0] == 1.0
+    assert np.isnan(dataset.scores[0, 1])
+    assert np.isnan(dataset.scores[1]).all()
+    assert not dataset.has_all_outcomes.any()
+
+
+def test_a_prompt_may_be_a_conversation(tmp_path: Path) -> None:
+    talk = {"prompt_id": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "you"}]}
+    assert [turn.text for turn in read(tmp_path, [talk], [OUTCOME]).conversations[0].turns] == ["hi", "you"]
+
+
+def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> None:
+    dataset = read(tmp_path, [{"prompt_id": "a", "prompt": "x"}, {**ROW, "prompt_id": "b", "weight": 2}], [OUTCOME])
+    assert dataset.labels.tolist() == [-1, 0]
+    assert dataset.weights.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("prompt_rows", "outcome_rows", "sentence"),
+    [
+        ([], [OUTCOME], "p.jsonl: no rows"),
+        ([ROW, ROW], [OUTCOME], "prompt_id 'a' occurs twice"),
+        ([ROW], [], "no outcome belongs to any of the 1 prompts"),
+        ([ROW], [{**OUTCOME, "prompt_id": "z"}], "no outcome belongs to any of the 1 prompts"),
+        ([ROW], [{**OUTCOME, "expert": "z"}], r"o.jsonl, row 1: unknown expert 'z' \(known: x, y\)"),
+        ([ROW], [OUTCOME, {**OUTCOME, "score": 1.5}], "row 2: a second outcome of 'x' for prompt 'a'"),
+        ([ROW], [{**OUTCOME, "score": 1.5}], r"row 1: score 1.5 is not in \[0, 1\]"),
+        ([ROW], [{**OUTCOME, "score": -0.1}], r"score -0.1 is not in \[0, 1\]"),
+        ([ROW], [{**OUTCOME, "score": float("nan")}], "score nan"),
+        ([ROW], [{**OUTCOME, "score": "good"}], "score 'good'"),
+        ([ROW], [{"prompt_id": "a", "expert": "x"}], "score None"),
+        ([{"prompt_id": "a"}], [OUTCOME], "row 1 has neither a text 'prompt' nor a list of 'messages'"),
+        ([{"prompt": "x"}], [OUTCOME], "row 1 has no 'prompt_id'"),
+        ([{**ROW, "weight": -1}], [OUTCOME], "weight -1"),
+        ([{"prompt_id": "a", "messages": [{"content": 5}]}], [OUTCOME], r"row 1: messages\[0\].content"),
+        ([[1]], [OUTCOME], "row 1 is not an object"),
+    ],
+)
+def test_wrong_data_is_refused_with_file_and_row(
+    tmp_path: Path, prompt_rows: list[Any], outcome_rows: list[Any], sentence: str
+) -> None:
+    with pytest.raises(DatasetError, match=sentence):
+        read(tmp_path, prompt_rows, outcome_rows)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> None:
+    write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
+    with pytest.raises(DatasetError, match="there is no file"):
+        read_dataset([tmp_path / name], [tmp_path / "o.jsonl"], ("x",))
+    (tmp_path / name).write_bytes(b"\x93NUMPY nonsense")
+    with pytest.raises(DatasetError, match=name):
+        read_dataset([tmp_path / name], [tmp_path / "o.jsonl"], ("x",))
+
+
+def test_a_split_is_the_same_every_time_and_whatever_else_is_there(tmp_path: Path) -> None:
+    rows = [{**ROW, "prompt_id": str(number)} for number in range(400)]
+    recorded = [{**OUTCOME, "prompt_id": str(number)} for number in range(400)]
+    training, held_out = split(read(tmp_path, rows, recorded), 0.25, seed=7)
+    assert set(training.prompt_ids).isdisjoint(held_out.prompt_ids)
+    assert len(training) + len(held_out) == 400
+    assert 60 <= len(held_out) <= 140
+    _, fewer = split(read(tmp_path, rows[:200], recorded), 0.25, seed=7)
+    assert set(fewer.prompt_ids) == set(held_out.prompt_ids) & {str(number) for number in range(200)}
+
+
+def test_blank_lines_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("\n" + json.dumps(ROW) + "\n\n")
+    write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
+    assert len(read_dataset([tmp_path / "p.jsonl"], [tmp_path / "o.jsonl"], ("x",))) == 1

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_training.metrics import (
+    Bootstrap,
+    Hull,
+    aiq,
+    brier_score,
+    category_ceiling,
+    expected_calibration_error,
+    mean,
+    risk_coverage,
+    upper_hull,
+)
+
+ONES = np.ones(4)
+points = st.lists(st.tuples(st.floats(0.1, 100), st.floats(0, 1)), min_size=1, max_size=8)
+
+
+def test_the_hull_leaves_out_what_mixing_beats() -> None:
+    hull = upper_hull(np.array([1.0, 2.0, 3.0, 4.0]), np.array([0.2, 0.3, 0.6, 0.5]))
+    assert hull.costs.tolist() == [1.0, 3.0]
+    assert hull.scores.tolist() == [0.2, 0.6]
+    assert hull.score_at(2.0) == pytest.approx(0.4)
+    assert hull.score_at(9.0) == 0.6
+    assert hull.score_at(0.5) == 0.2
+
+
+@given(points)
+def test_no_mixture_of_two_points_lies_above_the_hull(drawn: list[tuple[float, float]]) -> None:
+    costs, scores = np.array([c for c, _ in drawn]), np.array([s for _, s in drawn])
+    hull = upper_hull(costs, scores)
+    for first in range(len(drawn)):
+        for second in range(len(drawn)):
+            for part in (0.0, 0.25, 0.5):
+                cost = part * costs[first] + (1 - part) * costs[second]
+                assert hull.score_at(cost) >= part * scores[first] + (1 - part) * scores[second] - 1e-9
+
+
+@given(points)
+def test_every_corner_of_the_hull_is_one_of_the_points(drawn: list[tuple[float, float]]) -> None:
+    hull = upper_hull(np.array([c for c, _ in drawn]), np.array([s for _, s in drawn]))
+    assert set(zip(hull.costs.tolist(), hull.scores.tolist(), strict=True)) <= set(drawn)
+
+
+def test_aiq_is_the_mean_height_of_the_hull() -> None:
+    hull = Hull(np.array([1.0, 3.0]), np.array([0.2, 0.6]))
+    assert aiq(hull, 1.0, 3.0) == pytest.approx(0.4)
+    assert aiq(hull, 1.0, 5.0) == pytest.approx((0.4 * 2 + 0.6 * 2) / 4)
+    assert aiq(hull, 2.0, 2.0) == pytest.approx(0.4)
+
+
+def test_means_are_weighted() -> None:
+    assert mean(np.array([0.0, 1.0]), np.array([1.0, 3.0])) == 0.75
+
+
+def test_the_category_ceiling_takes_the_best_expert_of_each_category() -> None:
+    outcomes = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert category_ceiling(outcomes, np.array([0, 0, 1, 1]), ONES) == 0.75
+    assert category_ceiling(outcomes, np.array([0, 0, 1, 1]), np.array([1.0, 1.0, 3.0, 1.0])) == pytest.approx(5 / 6)
+    assert category_ceiling(outcomes, np.full(4, -1), ONES) is None
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_hits_in_each_bin() -> None:
+    # 30 prompts, 15 bins of two: 10 bins at 0.9 with one hit of two, 5 bins at 0.5 with one hit of two
+    confidences = np.array([0.9] * 20 + [0.5] * 10)
+    hits = np.array([1.0, 0.0] * 15)
+    assert expected_calibration_error(confidences, hits, np.ones(30)) == pytest.approx(0.4 * 20 / 30)
+
+
+def test_fewer_prompts_than_bins_are_their_own_bins() -> None:
+    assert expected_calibration_error(np.array([1.0, 0.25]), np.array([1.0, 0.0]), np.ones(2)) == pytest.approx(0.125)
+
+
+def test_brier_score_adds_up_over_the_categories() -> None:
+    probabilities = np.array([[0.8, 0.2], [0.5, 0.5]])
+    assert brier_score(probabilities, np.array([0, 1]), np.ones(2)) == pytest.approx((0.04 + 0.04 + 0.25 + 0.25) / 2)
+    assert brier_score(probabilities[:1], np.array([-1]), np.ones(1)) == pytest.approx(0.64 + 0.04 + 1.0)
+
+
+def test_risk_coverage_takes_the_confident_prompts_first() -> None:
+    curve = risk_coverage(np.array([0.1, 0.9, 0.5, 0.7]), np.array([0.0, 1.0, 0.0, 1.0]), ONES, steps=4)
+    assert curve == [(0.25, 1.0), (0.5, 1.0), (0.75, pytest.approx(2 / 3)), (1.0, 0.5)]
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    """100 samples of 100 coin tosses: 95 of the intervals should hold 0.5, fewer than 87 would be a one in 1,000."""
+    generator = np.random.default_rng(0)
+    hits = 0
+    for seed in range(100):
+        tosses = (generator.random((100, 1)) < 0.5).astype(float)
+        low, high = Bootstrap(200, seed).interval(tosses, np.ones(100), lambda means: float(means[0]))
+        hits += low <= 0.5 <= high
+    assert 87 <= hits <= 100
+
+
+def test_the_interval_keeps_pairs_together() -> None:
+    """Two noisy columns with a constant difference: the difference has no spread."""
+    noise = np.random.default_rng(0).random(50)
+    columns = np.column_stack((noise + 0.1, noise))
+    low, high = Bootstrap(100, 0).interval(columns, np.ones(50), lambda means: float(means[0] - means[1]))
+    assert (low, high) == (pytest.approx(0.1), pytest.approx(0.1))
