@@ -196,7 +196,10 @@ def test_evaluate_measures_an_artifact_on_other_prompts(trained: Path, tmp_path:
         ({"mapping": {"pins": {"cooking": "fr"}}}, "category 'cooking', which the data does not have"),
         ({"data": {"prompts": ["no.jsonl"], "outcomes": ["outcomes.jsonl"]}}, "there is no file"),
         ({"data": {"prompts": ["prompts.jsonl"], "outcomes": ["outcomes.jsonl"], "label": "topic"}}, "'topic'"),
-        ({"experts": [{"name": "fr", "active_params_b": 1}]}, "unknown expert 'py' (known: fr)"),
+        (
+            {"experts": [{"name": "fr", "active_params_b": 1}], "objectives": {"quality": {}}},
+            "unknown expert 'py' (known: fr)",
+        ),
     ],
 )
 def test_wrong_input_ends_with_a_sentence_and_exit_2(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:
