@@ -34,7 +34,7 @@ main() {
 check_machine() {
     [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] ||
         fail "the pinned wheel is for Linux on x86_64, this is $(uname -s) on $(uname -m)"
-    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "${PYTHON:-python3} is too old or missing: Python 3.11 or newer is needed"
 }
 

@@ -22,8 +22,8 @@ from vllm.model_executor.layers import utils as linear_layers
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 # oneDNN and the AMX kernels keep a packed copy of every linear layer in C++ where no sleep can reach it. Without them
-# torch multiplies with the parameters themselves. Measured with a 0.5 B model on two AVX-512 cores: single-stream
-# decoding falls from 13.5 to about 8 tokens/s; tiny models do not notice.
+# torch multiplies with the parameters themselves. The price, measured with 160 million parameters on two AVX-512 cores:
+# one stream decodes 36 tokens/s instead of 68, eight streams 232 instead of 337, a long prompt takes as long as before.
 _custom_ops._supports_onednn = False
 linear_layers.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
@@ -38,6 +38,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 _PR_SET_PDEATHSIG = 1
 
@@ -68,6 +69,7 @@ class SleepingWorker(CPUWorker):
         self._kv_pages = [Pages.inside(storage.data_ptr(), storage.nbytes()) for storage in storages]
         for pages in self._kv_pages:
             pages.advise(mmap.MADV_HUGEPAGE)
+            pages.release()  # zeros in small pages; huge ones take their place here instead of in the first wake
             pages.populate()  # what the server reserved for us is held from the start, not from the first long answer
 
     def sleep(self, level: int = 1) -> None:
@@ -82,8 +84,7 @@ class SleepingWorker(CPUWorker):
     def wake_up(self, tags: list[str] | None = None) -> None:
         started = time.perf_counter()
         if tags is None or "weights" in tags:
-            self._weights.pages.populate()
-            self._image.read_into(self._weights.view)
+            self._image.read_into(self._weights.pages)
         if tags is None or "kv_cache" in tags:
             for pages in self._kv_pages:
                 pages.populate()
@@ -179,7 +180,7 @@ class Image:
 
     def __init__(self, path: str | None) -> None:
         self._path = path
-        self._descriptor = -1
+        self._address = 0
         self.size_bytes = 0
         self.writes = 0
 
@@ -188,21 +189,30 @@ class Image:
             return
         if not self._path:
             raise RuntimeError(f"this engine cannot sleep: no image was offered in {IMAGE_VARIABLE}")
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
-        os.ftruncate(self._descriptor, len(view))
-        for start in range(0, len(view), _IO_BYTES):
-            write_all(self._descriptor, view[start : start + _IO_BYTES], start)
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, len(view))
+            for start in range(0, len(view), _IO_BYTES):
+                write_all(descriptor, view[start : start + _IO_BYTES], start)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+            # Private only because ctypes wants to see a writable buffer; nobody writes, so nothing is ever copied.
+            self._mapping = mmap.mmap(descriptor, len(view), access=mmap.ACCESS_COPY)
+        finally:
+            os.close(descriptor)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self.size_bytes = len(view)
         self.writes = 1
 
-    def read_into(self, view: memoryview) -> None:
-        position = 0
-        while position < len(view):
-            count = os.preadv(self._descriptor, [view[position : position + _IO_BYTES]], position)
-            if count == 0:
-                raise RuntimeError(f"the image ends after {position} of {len(view)} bytes")
-            position += count
+    def read_into(self, pages: Pages) -> None:
+        """Copy in steps of a huge page, each taken just before it is filled: its zeros are still in the cache then.
+
+        Twice as fast as reading the file (11 GB/s against 5.5, one thread): the kernel's copy goes through the cache,
+        the C library's goes past it.
+        """
+        for offset in range(0, self.size_bytes, _HUGE_PAGE):
+            step_bytes = min(_HUGE_PAGE, self.size_bytes - offset)
+            Pages(pages.address + offset, step_bytes).populate()
+            _libc.memcpy(pages.address + offset, self._address + offset, step_bytes)
 
 
 def write_all(descriptor: int, view: memoryview, position: int) -> None:
