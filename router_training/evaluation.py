@@ -17,12 +17,14 @@ from router_training.dataset import Dataset
 from router_training.gains import Judged, budget_gain, unlimited_gain
 from router_training.mapping import choices
 from router_training.metrics import Bootstrap
+from router_training.perturbations import PERTURBATIONS, perturbed
 from router_training.progress import Track
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 AT_REST = Availability(residency="disk", predicted_wait_seconds=0.0)
+PERTURBED_PROMPTS = 1000  # drawn for the flip rate
 DIAL_SETTINGS = 60  # multipliers tried to draw the router's own curve
 
 
@@ -77,7 +79,7 @@ def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: 
         "calibration": _calibration(judged, decisions, artifact.manifest.categories),
         "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
         "leave_group_out": None,
-        "flip_rate": None,
+        "flip_rate": _flip_rate(router, judged.dataset, main, bootstrap.seed, track),
         "routing_ms": {
             "p50": float(np.percentile(decisions.routing_ms, 50)),
             "p99": float(np.percentile(decisions.routing_ms, 99)),
@@ -107,6 +109,18 @@ def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> De
         inside=np.array([bool(row.gate.inside) for row in rows]),
         routing_ms=np.array([row.routing_ms for row in rows]),
     )
+
+
+def _flip_rate(router: Router, dataset: Dataset, objective: str, seed: int, track: Track) -> float:
+    """Share of prompts, slightly changed in each of our ways, that go to another expert than before."""
+    generator = np.random.default_rng(seed)
+    sample = dataset.rows(np.sort(generator.permutation(len(dataset))[:PERTURBED_PROMPTS]))
+    before = decide(router, sample, objective, track).chosen
+    flips = [
+        decide(router, perturbed(sample, perturb, generator), objective, track).chosen != before
+        for perturb in PERTURBATIONS
+    ]
+    return metrics.mean(np.mean(flips, axis=0), sample.weights)
 
 
 def _all_shipped(artifact: Artifact) -> Artifact:

@@ -83,6 +83,7 @@ def load(folder: Path) -> Artifact:
     Raises ArtifactError, one sentence, for anything missing, damaged, unknown or inconsistent.
     """
     manifest = inspection.read_manifest(folder)
+    inspection.require_undamaged(folder, manifest)
     mapping = inspection.read_mapping(folder, manifest)
     tensors = inspection.read_weights(folder, manifest)
     features = Features.of(manifest.features.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])

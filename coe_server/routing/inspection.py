@@ -95,6 +95,12 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     return tensors
 
 
+def require_undamaged(folder: Path, manifest: Manifest) -> None:
+    """Every file that the manifest has a checksum of, also those that serving does not read."""
+    for name in manifest.checksums:
+        _checked_bytes(folder, name, manifest)
+
+
 def digest(data: bytes) -> str:
     """The checksum that the manifest keeps of a file."""
     return hashlib.sha256(data).hexdigest()
@@ -164,11 +170,16 @@ def _require_same(path: Path, what: str, expected: Any, found: Any) -> None:
             raise ArtifactError(f"router artifact: {what} {name!r} is missing in {path}")
 
 
+def _checked_bytes(folder: Path, name: str, manifest: Manifest) -> bytes:
+    data = _bytes(folder / name)
+    if digest(data) != manifest.checksums[name]:
+        raise ArtifactError(f"router artifact: {folder / name} is damaged: its checksum is not the manifest's")
+    return data
+
+
 def _checked_tensors(folder: Path, name: str, manifest: Manifest) -> Tensors:
     path = folder / name
-    data = _bytes(path)
-    if digest(data) != manifest.checksums[name]:
-        raise ArtifactError(f"router artifact: {path} is damaged: its checksum is not the manifest's")
+    data = _checked_bytes(folder, name, manifest)
     try:
         return dict(load_tensors(data))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

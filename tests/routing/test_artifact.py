@@ -101,7 +101,7 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "there is no folder" in refusal(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "mapping.json", WEIGHTS])
+@pytest.mark.parametrize("name", ["manifest.json", "mapping.json", "held_out.safetensors", "evaluation.json", WEIGHTS])
 def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     assert refusal(folder).endswith(f"{name} is missing")
@@ -112,11 +112,12 @@ def test_another_format_is_refused_before_anything_else_is_read(folder: Path) ->
     assert "format version 99, this server reads 1" in refusal(folder)
 
 
-def test_a_changed_file_is_refused_by_its_checksum(folder: Path) -> None:
-    data = bytearray((folder / WEIGHTS).read_bytes())
+@pytest.mark.parametrize("name", [WEIGHTS, "held_out.safetensors", "evaluation.json"])
+def test_a_changed_file_is_refused_by_its_checksum(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
-    (folder / WEIGHTS).write_bytes(data)
-    assert "checksum" in refusal(folder)
+    (folder / name).write_bytes(data)
+    assert refusal(folder).endswith(f"{name} is damaged: its checksum is not the manifest's")
 
 
 class Trap:
