@@ -33,6 +33,7 @@ from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import Platform, VllmLaunch, detect_platform
 from coe_server.errors import ConfigError
 from coe_server.http.api import build_api
+from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
@@ -40,8 +41,8 @@ from coe_server.routing.router import Router
 logger = logging.getLogger(__name__)
 
 
-def build_app(config: ServerConfig) -> FastAPI:
-    """The whole server for `config`, ready for uvicorn. Raises ConfigError or ArtifactError before anything starts."""
+def build_server(config: ServerConfig) -> Listener:
+    """The whole server for `config`, ready to run. Raises ConfigError or ArtifactError before anything starts."""
     router = build_router(config)
     experts = build_experts(config)
     capacity = build_capacity(config)
@@ -60,7 +61,7 @@ def build_app(config: ServerConfig) -> FastAPI:
     )
     api = build_api(service)
     api.router.lifespan_context = _lifespan(cache)
-    return api
+    return Listener(api, config.http.host, config.http.port, before_stop=cache.events.close)
 
 
 def build_router(config: ServerConfig) -> Decides:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.table import Table
 
-from coe_server.app import build_app, build_capacity, build_experts, build_router, refuse_what_never_fits
+from coe_server.app import build_capacity, build_experts, build_router, build_server, refuse_what_never_fits
 from coe_server.cache.planner import mib
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ArtifactError, CoeError, ConfigError
@@ -57,16 +56,13 @@ def serve(
         settings = load_config(config)
         if names_only:
             settings = settings.model_copy(update={"router": None})
-        port = settings.http.port if port is None else port
-        server = build_app(settings)
-        logger.info("listening on http://%s:%s/v1; GET /readyz tells when the experts are up", settings.http.host, port)
-        uvicorn.run(
-            server,
-            host=settings.http.host,
-            port=port,
-            log_level="warning",
-            timeout_graceful_shutdown=30,
-        )
+        if port is not None:
+            settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": port})})
+        server = build_server(settings)
+        logger.info("http://%s:%s/v1, ready when GET /readyz says so", settings.http.host, settings.http.port)
+    server.run()
+    if not server.started:  # the port is taken, say: uvicorn has said why
+        raise typer.Exit(1)
 
 
 @app.command()

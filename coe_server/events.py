@@ -32,6 +32,7 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=keep)
         self._seq = 0
         self._news = asyncio.Event()
+        self._closed = False
 
     def record(self, kind: Kind, **fields: Any) -> None:
         self._seq += 1
@@ -39,12 +40,19 @@ class EventLog:
         self._news.set()
         self._news = asyncio.Event()
 
+    def close(self) -> None:
+        """Nothing follows any more: readers get what there is and come to an end."""
+        self._closed = True
+        self._news.set()
+
     async def after(self, seq: int) -> AsyncIterator[Event]:
-        """Every kept event after `seq`, then each new one as it happens; never ends by itself."""
+        """Every kept event after `seq`, then each new one as it happens, until the log is closed."""
         while True:
             news = self._news
             for event in [event for event in self._events if event.seq > seq]:
                 seq = event.seq
                 yield event
+            if self._closed:
+                return
             if self._seq <= seq:
                 await news.wait()

@@ -8,12 +8,11 @@ import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
-import uvicorn
-
 from coe_server.cache.expert_cache import ExpertCache, Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.http.api import build_api
+from coe_server.http.listener import Listener
 from coe_server.http.service import Service
 from coe_server.routing.named import NamedRouter
 
@@ -77,7 +76,8 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()  # a request may come before the server accepts
-        server = uvicorn.Server(uvicorn.Config(build(), log_level="error", timeout_graceful_shutdown=5))
+        api = build()
+        server = Listener(api, "127.0.0.1", 0, before_stop=box["cache"].events.close)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         assert ready.wait(10)

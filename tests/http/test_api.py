@@ -144,6 +144,17 @@ def test_moves_can_be_followed_live_and_resumed():
         assert [m["seq"] for m in read_events(server, last_seq=3, count=2)] == [4, 5]
 
 
+def test_a_follower_of_events_does_not_hold_up_the_end_of_the_server():
+    with running_server({"a": simulated("a")}) as server:
+        wire = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        wire.sendall(b"GET /admin/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b": coe events" in wire.recv(1000)
+        began = time.monotonic()
+    assert time.monotonic() - began < 15  # half of what answers in progress would be given
+    assert wire.recv(1000).endswith(b"0\r\n\r\n")
+    wire.close()
+
+
 def read_events(server, last_seq, count):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
         wire.sendall(f"GET /admin/events HTTP/1.1\r\nhost: x\r\nlast-event-id: {last_seq}\r\n\r\n".encode())
