@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 from scipy.optimize import minimize_scalar
-from scipy.sparse.linalg import svds
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
@@ -21,8 +21,9 @@ from router_training.dataset import Dataset
 from router_training.vectors import Matrix, choose_features, weigh
 
 ABSENT_LOGIT = -30.0  # of a category that a fold has no prompt of
-PROJECTION_SAMPLE = 4000  # prompts that the main directions are taken from
-BATCH = 2048
+LOOK_UPS_PER_PROMPT = 12_000  # of the gate, on average: a tenth of a millisecond
+NO_THRESHOLD = -1.0
+BATCH = 1024
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -134,31 +135,48 @@ def _fit_classifier(vectors: Matrix, dataset: Dataset, config: TrainingConfig) -
 
 
 def _fit_gate(vectors: Matrix, config: TrainingConfig) -> Gate:
-    """Main directions by truncated SVD (of a sample), prototypes drawn from the prompts; lets everything in."""
-    settings = config.gate
-    generator = np.random.default_rng(config.seed)
-    sample = vectors[_drawn(generator, vectors.shape[0], PROJECTION_SAMPLE)]
-    dimensions = min(settings.dimensions, min(sample.shape) - 1)
-    if dimensions < 1:
-        raise DatasetError(f"{vectors.shape[0]} training prompts with {vectors.shape[1]} n-grams are too few")
-    start = generator.normal(size=min(sample.shape))
-    _, _, directions = svds(sample, k=dimensions, v0=start, tol=1e-2)
-    projection = np.ascontiguousarray(directions.T, dtype=np.float32)
-    places = vectors[_drawn(generator, vectors.shape[0], settings.prototypes)] @ projection
-    lengths = np.linalg.norm(places, axis=1, keepdims=True)
-    prototypes = np.asarray(places / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
-    return Gate(projection, prototypes, settings.neighbours, threshold=-1.0)
+    """Prototypes drawn from the prompts, filed by column; lets everything in."""
+    drawn = np.random.default_rng(config.seed).permutation(vectors.shape[0])[: config.gate.prototypes]
+    prototypes = vectors[np.sort(drawn)]
+    lengths = np.where((lengths := _lengths(prototypes)) > 0.0, lengths, 1.0)
+    counts = np.bincount(prototypes.indices, minlength=prototypes.shape[1])
+    telling = sp.diags_array(_telling(counts, len(lengths)).astype(np.float32))
+    by_column = sp.csc_array(sp.diags_array((1.0 / lengths).astype(np.float32)) @ prototypes @ telling)
+    by_column.eliminate_zeros()
+    by_column.sort_indices()
+    if by_column.nnz == 0:
+        raise DatasetError(f"{vectors.shape[0]} training prompts have no n-gram in common to learn from")
+    return Gate(
+        starts=by_column.indptr.astype(np.int64),
+        rows=by_column.indices.astype(np.int32),
+        weights=by_column.data.astype(np.float32),
+        prototypes=len(lengths),
+        neighbours=config.gate.neighbours,
+        threshold=NO_THRESHOLD,
+    )
+
+
+def _telling(counts: Ints, prototypes: int) -> npt.NDArray[np.bool_]:
+    """[columns]: the rarest ones, as many as a prompt can look up in the time a decision has.
+
+    A column that n prototypes have turns up in n of `prototypes` prompts and then costs n look-ups.
+    """
+    order = np.argsort(counts, kind="stable")
+    spent = np.cumsum(counts[order].astype(np.float64) ** 2) / prototypes
+    telling = np.zeros(len(counts), dtype=bool)
+    telling[order[spent <= LOOK_UPS_PER_PROMPT]] = True
+    return telling
 
 
 def _similarities(vectors: Matrix, gate: Gate) -> Vector:
     """`Gate.similarity` of many prompts at once."""
-    lengths = np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1))).ravel()
-    lengths = np.where(lengths > 0.0, lengths, 1.0)[:, np.newaxis]
-    places = np.asarray((vectors @ gate.projection) / lengths, dtype=np.float32)
-    batches = range(0, len(places), BATCH)
-    parts = [nearest_mean(places[at : at + BATCH] @ gate.prototypes.T, gate.neighbours) for at in batches]
-    return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+    shape = (gate.prototypes, vectors.shape[1])
+    prototypes = sp.csc_array((gate.weights, gate.rows, gate.starts), shape=shape).T
+    lengths = np.where((lengths := _lengths(vectors)) > 0.0, lengths, 1.0)
+    batches = range(0, len(lengths), BATCH)
+    parts = [nearest_mean((vectors[at : at + BATCH] @ prototypes).toarray(), gate.neighbours) for at in batches]
+    return np.asarray(np.concatenate(parts) / lengths)
 
 
-def _drawn(generator: np.random.Generator, available: int, wanted: int) -> Ints:
-    return np.sort(generator.permutation(available)[:wanted])
+def _lengths(vectors: Matrix) -> Vector:
+    return np.sqrt(np.asarray(vectors.multiply(vectors).sum(axis=1), dtype=np.float64)).ravel()

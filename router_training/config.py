@@ -57,7 +57,6 @@ class ClassifierSettings(_Settings):
 
 class GateSettings(_Settings):
     prototypes: Annotated[int, Field(ge=1, le=2000)] = 2000
-    dimensions: Annotated[int, Field(ge=1, le=512)] = 64
     neighbours: Annotated[int, Field(ge=1)] = 5
 
 

@@ -13,7 +13,7 @@ Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 QUANTILES = np.linspace(0.0, 0.9, 46)
-QUANTILE_WITHOUT_GROUPS = 0.05  # nothing to judge by: only the least similar prompts are kept out
+PREMIUM = 0.02  # of the gain on familiar prompts, paid against foreign ones unlike any group seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,18 @@ class Trial:
 
 
 def fitted_threshold(familiar: Trial, foreign: Trial | None) -> float:
-    """The threshold with the most gain if familiar prompts and prompts of unseen groups come in equal parts.
+    """The threshold with the most gain if familiar prompts and prompts of unseen groups come in equal parts, and
+    at least the highest that keeps all but the premium of the gain on familiar prompts.
 
-    Candidates are quantiles of the familiar similarities; of equal ones the lowest wins.
+    The groups seen are few and cannot stand for all that may come. Candidates are quantiles of the familiar
+    similarities; without any the gate stays open.
     """
     if len(familiar.similarities) == 0:
         return -1.0
-    if foreign is None:
-        return float(np.quantile(familiar.similarities, QUANTILE_WITHOUT_GROUPS))
     candidates = np.quantile(familiar.similarities, QUANTILES)
-    gains = [familiar.gain_at(threshold) + foreign.gain_at(threshold) for threshold in candidates]
-    return float(candidates[int(np.argmax(gains))])
+    gains = np.array([familiar.gain_at(threshold) for threshold in candidates])
+    affordable = float(candidates[np.flatnonzero(gains >= (1.0 - PREMIUM) * gains.max())[-1]])
+    if foreign is None:
+        return affordable
+    with_foreign = gains + np.array([foreign.gain_at(threshold) for threshold in candidates])
+    return max(affordable, float(candidates[int(with_foreign.argmax())]))

@@ -15,7 +15,7 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.manifest import ExpertEntry, FeatureSettings, Manifest, Thresholds
-from router_training.classifier import calibrated, fit_step_one
+from router_training.classifier import StepOne, calibrated, fit_step_one
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset, content_hash, read_dataset, split
 from router_training.evaluation import evaluate, main_objective
@@ -83,7 +83,7 @@ def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     rehearsal = rehearse(counts, training, config, track)
     (step_one,) = [fit_step_one(counts, training, config) for _ in track([None], "fitting on all prompts")]
     step_one = calibrated(step_one, rehearsal.temperature, rehearsal.threshold)
-    manifest = _manifest(training, rehearsal, config)
+    manifest = _manifest(training, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
     draft = Artifact(manifest, step_one.features, step_one.classifier, step_one.gate, mapping)
     return Learned(draft, _kept(training, rehearsal, config.seed), _foreign(training, rehearsal, config))
@@ -116,12 +116,13 @@ def _refusals(learned: Learned, evaluation: dict[str, Any], config: TrainingConf
     return refusals
 
 
-def _manifest(training: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -> Manifest:
+def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config: TrainingConfig) -> Manifest:
     by_category, overall = score_entries(training, rehearsal.table)
     return Manifest(
         features=FeatureSettings(bucket_bits=config.features.bucket_bits),
         categories=list(training.categories),
         temperature=rehearsal.temperature,
+        prototypes=step_one.gate.prototypes,
         neighbours=config.gate.neighbours,
         thresholds=Thresholds(gate=rehearsal.threshold, min_confidence=config.classifier.min_confidence),
         mode=config.mapping.mode,

@@ -88,7 +88,14 @@ def load(folder: Path) -> Artifact:
     tensors = inspection.read_weights(folder, manifest)
     features = Features.of(manifest.features.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
     classifier = Classifier(tensors["coefficients"], tensors["intercepts"], manifest.temperature)
-    gate = Gate(tensors["projection"], tensors["prototypes"], manifest.neighbours, manifest.thresholds.gate)
+    gate = Gate(
+        starts=tensors["posting_starts"],
+        rows=tensors["posting_rows"],
+        weights=tensors["posting_weights"],
+        prototypes=manifest.prototypes,
+        neighbours=manifest.neighbours,
+        threshold=manifest.thresholds.gate,
+    )
     return Artifact(manifest, features, classifier, gate, mapping)
 
 
@@ -142,8 +149,9 @@ def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
         "idf": artifact.features.idf,
         "coefficients": np.ascontiguousarray(artifact.classifier.coefficients),
         "intercepts": artifact.classifier.intercepts,
-        "projection": np.ascontiguousarray(artifact.gate.projection),
-        "prototypes": np.ascontiguousarray(artifact.gate.prototypes),
+        "posting_starts": artifact.gate.starts,
+        "posting_rows": artifact.gate.rows,
+        "posting_weights": artifact.gate.weights,
     }
 
 

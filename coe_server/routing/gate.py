@@ -9,34 +9,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from coe_server.routing.features import Floats, SparseVector
+
+Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """`projection` [columns, dimensions] onto the training prompts' main directions; `prototypes`
-    [prompts, dimensions] of length 1 in there.
+    """Prototypes by column: those that have column c are `rows[starts[c]:starts[c + 1]]`, with `weights` as long.
 
-    The prompt keeps its own length: what the main directions cannot express makes it less similar.
+    `starts` [columns + 1]. Columns too common to tell prompts apart may be empty: they cost most and say least.
+    A prototype's weights are its vector's, scaled so that the whole vector had length 1.
     """
 
-    projection: Floats
-    prototypes: Floats
+    starts: npt.NDArray[np.int64]
+    rows: Ints
+    weights: Floats
+    prototypes: int
     neighbours: int
     threshold: float
 
     def similarity(self, vector: SparseVector) -> float:
-        """Mean cosine to the nearest prototypes, -1 to 1; 0 for a prompt without one known n-gram."""
+        """Mean cosine to the nearest prototypes, 0 to 1; 0 for a prompt without one known n-gram."""
         length = float(np.sqrt(vector.weights @ vector.weights))
         if length == 0.0:
             return 0.0
-        place = vector.weights @ self.projection.take(vector.columns, axis=0)
-        return float(nearest_mean((self.prototypes @ place)[np.newaxis], self.neighbours)[0]) / length
+        starts = self.starts[vector.columns]
+        counts = self.starts[vector.columns + 1] - starts
+        before = np.cumsum(counts) - counts
+        places = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
+        shared = np.repeat(vector.weights, counts) * self.weights[places]
+        cosines = np.bincount(self.rows[places], shared, self.prototypes) / length
+        return float(nearest_mean(cosines[np.newaxis], self.neighbours)[0])
 
 
-def nearest_mean(similarities: Floats, neighbours: int) -> Floats:
+def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt.NDArray[np.float64]:
     """The mean of each row's largest `neighbours` values (of all, where there are fewer)."""
     count = min(neighbours, similarities.shape[1])
     largest = np.partition(similarities, similarities.shape[1] - count, axis=1)[:, -count:]
-    return np.asarray(largest.mean(axis=1), dtype=np.float32)
+    return np.asarray(largest.mean(axis=1), dtype=np.float64)

@@ -27,7 +27,7 @@ HELD_OUT_TENSORS = ("probabilities", "inside", "weights")
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
 Tensors = dict[str, npt.NDArray[Any]]
-Shapes = dict[str, tuple[type[np.generic], tuple[int | None, ...]]]
+Shapes = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 class _FormatOnly(BaseModel):
@@ -65,27 +65,32 @@ def read_weights(folder: Path, manifest: Manifest) -> Tensors:
     """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
     tensors = _checked_tensors(folder, WEIGHTS, manifest)
     categories = len(manifest.categories)
-    columns, dimensions = (_length(tensors.get(name), axis) for name, axis in (("kept", 0), ("projection", 1)))
+    columns, postings = _length(tensors.get("kept")), _length(tensors.get("posting_rows"))
     shapes: Shapes = {
         "kept": (np.int32, (columns,)),
         "idf": (np.float32, (columns,)),
         "coefficients": (np.float32, (columns, categories)),
         "intercepts": (np.float32, (categories,)),
-        "projection": (np.float32, (columns, dimensions)),
-        "prototypes": (np.float32, (None, dimensions)),
+        "posting_starts": (np.int64, (columns + 1,)),
+        "posting_rows": (np.int32, (postings,)),
+        "posting_weights": (np.float32, (postings,)),
     }
     _require_shapes(folder / WEIGHTS, tensors, shapes)
     kept = tensors["kept"]
     ascending = bool(np.all(kept[1:] > kept[:-1]))
     if not ascending or kept[0] < 0 or kept[-1] >= 1 << manifest.features.bucket_bits:
         raise ArtifactError(f"router artifact: tensor 'kept' in {folder / WEIGHTS} is not a list of buckets")
+    starts, rows = tensors["posting_starts"], tensors["posting_rows"]
+    in_order = starts[0] == 0 and starts[-1] == postings and bool(np.all(starts[1:] >= starts[:-1]))
+    if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
+        raise ArtifactError(f"router artifact: the postings in {folder / WEIGHTS} point outside themselves")
     return tensors
 
 
 def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     """The out-of-fold predictions."""
     tensors = _checked_tensors(folder, HELD_OUT, manifest)
-    prompts = _length(tensors.get("weights"), 0)
+    prompts = _length(tensors.get("weights"))
     shapes: Shapes = {
         "probabilities": (np.float32, (prompts, len(manifest.categories))),
         "inside": (np.uint8, (prompts,)),
@@ -194,17 +199,14 @@ def _require_shapes(path: Path, tensors: Tensors, shapes: Shapes) -> None:
         )
     for name, (dtype, shape) in shapes.items():
         tensor = tensors[name]
-        fits = tensor.ndim == len(shape) and all(
-            expected in (None, length) for expected, length in zip(shape, tensor.shape, strict=True)
-        )
-        if tensor.dtype != dtype or not fits or 0 in tensor.shape:
+        if tensor.dtype != dtype or tensor.shape != shape or 0 in shape:
             raise ArtifactError(
                 f"router artifact: tensor {name!r} in {path} is {tensor.dtype} {list(tensor.shape)}"
-                f" instead of {np.dtype(dtype)} {[length or 'any' for length in shape]}"
+                f" instead of {np.dtype(dtype)} {list(shape)}"
             )
         if not np.isfinite(tensor).all():
             raise ArtifactError(f"router artifact: tensor {name!r} in {path} has values that are not numbers")
 
 
-def _length(tensor: npt.NDArray[Any] | None, axis: int) -> int | None:
-    return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else None
+def _length(tensor: npt.NDArray[Any] | None) -> int:
+    return len(tensor) if tensor is not None and tensor.ndim > 0 else 0

@@ -79,6 +79,7 @@ class Manifest(_Strict):
     features: FeatureSettings
     categories: Annotated[list[Name], Field(min_length=1)]
     temperature: Annotated[float, Field(gt=0.0)]
+    prototypes: Annotated[int, Field(ge=1, le=100_000)]
     neighbours: Annotated[int, Field(ge=1)]
     thresholds: Thresholds
     mode: Literal["soft", "hard"]

@@ -39,16 +39,26 @@ def small_artifact(**changes: Any) -> Artifact:
     coefficients = np.zeros((len(kept), len(TEXTS)), dtype=np.float32)
     for position, columns in enumerate(columns_of.values()):
         coefficients[np.searchsorted(kept, columns), position] = 1.0
-    vectors = [features.vector((Turn(text),)) for text in TEXTS.values()]
-    projection = np.zeros((len(kept), len(TEXTS)), dtype=np.float32)
-    for position, vector in enumerate(vectors):
-        projection[vector.columns, position] = vector.weights / np.linalg.norm(vector.weights)
+    prototypes = np.zeros((len(kept), len(TEXTS)), dtype=np.float32)
+    for position, text in enumerate(TEXTS.values()):
+        vector = features.vector((Turn(text),))
+        prototypes[vector.columns, position] = vector.weights / np.linalg.norm(vector.weights)
+    columns, rows = np.nonzero(prototypes)
+    starts = np.searchsorted(columns, np.arange(len(kept) + 1))
     settings = manifest(**changes)
+    gate = Gate(
+        starts.astype(np.int64),
+        rows.astype(np.int32),
+        prototypes[columns, rows],
+        settings.prototypes,
+        settings.neighbours,
+        settings.thresholds.gate,
+    )
     return Artifact(
         settings,
         features,
         Classifier(coefficients, np.zeros(len(TEXTS), dtype=np.float32), settings.temperature),
-        Gate(projection, np.eye(len(TEXTS), dtype=np.float32), 1, settings.thresholds.gate),
+        gate,
         {name: dict(entry.mapping) for name, entry in settings.objectives.items()},
     )
 
@@ -58,6 +68,7 @@ def manifest(**changes: Any) -> Manifest:
         "features": FeatureSettings(bucket_bits=BITS),
         "categories": list(TEXTS),
         "temperature": 1.0,
+        "prototypes": 3,
         "neighbours": 1,
         "thresholds": Thresholds(gate=0.2, min_confidence=0.0),
         "mode": "soft",

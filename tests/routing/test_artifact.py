@@ -162,7 +162,7 @@ def test_huge_or_impossible_shapes_are_refused(folder: Path, shape: list[Any]) -
         ("intercepts", np.zeros((3, 1), dtype=np.float32), "'intercepts'"),
         ("intercepts", np.array([0, np.nan, 0], dtype=np.float32), "not numbers"),
         ("intercepts", np.array([0, np.inf, 0], dtype=np.float32), "not numbers"),
-        ("prototypes", np.zeros((0, 3), dtype=np.float32), "'prototypes'"),
+        ("posting_weights", np.zeros(0, dtype=np.float32), "'posting_weights'"),
         ("surprise", np.zeros(3, dtype=np.float32), "surprise"),
     ],
 )
@@ -175,6 +175,20 @@ def test_a_tensor_of_the_wrong_kind_is_named(folder: Path, name: str, tensor: An
 def test_buckets_that_are_no_buckets_are_refused(folder: Path, disorder: Any) -> None:
     with_tensor(folder, "kept", disorder(load_file(folder / WEIGHTS)["kept"]))
     assert "not a list of buckets" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "disorder"),
+    [
+        ("posting_starts", lambda starts: starts[::-1].copy()),
+        ("posting_starts", lambda starts: starts + 1),
+        ("posting_rows", lambda rows: rows + 3),
+        ("posting_rows", lambda rows: rows - 3),
+    ],
+)
+def test_postings_that_point_outside_are_refused(folder: Path, name: str, disorder: Any) -> None:
+    with_tensor(folder, name, disorder(load_file(folder / WEIGHTS)[name]))
+    assert "point outside themselves" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "sub/weights.safetensors", "weights.pkl"])
