@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from openai import AsyncOpenAI, OpenAI
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from service import Service, running_service
@@ -35,7 +36,7 @@ MOVES = {
 }
 LONGEST_ANSWER_TOKENS = 48
 PATIENCE_SECONDS = 300
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 150)
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,23 @@ def take_tour(service: Service) -> list[Asked]:
     """A A B B C C D D E E, then A B A B; each answer is shown as it comes."""
     client = OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=PATIENCE_SECONDS, max_retries=0)
     questions = by_category(read_rows("held_out.prompts.jsonl"))
-    table = Table("question", "answer", "category", "expert", "reason", "was in", "wait", "first token", box=None)
+    table = Table(box=None)
+    for column in ("question", "answer"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=40)
+    for column in ("category", "expert", "reason", "was in"):
+        table.add_column(column, no_wrap=True)
+    for column in ("wait", "first token"):
+        table.add_column(column, no_wrap=True, justify="right")
     asked = []
     with console.status("asking") as status:
         for topic in TOUR:
             row = questions[topic].pop(0)
             status.update(f"asking: {row['prompt']}")
             asked.append(ask(client, row))
-            mark = "" if asked[-1].right else " [red](wrong)[/red]"
+            mark = "" if asked[-1].right else "[red](wrong)[/red] "
             a = asked[-1]
             table.add_row(
-                *(a.question, a.answer + mark, a.category, a.expert, a.reason, a.residency),
+                *(escape(a.question), mark + escape(a.answer), a.category, a.expert, a.reason, a.residency),
                 *(f"{a.wait_ms:,.0f} ms", f"{a.first_token_ms:,.0f} ms"),
             )
     console.print(table)
