@@ -21,7 +21,7 @@ from router_training.dataset import Dataset
 from router_training.vectors import Matrix, choose_features, weigh
 
 ABSENT_LOGIT = -30.0  # of a category that a fold has no prompt of
-LOOK_UPS_PER_PROMPT = 12_000  # of the gate, on average: a tenth of a millisecond
+LOOK_UPS_PER_PROMPT = 8_000  # of the gate, on average: about a tenth of a millisecond
 NO_THRESHOLD = -1.0
 BATCH = 1024
 
