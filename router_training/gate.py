@@ -68,7 +68,7 @@ def fitted_threshold(familiar: Trial, foreign: Trial | None) -> float:
         return -1.0
     candidates = np.quantile(familiar.similarities, QUANTILES)
     gains = np.array([familiar.gain_at(threshold) for threshold in candidates])
-    affordable = float(candidates[np.flatnonzero(gains >= (1.0 - PREMIUM) * gains.max())[-1]])
+    affordable = float(candidates[np.flatnonzero(gains >= gains.max() - PREMIUM * abs(gains.max()))[-1]])
     if foreign is None:
         return affordable
     with_foreign = gains + np.array([foreign.gain_at(threshold) for threshold in candidates])

