@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import nullcontext
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import Failure, MoveRecord, Slot
@@ -64,14 +65,23 @@ class Mover:
             logger.warning("%s", error)
         finally:
             for move in plan.moves:
-                self._slots[move.expert].halt()
+                if self._slots[move.expert].moving is move:  # else another plan moves it by now
+                    self._slots[move.expert].halt()
             self._changed()
 
     async def _move(self, slot: Slot, move: Move) -> None:
         slot.depart(move)
         held = self._ledger.held(slot.name)
         await self._reserve(slot, move.target)
-        began = self._clock()
+        async with self._one_start if move.source is Tier.DISK else nullcontext():
+            began = self._clock()
+            await self._act_or_stop(slot, move)
+            seconds = self._clock() - began
+        slot.tier = move.target
+        self._settle(slot)
+        self._record(slot, move, seconds, held)
+
+    async def _act_or_stop(self, slot: Slot, move: Move) -> None:
         try:
             await self._act(slot, move)
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
@@ -81,9 +91,6 @@ class Mover:
         except asyncio.CancelledError:
             await self._put_on_disk(slot)
             raise
-        slot.tier = move.target
-        self._settle(slot)
-        self._record(slot, move, self._clock() - began, held)
 
     async def _act(self, slot: Slot, move: Move) -> None:
         """Call the engine; whatever goes wrong in there is an EngineError out here."""
@@ -108,8 +115,7 @@ class Mover:
 
     async def _start(self, slot: Slot) -> None:
         """Start the engine and let the measured footprint replace the estimate that was reserved."""
-        async with self._one_start:
-            await slot.engine.start()
+        await slot.engine.start()
         self._own(self._bury_when_dead(slot))
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):

@@ -354,6 +354,29 @@ def test_an_expert_waits_for_room_that_another_move_has_not_freed_yet():
     run(story())
 
 
+def test_a_plan_that_ends_leaves_alone_who_has_been_moved_again_meanwhile():
+    async def story():
+        async with running("abc", device=20) as (cache, engines):
+            for name in "ab":
+                (await cache.lease(name)).release()
+            engines["c"].gate.clear()
+            slow = asyncio.create_task(cache.lease("c"))  # a goes to sleep for it
+            await settle()
+            assert engines["a"].calls == ["start", "sleep"]
+            engines["a"].gate.clear()
+            back = asyncio.create_task(cache.lease("a"))  # b goes to sleep for it
+            await settle()
+            assert engines["a"].calls == ["start", "sleep", "wake"]
+            engines["c"].gate.set()
+            (await slow).release()
+            await settle()
+            assert engines["a"].calls == ["start", "sleep", "wake"]
+            engines["a"].gate.set()
+            (await back).release()
+
+    run(story())
+
+
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
         async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
