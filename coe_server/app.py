@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
-from coe_server.cache.expert_cache import ExpertCache, Limits
-from coe_server.cache.planner import Never, mib, plan
-from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.planner import Holding, Never, mib, plan
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import (
     ExpertSettings,
@@ -105,7 +106,7 @@ def build_capacity(config: ServerConfig) -> Bytes:
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
-    holdings = [Slot(expert).holding() for expert in experts]
+    holdings = [Holding(expert.name, expert.pin, expert.engine.footprint, pin=expert.pin) for expert in experts]
     for expert in experts:
         match plan(holdings, expert.name, capacity):
             case Never(sentence):

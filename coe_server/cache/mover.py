@@ -78,6 +78,8 @@ class Mover:
             await self._act_or_stop(slot, move)
             seconds = self._clock() - began
         slot.tier = move.target
+        slot.since = self._clock()
+        slot.uses_here = 0
         self._settle(slot)
         self._record(slot, move, seconds, held)
 
@@ -176,7 +178,7 @@ class Mover:
             slot.failure = Failure(reason, self._clock() + FAILURE_COOLDOWN_SECONDS)
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
-        slot.costs.learn(move.source, move.target, seconds)
+        slot.costs.learn_move(move.source, move.target, seconds)
         size = abs(held.device - self._ledger.held(slot.name).device)
         slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size)
         self._events.record(

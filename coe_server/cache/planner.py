@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
@@ -18,6 +18,8 @@ class Holding:
     footprint: Footprint
     busy: bool = False  # leased or moving: it must stay where it is
     wanted: bool = False  # requests wait for it: others leave first
+    leaving: bool = False  # it drains already: it leaves before anybody else is asked to
+    tenured: bool = True  # it has been on the device long enough to be pressed out by mere waiting
     worth: float = 0.0  # seconds saved per byte by keeping it; the lowest leaves first
     pin: Tier = Tier.DISK  # never below this tier
 
@@ -57,27 +59,31 @@ class Never:
     sentence: str
 
 
-def plan(holdings: Sequence[Holding], target: str, capacity: Bytes) -> Plan | NotYet | Never:
-    """The moves that bring `target` to the device: idle experts leave in order of (wanted, worth).
+def plan(
+    holdings: Sequence[Holding], target: str, capacity: Bytes, protect_tenure: bool = False
+) -> Plan | NotYet | Never:
+    """The moves that bring `target` to the device: idle experts leave in order of (leaving, wanted, worth).
 
     A victim sleeps where that is enough, and leaves for disk only when host memory is short. Victims that turn out
     not to be needed stay. Raises nothing; `Never` carries the sentence for a person.
     """
     goal = next(h for h in holdings if h.name == target)
-    others = [h for h in holdings if h.name != target]
+    others = [h for h in holdings if h.name != target and h.tier is not Tier.DISK]
+    if protect_tenure:
+        others = [replace(h, busy=True) if h.wanted and not h.tenured else h for h in others]
     draft = _make_room(goal, others, capacity)
     if draft is not None:
         return Plan((*draft.moves(), Move(target, goal.tier, Tier.DEVICE)))
-    patient = [_idle(h) for h in others]
+    patient = [replace(h, busy=False) for h in others]
     draft = _make_room(goal, patient, capacity)
     if draft is None:
-        return Never(_why_never(goal, others, capacity))
+        return Never(_why_never(goal, holdings, capacity))
     return NotYet(tuple(move.expert for move in draft.moves()))
 
 
 def _make_room(goal: Holding, others: Sequence[Holding], capacity: Bytes) -> _Draft | None:
     draft = _Draft(goal, others, capacity)
-    victims = sorted((h for h in others if not h.busy), key=lambda h: (h.wanted, h.worth, h.name))
+    victims = sorted((h for h in others if not h.busy), key=lambda h: (not h.leaving, h.wanted, h.worth, h.name))
     for lower in (_leave_device, _leave_sleep, _leave_for_disk):
         for holding, tier in lower(victims):
             if draft.fits:
@@ -160,13 +166,9 @@ class _Draft:
         self._after[holding.name] = tier
 
 
-def _idle(holding: Holding) -> Holding:
-    return Holding(holding.name, holding.tier, holding.footprint, False, holding.wanted, holding.worth, holding.pin)
-
-
-def _why_never(goal: Holding, others: Sequence[Holding], capacity: Bytes) -> str:
+def _why_never(goal: Holding, holdings: Sequence[Holding], capacity: Bytes) -> str:
     need = bytes_in(goal.footprint, Tier.DEVICE)
-    pinned = sum((bytes_in(h.footprint, h.pin) for h in others), Bytes())
+    pinned = sum((bytes_in(h.footprint, h.pin) for h in holdings if h is not goal), Bytes())
     for tier, wants, has, kept in (
         ("device", need.device, capacity.device, pinned.device),
         ("host", need.host, capacity.host, pinned.host),

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import ClassVar
 
-from coe_server.cache.lease import Lease
+from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Holding, Move
+from coe_server.cache.policy import Retention
+from coe_server.cache.queue import WaitingLine
+from coe_server.cache.scheduler import Queue
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import Engine
+from coe_server.errors import ExpertUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,62 +59,26 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Waiter:
-    """One request in the queue of an expert."""
-
-    arrived: float
-    granted: asyncio.Future[Lease]
-
-
-class Costs:
-    """Seconds of each kind of move: guesses until measured, then an exponential mean of what was measured."""
-
-    _GUESSES: ClassVar = {"start": 30.0, "wake": 1.0, "sleep": 1.0, "stop": 2.0}
-    _NEWEST_SHARE = 0.3
-
-    def __init__(self) -> None:
-        self._measured: dict[str, float] = {}
-
-    def learn(self, source: Tier, target: Tier, seconds: float) -> None:
-        kind = _kind(source, target)
-        known = self._measured.get(kind, seconds)
-        self._measured[kind] = known + self._NEWEST_SHARE * (seconds - known)
-
-    def of(self, source: Tier, target: Tier) -> float:
-        kind = _kind(source, target)
-        return self._measured.get(kind, self._GUESSES[kind])
-
-
-def _kind(source: Tier, target: Tier) -> str:
-    match source, target:
-        case Tier.DISK, _:
-            return "start"
-        case _, Tier.DEVICE:
-            return "wake"
-        case _, Tier.HOST:
-            return "sleep"
-        case _:
-            return "stop"
-
-
-@dataclass(slots=True)
 class Slot:
     """The mutable record of one expert; changed only between awaits, by the cache and its mover."""
 
     expert: Expert
+    waiters: WaitingLine
+    pin: Tier
     tier: Tier = Tier.DISK
     moving: Move | None = None
     leases: int = 0
     gate: int = 0  # waiters that were there when its turn began: they are served before it may be drained
     draining: bool = False
-    waiters: deque[Waiter] = field(default_factory=deque)
     failure: Failure | None = None
     failures: int = 0  # in a row, without an answer in between
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # this life of the engine is over
-    credit: float = 0.0
-    uses: int = 0
+    since: float = 0.0  # when it last came to the device
     last_used: float = 0.0
+    uses: int = 0  # in all
+    uses_here: int = 0  # since it last came to the device
+    credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     costs: Costs = field(default_factory=Costs)
     last_move: MoveRecord | None = None
 
@@ -151,7 +117,44 @@ class Slot:
             return State.DRAINING
         return State(self.tier.value)
 
-    def holding(self) -> Holding:
+    @property
+    def dormant(self) -> bool:
+        """On disk, and nothing is happening to it."""
+        return self.tier is Tier.DISK and self.moving is None and not self.waiters
+
+    def use(self, inflation: float) -> None:
+        """Count one more use and raise its credit: frequency x reload cost / bytes, above what has left so far."""
+        self.leases += 1
+        self.uses += 1
+        self.uses_here += 1
+        footprint = self.engine.footprint
+        reload_seconds = self.costs.move(Tier.HOST if footprint.can_sleep else Tier.DISK, Tier.DEVICE)
+        self.credit = inflation + self.uses_here * reload_seconds / max(footprint.device_awake, 1)
+
+    def worth(self, retention: Retention) -> float:
+        match retention:
+            case "gdsf":
+                return self.credit
+            case "lru":
+                return self.last_used
+            case "lfu":
+                return float(self.uses)
+
+    def switch_seconds(self) -> float:
+        """Measured seconds until it could answer: its own move to the device (0 if it is there)."""
+        return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
+
+    def queue(self) -> Queue:
+        """Those who wait for it, as the scheduler sees them."""
+        return Queue(self.name, self.waiters.arrivals(), self.switch_seconds(), self.waiters.mean_weight())
+
+    def refuse_waiters(self, reason: str) -> None:
+        while self.waiters:
+            waiter = self.waiters.pop()
+            if not waiter.granted.done():
+                waiter.granted.set_exception(ExpertUnavailable(reason))
+
+    def holding(self, retention: Retention, tenured: bool) -> Holding:
         """Itself as the planner sees it: where it will stand once the move under way is done."""
         return Holding(
             self.name,
@@ -159,8 +162,10 @@ class Slot:
             self.engine.footprint,
             busy=self.busy,
             wanted=bool(self.waiters),
-            worth=self.credit,
-            pin=self.expert.pin,
+            leaving=self.draining,
+            tenured=tenured,
+            worth=self.worth(retention),
+            pin=self.pin,
         )
 
     def depart(self, move: Move) -> None:
@@ -179,4 +184,5 @@ class Slot:
         self.gone = asyncio.Event()
         self.leases = 0
         self.gate = 0
+        self.uses_here = 0
         self.draining = False

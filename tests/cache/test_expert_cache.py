@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_server.cache.expert_cache import ExpertCache, Limits
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.scheduler import Queue, Turn, seconds_until_pressing, turns
+from coe_server.cache.policy import FIFO
+from coe_server.cache.scheduler import (
+    Limits,
+    Queue,
+    Turn,
+    seconds_until_pressing,
+    turn_seconds,
+    turns,
+    wait_bound_seconds,
+)
 
 queues = st.lists(
     st.builds(
@@ -21,9 +30,9 @@ queues = st.lists(
 
 def test_collating_waits_until_the_waiting_is_worth_the_switch():
     queue = Queue("b", (0.0, 1.0), switch_seconds=9.0)
-    assert turns([queue], now=4.0, max_wait_seconds=60) == (Turn("b", pressing=False),)
+    assert turns([queue], now=4.0, max_wait_seconds=60) == (Turn("b", pressing=False, overdue=False),)
     assert seconds_until_pressing([queue], 4.0, 60) == 1.0
-    assert turns([queue], now=5.0, max_wait_seconds=60) == (Turn("b", pressing=True),)
+    assert turns([queue], now=5.0, max_wait_seconds=60) == (Turn("b", pressing=True, overdue=False),)
 
 
 def test_the_overdue_come_first_in_order_of_deadline():
@@ -47,13 +56,24 @@ def test_everyone_overdue_is_pressing_and_ahead_of_all_others(queues, now, max_w
 
 
 @given(queues, st.integers(400, 800).map(lambda n: n / 4), st.integers(1, 120))
-def test_at_the_moment_foretold_and_not_before_another_queue_is_pressing(queues, now, max_wait):
-    def pressing(moment):
-        return {turn.expert for turn in turns(queues, moment, max_wait) if turn.pressing}
+def test_at_the_moment_foretold_and_not_before_a_queue_becomes_pressing_or_overdue(queues, now, max_wait):
+    def states(moment):
+        return {(turn.expert, turn.pressing, turn.overdue) for turn in turns(queues, moment, max_wait)}
 
     seconds = seconds_until_pressing(queues, now, max_wait)
     if seconds is None:
-        assert pressing(now) == {queue.expert for queue in queues}
+        assert all(pressing and overdue for _, pressing, overdue in states(now))
     else:
-        assert pressing(now + seconds + 1e-6) > pressing(now)
-        assert pressing(now + seconds - 1e-6) == pressing(now)
+        assert states(now + seconds + 1e-6) != states(now)
+        assert states(now + seconds - 1e-6) == states(now)
+
+
+def test_the_bound_is_the_wait_and_a_turn_and_a_switch_for_everyone_ahead():
+    limits = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)
+    assert turn_seconds(limits) == 480
+    assert wait_bound_seconds(limits, sharing=3, switch_seconds=20) == 30 + 3 * (480 + 20)
+
+
+def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
+    old, new = Queue("old", (1.0,), 5), Queue("new", (2.0, 2.0), 5)
+    assert turns([new, old], 3.0, 30, FIFO)[0] == Turn("old", pressing=True, overdue=False)

@@ -8,7 +8,8 @@ import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
-from coe_server.cache.expert_cache import ExpertCache, Limits
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.http.api import build_api

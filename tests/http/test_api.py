@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from coe_server.cache.expert_cache import Limits
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.errors import EngineDied

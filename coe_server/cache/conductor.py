@@ -1,0 +1,164 @@
+"""Turns the scheduler's orders into moves, and keeps what should be up up. Decides nothing that is not pure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+
+from coe_server.cache.mover import Mover
+from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
+from coe_server.cache.policy import Policy
+from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing
+from coe_server.cache.slot import Slot
+from coe_server.cache.tiers import Bytes, Tier
+
+logger = logging.getLogger(__name__)
+
+
+class Conductor:
+    """The one task that orders moves. `admit` is called for experts whose queue may go on."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        mover: Mover,
+        capacity: Bytes,
+        limits: Limits,
+        policy: Policy,
+        clock: Callable[[], float],
+        admit: Callable[[Slot], None],
+        changed: asyncio.Event,
+    ) -> None:
+        self.ready = asyncio.Event()  # what is to be preloaded has been
+        self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
+        self._slots = slots
+        self._mover = mover
+        self._capacity = capacity
+        self._limits = limits
+        self._policy = policy
+        self._clock = clock
+        self._admit = admit
+        self._changed = changed  # set by whoever does something that may call for new orders
+        self._preloads = self._in_preload_order()
+
+    async def run(self) -> None:
+        """Conduct until cancelled."""
+        while True:
+            self._changed.clear()
+            self._conduct()
+            await self._something_can_have_changed()
+
+    def begin(self, plan_: Plan) -> None:
+        """Start a plan; its target admits at least those who wait for it now."""
+        for name in plan_.victims:
+            self.inflation = max(self.inflation, self._slots[name].credit)
+        goal = self._slots[plan_.moves[-1].expert]
+        goal.gate = len(goal.waiters)
+        self._mover.begin(plan_)
+
+    def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
+        """What it would take to bring this expert to the device now."""
+        return plan(
+            [other.holding(self._policy.retention, True) for other in self._slots.values()], slot.name, self._capacity
+        )
+
+    def _conduct(self) -> None:
+        self._end_cooldowns()
+        queues = self._queues()
+        if queues:
+            self._follow_orders(queues)
+        else:
+            self._undo_draining()
+        for slot in self._slots.values():
+            if slot.waiters:
+                self._admit(slot)
+        self._preload()
+        self._retire_idle()
+
+    def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
+        now = self._clock()
+        holdings = [
+            slot.holding(self._policy.retention, tenured=now - slot.since >= self._limits.min_tenure_seconds)
+            for slot in self._slots.values()
+            if not slot.dormant
+        ]
+        orders = conduct(holdings, queues, self._capacity, now, self._limits, self._policy)
+        for name, slot in self._slots.items():
+            slot.draining = name in orders.draining
+        for expert, sentence in orders.never.items():
+            self._slots[expert].refuse_waiters(sentence)
+        for ready in orders.plans:
+            self.begin(ready)
+
+    def _undo_draining(self) -> None:
+        for slot in self._slots.values():
+            slot.draining = False
+
+    def _preload(self) -> None:
+        """Bring up what should be up, one at a time, while nobody waits and nobody has to leave for it."""
+        if self.ready.is_set() or self._queues() or any(slot.moving for slot in self._slots.values()):
+            return
+        while self._preloads:
+            slot = self._slots[self._preloads.pop(0)]
+            outcome = self.plan_for(slot)
+            if slot.tier is Tier.DISK and isinstance(outcome, Plan) and len(outcome.moves) == 1:
+                then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if slot.expert.preload is Tier.HOST else ()
+                self.begin(Plan(outcome.moves + then))
+                return
+        self.ready.set()
+        logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+
+    def _retire_idle(self) -> None:
+        now = self._clock()
+        for slot in self._slots.values():
+            if (ends := self._idle_until(slot)) is None or now < ends:
+                continue
+            lower = Tier.HOST if slot.engine.footprint.can_sleep else Tier.DISK
+            if lower.depth <= slot.pin.depth:
+                self.begin(Plan((Move(slot.name, Tier.DEVICE, lower),)))
+
+    def _idle_until(self, slot: Slot) -> float | None:
+        """When it will have been idle for its ttl; None while it is used or has none."""
+        ttl = slot.expert.ttl_seconds
+        if ttl is None or slot.busy or slot.waiters or not slot.settled:
+            return None
+        return max(slot.last_used, slot.since) + ttl
+
+    def _end_cooldowns(self) -> None:
+        for slot in self._slots.values():
+            if slot.failure is not None:
+                slot.refuse_waiters(slot.failure.reason)
+                if self._clock() >= slot.failure.until:
+                    slot.failure = None
+                    slot.failures = 0
+
+    def _queues(self) -> tuple[Queue, ...]:
+        return tuple(
+            slot.queue()
+            for slot in self._slots.values()
+            if slot.waiters and slot.moving is None and slot.tier is not Tier.DEVICE
+        )
+
+    async def _something_can_have_changed(self) -> None:
+        now = self._clock()
+        moments = [seconds_until_pressing(self._queues(), now, self._limits.max_wait_seconds, self._policy)]
+        for slot in self._slots.values():
+            if slot.failure is not None:
+                moments.append(slot.failure.until - now)
+            if (ends := self._idle_until(slot)) is not None:
+                moments.append(ends - now)
+        soonest = min((m for m in moments if m is not None), default=None)
+        try:
+            async with asyncio.timeout(None if soonest is None else max(soonest, _SHORTEST_NAP_SECONDS)):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    def _in_preload_order(self) -> list[str]:
+        """What only passes through the device goes first, while the device is empty."""
+        wanted = [slot for slot in self._slots.values() if slot.expert.preload is not Tier.DISK]
+        return [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
+
+
+_SHORTEST_NAP_SECONDS = 0.001  # a timer that is due is given a moment, so that the loop breathes

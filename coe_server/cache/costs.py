@@ -1,0 +1,55 @@
+"""What an expert's moves and answers cost on this machine: guesses until measured. Seconds in, seconds out."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from coe_server.cache.tiers import Tier
+
+
+class Costs:
+    """Exponential means of what was measured, and guesses for what was not."""
+
+    _GUESSES: ClassVar = {"start": 30.0, "wake": 1.0, "sleep": 1.0, "stop": 2.0, "service": 5.0}
+    _NEWEST_SHARE = 0.3
+
+    def __init__(self) -> None:
+        self._measured: dict[str, float] = {}
+
+    def learn_move(self, source: Tier, target: Tier, seconds: float) -> None:
+        self._learn(_kind(source, target), seconds)
+
+    def learn_service(self, seconds: float) -> None:
+        """How long a request stayed inside the engine."""
+        self._learn("service", seconds)
+
+    def move(self, source: Tier, target: Tier) -> float:
+        return self._of(_kind(source, target))
+
+    @property
+    def service(self) -> float:
+        return self._of("service")
+
+    @property
+    def slowest_return(self) -> float:
+        """To the device from wherever it may be, and the victim's leaving before it."""
+        return max(self._of("start"), self._of("wake")) + max(self._of("sleep"), self._of("stop"))
+
+    def _learn(self, kind: str, seconds: float) -> None:
+        known = self._measured.get(kind, seconds)
+        self._measured[kind] = known + self._NEWEST_SHARE * (seconds - known)
+
+    def _of(self, kind: str) -> float:
+        return self._measured.get(kind, self._GUESSES[kind])
+
+
+def _kind(source: Tier, target: Tier) -> str:
+    match source, target:
+        case Tier.DISK, _:
+            return "start"
+        case _, Tier.DEVICE:
+            return "wake"
+        case _, Tier.HOST:
+            return "sleep"
+        case _:
+            return "stop"

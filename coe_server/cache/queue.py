@@ -1,0 +1,66 @@
+"""The requests that wait for one expert: oldest first, the urgent a little earlier. Grants nothing by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from coe_server.cache.lease import Lease
+
+Priority = Literal["high", "normal", "batch"]
+WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
+_HEAD_START: dict[Priority, float] = {"high": -0.5, "normal": 0.0, "batch": 0.5}  # of max_wait: so a batch request ages
+
+
+@dataclass(slots=True, order=True)
+class Waiter:
+    """One request in a queue; `place` is its arrival, shifted by its priority."""
+
+    place: float
+    arrived: float = field(compare=False)
+    weight: float = field(compare=False)
+    granted: asyncio.Future[Lease] = field(compare=False)
+
+
+class WaitingLine:
+    """Ordered by place. Everyone overtakes only those who came up to `max_wait` earlier with less priority."""
+
+    def __init__(self, max_wait_seconds: float) -> None:
+        self._max_wait_seconds = max_wait_seconds
+        self._waiters: list[Waiter] = []
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        return iter(self._waiters)
+
+    def join(self, now: float, priority: Priority, granted: asyncio.Future[Lease]) -> Waiter:
+        place = now + _HEAD_START[priority] * self._max_wait_seconds
+        waiter = Waiter(place, now, WEIGHTS[priority], granted)
+        insort(self._waiters, waiter)
+        return waiter
+
+    def first(self) -> Waiter | None:
+        return self._waiters[0] if self._waiters else None
+
+    def pop(self) -> Waiter:
+        return self._waiters.pop(0)
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Take `waiter` out; False if it is not here any more."""
+        for position, one in enumerate(self._waiters):
+            if one is waiter:
+                del self._waiters[position]
+                return True
+        return False
+
+    def arrivals(self) -> tuple[float, ...]:
+        """When those who wait came, oldest first."""
+        return tuple(sorted(waiter.arrived for waiter in self._waiters))
+
+    def mean_weight(self) -> float:
+        return sum(waiter.weight for waiter in self._waiters) / len(self._waiters)
