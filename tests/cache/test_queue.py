@@ -1,5 +1,7 @@
 """A waiting line is in order of arrival, shifted by priority, and nobody waits for ever behind the urgent."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ def test_the_same_priority_keeps_the_order_of_arrival_and_urgency_overtakes_by_a
     for number, (moment, priority) in enumerate(sorted(joins, key=lambda join: join[0])):
         line.join(float(moment), priority, number)
     left = [line.pop() for _ in range(len(line))]
-    for before, after in zip(left, left[1:], strict=False):
+    for before, after in pairwise(left):
         assert before.place <= after.place
     for position, waiter in enumerate(left):
         for overtaken in left[position + 1 :]:
