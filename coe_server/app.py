@@ -48,9 +48,7 @@ def build_server(config: ServerConfig) -> Listener:
     experts = build_experts(config)
     capacity = build_capacity(config)
     refuse_what_never_fits(experts, capacity)
-    scheduling = config.scheduling
-    limits = Limits(scheduling.max_wait_seconds, scheduling.queue_limit, scheduling.max_concurrency)
-    cache = ExpertCache(experts, capacity, limits)
+    cache = ExpertCache(experts, capacity, Limits(**config.scheduling.model_dump()))
     service = Service(
         router=router,
         cache=cache,

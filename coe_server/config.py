@@ -82,7 +82,10 @@ class MemorySettings(_Settings):
 class SchedulingSettings(_Settings):
     max_wait_seconds: float = Field(default=30.0, gt=0)
     queue_limit: int = Field(default=64, ge=1)
+    queue_limit_total: int = Field(default=1024, ge=1)
     max_concurrency: int = Field(default=16, ge=1)
+    max_generation_seconds: float = Field(default=120.0, gt=0)
+    min_tenure_seconds: float = Field(default=0.0, ge=0)
 
 
 class VllmSettings(_Settings):

@@ -68,6 +68,14 @@ class NoCapableExpert(RequestError):
     code = "no_capable_expert"
 
 
+class ExpertBusy(CoeError):
+    """An operator's wish cannot be granted while the expert is used."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "expert_busy"
+
+
 class Overloaded(CoeError):
     """A queue is full. `retry_after_seconds` is our estimate of when it will not be."""
 
@@ -109,3 +117,10 @@ class EngineDied(EngineError):
     """An engine's process ended, or its connection broke, while it was needed."""
 
     code = "engine_died"
+
+
+class GenerationTimeout(EngineError):
+    """An answer took longer than scheduling.max_generation_seconds allows."""
+
+    status = 504
+    code = "generation_timeout"

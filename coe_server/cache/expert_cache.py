@@ -11,12 +11,13 @@ from math import ceil
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.lease import Lease
 from coe_server.cache.mover import Mover
+from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits, wait_bound_seconds
 from coe_server.cache.slot import Expert, MoveRecord, Slot, State
 from coe_server.cache.tiers import Bytes, Ledger, Tier
-from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
+from coe_server.errors import ExpertBusy, ExpertUnavailable, Overloaded, UnknownModel
 from coe_server.events import EventLog
 
 
@@ -58,7 +59,9 @@ class ExpertCache:
         }
         self._waiting = 0
         self._changed = asyncio.Event()
-        mover = self._mover = Mover(self._slots, self.ledger, self.events, clock, self._changed.set)
+        mover = self._mover = Mover(
+            self._slots, self.ledger, self.events, clock, self._changed.set, limits.sign_of_life_seconds
+        )
         self._conductor = Conductor(
             self._slots, mover, capacity, limits, policy, clock, admit=self._admit, changed=self._changed
         )
@@ -95,6 +98,23 @@ class ExpertCache:
             raise
         finally:
             self._waiting -= 1
+
+    async def load(self, name: str) -> None:
+        """Bring an expert to the device, waiting its turn like a request."""
+        (await self.lease(name)).release()
+
+    def unload(self, name: str) -> None:
+        """Send an idle expert to disk. Raises ExpertBusy if it is used, waited for, moving or pinned."""
+        slot = self._slot(name)
+        if slot.busy or slot.waiters or slot.pin is not Tier.DISK:
+            raise ExpertBusy(f"expert '{name}' is in use, waited for, moving or pinned; it stays")
+        if slot.tier is not Tier.DISK:
+            self._conductor.begin(Plan((Move(name, slot.tier, Tier.DISK),)))
+
+    def pin(self, name: str, tier: Tier) -> None:
+        """From now on the expert never leaves for below `tier` (`disk`: no pin). It is not moved by this."""
+        self._slot(name).pin = tier
+        self._changed.set()
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""
@@ -153,7 +173,11 @@ class ExpertCache:
             if self._waiting or slot.expert.ttl_seconds is not None:
                 self._changed.set()
 
-        return Lease(slot.name, slot.engine, granted - waiter.arrived, life, give_back)
+        def suspect() -> None:
+            if slot.gone is life:
+                self._mover.examine(slot)
+
+        return Lease(slot.name, slot.engine, granted - waiter.arrived, life, give_back, suspect)
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):

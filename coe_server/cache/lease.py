@@ -20,10 +20,12 @@ class Lease:
         waited_seconds: float,
         gone: asyncio.Event,
         release: Callable[[], None],
+        suspect: Callable[[], None],
     ) -> None:
         self.expert = expert
         self.engine = engine
         self.waited_seconds = waited_seconds
+        self.suspect_engine = suspect  # it did not answer: have it examined, and buried if it hangs
         self._gone = gone
         self._release: Callable[[], None] | None = release
 

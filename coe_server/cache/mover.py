@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import Failure, MoveRecord, Slot
 from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
+from coe_server.engines.engine import EngineRequest
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 FAILURE_COOLDOWN_SECONDS = 30.0
 FAILURES_BEFORE_COOLDOWN = 2
+_SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
 
 
 class Mover:
@@ -29,12 +31,14 @@ class Mover:
         events: EventLog,
         clock: Callable[[], float],
         changed: Callable[[], None],
+        sign_of_life_seconds: float,
     ) -> None:
         self._slots = slots
         self._ledger = ledger
         self._events = events
         self._clock = clock
         self._changed = changed
+        self._sign_of_life_seconds = sign_of_life_seconds
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -44,6 +48,10 @@ class Mover:
         for move in plan.moves:
             self._slots[move.expert].depart(move)
         self._own(self._carry_out(plan))
+
+    def examine(self, slot: Slot) -> None:
+        """Ask an engine for a sign of life; one that gives none is buried."""
+        self._own(self._bury_if_hung(slot))
 
     async def put_everything_away(self) -> None:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
@@ -141,6 +149,18 @@ class Mover:
         finally:
             gone.cancel()
             died.cancel()
+
+    async def _bury_if_hung(self, slot: Slot) -> None:
+        life = slot.gone
+        try:
+            async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
+                return
+        except EngineError:
+            return  # its death has been noticed, or soon will be
+        except TimeoutError:
+            if slot.gone is life and slot.moving is None:
+                seconds = self._sign_of_life_seconds
+                await self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
 
     async def _bury(self, slot: Slot, reason: str) -> None:
         logger.warning("expert '%s': %s", slot.name, reason)

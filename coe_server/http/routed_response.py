@@ -6,6 +6,7 @@ A generator that never starts never cleans up; a response object is always calle
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from starlette.responses import Response
@@ -14,8 +15,10 @@ from starlette.types import Message, Receive, Scope, Send
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.engines.engine import EngineRequest, EngineResponse
-from coe_server.errors import EngineDied
+from coe_server.errors import EngineDied, EngineError, GenerationTimeout
 from coe_server.http.openai_errors import error_event
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # a request that met a dead engine before its first byte is sent once more, to the restarted one
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
@@ -37,6 +40,7 @@ class RoutedResponse(Response):
         self._request = request
         self._headers_for = headers
         self._started = False
+        self._is_event_stream = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(send))
@@ -54,26 +58,47 @@ class RoutedResponse(Response):
         for attempt in range(1, ATTEMPTS + 1):
             with await self._cache.lease(self._expert) as lease:
                 try:
-                    if await self._pass_through(lease, send, last=attempt == ATTEMPTS):
+                    if await self._in_time(lease, send, last=attempt == ATTEMPTS):
                         return
-                except EngineDied as error:
+                except EngineError as error:
                     if self._started:
                         await self._end_broken_stream(error, send)
                         return
-                    if attempt == ATTEMPTS or not await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                    if attempt == ATTEMPTS or not await self._worth_another_try(error, lease):
                         raise
+
+    async def _in_time(self, lease: Lease, send: Send, last: bool) -> bool:
+        """`_pass_through`, ended when it takes longer than one answer may: the wait bound of all others rests on it."""
+        longest = self._cache.limits.max_generation_seconds
+        try:
+            async with asyncio.timeout(longest):
+                return await self._pass_through(lease, send, last)
+        except TimeoutError as error:
+            lease.suspect_engine()
+            raise GenerationTimeout(
+                f"the answer took longer than {longest:g} s (scheduling.max_generation_seconds)"
+            ) from error
+
+    async def _worth_another_try(self, error: EngineError, lease: Lease) -> bool:
+        return isinstance(error, EngineDied) and await lease.engine_is_gone(DEATH_NOTICE_SECONDS)
 
     async def _pass_through(self, lease: Lease, send: Send, last: bool) -> bool:
         """Stream the engine's answer to the client; False if the engine turned out to be dead before its first byte."""
         async with lease.engine.send(self._request) as answer:
             if answer.status >= 500 and not last and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                 return False
-            await send(self._head(answer, lease))
-            self._started = True
             async for chunk in answer.chunks():
+                await self._begin(answer, lease, send)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await self._begin(answer, lease, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         return True
+
+    async def _begin(self, answer: EngineResponse, lease: Lease, send: Send) -> None:
+        """The head goes out with the first byte of the body: until then another try is possible."""
+        if not self._started:
+            await send(self._head(answer, lease))
+            self._started = True
 
     def _head(self, answer: EngineResponse, lease: Lease) -> Message:
         passed_on = [(name, value) for name, value in answer.headers if name.lower() not in _OURS]
@@ -87,11 +112,11 @@ class RoutedResponse(Response):
             "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
         }
 
-    async def _end_broken_stream(self, error: EngineDied, send: Send) -> None:
-        """Tell the reader of an event stream; any other body ends too short, so the connection must not look whole."""
-        if not self._is_event_stream:
-            raise error
-        await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+    async def _end_broken_stream(self, error: EngineError, send: Send) -> None:
+        """Tell the reader of an event stream; any other body stays incomplete, so that it cannot be taken for whole."""
+        logger.warning("%s", error)
+        if self._is_event_stream:
+            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
-from coe_server.errors import ExpertUnavailable, Overloaded, UnknownModel
+from coe_server.errors import ExpertBusy, ExpertUnavailable, Overloaded, UnknownModel
 from tests.cache.fakes import FakeEngine, Memory
 
 
@@ -378,6 +378,78 @@ def test_a_plan_that_ends_leaves_alone_who_has_been_moved_again_meanwhile():
     run(story())
 
 
+def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not():
+    async def story():
+        async with running(limits=Limits(sign_of_life_seconds=0.05)) as (cache, engines):
+            with await cache.lease("a") as lease:
+                lease.suspect_engine()
+                await asyncio.sleep(0.1)
+                assert status(cache, "a").residency == "device"
+                engines["a"].hangs = True
+                lease.suspect_engine()
+                assert await lease.engine_is_gone(within_seconds=5)
+            await settle()
+            assert engines["a"].calls == ["start", "stop"]
+
+    run(story())
+
+
+def test_an_operator_can_load_unload_and_pin():
+    async def story():
+        async with running() as (cache, engines):
+            await cache.load("a")
+            assert status(cache, "a").residency == "device"
+            with await cache.lease("a"), pytest.raises(ExpertBusy, match="it stays"):
+                cache.unload("a")
+            cache.pin("a", Tier.HOST)
+            with pytest.raises(ExpertBusy, match="pinned"):
+                cache.unload("a")
+            cache.pin("a", Tier.DISK)
+            cache.unload("a")
+            await settle()
+            assert engines["a"].calls == ["start", "stop"]
+
+    run(story())
+
+
+def test_an_urgent_request_overtakes_and_a_batch_request_is_not_forgotten():
+    async def story():
+        clock = Clock()
+        async with running(limits=Limits(max_wait_seconds=10, max_concurrency=1), clock=clock) as (cache, _):
+            first = await cache.lease("a")
+            order = []
+
+            async def ask(name, priority):
+                with await cache.lease("a", priority):
+                    order.append(name)
+
+            tasks = [asyncio.create_task(ask("batch", "batch"))]
+            await settle()
+            clock.now += 6
+            tasks += [asyncio.create_task(ask("normal", "normal")), asyncio.create_task(ask("high", "high"))]
+            await settle()
+            first.release()
+            await asyncio.gather(*tasks)
+            assert order == ["high", "batch", "normal"]
+
+    run(story())
+
+
+def test_a_full_house_refuses_too():
+    async def story():
+        async with running(limits=Limits(queue_limit_total=2)) as (cache, engines):
+            engines["a"].gate.clear()
+            waiting = [asyncio.create_task(cache.lease(name)) for name in "ab"]
+            await settle()
+            with pytest.raises(Overloaded, match="2 requests already wait"):
+                await cache.lease("a")
+            engines["a"].gate.set()
+            for task in waiting:
+                (await task).release()
+
+    run(story())
+
+
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
         async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
@@ -397,7 +469,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
 
 
 def test_a_lease_that_is_lost_says_so():
-    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), lambda: None)
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), lambda: None, lambda: None)
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
         del lease
 

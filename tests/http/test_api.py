@@ -263,6 +263,21 @@ def test_a_stream_that_breaks_off_ends_with_an_error_event():
         assert "[DONE]" not in events
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_answer_that_takes_too_long_is_ended_with_an_error(stream):
+    slow = simulated("a", tokens_per_second=2)
+    with running_server({"a": slow}, limits=Limits(max_generation_seconds=0.5)) as server:
+        body = {"model": "a", "stream": stream, "messages": [{"role": "user", "content": "w " * 50}]}
+        status, _, raw = server.ask("POST", "/v1/chat/completions", json.dumps(body))
+        if stream:
+            assert status == 200
+            last = [line for line in raw.decode().splitlines() if line][-1]
+            assert json.loads(last.removeprefix("data: "))["error"]["code"] == "generation_timeout"
+        else:
+            assert (status, json.loads(raw)["error"]["code"]) == (504, "generation_timeout")
+        assert server.cache.status()[0].leases == 0
+
+
 def until(condition, seconds=10.0):
     deadline = time.monotonic() + seconds
     while not condition():
