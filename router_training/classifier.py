@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from scipy.optimize import minimize_scalar
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from coe_server.errors import DatasetError
-from coe_server.routing.classifier import Classifier, softmax
+from coe_server.routing.calibration import Calibration, Temperature
+from coe_server.routing.classifier import CategoryModel, Classifier
 from coe_server.routing.features import Features
 from coe_server.routing.gate import Gate, nearest_mean
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset
+from router_training.models import batch_logits, fit_model
+from router_training.semi_supervised import self_trained
 from router_training.vectors import Matrix, choose_features, weigh
 
-ABSENT_LOGIT = -30.0  # of a category that a fold has no prompt of
 LOOK_UPS_PER_PROMPT = 8_000  # of the gate, on average: about a tenth of a millisecond
 NO_THRESHOLD = -1.0
 BATCH = 1024
@@ -55,7 +55,7 @@ class Unseen:
 
 
 def fit_step_one(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> StepOne:
-    """Features, classifier (temperature 1) and gate (open) from these prompts; unlabelled ones shape features only."""
+    """Features, classifier (not calibrated) and gate (open) from these prompts."""
     chosen = config.features
     features = choose_features(counts, chosen.bucket_bits, chosen.min_prompts, chosen.max_columns)
     vectors = weigh(counts, features)
@@ -69,7 +69,7 @@ def cross_fit(counts: Matrix, dataset: Dataset, config: TrainingConfig, folds: I
     for fold in folds:
         step_one = fit_step_one(counts[fold.seen], dataset.rows(fold.seen), config)
         vectors = weigh(counts[fold.left_out], step_one.features)
-        logits[fold.left_out] = vectors @ step_one.classifier.coefficients + step_one.classifier.intercepts
+        logits[fold.left_out] = batch_logits(step_one.classifier.model, vectors)
         similarities[fold.left_out] = _similarities(vectors, step_one.gate)
     return Unseen(logits, similarities)
 
@@ -90,48 +90,24 @@ def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
     return [Fold(seen, left_out) for seen, left_out in splitter.split(dataset.labels, groups=dataset.groups)]
 
 
-def fitted_temperature(logits: Vector, labels: Ints) -> float:
-    """The temperature under which the true categories are likeliest; 1 / 20 to 20."""
-    rows = np.flatnonzero(labels >= 0)
-
-    def surprise(log_temperature: float) -> float:
-        probabilities = softmax(logits[rows] / np.exp(log_temperature))
-        return float(-np.log(np.maximum(probabilities[np.arange(len(rows)), labels[rows]], 1e-12)).mean())
-
-    return float(np.exp(minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x))
-
-
-def calibrated(step_one: StepOne, temperature: float, threshold: float) -> StepOne:
-    """The same step one with the temperature and threshold that unseen prompts asked for."""
+def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) -> StepOne:
+    """The same step one with the calibration and threshold that unseen prompts asked for."""
     return replace(
         step_one,
-        classifier=replace(step_one.classifier, temperature=temperature),
+        classifier=replace(step_one.classifier, calibration=calibration),
         gate=replace(step_one.gate, threshold=threshold),
     )
 
 
 def _fit_classifier(vectors: Matrix, dataset: Dataset, config: TrainingConfig) -> Classifier:
-    labelled = np.flatnonzero(dataset.labels >= 0)
-    present, labels = np.unique(dataset.labels[labelled], return_inverse=True)
-    if len(present) == 0:
+    if (dataset.labels < 0).all():
         raise DatasetError(f"no training prompt has a {config.data.label!r}")
-    shape = (vectors.shape[1], len(dataset.categories))
-    coefficients = np.zeros(shape, dtype=np.float32)
-    intercepts = np.full(shape[1], ABSENT_LOGIT, dtype=np.float32)
-    if len(present) == 1:
-        intercepts[present] = 0.0
-        return Classifier(coefficients, intercepts, 1.0)
-    settings = config.classifier
-    model = LogisticRegression(
-        C=settings.inverse_regularisation, max_iter=settings.max_iterations, tol=1e-3, random_state=config.seed
-    )
-    model.fit(vectors[labelled], labels)
-    # two classes come as one column: the second's advantage over the first
-    coefs = model.coef_ if len(present) > 2 else np.vstack([-model.coef_, model.coef_]) / 2
-    constants = model.intercept_ if len(present) > 2 else np.array([-1, 1]) * model.intercept_ / 2
-    coefficients[:, present] = coefs.T
-    intercepts[present] = constants
-    return Classifier(coefficients, intercepts, 1.0)
+
+    def fit(rows: Matrix, labels: Ints) -> CategoryModel:
+        return fit_model(rows, labels, len(dataset.categories), config.classifier, config.seed)
+
+    confidence = config.classifier.self_training_confidence
+    return Classifier(self_trained(fit, vectors, dataset.labels, confidence), Temperature())
 
 
 def _fit_gate(vectors: Matrix, config: TrainingConfig) -> Gate:

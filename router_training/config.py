@@ -49,10 +49,23 @@ class FeatureSettings(_Settings):
 
 
 class ClassifierSettings(_Settings):
+    kind: Literal["logistic", "svm", "knn", "mlp", "auto"] = "logistic"
     inverse_regularisation: Positive = 10.0
     max_iterations: Annotated[int, Field(ge=1)] = 100
+    neighbours: Annotated[int, Field(ge=1)] = 15
+    prototypes: Annotated[int, Field(ge=1, le=100_000)] = 10_000
+    reduced_dimensions: Annotated[int, Field(ge=1, le=1024)] = 128
+    hidden_units: Annotated[int, Field(ge=1, le=4096)] = 128
     folds: Annotated[int, Field(ge=2)] = 5
+    calibration: Literal["temperature", "sigmoid", "isotonic"] = "temperature"
+    self_training_confidence: Share | None = 0.8
     min_confidence: Share = 0.0
+    max_entropy: Share | Literal["auto"] = "auto"
+
+    @property
+    def named_kind(self) -> Literal["logistic", "svm", "knn", "mlp"]:
+        assert self.kind != "auto", "cross-validation names the kind before anything is fitted"
+        return self.kind
 
 
 class GateSettings(_Settings):

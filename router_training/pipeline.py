@@ -14,7 +14,8 @@ import numpy as np
 from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
-from coe_server.routing.manifest import ExpertEntry, FeatureSettings, Manifest, Thresholds
+from coe_server.routing.calibration import Calibration, Temperature
+from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, FeatureSettings, Manifest, Thresholds
 from router_training.classifier import StepOne, calibrated, fit_step_one
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset, content_hash, read_dataset, split
@@ -24,6 +25,7 @@ from router_training.metrics import Bootstrap
 from router_training.objectives import as_problem, front_points, require_categories, score_entries, solve_objectives
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
+from router_training.selection import with_named_classifier
 from router_training.shipping import Foreign, foreign_gain, leave_group_out, refusal
 from router_training.vectors import count_ngrams
 
@@ -80,9 +82,10 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
 def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     """Step one on all training prompts; everything that depends on unseen ones from the rehearsal."""
     counts = count_ngrams(track(training.conversations, "counting n-grams"), config.features.bucket_bits)
+    config = with_named_classifier(counts, training, config, track)
     rehearsal = rehearse(counts, training, config, track)
     (step_one,) = [fit_step_one(counts, training, config) for _ in track([None], "fitting on all prompts")]
-    step_one = calibrated(step_one, rehearsal.temperature, rehearsal.threshold)
+    step_one = calibrated(step_one, rehearsal.calibration, rehearsal.threshold)
     manifest = _manifest(training, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
     draft = Artifact(manifest, step_one.features, step_one.classifier, step_one.gate, mapping)
@@ -121,10 +124,19 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
     return Manifest(
         features=FeatureSettings(bucket_bits=config.features.bucket_bits),
         categories=list(training.categories),
-        temperature=rehearsal.temperature,
+        classifier=ClassifierEntry(
+            kind=config.classifier.named_kind,
+            calibration=config.classifier.calibration,
+            neighbours=config.classifier.neighbours,
+        ),
+        temperature=_temperature(rehearsal.calibration),
         prototypes=step_one.gate.prototypes,
         neighbours=config.gate.neighbours,
-        thresholds=Thresholds(gate=rehearsal.threshold, min_confidence=config.classifier.min_confidence),
+        thresholds=Thresholds(
+            gate=rehearsal.threshold,
+            min_confidence=config.classifier.min_confidence,
+            max_entropy=rehearsal.max_entropy,
+        ),
         mode=config.mapping.mode,
         experts=[
             ExpertEntry(
@@ -148,6 +160,10 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
         prompts=len(training),
         versions={name: version(name) for name in ("coe-server", "numpy", "scikit-learn", "scipy")},
     )
+
+
+def _temperature(calibration: Calibration) -> float:
+    return calibration.temperature if isinstance(calibration, Temperature) else 1.0
 
 
 def _kept(training: Dataset, rehearsal: Rehearsal, seed: int) -> HeldOut:

@@ -1,7 +1,7 @@
 """What the router would have done with prompts it was not fitted on: familiar ones, and those of unseen groups.
 
-Everything that serving needs and that only unseen prompts can tell comes from here: the temperature, the score
-table, the gate's threshold.
+Everything that serving needs and that only unseen prompts can tell comes from here: the calibration, the score
+table, the gate's threshold, how unsure is too unsure.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.classifier import softmax
-from router_training.classifier import Fold, Unseen, cross_fit, fitted_temperature, group_folds, prompt_folds
+from coe_server.routing.calibration import Calibration, normalised_entropy
+from router_training.calibration import fitted_calibration
+from router_training.classifier import Fold, Unseen, cross_fit, group_folds, prompt_folds
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset
 from router_training.gate import View, fitted_threshold
 from router_training.progress import Track
 from router_training.scores import ScoreTable, score_table
+from router_training.uncertainty import NEVER, fitted_entropy_limit
 from router_training.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
@@ -43,7 +45,8 @@ class Rehearsal:
 
     probabilities: Vector
     inside: npt.NDArray[np.bool_]
-    temperature: float
+    calibration: Calibration
+    max_entropy: float
     threshold: float
     table: ScoreTable
     expected: Vector
@@ -54,9 +57,10 @@ def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Tr
     """Fits step one several times, each time without some prompts, and looks at what it says of those."""
     by_prompt = prompt_folds(dataset, config.classifier.folds, config.seed)
     unseen = cross_fit(counts, dataset, config, track(by_prompt, "fitting without some prompts"))
-    rated = _rated(unseen, dataset)
+    rated = _rated(unseen, dataset, config)
     table = _table(dataset, rated.probabilities, config)
-    familiar = _view(unseen, rated.probabilities, table, config)
+    max_entropy = _max_entropy(rated.probabilities, table, dataset, config)
+    familiar = _view(unseen, rated.probabilities, table, max_entropy, config)
     by_group = group_folds(dataset, config.classifier.folds)
     if by_group is None:
         threshold = fitted_threshold(familiar.trial(dataset), None)
@@ -69,7 +73,8 @@ def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Tr
     return Rehearsal(
         probabilities=rated.probabilities,
         inside=familiar.similarities >= threshold,
-        temperature=rated.temperature,
+        calibration=rated.calibration,
+        max_entropy=max_entropy,
         threshold=threshold,
         table=table,
         expected=familiar.expected(threshold),
@@ -79,15 +84,26 @@ def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Tr
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """Calibrated out-of-fold `probabilities` [n, categories], and the temperature that made them so."""
+    """Calibrated out-of-fold `probabilities` [n, categories], and the calibration that made them so."""
 
     probabilities: Vector
-    temperature: float
+    calibration: Calibration
 
 
-def _rated(unseen: Unseen, dataset: Dataset) -> Rated:
-    temperature = fitted_temperature(unseen.logits, dataset.labels)
-    return Rated(softmax(unseen.logits / temperature), temperature)
+def _rated(unseen: Unseen, dataset: Dataset, config: TrainingConfig) -> Rated:
+    calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
+    return Rated(calibration.probabilities(unseen.logits), calibration)
+
+
+def _max_entropy(probabilities: Vector, table: ScoreTable, dataset: Dataset, config: TrainingConfig) -> float:
+    """The configured limit, or the one that these prompts ask for."""
+    asked = config.classifier.max_entropy
+    if asked != "auto":
+        return asked
+    anything = Unseen(np.zeros_like(probabilities), np.zeros(len(probabilities)))
+    trial = _view(anything, probabilities, table, NEVER, config).trial(dataset)
+    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    return fitted_entropy_limit(normalised_entropy(probabilities[judged]), trial.gains, trial.weights)
 
 
 def _table(dataset: Dataset, probabilities: Vector, config: TrainingConfig) -> ScoreTable:
@@ -100,9 +116,10 @@ def _table(dataset: Dataset, probabilities: Vector, config: TrainingConfig) -> S
     )
 
 
-def _view(unseen: Unseen, probabilities: Vector, table: ScoreTable, config: TrainingConfig) -> View:
+def _view(unseen: Unseen, probabilities: Vector, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:
     overall = np.broadcast_to(table.overall_scores, (len(probabilities), len(table.overall_scores)))
     sure = probabilities.max(axis=1) >= config.classifier.min_confidence
+    sure &= normalised_entropy(probabilities) <= max_entropy
     soft = np.where(sure[:, np.newaxis], probabilities @ table.scores, overall)
     return View(unseen.similarities, soft, overall)
 
@@ -111,13 +128,15 @@ def _foreign_view(
     unseen: Unseen, folds: Sequence[Fold], dataset: Dataset, familiar: Rated, config: TrainingConfig
 ) -> View:
     """Each fold with the score table of the other groups, as if its own had never been recorded."""
-    probabilities = softmax(unseen.logits / familiar.temperature)
+    probabilities = familiar.calibration.probabilities(unseen.logits)
     soft = np.zeros_like(dataset.scores)
     overall = np.zeros_like(dataset.scores)
     for fold in folds:
-        table = _table(dataset.rows(fold.seen), familiar.probabilities[fold.seen], config)
+        others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
+        table = _table(others, known, config)
+        max_entropy = _max_entropy(known, table, others, config)
         left_out = Unseen(unseen.logits[fold.left_out], unseen.similarities[fold.left_out])
-        view = _view(left_out, probabilities[fold.left_out], table, config)
+        view = _view(left_out, probabilities[fold.left_out], table, max_entropy, config)
         soft[fold.left_out], overall[fold.left_out] = view.soft, view.overall
     return View(unseen.similarities, soft, overall)
 

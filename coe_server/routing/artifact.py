@@ -21,6 +21,7 @@ from safetensors.numpy import save as as_safetensors
 from coe_server.errors import ArtifactError
 from coe_server.routing import inspection
 from coe_server.routing.classifier import Classifier
+from coe_server.routing.classifier_tensors import classifier_from_tensors, classifier_tensors
 from coe_server.routing.features import Features
 from coe_server.routing.gate import Gate
 from coe_server.routing.inspection import EVALUATION, HELD_OUT, MANIFEST, MAPPING, WEIGHTS, Mapping
@@ -87,7 +88,7 @@ def load(folder: Path) -> Artifact:
     mapping = inspection.read_mapping(folder, manifest)
     tensors = inspection.read_weights(folder, manifest)
     features = Features.of(manifest.features.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
-    classifier = Classifier(tensors["coefficients"], tensors["intercepts"], manifest.temperature)
+    classifier = classifier_from_tensors(tensors, manifest)
     gate = Gate(
         starts=tensors["posting_starts"],
         rows=tensors["posting_rows"],
@@ -147,8 +148,7 @@ def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
     return {
         "kept": artifact.features.kept.astype(np.int32),
         "idf": artifact.features.idf,
-        "coefficients": np.ascontiguousarray(artifact.classifier.coefficients),
-        "intercepts": artifact.classifier.intercepts,
+        **classifier_tensors(artifact.classifier),
         "posting_starts": artifact.gate.starts,
         "posting_rows": artifact.gate.rows,
         "posting_weights": artifact.gate.weights,

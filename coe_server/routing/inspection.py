@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from coe_server.errors import ArtifactError
+from coe_server.routing.classifier_tensors import Shapes, Tensors, classifier_fault, classifier_shapes
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import FORMAT_VERSION, Manifest
 
@@ -26,8 +27,6 @@ HELD_OUT_TENSORS = ("probabilities", "inside", "weights")
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
-Tensors = dict[str, npt.NDArray[Any]]
-Shapes = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 class _FormatOnly(BaseModel):
@@ -64,13 +63,11 @@ def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
 def read_weights(folder: Path, manifest: Manifest) -> Tensors:
     """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
     tensors = _checked_tensors(folder, WEIGHTS, manifest)
-    categories = len(manifest.categories)
     columns, postings = _length(tensors.get("kept")), _length(tensors.get("posting_rows"))
     shapes: Shapes = {
         "kept": (np.int32, (columns,)),
         "idf": (np.float32, (columns,)),
-        "coefficients": (np.float32, (columns, categories)),
-        "intercepts": (np.float32, (categories,)),
+        **classifier_shapes(tensors, manifest, columns),
         "posting_starts": (np.int64, (columns + 1,)),
         "posting_rows": (np.int32, (postings,)),
         "posting_weights": (np.float32, (postings,)),
@@ -84,6 +81,8 @@ def read_weights(folder: Path, manifest: Manifest) -> Tensors:
     in_order = starts[0] == 0 and starts[-1] == postings and bool(np.all(starts[1:] >= starts[:-1]))
     if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
         raise ArtifactError(f"router artifact: the postings in {folder / WEIGHTS} point outside themselves")
+    if (fault := classifier_fault(tensors, manifest)) is not None:
+        raise ArtifactError(f"router artifact: {fault} in {folder / WEIGHTS}")
     return tensors
 
 

@@ -24,9 +24,20 @@ class FeatureSettings(_Strict):
     bucket_bits: Annotated[int, Field(ge=8, le=22)]
 
 
+class ClassifierEntry(_Strict):
+    """Which model the weights are of, and how its logits become probabilities; `neighbours` are those of `knn`."""
+
+    kind: Literal["logistic", "svm", "knn", "mlp"] = "logistic"
+    calibration: Literal["temperature", "sigmoid", "isotonic"] = "temperature"
+    neighbours: Annotated[int, Field(ge=1)] = 1
+
+
 class Thresholds(_Strict):
+    """Below `min_confidence`, or above `max_entropy` (1: nothing is), the experts' overall means decide."""
+
     gate: float
     min_confidence: Share
+    max_entropy: Share = 1.0
 
 
 class ExpertEntry(_Strict):
@@ -78,6 +89,7 @@ class Manifest(_Strict):
     format_version: int = FORMAT_VERSION
     features: FeatureSettings
     categories: Annotated[list[Name], Field(min_length=1)]
+    classifier: ClassifierEntry = ClassifierEntry()
     temperature: Annotated[float, Field(gt=0.0)]
     prototypes: Annotated[int, Field(ge=1, le=100_000)]
     neighbours: Annotated[int, Field(ge=1)]

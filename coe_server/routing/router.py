@@ -19,6 +19,7 @@ from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, choice
 from coe_server.routing.artifact import Artifact
+from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.capabilities import Capabilities, absence, obstacle
 from coe_server.routing.choice import Candidate, Choice
 from coe_server.routing.conversation import Conversation
@@ -147,7 +148,8 @@ class Router:
         top = int(probabilities.argmax())
         confidence = float(probabilities[top])
         least = manifest.thresholds.min_confidence if min_confidence is None else min_confidence
-        trust: Reason = "out_of_domain" if not inside else "general" if confidence < least else "mapped"
+        unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
+        trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
         gate = GateReading(similarity, self.artifact.gate.threshold, inside)
         return Reading(probabilities, manifest.categories[top], confidence, gate, trust)
 

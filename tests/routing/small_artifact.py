@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from coe_server.routing.artifact import Artifact, HeldOut
-from coe_server.routing.classifier import Classifier
+from coe_server.routing.calibration import Temperature
+from coe_server.routing.classifier import Classifier, LinearModel
 from coe_server.routing.decision import Availability
 from coe_server.routing.features import Features, Turn, buckets
 from coe_server.routing.gate import Gate
@@ -57,7 +58,9 @@ def small_artifact(**changes: Any) -> Artifact:
     return Artifact(
         settings,
         features,
-        Classifier(coefficients, np.zeros(len(TEXTS), dtype=np.float32), settings.temperature),
+        Classifier(
+            LinearModel(coefficients, np.zeros(len(TEXTS), dtype=np.float32)), Temperature(settings.temperature)
+        ),
         gate,
         {name: dict(entry.mapping) for name, entry in settings.objectives.items()},
     )

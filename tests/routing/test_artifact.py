@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.calibration import Temperature
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
@@ -77,7 +78,7 @@ def test_equal_artifacts_have_equal_versions_and_others_do_not(tmp_path: Path) -
 
 def test_saving_replaces_an_artifact_and_leaves_nothing_beside_it(folder: Path) -> None:
     artifacts.save(small_artifact(temperature=2.0), held_out(), None, folder)
-    assert artifacts.load(folder).classifier.temperature == 2.0
+    assert artifacts.load(folder).classifier.calibration == Temperature(2.0)
     assert [path.name for path in folder.parent.iterdir()] == ["router"]
 
 

@@ -1,0 +1,143 @@
+"""scikit-learn's classifiers, fitted and turned into the plain arrays that serve. Knows nothing of prompts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+from sklearn.decomposition import TruncatedSVD
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import LinearSVC
+
+from coe_server.routing.classifier import CategoryModel, LinearModel, NeighbourModel, PerceptronModel
+from coe_server.routing.features import Floats
+from router_training.config import ClassifierSettings
+
+Matrix = sp.csr_array
+Ints = npt.NDArray[np.int64]
+Kind = Literal["logistic", "svm", "knn", "mlp"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+ABSENT_LOGIT = -30.0  # of a category that a fold has no prompt of
+REDUCTION_PROMPTS = 20_000  # that the main directions are found on
+LEARNING_RATE = 0.005
+WEIGHT_DECAY = 1e-3
+
+
+def fit_model(vectors: Matrix, labels: Ints, categories: int, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    """A classifier of `settings.kind` (not `auto`) from vectors [n, columns] and their labels [n], none below 0."""
+    present, known = np.unique(labels, return_inverse=True)
+    if len(present) == 1:
+        coefficients = np.zeros((vectors.shape[1], categories), dtype=np.float32)
+        return _spread(LinearModel(coefficients[:, :1], np.zeros(1, dtype=np.float32)), present, categories)
+    fits: dict[str, Callable[[Matrix, Ints, ClassifierSettings, int], CategoryModel]] = {
+        "logistic": _fit_logistic,
+        "svm": _fit_svm,
+        "knn": _fit_neighbours,
+        "mlp": _fit_perceptron,
+    }
+    return _spread(fits[settings.kind](vectors, known, settings, seed), present, categories)
+
+
+def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float64]:
+    """[n, categories]: what `model` says of many vectors [n, columns] at once."""
+    return model.logits(np.asarray(vectors @ model.projection))
+
+
+def _fit_logistic(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    model = LogisticRegression(
+        C=settings.inverse_regularisation, max_iter=settings.max_iterations, tol=1e-3, random_state=seed
+    )
+    _fit_quietly(model, vectors, labels)
+    # two classes come as one column, the second's advantage over the first
+    return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model, share=0.5)
+
+
+def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    """One margin for each category against all others."""
+    model = LinearSVC(C=settings.inverse_regularisation, max_iter=settings.max_iterations, tol=1e-3, random_state=seed)
+    _fit_quietly(model, vectors, labels)
+    return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model, share=1.0)
+
+
+def _fit_neighbours(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    projection = main_directions(vectors, settings.reduced_dimensions, seed)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(labels))[: settings.prototypes])
+    prototypes = np.asarray(vectors[drawn] @ projection)
+    lengths = np.sqrt((prototypes**2).sum(axis=1, keepdims=True))
+    prototypes = (prototypes / np.where(lengths > 0.0, lengths, 1.0)).astype(np.float32)
+    categories = int(labels.max()) + 1
+    return NeighbourModel(projection, prototypes, labels[drawn].astype(np.int32), settings.neighbours, categories)
+
+
+def _fit_perceptron(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    projection = main_directions(vectors, settings.reduced_dimensions, seed)
+    model = perceptron(settings.hidden_units, len(labels), seed)
+    _fit_quietly(model, np.asarray(vectors @ projection), labels)
+    hidden, last = (part.astype(np.float32) for part in model.coefs_)
+    hidden_intercepts, intercepts = (part.astype(np.float32) for part in model.intercepts_)
+    if last.shape[1] == 1:
+        last, intercepts = np.hstack([0.0 * last, last]), np.concatenate([0.0 * intercepts, intercepts])
+    return PerceptronModel(projection, hidden, hidden_intercepts, last, intercepts)
+
+
+def perceptron(hidden_units: int, prompts: int, seed: int) -> MLPClassifier:
+    """Not fitted yet. Few prompts are gone through more often, so that few do not mean too few steps."""
+    passes = int(np.clip(60_000 // prompts, 30, 300))
+    return MLPClassifier(
+        (hidden_units,), alpha=WEIGHT_DECAY, learning_rate_init=LEARNING_RATE, max_iter=passes, random_state=seed
+    )
+
+
+def main_directions(vectors: Matrix, count: int, seed: int) -> Floats:
+    """[columns, at most `count`]: the directions in which the vectors differ most (truncated SVD)."""
+    rows, columns = vectors.shape
+    drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:REDUCTION_PROMPTS])
+    found = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed).fit(vectors[drawn])
+    return np.ascontiguousarray(found.components_.T, dtype=np.float32)
+
+
+def _fit_quietly(model: Any, vectors: Any, labels: Ints) -> None:
+    with warnings.catch_warnings():  # to stop early is meant: more passes fit the training prompts too closely
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(vectors, labels)
+
+
+def _linear(model: Any) -> LinearModel:
+    return LinearModel(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
+
+
+def _linear_of_two(model: Any, share: float) -> LinearModel:
+    signs = share * np.array([-1.0, 1.0])
+    coefficients = (model.coef_.T * signs).astype(np.float32)
+    return LinearModel(coefficients, (model.intercept_ * signs).astype(np.float32))
+
+
+def _spread(model: CategoryModel, present: Ints, categories: int) -> CategoryModel:
+    """The model of the categories that are `present`, as one of all."""
+    if len(present) == categories:
+        return model
+    match model:
+        case NeighbourModel():
+            labels = present[model.labels].astype(np.int32)
+            return NeighbourModel(model.projection, model.prototypes, labels, model.neighbours, categories)
+        case PerceptronModel():
+            last, intercepts = _wide(model.coefficients, model.intercepts, present, categories)
+            return PerceptronModel(model.projection, model.hidden, model.hidden_intercepts, last, intercepts)
+        case LinearModel():
+            return LinearModel(*_wide(model.coefficients, model.intercepts, present, categories))
+        case _:
+            raise AssertionError(f"{type(model).__name__} cannot be spread")
+
+
+def _wide(coefficients: Floats, intercepts: Floats, present: Ints, categories: int) -> tuple[Floats, Floats]:
+    wide = np.zeros((len(coefficients), categories), dtype=np.float32)
+    constants = np.full(categories, ABSENT_LOGIT, dtype=np.float32)
+    wide[:, present], constants[present] = coefficients, intercepts
+    return wide, constants
