@@ -61,7 +61,7 @@ def fit(
 
 
 @app.command()
-def evaluate(  # noqa: PLR0917 - typer calls it by name
+def evaluate(
     artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
