@@ -5,18 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
-from coe_server.app import build_capacity, build_experts, build_router, build_server, refuse_what_never_fits
+from coe_server.app import (
+    build_capacity,
+    build_experts,
+    build_router,
+    build_server,
+    refuse_what_never_fits,
+    warnings_about,
+)
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
+from coe_server.cache.scheduler import Limits, turn_seconds
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ArtifactError, CoeError, ConfigError
 from coe_server.http.service import AUTO
@@ -72,17 +85,31 @@ def validate(config: ConfigPath) -> None:
         settings = load_config(config)
         router = build_router(settings)
         capacity = build_capacity(settings)
-        experts = build_experts(settings)
-        refuse_what_never_fits(experts, capacity)
-    table = Table("expert", "engine", "device", "host", "sleeps", title=str(config))
-    for expert, expert_settings in zip(experts, settings.experts, strict=True):
+        found = build_experts(settings)
+        refuse_what_never_fits(found, capacity)
+    cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
+    console = Console()
+    console.print(_plan_table(settings, found, capacity))
+    console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
+    console.print(
+        f"Nobody waits longer than {cache.wait_bound_seconds():,.0f} s: max_wait {cache.limits.max_wait_seconds:g} s + "
+        f"experts sharing the device x (a turn of {turn_seconds(cache.limits):,.0f} s + a switch), with guessed costs "
+        "until moves have been measured."
+    )
+    for warning in warnings_about(settings, found):
+        console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _plan_table(settings: ServerConfig, found: list[Expert], capacity: Bytes) -> Table:
+    table = Table("expert", "engine", "device", "host", "sleeps", "pin")
+    for expert, expert_settings in zip(found, settings.experts, strict=True):
         need = expert.engine.footprint
         sleeps = "yes" if need.can_sleep else "no"
-        table.add_row(expert.name, expert_settings.engine, mib(need.device_awake), mib(need.host), sleeps)
+        pin = "" if expert.pin is Tier.DISK else expert.pin.value
+        table.add_row(expert.name, expert_settings.engine, mib(need.device_awake), mib(need.host), sleeps, pin)
     table.add_section()
-    table.add_row("limit", "", mib(capacity.device), mib(capacity.host), "")
-    Console().print(table)
-    Console().print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
+    table.add_row("limit", "", mib(capacity.device), mib(capacity.host), "", "")
+    return table
 
 
 @app.command()
@@ -103,11 +130,25 @@ def route(
 
 
 @app.command()
-def experts(config: ConfigPath) -> None:
+def experts(
+    config: ConfigPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing, four times a second, until Ctrl-C.")] = False,
+) -> None:
     """Show where the experts of a running server are: state, bytes, users, queue and last move."""
     with _mistakes_as_sentences():
         settings = load_config(config)
-        found = _ask_server(f"http://{settings.http.host}:{settings.http.port}", "/admin/experts")
+        url = f"http://{settings.http.host}:{settings.http.port}"
+        first = _experts_table(_ask_server(url, "/admin/experts"))
+        if not watch:
+            Console().print(first)
+            return
+        with Live(first, refresh_per_second=4) as live, suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(0.25)
+                live.update(_experts_table(_ask_server(url, "/admin/experts")))
+
+
+def _experts_table(found: list[dict[str, Any]]) -> Table:
     table = Table("expert", "state", "device", "host", "leases", "queued", "last move", "failure")
     for expert in found:
         move = expert["last_move"]
@@ -117,7 +158,7 @@ def experts(config: ConfigPath) -> None:
             f"{move['from']} -> {move['to']} in {move['seconds']:.2f} s" if move else "",
             expert["failure"] or "",
         )
-    Console().print(table)
+    return table
 
 
 def _ask_server(url: str, path: str) -> Any:

@@ -68,6 +68,14 @@ def test_validate_shows_who_fits_where(tmp_path):
     assert "2,048 MiB" in done.stdout
 
 
+def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_path):
+    expert = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "ttl_seconds": 0.5}
+    limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
+    done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
+    assert "Nobody waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
+    assert "experts.a.ttl_seconds: 0.5 s is less than" in " ".join(done.stdout.split())
+
+
 def test_every_command_explains_itself():
     overview = coe("--help").stdout
     for command in ("serve", "validate", "route", "experts"):

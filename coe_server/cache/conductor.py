@@ -12,6 +12,7 @@ from coe_server.cache.policy import Policy
 from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ class Conductor:
         self,
         slots: Mapping[str, Slot],
         mover: Mover,
+        events: EventLog,
         capacity: Bytes,
         limits: Limits,
         policy: Policy,
@@ -34,6 +36,7 @@ class Conductor:
         self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
         self._slots = slots
         self._mover = mover
+        self._events = events
         self._capacity = capacity
         self._limits = limits
         self._policy = policy
@@ -55,6 +58,8 @@ class Conductor:
             self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
         goal.gate = len(goal.waiters)
+        if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
+            self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:

@@ -63,7 +63,7 @@ class ExpertCache:
             self._slots, self.ledger, self.events, clock, self._changed.set, limits.sign_of_life_seconds
         )
         self._conductor = Conductor(
-            self._slots, mover, capacity, limits, policy, clock, admit=self._admit, changed=self._changed
+            self._slots, mover, self.events, capacity, limits, policy, clock, admit=self._admit, changed=self._changed
         )
 
     @property

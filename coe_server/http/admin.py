@@ -10,6 +10,7 @@ from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
 from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
+from coe_server.cache.tiers import Tier
 from coe_server.events import EventLog
 
 
@@ -24,10 +25,38 @@ def build_admin(cache: ExpertCache) -> APIRouter:
 
     @admin.get("/events")
     async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
-        """Every move and failure as server-sent events; `Last-Event-ID` resumes."""
+        """Every move, switch, decision and failure as server-sent events; `Last-Event-ID` resumes."""
         return StreamingResponse(_event_stream(cache.events, last_event_id), media_type="text/event-stream")
 
+    @admin.post("/experts/{name}/load")
+    async def load(name: str) -> dict[str, Any]:
+        """Bring an expert to the device; answers when it is there. It waits its turn like a request."""
+        await cache.load(name)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/unload")
+    async def unload(name: str) -> dict[str, Any]:
+        """Send an idle expert to disk; 409 if it is used, waited for or pinned."""
+        cache.unload(name)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/pin")
+    async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
+        """Never let an expert go below `tier` (query parameter, default device). It is not moved by this."""
+        cache.pin(name, tier)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/unpin")
+    async def unpin(name: str) -> dict[str, Any]:
+        """Let an expert go to disk again."""
+        cache.pin(name, Tier.DISK)
+        return _one(cache, name)
+
     return admin
+
+
+def _one(cache: ExpertCache, name: str) -> dict[str, Any]:
+    return next(_expert_json(status) for status in cache.status() if status.name == name)
 
 
 async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:

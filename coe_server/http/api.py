@@ -12,6 +12,7 @@ from starlette.responses import Response
 from coe_server.cache.lease import Lease
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import RequestError
+from coe_server.events import EventLog
 from coe_server.http.admin import build_admin
 from coe_server.http.body import Body, read_body
 from coe_server.http.openai_errors import install_error_handlers
@@ -29,10 +30,13 @@ def build_api(service: Service) -> FastAPI:
     async def chat_completions(request: Request) -> Response:
         """Route the conversation, wait for the expert, stream its answer through."""
         body = read_body(await _read_all(request, service.max_body_bytes))
-        decision = service.decide(body)
+        options = service.options(body)
+        decision = service.decide(body, options)
+        _record(service.cache.events, decision)
         return RoutedResponse(
             service.cache,
             decision.expert,
+            options.priority,
             _engine_request(request, body, service.engine_models[decision.expert]),
             lambda lease: decision_headers(decision) | wait_header(lease),
         )
@@ -41,7 +45,7 @@ def build_api(service: Service) -> FastAPI:
     async def route(request: Request) -> JSONResponse:
         """The decision for a chat request, without the answer."""
         body = read_body(await _read_all(request, service.max_body_bytes))
-        return JSONResponse(service.decide(body).as_json())
+        return JSONResponse(service.decide(body, service.options(body)).as_json())
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -89,6 +93,19 @@ def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
     accept = (("accept", request.headers["accept"]),) if "accept" in request.headers else ()
     headers = (("content-type", "application/json"), *accept)  # it was read as JSON, whatever the client called it
     return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
+
+
+def _record(events: EventLog, decision: RoutingDecision) -> None:
+    """The decision as an event; the prompt is no part of it."""
+    events.record(
+        "decision",
+        decision_id=decision.decision_id,
+        expert=decision.expert,
+        category=decision.category,
+        confidence=decision.confidence,
+        reason=decision.reason,
+        residency=decision.ranking[0].residency,
+    )
 
 
 def decision_headers(decision: RoutingDecision) -> dict[str, str]:

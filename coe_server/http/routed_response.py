@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
+from coe_server.cache.queue import Priority
 from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import EngineDied, EngineError, GenerationTimeout
 from coe_server.http.openai_errors import error_event
@@ -31,12 +32,14 @@ class RoutedResponse(Response):
         self,
         cache: ExpertCache,
         expert: str,
+        priority: Priority,
         request: EngineRequest,
         headers: Callable[[Lease], dict[str, str]],
     ) -> None:
         self.background = None
         self._cache = cache
         self._expert = expert
+        self._priority = priority
         self._request = request
         self._headers_for = headers
         self._started = False
@@ -56,7 +59,7 @@ class RoutedResponse(Response):
 
     async def _answer(self, send: Send) -> None:
         for attempt in range(1, ATTEMPTS + 1):
-            with await self._cache.lease(self._expert) as lease:
+            with await self._cache.lease(self._expert, self._priority) as lease:
                 try:
                     if await self._in_time(lease, send, last=attempt == ATTEMPTS):
                         return

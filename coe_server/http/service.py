@@ -12,7 +12,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.http.body import Body
 from coe_server.routing.conversation import Conversation, read_messages
-from coe_server.routing.decision import Availability, Residency, RouteOptions, RoutingDecision
+from coe_server.routing.decision import Availability, Priority, Residency, RouteOptions, RoutingDecision
 
 AUTO = "auto"
 
@@ -41,6 +41,7 @@ class CoeOptions(BaseModel):
     objective: str | None = None
     max_active_params_b: float | None = Field(default=None, gt=0)
     min_confidence: float | None = Field(default=None, ge=0, le=1)
+    priority: Priority = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,9 @@ class Service:
         objectives = tuple(f"{AUTO}:{objective}" for objective in self.router.objectives)
         return ((AUTO,) if objectives else ()) + objectives + tuple(self.engine_models)
 
-    def decide(self, body: Body) -> RoutingDecision:
+    def decide(self, body: Body, options: RouteOptions) -> RoutingDecision:
         """The decision for one chat request, given where every expert is now."""
-        options = self._options(body.fields)
-        conversation = _conversation(body.fields)
-        return self.router.route(conversation, options, self.availability())
+        return self.router.route(_conversation(body.fields), options, self.availability())
 
     def availability(self) -> dict[str, Availability]:
         return {
@@ -73,9 +72,10 @@ class Service:
             for expert in self.cache.status()
         }
 
-    def _options(self, fields: Mapping[str, Any]) -> RouteOptions:
-        coe = _coe_options(fields.get("coe", {}))
-        expert, objective = self._read_model(fields.get("model", AUTO))
+    def options(self, body: Body) -> RouteOptions:
+        """What the body asks for besides the conversation."""
+        coe = _coe_options(body.fields.get("coe", {}))
+        expert, objective = self._read_model(body.fields.get("model", AUTO))
         unknown = sorted(set(coe.allow or ()) - set(self.engine_models))
         if unknown:
             raise RequestError(
@@ -87,6 +87,7 @@ class Service:
             allow=frozenset(coe.allow) if coe.allow else None,
             max_active_params_b=coe.max_active_params_b,
             min_confidence=coe.min_confidence,
+            priority=coe.priority,
         )
 
     def _read_model(self, model: object) -> tuple[str | None, str | None]:

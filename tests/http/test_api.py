@@ -133,7 +133,8 @@ def test_moves_can_be_followed_live_and_resumed():
     with running_server(engines, capacity=Bytes(GIB, 9 * GIB)) as server:
         for name in "aba":
             assert server.chat(model=name)[0] == 200
-        moves = read_events(server, last_seq=0, count=5)
+        events = read_events(server, last_seq=0, count=10)
+        moves = [e for e in events if e["kind"] == "move"]
         assert [(m["expert"], m["from"], m["to"]) for m in moves] == [
             ("a", "disk", "device"),
             ("a", "device", "host"),
@@ -141,7 +142,30 @@ def test_moves_can_be_followed_live_and_resumed():
             ("b", "device", "host"),
             ("a", "host", "device"),
         ]
-        assert [m["seq"] for m in read_events(server, last_seq=3, count=2)] == [4, 5]
+        assert [(e["expert"], e["victims"]) for e in events if e["kind"] == "switch"] == [("b", ["a"]), ("a", ["b"])]
+        assert [(e["expert"], e["reason"]) for e in events if e["kind"] == "decision"] == [
+            (name, "requested") for name in "aba"
+        ]
+        assert [e["seq"] for e in events] == list(range(1, 11))
+        assert read_events(server, last_seq=8, count=2) == events[8:]
+
+
+def test_an_operator_loads_unloads_and_pins_over_http():
+    with running_server({"a": simulated("a"), "b": simulated("b")}) as server:
+
+        def order(path, expected=200):
+            status, _, raw = server.ask("POST", f"/admin/experts/{path}")
+            assert status == expected
+            return json.loads(raw)
+
+        assert order("a/load")["residency"] == "device"
+        assert order("a/pin")["pin"] == "device"
+        assert order("a/unload", 409)["error"]["code"] == "expert_busy"
+        assert order("a/unpin")["pin"] is None
+        order("a/unload")
+        until(lambda: server.cache.status()[0].residency == "disk")
+        assert order("nobody/load", 404)["error"]["code"] == "model_not_found"
+        assert order("a/pin?tier=moon", 400)["error"]["param"] == "tier"
 
 
 def test_a_follower_of_events_does_not_hold_up_the_end_of_the_server():
