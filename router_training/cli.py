@@ -14,6 +14,11 @@ from rich.progress import track as rich_track
 
 from coe_server.errors import CoeError
 from coe_server.routing import artifact as artifacts
+from router_training.collect import Files, plan
+from router_training.collect import collect as run_collect
+from router_training.collecting.bars import TerminalBars
+from router_training.collecting.settings import read_collect_config
+from router_training.collecting.tables import show_steps, show_tally
 from router_training.config import read_config
 from router_training.dataset import read_dataset
 from router_training.evaluation import evaluate as evaluate_artifact
@@ -23,7 +28,7 @@ from router_training.pipeline import fit as run_fit
 
 Item = TypeVar("Item")
 
-EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(
@@ -33,7 +38,7 @@ app = typer.Typer(
 
     1. Prompts, as JSONL or Parquet: prompt_id, prompt (or messages), category, and if you have them group and weight.
 
-    2. Outcomes, the same: prompt_id, expert, score from 0 to 1.
+    2. Outcomes, the same: prompt_id, expert, score from 0 to 1. coe-train collect asks your experts and scores them.
 
     3. A config that names both files and your experts: configs/train.yaml explains every key.
 
@@ -80,6 +85,44 @@ def evaluate(
             f"{evaluation['n_prompts']} prompts: score {100 * router['score']:.2f}, gain over"
             f" {evaluation['best_single']['expert']} {100 * router['gain']:+.2f} points -> {json_file}"
         )
+
+
+@app.command()
+def collect(  # noqa: PLR0917 - typer calls it by name
+    config: Annotated[Path, typer.Argument(help="Experts and scorer (YAML); configs/collect.yaml explains every key.")],
+    prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="The outcomes to write: .jsonl or .parquet.")],
+    raw: Annotated[
+        Path | None, typer.Option(help="Every answer and verdict, as it came. Default: OUT as .raw.jsonl.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be sent.")] = False,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; ask no expert again.")] = False,
+) -> None:
+    """Ask every expert every prompt, score the answers, and write the outcomes that `fit` reads.
+
+    Experts are asked one after the other, so that each is loaded once. Every answer is written down as it comes:
+    after Ctrl-C or a kill the same command goes on where it stopped. A request that fails is a missing outcome, never
+    a zero. --rescore scores recorded answers by another scorer (a judge is asked for the verdicts it has not given).
+    Exit 0: everything is scored that can be. Exit 4: requests failed; the same command again asks only those.
+    Exit 2: wrong input.
+    """
+    files = Files.of(prompts, out, raw)
+    with _in_one_sentence():
+        settings = read_collect_config(config)
+        if dry_run:
+            show_steps(plan(settings, files), console)
+            return
+        try:
+            with TerminalBars(console) as bars:
+                tally = run_collect(settings, files, bars, _with_progress_bar, rescore=rescore)
+        except KeyboardInterrupt as error:
+            console.print(
+                f"interrupted; what was answered is in {files.raw}: the same command again goes on from there"
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        show_tally(tally, out, files.raw, console)
+        if tally.may_grow:
+            raise typer.Exit(EXIT_INCOMPLETE)
 
 
 @contextmanager

@@ -5,8 +5,9 @@ Every key is explained in `configs/train.yaml`. Paths in a file are relative to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -16,6 +17,7 @@ from coe_server.errors import ConfigError
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Read = TypeVar("Read", bound=BaseModel)
 
 
 class _Settings(BaseModel):
@@ -121,7 +123,12 @@ class TrainingConfig(_Settings):
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """The settings in a YAML file, paths made absolute.
+    """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does."""
+    return _with_paths_from(path.resolve().parent, read_settings(path, TrainingConfig))
+
+
+def read_settings(path: Path, model: type[Read]) -> Read:
+    """The settings in a YAML file.
 
     Raises ConfigError, one sentence that names the key, what was found and what is allowed.
     """
@@ -132,21 +139,35 @@ def read_config(path: Path) -> TrainingConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     try:
-        config = TrainingConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error)}") from error
-    return _with_paths_from(path.resolve().parent, config)
+        raise ConfigError(f"{path}: {_sentence(error, raw)}") from error
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, raw: object) -> str:
     first: Any = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _dotted(first["loc"], raw)
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
     return f"{key}: {first['input']!r}: {message}" if key else message
+
+
+def _dotted(location: Sequence[int | str], raw: object) -> str:
+    """`scorer.letters` for ("scorer", "choice", "letters"): the kind chosen is pydantic's step, nobody wrote it."""
+    steps: list[str] = []
+    node: Any = raw
+    for step in location:
+        if isinstance(node, dict) and step not in node and step == node.get("kind"):
+            continue
+        steps.append(str(step))
+        try:
+            node = node[step]
+        except (KeyError, IndexError, TypeError):
+            node = None
+    return ".".join(steps)
 
 
 def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:

@@ -75,7 +75,7 @@ def read_dataset(
 
     Raises DatasetError naming file and row.
     """
-    rows = [(path, number, row) for path in prompts for number, row in _rows(path)]
+    rows = [(path, number, row) for path in prompts for number, row in read_rows(path)]
     ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
     _refuse_duplicates(ids, prompts)
     labels = [row.get(label) or None for _, _, row in rows]
@@ -114,7 +114,7 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
     column_of = {name: position for position, name in enumerate(experts)}
     scores = np.full((len(ids), len(experts)), np.nan)
     for path in outcomes:
-        for number, row in _rows(path):
+        for number, row in read_rows(path):
             column = column_of.get(_text(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
@@ -133,8 +133,8 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
     return scores
 
 
-def _rows(path: Path) -> Iterable[tuple[int, Row]]:
-    """Rows numbered from 1."""
+def read_rows(path: Path) -> Iterable[tuple[int, Row]]:
+    """The rows of a JSONL or Parquet file, numbered from 1. Raises DatasetError naming file and row."""
     if not path.is_file():
         raise DatasetError(f"there is no file {path}")
     if path.suffix == ".parquet":

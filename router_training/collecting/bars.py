@@ -1,0 +1,78 @@
+"""Shows how far a collection is and how long it will take: one bar for each expert, one for everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+
+EVERYTHING = "everything"
+
+
+class Bars(Protocol):
+    """Told what is to come and what is done."""
+
+    def plan(self, steps: Mapping[str, int]) -> None:
+        """So many requests under each name; called again when a number turns out otherwise."""
+
+    def advance(self, name: str) -> None:
+        """One request under this name is done, well or badly."""
+
+    def say(self, sentence: str) -> None:
+        """A line that stays."""
+
+
+class SilentBars:
+    """For tests and other callers without a terminal."""
+
+    def plan(self, steps: Mapping[str, int]) -> None: ...
+
+    def advance(self, name: str) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+
+class TerminalBars:
+    """`Bars` on a terminal; anywhere else only what is said. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("time left"),
+            TimeLeftColumn(),
+        )
+        self._console = console
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> TerminalBars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def plan(self, steps: Mapping[str, int]) -> None:
+        for name, total in {**steps, EVERYTHING: sum(steps.values())}.items():
+            if name in self._tasks:
+                self._progress.update(self._tasks[name], total=total)
+            else:
+                self._tasks[name] = self._progress.add_task(name, total=total, start=False, unit="requests")
+
+    def advance(self, name: str) -> None:
+        for task in (self._tasks[name], self._tasks[EVERYTHING]):
+            self._progress.start_task(task)
+            self._progress.advance(task)
+
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, markup=False)

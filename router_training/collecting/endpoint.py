@@ -1,0 +1,153 @@
+"""One OpenAI-compatible chat endpoint: a request in, an answer or the reason for none out. Retries what may pass.
+
+Knows nothing of experts, prompts or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from router_training.collecting.completion import Completion, complaint, read_completion, retry_after_seconds
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_BODY_BYTES = 32 * 2**20
+PASSING = frozenset((408, 409, 425, 429))  # and every 5xx: the same request may succeed later
+HOPELESS = frozenset((401, 403, 404))  # no other request to this endpoint and model will succeed either
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `seconds` is the last attempt's, without pauses."""
+
+    completion: Completion
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No answer, and why. `hopeless`: none to any other request either."""
+
+    reason: str
+    hopeless: bool
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One attempt that failed. `wait_seconds` is what the endpoint asked for."""
+
+    reason: str
+    passing: bool
+    hopeless: bool = False
+    wait_seconds: float = 0.0
+
+
+class Endpoint:
+    """A model behind `base_url`/chat/completions. An async context manager: connections live as long as it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        options: Mapping[str, Any],
+        *,
+        timeout_seconds: float,
+        retries: int,
+    ) -> None:
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.options = {key: value for key, value in options.items() if value is not None}
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        self._not_before = 0.0
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Endpoint:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def ask(self, messages: Sequence[Mapping[str, Any]]) -> Reply | Refusal:
+        """One answer, tried again while that makes sense."""
+        body = {**self.options, "model": self.model, "messages": list(messages)}
+        attempts = 0
+        while True:
+            await self._until_the_endpoint_wants_us()
+            began = time.monotonic()
+            result = await self._attempt(body)
+            seconds = time.monotonic() - began
+            attempts += 1
+            if isinstance(result, Completion):
+                return Reply(result, seconds, attempts)
+            too_long = result.wait_seconds > self._timeout_seconds
+            if not result.passing or too_long or attempts > self._retries:
+                return Refusal(result.reason, result.hopeless, seconds, attempts)
+            if result.wait_seconds:  # busy for whoever asks, not just for this request
+                self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
+            else:
+                await asyncio.sleep(_backoff_seconds(attempts))
+
+    async def _until_the_endpoint_wants_us(self) -> None:
+        while True:
+            wait_seconds = self._not_before - time.monotonic()
+            if wait_seconds <= 0:
+                return
+            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))  # not everybody at the same instant
+
+    async def _attempt(self, body: Mapping[str, Any]) -> Completion | _Problem:
+        assert self._session is not None, "`async with endpoint` comes first"
+        try:
+            async with self._session.post(
+                self.url, json=body, headers=self._headers, allow_redirects=False
+            ) as response:
+                raw = await _read_body(response)
+        except TimeoutError:
+            return _Problem(f"no answer within {self._timeout_seconds:g} s", passing=True)
+        except (aiohttp.ClientError, OSError) as error:
+            return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
+        if response.status == 200:
+            return read_completion(raw) or _Problem(f"not a chat completion: {complaint(raw)}", passing=True)
+        return _Problem(
+            f"HTTP {response.status}: {complaint(raw)}",
+            passing=response.status in PASSING or response.status >= 500,
+            hopeless=response.status in HOPELESS,
+            wait_seconds=retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)),
+        )
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > LONGEST_BODY_BYTES:
+            raise aiohttp.ClientPayloadError(f"an answer of more than {LONGEST_BODY_BYTES >> 20} MiB")
+    return bytes(body)
+
+
+def _backoff_seconds(attempts: int) -> float:
+    """Half a second, doubled with each attempt, never twice the same."""
+    longest: float = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempts - 1))
+    return longest * random.uniform(0.5, 1.0)

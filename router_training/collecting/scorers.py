@@ -1,0 +1,165 @@
+"""Scorers that need nobody else: exact text, last number, chosen letter. Reference and answer in, score out.
+
+An answer without a number or a letter is a wrong answer, not a missing one. Every pattern here is bounded: no answer,
+however long or hostile, takes more than time in proportion to its length.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Protocol
+
+from coe_server.errors import DatasetError
+from router_training.collecting.questions import Question
+from router_training.collecting.settings import ChoiceSettings, ExactSettings, NumericSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """No score, and why: the outcome is missing, not zero. `may_change`: asking again could bring one."""
+
+    reason: str
+    may_change: bool = False
+
+
+class Scorer(Protocol):
+    """Tells how good an answer is."""
+
+    def check(self, question: Question) -> None:
+        """Raise DatasetError if the prompt lacks what a score needs; called before anything is asked."""
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        """From 0 to 1."""
+
+
+class ExactScorer:
+    """1 if the answer is the reference, or one of them; see `ExactSettings` for what may differ."""
+
+    def __init__(self, settings: ExactSettings, column: str) -> None:
+        self._ignored = frozenset(settings.ignore)
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        references(question, self._column)
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        wanted = {self._normal(reference) for reference in references(question, self._column)}
+        return float(self._normal(answer) in wanted)
+
+    def _normal(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text).strip()
+        if "case" in self._ignored:
+            text = text.casefold()
+        if "punctuation" in self._ignored:
+            text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
+        if "articles" in self._ignored:
+            text = _ARTICLES.sub(" ", text)
+        if self._ignored & {"whitespace", "articles"}:
+            text = " ".join(text.split())
+        return text.strip()
+
+
+class NumericScorer:
+    """1 if the last number in the answer is the last number in the reference, or near enough."""
+
+    def __init__(self, settings: NumericSettings, column: str) -> None:
+        self._absolute, self._relative = settings.absolute_tolerance, settings.relative_tolerance
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        self._wanted(question)
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        number = last_number(answer)
+        near = number is not None and any(
+            math.isclose(number, wanted, rel_tol=self._relative, abs_tol=self._absolute)
+            for wanted in self._wanted(question)
+        )
+        return float(near)
+
+    def _wanted(self, question: Question) -> list[float]:
+        wanted = [last_number(reference) for reference in references(question, self._column)]
+        numbers = [number for number in wanted if number is not None]
+        if len(numbers) < len(wanted):
+            raise DatasetError(f"{question.place}: no number in {self._column!r} {question.row[self._column]!r}")
+        return numbers
+
+
+class ChoiceScorer:
+    """1 if the letter chosen in the answer is the reference's."""
+
+    def __init__(self, settings: ChoiceSettings, column: str) -> None:
+        self._letters = settings.letters
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        for reference in references(question, self._column):
+            if reference.strip().upper() not in tuple(self._letters):
+                raise DatasetError(
+                    f"{question.place}: {self._column!r} {reference!r} is none of the letters {self._letters}"
+                )
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        wanted = {reference.strip().upper() for reference in references(question, self._column)}
+        return float(chosen_letter(answer, self._letters) in wanted)
+
+
+def references(question: Question, column: str) -> list[str]:
+    """The right answers in the prompt's row: one, or a list of which any will do. Raises DatasetError without one."""
+    value = question.row.get(column)
+    found = [str(one) for one in (value if isinstance(value, list) else [value]) if one is not None and one != ""]
+    if not found:
+        raise DatasetError(f"{question.place} has no {column!r} to compare answers with")
+    return found
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, None without one.
+
+    `1,234.5`, `-3`, `.5`, `2e-3`; a comma stands between thousands, never before decimals. A sign that follows a
+    letter or digit is none: `5-3` ends with 3. Digits within words (`H2O`) and version numbers (`1.2.3`) do not count.
+    """
+    found = None
+    for found in _NUMBER.finditer(text):  # noqa: B007  the last one is what we want
+        pass
+    return float(found[0].replace(",", "").replace("\u2212", "-")) if found else None
+
+
+def chosen_letter(text: str, letters: str) -> str | None:
+    """The letter a multiple-choice answer settles on, None without one.
+
+    In this order: the last "answer is X" or boxed X; an answer that begins with X and a delimiter, or is X alone; the
+    last X in parentheses or in bold.
+    """
+    one_of = f"[{letters}]"
+    for pattern in (_CUE, _BEGINNING, _MARKED):
+        found = re.findall(pattern.format(letter=one_of), text)
+        if found:
+            return str(found[-1])
+    alone = text.strip().strip("().*").upper()
+    return alone if len(alone) == 1 and alone in letters else None
+
+
+_NUMBER = (
+    re.compile(  # atomic groups and possessive quantifiers: what was read as one number is never read as a shorter one
+        r"(?<![A-Za-z0-9.])(?:(?<!\))[-+\u2212])?"
+        r"(?:(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]++)?+|\.[0-9]++)"
+        r"(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?+(?!\.[0-9])"
+    )
+)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
+
+_OPENING = r"[\s:*_(\[{{\"'`$]{{0,20}}"
+_CUE = (
+    r"(?:(?i:\banswer|\bcorrect (?:option|choice|letter))(?i:\s{{1,3}}is)?|\\boxed|\\text)"
+    + _OPENING
+    + r"({letter})(?![A-Za-z0-9'])"
+)
+_BEGINNING = r"\A[\s*_(\[\"'`]{{0,20}}({letter})(?:[).:,\]*]|\s*\Z)"
+_MARKED = r"(?:\(|\*\*|\n)({letter})(?:[).:]|\*\*|\n|\Z)"

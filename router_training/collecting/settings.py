@@ -1,0 +1,137 @@
+"""The typed settings of `coe-train collect`; refuses unknown keys and names the key that is wrong.
+
+Every key is explained in `configs/collect.yaml`. Paths in a file are relative to that file. API keys are never in a
+file: a setting names the environment variable that holds one, and `api_key` reads it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from coe_server.errors import ConfigError
+from router_training.config import Name, read_settings
+
+BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Tolerance = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Options = dict[Name, Any]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class AskedExpert(_Settings):
+    name: Name
+    base_url: BaseUrl | None = None
+    model: Name | None = None
+    api_key_env: Name | None = None
+    options: Options = {}
+
+
+class RequestSettings(_Settings):
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 8
+    timeout_seconds: Seconds = 300.0
+    retries: Annotated[int, Field(ge=0, le=100)] = 5
+    options: Options = {"temperature": 0, "max_tokens": 1024}
+
+
+class ExactSettings(_Settings):
+    kind: Literal["exact"]
+    ignore: list[Literal["case", "whitespace", "punctuation", "articles"]] = []
+
+
+class NumericSettings(_Settings):
+    kind: Literal["numeric"]
+    absolute_tolerance: Tolerance = 1e-6
+    relative_tolerance: Tolerance = 0.0
+
+
+class ChoiceSettings(_Settings):
+    kind: Literal["choice"]
+    letters: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2,26}$")] = "ABCD"
+
+
+class RegexSettings(_Settings):
+    kind: Literal["regex"]
+    pattern: Annotated[str, Field(min_length=1)] | None = None
+    column: Name = "pattern"
+    time_limit_seconds: Seconds = 1.0
+
+
+class FunctionSettings(_Settings):
+    kind: Literal["python"]
+    function: Annotated[str, StringConstraints(pattern=r"^[\w.]+:\w+$")]
+
+
+class JudgeSettings(_Settings):
+    kind: Literal["judge"]
+    mode: Literal["pairwise", "grade"]
+    model: Name
+    base_url: BaseUrl | None = None
+    api_key_env: Name | None = None
+    reference_expert: Name | None = None
+    template: Path | None = None
+    options: Options = {"temperature": 0, "max_tokens": 1024}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> JudgeSettings:
+        if (self.mode == "pairwise") != (self.reference_expert is not None):
+            raise ValueError("reference_expert is needed with mode pairwise, and only there")
+        return self
+
+
+ScorerSettings = Annotated[
+    ExactSettings | NumericSettings | ChoiceSettings | RegexSettings | FunctionSettings | JudgeSettings,
+    Field(discriminator="kind"),
+]
+
+
+class CollectConfig(_Settings):
+    """The whole of `configs/collect.yaml`; that file explains every key."""
+
+    base_url: BaseUrl = "http://127.0.0.1:8080/v1"
+    api_key_env: Name | None = None
+    experts: Annotated[list[AskedExpert], Field(min_length=1)]
+    request: RequestSettings = RequestSettings()
+    answer_column: Name = "answer"
+    answer_after: Annotated[str, Field(min_length=1)] | None = None
+    scorer: ScorerSettings
+
+    @property
+    def expert_names(self) -> tuple[str, ...]:
+        return tuple(expert.name for expert in self.experts)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> CollectConfig:
+        names = self.expert_names
+        if len(set(names)) < len(names):
+            raise ValueError("experts: a name occurs twice")
+        reference = self.scorer.reference_expert if isinstance(self.scorer, JudgeSettings) else None
+        if reference is not None and reference not in names:
+            raise ValueError(f"scorer.reference_expert: {reference!r} is no expert ({', '.join(names)})")
+        return self
+
+
+def read_collect_config(path: Path) -> CollectConfig:
+    """The settings in a YAML file, the template's path made absolute. Raises ConfigError."""
+    config = read_settings(path, CollectConfig)
+    scorer = config.scorer
+    if not isinstance(scorer, JudgeSettings) or scorer.template is None:
+        return config
+    template = path.resolve().parent / scorer.template
+    return config.model_copy(update={"scorer": scorer.model_copy(update={"template": template})})
+
+
+def api_key(variable: str | None) -> str | None:
+    """The value of the environment variable that a setting names; ConfigError if it is not set."""
+    if variable is None:
+        return None
+    value = os.environ.get(variable)
+    if not value:
+        raise ConfigError(f"api_key_env: the environment variable {variable!r} is not set")
+    return value

@@ -1,0 +1,386 @@
+"""`collect` against a real endpoint on this machine: what is asked, what is written, what is asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from coe_server.errors import ConfigError, DatasetError
+from router_training.cli import app
+from router_training.collect import Files, collect, plan
+from router_training.collecting import patience
+from router_training.collecting.bars import SilentBars
+from router_training.collecting.settings import CollectConfig
+from router_training.collecting.tally import Tally
+from router_training.dataset import read_dataset
+from router_training.progress import in_silence
+from tests.training.recorded import write_jsonl
+from tests.training.stand_in_endpoint import Body, Says, StandIn, endpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt_id": f"p{n}", "prompt": f"question {n}", "answer": f"a answers question {n}"} for n in range(count)
+    ]
+
+
+def echo(body: Body, times: int) -> Says:
+    """As the simulated engines do: the model's name and the question."""
+    return Says(f"{body['model']} answers {body['messages'][-1]['content']}")
+
+
+def config(stand_in: StandIn, **changes: Any) -> CollectConfig:
+    least = {"base_url": stand_in.base_url, "experts": [{"name": "a"}, {"name": "b"}], "scorer": {"kind": "exact"}}
+    return CollectConfig.model_validate({**least, **changes})
+
+
+def files(folder: Path, count: int, out: str = "outcomes.jsonl") -> Files:
+    return Files.of([write_jsonl(folder / "prompts.jsonl", rows(count))], folder / out, None)
+
+
+def run(settings: CollectConfig, where: Files, **options: Any) -> Tally:
+    return collect(settings, where, SilentBars(), in_silence, **options)
+
+
+def written(where: Files) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in where.out.read_text().splitlines()]
+
+
+def test_every_expert_is_asked_every_prompt_once_and_one_after_the_other(tmp_path: Path) -> None:
+    where = files(tmp_path, 20)
+    with endpoint(echo) as stand_in:
+        run(config(stand_in), where)
+    assert set(stand_in.asked.values()) == {1}
+    assert len(stand_in.asked) == 40
+    assert stand_in.models_in_order() == ["a", "b"]
+    assert 1 < stand_in.most_at_once <= 8
+    assert {row["prompt_id"] for row in written(where)} == {f"p{n}" for n in range(20)}
+    assert {(row["expert"], row["score"], row["output_tokens"]) for row in written(where)} == {
+        ("a", 1.0, 4),
+        ("b", 0.0, 4),
+    }
+
+
+@pytest.mark.parametrize("name", ["outcomes.jsonl", "outcomes.parquet"])
+def test_what_is_written_is_what_fit_reads(tmp_path: Path, name: str) -> None:
+    where = files(tmp_path, 5, name)
+    with endpoint(echo) as stand_in:
+        run(config(stand_in), where)
+    dataset = read_dataset(where.prompts, [where.out], ["a", "b"])
+    assert dataset.scores.tolist() == [[1.0, 0.0]] * 5
+    if name.endswith(".parquet"):
+        assert pq.read_table(where.out).column_names == ["prompt_id", "expert", "score", "output_tokens"]
+
+
+def test_conversations_and_options_are_sent_as_they_are(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}]
+    prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt_id": 7, "messages": talk, "answer": "x"}])
+    experts = [{"name": "a", "model": "over-there", "options": {"temperature": 1, "max_tokens": None, "seed": 3}}]
+    with endpoint(echo) as stand_in:
+        run(config(stand_in, experts=experts), Files.of([prompts], tmp_path / "o.jsonl", None))
+    assert stand_in.bodies == [{"model": "over-there", "messages": talk, "temperature": 1, "seed": 3}]
+
+
+def test_a_key_goes_to_its_own_address_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_KEY", "ours")
+    monkeypatch.setenv("THEIR_KEY", "theirs")
+    with endpoint(echo) as service, endpoint(echo) as elsewhere, endpoint(echo) as open_to_all:
+        experts = [
+            {"name": "a"},
+            {"name": "b", "base_url": elsewhere.base_url, "api_key_env": "THEIR_KEY"},
+            {"name": "c", "base_url": open_to_all.base_url},
+        ]
+        run(config(service, experts=experts, api_key_env="OUR_KEY"), files(tmp_path, 1))
+    assert (service.keys, elsewhere.keys, open_to_all.keys) == (["Bearer ours"], ["Bearer theirs"], [None])
+    assert "ours" not in (tmp_path / "outcomes.raw.jsonl").read_text().replace("answers", "")
+
+
+def test_a_missing_key_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    with endpoint(echo) as stand_in, pytest.raises(ConfigError, match="'NO_SUCH_KEY' is not set"):
+        run(config(stand_in, api_key_env="NO_SUCH_KEY"), files(tmp_path, 1))
+    assert not stand_in.bodies
+
+
+def test_the_same_command_again_asks_nothing_and_writes_the_same(tmp_path: Path) -> None:
+    where = files(tmp_path, 6)
+    with endpoint(echo) as stand_in:
+        run(config(stand_in), where)
+        before = where.out.read_bytes(), where.raw.read_bytes()
+        run(config(stand_in), where)
+    assert len(stand_in.bodies) == 12
+    assert (where.out.read_bytes(), where.raw.read_bytes()) == before
+
+
+def test_other_words_options_or_model_are_asked_anew_and_count(tmp_path: Path) -> None:
+    where = files(tmp_path, 3)
+    with endpoint(echo) as stand_in:
+        run(config(stand_in), where)
+        run(config(stand_in, request={"options": {"temperature": 1}}), where)
+        assert len(stand_in.bodies) == 12
+        changed = [{**row, "prompt": row["prompt"] + "!"} for row in rows(3)]
+        write_jsonl(where.prompts[0], changed)
+        tally = run(config(stand_in), where)
+    assert len(stand_in.bodies) == 18
+    assert len(written(where)) == 6
+    assert tally.by_expert["a"].mean_score == 0.0
+
+
+def test_busy_and_broken_endpoints_are_asked_again(tmp_path: Path) -> None:
+    troubles = [
+        Says(status=429, headers={"Retry-After": "0.2"}),
+        Says(status=503, raw=b"loading", headers={"Retry-After": "0.1"}),
+        Says(raw=b'{"choices": []}'),
+        Says(raw=b"\xff"),
+    ]
+    with endpoint(lambda body, times: troubles[times - 1] if times <= 4 else echo(body, times)) as stand_in:
+        tally = run(config(stand_in, experts=[{"name": "a"}]), files(tmp_path, 2))
+    assert set(stand_in.asked.values()) == {5}
+    assert tally.by_expert["a"].mean_score == 1.0
+    assert not tally.may_grow
+
+
+def test_a_failed_request_is_missing_never_zero_and_is_asked_again_next_time(tmp_path: Path) -> None:
+    broken = {"question 1": Says(status=500, raw=b'{"error": {"message": "out of memory"}}')}
+    broken["question 2"] = Says(status=400, raw=b'{"error": {"message": "too long"}}')
+
+    def script(body: Body, times: int) -> Says:
+        return broken.get(body["messages"][-1]["content"]) or echo(body, times)
+
+    where = files(tmp_path, 4)
+    with endpoint(script) as stand_in:
+        settings = config(stand_in, experts=[{"name": "a"}], request={"retries": 1})
+        tally = run(settings, where)
+        assert stand_in.asked == Counter({("a", f"question {n}"): 2 if n == 1 else 1 for n in range(4)})
+        assert [row["prompt_id"] for row in written(where)] == ["p0", "p3"]
+        assert tally.by_expert["a"].open == {"HTTP 500: out of memory": 1, "HTTP 400: too long": 1}
+        assert tally.by_expert["a"].mean_score == 1.0
+        assert tally.may_grow
+        broken.clear()
+        tally = run(settings, where)
+    assert stand_in.asked["a", "question 0"] == 1
+    assert [row["prompt_id"] for row in written(where)] == ["p0", "p1", "p2", "p3"]
+    assert not tally.may_grow
+
+
+def test_a_slow_answer_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    with endpoint(lambda body, times: Says(held=True)) as stand_in:
+        settings = config(stand_in, experts=[{"name": "a"}], request={"timeout_seconds": 0.2, "retries": 0})
+        tally = run(settings, files(tmp_path, 1))
+    assert tally.by_expert["a"].open == {"no answer within 0.2 s": 1}
+    assert not (tmp_path / "outcomes.jsonl").exists()
+
+
+def test_more_patience_than_the_timeout_is_not_shown(tmp_path: Path) -> None:
+    with endpoint(lambda body, times: Says(status=429, headers={"Retry-After": "9999"})) as stand_in:
+        tally = run(config(stand_in, experts=[{"name": "a"}]), files(tmp_path, 1))
+    assert stand_in.asked.total() == 1
+    assert tally.may_grow
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_an_expert_that_cannot_answer_is_given_up_and_the_others_are_asked(tmp_path: Path, status: int) -> None:
+    def script(body: Body, times: int) -> Says:
+        return Says(status=status) if body["model"] == "a" else echo(body, times)
+
+    with endpoint(script) as stand_in:
+        tally = run(config(stand_in, request={"concurrency": 1}), files(tmp_path, 30))
+    assert sum(count for (model, _), count in stand_in.asked.items() if model == "a") == 1
+    assert tally.by_expert["a"].missing == 30
+    assert len(tally.by_expert["b"].outcomes) == 30
+
+
+def test_an_endpoint_that_only_fails_is_given_up(tmp_path: Path) -> None:
+    with endpoint(lambda body, times: Says(status=500)) as stand_in:
+        settings = config(stand_in, experts=[{"name": "a"}], request={"retries": 0, "concurrency": 1})
+        run(settings, files(tmp_path, patience.GIVE_UP_AFTER + 5))
+    assert stand_in.asked.total() == patience.GIVE_UP_AFTER
+
+
+def test_a_dry_run_sends_and_writes_nothing(tmp_path: Path) -> None:
+    where = files(tmp_path, 4)
+    with endpoint(echo) as stand_in:
+        steps = plan(config(stand_in), where)
+    assert [(step.target.name, step.recorded, step.to_send) for step in steps] == [("a", 0, 4), ("b", 0, 4)]
+    assert not stand_in.bodies
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.jsonl"]
+
+
+def test_rescoring_asks_no_expert(tmp_path: Path) -> None:
+    where = files(tmp_path, 4)
+    with endpoint(echo) as stand_in:
+        run(config(stand_in), where)
+        tally = run(config(stand_in, scorer={"kind": "regex", "pattern": "^b"}), where, rescore=True)
+        more = Files.of([write_jsonl(tmp_path / "more.jsonl", rows(6))], where.out, where.raw)
+        run(config(stand_in), more, rescore=True)
+    assert len(stand_in.bodies) == 8
+    assert (tally.by_expert["a"].mean_score, tally.by_expert["b"].mean_score) == (0.0, 1.0)
+
+
+def test_rescoring_nothing_is_a_mistake(tmp_path: Path) -> None:
+    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="nothing is recorded"):
+        run(config(stand_in), files(tmp_path, 4), rescore=True)
+
+
+def test_only_what_follows_the_mark_is_scored_and_everything_is_kept(tmp_path: Path) -> None:
+    where = files(tmp_path, 1)
+    with endpoint(lambda body, times: Says("<think>no</think>\na answers question 0")) as stand_in:
+        tally = run(config(stand_in, answer_after="</think>"), where)
+    assert tally.by_expert["a"].mean_score == 1.0
+    assert "<think>" in where.raw.read_text()
+
+
+def test_answers_cut_at_the_token_limit_are_counted(tmp_path: Path) -> None:
+    with endpoint(lambda body, times: Says("a answers", finish_reason="length")) as stand_in:
+        tally = run(config(stand_in), files(tmp_path, 3))
+    assert tally.by_expert["a"].cut_short == 3
+
+
+# A kill in the middle
+
+
+def start(folder: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+    (folder / "collect.yaml").write_text(yaml.safe_dump(settings))
+    command = [Path(sys.executable).with_name("coe-train"), "collect", "collect.yaml", "--prompts", "prompts.jsonl"]
+    return subprocess.Popen(
+        [*command, "--out", "outcomes.jsonl"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_collection_that_was_stopped_goes_on_without_a_lost_or_doubled_row(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """The endpoint holds three requests of the second expert back; then the process is stopped."""
+    at_once, count, stuck = 3, 25, {"question 11", "question 12", "question 13"}
+    holding = [True]
+
+    def script(body: Body, times: int) -> Says:
+        question = body["messages"][-1]["content"]
+        says = echo(body, times)
+        return Says(says.text, held=holding[0] and body["model"] == "b" and question in stuck)
+
+    where = files(tmp_path, count)
+    with endpoint(script) as stand_in:
+        settings = {
+            "base_url": stand_in.base_url,
+            "experts": [{"name": "a"}, {"name": "b"}],
+            "scorer": {"kind": "exact"},
+            "request": {"concurrency": at_once},
+        }
+        process = start(tmp_path, settings)
+        for _ in range(at_once):
+            assert stand_in.held.acquire(timeout=60)
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=60)
+        answered = len(where.raw.read_text().splitlines())
+        assert answered == len(stand_in.bodies) - at_once
+        assert not where.out.exists()
+        if how == signal.SIGINT:
+            assert process.returncode == 130
+            assert "the same command again goes on from there" in said
+            assert "Traceback" not in said
+        holding[0] = False
+        process = start(tmp_path, settings)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    twice = {question for question, times in stand_in.asked.items() if times > 1}
+    assert twice == {("b", question) for question in stuck}
+    assert stand_in.asked.total() == 2 * count + at_once
+    pairs = [(row["expert"], row["prompt_id"]) for row in written(where)]
+    assert pairs == [(expert, f"p{n}") for expert in "ab" for n in range(count)]
+
+
+def test_a_second_collection_into_the_same_files_is_refused(tmp_path: Path) -> None:
+    files(tmp_path, 3)
+    with endpoint(lambda body, times: Says(held=True)) as stand_in:
+        settings = {"base_url": stand_in.base_url, "experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
+        first = start(tmp_path, settings)
+        assert stand_in.held.acquire(timeout=60)
+        second = start(tmp_path, settings)
+        said, _ = second.communicate(timeout=60)
+        first.kill()
+        first.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "another `coe-train collect` is writing to it" in said
+
+
+# The command
+
+
+def command(folder: Path, *words: str) -> tuple[int, str]:
+    arguments = ["collect", folder / "collect.yaml", "--prompts", folder / "prompts.jsonl", *words]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_shows_scores_failures_and_where_everything_is(tmp_path: Path) -> None:
+    files(tmp_path, 3)
+
+    def script(body: Body, times: int) -> Says:
+        fails = body["model"] == "b" and body["messages"][-1]["content"] == "question 2"
+        return Says(status=400, raw=b"no") if fails else echo(body, times)
+
+    with endpoint(script) as stand_in:
+        settings = config(stand_in).model_dump(mode="json", exclude_unset=True)
+        (tmp_path / "collect.yaml").write_text(yaml.safe_dump(settings))
+        out = tmp_path / "outcomes.jsonl"
+        code, said = command(tmp_path, "--out", str(out), "--dry-run")
+        assert (code, out.exists()) == (0, False)
+        assert "nothing was sent" in said
+        code, said = command(tmp_path, "--out", str(out))
+    assert code == 4
+    for part in (
+        "1.000",
+        "b: 1 without an outcome: HTTP 400: no",
+        "5 outcomes ->",
+        "outcomes.raw.jsonl",
+        "same command",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"prompt_id": "x", "prompt": "q"}, "row 2 has no 'answer'"),
+        ({"prompt": "q", "answer": "a"}, "row 2 has no 'prompt_id'"),
+        ({"prompt_id": "x", "answer": "a"}, "row 2 has neither"),
+        ({"prompt_id": "p0", "prompt": "q", "answer": "a"}, "'p0' occurs twice"),
+    ],
+)
+def test_a_mistake_in_the_prompts_is_one_sentence_and_nothing_is_sent(
+    tmp_path: Path, row: dict[str, Any], sentence: str
+) -> None:
+    write_jsonl(tmp_path / "prompts.jsonl", [*rows(1), row])
+    with endpoint(echo) as stand_in:
+        settings = config(stand_in).model_dump(mode="json", exclude_unset=True)
+        (tmp_path / "collect.yaml").write_text(yaml.safe_dump(settings))
+        code, said = command(tmp_path, "--out", str(tmp_path / "o.jsonl"))
+    assert code == 2
+    assert sentence in said.replace("\n", "")
+    assert not stand_in.bodies
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["collect.yaml", "prompts.jsonl"]
+
+
+def test_outcomes_of_an_unknown_format_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match=r"\.jsonl or \.parquet"):
+        run(config(stand_in), files(tmp_path, 1, "outcomes.csv"))
+    assert not stand_in.bodies
