@@ -86,6 +86,7 @@ class SchedulingSettings(_Settings):
     max_concurrency: int = Field(default=16, ge=1)
     max_generation_seconds: float = Field(default=120.0, gt=0)
     min_tenure_seconds: float = Field(default=0.0, ge=0)
+    prefetch: bool = True
 
 
 class VllmSettings(_Settings):

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Callable, Mapping
 
 from coe_server.cache.mover import Mover
-from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
+from coe_server.cache.planner import Holding, Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
+from coe_server.cache.prefetch import prefetch
 from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
@@ -34,6 +35,8 @@ class Conductor:
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
         self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
+        self.prefetches = 0  # experts brought on a guess
+        self._prefetching: Slot | None = None
         self._slots = slots
         self._mover = mover
         self._events = events
@@ -53,11 +56,14 @@ class Conductor:
             await self._something_can_have_changed()
 
     def begin(self, plan_: Plan) -> None:
-        """Start a plan; its target admits at least those who wait for it now."""
+        """Start a plan; the expert it brings admits at least those who wait for it now."""
         for name in plan_.victims:
             self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
         goal.gate = len(goal.waiters)
+        goal.pushed_out = False
+        for move in plan_.moves[:-1]:
+            self._slots[move.expert].pushed_out = True
         if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
             self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
@@ -79,16 +85,12 @@ class Conductor:
             if slot.waiters:
                 self._admit(slot)
         self._preload()
+        self._prefetch(waiting=bool(queues))
         self._retire_idle()
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
         now = self._clock()
-        holdings = [
-            slot.holding(self._policy.retention, tenured=now - slot.since >= self._limits.min_tenure_seconds)
-            for slot in self._slots.values()
-            if not slot.dormant
-        ]
-        orders = conduct(holdings, queues, self._capacity, now, self._limits, self._policy)
+        orders = conduct(self._holdings(now), queues, self._capacity, now, self._limits, self._policy)
         for name, slot in self._slots.items():
             slot.draining = name in orders.draining
         for expert, sentence in orders.never.items():
@@ -102,7 +104,7 @@ class Conductor:
 
     def _preload(self) -> None:
         """Bring up what should be up, one at a time, while nobody waits and nobody has to leave for it."""
-        if self.ready.is_set() or self._queues() or any(slot.moving for slot in self._slots.values()):
+        if self.ready.is_set() or self._queues() or self._anyone_moves():
             return
         while self._preloads:
             slot = self._slots[self._preloads.pop(0)]
@@ -113,6 +115,33 @@ class Conductor:
                 return
         self.ready.set()
         logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+
+    def _prefetch(self, waiting: bool) -> None:
+        """Bring back who was pushed out and is in demand while nobody waits; give up as soon as somebody else does."""
+        guess = self._prefetching
+        if guess is not None and guess.moving is None:
+            guess = self._prefetching = None
+        if guess is not None and waiting and not guess.waiters and guess.tier is Tier.DISK:  # a wake is over at once
+            self._mover.give_up(guess)
+        if not self._limits.prefetch or waiting or not self.ready.is_set() or self._anyone_moves():
+            return
+        now = self._clock()
+        demand = {slot.name: slot.demand.at(now) if slot.pushed_out else 0.0 for slot in self._slots.values()}
+        way = prefetch(self._holdings(now), demand, self._capacity)
+        if way is not None:
+            self._prefetching = self._slots[way.moves[-1].expert]
+            self._prefetching.prefetched = True
+            self.prefetches += 1
+            self.begin(way)
+
+    def _anyone_moves(self) -> bool:
+        return any(slot.moving for slot in self._slots.values())
+
+    def _holdings(self, now: float) -> list[Holding]:
+        least = self._limits.min_tenure_seconds
+        return [
+            slot.holding(self._policy.retention, tenured=now - slot.since >= least) for slot in self._slots.values()
+        ]
 
     def _retire_idle(self) -> None:
         now = self._clock()

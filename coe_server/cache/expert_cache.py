@@ -58,6 +58,7 @@ class ExpertCache:
             expert.name: Slot(expert, WaitingLine(limits.max_wait_seconds), expert.pin) for expert in experts
         }
         self._waiting = 0
+        self.useful_prefetches = 0  # of `prefetches`, those that were asked for before they left
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
             self._slots, self.ledger, self.events, clock, self._changed.set, limits.sign_of_life_seconds
@@ -70,6 +71,11 @@ class ExpertCache:
     def ready(self) -> asyncio.Event:
         """Set once everything that is to be preloaded has been."""
         return self._conductor.ready
+
+    @property
+    def prefetches(self) -> int:
+        """Experts brought to the device before anybody asked for them."""
+        return self._conductor.prefetches
 
     async def run(self) -> None:
         """Move experts as requests need them until cancelled, then put every expert on disk."""
@@ -86,6 +92,7 @@ class ExpertCache:
         """
         slot = self._slot(name)
         self._refuse_what_cannot_be(slot)
+        slot.demand.add(self._clock())
         waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
         self._waiting += 1
         self._admit(slot)
@@ -160,6 +167,9 @@ class ExpertCache:
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
         slot.use(self._conductor.inflation)
+        if slot.prefetched:
+            slot.prefetched = False
+            self.useful_prefetches += 1
         granted, life = self._clock(), slot.gone
 
         def give_back() -> None:

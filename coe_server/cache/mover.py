@@ -42,12 +42,17 @@ class Mover:
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._plans: dict[str, asyncio.Task[None]] = {}  # by the expert they bring, the latest
 
     def begin(self, plan: Plan) -> None:
         """Start carrying `plan` out; its experts admit nobody from this moment on."""
         for move in plan.moves:
             self._slots[move.expert].depart(move)
-        self._own(self._carry_out(plan))
+        self._plans[plan.moves[-1].expert] = self._own(self._carry_out(plan))
+
+    def give_up(self, slot: Slot) -> None:
+        """End the plan that brings this expert; it ends on disk, or where it was if its move had not begun."""
+        self._plans[slot.name].cancel()
 
     def examine(self, slot: Slot) -> None:
         """Ask an engine for a sign of life; one that gives none is buried."""
@@ -206,10 +211,11 @@ class Mover:
         )
         logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
-    def _own(self, work: Coroutine[None, None, None]) -> None:
+    def _own(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
+        return task
 
     def _disown(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

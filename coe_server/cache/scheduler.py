@@ -25,6 +25,7 @@ class Limits:
     queue_limit_total: int = 1024  # requests waiting for all experts
     max_concurrency: int = 16  # requests inside one engine
     max_generation_seconds: float = 120.0  # one answer may take no longer
+    prefetch: bool = True  # bring experts in demand to free room before they are asked for
     sign_of_life_seconds: float = 5.0  # a suspected engine has this long to answer before it is buried
     min_tenure_seconds: float = 0.0  # an expert that has just come is not pressed out by mere waiting
 

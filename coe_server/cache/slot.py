@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from coe_server.cache.costs import Costs
+from coe_server.cache.demand import Demand
 from coe_server.cache.planner import Holding, Move
 from coe_server.cache.policy import Retention
 from coe_server.cache.queue import WaitingLine
@@ -78,6 +79,9 @@ class Slot:
     last_used: float = 0.0
     uses: int = 0  # in all
     uses_here: int = 0  # since it last came to the device
+    pushed_out: bool = False  # it left the device because somebody else needed the room
+    prefetched: bool = False  # it came on a guess and has not been asked for yet
+    demand: Demand = field(default_factory=Demand)
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     costs: Costs = field(default_factory=Costs)
     last_move: MoveRecord | None = None

@@ -450,6 +450,40 @@ def test_a_full_house_refuses_too():
     run(story())
 
 
+def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room():
+    async def story():
+        async with running("abc", device=20) as (cache, engines):
+            for name in "abc":
+                (await cache.lease(name)).release()  # a had to leave for c
+            assert status(cache, "a").residency == "host"
+            engines["b"].die()
+            await settle()
+            assert status(cache, "a").residency == "device"
+            assert (cache.prefetches, cache.useful_prefetches) == (1, 0)
+            with await cache.lease("a") as lease:
+                assert lease.waited_seconds < 0.01
+            assert (cache.prefetches, cache.useful_prefetches) == (1, 1)
+            assert status(cache, "b").residency == "disk"
+
+    run(story())
+
+
+def test_a_guess_is_given_up_for_somebody_who_waits():
+    async def story():
+        async with running("abc", device=20, host=30) as (cache, engines):
+            for name in "abc":
+                (await cache.lease(name)).release()
+            engines["a"].gate.clear()
+            engines["b"].die()
+            await settle()
+            assert engines["a"].calls == ["start", "stop", "start"]  # and it hangs in there
+            (await cache.lease("b")).release()
+            assert engines["a"].calls[-1] == "stop"
+            assert cache.useful_prefetches == 0
+
+    run(story())
+
+
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
         async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
