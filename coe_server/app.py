@@ -8,9 +8,12 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
 
 from fastapi import FastAPI
 
+from coe_server.cache.cost_file import read_costs, write_costs
 from coe_server.cache.costs import Costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import Holding, Never, mib, plan
@@ -60,7 +63,7 @@ def build_server(config: ServerConfig) -> Listener:
         started=int(time.time()),
     )
     api = build_api(service)
-    api.router.lifespan_context = _lifespan(cache)
+    api.router.lifespan_context = _lifespan(cache, _costs_file(config))
     return Listener(api, config.http.host, config.http.port, before_stop=cache.events.close)
 
 
@@ -79,7 +82,15 @@ def build_router(config: ServerConfig) -> Decides:
 def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
     platform = detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
-    return [_expert(settings, config.vllm, platform) for settings in config.experts]
+    costs = read_costs(_costs_file(config))
+    return [
+        replace(_expert(settings, config.vllm, platform), costs=costs.get(settings.name, {}))
+        for settings in config.experts
+    ]
+
+
+def _costs_file(config: ServerConfig) -> Path:
+    return config.state_directory / "costs.json"
 
 
 def build_capacity(config: ServerConfig) -> Bytes:
@@ -128,17 +139,26 @@ def warnings_about(config: ServerConfig, experts: list[Expert]) -> list[str]:
     return sentences
 
 
-def _lifespan(cache: ExpertCache):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+async def _keep_costs(cache: ExpertCache, file: Path) -> None:
+    """Write the measured costs down after each move."""
+    async for event in cache.events.after(0):
+        if event.kind == "move":
+            await asyncio.to_thread(write_costs, file, cache.measured_costs())
+
+
+def _lifespan(cache: ExpertCache, costs_file: Path):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())
         conductor.add_done_callback(_stop_without_conductor)
+        keeper = asyncio.create_task(_keep_costs(cache, costs_file))
         try:
             yield
         finally:
-            conductor.cancel()
-            with suppress(asyncio.CancelledError):
-                await conductor
+            for task in (conductor, keeper):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     return lifespan
 

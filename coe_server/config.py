@@ -141,6 +141,7 @@ class ServerConfig(_Settings):
     memory: MemorySettings = MemorySettings()
     scheduling: SchedulingSettings = SchedulingSettings()
     vllm: VllmSettings = VllmSettings()
+    state_directory: Path = Path("state")
     experts: list[ExpertSettings] = Field(min_length=1)
 
 
@@ -226,7 +227,9 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": absolute(config.vllm.log_directory)})
     experts = [_with_model_from(expert, folder) for expert in config.experts]
-    return config.model_copy(update={"router": router, "vllm": vllm, "experts": experts})
+    return config.model_copy(
+        update={"router": router, "vllm": vllm, "state_directory": absolute(config.state_directory), "experts": experts}
+    )
 
 
 def _with_model_from(expert: ExpertSettings, folder: Path) -> ExpertSettings:

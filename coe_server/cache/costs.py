@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from coe_server.cache.tiers import Tier
@@ -13,8 +14,13 @@ class Costs:
     _GUESSES: ClassVar = {"start": 30.0, "wake": 1.0, "sleep": 1.0, "stop": 2.0, "service": 5.0}
     _NEWEST_SHARE = 0.3
 
-    def __init__(self) -> None:
-        self._measured: dict[str, float] = {}
+    def __init__(self, measured: Mapping[str, float] | None = None) -> None:
+        self._measured = {kind: value for kind, value in (measured or {}).items() if kind in self._GUESSES}
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Kind of cost -> seconds, for keeping; guesses are not among them."""
+        return dict(self._measured)
 
     def learn_move(self, source: Tier, target: Tier, seconds: float) -> None:
         self._learn(_kind(source, target), seconds)

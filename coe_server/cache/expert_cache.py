@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from coe_server.cache.conductor import Conductor
+from coe_server.cache.costs import Costs
 from coe_server.cache.lease import Lease
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
@@ -55,7 +56,8 @@ class ExpertCache:
         self._clock = clock
         self._policy = policy
         self._slots = {
-            expert.name: Slot(expert, WaitingLine(limits.max_wait_seconds), expert.pin) for expert in experts
+            expert.name: Slot(expert, WaitingLine(limits.max_wait_seconds), expert.pin, Costs(expert.costs))
+            for expert in experts
         }
         self._waiting = 0
         self.useful_prefetches = 0  # of `prefetches`, those that were asked for before they left
@@ -140,6 +142,10 @@ class ExpertCache:
             )
             for slot in self._slots.values()
         )
+
+    def measured_costs(self) -> dict[str, dict[str, float]]:
+        """Expert -> kind of cost -> seconds, as measured so far; `Expert.costs` takes them back."""
+        return {slot.name: slot.costs.measured for slot in self._slots.values()}
 
     def wait_bound_seconds(self) -> float:
         """The longest anybody waits, with the costs measured so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -27,6 +28,7 @@ class Expert:
     preload: Tier = Tier.DISK
     ttl_seconds: float | None = None  # idle for this long: it leaves the device
     remote: bool = False  # answered elsewhere; takes no bytes here
+    costs: Mapping[str, float] = field(default_factory=dict)  # measured by an earlier server, see `Costs`
 
 
 class State(StrEnum):
@@ -66,6 +68,7 @@ class Slot:
     expert: Expert
     waiters: WaitingLine
     pin: Tier
+    costs: Costs
     tier: Tier = Tier.DISK
     moving: Move | None = None
     leases: int = 0
@@ -83,7 +86,6 @@ class Slot:
     prefetched: bool = False  # it came on a guess and has not been asked for yet
     demand: Demand = field(default_factory=Demand)
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
-    costs: Costs = field(default_factory=Costs)
     last_move: MoveRecord | None = None
 
     @property
