@@ -72,7 +72,9 @@ def build_router(config: ServerConfig) -> Decides:
     names = [expert.name for expert in config.experts]
     if config.router is None:
         return NamedRouter(names)
-    router = Router.load(config.router.artifact, config.router.residency_tolerance)
+    router = Router.load(
+        config.router.artifact, config.router.residency_tolerance, budget_window=config.router.budget_window
+    )
     router.artifact.require_experts(names)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")

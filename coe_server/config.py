@@ -72,6 +72,7 @@ class RouterSettings(_Settings):
     artifact: Path
     objective: str = "quality"
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
+    budget_window: int = Field(default=1000, ge=0, le=10_000)
 
 
 class MemorySettings(_Settings):

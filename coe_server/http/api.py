@@ -39,6 +39,7 @@ def build_api(service: Service) -> FastAPI:
             options.priority,
             _engine_request(request, body, service.engine_models[decision.expert]),
             lambda lease: decision_headers(decision) | wait_header(lease),
+            service.router.spending(decision),
         )
 
     @app.post("/v1/route")

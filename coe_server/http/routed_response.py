@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -26,7 +27,10 @@ DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core b
 
 
 class RoutedResponse(Response):
-    """Sends `request` to `expert` as soon as the cache grants a lease; leaves the queue if the client does."""
+    """Sends `request` to `expert` as soon as the cache grants a lease; leaves the queue if the client does.
+
+    `spending` is told when the expert begins to answer: from then on the answer costs what it costs.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class RoutedResponse(Response):
         priority: Priority,
         request: EngineRequest,
         headers: Callable[[Lease], dict[str, str]],
+        spending: AbstractContextManager[Callable[[], None]],
     ) -> None:
         self.background = None
         self._cache = cache
@@ -42,10 +47,15 @@ class RoutedResponse(Response):
         self._priority = priority
         self._request = request
         self._headers_for = headers
+        self._spending = spending
         self._started = False
         self._is_event_stream = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._spending as self._answered:
+            await self._answer_or_hang_up(receive, send)
+
+    async def _answer_or_hang_up(self, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(send))
         hang_up = asyncio.create_task(_hang_up(receive))
         try:
@@ -102,6 +112,8 @@ class RoutedResponse(Response):
         if not self._started:
             await send(self._head(answer, lease))
             self._started = True
+            if answer.status < 400:
+                self._answered()
 
     def _head(self, answer: EngineResponse, lease: Lease) -> Message:
         passed_on = [(name, value) for name, value in answer.headers if name.lower() not in _OURS]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -30,6 +31,9 @@ class Decides(Protocol):
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
     ) -> RoutingDecision: ...
+
+    def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
+        """Held while a decision is followed; what it gives is called once an expert began to answer."""
 
 
 class CoeOptions(BaseModel):

@@ -1,16 +1,157 @@
-"""Step two's price: an expert's value is its expected score less what its active parameters cost.
+"""Step two's price, and what holds the mean cost of answered requests at an objective's target.
 
-Pure. The multiplier comes from the objective, as training found it.
+An expert's value is its expected score less what it costs. The multiplier that prices cost starts as training
+found it and moves with what was really spent. Knows nothing of text, experts or HTTP.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
+CORRECTIONS_PER_WINDOW = 40  # a lasting error is worked off in about a fortieth of the window
+LEAST_STEPS = 10.0  # in which an error is worked off, however short the window
+HEADROOM = 1.1  # above the last multiplier that changes a choice, or it could not be held there
 
-def values(expected_scores: Vector, active_params_b: Vector, multiplier: float) -> Vector:
-    """Expected score - multiplier * billions of active parameters, for each expert (last axis)."""
-    return np.asarray(expected_scores - multiplier * active_params_b)
+
+def values(expected_scores: Vector, costs: Vector, multiplier: float) -> Vector:
+    """Expected score - multiplier * cost, for each expert (last axis)."""
+    return np.asarray(expected_scores - multiplier * costs)
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a meter holds: the mean cost of the last `window` answered requests at `target`.
+
+    `start` is the stored multiplier, `largest` the one beyond which nothing gets cheaper, `response` by how much
+    the mean cost falls for each unit that the multiplier rises.
+    """
+
+    target: float
+    start: float
+    largest: float
+    response: float
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """`multiplier` is for the next decision; `spent` are the costs of the last answered requests, oldest first."""
+
+    multiplier: float
+    spent: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float | None:
+        return sum(self.spent) / len(self.spent) if self.spent else None
+
+
+def begun(balance: Balance, goal: Goal, cost: float) -> Balance:
+    """The balance once a decision of this cost is being followed.
+
+    Dual ascent: the multiplier is the integral of what was spent too much, so no error lasts, and never leaves
+    [0, largest]. It moves now and not with the answer: what many requests in flight cost is known already.
+    """
+    return replace(balance, multiplier=_clipped(balance.multiplier + _step(goal, cost), goal))
+
+
+def answered(balance: Balance, goal: Goal, cost: float) -> Balance:
+    """The balance once such a request was answered."""
+    return replace(balance, spent=(*balance.spent, cost)[-goal.window :])
+
+
+def dropped(balance: Balance, goal: Goal, cost: float) -> Balance:
+    """The balance once such a request ended without an answer: it cost nothing."""
+    return replace(balance, multiplier=_clipped(balance.multiplier - _step(goal, cost), goal))
+
+
+def _step(goal: Goal, cost: float) -> float:
+    return (cost - goal.target) / (goal.response * max(goal.window / CORRECTIONS_PER_WINDOW, LEAST_STEPS))
+
+
+def _clipped(multiplier: float, goal: Goal) -> float:
+    return min(max(multiplier, 0.0), goal.largest)
+
+
+class Meter:
+    """The one owner of an objective's balance; may be read and told from any thread."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+        self._balance = Balance(goal.start)
+        self._lock = Lock()
+
+    @property
+    def balance(self) -> Balance:
+        return self._balance
+
+    @contextmanager
+    def spending(self, cost: float) -> Iterator[Callable[[], None]]:
+        """Around a request of this cost, from decision to end; to be called once it is answered."""
+        is_answered = False
+
+        def tell() -> None:
+            nonlocal is_answered
+            is_answered = True
+            self._change(answered, cost)
+
+        self._change(begun, cost)
+        try:
+            yield tell
+        finally:
+            if not is_answered:
+                self._change(dropped, cost)
+
+    def _change(self, step: Callable[[Balance, Goal, float], Balance], cost: float) -> None:
+        with self._lock:
+            self._balance = step(self._balance, self.goal, cost)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A corner of the front of score against mean cost."""
+
+    score: float
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What training found: `scores` [categories, experts], `costs` [experts], and the front, cheapest first."""
+
+    scores: Vector
+    costs: Vector
+    front: Sequence[Point]
+
+
+def goal(target: float, start: float, window: int, table: Table) -> Goal:
+    """What to hold, and how strongly to push.
+
+    `largest`: expected scores are mixtures of rows, so no prompt pays more for a unit of cost than some row does.
+    `response`: along the front the mean cost falls from end to end while the multiplier rises from 0 to twice the
+    front's mean slope; where there is no front, from the dearest expert to the cheapest while it rises to `largest`.
+    """
+    largest = max(HEADROOM * _dearest_unit(table.scores, table.costs), start)
+    spread, whole_way = float(np.ptp(table.costs)), largest
+    front = table.front
+    if len(front) > 1 and front[-1].cost > front[0].cost and front[-1].score > front[0].score:
+        spread = front[-1].cost - front[0].cost
+        whole_way = min(2.0 * (front[-1].score - front[0].score) / spread, largest)
+    if whole_way <= 0.0 or spread <= 0.0:
+        return Goal(target, start, largest, response=1.0, window=window)  # nothing to trade: it stays where it is
+    return Goal(target, start, largest, spread / whole_way, window)
+
+
+def _dearest_unit(scores: Vector, costs: Vector) -> float:
+    """The most score that one unit of cost buys between any two experts, in any row."""
+    gained = scores[:, :, np.newaxis] - scores[:, np.newaxis, :]
+    paid = costs[:, np.newaxis] - costs
+    dearer = paid > 0.0
+    return max(float((gained[:, dearer] / paid[dearer]).max(initial=0.0)), 0.0)

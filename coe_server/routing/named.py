@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
@@ -65,3 +66,8 @@ class NamedRouter:
             resident=ResidentTrade(),
             routing_ms=(time.perf_counter() - began) * 1000,
         )
+
+    def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
+        """There is no budget to hold."""
+        del decision
+        return nullcontext(lambda: None)

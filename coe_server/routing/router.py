@@ -1,14 +1,15 @@
 """Conversation -> decision: the steps of one decision, told in order.
 
-Synchronous, no I/O, and no state that changes: one router may serve many threads. Knows where each expert is
-only from the `Availability` it is given.
+Synchronous, no I/O, and no state that changes but the budgets' meters: one router may serve many threads. Knows
+where each expert is only from the `Availability` it is given.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from coe_server.routing.decision import (
     RoutingDecision,
 )
 from coe_server.routing.features import Turn
+from coe_server.routing.meters import Meters
 
 DEFAULT_OBJECTIVE = "quality"
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)
@@ -66,13 +68,18 @@ class Request:
 
 
 class Router:
-    """A loaded artifact that decides. `capabilities` (by expert) overrule what the artifact says of an expert."""
+    """A loaded artifact that decides. `capabilities` (by expert) overrule what the artifact says of an expert.
+
+    With a `budget_window` the mean cost of that many answered requests is held at each objective's budget; with 0
+    every decision uses the multiplier that training stored.
+    """
 
     def __init__(
         self,
         artifact: Artifact,
         residency_tolerance: float = 0.0,
         capabilities: Mapping[str, Capabilities] | None = None,
+        budget_window: int = 0,
     ) -> None:
         manifest = artifact.manifest
         self.artifact = artifact
@@ -86,6 +93,7 @@ class Router:
         self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
         self._overall = np.array([manifest.overall[e].score for e in self.expert_names])
         self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
+        self._meters = Meters(artifact, budget_window)
 
     @classmethod
     def load(
@@ -93,9 +101,10 @@ class Router:
         path: Path,
         residency_tolerance: float = 0.0,
         capabilities: Mapping[str, Capabilities] | None = None,
+        budget_window: int = 0,
     ) -> Router:
         """The router in an artifact folder; raises ArtifactError with one sentence if it is not sound."""
-        return cls(artifacts.load(path), residency_tolerance, capabilities)
+        return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window)
 
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
@@ -108,13 +117,32 @@ class Router:
         started_ns = time.perf_counter_ns()
         request = Request(conversation, options, availability)
         objective = self._objective(options.objective)
+        price = self.price(objective)
         if options.expert is not None:
             candidate = self._named(options.expert, request)
-            return self._decision(objective, None, Choice(candidate, "requested"), [candidate], started_ns)
+            return self._decision(
+                objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
+            )
         reading = self._read(conversation.turns, options.min_confidence)
-        candidates = self._candidates(reading, objective, request)
+        candidates = self._candidates(reading, objective, price.multiplier, request)
         chosen = self._choose(reading, objective, candidates)
-        return self._decision(objective, reading, chosen, candidates, started_ns)
+        return self._decision(objective, price, reading, chosen, candidates, started_ns=started_ns)
+
+    def price(self, objective: str) -> BudgetReading:
+        """What this objective's budget, its spending and its multiplier are now."""
+        return self._meters.price(objective)
+
+    def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
+        """To be held around a request while this decision is followed; what it gives is called on its answer.
+
+        The budgets' meters learn from it what is being spent, and that nothing was where no answer came.
+        """
+        return self._meters.spending(decision)
+
+    def answered(self, decision: RoutingDecision) -> None:
+        """The same in one call, for a request that is answered already."""
+        with self.spending(decision) as tell:
+            tell()
 
     def _objective(self, name: str | None) -> str:
         entries = self.artifact.manifest.objectives
@@ -153,12 +181,12 @@ class Router:
         gate = GateReading(similarity, self.artifact.gate.threshold, inside)
         return Reading(probabilities, manifest.categories[top], confidence, gate, trust)
 
-    def _candidates(self, reading: Reading, objective: str, request: Request) -> list[Candidate]:
+    def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
         """Every expert with its expected score and value, or with the sentence that rules it out."""
         manifest = self.artifact.manifest
         entry = manifest.objectives[objective]
         expected = reading.probabilities @ self._scores if reading.trust == "mapped" else self._overall
-        values = budget.values(expected, self._active_params_b, entry.multiplier)
+        values = budget.values(expected, self._active_params_b, multiplier)
         forbidden = dict.fromkeys(
             (name for name in self.expert_names if name not in entry.experts),
             f"not used under objective {objective}",
@@ -201,12 +229,13 @@ class Router:
     def _decision(
         self,
         objective: str,
+        price: BudgetReading,
         reading: Reading | None,
         chosen: Choice,
         candidates: Sequence[Candidate],
+        *,
         started_ns: int,
     ) -> RoutingDecision:
-        entry = self.artifact.manifest.objectives[objective]
         categories = self.artifact.manifest.categories
         probabilities = dict(zip(categories, reading.probabilities.tolist(), strict=True)) if reading else {}
         return RoutingDecision(
@@ -220,7 +249,7 @@ class Router:
             reason=chosen.reason,
             ranking=choice.ranking(chosen, candidates),
             gate=reading.gate if reading else UNREAD,
-            budget=BudgetReading(entry.active_params_b, None, entry.multiplier),
+            budget=price,
             resident=chosen.trade,
             routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
         )
