@@ -88,7 +88,7 @@ def evaluate(
 
 
 @app.command()
-def collect(  # noqa: PLR0917 - typer calls it by name
+def collect(
     config: Annotated[Path, typer.Argument(help="Experts and scorer (YAML); configs/collect.yaml explains every key.")],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The outcomes to write: .jsonl or .parquet.")],

@@ -28,7 +28,7 @@ class PatternWorker:
     """One worker process at a time, started when needed; a context manager that ends it."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PatternWorker:
         return self
@@ -40,36 +40,37 @@ class PatternWorker:
 
     def found(self, pattern: str, text: str, time_limit_seconds: float) -> bool | Unscored:
         """Whether the pattern occurs in the text; `Unscored` if that cannot be told within the limit."""
-        process = self._running()
-        reply = self._exchange(process, {"pattern": pattern, "text": text}, time_limit_seconds)
-        if reply is None:
+        try:
+            reply = _exchange(self._running(), {"pattern": pattern, "text": text}, time_limit_seconds)
+        except TimeoutError:
             self._end()
             return Unscored(f"the pattern took longer than {time_limit_seconds:g} s")
+        except (BrokenPipeError, EOFError):
+            self._end()
+            return Unscored("the pattern's process ended")
         if "error" in reply:
             return Unscored(f"the pattern failed: {reply['error']}")
         return bool(reply["found"])
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             command = [sys.executable, "-I", str(Path(pattern_worker.__file__))]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            ready = self._exchange(self._process, {"pattern": "", "text": ""}, _STARTING_SECONDS)
-            assert ready == {"found": True}, "the worker did not start"
+            self._process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+            _exchange(self._process, {"pattern": "", "text": ""}, _STARTING_SECONDS)  # not the pattern's own time
         return self._process
-
-    def _exchange(self, process: subprocess.Popen[str], asked: dict[str, str], seconds: float) -> Any:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        readable, _, _ = select.select([process.stdout], [], [], seconds)
-        return json.loads(process.stdout.readline() or '{"error": "its process ended"}') if readable else None
 
     def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.communicate()
+            with process:  # closes its pipes and waits
+                pass
 
 
 class RegexScorer:
@@ -96,3 +97,19 @@ class RegexScorer:
         if not isinstance(pattern, str) or not pattern:
             raise DatasetError(f"{question.place} has no {self._settings.column!r}, and scorer.pattern is not set")
         return pattern
+
+
+def _exchange(process: subprocess.Popen[bytes], asked: dict[str, str], seconds: float) -> Any:
+    """The worker's reply. Raises TimeoutError, and BrokenPipeError or EOFError if it is gone."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    unsent = memoryview(json.dumps(asked).encode() + b"\n")
+    while unsent:
+        unsent = unsent[process.stdin.write(unsent) :]
+    readable, _, _ = select.select([process.stdout], [], [], seconds)
+    if not readable:
+        raise TimeoutError
+    line = process.stdout.readline()
+    if not line:
+        raise EOFError
+    return json.loads(line)
