@@ -72,12 +72,12 @@ class ClassifierSettings(_Settings):
 
 class GateSettings(_Settings):
     prototypes: Annotated[int, Field(ge=1, le=2000)] = 2000
-    neighbours: Annotated[int, Field(ge=1)] = 5
+    neighbours: Annotated[int, Field(ge=1)] = 3
 
 
 class MappingSettings(_Settings):
     mode: Literal["soft", "hard"] = "soft"
-    shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 20.0
+    shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 5.0
     hosted_params_b: Positive | None = None
     max_experts: Annotated[int, Field(ge=1)] | None = None
     pins: dict[Name, Name] = {}

@@ -14,6 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 QUANTILES = np.linspace(0.0, 0.9, 46)
 PREMIUM = 0.02  # of the gain on familiar prompts, paid against foreign ones unlike any group seen
+ABOUT_AS_GOOD = 0.05  # of the same gain: the curve is flat and noisy, and its lowest good threshold costs least
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ class Trial:
 
 
 def fitted_threshold(familiar: Trial, foreign: Trial | None) -> float:
-    """The threshold with the most gain if familiar prompts and prompts of unseen groups come in equal parts, and
-    at least the highest that keeps all but the premium of the gain on familiar prompts.
+    """The lowest threshold that gains about as much as the best if familiar prompts and prompts of unseen groups
+    come in equal parts, and at least the highest that keeps all but the premium of the gain on familiar prompts.
 
     The groups seen are few and cannot stand for all that may come. Candidates are quantiles of the familiar
     similarities; without any the gate stays open.
@@ -68,8 +69,10 @@ def fitted_threshold(familiar: Trial, foreign: Trial | None) -> float:
         return -1.0
     candidates = np.quantile(familiar.similarities, QUANTILES)
     gains = np.array([familiar.gain_at(threshold) for threshold in candidates])
-    affordable = float(candidates[np.flatnonzero(gains >= gains.max() - PREMIUM * abs(gains.max()))[-1]])
+    most = abs(gains.max())
+    affordable = float(candidates[np.flatnonzero(gains >= gains.max() - PREMIUM * most)[-1]])
     if foreign is None:
         return affordable
-    with_foreign = gains + np.array([foreign.gain_at(threshold) for threshold in candidates])
-    return max(affordable, float(candidates[int(with_foreign.argmax())]))
+    both = gains + np.array([foreign.gain_at(threshold) for threshold in candidates])
+    good = np.flatnonzero(both >= both.max() - ABOUT_AS_GOOD * most)
+    return max(affordable, float(candidates[good[0]]))

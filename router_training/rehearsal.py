@@ -25,6 +25,8 @@ from router_training.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
 
+GROUP_FOLDS = 15  # at most: with fewer groups each is left out alone
+
 
 @dataclass(frozen=True, slots=True)
 class Abroad:
@@ -61,7 +63,7 @@ def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Tr
     table = _table(dataset, rated.probabilities, config)
     max_entropy = _max_entropy(rated.probabilities, table, dataset, config)
     familiar = _view(unseen, rated.probabilities, table, max_entropy, config)
-    by_group = group_folds(dataset, config.classifier.folds)
+    by_group = group_folds(dataset, GROUP_FOLDS)
     if by_group is None:
         threshold = fitted_threshold(familiar.trial(dataset), None)
         abroad = None
@@ -107,13 +109,7 @@ def _max_entropy(probabilities: Vector, table: ScoreTable, dataset: Dataset, con
 
 
 def _table(dataset: Dataset, probabilities: Vector, config: TrainingConfig) -> ScoreTable:
-    return score_table(
-        probabilities.argmax(axis=1),
-        dataset.scores,
-        dataset.weights,
-        len(dataset.categories),
-        config.mapping.shrinkage_prompts,
-    )
+    return score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
 
 
 def _view(unseen: Unseen, probabilities: Vector, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:

@@ -1,4 +1,8 @@
-"""Score of each expert in each predicted category: weighted means, shrunk where a category has few prompts. Pure."""
+"""Score of each expert in each category: what the out-of-fold probabilities say of the outcomes. Pure.
+
+Soft mixing multiplies probabilities and scores, so the scores are those that make the product fit best (least
+squares), drawn towards each expert's overall mean. Averages over the likeliest category would mix once more.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 class ScoreTable:
     """`scores`, `counts` and `standard_errors` [categories, experts]; the `overall_...` ones [experts].
 
-    A standard error is NaN where fewer than two prompts stand behind a score.
+    A count is of prompts whose likeliest category it is; a standard error is NaN where it is below two.
     """
 
     scores: Vector
@@ -28,37 +32,54 @@ class ScoreTable:
     overall_errors: Vector
 
 
-def score_table(
-    predicted: Ints, outcomes: Vector, weights: Vector, categories: int, shrinkage_prompts: float
-) -> ScoreTable:
-    """The table from `predicted` categories [n], `outcomes` [n, experts] (NaN: missing) and `weights` [n].
+def score_table(probabilities: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float) -> ScoreTable:
+    """From out-of-fold `probabilities` [n, categories], `outcomes` [n, experts] (NaN: missing) and `weights` [n].
 
-    A category's mean counts as many prompts as it has, the expert's overall mean as `shrinkage_prompts`.
+    An expert's overall mean counts as `shrinkage_prompts` prompts of every category.
     Raises DatasetError where an expert has no outcome at all.
     """
-    everything = np.zeros(len(predicted), dtype=np.int64)
-    overall, counts, errors = (part[0] for part in _means(everything, outcomes, weights, 1))
-    if (counts == 0).any():
-        raise DatasetError(
-            f"expert number {int(np.argmin(counts)) + 1} of the configuration has no outcome to learn from"
-        )
-    means, category_counts, category_errors = _means(predicted, outcomes, weights, categories)
-    trust = np.where(category_counts > 0, category_counts, 0) / np.maximum(category_counts + shrinkage_prompts, 1e-12)
-    scores = trust * np.nan_to_num(means) + (1.0 - trust) * overall
-    return ScoreTable(np.clip(scores, 0.0, 1.0), category_counts, category_errors, overall, counts, errors)
+    known = ~np.isnan(outcomes) & (weights > 0.0)[:, np.newaxis]
+    if not known.any(axis=0).all():
+        missing = int(np.argmin(known.any(axis=0))) + 1
+        raise DatasetError(f"expert number {missing} of the configuration has no outcome to learn from")
+    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
+    table = _empty(probabilities.shape[1], outcomes.shape[1])
+    for number, rows in enumerate(patterns.T):
+        alike = np.flatnonzero(pattern_of == number)  # experts with outcomes for the same prompts
+        _fill(table, alike, probabilities[rows], outcomes[np.ix_(rows, alike)], weights[rows], shrinkage_prompts)
+    likeliest = np.eye(probabilities.shape[1], dtype=np.int64)[probabilities.argmax(axis=1)]
+    table.counts[:] = likeliest.T @ known
+    table.standard_errors[table.counts < 2] = np.nan
+    return table
 
 
-def _means(predicted: Ints, outcomes: Vector, weights: Vector, categories: int) -> tuple[Vector, Ints, Vector]:
-    """Weighted mean, count and standard error by category and expert; NaN where nothing stands behind it."""
-    known = ~np.isnan(outcomes)
-    filled = np.where(known, outcomes, 0.0)
-    share = known * weights[:, np.newaxis]
-    members = predicted[np.newaxis, :] == np.arange(categories)[:, np.newaxis]
-    indicator = members.astype(np.float64)
-    total = indicator @ share
-    counts = np.rint(indicator @ (known & (weights > 0.0)[:, np.newaxis])).astype(np.int64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = indicator @ (share * filled) / total
-        centred = share * (filled - np.nan_to_num(means)[predicted])
-        errors = np.sqrt(indicator @ centred**2 * counts / (counts - 1)) / total
-    return means, counts, np.where(counts > 1, errors, np.nan)
+def _empty(categories: int, experts: int) -> ScoreTable:
+    pairs = (categories, experts)
+    return ScoreTable(
+        scores=np.zeros(pairs),
+        counts=np.zeros(pairs, dtype=np.int64),
+        standard_errors=np.zeros(pairs),
+        overall_scores=np.zeros(experts),
+        overall_counts=np.zeros(experts, dtype=np.int64),
+        overall_errors=np.full(experts, np.nan),
+    )
+
+
+def _fill(
+    table: ScoreTable, experts: Ints, probabilities: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float
+) -> None:
+    """Ridge regression around the overall mean; errors by the sandwich formula (White, 1980)."""
+    shares = (weights / weights.mean())[:, np.newaxis]
+    count = len(weights)
+    overall = shares[:, 0] @ outcomes / count
+    # the smallest amount keeps a category that nobody has at the overall mean instead of nowhere
+    drawn = max(shrinkage_prompts, 1e-6) * np.eye(probabilities.shape[1])
+    influence = shares * probabilities @ np.linalg.inv((shares * probabilities).T @ probabilities + drawn)
+    scores = overall + influence.T @ (outcomes - overall)
+    table.scores[:, experts] = np.clip(scores, 0.0, 1.0)
+    table.standard_errors[:, experts] = np.sqrt((influence**2).T @ (outcomes - probabilities @ scores) ** 2)
+    table.overall_scores[experts] = overall
+    table.overall_counts[experts] = count
+    if count > 1:
+        spread = ((shares * (outcomes - overall)) ** 2).sum(axis=0)
+        table.overall_errors[experts] = np.sqrt(spread / count / (count - 1))
