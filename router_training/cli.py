@@ -95,6 +95,7 @@ def collect(
     raw: Annotated[
         Path | None, typer.Option(help="Every answer and verdict, as it came. Default: OUT as .raw.jsonl.")
     ] = None,
+    base_url: Annotated[str | None, typer.Option(help="The service's address, instead of base_url.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be sent.")] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; ask no expert again.")] = False,
 ) -> None:
@@ -108,7 +109,7 @@ def collect(
     """
     files = Files.of(prompts, out, raw)
     with _in_one_sentence():
-        settings = read_collect_config(config)
+        settings = read_collect_config(config, base_url)
         if dry_run:
             show_steps(plan(settings, files), console)
             return

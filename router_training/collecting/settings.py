@@ -117,9 +117,14 @@ class CollectConfig(_Settings):
         return self
 
 
-def read_collect_config(path: Path) -> CollectConfig:
-    """The settings in a YAML file, the template's path made absolute. Raises ConfigError."""
+def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfig:
+    """The settings in a YAML file, the template's path made absolute; `base_url` replaces the one at the top.
+
+    Raises ConfigError.
+    """
     config = read_settings(path, CollectConfig)
+    if base_url is not None:
+        config = config.model_copy(update={"base_url": base_url})
     scorer = config.scorer
     if not isinstance(scorer, JudgeSettings) or scorer.template is None:
         return config

@@ -384,3 +384,13 @@ def test_outcomes_of_an_unknown_format_are_refused_before_anything_is_sent(tmp_p
     with endpoint(echo) as stand_in, pytest.raises(DatasetError, match=r"\.jsonl or \.parquet"):
         run(config(stand_in), files(tmp_path, 1, "outcomes.csv"))
     assert not stand_in.bodies
+
+
+def test_the_address_of_the_service_may_be_given_on_the_command_line(tmp_path: Path) -> None:
+    files(tmp_path, 1)
+    with endpoint(echo) as stand_in:
+        settings = config(stand_in, base_url="http://127.0.0.1:1/v1").model_dump(mode="json", exclude_unset=True)
+        (tmp_path / "collect.yaml").write_text(yaml.safe_dump(settings))
+        code, _ = command(tmp_path, "--out", str(tmp_path / "o.jsonl"), "--base-url", stand_in.base_url)
+    assert code == 0
+    assert len(stand_in.bodies) == 2
