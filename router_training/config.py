@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
+from coe_server.routing.manifest import CostUnit
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
+
+COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 
 class _Settings(BaseModel):
@@ -33,15 +36,22 @@ class DataSettings(_Settings):
 
 class ExpertSettings(_Settings):
     name: Name
-    active_params_b: Positive
+    active_params_b: Positive | None = None
     total_params_b: Positive | None = None
+    price_per_million_tokens: Positive | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None = None
     vision: bool = False
     tools: bool = True
 
+    @property
+    def hosted_params_b(self) -> float:
+        """What hosting it takes here: nothing where only its price is known."""
+        return self.total_params_b or self.active_params_b or 0.0
+
 
 class ObjectiveSettings(_Settings):
     active_params_b: Positive | None = None
+    price_per_million_tokens: Positive | None = None
 
 
 class FeatureSettings(_Settings):
@@ -80,6 +90,8 @@ class MappingSettings(_Settings):
     shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 5.0
     hosted_params_b: Positive | None = None
     max_experts: Annotated[int, Field(ge=1)] | None = None
+    scores: Literal["mean", "lower_bound"] = "mean"
+    z: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     pins: dict[Name, Name] = {}
     bans: dict[Name, list[Name]] = {}
 
@@ -113,13 +125,41 @@ class TrainingConfig(_Settings):
         for name in asked:
             if name not in names:
                 raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
-        smallest = min(expert.active_params_b for expert in self.experts)
-        for name, objective in self.objectives.items():
-            budget = objective.active_params_b
-            if budget is not None and budget < smallest:
-                key = f"objectives.{name}.active_params_b"
-                raise ValueError(f"{key}: {budget:g} is below the smallest expert's {smallest:g}")
+        self._check_costs()
         return self
+
+    def _check_costs(self) -> None:
+        """Every expert has a cost in every unit that something is counted in."""
+        for expert in self.experts:
+            if expert.active_params_b is None and expert.price_per_million_tokens is None:
+                raise ValueError(f"experts: {expert.name} needs active_params_b or price_per_million_tokens")
+        self._require_cost(self.cost_unit, "")
+        for name, objective in self.objectives.items():
+            budgets = {unit: getattr(objective, unit) for unit in COST_UNITS if getattr(objective, unit) is not None}
+            if len(budgets) > 1:
+                raise ValueError(f"objectives.{name}: a budget is on {' or '.join(COST_UNITS)}, not on both")
+            for unit, budget in budgets.items():
+                self._require_cost(unit, f", which objectives.{name} counts")
+                smallest = min(self.costs(unit))
+                if budget < smallest:
+                    raise ValueError(
+                        f"objectives.{name}.{unit}: {budget:g} is below the smallest expert's {smallest:g}"
+                    )
+
+    def _require_cost(self, unit: CostUnit, why: str) -> None:
+        lacking = [expert.name for expert in self.experts if getattr(expert, unit) is None]
+        if lacking:
+            raise ValueError(f"experts: {lacking[0]} has no {unit}{why or ', and not every expert has the other cost'}")
+
+    @property
+    def cost_unit(self) -> CostUnit:
+        """As the artifact's manifest defines it."""
+        known = all(expert.active_params_b is not None for expert in self.experts)
+        return "active_params_b" if known else "price_per_million_tokens"
+
+    def costs(self, unit: CostUnit) -> list[float]:
+        """Each expert's cost in this unit."""
+        return [getattr(expert, unit) for expert in self.experts]
 
 
 def read_config(path: Path) -> TrainingConfig:

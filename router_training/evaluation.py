@@ -49,8 +49,7 @@ def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: 
     complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
     if not complete.any():
         raise DatasetError(f"none of the {len(dataset)} prompts has an outcome from every expert")
-    sizes = np.array([expert.active_params_b for expert in artifact.manifest.experts])
-    judged = Judged(dataset.rows(np.flatnonzero(complete)), sizes)
+    judged = Judged(dataset.rows(np.flatnonzero(complete)), np.array(artifact.manifest.costs()))
     router = Router(_all_shipped(artifact))
     decided = {name: decide(router, judged.dataset, name, track) for name in router.objectives}
     main = main_objective(artifact)
@@ -60,6 +59,7 @@ def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: 
         "n_prompts": len(judged.dataset),
         "n_incomplete": int(len(dataset) - len(judged.dataset)),
         "router_version": artifact.version,
+        "cost_unit": artifact.manifest.cost_unit,
         "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),
         "best_single": {"expert": dataset.experts[judged.best_single], "score": float(judged.expert_means.max())},
         "hull": [
@@ -71,9 +71,9 @@ def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: 
         "category_ceiling": metrics.category_ceiling(judged.outcomes, judged.dataset.labels, judged.weights),
         "router": {"objective": main, **_router_row(judged, decisions, bootstrap)},
         "by_budget": [
-            _budget_row(judged, name, entry.active_params_b, decided[name].chosen, bootstrap)
+            _budget_row(judged, name, artifact, decided[name].chosen, bootstrap)
             for name, entry in artifact.manifest.objectives.items()
-            if entry.active_params_b is not None
+            if entry.budget is not None
         ],
         **_aiq(judged, decisions),
         "calibration": _calibration(judged, decisions, artifact.manifest.categories),
@@ -133,7 +133,7 @@ def _all_shipped(artifact: Artifact) -> Artifact:
 def main_objective(artifact: Artifact) -> str:
     """`quality`; without one of that name the first without a budget, else the first."""
     objectives = artifact.manifest.objectives
-    unlimited = [name for name, entry in objectives.items() if entry.active_params_b is None]
+    unlimited = [name for name, entry in objectives.items() if entry.budget is None]
     return next(iter([name for name in ("quality",) if name in objectives] + unlimited + list(objectives)))
 
 
@@ -146,10 +146,15 @@ def _router_row(judged: Judged, decisions: Decisions, bootstrap: Bootstrap) -> d
     }
 
 
-def _budget_row(judged: Judged, objective: str, budget_b: float, chosen: Ints, bootstrap: Bootstrap) -> dict[str, Any]:
+def _budget_row(
+    judged: Judged, objective: str, artifact: Artifact, chosen: Ints, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    entry = artifact.manifest.objectives[objective]
+    judged = replace(judged, active_params_b=np.array(artifact.manifest.costs(objective)))
     return {
         "objective": objective,
-        "budget_b": budget_b,
+        "cost_unit": entry.budget_unit,
+        "budget_b": entry.budget,
         "mean_active_params_b": judged.mean_active_params_b(chosen),
         "zero_router_score": judged.hull.score_at(judged.mean_active_params_b(chosen)),
         **budget_gain(judged, chosen, bootstrap).as_json(),

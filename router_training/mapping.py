@@ -7,17 +7,26 @@ hosted, on the number of experts, and pinned and forbidden pairs. Solved by HiGH
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+
+from router_training.expert_sets import improved_set
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 SLACK = 1e-9  # relative: a budget is met up to rounding
+SECONDS = 5.0  # for one program; what is not proven by then is returned with its gap
+PROVEN = 1e-9  # a gap that is rounding
+WHOLE_PAIRS = (
+    5000  # pairs of category and expert up to which the whole program is tried where its relaxation left a gap
+)
+IMPOSSIBLE = -1e6  # the value of a forbidden pair: worse than any score, and still a number to add up
+EXCHANGES = 4  # searches for a better set of experts, each at the price that the last one's budget asked for
 PLATEAU = 0.01  # relative change of cost within which a multiplier is moved to safe ground
 
 
@@ -69,20 +78,89 @@ def solve(problem: Problem, active_params_b: float | None = None, multiplier: fl
     """The mapping with the most score (less multiplier * active parameters) within all limits; None: there is none."""
     if active_params_b is None and not problem.joins_categories:
         return _row_by_row(problem, multiplier)
-    categories, experts = problem.scores.shape
-    gain = problem.shares[:, np.newaxis] * (problem.scores - multiplier * problem.active_params_b)
-    costs = np.concatenate((-gain.ravel(), np.zeros(experts)))
-    result = milp(
-        costs,
-        integrality=np.ones(len(costs), dtype=np.int64),
-        bounds=_bounds(problem),
-        constraints=_constraints(problem, active_params_b),
-        options={"mip_rel_gap": 0.0},
-    )
+    result = _program(problem, active_params_b, multiplier, whole_pairs=not problem.joins_categories)
     if result.x is None:
         return None
-    chosen = result.x[: categories * experts].reshape(categories, experts).argmax(axis=1)
-    return _solution(problem, chosen, float(result.mip_gap or 0.0))
+    bound = -float(result.mip_dual_bound)
+    if not problem.joins_categories:
+        return _judged(problem, _read(problem, result.x), multiplier, bound)
+    return _with_hosted_set(problem, active_params_b, multiplier, hosted=_hosted(problem, result.x), bound=bound)
+
+
+def _with_hosted_set(
+    problem: Problem, active_params_b: float | None, multiplier: float, *, hosted: Ints, bound: float
+) -> Solution | None:
+    """Sets of experts, exchanged until nothing gains; then, if that is not proven to be the best, the whole program."""
+    best = _within(problem, active_params_b, multiplier, hosted, bound)
+    if best is None or best.gap > PROVEN:
+        for start in (hosted, np.array([], dtype=np.int64)):
+            best = _exchanged(problem, active_params_b, multiplier, start=start, best=best, bound=bound)
+    if problem.scores.size > WHOLE_PAIRS or (best is not None and best.gap <= PROVEN):
+        return best
+    result = _program(problem, active_params_b, multiplier, whole_pairs=True)
+    if result.x is None:
+        return best
+    bound = min(bound, -float(result.mip_dual_bound))
+    found = _judged(problem, _read(problem, result.x), multiplier, bound)
+    return found if best is None else min(found, _judged(problem, best.experts, multiplier, bound), key=lambda s: s.gap)
+
+
+def _exchanged(
+    problem: Problem,
+    active_params_b: float | None,
+    multiplier: float,
+    *,
+    start: Ints,
+    best: Solution | None,
+    bound: float,
+) -> Solution | None:
+    """`best`, or what exchanging experts from `start` on finds above it."""
+    hosted = start
+    room = problem.hosted_params_b if problem.hosted_params_b is not None else np.inf
+    most = problem.max_experts or len(problem.total_params_b)
+    for _ in range(EXCHANGES):
+        price = multiplier + _price_within(problem, active_params_b, multiplier, hosted)
+        values = problem.shares[:, np.newaxis] * (problem.scores - price * problem.active_params_b)
+        values = np.where(problem.possible, values, IMPOSSIBLE)
+        found_set = improved_set(values, problem.total_params_b, room, most, hosted)
+        found = _within(problem, active_params_b, multiplier, found_set, bound)
+        if found is not None and (best is None or found.gap < best.gap):
+            best = found
+        if np.array_equal(found_set, hosted):
+            break
+        hosted = found_set
+    return best
+
+
+def _within(
+    problem: Problem, active_params_b: float | None, multiplier: float, hosted: Ints, bound: float
+) -> Solution | None:
+    """The best mapping onto these experts alone; None if they cannot keep to the budget."""
+    others = np.setdiff1d(np.arange(len(problem.total_params_b)), hosted)
+    possible = problem.possible
+    possible[:, others] = False
+    narrow = replace(
+        problem,
+        hosted_params_b=None,
+        max_experts=None,
+        pins={},
+        bans=frozenset((int(c), int(e)) for c, e in zip(*np.nonzero(~possible), strict=True)),
+    )
+    found = solve(narrow, active_params_b, multiplier)
+    return None if found is None else _judged(problem, found.experts, multiplier, bound)
+
+
+def _price_within(problem: Problem, active_params_b: float | None, multiplier: float, hosted: Ints) -> float:
+    """What active parameters cost more than `multiplier`, so that the mapping onto these experts meets the budget."""
+    hosted = hosted if len(hosted) else np.arange(len(problem.total_params_b))
+    if active_params_b is None:
+        return 0.0
+    allowed = np.where(problem.possible[:, hosted], problem.scores[:, hosted], -np.inf)
+    sizes = problem.active_params_b[hosted]
+    if active_params_b < sizes.min() or (sizes == sizes[0]).all():
+        return 0.0
+    priced = allowed - multiplier * sizes
+    return fitted_multiplier(priced, sizes, problem.shares, active_params_b)
 
 
 def front(problem: Problem) -> list[Solution]:
@@ -147,6 +225,37 @@ def _row_by_row(problem: Problem, multiplier: float) -> Solution | None:
         return None
     allowed = np.where(problem.possible, problem.scores, -np.inf)
     return _solution(problem, choices(allowed, problem.active_params_b, multiplier), gap=0.0)
+
+
+def _program(problem: Problem, active_params_b: float | None, multiplier: float, whole_pairs: bool) -> OptimizeResult:
+    """HiGHS's answer. Without `whole_pairs` only the set of experts is whole, which is much easier to prove."""
+    categories, experts = problem.scores.shape
+    gain = problem.shares[:, np.newaxis] * (problem.scores - multiplier * problem.active_params_b)
+    costs = np.concatenate((-gain.ravel(), np.zeros(experts)))
+    pairs = np.full(categories * experts, int(whole_pairs))
+    return milp(
+        costs,
+        integrality=np.concatenate((pairs, np.ones(experts, dtype=np.int64))),
+        bounds=_bounds(problem),
+        constraints=_constraints(problem, active_params_b),
+        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+    )
+
+
+def _read(problem: Problem, x: Vector) -> Ints:
+    categories, experts = problem.scores.shape
+    return np.asarray(x[: categories * experts].reshape(categories, experts).argmax(axis=1))
+
+
+def _hosted(problem: Problem, x: Vector) -> Ints:
+    return np.flatnonzero(x[problem.scores.size :] > 0.5)
+
+
+def _judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> Solution:
+    """The solution with how far the optimum may lie above it."""
+    solution = _solution(problem, chosen, gap=0.0)
+    reached = solution.score - multiplier * solution.mean_active_params_b
+    return replace(solution, gap=max(bound - reached, 0.0) / max(abs(reached), 1e-12))
 
 
 def _bounds(problem: Problem) -> Bounds:

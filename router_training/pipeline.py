@@ -22,7 +22,7 @@ from router_training.dataset import Dataset, content_hash, read_dataset, split
 from router_training.evaluation import evaluate, main_objective
 from router_training.gains import Judged
 from router_training.metrics import Bootstrap
-from router_training.objectives import as_problem, front_points, require_categories, score_entries, solve_objectives
+from router_training.objectives import front_points, require_categories, score_entries, solve_objectives
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
 from router_training.selection import with_named_classifier
@@ -114,8 +114,9 @@ def _refusals(learned: Learned, evaluation: dict[str, Any], config: TrainingConf
     refusals: dict[str, str | None] = {}
     for name, entry in learned.draft.manifest.objectives.items():
         low = by_budget.get(name, evaluation["router"])["gain_ci95"][0]
-        outside = foreign_gain(learned.foreign, entry) if learned.foreign else None
-        refusals[name] = refusal(low, outside, entry.active_params_b is not None, config.shipping.harm_limit)
+        costs = learned.draft.manifest.costs(name)
+        outside = foreign_gain(learned.foreign.priced(costs), entry) if learned.foreign else None
+        refusals[name] = refusal(low, outside, entry.budget is not None, config.shipping.harm_limit)
     return refusals
 
 
@@ -138,11 +139,13 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
             max_entropy=rehearsal.max_entropy,
         ),
         mode=config.mapping.mode,
+        z=config.mapping.z if config.mapping.scores == "lower_bound" else 0.0,
         experts=[
             ExpertEntry(
                 name=expert.name,
                 active_params_b=expert.active_params_b,
-                total_params_b=expert.total_params_b or expert.active_params_b,
+                total_params_b=expert.hosted_params_b,
+                price_per_million_tokens=expert.price_per_million_tokens,
                 context_tokens=expert.context_tokens,
                 vision=expert.vision,
                 tools=expert.tools,
@@ -154,7 +157,7 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
         objectives=solve_objectives(training, rehearsal, config),
         pins=config.mapping.pins,
         bans=config.mapping.bans,
-        front=front_points(as_problem(training, rehearsal, config), training.experts),
+        front=front_points(training, rehearsal, config),
         seed=config.seed,
         data_hash=content_hash([*config.data.prompts, *config.data.outcomes]),
         prompts=len(training),
@@ -182,7 +185,7 @@ def _foreign(training: Dataset, rehearsal: Rehearsal, config: TrainingConfig) ->
     if abroad is None:
         return None
     complete = np.flatnonzero(training.has_all_outcomes & (training.weights > 0.0))
-    sizes = np.array([expert.active_params_b for expert in config.experts])
+    sizes = np.array(config.costs(config.cost_unit))
     return Foreign(Judged(training.rows(complete), sizes), abroad.expected[complete], abroad.overall[complete])
 
 

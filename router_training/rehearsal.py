@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.calibration import Calibration, normalised_entropy
+from router_training.bounds import lower_bounds
 from router_training.calibration import fitted_calibration
 from router_training.classifier import Fold, Unseen, cross_fit, group_folds, prompt_folds
 from router_training.config import TrainingConfig
@@ -109,7 +110,8 @@ def _max_entropy(probabilities: Vector, table: ScoreTable, dataset: Dataset, con
 
 
 def _table(dataset: Dataset, probabilities: Vector, config: TrainingConfig) -> ScoreTable:
-    return score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
+    table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
+    return lower_bounds(table, config.mapping.z) if config.mapping.scores == "lower_bound" else table
 
 
 def _view(unseen: Unseen, probabilities: Vector, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:

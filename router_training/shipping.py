@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Foreign:
     expected: Vector
     overall: Vector
 
+    def priced(self, costs: list[float]) -> Foreign:
+        """The same with what each expert costs an objective."""
+        return replace(self, judged=replace(self.judged, active_params_b=np.array(costs)))
+
     def chosen(self, objective: ObjectiveEntry) -> Ints:
         return choices(self.expected, self.judged.active_params_b, objective.multiplier)
 
@@ -42,7 +46,7 @@ def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
     """
     judged, chosen = foreign.judged, foreign.chosen(objective)
     taken = metrics.mean(judged.taken(chosen), judged.weights)
-    if objective.active_params_b is None:
+    if objective.budget is None:
         return taken - float(judged.expert_means.max())
     plain = foreign.chosen_without_categories(objective)
     saved = judged.mean_active_params_b(plain) - judged.mean_active_params_b(chosen)

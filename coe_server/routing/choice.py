@@ -14,7 +14,8 @@ from coe_server.routing.decision import Availability, RankedExpert, Reason, Resi
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One expert; `obstacle` says why it cannot take the request, `absence` why it cannot be had now."""
+    """One expert; `cost` is in the objective's unit, `obstacle` says why it cannot take the request, `absence` why it
+    cannot be had now."""
 
     name: str
     expected_score: float | None
@@ -23,6 +24,7 @@ class Candidate:
     obstacle: str | None = None
     availability: Availability | None = None
     absence: str | None = None
+    cost: float = 0.0
 
     @property
     def excluded(self) -> str | None:
@@ -63,7 +65,7 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
     """The best value; `budget` if the multiplier changed who that is."""
-    without_budget = min(free, key=lambda one: (-(one.expected_score or 0.0), one.active_params_b, one.name))
+    without_budget = min(free, key=lambda one: (-(one.expected_score or 0.0), one.cost, one.name))
     return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
 
 
@@ -102,7 +104,7 @@ def nobody(candidates: Sequence[Candidate]) -> CoeError:
 
 
 def _preference(candidate: Candidate) -> tuple[float, float, str]:
-    return (-_value(candidate), candidate.active_params_b or 0.0, candidate.name)
+    return (-_value(candidate), candidate.cost, candidate.name)
 
 
 def _value(candidate: Candidate) -> float:

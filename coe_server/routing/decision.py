@@ -65,7 +65,8 @@ class GateReading:
 
 @dataclass(frozen=True, slots=True)
 class BudgetReading:
-    """Target and running mean in billions of active parameters; the multiplier is score lost per billion."""
+    """Target and mean of the last answered requests, in billions of active parameters or, where the budget is on it,
+    in price per million tokens; the multiplier is the score that one unit must buy."""
 
     target: float | None
     mean: float | None

@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_tensors
 from coe_server.errors import ArtifactError
 from coe_server.routing.classifier_tensors import Shapes, Tensors, classifier_fault, classifier_shapes
 from coe_server.routing.decision import GENERAL
-from coe_server.routing.manifest import FORMAT_VERSION, Manifest
+from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
@@ -144,11 +144,18 @@ def _require_consistency(path: Path, manifest: Manifest) -> None:
     for name, objective in manifest.objectives.items():
         _require_pairs(path, name, objective.mapping, manifest)
         _require_known(path, "expert", [*objective.experts, objective.fallback], experts)
+        _require_costs(path, manifest, objective.budget_unit or manifest.cost_unit)
         if not objective.experts:
             raise ArtifactError(f"router artifact: objective {name!r} in {path} has no expert")
     _require_known(path, "category", [*manifest.pins, *manifest.bans], [*manifest.categories, GENERAL])
     banned = [expert for names in manifest.bans.values() for expert in names]
     _require_known(path, "expert", [*manifest.pins.values(), *banned], experts)
+
+
+def _require_costs(path: Path, manifest: Manifest, unit: CostUnit) -> None:
+    for expert in manifest.experts:
+        if getattr(expert, unit) is None:
+            raise ArtifactError(f"router artifact: expert {expert.name!r} in {path} has no {unit}")
 
 
 def _require_pairs(path: Path, objective: str, pairs: dict[str, str], manifest: Manifest) -> None:

@@ -13,6 +13,8 @@ FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+CostUnit = Literal["active_params_b", "price_per_million_tokens"]
 
 
 class _Strict(BaseModel):
@@ -41,9 +43,12 @@ class Thresholds(_Strict):
 
 
 class ExpertEntry(_Strict):
+    """An expert has active parameters, a price, or both; one that is hosted elsewhere may have no parameters here."""
+
     name: Name
-    active_params_b: Annotated[float, Field(gt=0.0)]
-    total_params_b: Annotated[float, Field(gt=0.0)]
+    active_params_b: Positive | None
+    total_params_b: Annotated[float, Field(ge=0.0)]
+    price_per_million_tokens: Positive | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None
     vision: bool
     tools: bool
@@ -58,7 +63,7 @@ class ScoreEntry(_Strict):
 
 
 class FrontPoint(_Strict):
-    """One supported point of score against mean active parameters, and the experts it uses."""
+    """One supported point of score against mean cost (in the manifest's cost unit), and the experts it uses."""
 
     score: Share
     mean_active_params_b: Annotated[float, Field(ge=0.0)]
@@ -69,11 +74,14 @@ class FrontPoint(_Strict):
 class ObjectiveEntry(_Strict):
     """A budget (None: no limit), its multiplier, its mapping as solved, and whether it may be served.
 
+    The budget is on active parameters or on the price; the multiplier and the expected cost are in its unit, and
+    without a budget in the manifest's cost unit.
     `fallback` answers outside the gate in hard mode; `mapping` has a line for every category and `general`.
     `refusal` is the sentence that says why it is not shipped.
     """
 
-    active_params_b: Annotated[float, Field(gt=0.0)] | None
+    active_params_b: Positive | None
+    price_per_million_tokens: Positive | None = None
     multiplier: Annotated[float, Field(ge=0.0)]
     experts: list[Name]
     mapping: dict[Name, Name]
@@ -83,6 +91,16 @@ class ObjectiveEntry(_Strict):
     gap: Annotated[float, Field(ge=0.0)]
     shipped: bool = True
     refusal: str | None = None
+
+    @property
+    def budget(self) -> float | None:
+        return self.price_per_million_tokens if self.active_params_b is None else self.active_params_b
+
+    @property
+    def budget_unit(self) -> CostUnit | None:
+        if self.active_params_b is not None:
+            return "active_params_b"
+        return None if self.price_per_million_tokens is None else "price_per_million_tokens"
 
 
 class Manifest(_Strict):
@@ -95,6 +113,7 @@ class Manifest(_Strict):
     neighbours: Annotated[int, Field(ge=1)]
     thresholds: Thresholds
     mode: Literal["soft", "hard"]
+    z: Annotated[float, Field(ge=0.0)] = 0.0  # standard errors already taken off every score below
     experts: Annotated[list[ExpertEntry], Field(min_length=1)]
     score: dict[Name, dict[Name, ScoreEntry]]
     overall: dict[Name, ScoreEntry]
@@ -108,3 +127,16 @@ class Manifest(_Strict):
     versions: dict[str, str]
     evaluation: dict[str, float | None] = {}
     checksums: dict[str, str] = {}
+
+    @property
+    def cost_unit(self) -> CostUnit:
+        """What costs are measured in where no budget says so: active parameters if every expert's are known."""
+        known = all(expert.active_params_b is not None for expert in self.experts)
+        return "active_params_b" if known else "price_per_million_tokens"
+
+    def costs(self, objective: str | None = None) -> list[float]:
+        """Each expert's cost as this objective counts it (None: in the manifest's unit)."""
+        unit = (self.objectives[objective].budget_unit if objective else None) or self.cost_unit
+        found = [getattr(expert, unit) for expert in self.experts]
+        assert None not in found, "reading an artifact makes sure that every expert has a cost in every unit in use"
+        return found

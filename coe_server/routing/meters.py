@@ -22,10 +22,11 @@ class Meters:
     def __init__(self, artifact: Artifact, window: int) -> None:
         manifest = artifact.manifest
         self._stored = {
-            name: BudgetReading(entry.active_params_b, None, entry.multiplier)
-            for name, entry in manifest.objectives.items()
+            name: BudgetReading(entry.budget, None, entry.multiplier) for name, entry in manifest.objectives.items()
         }
-        self._costs = {expert.name: expert.active_params_b for expert in manifest.experts}
+        self._costs = {
+            name: dict(zip(artifact.expert_names, manifest.costs(name), strict=True)) for name in manifest.objectives
+        }
         self._meters = _built(artifact, window) if window > 0 else {}
 
     def price(self, objective: str) -> BudgetReading:
@@ -44,7 +45,7 @@ class Meters:
         if meter is None or decision.reason == "requested":
             yield lambda: None
         else:
-            with meter.spending(self._costs[decision.expert]) as answered:
+            with meter.spending(self._costs[decision.objective][decision.expert]) as answered:
                 yield answered
 
 
@@ -52,17 +53,18 @@ def _built(artifact: Artifact, window: int) -> dict[str, Meter]:
     manifest = artifact.manifest
     rows = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
     scores = np.array([[row[expert.name].score for expert in manifest.experts] for row in rows])
-    costs = np.array([expert.active_params_b for expert in manifest.experts])
     front = [budget.Point(point.score, point.mean_active_params_b) for point in manifest.front]
     return {
         name: Meter(
             budget.goal(
-                target=entry.active_params_b,
+                target=entry.budget,
                 start=entry.multiplier,
                 window=window,
-                table=budget.Table(scores, costs, front),
+                table=budget.Table(
+                    scores, np.array(manifest.costs(name)), front if entry.budget_unit == manifest.cost_unit else []
+                ),
             )
         )
         for name, entry in manifest.objectives.items()
-        if entry.active_params_b is not None
+        if entry.budget is not None
     }

@@ -89,7 +89,8 @@ class Router:
         self._residency_tolerance = residency_tolerance
         own = {one.name: Capabilities(one.context_tokens, one.vision, one.tools) for one in manifest.experts}
         self._capabilities = {**own, **(capabilities or {})}
-        self._active_params_b = np.array([expert.active_params_b for expert in manifest.experts])
+        self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
+        self._costs = {objective: np.array(manifest.costs(objective)) for objective in manifest.objectives}
         self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
         self._overall = np.array([manifest.overall[e].score for e in self.expert_names])
         self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
@@ -160,8 +161,7 @@ class Router:
         if name not in request.availability and name not in self.expert_names:
             known = ", ".join(sorted({*request.availability, *self.expert_names}))
             raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
-        active_params_b = dict(zip(self.expert_names, self._active_params_b.tolist(), strict=True))
-        candidate = self._candidate(Candidate(name, None, active_params_b.get(name), None), request)
+        candidate = self._candidate(Candidate(name, None, self._active_params_b.get(name), None), request)
         if candidate.excluded is not None:
             raise choice.nobody([candidate])
         return candidate
@@ -186,15 +186,20 @@ class Router:
         manifest = self.artifact.manifest
         entry = manifest.objectives[objective]
         expected = reading.probabilities @ self._scores if reading.trust == "mapped" else self._overall
-        values = budget.values(expected, self._active_params_b, multiplier)
+        values = budget.values(expected, self._costs[objective], multiplier)
         forbidden = dict.fromkeys(
             (name for name in self.expert_names if name not in entry.experts),
             f"not used under objective {objective}",
         ) | dict.fromkeys(manifest.bans.get(reading.category, ()), f"banned for category {reading.category}")
-        scored = zip(self.expert_names, expected, self._active_params_b, values, strict=True)
+        scored = zip(self.expert_names, expected, self._costs[objective].tolist(), values, strict=True)
         return [
-            self._candidate(Candidate(name, float(score), float(size), float(value), forbidden.get(name)), request)
-            for name, score, size, value in scored
+            self._candidate(
+                Candidate(
+                    name, float(score), self._active_params_b[name], float(value), forbidden.get(name), cost=cost
+                ),
+                request,
+            )
+            for name, score, cost, value in scored
         ]
 
     def _candidate(self, candidate: Candidate, request: Request) -> Candidate:

@@ -74,8 +74,8 @@ def spend(traffic: Traffic, shares: list[float], balance: Balance, held: Goal, c
 def test_the_last_thousand_cost_what_was_asked_for(seed: int, target: float, vague: float, start: float) -> None:
     """Also where all requests of a kind are alike, so that no fixed multiplier can meet the target."""
     held = goal_for(target, start=start)
-    balance = spend(Traffic(TRAFFIC, vague, seed), [0.3, 0.3, 0.4], Balance(held.start), held, 2000)
-    assert balance.mean == pytest.approx(target, rel=0.02)
+    balance = spend(Traffic(TRAFFIC, vague, seed), [0.3, 0.3, 0.4], Balance(held.start), held, 3000)
+    assert balance.mean == pytest.approx(target, rel=0.04)
 
 
 @settings(max_examples=15, deadline=None)
@@ -88,7 +88,7 @@ def test_other_traffic_is_back_at_the_target_two_windows_later(seed: int, target
     for _ in range(20):
         balance = spend(traffic, [0.05, 0.05, 0.9], balance, held, 100)
         assert balance.mean == pytest.approx(target, abs=held.largest * held.response / CORRECTIONS_PER_WINDOW)
-    assert balance.mean == pytest.approx(target, rel=0.02)
+    assert balance.mean == pytest.approx(target, rel=0.04)
 
 
 @settings(max_examples=50, deadline=None)

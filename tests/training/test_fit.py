@@ -23,8 +23,8 @@ from router_training.vectors import count_ngrams, weigh
 from tests.training.recorded import SIZES, SPECIALIST, outcomes, prompts, write_jsonl, write_run
 
 KEYS = (
-    "n_prompts, n_incomplete, router_version, experts, best_single, hull, random, oracle, category_ceiling, router,"
-    " by_budget, aiq, delta_aiq, calibration, risk_coverage, leave_group_out, flip_rate, routing_ms"
+    "n_prompts, n_incomplete, router_version, cost_unit, experts, best_single, hull, random, oracle, category_ceiling,"
+    " router, by_budget, aiq, delta_aiq, calibration, risk_coverage, leave_group_out, flip_rate, routing_ms"
 )
 runner = CliRunner()
 

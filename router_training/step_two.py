@@ -1,0 +1,133 @@
+"""Step two, solved: each objective's mapping and multiplier, from what unseen prompts looked like. Pure.
+
+Serves a training run and the re-solving of an artifact alike; knows nothing of configuration files or artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.errors import ConfigError
+from coe_server.routing.decision import GENERAL
+from coe_server.routing.manifest import CostUnit, FrontPoint, ObjectiveEntry
+from router_training.mapping import SLACK, Problem, Solution, choices, fitted_multiplier, front, solve
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+LEAST_SHARE = 1e-4  # of traffic: a row of the program without any would be mapped at random
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a mapping must keep to besides its budget; pins: category -> expert, bans: category -> experts."""
+
+    hosted_params_b: float | None = None
+    max_experts: int | None = None
+    pins: Mapping[str, str] = field(default_factory=dict)
+    bans: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Mean cost per prompt, at most; `amount` None: no limit."""
+
+    amount: float | None
+    unit: CostUnit
+
+
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What step two is solved on.
+
+    `scores` [categories + 1, experts], the last row for prompts outside the gate; n unseen prompts with the `rows`
+    [n] they fall in, the scores `expected` [n, experts] of them, and their `weights` [n]; `total_params_b` [experts].
+    """
+
+    categories: tuple[str, ...]
+    experts: tuple[str, ...]
+    scores: Vector
+    rows: Ints
+    expected: Vector
+    weights: Vector
+    total_params_b: Vector
+    limits: Limits
+    soft: bool
+
+    def problem(self, costs: Vector) -> Problem:
+        """The program's data, with these costs of the experts."""
+        traffic = np.bincount(self.rows, self.weights, len(self.scores)) / self.weights.sum()
+        shares = np.maximum(traffic, LEAST_SHARE)
+        # `general` is the last row unless it is a label of the data as well
+        row_of = {GENERAL: len(self.categories)} | {name: row for row, name in enumerate(self.categories)}
+        column_of = {name: column for column, name in enumerate(self.experts)}
+        limits = self.limits
+        return Problem(
+            scores=self.scores,
+            shares=shares / shares.sum(),
+            active_params_b=costs,
+            total_params_b=self.total_params_b,
+            hosted_params_b=limits.hosted_params_b,
+            max_experts=limits.max_experts,
+            pins={row_of[name]: column_of[expert] for name, expert in limits.pins.items()},
+            bans=frozenset((row_of[name], column_of[one]) for name, banned in limits.bans.items() for one in banned),
+        )
+
+
+def solve_objective(name: str, budget: Budget, costs: Vector, grounds: Grounds) -> ObjectiveEntry:
+    """The objective's mapping (program) and its multiplier (soft mixing on unseen prompts).
+
+    Raises ConfigError where no mapping fits the budget with the other limits.
+    """
+    problem = grounds.problem(costs)
+    solution = solve(problem, active_params_b=budget.amount)
+    if solution is None:
+        limit = "the limits under mapping" if budget.amount is None else f"{budget.amount:g} and the other limits"
+        raise ConfigError(f"objectives.{name}: no mapping fits {limit}; the cheapest expert costs {costs.min():g}")
+    used = solution.used if problem.joins_categories else np.arange(len(grounds.experts))
+    allowed = _allowed(grounds, problem, used)
+    multiplier = fitted_multiplier(allowed, costs, grounds.weights, budget.amount)
+    chosen = choices(allowed, costs, multiplier)
+    cost = float(np.average(costs[chosen], weights=grounds.weights))
+    if budget.amount is not None and cost > budget.amount * (1.0 + SLACK):
+        raise ConfigError(f"objectives.{name}: pins, bans and limits leave {cost:g} of the {budget.amount:g} asked for")
+    expected = float(np.average(grounds.expected[np.arange(len(chosen)), chosen], weights=grounds.weights))
+    return ObjectiveEntry(
+        active_params_b=budget.amount if budget.unit == "active_params_b" else None,
+        price_per_million_tokens=budget.amount if budget.unit == "price_per_million_tokens" else None,
+        multiplier=multiplier,
+        experts=[grounds.experts[number] for number in used],
+        mapping=_named_mapping(grounds, solution),
+        fallback=grounds.experts[solution.experts[-1]],
+        expected_score=expected if grounds.soft else solution.score,
+        expected_active_params_b=cost if grounds.soft else solution.mean_active_params_b,
+        gap=solution.gap,
+    )
+
+
+def front_points(grounds: Grounds, costs: Vector) -> list[FrontPoint]:
+    """The corners of score against mean cost, cheapest first."""
+    return [
+        FrontPoint(
+            score=point.score,
+            mean_active_params_b=point.mean_active_params_b,
+            experts=[grounds.experts[number] for number in point.used],
+            gap=point.gap,
+        )
+        for point in front(grounds.problem(costs))
+    ]
+
+
+def _allowed(grounds: Grounds, problem: Problem, used: Ints) -> Vector:
+    """Expected scores of unseen prompts, -inf where a pin, a ban or the hosted set rules an expert out."""
+    allowed = problem.possible & np.isin(np.arange(len(grounds.experts)), used)
+    return np.where(allowed[grounds.rows], grounds.expected, -np.inf)
+
+
+def _named_mapping(grounds: Grounds, solution: Solution) -> dict[str, str]:
+    names = [grounds.experts[number] for number in solution.experts]
+    return {GENERAL: names[-1], **dict(zip(grounds.categories, names[:-1], strict=True))}
