@@ -21,7 +21,7 @@ def shown(is_terminal: bool) -> str:
 
 
 def test_a_terminal_sees_a_bar_for_each_target_and_one_for_everything() -> None:
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", shown(is_terminal=True))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "\n", shown(is_terminal=True))
     for name, done in (("coder", "3/3"), ("judge", "1/2"), ("everything", "4/5")):
         last = [line for line in plain.splitlines() if line.startswith(f"{name} ")][-1]
         assert f"{done} requests" in last
