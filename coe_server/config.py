@@ -68,11 +68,21 @@ class HttpSettings(_Settings):
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
 
+class EmbeddingSettings(_Settings):
+    """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
+
+    model: str
+    base_url: str | None = None
+    api_key_env: str | None = None
+    timeout_seconds: float = Field(default=5.0, gt=0)
+
+
 class RouterSettings(_Settings):
     artifact: Path
     objective: str = "quality"
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     budget_window: int = Field(default=1000, ge=0, le=10_000)
+    embeddings: EmbeddingSettings | None = None
 
 
 class MemorySettings(_Settings):

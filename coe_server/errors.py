@@ -9,6 +9,7 @@ CoeError
 │   └── NoCapableExpert (400)  no expert can take this request
 ├── Overloaded (429)       the queue is full; try again later
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
+├── EmbeddingUnavailable (503) a prompt cannot be embedded now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
     └── EngineDied (502)
@@ -97,6 +98,13 @@ class ExpertUnavailable(CoeError):
     def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class EmbeddingUnavailable(CoeError):
+    """What embeds prompts does not answer as it should; the message says who and why."""
+
+    status = 503
+    code = "embedding_unavailable"
 
 
 class EngineError(CoeError):

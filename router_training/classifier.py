@@ -13,13 +13,15 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from coe_server.errors import DatasetError
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.classifier import CategoryModel, Classifier
-from coe_server.routing.features import Features
+from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
+from coe_server.routing.features import Features, Vectoriser, of_length_one
 from coe_server.routing.gate import Gate, nearest_mean
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset
+from router_training.embeddings import embedding_matrix
 from router_training.models import batch_logits, fit_model
 from router_training.semi_supervised import self_trained
-from router_training.vectors import Matrix, choose_features, weigh
+from router_training.vectors import Matrix, beside, choose_features, weigh
 
 LOOK_UPS_PER_PROMPT = 8_000  # of the gate, on average: about a tenth of a millisecond
 NO_THRESHOLD = -1.0
@@ -41,9 +43,9 @@ class Fold:
 class StepOne:
     """What serving needs to read a prompt."""
 
-    features: Features
+    features: Vectoriser
     classifier: Classifier
-    gate: Gate
+    gate: Gate | EmbeddedGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,18 @@ class Unseen:
 
 def fit_step_one(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> StepOne:
     """Features, classifier (not calibrated) and gate (open) from these prompts."""
-    chosen = config.features
-    features = choose_features(counts, chosen.bucket_bits, chosen.min_prompts, chosen.max_columns)
-    vectors = weigh(counts, features)
-    return StepOne(features, _fit_classifier(vectors, dataset, config), _fit_gate(vectors, config))
+    features = _choose(counts, dataset, config)
+    vectors = vectorised(counts, dataset, features)
+    return StepOne(features, _fit_classifier(vectors, dataset, config), _fit_gate(vectors, features, config))
+
+
+def vectorised(counts: Matrix, dataset: Dataset, features: Vectoriser) -> Matrix:
+    """The prompts as `features.vector` makes them, [prompts, columns]."""
+    if isinstance(features, EmbeddedFeatures):
+        ngrams = weigh(counts, features.ngrams) if features.ngrams is not None else None
+        return beside(ngrams, embedding_matrix(dataset))
+    assert isinstance(features, Features), f"{type(features).__name__} has no matrix form"
+    return weigh(counts, features)
 
 
 def cross_fit(counts: Matrix, dataset: Dataset, config: TrainingConfig, folds: Iterable[Fold]) -> Unseen:
@@ -68,7 +78,7 @@ def cross_fit(counts: Matrix, dataset: Dataset, config: TrainingConfig, folds: I
     similarities = np.zeros(len(dataset))
     for fold in folds:
         step_one = fit_step_one(counts[fold.seen], dataset.rows(fold.seen), config)
-        vectors = weigh(counts[fold.left_out], step_one.features)
+        vectors = vectorised(counts[fold.left_out], dataset.rows(fold.left_out), step_one.features)
         logits[fold.left_out] = batch_logits(step_one.classifier.model, vectors)
         similarities[fold.left_out] = _similarities(vectors, step_one.gate)
     return Unseen(logits, similarities)
@@ -99,6 +109,16 @@ def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) ->
     )
 
 
+def _choose(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> Vectoriser:
+    chosen = config.features
+    ngrams = None
+    if chosen.ngrams:
+        ngrams = choose_features(counts, chosen.bucket_bits, chosen.min_prompts, chosen.max_columns)
+    if ngrams is None or chosen.kind != "hashed-ngrams":
+        return EmbeddedFeatures(ngrams, embedding_matrix(dataset).shape[1])
+    return ngrams
+
+
 def _fit_classifier(vectors: Matrix, dataset: Dataset, config: TrainingConfig) -> Classifier:
     if (dataset.labels < 0).all():
         raise DatasetError(f"no training prompt has a {config.data.label!r}")
@@ -110,10 +130,17 @@ def _fit_classifier(vectors: Matrix, dataset: Dataset, config: TrainingConfig) -
     return Classifier(self_trained(fit, vectors, dataset.labels, confidence), Temperature())
 
 
-def _fit_gate(vectors: Matrix, config: TrainingConfig) -> Gate:
-    """Prototypes drawn from the prompts, filed by column; lets everything in."""
+def _fit_gate(vectors: Matrix, features: Vectoriser, config: TrainingConfig) -> Gate | EmbeddedGate:
+    """Prototypes drawn from the prompts; lets everything in. Embeddings, where there are any, judge alone."""
     drawn = np.random.default_rng(config.seed).permutation(vectors.shape[0])[: config.gate.prototypes]
     prototypes = vectors[np.sort(drawn)]
+    if isinstance(features, EmbeddedFeatures):
+        embeddings = of_length_one(prototypes[:, features.first_dense :].toarray())
+        return EmbeddedGate(embeddings, features.first_dense, config.gate.neighbours, NO_THRESHOLD)
+    return _filed_by_column(prototypes, config)
+
+
+def _filed_by_column(prototypes: Matrix, config: TrainingConfig) -> Gate:
     lengths = np.where((lengths := _lengths(prototypes)) > 0.0, lengths, 1.0)
     counts = np.bincount(prototypes.indices, minlength=prototypes.shape[1])
     telling = sp.diags_array(_telling(counts, len(lengths)).astype(np.float32))
@@ -121,7 +148,7 @@ def _fit_gate(vectors: Matrix, config: TrainingConfig) -> Gate:
     by_column.eliminate_zeros()
     by_column.sort_indices()
     if by_column.nnz == 0:
-        raise DatasetError(f"{vectors.shape[0]} training prompts have no n-gram in common to learn from")
+        raise DatasetError(f"{prototypes.shape[0]} training prompts have no n-gram in common to learn from")
     return Gate(
         starts=by_column.indptr.astype(np.int64),
         rows=by_column.indices.astype(np.int32),
@@ -144,14 +171,21 @@ def _telling(counts: Ints, prototypes: int) -> npt.NDArray[np.bool_]:
     return telling
 
 
-def _similarities(vectors: Matrix, gate: Gate) -> Vector:
-    """`Gate.similarity` of many prompts at once."""
+def _similarities(vectors: Matrix, gate: Gate | EmbeddedGate) -> Vector:
+    """The gate's `similarity` of many prompts at once."""
+    if isinstance(gate, EmbeddedGate):
+        dense = vectors[:, gate.first_dense :]
+        return _nearest(dense, sp.csr_array(gate.embeddings.T), gate.neighbours)
     shape = (gate.prototypes, vectors.shape[1])
     prototypes = sp.csc_array((gate.weights, gate.rows, gate.starts), shape=shape).T
     lengths = np.where((lengths := _lengths(vectors)) > 0.0, lengths, 1.0)
-    batches = range(0, len(lengths), BATCH)
-    parts = [nearest_mean((vectors[at : at + BATCH] @ prototypes).toarray(), gate.neighbours) for at in batches]
-    return np.asarray(np.concatenate(parts) / lengths)
+    return np.asarray(_nearest(vectors, sp.csr_array(prototypes), gate.neighbours) / lengths)
+
+
+def _nearest(vectors: Matrix, prototypes: Matrix, neighbours: int) -> Vector:
+    batches = range(0, vectors.shape[0], BATCH)
+    parts = [nearest_mean((vectors[at : at + BATCH] @ prototypes).toarray(), neighbours) for at in batches]
+    return np.concatenate(parts)
 
 
 def _lengths(vectors: Matrix) -> Vector:

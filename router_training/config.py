@@ -5,6 +5,7 @@ Every key is explained in `configs/train.yaml`. Paths in a file are relative to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -55,9 +56,37 @@ class ObjectiveSettings(_Settings):
 
 
 class FeatureSettings(_Settings):
+    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint"] = "hashed-ngrams"
+    ngrams: bool = True
     bucket_bits: Annotated[int, Field(ge=12, le=22)] = 19
     min_prompts: Annotated[int, Field(ge=1)] = 2
     max_columns: Annotated[int, Field(ge=100)] = 65536
+    model: Name | None = None
+    base_url: Name | None = None
+    api_key_env: Name | None = None
+    timeout_seconds: Positive = 30.0
+    batch_size: Annotated[int, Field(ge=1, le=2048)] = 64
+    cache: Path = Path("embeddings-cache")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeatureSettings:
+        if self.kind == "hashed-ngrams" and not self.ngrams:
+            raise ValueError("ngrams: false needs a kind with embeddings (static, sentence-transformers, endpoint)")
+        if self.kind != "hashed-ngrams" and self.model is None:
+            raise ValueError(f"kind {self.kind} needs a model")
+        if self.kind == "endpoint" and self.base_url is None:
+            raise ValueError("kind endpoint needs a base_url")
+        return self
+
+    @property
+    def api_key(self) -> str | None:
+        """The endpoint's key. Raises ConfigError where the named variable is not set."""
+        if self.api_key_env is None:
+            return None
+        value = os.environ.get(self.api_key_env)
+        if not value:
+            raise ConfigError(f"features.api_key_env: the environment variable {self.api_key_env!r} is not set")
+        return value
 
 
 class ClassifierSettings(_Settings):
@@ -216,4 +245,17 @@ def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:
         "prompts": [folder / path for path in data.prompts],
         "outcomes": [folder / path for path in data.outcomes],
     }
-    return config.model_copy(update={"data": data.model_copy(update=absolute)})
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update=absolute),
+            "features": _with_feature_paths(folder, config.features),
+        }
+    )
+
+
+def _with_feature_paths(folder: Path, features: FeatureSettings) -> FeatureSettings:
+    """A model that is a folder beside the config is that folder; any other is a name."""
+    model = features.model
+    if features.kind != "endpoint" and model is not None and (folder / model).is_dir():
+        model = str(folder / model)
+    return features.model_copy(update={"cache": folder / features.cache, "model": model})

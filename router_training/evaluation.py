@@ -10,10 +10,12 @@ import numpy.typing as npt
 
 from coe_server.errors import DatasetError
 from coe_server.routing.artifact import Artifact
+from coe_server.routing.calibration import Temperature
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training import metrics
 from router_training.dataset import Dataset
+from router_training.embeddings import Prepare, nothing_to_embed
 from router_training.gains import Judged, budget_gain, unlimited_gain
 from router_training.mapping import choices
 from router_training.metrics import Bootstrap
@@ -41,9 +43,16 @@ class Decisions:
     routing_ms: Vector
 
 
-def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: Track) -> dict[str, Any]:
+def evaluate(
+    artifact: Artifact,
+    dataset: Dataset,
+    bootstrap: Bootstrap,
+    track: Track,
+    prepare: Prepare = nothing_to_embed,
+) -> dict[str, Any]:
     """The content of `evaluation.json`; unshipped objectives are measured too.
 
+    `prepare` embeds prompts that were changed to see whether they change hands; those of `dataset` are prepared.
     Raises DatasetError where no prompt has an outcome from every expert.
     """
     complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
@@ -76,10 +85,10 @@ def evaluate(artifact: Artifact, dataset: Dataset, bootstrap: Bootstrap, track: 
             if entry.budget is not None
         ],
         **_aiq(judged, decisions),
-        "calibration": _calibration(judged, decisions, artifact.manifest.categories),
+        "calibration": _calibration(judged, decisions, artifact),
         "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
         "leave_group_out": None,
-        "flip_rate": _flip_rate(router, judged.dataset, main, bootstrap.seed, track),
+        "flip_rate": _flip_rate(router, judged.dataset, main, bootstrap.seed, track, prepare),
         "routing_ms": {
             "p50": float(np.percentile(decisions.routing_ms, 50)),
             "p99": float(np.percentile(decisions.routing_ms, 99)),
@@ -111,13 +120,13 @@ def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> De
     )
 
 
-def _flip_rate(router: Router, dataset: Dataset, objective: str, seed: int, track: Track) -> float:
+def _flip_rate(router: Router, dataset: Dataset, objective: str, seed: int, track: Track, prepare: Prepare) -> float:
     """Share of prompts, slightly changed in each of our ways, that go to another expert than before."""
     generator = np.random.default_rng(seed)
     sample = dataset.rows(np.sort(generator.permutation(len(dataset))[:PERTURBED_PROMPTS]))
     before = decide(router, sample, objective, track).chosen
     flips = [
-        decide(router, perturbed(sample, perturb, generator), objective, track).chosen != before
+        decide(router, prepare(perturbed(sample, perturb, generator)), objective, track).chosen != before
         for perturb in PERTURBATIONS
     ]
     return metrics.mean(np.mean(flips, axis=0), sample.weights)
@@ -181,18 +190,30 @@ def _dial(decisions: Decisions, sizes: Vector) -> Vector:
     return np.concatenate(([0.0], np.geomspace(largest * 1e-5, largest, DIAL_SETTINGS)))
 
 
-def _calibration(judged: Judged, decisions: Decisions, categories: list[str]) -> dict[str, float | None]:
-    """`ece` and `brier` of the likeliest category over labelled prompts (None without), and of expected scores."""
-    index = {name: position for position, name in enumerate(categories)}
+def _calibration(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, float | None]:
+    """`ece` and `brier` of the likeliest category over labelled prompts (None without), before and after
+    calibration, and `ece` of expected scores."""
+    index = {name: position for position, name in enumerate(artifact.manifest.categories)}
     known = [index.get(name, -1) for name in judged.dataset.categories]
     labels = np.array([known[label] if label >= 0 else -1 for label in judged.dataset.labels], dtype=np.int64)
     rows = np.flatnonzero(judged.dataset.labels >= 0)
     weights, probabilities = judged.weights[rows], decisions.probabilities[rows]
     hits = (probabilities.argmax(axis=1) == labels[rows]).astype(np.float64)
+    before = _uncalibrated(artifact, judged.dataset.rows(rows))
+    hits_before = (before.argmax(axis=1) == labels[rows]).astype(np.float64)
     promised = decisions.expected[np.arange(len(decisions.chosen)), decisions.chosen]
     error = metrics.expected_calibration_error
     return {
         "ece": error(decisions.confidences[rows], hits, weights) if len(rows) else None,
         "brier": metrics.brier_score(probabilities, labels[rows], weights) if len(rows) else None,
+        "ece_before": error(before.max(axis=1), hits_before, weights) if len(rows) else None,
+        "brier_before": metrics.brier_score(before, labels[rows], weights) if len(rows) else None,
         "expected_score_ece": error(promised, judged.taken(decisions.chosen), judged.weights),
     }
+
+
+def _uncalibrated(artifact: Artifact, dataset: Dataset) -> Vector:
+    """[n, categories]: what the classifier would say had nothing been learned about its confidence."""
+    plain = replace(artifact.classifier, calibration=Temperature())
+    rows = [plain.probabilities(artifact.features.vector(talk.turns)) for talk in dataset.conversations]
+    return np.array(rows).reshape(len(rows), len(artifact.manifest.categories))

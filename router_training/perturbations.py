@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coe_server.routing.features import Turn
 from router_training.dataset import Dataset
 
 Perturbation = Callable[[str, np.random.Generator], str]
@@ -49,7 +50,9 @@ def perturbed(dataset: Dataset, perturb: Perturbation, generator: np.random.Gene
     conversations = tuple(
         replace(
             conversation,
-            turns=tuple(replace(turn, text=perturb(turn.text, generator)) for turn in conversation.turns),
+            turns=tuple(
+                replace(turn, text=perturb(turn.text, generator), embedding=None) for turn in conversation.turns
+            ),
         )
         for conversation in dataset.conversations
     )

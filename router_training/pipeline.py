@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import Calibration, Temperature
-from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, FeatureSettings, Manifest, Thresholds
+from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
 from router_training.classifier import StepOne, calibrated, fit_step_one
 from router_training.config import TrainingConfig
 from router_training.dataset import Dataset, content_hash, read_dataset, split
+from router_training.embeddings import feature_entry, served, with_embeddings
 from router_training.evaluation import evaluate, main_objective
 from router_training.gains import Judged
 from router_training.metrics import Bootstrap
@@ -64,12 +66,14 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
         artifacts.require_free(place)
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
+    prepare = partial(with_embeddings, settings=config.features, track=track)
+    dataset = prepare(dataset)
     training, held_out = split(dataset, data.held_out_share, config.seed)
     _require_enough(training, held_out, config)
     require_categories(training, config)
     learned = _learn(training, config, track)
     bootstrap = _bootstrap(config)
-    evaluation = evaluate(_as_saved(learned, out.parent), held_out, bootstrap, track)
+    evaluation = evaluate(_as_saved(learned, out.parent), held_out, bootstrap, track, prepare)
     evaluation["leave_group_out"] = _leave_group_out(learned, bootstrap)
     refusals = _refusals(learned, evaluation, config)
     if force:
@@ -88,7 +92,7 @@ def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     step_one = calibrated(step_one, rehearsal.calibration, rehearsal.threshold)
     manifest = _manifest(training, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
-    draft = Artifact(manifest, step_one.features, step_one.classifier, step_one.gate, mapping)
+    draft = Artifact(manifest, served(step_one.features, config.features), step_one.classifier, step_one.gate, mapping)
     return Learned(draft, _kept(training, rehearsal, config.seed), _foreign(training, rehearsal, config))
 
 
@@ -123,7 +127,7 @@ def _refusals(learned: Learned, evaluation: dict[str, Any], config: TrainingConf
 def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config: TrainingConfig) -> Manifest:
     by_category, overall = score_entries(training, rehearsal.table)
     return Manifest(
-        features=FeatureSettings(bucket_bits=config.features.bucket_bits),
+        features=feature_entry(step_one.features, config.features),
         categories=list(training.categories),
         classifier=ClassifierEntry(
             kind=config.classifier.named_kind,

@@ -51,6 +51,12 @@ def weigh(counts: Matrix, features: Features) -> Matrix:
     return sp.csr_array(sp.hstack(halves, format="csr", dtype=np.float32))
 
 
+def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix:
+    """The n-grams' columns (None: none), then those of `embeddings` [n, dimensions], as serving has them."""
+    dense = sp.csr_array(embeddings)
+    return dense if ngrams is None else sp.csr_array(sp.hstack([ngrams, dense], format="csr", dtype=np.float32))
+
+
 def _counted(turns: Sequence[Turn], bucket_bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     parts = [distinct(buckets(turn.text, bucket_bits)) for turn in turns]
     every_bucket = np.concatenate([found for found, _ in parts])

@@ -22,9 +22,25 @@ from coe_server.errors import ArtifactError
 from coe_server.routing import inspection
 from coe_server.routing.classifier import Classifier
 from coe_server.routing.classifier_tensors import classifier_from_tensors, classifier_tensors
-from coe_server.routing.features import Features
-from coe_server.routing.gate import Gate
-from coe_server.routing.inspection import EVALUATION, HELD_OUT, MANIFEST, MAPPING, WEIGHTS, Mapping
+from coe_server.routing.feature_tensors import (
+    feature_tensors,
+    features_from_tensors,
+    gate_from_tensors,
+    gate_tensors,
+    table_of,
+)
+from coe_server.routing.features import Vectoriser
+from coe_server.routing.gate import Similarity
+from coe_server.routing.inspection import (
+    EMBEDDINGS,
+    EVALUATION,
+    HELD_OUT,
+    MANIFEST,
+    MAPPING,
+    TOKENIZER,
+    WEIGHTS,
+    Mapping,
+)
 from coe_server.routing.manifest import Manifest
 
 NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between two equal routers
@@ -44,9 +60,9 @@ class Artifact:
     """A trained router in memory; `mapping` is objective -> category -> expert as a person may have changed it."""
 
     manifest: Manifest
-    features: Features
+    features: Vectoriser
     classifier: Classifier
-    gate: Gate
+    gate: Similarity
     mapping: Mapping
 
     @property
@@ -57,8 +73,8 @@ class Artifact:
     def version(self) -> str:
         """The hash of what is served."""
         assert self.manifest.checksums, "an artifact has a version once it was saved and read back"
-        weights = self.manifest.checksums[WEIGHTS]
-        served = [self.manifest.model_dump(exclude=NOT_SERVED), self.mapping, weights]
+        files = [self.manifest.checksums.get(name) for name in (WEIGHTS, EMBEDDINGS, TOKENIZER)]
+        served = [self.manifest.model_dump(exclude=NOT_SERVED), self.mapping, files]
         return hashlib.sha256(json.dumps(served, sort_keys=True).encode()).hexdigest()[:12]
 
     def pins(self, objective: str) -> dict[str, str]:
@@ -87,16 +103,9 @@ def load(folder: Path) -> Artifact:
     inspection.require_undamaged(folder, manifest)
     mapping = inspection.read_mapping(folder, manifest)
     tensors = inspection.read_weights(folder, manifest)
-    features = Features.of(manifest.features.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
+    features = features_from_tensors(tensors, manifest, inspection.read_table(folder, manifest))
     classifier = classifier_from_tensors(tensors, manifest)
-    gate = Gate(
-        starts=tensors["posting_starts"],
-        rows=tensors["posting_rows"],
-        weights=tensors["posting_weights"],
-        prototypes=manifest.prototypes,
-        neighbours=manifest.neighbours,
-        threshold=manifest.thresholds.gate,
-    )
+    gate = gate_from_tensors(tensors, manifest, features)
     return Artifact(manifest, features, classifier, gate, mapping)
 
 
@@ -135,6 +144,9 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
     parts = (held_out.probabilities, held_out.inside, held_out.weights)
     held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True))
     (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
+    if (table := table_of(artifact.features)) is not None:
+        (folder / EMBEDDINGS).write_bytes(as_safetensors({"vectors": table.vectors}))
+        (folder / TOKENIZER).write_text(table.vocabulary, encoding="utf-8")
     _write_json(folder / MAPPING, artifact.mapping)
     if evaluation is not None:
         _write_json(folder / EVALUATION, evaluation)
@@ -146,12 +158,9 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
 
 def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
     return {
-        "kept": artifact.features.kept.astype(np.int32),
-        "idf": artifact.features.idf,
+        **feature_tensors(artifact.features),
         **classifier_tensors(artifact.classifier),
-        "posting_starts": artifact.gate.starts,
-        "posting_rows": artifact.gate.rows,
-        "posting_weights": artifact.gate.weights,
+        **gate_tensors(artifact.gate),
     }
 
 

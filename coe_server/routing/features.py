@@ -7,7 +7,8 @@ Knows nothing of categories, experts or files.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,10 +31,14 @@ _POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _MULTIPLIER, dtype=np.uint32)
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user turn and how much it counts (the newest 1, older ones less)."""
+    """One user turn and how much it counts (the newest 1, older ones less).
+
+    `embedding` [dimensions], of length 1, is there where features need one that `route` cannot compute itself.
+    """
 
     text: str
     weight: float = 1.0
+    embedding: Floats | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,17 @@ class SparseVector:
 
     columns: Ints
     weights: Floats
+
+
+class Vectoriser(Protocol):
+    """Text -> vector, the same in training and in serving: hashed n-grams, embeddings, or both side by side."""
+
+    @property
+    def columns(self) -> int:
+        """How long a vector is."""
+
+    def vector(self, turns: Sequence[Turn]) -> SparseVector:
+        """The turns as one vector; computes and never waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +79,10 @@ class Features:
         column_of = np.full(1 << bucket_bits, -1, dtype=np.int32)
         column_of[kept] = np.arange(len(kept), dtype=np.int32)
         return cls(bucket_bits, kept, idf, column_of, int(np.searchsorted(kept, 1 << (bucket_bits - 1))))
+
+    @property
+    def columns(self) -> int:
+        return len(self.kept)
 
     def vector(self, turns: Sequence[Turn]) -> SparseVector:
         """The turns as one vector."""
@@ -90,9 +110,7 @@ def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
 
 def normalised(text: str) -> npt.NDArray[np.uint8]:
     """Lower-case UTF-8 between two spaces, runs of white space as one space, long texts cut in the middle."""
-    if len(text) > 2 * WINDOW_BYTES:
-        text = text[:WINDOW_BYTES] + " " + text[-WINDOW_BYTES:]
-    data = text.lower().encode("utf-8", "replace")
+    data = windowed(text).lower().encode("utf-8", "replace")
     if len(data) > 2 * WINDOW_BYTES:
         data = data[:WINDOW_BYTES] + data[-WINDOW_BYTES:]
     data = b" " + data.translate(_TO_SPACE) + b" "
@@ -103,6 +121,13 @@ def normalised(text: str) -> npt.NDArray[np.uint8]:
     return np.asarray(array[~space])
 
 
+def windowed(text: str) -> str:
+    """What is read of a text: all of it, or the start and the end of a long one."""
+    if len(text) <= 2 * WINDOW_BYTES:
+        return text
+    return text[:WINDOW_BYTES] + " " + text[-WINDOW_BYTES:]
+
+
 def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.float64]]:
     """The values that occur, ascending, and how often each does."""
     if len(columns) == 0:
@@ -111,6 +136,12 @@ def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.flo
     starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
     counts = np.diff(starts, append=len(ordered))
     return ordered[starts].astype(np.int64), counts.astype(np.float64)
+
+
+def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
+    """Each row [n, dimensions] divided by its length; zeros stay zeros."""
+    lengths = np.sqrt((np.asarray(rows, dtype=np.float64) ** 2).sum(axis=1, keepdims=True))
+    return np.asarray(rows / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
 def _run_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:

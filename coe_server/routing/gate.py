@@ -7,6 +7,7 @@ distance does. Knows nothing of categories or experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,21 @@ import numpy.typing as npt
 from coe_server.routing.features import Floats, SparseVector
 
 Ints = npt.NDArray[np.int32]
+
+
+class Similarity(Protocol):
+    """A gate: a prompt is inside from `threshold` on."""
+
+    @property
+    def prototypes(self) -> int:
+        """How many training prompts a new one is compared with."""
+
+    @property
+    def threshold(self) -> float:
+        """The least similarity that counts as like the training data."""
+
+    def similarity(self, vector: SparseVector) -> float:
+        """How like the training data; the more the larger."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,23 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from coe_server.errors import ArtifactError
+from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing.classifier_tensors import Shapes, Tensors, classifier_fault, classifier_shapes
 from coe_server.routing.decision import GENERAL
+from coe_server.routing.feature_tensors import (
+    column_count,
+    feature_fault,
+    feature_shapes,
+    gate_fault,
+    gate_shapes,
+)
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
+from coe_server.routing.static_embeddings import StaticEmbeddings
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
-CHECKED = (WEIGHTS, HELD_OUT, EVALUATION)
+EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
+CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
 HELD_OUT_TENSORS = ("probabilities", "inside", "weights")
 
 T = TypeVar("T")
@@ -63,27 +72,31 @@ def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
 def read_weights(folder: Path, manifest: Manifest) -> Tensors:
     """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
     tensors = _checked_tensors(folder, WEIGHTS, manifest)
-    columns, postings = _length(tensors.get("kept")), _length(tensors.get("posting_rows"))
     shapes: Shapes = {
-        "kept": (np.int32, (columns,)),
-        "idf": (np.float32, (columns,)),
-        **classifier_shapes(tensors, manifest, columns),
-        "posting_starts": (np.int64, (columns + 1,)),
-        "posting_rows": (np.int32, (postings,)),
-        "posting_weights": (np.float32, (postings,)),
+        **feature_shapes(tensors, manifest),
+        **classifier_shapes(tensors, manifest, column_count(tensors, manifest)),
+        **gate_shapes(tensors, manifest),
     }
     _require_shapes(folder / WEIGHTS, tensors, shapes)
-    kept = tensors["kept"]
-    ascending = bool(np.all(kept[1:] > kept[:-1]))
-    if not ascending or kept[0] < 0 or kept[-1] >= 1 << manifest.features.bucket_bits:
-        raise ArtifactError(f"router artifact: tensor 'kept' in {folder / WEIGHTS} is not a list of buckets")
-    starts, rows = tensors["posting_starts"], tensors["posting_rows"]
-    in_order = starts[0] == 0 and starts[-1] == postings and bool(np.all(starts[1:] >= starts[:-1]))
-    if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
-        raise ArtifactError(f"router artifact: the postings in {folder / WEIGHTS} point outside themselves")
-    if (fault := classifier_fault(tensors, manifest)) is not None:
-        raise ArtifactError(f"router artifact: {fault} in {folder / WEIGHTS}")
+    faults = (feature_fault(tensors, manifest), classifier_fault(tensors, manifest), gate_fault(tensors, manifest))
+    for fault in faults:
+        if fault is not None:
+            raise ArtifactError(f"router artifact: {fault} in {folder / WEIGHTS}")
     return tensors
+
+
+def read_table(folder: Path, manifest: Manifest) -> StaticEmbeddings | None:
+    """The static embeddings, where the features have them."""
+    if manifest.features.kind != "static":
+        return None
+    tensors = _checked_tensors(folder, EMBEDDINGS, manifest)
+    shape = (_length(tensors.get("vectors")), manifest.features.dimensions)
+    _require_shapes(folder / EMBEDDINGS, tensors, {"vectors": (np.float32, shape)})
+    try:
+        vocabulary = _checked_bytes(folder, TOKENIZER, manifest).decode("utf-8")
+        return StaticEmbeddings.of(tensors["vectors"], vocabulary)
+    except (UnicodeDecodeError, ConfigError) as error:
+        raise ArtifactError(f"router artifact: {folder / TOKENIZER}: {error}") from error
 
 
 def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
@@ -135,7 +148,8 @@ def _require_consistency(path: Path, manifest: Manifest) -> None:
     for what, names in (("category", manifest.categories), ("expert", experts)):
         if len(set(names)) < len(names):
             raise ArtifactError(f"router artifact: {path} names a {what} twice")
-    if not {WEIGHTS, HELD_OUT} <= set(manifest.checksums) <= set(CHECKED):
+    table = {EMBEDDINGS, TOKENIZER} if manifest.features.kind == "static" else set()
+    if not {WEIGHTS, HELD_OUT} | table <= set(manifest.checksums) <= {WEIGHTS, HELD_OUT, EVALUATION} | table:
         listed = ", ".join(repr(name) for name in manifest.checksums) or "nothing"
         raise ArtifactError(f"router artifact: {path} has checksums of {listed} instead of {', '.join(CHECKED)}")
     _require_same(path, "category", manifest.categories, manifest.score)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 1
 
@@ -22,8 +22,32 @@ class _Strict(BaseModel):
 
 
 class FeatureSettings(_Strict):
-    kind: Literal["hashed-ngrams"] = "hashed-ngrams"
+    """Which features the weights are for. `model` and `dimensions` are those of embeddings.
+
+    Nothing here is fetched or called: what embeds a prompt is named in the server's own configuration.
+    """
+
+    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint"] = "hashed-ngrams"
     bucket_bits: Annotated[int, Field(ge=8, le=22)]
+    ngrams: bool = True
+    model: Name | None = None
+    dimensions: Annotated[int, Field(ge=0, le=65_536)] = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> FeatureSettings:
+        if self.embedded != (self.dimensions > 0) or not (self.embedded or self.ngrams):
+            raise ValueError("embeddings have dimensions, and without embeddings there are n-grams")
+        return self
+
+    @property
+    def embedded(self) -> bool:
+        """Is there an embedding beside or instead of n-grams?"""
+        return self.kind != "hashed-ngrams"
+
+    @property
+    def embedded_before_routing(self) -> bool:
+        """Does a prompt need an embedding that `route` cannot compute itself?"""
+        return self.kind in {"sentence-transformers", "endpoint"}
 
 
 class ClassifierEntry(_Strict):

@@ -51,7 +51,8 @@ def test_the_example_names_every_key_and_no_other() -> None:
 
 def test_the_example_shows_the_defaults() -> None:
     example = read_config(EXAMPLE)
-    plain = TrainingConfig.model_validate({"data": example.data, "experts": example.experts})
+    features = {"cache": EXAMPLE.parent / "embeddings-cache"}
+    plain = TrainingConfig.model_validate({"data": example.data, "experts": example.experts, "features": features})
     assert example.model_copy(update={"objectives": plain.objectives}) == plain
 
 

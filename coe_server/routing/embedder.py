@@ -1,0 +1,27 @@
+"""Texts -> embeddings by a model or a network: done at the edge, before `route`, which never waits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.features import Floats, windowed
+
+
+class Embedder(Protocol):
+    """Whoever makes one must close it."""
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        """[n, dimensions], each row of length 1. Raises EmbeddingUnavailable."""
+
+    async def close(self) -> None:
+        """Gives connections and threads back; it can be used again."""
+
+
+async def with_embeddings(conversation: Conversation, embedder: Embedder) -> Conversation:
+    """The conversation with an embedding on each of its turns."""
+    rows = await embedder.embed([windowed(turn.text) for turn in conversation.turns])
+    turns = tuple(replace(turn, embedding=row) for turn, row in zip(conversation.turns, rows, strict=True))
+    return replace(conversation, turns=turns)

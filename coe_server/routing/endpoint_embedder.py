@@ -1,0 +1,118 @@
+"""Embeddings from any OpenAI-compatible endpoint: `POST {base_url}/embeddings`, in batches, tried again on failure."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from coe_server.errors import EmbeddingUnavailable
+from coe_server.routing.features import Floats, of_length_one
+
+MOST_AT_ONCE = 4  # requests in flight
+BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
+LONGEST_PAUSE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where embeddings come from; `timeout_seconds` is for each request, `tries` in all."""
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    timeout_seconds: float = 30.0
+    tries: int = 5
+    batch_size: int = 64
+    first_pause_seconds: float = 0.5
+
+
+class _Busy(Exception):
+    """The endpoint asks for patience; `pause_seconds` where it says how much."""
+
+    def __init__(self, reason: str, pause_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.pause_seconds = pause_seconds
+
+
+class EndpointEmbedder:
+    """An `Embedder`; connections are made when they are needed and kept."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._url = endpoint.base_url.rstrip("/") + "/embeddings"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        size = self._endpoint.batch_size
+        gate = asyncio.Semaphore(MOST_AT_ONCE)
+
+        async def one(batch: Sequence[str]) -> Floats:
+            async with gate:
+                return await self._patiently(batch)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(texts[at : at + size])) for at in range(0, len(texts), size)]
+        except* EmbeddingUnavailable as failures:
+            raise failures.exceptions[0] from None
+        parts = [task.result() for task in tasks]
+        if len({part.shape[1] for part in parts}) > 1:
+            raise EmbeddingUnavailable(f"{self._url} answers with embeddings of different lengths")
+        return np.concatenate(parts)
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _patiently(self, texts: Sequence[str]) -> Floats:
+        pause_seconds = self._endpoint.first_pause_seconds
+        for attempt in range(1, self._endpoint.tries + 1):
+            try:
+                return await self._ask(texts)
+            except (_Busy, aiohttp.ClientError, TimeoutError) as error:
+                reason = str(error) or type(error).__name__
+                if attempt == self._endpoint.tries:
+                    raise EmbeddingUnavailable(f"no embeddings from {self._url}: {reason}") from error
+                asked = error.pause_seconds if isinstance(error, _Busy) else None
+            await asyncio.sleep(min(asked if asked is not None else pause_seconds, LONGEST_PAUSE_SECONDS))
+            pause_seconds *= 2.0
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask(self, texts: Sequence[str]) -> Floats:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        endpoint = self._endpoint
+        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
+        # an empty text is refused by some endpoints, and means the same as a blank one
+        body = {"model": endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
+        timeout = aiohttp.ClientTimeout(total=endpoint.timeout_seconds)
+        async with self._session.post(self._url, json=body, headers=headers, timeout=timeout) as response:
+            content = await response.read()
+            if response.status in BUSY:
+                raise _Busy(f"status {response.status}", _seconds(response.headers.get("Retry-After")))
+            if response.status != 200:
+                said = content[:200].decode("utf-8", "replace")
+                raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {said}")
+        return self._rows(content, len(texts))
+
+    def _rows(self, content: bytes, count: int) -> Floats:
+        try:
+            entries: list[Any] = sorted(json.loads(content)["data"], key=lambda entry: entry["index"])
+            rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
+        except (ValueError, KeyError, TypeError) as error:
+            raise EmbeddingUnavailable(f"{self._url} does not answer as OpenAI's embeddings do: {error}") from error
+        if rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
+            raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
+        return of_length_one(rows)
+
+
+def _seconds(header: str | None) -> float | None:
+    """A `Retry-After` in seconds; its other form, a date, is not worth understanding."""
+    return float(header) if header is not None and header.isdecimal() else None

@@ -1,0 +1,123 @@
+"""Features and gate as named tensors and back: which arrays each kind has, and in what shapes.
+
+Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
+from coe_server.routing.features import Features, Vectoriser
+from coe_server.routing.gate import Gate, Similarity
+from coe_server.routing.manifest import Manifest
+from coe_server.routing.static_embeddings import StaticEmbeddings
+
+Tensors = dict[str, npt.NDArray[Any]]
+Shapes = dict[str, tuple[type[np.generic], tuple[int, ...]]]
+
+
+def feature_tensors(features: Vectoriser) -> Tensors:
+    """What a file keeps of features, but for a table of static embeddings."""
+    ngrams = features.ngrams if isinstance(features, EmbeddedFeatures) else features
+    if ngrams is None:
+        return {}
+    assert isinstance(ngrams, Features), f"{type(ngrams).__name__} has no form on disk"
+    return {"kept": ngrams.kept.astype(np.int32), "idf": ngrams.idf}
+
+
+def table_of(features: Vectoriser) -> StaticEmbeddings | None:
+    """The static embeddings among the features, or None."""
+    return features.table if isinstance(features, EmbeddedFeatures) else None
+
+
+def features_from_tensors(tensors: Tensors, manifest: Manifest, table: StaticEmbeddings | None) -> Vectoriser:
+    """The features that these tensors, already found to be in shape, are of."""
+    settings = manifest.features
+    ngrams = None
+    if settings.ngrams:
+        ngrams = Features.of(settings.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
+    if ngrams is None or settings.embedded:
+        return EmbeddedFeatures(ngrams, settings.dimensions, table)
+    return ngrams
+
+
+def column_count(tensors: Tensors, manifest: Manifest) -> int:
+    """How long a vector is."""
+    return (_length(tensors, "kept") if manifest.features.ngrams else 0) + manifest.features.dimensions
+
+
+def feature_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
+    """The tensors that features of the manifest's kind must have."""
+    if not manifest.features.ngrams:
+        return {}
+    columns = _length(tensors, "kept")
+    return {"kept": (np.int32, (columns,)), "idf": (np.float32, (columns,))}
+
+
+def feature_fault(tensors: Tensors, manifest: Manifest) -> str | None:
+    """What is wrong with tensors whose shapes are right, or None."""
+    if not manifest.features.ngrams:
+        return None
+    kept = tensors["kept"]
+    ascending = bool(np.all(kept[1:] > kept[:-1]))
+    if not ascending or kept[0] < 0 or kept[-1] >= 1 << manifest.features.bucket_bits:
+        return "tensor 'kept' is not a list of buckets"
+    return None
+
+
+def gate_tensors(gate: Similarity) -> Tensors:
+    """What a file keeps of a gate."""
+    match gate:
+        case Gate():
+            return {"posting_starts": gate.starts, "posting_rows": gate.rows, "posting_weights": gate.weights}
+        case EmbeddedGate():
+            return {"gate_embeddings": gate.embeddings}
+        case _:
+            raise AssertionError(f"{type(gate).__name__} has no form on disk")
+
+
+def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser) -> Similarity:
+    """The gate that these tensors, already found to be in shape, are of."""
+    threshold = manifest.thresholds.gate
+    if isinstance(features, EmbeddedFeatures):
+        return EmbeddedGate(tensors["gate_embeddings"], features.first_dense, manifest.neighbours, threshold)
+    return Gate(
+        starts=tensors["posting_starts"],
+        rows=tensors["posting_rows"],
+        weights=tensors["posting_weights"],
+        prototypes=manifest.prototypes,
+        neighbours=manifest.neighbours,
+        threshold=threshold,
+    )
+
+
+def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
+    """The tensors that a gate for the manifest's features must have."""
+    if manifest.features.embedded:
+        return {"gate_embeddings": (np.float32, (manifest.prototypes, manifest.features.dimensions))}
+    postings = _length(tensors, "posting_rows")
+    return {
+        "posting_starts": (np.int64, (column_count(tensors, manifest) + 1,)),
+        "posting_rows": (np.int32, (postings,)),
+        "posting_weights": (np.float32, (postings,)),
+    }
+
+
+def gate_fault(tensors: Tensors, manifest: Manifest) -> str | None:
+    """What is wrong with tensors whose shapes are right, or None."""
+    if manifest.features.embedded:
+        return None
+    starts, rows = tensors["posting_starts"], tensors["posting_rows"]
+    in_order = starts[0] == 0 and starts[-1] == len(rows) and bool(np.all(starts[1:] >= starts[:-1]))
+    if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
+        return "the postings point outside themselves"
+    return None
+
+
+def _length(tensors: Tensors, name: str) -> int:
+    tensor = tensors.get(name)
+    return len(tensor) if tensor is not None and tensor.ndim > 0 else 0

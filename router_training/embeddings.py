@@ -1,0 +1,182 @@
+"""Every text of a data set embedded once: kept on disk by the hash of its content, so that a run may be interrupted.
+
+The cache is safetensors: nothing in it can execute code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from coe_server.errors import DatasetError
+from coe_server.routing.embedded import EmbeddedFeatures, mean_embedding
+from coe_server.routing.embedder import Embedder
+from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
+from coe_server.routing.manifest import FeatureSettings as FeatureEntry
+from coe_server.routing.sentence_embedder import SentenceEmbedder
+from coe_server.routing.static_embeddings import StaticEmbeddings, read_static_embeddings
+from router_training.config import FeatureSettings
+from router_training.dataset import Dataset
+from router_training.progress import Track
+
+TEXTS_PER_STEP = 256  # embedded, then written: what an interruption may cost
+
+Prepare = Callable[[Dataset], Dataset]  # gives prompts the embeddings that routing them needs
+
+
+def nothing_to_embed(dataset: Dataset) -> Dataset:
+    """For a router whose features need nothing but text."""
+    return dataset
+
+
+@dataclass(frozen=True, slots=True)
+class StaticEmbedder:
+    """A table of static embeddings as an `Embedder`."""
+
+    table: StaticEmbeddings
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        return self.table.embed(texts)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+def embedder_of(settings: FeatureSettings) -> Embedder:
+    """What embeds texts as configured; nothing is loaded or called yet. Raises ConfigError."""
+    assert settings.model is not None, "the configuration refuses embeddings without a model"
+    if settings.kind == "static":
+        return StaticEmbedder(read_static_embeddings(Path(settings.model)))
+    if settings.kind == "sentence-transformers":
+        return SentenceEmbedder(settings.model)
+    assert settings.base_url is not None, "the configuration refuses an endpoint without a base_url"
+    endpoint = Endpoint(
+        base_url=settings.base_url,
+        model=settings.model,
+        api_key=settings.api_key,
+        timeout_seconds=settings.timeout_seconds,
+        batch_size=settings.batch_size,
+    )
+    return EndpointEmbedder(endpoint)
+
+
+def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -> Dataset:
+    """The data set with an embedding on every turn; as it is where the features have none.
+
+    Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache.
+    """
+    if settings.kind == "hashed-ngrams":
+        return dataset
+    texts = {windowed(turn.text): _digest(windowed(turn.text)) for turn in _turns(dataset)}
+    cache = EmbeddingCache(settings.cache / _folder_name(settings))
+    known = cache.read()
+    missing = [text for text, digest in texts.items() if digest not in known]
+    known |= _embedded(missing, embedder_of(settings), cache, track) if missing else {}
+    conversations = tuple(
+        replace(
+            conversation,
+            turns=tuple(replace(turn, embedding=known[texts[windowed(turn.text)]]) for turn in conversation.turns),
+        )
+        for conversation in dataset.conversations
+    )
+    return replace(dataset, conversations=conversations)
+
+
+def embedding_matrix(dataset: Dataset) -> Floats:
+    """[n, dimensions]: what serving puts into a prompt's vector; [n, 0] without embeddings."""
+    rows = [
+        mean_embedding([turn.embedding for turn in turns], [turn.weight for turn in turns])
+        for turns in (conversation.turns for conversation in dataset.conversations)
+    ]
+    if len({len(row) for row in rows}) > 1:
+        raise DatasetError(f"embeddings of different lengths: {sorted({len(row) for row in rows})} dimensions")
+    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+
+
+def served(features: Vectoriser, settings: FeatureSettings) -> Vectoriser:
+    """The features with the table of static embeddings, which the artifact takes along."""
+    if settings.kind != "static":
+        return features
+    assert isinstance(features, EmbeddedFeatures), "static embeddings are embeddings"
+    return replace(features, table=read_static_embeddings(Path(str(settings.model))))
+
+
+def feature_entry(features: Vectoriser, settings: FeatureSettings) -> FeatureEntry:
+    """What the manifest says of the features; of a folder's path it keeps the name only."""
+    return FeatureEntry(
+        kind=settings.kind,
+        bucket_bits=settings.bucket_bits,
+        ngrams=settings.ngrams,
+        model=Path(settings.model).name if settings.kind == "static" and settings.model else settings.model,
+        dimensions=features.dimensions if isinstance(features, EmbeddedFeatures) else 0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingCache:
+    """Files in `folder`, each with texts' digests [n, 32] and their vectors [n, dimensions]; never changed."""
+
+    folder: Path
+
+    def read(self) -> dict[bytes, Floats]:
+        """Every vector, by the digest of its text. Raises DatasetError naming a damaged file."""
+        found: dict[bytes, Floats] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                tensors = load_file(path)
+                digests, vectors = tensors["digests"], tensors["vectors"]
+                found |= {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
+            except (SafetensorError, KeyError, ValueError) as error:
+                raise DatasetError(f"{path} is damaged; delete it and its texts are embedded again") from error
+        return found
+
+    def write(self, vectors: dict[bytes, Floats]) -> None:
+        """One more file, complete or not there at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        digests = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(len(vectors), -1)
+        content = save({"digests": digests, "vectors": np.stack(list(vectors.values()))})
+        name = hashlib.sha256(digests.tobytes()).hexdigest()[:16]
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".part.") as workplace:
+            fresh = Path(workplace) / "new"
+            fresh.write_bytes(content)
+            fresh.rename(self.folder / f"{name}.safetensors")
+
+
+def _embedded(texts: Sequence[str], embedder: Embedder, cache: EmbeddingCache, track: Track) -> dict[bytes, Floats]:
+    found: dict[bytes, Floats] = {}
+    steps = [texts[at : at + TEXTS_PER_STEP] for at in range(0, len(texts), TEXTS_PER_STEP)]
+    with asyncio.Runner() as runner:
+        try:
+            for step in track(steps, f"embedding {len(texts)} texts"):
+                rows = runner.run(embedder.embed(step))
+                fresh = {_digest(text): row for text, row in zip(step, rows, strict=True)}
+                cache.write(fresh)
+                found |= fresh
+        finally:
+            runner.run(embedder.close())
+    return found
+
+
+def _turns(dataset: Dataset) -> Iterable[Turn]:
+    return (turn for conversation in dataset.conversations for turn in conversation.turns)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "replace")).digest()
+
+
+def _folder_name(settings: FeatureSettings) -> str:
+    """One folder for each source of vectors: a name to read, and a hash that tells namesakes apart."""
+    source = f"{settings.kind} {settings.base_url or ''} {settings.model}"
+    readable = re.sub(r"[^a-z0-9]+", "-", Path(str(settings.model)).name.lower()).strip("-")[:40]
+    return f"{readable or 'model'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
