@@ -40,8 +40,11 @@ from coe_server.errors import ConfigError
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service
+from coe_server.routing.embedder import Embedder
+from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
+from coe_server.routing.sentence_embedder import SentenceEmbedder
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +64,10 @@ def build_server(config: ServerConfig) -> Listener:
         max_body_bytes=config.http.max_body,
         admin=config.http.is_loopback,  # without keys, the admin's view is for this machine alone
         started=int(time.time()),
+        embedder=build_embedder(config, router),
     )
     api = build_api(service)
-    api.router.lifespan_context = _lifespan(cache, _costs_file(config))
+    api.router.lifespan_context = _lifespan(cache, _costs_file(config), service.embedder)
     return Listener(api, config.http.host, config.http.port, before_stop=cache.events.close)
 
 
@@ -79,6 +83,26 @@ def build_router(config: ServerConfig) -> Decides:
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     return router
+
+
+def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
+    """What embeds prompts for this router, where its features need that. Raises ConfigError if it is not configured.
+
+    It comes from the server's own configuration: an artifact cannot make the server call an address or load a model.
+    """
+    needed = router.artifact.manifest.features if isinstance(router, Router) else None
+    if config.router is None or needed is None or not needed.embedded_before_routing:
+        return None
+    settings = config.router.embeddings
+    if settings is None:
+        raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
+    if settings.base_url is None:
+        return SentenceEmbedder(settings.model)
+    if settings.model != needed.model:
+        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
+    key = secret_from_environment("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
+    timeout = settings.timeout_seconds
+    return EndpointEmbedder(Endpoint(settings.base_url, settings.model, key, timeout, tries=2, first_pause_seconds=0.1))
 
 
 def build_experts(config: ServerConfig) -> list[Expert]:
@@ -148,7 +172,7 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
             await asyncio.to_thread(write_costs, file, cache.measured_costs())
 
 
-def _lifespan(cache: ExpertCache, costs_file: Path):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+def _lifespan(cache: ExpertCache, costs_file: Path, embedder: Embedder | None):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())
@@ -161,6 +185,8 @@ def _lifespan(cache: ExpertCache, costs_file: Path):  # type: ignore[no-untyped-
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            if embedder is not None:
+                await embedder.close()
 
     return lifespan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from coe_server.app import (
     build_capacity,
+    build_embedder,
     build_experts,
     build_router,
     build_server,
@@ -32,9 +34,10 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ArtifactError, CoeError, ConfigError
-from coe_server.http.service import AUTO
+from coe_server.http.service import AUTO, Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.embedder import with_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +177,20 @@ def _decide(settings: ServerConfig, prompt: str, objective: str | None) -> Routi
         raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
     on_disk = {expert.name: Availability("disk", 0.0) for expert in settings.experts}
     options = RouteOptions(objective=objective or settings.router.objective)
-    return build_router(settings).route(Conversation.of_prompt(prompt), options, on_disk)
+    router = build_router(settings)
+    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, on_disk)
+
+
+async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:
+    """The prompt with an embedding, where the router's features need one."""
+    conversation = Conversation.of_prompt(prompt)
+    embedder = build_embedder(settings, router)
+    if embedder is None:
+        return conversation
+    try:
+        return await with_embeddings(conversation, embedder)
+    finally:
+        await embedder.close()
 
 
 def _print_decision(decision: RoutingDecision) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -12,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from coe_server.errors import CoeError
+from coe_server.errors import CoeError, ConfigError
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.artifact import Artifact
 from router_training.collect import Files, plan
 from router_training.collect import collect as run_collect
 from router_training.collecting.bars import TerminalBars
@@ -21,6 +23,7 @@ from router_training.collecting.settings import read_collect_config
 from router_training.collecting.tables import show_steps, show_tally
 from router_training.config import read_config
 from router_training.dataset import read_dataset
+from router_training.embeddings import Prepare, nothing_to_embed, with_embeddings
 from router_training.evaluation import evaluate as evaluate_artifact
 from router_training.metrics import Bootstrap
 from router_training.pipeline import FitResult
@@ -73,12 +76,17 @@ def evaluate(
     json_file: Annotated[Path, typer.Option("--json", help="Where to write the numbers.")],
     label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = "category",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")] = 1000,
+    config: Annotated[
+        Path | None, typer.Option(help="The training config, where its features are embeddings by a model or endpoint.")
+    ] = None,
 ) -> None:
     """Measure a router on recorded outcomes, through the code that serves it. The keys are those of evaluation.json."""
     with _in_one_sentence():
         loaded = artifacts.load(artifact)
-        dataset = read_dataset(prompts, outcomes, loaded.expert_names, label)
-        evaluation = evaluate_artifact(loaded, dataset, Bootstrap(resamples, loaded.manifest.seed), _with_progress_bar)
+        prepare = _preparation(loaded, config)
+        dataset = prepare(read_dataset(prompts, outcomes, loaded.expert_names, label))
+        bootstrap = Bootstrap(resamples, loaded.manifest.seed)
+        evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
         json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         router = evaluation["router"]
         console.print(
@@ -124,6 +132,16 @@ def collect(
         show_tally(tally, out, files.raw, console)
         if tally.may_grow:
             raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _preparation(artifact: Artifact, config: Path | None) -> Prepare:
+    """How prompts get the embeddings that the artifact needs. Raises ConfigError if nobody says how."""
+    features = artifact.manifest.features
+    if not features.embedded_before_routing:
+        return nothing_to_embed
+    if config is None:
+        raise ConfigError(f"this artifact needs embeddings by {features.model!r}: name its training config (--config)")
+    return partial(with_embeddings, settings=read_config(config).features, track=_with_progress_bar)
 
 
 @contextmanager

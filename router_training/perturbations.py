@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from coe_server.routing.features import Turn
 from router_training.dataset import Dataset
 
 Perturbation = Callable[[str, np.random.Generator], str]

@@ -31,7 +31,7 @@ def build_api(service: Service) -> FastAPI:
         """Route the conversation, wait for the expert, stream its answer through."""
         body = read_body(await _read_all(request, service.max_body_bytes))
         options = service.options(body)
-        decision = service.decide(body, options)
+        decision = await service.decide(body, options)
         _record(service.cache.events, decision)
         return RoutedResponse(
             service.cache,
@@ -46,7 +46,7 @@ def build_api(service: Service) -> FastAPI:
     async def route(request: Request) -> JSONResponse:
         """The decision for a chat request, without the answer."""
         body = read_body(await _read_all(request, service.max_body_bytes))
-        return JSONResponse(service.decide(body, service.options(body)).as_json())
+        return JSONResponse((await service.decide(body, service.options(body))).as_json())
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,12 +11,15 @@ from typing import Any, Protocol, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.errors import RequestError, UnknownModel
+from coe_server.errors import EmbeddingUnavailable, RequestError, UnknownModel
 from coe_server.http.body import Body
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.decision import Availability, Priority, Residency, RouteOptions, RoutingDecision
+from coe_server.routing.embedder import Embedder, with_embeddings
 
 AUTO = "auto"
+
+logger = logging.getLogger(__name__)
 
 
 class Decides(Protocol):
@@ -59,6 +63,7 @@ class Service:
     max_body_bytes: int
     admin: bool
     started: int  # seconds since the epoch
+    embedder: Embedder | None = None  # where the router's features need what `route` cannot compute
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -66,9 +71,12 @@ class Service:
         objectives = tuple(f"{AUTO}:{objective}" for objective in self.router.objectives)
         return ((AUTO,) if objectives else ()) + objectives + tuple(self.engine_models)
 
-    def decide(self, body: Body, options: RouteOptions) -> RoutingDecision:
+    async def decide(self, body: Body, options: RouteOptions) -> RoutingDecision:
         """The decision for one chat request, given where every expert is now."""
-        return self.router.route(_conversation(body.fields), options, self.availability())
+        conversation = _conversation(body.fields)
+        if self.embedder is not None and options.expert is None:
+            conversation = await _embedded(conversation, self.embedder)
+        return self.router.route(conversation, options, self.availability())
 
     def availability(self) -> dict[str, Availability]:
         return {
@@ -103,6 +111,15 @@ class Service:
         if model in self.engine_models:
             return model, None
         return None, model.partition(":")[2] or None
+
+
+async def _embedded(conversation: Conversation, embedder: Embedder) -> Conversation:
+    """With embeddings; without them where none are to be had: the prompt then counts as out of domain."""
+    try:
+        return await with_embeddings(conversation, embedder)
+    except EmbeddingUnavailable as error:
+        logger.warning("a prompt is routed without its embedding: %s", error)
+        return conversation
 
 
 def _coe_options(given: object) -> CoeOptions:

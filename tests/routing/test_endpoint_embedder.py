@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from coe_server.errors import EmbeddingUnavailable
+from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.features import Floats
+from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
+
+GOOD = b'{"data": [{"index": 0, "embedding": [1, 0]}]}'
+
+
+@pytest.fixture
+def there() -> Iterator[StandIn]:
+    with endpoint() as stand_in:
+        yield stand_in
+
+
+def embed(stand_in: StandIn, texts: list[str], **changes: object) -> Floats:
+    async def once() -> Floats:
+        settings = {"tries": 3, "batch_size": 4, "first_pause_seconds": 0.001, **changes}
+        embedder = EndpointEmbedder(Endpoint(stand_in.base_url, "words", **settings))  # type: ignore[arg-type]
+        try:
+            return await embedder.embed(texts)
+        finally:
+            await embedder.close()
+
+    return asyncio.run(once())
+
+
+def test_rows_come_in_the_order_of_their_texts_whatever_order_the_answer_has(there: StandIn) -> None:
+    texts = [f"text number {number}" for number in range(11)]
+    rows = embed(there, texts)
+    for row, text in zip(rows, texts, strict=True):
+        expected = embedding(text) / np.linalg.norm(embedding(text))
+        assert row == pytest.approx(expected, abs=1e-6)
+    assert sorted(there.batches) == [3, 4, 4]
+
+
+@pytest.mark.parametrize("fault", [(429, b""), (503, b"later"), (500, b"")])
+def test_a_busy_endpoint_is_asked_again(there: StandIn, fault: tuple[int, bytes]) -> None:
+    there.faults = [fault, fault]
+    assert embed(there, ["one"]).shape == (1, 24)
+    assert there.texts == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ((401, b"no such key"), "answers with status 401: no such key"),
+        ((200, b"hello"), "does not answer as OpenAI's embeddings do"),
+        ((200, b'{"data": [{"index": 0}]}'), "does not answer as OpenAI's embeddings do"),
+        ((200, b'{"data": []}'), r"answers 1 texts with embeddings of shape \(0,\)"),
+        ((200, b'{"data": [{"index": 0, "embedding": [NaN, 1]}]}'), "with embeddings of shape"),
+    ],
+)
+def test_a_wrong_answer_is_refused_at_once_in_a_sentence(
+    there: StandIn, fault: tuple[int, bytes], sentence: str
+) -> None:
+    there.faults = [fault]
+    with pytest.raises(EmbeddingUnavailable, match=sentence) as caught:
+        embed(there, ["one"])
+    assert "\n" not in str(caught.value)
+    assert there.texts == []
+
+
+def test_patience_ends(there: StandIn) -> None:
+    there.faults = [(503, b"")] * 3
+    with pytest.raises(EmbeddingUnavailable, match=r"no embeddings from .*: status 503"):
+        embed(there, ["one"])
+    assert there.faults == []
+
+
+def test_an_endpoint_that_is_not_there_is_named() -> None:
+    with pytest.raises(EmbeddingUnavailable, match=r"no embeddings from http://127.0.0.1:9/v1/embeddings"):
+        embed(StandIn("http://127.0.0.1:9/v1"), ["one"], tries=2)
+
+
+def test_embeddings_of_different_lengths_are_refused(there: StandIn) -> None:
+    there.faults = [(200, GOOD)]
+    with pytest.raises(EmbeddingUnavailable, match="different lengths"):
+        embed(there, ["one", "two"], batch_size=1)
+
+
+def test_the_key_is_sent_and_only_if_there_is_one(there: StandIn) -> None:
+    embed(there, ["one"])
+    assert there.keys == {None}
+    embed(there, ["one"], api_key="secret")
+    assert there.keys == {None, "Bearer secret"}
