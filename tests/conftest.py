@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,3 +21,7 @@ def vllm_environment():
     if not (folder / "bin/vllm").exists():
         pytest.skip(f"vLLM is not installed in {folder}: `make engines` installs it")
     return folder
+
+
+settings.register_profile("ours", deadline=None)  # a busy machine is slow, and slow is not wrong
+settings.load_profile("ours")
