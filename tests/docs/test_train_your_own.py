@@ -1,0 +1,192 @@
+"""The guide is followed to the letter: its files are written and its commands run, with simulated experts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs/train-your-own.md"
+SPECIALIST = {"code": "coder", "sums": "maths", "talk": "generalist"}
+PROMPTS_EACH = 60
+FAST = (
+    "engine: simulated, weights_bytes: 1MiB, start_seconds: 0.05, wake_seconds: 0.01, sleep_seconds: 0.01,"
+    " ttft_seconds: 0, tokens_per_second: 1e5}"
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of the guide."""
+
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    return [
+        Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+
+
+class Reader:
+    """Someone who does what the guide says, in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self.server: subprocess.Popen[bytes] | None = None
+        self.said: dict[str, str] = {}
+
+    def follow(self, block: Block) -> None:
+        text = block.text.replace(":8080", f":{self.port}")
+        if block.language == "sh":
+            for line in text.splitlines():
+                self.run(line)
+        else:
+            title, _, content = text.partition("\n")
+            name = title.removeprefix("# ").removeprefix("add to ")
+            with (self.folder / name).open("a" if "add to" in title else "w") as file:
+                file.write(self.simulated(content) if name == "serve.yaml" else content)
+
+    def simulated(self, content: str) -> str:
+        experts = re.sub(r"engine: vllm, .*\}$", FAST, content, flags=re.MULTILINE)
+        return (
+            experts.replace("memory:", f"http: {{port: {self.port}}}\nmemory:")
+            .replace("70GiB", "4MiB")
+            .replace("200GiB", "4MiB")
+        )
+
+    def run(self, line: str) -> None:
+        if line.startswith("coe serve "):
+            self.serve(line)
+            return
+        line = line.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}")
+        done = subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        self.said[line.replace(f":{self.port}", ":8080")] = done.stdout
+
+    def serve(self, line: str) -> None:
+        self.stop()
+        with (self.folder / "server.log").open("wb") as log:
+            self.server = subprocess.Popen(
+                ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 60
+        while not self.is_ready():
+            assert self.server.poll() is None, (self.folder / "server.log").read_text()
+            assert time.monotonic() < deadline, "the server did not get ready"
+            time.sleep(0.1)
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+                return answer.status == 200
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait(30)
+
+
+def write_prompts(folder: Path) -> None:
+    """Three kinds of prompts; each kind's specialist is right, and the generalist half the time on the others' too."""
+    draw = random.Random(0)
+    words = {
+        "code": (
+            "Write a function that",
+            ["adds", "sorts", "reverses", "counts", "merges"],
+            ["lists", "strings", "numbers", "trees"],
+        ),
+        "sums": ("Solve the equation where", ["x", "y", "z", "n"], ["plus", "minus", "times", "over"]),
+        "talk": (
+            "Tell me a story about",
+            ["kings", "dragons", "sailors", "bakers"],
+            ["mountains", "oceans", "castles", "winters"],
+        ),
+    }
+    for kind, (beginning, first, second) in words.items():
+        (folder / "prompts" / kind).mkdir(parents=True)
+        for number in range(PROMPTS_EACH):
+            prompt = f"{beginning} {draw.choice(first)} {draw.choice(second)} {draw.randint(0, 999)}"
+            right = {SPECIALIST[kind], *(["generalist"] if draw.random() < 0.5 else [])}
+            (folder / "prompts" / kind / f"{number:04}.txt").write_text(prompt + "\n")
+            answers = "\n".join(f"{expert} answers: {prompt}" for expert in sorted(right))
+            (folder / "prompts" / kind / f"{number:04}.answer").write_text(answers + "\n")
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[Reader]:
+    reader = Reader(folder)
+    try:
+        yield reader
+    finally:
+        reader.stop()
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+    folder = tmp_path_factory.mktemp("guide")
+    write_prompts(folder)
+    with reading(folder) as reader:
+        for block in blocks():
+            reader.follow(block)
+        yield reader
+
+
+def test_following_the_guide_ends_with_a_router_that_knows_its_experts(followed: Reader) -> None:
+    (answer,) = [said for line, said in followed.said.items() if line.startswith("curl")]
+    assert "x-coe-expert: coder" in answer
+    assert "x-coe-category: code" in answer
+    assert "coder answers: Write a function that adds two numbers" in answer
+    (route,) = [said for line, said in followed.said.items() if line.startswith("coe route")]
+    assert route.startswith("coder, category code")
+
+
+def test_the_guides_outcomes_are_whole(followed: Reader) -> None:
+    rows = [json.loads(line) for line in (followed.folder / "outcomes.jsonl").read_text().splitlines()]
+    assert len({(row["prompt_id"], row["expert"]) for row in rows}) == len(rows) == 3 * 3 * PROMPTS_EACH
+    by_coder = [row["score"] for row in rows if row["expert"] == "coder"]
+    assert sum(by_coder) == PROMPTS_EACH
+    own = [json.loads(line) for line in (followed.folder / "own.jsonl").read_text().splitlines()]
+    assert {row["score"] for row in own} == {1.0}
+
+
+def test_the_numbers_the_guide_names_are_in_the_evaluation(followed: Reader) -> None:
+    evaluation = json.loads((followed.folder / "artifacts/router/evaluation.json").read_text())
+    rows = re.findall(r"^\| (`.*`) \|", GUIDE.read_text().partition("## 5")[2], re.MULTILINE)
+    names = re.findall(r"`([\w.]+)`", "\n".join(rows))
+    assert len(names) >= 8
+    for name in names:
+        key, _, inner = name.partition(".")
+        assert key in evaluation
+        assert not inner or inner in evaluation[key]
+    assert json.loads((followed.folder / "measured.json").read_text())["router"]["gain"] > 0
