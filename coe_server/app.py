@@ -68,7 +68,12 @@ def build_server(config: ServerConfig) -> Listener:
     )
     api = build_api(service)
     api.router.lifespan_context = _lifespan(cache, _costs_file(config), service.embedder)
-    return Listener(api, config.http.host, config.http.port, before_stop=cache.events.close)
+
+    def before_stop() -> None:
+        cache.stop_admitting()
+        cache.events.close()
+
+    return Listener(api, config.http.host, config.http.port, before_stop)
 
 
 def build_router(config: ServerConfig) -> Decides:

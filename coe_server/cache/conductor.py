@@ -84,7 +84,7 @@ class Conductor:
         for slot in self._slots.values():
             if slot.waiters:
                 self._admit(slot)
-        self._preload()
+        self._keep_up(waiting=bool(queues))
         self._prefetch(waiting=bool(queues))
         self._retire_idle()
 
@@ -102,19 +102,32 @@ class Conductor:
         for slot in self._slots.values():
             slot.draining = False
 
-    def _preload(self) -> None:
-        """Bring up what should be up, one at a time, while nobody waits and nobody has to leave for it."""
-        if self.ready.is_set() or self._queues() or self._anyone_moves():
+    def _keep_up(self, waiting: bool) -> None:
+        """Bring up what is to be preloaded, or is below its pin, one at a time while nobody waits or has to leave."""
+        if waiting or self._anyone_moves():
             return
         while self._preloads:
-            slot = self._slots[self._preloads.pop(0)]
-            outcome = self.plan_for(slot)
-            if slot.tier is Tier.DISK and isinstance(outcome, Plan) and len(outcome.moves) == 1:
-                then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if slot.expert.preload is Tier.HOST else ()
-                self.begin(Plan(outcome.moves + then))
+            if self._bring_up(self._slots[self._preloads.pop(0)]):
                 return
-        self.ready.set()
-        logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+        if not self.ready.is_set():
+            self.ready.set()
+            logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+        for slot in self._slots.values():
+            if slot.tier.depth > slot.pin.depth and slot.failure is None and self._bring_up(slot):
+                return
+
+    def _bring_up(self, slot: Slot) -> bool:
+        """Begin an expert's way to the tier it should be in; False if it is there or there is no room."""
+        goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
+        if slot.tier.depth <= goal.depth:
+            return False
+        outcome = self.plan_for(slot)
+        if not isinstance(outcome, Plan) or len(outcome.moves) > 1:
+            logger.warning("expert '%s' was not brought to %s: there is no room for it now", slot.name, goal)
+            return False
+        then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if goal is Tier.HOST else ()
+        self.begin(Plan(outcome.moves + then))
+        return True
 
     def _prefetch(self, waiting: bool) -> None:
         """Bring back who was pushed out and is in demand while nobody waits; give up as soon as somebody else does."""
@@ -123,6 +136,7 @@ class Conductor:
             guess = self._prefetching = None
         if guess is not None and waiting and not guess.waiters and guess.tier is Tier.DISK:  # a wake is over at once
             self._mover.give_up(guess)
+            self._prefetching = None
         if not self._limits.prefetch or waiting or not self.ready.is_set() or self._anyone_moves():
             return
         now = self._clock()
@@ -148,21 +162,19 @@ class Conductor:
         for slot in self._slots.values():
             if (ends := self._idle_until(slot)) is None or now < ends:
                 continue
-            lower = Tier.HOST if slot.engine.footprint.can_sleep else Tier.DISK
-            if lower.depth <= slot.pin.depth:
-                self.begin(Plan((Move(slot.name, Tier.DEVICE, lower),)))
+            self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
 
     def _idle_until(self, slot: Slot) -> float | None:
-        """When it will have been idle for its ttl; None while it is used or has none."""
+        """When it will have been idle for its ttl; None while it is used, has none, or may not leave."""
         ttl = slot.expert.ttl_seconds
-        if ttl is None or slot.busy or slot.waiters or not slot.settled:
+        if ttl is None or slot.resting_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
             return None
         return max(slot.last_used, slot.since) + ttl
 
     def _end_cooldowns(self) -> None:
         for slot in self._slots.values():
             if slot.failure is not None:
-                slot.refuse_waiters(slot.failure.reason)
+                slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
                 if self._clock() >= slot.failure.until:
                     slot.failure = None
                     slot.failures = 0
@@ -191,7 +203,9 @@ class Conductor:
 
     def _in_preload_order(self) -> list[str]:
         """What only passes through the device goes first, while the device is empty."""
-        wanted = [slot for slot in self._slots.values() if slot.expert.preload is not Tier.DISK]
+        wanted = [
+            slot for slot in self._slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK
+        ]
         return [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
 
 

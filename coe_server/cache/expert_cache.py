@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
-from coe_server.cache.lease import Lease
+from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
@@ -56,10 +57,11 @@ class ExpertCache:
         self._clock = clock
         self._policy = policy
         self._slots = {
-            expert.name: Slot(expert, WaitingLine(limits.max_wait_seconds), expert.pin, Costs(expert.costs))
+            expert.name: Slot.of(expert, WaitingLine(limits.max_wait_seconds), Costs(expert.costs))
             for expert in experts
         }
         self._waiting = 0
+        self._closing = False
         self.useful_prefetches = 0  # of `prefetches`, those that were asked for before they left
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
@@ -84,7 +86,14 @@ class ExpertCache:
         try:
             await self._conductor.run()
         finally:
+            self.stop_admitting()
             await self._mover.put_everything_away()
+
+    def stop_admitting(self) -> None:
+        """Refuse everybody who waits and everybody who comes from now on; who holds a lease may finish."""
+        self._closing = True
+        for slot in self._slots.values():
+            slot.refuse_waiters(_CLOSING)
 
     async def lease(self, name: str, priority: Priority = "normal") -> Lease:
         """Wait until the expert is on the device and has room, then hold it there.
@@ -177,23 +186,30 @@ class ExpertCache:
             slot.prefetched = False
             self.useful_prefetches += 1
         granted, life = self._clock(), slot.gone
+        acts = LeaseActs(
+            give_back=partial(self._give_back, slot, life, granted),
+            suspect=partial(self._suspect, slot, life),
+            answered=partial(self._answered, slot, life),
+        )
+        return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
 
-        def give_back() -> None:
-            now = self._clock()
-            if slot.gone is life:  # else its engine died meanwhile, and with it the lease
-                slot.leases -= 1
-                slot.failures = 0
-                slot.costs.learn_service(now - granted)
-            slot.last_used = now
-            self._admit(slot)
-            if self._waiting or slot.expert.ttl_seconds is not None:
-                self._changed.set()
+    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
+        now = self._clock()
+        if slot.gone is life:  # else its engine died meanwhile, and with it the lease
+            slot.leases -= 1
+            slot.costs.learn_service(now - granted)
+        slot.last_used = now
+        self._admit(slot)
+        if self._waiting or slot.expert.ttl_seconds is not None:
+            self._changed.set()
 
-        def suspect() -> None:
-            if slot.gone is life:
-                self._mover.examine(slot)
+    def _suspect(self, slot: Slot, life: asyncio.Event) -> None:
+        if slot.gone is life:
+            self._mover.examine(slot)
 
-        return Lease(slot.name, slot.engine, granted - waiter.arrived, life, give_back, suspect)
+    def _answered(self, slot: Slot, life: asyncio.Event) -> None:
+        if slot.gone is life:
+            slot.failures = 0
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):
@@ -203,6 +219,8 @@ class ExpertCache:
         self._changed.set()
 
     def _refuse_what_cannot_be(self, slot: Slot) -> None:
+        if self._closing:
+            raise ExpertUnavailable(_CLOSING)
         if slot.failure is not None:
             raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - self._clock()))
         if len(slot.waiters) >= self.limits.queue_limit:
@@ -222,3 +240,6 @@ class ExpertCache:
         if name not in self._slots:
             raise UnknownModel(f"there is no expert '{name}'; there are {', '.join(self._slots)}", "model")
         return self._slots[name]
+
+
+_CLOSING = "the server is stopping"

@@ -5,9 +5,19 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
 from coe_server.engines.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseActs:
+    """What its holder can do with a lease, as the cache carries it out."""
+
+    give_back: Callable[[], None]
+    suspect: Callable[[], None]
+    answered: Callable[[], None]
 
 
 class Lease:
@@ -19,26 +29,35 @@ class Lease:
         engine: Engine,
         waited_seconds: float,
         gone: asyncio.Event,
-        release: Callable[[], None],
-        suspect: Callable[[], None],
+        acts: LeaseActs,
+        mortal: bool = True,
     ) -> None:
         self.expert = expert
         self.engine = engine
         self.waited_seconds = waited_seconds
-        self.suspect_engine = suspect  # it did not answer: have it examined, and buried if it hangs
         self._gone = gone
-        self._release: Callable[[], None] | None = release
+        self._acts = acts
+        self._mortal = mortal  # false: nobody will ever tell us that this engine died
+        self._held = True
 
     def release(self) -> None:
         """Give it back; doing so twice is harmless."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
+        held, self._held = self._held, False
+        if held:
+            self._acts.give_back()
+
+    def suspect_engine(self) -> None:
+        """It did not answer: have it examined, and buried if it hangs."""
+        self._acts.suspect()
+
+    def answered(self) -> None:
+        """It gave a whole answer: its earlier failures are forgiven."""
+        self._acts.answered()
 
     async def engine_is_gone(self, within_seconds: float) -> bool:
         """Whether the engine behind this lease turns out to be dead; waits that long for the news."""
         try:
-            async with asyncio.timeout(within_seconds):
+            async with asyncio.timeout(within_seconds if self._mortal else 0):
                 await self._gone.wait()
         except TimeoutError:
             return False
@@ -53,5 +72,5 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        if self._release is not None:
+        if self._held:
             warnings.warn(f"lease of expert '{self.expert}' was never released", ResourceWarning, stacklevel=1)

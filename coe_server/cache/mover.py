@@ -21,6 +21,10 @@ FAILURES_BEFORE_COOLDOWN = 2
 _SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
 
 
+class _PlanIsStale(Exception):
+    """What the plan was made from has turned out otherwise; nobody's failure, a new plan is needed."""
+
+
 class Mover:
     """Runs plans side by side where the ledger allows it; engines start one at a time."""
 
@@ -76,6 +80,8 @@ class Mover:
                     self._changed()
         except EngineError as error:
             logger.warning("%s", error)
+        except _PlanIsStale as stale:
+            logger.info("%s; planning anew", stale)
         finally:
             for move in plan.moves:
                 if self._slots[move.expert].moving is move:  # else another plan moves it by now
@@ -86,32 +92,29 @@ class Mover:
         slot.depart(move)
         held = self._ledger.held(slot.name)
         await self._reserve(slot, move.target)
-        async with self._one_start if move.source is Tier.DISK else nullcontext():
-            began = self._clock()
-            await self._act_or_stop(slot, move)
-            seconds = self._clock() - began
+        try:
+            async with self._one_start if move.source is Tier.DISK else nullcontext():
+                began = self._clock()
+                await self._act(slot, move)
+                seconds = self._clock() - began
+        except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
+            self._count_failure(slot, str(error), final=isinstance(error, EngineStartFailed))
+            await self._put_on_disk(slot)
+            raise
+        except (asyncio.CancelledError, _PlanIsStale):
+            await asyncio.shield(self._own(self._put_on_disk(slot)))
+            raise
         slot.tier = move.target
         slot.since = self._clock()
         slot.uses_here = 0
         self._settle(slot)
         self._record(slot, move, seconds, held)
 
-    async def _act_or_stop(self, slot: Slot, move: Move) -> None:
-        try:
-            await self._act(slot, move)
-        except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
-            self._count_failure(slot, str(error), final=isinstance(error, EngineStartFailed))
-            await self._put_on_disk(slot)
-            raise
-        except asyncio.CancelledError:
-            await self._put_on_disk(slot)
-            raise
-
     async def _act(self, slot: Slot, move: Move) -> None:
         """Call the engine; whatever goes wrong in there is an EngineError out here."""
         try:
             await self._call(slot, move)
-        except EngineError:
+        except (EngineError, _PlanIsStale):
             raise
         except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
             logger.exception("expert '%s' failed in a way its driver does not know", slot.name)
@@ -134,10 +137,11 @@ class Mover:
         self._own(self._bury_when_dead(slot))
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):
-            raise EngineStartFailed(
-                f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)} "
-                f"of host memory, more than is free"
+            reason = (
+                f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)}"
             )
+            self._count_failure(slot, f"{reason} of host memory, more than was free", final=False)
+            raise _PlanIsStale(reason)
 
     async def _bury_when_dead(self, slot: Slot) -> None:
         """Wait for the end of this life of the engine; if nobody asked for it, clean up after it."""
@@ -145,7 +149,7 @@ class Mover:
         died = asyncio.create_task(slot.engine.died())
         try:
             await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
-            if died.done():  # a move that meets a dead engine fails and cleans up by itself: let it
+            while not gone.done() and slot.moving is not None:  # a move that meets a dead engine cleans up by itself
                 still = asyncio.create_task(slot.still.wait())
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
@@ -168,19 +172,30 @@ class Mover:
                 await self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
 
     async def _bury(self, slot: Slot, reason: str) -> None:
+        assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._count_failure(slot, reason, final=False)
-        await self._put_on_disk(slot)
-        slot.halt()
-        self._changed()
+        try:
+            await self._put_on_disk(slot)
+        finally:
+            slot.halt()
+            self._changed()
 
     async def _reserve(self, slot: Slot, target: Tier) -> None:
-        """Wait until the moves that make room have been seen to free it, then hold it."""
+        """Hold the room, as soon as the moves that make it have been seen to free it.
+
+        If nobody who leaves is under way any more and there still is none (somebody turned out to be larger than
+        planned), the plan is stale.
+        """
         if target is not Tier.DEVICE:
             return
         goal = bytes_in(slot.engine.footprint, target)
         while not self._ledger.room_for(slot.name, goal):
+            if not any(other.is_leaving for other in self._slots.values()):
+                reason = f"the room planned for expert '{slot.name}' did not become free"
+                self._count_failure(slot, reason, final=False)
+                raise _PlanIsStale(reason)
             self._freed.clear()
             await self._freed.wait()
         self._ledger.reserve(slot.name, goal)

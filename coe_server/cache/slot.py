@@ -88,6 +88,13 @@ class Slot:
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     last_move: MoveRecord | None = None
 
+    @classmethod
+    def of(cls, expert: Expert, waiters: WaitingLine, costs: Costs) -> Slot:
+        """Where an expert begins: on disk, or, if it is answered elsewhere, always at hand."""
+        if expert.remote:
+            return cls(expert, waiters, Tier.DEVICE, costs, tier=Tier.DEVICE)
+        return cls(expert, waiters, expert.pin, costs)
+
     @property
     def name(self) -> str:
         return self.expert.name
@@ -124,18 +131,22 @@ class Slot:
         return State(self.tier.value)
 
     @property
-    def dormant(self) -> bool:
-        """On disk, and nothing is happening to it."""
-        return self.tier is Tier.DISK and self.moving is None and not self.waiters
+    def is_leaving(self) -> bool:
+        """On its way to a lower tier: it will free memory."""
+        return self.moving is not None and self.moving.target.depth > self.moving.source.depth
+
+    @property
+    def resting_tier(self) -> Tier:
+        """Where it goes when it leaves the device and nobody is short of memory."""
+        return Tier.HOST if self.engine.footprint.can_sleep else Tier.DISK
 
     def use(self, inflation: float) -> None:
         """Count one more use and raise its credit: frequency x reload cost / bytes, above what has left so far."""
         self.leases += 1
         self.uses += 1
         self.uses_here += 1
-        footprint = self.engine.footprint
-        reload_seconds = self.costs.move(Tier.HOST if footprint.can_sleep else Tier.DISK, Tier.DEVICE)
-        self.credit = inflation + self.uses_here * reload_seconds / max(footprint.device_awake, 1)
+        reload_seconds = self.costs.move(self.resting_tier, Tier.DEVICE)
+        self.credit = inflation + self.uses_here * reload_seconds / max(self.engine.footprint.device_awake, 1)
 
     def worth(self, retention: Retention) -> float:
         match retention:
@@ -154,11 +165,11 @@ class Slot:
         """Those who wait for it, as the scheduler sees them."""
         return Queue(self.name, self.waiters.arrivals(), self.switch_seconds(), self.waiters.mean_weight())
 
-    def refuse_waiters(self, reason: str) -> None:
+    def refuse_waiters(self, reason: str, retry_after_seconds: float = 1.0) -> None:
         while self.waiters:
             waiter = self.waiters.pop()
             if not waiter.granted.done():
-                waiter.granted.set_exception(ExpertUnavailable(reason))
+                waiter.granted.set_exception(ExpertUnavailable(reason, retry_after_seconds))
 
     def holding(self, retention: Retention, tenured: bool) -> Holding:
         """Itself as the planner sees it: where it will stand once the move under way is done."""

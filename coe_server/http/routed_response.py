@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -17,12 +17,13 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.cache.queue import Priority
 from coe_server.engines.engine import EngineRequest, EngineResponse
-from coe_server.errors import EngineDied, EngineError, GenerationTimeout
-from coe_server.http.openai_errors import error_event
+from coe_server.errors import CoeError, EngineDied, EngineError, ExpertUnavailable, GenerationTimeout
+from coe_server.http.openai_errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 2  # a request that met a dead engine before its first byte is sent once more, to the restarted one
+LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
 
 
@@ -52,6 +53,7 @@ class RoutedResponse(Response):
         self._is_event_stream = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         with self._spending as self._answered:
             await self._answer_or_hang_up(receive, send)
 
@@ -60,6 +62,11 @@ class RoutedResponse(Response):
         hang_up = asyncio.create_task(_hang_up(receive))
         try:
             await asyncio.wait((answer, hang_up), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:  # the server stops and has waited long enough
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+            await self._end_unfinished(ExpertUnavailable("the server is stopping"), send)
+            return
         finally:
             hang_up.cancel()
             answer.cancel()  # does nothing to an answer that is complete
@@ -72,13 +79,15 @@ class RoutedResponse(Response):
             with await self._cache.lease(self._expert, self._priority) as lease:
                 try:
                     if await self._in_time(lease, send, last=attempt == ATTEMPTS):
+                        lease.answered()
                         return
                 except EngineError as error:
-                    if self._started:
-                        await self._end_broken_stream(error, send)
-                        return
-                    if attempt == ATTEMPTS or not await self._worth_another_try(error, lease):
+                    if not self._started and (attempt == ATTEMPTS or not await self._worth_another_try(error, lease)):
                         raise
+                    broken = error
+            if self._started:  # the lease is given back already: who does not read holds nothing
+                await self._end_unfinished(broken, send)
+                return
 
     async def _in_time(self, lease: Lease, send: Send, last: bool) -> bool:
         """`_pass_through`, ended when it takes longer than one answer may: the wait bound of all others rests on it."""
@@ -116,7 +125,7 @@ class RoutedResponse(Response):
                 self._answered()
 
     def _head(self, answer: EngineResponse, lease: Lease) -> Message:
-        passed_on = [(name, value) for name, value in answer.headers if name.lower() not in _OURS]
+        passed_on = [(name, value) for name, value in answer.headers if not _is_ours(name.lower())]
         headers = passed_on + list(self._headers_for(lease).items())
         self._is_event_stream = any(
             name.lower() == "content-type" and value.startswith("text/event-stream") for name, value in passed_on
@@ -127,11 +136,20 @@ class RoutedResponse(Response):
             "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
         }
 
-    async def _end_broken_stream(self, error: EngineError, send: Send) -> None:
-        """Tell the reader of an event stream; any other body stays incomplete, so that it cannot be taken for whole."""
+    async def _end_unfinished(self, error: CoeError, send: Send) -> None:
+        """Say why in an event stream; any other body stays incomplete, so that it cannot be taken for whole."""
+        if not self._started:
+            await error_response(error)(self._scope, _nobody, send)
+            return
         logger.warning("%s", error)
         if self._is_event_stream:
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+
+
+async def _nobody() -> Message:
+    return {"type": "http.disconnect"}
 
 
 async def _hang_up(receive: Receive) -> None:
@@ -140,4 +158,6 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-_OURS = frozenset({"date", "server"})  # uvicorn writes these
+def _is_ours(header: str) -> bool:
+    """uvicorn's headers and our own are not an engine's to write; its cookies are nobody's business."""
+    return header in {"date", "server", "set-cookie"} or header.startswith("x-coe-")

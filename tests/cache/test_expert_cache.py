@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease
+from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -280,7 +280,7 @@ def test_an_unknown_expert_is_named_together_with_those_there_are():
     run(story())
 
 
-def test_an_engine_larger_than_its_estimate_is_not_kept_when_there_is_no_room():
+def test_an_engine_larger_than_its_estimate_is_not_kept_where_it_can_never_fit():
     async def story():
         async with running() as (cache, engines):
 
@@ -288,10 +288,112 @@ def test_an_engine_larger_than_its_estimate_is_not_kept_when_there_is_no_room():
                 engines["a"].footprint = Footprint(device_awake=10, host_process=200)
 
             engines["a"].start = start_larger
-            with pytest.raises(ExpertUnavailable, match="turned out to need"):
+            with pytest.raises(ExpertUnavailable, match="MiB of host memory; the limit is"):
                 await cache.lease("a")
             assert cache.ledger.used == Bytes()
             assert engines["a"].calls == ["stop"]
+
+    run(story())
+
+
+def test_an_engine_larger_than_its_estimate_makes_others_leave():
+    async def story():
+        async with running(device=20) as (cache, engines):
+            (await cache.lease("a")).release()
+            start = engines["b"].start
+
+            async def start_larger():
+                engines["b"].footprint = Footprint(20, 0, 10, 5)
+                engines["b"].memory.capacity = Bytes(30, 100)  # for the moment until it is measured
+                await start()
+
+            engines["b"].start = start_larger
+            (await cache.lease("b")).release()
+            assert engines["a"].calls == ["start", "sleep"]
+            assert engines["b"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
+def test_a_plan_whose_room_never_comes_is_made_anew():
+    async def story():
+        async with running("abc", device=20, a=Footprint(10, 0, 10, 5)) as (cache, engines):
+            for name in "ab":
+                (await cache.lease(name)).release()
+            sleep = engines["a"].sleep
+
+            async def sleep_badly():
+                engines["a"].footprint = Footprint(10, 3, 10, 5)  # asleep it keeps more than was known
+                await sleep()
+
+            engines["a"].sleep = sleep_badly
+            (await cache.lease("c")).release()
+            assert engines["c"].calls == ["start"]
+            assert engines["b"].calls == ["start", "sleep"]
+
+    run(story())
+
+
+def test_an_expert_elsewhere_never_waits_for_those_here():
+    async def story():
+        memory = Memory(Bytes(10, 100))
+        engines = {"a": FakeEngine("a", None, memory), "b": FakeEngine("b", Footprint(device_awake=0), memory)}
+        experts = [Expert("a", engines["a"]), Expert("b", engines["b"], remote=True)]
+        cache = ExpertCache(experts, memory.capacity, PLENTY)
+        conductor = asyncio.create_task(cache.run())
+        engines["a"].gate.clear()
+        slow = asyncio.create_task(cache.lease("a"))
+        await settle()
+        with await cache.lease("b") as lease:
+            assert lease.waited_seconds < 0.01
+            assert not await lease.engine_is_gone(within_seconds=60)
+        assert engines["b"].calls == []
+        engines["a"].gate.set()
+        (await slow).release()
+        conductor.cancel()
+        await asyncio.gather(conductor, return_exceptions=True)
+
+    run(story())
+
+
+def test_a_pinned_expert_whose_engine_dies_is_brought_back():
+    async def story():
+        async with running(device=20, pin=Tier.DEVICE, preload=Tier.DEVICE) as (cache, engines):
+            await asyncio.wait_for(cache.ready.wait(), 5)
+            engines["a"].die()
+            await settle()
+            assert status(cache, "a").residency == "device"
+            assert engines["a"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
+def test_an_engine_that_dies_while_it_is_moved_again_and_again_is_cleaned_up_once():
+    async def story():
+        for turns_of_the_loop in range(8):
+            async with running() as (cache, engines):
+                (await cache.lease("a")).release()
+                other = asyncio.create_task(cache.lease("b"))
+                for _ in range(turns_of_the_loop):
+                    await asyncio.sleep(0)
+                engines["a"].die()
+                (await other).release()
+                await settle()
+                assert engines["a"].calls.count("stop") <= 1
+
+    run(story())
+
+
+def test_whoever_waits_when_the_server_stops_is_told_so():
+    async def story():
+        async with running() as (cache, engines):
+            engines["a"].gate.clear()
+            waiting = asyncio.create_task(cache.lease("a"))
+            await settle()
+            cache.stop_admitting()
+            for refused in (waiting, cache.lease("b")):
+                with pytest.raises(ExpertUnavailable, match="the server is stopping"):
+                    await refused
 
     run(story())
 
@@ -503,7 +605,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
 
 
 def test_a_lease_that_is_lost_says_so():
-    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), lambda: None, lambda: None)
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 3))
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
         del lease
 
