@@ -28,6 +28,8 @@ from router_training.evaluation import evaluate as evaluate_artifact
 from router_training.metrics import Bootstrap
 from router_training.pipeline import FitResult
 from router_training.pipeline import fit as run_fit
+from router_training.remap import remap
+from router_training.wishes import print_table, read_limits, read_wishes
 
 Item = TypeVar("Item")
 
@@ -132,6 +134,46 @@ def collect(
         show_tally(tally, out, files.raw, console)
         if tally.may_grow:
             raise typer.Exit(EXIT_INCOMPLETE)
+
+
+@app.command("map")
+def map_(
+    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    out: Annotated[Path, typer.Option(help="The new artifact's folder.")],
+    budget: Annotated[list[float], typer.Option(help="A new objective budget-Bb: mean active parameters, B.")] = [],  # noqa: B006 - typer makes it
+    objective: Annotated[list[str], typer.Option(metavar="NAME=B", help="A new objective of this name.")] = [],  # noqa: B006
+    hosted_budget: Annotated[float | None, typer.Option(help="Total parameters of all experts in use, B.")] = None,
+    max_experts: Annotated[int | None, typer.Option(min=1, help="Experts in use, at most.")] = None,
+    pin: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="Who answers a category.")] = [],  # noqa: B006
+    ban: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="Who never answers it.")] = [],  # noqa: B006
+    prompts: Annotated[list[Path], typer.Option(help="Prompts that outcomes are given for.")] = [],  # noqa: B006
+    outcomes: Annotated[list[Path], typer.Option(help="Outcomes of a new expert, or of all to measure.")] = [],  # noqa: B006
+    expert: Annotated[
+        list[str], typer.Option(metavar="NAME=ACTIVE,TOTAL[,PRICE]", help="A new expert; parameters in B.")
+    ] = [],  # noqa: B006
+    config: Annotated[
+        Path | None, typer.Option(help="The training config, where its features are embeddings by a model or endpoint.")
+    ] = None,
+) -> None:
+    """Solve an artifact's mapping again for new budgets, limits or experts, without training step one anew.
+
+    Multipliers are fitted on the out-of-fold predictions kept in the artifact. A new expert needs its outcomes and
+    nothing else. With outcomes of every expert all objectives are measured again and ship or not by that; without
+    them a new or changed objective is served and marked as not measured, and one that was refused stays refused.
+    The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
+    """
+    with _in_one_sentence():
+        wishes = read_wishes(
+            budgets=budget,
+            objectives=objective,
+            limits=read_limits(hosted_budget, max_experts, pin, ban),
+            experts=expert,
+            prompts=prompts,
+            outcomes=outcomes,
+        )
+        prepare = _preparation(artifacts.load(artifact), config) if wishes.prompts else nothing_to_embed
+        print_table(remap(artifact, out, wishes, _with_progress_bar, prepare))
+        console.print(f"artifact: {out}", markup=False)
 
 
 def _preparation(artifact: Artifact, config: Path | None) -> Prepare:

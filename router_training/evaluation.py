@@ -120,6 +120,15 @@ def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> De
     )
 
 
+def predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> Vector:
+    """[n, categories]: what the artifact's step one says of each prompt."""
+    router = Router(_all_shipped(artifact))
+    away = dict.fromkeys(router.expert_names, AT_REST)
+    options = RouteOptions(objective=main_objective(artifact))
+    conversations = track(dataset.conversations, "reading the new expert's prompts")
+    return np.array([list(router.route(one, options, away).probabilities.values()) for one in conversations])
+
+
 def _flip_rate(router: Router, dataset: Dataset, objective: str, seed: int, track: Track, prepare: Prepare) -> float:
     """Share of prompts, slightly changed in each of our ways, that go to another expert than before."""
     generator = np.random.default_rng(seed)

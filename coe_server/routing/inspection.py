@@ -112,6 +112,14 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     return tensors
 
 
+def read_evaluation(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
+    """The content of `evaluation.json`; None where there is none."""
+    if EVALUATION not in manifest.checksums:
+        return None
+    data = _checked_bytes(folder, EVALUATION, manifest)
+    return _parsed(folder / EVALUATION, TypeAdapter(dict[str, Any]), data)
+
+
 def require_undamaged(folder: Path, manifest: Manifest) -> None:
     """Every file that the manifest has a checksum of, also those that serving does not read."""
     for name in manifest.checksums:

@@ -99,7 +99,7 @@ class ObjectiveEntry(_Strict):
     """A budget (None: no limit), its multiplier, its mapping as solved, and whether it may be served.
 
     The budget is on active parameters or on the price; the multiplier and the expected cost are in its unit, and
-    without a budget in the manifest's cost unit.
+    without a budget in the manifest's cost unit. `measured` is false where it was solved anew and not evaluated since.
     `fallback` answers outside the gate in hard mode; `mapping` has a line for every category and `general`.
     `refusal` is the sentence that says why it is not shipped.
     """
@@ -115,6 +115,7 @@ class ObjectiveEntry(_Strict):
     gap: Annotated[float, Field(ge=0.0)]
     shipped: bool = True
     refusal: str | None = None
+    measured: bool = True
 
     @property
     def budget(self) -> float | None:

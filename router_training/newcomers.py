@@ -1,0 +1,53 @@
+"""A new expert in an artifact: its scores per category, from its outcomes and the artifact's own step one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from coe_server.errors import ConfigError, DatasetError
+from coe_server.routing.artifact import Artifact
+from coe_server.routing.manifest import ExpertEntry
+from router_training.bounds import lower_bounds
+from router_training.config import MappingSettings
+from router_training.dataset import Dataset
+from router_training.evaluation import predicted_probabilities
+from router_training.objectives import score_entries
+from router_training.progress import Track
+from router_training.scores import score_table
+
+
+def with_newcomers(
+    artifact: Artifact, newcomers: Sequence[ExpertEntry], dataset: Dataset | None, track: Track
+) -> Artifact:
+    """The artifact with these experts in its score table; objectives, front and step one stay as they are.
+
+    Raises ConfigError for a name that it has already, DatasetError for an expert without outcomes.
+    """
+    if not newcomers:
+        return artifact
+    assert dataset is not None, "a new expert comes with its outcomes"
+    names = [expert.name for expert in newcomers]
+    for name in names:
+        if name in artifact.expert_names or names.count(name) > 1:
+            raise ConfigError(f"expert {name} is in the artifact already")
+    columns = [dataset.experts.index(name) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if np.isnan(dataset.scores[:, column]).all():
+            raise DatasetError(f"expert {name} has no outcome for any of the {len(dataset)} prompts")
+    known = ~np.isnan(dataset.scores[:, columns]).all(axis=1)
+    heard = dataset.rows(np.flatnonzero(known))
+    probabilities = predicted_probabilities(artifact, heard, track)
+    table = score_table(probabilities, heard.scores[:, columns], heard.weights, MappingSettings().shrinkage_prompts)
+    table = lower_bounds(table, artifact.manifest.z) if artifact.manifest.z else table
+    manifest = artifact.manifest
+    asked = replace(heard, experts=tuple(names), categories=tuple(manifest.categories))
+    by_category, overall = score_entries(asked, table)
+    update = {
+        "experts": [*manifest.experts, *newcomers],
+        "score": {category: {**row, **by_category[category]} for category, row in manifest.score.items()},
+        "overall": {**manifest.overall, **overall},
+    }
+    return replace(artifact, manifest=manifest.model_copy(update=update))

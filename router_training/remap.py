@@ -1,0 +1,192 @@
+"""remap(): the story of solving an artifact's step two again, for new budgets, limits or experts.
+
+Step one stays as it is: its out-of-fold predictions in the artifact stand for the traffic. What the objectives are
+worth afterwards can only be measured with prompts and outcomes of every expert; without them it is marked as open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.errors import ArtifactError, ConfigError
+from coe_server.routing import artifact as artifacts
+from coe_server.routing import inspection
+from coe_server.routing.artifact import Artifact, HeldOut
+from coe_server.routing.calibration import normalised_entropy
+from coe_server.routing.decision import GENERAL
+from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
+from router_training.dataset import Dataset, read_dataset
+from router_training.embeddings import Prepare, nothing_to_embed
+from router_training.evaluation import evaluate
+from router_training.metrics import Bootstrap
+from router_training.newcomers import with_newcomers
+from router_training.progress import Track
+from router_training.shipping import refusal
+from router_training.step_two import Budget, Grounds, Limits, front_points, solve_objective
+
+Vector = npt.NDArray[np.float64]
+
+ROUNDING = 1e-3  # of a multiplier fitted on predictions kept in half the precision
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is asked for besides what the artifact has: objective -> budget, limits, experts; and what to learn from."""
+
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    newcomers: Sequence[ExpertEntry] = ()
+    prompts: Sequence[Path] = ()
+    outcomes: Sequence[Path] = ()
+    resamples: int = 1000
+
+
+def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepare = nothing_to_embed) -> Artifact:
+    """The artifact in `folder` with every objective solved again, as written to `out` and read back.
+
+    `prepare` embeds prompts where the artifact's features are embeddings.
+    Raises ConfigError, ArtifactError or DatasetError with one sentence; nothing half-written is left.
+    """
+    if folder.resolve() == out.resolve():
+        raise ArtifactError(f"{out} is the artifact itself; give the new one another place")
+    artifacts.require_free(out)
+    before = artifacts.load(folder)
+    held_out = artifacts.read_held_out(folder)
+    dataset = _recorded(before, wishes, prepare)
+    learned = with_newcomers(before, wishes.newcomers, dataset, track)
+    _require_known_names(learned, wishes.limits)
+    after = _solved(learned, held_out, wishes, track)
+    artifacts.save(after, held_out, _evaluation_before(folder, before, after), out)
+    if dataset is None or not dataset.has_all_outcomes.any():
+        return artifacts.load(out)
+    bootstrap = Bootstrap(wishes.resamples, before.manifest.seed)
+    measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
+    measured["re_solved"] = {"from": before.version, "measured": True}
+    artifacts.save(_judged(after, measured), held_out, measured, out)
+    return artifacts.load(out)
+
+
+def budget_name(amount: float) -> str:
+    """What an objective is called that is known by its budget alone."""
+    return f"budget-{amount:g}b"
+
+
+def _recorded(before: Artifact, wishes: Wishes, prepare: Prepare) -> Dataset | None:
+    if wishes.newcomers and not (wishes.prompts and wishes.outcomes):
+        names = ", ".join(expert.name for expert in wishes.newcomers)
+        raise ConfigError(f"a new expert needs recorded outcomes: give --prompts and --outcomes of {names}")
+    if not wishes.prompts or not wishes.outcomes:
+        return None
+    experts = (*before.expert_names, *(expert.name for expert in wishes.newcomers))
+    return prepare(read_dataset(wishes.prompts, wishes.outcomes, experts))
+
+
+def _solved(before: Artifact, held_out: HeldOut, wishes: Wishes, track: Track) -> Artifact:
+    """Every objective, old and asked for, on the artifact's own picture of the traffic."""
+    manifest = before.manifest
+    grounds = _grounds(manifest, held_out, wishes.limits)
+    budgets = {name: Budget(e.budget, e.budget_unit or manifest.cost_unit) for name, e in manifest.objectives.items()}
+    budgets |= {name: Budget(amount, manifest.cost_unit) for name, amount in wishes.budgets.items()}
+    same_rules = (grounds.limits.pins, grounds.limits.bans) == (manifest.pins, manifest.bans)
+    objectives = {}
+    for name, budget in track(list(budgets.items()), "solving"):
+        costs = _costs(manifest, budget)
+        if budget.amount is not None and budget.amount < costs.min():
+            raise ConfigError(f"objective {name}: {budget.amount:g} is below the cheapest expert's {costs.min():g}")
+        fresh = solve_objective(name, budget, costs, grounds)
+        objectives[name] = _with_verdict(fresh, manifest.objectives.get(name), same_rules)
+    pins, bans = dict(grounds.limits.pins), {name: list(banned) for name, banned in grounds.limits.bans.items()}
+    update = {
+        "objectives": objectives,
+        "front": front_points(grounds, _costs(manifest, Budget(None, manifest.cost_unit))),
+        "pins": pins,
+        "bans": bans,
+    }
+    mapping = {name: entry.mapping | _changed_by_hand(before, name) for name, entry in objectives.items()}
+    return replace(before, manifest=manifest.model_copy(update=update), mapping=mapping)
+
+
+def _grounds(manifest: Manifest, held_out: HeldOut, limits: Limits) -> Grounds:
+    names = [expert.name for expert in manifest.experts]
+    table = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
+    scores = np.array([[row[name].score for name in names] for row in table])
+    probabilities = held_out.probabilities.astype(np.float64)
+    inside = held_out.inside.astype(bool)
+    sure = probabilities.max(axis=1) >= manifest.thresholds.min_confidence
+    sure &= normalised_entropy(probabilities) <= manifest.thresholds.max_entropy
+    trusted = (inside & sure)[:, np.newaxis]
+    return Grounds(
+        categories=tuple(manifest.categories),
+        experts=tuple(names),
+        scores=scores,
+        rows=np.where(inside, probabilities.argmax(axis=1), len(manifest.categories)),
+        expected=np.where(trusted, probabilities @ scores[:-1], scores[-1]),
+        weights=held_out.weights.astype(np.float64),
+        total_params_b=np.array([expert.total_params_b for expert in manifest.experts]),
+        limits=Limits(
+            limits.hosted_params_b,
+            limits.max_experts,
+            {**manifest.pins, **limits.pins},
+            {c: [*manifest.bans.get(c, ()), *limits.bans.get(c, ())] for c in {**manifest.bans, **limits.bans}},
+        ),
+        soft=manifest.mode == "soft",
+    )
+
+
+def _costs(manifest: Manifest, budget: Budget) -> Vector:
+    for expert in manifest.experts:
+        if getattr(expert, budget.unit) is None:
+            raise ConfigError(f"expert {expert.name} has no {budget.unit}, which an objective counts")
+    return np.array([getattr(expert, budget.unit) for expert in manifest.experts])
+
+
+def _with_verdict(fresh: ObjectiveEntry, before: ObjectiveEntry | None, same_rules: bool) -> ObjectiveEntry:
+    """What came out as it was stays as it was; a refusal stays; what is new is served and marked as not measured."""
+    if before is None:
+        return fresh.model_copy(update={"measured": False})
+    same = same_rules and fresh.experts == before.experts and fresh.mapping == before.mapping
+    if same and math.isclose(fresh.multiplier, before.multiplier, rel_tol=ROUNDING):
+        return before
+    return fresh.model_copy(update={"shipped": before.shipped, "refusal": before.refusal, "measured": False})
+
+
+def _changed_by_hand(before: Artifact, objective: str) -> dict[str, str]:
+    entry = before.manifest.objectives.get(objective)
+    if entry is None:
+        return {}
+    return {c: expert for c, expert in before.mapping[objective].items() if entry.mapping[c] != expert}
+
+
+def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
+    """Every objective with the verdict of these prompts. They tell nothing of groups left out of training."""
+    rows = {row["objective"]: row for row in measured["by_budget"]}
+    objectives = {}
+    for name, entry in after.manifest.objectives.items():
+        low = rows.get(name, measured["router"])["gain_ci95"][0]
+        why = entry.refusal if entry.measured else refusal(low, None, entry.budget is not None, 0.0)
+        objectives[name] = entry.model_copy(update={"shipped": why is None, "refusal": why, "measured": True})
+    return replace(after, manifest=after.manifest.model_copy(update={"objectives": objectives}))
+
+
+def _evaluation_before(folder: Path, before: Artifact, after: Artifact) -> dict[str, Any]:
+    """What was measured before, with a mark that it was."""
+    open_ones = [name for name, entry in after.manifest.objectives.items() if not entry.measured]
+    mark = {"re_solved": {"from": before.version, "measured": False, "objectives_not_measured": open_ones}}
+    return {**(inspection.read_evaluation(folder, before.manifest) or {}), **mark}
+
+
+def _require_known_names(artifact: Artifact, limits: Limits) -> None:
+    """Raises ConfigError where a pin or a ban names what the artifact does not have."""
+    pairs = [*limits.pins.items(), *((c, one) for c, banned in limits.bans.items() for one in banned)]
+    categories = (*artifact.manifest.categories, GENERAL)
+    for category, expert in pairs:
+        for name, known in ((category, categories), (expert, artifact.expert_names)):
+            if name not in known:
+                raise ConfigError(f"pin or ban {category}={expert}: {name!r} is none of {', '.join(known)}")

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from coe_server.errors import ConfigError
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.router import Router
+from router_training.cli import app
+from router_training.config import read_config
+from router_training.pipeline import fit
+from router_training.progress import in_silence
+from router_training.remap import Wishes, remap
+from router_training.step_two import Limits
+from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    fit(read_config(write_run(folder)), folder / "router", force=True, track=in_silence)
+    return folder / "router"
+
+
+def test_solved_again_without_a_wish_an_artifact_stays_what_it_is(trained: Path, tmp_path: Path) -> None:
+    before = artifacts.load(trained)
+    after = remap(trained, tmp_path / "again", Wishes(), in_silence)
+    assert after.manifest.objectives == before.manifest.objectives
+    assert after.mapping == before.mapping
+    mark = json.loads((tmp_path / "again" / "evaluation.json").read_text())["re_solved"]
+    assert mark == {"from": before.version, "measured": False, "objectives_not_measured": []}
+
+
+def test_a_new_budget_is_an_objective_that_the_server_takes(trained: Path, tmp_path: Path) -> None:
+    result = runner.invoke(
+        app, ["map", str(trained), "--out", str(tmp_path / "new"), "--budget", "0.002", "--objective", "thrifty=0.001"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "budget-0.002b" in result.output
+    router = Router.load(tmp_path / "new")
+    assert router.objectives == ("quality", "cheap", "budget-0.002b", "thrifty")
+    entry = router.artifact.manifest.objectives["thrifty"]
+    assert (entry.active_params_b, entry.shipped, entry.measured) == (0.001, True, False)
+    assert entry.expected_active_params_b <= 0.001
+    nearby = dict.fromkeys(SIZES, Availability("disk", 1.0))
+    decision = router.route(Conversation.of_prompt("bonjour merci"), RouteOptions(objective="thrifty"), nearby)
+    assert decision.expert == "fr"
+
+
+def test_step_one_is_not_touched(trained: Path, tmp_path: Path) -> None:
+    remap(trained, tmp_path / "new", Wishes({"small": 0.001}), in_silence)
+    for name in ("weights.safetensors", "held_out.safetensors"):
+        assert (tmp_path / "new" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_pins_bans_and_the_number_of_experts_are_obeyed(trained: Path, tmp_path: Path) -> None:
+    limits = Limits(max_experts=2, pins={"python": "un"}, bans={"french": ["fr"]})
+    after = remap(trained, tmp_path / "new", Wishes(limits=limits), in_silence)
+    for entry in after.manifest.objectives.values():
+        assert len(entry.experts) <= 2
+        assert entry.mapping["python"] == "un"
+        assert entry.mapping["french"] != "fr"
+    assert after.manifest.pins == {"python": "un"}
+
+
+def test_a_new_expert_needs_only_its_outcomes(trained: Path, tmp_path: Path) -> None:
+    rows = prompts(200, seed=5)
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    scored = [
+        {"prompt_id": row["prompt_id"], "expert": "paris", "score": float(row["category"] == "french")} for row in rows
+    ]
+    write_jsonl(tmp_path / "o.jsonl", scored)
+    arguments = ["map", str(trained), "--out", str(tmp_path / "new"), "--expert", "paris=0.0005,0.0005"]
+    files = ["--prompts", str(tmp_path / "p.jsonl"), "--outcomes", str(tmp_path / "o.jsonl")]
+    result = runner.invoke(app, [*arguments, *files])
+    assert result.exit_code == 0, result.output
+    manifest = artifacts.load(tmp_path / "new").manifest
+    assert manifest.score["french"]["paris"].score > 0.8
+    assert manifest.score["python"]["paris"].score < 0.2
+    assert manifest.objectives["quality"].mapping["french"] == "paris"
+    assert not manifest.objectives["quality"].measured
+    without = runner.invoke(app, arguments)
+    assert without.exit_code == 2
+    assert "a new expert needs recorded outcomes" in without.output
+
+
+def test_with_outcomes_of_every_expert_all_is_measured_again(trained: Path, tmp_path: Path) -> None:
+    rows = prompts(40, seed=6)
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    write_jsonl(tmp_path / "o.jsonl", outcomes(rows, seed=6))
+    wishes = Wishes({"thrifty": 0.001}, prompts=[tmp_path / "p.jsonl"], outcomes=[tmp_path / "o.jsonl"], resamples=200)
+    after = remap(trained, tmp_path / "new", wishes, in_silence)
+    assert all(entry.measured for entry in after.manifest.objectives.values())
+    evaluation = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+    assert evaluation["re_solved"]["measured"] is True
+    assert {row["objective"] for row in evaluation["by_budget"]} == {"cheap", "thrifty"}
+
+
+def test_a_refused_objective_stays_refused(trained: Path, tmp_path: Path) -> None:
+    loaded = artifacts.load(trained)
+    entry = loaded.manifest.objectives["cheap"].model_copy(update={"shipped": False, "refusal": "it lost"})
+    objectives = {**loaded.manifest.objectives, "cheap": entry}
+    refused = artifacts.Artifact(
+        loaded.manifest.model_copy(update={"objectives": objectives}),
+        loaded.features,
+        loaded.classifier,
+        loaded.gate,
+        loaded.mapping,
+    )
+    artifacts.save(refused, artifacts.read_held_out(trained), None, tmp_path / "refused")
+    after = remap(tmp_path / "refused", tmp_path / "new", Wishes(limits=Limits(max_experts=2)), in_silence)
+    assert (after.manifest.objectives["cheap"].shipped, after.manifest.objectives["cheap"].refusal) == (
+        False,
+        "it lost",
+    )
+
+
+def test_what_a_person_changed_in_the_mapping_stays_changed(trained: Path, tmp_path: Path) -> None:
+    loaded = artifacts.load(trained)
+    artifacts.save(loaded, artifacts.read_held_out(trained), None, tmp_path / "changed")
+    mapping = json.loads((tmp_path / "changed" / "mapping.json").read_text())
+    mapping["quality"]["french"] = "gen"
+    (tmp_path / "changed" / "mapping.json").write_text(json.dumps(mapping))
+    after = remap(tmp_path / "changed", tmp_path / "new", Wishes(), in_silence)
+    assert after.pins("quality") == {"french": "gen"}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "sentence"),
+    [
+        (Wishes({"tiny": 0.0001}), "below the cheapest expert"),
+        (Wishes(limits=Limits(pins={"nowhere": "fr"})), "'nowhere' is none of"),
+        (Wishes(limits=Limits(bans={"french": ["nobody"]})), "'nobody' is none of"),
+        (Wishes(limits=Limits(hosted_params_b=0.0001)), "no mapping fits"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence(trained: Path, tmp_path: Path, wishes: Wishes, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        remap(trained, tmp_path / "new", wishes, in_silence)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("word", ["--expert=x=1", "--pin=french", "--objective=a=b", "--budget=-3"])
+def test_words_that_cannot_be_read_are_named(trained: Path, tmp_path: Path, word: str) -> None:
+    result = runner.invoke(app, ["map", str(trained), "--out", str(tmp_path / "new"), word])
+    assert result.exit_code == 2
+    assert word.partition("=")[0] in result.output
