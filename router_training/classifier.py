@@ -63,6 +63,11 @@ def fit_step_one(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> St
     return StepOne(features, _fit_classifier(vectors, dataset, config), _fit_gate(vectors, features, config))
 
 
+def training_vectors(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> Matrix:
+    """The prompts as a step one that was fitted on all of them sees them."""
+    return vectorised(counts, dataset, _choose(counts, dataset, config))
+
+
 def vectorised(counts: Matrix, dataset: Dataset, features: Vectoriser) -> Matrix:
     """The prompts as `features.vector` makes them, [prompts, columns]."""
     if isinstance(features, EmbeddedFeatures):

@@ -13,7 +13,7 @@ Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 QUANTILES = np.linspace(0.0, 0.9, 46)
-PREMIUM = 0.02  # of the gain on familiar prompts, paid against foreign ones unlike any group seen
+PREMIUM = 0.05  # of the gain on familiar prompts, paid against foreign ones unlike any group seen
 ABOUT_AS_GOOD = 0.05  # of the same gain: the curve is flat and noisy, and its lowest good threshold costs least
 
 

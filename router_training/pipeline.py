@@ -16,9 +16,11 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import Calibration, Temperature
+from coe_server.routing.corrections import Corrections
 from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
-from router_training.classifier import StepOne, calibrated, fit_step_one
+from router_training.classifier import StepOne, calibrated, fit_step_one, vectorised
 from router_training.config import TrainingConfig
+from router_training.corrections import fitted_corrections, residuals
 from router_training.dataset import Dataset, content_hash, read_dataset, split
 from router_training.embeddings import feature_entry, served, with_embeddings
 from router_training.evaluation import evaluate, main_objective
@@ -29,7 +31,7 @@ from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
 from router_training.selection import with_named_classifier
 from router_training.shipping import Foreign, foreign_gain, leave_group_out, refusal
-from router_training.vectors import count_ngrams
+from router_training.vectors import Matrix, count_ngrams
 
 HELD_OUT_PROMPTS = 20_000  # kept in the artifact for re-solving its mapping
 
@@ -92,8 +94,19 @@ def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     step_one = calibrated(step_one, rehearsal.calibration, rehearsal.threshold)
     manifest = _manifest(training, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
-    draft = Artifact(manifest, served(step_one.features, config.features), step_one.classifier, step_one.gate, mapping)
+    features = served(step_one.features, config.features)
+    corrections = _corrections(counts, training, rehearsal, step_one)
+    draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
     return Learned(draft, _kept(training, rehearsal, config.seed), _foreign(training, rehearsal, config))
+
+
+def _corrections(counts: Matrix, training: Dataset, rehearsal: Rehearsal, step_one: StepOne) -> Corrections | None:
+    """Of all training prompts, as far as unseen ones have shown that corrections help."""
+    if rehearsal.correction_share == 0.0:
+        return None
+    left = residuals(training.scores, rehearsal.probabilities @ rehearsal.table.scores)
+    fitted = fitted_corrections(vectorised(counts, training, step_one.features), left, training.weights)
+    return Corrections((rehearsal.correction_share * fitted.coefficients).astype(np.float32))
 
 
 def _as_saved(learned: Learned, beside: Path) -> Artifact:
@@ -143,6 +156,7 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
             max_entropy=rehearsal.max_entropy,
         ),
         mode=config.mapping.mode,
+        corrections=rehearsal.correction_share > 0.0,
         z=config.mapping.z if config.mapping.scores == "lower_bound" else 0.0,
         experts=[
             ExpertEntry(
@@ -178,6 +192,7 @@ def _kept(training: Dataset, rehearsal: Rehearsal, seed: int) -> HeldOut:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(training))[:HELD_OUT_PROMPTS])
     return HeldOut(
         probabilities=rehearsal.probabilities[chosen].astype(np.float32),
+        corrections=rehearsal.corrections[chosen].astype(np.float32),
         inside=rehearsal.inside[chosen].astype(np.uint8),
         weights=training.weights[chosen].astype(np.float32),
     )

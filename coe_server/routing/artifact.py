@@ -22,6 +22,7 @@ from coe_server.errors import ArtifactError
 from coe_server.routing import inspection
 from coe_server.routing.classifier import Classifier
 from coe_server.routing.classifier_tensors import classifier_from_tensors, classifier_tensors
+from coe_server.routing.corrections import Corrections
 from coe_server.routing.feature_tensors import (
     feature_tensors,
     features_from_tensors,
@@ -48,9 +49,11 @@ NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Out-of-fold `probabilities` [prompts, categories], `inside` the gate [prompts], `weights` [prompts]."""
+    """Out-of-fold `probabilities` [prompts, categories], `corrections` [prompts, experts], `inside` the gate [prompts],
+    `weights` [prompts]."""
 
     probabilities: npt.NDArray[np.float32]
+    corrections: npt.NDArray[np.float32]
     inside: npt.NDArray[np.uint8]
     weights: npt.NDArray[np.float32]
 
@@ -64,6 +67,7 @@ class Artifact:
     classifier: Classifier
     gate: Similarity
     mapping: Mapping
+    corrections: Corrections | None = None
 
     @property
     def expert_names(self) -> tuple[str, ...]:
@@ -106,7 +110,8 @@ def load(folder: Path) -> Artifact:
     features = features_from_tensors(tensors, manifest, inspection.read_table(folder, manifest))
     classifier = classifier_from_tensors(tensors, manifest)
     gate = gate_from_tensors(tensors, manifest, features)
-    return Artifact(manifest, features, classifier, gate, mapping)
+    corrections = Corrections(tensors["corrections"]) if manifest.corrections else None
+    return Artifact(manifest, features, classifier, gate, mapping, corrections)
 
 
 def read_held_out(folder: Path) -> HeldOut:
@@ -141,7 +146,7 @@ def require_free(folder: Path) -> None:
 def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
     # written by us and not by safetensors, which makes files that only their owner can read
     (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
-    parts = (held_out.probabilities, held_out.inside, held_out.weights)
+    parts = (held_out.probabilities, held_out.corrections, held_out.inside, held_out.weights)
     held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True))
     (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
     if (table := table_of(artifact.features)) is not None:
@@ -157,10 +162,12 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
 
 
 def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
+    corrections = artifact.corrections
     return {
         **feature_tensors(artifact.features),
         **classifier_tensors(artifact.classifier),
         **gate_tensors(artifact.gate),
+        **({"corrections": np.ascontiguousarray(corrections.coefficients)} if corrections is not None else {}),
     }
 
 

@@ -32,7 +32,7 @@ MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.jso
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
-HELD_OUT_TENSORS = ("probabilities", "inside", "weights")
+HELD_OUT_TENSORS = ("probabilities", "corrections", "inside", "weights")
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
@@ -72,11 +72,14 @@ def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
 def read_weights(folder: Path, manifest: Manifest) -> Tensors:
     """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
     tensors = _checked_tensors(folder, WEIGHTS, manifest)
+    columns = column_count(tensors, manifest)
     shapes: Shapes = {
         **feature_shapes(tensors, manifest),
-        **classifier_shapes(tensors, manifest, column_count(tensors, manifest)),
+        **classifier_shapes(tensors, manifest, columns),
         **gate_shapes(tensors, manifest),
     }
+    if manifest.corrections:
+        shapes["corrections"] = (np.float32, (columns, len(manifest.experts)))
     _require_shapes(folder / WEIGHTS, tensors, shapes)
     faults = (feature_fault(tensors, manifest), classifier_fault(tensors, manifest), gate_fault(tensors, manifest))
     for fault in faults:
@@ -105,6 +108,7 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     prompts = _length(tensors.get("weights"))
     shapes: Shapes = {
         "probabilities": (np.float32, (prompts, len(manifest.categories))),
+        "corrections": (np.float32, (prompts, len(manifest.experts))),
         "inside": (np.uint8, (prompts,)),
         "weights": (np.float32, (prompts,)),
     }

@@ -138,6 +138,7 @@ class Manifest(_Strict):
     neighbours: Annotated[int, Field(ge=1)]
     thresholds: Thresholds
     mode: Literal["soft", "hard"]
+    corrections: bool = False  # are there corrections of the expected scores among the weights?
     z: Annotated[float, Field(ge=0.0)] = 0.0  # standard errors already taken off every score below
     experts: Annotated[list[ExpertEntry], Field(min_length=1)]
     score: dict[Name, dict[Name, ScoreEntry]]

@@ -33,7 +33,7 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
-from coe_server.routing.features import Turn
+from coe_server.routing.features import SparseVector, Turn
 from coe_server.routing.meters import Meters
 
 DEFAULT_OBJECTIVE = "quality"
@@ -44,10 +44,12 @@ UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 class Reading:
     """Step one's answer: what the classifier and the gate make of the text.
 
-    `trust` is `mapped`, or the reason why the experts' overall means decide instead of the categories.
+    `expected` are the experts' scores. `trust` is `mapped`, or the reason why the experts' overall means decide
+    instead of the categories.
     """
 
     probabilities: npt.NDArray[np.float64]
+    expected: npt.NDArray[np.float64]
     likeliest: str
     confidence: float
     gate: GateReading
@@ -179,19 +181,25 @@ class Router:
         unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
         trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
         gate = GateReading(similarity, self.artifact.gate.threshold, inside)
-        return Reading(probabilities, manifest.categories[top], confidence, gate, trust)
+        expected = self._mixed(probabilities, vector) if trust == "mapped" else self._overall
+        return Reading(probabilities, expected, manifest.categories[top], confidence, gate, trust)
+
+    def _mixed(self, probabilities: npt.NDArray[np.float64], vector: SparseVector) -> npt.NDArray[np.float64]:
+        """Expected scores: over all categories, and corrected by the prompt's own words."""
+        corrections = self.artifact.corrections
+        expected = probabilities @ self._scores
+        return np.asarray(expected if corrections is None else expected + corrections.of(vector))
 
     def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
         """Every expert with its expected score and value, or with the sentence that rules it out."""
         manifest = self.artifact.manifest
         entry = manifest.objectives[objective]
-        expected = reading.probabilities @ self._scores if reading.trust == "mapped" else self._overall
-        values = budget.values(expected, self._costs[objective], multiplier)
+        values = budget.values(reading.expected, self._costs[objective], multiplier)
         forbidden = dict.fromkeys(
             (name for name in self.expert_names if name not in entry.experts),
             f"not used under objective {objective}",
         ) | dict.fromkeys(manifest.bans.get(reading.category, ()), f"banned for category {reading.category}")
-        scored = zip(self.expert_names, expected, self._costs[objective].tolist(), values, strict=True)
+        scored = zip(self.expert_names, reading.expected, self._costs[objective].tolist(), values, strict=True)
         return [
             self._candidate(
                 Candidate(

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe_server.routing.features import SparseVector
+from router_training import corrections
+from router_training.classifier import Fold
+from router_training.corrections import cross_fitted, earned_share, fitted_corrections, residuals
+
+
+def prompts(seed: int, count: int = 80, columns: int = 30) -> sp.csr_array:
+    return sp.csr_array(sp.random_array((count, columns), density=0.3, rng=np.random.default_rng(seed)))
+
+
+@given(st.integers(0, 1000))
+def test_corrections_are_the_ridge_regression_of_what_is_left(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    vectors, left, weights = prompts(seed), generator.normal(size=(80, 3)), generator.random(80) + 0.1
+    fitted = fitted_corrections(vectors, left, weights).coefficients
+    counted = np.sqrt(weights) / np.sqrt(weights).mean()
+    dense = vectors.toarray()
+    gram = dense.T @ (counted[:, np.newaxis] * dense) + corrections.STRENGTH * np.eye(30)
+    exact = np.linalg.solve(gram, dense.T @ (counted[:, np.newaxis] * left))
+    assert fitted == pytest.approx(exact, abs=2 * corrections.PRECISE * float(np.abs(exact).max()))
+
+
+def test_what_serving_adds_is_what_training_fitted() -> None:
+    vectors = prompts(0)
+    fitted = fitted_corrections(vectors, np.random.default_rng(0).normal(size=(80, 3)), np.ones(80))
+    row = vectors[[4]].tocsr()
+    vector = SparseVector(row.indices.astype(np.int64), row.data.astype(np.float32))
+    assert fitted.of(vector) == pytest.approx((vectors @ fitted.coefficients)[4], abs=1e-6)
+
+
+def test_only_differences_between_experts_are_left_and_missing_outcomes_leave_nothing() -> None:
+    outcomes = np.array([[0.9, 0.7, 0.8], [1.0, np.nan, 0.0], [np.nan, np.nan, np.nan]])
+    left = residuals(outcomes, np.full((3, 3), 0.5))
+    assert left == pytest.approx(np.array([[0.1, -0.1, 0.0], [0.5, 0.0, -0.5], [0.0, 0.0, 0.0]]))
+
+
+def test_no_prompt_has_a_say_in_its_own_correction() -> None:
+    vectors, left = prompts(1), np.random.default_rng(1).normal(size=(80, 2))
+    folds = [Fold(np.arange(40, 80), np.arange(40)), Fold(np.arange(40), np.arange(40, 80))]
+    before = cross_fitted(vectors, left, np.ones(80), folds)
+    left[:40] = 7.0
+    after = cross_fitted(vectors, left, np.ones(80), folds)
+    assert (before[:40] == after[:40]).all()
+    assert not np.allclose(before[40:], after[40:])
+
+
+def test_noise_earns_no_share_and_a_true_signal_its_part() -> None:
+    generator = np.random.default_rng(0)
+    signal = generator.normal(size=(500, 2))
+    assert earned_share(generator.normal(size=(500, 2)), generator.normal(size=(500, 2)), np.ones(500)) == 0.0
+    assert earned_share(signal, 0.5 * signal + generator.normal(size=(500, 2)), np.ones(500)) == pytest.approx(
+        0.5, abs=0.1
+    )
+    assert earned_share(signal, 2.0 * signal, np.ones(500)) == 1.0
+    assert earned_share(np.zeros((5, 2)), np.ones((5, 2)), np.ones(5)) == 0.0
