@@ -62,7 +62,10 @@ class Engine(Protocol):
         """An estimate before the first start (never too small on purpose), measured afterwards."""
 
     async def start(self) -> None:
-        """From no process to answering on the device. Raises `EngineStartFailed`; then nothing is left behind."""
+        """From no process to answering on the device. Raises `EngineStartFailed`; then nothing is left behind.
+
+        After a death, a start without a stop in between may use the image that the dead process left.
+        """
 
     async def sleep(self) -> None:
         """Leave the device; returns when the memory is seen to be free, else raises `EngineError`."""
@@ -74,7 +77,10 @@ class Engine(Protocol):
         """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine."""
 
     async def died(self) -> str:
-        """Wait until the process ends without being asked to; returns the reason with the last log lines."""
+        """Wait until the process ends, or hangs, without being asked to; returns the reason with the last log lines.
+
+        Its image stays in host memory, as the footprint says, until `stop` or the next start.
+        """
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         """Pass one request on. Raises `EngineDied` if it cannot be delivered. Leaving the context aborts it."""

@@ -1,4 +1,7 @@
-"""The memory that holds one expert's image: a sealed memfd owned by the server. Knows nothing of what is in it."""
+"""The memory that holds one expert's image: a sealed memfd owned by the server. Knows nothing of what is in it.
+
+Nothing here, and nothing in the file's form (`vllm_worker/coe_weight_image.py`), depends on the device that reads it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ class WeightImage:
     """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with us, even on SIGKILL."""
 
     def __init__(self, name: str) -> None:
-        # Linux allows 249 bytes for the name, which only shows in /proc.
-        self._descriptor = os.memfd_create(f"coe-image-{name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._name = name
+        self._descriptor = self._fresh()
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     @property
@@ -25,8 +28,18 @@ class WeightImage:
         """True once nobody, we included, can change, shorten or lengthen the image."""
         return self._descriptor >= 0 and fcntl.fcntl(self._descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
 
+    def renew(self) -> None:
+        """Empty again, at the same path; for an image that its engine would not use."""
+        fresh = self._fresh()
+        os.dup2(fresh, self._descriptor, inheritable=False)
+        os.close(fresh)
+
     def close(self) -> None:
         """Give the memory back; engines that still have it open keep it alive. Closing twice is fine."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _fresh(self) -> int:
+        # Linux allows 249 bytes for the name, which only shows in /proc.
+        return os.memfd_create(f"coe-image-{self._name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -20,7 +20,7 @@ from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_TRACKER_SECONDS = 2.0
+TRACKER_SECONDS = 2.0
 _TRACKER_POLL_SECONDS = 0.02
 # What Python, torch and NCCL leave in shared memory when they are killed. Never any other file there: it may be the
 # user's own model.
@@ -114,9 +114,9 @@ def _end_descendants(engine: _Engine) -> None:
     memory that those left behind. Only one that takes too long is killed as well.
     """
     leftovers: set[str] = set()
-    patience_ends = time.monotonic() + _TRACKER_SECONDS
+    patience_ends = time.monotonic() + TRACKER_SECONDS
     while children := _descendants():
-        doomed = [pid for pid in children if time.monotonic() > patience_ends or not _is_resource_tracker(pid)]
+        doomed = [pid for pid in children if time.monotonic() > patience_ends or not is_resource_tracker(pid)]
         for pid in doomed:
             leftovers |= _shared_memory_of(pid)
         for pid in doomed:
@@ -130,7 +130,7 @@ def _end_descendants(engine: _Engine) -> None:
             os.unlink(path)
 
 
-def _is_resource_tracker(pid: int) -> bool:
+def is_resource_tracker(pid: int) -> bool:
     with suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as words:
         return b"multiprocessing.resource_tracker" in words.read()
     return False

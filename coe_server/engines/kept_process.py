@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
 from coe_server.engines.process_memory import session_members
 
 _KEEPER = Path(__file__).with_name("keeper.py")
@@ -96,11 +97,14 @@ class KeptProcess:
         return status
 
     async def _end_session(self) -> None:
-        deadline = asyncio.get_running_loop().time() + _KILL_SECONDS
-        while (members := session_members(self.pid)) and asyncio.get_running_loop().time() < deadline:
+        """What the keeper does, for a keeper that was killed: all but the resource trackers, they clean up and end."""
+        now = asyncio.get_running_loop().time
+        patience_ends, deadline = now() + TRACKER_SECONDS, now() + _KILL_SECONDS
+        while (members := session_members(self.pid)) and now() < deadline:
             for pid in members:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                if now() > patience_ends or not is_resource_tracker(pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(_POLL_SECONDS)  # not our children: nobody tells us when they are gone
 
     def _close_pipe(self) -> None:

@@ -11,6 +11,7 @@ _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 6
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TELLING = re.compile(r"\b(\w*Error|\w*Exception|error|cannot|refused|killed)\b[: ]")
+_WARNING = re.compile(r"\b(DEBUG|INFO|WARNING) \d\d-\d\d ")  # as vLLM begins a line
 _TRACEBACK = re.compile(r'^\s*(File "|\^+|~|Traceback)|^\s{4,}')
 
 
@@ -31,7 +32,7 @@ def log_path(directory: Path, name: str) -> Path:
 def last_lines(log: Path) -> str:
     """The lines that tell what went wrong, if any do, and otherwise the last ones."""
     lines = _tail(log)
-    telling = [line for line in lines if _TELLING.search(line)]
+    telling = [line for line in lines if _TELLING.search(line) and not _WARNING.search(line)]
     return "\n".join((telling or lines)[-_TAIL_LINES:]) or "(its log is empty)"
 
 

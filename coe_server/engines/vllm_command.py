@@ -74,8 +74,10 @@ class VllmLaunch:
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
-    move_timeout_seconds: float = 120.0  # a first sleep writes the image: 120 GB at 1 GB/s
+    move_timeout_seconds: float = 120.0  # writing the image is the longest: 120 GB at 1 GB/s
     stop_timeout_seconds: float = 10.0  # vLLM needs about 2 s from SIGTERM to its end
+    pulse_seconds: float = 10.0  # between two questions whether it still does anything
+    pulse_timeout_seconds: float = 60.0  # the core answers between two steps, and a long prompt is one step
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
     weights_bytes: int | None = None  # estimate for a model whose files are not here yet
 

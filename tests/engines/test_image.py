@@ -62,3 +62,14 @@ def test_a_closed_image_is_empty_and_may_be_closed_again() -> None:
     image.close()
     assert (image.size_bytes, image.sealed) == (0, False)
     assert not os.path.exists(image.path)
+
+
+def test_a_renewed_image_is_empty_and_can_be_written_again_at_the_same_path() -> None:
+    image = WeightImage("french")
+    path = image.path
+    subprocess.run([sys.executable, "-c", WRITER, path], check=True)
+    image.renew()
+    assert (image.path, image.size_bytes, image.sealed) == (path, 0, False)
+    subprocess.run([sys.executable, "-c", WRITER, path], check=True)
+    assert (image.size_bytes, image.sealed) == (10_001, True)
+    image.close()

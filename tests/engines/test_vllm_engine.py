@@ -98,19 +98,18 @@ def test_sleep_gives_the_memory_back_and_wake_brings_the_same_answers(stand_in: 
         engine = VllmEngine(stand_in())
         await engine.start()
         before, awake_bytes = await say(engine, "bonjour"), private_bytes(keeper_of(engine))
+        image = engine._image
+        assert image is not None
+        assert image.sealed, "it was written before the engine served"
         for _ in range(2):
             await engine.sleep()
             assert awake_bytes - private_bytes(keeper_of(engine)) >= 0.9 * AWAKE_BYTES
             await engine.wake()
             assert private_bytes(keeper_of(engine)) >= 0.9 * awake_bytes
         assert b"".join(await say(engine, "bonjour")) == b"".join(before)
-        run = engine._run
-        assert run is not None
-        assert run.image is not None
-        assert run.image.size_bytes == WEIGHTS_BYTES
-        assert run.image.sealed
+        assert image.size_bytes == engine.footprint.host_image == WEIGHTS_BYTES
         await engine.stop()
-        assert run.image.size_bytes == 0, "the image went with the engine"
+        assert image.size_bytes == 0, "the image went with the engine"
 
     asyncio.run(story())
 
@@ -175,14 +174,8 @@ def test_an_engine_that_keeps_its_memory_is_not_believed(stand_in: StandInLaunch
 
 
 def test_an_image_that_could_still_be_changed_is_refused(stand_in: StandInLaunch) -> None:
-    async def story() -> None:
-        engine = VllmEngine(stand_in("leaves its image open"))
-        await engine.start()
-        with pytest.raises(EngineError, match="'french' left its image open to changes"):
-            await engine.sleep()
-        await engine.stop()
-
-    asyncio.run(story())
+    with pytest.raises(EngineStartFailed, match="'french' left its image open to changes"):
+        asyncio.run(VllmEngine(stand_in("leaves its image open")).start())
 
 
 def test_a_wrong_canary_after_a_wake_is_an_error(stand_in: StandInLaunch) -> None:
@@ -222,6 +215,109 @@ def test_an_answer_that_breaks_off_is_a_dead_engine_and_the_next_start_works(sta
             await say(engine, "bonjour")
         await engine.start()
         assert not any(runs(pid) for pid in pids)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+async def dead(engine: VllmEngine) -> VllmEngine:
+    """The engine after its process was killed."""
+    await engine.start()
+    os.kill(process_tree(keeper_of(engine))[1], signal.SIGKILL)
+    await asyncio.wait_for(engine.died(), 30)
+    return engine
+
+
+async def loaded_from_image(engine: VllmEngine) -> bool:
+    return bool((await engine.memory_report())["loaded_from_image"])
+
+
+def test_after_a_death_the_next_start_loads_from_the_image_and_not_from_the_files(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        launch = stand_in()
+        engine = await dead(VllmEngine(launch))
+        weights = Path(launch.model) / "model.safetensors"
+        weights.write_bytes(bytes(WEIGHTS_BYTES))  # a start from these would not answer as before
+        await engine.start()
+        assert await loaded_from_image(engine)
+        await engine.sleep()
+        await engine.wake()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_files(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = await dead(VllmEngine(stand_in()))
+        image = engine._image
+        assert image is not None
+        assert image.size_bytes == engine.footprint.host_image
+        await engine.stop()
+        assert image.size_bytes == 0
+        await engine.start()
+        assert not await loaded_from_image(engine)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = await dead(VllmEngine(stand_in("does not trust its image")))
+        image = engine._image
+        assert image is not None
+        path = image.path
+        await engine.start()
+        assert not await loaded_from_image(engine)
+        assert (image.sealed, image.path, image.size_bytes) == (True, path, WEIGHTS_BYTES)
+        await engine.sleep()
+        await engine.wake()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_a_restart_that_answers_otherwise_than_before_fails_and_drops_the_image(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = await dead(VllmEngine(stand_in("answers garbage after restart")))
+        image = engine._image
+        assert image is not None
+        with pytest.raises(EngineStartFailed, match="'french' woke up wrong"):
+            await engine.start()
+        assert image.size_bytes == 0
+        await engine.start()
+        assert not await loaded_from_image(engine)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_engine_that_stands_still_is_noticed_and_can_be_stopped(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in(pulse_seconds=0.05, pulse_timeout_seconds=1.0, stop_timeout_seconds=0.5))
+        await engine.start()
+        await engine.sleep()
+        await engine.wake()
+        pids = process_tree(keeper_of(engine))
+        os.kill(pids[1], signal.SIGSTOP)
+        reason = await asyncio.wait_for(engine.died(), 30)
+        assert reason.startswith("engine 'french' hangs: its worker did not answer within 1 s\n")
+        with pytest.raises(EngineDied, match="is not running"):
+            await say(engine, "bonjour")
+        await engine.stop()
+        assert not any(runs(pid) for pid in pids)
+
+    asyncio.run(story())
+
+
+def test_a_move_that_takes_longer_than_a_pulse_is_no_death(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        launch = stand_in("hangs on sleep", pulse_seconds=0.01, pulse_timeout_seconds=0.01, move_timeout_seconds=0.5)
+        engine = VllmEngine(launch)
+        await engine.start()
+        with pytest.raises(EngineError, match="did not answer POST /sleep"):
+            await engine.sleep()
         await engine.stop()
 
     asyncio.run(story())
@@ -272,8 +368,7 @@ def test_on_cuda_the_devices_own_books_are_believed(stand_in: StandInLaunch, tmp
         assert engine.footprint.device_asleep == (2 << 30) - 1000
         await engine.wake()
         assert b"".join(await say(engine, "bonjour")) == b"".join(before)
-        assert engine._run is not None
-        assert engine._run.image is None, "vLLM keeps its own copy there"
+        assert engine._image is None, "vLLM keeps its own copy there"
         await engine.stop()
 
     asyncio.run(story())

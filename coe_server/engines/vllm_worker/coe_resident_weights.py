@@ -1,0 +1,139 @@
+"""Moves a loaded model's tensors into one arena, linear layers in oneDNN's form; finds them there after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from coe_packed_linear import can_pack, multiply, pack, packed_at
+from coe_pages import Arena, copy_bytes
+from coe_weight_layout import ALIGNMENT, Block, Layout, View, next_offset
+
+_PACKED_GROWTH = 1.25  # room for oneDNN's padding; address space only, what is not used is given back
+_PACKED_PADDING_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One storage of the model, the tensors that share it, and the layer that could multiply with a packed form."""
+
+    block: Block
+    tensors: tuple[torch.Tensor, ...]
+    layer: torch.nn.Module | None
+
+
+def make_resident(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> tuple[Arena, Layout]:
+    """Move everything, piece by piece, so that little is held twice."""
+    found = _found(model, linear)
+    arena = Arena(sum(_room_for(piece.block) for piece in found))
+    placed: list[Block] = []
+    while found:
+        piece = found.pop(0)  # its tensors let go of their old memory at the end of this round
+        offset = next_offset(placed[-1]) if placed else 0
+        placed.append(_move_packed(piece, arena, offset) if piece.layer else _move_plain(piece, arena, offset))
+    layout = Layout(tuple(placed))
+    arena.trim(layout.size_bytes)
+    return arena, layout
+
+
+def find_resident(
+    model: torch.nn.Module, linear: Iterable[torch.nn.Module], layout: Layout, fill: Callable[[Arena], None]
+) -> Arena:
+    """Point an empty model at what `fill` brings back. Raises `ValueError` if the layout is not this model's."""
+    found = _found(model, linear)
+    if not layout.holds(piece.block for piece in found):
+        raise ValueError("the image holds other tensors than this model has")
+    arena = Arena(layout.size_bytes)
+    arena.trim(layout.size_bytes)
+    fill(arena)
+    for piece, block in zip(found, layout.blocks, strict=True):
+        if piece.layer:
+            _use_packed(piece.layer, arena, block)
+        else:
+            _point_at(piece.tensors, arena, block)
+    return arena
+
+
+def _found(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> list[_Found]:
+    """Every storage of the model in a fixed order, with all names that lead to it."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    sharing: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in named:
+        if _movable(tensor):
+            sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    layers = {layer.weight.data_ptr(): layer for layer in linear}
+    return [_piece(pairs, layers) for pairs in sharing.values()]
+
+
+def _piece(pairs: list[tuple[str, torch.Tensor]], layers: Mapping[int, torch.nn.Module]) -> _Found:
+    tensors = tuple(tensor for _, tensor in pairs)
+    alone = len(tensors) == 1  # an output layer tied to the embedding is not: its rows are looked up, too
+    layer = layers.get(tensors[0].data_ptr()) if alone and _is_plain_matrix(tensors[0]) else None
+    views = tuple(
+        View(name, str(tensor.dtype), tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        for name, tensor in pairs
+    )
+    block = Block(views, tensors[0].untyped_storage().nbytes(), packable=layer is not None)
+    return _Found(block, tensors, layer)
+
+
+def _is_plain_matrix(tensor: torch.Tensor) -> bool:
+    whole = tensor.nbytes == tensor.untyped_storage().nbytes()
+    return tensor.ndim == 2 and tensor.is_contiguous() and whole and can_pack(tensor.dtype)
+
+
+def _room_for(block: Block) -> int:
+    if not block.packable:
+        return block.loaded_bytes + ALIGNMENT
+    return round(block.loaded_bytes * _PACKED_GROWTH) + _PACKED_PADDING_BYTES
+
+
+def _move_plain(piece: _Found, arena: Arena, offset: int) -> Block:
+    storage = piece.tensors[0].untyped_storage()
+    copy_bytes(arena.address + offset, storage.data_ptr(), storage.nbytes())
+    block = piece.block.at(offset, storage.nbytes())
+    _point_at(piece.tensors, arena, block)
+    return block
+
+
+def _move_packed(piece: _Found, arena: Arena, offset: int) -> Block:
+    assert piece.layer is not None, "only linear layers are packed"
+    packed = pack(piece.tensors[0].detach())
+    assert packed.size_bytes <= _room_for(piece.block), "oneDNN padded more than we reserved"
+    copy_bytes(arena.address + offset, packed.address, packed.size_bytes)
+    block = piece.block.at(offset, packed.size_bytes, packed.packing)
+    _use_packed(piece.layer, arena, block)
+    return block
+
+
+def _point_at(tensors: tuple[torch.Tensor, ...], arena: Arena, block: Block) -> None:
+    """Tied weights share a storage and go on sharing it."""
+    whole = torch.frombuffer(arena.bytes(block.offset, block.size_bytes), dtype=torch.uint8)
+    for tensor, view in zip(tensors, block.views, strict=True):
+        tensor.data = whole.view(tensor.dtype).as_strided(view.shape, view.stride, view.storage_offset)
+
+
+def _use_packed(layer: torch.nn.Module, arena: Arena, block: Block) -> None:
+    dtype = layer.weight.dtype
+    matrix = packed_at(arena.address + block.offset, block.views[0].shape, dtype, block.packing)
+    layer.cpu_linear = lambda x, weight, bias: multiply(x, matrix, bias)
+    layer.weight = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)  # as vLLM's own oneDNN does
+
+
+def _movable(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.untyped_storage().nbytes() > 0
+
+
+def flat_tensors(caches: object) -> Iterator[torch.Tensor]:
+    """vLLM's KV caches are tensors, or lists of them for state-space layers."""
+    if isinstance(caches, torch.Tensor):
+        yield caches
+    elif isinstance(caches, list | tuple):
+        for cache in caches:
+            yield from flat_tensors(cache)
+
+
+def unique_storages(tensors: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return list({storage.data_ptr(): storage for storage in storages}.values())
