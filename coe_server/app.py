@@ -174,7 +174,11 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
     """Write the measured costs down after each move."""
     async for event in cache.events.after(0):
         if event.kind == "move":
-            await asyncio.to_thread(write_costs, file, cache.measured_costs())
+            try:
+                await asyncio.to_thread(write_costs, file, cache.measured_costs())
+            except OSError as error:
+                logger.warning("measured costs are not kept: %s (state_directory)", error)
+                return
 
 
 def _lifespan(cache: ExpertCache, costs_file: Path, embedder: Embedder | None):  # type: ignore[no-untyped-def]  # starlette's own type is not exported

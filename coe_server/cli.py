@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,8 +39,6 @@ from coe_server.http.service import AUTO, Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
-
-logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="coe",
@@ -75,7 +74,6 @@ def serve(
         if port is not None:
             settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": port})})
         server = build_server(settings)
-        logger.info("http://%s:%s/v1, ready when GET /readyz says so", settings.http.host, settings.http.port)
     server.run()
     if not server.started:  # the port is taken, say: uvicorn has said why
         raise typer.Exit(1)
@@ -168,6 +166,12 @@ def _ask_server(url: str, path: str) -> Any:
     try:
         with urllib.request.urlopen(url + path, timeout=10) as answer:
             return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise CoeError(
+            f"{url}{path} answers {error.code}: /admin is there only if http.host is a loopback address"
+        ) from error
+    except ValueError as error:
+        raise CoeError(f"what answers at {url} is not this server: {path} is no JSON") from error
     except OSError as error:
         raise CoeError(f"no server answers at {url} ({error}); `coe serve CONFIG` starts one") from error
 

@@ -69,6 +69,14 @@ class NoCapableExpert(RequestError):
     code = "no_capable_expert"
 
 
+class Forbidden(CoeError):
+    """The caller may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
 class ExpertBusy(CoeError):
     """An operator's wish cannot be granted while the expert is used."""
 

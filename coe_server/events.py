@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["move", "switch", "decision", "failure"]
 
@@ -26,17 +26,20 @@ class Event:
 
 
 class EventLog:
-    """Keeps the newest events. One writer's loop; any number of readers on the same loop."""
+    """Keeps the newest events of each kind, so that many decisions do not push out the moves.
+
+    One writer's loop; any number of readers on the same loop.
+    """
 
     def __init__(self, keep: int = 1000) -> None:
-        self._events: deque[Event] = deque(maxlen=keep)
+        self._events: dict[Kind, deque[Event]] = {kind: deque(maxlen=keep) for kind in get_args(Kind)}
         self._seq = 0
         self._news = asyncio.Event()
         self._closed = False
 
     def record(self, kind: Kind, **fields: Any) -> None:
         self._seq += 1
-        self._events.append(Event(self._seq, time.time(), kind, fields))
+        self._events[kind].append(Event(self._seq, time.time(), kind, fields))
         self._news.set()
         self._news = asyncio.Event()
 
@@ -46,10 +49,15 @@ class EventLog:
         self._news.set()
 
     async def after(self, seq: int) -> AsyncIterator[Event]:
-        """Every kept event after `seq`, then each new one as it happens, until the log is closed."""
+        """Every kept event after `seq`, then each new one as it happens, until the log is closed.
+
+        A `seq` that is still to come is from another server's life: everything is told from the beginning.
+        """
+        seq = seq if seq <= self._seq else 0
         while True:
             news = self._news
-            for event in [event for event in self._events if event.seq > seq]:
+            kept = (event for events in self._events.values() for event in events if event.seq > seq)
+            for event in sorted(kept, key=lambda event: event.seq):
                 seq = event.seq
                 yield event
             if self._closed:

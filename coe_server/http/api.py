@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from coe_server.cache.lease import Lease
@@ -60,12 +61,12 @@ def build_api(service: Service) -> FastAPI:
             ],
         }
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> JSONResponse:
         """What is to be preloaded has been; 503 until then."""
         ready = service.cache.ready.is_set()
@@ -80,13 +81,16 @@ async def _read_all(request: Request, limit_bytes: int) -> bytes:
     """The body, unless it is longer than the limit (413)."""
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit_bytes:
-            error = RequestError(f"the body is larger than {limit_bytes} bytes (http.max_body)")
-            error.status, error.code = 413, "body_too_large"
-            raise error
-        pieces.append(piece)
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit_bytes:
+                error = RequestError(f"the body is larger than {limit_bytes} bytes (http.max_body)")
+                error.status, error.code = 413, "body_too_large"
+                raise error
+            pieces.append(piece)
+    except ClientDisconnect as error:
+        raise RequestError("the client left before its body was whole") from error
     return b"".join(pieces)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from coe_server.errors import CoeError, ExpertUnavailable, Overloaded, RequestError
@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 def error_body(error: CoeError) -> dict[str, Any]:
     """`{"error": {message, type, param, code}}`, as OpenAI's clients read it."""
     param = error.param if isinstance(error, RequestError) else None
-    return {"error": {"message": str(error), "type": error.type, "param": param, "code": error.code}}
+    message = str(error).partition("\n")[0]  # further lines are an engine's log, for the operator
+    return {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
 
 
 def error_event(error: CoeError) -> bytes:
@@ -29,35 +30,36 @@ def error_event(error: CoeError) -> bytes:
     return f"data: {json.dumps(error_body(error))}\n\n".encode()
 
 
-def error_response(error: CoeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_response(error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
     """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
     all_headers = dict(headers or {})
     if isinstance(error, Overloaded | ExpertUnavailable):
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    return JSONResponse(error_body(error), error.status, all_headers)
+    body = json.dumps(error_body(error))  # ASCII only: a message may quote what no encoding can write
+    return Response(body, error.status, all_headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Nothing leaves the service as a traceback or in another shape."""
 
-    async def ours(_: Request, error: Exception) -> JSONResponse:
+    async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, CoeError)
         return error_response(error)
 
-    async def malformed(_: Request, error: Exception) -> JSONResponse:
+    async def malformed(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"][1:])
         return error_response(RequestError(f"{where}: {first['msg']}", param=where or None))
 
-    async def by_the_framework(request: Request, error: Exception) -> JSONResponse:
+    async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         shaped = RequestError(f"{request.method} {request.url.path}: {error.detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
         return error_response(shaped, error.headers)
 
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def unexpected(_: Request, error: Exception) -> Response:
         logger.error("a request failed unexpectedly", exc_info=error)
         return error_response(CoeError("the server met an error of its own; its log has the details"))
 

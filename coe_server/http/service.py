@@ -18,6 +18,7 @@ from coe_server.routing.decision import Availability, Priority, Residency, Route
 from coe_server.routing.embedder import Embedder, with_embeddings
 
 AUTO = "auto"
+MOST_MESSAGES = 10_000
 
 logger = logging.getLogger(__name__)
 
@@ -137,5 +138,7 @@ def _conversation(fields: Mapping[str, Any]) -> Conversation:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list with at least one message", "messages")
+    if len(messages) > MOST_MESSAGES:
+        raise RequestError(f"messages has {len(messages)} entries; {MOST_MESSAGES} are allowed", "messages")
     limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or 0
     return read_messages(messages, bool(fields.get("tools")), limit if isinstance(limit, int) else 0)

@@ -78,7 +78,12 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
         listening.bind(("127.0.0.1", 0))
         listening.listen()  # a request may come before the server accepts
         api = build()
-        server = Listener(api, "127.0.0.1", 0, before_stop=box["cache"].events.close)
+
+        def before_stop():
+            box["cache"].stop_admitting()
+            box["cache"].events.close()
+
+        server = Listener(api, "127.0.0.1", 0, before_stop)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         assert ready.wait(10)

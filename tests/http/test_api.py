@@ -168,10 +168,65 @@ def test_an_operator_loads_unloads_and_pins_over_http():
         assert order("a/pin?tier=moon", 400)["error"]["param"] == "tier"
 
 
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+def test_a_web_page_elsewhere_cannot_steer_the_experts(server, headers):
+    status, _, raw = server.ask("POST", "/admin/experts/math/unload", headers=headers)
+    assert status == 403
+    assert json.loads(raw)["error"]["code"] == "forbidden"
+    status, _, _ = server.ask("GET", "/admin/experts", headers={"Origin": f"http://localhost:{server.port}"})
+    assert status == 200
+
+
+def test_what_no_encoding_can_write_is_answered_in_escapes(server):
+    status, _, raw = server.ask("POST", "/v1/chat/completions", '{"model": "\\ud800", "messages": [{}]}')
+    assert status == 404
+    assert json.loads(raw)["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{" + ", ".join(f'"k{i}": 0' for i in range(300)) + "}",
+        json.dumps({"model": "math", "messages": [{}] * 10_001}),
+    ],
+)
+def test_a_body_made_to_be_slow_is_refused(server, body):
+    status, _, raw = server.ask("POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert "256" in json.loads(raw)["error"]["message"] or "10000" in json.loads(raw)["error"]["message"]
+
+
+def test_a_client_that_does_not_read_holds_nothing_for_longer_than_one_answer_may_take():
+    fast = simulated("a", tokens_per_second=1e9)
+    with running_server({"a": fast}, limits=Limits(max_generation_seconds=1.0), max_body_bytes=1 << 25) as server:
+        body = json.dumps({"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 300_000}]})
+        wire = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        wire.sendall(head.encode() + body.encode())
+        until(lambda: server.cache.status()[0].leases == 1)
+        until(lambda: server.cache.status()[0].leases == 0)
+        wire.close()
+
+
+def test_who_waits_when_the_server_stops_gets_a_clear_error():
+    slow = simulated("a", start_seconds=60.0)
+    with running_server({"a": slow}) as server:
+        body = b'{"model":"a","messages":[{"role":"user","content":"x"}]}'
+        wire = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        wire.sendall(head.encode() + body)
+        until(lambda: server.cache.status()[0].queued == 1)
+    answer = wire.recv(4096)
+    wire.close()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"the server is stopping" in answer
+
+
 def test_a_follower_of_events_does_not_hold_up_the_end_of_the_server():
     with running_server({"a": simulated("a")}) as server:
         wire = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-        wire.sendall(b"GET /admin/events HTTP/1.1\r\nhost: x\r\n\r\n")
+        wire.sendall(b"GET /admin/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert b": coe events" in wire.recv(1000)
         began = time.monotonic()
     assert time.monotonic() - began < 15  # half of what answers in progress would be given
@@ -181,7 +236,7 @@ def test_a_follower_of_events_does_not_hold_up_the_end_of_the_server():
 
 def read_events(server, last_seq, count):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as wire:
-        wire.sendall(f"GET /admin/events HTTP/1.1\r\nhost: x\r\nlast-event-id: {last_seq}\r\n\r\n".encode())
+        wire.sendall(f"GET /admin/events HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {last_seq}\r\n\r\n".encode())
         lines = wire.makefile("rb")
         found = []
         while len(found) < count:
