@@ -54,7 +54,8 @@ def main() -> None:
     config = read_config(asked.config)
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
-    training, held_out = split(dataset, HELD_OUT_SHARE, config.seed)
+    sides = split(dataset, HELD_OUT_SHARE, config.seed)
+    training, held_out = sides.training, sides.held_out
     held_out = held_out.rows(np.flatnonzero(held_out.has_all_outcomes))
     with tempfile.TemporaryDirectory() as folder:
         artifact = fit(_only(training, config, Path(folder)), Path(folder) / "router", True, in_silence).folder

@@ -90,19 +90,32 @@ def cross_fit(counts: Matrix, dataset: Dataset, config: TrainingConfig, folds: I
 
 
 def prompt_folds(dataset: Dataset, count: int, seed: int) -> list[Fold]:
-    """Folds by prompt, each with its share of every category."""
-    most = int(np.bincount(dataset.labels + 1).max())
+    """Folds by prompt, each with its share of every category; near-duplicates are left out together."""
+    _, first, copy_of = np.unique(dataset.copies, return_index=True, return_inverse=True)
+    labels = dataset.labels[first]
+    most = int(np.bincount(labels + 1).max())
     splitter = StratifiedKFold(min(count, most), shuffle=True, random_state=seed)
-    return [Fold(seen, left_out) for seen, left_out in splitter.split(dataset.labels, dataset.labels)]
+    folds = []
+    for _, chosen in splitter.split(labels, labels):
+        left_out = np.isin(copy_of, chosen)
+        folds.append(Fold(np.flatnonzero(~left_out), np.flatnonzero(left_out)))
+    return folds
 
 
 def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
-    """Folds that leave whole groups out; None where there are fewer than three groups to judge by."""
+    """Folds that leave whole groups out, and near-duplicates of theirs in other groups are not seen either.
+
+    None where there are fewer than three groups to judge by.
+    """
     names = np.unique(dataset.groups)
     if len(names) < 3:
         return None
     splitter = GroupKFold(min(count, len(names)))
-    return [Fold(seen, left_out) for seen, left_out in splitter.split(dataset.labels, groups=dataset.groups)]
+    folds = []
+    for seen, left_out in splitter.split(dataset.labels, groups=dataset.groups):
+        copied = np.isin(dataset.copies[seen], dataset.copies[left_out])
+        folds.append(Fold(seen[~copied], left_out))
+    return folds
 
 
 def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) -> StepOne:

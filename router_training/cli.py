@@ -16,16 +16,19 @@ from rich.progress import track as rich_track
 from coe_server.errors import CoeError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
+from router_training.check_tables import show_report
 from router_training.collect import Files, plan
 from router_training.collect import collect as run_collect
 from router_training.collecting.bars import TerminalBars
 from router_training.collecting.settings import read_collect_config
 from router_training.collecting.tables import show_steps, show_tally
 from router_training.config import read_config
-from router_training.dataset import read_dataset
+from router_training.dataset import read_dataset, split
+from router_training.dataset_check import check as check_dataset
 from router_training.embeddings import Prepare, nothing_to_embed, with_embeddings
 from router_training.evaluation import evaluate as evaluate_artifact
 from router_training.metrics import Bootstrap
+from router_training.near_duplicates import with_near_duplicates
 from router_training.pipeline import FitResult
 from router_training.pipeline import fit as run_fit
 from router_training.remap import remap
@@ -68,6 +71,22 @@ def fit(
         _report(result)
         if not result.shipped:
             raise typer.Exit(EXIT_REFUSED)
+
+
+@app.command()
+def check(config: Annotated[Path, typer.Argument(help="The training config (YAML); nothing is trained.")]) -> None:
+    """Read the data of a config and show what is in it.
+
+    Rows, categories, groups, each expert's coverage, near-duplicates, and what may make a router worse than it needs
+    to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
+    """
+    with _in_one_sentence():
+        settings = read_config(config)
+        data = settings.data
+        dataset = read_dataset(data.prompts, data.outcomes, settings.expert_names, data.label)
+        dataset = with_near_duplicates(dataset, _with_progress_bar)
+        sides = split(dataset, data.held_out_share, settings.seed, data.split_by)
+        show_report(check_dataset(dataset, sides, settings.classifier.folds), Console())
 
 
 @app.command()

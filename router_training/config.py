@@ -33,6 +33,8 @@ class DataSettings(_Settings):
     outcomes: Annotated[list[Path], Field(min_length=1)]
     label: Name = "category"
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    split_by: Literal["prompt", "group"] = "prompt"
+    categories: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = "auto"
 
 
 class ExpertSettings(_Settings):

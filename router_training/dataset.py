@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ class Dataset:
     """n prompts and their outcomes.
 
     `labels` [n] index `categories`, -1 where there is none; `scores` [n, experts] in [0, 1], NaN where missing;
-    `groups` [n], "" where there is none; `weights` [n], 1 unless given.
+    `groups` [n], "" where there is none; `weights` [n], 1 unless given. Near-duplicates have the same number in
+    `copies` [n], once they were looked for; until then each prompt has its own.
     """
 
     prompt_ids: tuple[str, ...]
@@ -42,6 +43,7 @@ class Dataset:
     weights: Vector
     experts: tuple[str, ...]
     scores: Vector
+    copies: Ints
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -62,6 +64,7 @@ class Dataset:
             self.weights[kept],
             self.experts,
             self.scores[kept],
+            self.copies[kept],
         )
 
 
@@ -90,13 +93,42 @@ def read_dataset(
         weights=np.array([_weight(path, number, row) for path, number, row in rows]),
         experts=tuple(experts),
         scores=_read_scores(outcomes, ids, experts),
+        copies=np.arange(len(ids)),
     )
 
 
-def split(dataset: Dataset, held_out_share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(training, held out), by a hash of the prompt's id: the same prompt always falls on the same side."""
-    held_out = np.array([_fraction(f"{seed}:{name}") < held_out_share for name in dataset.prompt_ids])
-    return dataset.rows(np.flatnonzero(~held_out)), dataset.rows(np.flatnonzero(held_out))
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The two sides, and how many prompts are on theirs because a near-duplicate is."""
+
+    training: Dataset
+    held_out: Dataset
+    moved: int
+
+
+def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["prompt", "group"] = "prompt") -> Split:
+    """By a hash of the prompt's id, or of its group: the same one always falls on the same side.
+
+    By prompt near-duplicates stay together, on the side of the one with the first id: otherwise a router would be
+    judged by what it was trained on. A prompt without a group is a group of its own.
+    """
+    ids = dataset.prompt_ids
+    own = [f"{seed}:{name}" for name in ids]
+    units = own
+    if by == "group":
+        units = [f"{seed}:group:{group}" if group else one for group, one in zip(dataset.groups, own, strict=True)]
+    else:
+        first: dict[int, str] = {}
+        for number, name in zip(dataset.copies.tolist(), ids, strict=True):
+            first[number] = min(name, first.get(number, name))
+        units = [f"{seed}:{first[number]}" for number in dataset.copies.tolist()]
+    held_out = np.array([_fraction(unit) < held_out_share for unit in units])
+    alone = np.array([_fraction(unit) < held_out_share for unit in own]) if by == "prompt" else held_out
+    return Split(
+        training=dataset.rows(np.flatnonzero(~held_out)),
+        held_out=dataset.rows(np.flatnonzero(held_out)),
+        moved=int((held_out != alone).sum()),
+    )
 
 
 def content_hash(paths: Iterable[Path]) -> str:

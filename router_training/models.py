@@ -62,7 +62,9 @@ def _fit_logistic(vectors: Matrix, labels: Ints, settings: ClassifierSettings, s
 def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
     """One margin for each category against all others."""
     model = LinearSVC(C=settings.inverse_regularisation, max_iter=settings.max_iterations, tol=1e-3, random_state=seed)
-    _fit_quietly(model, vectors, labels)
+    # the solver takes 32-bit indices only
+    indices, ends = vectors.indices.astype(np.int32), vectors.indptr.astype(np.int32)
+    _fit_quietly(model, sp.csr_array((vectors.data, indices, ends), shape=vectors.shape), labels)
     return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model, share=1.0)
 
 

@@ -22,10 +22,13 @@ from router_training.classifier import StepOne, calibrated, fit_step_one, vector
 from router_training.config import TrainingConfig
 from router_training.corrections import fitted_corrections, residuals
 from router_training.dataset import Dataset, content_hash, read_dataset, split
+from router_training.dataset_check import duplicate_report
+from router_training.discovery import with_categories
 from router_training.embeddings import feature_entry, served, with_embeddings
 from router_training.evaluation import evaluate, main_objective
 from router_training.gains import Judged
 from router_training.metrics import Bootstrap
+from router_training.near_duplicates import with_near_duplicates
 from router_training.objectives import front_points, require_categories, score_entries, solve_objectives
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
@@ -69,14 +72,16 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
     prepare = partial(with_embeddings, settings=config.features, track=track)
-    dataset = prepare(dataset)
-    training, held_out = split(dataset, data.held_out_share, config.seed)
+    dataset = with_near_duplicates(prepare(dataset), track)
+    sides = split(dataset, data.held_out_share, config.seed, data.split_by)
+    training, held_out = with_categories(sides.training, config, track), sides.held_out
     _require_enough(training, held_out, config)
     require_categories(training, config)
     learned = _learn(training, config, track)
     bootstrap = _bootstrap(config)
     evaluation = evaluate(_as_saved(learned, out.parent), held_out, bootstrap, track, prepare)
     evaluation["leave_group_out"] = _leave_group_out(learned, bootstrap)
+    evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     refusals = _refusals(learned, evaluation, config)
     if force:
         refusals = dict.fromkeys(refusals)
@@ -238,5 +243,3 @@ def _require_enough(training: Dataset, held_out: Dataset, config: TrainingConfig
                 f"none of the {len(part)} {name} prompts has an outcome from every expert"
                 f" ({', '.join(config.expert_names)})"
             )
-    if (training.labels < 0).all():
-        raise DatasetError(f"no training prompt has a {config.data.label!r}; the config's data.label names the column")

@@ -105,7 +105,7 @@ def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
     data = normalised(text)
     shift = np.uint32(33 - bucket_bits)
     runs = _run_hashes(data) >> shift
-    return np.concatenate((_word_hashes(data) >> shift, runs | np.uint32(1 << (bucket_bits - 1))))
+    return np.concatenate((word_hashes(data) >> shift, runs | np.uint32(1 << (bucket_bits - 1))))
 
 
 def normalised(text: str) -> npt.NDArray[np.uint8]:
@@ -158,7 +158,7 @@ def _run_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
 
 
-def _word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+def word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     """Hashes of all words and of all pairs of neighbouring words."""
     inside = _IS_WORD[data]  # starts and ends with False: the text stands between two spaces
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1

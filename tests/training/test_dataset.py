@@ -104,11 +104,12 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> No
 def test_a_split_is_the_same_every_time_and_whatever_else_is_there(tmp_path: Path) -> None:
     rows = [{**ROW, "prompt_id": str(number)} for number in range(400)]
     recorded = [{**OUTCOME, "prompt_id": str(number)} for number in range(400)]
-    training, held_out = split(read(tmp_path, rows, recorded), 0.25, seed=7)
+    sides = split(read(tmp_path, rows, recorded), 0.25, seed=7)
+    training, held_out = sides.training, sides.held_out
     assert set(training.prompt_ids).isdisjoint(held_out.prompt_ids)
     assert len(training) + len(held_out) == 400
     assert 60 <= len(held_out) <= 140
-    _, fewer = split(read(tmp_path, rows[:200], recorded), 0.25, seed=7)
+    fewer = split(read(tmp_path, rows[:200], recorded), 0.25, seed=7).held_out
     assert set(fewer.prompt_ids) == set(held_out.prompt_ids) & {str(number) for number in range(200)}
 
 
