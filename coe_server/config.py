@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from coe_server.amounts import Amount, ByteCount
 from coe_server.errors import ConfigError
+from coe_server.mistakes import first_mistake
 
 TierName = Literal["device", "host", "disk"]
-
-
-class Share(BaseModel):
-    """A part of the memory that is there, `0 < fraction <= 1`."""
-
-    model_config = ConfigDict(frozen=True)
-    fraction: float
-
-
-def parse_bytes(value: object) -> object:
-    """`70GiB`, `512MiB`, `1048576` as bytes, `80%` as a Share, `auto` as None."""
-    if value == "auto":
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
-    if isinstance(value, int):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?i?B)", value.strip())
-    if match is None:
-        raise ValueError(f"'{value}' is not an amount of memory ({_AMOUNTS})")
-    number, unit = float(match[1]), match[2]
-    if unit == "%":
-        if not 0 < number <= 100:
-            raise ValueError(f"'{value}' is not between 0 and 100 %")
-        return Share(fraction=number / 100)
-    return int(number * _UNITS[unit])
-
-
-_AMOUNTS = "70GiB, 512MiB, 80% or auto"
-_UNITS = {"B": 1} | {
-    f"{prefix}{suffix}": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for suffix, base in (("iB", 1024), ("B", 1000))
-}
-
-Amount = Annotated[int | Share | None, BeforeValidator(parse_bytes)]
-ByteCount = Annotated[int, BeforeValidator(parse_bytes)]
 
 
 class _Settings(BaseModel):
@@ -100,8 +63,12 @@ class SchedulingSettings(_Settings):
     prefetch: bool = True
 
 
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
 class VllmSettings(_Settings):
-    command: str | list[str] = "vllm"
+    command: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["vllm"]
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     start_timeout_seconds: float = Field(default=600.0, gt=0)
     kv_cache: ByteCount = 4 * 2**30
@@ -126,7 +93,7 @@ class VllmExpert(_ExpertSettings):
 
 class RemoteExpert(_ExpertSettings):
     engine: Literal["remote"]
-    base_url: str = Field(pattern=r"^https?://")
+    base_url: str = Field(pattern=r"^https?://[^/]+")
     model: str
     api_key_env: str | None = None
 
@@ -162,7 +129,7 @@ def load_config(path: Path) -> ServerConfig:
     Raises ConfigError with one sentence that names the key, the value and what is allowed.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -172,7 +139,7 @@ def load_config(path: Path) -> ServerConfig:
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error, raw)}") from error
+        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
     _refuse_twins(config, path)
     return _with_paths_from(config, path.resolve().parent)
 
@@ -185,45 +152,23 @@ def secret_from_environment(key: str, variable: str) -> str:
     return value
 
 
-def _sentence(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first mistake as `key.path: what is wrong`."""
-    first = error.errors(include_url=False)[0]
-    key = _dotted(first["loc"], raw)
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{key}: there is no such key"
-        case "missing":
-            return f"{key}: is missing"
-        case "union_tag_invalid" | "union_tag_not_found":
-            return f"{key}.engine: must be one of vllm, remote, simulated"
-        case "literal_error":
-            return f"{key}: '{first['input']}' is not one of {first['ctx']['expected']}"
-        case "value_error":
-            return f"{key}: {first['ctx']['error']}"
-        case _:
-            return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once: of two, the first would be ignored without a word."""
 
-
-def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
-    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin')."""
-    parts: list[str] = []
-    node: Any = raw
-    for step in location:
-        if isinstance(step, int) and isinstance(node, list):
-            node = node[step]
-            parts.append(str(node.get("name", step)) if isinstance(node, dict) else str(step))
-        elif isinstance(node, dict) and step in {"vllm", "remote", "simulated"} and node.get("engine") == step:
-            continue  # pydantic names the member of the union; a person did not write it
-        else:
-            parts.append(str(step))
-            node = node.get(step) if isinstance(node, dict) else None
-    return ".".join(parts)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _refuse_twins(config: ServerConfig, path: Path) -> None:
     name, count = Counter(expert.name for expert in config.experts).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{path}: experts.{name}: the name is given {count} times")
+    for expert in config.experts:
+        if expert.pin == "device" and expert.preload == "host":
+            raise ConfigError(f"{path}: experts.{expert.name}.preload: 'host' is below its pin, 'device'")
     if name == "auto" or any(expert.name == "auto" for expert in config.experts):
         raise ConfigError(f"{path}: experts.auto: 'auto' is the router's own model name")
 
@@ -233,7 +178,7 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
         return (folder / path).resolve()
 
     router = config.router and config.router.model_copy(update={"artifact": absolute(config.router.artifact)})
-    command = [config.vllm.command] if isinstance(config.vllm.command, str) else config.vllm.command
+    command = config.vllm.command
     if "/" in command[0]:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": absolute(config.vllm.log_directory)})
@@ -244,10 +189,12 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
 
 
 def _with_model_from(expert: ExpertSettings, folder: Path) -> ExpertSettings:
-    """`./x`, `../x` and `/x` are folders; anything else is a Hugging Face id."""
-    if not isinstance(expert, VllmExpert) or not expert.model.startswith((".", "/")):
+    """`./x`, `../x`, `/x`, `~/x` and what is there are folders; anything else is a Hugging Face id."""
+    if not isinstance(expert, VllmExpert):
         return expert
-    model = (folder / expert.model).resolve()
+    model = (folder / Path(expert.model).expanduser()).resolve()
+    if not expert.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
+        return expert
     if not (model / "config.json").is_file():
         raise ConfigError(f"experts.{expert.name}.model: there is no model in the folder {model}")
     return expert.model_copy(update={"model": str(model)})

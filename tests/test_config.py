@@ -6,9 +6,10 @@ from typing import get_args
 import pytest
 import yaml
 
+from coe_server.amounts import Share
 from coe_server.app import build_capacity, build_experts, build_router, refuse_what_never_fits
 from coe_server.cache.tiers import Bytes
-from coe_server.config import ServerConfig, Share, _Settings, load_config
+from coe_server.config import ServerConfig, _Settings, load_config
 from coe_server.errors import ArtifactError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,19 @@ def write(folder, **settings):
             "memory.device: 'much' is not an amount of memory (70GiB, 512MiB, 80% or auto)",
         ),
         ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
-        ({"experts": []}, "experts: list should have at least 1 item"),
+        ({"experts": []}, "experts: must have at least one entry"),
+        ({"http": None}, "http: must be a mapping of settings, not None"),
+        ({"vllm": {"command": []}}, "vllm.command: must have at least one entry"),
+        ({"vllm": {"kv_cache": -1}}, "vllm.kv_cache: -1 is not a number of bytes (70GiB, 512MiB)"),
+        ({"vllm": {"kv_cache": "80%"}}, "vllm.kv_cache: '80%' is not a number of bytes"),
+        (
+            {"experts": [{**SIMULATED, "pin": "device", "preload": "host"}]},
+            "preload: 'host' is below its pin",
+        ),
+        (
+            {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "args": {"seed": [1]}}]},
+            "experts.a.args.seed: input should be",
+        ),
         ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
         ({"experts": [{**SIMULATED, "engine": "ollama"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
@@ -77,6 +90,20 @@ def test_a_file_that_is_missing_or_no_yaml_is_refused_with_a_sentence(tmp_path):
 )
 def test_amounts_of_memory_are_read_with_their_unit(tmp_path, text, amount):
     assert load_config(write(tmp_path, memory={"device": text})).memory.device == amount
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("http: {port: 1}\nexperts: []\nhttp: {port: 2}\n")
+    with pytest.raises(ConfigError, match="the key 'http' stands twice"):
+        load_config(path)
+
+
+def test_a_missing_vllm_stops_the_start(tmp_path):
+    expert = {"name": "a", "engine": "vllm", "model": "Qwen/Qwen2.5-7B-Instruct"}
+    config = load_config(write(tmp_path, experts=[expert], vllm={"command": "./nowhere/vllm", "platform": "cpu"}))
+    with pytest.raises(ConfigError, match=r"vllm\.command: there is no program"):
+        build_experts(config)
 
 
 def test_paths_start_at_the_folder_of_the_file(tmp_path):
