@@ -1,0 +1,59 @@
+"""What the README says is there is there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from coe_server.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"make ([a-z-]+)", README))
+    assert {"demo", "test", "serve"} <= named <= targets
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`?(coe(?:-train)? [a-z]+)", README))))
+def test_every_command_exists(command):
+    program, word = command.split()
+    done = subprocess.run(
+        [Path(sys.executable).with_name(program), word, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"README names `{command}`: {done.stderr}"
+
+
+def test_the_configuration_it_shows_is_valid(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        lines = block.splitlines()
+        indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+        path = tmp_path / "serve.yaml"
+        path.write_text("\n".join(line[indent:] for line in lines))
+        assert load_config(path).experts
+
+
+def test_every_endpoint_it_lists_is_served():
+    served = " ".join((ROOT / f"coe_server/http/{name}.py").read_text() for name in ("api", "admin"))
+    endpoints = re.findall(r"`(?:GET|POST) (/[a-z0-9/{}]+)", README)
+    assert len(endpoints) >= 7
+    for endpoint in endpoints:
+        assert f'"{endpoint}"' in served or f'"{endpoint.removeprefix("/admin")}"' in served, endpoint
+
+
+def test_every_file_on_its_map_exists():
+    file_map = README.split("## File map")[1].split("```")[1]
+    folders = re.findall(r"^(?:  )?([a-z_]+/)", file_map, re.MULTILINE)
+    assert {"configs/", "coe_server/", "routing/", "router_training/", "demo/", "tests/"} <= set(folders)
+    for folder in folders:
+        assert (ROOT / folder).is_dir() or (ROOT / "coe_server" / folder).is_dir(), folder
