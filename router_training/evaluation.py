@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,20 @@ from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import Temperature
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
-from router_training import metrics
+from router_training import details, metrics
+from router_training.curves import curve_keys
 from router_training.dataset import Dataset
 from router_training.embeddings import Prepare, nothing_to_embed
 from router_training.gains import Judged, budget_gain, unlimited_gain
-from router_training.mapping import choices
 from router_training.metrics import Bootstrap
-from router_training.perturbations import PERTURBATIONS, perturbed
 from router_training.progress import Track
+from router_training.robustness import robustness
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 AT_REST = Availability(residency="disk", predicted_wait_seconds=0.0)
-PERTURBED_PROMPTS = 1000  # drawn for the flip rate
-DIAL_SETTINGS = 60  # multipliers tried to draw the router's own curve
+PERTURBED_PROMPTS = 1000  # drawn for the flip rate and robustness
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,17 @@ def evaluate(
             for name, entry in artifact.manifest.objectives.items()
             if entry.budget is not None
         ],
-        **_aiq(judged, decisions),
+        **curve_keys(judged, decisions.expected),
         "calibration": _calibration(judged, decisions, artifact),
         "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
         "leave_group_out": None,
-        "flip_rate": _flip_rate(router, judged.dataset, main, bootstrap.seed, track, prepare),
+        **_robustness(router, judged, main, bootstrap.seed, track, prepare),
         "routing_ms": {
             "p50": float(np.percentile(decisions.routing_ms, 50)),
             "p99": float(np.percentile(decisions.routing_ms, 99)),
         },
+        **_details(judged, decisions, artifact),
+        "date": date.today().isoformat(),
     }
 
 
@@ -129,16 +131,12 @@ def predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) 
     return np.array([list(router.route(one, options, away).probabilities.values()) for one in conversations])
 
 
-def _flip_rate(router: Router, dataset: Dataset, objective: str, seed: int, track: Track, prepare: Prepare) -> float:
-    """Share of prompts, slightly changed in each of our ways, that go to another expert than before."""
+def _robustness(
+    router: Router, judged: Judged, objective: str, seed: int, track: Track, prepare: Prepare
+) -> dict[str, Any]:
     generator = np.random.default_rng(seed)
-    sample = dataset.rows(np.sort(generator.permutation(len(dataset))[:PERTURBED_PROMPTS]))
-    before = decide(router, sample, objective, track).chosen
-    flips = [
-        decide(router, prepare(perturbed(sample, perturb, generator)), objective, track).chosen != before
-        for perturb in PERTURBATIONS
-    ]
-    return metrics.mean(np.mean(flips, axis=0), sample.weights)
+    sample = judged.dataset.rows(np.sort(generator.permutation(len(judged.dataset))[:PERTURBED_PROMPTS]))
+    return robustness(lambda changed: decide(router, prepare(changed), objective, track).chosen, sample, generator)
 
 
 def _all_shipped(artifact: Artifact) -> Artifact:
@@ -179,32 +177,26 @@ def _budget_row(
     }
 
 
-def _aiq(judged: Judged, decisions: Decisions) -> dict[str, float]:
-    """The router's own curve, drawn by turning its multiplier, against the zero router's."""
-    sizes = judged.active_params_b
-    chosen = [choices(decisions.expected, sizes, multiplier) for multiplier in _dial(decisions, sizes)]
-    costs = np.array([judged.mean_active_params_b(row) for row in chosen])
-    scores = np.array([metrics.mean(judged.taken(row), judged.weights) for row in chosen])
-    low, high = float(sizes.min()), float(sizes.max())
-    own = metrics.aiq(metrics.upper_hull(costs, scores), low, high)
-    return {"aiq": own, "delta_aiq": own - metrics.aiq(judged.hull, low, high)}
-
-
-def _dial(decisions: Decisions, sizes: Vector) -> Vector:
-    """Multipliers from none to one that leaves only the smallest expert."""
-    steps = np.diff(np.unique(sizes))
-    if len(steps) == 0:
-        return np.zeros(1)
-    largest = 1.01 / float(steps.min())
-    return np.concatenate(([0.0], np.geomspace(largest * 1e-5, largest, DIAL_SETTINGS)))
+def _details(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, Any]:
+    """What a report shows beside the headline."""
+    categories = artifact.manifest.categories
+    labels = _labels(judged, artifact)
+    rows = np.flatnonzero(judged.dataset.labels >= 0)
+    predicted = decisions.probabilities.argmax(axis=1)
+    hits = (predicted == labels).astype(np.float64)
+    return {
+        "confusion": details.confusion(labels, predicted, judged.weights, len(categories)),
+        "reliability": details.reliability(decisions.confidences[rows], hits[rows], judged.weights[rows]),
+        "worst_prompts": details.worst_prompts(
+            judged, decisions.chosen, decisions.expected, decisions.probabilities, categories
+        ),
+    }
 
 
 def _calibration(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, float | None]:
     """`ece` and `brier` of the likeliest category over labelled prompts (None without), before and after
     calibration, and `ece` of expected scores."""
-    index = {name: position for position, name in enumerate(artifact.manifest.categories)}
-    known = [index.get(name, -1) for name in judged.dataset.categories]
-    labels = np.array([known[label] if label >= 0 else -1 for label in judged.dataset.labels], dtype=np.int64)
+    labels = _labels(judged, artifact)
     rows = np.flatnonzero(judged.dataset.labels >= 0)
     weights, probabilities = judged.weights[rows], decisions.probabilities[rows]
     hits = (probabilities.argmax(axis=1) == labels[rows]).astype(np.float64)
@@ -219,6 +211,13 @@ def _calibration(judged: Judged, decisions: Decisions, artifact: Artifact) -> di
         "brier_before": metrics.brier_score(before, labels[rows], weights) if len(rows) else None,
         "expected_score_ece": error(promised, judged.taken(decisions.chosen), judged.weights),
     }
+
+
+def _labels(judged: Judged, artifact: Artifact) -> Ints:
+    """[n]: the artifact's number of each prompt's true category; -1 where it has none or it is not the artifact's."""
+    index = {name: position for position, name in enumerate(artifact.manifest.categories)}
+    known = [index.get(name, -1) for name in judged.dataset.categories]
+    return np.array([known[label] if label >= 0 else -1 for label in judged.dataset.labels], dtype=np.int64)
 
 
 def _uncalibrated(artifact: Artifact, dataset: Dataset) -> Vector:

@@ -109,6 +109,42 @@ def risk_coverage(confidences: Vector, scores: Vector, weights: Vector, steps: i
 
 
 @dataclass(frozen=True, slots=True)
+class GapRecovered:
+    """RouteLLM's curve for two experts: `recovered` is the part of their distance in score that is closed when
+    `shares` of the traffic go to the dearer one, both from 0 to 1."""
+
+    shares: Vector
+    recovered: Vector
+
+    @property
+    def mean(self) -> float:
+        """APGR: the area under the curve; 0.5 for a coin, more for a router."""
+        return float(np.trapezoid(self.recovered, self.shares))
+
+    def share_for(self, recovered: float) -> float:
+        """CPT: the least share of the traffic that closes this part of the distance."""
+        last = int(np.argmax(self.recovered >= recovered - 1e-12))
+        if last == 0:
+            return float(self.shares[0])
+        low, high = self.recovered[last - 1], self.recovered[last]
+        part = (recovered - low) / (high - low)
+        return float(self.shares[last - 1] + part * (self.shares[last] - self.shares[last - 1]))
+
+
+def gap_recovered(advantage: Vector, cheap: Vector, dear: Vector, weights: Vector) -> GapRecovered:
+    """The curve when the prompts with most `advantage` [n] go to the dearer expert first; equal ones go together.
+
+    `cheap` and `dear` [n] are the two experts' scores; the dearer one's mean must be the higher.
+    """
+    distance = mean(dear - cheap, weights)
+    assert distance > 0.0, "there is no distance to close"
+    _, group = np.unique(-advantage, return_inverse=True)
+    mass = np.bincount(group, weights) / weights.sum()
+    closed = np.bincount(group, weights * (dear - cheap)) / weights.sum() / distance
+    return GapRecovered(np.concatenate(([0.0], np.cumsum(mass))), np.concatenate(([0.0], np.cumsum(closed))))
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """Paired resampling: a prompt is drawn with all its columns, so that what is compared stays comparable."""
 

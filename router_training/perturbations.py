@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,16 @@ Perturbation = Callable[[str, np.random.Generator], str]
 WORDS_PER_TYPO = 10
 LEAST_LETTERS = 4  # shorter words are left as they are
 GREETING = "Hi! Could you please help me with the following? "
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+CONTRACTIONS = (
+    ("What is", "What's"),
+    ("what is", "what's"),
+    ("do not", "don't"),
+    ("does not", "doesn't"),
+    ("cannot", "can't"),
+    ("It is", "It's"),
+    ("I am", "I'm"),
+)
 THANKS = " Thank you very much in advance."
 
 
@@ -41,7 +52,31 @@ def with_filler(text: str, generator: np.random.Generator) -> str:
     return GREETING + text + THANKS
 
 
-PERTURBATIONS: tuple[Perturbation, ...] = (with_typos, in_capitals, with_filler)
+def reworded(text: str, generator: np.random.Generator) -> str:
+    """The same words in another order, and contractions written out or drawn together.
+
+    The last sentence, mostly the question, comes first; of a single sentence the parts around its first comma change
+    places.
+    """
+    del generator
+    for long, short in CONTRACTIONS:
+        if long in text:
+            text = text.replace(long, short)
+        elif short in text:
+            text = text.replace(short, long)
+    sentences = SENTENCE_END.split(text.strip())
+    if len(sentences) > 1:
+        return " ".join((sentences[-1], *sentences[:-1]))
+    first, comma, rest = text.partition(", ")
+    return f"{rest}, {first}" if comma else f"Tell me this: {text}"
+
+
+PERTURBATIONS: Mapping[str, Perturbation] = {
+    "typos": with_typos,
+    "case": in_capitals,
+    "reworded": reworded,
+    "filler": with_filler,
+}
 
 
 def perturbed(dataset: Dataset, perturb: Perturbation, generator: np.random.Generator) -> Dataset:

@@ -12,6 +12,7 @@ from router_training.metrics import (
     brier_score,
     category_ceiling,
     expected_calibration_error,
+    gap_recovered,
     mean,
     risk_coverage,
     upper_hull,
@@ -104,3 +105,44 @@ def test_the_interval_keeps_pairs_together() -> None:
     columns = np.column_stack((noise + 0.1, noise))
     low, high = Bootstrap(100, 0).interval(columns, np.ones(50), lambda means: float(means[0] - means[1]))
     assert (low, high) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_aiq_of_a_router_worked_out_by_hand() -> None:
+    """Experts (1, 0.5) and (5, 0.7): the zero router rises by 0.05 for each unit, so its mean height is 0.6. A router
+    through (2, 0.65) has the areas 0.575 over 1 and 0.675 over 3: (0.575 + 2.025) / 4 = 0.65."""
+    experts = upper_hull(np.array([1.0, 5.0]), np.array([0.5, 0.7]))
+    router = upper_hull(np.array([1.0, 2.0, 5.0]), np.array([0.5, 0.65, 0.7]))
+    assert aiq(experts, 1.0, 5.0) == pytest.approx(0.6)
+    assert aiq(router, 1.0, 5.0) == pytest.approx(0.65)
+
+
+def test_two_experts_the_gap_closes_as_routellm_counts_it() -> None:
+    """Four prompts; the dear expert gains on the two that the router sends it first, and nothing on the others."""
+    cheap, dear = np.array([0.0, 0.0, 1.0, 1.0]), np.ones(4)
+    recovered = gap_recovered(np.array([4.0, 3.0, 2.0, 1.0]), cheap, dear, ONES)
+    assert recovered.shares.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert recovered.recovered.tolist() == [0.0, 0.5, 1.0, 1.0, 1.0]
+    assert recovered.mean == pytest.approx(0.75)
+    assert recovered.share_for(0.5) == pytest.approx(0.25)
+    assert recovered.share_for(0.8) == pytest.approx(0.4)
+
+
+def test_a_router_that_cannot_tell_is_a_coin() -> None:
+    """RouteLLM's random router: APGR 0.5, CPT(50 %) 0.5, CPT(80 %) 0.8."""
+    recovered = gap_recovered(np.zeros(4), np.array([0.0, 0.0, 1.0, 1.0]), np.ones(4), np.array([1.0, 2.0, 3.0, 4.0]))
+    assert recovered.mean == pytest.approx(0.5)
+    assert recovered.share_for(0.5) == pytest.approx(0.5)
+    assert recovered.share_for(0.8) == pytest.approx(0.8)
+
+
+@given(st.integers(0, 1000))
+def test_the_best_order_closes_the_gap_fastest(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    cheap = draw.random(30)
+    dear = np.clip(cheap + draw.normal(0.1, 0.3, 30), 0, 1)
+    if dear.mean() <= cheap.mean():
+        return
+    best = gap_recovered(dear - cheap, cheap, dear, np.ones(30))
+    other = gap_recovered(draw.random(30), cheap, dear, np.ones(30))
+    assert best.mean >= other.mean - 1e-9
+    assert best.recovered[-1] == pytest.approx(1.0)
