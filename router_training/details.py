@@ -31,7 +31,7 @@ def confusion(labels: Ints, predicted: Ints, weights: Vector, categories: int) -
 def reliability(confidences: Vector, hits: Vector, weights: Vector) -> list[dict[str, float]]:
     """Mean confidence and hit rate of bins of equal mass (by count), least sure first; `share` of the weight."""
     order = np.argsort(confidences, kind="stable")
-    bins = [rows for rows in np.array_split(order, min(CALIBRATION_BINS, len(order))) if weights[rows].sum() > 0.0]
+    bins = np.array_split(order, max(min(CALIBRATION_BINS, len(order)), 1))
     return [
         {
             "confidence": float(np.average(confidences[rows], weights=weights[rows])),
@@ -39,6 +39,7 @@ def reliability(confidences: Vector, hits: Vector, weights: Vector) -> list[dict
             "share": float(weights[rows].sum() / weights.sum()),
         }
         for rows in bins
+        if weights[rows].sum() > 0.0
     ]
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from coe_server.errors import ConfigError, DatasetError
-from coe_server.routing.artifact import Artifact
+from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.manifest import ExpertEntry
 from router_training.bounds import lower_bounds
 from router_training.config import MappingSettings
@@ -50,4 +51,17 @@ def with_newcomers(
         "score": {category: {**row, **by_category[category]} for category, row in manifest.score.items()},
         "overall": {**manifest.overall, **overall},
     }
-    return replace(artifact, manifest=manifest.model_copy(update=update))
+    corrections = artifact.corrections
+    if corrections is not None:
+        corrections = replace(corrections, coefficients=_with_zeros(corrections.coefficients, len(newcomers)))
+    return replace(artifact, manifest=manifest.model_copy(update=update), corrections=corrections)
+
+
+def held_out_with(held_out: HeldOut, newcomers: int) -> HeldOut:
+    """The out-of-fold predictions with room for so many more experts."""
+    return replace(held_out, corrections=_with_zeros(held_out.corrections, newcomers)) if newcomers else held_out
+
+
+def _with_zeros(columns: npt.NDArray[np.float32], more: int) -> npt.NDArray[np.float32]:
+    """Nothing is known of how a new expert's score goes with a prompt's own words."""
+    return np.hstack((columns, np.zeros((len(columns), more), dtype=np.float32)))

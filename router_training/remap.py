@@ -26,7 +26,7 @@ from router_training.dataset import Dataset, read_dataset
 from router_training.embeddings import Prepare, nothing_to_embed
 from router_training.evaluation import evaluate
 from router_training.metrics import Bootstrap
-from router_training.newcomers import with_newcomers
+from router_training.newcomers import held_out_with, with_newcomers
 from router_training.progress import Track
 from router_training.shipping import refusal
 from router_training.step_two import Budget, Grounds, Limits, front_points, solve_objective
@@ -58,7 +58,7 @@ def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepar
         raise ArtifactError(f"{out} is the artifact itself; give the new one another place")
     artifacts.require_free(out)
     before = artifacts.load(folder)
-    held_out = artifacts.read_held_out(folder)
+    held_out = held_out_with(artifacts.read_held_out(folder), len(wishes.newcomers))
     dataset = _recorded(before, wishes, prepare)
     learned = with_newcomers(before, wishes.newcomers, dataset, track)
     _require_known_names(learned, wishes.limits)
@@ -127,7 +127,7 @@ def _grounds(manifest: Manifest, held_out: HeldOut, limits: Limits) -> Grounds:
         experts=tuple(names),
         scores=scores,
         rows=np.where(inside, probabilities.argmax(axis=1), len(manifest.categories)),
-        expected=np.where(trusted, probabilities @ scores[:-1], scores[-1]),
+        expected=np.where(trusted, probabilities @ scores[:-1] + held_out.corrections, scores[-1]),
         weights=held_out.weights.astype(np.float64),
         total_params_b=np.array([expert.total_params_b for expert in manifest.experts]),
         limits=Limits(

@@ -25,6 +25,7 @@ def dataset(scores: list[list[float]], weights: list[float]) -> Dataset:
         np.array(weights),
         ("small", "large"),
         np.array(scores),
+        np.arange(n),
     )
 
 
