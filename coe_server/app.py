@@ -56,7 +56,12 @@ def build_server(config: ServerConfig) -> Listener:
     experts = build_experts(config)
     capacity = build_capacity(config)
     refuse_what_never_fits(experts, capacity)
-    cache = ExpertCache(experts, capacity, Limits(**config.scheduling.model_dump()))
+    cache = ExpertCache(
+        experts,
+        capacity,
+        Limits(**config.scheduling.model_dump()),
+        one_move_at_a_time=_platform(config) == "cuda",
+    )
     service = Service(
         router=router,
         cache=cache,
@@ -113,12 +118,16 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
 
 def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
-    platform = detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
+    platform = _platform(config)
     costs = read_costs(_costs_file(config))
     return [
         replace(_expert(settings, config.vllm, platform), costs=costs.get(settings.name, {}))
         for settings in config.experts
     ]
+
+
+def _platform(config: ServerConfig) -> Platform:
+    return detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
 
 
 def _costs_file(config: ServerConfig) -> Path:
@@ -129,7 +138,7 @@ def build_capacity(config: ServerConfig) -> Bytes:
     """The tiers' capacities in bytes. Raises ConfigError if they are more than there is."""
     available = available_host_bytes()
     vllm = any(isinstance(expert, VllmExpert) for expert in config.experts)
-    platform = config.vllm.platform if config.vllm.platform != "auto" else detect_platform()
+    platform = _platform(config)
     device, host = config.memory.device, config.memory.host
     if not vllm:  # simulated and remote experts take no memory here: any figure is fine
         return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))

@@ -50,6 +50,7 @@ class ExpertCache:
         events: EventLog | None = None,
         clock: Callable[[], float] = time.monotonic,
         policy: Policy = OURS,
+        one_move_at_a_time: bool = False,
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)

@@ -26,7 +26,11 @@ class _PlanIsStale(Exception):
 
 
 class Mover:
-    """Runs plans side by side where the ledger allows it; engines start one at a time."""
+    """Runs plans side by side where the ledger allows it; engines start one at a time.
+
+    With `one_at_a_time` every single move is alone: where what an engine takes or frees is seen only in the figures of
+    the whole card, two moves at once would be taken for each other.
+    """
 
     def __init__(
         self,
@@ -36,6 +40,7 @@ class Mover:
         clock: Callable[[], float],
         changed: Callable[[], None],
         sign_of_life_seconds: float,
+        one_at_a_time: bool,
     ) -> None:
         self._slots = slots
         self._ledger = ledger
@@ -45,6 +50,7 @@ class Mover:
         self._sign_of_life_seconds = sign_of_life_seconds
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
+        self._one_at_a_time = one_at_a_time
         self._tasks: set[asyncio.Task[None]] = set()
         self._plans: dict[str, asyncio.Task[None]] = {}  # by the expert they bring, the latest
 
@@ -93,7 +99,8 @@ class Mover:
         held = self._ledger.held(slot.name)
         await self._reserve(slot, move.target)
         try:
-            async with self._one_start if move.source is Tier.DISK else nullcontext():
+            alone = move.source is Tier.DISK or self._one_at_a_time
+            async with self._one_start if alone else nullcontext():
                 began = self._clock()
                 await self._act(slot, move)
                 seconds = self._clock() - began

@@ -441,6 +441,32 @@ def test_an_expert_idle_for_its_ttl_leaves_the_device():
     run(story())
 
 
+def test_where_moves_would_be_taken_for_each_other_they_are_made_one_at_a_time():
+    async def story():
+        memory = Memory(Bytes(20, 100))
+        engines = {name: FakeEngine(name, None, memory) for name in "abc"}
+        cache = ExpertCache(
+            [Expert(*pair) for pair in engines.items()], memory.capacity, PLENTY, one_move_at_a_time=True
+        )
+        conductor = asyncio.create_task(cache.run())
+        for name in "ab":
+            (await cache.lease(name)).release()
+        engines["c"].gate.clear()
+        slow = asyncio.create_task(cache.lease("c"))  # a goes to sleep for it
+        await settle()
+        back = asyncio.create_task(cache.lease("a"))  # b would go to sleep for it
+        await settle()
+        assert engines["b"].calls == ["start"]
+        engines["c"].gate.set()
+        for task in (slow, back):
+            (await task).release()
+        assert engines["b"].calls == ["start", "sleep"]
+        conductor.cancel()
+        await asyncio.gather(conductor, return_exceptions=True)
+
+    run(story())
+
+
 def test_an_expert_waits_for_room_that_another_move_has_not_freed_yet():
     async def story():
         async with running("abc", device=20, a=Footprint(20, 0, 10, 5)) as (cache, engines):
