@@ -66,7 +66,13 @@ class ExpertCache:
         self.useful_prefetches = 0  # of `prefetches`, those that were asked for before they left
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
-            self._slots, self.ledger, self.events, clock, self._changed.set, limits.sign_of_life_seconds
+            self._slots,
+            self.ledger,
+            self.events,
+            clock,
+            self._changed.set,
+            limits.sign_of_life_seconds,
+            one_move_at_a_time,
         )
         self._conductor = Conductor(
             self._slots, mover, self.events, capacity, limits, policy, clock, admit=self._admit, changed=self._changed

@@ -18,7 +18,9 @@ Vector = npt.NDArray[np.float64]
 
 CORRECTIONS_PER_WINDOW = 40  # a lasting error is worked off in about a fortieth of the window
 LEAST_STEPS = 10.0  # in which an error is worked off, however short the window
-HEADROOM = 1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little
+HEADROOM = (
+    1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little
+)
 
 
 def values(expected_scores: Vector, costs: Vector, multiplier: float) -> Vector:
