@@ -36,7 +36,7 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 
     With `rescore` no expert is asked. Raises ConfigError or DatasetError before anything is sent.
     """
-    refuse_unknown_format(files.out)
+    _refuse_to_overwrite(files)
     with PatternWorker() as worker:
         collection = prepare(config, files.prompts, files.raw, worker)
         if rescore and not len(collection.recording):
@@ -51,15 +51,25 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 
 def plan(config: CollectConfig, files: Files) -> list[Step]:
     """What `collect` would send, after the same checks; nothing is sent or written."""
-    refuse_unknown_format(files.out)
+    _refuse_to_overwrite(files)
     with PatternWorker() as worker:
         return prepare(config, files.prompts, files.raw, worker).steps()
 
 
+def _refuse_to_overwrite(files: Files) -> None:
+    """What is read must not be what is written."""
+    refuse_unknown_format(files.out)
+    used = [path.resolve() for path in (*files.prompts, files.out, files.raw)]
+    for path in files.out, files.raw:
+        if used.count(path.resolve()) > 1:
+            raise DatasetError(f"{path}: the prompts, the outcomes and the raw answers need a file each")
+
+
 async def _ask(collection: Collection, bars: Bars, experts_too: bool) -> None:
     """Expert by expert, so that each is loaded once; then the judge, who may be one of them."""
-    bars.plan({step.target.name: step.to_send for step in collection.steps()})
     if experts_too:
+        bars.plan({step.target.name: step.to_send for step in collection.steps()})
         for target in collection.targets:
             await collection.ask_expert(target, bars)
+    bars.plan({step.target.name: step.to_send for step in collection.judging()})
     await collection.ask_judge(bars)

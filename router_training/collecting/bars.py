@@ -17,7 +17,7 @@ class Bars(Protocol):
     """Told what is to come and what is done."""
 
     def plan(self, steps: Mapping[str, int]) -> None:
-        """So many requests under each name; called again when a number turns out otherwise."""
+        """So many requests under each name; called again for numbers that turn out otherwise."""
 
     def advance(self, name: str) -> None:
         """One request under this name is done, well or badly."""
@@ -44,7 +44,7 @@ class TerminalBars:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            TextColumn("requests"),
             TimeElapsedColumn(),
             TextColumn("time left"),
             TimeLeftColumn(),
@@ -52,6 +52,7 @@ class TerminalBars:
         self._console = console
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
+        self._steps: dict[str, int] = {}
 
     def __enter__(self) -> TerminalBars:
         self._progress.start()
@@ -63,11 +64,12 @@ class TerminalBars:
         self._progress.stop()
 
     def plan(self, steps: Mapping[str, int]) -> None:
-        for name, total in {**steps, EVERYTHING: sum(steps.values())}.items():
+        self._steps.update(steps)
+        for name, total in {**self._steps, EVERYTHING: sum(self._steps.values())}.items():
             if name in self._tasks:
                 self._progress.update(self._tasks[name], total=total)
-            else:
-                self._tasks[name] = self._progress.add_task(name, total=total, start=False, unit="requests")
+            elif total:
+                self._tasks[name] = self._progress.add_task(name, total=total, start=False)
 
     def advance(self, name: str) -> None:
         for task in (self._tasks[name], self._tasks[EVERYTHING]):

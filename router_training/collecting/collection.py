@@ -57,12 +57,19 @@ class Collection:
         for target in self.targets:
             to_send = len(self._unanswered(target))
             steps.append(Step(target, len(self.questions) - to_send, to_send))
-        if self.judge is not None:
-            pairs = [(question, target.name) for target in self.targets for question in self.questions]
-            to_send = sum(self.judge.requests_at_most(*pair) for pair in pairs)
-            recorded = sum(len(self.judge.cases(*pair)) - len(self.judge.open_cases(*pair)) for pair in pairs)
-            steps.append(Step(self.judge.target, recorded, to_send))
-        return steps
+        return [*steps, *self.judging()]
+
+    def judging(self) -> list[Step]:
+        """The last step alone; none unless the scorer is a judge."""
+        if self.judge is None:
+            return []
+        recorded = to_send = 0
+        for question, expert in self._pairs():
+            decided = [self.judge.is_decided(case) for case in self.judge.cases(question, expert)]
+            recorded += sum(decided)
+            to_come = self.judge.requests_each if self.judge.awaits_answers(question, expert) else 0
+            to_send += len(decided) - sum(decided) + to_come
+        return [Step(self.judge.target, recorded, to_send)]
 
     async def ask_expert(self, target: Target, bars: Bars) -> None:
         """Send the expert what it has not answered yet."""
@@ -71,7 +78,7 @@ class Collection:
 
     async def ask_judge(self, bars: Bars) -> None:
         """Send the judge what it has not decided yet."""
-        if self.judge is not None and any(True for _ in self._open_cases(self.judge)):
+        if self.judge is not None:
             target = self.judge.target
             cases = self._open_cases(self.judge)
             await self._asker(bars).ask_judge(target, target.endpoint(self.config.request), cases)
@@ -102,9 +109,12 @@ class Collection:
 
     def _open_cases(self, judge: Judge) -> Iterator[Case]:
         """One at a time: all prompts to the judge together may be many times the answers."""
-        for target in self.targets:
-            for question in self.questions:
-                yield from judge.open_cases(question, target.name)
+        for question, expert in self._pairs():
+            yield from (case for case in judge.cases(question, expert) if not judge.is_decided(case))
+
+    def _pairs(self) -> Iterator[tuple[Question, str]]:
+        """Every question with every expert's name."""
+        return ((question, target.name) for target in self.targets for question in self.questions)
 
     def _asker(self, bars: Bars) -> Asker:
         return Asker(self.recording, self.config.request.concurrency, bars)

@@ -60,6 +60,11 @@ class Judge:
         self._recording = recording
         self._column = column
 
+    @property
+    def requests_each(self) -> int:
+        """To the judge, for one answer."""
+        return len(ORDERS[self._mode])
+
     def check(self, question: Question) -> None:
         if "reference" in self._template.places:
             references(question, self._column)
@@ -99,20 +104,14 @@ class Judge:
         }
         return [self._case(question, expert, order, answers) for order, answers in shown.items()]
 
-    def open_cases(self, question: Question, expert: str) -> list[Case]:
-        """Those without a verdict. An unreadable verdict is one: asking again would hardly change it."""
-        return [
-            case
-            for case in self.cases(question, expert)
-            if self._recording.verdict(case.prompt_id, expert, case.order, case.asked) is None
-        ]
+    def is_decided(self, case: Case) -> bool:
+        """Whether there is a verdict. An unreadable one counts: asking again would hardly change it."""
+        return self._recording.verdict(case.prompt_id, case.expert, case.order, case.asked) is not None
 
-    def requests_at_most(self, question: Question, expert: str) -> int:
-        """How many requests to the judge this answer still takes, or would take once it is there."""
-        experts = {expert, self._reference_expert or expert}
-        if all(self._words_of(name, question) is not None for name in experts):
-            return len(self.open_cases(question, expert))
-        return 0 if expert == self._reference_expert else len(ORDERS[self._mode])
+    def awaits_answers(self, question: Question, expert: str) -> bool:
+        """Whether `cases` may give more once the experts have answered."""
+        compared = {expert, self._reference_expert or expert}
+        return expert != self._reference_expert and any(self._words_of(name, question) is None for name in compared)
 
     def _case(self, question: Question, expert: str, order: str, answers: Mapping[str, str]) -> Case:
         values = {"question": question.text, **answers}

@@ -64,9 +64,13 @@ def _question(place: str, row: Mapping[str, Any]) -> Question:
     return Question(str(prompt_id), tuple(_without_nulls(message) for message in messages), row, place)  # type: ignore[union-attr]  # `usable` is false for None
 
 
-def _without_nulls(message: Message) -> Message:
-    """Parquet gives every message every key that any message has."""
-    return {key: value for key, value in message.items() if value is not None}
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every message and every part of one each key that any other has."""
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
 
 
 def _words(message: Message) -> str:

@@ -125,10 +125,13 @@ class Recording:
         return self._failures.get((prompt_id, expert, order, asked))
 
     def append(self, record: Record) -> None:
-        """Keep a record, on disk first. Raises OSError if the disk does not take it; nothing is kept then."""
+        """Keep a record, on disk first. Raises DatasetError if the disk does not take it; nothing is kept then."""
         assert self._fd is not None, "only an open recording takes records"
         line = json.dumps({"kind": record.kind, **asdict(record)}, ensure_ascii=False) + "\n"
-        _write_whole(self._fd, line.encode("utf-8", "surrogatepass"))
+        try:
+            _write_whole(self._fd, line.encode("utf-8", "surrogatepass"))
+        except OSError as error:
+            raise DatasetError(f"{self.path} takes no more: {error.strerror}; all before is kept") from error
         self._keep(record)
 
     @asynccontextmanager

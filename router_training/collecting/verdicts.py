@@ -43,7 +43,8 @@ class Template:
 
     def filled(self, values: Mapping[str, str]) -> str:
         """Every place replaced once; what is filled in is not looked at again, so `{token}` in an answer stays."""
-        return _PLACE.sub(lambda place: values[place[1]] if place[1] in self.places else place[0], self.text)
+        places = self.places
+        return _PLACE.sub(lambda place: values[place[1]] if place[1] in places else place[0], self.text)
 
 
 def read_template(mode: Mode, path: Path | None) -> Template:

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -140,10 +141,10 @@ def test_other_words_options_or_model_are_asked_anew_and_count(tmp_path: Path) -
 
 def test_busy_and_broken_endpoints_are_asked_again(tmp_path: Path) -> None:
     troubles = [
-        Says(status=429, headers={"Retry-After": "0.2"}),
-        Says(status=503, raw=b"loading", headers={"Retry-After": "0.1"}),
         Says(raw=b'{"choices": []}'),
         Says(raw=b"\xff"),
+        Says(status=429, headers={"Retry-After": "0.2"}),
+        Says(status=503, raw=b"loading", headers={"Retry-After": "0.1"}),
     ]
     with endpoint(lambda body, times: troubles[times - 1] if times <= 4 else echo(body, times)) as stand_in:
         tally = run(config(stand_in, experts=[{"name": "a"}]), files(tmp_path, 2))
@@ -251,9 +252,17 @@ def test_answers_cut_at_the_token_limit_are_counted(tmp_path: Path) -> None:
 # A kill in the middle
 
 
-def start(folder: Path, settings: dict[str, Any]) -> subprocess.Popen[str]:
+def start(folder: Path, settings: dict[str, Any], largest_file_kib: int | str = "unlimited") -> subprocess.Popen[str]:
     (folder / "collect.yaml").write_text(yaml.safe_dump(settings))
-    command = [Path(sys.executable).with_name("coe-train"), "collect", "collect.yaml", "--prompts", "prompts.jsonl"]
+    limited = ["bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-"]
+    command = [
+        *limited,
+        Path(sys.executable).with_name("coe-train"),
+        "collect",
+        "collect.yaml",
+        "--prompts",
+        "prompts.jsonl",
+    ]
     return subprocess.Popen(
         [*command, "--out", "outcomes.jsonl"],
         cwd=folder,
@@ -309,17 +318,32 @@ def test_a_collection_that_was_stopped_goes_on_without_a_lost_or_doubled_row(
 
 
 def test_a_second_collection_into_the_same_files_is_refused(tmp_path: Path) -> None:
-    files(tmp_path, 3)
+    where = files(tmp_path, 3)
     with endpoint(lambda body, times: Says(held=True)) as stand_in:
         settings = {"base_url": stand_in.base_url, "experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
         first = start(tmp_path, settings)
         assert stand_in.held.acquire(timeout=60)
-        second = start(tmp_path, settings)
-        said, _ = second.communicate(timeout=60)
+        with pytest.raises(DatasetError, match="another `coe-train collect` is writing to it"):
+            run(config(stand_in), where)
         first.kill()
         first.communicate(timeout=60)
-    assert second.returncode == 2
-    assert "another `coe-train collect` is writing to it" in said
+
+
+def test_a_full_disk_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    where = files(tmp_path, 40)
+    with endpoint(echo) as stand_in:
+        settings = {"base_url": stand_in.base_url, "experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
+        process = start(tmp_path, settings, largest_file_kib=3)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "outcomes.raw.jsonl takes no more: File too large; all before is kept" in said
+        kept = len(where.raw.read_text().splitlines())
+        assert 0 < kept < 40
+        stand_in.bodies.clear()
+        process = start(tmp_path, settings)
+        process.communicate(timeout=60)
+    assert len(stand_in.bodies) == 40 - kept
+    assert [row["prompt_id"] for row in written(where)] == [f"p{n}" for n in range(40)]
 
 
 # The command
@@ -378,6 +402,32 @@ def test_a_mistake_in_the_prompts_is_one_sentence_and_nothing_is_sent(
     assert sentence in said.replace("\n", "")
     assert not stand_in.bodies
     assert sorted(path.name for path in tmp_path.iterdir()) == ["collect.yaml", "prompts.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["prompts.jsonl", "outcomes.jsonl"])
+def test_no_file_is_overwritten_by_another(tmp_path: Path, name: str) -> None:
+    where = files(tmp_path, 1, name)
+    before = where.prompts[0].read_bytes()
+    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="need a file each"):
+        run(config(stand_in), Files(where.prompts, where.out, where.out))
+    assert where.prompts[0].read_bytes() == before
+    assert not stand_in.bodies
+
+
+def test_conversations_from_parquet_are_sent_without_the_keys_of_others(tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    talks = [
+        [{"role": "user", "content": [{"type": "text", "text": "Hi?"}, image]}],
+        [{"role": "assistant", "content": [{"type": "text", "text": "Yes"}], "name": "x"}],
+    ]
+    table = pa.Table.from_pylist(
+        [{"prompt_id": str(n), "messages": talk, "answer": "-"} for n, talk in enumerate(talks)]
+    )
+    pq.write_table(table, tmp_path / "p.parquet")
+    with endpoint(echo) as stand_in:
+        settings = config(stand_in, experts=[{"name": "a"}], request={"concurrency": 1})
+        run(settings, Files.of([tmp_path / "p.parquet"], tmp_path / "o.jsonl", None))
+    assert [body["messages"] for body in stand_in.bodies] == talks
 
 
 def test_outcomes_of_an_unknown_format_are_refused_before_anything_is_sent(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def shown(is_terminal: bool) -> str:
         bars.plan({"coder": 3, "judge": 4})
         for _ in range(3):
             bars.advance("coder")
-        bars.plan({"coder": 3, "judge": 2})
+        bars.plan({"judge": 2})
         bars.advance("judge")
         bars.say("judge: [given up]")
     return console.file.getvalue()  # type: ignore[attr-defined]  # it is a StringIO
