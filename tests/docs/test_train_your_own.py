@@ -190,3 +190,8 @@ def test_the_numbers_the_guide_names_are_in_the_evaluation(followed: Reader) -> 
         assert key in evaluation
         assert not inner or inner in evaluation[key]
     assert json.loads((followed.folder / "measured.json").read_text())["router"]["gain"] > 0
+
+
+def test_the_guides_new_budget_is_an_objective_of_the_new_artifact(followed: Reader) -> None:
+    manifest = json.loads((followed.folder / "artifacts/router-tight/manifest.json").read_text())
+    assert manifest["objectives"]["tight"]["active_params_b"] == 12.0
