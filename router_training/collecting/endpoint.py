@@ -103,11 +103,11 @@ class Endpoint:
             if isinstance(result, Completion):
                 return Reply(result, seconds, attempts)
             too_long = result.wait_seconds > self._timeout_seconds
+            if not too_long:  # busy for whoever asks, not just for this request
+                self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
             if not result.passing or too_long or attempts > self._retries:
                 return Refusal(result.reason, result.hopeless, seconds, attempts)
-            if result.wait_seconds:  # busy for whoever asks, not just for this request
-                self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
-            else:
+            if not result.wait_seconds:
                 await asyncio.sleep(_backoff_seconds(attempts))
 
     async def _until_the_endpoint_wants_us(self) -> None:

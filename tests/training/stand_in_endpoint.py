@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class StandIn:
     base_url: str = ""
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     bodies: list[Body] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     most_at_once: int = 0
     held: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -46,6 +48,7 @@ class StandIn:
         question = str(body["messages"][-1]["content"])
         self.asked[body["model"], question] += 1
         self.bodies.append(body)
+        self.arrivals.append(time.monotonic())
         self.keys.append(request.headers.get("Authorization"))
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)

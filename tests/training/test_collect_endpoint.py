@@ -1,0 +1,70 @@
+"""One endpoint on a real socket: what is retried, how long it waits, what is given up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from router_training.collecting.endpoint import Endpoint, Refusal, Reply
+from tests.training.stand_in_endpoint import Says, StandIn, endpoint
+
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def ask(stand_in: StandIn, retries: int, times: int = 1) -> list[Reply | Refusal]:
+    async def story() -> list[Reply | Refusal]:
+        async with Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=10, retries=retries) as it:
+            return [await it.ask(HELLO) for _ in range(times)]
+
+    return asyncio.run(story())
+
+
+def busy_once(body: object, times: int) -> Says:
+    return Says(status=429, headers={"Retry-After": "1"}) if times == 1 else Says()
+
+
+def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_asks() -> None:
+    with endpoint(busy_once) as stand_in:
+        (reply,) = ask(stand_in, retries=1)
+    assert isinstance(reply, Reply)
+    assert reply.attempts == 2
+    assert stand_in.arrivals[1] - stand_in.arrivals[0] >= 1.0
+
+
+def test_the_next_request_waits_too_when_the_one_before_was_given_up() -> None:
+    with endpoint(busy_once) as stand_in:
+        first, second = ask(stand_in, retries=0, times=2)
+    assert isinstance(first, Refusal)
+    assert isinstance(second, Reply)
+    assert stand_in.arrivals[1] - stand_in.arrivals[0] >= 1.0
+
+
+def test_without_a_hint_pauses_grow() -> None:
+    with endpoint(lambda body, times: Says(status=500) if times < 3 else Says()) as stand_in:
+        ask(stand_in, retries=2)
+    first, second, third = stand_in.arrivals
+    assert second - first >= 0.25
+    assert third - second >= 0.5
+
+
+def test_a_redirect_is_not_followed_with_a_key() -> None:
+    with endpoint(lambda body, times: Says(status=307, headers={"Location": "http://127.0.0.1:1/"})) as stand_in:
+        (refusal,) = ask(stand_in, retries=3)
+    assert isinstance(refusal, Refusal)
+    assert refusal.reason.startswith("HTTP 307")
+    assert refusal.attempts == 1
+
+
+def test_nobody_there_is_a_reason() -> None:
+    nowhere = StandIn(lambda body, times: Says(), base_url="http://127.0.0.1:1/v1")
+    (refusal,) = ask(nowhere, retries=0)
+    assert isinstance(refusal, Refusal)
+    assert "127.0.0.1:1" in refusal.reason
+    assert not refusal.hopeless
+
+
+def test_an_answer_without_end_is_ended() -> None:
+    """More than an answer may have; the rest is not read."""
+    with endpoint(lambda body, times: Says(raw=b"x" * (33 * 2**20))) as stand_in:
+        (refusal,) = ask(stand_in, retries=0)
+    assert isinstance(refusal, Refusal)
+    assert "more than 32 MiB" in refusal.reason
