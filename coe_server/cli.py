@@ -34,11 +34,12 @@ from coe_server.cache.scheduler import Limits, turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
-from coe_server.errors import ArtifactError, CoeError, ConfigError
+from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
 from coe_server.http.service import AUTO, Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
+from coe_server.simulation import Question, run_simulation
 
 app = typer.Typer(
     name="coe",
@@ -149,6 +150,45 @@ def experts(
                 live.update(_experts_table(_ask_server(url, "/admin/experts")))
 
 
+@app.command()
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Experts, limits and timings; without it made-up ones.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines: arrival_seconds, expert or scores, output_tokens; prompt_tokens, priority."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Made-up traffic: balanced, bursty, dominant, interleaved, zipf or shift.")
+    ] = None,
+    experts: Annotated[int, typer.Option(help="How many made-up experts a profile asks for.", min=1)] = 5,
+    requests: Annotated[int, typer.Option(help="How many requests a profile makes.", min=1)] = 300,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same profile.")] = 0,
+    on_device: Annotated[
+        int | None, typer.Option(help="Made-up experts that fit on the device. Default 2 of 5, 3 of 20, else 4.", min=1)
+    ] = None,
+    in_host: Annotated[
+        int | None, typer.Option(help="Made-up experts that fit in host memory. Default all of 20, else half.", min=1)
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Only this one: coe, fifo, lru or lfu. Default all.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Score given up for an expert on the device (with scores).", min=0, max=1)
+    ] = 0.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Draw the first policy's run here (SVG).")] = None,
+) -> None:
+    """Play traffic through the server's own scheduler under a virtual clock, beside other policies and the optimum.
+
+    No engine is started; hours of traffic take seconds. An engine answers up to max_concurrency requests at once
+    without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
+    seconds in which somebody waits and nobody generates.
+    """
+    question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
+    with _mistakes_as_sentences():
+        run_simulation(question, json_file, timeline)
+
+
 def _experts_table(found: list[dict[str, Any]]) -> Table:
     table = Table("expert", "state", "device", "host", "leases", "queued", "last move", "failure")
     for expert in found:
@@ -214,7 +254,7 @@ def _print_decision(decision: RoutingDecision) -> None:
 def _mistakes_as_sentences() -> Iterator[None]:
     try:
         yield
-    except (ConfigError, ArtifactError) as error:
+    except (ConfigError, ArtifactError, DatasetError) as error:
         print(f"coe: {error}", file=sys.stderr)  # noqa: T201  the one line a person needs, whatever the log's settings
         raise typer.Exit(2) from error
     except CoeError as error:

@@ -60,7 +60,7 @@ class Conductor:
         for name in plan_.victims:
             self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
-        goal.gate = len(goal.waiters)
+        goal.gate = len(goal.waiters) if self._policy.collates else 1  # in strict order only the oldest has a turn
         goal.pushed_out = False
         for move in plan_.moves[:-1]:
             self._slots[move.expert].pushed_out = True
@@ -180,11 +180,10 @@ class Conductor:
                     slot.failures = 0
 
     def _queues(self) -> tuple[Queue, ...]:
-        return tuple(
-            slot.queue()
-            for slot in self._slots.values()
-            if slot.waiters and slot.moving is None and slot.tier is not Tier.DEVICE
-        )
+        waiting = [slot for slot in self._slots.values() if slot.waiters]
+        if waiting and not self._policy.collates:  # in strict order of arrival nobody but the oldest has a turn
+            waiting = [min(waiting, key=lambda slot: slot.waiters.arrivals()[0])]
+        return tuple(slot.queue() for slot in waiting if slot.moving is None and slot.tier is not Tier.DEVICE)
 
     async def _something_can_have_changed(self) -> None:
         now = self._clock()

@@ -178,6 +178,8 @@ class ExpertCache:
                 continue
             slot.gate = max(0, slot.gate - 1)
             waiter.granted.set_result(self._grant(slot, waiter))
+            if not self._policy.collates:  # in strict order somebody else may be next
+                self._changed.set()
 
     def _somebody_came_earlier(self, slot: Slot) -> bool:
         """In strict order of arrival nobody is served before an older request for another expert."""

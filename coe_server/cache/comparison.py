@@ -1,0 +1,145 @@
+"""Pure story: one trace under every policy, beside the offline bound. The clock in it is a virtual one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coe_server.cache.measures import Measures, measure, serving_share
+from coe_server.cache.offline_bound import Bringing, Job, lower_bound
+from coe_server.cache.offline_search import Board, Player, fewest_blocked_seconds
+from coe_server.cache.policy import OURS, Policy
+from coe_server.cache.simulator import Run, Scenario, SimulatedExpert, simulate
+from coe_server.cache.tiers import Tier
+from coe_server.cache.traces import Trace
+
+EXACT_UP_TO_REQUESTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What no policy can beat on this trace; `exact` if some schedule reaches it.
+
+    `switches` is a bound of its own: experts that are asked for, less those that fit on the device together.
+    """
+
+    blocked_seconds: float
+    serving_share: float
+    switches: int
+    exact: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "serving_share": self.serving_share,
+            "switches": self.switches,
+            "blocked_seconds": self.blocked_seconds,
+            "exact": self.exact,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One trace under several policies."""
+
+    trace: Trace
+    work_seconds: float
+    bound: Bound
+    runs: Mapping[str, Run]
+    policies: Mapping[str, Measures]
+
+    def as_json(self) -> dict[str, Any]:
+        """The layout that tools read."""
+        return {
+            "trace": {
+                "name": self.trace.name,
+                "requests": len(self.trace.requests),
+                "experts": len(self.trace.experts),
+                "seconds": self.trace.requests[-1].arrival_seconds,
+                "work_seconds": self.work_seconds,
+            },
+            "bound": self.bound.as_json(),
+            "policies": {name: measures.as_json() for name, measures in self.policies.items()},
+        }
+
+
+def compare(
+    scenario: Scenario,
+    trace: Trace,
+    policies: Iterable[Policy],
+    tolerance: float = 0.0,
+    done: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Play the trace under each policy; `done` is told the name of each that is finished.
+
+    The policies that ours is compared with bring nobody on a guess: that is part of ours.
+    """
+    runs: dict[str, Run] = {}
+    for policy in policies:
+        limits = scenario.limits if policy is OURS else replace(scenario.limits, prefetch=False)
+        runs[policy.name] = simulate(replace(scenario, limits=limits), trace, policy, tolerance)
+        done(policy.name)
+    measures = {name: measure(run) for name, run in runs.items()}
+    work = next(iter(runs.values())).work_seconds
+    return Comparison(trace, work, offline_bound(scenario, trace, measures, tolerance), runs, measures)
+
+
+def offline_bound(scenario: Scenario, trace: Trace, measures: Mapping[str, Measures], tolerance: float = 0.0) -> Bound:
+    """The bound under the wait limit of these runs; exact for short traces, if the search ends in time."""
+    if tolerance and any(request.scores for request in trace.requests):
+        return _bound(0.0, 0, False, scenario, trace)  # who answers is open: nothing stronger is proven
+    jobs = tuple(
+        Job(request.arrival_seconds, request.best, scenario.service_seconds(request.best, request.output_tokens))
+        for request in trace.requests
+    )
+    asked = {expert.name: expert for expert in scenario.experts if expert.name in {job.expert for job in jobs}}
+    blocked = lower_bound(jobs, {name: _bringing(expert) for name, expert in asked.items()}, scenario.capacity.device)
+    switches = max(0, len(asked) - _most_together(asked.values(), scenario.capacity.device))
+    kept = [m for m in measures.values() if m.bound_kept and not m.refused]
+    if len(jobs) > EXACT_UP_TO_REQUESTS or not kept:
+        return _bound(blocked, switches, False, scenario, trace)
+    reached = min(m.blocked_seconds for m in kept)
+    limit = max(m.wait_bound_seconds for m in kept)
+    players = {name: _player(expert) for name, expert in asked.items()}
+    board = Board(jobs, players, scenario.capacity, limit, scenario.limits.max_concurrency)
+    exact = fewest_blocked_seconds(board, reached) if blocked < reached else reached
+    return _bound(blocked if exact is None else exact, switches, exact is not None, scenario, trace)
+
+
+def _bound(blocked: float, switches: int, exact: bool, scenario: Scenario, trace: Trace) -> Bound:
+    work = sum(scenario.service_seconds(request.best, request.output_tokens) for request in trace.requests)
+    return Bound(blocked, serving_share(work, blocked), switches, exact)
+
+
+def _bringing(expert: SimulatedExpert) -> Bringing:
+    """As if everything that is to be preloaded had found room: it makes the bound no larger."""
+    timing = expert.timing
+    match expert.preload:
+        case Tier.DEVICE:
+            seconds = 0.0
+        case Tier.HOST:
+            seconds = min(timing.wake_seconds, timing.start_seconds)
+        case Tier.DISK:
+            seconds = timing.start_seconds
+    return Bringing(seconds, expert.preload is Tier.DISK, expert.footprint.device_awake)
+
+
+def _player(expert: SimulatedExpert) -> Player:
+    timing = expert.timing
+    return Player(
+        expert.footprint,
+        expert.preload,
+        expert.pin,
+        timing.start_seconds,
+        timing.wake_seconds,
+        timing.sleep_seconds,
+        timing.stop_seconds,
+    )
+
+
+def _most_together(experts: Iterable[SimulatedExpert], device_bytes: int) -> int:
+    number = used = 0
+    for size in sorted(expert.footprint.device_awake for expert in experts):
+        used += size
+        number += used <= device_bytes
+    return number

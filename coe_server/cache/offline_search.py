@@ -1,0 +1,271 @@
+"""Pure: the fewest blocked seconds of any schedule of a short trace, found by search.
+
+Exact over all schedules whose steps (letting a request in, beginning a start, wake, sleep or stop) happen when
+something else does: a request arrives, an answer ends or a move ends. Whoever schedules may leave a request waiting
+although it could be let in, bring experts before they are asked for, and knows the trace. Every policy of this server
+acts only at such moments, unless `ttl_seconds` or `min_tenure_seconds` are set; so the optimum is at most what any of
+them reaches, and it is never less than `offline_bound.lower_bound`, which holds for every schedule whatever.
+
+Best-first search: a state is what stands where, what runs and who waits; its price is what has been blocked so far,
+plus the lower bound of the rest. The first finished state that comes up has the lowest price.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+from coe_server.cache.offline_bound import Bringing, Job, lower_bound
+from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.engines.engine import Footprint
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """An expert as the search sees it: where it begins, what it weighs, what its moves take."""
+
+    footprint: Footprint
+    tier: Tier
+    pin: Tier
+    start_seconds: float
+    wake_seconds: float
+    sleep_seconds: float
+    stop_seconds: float
+
+    def seconds(self, source: Tier, target: Tier) -> float:
+        if source is Tier.DISK:
+            return self.start_seconds
+        if target is Tier.DEVICE:
+            return self.wake_seconds
+        return self.sleep_seconds if target is Tier.HOST else self.stop_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What does not change during a search."""
+
+    jobs: tuple[Job, ...]  # in order of arrival
+    players: dict[str, Player]  # only experts that are asked for
+    capacity: Bytes
+    wait_limit_seconds: float
+    max_concurrency: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where an expert is, or where it goes and when it will be there.
+
+    `unused_from` is where it came from, until it lets somebody in: it does not go back there unused, for it could as
+    well have stayed.
+    """
+
+    tier: Tier
+    source: Tier | None = None
+    until: float = 0.0
+    unused_from: Tier | None = None
+
+    def at(self, now: float) -> _Spot:
+        if self.source is None or self.until > now + _TICK:
+            return self
+        return _Spot(self.tier, unused_from=self.source if self.tier is Tier.DEVICE else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    now: float
+    arrived: int  # this many of the jobs
+    waiting: frozenset[int]
+    running: tuple[tuple[float, int], ...]  # (end, job), sorted
+    spots: tuple[_Spot, ...]  # in the order of board.players
+    rank: int = 0  # at one moment steps are taken in one order, so that each set of them is looked at once
+
+    def key(self, all_arrived: bool) -> tuple[object, ...]:
+        """Two states with equal keys have equal futures; once all have arrived the time of day is irrelevant."""
+        zero = self.now if all_arrived else 0.0
+        running = tuple((round(end - zero, 6), job) for end, job in self.running)
+        spots = tuple(
+            (s.tier, s.source, round(s.until - zero, 6) if s.source is not None else 0.0, s.unused_from)
+            for s in self.spots
+        )
+        return (0.0 if all_arrived else round(self.now, 6), self.arrived, self.waiting, running, spots, self.rank)
+
+
+def fewest_blocked_seconds(board: Board, reached: float, most_states: int = 30_000) -> float | None:
+    """The optimum, at most `reached` (what some schedule is known to reach); None if the search grew too large."""
+    return _Search(board).run(reached, most_states)
+
+
+class _Search:
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._names = list(board.players)
+        self._players = list(board.players.values())
+        self._footprints = [(name, player.footprint) for name, player in board.players.items()]
+        self._owner = [self._names.index(job.expert) for job in board.jobs]
+        spent = sum(job.seconds for job in board.jobs) + sum(
+            p.start_seconds + p.wake_seconds + p.sleep_seconds + p.stop_seconds for p in self._players
+        ) * len(board.jobs)
+        latest = board.jobs[-1].arrived + spent
+        self._limited = latest > board.jobs[0].arrived + board.wait_limit_seconds
+
+    def run(self, reached: float, most_states: int) -> float | None:
+        ticket = count()
+        first = self._settle(_State(0.0, 0, frozenset(), (), tuple(_Spot(p.tier) for p in self._players)))
+        heap = [(self._still_blocked(first), next(ticket), 0.0, first)]
+        best: dict[tuple[object, ...], float] = {}
+        while heap:
+            price, _, blocked, state = heapq.heappop(heap)
+            if price >= reached - _TICK:
+                return reached
+            if state.arrived == len(self._board.jobs) and not state.waiting:
+                return blocked  # what runs still ends without blocking anybody
+            key = self._key(state)
+            if best.get(key, _NEVER) <= blocked:
+                continue
+            best[key] = blocked
+            if len(best) > most_states:
+                return None
+            for cost, successor in self._successors(state):
+                total = blocked + cost
+                if best.get(self._key(successor), _NEVER) > total:
+                    heapq.heappush(heap, (total + self._still_blocked(successor), -next(ticket), total, successor))
+        return reached
+
+    def _key(self, state: _State) -> tuple[object, ...]:
+        return state.key(state.arrived == len(self._board.jobs) and not self._limited)
+
+    def _successors(self, state: _State) -> Iterator[tuple[float, _State]]:
+        """What is yielded last is looked at first, if it is as good as the rest: letting somebody in."""
+        later = self._pass_time(state)
+        if later is not None:
+            nobody_generates = bool(state.waiting) and not state.running
+            yield (later.now - state.now if nobody_generates else 0.0), later
+        yield from ((0.0, step) for step in self._steps(state))
+
+    def _pass_time(self, state: _State) -> _State | None:
+        """On to the next moment at which something happens."""
+        moments = [end for end, _ in state.running[:1]]
+        moments += [spot.until for spot in state.spots if spot.source is not None]
+        if state.arrived < len(self._board.jobs):
+            moments.append(self._board.jobs[state.arrived].arrived)
+        if not moments:
+            return None
+        later = self._settle(replace(state, now=min(moments), rank=0))
+        limit = self._board.wait_limit_seconds
+        late = self._limited and any(later.now > self._board.jobs[j].arrived + limit + _TICK for j in later.waiting)
+        return None if late else later
+
+    def _settle(self, state: _State) -> _State:
+        """Take note of what has arrived or ended by now; who is not needed any more leaves at once."""
+        arrived, now = state.arrived, state.now
+        while arrived < len(self._board.jobs) and self._board.jobs[arrived].arrived <= now + _TICK:
+            arrived += 1
+        waiting = state.waiting | frozenset(range(state.arrived, arrived))
+        running = tuple(pair for pair in state.running if pair[0] > now + _TICK)
+        spots = tuple(spot.at(now) for spot in state.spots)
+        settled = _State(now, arrived, waiting, running, spots)
+        for index, player in enumerate(self._players):
+            at_once = player.stop_seconds <= player.sleep_seconds or not player.footprint.can_sleep
+            if at_once and not self._needed(settled, index) and self._may(settled, index, Tier.DISK):
+                settled = self._move(settled, index, Tier.DISK, 0)
+        return settled
+
+    def _steps(self, state: _State) -> Iterator[_State]:
+        """Every single step that can be taken now, later ones than `state.rank` only."""
+        size = len(self._players)
+        targets = (Tier.DISK, Tier.HOST, Tier.DEVICE) if self._crowded(state) else (Tier.DEVICE,)
+        for target in targets:
+            order = 2 - target.depth  # what makes room, perhaps at once, comes before what needs it
+            for index in range(size):
+                rank = 1 + order * size + index
+                useful = target is not Tier.DEVICE or self._needed(state, index)
+                if rank > state.rank and useful and self._may(state, index, target):
+                    yield self._move(state, index, target, rank)
+        seen: set[tuple[int, float]] = set()
+        for job in sorted(state.waiting):
+            rank = 1 + 3 * size + job
+            index, seconds = self._owner[job], self._board.jobs[job].seconds
+            if (index, seconds) in seen or not self._lets_in(state, index):
+                continue  # of requests that are alike the oldest goes first
+            seen.add((index, seconds))
+            if rank > state.rank:
+                running = tuple(sorted((*state.running, (state.now + seconds, job))))
+                spots = (*state.spots[:index], _Spot(Tier.DEVICE), *state.spots[index + 1 :])
+                yield replace(state, waiting=state.waiting - {job}, running=running, spots=spots, rank=rank)
+
+    def _crowded(self, state: _State) -> bool:
+        """Not all that are needed or still here fit on the device together; else nobody has to leave for another."""
+        here = (
+            bytes_in(player.footprint, Tier.DEVICE)
+            for index, player in enumerate(self._players)
+            if self._needed(state, index) or state.spots[index] != _Spot(Tier.DISK)
+        )
+        return not sum(here, Bytes()).fits(self._board.capacity)
+
+    def _lets_in(self, state: _State, index: int) -> bool:
+        spot = state.spots[index]
+        inside = sum(self._owner[job] == index for _, job in state.running)
+        return spot.tier is Tier.DEVICE and spot.source is None and inside < self._board.max_concurrency
+
+    def _needed(self, state: _State, index: int) -> bool:
+        """Some request for it has not been let in yet, or has not arrived."""
+        return any(self._owner[job] == index for job in state.waiting) or index in self._owner[state.arrived :]
+
+    def _may(self, state: _State, index: int, target: Tier) -> bool:
+        spot, player = state.spots[index], self._players[index]
+        if spot.source is not None or spot.tier is target or target.depth > player.pin.depth:
+            return False
+        if target is Tier.DEVICE:
+            return self._may_come(state, index)
+        leased = any(self._owner[job] == index for _, job in state.running)
+        back_unused = spot.unused_from is not None and target.depth >= spot.unused_from.depth
+        sleeps = spot.tier is Tier.DEVICE and player.footprint.can_sleep
+        return not leased and not back_unused and (target is Tier.DISK or sleeps)
+
+    def _may_come(self, state: _State, index: int) -> bool:
+        player = self._players[index]
+        starting = any(s.source is Tier.DISK for s in state.spots)  # engines start one at a time
+        if state.spots[index].tier is Tier.DISK and starting:
+            return False
+        others = (self._held(i, s) for i, s in enumerate(state.spots) if i != index)
+        return sum(others, bytes_in(player.footprint, Tier.DEVICE)).fits(self._board.capacity)
+
+    def _held(self, index: int, spot: _Spot) -> Bytes:
+        """While it moves, the larger of both ends."""
+        footprint = self._players[index].footprint
+        held = bytes_in(footprint, spot.tier)
+        return held if spot.source is None else held.at_least(bytes_in(footprint, spot.source))
+
+    def _move(self, state: _State, index: int, target: Tier, rank: int) -> _State:
+        source = state.spots[index].tier
+        until = state.now + self._players[index].seconds(source, target)
+        spot = _Spot(target, source, until).at(state.now)
+        return replace(state, spots=(*state.spots[:index], spot, *state.spots[index + 1 :]), rank=rank)
+
+    def _still_blocked(self, state: _State) -> float:
+        """Seconds that are blocked from here on at least: the lower bound of what is left."""
+        left = [self._board.jobs[job] for job in sorted((*state.waiting, *range(state.arrived, len(self._board.jobs))))]
+        jobs = [Job(max(0.0, job.arrived - state.now), job.expert, job.seconds) for job in left]
+        bringing = {
+            name: Bringing(self._until_up(state, index), self._comes_from_disk(state, index), footprint.device_awake)
+            for index, (name, footprint) in enumerate(self._footprints)
+        }
+        running = state.running[-1][0] - state.now if state.running else 0.0
+        return lower_bound(jobs, bringing, self._board.capacity.device, running)
+
+    def _comes_from_disk(self, state: _State, index: int) -> bool:
+        spot = state.spots[index]
+        return Tier.DISK in (spot.tier, spot.source)
+
+    def _until_up(self, state: _State, index: int) -> float:
+        spot, player = state.spots[index], self._players[index]
+        if spot.source is None:
+            return 0.0 if spot.tier is Tier.DEVICE else player.seconds(spot.tier, Tier.DEVICE)
+        rest = spot.until - state.now
+        return rest if spot.tier is Tier.DEVICE else rest + player.seconds(spot.tier, Tier.DEVICE)
+
+
+_NEVER = float("inf")
+_TICK = 1e-7  # seconds; what is closer together happens at once

@@ -1,0 +1,251 @@
+"""The server's own cache under a virtual clock: real leases, plans and turns; engines that only pass the time.
+
+An engine serves up to `max_concurrency` requests at once without getting slower; a request stays inside for
+`ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.policy import Policy
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.traces import Request, Trace
+from coe_server.cache.virtual_clock import run_virtually
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.errors import DatasetError, Overloaded
+from coe_server.events import EventLog, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of an expert's moves, and the speed of its answers."""
+
+    start_seconds: float = 40.0
+    wake_seconds: float = 0.4
+    sleep_seconds: float = 0.3
+    stop_seconds: float = 0.0
+    ttft_seconds: float = 0.05
+    tokens_per_second: float = 50.0
+
+    def service_seconds(self, output_tokens: int) -> float:
+        return self.ttft_seconds + output_tokens / self.tokens_per_second
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedExpert:
+    """What the simulator is told about an expert."""
+
+    name: str
+    footprint: Footprint
+    timing: Timing = Timing()
+    pin: Tier = Tier.DISK
+    preload: Tier = Tier.DISK
+    ttl_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A machine and its experts."""
+
+    experts: tuple[SimulatedExpert, ...]
+    capacity: Bytes
+    limits: Limits
+
+    def service_seconds(self, expert: str, output_tokens: int) -> float:
+        timing = next(one.timing for one in self.experts if one.name == expert)
+        return min(timing.service_seconds(output_tokens), self.limits.max_generation_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request that was answered; seconds since the trace began."""
+
+    expert: str
+    arrived: float
+    granted: float
+    finished: float
+    score_lost: float = 0.0  # by taking a resident expert
+    wait_saved_seconds: float = 0.0  # by the same, as predicted
+    resident: bool = False  # it went to another expert than the best, because that one was on the device
+
+    @property
+    def waited(self) -> float:
+        return self.granted - self.arrived
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMove:
+    """One move that was carried out; seconds since the trace began."""
+
+    expert: str
+    source: Tier
+    target: Tier
+    began: float
+    ended: float
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that happened while a trace was played."""
+
+    answers: tuple[Answer, ...]
+    moves: tuple[TimedMove, ...]
+    switches: int
+    refused: int
+    wait_bound_seconds: float
+    work_seconds: float  # solo service seconds of every request of the trace, refused ones included
+
+
+def simulate(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float = 0.0) -> Run:
+    """Play `trace` under `policy`; time starts when everything that is to be preloaded has been.
+
+    `tolerance` is the score that may be given up for an expert that is on the device. Raises DatasetError if the
+    trace asks for an expert that the scenario does not have.
+    """
+    known = {expert.name for expert in scenario.experts}
+    if strangers := [name for name in trace.experts if name not in known]:
+        raise DatasetError(f"{trace.name}: there is no expert '{strangers[0]}'; there are {', '.join(sorted(known))}")
+    return run_virtually(_play(scenario, trace, policy, tolerance))
+
+
+async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float) -> Run:
+    clock = asyncio.get_running_loop().time
+    diary = _Diary(clock)
+    experts = [_expert(one) for one in scenario.experts]
+    cache = ExpertCache(experts, scenario.capacity, scenario.limits, diary, clock, policy)
+    conductor = asyncio.create_task(cache.run())
+    await cache.ready.wait()
+    diary.begins()
+    player = _Player(scenario, cache, diary, tolerance)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for request in trace.requests:
+                await asyncio.sleep(max(0.0, request.arrival_seconds - diary.now))
+                group.create_task(player.ask(request))
+        bound = cache.wait_bound_seconds()
+    finally:
+        conductor.cancel()
+        with suppress(asyncio.CancelledError):
+            await conductor
+    work = sum(scenario.service_seconds(request.best, request.output_tokens) for request in trace.requests)
+    return Run(tuple(player.answers), tuple(diary.moves), diary.switches, player.refused, bound, work)
+
+
+class _Player:
+    """Asks the cache like the server does, and writes down how long it took."""
+
+    def __init__(self, scenario: Scenario, cache: ExpertCache, diary: _Diary, tolerance: float) -> None:
+        self.answers: list[Answer] = []
+        self.refused = 0
+        self._scenario = scenario
+        self._cache = cache
+        self._diary = diary
+        self._tolerance = tolerance
+        self._timings = {expert.name: expert.timing for expert in scenario.experts}
+
+    async def ask(self, request: Request) -> None:
+        arrived = self._diary.now
+        expert, lost, saved = self._route(request)
+        try:
+            lease = await self._cache.lease(expert, request.priority)
+        except Overloaded:
+            self.refused += 1
+            return
+        with lease:
+            granted = self._diary.now
+            seconds = self._timings[expert].service_seconds(request.output_tokens)
+            await asyncio.sleep(min(seconds, self._scenario.limits.max_generation_seconds))
+        finished = self._diary.now
+        self.answers.append(Answer(expert, arrived, granted, finished, lost, saved, expert != request.best))
+
+    def _route(self, request: Request) -> tuple[str, float, float]:
+        """The best expert, or the best on the device within the tolerance; the score lost and the wait saved."""
+        best = request.best
+        if not request.scores or not self._tolerance:
+            return best, 0.0, 0.0
+        status = {one.name: one for one in self._cache.status()}
+        floor = request.scores[best] - self._tolerance
+        resident = [
+            name
+            for name, score in request.scores.items()
+            if score >= floor and status[name].residency == Tier.DEVICE.value
+        ]
+        if not resident or best in resident:
+            return best, 0.0, 0.0
+        chosen = min(resident, key=lambda name: (-request.scores[name], name))
+        saved = status[best].predicted_wait_seconds - status[chosen].predicted_wait_seconds
+        return chosen, request.scores[best] - request.scores[chosen], saved
+
+
+class _Diary(EventLog):
+    """The cache's own events, kept with virtual times."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(keep=1)
+        self.moves: list[TimedMove] = []
+        self.switches = 0
+        self._clock = clock
+        self._zero = 0.0
+
+    @property
+    def now(self) -> float:
+        return self._clock() - self._zero
+
+    def begins(self) -> None:
+        """The trace begins: what has been preloaded happened before time zero and took none."""
+        moves = [TimedMove(m.expert, m.source, m.target, 0.0, 0.0, 0) for m in self.moves]
+        self.moves, self.switches, self._zero = moves, 0, self._clock()
+
+    def record(self, kind: Kind, **fields: Any) -> None:
+        if kind == "move":
+            seconds, now = fields["seconds"], self.now
+            source, target = Tier(fields["from"]), Tier(fields["to"])
+            self.moves.append(TimedMove(fields["expert"], source, target, now - seconds, now, fields["bytes"]))
+        elif kind == "switch":
+            self.switches += 1
+
+
+class _TimedEngine:
+    """An `Engine` (see `engine.py`) that is nothing but its seconds."""
+
+    def __init__(self, footprint: Footprint, timing: Timing) -> None:
+        self.footprint = footprint
+        self._timing = timing
+
+    async def start(self) -> None:
+        await asyncio.sleep(self._timing.start_seconds)
+
+    async def sleep(self) -> None:
+        await asyncio.sleep(self._timing.sleep_seconds)
+
+    async def wake(self) -> None:
+        await asyncio.sleep(self._timing.wake_seconds)
+
+    async def stop(self) -> None:
+        await asyncio.sleep(self._timing.stop_seconds)
+
+    async def died(self) -> str:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never does
+
+    def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
+        raise AssertionError("a simulated request stays inside by itself")
+
+
+def _expert(one: SimulatedExpert) -> Expert:
+    engine = _TimedEngine(one.footprint, one.timing)
+    known = {
+        "start": one.timing.start_seconds,
+        "wake": one.timing.wake_seconds,
+        "sleep": one.timing.sleep_seconds,
+        "stop": one.timing.stop_seconds,
+    }  # as if an earlier server had measured them
+    return Expert(one.name, engine, one.pin, one.preload, one.ttl_seconds, costs=known)

@@ -1,0 +1,104 @@
+"""Pure: what a trace of requests is, and how it is read from JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from coe_server.cache.queue import Priority
+from coe_server.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a trace: for `expert`, or for the best of `scores`."""
+
+    arrival_seconds: float
+    output_tokens: int
+    expert: str | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    prompt_tokens: int | None = None
+    priority: Priority = "normal"
+
+    @property
+    def best(self) -> str:
+        """Where it goes if nothing but quality counts; of equal scores the first name."""
+        return self.expert if self.expert is not None else min(self.scores, key=lambda name: (-self.scores[name], name))
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival."""
+
+    name: str
+    requests: tuple[Request, ...]
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Every expert that a request names or scores, sorted."""
+        named = {request.expert for request in self.requests if request.expert is not None}
+        return tuple(sorted(named.union(*(request.scores for request in self.requests))))
+
+
+def read_trace(name: str, lines: Iterable[str]) -> Trace:
+    """A trace from JSON lines; `name` is used in messages. Raises DatasetError with the number of the wrong line."""
+    requests = [_request(f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not requests:
+        raise DatasetError(f"{name}: holds no request")
+    return Trace(name, tuple(sorted(requests, key=lambda request: request.arrival_seconds)))
+
+
+def write_trace(trace: Trace) -> Iterable[str]:
+    """The JSON lines that `read_trace` reads."""
+    for request in trace.requests:
+        fields: dict[str, Any] = {"arrival_seconds": request.arrival_seconds, "output_tokens": request.output_tokens}
+        fields |= {"expert": request.expert} if request.expert is not None else {"scores": dict(request.scores)}
+        if request.prompt_tokens is not None:
+            fields["prompt_tokens"] = request.prompt_tokens
+        yield json.dumps(fields | {"priority": request.priority})
+
+
+def _request(where: str, line: str) -> Request:
+    try:
+        fields = json.loads(line)
+    except ValueError as error:
+        raise DatasetError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise DatasetError(f"{where}: must be an object with arrival_seconds, output_tokens and expert or scores")
+    if unknown := sorted(fields.keys() - _KEYS):
+        raise DatasetError(f"{where}: '{unknown[0]}' is not one of {', '.join(sorted(_KEYS))}")
+    expert, scores = fields.get("expert"), fields.get("scores")
+    if (expert is None) == (scores is None):
+        raise DatasetError(f"{where}: needs either 'expert' or 'scores'")
+    priority = fields.get("priority", "normal")
+    if priority not in get_args(Priority):
+        raise DatasetError(f"{where}: priority {priority!r} is not one of {', '.join(get_args(Priority))}")
+    return Request(
+        arrival_seconds=_number(where, fields, "arrival_seconds"),
+        output_tokens=int(_number(where, fields, "output_tokens")),
+        expert=None if expert is None else str(expert),
+        scores={} if scores is None else _scores(where, scores),
+        prompt_tokens=int(_number(where, fields, "prompt_tokens")) if "prompt_tokens" in fields else None,
+        priority=priority,
+    )
+
+
+def _scores(where: str, scores: object) -> dict[str, float]:
+    if not isinstance(scores, dict) or not scores:
+        raise DatasetError(f"{where}: scores must map at least one expert to a number")
+    for name, score in scores.items():
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise DatasetError(f"{where}: scores.{name}: {score!r} is not a number")
+    return {name: float(score) for name, score in scores.items()}
+
+
+def _number(where: str, fields: Mapping[str, object], key: str) -> float:
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise DatasetError(f"{where}: {key} must be a number >= 0, not {value!r}")
+    return float(value)
+
+
+_KEYS = {"arrival_seconds", "expert", "scores", "output_tokens", "prompt_tokens", "priority"}

@@ -1,0 +1,152 @@
+"""What `coe simulate` does: a machine, a trace, every policy, a table and files. Decides nothing about the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from coe_server.app import build_capacity, build_experts, refuse_what_never_fits
+from coe_server.cache.comparison import Comparison, compare
+from coe_server.cache.measures import Measures
+from coe_server.cache.policy import POLICIES, Policy
+from coe_server.cache.profiles import Profile, make_trace
+from coe_server.cache.scenario import expert_names, made_up_scenario, scenario_of
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.simulator import Scenario, Timing
+from coe_server.cache.timeline import draw_timeline
+from coe_server.cache.traces import Trace, read_trace
+from coe_server.config import ServerConfig, SimulatedExpert, load_config
+from coe_server.errors import ConfigError, DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to simulate; None where the caller left it open."""
+
+    config: Path | None = None
+    trace: Path | None = None
+    profile: str | None = None
+    experts: int = 5
+    requests: int = 300
+    seed: int = 0
+    on_device: int | None = None
+    in_host: int | None = None
+    policy: str | None = None
+    tolerance: float = 0.0
+
+
+def run_simulation(question: Question, json_file: Path | None, timeline: Path | None) -> None:
+    """Answer the question as a table, and in files where asked. Raises ConfigError or DatasetError."""
+    policies = _policies(question.policy)
+    scenario, trace = _stage(question)
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"{trace.name}, {len(trace.requests)} requests", total=len(policies))
+        found = compare(scenario, trace, policies, question.tolerance, lambda _: progress.advance(task))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    if timeline is not None:
+        name = policies[0].name
+        title = f"{trace.name}: {len(trace.requests)} requests for {len(trace.experts)} experts, policy {name}"
+        timeline.write_text(draw_timeline(found.runs[name], title), encoding="utf-8")
+    _print(found)
+
+
+def _policies(name: str | None) -> list[Policy]:
+    if name is None:
+        return list(POLICIES.values())
+    if name not in POLICIES:
+        raise ConfigError(f"--policy: '{name}' is not one of {', '.join(POLICIES)}")
+    return [POLICIES[name]]
+
+
+def _stage(question: Question) -> tuple[Scenario, Trace]:
+    """The machine and what is asked of it."""
+    if (question.trace is None) == (question.profile is None):
+        raise ConfigError("give either --trace FILE or --profile NAME")
+    if question.config is not None:
+        scenario = _configured(load_config(question.config))
+        return scenario, _trace(question, [expert.name for expert in scenario.experts])
+    if question.trace is not None:
+        trace = _trace(question, [])
+        names = list(trace.experts)
+    else:
+        names = expert_names(question.experts)
+        trace = _trace(question, names)
+    return made_up_scenario(names, question.on_device, question.in_host), trace
+
+
+def _trace(question: Question, names: list[str]) -> Trace:
+    if question.trace is not None:
+        try:
+            with question.trace.open(encoding="utf-8") as lines:
+                return read_trace(question.trace.name, lines)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{question.trace}: cannot be read ({error})") from error
+    for profile in get_args(Profile):
+        if profile == question.profile:
+            return make_trace(profile, names, question.requests, question.seed)
+    raise ConfigError(f"--profile: '{question.profile}' is not one of {', '.join(get_args(Profile))}")
+
+
+def _configured(config: ServerConfig) -> Scenario:
+    experts, capacity = build_experts(config), build_capacity(config)
+    refuse_what_never_fits(experts, capacity)
+    timings = {
+        expert.name: Timing(
+            start_seconds=expert.start_seconds,
+            wake_seconds=expert.wake_seconds,
+            sleep_seconds=expert.sleep_seconds,
+            ttft_seconds=expert.ttft_seconds,
+            tokens_per_second=expert.tokens_per_second,
+        )
+        for expert in config.experts
+        if isinstance(expert, SimulatedExpert)
+    }
+    scenario = scenario_of(experts, timings, capacity, Limits(**config.scheduling.model_dump()))
+    if not scenario.experts:
+        raise ConfigError("experts: all of them are answered elsewhere; there is nothing to simulate")
+    return scenario
+
+
+def _print(found: Comparison) -> None:
+    trace, bound = found.trace, found.bound
+    seconds = trace.requests[-1].arrival_seconds
+    console = Console()
+    table = Table(
+        *("policy", "switches", "share", "of bound", "blocked s", "wait s: mean", "p95", "max", "makespan s", "GiB"),
+        title=f"{trace.name}: {len(trace.requests)} requests for {len(trace.experts)} experts in {seconds:,.0f} s",
+        padding=(0, 0, 0, 1),
+    )
+    for name, m in found.policies.items():
+        table.add_row(
+            *(name, str(m.switches), f"{m.serving_share:.3f}", f"{m.serving_share / bound.serving_share:.3f}"),
+            *(f"{m.blocked_seconds:,.1f}", f"{m.wait_mean:,.1f}", f"{m.wait_p95:,.1f}", f"{m.wait_max:,.1f}"),
+            *(f"{m.makespan_seconds:,.0f}", f"{m.bytes_moved / 2**30:,.0f}"),
+        )
+    table.add_section()
+    table.add_row("bound", f">={bound.switches}", f"{bound.serving_share:.3f}", "", f"{bound.blocked_seconds:,.1f}")
+    console.print(table)
+    kind = "the optimum, found by search" if bound.exact else "proven: nobody can do better, perhaps nobody as well"
+    console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
+    for name, m in found.policies.items():
+        for sentence in _remarks(m):
+            console.print(f"{name}: {sentence}")
+
+
+def _remarks(m: Measures) -> Iterator[str]:
+    kept = "nobody waited longer than" if m.bound_kept else f"[red]{m.wait_max:,.0f} s of waiting break[/red]"
+    yield f"{kept} the bound of {m.wait_bound_seconds:,.0f} s."
+    if m.refused:
+        yield f"{m.refused} requests were refused with 429: its figures are not comparable."
+    if m.resident_choices:
+        yield (
+            f"{m.resident_choices} requests took a resident expert; {m.score_lost:.3f} of score lost, "
+            f"{m.wait_saved_seconds:,.1f} s of waiting saved."
+        )

@@ -1,0 +1,103 @@
+"""What nobody can beat: the search beside hands and policies, the proven bound beside the search."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from coe_server.cache.comparison import compare, offline_bound
+from coe_server.cache.measures import measure
+from coe_server.cache.offline_bound import lower_bound
+from coe_server.cache.policy import LRU, OURS, POLICIES
+from coe_server.cache.simulator import simulate
+from coe_server.cache.tiers import Bytes, Tier
+from tests.cache.machines import machine, machines, played, trace_of
+
+
+def optimum(scenario, trace):
+    bound = offline_bound(scenario, trace, {"coe": measure(simulate(scenario, trace, OURS))})
+    assert bound.exact
+    return bound.blocked_seconds
+
+
+def proven(scenario, trace):
+    copies = trace_of(*[(r.arrival_seconds, r.expert, r.output_tokens) for r in trace.requests])
+    return offline_bound(scenario, copies, {}).blocked_seconds
+
+
+def test_of_two_that_take_turns_each_comes_once():
+    trace = trace_of((0, "a", 1), (0, "b", 1), (0, "a", 1), (0, "b", 1))
+    assert optimum(machine(), trace) == pytest.approx(2 + 1 + 2)  # a wakes; a sleeps, b wakes
+    assert proven(machine(), trace) == pytest.approx(2 + 2)  # without the sleep
+
+
+def test_answers_one_after_the_other_hide_a_start():
+    trace = trace_of((0, "a", 3), (0, "a", 4), (0, "b", 1))
+    cold = machine(on_device=2, preload=Tier.DISK)
+    assert optimum(cold, trace) == pytest.approx(8 + 1)  # a starts; 7 of b's 8 seconds are filled
+    assert proven(cold, trace) == pytest.approx(8 + 1)
+
+
+def test_who_knows_the_trace_brings_experts_before_they_are_asked_for():
+    trace = trace_of((0, "a", 1), (20, "b", 1))
+    assert optimum(machine(), trace) == pytest.approx(2)
+    assert measure(simulate(machine(), trace, OURS)).blocked_seconds == pytest.approx(2 + 3)
+
+
+def test_a_wait_limit_can_cost_seconds():
+    scenario, trace = machine(), trace_of((18, "a", 6), (19, "a", 8), (19, "b", 2))
+    reached = measure(simulate(scenario, trace, OURS))
+    far = {"coe": replace(reached, blocked_seconds=99.0, wait_bound_seconds=1000.0)}
+    near = {"coe": replace(reached, blocked_seconds=99.0, wait_bound_seconds=6.0, wait_max=0.0)}
+    assert offline_bound(scenario, trace, far).blocked_seconds == pytest.approx(3)
+    assert offline_bound(scenario, trace, near).blocked_seconds == pytest.approx(4)
+
+
+@given(played(longest=5, scenarios=machines(most=3)))
+@settings(max_examples=80, deadline=None)
+def test_the_proven_bound_is_at_most_the_optimum_and_that_at_most_every_policy(stage):
+    scenario, trace = stage
+    found = compare(scenario, trace, POLICIES.values())
+    assert found.bound.exact
+    assert proven(scenario, trace) <= found.bound.blocked_seconds + 1e-6
+    for m in found.policies.values():
+        if m.bound_kept:
+            assert found.bound.blocked_seconds <= m.blocked_seconds + 1e-6
+
+
+@given(played(longest=40))
+@settings(max_examples=60, deadline=None)
+def test_the_proven_bound_is_at_most_what_any_policy_reaches(stage):
+    scenario, trace = stage
+    for policy in (OURS, LRU):
+        assert proven(scenario, trace) <= measure(simulate(scenario, trace, policy)).blocked_seconds + 1e-6
+
+
+@given(played(longest=4, scenarios=machines(most=3)))
+@settings(max_examples=40, deadline=None)
+def test_more_memory_never_raises_the_optimum(stage):
+    scenario, trace = stage
+    roomier = replace(scenario, capacity=scenario.capacity + Bytes(10, 10))
+    assert optimum(roomier, trace) <= optimum(scenario, trace) + 1e-6
+
+
+@given(played(longest=20))
+@settings(max_examples=60, deadline=None)
+def test_slower_moves_never_lower_the_proven_bound(stage):
+    scenario, trace = stage
+    slower = tuple(
+        replace(expert, timing=replace(expert.timing, start_seconds=11, wake_seconds=3)) for expert in scenario.experts
+    )
+    assert proven(scenario, trace) <= proven(replace(scenario, experts=slower), trace) + 1e-6
+
+
+def test_nobody_asked_for_anything_nothing_is_blocked():
+    assert lower_bound((), {}, 10) == 0
+
+
+def test_switches_are_at_least_those_who_do_not_fit_together():
+    trace = trace_of(*[(n, name, 1) for n, name in enumerate("abcab" * 3)])
+    found = compare(machine(3, on_device=2), trace, POLICIES.values())
+    assert found.bound.switches == 1
+    assert not found.bound.exact
+    assert all(m.switches >= 1 for m in found.policies.values())

@@ -1,0 +1,68 @@
+"""`coe simulate`: its files, its table, its sentences."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from coe_server.cli import app
+
+CONFIG = """
+memory: {device: 20GiB, host: 60GiB}
+experts:
+  - {name: coder, engine: simulated, weights_bytes: 15GiB, start_seconds: 4}
+  - {name: mathematician, engine: simulated, weights_bytes: 15GiB, start_seconds: 4}
+  - {name: hosted, engine: remote, base_url: "http://127.0.0.1:1/v1", model: m}
+"""
+RUN = {"switches", "serving_share", "blocked_seconds", "makespan_seconds", "wait_seconds", "wait_bound_seconds"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(*words):
+        file = tmp_path / "figures.json"
+        result = CliRunner().invoke(app, ["simulate", *map(str, words), "--json", str(file)])
+        return result, json.loads(file.read_text()) if file.exists() else None
+
+    return run
+
+
+def test_a_profile_is_played_under_every_policy(run, tmp_path):
+    picture = tmp_path / "timeline.svg"
+    result, figures = run("--profile", "zipf", "--experts", 4, "--requests", 40, "--seed", 3, "--timeline", picture)
+    assert result.exit_code == 0, result.output
+    assert set(figures["policies"]) == {"coe", "fifo", "lru", "lfu"}
+    assert all(set(one) >= RUN | {"bytes_moved"} for one in figures["policies"].values())
+    assert set(figures["policies"]["coe"]["wait_seconds"]) == {"mean", "p95", "max"}
+    assert set(figures["bound"]) == {"serving_share", "switches", "blocked_seconds", "exact"}
+    assert figures["trace"]["requests"] == 40
+    assert "<svg" in picture.read_text()
+    assert "zipf" in result.output
+
+
+def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path):
+    config, trace = tmp_path / "serve.yaml", tmp_path / "trace.jsonl"
+    config.write_text(CONFIG)
+    names = ["coder", "mathematician"] * 3
+    lines = [{"arrival_seconds": n, "expert": name, "output_tokens": 50} for n, name in enumerate(names)]
+    trace.write_text("\n".join(map(json.dumps, lines)))
+    result, figures = run(config, "--trace", trace, "--policy", "coe")
+    assert result.exit_code == 0, result.output
+    assert set(figures["policies"]) == {"coe"}
+    assert figures["bound"]["exact"]
+    assert 4 <= figures["bound"]["blocked_seconds"] <= figures["policies"]["coe"]["blocked_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "give either --trace FILE or --profile NAME"),
+        (("--profile", "odd"), "--profile: 'odd' is not one of balanced, bursty"),
+        (("--profile", "zipf", "--policy", "best"), "--policy: 'best' is not one of coe, fifo, lru, lfu"),
+        (("--trace", "/nowhere/trace.jsonl"), "cannot be read"),
+    ],
+)
+def test_a_mistake_is_a_sentence(run, words, sentence):
+    result, figures = run(*words)
+    assert (result.exit_code, figures) == (2, None)
+    assert sentence in result.stderr
