@@ -81,11 +81,21 @@ def compare(
         done(policy.name)
     measures = {name: measure(run) for name, run in runs.items()}
     work = next(iter(runs.values())).work_seconds
-    return Comparison(trace, work, offline_bound(scenario, trace, measures, tolerance), runs, measures)
+    first = next(iter(runs.values())).first_tiers
+    return Comparison(trace, work, offline_bound(scenario, trace, first, measures, tolerance), runs, measures)
 
 
-def offline_bound(scenario: Scenario, trace: Trace, measures: Mapping[str, Measures], tolerance: float = 0.0) -> Bound:
-    """The bound under the wait limit of these runs; exact for short traces, if the search ends in time."""
+def offline_bound(
+    scenario: Scenario,
+    trace: Trace,
+    first_tiers: Mapping[str, Tier],
+    measures: Mapping[str, Measures],
+    tolerance: float = 0.0,
+) -> Bound:
+    """The bound under the wait limit of these runs; exact for short traces, if the search ends in time.
+
+    `first_tiers`: where experts are when the trace begins; those that are not in it are on disk.
+    """
     if tolerance and any(request.scores for request in trace.requests):
         return _bound(0.0, 0, False, scenario, trace)  # who answers is open: nothing stronger is proven
     jobs = tuple(
@@ -93,14 +103,15 @@ def offline_bound(scenario: Scenario, trace: Trace, measures: Mapping[str, Measu
         for request in trace.requests
     )
     asked = {expert.name: expert for expert in scenario.experts if expert.name in {job.expert for job in jobs}}
-    blocked = lower_bound(jobs, {name: _bringing(expert) for name, expert in asked.items()}, scenario.capacity.device)
+    bringing = {name: _bringing(expert, first_tiers.get(name, Tier.DISK)) for name, expert in asked.items()}
+    blocked = lower_bound(jobs, bringing, scenario.capacity.device)
     switches = max(0, len(asked) - _most_together(asked.values(), scenario.capacity.device))
     kept = [m for m in measures.values() if m.bound_kept and not m.refused]
     if len(jobs) > EXACT_UP_TO_REQUESTS or not kept:
         return _bound(blocked, switches, False, scenario, trace)
     reached = min(m.blocked_seconds for m in kept)
     limit = max(m.wait_bound_seconds for m in kept)
-    players = {name: _player(expert) for name, expert in asked.items()}
+    players = {name: _player(expert, first_tiers.get(name, Tier.DISK)) for name, expert in asked.items()}
     board = Board(jobs, players, scenario.capacity, limit, scenario.limits.max_concurrency)
     exact = fewest_blocked_seconds(board, reached) if blocked < reached else reached
     return _bound(blocked if exact is None else exact, switches, exact is not None, scenario, trace)
@@ -111,24 +122,20 @@ def _bound(blocked: float, switches: int, exact: bool, scenario: Scenario, trace
     return Bound(blocked, serving_share(work, blocked), switches, exact)
 
 
-def _bringing(expert: SimulatedExpert) -> Bringing:
-    """As if everything that is to be preloaded had found room: it makes the bound no larger."""
-    timing = expert.timing
-    match expert.preload:
-        case Tier.DEVICE:
-            seconds = 0.0
-        case Tier.HOST:
-            seconds = min(timing.wake_seconds, timing.start_seconds)
-        case Tier.DISK:
-            seconds = timing.start_seconds
-    return Bringing(seconds, expert.preload is Tier.DISK, expert.footprint.device_awake)
+def _bringing(expert: SimulatedExpert, begins: Tier) -> Bringing:
+    seconds = {
+        Tier.DEVICE: 0.0,
+        Tier.HOST: min(expert.timing.wake_seconds, expert.timing.start_seconds),
+        Tier.DISK: expert.timing.start_seconds,
+    }
+    return Bringing(seconds[begins], begins is Tier.DISK, expert.footprint.device_awake)
 
 
-def _player(expert: SimulatedExpert) -> Player:
+def _player(expert: SimulatedExpert, begins: Tier) -> Player:
     timing = expert.timing
     return Player(
         expert.footprint,
-        expert.preload,
+        begins,
         expert.pin,
         timing.start_seconds,
         timing.wake_seconds,

@@ -90,7 +90,8 @@ class Conductor:
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
         now = self._clock()
-        orders = conduct(self._holdings(now), queues, self._capacity, now, self._limits, self._policy)
+        starting = any(slot.is_starting for slot in self._slots.values())
+        orders = conduct(self._holdings(now), queues, self._capacity, now, self._limits, self._policy, starting)
         for name, slot in self._slots.items():
             slot.draining = name in orders.draining
         for expert, sentence in orders.never.items():

@@ -13,7 +13,7 @@ from math import ceil
 
 from coe_server.cache.planner import Holding, Never, NotYet, Plan, plan
 from coe_server.cache.policy import OURS, Policy
-from coe_server.cache.tiers import Bytes
+from coe_server.cache.tiers import Bytes, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,23 @@ def conduct(
     now: float,
     limits: Limits,
     policy: Policy = OURS,
+    starting: bool = False,
 ) -> Orders:
-    """One pass over everyone who waits: who comes to the device now, who drains for whom."""
+    """One pass over everyone who waits: who comes to the device now, who drains for whom.
+
+    Engines start one at a time. While one is `starting`, no room is made for the next start: whoever has it goes on
+    serving. The next start keeps its place; once it may begin, nobody behind it takes the room.
+    """
     plans: list[Plan] = []
     draining: set[str] = set()
     never: dict[str, str] = {}
     for turn in turns(queues, now, limits.max_wait_seconds, policy):
+        if starting and _on_disk(turn.expert, holdings):
+            continue
         match plan(holdings, turn.expert, capacity, protect_tenure=not turn.overdue):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, holdings):
                 plans.append(ready)
+                starting = starting or ready.moves[-1].source is Tier.DISK
                 holdings = _after(holdings, ready)
                 continue
             case Never(sentence):
@@ -144,6 +152,10 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> f
 def _anyone_waits_for(victims: Iterable[str], holdings: Sequence[Holding]) -> bool:
     leaving = set(victims)
     return any(holding.wanted for holding in holdings if holding.name in leaving)
+
+
+def _on_disk(expert: str, holdings: Sequence[Holding]) -> bool:
+    return any(holding.name == expert and holding.tier is Tier.DISK for holding in holdings)
 
 
 def _after(holdings: Sequence[Holding], begun: Plan) -> list[Holding]:

@@ -7,9 +7,9 @@ An engine serves up to `max_concurrency` requests at once without getting slower
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coe_server.cache.expert_cache import ExpertCache
@@ -103,6 +103,7 @@ class Run:
     refused: int
     wait_bound_seconds: float
     work_seconds: float  # solo service seconds of every request of the trace, refused ones included
+    first_tiers: Mapping[str, Tier] = field(default_factory=dict)  # where experts were when the trace began; else disk
 
 
 def simulate(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float = 0.0) -> Run:
@@ -137,7 +138,8 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
         with suppress(asyncio.CancelledError):
             await conductor
     work = sum(scenario.service_seconds(request.best, request.output_tokens) for request in trace.requests)
-    return Run(tuple(player.answers), tuple(diary.moves), diary.switches, player.refused, bound, work)
+    moves, first = tuple(diary.moves), diary.first_tiers
+    return Run(tuple(player.answers), moves, diary.switches, player.refused, bound, work, first)
 
 
 class _Player:
@@ -193,6 +195,7 @@ class _Diary(EventLog):
         super().__init__(keep=1)
         self.moves: list[TimedMove] = []
         self.switches = 0
+        self.first_tiers: dict[str, Tier] = {}
         self._clock = clock
         self._zero = 0.0
 
@@ -203,6 +206,7 @@ class _Diary(EventLog):
     def begins(self) -> None:
         """The trace begins: what has been preloaded happened before time zero and took none."""
         moves = [TimedMove(m.expert, m.source, m.target, 0.0, 0.0, 0) for m in self.moves]
+        self.first_tiers = {move.expert: move.target for move in moves}
         self.moves, self.switches, self._zero = moves, 0, self._clock()
 
     def record(self, kind: Kind, **fields: Any) -> None:

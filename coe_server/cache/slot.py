@@ -136,6 +136,11 @@ class Slot:
         return self.moving is not None and self.moving.target.depth > self.moving.source.depth
 
     @property
+    def is_starting(self) -> bool:
+        """On its way up from disk, or in line for it."""
+        return self.moving is not None and self.moving.source is Tier.DISK
+
+    @property
     def resting_tier(self) -> Tier:
         """Where it goes when it leaves the device and nobody is short of memory."""
         return Tier.HOST if self.engine.footprint.can_sleep else Tier.DISK

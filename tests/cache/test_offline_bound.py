@@ -15,14 +15,14 @@ from tests.cache.machines import machine, machines, played, trace_of
 
 
 def optimum(scenario, trace):
-    bound = offline_bound(scenario, trace, {"coe": measure(simulate(scenario, trace, OURS))})
+    run = simulate(scenario, trace, OURS)
+    bound = offline_bound(scenario, trace, run.first_tiers, {"coe": measure(run)})
     assert bound.exact
     return bound.blocked_seconds
 
 
 def proven(scenario, trace):
-    copies = trace_of(*[(r.arrival_seconds, r.expert, r.output_tokens) for r in trace.requests])
-    return offline_bound(scenario, copies, {}).blocked_seconds
+    return offline_bound(scenario, trace, simulate(scenario, trace, OURS).first_tiers, {}).blocked_seconds
 
 
 def test_of_two_that_take_turns_each_comes_once():
@@ -46,11 +46,12 @@ def test_who_knows_the_trace_brings_experts_before_they_are_asked_for():
 
 def test_a_wait_limit_can_cost_seconds():
     scenario, trace = machine(), trace_of((18, "a", 6), (19, "a", 8), (19, "b", 2))
-    reached = measure(simulate(scenario, trace, OURS))
+    run = simulate(scenario, trace, OURS)
+    reached = measure(run)
     far = {"coe": replace(reached, blocked_seconds=99.0, wait_bound_seconds=1000.0)}
     near = {"coe": replace(reached, blocked_seconds=99.0, wait_bound_seconds=6.0, wait_max=0.0)}
-    assert offline_bound(scenario, trace, far).blocked_seconds == pytest.approx(3)
-    assert offline_bound(scenario, trace, near).blocked_seconds == pytest.approx(4)
+    assert offline_bound(scenario, trace, run.first_tiers, far).blocked_seconds == pytest.approx(3)
+    assert offline_bound(scenario, trace, run.first_tiers, near).blocked_seconds == pytest.approx(4)
 
 
 @given(played(longest=5, scenarios=machines(most=3)))

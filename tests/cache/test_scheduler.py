@@ -3,16 +3,20 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cache.planner import Holding
 from coe_server.cache.policy import FIFO
 from coe_server.cache.scheduler import (
     Limits,
     Queue,
     Turn,
+    conduct,
     seconds_until_pressing,
     turn_seconds,
     turns,
     wait_bound_seconds,
 )
+from coe_server.cache.tiers import Bytes, Tier
+from coe_server.engines.engine import Footprint
 
 queues = st.lists(
     st.builds(
@@ -77,3 +81,18 @@ def test_the_bound_is_the_wait_and_a_turn_and_a_switch_for_everyone_ahead():
 def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
     old, new = Queue("old", (1.0,), 5), Queue("new", (2.0, 2.0), 5)
     assert turns([new, old], 3.0, 30, FIFO)[0] == Turn("old", pressing=True, overdue=False)
+
+
+def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
+    small = Footprint(device_awake=10, host_image=10)
+    resident = Holding("resident", Tier.DEVICE, small)
+    cold, warm = Holding("cold", Tier.DISK, small), Holding("warm", Tier.HOST, small)
+    wait = Limits(max_wait_seconds=10)
+    late, later = Queue("cold", (0.0,), 40), Queue("warm", (1.0,), 1)
+
+    def ordered(starting):
+        orders = conduct([resident, cold, warm], [late, later], Bytes(10, 99), 50.0, wait, starting=starting)
+        return [ready.moves[-1].expert for ready in orders.plans]
+
+    assert ordered(starting=False) == ["cold"]
+    assert ordered(starting=True) == ["warm"]
