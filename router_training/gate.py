@@ -1,4 +1,8 @@
-"""Where the gate's threshold lies: what trusting the categories gains, against how similar a prompt is. Pure."""
+"""Which similarities the gate trusts, and how much: a ramp between two of those that familiar prompts have. Pure.
+
+Groups left out of training move the ramp only where they agree that it should: there are few of them, and a threshold
+that follows their mean gain follows the noise (docs/routing-quality.md has the figures).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,31 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from coe_server.routing.gate import trust_in
 from router_training.dataset import Dataset
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-QUANTILES = np.linspace(0.0, 0.9, 46)
-PREMIUM = 0.05  # of the gain on familiar prompts, paid against foreign ones unlike any group seen
-ABOUT_AS_GOOD = 0.05  # of the same gain: the curve is flat and noisy, and its lowest good threshold costs least
+# quantiles of the similarities of familiar prompts between which trust grows from 0 to 1, cautious ones later
+LADDER = ((0.0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75))
+USUAL = 1  # the step taken unless groups say otherwise
+CERTAIN = 2.0  # standard errors, over groups, that make a gain or a loss certain
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Similarities: no trust below `threshold`, full trust from `full_trust`."""
+
+    threshold: float
+    full_trust: float
+
+    def trust(self, similarities: Vector) -> Vector:
+        """[n], 0 to 1."""
+        return trust_in(similarities, self.threshold, self.full_trust)
+
+
+OPEN = Ramp(-1.0, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,50 +50,56 @@ class View:
     def rows(self, kept: Ints) -> View:
         return View(self.similarities[kept], self.soft[kept], self.overall[kept])
 
-    def expected(self, threshold: float) -> Vector:
-        """The scores to expect behind a gate with this threshold."""
-        return np.where((self.similarities >= threshold)[:, np.newaxis], self.soft, self.overall)
-
-    def trial(self, dataset: Dataset) -> Trial:
-        """What trusting the categories gains on each prompt that has all outcomes."""
-        judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
-        outcomes = dataset.scores[judged]
-        rows = np.arange(len(judged))
-        trusted = outcomes[rows, self.soft[judged].argmax(axis=1)]
-        gains = trusted - outcomes[rows, self.overall[judged].argmax(axis=1)]
-        return Trial(self.similarities[judged], gains, dataset.weights[judged])
+    def expected(self, ramp: Ramp) -> Vector:
+        """The scores to expect behind a gate with this ramp."""
+        return self.overall + ramp.trust(self.similarities)[:, np.newaxis] * (self.soft - self.overall)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """`similarities`, `gains` of trusting the categories over the overall means, `weights`: each [prompts]."""
+class Attempts:
+    """n prompts of unseen groups: the scores `expected` [n, experts] of them at every step of the ladder, between
+    similarities that their group had no say in, and the `overall` ones [n, experts]."""
 
-    similarities: Vector
-    gains: Vector
-    weights: Vector
+    expected: tuple[Vector, ...]
+    overall: Vector
 
-    def gain_at(self, threshold: float) -> float:
-        """Mean gain if only prompts at least this similar are trusted."""
-        if len(self.gains) == 0:
-            return 0.0
-        return float(np.average(self.gains * (self.similarities >= threshold), weights=self.weights))
+    def rows(self, kept: Ints) -> Attempts:
+        return Attempts(tuple(step[kept] for step in self.expected), self.overall[kept])
 
 
-def fitted_threshold(familiar: Trial, foreign: Trial | None) -> float:
-    """The lowest threshold that gains about as much as the best if familiar prompts and prompts of unseen groups
-    come in equal parts, and at least the highest that keeps all but the premium of the gain on familiar prompts.
+def ramp_at(step: int, familiar: Vector) -> Ramp:
+    """The ramp of this step for similarities [n] of familiar prompts; without any the gate stays open."""
+    if len(familiar) == 0:
+        return OPEN
+    threshold, full_trust = np.quantile(familiar, LADDER[step])
+    return Ramp(float(threshold), float(full_trust))
 
-    The groups seen are few and cannot stand for all that may come. Candidates are quantiles of the familiar
-    similarities; without any the gate stays open.
-    """
-    if len(familiar.similarities) == 0:
-        return -1.0
-    candidates = np.quantile(familiar.similarities, QUANTILES)
-    gains = np.array([familiar.gain_at(threshold) for threshold in candidates])
-    most = abs(gains.max())
-    affordable = float(candidates[np.flatnonzero(gains >= gains.max() - PREMIUM * most)[-1]])
+
+def fitted_step(foreign: Attempts | None, dataset: Dataset) -> int:
+    """The usual step; an earlier one if prompts of unseen groups certainly gain by it, a later one if at the usual
+    one they certainly lose against the overall means. `foreign` are attempts at the prompts of `dataset`."""
     if foreign is None:
-        return affordable
-    both = gains + np.array([foreign.gain_at(threshold) for threshold in candidates])
-    good = np.flatnonzero(both >= both.max() - ABOUT_AS_GOOD * most)
-    return max(affordable, float(candidates[good[0]]))
+        return USUAL
+    taken = [taken_scores(step, dataset) for step in foreign.expected]
+    if _certain(taken[USUAL - 1] - taken[USUAL], dataset) > 0:
+        return USUAL - 1
+    overall = taken_scores(foreign.overall, dataset)
+    steps = range(USUAL, len(LADDER) - 1)
+    return next((step for step in steps if _certain(taken[step] - overall, dataset) >= 0), len(LADDER) - 1)
+
+
+def taken_scores(expected: Vector, dataset: Dataset) -> Vector:
+    """[n]: the outcome of the expert with the best expected score; NaN where it is missing."""
+    return np.asarray(dataset.scores[np.arange(len(expected)), expected.argmax(axis=1)])
+
+
+def _certain(differences: Vector, dataset: Dataset) -> int:
+    """Sign of the mean of `differences` [n] if groups agree on it, else 0. The groups are what was drawn."""
+    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    names, group_of = np.unique(dataset.groups[judged], return_inverse=True)
+    count = len(names)
+    if count < 2:
+        return 0
+    sums = np.bincount(group_of, (dataset.weights * differences)[judged], count)
+    error = np.sqrt(count / (count - 1) * ((sums - sums.mean()) ** 2).sum())
+    return int(np.sign(sums.sum())) if abs(sums.sum()) > CERTAIN * error else 0

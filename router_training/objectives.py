@@ -43,7 +43,7 @@ def grounds_of(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -
         categories=dataset.categories,
         experts=dataset.experts,
         scores=np.vstack((rehearsal.table.scores, rehearsal.table.overall_scores)),
-        rows=np.where(rehearsal.inside, rehearsal.probabilities.argmax(axis=1), len(dataset.categories)),
+        rows=np.where(rehearsal.trust > 0.0, rehearsal.probabilities.argmax(axis=1), len(dataset.categories)),
         expected=rehearsal.expected,
         weights=dataset.weights,
         total_params_b=np.array([expert.hosted_params_b for expert in config.experts]),

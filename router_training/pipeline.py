@@ -96,7 +96,7 @@ def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     config = with_named_classifier(counts, training, config, track)
     rehearsal = rehearse(counts, training, config, track)
     (step_one,) = [fit_step_one(counts, training, config) for _ in track([None], "fitting on all prompts")]
-    step_one = calibrated(step_one, rehearsal.calibration, rehearsal.threshold)
+    step_one = calibrated(step_one, rehearsal.calibration, rehearsal.ramp.threshold)
     manifest = _manifest(training, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
     features = served(step_one.features, config.features)
@@ -156,7 +156,8 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
         prototypes=step_one.gate.prototypes,
         neighbours=config.gate.neighbours,
         thresholds=Thresholds(
-            gate=rehearsal.threshold,
+            gate=rehearsal.ramp.threshold,
+            full_trust=rehearsal.ramp.full_trust,
             min_confidence=config.classifier.min_confidence,
             max_entropy=rehearsal.max_entropy,
         ),
@@ -198,19 +199,21 @@ def _kept(training: Dataset, rehearsal: Rehearsal, seed: int) -> HeldOut:
     return HeldOut(
         probabilities=rehearsal.probabilities[chosen].astype(np.float32),
         corrections=rehearsal.corrections[chosen].astype(np.float32),
-        inside=rehearsal.inside[chosen].astype(np.uint8),
+        trust=rehearsal.trust[chosen].astype(np.float32),
         weights=training.weights[chosen].astype(np.float32),
     )
 
 
 def _foreign(training: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -> Foreign | None:
     """Training prompts with all outcomes, and what the router expects of them when their groups are unseen."""
-    abroad = rehearsal.foreign
-    if abroad is None:
+    foreign = rehearsal.foreign
+    if foreign is None:
         return None
     complete = np.flatnonzero(training.has_all_outcomes & (training.weights > 0.0))
     sizes = np.array(config.costs(config.cost_unit))
-    return Foreign(Judged(training.rows(complete), sizes), abroad.expected[complete], abroad.overall[complete])
+    return Foreign(
+        Judged(training.rows(complete), sizes), foreign.expected[complete], foreign.attempts.overall[complete]
+    )
 
 
 def _marked(draft: Artifact, refusals: Mapping[str, str | None], evaluation: dict[str, Any]) -> Artifact:

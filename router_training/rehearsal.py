@@ -1,183 +1,115 @@
 """What the router would have done with prompts it was not fitted on: familiar ones, and those of unseen groups.
 
 Everything that serving needs and that only unseen prompts can tell comes from here: the calibration, the score
-table, the gate's threshold, how unsure is too unsure.
+table, the corrections, the gate's ramp, how unsure is too unsure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import Calibration, normalised_entropy
-from router_training.bounds import lower_bounds
+from coe_server.routing.calibration import Calibration
+from router_training.abroad import Abroad, abroad
 from router_training.calibration import fitted_calibration
-from router_training.classifier import Fold, Unseen, cross_fit, group_folds, prompt_folds, training_vectors
+from router_training.classifier import Fold, cross_fit, prompt_folds, training_vectors
 from router_training.config import TrainingConfig
-from router_training.corrections import fitted_corrections, practised, residuals
+from router_training.corrections import practised
 from router_training.dataset import Dataset
-from router_training.gate import View, fitted_threshold
+from router_training.gate import Ramp
 from router_training.progress import Track
-from router_training.scores import ScoreTable, score_table
-from router_training.uncertainty import NEVER, fitted_entropy_limit
+from router_training.scores import ScoreTable
+from router_training.settling import Reading, Settled, settled, table_of, view_of
 from router_training.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
-
-GROUP_FOLDS = 15  # at most: with fewer groups each is left out alone
-
-
-@dataclass(frozen=True, slots=True)
-class Abroad:
-    """What the router expects of prompts from groups it never saw, and would if it trusted no category at all:
-    `expected` and `overall`, each [n, experts]."""
-
-    expected: Vector
-    overall: Vector
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Out-of-fold `probabilities` [n, categories] and `inside` the gate [n], and what was learned from them.
+    """The `reading` of n prompts not fitted on, what step two made of it, and the scores `expected` [n, experts].
 
-    `expected` [n, experts] are the scores the router expects, `corrections` [n, experts] what they owe to the prompts'
-    own words, `correction_share` how much of these earned its place (0: none). `foreign` is the same where each
-    prompt's whole group was unseen, threshold included (None without groups).
+    `correction_share` is how much of the corrections earned its place (0: none). `foreign` is the same where each
+    prompt's whole group was unseen, ramp included (None without groups). `folds` are those by prompt.
     """
 
-    probabilities: Vector
-    inside: npt.NDArray[np.bool_]
-    calibration: Calibration
-    max_entropy: float
-    threshold: float
-    table: ScoreTable
-    correction_share: float
-    corrections: Vector
+    reading: Reading
+    step_two: Settled
     expected: Vector
+    correction_share: float
     foreign: Abroad | None
+    folds: tuple[Fold, ...]
+
+    @property
+    def probabilities(self) -> Vector:
+        return self.reading.probabilities
+
+    @property
+    def corrections(self) -> Vector:
+        return self.reading.corrections
+
+    @property
+    def calibration(self) -> Calibration:
+        return self.reading.calibration
+
+    @property
+    def table(self) -> ScoreTable:
+        return self.step_two.table
+
+    @property
+    def max_entropy(self) -> float:
+        return self.step_two.max_entropy
+
+    @property
+    def ramp(self) -> Ramp:
+        return self.step_two.ramp
+
+    @property
+    def trust(self) -> Vector:
+        """[n]: of the gate, 0 to 1."""
+        return self.ramp.trust(self.reading.similarities)
+
+    def rows(self, kept: Ints) -> Rehearsal:
+        """The same for some of the prompts; nothing is fitted again, and folds and groups are left behind."""
+        return replace(self, reading=self.reading.rows(kept), expected=self.expected[kept], foreign=None, folds=())
 
 
 def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Track) -> Rehearsal:
     """Fits step one several times, each time without some prompts, and looks at what it says of those."""
-    by_prompt = prompt_folds(dataset, config.classifier.folds, config.seed)
-    unseen = cross_fit(counts, dataset, config, track(by_prompt, "fitting without some prompts"))
-    rated = _rated(unseen, dataset, config)
-    table = _table(dataset, rated.probabilities, config)
-    max_entropy = _max_entropy(rated.probabilities, table, dataset, config)
+    folds = prompt_folds(dataset, config.classifier.folds, config.seed)
+    unseen = cross_fit(counts, dataset, config, track(folds, "fitting without some prompts"))
+    calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
+    probabilities = calibration.probabilities(unseen.logits)
     vectors = training_vectors(counts, dataset, config)
-    practice = practised(vectors, dataset, rated.probabilities @ table.scores, by_prompt, track)
-    familiar = _view(unseen, rated.probabilities, table, practice.corrections, max_entropy, config)
-    by_group = group_folds(dataset, GROUP_FOLDS)
-    if by_group is None:
-        threshold = fitted_threshold(familiar.trial(dataset), None)
-        abroad = None
-    else:
-        unseen_groups = cross_fit(counts, dataset, config, track(by_group, "fitting without some groups"))
-        corrections = _corrections_abroad(vectors, by_group, dataset, rated, practice.share, config)
-        foreign = _foreign_view(unseen_groups, by_group, dataset, rated, corrections, config)
-        threshold = fitted_threshold(familiar.trial(dataset), foreign.trial(dataset))
-        abroad = _abroad(familiar, foreign, by_group, dataset)
+    plain = probabilities @ table_of(probabilities, dataset, config).scores
+    practice = practised(vectors, dataset, plain, folds, track)
+    reading = Reading(probabilities, calibration, unseen.similarities, practice.corrections)
+    foreign = abroad(counts, vectors, dataset, reading, practice.share, config, track)
+    everything = np.arange(len(dataset))
+    step_two = _settled(reading, foreign, dataset, everything, config)
     return Rehearsal(
-        probabilities=rated.probabilities,
-        inside=familiar.similarities >= threshold,
-        calibration=rated.calibration,
-        max_entropy=max_entropy,
-        threshold=threshold,
-        table=table,
+        reading=reading,
+        step_two=step_two,
+        expected=_expected(reading, step_two, config),
         correction_share=practice.share,
-        corrections=practice.corrections,
-        expected=familiar.expected(threshold),
-        foreign=abroad,
+        foreign=foreign,
+        folds=tuple(folds),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Rated:
-    """Calibrated out-of-fold `probabilities` [n, categories], and the calibration that made them so."""
-
-    probabilities: Vector
-    calibration: Calibration
+def refitted(rehearsal: Rehearsal, dataset: Dataset, seen: Ints, config: TrainingConfig) -> Rehearsal:
+    """The same had step two known the prompts `seen` only: what it expects of the others it expects of unseen ones."""
+    step_two = _settled(rehearsal.reading, rehearsal.foreign, dataset, seen, config)
+    return replace(rehearsal, step_two=step_two, expected=_expected(rehearsal.reading, step_two, config))
 
 
-def _rated(unseen: Unseen, dataset: Dataset, config: TrainingConfig) -> Rated:
-    calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
-    return Rated(calibration.probabilities(unseen.logits), calibration)
+def _settled(reading: Reading, foreign: Abroad | None, dataset: Dataset, seen: Ints, config: TrainingConfig) -> Settled:
+    attempts = foreign.attempts.rows(seen) if foreign is not None else None
+    return settled(reading.rows(seen), dataset.rows(seen), attempts, config)
 
 
-def _max_entropy(probabilities: Vector, table: ScoreTable, dataset: Dataset, config: TrainingConfig) -> float:
-    """The configured limit, or the one that these prompts ask for."""
-    asked = config.classifier.max_entropy
-    if asked != "auto":
-        return asked
-    anything = Unseen(np.zeros_like(probabilities), np.zeros(len(probabilities)))
-    trial = _view(anything, probabilities, table, np.zeros_like(dataset.scores), NEVER, config).trial(dataset)
-    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
-    return fitted_entropy_limit(normalised_entropy(probabilities[judged]), trial.gains, trial.weights)
-
-
-def _table(dataset: Dataset, probabilities: Vector, config: TrainingConfig) -> ScoreTable:
-    table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
-    return lower_bounds(table, config.mapping.z) if config.mapping.scores == "lower_bound" else table
-
-
-def _view(
-    unseen: Unseen,
-    probabilities: Vector,
-    table: ScoreTable,
-    corrections: Vector,
-    max_entropy: float,
-    config: TrainingConfig,
-) -> View:
-    overall = np.broadcast_to(table.overall_scores, (len(probabilities), len(table.overall_scores)))
-    sure = probabilities.max(axis=1) >= config.classifier.min_confidence
-    sure &= normalised_entropy(probabilities) <= max_entropy
-    soft = np.where(sure[:, np.newaxis], probabilities @ table.scores + corrections, overall)
-    return View(unseen.similarities, soft, overall)
-
-
-def _foreign_view(
-    unseen: Unseen,
-    folds: Sequence[Fold],
-    dataset: Dataset,
-    familiar: Rated,
-    corrections: Vector,
-    config: TrainingConfig,
-) -> View:
-    """Each fold with the score table of the other groups, as if its own had never been recorded."""
-    probabilities = familiar.calibration.probabilities(unseen.logits)
-    soft = np.zeros_like(dataset.scores)
-    overall = np.zeros_like(dataset.scores)
-    for fold in folds:
-        others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
-        table = _table(others, known, config)
-        max_entropy = _max_entropy(known, table, others, config)
-        left_out = Unseen(unseen.logits[fold.left_out], unseen.similarities[fold.left_out])
-        view = _view(left_out, probabilities[fold.left_out], table, corrections[fold.left_out], max_entropy, config)
-        soft[fold.left_out], overall[fold.left_out] = view.soft, view.overall
-    return View(unseen.similarities, soft, overall)
-
-
-def _corrections_abroad(
-    vectors: Matrix, folds: Sequence[Fold], dataset: Dataset, familiar: Rated, share: float, config: TrainingConfig
-) -> Vector:
-    """[n, experts]: corrections as fitted without the prompt's group, scores and all."""
-    found = np.zeros_like(dataset.scores)
-    for fold in folds if share > 0.0 else ():
-        others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
-        left = residuals(others.scores, known @ _table(others, known, config).scores)
-        fitted = fitted_corrections(vectors[fold.seen], left, others.weights)
-        found[fold.left_out] = share * (vectors[fold.left_out] @ fitted.coefficients)
-    return found
-
-
-def _abroad(familiar: View, foreign: View, folds: Sequence[Fold], dataset: Dataset) -> Abroad:
-    """Expected scores under a threshold that the prompt's own group had no say in."""
-    expected = np.zeros_like(dataset.scores)
-    for fold in folds:
-        others = dataset.rows(fold.seen)
-        threshold = fitted_threshold(familiar.rows(fold.seen).trial(others), foreign.rows(fold.seen).trial(others))
-        expected[fold.left_out] = foreign.rows(fold.left_out).expected(threshold)
-    return Abroad(expected, foreign.overall)
+def _expected(reading: Reading, step_two: Settled, config: TrainingConfig) -> Vector:
+    return view_of(reading, step_two.table, step_two.max_entropy, config).expected(step_two.ramp)

@@ -118,16 +118,16 @@ def _grounds(manifest: Manifest, held_out: HeldOut, limits: Limits) -> Grounds:
     table = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
     scores = np.array([[row[name].score for name in names] for row in table])
     probabilities = held_out.probabilities.astype(np.float64)
-    inside = held_out.inside.astype(bool)
     sure = probabilities.max(axis=1) >= manifest.thresholds.min_confidence
     sure &= normalised_entropy(probabilities) <= manifest.thresholds.max_entropy
-    trusted = (inside & sure)[:, np.newaxis]
+    trust = np.where(sure, held_out.trust, 0.0).astype(np.float64)[:, np.newaxis]
+    mixed = probabilities @ scores[:-1] + held_out.corrections
     return Grounds(
         categories=tuple(manifest.categories),
         experts=tuple(names),
         scores=scores,
-        rows=np.where(inside, probabilities.argmax(axis=1), len(manifest.categories)),
-        expected=np.where(trusted, probabilities @ scores[:-1] + held_out.corrections, scores[-1]),
+        rows=np.where(held_out.trust > 0.0, probabilities.argmax(axis=1), len(manifest.categories)),
+        expected=scores[-1] + trust * (mixed - scores[-1]),
         weights=held_out.weights.astype(np.float64),
         total_params_b=np.array([expert.total_params_b for expert in manifest.experts]),
         limits=Limits(

@@ -16,6 +16,8 @@ from coe_server.routing.features import Floats, SparseVector
 
 Ints = npt.NDArray[np.int32]
 
+NARROW = 1e-9  # a ramp this short is a step
+
 
 class Similarity(Protocol):
     """A gate: a prompt is inside from `threshold` on."""
@@ -66,3 +68,12 @@ def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt
     count = min(neighbours, similarities.shape[1])
     largest = np.partition(similarities, similarities.shape[1] - count, axis=1)[:, -count:]
     return np.asarray(largest.mean(axis=1), dtype=np.float64)
+
+
+def trust_in(
+    similarities: npt.NDArray[np.float64] | np.float64, threshold: float, full_trust: float
+) -> npt.NDArray[np.float64]:
+    """How much of what the categories say to believe: 0 below `threshold`, 1 from `full_trust`, between them a ramp."""
+    if full_trust - threshold < NARROW:
+        return np.asarray(np.where(similarities >= threshold, 1.0, 0.0))
+    return np.asarray(np.clip((similarities - threshold) / (full_trust - threshold), 0.0, 1.0))

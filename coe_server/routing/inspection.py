@@ -32,7 +32,7 @@ MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.jso
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
-HELD_OUT_TENSORS = ("probabilities", "corrections", "inside", "weights")
+HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights")
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
@@ -109,7 +109,7 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     shapes: Shapes = {
         "probabilities": (np.float32, (prompts, len(manifest.categories))),
         "corrections": (np.float32, (prompts, len(manifest.experts))),
-        "inside": (np.uint8, (prompts,)),
+        "trust": (np.float32, (prompts,)),
         "weights": (np.float32, (prompts,)),
     }
     _require_shapes(folder / HELD_OUT, tensors, shapes)

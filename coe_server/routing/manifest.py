@@ -61,7 +61,8 @@ class ClassifierEntry(_Strict):
 class Thresholds(_Strict):
     """Below `min_confidence`, or above `max_entropy` (1: nothing is), the experts' overall means decide."""
 
-    gate: float
+    gate: float  # similarity below which the categories are not trusted at all
+    full_trust: float | None = None  # and from which they are trusted fully; null: from `gate` on
     min_confidence: Share
     max_entropy: Share = 1.0
 

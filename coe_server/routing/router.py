@@ -34,6 +34,7 @@ from coe_server.routing.decision import (
     RoutingDecision,
 )
 from coe_server.routing.features import SparseVector, Turn
+from coe_server.routing.gate import trust_in
 from coe_server.routing.meters import Meters
 
 DEFAULT_OBJECTIVE = "quality"
@@ -181,14 +182,20 @@ class Router:
         unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
         trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
         gate = GateReading(similarity, self.artifact.gate.threshold, inside)
-        expected = self._mixed(probabilities, vector) if trust == "mapped" else self._overall
+        expected = self._mixed(probabilities, vector, similarity) if trust == "mapped" else self._overall
         return Reading(probabilities, expected, manifest.categories[top], confidence, gate, trust)
 
-    def _mixed(self, probabilities: npt.NDArray[np.float64], vector: SparseVector) -> npt.NDArray[np.float64]:
-        """Expected scores: over all categories, and corrected by the prompt's own words."""
-        corrections = self.artifact.corrections
+    def _mixed(
+        self, probabilities: npt.NDArray[np.float64], vector: SparseVector, similarity: float
+    ) -> npt.NDArray[np.float64]:
+        """Expected scores over all categories, corrected by the prompt's own words; the overall means near the gate."""
+        corrections, threshold = self.artifact.corrections, self.artifact.gate.threshold
         expected = probabilities @ self._scores
-        return np.asarray(expected if corrections is None else expected + corrections.of(vector))
+        if corrections is not None:
+            expected = expected + corrections.of(vector)
+        full_trust = self.artifact.manifest.thresholds.full_trust
+        trust = trust_in(np.float64(similarity), threshold, threshold if full_trust is None else full_trust)
+        return np.asarray(self._overall + trust * (expected - self._overall))
 
     def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
         """Every expert with its expected score and value, or with the sentence that rules it out."""

@@ -117,7 +117,7 @@ def held_out() -> HeldOut:
     return HeldOut(
         np.full((2, len(TEXTS)), 1 / len(TEXTS), dtype=np.float32),
         np.zeros((2, len(SIZES)), dtype=np.float32),
-        np.ones(2, dtype=np.uint8),
+        np.ones(2, dtype=np.float32),
         np.ones(2, dtype=np.float32),
     )
 

@@ -65,7 +65,7 @@ def test_a_router_read_back_decides_as_the_one_that_was_saved(tmp_path_factory: 
 def test_the_held_out_predictions_come_back_as_saved(folder: Path) -> None:
     back = artifacts.read_held_out(folder)
     assert np.array_equal(back.probabilities, held_out().probabilities)
-    assert np.array_equal(back.inside, held_out().inside)
+    assert np.array_equal(back.trust, held_out().trust)
     assert np.array_equal(back.weights, held_out().weights)
 
 

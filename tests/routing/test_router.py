@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 
 from coe_server.errors import ExpertUnavailable, NoCapableExpert, RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.conversation import Conversation
+from coe_server.routing.corrections import Corrections
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.manifest import Thresholds
 from coe_server.routing.router import Router
@@ -18,6 +21,7 @@ from tests.routing.small_artifact import (
     BEST,
     FOREIGN,
     OVERALL,
+    SIZES,
     SMALL,
     TEXTS,
     everywhere,
@@ -72,6 +76,33 @@ def test_outside_the_gate_the_overall_means_decide(router: Router) -> None:
     assert (decision.category, decision.reason, decision.gate.inside) == ("general", "out_of_domain", False)
     assert {one.expert: one.expected_score for one in decision.ranking} == OVERALL
     assert decision.expert == "big"
+
+
+def test_near_the_gate_the_expected_scores_lean_towards_the_overall_means(tmp_path: Path) -> None:
+    text = TEXTS["code"] + " " + FOREIGN
+    near = made(tmp_path, thresholds=Thresholds(gate=0.0, min_confidence=0.0))
+    similarity = ask(near, text).gate.similarity
+    assert similarity is not None
+    trusted = {one.expert: one.expected_score for one in ask(near, text).ranking}
+    half = made(tmp_path, thresholds=Thresholds(gate=0.0, full_trust=2.0 * similarity, min_confidence=0.0))
+    decision = ask(half, text)
+    assert (decision.reason, decision.gate.inside) == ("mapped", True)
+    for one in decision.ranking:
+        soft = trusted[one.expert]
+        assert soft is not None
+        assert one.expected_score == pytest.approx((soft + OVERALL[one.expert]) / 2)
+
+
+def test_a_prompts_own_words_correct_what_its_category_says(tmp_path: Path) -> None:
+    plain = small_artifact(corrections=True)
+    coefficients = np.zeros((len(plain.features.kept), len(SIZES)), dtype=np.float32)
+    vector = plain.features.vector(Conversation.of_prompt(TEXTS["maths"]).turns)
+    coefficients[vector.columns[0]] = np.array([0.9, 0.0, -0.9], dtype=np.float32) / vector.weights[0]
+    artifacts.save(replace(plain, corrections=Corrections(coefficients)), held_out(), None, tmp_path / "corrected")
+    router = Router.load(tmp_path / "corrected")
+    assert ask(router, TEXTS["maths"]).expert == "coder"
+    assert ask(router, TEXTS["french"]).expert == "linguist"
+    assert {one.expert: one.expected_score for one in ask(router, FOREIGN).ranking} == OVERALL
 
 
 def test_an_unsure_classifier_leaves_the_choice_to_the_overall_means(router: Router) -> None:

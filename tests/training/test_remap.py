@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
+from coe_server.routing.corrections import Corrections
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.cli import app
@@ -52,6 +55,32 @@ def test_a_new_budget_is_an_objective_that_the_server_takes(trained: Path, tmp_p
     nearby = dict.fromkeys(SIZES, Availability("disk", 1.0))
     decision = router.route(Conversation.of_prompt("bonjour merci"), RouteOptions(objective="thrifty"), nearby)
     assert decision.expert == "fr"
+
+
+def test_corrections_stay_and_a_new_expert_has_none(trained: Path, tmp_path: Path) -> None:
+    plain, unseen = artifacts.load(trained), artifacts.read_held_out(trained)
+    draw = np.random.default_rng(0)
+    coefficients = draw.normal(0.0, 0.01, (len(plain.features.kept), len(SIZES))).astype(np.float32)
+    corrected = replace(
+        plain,
+        manifest=plain.manifest.model_copy(update={"corrections": True}),
+        corrections=Corrections(coefficients),
+    )
+    moved = replace(unseen, corrections=draw.normal(0.0, 0.2, unseen.corrections.shape).astype(np.float32))
+    artifacts.save(corrected, moved, None, tmp_path / "corrected")
+    same = remap(tmp_path / "corrected", tmp_path / "same", Wishes(), in_silence)
+    assert same.manifest.objectives["cheap"].multiplier != plain.manifest.objectives["cheap"].multiplier
+    asked = prompts(20, seed=7)
+    files = {"p": write_jsonl(tmp_path / "p.jsonl", asked)}
+    rows = [*outcomes(asked), *({"prompt_id": row["prompt_id"], "expert": "new", "score": 0.5} for row in asked)]
+    files["o"] = write_jsonl(tmp_path / "o.jsonl", rows)
+    newcomer = plain.manifest.experts[0].model_copy(update={"name": "new"})
+    wishes = Wishes(newcomers=(newcomer,), prompts=(files["p"],), outcomes=(files["o"],))
+    after = remap(tmp_path / "corrected", tmp_path / "after", wishes, in_silence)
+    assert after.corrections is not None
+    assert np.array_equal(after.corrections.coefficients[:, :-1], coefficients)
+    assert not after.corrections.coefficients[:, -1].any()
+    assert artifacts.read_held_out(tmp_path / "after").corrections.shape == (len(unseen.weights), len(SIZES) + 1)
 
 
 def test_step_one_is_not_touched(trained: Path, tmp_path: Path) -> None:
