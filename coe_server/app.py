@@ -23,6 +23,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import (
+    EmbeddingSettings,
     ExpertSettings,
     RemoteExpert,
     ServerConfig,
@@ -41,7 +42,7 @@ from coe_server.errors import ConfigError
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service
-from coe_server.routing.embedder import Embedder
+from coe_server.routing.embedder import Embedder, OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
@@ -107,10 +108,14 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
     settings = config.router.embeddings
     if settings is None:
         raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
+    if settings.base_url is not None and settings.model != needed.model:
+        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
+    return OfLength(_embedder(settings), needed.dimensions)
+
+
+def _embedder(settings: EmbeddingSettings) -> Embedder:
     if settings.base_url is None:
         return SentenceEmbedder(settings.model)
-    if settings.model != needed.model:
-        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
     key = secret_from_environment("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
     timeout = settings.timeout_seconds
     return EndpointEmbedder(Endpoint(settings.base_url, settings.model, key, timeout, tries=2, first_pause_seconds=0.1))

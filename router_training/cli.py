@@ -232,6 +232,12 @@ def _report(result: FitResult) -> None:
         f"held-out prompts: {evaluation['n_prompts']}; best single expert {best['expert']} {100 * best['score']:.2f},"
         f" router {100 * router['score']:.2f} at {router['mean_active_params_b']:.4g} B mean active parameters"
     )
+    same = evaluation["near_duplicates"]
+    if same["prompts"]:
+        console.print(
+            f"near-duplicates: {same['prompts']} prompts, {same['moved']} changed sides, {same['across_split']} sets on"
+            " both sides (coe-train check tells more)"
+        )
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

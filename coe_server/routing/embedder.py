@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from coe_server.errors import EmbeddingUnavailable
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import Floats, windowed
 
@@ -18,6 +19,26 @@ class Embedder(Protocol):
 
     async def close(self) -> None:
         """Gives connections and threads back; it can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfLength:
+    """An embedder whose vectors must have the `dimensions` that the router was trained with."""
+
+    embedder: Embedder
+    dimensions: int
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        rows = await self.embedder.embed(texts)
+        if rows.shape[1] != self.dimensions:
+            raise EmbeddingUnavailable(
+                f"embeddings have {rows.shape[1]} dimensions, the router was trained with {self.dimensions}:"
+                " router.embeddings.model is another model"
+            )
+        return rows
+
+    async def close(self) -> None:
+        await self.embedder.close()
 
 
 async def with_embeddings(conversation: Conversation, embedder: Embedder) -> Conversation:

@@ -42,7 +42,7 @@ class Running:
 
 
 @contextmanager
-def running_server(engines, router=None, limits=None, capacity=None, max_body_bytes=100_000):
+def running_server(engines, router=None, limits=None, capacity=None, max_body_bytes=100_000, embedder=None):
     """`engines` by name. The conductor runs on the server's own loop."""
     ready = threading.Event()
     box = {}
@@ -58,6 +58,7 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
             max_body_bytes=max_body_bytes,
             admin=True,
             started=1,
+            embedder=embedder,
         )
         api = build_api(service)
 
@@ -69,6 +70,8 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
             conductor.cancel()
             with suppress(asyncio.CancelledError):
                 await conductor
+            if embedder is not None:
+                await embedder.close()
 
         api.router.lifespan_context = lifespan
         box["cache"] = cache

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from coe_server.errors import EmbeddingUnavailable
+from coe_server.routing.embedder import OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.features import Floats
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
@@ -91,3 +92,16 @@ def test_the_key_is_sent_and_only_if_there_is_one(there: StandIn) -> None:
     assert there.keys == {None}
     embed(there, ["one"], api_key="secret")
     assert there.keys == {None, "Bearer secret"}
+
+
+def test_another_models_embeddings_are_refused_by_their_length(there: StandIn) -> None:
+    async def once(dimensions: int) -> Floats:
+        embedder = OfLength(EndpointEmbedder(Endpoint(there.base_url, "words")), dimensions)
+        try:
+            return await embedder.embed(["one"])
+        finally:
+            await embedder.close()
+
+    assert asyncio.run(once(24)).shape == (1, 24)
+    with pytest.raises(EmbeddingUnavailable, match="24 dimensions, the router was trained with 25"):
+        asyncio.run(once(25))
