@@ -26,6 +26,7 @@ from coe_server.config import (
     EmbeddingSettings,
     ExpertSettings,
     RemoteExpert,
+    RouterSettings,
     ServerConfig,
     SimulatedExpert,
     VllmExpert,
@@ -45,6 +46,7 @@ from coe_server.http.service import Decides, Service
 from coe_server.routing.embedder import Embedder, OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.named import NamedRouter
+from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
 from coe_server.routing.sentence_embedder import SentenceEmbedder
 
@@ -94,7 +96,16 @@ def build_router(config: ServerConfig) -> Decides:
     router.artifact.require_experts(names)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
+    _try_probes(router, config.router)
     return router
+
+
+def _try_probes(router: Router, settings: RouterSettings) -> None:
+    """Raises ConfigError at the first probe that fails, where the configuration says so; else warns of each."""
+    for failure in failing(router, settings.artifact):
+        if settings.failing_probes == "refuse":
+            raise ConfigError(f"router.failing_probes is refuse, and a {failure}")
+        logger.warning("a router's self-test fails: %s", failure)
 
 
 def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:

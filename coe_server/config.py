@@ -45,6 +45,7 @@ class RouterSettings(_Settings):
     objective: str = "quality"
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     budget_window: int = Field(default=1000, ge=0, le=10_000)
+    failing_probes: Literal["warn", "refuse"] = "warn"
     embeddings: EmbeddingSettings | None = None
 
 

@@ -16,6 +16,8 @@ from rich.progress import track as rich_track
 from coe_server.errors import CoeError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
+from coe_server.routing.probes import read_probes, run_probe
+from coe_server.routing.router import Router
 from router_training.check_tables import show_report
 from router_training.collect import Files, plan
 from router_training.collect import collect as run_collect
@@ -31,11 +33,14 @@ from router_training.metrics import Bootstrap
 from router_training.near_duplicates import with_near_duplicates
 from router_training.pipeline import FitResult
 from router_training.pipeline import fit as run_fit
+from router_training.probes import print_results
 from router_training.remap import remap
+from router_training.report.page import write_report
 from router_training.wishes import print_table, read_limits, read_wishes
 
 Item = TypeVar("Item")
 
+EXIT_PROBE_FAILED = 1
 EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -193,6 +198,29 @@ def map_(
         prepare = _preparation(artifacts.load(artifact), config) if wishes.prompts else nothing_to_embed
         print_table(remap(artifact, out, wishes, _with_progress_bar, prepare))
         console.print(f"artifact: {out}", markup=False)
+
+
+@app.command()
+def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
+    """Write report.html anew: one page with charts and tables on what the router gains, and where it fails."""
+    with _in_one_sentence():
+        console.print(f"report: {write_report(artifact)}", markup=False)
+
+
+@app.command()
+def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
+    """Route the prompts of probes.yaml and compare category and experts. Exit 1: a probe fails."""
+    with _in_one_sentence():
+        router = Router.load(artifact)
+        probes = read_probes(artifact)
+        if not probes:
+            raise ConfigError(f"{artifact} has no probes; add some to probes.yaml, or let `coe-train fit` choose them")
+        if router.artifact.manifest.features.embedded_before_routing:
+            raise ConfigError("probes cannot be routed: this artifact's prompts must be embedded first")
+        results = [run_probe(router, one) for one in probes]
+        print_results(results)
+        if any(result.failures for result in results):
+            raise typer.Exit(EXIT_PROBE_FAILED)
 
 
 def _preparation(artifact: Artifact, config: Path | None) -> Prepare:

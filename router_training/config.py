@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
+from coe_server.routing.probes import Probe
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -132,6 +133,15 @@ class ShippingSettings(_Settings):
     resamples: Annotated[int, Field(ge=100)] = 1000
 
 
+class ReportSettings(_Settings):
+    texts: bool = True
+
+
+class ProbeSettings(_Settings):
+    per_category: Annotated[int, Field(ge=0, le=100)] = 2
+    own: list[Probe] = []
+
+
 class TrainingConfig(_Settings):
     data: DataSettings
     experts: Annotated[list[ExpertSettings], Field(min_length=1)]
@@ -141,6 +151,8 @@ class TrainingConfig(_Settings):
     gate: GateSettings = GateSettings()
     mapping: MappingSettings = MappingSettings()
     shipping: ShippingSettings = ShippingSettings()
+    report: ReportSettings = ReportSettings()
+    probes: ProbeSettings = ProbeSettings()
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property

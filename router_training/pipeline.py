@@ -30,8 +30,10 @@ from router_training.gains import Judged
 from router_training.metrics import Bootstrap
 from router_training.near_duplicates import with_near_duplicates
 from router_training.objectives import front_points, require_categories, score_entries, solve_objectives
+from router_training.probes import write_own_and_chosen
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
+from router_training.report.page import with_texts, write_report
 from router_training.selection import with_named_classifier
 from router_training.shipping import Foreign, foreign_gain, leave_group_out, refusal
 from router_training.vectors import Matrix, count_ngrams
@@ -86,8 +88,18 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     if force:
         refusals = dict.fromkeys(refusals)
     folder = refused if all(refusals.values()) else out
-    artifacts.save(_marked(learned.draft, refusals, evaluation), learned.kept, evaluation, folder)
+    if config.report.texts:
+        evaluation = with_texts(evaluation, held_out)
+    finish = partial(_finish, held_out=held_out, config=config)
+    artifacts.save(_marked(learned.draft, refusals, evaluation), learned.kept, evaluation, folder, finish)
     return FitResult(folder, evaluation, refusals)
+
+
+def _finish(folder: Path, held_out: Dataset, config: TrainingConfig) -> None:
+    """What a person looks at: probes and the report."""
+    texts = held_out if config.report.texts else None
+    write_own_and_chosen(folder, config.probes.own, texts, config.probes.per_category)
+    write_report(folder)
 
 
 def _learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from router_training.embeddings import Prepare, nothing_to_embed
 from router_training.evaluation import evaluate
 from router_training.metrics import Bootstrap
 from router_training.newcomers import held_out_with, with_newcomers
+from router_training.probes import carry_over
 from router_training.progress import Track
+from router_training.report.page import NothingToReport, write_report
 from router_training.shipping import refusal
 from router_training.step_two import Budget, Grounds, Limits, front_points, solve_objective
 
@@ -63,14 +67,21 @@ def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepar
     learned = with_newcomers(before, wishes.newcomers, dataset, track)
     _require_known_names(learned, wishes.limits)
     after = _solved(learned, held_out, wishes, track)
-    artifacts.save(after, held_out, _evaluation_before(folder, before, after), out)
+    artifacts.save(after, held_out, _evaluation_before(folder, before, after), out, partial(_finish, before=folder))
     if dataset is None or not dataset.has_all_outcomes.any():
         return artifacts.load(out)
     bootstrap = Bootstrap(wishes.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
     measured["re_solved"] = {"from": before.version, "measured": True}
-    artifacts.save(_judged(after, measured), held_out, measured, out)
+    artifacts.save(_judged(after, measured), held_out, measured, out, partial(_finish, before=folder))
     return artifacts.load(out)
+
+
+def _finish(folder: Path, before: Path) -> None:
+    """What a person looks at: probes and, where there is an evaluation, the report."""
+    carry_over(before, folder)
+    with suppress(NothingToReport):
+        write_report(folder)
 
 
 def budget_name(amount: float) -> str:

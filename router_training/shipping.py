@@ -63,7 +63,20 @@ def leave_group_out(foreign: Foreign, objective: ObjectiveEntry, bootstrap: Boot
         str(name): float(np.average(difference[groups == name], weights=judged.weights[groups == name]))
         for name in np.unique(groups)
     }
-    return {"gain": whole.gain, "gain_ci95": [whole.low, whole.high], "per_group": per_group}
+    intervals = {
+        name: bootstrap.interval(difference[groups == name, np.newaxis], judged.weights[groups == name], _first)
+        for name in per_group
+    }
+    return {
+        "gain": whole.gain,
+        "gain_ci95": [whole.low, whole.high],
+        "per_group": per_group,
+        "per_group_ci95": {name: list(interval) for name, interval in intervals.items()},
+    }
+
+
+def _first(means: Vector) -> float:
+    return float(means[0])
 
 
 def refusal(inside_low: float, outside_gain: float | None, has_budget: bool, harm_limit: float) -> str | None:

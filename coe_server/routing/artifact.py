@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,16 @@ def read_held_out(folder: Path) -> HeldOut:
     return HeldOut(**inspection.read_held_out(folder, inspection.read_manifest(folder)))
 
 
-def save(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
+def save(
+    artifact: Artifact,
+    held_out: HeldOut,
+    evaluation: dict[str, Any] | None,
+    folder: Path,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Writes the artifact beside `folder` and renames it; an artifact already there is replaced.
 
+    `finish` may add files outside the checksums to the complete artifact before it gets its name.
     Raises ArtifactError if something other than an artifact is in the way.
     """
     require_free(folder)
@@ -130,6 +137,8 @@ def save(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | Non
         fresh = Path(workplace) / "new"
         fresh.mkdir()
         _write(artifact, held_out, evaluation, fresh)
+        if finish is not None:
+            finish(fresh)
         if folder.exists():
             folder.rename(Path(workplace) / "old")
         fresh.rename(folder)

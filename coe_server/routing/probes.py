@@ -1,0 +1,112 @@
+"""`probes.yaml`: prompts whose category and expert are known, as a router's self-test.
+
+Outside the checksums: a person may add lines. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from coe_server.errors import ArtifactError, CoeError
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.router import Router
+
+PROBES = "probes.yaml"
+LARGEST_FILE_BYTES = 4_000_000
+SHOWN_CHARACTERS = 60
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Probe(BaseModel):
+    """A prompt, its category (None: not tested), and under each objective its expert."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Annotated[str, Field(min_length=1)]
+    category: Name | None = None
+    experts: dict[Name, Name] = {}
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    probes: list[Probe]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What a probe met: `category`, `experts` by objective, and the sentences that say what is not as it should be."""
+
+    probe: Probe
+    category: str | None
+    experts: dict[str, str]
+    failures: tuple[str, ...]
+
+
+def read_probes(folder: Path) -> tuple[Probe, ...]:
+    """The probes in an artifact folder; none where there is no file. Raises ArtifactError with one sentence."""
+    path = folder / PROBES
+    if not path.is_file():
+        return ()
+    try:
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise ArtifactError(f"router artifact: {path} is larger than {LARGEST_FILE_BYTES:,} bytes")
+        return tuple(_File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).probes)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"router artifact: {path} is not valid at {place or 'the top'}: {first['msg']}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ArtifactError(f"router artifact: {path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
+    """Writes the file, even without a probe in it: a place to add some."""
+    plain = {"probes": [probe.model_dump(exclude_none=True) for probe in probes]}
+    text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=110)
+    (folder / PROBES).write_text(text, encoding="utf-8")
+
+
+def run_probe(router: Router, probe: Probe) -> ProbeResult:
+    """Routes the prompt under every objective that it names, with all experts equally far away."""
+    failures: list[str] = []
+    category, experts = None, {}
+    away = dict.fromkeys(router.expert_names, Availability("disk", 0.0))
+    conversation = Conversation.of_prompt(probe.prompt)
+    for objective in probe.experts or dict.fromkeys(router.objectives[:1]):
+        try:
+            decision = router.route(conversation, RouteOptions(objective=objective), away)
+        except CoeError as error:
+            failures.append(str(error))
+            continue
+        category, experts[objective] = decision.category, decision.expert
+        wanted = probe.experts.get(objective)
+        if wanted is not None and decision.expert != wanted:
+            failures.append(f"under {objective} it goes to {decision.expert} and not to {wanted}")
+    if probe.category is not None and experts and category != probe.category:
+        failures.append(f"its category is {category} and not {probe.category}")
+    return ProbeResult(probe, category, experts, tuple(failures))
+
+
+def failing(router: Router, folder: Path) -> list[str]:
+    """One sentence for each probe of the artifact that fails. Raises ArtifactError if the file cannot be read."""
+    if router.artifact.manifest.features.embedded_before_routing:
+        return []  # a prompt cannot be routed before a model or an endpoint has embedded it
+    results = [run_probe(router, probe) for probe in read_probes(folder)]
+    return [
+        f"probe {shown(result.probe.prompt)!r}: {'; '.join(result.failures)}" for result in results if result.failures
+    ]
+
+
+def shown(prompt: str) -> str:
+    """The beginning of a prompt, on one line."""
+    line = " ".join(prompt.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -1,0 +1,79 @@
+"""Probes of a new artifact: prompts it never saw and is sure and right about, and what `coe-train probe` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
+from coe_server.routing.router import Router
+from router_training.dataset import Dataset
+
+LONGEST_PROMPT = 400
+LOOKED_AT = 3000  # held-out prompts
+
+
+@dataclass(frozen=True, slots=True)
+class _Sure:
+    """A prompt that the router puts where it belongs."""
+
+    text: str
+    category: str
+    confidence: float
+
+
+def chosen_probes(router: Router, held_out: Dataset, per_category: int) -> list[Probe]:
+    """The surest right ones of every category, with the experts that the router sends them to."""
+    away = dict.fromkeys(router.expert_names, Availability("disk", 0.0))
+    options = RouteOptions(objective=router.objectives[0])
+    found: dict[str, list[_Sure]] = {}
+    for label, conversation in list(zip(held_out.labels.tolist(), held_out.conversations, strict=True))[:LOOKED_AT]:
+        text = conversation.turns[-1].text
+        if label < 0 or len(conversation.turns) > 1 or not 0 < len(text.strip()) <= LONGEST_PROMPT:
+            continue
+        decision = router.route(conversation, options, away)
+        category = held_out.categories[label]
+        if decision.category == category and decision.confidence is not None:
+            found.setdefault(category, []).append(_Sure(text, category, decision.confidence))
+    surest = [sorted(sure, key=lambda one: -one.confidence)[:per_category] for _, sure in sorted(found.items())]
+    return [with_experts(router, Probe(prompt=one.text, category=one.category)) for some in surest for one in some]
+
+
+def with_experts(router: Router, probe: Probe) -> Probe:
+    """The probe with the experts that this router sends it to, under every objective that it serves."""
+    asked = probe.model_copy(update={"experts": dict.fromkeys(router.objectives, router.expert_names[0])})
+    return probe.model_copy(update={"experts": run_probe(router, asked).experts})
+
+
+def write_own_and_chosen(folder: Path, own: Sequence[Probe], held_out: Dataset | None, per_category: int) -> None:
+    """The probes of a fresh artifact: a person's, and (with `held_out`) chosen ones. None where prompts must be
+    embedded before they are routed, or where nothing is served."""
+    router = Router.load(folder)
+    chosen: list[Probe] = []
+    embedded = router.artifact.manifest.features.embedded_before_routing
+    if held_out is not None and per_category > 0 and router.objectives and not embedded:
+        chosen = chosen_probes(router, held_out, per_category)
+    write_probes(folder, [*own, *chosen])
+
+
+def carry_over(before: Path, folder: Path) -> None:
+    """The probes of another artifact, with the experts that this one sends them to."""
+    router = Router.load(folder)
+    embedded = router.artifact.manifest.features.embedded_before_routing
+    probes = read_probes(before)
+    write_probes(folder, probes if embedded else [with_experts(router, probe) for probe in probes])
+
+
+def print_results(results: Sequence[ProbeResult]) -> None:
+    """One line for each probe."""
+    table = Table("", "prompt", "category", "experts", "what is wrong")
+    for result in results:
+        experts = ", ".join(f"{objective}: {expert}" for objective, expert in result.experts.items())
+        mark = "fails" if result.failures else "ok"
+        table.add_row(mark, shown(result.probe.prompt), result.category or "-", experts, "; ".join(result.failures))
+    Console().print(table, markup=False)

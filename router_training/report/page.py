@@ -1,0 +1,185 @@
+"""The page: from an artifact's manifest and evaluation to `report.html`."""
+
+from __future__ import annotations
+
+import os
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from coe_server.errors import ArtifactError
+from coe_server.routing import artifact as artifacts
+from coe_server.routing import inspection
+from coe_server.routing.artifact import Artifact
+from router_training.dataset import Dataset
+from router_training.report import charts, tables
+from router_training.report.style import STYLE
+
+REPORT = "report.html"
+NEEDED = {"router", "curve", "confusion", "reliability"}  # keys that the earliest evaluations did not have
+
+Evaluation = dict[str, Any]
+
+
+class NothingToReport(ArtifactError):
+    """An artifact without an evaluation, or with one of an earlier version."""
+
+
+def write_report(folder: Path) -> Path:
+    """The page of the artifact in `folder`, written into it.
+
+    Raises ArtifactError if the artifact is not sound, NothingToReport if it was never evaluated.
+    """
+    artifact = artifacts.load(folder)
+    evaluation = inspection.read_evaluation(folder, artifact.manifest)
+    if evaluation is None or not set(evaluation) >= NEEDED:
+        raise NothingToReport(f"{folder} has no evaluation that a report could be made of; `coe-train fit` writes one")
+    path, draft = folder / REPORT, folder / f".{REPORT}"
+    draft.write_text(page(artifact, evaluation), encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def with_texts(evaluation: Evaluation, dataset: Dataset) -> Evaluation:
+    """The evaluation with the beginning of each of the worst prompts."""
+    text_of = {
+        name: conversation.turns[-1].text
+        for name, conversation in zip(dataset.prompt_ids, dataset.conversations, strict=True)
+    }
+    worst = [{**one, "text": tables.cut(text_of[one["prompt_id"]])} for one in evaluation["worst_prompts"]]
+    return {**evaluation, "worst_prompts": worst}
+
+
+def page(artifact: Artifact, evaluation: Evaluation) -> str:
+    """The whole page; it needs nothing from anywhere else."""
+    body = "\n".join(
+        [
+            _headline(artifact, evaluation),
+            _quality(artifact, evaluation),
+            _outside(evaluation),
+            _categories(artifact, evaluation),
+            _confidence(evaluation),
+            _robustness(evaluation),
+            _worst(evaluation),
+            _card(artifact, evaluation),
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Router report</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _headline(artifact: Artifact, evaluation: Evaluation) -> str:
+    router, best = evaluation["router"], evaluation["best_single"]
+    low, high = router["gain_ci95"]
+    better = "better than" if low > 0 else "worse than" if high < 0 else "not certainly different from"
+    served = [name for name, entry in artifact.manifest.objectives.items() if entry.shipped]
+    outside = evaluation["leave_group_out"]
+    cards = [
+        (f"{100 * router['score']:.1f}", "points, the router"),
+        (f"{100 * best['score']:.1f}", f"points, always {best['expert']}"),
+        (f"{100 * router['gain']:+.2f}", f"points gained ({100 * low:+.2f} to {100 * high:+.2f})"),
+        (f"{100 * outside['gain']:+.2f}" if outside else "-", "points on groups it was not trained on"),
+    ]
+    boxes = "".join(f'<div class="card"><b>{escape(b)}</b><span>{escape(text)}</span></div>' for b, text in cards)
+    solved = evaluation.get("re_solved")
+    note = ""
+    if solved and not solved["measured"]:
+        note = (
+            f"<p class=no>The mapping was solved again since; the figures are of router {escape(solved['from'])}.</p>"
+        )
+    return (
+        f"<h1>This router is {better} always asking {escape(best['expert'])}</h1>"
+        f"<p>Measured on {evaluation['n_prompts']:,} prompts. Served: {escape(', '.join(served)) or 'nothing'}.</p>"
+        f'{note}<div class="cards">{boxes}</div>{tables.objectives_table(artifact.manifest, evaluation)}'
+    )
+
+
+def _quality(artifact: Artifact, evaluation: Evaluation) -> str:
+    spent = "active parameters" if artifact.manifest.cost_unit == "active_params_b" else "price"
+    return (
+        f"<h2>Quality against {spent}</h2>"
+        "<p>The zero router mixes single experts at random; a router is worth something where its line is above. The"
+        " oracle knows the best expert of every prompt.</p>"
+        + _figure(
+            charts.quality_against_cost(artifact.manifest, evaluation),
+            f"Area between the router's line and the zero router's: {100 * evaluation['delta_aiq']:+.2f} points on"
+            f" average (AIQ {100 * evaluation['aiq']:.2f}). Oracle: {100 * evaluation['oracle']:.1f} points.",
+            wide=True,
+        )
+    )
+
+
+def _outside(evaluation: Evaluation) -> str:
+    outside = evaluation["leave_group_out"]
+    if outside is None:
+        return ""
+    return (
+        "<h2>On prompts unlike its training data</h2>"
+        "<p>Each group was left out of training in turn. Below zero, routing such prompts costs score.</p>"
+        + _figure(charts.leave_group_out_bars(outside), "Gain over the best single expert by group left out", wide=True)
+    )
+
+
+def _categories(artifact: Artifact, evaluation: Evaluation) -> str:
+    manifest = artifact.manifest
+    confusion = ""
+    if any(any(row) for row in evaluation["confusion"]):
+        confusion = "<h2>Which category is taken for which</h2>"
+        confusion += tables.confusion_table(manifest.categories, evaluation["confusion"])
+    return f"<h2>Who is good at what</h2>{tables.heat_map(manifest)}{confusion}"
+
+
+def _confidence(evaluation: Evaluation) -> str:
+    error, bins = evaluation["calibration"]["ece"], evaluation["reliability"]
+    reliability = ""
+    if error is not None and bins:
+        caption = (
+            f"Where it says 80 %, is it right 80 % of the time? Mean error {100 * error:.1f} points (dashed: none)"
+        )
+        reliability = _figure(charts.reliability_curve(bins), caption)
+    coverage = _figure(
+        charts.risk_coverage_curve(evaluation),
+        "Mean score of the prompts it is surest about; dashed: always the best single expert",
+    )
+    return f'<h2>How sure it is</h2><div class="pair">{reliability}{coverage}</div>'
+
+
+def _robustness(evaluation: Evaluation) -> str:
+    if "robustness" not in evaluation:
+        return ""
+    return "<h2>Small changes of a prompt</h2>" + tables.robustness_table(evaluation["robustness"])
+
+
+def _worst(evaluation: Evaluation) -> str:
+    prompts = evaluation.get("worst_prompts", [])
+    if not prompts:
+        return ""
+    return (
+        "<h2>Where it went most wrong</h2>"
+        "<p>Prompts that promised a high score and got a low one, while another expert did better.</p>"
+        + tables.worst_prompts_table(prompts)
+    )
+
+
+def _card(artifact: Artifact, evaluation: Evaluation) -> str:
+    manifest = artifact.manifest
+    sizes = ", ".join(f"{e.name} {e.active_params_b or e.price_per_million_tokens:g}" for e in manifest.experts)
+    facts = [
+        ("router version", artifact.version),
+        ("evaluated on", f"{evaluation.get('date', 'an unknown date')}, {evaluation['n_prompts']:,} prompts"),
+        ("trained on", f"{manifest.prompts:,} prompts, data {manifest.data_hash}"),
+        ("categories", f"{len(manifest.categories)}: {', '.join(manifest.categories)}"),
+        ("experts", f"{sizes} ({charts.cost_label(manifest).removeprefix('mean ').removesuffix(' per prompt')})"),
+        ("decision", f"{manifest.mode} mapping, {evaluation['routing_ms']['p50']:.2f} ms at the median"),
+        ("seed", str(manifest.seed)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+    ]
+    return f"<h2>Model card</h2>{tables.definition_list(facts)}"
+
+
+def _figure(svg: str, caption: str, wide: bool = False) -> str:
+    kind = ' class="wide"' if wide else ""
+    return f'<figure{kind}><div class="scroll">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>'

@@ -1,0 +1,151 @@
+"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from coe_server.routing.manifest import Manifest, ObjectiveEntry
+
+LONGEST_PROMPT = 200
+
+Evaluation = dict[str, Any]
+
+
+def objectives_table(manifest: Manifest, evaluation: Evaluation) -> str:
+    """What each objective spends and gains, and whether it is served."""
+    rows = {row["objective"]: row for row in evaluation["by_budget"]}
+    lines = []
+    for name, entry in manifest.objectives.items():
+        row = rows.get(name, evaluation["router"] if entry.budget is None else None)
+        lines.append(_row(name, [*_figures(entry, row), _verdict(entry)]))
+    heads = ("<objective", "budget", "spent", "score", "gain, 95 % interval", "<over", "<served")
+    return _table("Mean cost per prompt, score and gain on the prompts it is judged on; in points", heads, lines)
+
+
+def heat_map(manifest: Manifest) -> str:
+    """Score of each expert in each category; the darker, the better; the best of a category is framed."""
+    experts = [expert.name for expert in manifest.experts]
+    rows = {**{name: manifest.score[name] for name in manifest.categories}, "all categories": manifest.overall}
+    every = [row[name].score for row in rows.values() for name in experts]
+    low, spread = min(every), max(max(every) - min(every), 1e-9)
+    lines = []
+    for category, row in rows.items():
+        best = max(row[name].score for name in experts)
+        cells = [
+            _heat_cell(
+                f"{100 * row[name].score:.0f} <small>/ {row[name].prompts}</small>",
+                (row[name].score - low) / spread,
+                row[name].score == best,
+            )
+            for name in experts
+        ]
+        lines.append(f'<tr><th scope="row">{escape(category)}</th>{"".join(cells)}</tr>')
+    caption = (
+        "Score in points, and how many prompts stand behind it; shrunk towards the expert's mean where they are few"
+    )
+    return _crossed("category, expert", caption, experts, lines)
+
+
+def confusion_table(categories: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
+    """Which category was taken for which, in percent of the true one."""
+    lines = []
+    for category, row in zip(categories, shares, strict=True):
+        if not any(row):
+            continue
+        cells = [_heat_cell(f"{100 * v:.0f}" if v >= 0.005 else "", v, best=False) for v in row]
+        lines.append(f'<tr><th scope="row">{escape(category)}</th>{"".join(cells)}</tr>')
+    caption = "Percent of the prompts of a category (row) that were taken for each category (column)"
+    return _crossed("true, predicted", caption, categories, lines)
+
+
+def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
+    """Prompts that promised much and scored little, while another expert did better."""
+    lines = []
+    for one in prompts:
+        text = cut(one["text"]) if "text" in one else f"prompt {one['prompt_id']}"
+        cells = [
+            f'<td class="prompt">{escape(text)}</td>',
+            *(f'<td class="text">{escape(str(one[key] or "-"))}</td>' for key in ("category", "predicted", "expert")),
+            f"<td>{100 * one['expected_score']:.0f}</td><td>{100 * one['score']:.0f}</td>",
+            f'<td class="text">{escape(one["better_expert"])}</td><td>{100 * one["better_score"]:.0f}</td>',
+        ]
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    heads = ("<prompt", "<category", "<taken for", "<went to", "expected", "scored", "<better", "scored")
+    return _table("Scores in points", heads, lines)
+
+
+def robustness_table(robustness: dict[str, Any]) -> str:
+    """What slight changes of a prompt do to who answers it, and to the score."""
+    names = {"typos": "typing errors", "case": "capitals", "reworded": "another word order", "filler": "politeness"}
+    lines = [
+        _row(
+            names.get(name, name),
+            [f"{row['flips']:.1%}", f"{row['harmful_flips']:.1%}", f"{100 * row['score_change']:+.2f}"],
+        )
+        for name, row in robustness.items()
+        if isinstance(row, dict)
+    ]
+    caption = f"{robustness['n_prompts']} prompts, each changed in four ways"
+    return _table(caption, ("<change", "another expert", "and a lower score", "mean score, points"), lines)
+
+
+def definition_list(facts: Iterable[tuple[str, str]]) -> str:
+    lines = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts]
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def cut(text: str) -> str:
+    """One line of at most 200 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_PROMPT else line[: LONGEST_PROMPT - 1] + "…"
+
+
+def _figures(entry: ObjectiveEntry, row: Evaluation | None) -> list[str]:
+    budget = "none" if entry.budget is None else f"{entry.budget:.4g}"
+    if row is None:
+        return [budget, "-", "-", "-", _text("not measured")]
+    low, high = row["gain_ci95"]
+    gain = f"{100 * row['gain']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    over = "best single expert" if entry.budget is None else "mixing experts at random"
+    return [budget, f"{row['mean_active_params_b']:.4g}", f"{100 * row['score']:.2f}", gain, _text(over)]
+
+
+def _text(words: str) -> str:
+    return f'<td class="text">{escape(words)}</td>'
+
+
+def _verdict(entry: ObjectiveEntry) -> str:
+    mark = "" if entry.measured else ", not measured since it was solved anew"
+    if entry.shipped:
+        return f'<td class="reason"><span class="yes">yes</span>{mark}</td>'
+    return f'<td class="reason"><span class="no">no</span>: {escape(entry.refusal or "")}{mark}</td>'
+
+
+def _heat_cell(content: str, value: float, best: bool) -> str:
+    kind = ' class="best"' if best else ""
+    return f'<td{kind} style="--v: {value:.2f}">{content}</td>'
+
+
+def _row(name: str, cells: Iterable[str]) -> str:
+    plain = "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{escape(name)}</th>{plain}</tr>'
+
+
+def _table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
+    """Heads that begin with < stand over text."""
+    head = "".join(
+        f'<th scope="col"{" class=text" if name.startswith("<") else ""}>{escape(name.removeprefix("<"))}</th>'
+        for name in heads
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table><caption>{escape(caption)}</caption>{body}</table></div>'
+
+
+def _crossed(corner: str, caption: str, columns: Iterable[str], lines: Iterable[str]) -> str:
+    """A table of coloured cells, with its columns' names upright."""
+    heads = "".join(f'<th scope="col" class="up">{escape(name)}</th>' for name in columns)
+    head = f'<thead><tr><th scope="col" class="text">{escape(corner)}</th>{heads}</tr></thead>'
+    body = f"<caption>{escape(caption)}</caption>{head}<tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="heat">{body}</table></div>'

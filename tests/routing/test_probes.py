@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coe_server.errors import ArtifactError
+from coe_server.routing.probes import PROBES, Probe, failing, read_probes, run_probe, write_probes
+from coe_server.routing.router import Router
+from tests.routing.small_artifact import BEST, SMALL, TEXTS
+
+
+def good(category: str) -> Probe:
+    experts = {"quality": BEST[category], "cheap": SMALL[category]}
+    return Probe(prompt=TEXTS[category], category=category, experts=experts)
+
+
+def test_probes_come_back_as_they_were_written(folder: Path) -> None:
+    probes = (good("code"), Probe(prompt="« bonjour »\nline two: yes", category=None))
+    write_probes(folder, probes)
+    assert read_probes(folder) == probes
+    write_probes(folder, [])
+    assert read_probes(folder) == ()
+
+
+def test_probes_that_hold_say_nothing(folder: Path) -> None:
+    write_probes(folder, [good(category) for category in TEXTS])
+    assert failing(Router.load(folder), folder) == []
+
+
+def test_an_artifact_without_probes_is_as_good_as_any(folder: Path) -> None:
+    assert failing(Router.load(folder), folder) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"category": "french"}, "its category is code and not french"),
+        ({"experts": {"quality": "linguist"}}, "under quality it goes to big and not to linguist"),
+        ({"experts": {"nothing": "big"}}, "there is no objective 'nothing'"),
+        ({"experts": {"unearned": "big"}}, "is not served: it lost"),
+    ],
+)
+def test_a_probe_that_fails_says_how(folder: Path, change: dict[str, object], sentence: str) -> None:
+    router = Router.load(folder)
+    probe = Probe.model_validate({**good("code").model_dump(), **change})
+    result = run_probe(router, probe)
+    assert sentence in " ".join(result.failures)
+    write_probes(folder, [good("maths"), probe])
+    (line,) = failing(router, folder)
+    assert TEXTS["code"] in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        "probes: 3",
+        "probes: [{prompt: 1}]",
+        "probes: [{prompt: a, wheels: 4}]",
+        "!!python/object:os.system {}",
+        "\x00",
+    ],
+)
+def test_what_is_no_list_of_probes_is_refused_in_one_sentence(folder: Path, text: str) -> None:
+    (folder / PROBES).write_text(text)
+    with pytest.raises(ArtifactError) as caught:
+        read_probes(folder)
+    assert "\n" not in str(caught.value)
