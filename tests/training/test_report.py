@@ -29,8 +29,8 @@ MARKUP = "<script>alert(1)</script> & so on"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prompts carry markup, as anybody's may."""
     folder = tmp_path_factory.mktemp("run")
-    config = write_run(folder)
-    rows = prompts(60)
+    config = write_run(folder, per_category=200)  # so many that some are answered wrongly
+    rows = prompts(200)
     write_jsonl(folder / "prompts.jsonl", [{**row, "prompt": f"{MARKUP} {row['prompt']}"} for row in rows])
     fit(read_config(config), folder / "router", force=True, track=in_silence)
     return folder / "router"
