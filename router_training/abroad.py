@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from router_training.classifier import Fold, cross_fit, group_folds
+from router_training.classifier import Fold, Unseen, cross_fit, group_folds
 from router_training.config import TrainingConfig
 from router_training.corrections import fitted_corrections, residuals
 from router_training.dataset import Dataset
@@ -44,15 +44,15 @@ def abroad(
     folds = group_folds(dataset, GROUP_FOLDS)
     if folds is None:
         return None
-    unseen = cross_fit(counts, dataset, config, track(folds, "fitting without some groups"))
+    journey = _travelled(counts, dataset, folds, config, track)
     reading = Reading(
-        familiar.calibration.probabilities(unseen.logits),
+        familiar.calibration.probabilities(journey.unseen.logits),
         familiar.calibration,
-        unseen.similarities,
+        journey.unseen.similarities,
         _corrections(vectors, folds, dataset, familiar, correction_share, config),
     )
     view = _view(reading, folds, dataset, familiar, config)
-    attempts = _attempts(view, folds, familiar)
+    attempts = _attempts(view, folds, journey.familiar)
     expected = np.zeros_like(dataset.scores)
     for fold in folds:
         step = fitted_step(attempts.rows(fold.seen), dataset.rows(fold.seen))
@@ -60,12 +60,39 @@ def abroad(
     return Abroad(attempts, expected)
 
 
-def _attempts(view: View, folds: Sequence[Fold], familiar: Reading) -> Attempts:
+@dataclass(frozen=True, slots=True)
+class Journey:
+    """What step one says of every prompt without its group, and for each fold the similarities of prompts of the other
+    groups to the same prototypes: other prototypes and another vocabulary would measure on another scale."""
+
+    unseen: Unseen
+    familiar: tuple[Vector, ...]
+
+
+def _travelled(
+    counts: Matrix, dataset: Dataset, folds: Sequence[Fold], config: TrainingConfig, track: Track
+) -> Journey:
+    """One fit for each fold, without its groups and without a sample of the other prompts."""
+    draw = np.random.default_rng(config.seed)
+    logits = np.zeros((len(dataset), len(dataset.categories)))
+    similarities = np.zeros(len(dataset))
+    familiar = []
+    for fold in track(folds, "fitting without some groups"):
+        stay = np.sort(draw.permutation(fold.seen)[: max(1, len(fold.seen) // config.classifier.folds)])
+        away = Fold(np.setdiff1d(fold.seen, stay), np.concatenate((fold.left_out, stay)))
+        unseen = cross_fit(counts, dataset, config, [away])
+        logits[fold.left_out] = unseen.logits[fold.left_out]
+        similarities[fold.left_out] = unseen.similarities[fold.left_out]
+        familiar.append(unseen.similarities[stay])
+    return Journey(Unseen(logits, similarities), tuple(familiar))
+
+
+def _attempts(view: View, folds: Sequence[Fold], familiar: Sequence[Vector]) -> Attempts:
     expected = tuple(np.zeros_like(view.soft) for _ in LADDER)
-    for fold in folds:
+    for fold, similarities in zip(folds, familiar, strict=True):
         left_out = view.rows(fold.left_out)
         for step, found in enumerate(expected):
-            found[fold.left_out] = left_out.expected(ramp_at(step, familiar.similarities[fold.seen]))
+            found[fold.left_out] = left_out.expected(ramp_at(step, similarities))
     return Attempts(expected, view.overall)
 
 
