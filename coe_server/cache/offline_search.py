@@ -92,7 +92,7 @@ class _State:
         return (0.0 if all_arrived else round(self.now, 6), self.arrived, self.waiting, running, spots, self.rank)
 
 
-def fewest_blocked_seconds(board: Board, reached: float, most_states: int = 30_000) -> float | None:
+def fewest_blocked_seconds(board: Board, reached: float, most_states: int = 60_000) -> float | None:
     """The optimum, at most `reached` (what some schedule is known to reach); None if the search grew too large."""
     return _Search(board).run(reached, most_states)
 
@@ -102,6 +102,7 @@ class _Search:
         self._board = board
         self._names = list(board.players)
         self._players = list(board.players.values())
+        self._bounds: dict[tuple[object, ...], float] = {}  # by what stands where, whatever was decided last
         self._footprints = [(name, player.footprint) for name, player in board.players.items()]
         self._owner = [self._names.index(job.expert) for job in board.jobs]
         spent = sum(job.seconds for job in board.jobs) + sum(
@@ -246,6 +247,12 @@ class _Search:
 
     def _still_blocked(self, state: _State) -> float:
         """Seconds that are blocked from here on at least: the lower bound of what is left."""
+        key = self._key(replace(state, rank=0))
+        if key not in self._bounds:
+            self._bounds[key] = self._bound(state)
+        return self._bounds[key]
+
+    def _bound(self, state: _State) -> float:
         left = [self._board.jobs[job] for job in sorted((*state.waiting, *range(state.arrived, len(self._board.jobs))))]
         jobs = [Job(max(0.0, job.arrived - state.now), job.expert, job.seconds) for job in left]
         bringing = {

@@ -82,8 +82,9 @@ def conduct(
     plans: list[Plan] = []
     draining: set[str] = set()
     never: dict[str, str] = {}
+    on_disk = {holding.name for holding in holdings if holding.tier is Tier.DISK}
     for turn in turns(queues, now, limits.max_wait_seconds, policy):
-        if starting and _on_disk(turn.expert, holdings):
+        if starting and turn.expert in on_disk:
             continue
         match plan(holdings, turn.expert, capacity, protect_tenure=not turn.overdue):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, holdings):
@@ -152,10 +153,6 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> f
 def _anyone_waits_for(victims: Iterable[str], holdings: Sequence[Holding]) -> bool:
     leaving = set(victims)
     return any(holding.wanted for holding in holdings if holding.name in leaving)
-
-
-def _on_disk(expert: str, holdings: Sequence[Holding]) -> bool:
-    return any(holding.name == expert and holding.tier is Tier.DISK for holding in holdings)
 
 
 def _after(holdings: Sequence[Holding], begun: Plan) -> list[Holding]:
