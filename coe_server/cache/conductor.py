@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Holding, Move, Never, NotYet, Plan, plan
@@ -70,9 +70,7 @@ class Conductor:
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
-        return plan(
-            [other.holding(self._policy.retention, True) for other in self._slots.values()], slot.name, self._capacity
-        )
+        return plan(self._holdings(self._clock(), besides=(slot.name,)), slot.name, self._capacity)
 
     def _conduct(self) -> None:
         self._end_cooldowns()
@@ -141,8 +139,8 @@ class Conductor:
         if not self._limits.prefetch or waiting or not self.ready.is_set() or self._anyone_moves():
             return
         now = self._clock()
-        demand = {slot.name: slot.demand.at(now) if slot.pushed_out else 0.0 for slot in self._slots.values()}
-        way = prefetch(self._holdings(now), demand, self._capacity)
+        demand = {slot.name: slot.demand.at(now) for slot in self._slots.values() if slot.pushed_out}
+        way = prefetch(self._holdings(now, besides=demand), demand, self._capacity) if demand else None
         if way is not None:
             self._prefetching = self._slots[way.moves[-1].expert]
             self._prefetching.prefetched = True
@@ -152,10 +150,13 @@ class Conductor:
     def _anyone_moves(self) -> bool:
         return any(slot.moving for slot in self._slots.values())
 
-    def _holdings(self, now: float) -> list[Holding]:
+    def _holdings(self, now: float, besides: Collection[str] = ()) -> list[Holding]:
+        """Everyone who holds memory, moves or is waited for; experts idle on disk take no part in a plan."""
         least = self._limits.min_tenure_seconds
         return [
-            slot.holding(self._policy.retention, tenured=now - slot.since >= least) for slot in self._slots.values()
+            slot.holding(self._policy.retention, tenured=now - slot.since >= least)
+            for slot in self._slots.values()
+            if slot.waiters or slot.moving is not None or slot.tier is not Tier.DISK or slot.name in besides
         ]
 
     def _retire_idle(self) -> None:
