@@ -74,7 +74,7 @@ def page(artifact: Artifact, evaluation: Evaluation) -> str:
 def _headline(artifact: Artifact, evaluation: Evaluation) -> str:
     router, best = evaluation["router"], evaluation["best_single"]
     low, high = router["gain_ci95"]
-    better = "better than" if low > 0 else "worse than" if high < 0 else "not certainly different from"
+    better = "better than" if low > 0 else "worse than" if high < 0 else "not certainly better than"
     served = [name for name, entry in artifact.manifest.objectives.items() if entry.shipped]
     outside = evaluation["leave_group_out"]
     cards = [

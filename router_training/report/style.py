@@ -11,7 +11,7 @@ main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: .5rem 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .3rem; }
 p { margin: .3rem 0 .8rem; max-width: 46rem; }
-.muted, figcaption, caption { color: var(--muted); font-size: .9rem; text-align: left; }
+.muted, figcaption { color: var(--muted); font-size: .9rem; text-align: left; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .8rem; margin: 1.2rem 0; }
 .card { background: var(--card); border: 1px solid var(--grid); border-radius: .6rem; padding: .8rem 1rem; }
 .card b { display: block; font-size: 1.55rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
@@ -25,10 +25,11 @@ svg text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-l
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .8rem; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-caption { padding-bottom: .4rem; }
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
-th { font-weight: 600; } th[scope=row], th.text, td.text { text-align: left; }
+th { font-weight: 600; } th[scope=row] { position: sticky; left: 0; background: var(--surface); }
+th[scope=row], th.text, td.text { text-align: left; }
 td.prompt { white-space: normal; min-width: 18rem; text-align: left; overflow-wrap: anywhere; }
+td.wrapped { white-space: normal; text-align: left; min-width: 8rem; }
 td.reason { white-space: normal; min-width: 14rem; text-align: left; }
 .heat td { border: 1px solid var(--card); text-align: center; min-width: 3.2rem;
   background: color-mix(in srgb, var(--router) calc(var(--v) * 62%), var(--card)); }

@@ -65,15 +65,18 @@ def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
     lines = []
     for one in prompts:
         text = cut(one["text"]) if "text" in one else f"prompt {one['prompt_id']}"
-        cells = [
-            f'<td class="prompt">{escape(text)}</td>',
-            *(f'<td class="text">{escape(str(one[key] or "-"))}</td>' for key in ("category", "predicted", "expert")),
-            f"<td>{100 * one['expected_score']:.0f}</td><td>{100 * one['score']:.0f}</td>",
-            f'<td class="text">{escape(one["better_expert"])}</td><td>{100 * one["better_score"]:.0f}</td>',
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = ("<prompt", "<category", "<taken for", "<went to", "expected", "scored", "<better", "scored")
-    return _table("Scores in points", heads, lines)
+        went = f"{one['expert']}, {100 * one['score']:.0f} of {100 * one['expected_score']:.0f} expected"
+        better = f"{one['better_expert']}, {100 * one['better_score']:.0f}"
+        cells = (_taken_for(one), went, better)
+        lines.append(
+            f'<tr><td class="prompt">{escape(text)}</td>{"".join(f"<td class=wrapped>{escape(c)}</td>" for c in cells)}</tr>'
+        )
+    return _table("Scores in points", ("<prompt", "<category", "<went to", "<better would have been"), lines)
+
+
+def _taken_for(prompt: dict[str, Any]) -> str:
+    true, predicted = prompt["category"], prompt["predicted"]
+    return predicted if true in {None, predicted} else f"{true}, taken for {predicted}"
 
 
 def robustness_table(robustness: dict[str, Any]) -> str:
@@ -140,12 +143,17 @@ def _table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
         for name in heads
     )
     body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll"><table><caption>{escape(caption)}</caption>{body}</table></div>'
+    return _titled(caption, f"<table>{body}</table>")
 
 
 def _crossed(corner: str, caption: str, columns: Iterable[str], lines: Iterable[str]) -> str:
     """A table of coloured cells, with its columns' names upright."""
     heads = "".join(f'<th scope="col" class="up">{escape(name)}</th>' for name in columns)
     head = f'<thead><tr><th scope="col" class="text">{escape(corner)}</th>{heads}</tr></thead>'
-    body = f"<caption>{escape(caption)}</caption>{head}<tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll"><table class="heat">{body}</table></div>'
+    return _titled(caption, f'<table class="heat">{head}<tbody>{"".join(lines)}</tbody></table>')
+
+
+def _titled(caption: str, table: str) -> str:
+    """The caption stays where it is while a wide table is moved under a narrow screen."""
+    named = table.replace("<table", f'<table aria-label="{escape(caption)}"', 1)
+    return f'<p class="muted">{escape(caption)}</p><div class="scroll">{named}</div>'
