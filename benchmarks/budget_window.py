@@ -54,7 +54,8 @@ def main() -> None:
     config = read_config(asked.config)
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
-    sides = split(dataset, HELD_OUT_SHARE, config.seed)
+    # another seed than fit's own split, or these would be its held-out prompts
+    sides = split(dataset, HELD_OUT_SHARE, config.seed + 1)
     training, held_out = sides.training, sides.held_out
     held_out = held_out.rows(np.flatnonzero(held_out.has_all_outcomes))
     with tempfile.TemporaryDirectory() as folder:

@@ -68,9 +68,8 @@ def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
         went = f"{one['expert']}, {100 * one['score']:.0f} of {100 * one['expected_score']:.0f} expected"
         better = f"{one['better_expert']}, {100 * one['better_score']:.0f}"
         cells = (_taken_for(one), went, better)
-        lines.append(
-            f'<tr><td class="prompt">{escape(text)}</td>{"".join(f"<td class=wrapped>{escape(c)}</td>" for c in cells)}</tr>'
-        )
+        wrapped = "".join(f'<td class="wrapped">{escape(cell)}</td>' for cell in cells)
+        lines.append(f'<tr><td class="prompt">{escape(text)}</td>{wrapped}</tr>')
     return _table("Scores in points", ("<prompt", "<category", "<went to", "<better would have been"), lines)
 
 

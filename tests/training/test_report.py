@@ -57,7 +57,7 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in {"src", "href", "xlink:href"}:
                 self.links.append(value or "")
-            if name == "aria-label":
+            if name == "aria-label" and tag == "svg":
                 self.labels.append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
