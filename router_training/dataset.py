@@ -68,6 +68,22 @@ class Dataset:
         )
 
 
+def joined(training: Dataset, held_out: Dataset) -> Dataset:
+    """All prompts again; those held out have no category where the training prompts' ones were discovered."""
+    known = held_out.categories == training.categories
+    return Dataset(
+        training.prompt_ids + held_out.prompt_ids,
+        training.conversations + held_out.conversations,
+        training.categories,
+        np.concatenate((training.labels, held_out.labels if known else np.full(len(held_out), -1))),
+        np.concatenate((training.groups, held_out.groups)),
+        np.concatenate((training.weights, held_out.weights)),
+        training.experts,
+        np.concatenate((training.scores, held_out.scores)),
+        np.concatenate((training.copies, held_out.copies)),
+    )
+
+
 def read_dataset(
     prompts: Sequence[Path],
     outcomes: Sequence[Path],

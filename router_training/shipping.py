@@ -39,15 +39,13 @@ class Foreign:
 
 
 def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
-    """An objective's gain there. Without a budget over the best single expert, as inside.
+    """An objective's gain there over the same router without categories, both less what they spend at the multiplier's
+    price: an expert that was good in a group looks good in hindsight, but nobody could have known.
 
-    Under a budget over the same router without categories, both less what they spend at the multiplier's price:
-    specialists that were good in a group look good to the hull in hindsight, but nobody could have known.
+    Without a budget that is the gain over the expert that is best in the groups that were seen.
     """
     judged, chosen = foreign.judged, foreign.chosen(objective)
     taken = metrics.mean(judged.taken(chosen), judged.weights)
-    if objective.budget is None:
-        return taken - float(judged.expert_means.max())
     plain = foreign.chosen_without_categories(objective)
     saved = judged.mean_active_params_b(plain) - judged.mean_active_params_b(chosen)
     return taken - metrics.mean(judged.taken(plain), judged.weights) + objective.multiplier * saved
@@ -79,17 +77,29 @@ def _first(means: Vector) -> float:
     return float(means[0])
 
 
+def exam_failed(held_out_high: float, has_budget: bool) -> str | None:
+    """Why an objective is not shipped though its evidence is good: the router as saved certainly lost on prompts held
+    out; None if it did not. `held_out_high` is the upper bound of its gain there."""
+    if held_out_high >= 0.0:
+        return None
+    rival = _rival(has_budget)
+    return f"on the prompts held out it loses against {rival}: the upper bound is {100 * held_out_high:+.2f} points"
+
+
 def refusal(inside_low: float, outside_gain: float | None, has_budget: bool, harm_limit: float) -> str | None:
     """Why an objective is not shipped; None if it is.
 
-    `inside_low` is the lower bound of its gain on held-out prompts, `outside_gain` that on unseen groups.
+    `inside_low` is the lower bound of its gain on prompts not trained on, `outside_gain` that on unseen groups.
     """
     if inside_low <= 0.0:
-        rival = "mixing single experts at the same cost" if has_budget else "the best single expert"
-        return f"its gain over {rival} is not certain: the lower bound is {100 * inside_low:+.2f} points"
+        return f"its gain over {_rival(has_budget)} is not certain: the lower bound is {100 * inside_low:+.2f} points"
     if outside_gain is not None and outside_gain < -harm_limit:
         return (
             f"on groups left out of training it changes the score by {100 * outside_gain:+.2f} points,"
             f" and the harm limit is {100 * harm_limit:.2f}"
         )
     return None
+
+
+def _rival(has_budget: bool) -> str:
+    return "mixing single experts at the same cost" if has_budget else "the best single expert"

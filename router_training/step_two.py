@@ -109,6 +109,16 @@ def solve_objective(name: str, budget: Budget, costs: Vector, grounds: Grounds) 
     )
 
 
+def decided(entry: ObjectiveEntry, grounds: Grounds, costs: Vector) -> Ints:
+    """The expert that this objective gives each prompt [n] of the grounds."""
+    if not grounds.soft:
+        column_of = {name: column for column, name in enumerate(grounds.experts)}
+        row_by_row = [*(entry.mapping[name] for name in grounds.categories), entry.fallback]
+        return np.array([column_of[name] for name in row_by_row])[grounds.rows]
+    used = np.array([grounds.experts.index(name) for name in entry.experts])
+    return choices(_allowed(grounds, grounds.problem(costs), used), costs, entry.multiplier)
+
+
 def front_points(grounds: Grounds, costs: Vector) -> list[FrontPoint]:
     """The corners of score against mean cost, cheapest first."""
     return [

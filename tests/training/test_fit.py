@@ -74,7 +74,7 @@ def test_a_budget_is_met_on_the_held_out_prompts(trained: Path) -> None:
 
 def test_the_evaluation_has_the_agreed_keys_and_agrees_with_itself(trained: Path) -> None:
     evaluation = json.loads((trained / "router" / "evaluation.json").read_text())
-    assert ", ".join(evaluation) == KEYS + ", near_duplicates"
+    assert ", ".join(evaluation) == KEYS + ", near_duplicates, cross_validated"
     assert list(evaluation["experts"]) == list(SIZES)
     assert evaluation["best_single"] == {"expert": "gen", "score": evaluation["experts"]["gen"]}
     row = evaluation["router"]
