@@ -111,7 +111,12 @@ def test_an_endpoints_embeddings_train_and_serve_a_router(there: StandIn, tmp_pa
         finally:
             await embedder.close()
 
-    assert share_right(router, asyncio.run(prepared()), unseen) >= 0.9
+    conversations = asyncio.run(prepared())
+    read = [router.route(talk, RouteOptions(), NEARBY).probabilities for talk in conversations]
+    likeliest = [max(probabilities, key=lambda name: probabilities[name]) for probabilities in read]
+    assert np.mean([found == row["category"] for found, row in zip(likeliest, unseen, strict=True)]) >= 0.95
+    # the gate trusts prompts with an unknown number in them less, and then asks the generalist
+    assert share_right(router, conversations, unseen) >= 0.8
     bare = router.route(Conversation.of_prompt(unseen[0]["prompt"]), RouteOptions(), NEARBY)
     assert (bare.reason, bare.category) == ("out_of_domain", "general")
     assert artifacts.load(folder).manifest.features.model == "words"
