@@ -21,6 +21,7 @@ Ints = npt.NDArray[np.int64]
 
 SLACK = 1e-9  # relative: a budget is met up to rounding
 SECONDS = 5.0  # for one program; what is not proven by then is returned with its gap
+SOLVED, INFEASIBLE = 0, 2  # HiGHS's status
 PROVEN = 1e-9  # a gap that is rounding
 WHOLE_PAIRS = (
     5000  # pairs of category and expert up to which the whole program is tried where its relaxation left a gap
@@ -79,12 +80,31 @@ def solve(problem: Problem, active_params_b: float | None = None, multiplier: fl
     if active_params_b is None and not problem.joins_categories:
         return _row_by_row(problem, multiplier)
     result = _program(problem, active_params_b, multiplier, whole_pairs=not problem.joins_categories)
-    if result.x is None:
+    if result.status == INFEASIBLE:
         return None
-    bound = -float(result.mip_dual_bound)
+    bound = np.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound)
     if not problem.joins_categories:
-        return _judged(problem, _read(problem, result.x), multiplier, bound)
+        chosen = _at_a_price(problem, active_params_b, multiplier) if result.x is None else _read(problem, result.x)
+        return _judged(problem, chosen, multiplier, bound)
+    if result.status != SOLVED:
+        bound = min(bound, _bound_without_hosting(problem, active_params_b, multiplier))
     return _with_hosted_set(problem, active_params_b, multiplier, hosted=_hosted(problem, result.x), bound=bound)
+
+
+def _bound_without_hosting(problem: Problem, active_params_b: float | None, multiplier: float) -> float:
+    """What could be reached if every expert were hosted: a bound that needs no luck with the clock."""
+    free = solve(replace(problem, hosted_params_b=None, max_experts=None), active_params_b, multiplier)
+    if free is None:
+        return np.inf
+    reached = free.score - multiplier * free.mean_active_params_b
+    return reached + free.gap * abs(reached)
+
+
+def _at_a_price(problem: Problem, active_params_b: float | None, multiplier: float) -> Ints:
+    """Each category's best expert at the price that meets the budget: no optimum, but there at once."""
+    everybody = np.arange(len(problem.total_params_b))
+    price = multiplier + _price_within(problem, active_params_b, multiplier, everybody)
+    return choices(np.where(problem.possible, problem.scores, -np.inf), problem.active_params_b, price)
 
 
 def _with_hosted_set(
@@ -247,7 +267,10 @@ def _read(problem: Problem, x: Vector) -> Ints:
     return np.asarray(x[: categories * experts].reshape(categories, experts).argmax(axis=1))
 
 
-def _hosted(problem: Problem, x: Vector) -> Ints:
+def _hosted(problem: Problem, x: Vector | None) -> Ints:
+    """The experts in use; none where HiGHS found no solution in time."""
+    if x is None:
+        return np.array([], dtype=np.int64)
     return np.flatnonzero(x[problem.scores.size :] > 0.5)
 
 
