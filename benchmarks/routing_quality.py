@@ -1,0 +1,222 @@
+"""What routing gains on recorded outcomes of real models, with the default configuration and nothing seen beforehand.
+
+Every prompt is decided by an artifact that `coe-train fit` would have made without it: in five folds by prompt, and
+with each group (task) left out alone. Score table, gate, corrections and multipliers are fitted on the other prompts.
+Needs ../shared/data, which is not part of the project. A finished fold is kept: run it again to go on, or with more
+seeds. One fold takes a minute (nine) to several (coe5).
+
+    python benchmarks/routing_quality.py --seeds 5 --jobs 2 --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.model_selection import KFold
+
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.router import Router
+from router_training.config import TrainingConfig
+from router_training.dataset import Dataset, read_dataset
+from router_training.drafting import learn
+from router_training.evaluation import decide
+from router_training.metrics import Bootstrap, upper_hull
+from router_training.progress import in_silence
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+PAGE = ROOT / "docs" / "routing-quality.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+FOLDS = 5
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A data set, its experts' sizes in billions of active parameters, and its objectives."""
+
+    name: str
+    sizes: dict[str, float]
+    budgets: dict[str, float | None]
+
+    def config(self, label: str) -> TrainingConfig:
+        return TrainingConfig.model_validate(
+            {
+                "data": {"prompts": [self.file("prompts")], "outcomes": [self.file("outcomes")], "label": label},
+                "experts": [{"name": name, "active_params_b": size} for name, size in self.sizes.items()],
+                "objectives": {name: {"active_params_b": budget} for name, budget in self.budgets.items()},
+            }
+        )
+
+    def file(self, what: str) -> Path:
+        return DATA / f"{self.name}_dev.{what}.parquet"
+
+
+SUITES = {
+    "nine": Suite(
+        "nine",
+        {
+            "mistral-7b-instruct-v0.3": 7.2,
+            "qwen2.5-7b-instruct": 7.6,
+            "llama-3.1-8b-instruct": 8.0,
+            "llama3-chatqa-1.5-8b": 8.0,
+            "codegemma-7b": 8.5,
+            "gemma-2-9b-it": 9.2,
+            "llama-3.3-nemotron-super-49b-v1": 49.9,
+            "llama-3.1-nemotron-51b-instruct": 51.5,
+            "llama3-chatqa-1.5-70b": 70.6,
+        },
+        {"quality": None, "balanced": 30.0, "cheap": 15.0},
+    ),
+    "coe5": Suite(
+        "coe5",
+        {"qwen-7b": 7.6, "gemma-2-9b": 9.2, "gemma-2-27b": 27.2, "llama-3.1-70b": 70.6, "qwen-72b": 72.7},
+        {"quality": None, "balanced": 54.0, "cheap": 31.0},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One artifact to be made and asked: seed and fold, or seed -1 and the number of the group left out."""
+
+    suite: str
+    label: str
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        what = f"seed{self.seed}.fold{self.fold}" if self.seed >= 0 else f"group{self.fold}"
+        return f"{self.suite}.{self.label}.{what}.npz"
+
+
+def main() -> None:
+    """Runs what is missing, prints the table, writes it into the page if asked."""
+    options = _options()
+    if not DATA.is_dir():
+        sys.exit(f"skipped: {DATA} is not there; the recorded outcomes are not part of the project")
+    options.keep.mkdir(parents=True, exist_ok=True)
+    units = [unit for suite in options.suites for unit in _units(suite, options)]
+    missing = [unit for unit in units if not (options.keep / unit.name).exists()]
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for done, unit in enumerate(pool.map(_run, missing, [options.keep] * len(missing)), 1):
+            print(f"{done} of {len(missing)}: {unit.name}", file=sys.stderr, flush=True)
+    lines = ["| data | what | mean active B | score | gain, points | 95 % interval |", "|---|---|---|---|---|---|"]
+    for suite in options.suites:
+        lines += _table(suite, options)
+    print("\n".join(lines))
+    if options.write:
+        text = PAGE.read_text(encoding="utf-8")
+        before, after = text.split(BEGIN)[0], text.split(END)[1]
+        PAGE.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--label", default="category", help="the column that names the category")
+    parser.add_argument("--seeds", type=int, default=5, help="splits into five folds; 0: groups only")
+    parser.add_argument("--no-groups", action="store_true", help="leave out the part that leaves groups out")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--keep", type=Path, default=ROOT / "artifacts" / "quality", help="finished folds")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/routing-quality.md")
+    return parser.parse_args()
+
+
+def _units(suite: str, options: argparse.Namespace) -> Iterator[Unit]:
+    for seed in range(options.seeds):
+        yield from (Unit(suite, options.label, seed, fold) for fold in range(FOLDS))
+    if not options.no_groups:
+        groups = len(np.unique(_dataset(suite, options.label).groups))
+        yield from (Unit(suite, options.label, -1, group) for group in range(groups))
+
+
+def _dataset(suite: str, label: str) -> Dataset:
+    config = SUITES[suite].config(label)
+    return read_dataset(config.data.prompts, config.data.outcomes, config.expert_names, label)
+
+
+def _run(unit: Unit, keep: Path) -> Unit:
+    """Trains on the rest, saves, loads and asks; keeps each objective's choice for the prompts left out."""
+    dataset, config = _dataset(unit.suite, unit.label), SUITES[unit.suite].config(unit.label)
+    left_out = _left_out(unit, dataset)
+    training = dataset.rows(np.setdiff1d(np.arange(len(dataset)), left_out))
+    learned = learn(training, config.model_copy(update={"seed": max(unit.seed, 0)}), in_silence)
+    folder = keep / f"{unit.name}.artifact"
+    artifacts.save(learned.draft, learned.kept, None, folder)
+    router = Router.load(folder)
+    asked = dataset.rows(left_out)
+    decided = {name: decide(router, asked, name, in_silence) for name in router.objectives}
+    chosen = {name: decisions.chosen for name, decisions in decided.items()}
+    np.savez(keep / unit.name, left_out=left_out, inside=decided["quality"].inside, **chosen)
+    return unit
+
+
+def _left_out(unit: Unit, dataset: Dataset) -> Ints:
+    if unit.seed < 0:
+        return np.flatnonzero(dataset.groups == np.unique(dataset.groups)[unit.fold])
+    splitter = KFold(FOLDS, shuffle=True, random_state=unit.seed)
+    return np.asarray(list(splitter.split(np.arange(len(dataset))))[unit.fold][1])
+
+
+def _table(suite: str, options: argparse.Namespace) -> list[str]:
+    dataset = _dataset(suite, options.label)
+    by_seed = [[Unit(suite, options.label, seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
+    lines = []
+    for objective, budget in SUITES[suite].budgets.items():
+        if by_seed:
+            chosen = np.stack([_pooled(units, objective, dataset, options.keep) for units in by_seed])
+            what = "no budget" if budget is None else f"budget {budget:g} B, over the zero router at the cost spent"
+            lines.append(_line(suite, f"by prompt, {what}", chosen, budget is not None, dataset))
+    if not options.no_groups:
+        units = [Unit(suite, options.label, -1, group) for group in range(len(np.unique(dataset.groups)))]
+        chosen = _pooled(units, "quality", dataset, options.keep)[np.newaxis]
+        lines.append(_line(suite, "each group left out, no budget", chosen, False, dataset))
+    return lines
+
+
+def _pooled(units: list[Unit], objective: str, dataset: Dataset, keep: Path) -> Ints:
+    """[n]: the choice for every prompt, by the artifact that had not seen it."""
+    chosen = np.full(len(dataset), -1, dtype=np.int64)
+    for unit in units:
+        with np.load(keep / unit.name) as kept:
+            chosen[kept["left_out"]] = kept[objective]
+    assert (chosen >= 0).all(), "the folds cover every prompt"
+    return chosen
+
+
+def _line(suite: str, what: str, chosen: Ints, has_budget: bool, dataset: Dataset) -> str:
+    """Mean over the seeds [seeds, n]; intervals resample prompts, all seeds of a prompt together."""
+    sizes = np.array(list(SUITES[suite].sizes.values()))
+    seeds, weights = len(chosen), dataset.weights
+    taken = [dataset.scores[np.arange(len(dataset)), row] for row in chosen]
+    columns = np.column_stack((*taken, *(sizes[row] for row in chosen), dataset.scores))
+
+    def gain(means: Vector) -> float:
+        scores, costs, experts = means[:seeds], means[seeds : 2 * seeds], means[2 * seeds :]
+        hull = upper_hull(sizes, experts)
+        rivals = [hull.score_at(float(cost)) if has_budget else float(experts.max()) for cost in costs]
+        return float(np.mean(scores - np.array(rivals)))
+
+    means = weights @ columns / weights.sum()
+    low, high = Bootstrap(RESAMPLES, 0).interval(columns, weights, gain)
+    cost, score = float(means[seeds : 2 * seeds].mean()), float(means[:seeds].mean())
+    return (
+        f"| {suite} | {what} ({seeds} seed{'s' * (seeds > 1)}) | {cost:.2f} | {100 * score:.2f} |"
+        f" {100 * gain(means):+.2f} | {100 * low:+.2f} to {100 * high:+.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
