@@ -17,7 +17,7 @@ from router_training.config import TrainingConfig
 from router_training.corrections import fitted_corrections, residuals
 from router_training.dataset import Dataset, content_hash
 from router_training.embeddings import feature_entry, served
-from router_training.objectives import front_points, score_entries, solve_objectives
+from router_training.objectives import factors_of, front_points, score_entries, solve_objectives
 from router_training.progress import Track
 from router_training.rehearsal import Rehearsal, rehearse
 from router_training.selection import with_named_classifier
@@ -150,4 +150,5 @@ def _kept(training: Dataset, rehearsal: Rehearsal) -> HeldOut:
         corrections=rehearsal.corrections.astype(np.float32),
         trust=rehearsal.trust.astype(np.float32),
         weights=training.weights.astype(np.float32),
+        factors=factors_of(training).astype(np.float32),
     )

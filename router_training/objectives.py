@@ -8,6 +8,7 @@ import numpy.typing as npt
 from coe_server.errors import ConfigError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import FrontPoint, ObjectiveEntry, ScoreEntry
+from coe_server.routing.spread import factor
 from router_training import step_two
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
 from router_training.dataset import Dataset
@@ -46,10 +47,16 @@ def grounds_of(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -
         rows=np.where(rehearsal.trust > 0.0, rehearsal.probabilities.argmax(axis=1), len(dataset.categories)),
         expected=rehearsal.expected,
         weights=dataset.weights,
+        factors=factors_of(dataset),
         total_params_b=np.array([expert.hosted_params_b for expert in config.experts]),
         limits=Limits(settings.hosted_params_b, settings.max_experts, settings.pins, settings.bans),
         soft=settings.mode == "soft",
     )
+
+
+def factors_of(dataset: Dataset) -> Vector:
+    """[n]: what the multiplier is multiplied by for each prompt."""
+    return np.array([factor(talk.turns) for talk in dataset.conversations], dtype=np.float32).astype(np.float64)
 
 
 def _budget(settings: ObjectiveSettings, config: TrainingConfig) -> Budget:

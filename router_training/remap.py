@@ -140,6 +140,7 @@ def _grounds(manifest: Manifest, held_out: HeldOut, limits: Limits) -> Grounds:
         rows=np.where(held_out.trust > 0.0, probabilities.argmax(axis=1), len(manifest.categories)),
         expected=scores[-1] + trust * (mixed - scores[-1]),
         weights=held_out.weights.astype(np.float64),
+        factors=held_out.factors.astype(np.float64),
         total_params_b=np.array([expert.total_params_b for expert in manifest.experts]),
         limits=Limits(
             limits.hosted_params_b,

@@ -13,6 +13,7 @@ from router_training import metrics
 from router_training.gains import Judged, unlimited_gain
 from router_training.mapping import choices
 from router_training.metrics import Bootstrap
+from router_training.objectives import factors_of
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -31,11 +32,15 @@ class Foreign:
         """The same with what each expert costs an objective."""
         return replace(self, judged=replace(self.judged, active_params_b=np.array(costs)))
 
+    @property
+    def _factors(self) -> Vector:
+        return factors_of(self.judged.dataset)[:, np.newaxis]
+
     def chosen(self, objective: ObjectiveEntry) -> Ints:
-        return choices(self.expected, self.judged.active_params_b, objective.multiplier)
+        return choices(self.expected / self._factors, self.judged.active_params_b, objective.multiplier)
 
     def chosen_without_categories(self, objective: ObjectiveEntry) -> Ints:
-        return choices(self.overall, self.judged.active_params_b, objective.multiplier)
+        return choices(self.overall / self._factors, self.judged.active_params_b, objective.multiplier)
 
 
 def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:

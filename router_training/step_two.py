@@ -45,7 +45,8 @@ class Grounds:
     """What step two is solved on.
 
     `scores` [categories + 1, experts], the last row for prompts outside the gate; n unseen prompts with the `rows`
-    [n] they fall in, the scores `expected` [n, experts] of them, and their `weights` [n]; `total_params_b` [experts].
+    [n] they fall in, the scores `expected` [n, experts] of them, their `weights` [n] and the
+    `factors` [n] of their multiplier; `total_params_b` [experts].
     """
 
     categories: tuple[str, ...]
@@ -54,6 +55,7 @@ class Grounds:
     rows: Ints
     expected: Vector
     weights: Vector
+    factors: Vector
     total_params_b: Vector
     limits: Limits
     soft: bool
@@ -133,9 +135,12 @@ def front_points(grounds: Grounds, costs: Vector) -> list[FrontPoint]:
 
 
 def _allowed(grounds: Grounds, problem: Problem, used: Ints) -> Vector:
-    """Expected scores of unseen prompts, -inf where a pin, a ban or the hosted set rules an expert out."""
+    """Expected scores of unseen prompts, -inf where a pin, a ban or the hosted set rules an expert out.
+
+    Each is divided by its factor, which chooses as a multiplier times the factor does.
+    """
     allowed = problem.possible & np.isin(np.arange(len(grounds.experts)), used)
-    return np.where(allowed[grounds.rows], grounds.expected, -np.inf)
+    return np.where(allowed[grounds.rows], grounds.expected / grounds.factors[:, np.newaxis], -np.inf)
 
 
 def _named_mapping(grounds: Grounds, solution: Solution) -> dict[str, str]:

@@ -49,13 +49,14 @@ NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Out-of-fold `probabilities` [prompts, categories], `corrections` [prompts, experts], `weights` and the
-    gate's `trust` [prompts]."""
+    """Out-of-fold `probabilities` [prompts, categories], `corrections` [prompts, experts], the gate's
+    `trust`, `weights` and the multiplier's `factors`, each [prompts]."""
 
     probabilities: npt.NDArray[np.float32]
     corrections: npt.NDArray[np.float32]
     trust: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
+    factors: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def require_free(folder: Path) -> None:
 def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
     # written by us and not by safetensors, which makes files that only their owner can read
     (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
-    parts = (held_out.probabilities, held_out.corrections, held_out.trust, held_out.weights)
+    parts = (held_out.probabilities, held_out.corrections, held_out.trust, held_out.weights, held_out.factors)
     held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True))
     (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
     if (table := table_of(artifact.features)) is not None:

@@ -32,7 +32,7 @@ MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.jso
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
-HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights")
+HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights", "factors")
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
@@ -111,6 +111,7 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
         "corrections": (np.float32, (prompts, len(manifest.experts))),
         "trust": (np.float32, (prompts,)),
         "weights": (np.float32, (prompts,)),
+        "factors": (np.float32, (prompts,)),
     }
     _require_shapes(folder / HELD_OUT, tensors, shapes)
     return tensors

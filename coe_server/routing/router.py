@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import budget, choice
+from coe_server.routing import budget, choice, spread
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.capabilities import Capabilities, absence, obstacle
@@ -127,6 +127,7 @@ class Router:
             return self._decision(
                 objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
             )
+        price = replace(price, multiplier=price.multiplier * spread.factor(conversation.turns))
         reading = self._read(conversation.turns, options.min_confidence)
         candidates = self._candidates(reading, objective, price.multiplier, request)
         chosen = self._choose(reading, objective, candidates)

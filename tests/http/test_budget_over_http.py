@@ -5,7 +5,9 @@ import json
 import pytest
 
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.conversation import Conversation
 from coe_server.routing.router import Router
+from coe_server.routing.spread import factor
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
@@ -29,7 +31,8 @@ def ask(server):
 def test_an_answer_counts_and_a_dry_run_does_not(router):
     with running_server({name: Breaking(name, []) for name in SIZES}, router=router) as server:
         before = budget_at(server)
-        assert before == {"target": 10.0, "mean": None, "multiplier": 0.01}
+        own = 0.01 * factor(Conversation.of_prompt(TEXTS["code"]).turns)
+        assert before == {"target": 10.0, "mean": None, "multiplier": own}
         status, headers, _ = ask(server)
         assert (status, headers["x-coe-expert"]) == (200, "coder")
         after = budget_at(server)

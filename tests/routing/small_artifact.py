@@ -119,6 +119,7 @@ def held_out() -> HeldOut:
         np.zeros((2, len(SIZES)), dtype=np.float32),
         np.ones(2, dtype=np.float32),
         np.ones(2, dtype=np.float32),
+        np.ones(2, dtype=np.float32),
     )
 
 

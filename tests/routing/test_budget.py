@@ -27,6 +27,7 @@ from coe_server.routing.budget import (
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
+from coe_server.routing.spread import factor
 from tests.routing.small_artifact import SIZES, TEXTS, everywhere
 
 COSTS = np.array([8.0, 30.0, 70.0])
@@ -175,7 +176,8 @@ def test_a_decision_shows_target_mean_and_multiplier_and_answers_move_them(folde
     router = Router.load(folder, budget_window=10)
     question, options = Conversation.of_prompt(TEXTS["code"]), RouteOptions(objective="cheap")
     first = router.route(question, options, everywhere())
-    assert (first.budget.target, first.budget.mean, first.budget.multiplier) == (10.0, None, 0.01)
+    assert (first.budget.target, first.budget.mean) == (10.0, None)
+    assert first.budget.multiplier == 0.01 * factor(question.turns)
     assert first.expert == "coder"
     router.answered(first)
     second = router.route(question, options, everywhere())
@@ -201,7 +203,7 @@ def test_named_experts_and_other_objectives_move_no_budget(folder: Path) -> None
     for options in (RouteOptions(expert="big", objective="cheap"), RouteOptions(objective="quality")):
         router.answered(router.route(question, options, everywhere()))
     reading = router.route(question, RouteOptions(objective="cheap"), everywhere()).budget
-    assert (reading.mean, reading.multiplier) == (None, 0.01)
+    assert (reading.mean, reading.multiplier) == (None, 0.01 * factor(question.turns))
 
 
 def test_without_a_window_the_stored_multiplier_stays(folder: Path) -> None:
@@ -209,4 +211,4 @@ def test_without_a_window_the_stored_multiplier_stays(folder: Path) -> None:
     question, options = Conversation.of_prompt(TEXTS["code"]), RouteOptions(objective="cheap")
     router.answered(router.route(question, options, everywhere()))
     reading = router.route(question, options, everywhere()).budget
-    assert (reading.mean, reading.multiplier) == (None, 0.01)
+    assert (reading.mean, reading.multiplier) == (None, 0.01 * factor(question.turns))

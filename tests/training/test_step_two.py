@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.spread import SPREAD
 from router_training.bounds import lower_bounds
 from router_training.config import read_config
 from router_training.expert_sets import improved_set
 from router_training.pipeline import fit
 from router_training.progress import in_silence
 from router_training.scores import score_table
+from router_training.step_two import Budget, Grounds, Limits, decided, solve_objective
 from tests.training.recorded import SIZES, write_run
 
 PRICES = {"fr": 0.1, "py": 0.1, "un": 0.1, "gen": 0.5}
@@ -53,6 +57,28 @@ def test_sizes_and_prices_may_both_be_budgeted(tmp_path: Path) -> None:
     assert manifest.costs("cheap") == list(PRICES.values())
     assert manifest.objectives["cheap"].expected_active_params_b <= 0.15
     assert manifest.objectives["small"].expected_active_params_b <= 0.0009
+
+
+@given(st.floats(8.0, 69.0))
+def test_prompts_that_are_all_alike_meet_any_budget_one_after_the_other(budget: float) -> None:
+    """A single multiplier would give all of them the one expert or the other."""
+    prompts = 2000
+    grounds = Grounds(
+        categories=("any",),
+        experts=("small", "big"),
+        scores=np.array([[0.4, 0.7], [0.4, 0.7]]),
+        rows=np.zeros(prompts, dtype=np.int64),
+        expected=np.tile([0.4, 0.7], (prompts, 1)),
+        weights=np.ones(prompts),
+        factors=np.random.default_rng(0).uniform(1.0, 1.0 + SPREAD, prompts),
+        total_params_b=np.array([7.0, 70.0]),
+        limits=Limits(),
+        soft=True,
+    )
+    costs = np.array([7.0, 70.0])
+    entry = solve_objective("some", Budget(budget, "active_params_b"), costs, grounds)
+    spent = costs[decided(entry, grounds, costs)].mean()
+    assert 0.98 * budget <= spent <= budget
 
 
 def test_lower_bounds_take_z_errors_off_and_the_most_where_nobody_knows() -> None:
