@@ -12,7 +12,7 @@ demo: .venv/installed engines artifacts/demo-router/manifest.json ## train the d
 serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
 	$(BIN)/coe serve configs/demo.yaml
 
-test: .venv/installed engines lint ## lint, types, architecture and every test, real engines included
+test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
 	$(BIN)/pytest -m "not long"
 
 lint: .venv/installed ## format, lint, types and import rules

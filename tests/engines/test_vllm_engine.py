@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from coe_server.engines.engine import EngineRequest
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.process_memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
@@ -349,6 +350,29 @@ def test_a_killed_keeper_takes_its_engine_along(stand_in: StandInLaunch) -> None
     assert len(pids) == 3
     assert not any(runs(pid) for pid in pids)
     assert not folder.exists()
+
+
+TRACKED = """
+import multiprocessing.resource_tracker, os, sys, time
+from multiprocessing.shared_memory import SharedMemory
+block = SharedMemory(create=True, size=4096)
+print(block.name, flush=True)
+time.sleep(1e6)
+"""
+
+
+def test_a_killed_keeper_leaves_the_resource_trackers_time_to_remove_shared_memory(tmp_path: Path) -> None:
+    async def story() -> Path:
+        run_directory, log = make_run_directory(), tmp_path / "log"
+        kept = await KeptProcess.start((sys.executable, "-c", TRACKED), os.environ, run_directory, log)
+        await asyncio.to_thread(eventually, lambda: log.exists() and log.read_text().endswith("\n"))
+        block = Path("/dev/shm") / log.read_text().strip()
+        assert block.exists()
+        os.kill(kept.pid, signal.SIGKILL)
+        await asyncio.wait_for(asyncio.shield(kept.over), 30)
+        return block
+
+    assert not asyncio.run(story()).exists()
 
 
 def test_on_cuda_the_devices_own_books_are_believed(stand_in: StandInLaunch, tmp_path: Path) -> None:

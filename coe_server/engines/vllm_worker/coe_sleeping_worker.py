@@ -48,13 +48,16 @@ class SleepingWorker(CPUWorker):
     _kv_pages: list[Pages]
     _kv_cache_bytes = 0
     _loaded_from_image = False
+    _load_seconds = 0.0
     _last_sleep_seconds = 0.0
     _last_wake_seconds = 0.0
+    _last_copy_seconds = 0.0  # of the weights, within the last wake
 
     def load_model(self, **options: Any) -> None:
         # Die with the API server, which forked us from its main thread: the keeper sees to that too, but somebody may
         # kill the keeper and the server at the same instant.
         die_with_parent(signal.SIGKILL)
+        started = time.perf_counter()
         self._image = Image(os.environ.get(IMAGE_VARIABLE))
         self._source = describe_source(self.vllm_config)
         # Quantized layers may keep numbers outside their tensors: only the files bring those back.
@@ -69,6 +72,7 @@ class SleepingWorker(CPUWorker):
             self._arena, self._layout = find_resident(model, noted, left, self._fill), left
             self._loaded_from_image = True
         return_free_memory()  # the loader's copies are free now; hand them back before anyone measures us
+        self._load_seconds = time.perf_counter() - started
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)
@@ -98,6 +102,7 @@ class SleepingWorker(CPUWorker):
         started = time.perf_counter()
         if tags is None or "weights" in tags:
             self._fill(self._arena)
+            self._last_copy_seconds = time.perf_counter() - started
         if tags is None or "kv_cache" in tags:
             for pages in self._kv_pages:
                 pages.populate()
@@ -111,17 +116,17 @@ class SleepingWorker(CPUWorker):
 
     def memory_report(self) -> dict[str, float]:
         """Exact sizes and the last times, for the server (`/collective_rpc`)."""
-        wake_bytes = self._arena.pages.size_bytes + self._kv_cache_bytes
         return {
             "weights_bytes": self._arena.pages.size_bytes,
             "kv_cache_bytes": self._kv_cache_bytes,
             "image_bytes": self._image.size_bytes,
             "image_writes": self._image.writes,
             "loaded_from_image": self._loaded_from_image,
+            "load_seconds": self._load_seconds,
             "packed_layers": sum(block.packable for block in self._layout.blocks),
             "last_sleep_seconds": self._last_sleep_seconds,
             "last_wake_seconds": self._last_wake_seconds,
-            "last_wake_bytes_per_second": wake_bytes / self._last_wake_seconds if self._last_wake_seconds else 0.0,
+            "last_copy_seconds": self._last_copy_seconds,
         }
 
     def _fill(self, arena: Arena) -> None:

@@ -1,0 +1,241 @@
+"""How fast one real expert moves between the tiers, beside what this machine's memory can do. On a CPU.
+
+    python benchmarks/tiers.py [--megabytes 317] [--rounds 5]
+
+Makes a model of random weights, starts vLLM with it, and then alternates: sleep, the reference copies in a process of
+their own (same bytes, same number of threads), wake, the same questions again. Prints one table and keeps it in
+docs/benchmarks.md. Ends with status 1 if an answer changed.
+
+A virtual machine may give out memory it never gave out before only slowly (5 s for 1 GB were seen, 0.3 s the second
+time). So as much as will be needed is touched once before anything is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from coe_server.engines.engine import EngineRequest
+from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import VllmLaunch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.document import document
+
+THREADS = 1  # an engine's, see `vllm_command.py`
+KV_CACHE_BYTES = 128 << 20
+MEMORY_FACTOR = 4  # weights as loaded, as packed, their image, the reference's copy
+QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
+ANSWER_TOKENS = 64
+IN_VLLM = Path(__file__).with_name("in_vllm")
+
+
+@dataclass
+class Measured:
+    """Seconds of each kind of move, one entry per round, and what was seen beside them."""
+
+    weights_bytes: int
+    image_bytes: int
+    cold_start: float
+    load: float
+    decode: float
+    sleep: list[float] = field(default_factory=list)
+    wake: list[float] = field(default_factory=list)
+    worker_wake: list[float] = field(default_factory=list)
+    worker_copy: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
+    warm: list[float] = field(default_factory=list)
+    awake_bytes: list[int] = field(default_factory=list)
+    asleep_bytes: list[int] = field(default_factory=list)
+    restart: float = 0.0
+    reload: float = 0.0
+    answers_equal: bool = True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=317, help="size of the model (default 317)")
+    parser.add_argument("--rounds", type=int, default=5, help="sleeps and wakes after the first (default 5)")
+    parser.add_argument("--vllm", type=Path, default=Path(".venv-vllm"), help="vLLM's environment (default .venv-vllm)")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="coe-tiers-") as folder:
+        model = Path(folder) / "model"
+        print(f"making a model of {asked.megabytes} MB", flush=True)
+        maker = (asked.vllm / "bin/python", IN_VLLM / "random_llama.py", model, str(asked.megabytes))
+        subprocess.run(maker, check=True, capture_output=True)
+        touch_memory(MEMORY_FACTOR * (asked.megabytes * 10**6 + KV_CACHE_BYTES))
+        measured = asyncio.run(measure(model, asked.vllm.absolute(), Path(folder), asked.rounds))
+    table = table_of(measured)
+    print(table)
+    document(f"tiers {asked.megabytes} MB", f"## Tiers: one expert of {asked.megabytes} MB\n\n{table}")
+    return 0 if measured.answers_equal else 1
+
+
+def touch_memory(size_bytes: int) -> None:
+    """Hold so much for a moment."""
+    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        for offset in range(0, size_bytes, mmap.PAGESIZE):
+            memory[offset] = 1
+
+
+async def measure(model: Path, vllm: Path, folder: Path, rounds: int) -> Measured:
+    """The whole story; the engine is stopped whatever happens."""
+    engine = VllmEngine(
+        VllmLaunch(
+            name="expert",
+            model=str(model),
+            kv_cache_bytes=KV_CACHE_BYTES,
+            log_directory=folder,
+            platform="cpu",
+            command=(str(vllm / "bin/vllm"),),
+            args={"max_model_len": 1024, "max_num_seqs": 8},
+            environment={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(THREADS)},
+        )
+    )
+    try:
+        print("starting vLLM", flush=True)
+        cold_start = await timed(engine.start)
+        await answers(engine)  # the first ones are slower
+        before, decode = await answers(engine)
+        report = await engine.memory_report()
+        sizes = int(report["weights_bytes"]), int(report["image_bytes"])
+        measured = Measured(*sizes, cold_start, report["load_seconds"], decode)
+        await alternate(engine, vllm, measured, before, rounds)
+        await restart(engine, measured, before)
+    finally:
+        await engine.stop()
+    return measured
+
+
+async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: list[list[int]], rounds: int) -> None:
+    """One round more than asked for: the first sleep has a line of its own."""
+    assert engine._image is not None, "an engine that may sleep has an image"
+    reference = await asyncio.create_subprocess_exec(
+        *(vllm / "bin/python", IN_VLLM / "copy_reference.py", engine._image.path, str(measured.weights_bytes)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},
+    )
+    await copies_of(reference)  # the first is slower
+    try:
+        for number in range(rounds + 1):
+            print(f"round {number + 1} of {rounds + 1}", flush=True)
+            measured.awake_bytes.append(held_bytes(engine))
+            measured.sleep.append(await timed(engine.sleep))
+            measured.asleep_bytes.append(held_bytes(engine))
+            copies = await copies_of(reference)
+            assert copies["threads"] == THREADS, "the reference runs with the engine's threads"
+            measured.reference.append(min(copies["torch"], copies["memcpy"]))
+            measured.warm.append(copies["warm"])
+            measured.wake.append(await timed(engine.wake))
+            report = await engine.memory_report()
+            measured.worker_wake.append(report["last_wake_seconds"])
+            measured.worker_copy.append(report["last_copy_seconds"])
+            measured.answers_equal &= (await answers(engine))[0] == before
+    finally:
+        reference.kill()
+        await reference.wait()
+
+
+async def restart(engine: VllmEngine, measured: Measured, before: list[list[int]]) -> None:
+    """Kill the process that holds the weights; the next start finds them in the image."""
+    print("killing it and starting again from the image", flush=True)
+    assert engine._run is not None, "it runs"
+    os.kill(max(process_tree(engine._run.process.pid)[2:], key=private_bytes), signal.SIGKILL)
+    await engine.died()
+    measured.restart = await timed(engine.start)
+    report = await engine.memory_report()
+    assert report["loaded_from_image"], "the image was there"
+    measured.reload = report["load_seconds"]
+    measured.answers_equal &= (await answers(engine))[0] == before
+
+
+async def copies_of(reference: asyncio.subprocess.Process) -> dict[str, float]:
+    assert reference.stdin is not None, "opened with pipes"
+    assert reference.stdout is not None, "opened with pipes"
+    reference.stdin.write(b"\n")
+    answer: dict[str, float] = json.loads(await reference.stdout.readline())
+    return answer
+
+
+async def answers(engine: VllmEngine) -> tuple[list[list[int]], float]:
+    """Each question's tokens, and the median seconds of an answer."""
+    found, seconds = [], []
+    for question in QUESTIONS:
+        body = {"model": "expert", "prompt": question, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+        body |= {"ignore_eos": True, "return_token_ids": True}
+        request = EngineRequest("POST", "/v1/completions", (("content-type", "application/json"),), to_bytes(body))
+        began = time.perf_counter()
+        async with engine.send(request) as response:
+            answer = json.loads(b"".join([chunk async for chunk in response.chunks()]))
+        seconds.append(time.perf_counter() - began)
+        found.append(answer["choices"][0]["token_ids"])
+    return found, median(seconds)
+
+
+def to_bytes(body: object) -> bytes:
+    return json.dumps(body).encode()
+
+
+def held_bytes(engine: VllmEngine) -> int:
+    assert engine._run is not None, "it runs"
+    return private_bytes(engine._run.process.pid)
+
+
+async def timed(act: Callable[[], Awaitable[None]]) -> float:
+    began = time.perf_counter()
+    await act()
+    return time.perf_counter() - began
+
+
+def table_of(found: Measured) -> str:
+    """Markdown. Rates are the weights' bytes by the median seconds; the first round stands apart."""
+    size = found.weights_bytes
+    ratio = median(found.reference[1:]) / median(found.worker_copy[1:])
+    ratios = sorted(a / b for a, b in zip(found.reference[1:], found.worker_copy[1:], strict=True))
+    rows = [
+        ("cold start (of it loading the weights from files)", f"{found.cold_start:.1f} s ({found.load:.2f} s)"),
+        ("start after a crash (... from the image)", f"{found.restart:.1f} s ({found.reload:.2f} s)"),
+        ("first sleep", f"{found.sleep[0] * 1e3:.0f} ms"),
+        ("later sleeps, median (worst)", f"{median(found.sleep[1:]) * 1e3:.0f} ms ({max(found.sleep) * 1e3:.0f} ms)"),
+        ("first wake, with canary (in the worker)", f"{found.wake[0]:.3f} s ({found.worker_wake[0]:.3f} s)"),
+        ("later wakes, with canary, median (worst)", f"{median(found.wake[1:]):.3f} s ({max(found.wake[1:]):.3f} s)"),
+        ("... in the worker, weights and KV cache", f"{median(found.worker_wake[1:]):.3f} s"),
+        ("... in the worker, weights alone", rate(size, found.worker_copy[1:])),
+        ("reference: fresh memory, MADV_HUGEPAGE", rate(size, found.reference[1:])),
+        ("**wake / reference** (single rounds)", f"**{ratio:.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"),
+        ("warm copy", rate(size, found.warm[1:])),
+        ("RssAnon awake / asleep", f"{mb(median(found.awake_bytes))} / {mb(median(found.asleep_bytes))}"),
+        ("weights / image", f"{mb(size)} / {mb(found.image_bytes)}"),
+        ("one answer of 64 tokens", f"{found.decode:.2f} s"),
+        ("answers before and after, token for token", "equal" if found.answers_equal else "**DIFFERENT**"),
+    ]
+    lines = [f"| {what} | {figure} |" for what, figure in rows]
+    how = f"`benchmarks/tiers.py`, {len(found.wake) - 1} rounds, {THREADS} thread, load {os.getloadavg()[0]:.1f}"
+    return "\n".join([f"{how} on {os.cpu_count()} cores.", "", "| what | measured |", "|---|---|", *lines])
+
+
+def rate(size_bytes: int, seconds: Sequence[float]) -> str:
+    middle = median(seconds)
+    return f"{middle:.3f} s = {size_bytes / middle / 1e9:.1f} GB/s"
+
+
+def mb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e6:,.0f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
