@@ -24,10 +24,10 @@ from sklearn.model_selection import KFold
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset, read_dataset
-from router_training.drafting import learn
-from router_training.evaluation import decide
-from router_training.metrics import Bootstrap, upper_hull
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.drafting.draft import learn
+from router_training.evaluating.evaluation import decide
+from router_training.evaluating.metrics import Bootstrap, upper_hull
 from router_training.progress import in_silence
 
 Vector = npt.NDArray[np.float64]

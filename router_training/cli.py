@@ -18,19 +18,19 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
-from router_training.check_tables import show_report
 from router_training.collect import Files, plan
 from router_training.collect import collect as run_collect
 from router_training.collecting.bars import TerminalBars
 from router_training.collecting.settings import read_collect_config
 from router_training.collecting.tables import show_steps, show_tally
 from router_training.config import read_config
-from router_training.dataset import read_dataset, split
-from router_training.dataset_check import check as check_dataset
-from router_training.embeddings import Prepare, nothing_to_embed, with_embeddings
-from router_training.evaluation import evaluate as evaluate_artifact
-from router_training.metrics import Bootstrap
-from router_training.near_duplicates import with_near_duplicates
+from router_training.data.check_tables import show_report
+from router_training.data.dataset import read_dataset, split
+from router_training.data.dataset_check import check as check_dataset
+from router_training.data.embeddings import Prepare, nothing_to_embed, with_embeddings
+from router_training.data.near_duplicates import with_near_duplicates
+from router_training.evaluating.evaluation import evaluate as evaluate_artifact
+from router_training.evaluating.metrics import Bootstrap
 from router_training.pipeline import FitResult
 from router_training.pipeline import fit as run_fit
 from router_training.probes import print_results

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.manifest import ExpertEntry
-from router_training.bounds import lower_bounds
 from router_training.config import MappingSettings
-from router_training.dataset import Dataset
-from router_training.evaluation import predicted_probabilities
-from router_training.objectives import score_entries
+from router_training.data.dataset import Dataset
+from router_training.drafting.objectives import score_entries
+from router_training.evaluating.evaluation import predicted_probabilities
 from router_training.progress import Track
-from router_training.scores import score_table
+from router_training.step_two.bounds import lower_bounds
+from router_training.step_two.scores import score_table
 
 
 def with_newcomers(

@@ -15,21 +15,21 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset, joined, read_dataset, split
-from router_training.dataset_check import duplicate_report
-from router_training.discovery import with_categories
-from router_training.drafting import Learned, grown, learn
-from router_training.embeddings import with_embeddings
-from router_training.evaluation import evaluate, main_objective
-from router_training.evidence import Evidence, cross_validated, weigh_evidence
-from router_training.gains import Judged
-from router_training.metrics import Bootstrap
-from router_training.near_duplicates import with_near_duplicates
-from router_training.objectives import require_categories
+from router_training.data.dataset import Dataset, joined, read_dataset, split
+from router_training.data.dataset_check import duplicate_report
+from router_training.data.embeddings import with_embeddings
+from router_training.data.near_duplicates import with_near_duplicates
+from router_training.drafting.draft import Learned, grown, learn
+from router_training.drafting.objectives import require_categories
+from router_training.evaluating.evaluation import evaluate, main_objective
+from router_training.evaluating.evidence import Evidence, cross_validated, weigh_evidence
+from router_training.evaluating.gains import Judged
+from router_training.evaluating.metrics import Bootstrap
+from router_training.evaluating.shipping import Foreign, exam_failed, foreign_gain, leave_group_out, refusal
 from router_training.probes import write_own_and_chosen
 from router_training.progress import Track
 from router_training.report.page import with_texts, write_report
-from router_training.shipping import Foreign, exam_failed, foreign_gain, leave_group_out, refusal
+from router_training.step_one.discovery import with_categories
 
 
 @dataclass(frozen=True, slots=True)

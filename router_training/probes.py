@@ -12,7 +12,7 @@ from rich.table import Table
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
 from coe_server.routing.router import Router
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 
 LONGEST_PROMPT = 400
 LOOKED_AT = 3000  # held-out prompts

@@ -24,16 +24,16 @@ from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
-from router_training.dataset import Dataset, read_dataset
-from router_training.embeddings import Prepare, nothing_to_embed
-from router_training.evaluation import evaluate
-from router_training.metrics import Bootstrap
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.data.embeddings import Prepare, nothing_to_embed
+from router_training.evaluating.evaluation import evaluate
+from router_training.evaluating.metrics import Bootstrap
+from router_training.evaluating.shipping import refusal
 from router_training.newcomers import held_out_with, with_newcomers
 from router_training.probes import carry_over
 from router_training.progress import Track
 from router_training.report.page import NothingToReport, write_report
-from router_training.shipping import refusal
-from router_training.step_two import Budget, Grounds, Limits, front_points, solve_objective
+from router_training.step_two.solving import Budget, Grounds, Limits, front_points, solve_objective
 
 Vector = npt.NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from coe_server.errors import ConfigError
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.manifest import ExpertEntry
 from router_training.remap import Wishes, budget_name
-from router_training.step_two import Limits
+from router_training.step_two.solving import Limits
 
 WIDTH_OF_A_FILE = 160
 NO_GAP = 1e-9  # rounding

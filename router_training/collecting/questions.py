@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_server.errors import DatasetError
-from router_training.dataset import read_rows
+from router_training.data.dataset import read_rows
 
 Message = Mapping[str, Any]
 

@@ -11,7 +11,7 @@ from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import inspection
 from coe_server.routing.artifact import Artifact
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 from router_training.report import charts, tables
 from router_training.report.style import STYLE
 

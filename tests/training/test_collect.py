@@ -24,7 +24,7 @@ from router_training.collecting import patience
 from router_training.collecting.bars import SilentBars
 from router_training.collecting.settings import CollectConfig
 from router_training.collecting.tally import Tally
-from router_training.dataset import read_dataset
+from router_training.data.dataset import read_dataset
 from router_training.progress import in_silence
 from tests.training.recorded import write_jsonl
 from tests.training.stand_in_endpoint import Body, Says, StandIn, endpoint

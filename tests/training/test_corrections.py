@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing.features import SparseVector
-from router_training import corrections
-from router_training.classifier import Fold
-from router_training.corrections import cross_fitted, earned_share, fitted_corrections, residuals
+from router_training.step_one import corrections
+from router_training.step_one.classifier import Fold
+from router_training.step_one.corrections import cross_fitted, earned_share, fitted_corrections, residuals
 
 
 def prompts(seed: int, count: int = 80, columns: int = 30) -> sp.csr_array:

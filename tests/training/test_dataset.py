@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coe_server.errors import DatasetError
-from router_training.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset, split
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl
 
 ROW = {"prompt_id": "a", "prompt": "hello", "category": "greeting"}

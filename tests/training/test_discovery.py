@@ -16,13 +16,13 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.config import ClassifierSettings, TrainingConfig, read_config
-from router_training.dataset import Dataset, read_dataset
-from router_training.discovery import telling_names, with_categories
-from router_training.models import batch_logits, fit_model
+from router_training.data.dataset import Dataset, read_dataset
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from router_training.semi_supervised import self_trained
-from router_training.uncertainty import NEVER, fitted_entropy_limit
+from router_training.step_one.discovery import telling_names, with_categories
+from router_training.step_one.models import batch_logits, fit_model
+from router_training.step_one.semi_supervised import self_trained
+from router_training.step_one.uncertainty import NEVER, fitted_entropy_limit
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, outcomes, prompts, write_jsonl, write_run
 
 

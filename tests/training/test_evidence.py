@@ -9,16 +9,16 @@ import pytest
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training.config import TrainingConfig, read_config
-from router_training.dataset import Dataset, read_dataset
-from router_training.drafting import Learned, learn
-from router_training.evaluation import decide
-from router_training.evidence import cross_validated, weigh_evidence
-from router_training.metrics import Bootstrap
-from router_training.objectives import grounds_of
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.drafting.draft import Learned, learn
+from router_training.drafting.objectives import grounds_of
+from router_training.drafting.rehearsal import refitted
+from router_training.evaluating.evaluation import decide
+from router_training.evaluating.evidence import cross_validated, weigh_evidence
+from router_training.evaluating.metrics import Bootstrap
+from router_training.evaluating.shipping import exam_failed
 from router_training.progress import in_silence
-from router_training.rehearsal import refitted
-from router_training.shipping import exam_failed
-from router_training.step_two import decided
+from router_training.step_two.solving import decided
 from tests.training.recorded import write_run
 
 

@@ -13,13 +13,13 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
-from router_training.classifier import cross_fit, fit_step_one, prompt_folds
 from router_training.cli import app
 from router_training.config import read_config
-from router_training.dataset import read_dataset
+from router_training.data.dataset import read_dataset
 from router_training.pipeline import fit
 from router_training.progress import Item, in_silence
-from router_training.vectors import count_ngrams, weigh
+from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
+from router_training.step_one.vectors import count_ngrams, weigh
 from tests.training.recorded import SIZES, SPECIALIST, outcomes, prompts, write_jsonl, write_run
 
 KEYS = (

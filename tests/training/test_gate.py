@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing.conversation import Conversation
-from router_training.dataset import Dataset
-from router_training.gate import LADDER, OPEN, USUAL, Attempts, Ramp, View, fitted_step, ramp_at
+from router_training.data.dataset import Dataset
+from router_training.step_one.gate import LADDER, OPEN, USUAL, Attempts, Ramp, View, fitted_step, ramp_at
 
 SIMILARITIES = np.linspace(0.0, 1.0, 101)
 

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_training.mapping import Problem, Solution, choices, fitted_multiplier, front, mean_cost, solve
+from router_training.step_two.mapping import (
+    Problem,
+    Solution,
+    choices,
+    fitted_multiplier,
+    front,
+    mean_cost,
+    solve,
+)
 
 TOLERANCE = 1e-6  # HiGHS's own
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.metrics import (
+from router_training.evaluating.metrics import (
     Bootstrap,
     Hull,
     aiq,

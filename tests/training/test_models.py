@@ -23,9 +23,9 @@ from coe_server.routing.classifier import CategoryModel, Classifier
 from coe_server.routing.features import SparseVector
 from coe_server.routing.gate import Gate
 from coe_server.routing.manifest import ClassifierEntry
-from router_training.calibration import Method, fitted_calibration
 from router_training.config import ClassifierSettings
-from router_training.models import KINDS, Kind, batch_logits, fit_model, main_directions, perceptron
+from router_training.step_one.calibration import Method, fitted_calibration
+from router_training.step_one.models import KINDS, Kind, batch_logits, fit_model, main_directions, perceptron
 from tests.routing.small_artifact import BITS, held_out, small_artifact
 
 CATEGORIES = 3

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.perturbations import in_capitals, with_filler, with_typos
+from router_training.evaluating.perturbations import in_capitals, with_filler, with_typos
 
 words = st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=9), min_size=1, max_size=60)
 

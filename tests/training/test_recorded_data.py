@@ -11,10 +11,10 @@ from scipy.sparse import hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from router_training.classifier import cross_fit, prompt_folds
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset, read_dataset
-from router_training.vectors import count_ngrams
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.step_one.classifier import cross_fit, prompt_folds
+from router_training.step_one.vectors import count_ngrams
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PROMPTS, OUTCOMES = DATA / "nine_dev.prompts.parquet", DATA / "nine_dev.outcomes.parquet"

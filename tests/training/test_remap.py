@@ -19,7 +19,7 @@ from router_training.config import read_config
 from router_training.pipeline import fit
 from router_training.progress import in_silence
 from router_training.remap import Wishes, remap
-from router_training.step_two import Limits
+from router_training.step_two.solving import Limits
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
 
 runner = CliRunner()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from coe_server.routing.conversation import Conversation
-from router_training import details
-from router_training.curves import curve_keys
-from router_training.dataset import Dataset
-from router_training.gains import Judged
-from router_training.perturbations import PERTURBATIONS, reworded
-from router_training.robustness import robustness
+from router_training.data.dataset import Dataset
+from router_training.evaluating import details
+from router_training.evaluating.curves import curve_keys
+from router_training.evaluating.gains import Judged
+from router_training.evaluating.perturbations import PERTURBATIONS, reworded
+from router_training.evaluating.robustness import robustness
 
 
 def dataset(scores: list[list[float]], weights: list[float]) -> Dataset:

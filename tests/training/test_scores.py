@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import DatasetError
-from router_training.scores import score_table
+from router_training.step_two.scores import score_table
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 50.0))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.spread import SPREAD
-from router_training.bounds import lower_bounds
 from router_training.config import read_config
-from router_training.expert_sets import improved_set
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from router_training.scores import score_table
-from router_training.step_two import Budget, Grounds, Limits, decided, solve_objective
+from router_training.step_two.bounds import lower_bounds
+from router_training.step_two.expert_sets import improved_set
+from router_training.step_two.scores import score_table
+from router_training.step_two.solving import Budget, Grounds, Limits, decided, solve_objective
 from tests.training.recorded import SIZES, write_run
 
 PRICES = {"fr": 0.1, "py": 0.1, "un": 0.1, "gen": 0.5}

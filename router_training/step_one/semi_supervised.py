@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from coe_server.routing.calibration import softmax
 from coe_server.routing.classifier import CategoryModel
-from router_training.models import Matrix, batch_logits
+from router_training.step_one.models import Matrix, batch_logits
 
 Ints = npt.NDArray[np.int64]
 ROUNDS = 3

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.calibration import Calibration
-from router_training.abroad import Abroad, abroad
-from router_training.calibration import fitted_calibration
-from router_training.classifier import Fold, cross_fit, prompt_folds, training_vectors
 from router_training.config import TrainingConfig
-from router_training.corrections import practised
-from router_training.dataset import Dataset
-from router_training.gate import Ramp
+from router_training.data.dataset import Dataset
+from router_training.drafting.abroad import Abroad, abroad
+from router_training.drafting.settling import Reading, Settled, settled, table_of, view_of
 from router_training.progress import Track
-from router_training.scores import ScoreTable
-from router_training.settling import Reading, Settled, settled, table_of, view_of
-from router_training.vectors import Matrix
+from router_training.step_one.calibration import fitted_calibration
+from router_training.step_one.classifier import Fold, cross_fit, prompt_folds, training_vectors
+from router_training.step_one.corrections import practised
+from router_training.step_one.gate import Ramp
+from router_training.step_one.vectors import Matrix
+from router_training.step_two.scores import ScoreTable
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

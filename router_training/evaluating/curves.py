@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router_training import metrics
-from router_training.gains import Judged
-from router_training.mapping import choices
+from router_training.evaluating import metrics
+from router_training.evaluating.gains import Judged
+from router_training.step_two.mapping import choices
 
 Vector = npt.NDArray[np.float64]
 

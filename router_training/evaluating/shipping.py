@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.manifest import ObjectiveEntry
-from router_training import metrics
-from router_training.gains import Judged, unlimited_gain
-from router_training.mapping import choices
-from router_training.metrics import Bootstrap
-from router_training.objectives import factors_of
+from router_training.drafting.objectives import factors_of
+from router_training.evaluating import metrics
+from router_training.evaluating.gains import Judged, unlimited_gain
+from router_training.evaluating.metrics import Bootstrap
+from router_training.step_two.mapping import choices
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

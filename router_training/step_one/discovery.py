@@ -20,11 +20,11 @@ from coe_server.errors import DatasetError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.features import Floats, of_length_one, windowed
 from router_training.config import DataSettings, TrainingConfig
-from router_training.dataset import Dataset
-from router_training.embeddings import embedding_matrix
-from router_training.models import main_directions
+from router_training.data.dataset import Dataset
+from router_training.data.embeddings import embedding_matrix
 from router_training.progress import Track
-from router_training.vectors import choose_features, count_ngrams, weigh
+from router_training.step_one.models import main_directions
+from router_training.step_one.vectors import choose_features, count_ngrams, weigh
 
 CANDIDATES = (3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 PROMPTS_PER_CATEGORY = 20  # on average, at least

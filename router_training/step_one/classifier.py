@@ -17,11 +17,11 @@ from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
 from coe_server.routing.features import Features, Vectoriser, of_length_one
 from coe_server.routing.gate import Gate, nearest_mean
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset
-from router_training.embeddings import embedding_matrix
-from router_training.models import batch_logits, fit_model
-from router_training.semi_supervised import self_trained
-from router_training.vectors import Matrix, beside, choose_features, weigh
+from router_training.data.dataset import Dataset
+from router_training.data.embeddings import embedding_matrix
+from router_training.step_one.models import batch_logits, fit_model
+from router_training.step_one.semi_supervised import self_trained
+from router_training.step_one.vectors import Matrix, beside, choose_features, weigh
 
 LOOK_UPS_PER_PROMPT = 8_000  # of the gate, on average: about a tenth of a millisecond
 NO_THRESHOLD = -1.0

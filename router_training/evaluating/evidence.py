@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from coe_server.routing.manifest import Manifest
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset
-from router_training.gains import Gain, Judged, budget_gain, unlimited_gain
-from router_training.metrics import Bootstrap
-from router_training.objectives import grounds_of, solve_objectives
-from router_training.rehearsal import Rehearsal, refitted
-from router_training.step_two import decided
+from router_training.data.dataset import Dataset
+from router_training.drafting.objectives import grounds_of, solve_objectives
+from router_training.drafting.rehearsal import Rehearsal, refitted
+from router_training.evaluating.gains import Gain, Judged, budget_gain, unlimited_gain
+from router_training.evaluating.metrics import Bootstrap
+from router_training.step_two.solving import decided
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -26,7 +26,7 @@ from coe_server.routing.manifest import FeatureSettings as FeatureEntry
 from coe_server.routing.sentence_embedder import SentenceEmbedder
 from coe_server.routing.static_embeddings import StaticEmbeddings, read_static_embeddings
 from router_training.config import FeatureSettings
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 from router_training.progress import Track
 
 TEXTS_PER_STEP = 256  # embedded, then written: what an interruption may cost

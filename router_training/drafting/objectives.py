@@ -9,12 +9,12 @@ from coe_server.errors import ConfigError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import FrontPoint, ObjectiveEntry, ScoreEntry
 from coe_server.routing.spread import factor
-from router_training import step_two
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
-from router_training.dataset import Dataset
-from router_training.rehearsal import Rehearsal
-from router_training.scores import ScoreTable
-from router_training.step_two import Budget, Grounds, Limits
+from router_training.data.dataset import Dataset
+from router_training.drafting.rehearsal import Rehearsal
+from router_training.step_two import solving as step_two
+from router_training.step_two.scores import ScoreTable
+from router_training.step_two.solving import Budget, Grounds, Limits
 
 Vector = npt.NDArray[np.float64]
 

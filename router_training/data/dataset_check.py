@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from router_training.dataset import Dataset, Split
+from router_training.data.dataset import Dataset, Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from router_training.calibration import fitted_calibration
-from router_training.classifier import cross_fit, prompt_folds
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset
-from router_training.models import KINDS, Kind
+from router_training.data.dataset import Dataset
 from router_training.progress import Track
-from router_training.vectors import Matrix
+from router_training.step_one.calibration import fitted_calibration
+from router_training.step_one.classifier import cross_fit, prompt_folds
+from router_training.step_one.models import KINDS, Kind
+from router_training.step_one.vectors import Matrix
 
 JUDGED_PROMPTS = 4_000  # labelled ones, drawn at random; more would not change the order, only the time
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from router_training.scores import ScoreTable
+from router_training.step_two.scores import ScoreTable
 
 UNKNOWN_ERROR = 0.5  # of a score behind which fewer than two prompts stand: the most that scores in [0, 1] spread
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router_training import metrics
-from router_training.dataset import Dataset
-from router_training.metrics import Bootstrap, Hull
+from router_training.data.dataset import Dataset
+from router_training.evaluating import metrics
+from router_training.evaluating.metrics import Bootstrap, Hull
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from router_training.classifier import Fold, Unseen, cross_fit, group_folds
 from router_training.config import TrainingConfig
-from router_training.corrections import fitted_corrections, residuals
-from router_training.dataset import Dataset
-from router_training.gate import LADDER, Attempts, View, fitted_step, ramp_at
+from router_training.data.dataset import Dataset
+from router_training.drafting.settling import Reading, max_entropy_of, table_of, view_of
 from router_training.progress import Track
-from router_training.settling import Reading, max_entropy_of, table_of, view_of
-from router_training.vectors import Matrix
+from router_training.step_one.classifier import Fold, Unseen, cross_fit, group_folds
+from router_training.step_one.corrections import fitted_corrections, residuals
+from router_training.step_one.gate import LADDER, Attempts, View, fitted_step, ramp_at
+from router_training.step_one.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
 

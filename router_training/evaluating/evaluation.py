@@ -14,14 +14,14 @@ from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import Temperature
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
-from router_training import details, metrics
-from router_training.curves import curve_keys
-from router_training.dataset import Dataset
-from router_training.embeddings import Prepare, nothing_to_embed
-from router_training.gains import Judged, budget_gain, unlimited_gain
-from router_training.metrics import Bootstrap
+from router_training.data.dataset import Dataset
+from router_training.data.embeddings import Prepare, nothing_to_embed
+from router_training.evaluating import details, metrics
+from router_training.evaluating.curves import curve_keys
+from router_training.evaluating.gains import Judged, budget_gain, unlimited_gain
+from router_training.evaluating.metrics import Bootstrap
+from router_training.evaluating.robustness import robustness
 from router_training.progress import Track
-from router_training.robustness import robustness
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -12,16 +12,16 @@ from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.corrections import Corrections
 from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
-from router_training.classifier import StepOne, calibrated, fit_step_one, vectorised
 from router_training.config import TrainingConfig
-from router_training.corrections import fitted_corrections, residuals
-from router_training.dataset import Dataset, content_hash
-from router_training.embeddings import feature_entry, served
-from router_training.objectives import factors_of, front_points, score_entries, solve_objectives
+from router_training.data.dataset import Dataset, content_hash
+from router_training.data.embeddings import feature_entry, served
+from router_training.drafting.objectives import factors_of, front_points, score_entries, solve_objectives
+from router_training.drafting.rehearsal import Rehearsal, rehearse
 from router_training.progress import Track
-from router_training.rehearsal import Rehearsal, rehearse
-from router_training.selection import with_named_classifier
-from router_training.vectors import Matrix, count_ngrams
+from router_training.step_one.classifier import StepOne, calibrated, fit_step_one, vectorised
+from router_training.step_one.corrections import fitted_corrections, residuals
+from router_training.step_one.selection import with_named_classifier
+from router_training.step_one.vectors import Matrix, count_ngrams
 
 Ints = npt.NDArray[np.int64]
 

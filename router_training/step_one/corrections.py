@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.corrections import Corrections
-from router_training.classifier import Fold
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 from router_training.progress import Track
-from router_training.vectors import Matrix
+from router_training.step_one.classifier import Fold
+from router_training.step_one.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
 

@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.calibration import Calibration, normalised_entropy
-from router_training.bounds import lower_bounds
 from router_training.config import TrainingConfig
-from router_training.dataset import Dataset
-from router_training.gate import Attempts, Ramp, View, fitted_step, ramp_at, taken_scores
-from router_training.scores import ScoreTable, score_table
-from router_training.uncertainty import fitted_entropy_limit
+from router_training.data.dataset import Dataset
+from router_training.step_one.gate import Attempts, Ramp, View, fitted_step, ramp_at, taken_scores
+from router_training.step_one.uncertainty import fitted_entropy_limit
+from router_training.step_two.bounds import lower_bounds
+from router_training.step_two.scores import ScoreTable, score_table
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.gate import trust_in
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 
 Perturbation = Callable[[str, np.random.Generator], str]
 

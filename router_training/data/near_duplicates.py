@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import normalised, word_hashes
-from router_training.dataset import Dataset
+from router_training.data.dataset import Dataset
 from router_training.progress import Track
 
 LEAST_RESEMBLANCE = 0.8

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from router_training.dataset_check import DataReport
+from router_training.data.dataset_check import DataReport
 
 LONGEST_TABLE = 40  # rows
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router_training import metrics
-from router_training.dataset import Dataset
-from router_training.perturbations import PERTURBATIONS, perturbed
+from router_training.data.dataset import Dataset
+from router_training.evaluating import metrics
+from router_training.evaluating.perturbations import PERTURBATIONS, perturbed
 
 Ints = npt.NDArray[np.int64]
 

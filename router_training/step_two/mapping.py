@@ -14,7 +14,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 
-from router_training.expert_sets import improved_set
+from router_training.step_two.expert_sets import improved_set
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

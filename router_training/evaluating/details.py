@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router_training.gains import Judged
-from router_training.metrics import CALIBRATION_BINS
+from router_training.evaluating.gains import Judged
+from router_training.evaluating.metrics import CALIBRATION_BINS
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

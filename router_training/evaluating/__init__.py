@@ -1,0 +1,1 @@
+"""What a router is worth: numbers, intervals, and whether an objective may ship."""

@@ -1,0 +1,1 @@
+"""Text -> category probabilities, fitted: features, classifiers, calibration, gate, corrections."""

@@ -1,0 +1,1 @@
+"""Scores and costs -> which expert answers, solved. Knows nothing of text."""
