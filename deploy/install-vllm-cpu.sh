@@ -81,12 +81,16 @@ describe_as_vllm() {
     printf '%s\n' "$name/METADATA,," "$name/WHEEL,," "$name/INSTALLER,," "$name/RECORD,," >"$packages/$name/RECORD"
 }
 
+# vllm._custom_ops loads the kernels that suit this processor; the wheel's others would end in an illegal instruction.
+# It only warns where none can be loaded, so one of their operators is looked up.
 check_import() {
     say "checking that it runs"
     local message
-    message=$("$1/bin/python" -c 'import torch, vllm._C, vllm.entrypoints.cli.main' 2>&1) && return
+    message=$("$1/bin/python" -c 'import torch, vllm._custom_ops, vllm.entrypoints.cli.main; torch.ops._C.rms_norm' 2>&1) &&
+        return
     case $message in
     *libnuma*) fail "vLLM needs the system library libnuma.so.1: install the package libnuma1" ;;
+    "") fail "vLLM was installed but its kernels do not run on this processor (AVX2 is the least)" ;;
     *) fail "vLLM was installed but cannot be imported: ${message##*$'\n'}" ;;
     esac
 }
