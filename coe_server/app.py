@@ -34,12 +34,13 @@ from coe_server.config import (
     secret_from_environment,
 )
 from coe_server.engines.engine import Engine
-from coe_server.engines.machine import available_host_bytes, card_bytes
+from coe_server.engines.machine import available_host_bytes, card_bytes, copy_bytes_per_second
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import Platform, VllmLaunch, detect_platform
 from coe_server.errors import ConfigError
+from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service
@@ -49,6 +50,7 @@ from coe_server.routing.named import NamedRouter
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
 from coe_server.routing.sentence_embedder import SentenceEmbedder
+from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +61,13 @@ def build_server(config: ServerConfig) -> Listener:
     experts = build_experts(config)
     capacity = build_capacity(config)
     refuse_what_never_fits(experts, capacity)
+    telemetry, events = Telemetry(), EventLog()
+    events.tell(telemetry.saw)
     cache = ExpertCache(
         experts,
         capacity,
         Limits(**config.scheduling.model_dump()),
+        events,
         one_move_at_a_time=_platform(config) == "cuda",
     )
     service = Service(
@@ -73,10 +78,15 @@ def build_server(config: ServerConfig) -> Listener:
         max_body_bytes=config.http.max_body,
         admin=config.http.is_loopback,  # without keys, the admin's view is for this machine alone
         started=int(time.time()),
+        telemetry=telemetry,
+        log_prompts=config.log.prompts,
         embedder=build_embedder(config, router),
     )
     api = build_api(service)
-    api.router.lifespan_context = _lifespan(cache, _costs_file(config), service.embedder)
+    wakes_by_copying = _platform(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
+    api.router.lifespan_context = _lifespan(
+        cache, _costs_file(config), service.embedder, telemetry if wakes_by_copying else None
+    )
 
     def before_stop() -> None:
         cache.stop_admitting()
@@ -207,12 +217,16 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
                 return
 
 
-def _lifespan(cache: ExpertCache, costs_file: Path, embedder: Embedder | None):  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+    cache: ExpertCache, costs_file: Path, embedder: Embedder | None, told_of_copying: Telemetry | None
+):
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())
         conductor.add_done_callback(_stop_without_conductor)
         keeper = asyncio.create_task(_keep_costs(cache, costs_file))
+        if told_of_copying is not None:
+            told_of_copying.measured_bandwidth(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
         try:
             yield
         finally:

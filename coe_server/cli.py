@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 import time
 import urllib.error
@@ -36,6 +35,7 @@ from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
 from coe_server.http.service import AUTO, Decides
+from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
@@ -67,9 +67,9 @@ def serve(
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _mistakes_as_sentences():
         settings = load_config(config)
+        write_log_to_stderr(settings.log.format)
         if names_only:
             settings = settings.model_copy(update={"router": None})
         if port is not None:

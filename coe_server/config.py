@@ -31,6 +31,11 @@ class HttpSettings(_Settings):
         return self.host in {"localhost", "::1"} or self.host.startswith("127.")
 
 
+class LogSettings(_Settings):
+    format: Literal["auto", "json", "text"] = "auto"
+    prompts: bool = False  # nobody's words are kept unless the operator says so
+
+
 class EmbeddingSettings(_Settings):
     """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
 
@@ -116,6 +121,7 @@ class ServerConfig(_Settings):
     """The whole of `configs/serve.yaml`; that file explains every key."""
 
     http: HttpSettings = HttpSettings()
+    log: LogSettings = LogSettings()
     router: RouterSettings | None = None
     memory: MemorySettings = MemorySettings()
     scheduling: SchedulingSettings = SchedulingSettings()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -36,10 +36,18 @@ class EventLog:
         self._seq = 0
         self._news = asyncio.Event()
         self._closed = False
+        self._observers: list[Callable[[Event], None]] = []
+
+    def tell(self, observer: Callable[[Event], None]) -> None:
+        """From now on `observer` is called with each event as it happens; it must not wait."""
+        self._observers.append(observer)
 
     def record(self, kind: Kind, **fields: Any) -> None:
         self._seq += 1
-        self._events[kind].append(Event(self._seq, time.time(), kind, fields))
+        event = Event(self._seq, time.time(), kind, fields)
+        self._events[kind].append(event)
+        for observer in self._observers:
+            observer(event)
         self._news.set()
         self._news = asyncio.Event()
 

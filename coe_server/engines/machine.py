@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from pathlib import Path
+
+import numpy as np
 
 from coe_server.errors import ConfigError
 
@@ -27,6 +30,18 @@ def card_bytes() -> int:
         raise ConfigError(
             f"memory.device: the size of the card cannot be read ({error}); give it in bytes, e.g. 70GiB"
         ) from error
+
+
+def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> float:
+    """How fast one thread copies memory here: the best of a few rounds over pages that have been touched."""
+    source, target = np.zeros(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)
+    source[:], target[:] = 1, 2
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - began)
+    return size_bytes / best
 
 
 def _cgroup_limit(file: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -14,8 +15,11 @@ from coe_server.cache.lease import Lease
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import RequestError
 from coe_server.events import EventLog
+from coe_server.http.account import Account
 from coe_server.http.admin import build_admin
 from coe_server.http.body import Body, read_body
+from coe_server.http.entrance import Entrance
+from coe_server.http.metrics import build_metrics
 from coe_server.http.openai_errors import install_error_handlers
 from coe_server.http.routed_response import RoutedResponse
 from coe_server.http.service import AUTO, Service
@@ -25,11 +29,13 @@ from coe_server.routing.decision import RoutingDecision
 def build_api(service: Service) -> FastAPI:
     """The whole HTTP surface over `service`."""
     app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
-    install_error_handlers(app)
+    install_error_handlers(app, service.telemetry)
+    app.add_middleware(Entrance, telemetry=service.telemetry)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         """Route the conversation, wait for the expert, stream its answer through."""
+        began = time.perf_counter()
         body = read_body(await _read_all(request, service.max_body_bytes))
         options = service.options(body)
         decision = await service.decide(body, options)
@@ -41,6 +47,7 @@ def build_api(service: Service) -> FastAPI:
             _engine_request(request, body, service.engine_models[decision.expert]),
             lambda lease: decision_headers(decision) | wait_header(lease),
             service.router.spending(decision),
+            Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None),
         )
 
     @app.post("/v1/route")
@@ -74,6 +81,7 @@ def build_api(service: Service) -> FastAPI:
 
     if service.admin:
         app.include_router(build_admin(service.cache))
+        app.include_router(build_metrics(service))
     return app
 
 
@@ -98,6 +106,11 @@ def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
     accept = (("accept", request.headers["accept"]),) if "accept" in request.headers else ()
     headers = (("content-type", "application/json"), *accept)  # it was read as JSON, whatever the client called it
     return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
+
+
+def _prompt(body: Body) -> str:
+    """What was asked, for a log that may hold it."""
+    return json.dumps(body.fields.get("messages"))
 
 
 def _record(events: EventLog, decision: RoutingDecision) -> None:

@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from coe_server.errors import CoeError, ExpertUnavailable, Overloaded, RequestError
+from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -39,29 +40,33 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None) ->
     return Response(body, error.status, all_headers, media_type="application/json")
 
 
-def install_error_handlers(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     """Nothing leaves the service as a traceback or in another shape."""
+
+    def told(error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
+        telemetry.count(ERRORS, error.code)
+        return error_response(error, headers)
 
     async def ours(_: Request, error: Exception) -> Response:
         assert isinstance(error, CoeError)
-        return error_response(error)
+        return told(error)
 
     async def malformed(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"][1:])
-        return error_response(RequestError(f"{where}: {first['msg']}", param=where or None))
+        return told(RequestError(f"{where}: {first['msg']}", param=where or None))
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         shaped = RequestError(f"{request.method} {request.url.path}: {error.detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
-        return error_response(shaped, error.headers)
+        return told(shaped, error.headers)
 
     async def unexpected(_: Request, error: Exception) -> Response:
         logger.error("a request failed unexpectedly", exc_info=error)
-        return error_response(CoeError("the server met an error of its own; its log has the details"))
+        return told(CoeError("the server met an error of its own; its log has the details"))
 
     app.add_exception_handler(CoeError, ours)
     app.add_exception_handler(RequestValidationError, malformed)

@@ -18,6 +18,7 @@ from coe_server.cache.lease import Lease
 from coe_server.cache.queue import Priority
 from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, ExpertUnavailable, GenerationTimeout
+from coe_server.http.account import Account
 from coe_server.http.openai_errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class RoutedResponse(Response):
         request: EngineRequest,
         headers: Callable[[Lease], dict[str, str]],
         spending: AbstractContextManager[Callable[[], None]],
+        account: Account,
     ) -> None:
         self.background = None
         self._cache = cache
@@ -49,13 +51,20 @@ class RoutedResponse(Response):
         self._request = request
         self._headers_for = headers
         self._spending = spending
+        self._account = account
         self._started = False
         self._is_event_stream = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
-        with self._spending as self._answered:
-            await self._answer_or_hang_up(receive, send)
+        try:
+            with self._spending as self._answered:
+                await self._answer_or_hang_up(receive, send)
+        except CoeError as error:  # before the first byte: afterwards there is no way to say it with a status
+            self._account.failed(error)
+            await error_response(error)(scope, receive, send)
+        finally:
+            self._account.close()
 
     async def _answer_or_hang_up(self, receive: Receive, send: Send) -> None:
         answer = asyncio.create_task(self._answer(send))
@@ -71,12 +80,15 @@ class RoutedResponse(Response):
             hang_up.cancel()
             answer.cancel()  # does nothing to an answer that is complete
             await asyncio.gather(answer, hang_up, return_exceptions=True)
-        if not answer.cancelled():
+        if answer.cancelled():
+            self._account.hung_up()
+        else:
             answer.result()
 
     async def _answer(self, send: Send) -> None:
         for attempt in range(1, ATTEMPTS + 1):
             with await self._cache.lease(self._expert, self._priority) as lease:
+                self._account.granted(lease.expert, lease.waited_seconds)
                 try:
                     if await self._in_time(lease, send, last=attempt == ATTEMPTS):
                         lease.answered()
@@ -121,6 +133,7 @@ class RoutedResponse(Response):
         if not self._started:
             await send(self._head(answer, lease))
             self._started = True
+            self._account.first_bytes(answer.status, self._is_event_stream)
             if answer.status < 400:
                 self._answered()
 
@@ -142,6 +155,7 @@ class RoutedResponse(Response):
             await error_response(error)(self._scope, _nobody, send)
             return
         logger.warning("%s", error)
+        self._account.failed(error)
         if self._is_event_stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):

@@ -14,8 +14,16 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable, RequestError, UnknownModel
 from coe_server.http.body import Body
 from coe_server.routing.conversation import Conversation, read_messages
-from coe_server.routing.decision import Availability, Priority, Residency, RouteOptions, RoutingDecision
+from coe_server.routing.decision import (
+    Availability,
+    BudgetReading,
+    Priority,
+    Residency,
+    RouteOptions,
+    RoutingDecision,
+)
 from coe_server.routing.embedder import Embedder, with_embeddings
+from coe_server.telemetry import EMBEDDING_FAILURES, Telemetry
 
 AUTO = "auto"
 MOST_MESSAGES = 10_000
@@ -36,6 +44,9 @@ class Decides(Protocol):
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
     ) -> RoutingDecision: ...
+
+    def price(self, objective: str) -> BudgetReading:
+        """What an objective's budget, its spending and its multiplier are now."""
 
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
         """Held while a decision is followed; what it gives is called once an expert began to answer."""
@@ -64,6 +75,8 @@ class Service:
     max_body_bytes: int
     admin: bool
     started: int  # seconds since the epoch
+    telemetry: Telemetry
+    log_prompts: bool = False
     embedder: Embedder | None = None  # where the router's features need what `route` cannot compute
 
     @property
@@ -76,8 +89,17 @@ class Service:
         """The decision for one chat request, given where every expert is now."""
         conversation = _conversation(body.fields)
         if self.embedder is not None and options.expert is None:
-            conversation = await _embedded(conversation, self.embedder)
+            conversation = await self._embedded(conversation, self.embedder)
         return self.router.route(conversation, options, self.availability())
+
+    async def _embedded(self, conversation: Conversation, embedder: Embedder) -> Conversation:
+        """With embeddings; without them where none are to be had: the prompt then counts as out of domain."""
+        try:
+            return await with_embeddings(conversation, embedder)
+        except EmbeddingUnavailable as error:
+            self.telemetry.count(EMBEDDING_FAILURES)
+            logger.warning("a prompt is routed without its embedding: %s", error)
+            return conversation
 
     def availability(self) -> dict[str, Availability]:
         return {
@@ -112,15 +134,6 @@ class Service:
         if model in self.engine_models:
             return model, None
         return None, model.partition(":")[2] or None
-
-
-async def _embedded(conversation: Conversation, embedder: Embedder) -> Conversation:
-    """With embeddings; without them where none are to be had: the prompt then counts as out of domain."""
-    try:
-        return await with_embeddings(conversation, embedder)
-    except EmbeddingUnavailable as error:
-        logger.warning("a prompt is routed without its embedding: %s", error)
-        return conversation
 
 
 def _coe_options(given: object) -> CoeOptions:

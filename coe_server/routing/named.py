@@ -67,6 +67,10 @@ class NamedRouter:
             routing_ms=(time.perf_counter() - began) * 1000,
         )
 
+    def price(self, objective: str) -> BudgetReading:
+        """There are no objectives to ask for."""
+        raise UnknownModel(f"there is no objective {objective!r}", "objective")
+
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
         """There is no budget to hold."""
         del decision

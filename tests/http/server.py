@@ -12,10 +12,12 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
+from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
 from coe_server.http.service import Service
 from coe_server.routing.named import NamedRouter
+from coe_server.telemetry import Telemetry
 
 
 @dataclass
@@ -42,14 +44,19 @@ class Running:
 
 
 @contextmanager
-def running_server(engines, router=None, limits=None, capacity=None, max_body_bytes=100_000, embedder=None):
+def running_server(
+    engines, router=None, limits=None, capacity=None, max_body_bytes=100_000, embedder=None, log_prompts=False
+):
     """`engines` by name. The conductor runs on the server's own loop."""
     ready = threading.Event()
     box = {}
 
     def build():
         experts = [Expert(name, engine) for name, engine in engines.items()]
-        cache = ExpertCache(experts, capacity or Bytes(1 << 40, 1 << 40), limits or Limits(max_wait_seconds=0.2))
+        telemetry, events = Telemetry(), EventLog()
+        events.tell(telemetry.saw)
+        room = capacity or Bytes(1 << 40, 1 << 40)
+        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
         service = Service(
             router=router or NamedRouter(list(engines)),
             cache=cache,
@@ -58,7 +65,9 @@ def running_server(engines, router=None, limits=None, capacity=None, max_body_by
             max_body_bytes=max_body_bytes,
             admin=True,
             started=1,
+            telemetry=telemetry,
             embedder=embedder,
+            log_prompts=log_prompts,
         )
         api = build_api(service)
 

@@ -1,0 +1,86 @@
+"""What happened to one request after its decision: told to the metrics as it happens, to the log when it is over.
+
+The prompt is no part of it unless the operator asked for that (`log.prompts`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from coe_server import telemetry as named
+from coe_server.errors import CoeError
+from coe_server.routing.decision import RoutingDecision
+from coe_server.telemetry import Telemetry
+
+logger = logging.getLogger("coe.requests")
+
+
+class Account:
+    """Opened when a decision is going to be followed, closed once with `close`."""
+
+    def __init__(self, telemetry: Telemetry, decision: RoutingDecision, began: float, prompt: str | None) -> None:
+        """`began` is when the request came, in `time.perf_counter`'s seconds."""
+        self._telemetry = telemetry
+        self._decision = decision
+        self._began = began
+        self._prompt = prompt
+        self._expert = decision.expert
+        self._facts: dict[str, Any] = {}
+        telemetry.decided(decision)
+
+    def granted(self, expert: str, waited_seconds: float) -> None:
+        """A lease, after this wait."""
+        self._expert = expert
+        self._facts["wait_ms"] = round(waited_seconds * 1000, 1)
+        self._telemetry.observe(named.WAIT, waited_seconds, expert)
+
+    def first_bytes(self, status: int, is_stream: bool) -> None:
+        """The answer begins."""
+        self._facts["status"] = status
+        if is_stream:
+            seconds = time.perf_counter() - self._began
+            self._facts["first_token_ms"] = round(seconds * 1000, 1)
+            self._telemetry.observe(named.FIRST_TOKEN, seconds, self._expert)
+
+    def fell_back(self, error: CoeError) -> None:
+        """The expert failed before its first content, and another one is tried."""
+        self._facts.setdefault("fallbacks", []).append({"expert": self._expert, "reason": error.code})
+        self._telemetry.count(named.FALLBACKS, self._expert, error.code)
+
+    def hung_up(self) -> None:
+        """The client left before its answer was whole."""
+        self._facts["hung_up"] = True
+        self._telemetry.count(named.HANG_UPS, self._expert)
+
+    def failed(self, error: CoeError) -> None:
+        """The answer is an error, or ended in one."""
+        self._facts["error"] = error.code
+        self._telemetry.count(named.ERRORS, error.code)
+
+    def close(self) -> None:
+        """The request is over."""
+        seconds = time.perf_counter() - self._began
+        if "status" in self._facts and not {"hung_up", "error"} & self._facts.keys():
+            self._telemetry.observe(named.ANSWER, seconds, self._expert)
+        if logger.isEnabledFor(logging.INFO):
+            self._write(seconds)
+
+    def _write(self, seconds: float) -> None:
+        decision = self._decision
+        fields = {
+            "decision_id": decision.decision_id,
+            "expert": self._expert,
+            "category": decision.category,
+            "confidence": decision.confidence and round(decision.confidence, 4),
+            "reason": decision.reason,
+            "objective": decision.objective,
+            "router_version": decision.router_version,
+            "routing_ms": round(decision.routing_ms, 3),
+            **self._facts,
+            "seconds": round(seconds, 4),
+        }
+        if self._prompt is not None:
+            fields["prompt"] = self._prompt
+        logger.info("request", extra={"fields": fields})
