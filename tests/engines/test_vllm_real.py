@@ -97,7 +97,7 @@ def test_a_started_engine_answers_under_the_experts_name(real: Real) -> None:
 
 
 def test_a_stream_arrives_in_pieces_and_ends_with_done(real: Real) -> None:
-    chunks = real.ask("hello", stream=True)
+    chunks = real.ask("hello", stream=True, max_tokens=400)  # so many that a client kept waiting still sees pieces
     assert len(chunks) > 4
     assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
 
@@ -155,7 +155,14 @@ def test_sleep_frees_weights_and_kv_cache_wake_restores_them_and_no_sleep_copies
 
 def test_linear_layers_are_packed_for_speed_and_sleep_all_the_same(real: Real) -> None:
     report = real.runner.run(real.engine.memory_report())
-    assert report["packed_layers"] == 4 * 4, "four in each of four layers; the output layer is tied to the embedding"
+    four_in_each = 4 * 4  # of four layers; the output layer is tied to the embedding
+    assert report["packed_layers"] == (four_in_each if multiplies_16_bits() else 0)
+
+
+def multiplies_16_bits() -> bool:
+    """oneDNN packs 16-bit matrices for processors that have these instructions; on others layers stay plain."""
+    (flags,) = {line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")}
+    return "avx_ne_convert" in flags.split() or {"avx512bw", "avx512vl", "avx512dq"} <= set(flags.split())
 
 
 def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real) -> None:
