@@ -1,11 +1,15 @@
-"""One engine's log: a file per expert, the previous run kept beside it, and its telling last lines."""
+"""One engine's log: a file per expert, bounded, the previous run kept beside it, and its telling last lines."""
 
 from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
+
+LONGEST_BYTES = 16 << 20
+KEPT_BYTES = 4 << 20
 
 _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 6
@@ -27,6 +31,22 @@ def fresh_log(directory: Path, name: str) -> Path:
 
 def log_path(directory: Path, name: str) -> Path:
     return directory / f"{quote(name, safe='')}.log"  # a name may hold a slash
+
+
+def bound_log(log: Path, longest_bytes: int = LONGEST_BYTES, kept_bytes: int = KEPT_BYTES) -> None:
+    """Shorten a log that has grown too long to its newest lines, while the engine goes on appending to it.
+
+    The file stays the same one, and its writers append (O_APPEND) after what is left. What they write between our
+    reading and our cut is lost.
+    """
+    with suppress(OSError), open(os.open(log, os.O_RDWR | os.O_APPEND), "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size <= longest_bytes:
+            return
+        file.seek(size - kept_bytes)
+        newest = file.read(kept_bytes).partition(b"\n")[2]  # from the first whole line on
+        file.truncate(0)
+        file.write(b"(earlier lines were dropped)\n" + newest)
 
 
 def last_lines(log: Path) -> str:

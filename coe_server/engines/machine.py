@@ -1,15 +1,15 @@
-"""How much memory this machine has for us. Reads /proc, the control group and the NVIDIA driver's own tool."""
+"""How much memory this machine has for us. Reads /proc, the control group and asks the NVIDIA driver."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 
-from coe_server.errors import ConfigError
+from coe_server.engines.device_memory import device_bytes
+from coe_server.errors import ConfigError, EngineError
 
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -21,15 +21,11 @@ def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/
 
 
 def card_bytes() -> int:
-    """Memory of the first NVIDIA card. Raises ConfigError where its size cannot be read."""
-    query = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits", "--id=0")
+    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-        return int(answer.stdout.strip()) * 2**20
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise ConfigError(
-            f"memory.device: the size of the card cannot be read ({error}); give it in bytes, e.g. 70GiB"
-        ) from error
+        return device_bytes().total
+    except EngineError as error:
+        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
 
 
 def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> float:

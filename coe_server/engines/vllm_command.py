@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.errors import ConfigError
@@ -90,9 +91,10 @@ class VllmLaunch:
                 raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
 
 
-def detect_platform() -> Platform:
-    """`cuda` where an NVIDIA device is visible, else `cpu`."""
-    return "cuda" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+def detect_platform(devices: Path = Path("/dev")) -> Platform:
+    """`cuda` where an NVIDIA card is there and not hidden from us, else `cpu`."""
+    visible = visible_device() is not None and any(devices.glob("nvidia[0-9]*"))
+    return "cuda" if visible else "cpu"
 
 
 def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
@@ -121,6 +123,8 @@ def engine_environment(
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     if launch.platform == "cpu":
         environment |= _CPU_ENVIRONMENT | {"PYTHONPATH": str(_WORKER_FOLDER)}
+    else:
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's, by which we look at the card
     if image_path is not None:
         environment[IMAGE_VARIABLE] = image_path
     return environment | dict(launch.environment)

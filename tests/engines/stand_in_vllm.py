@@ -45,19 +45,29 @@ def main(words: list[str]) -> None:
         ]
     )
     asyncio.run(serve(app, options["--uds"], core))
+    engine.leave_device()
 
 
 async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]) -> None:
     stopping = asyncio.Event()
-    handler = (lambda: None) if FAULT == "ignores SIGTERM" else stopping.set
+    handler = (lambda: None) if "ignores SIGTERM" in FAULT else stopping.set
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
     runner = web.AppRunner(app, keepalive_timeout=float(os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]))
     await runner.setup()
     await web.UnixSite(runner, socket).start()
     print("stand-in is up", flush=True)  # noqa: T201  goes to the engine's log
+    chatter = asyncio.create_task(talk()) if FAULT == "talks without end" else None
     await stopping.wait()
+    if chatter is not None:
+        chatter.cancel()
     await runner.cleanup()
     core.kill()
+
+
+async def talk() -> None:
+    while True:
+        print("blah " * 1000, flush=True)  # noqa: T201  goes to the engine's log
+        await asyncio.sleep(0)
 
 
 class StandIn:
@@ -70,6 +80,7 @@ class StandIn:
         self.kv_cache = mmap.mmap(-1, kv_cache_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.fill_kv_cache()
         self.image = -1
+        self.device_before = Path(path).read_text() if (path := os.environ.get("STAND_IN_DEVICE")) else ""
         self.loaded_from_image = self.load_from_image()
         self.occupy_device(self.weights_bytes + len(self.kv_cache))
 
@@ -77,7 +88,7 @@ class StandIn:
         return web.Response(status=503 if FAULT == "never healthy" else 200)
 
     async def sleep(self, request: web.Request) -> web.Response:
-        if FAULT == "hangs on sleep":
+        if "hangs on sleep" in FAULT:
             await asyncio.Event().wait()
         if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
             return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
@@ -158,6 +169,10 @@ class StandIn:
         """Keeps the books of a GPU that is not there, where a test asks for it: our bytes and a CUDA context's."""
         if path := os.environ.get("STAND_IN_DEVICE"):
             Path(path).write_text(str(CONTEXT_BYTES + moving_bytes))
+
+    def leave_device(self) -> None:
+        if path := os.environ.get("STAND_IN_DEVICE"):
+            Path(path).write_text(self.device_before)
 
     def fill_kv_cache(self) -> None:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(self.kv_cache)), 1, len(self.kv_cache))

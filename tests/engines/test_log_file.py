@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coe_server.engines.log_file import fresh_log, last_lines
+from coe_server.engines.log_file import bound_log, fresh_log, last_lines
 
 FAILED_START = """\
 INFO 11-23 03:25:11 [api_utils.py:347] version 0.32.0
@@ -53,3 +53,24 @@ def test_each_start_begins_a_new_log_and_keeps_the_one_before(tmp_path: Path) ->
         log.write_text(words)
     files = {file.name: file.read_text() for file in (tmp_path / "logs").iterdir()}
     assert files == {"org%2Fmodel.log": "third", "org%2Fmodel.previous.log": "second"}
+
+
+def test_a_log_that_grew_too_long_keeps_its_newest_lines_and_its_writer_goes_on(tmp_path: Path) -> None:
+    log = fresh_log(tmp_path, "french")
+    with log.open("ab", buffering=0) as engine:
+        engine.write(b"".join(b"line %04d\n" % number for number in range(1000)))
+        bound_log(log, longest_bytes=10_000, kept_bytes=1_000)
+        assert log.read_text().startswith("line 0000\n"), "10,000 bytes are not too many"
+        engine.write(b"one more\n")
+        bound_log(log, longest_bytes=10_000, kept_bytes=1_000)
+        engine.write(b"the engine goes on\n")
+    lines = log.read_text().splitlines()
+    assert lines[0] == "(earlier lines were dropped)"
+    assert lines[1].startswith("line 09"), "it begins with a whole line"
+    assert lines[-3:] == ["line 0999", "one more", "the engine goes on"]
+    assert log.stat().st_size < 1_100
+
+
+def test_bounding_a_log_that_is_gone_does_nothing(tmp_path: Path) -> None:
+    bound_log(tmp_path / "nothing.log")
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ import pytest
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.log_file import LONGEST_BYTES, log_path
 from coe_server.engines.process_memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
@@ -200,6 +201,64 @@ def test_an_engine_that_ignores_sigterm_is_killed(stand_in: StandInLaunch) -> No
         return pids
 
     assert not any(runs(pid) for pid in asyncio.run(story()))
+
+
+def test_whoever_stops_while_a_stop_is_under_way_waits_for_its_end(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
+        await engine.start()
+        pids = process_tree(keeper_of(engine))
+        first = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)  # it has begun
+        await engine.stop()
+        assert not any(runs(pid) for pid in pids)
+        await first
+
+    asyncio.run(story())
+
+
+def test_after_a_stop_that_was_cancelled_the_next_one_leaves_nothing(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=30))
+        await engine.start()
+        pids = process_tree(keeper_of(engine))
+        first = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)  # it has begun
+        first.cancel()
+        await engine.stop()
+        assert not any(runs(pid) for pid in pids)
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    asyncio.run(story())
+
+
+def test_while_it_stops_it_takes_no_request(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
+        await engine.start()
+        stopping = asyncio.create_task(engine.stop())
+        await asyncio.sleep(0)  # it has begun
+        with pytest.raises(EngineDied, match="is not running"):
+            await say(engine, "bonjour")
+        await stopping
+
+    asyncio.run(story())
+
+
+def test_the_log_of_an_engine_that_talks_without_end_stays_bounded(
+    stand_in: StandInLaunch,
+) -> None:
+    async def story() -> None:
+        launch = stand_in("talks without end", pulse_seconds=0.01)
+        engine = VllmEngine(launch)
+        await engine.start()
+        log = log_path(launch.log_directory, "french")
+        assert await asyncio.to_thread(eventually, lambda: log.read_bytes().startswith(b"(earlier lines were dropped)"))
+        assert log.stat().st_size < LONGEST_BYTES
+        await engine.stop()
+
+    asyncio.run(story())
 
 
 def test_an_answer_that_breaks_off_is_a_dead_engine_and_the_next_start_works(stand_in: StandInLaunch) -> None:
@@ -396,6 +455,31 @@ def test_on_cuda_the_devices_own_books_are_believed(stand_in: StandInLaunch, tmp
         await engine.stop()
 
     asyncio.run(story())
+
+
+def test_on_cuda_a_stop_lasts_until_the_driver_shows_the_memory_free(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        readings = [1000, 5000]  # before the start and after it
+        engine = VllmEngine(stand_in(platform="cuda"), lambda: readings.pop(0))
+        await engine.start()
+        readings[:] = [5000, 5000, 1000]
+        await engine.stop()
+        assert readings == []
+
+    asyncio.run(story())
+
+
+def test_device_memory_that_never_comes_back_is_told_and_does_not_hold_a_stop_up(
+    stand_in: StandInLaunch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        readings = [1000]
+        engine = VllmEngine(stand_in(platform="cuda"), lambda: readings.pop(0) if readings else 5000)
+        await engine.start()
+        await engine.stop()
+
+    asyncio.run(story())
+    assert caplog.messages == ["engine 'french' has ended and the device holds 3600 bytes more than it may"]
 
 
 def test_without_a_driver_to_ask_an_engine_for_cuda_does_not_start(stand_in: StandInLaunch) -> None:

@@ -1,0 +1,73 @@
+"""What a server and its engines leave on the machine, seen from outside: processes, shared memory, run directories."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coe_server.engines.process_memory import private_bytes, process_tree
+
+_SHARED_MEMORY = Path("/dev/shm")
+_PATIENCE_SECONDS = 15.0
+
+
+@dataclass(slots=True)
+class Leftovers:
+    """Look at the server's processes while it runs (`note`); ask what is left once it has ended (`left`)."""
+
+    run_directories: Path  # the server's TMPDIR, its alone
+    _seen: set[tuple[int, str]] = field(default_factory=set)  # with its start time: numbers are used again
+    _shared_before: set[str] = field(default_factory=lambda: set(os.listdir(_SHARED_MEMORY)))
+
+    def note(self, server: int) -> None:
+        self._seen |= {(pid, began) for pid in process_tree(server) if (began := _began(pid))}
+
+    @property
+    def seen(self) -> int:
+        return len(self._seen)
+
+    def left(self) -> list[str]:
+        """One line for each thing that is still there a few seconds after the end."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while (found := self._found()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
+    def _found(self) -> list[str]:
+        processes = [f"process {pid}" for pid, began in self._seen if _began(pid) == began]
+        shared = sorted(set(os.listdir(_SHARED_MEMORY)) - self._shared_before)
+        return [
+            *processes,
+            *(f"shared memory {name}" for name in shared),
+            *(f"directory {entry.name}" for entry in self.run_directories.iterdir()),
+        ]
+
+
+def engine_cores(server: int) -> dict[str, int]:
+    """Expert -> the process that holds its weights, of every engine that runs below `server`."""
+    found = {}
+    for pid in process_tree(server):
+        words = _command(pid)
+        if "--served-model-name" in words and not any("keeper.py" in word for word in words):
+            below = process_tree(pid)[1:]
+            if below:
+                found[words[words.index("--served-model-name") + 1]] = max(below, key=private_bytes)
+    return found
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the kernel's ticks; empty for one that is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]

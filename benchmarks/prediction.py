@@ -1,0 +1,84 @@
+"""What the simulator says about a trace that was really played, fed with what was measured while it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.load_client import Seen
+from coe_server.app import build_experts
+from coe_server.cache.policy import OURS
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing, simulate
+from coe_server.cache.tiers import Bytes
+from coe_server.cache.traces import Request, Trace
+from coe_server.config import ServerConfig, load_config
+from coe_server.engines.engine import Footprint
+
+MEDIAN_OF = {
+    "start": {("disk", "device")},
+    "wake": {("host", "device")},
+    "sleep": {("device", "host")},
+    "stop": {("host", "disk"), ("device", "disk")},
+}
+
+
+def predicted_waits(
+    config: Path, answered: list[Seen], moves: list[dict[str, Any]], held: dict[str, dict[str, int]]
+) -> list[float]:
+    """The simulator's waits, sorted. Each expert has the run's medians: of its own moves, or of everybody's."""
+    settings = load_config(config)
+    requests = tuple(Request(one.arrived, one.tokens, one.expert) for one in sorted(answered, key=lambda s: s.arrived))
+    experts = tuple(
+        SimulatedExpert(
+            expert.name,
+            footprint(expert.engine.footprint, held[expert.name]),
+            timing(expert.name, answered, moves),
+            expert.pin,
+            expert.preload,
+            expert.ttl_seconds,
+        )
+        for expert in build_experts(settings)
+    )
+    scenario = Scenario(experts, capacity(settings), Limits(**settings.scheduling.model_dump()))
+    return sorted(answer.waited for answer in simulate(scenario, Trace("seen", requests), OURS).answers)
+
+
+def capacity(settings: ServerConfig) -> Bytes:
+    device, host = settings.memory.device, settings.memory.host
+    assert isinstance(device, int), "the demo gives bytes, not shares"
+    assert isinstance(host, int), "as above"
+    return Bytes(device, host)
+
+
+def footprint(estimate: Footprint, most: dict[str, int]) -> Footprint:
+    """What the engine really held, as the ledger said; never started, it is as estimated."""
+    if not most["device"]:
+        return estimate
+    return Footprint(
+        device_awake=most["device"],
+        host_process=most["host"] - estimate.host_image,
+        host_image=estimate.host_image,
+    )
+
+
+def timing(expert: str, answered: list[Seen], moves: list[dict[str, Any]]) -> Timing:
+    own = [one for one in answered if one.expert == expert]
+    speeds = [one.tokens / max(one.finished - one.arrived - one.waited, 1e-3) for one in own or answered]
+    seconds = {kind: median_seconds(ends, expert, moves) for kind, ends in MEDIAN_OF.items()}
+    return Timing(
+        start_seconds=seconds["start"],
+        wake_seconds=seconds["wake"],
+        sleep_seconds=seconds["sleep"],
+        stop_seconds=seconds["stop"],
+        ttft_seconds=0.0,
+        tokens_per_second=median(speeds),
+    )
+
+
+def median_seconds(ends: set[tuple[str, str]], expert: str, moves: list[dict[str, Any]]) -> float:
+    everybodys = [move for move in moves if (move["from"], move["to"]) in ends]
+    own = [move["seconds"] for move in everybodys if move["expert"] == expert]
+    found = own or [move["seconds"] for move in everybodys]
+    return median(found) if found else 0.0
