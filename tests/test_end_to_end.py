@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -59,8 +60,8 @@ def test_waking_is_faster_than_starting(demo):
 
 
 @contextmanager
-def one_real_expert(root, vllm_environment, folder):
-    """`coe serve` with a single tiny expert."""
+def one_real_expert(root, vllm_environment, folder, run_directories):
+    """`coe serve` with a single tiny expert; its run directories are where nobody else's are."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -79,7 +80,10 @@ def one_real_expert(root, vllm_environment, folder):
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [Path(sys.executable).with_name("coe"), "serve", config], stdout=output, stderr=output
+            [Path(sys.executable).with_name("coe"), "serve", config],
+            stdout=output,
+            stderr=output,
+            env=os.environ | {"TMPDIR": str(run_directories)},
         )
     try:
         until(lambda: ready(port) or server.poll() is not None, 240)
@@ -139,10 +143,17 @@ def alive(pids):
     return [pid for pid in pids if is_alive(pid)]
 
 
+def shared_memory_of(pid):
+    """The named shared memory a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line and "(deleted)" not in line}
+
+
 def test_a_killed_engine_is_restarted_and_a_killed_server_leaves_nothing(root, vllm_environment, tmp_path):
-    shared_memory_before = set(os.listdir("/dev/shm"))
-    run_directories_before = set(Path("/tmp").glob("coe-*"))
-    with one_real_expert(root, vllm_environment, tmp_path) as (server, port):
+    with (
+        tempfile.TemporaryDirectory(prefix="coe-e2e-", dir="/tmp") as run_directories,
+        one_real_expert(root, vllm_environment, tmp_path, run_directories) as (server, port),
+    ):
         answer = ask_french(port)
         assert answer == "mes jolis sacs parfaits"
         engine = descendants(server.pid)
@@ -151,8 +162,10 @@ def test_a_killed_engine_is_restarted_and_a_killed_server_leaves_nothing(root, v
         assert ask_french(port) == answer
         engine = descendants(server.pid)
         assert alive(engine) == engine
+        shared = {path for pid in engine for path in shared_memory_of(pid)}
+        assert os.listdir(run_directories) != []
         server.kill()
         until(lambda: not alive(engine), 30)
         server.wait()
-    assert set(os.listdir("/dev/shm")) <= shared_memory_before
-    until(lambda: set(Path("/tmp").glob("coe-*")) <= run_directories_before, 10)
+        until(lambda: not any(path.exists() for path in shared), 10)
+        until(lambda: os.listdir(run_directories) == [], 10)

@@ -179,7 +179,6 @@ class Conductor:
                 slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
                 if self._clock() >= slot.failure.until:
                     slot.failure = None
-                    slot.failures = 0
 
     def _queues(self) -> tuple[Queue, ...]:
         waiting = [slot for slot in self._slots.values() if slot.waiters]

@@ -125,7 +125,11 @@ class ExpertCache:
             self._waiting -= 1
 
     async def load(self, name: str) -> None:
-        """Bring an expert to the device, waiting its turn like a request."""
+        """Bring an expert to the device, waiting its turn like a request. One that failed is tried again at once."""
+        slot = self._slot(name)
+        if slot.failure is not None:
+            slot.failure = None
+            slot.restarts.forgive()
         (await self.lease(name)).release()
 
     def unload(self, name: str) -> None:
@@ -218,7 +222,7 @@ class ExpertCache:
 
     def _answered(self, slot: Slot, life: asyncio.Event) -> None:
         if slot.gone is life:
-            slot.failures = 0
+            slot.restarts.answer()
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):

@@ -16,8 +16,6 @@ from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
 
-FAILURE_COOLDOWN_SECONDS = 30.0
-FAILURES_BEFORE_COOLDOWN = 2
 _SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
 
 
@@ -105,7 +103,7 @@ class Mover:
                 await self._act(slot, move)
                 seconds = self._clock() - began
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
-            self._count_failure(slot, str(error), final=isinstance(error, EngineStartFailed))
+            self._count_failure(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
             await self._put_on_disk(slot)
             raise
         except (asyncio.CancelledError, _PlanIsStale):
@@ -147,7 +145,7 @@ class Mover:
             reason = (
                 f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)}"
             )
-            self._count_failure(slot, f"{reason} of host memory, more than was free", final=False)
+            self._count_failure(slot, f"{reason} of host memory, more than was free", hopeless=False)
             raise _PlanIsStale(reason)
 
     async def _bury_when_dead(self, slot: Slot) -> None:
@@ -182,7 +180,7 @@ class Mover:
         assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._count_failure(slot, reason, final=False)
+        self._count_failure(slot, reason, hopeless=False)
         try:
             await self._put_on_disk(slot)
         finally:
@@ -201,7 +199,7 @@ class Mover:
         while not self._ledger.room_for(slot.name, goal):
             if not any(other.is_leaving for other in self._slots.values()):
                 reason = f"the room planned for expert '{slot.name}' did not become free"
-                self._count_failure(slot, reason, final=False)
+                self._count_failure(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
             self._freed.clear()
             await self._freed.wait()
@@ -218,11 +216,12 @@ class Mover:
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
         self._freed.set()
 
-    def _count_failure(self, slot: Slot, reason: str, final: bool) -> None:
-        slot.failures += 1
-        self._events.record("failure", expert=slot.name, reason=reason)
-        if final or slot.failures >= FAILURES_BEFORE_COOLDOWN:
-            slot.failure = Failure(reason, self._clock() + FAILURE_COOLDOWN_SECONDS)
+    def _count_failure(self, slot: Slot, reason: str, hopeless: bool) -> None:
+        now = self._clock()
+        rest_seconds = slot.restarts.fail(now, hopeless)
+        self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
+        if rest_seconds is not None:
+            slot.failure = Failure(reason, now + rest_seconds)
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)

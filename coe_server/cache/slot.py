@@ -12,6 +12,7 @@ from coe_server.cache.demand import Demand
 from coe_server.cache.planner import Holding, Move
 from coe_server.cache.policy import Retention
 from coe_server.cache.queue import WaitingLine
+from coe_server.cache.restarts import Restarts
 from coe_server.cache.scheduler import Queue
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import Engine
@@ -75,7 +76,7 @@ class Slot:
     gate: int = 0  # waiters that were there when its turn began: they are served before it may be drained
     draining: bool = False
     failure: Failure | None = None
-    failures: int = 0  # in a row, without an answer in between
+    restarts: Restarts = field(default_factory=Restarts)
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # this life of the engine is over
     since: float = 0.0  # when it last came to the device

@@ -17,6 +17,7 @@ from coe_server.errors import ConfigError
 Platform = Literal["cpu", "cuda"]
 ArgValue = bool | int | float | str | list[str] | dict[str, object] | None
 
+LONGEST_STEP_SECONDS = 60.0  # an engine's core answers between two steps, and a long prompt is one step
 IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # read by the sleeping worker
 
 _WORKER_FOLDER = Path(__file__).with_name("vllm_worker")
@@ -78,7 +79,7 @@ class VllmLaunch:
     move_timeout_seconds: float = 120.0  # writing the image is the longest: 120 GB at 1 GB/s
     stop_timeout_seconds: float = 10.0  # vLLM needs about 2 s from SIGTERM to its end
     pulse_seconds: float = 10.0  # between two questions whether it still does anything
-    pulse_timeout_seconds: float = 60.0  # the core answers between two steps, and a long prompt is one step
+    pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
     weights_bytes: int | None = None  # estimate for a model whose files are not here yet
 

@@ -245,6 +245,36 @@ def test_an_engine_that_keeps_dying_is_given_a_rest():
     run(story())
 
 
+def test_an_engine_that_fails_again_after_its_rest_rests_twice_as_long():
+    async def story():
+        clock = Clock()
+        async with running(clock=clock) as (cache, engines):
+            for rest in (30, 60, 120):
+                engines["a"].fail.add("start")
+                with pytest.raises(ExpertUnavailable, match="failed to start"):
+                    await cache.lease("a")
+                with pytest.raises(ExpertUnavailable) as refused:
+                    await cache.lease("a")
+                assert refused.value.retry_after_seconds == pytest.approx(rest)
+                clock.now += rest + 1
+                (await cache.lease("b")).release()  # something happens, so the conductor looks at the clock
+            (await cache.lease("a")).release()
+
+    run(story())
+
+
+def test_a_person_may_have_a_failed_expert_tried_again_at_once():
+    async def story():
+        async with running() as (cache, engines):
+            engines["a"].fail.add("start")
+            with pytest.raises(ExpertUnavailable, match="failed to start"):
+                await cache.lease("a")
+            await cache.load("a")
+            assert status(cache, "a").state is State.DEVICE
+
+    run(story())
+
+
 def test_a_full_queue_refuses_with_a_time_to_come_back():
     async def story():
         async with running(limits=Limits(queue_limit=2)) as (cache, engines):
