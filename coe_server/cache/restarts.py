@@ -35,7 +35,7 @@ class Restarts:
         if often:
             self.recent.clear()
         self.rests += 1
-        return min(SHORTEST_REST_SECONDS * 2 ** (self.rests - 1), LONGEST_REST_SECONDS)
+        return min(SHORTEST_REST_SECONDS * 2.0 ** (self.rests - 1), LONGEST_REST_SECONDS)
 
     def answer(self) -> None:
         """It gave a whole answer: what was before does not count as a row any more."""
