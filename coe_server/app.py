@@ -42,7 +42,9 @@ from coe_server.errors import ConfigError
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
-from coe_server.http.service import Decides, Service
+from coe_server.http.service import Decides, Service, Serving
+from coe_server.routing.capabilities import Capabilities
+from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedder import Embedder, OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.named import NamedRouter
@@ -69,22 +71,20 @@ def build_server(config: ServerConfig) -> Listener:
         events,
         one_move_at_a_time=_platform(config) == "cuda",
     )
+    serving = build_serving(config, router)
     service = Service(
-        router=router,
+        serving=serving,
         cache=cache,
         engine_models={expert.name: _model_name(expert) for expert in config.experts},
-        default_objective=config.router.objective if config.router else "",
-        max_body_bytes=config.http.max_body,
         admin=config.http.is_loopback,  # without keys, the admin's view is for this machine alone
         started=int(time.time()),
         telemetry=telemetry,
         log_prompts=config.log.prompts,
-        embedder=build_embedder(config, router),
     )
     api = build_api(service)
     wakes_by_copying = _platform(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
     api.router.lifespan_context = _lifespan(
-        cache, _costs_file(config), service.embedder, telemetry if wakes_by_copying else None
+        cache, _costs_file(config), serving.embedder, telemetry if wakes_by_copying else None
     )
 
     def before_stop() -> None:
@@ -94,19 +94,60 @@ def build_server(config: ServerConfig) -> Listener:
     return Listener(api, config.http.host, config.http.port, before_stop)
 
 
+def build_serving(config: ServerConfig, router: Decides) -> Serving:
+    """What the HTTP layer works with for as long as nothing is reloaded."""
+    return Serving(
+        router=router,
+        default_objective=config.router.objective if config.router else "",
+        embedder=build_embedder(config, router),
+        max_body_bytes=config.http.max_body,
+        body_seconds=config.http.body_seconds,
+        keepalive_seconds=config.http.keepalive_seconds,
+    )
+
+
 def build_router(config: ServerConfig) -> Decides:
     """The router of the configured artifact, checked against the experts; without one, experts are taken by name."""
     names = [expert.name for expert in config.experts]
     if config.router is None:
-        return NamedRouter(names)
+        return NamedRouter(names, build_capabilities(config))
+    settings = config.router
     router = Router.load(
-        config.router.artifact, config.router.residency_tolerance, budget_window=config.router.budget_window
+        settings.artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window
     )
     router.artifact.require_experts(names)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     _try_probes(router, config.router)
     return router
+
+
+def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
+    """What the configuration says, or tells, of what each expert can take; the artifact knows the rest."""
+    return {expert.name: _capabilities(expert) for expert in config.experts}
+
+
+def _capabilities(expert: ExpertSettings) -> Capabilities:
+    endpoints = expert.endpoints if expert.endpoints is not None else _endpoints(expert)
+    return Capabilities(
+        context_tokens=expert.context_tokens or _context_tokens(expert),
+        vision=expert.vision,
+        tools=expert.tools,
+        endpoints=frozenset(endpoints) if endpoints is not None else None,
+    )
+
+
+def _endpoints(expert: ExpertSettings) -> tuple[EndpointKind, ...] | None:
+    """What vLLM serves follows from its runner; where that is left to vLLM, it is not known here."""
+    runner = expert.args.get("runner") if isinstance(expert, VllmExpert) else None
+    if runner == "pooling":
+        return ("embeddings", "tokenize", "rerank", "score")
+    return ("chat", "completions", "responses", "messages", "tokenize") if runner == "generate" else None
+
+
+def _context_tokens(expert: ExpertSettings) -> int | None:
+    limit = expert.args.get("max_model_len") if isinstance(expert, VllmExpert) else None
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _try_probes(router: Router, settings: RouterSettings) -> None:

@@ -15,6 +15,7 @@ from coe_server.errors import ConfigError
 from coe_server.mistakes import first_mistake
 
 TierName = Literal["device", "host", "disk"]
+EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 
 
 class _Settings(BaseModel):
@@ -25,6 +26,8 @@ class HttpSettings(_Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
     max_body: ByteCount = 32 * 2**20
+    body_seconds: float = Field(default=60.0, gt=0)
+    keepalive_seconds: float = Field(default=10.0, gt=0)
 
     @property
     def is_loopback(self) -> bool:
@@ -87,6 +90,10 @@ class _ExpertSettings(_Settings):
     pin: TierName | None = None
     preload: TierName | None = None
     ttl_seconds: float | None = Field(default=None, gt=0)
+    context_tokens: int | None = Field(default=None, gt=0)
+    vision: bool | None = None
+    tools: bool | None = None
+    endpoints: list[EndpointName] | None = Field(default=None, min_length=1)
 
 
 class VllmExpert(_ExpertSettings):

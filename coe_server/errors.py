@@ -6,9 +6,13 @@ CoeError
 ├── DatasetError           training data are wrong; the message names file and row
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
-│   └── NoCapableExpert (400)  no expert can take this request
+│   ├── NoCapableExpert (400)  no expert can take this request
+│   ├── BodyTooSlow (408)      the body did not come in time
+│   └── BodyTooLarge (413)     the body is longer than http.max_body
+├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
 ├── Overloaded (429)       the queue is full; try again later
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
+├── DeadlineExceeded (504)     the caller's own deadline passed
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
@@ -69,6 +73,23 @@ class NoCapableExpert(RequestError):
     code = "no_capable_expert"
 
 
+class BodyTooSlow(RequestError):
+    """The body did not come in time."""
+
+    status = 408
+    code = "body_too_slow"
+
+
+class BodyTooLarge(RequestError):
+    """The body is longer than http.max_body."""
+
+    status = 413
+    code = "body_too_large"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"the body is larger than {limit_bytes} bytes (http.max_body)")
+
+
 class Forbidden(CoeError):
     """The caller may not do this."""
 
@@ -83,6 +104,14 @@ class ExpertBusy(CoeError):
     status = 409
     type = "invalid_request_error"
     code = "expert_busy"
+
+
+class ReloadRefused(CoeError):
+    """What was to be loaded is wrong or needs a restart; what runs goes on as it is."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "reload_refused"
 
 
 class Overloaded(CoeError):
@@ -106,6 +135,13 @@ class ExpertUnavailable(CoeError):
     def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class DeadlineExceeded(CoeError):
+    """The time that the caller gave (`x-request-timeout`) is over."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class EmbeddingUnavailable(CoeError):

@@ -12,14 +12,15 @@ from coe_server.engines.http_channel import HttpChannel
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
 # The caller's other headers (its key for us above all) are nobody else's business.
-_PASSED_ON = frozenset(("content-type", "accept"))
+_PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
 
 
 class RemoteEngine:
     """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing."""
 
     def __init__(self, base_url: str, api_key: str | None) -> None:
-        self._base_url = base_url
+        self._base_url = base_url.rstrip("/")
+        self._has_our_prefix = self._base_url.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
         self._credentials = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
         self._http: HttpChannel | None = None
 
@@ -48,9 +49,9 @@ class RemoteEngine:
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:
         if self._http is None:
-            self._http = HttpChannel(self._base_url, self._base_url)
+            self._http = HttpChannel(self._base_url, self._base_url.removesuffix(_OUR_PREFIX))
         passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
-        path = request.path.removeprefix(_OUR_PREFIX)
+        path = request.path if self._has_our_prefix else request.path.removeprefix(_OUR_PREFIX)
         remote_request = replace(request, path=path, headers=passed_on + self._credentials)
         async with self._http.send(remote_request) as response:
             yield response

@@ -72,7 +72,7 @@ def _tiers(cache: ExpertCache, telemetry: Telemetry) -> Iterator[Family]:
 
 
 def _routing(service: Service) -> Iterator[Family]:
-    router = service.router
+    router = service.serving.router
     prices = {objective: router.price(objective) for objective in router.objectives}
     targets = {(name,): price.target for name, price in prices.items() if price.target is not None}
     means = {(name,): price.mean for name, price in prices.items() if price.mean is not None}

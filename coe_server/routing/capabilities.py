@@ -6,18 +6,31 @@ Knows nothing of categories, scores or where weights are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import Conversation, Endpoint
 from coe_server.routing.decision import Availability, RouteOptions
+
+Known = TypeVar("Known")
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an expert can take; `context_tokens` None means unknown, and is not held against it."""
+    """What an expert can take; None means unknown, and is not held against it."""
 
     context_tokens: int | None = None
-    vision: bool = False
-    tools: bool = True
+    vision: bool | None = None
+    tools: bool | None = None
+    endpoints: frozenset[Endpoint] | None = None
+
+    def over(self, other: Capabilities) -> Capabilities:
+        """What is known here, and what `other` knows of the rest."""
+        return Capabilities(
+            _first(self.context_tokens, other.context_tokens),
+            _first(self.vision, other.vision),
+            _first(self.tools, other.tools),
+            _first(self.endpoints, other.endpoints),
+        )
 
 
 def obstacle(
@@ -43,12 +56,18 @@ def absence(availability: Availability | None) -> str | None:
     return "not served here" if availability is None else availability.unavailable
 
 
+def _first(ours: Known | None, theirs: Known | None) -> Known | None:
+    return theirs if ours is None else ours
+
+
 def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> str | None:
+    if capabilities.endpoints is not None and conversation.endpoint not in capabilities.endpoints:
+        return f"does not serve {conversation.endpoint} requests"
     limit = capabilities.context_tokens
     if limit is not None and conversation.needed_tokens > limit:
         return f"holds {limit} tokens and the request needs about {conversation.needed_tokens}"
-    if conversation.has_images and not capabilities.vision:
+    if conversation.has_images and capabilities.vision is False:
         return "cannot see images"
-    if conversation.has_tools and not capabilities.tools:
+    if conversation.has_tools and capabilities.tools is False:
         return "cannot call tools"
     return None

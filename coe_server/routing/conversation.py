@@ -1,14 +1,14 @@
-"""OpenAI `messages` -> what routing reads of them: the user's turns, newest first in weight, and what they need.
+"""A request's messages -> what routing reads of them: the user's turns, newest first in weight, and what they need.
 
-Knows nothing of experts or categories. System, assistant and tool turns are not the user's intent and are
-ignored, but they fill the context window and are counted there.
+Knows nothing of experts or categories. System, assistant and tool turns are not the user's intent, nor are the
+reminders that a program writes into a user's turn. They are not read, but they fill the context window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from coe_server.errors import RequestError
 from coe_server.routing.features import Turn
@@ -17,15 +17,27 @@ REMEMBERED_TURNS = 4
 WEIGHT_PER_STEP_BACK = 0.5
 BYTES_PER_TOKEN = 4  # English prose; only used to leave out experts whose context is clearly too small
 
+Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+
+_IMAGES = frozenset(("image_url", "input_image", "image"))  # chat, responses, Anthropic's messages
+_REMINDERS = ("<system-reminder>", "</system-reminder>")
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The user's turns, newest last, and what an expert needs to take the request."""
+    """The user's turns, newest last, and what an expert needs to take the request.
+
+    `opening` is the user's first turn, by which a conversation is known again; `continues` once it was answered.
+    """
 
     turns: tuple[Turn, ...]
     needed_tokens: int = 0
     has_images: bool = False
     has_tools: bool = False
+    endpoint: Endpoint = "chat"
+    opening: str = ""
+    continues: bool = False
 
     @classmethod
     def of_prompt(cls, prompt: str) -> Conversation:
@@ -33,33 +45,75 @@ class Conversation:
         return cls((Turn(prompt),), len(prompt.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]], has_tools: bool = False, max_tokens: int = 0) -> Conversation:
-    """The conversation in a chat request; `max_tokens` is what the answer may add to the context.
+def read_messages(
+    messages: Sequence[Mapping[str, Any]],
+    has_tools: bool = False,
+    max_tokens: int = 0,
+    *,
+    beside: str = "",
+    field: str = "messages",
+) -> Conversation:
+    """The conversation in a request. `max_tokens` is what the answer may add to the context, `beside` fills it too.
 
     Raises RequestError naming the message whose content is neither text nor a list of parts.
     """
     texts: list[str] = []
-    length_bytes, has_images = 0, False
+    length_bytes, has_images, answered = len(beside.encode("utf-8", "replace")), False, False
     for position, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise RequestError(f"messages[{position}] is not an object", param="messages")
-        parts = _parts(message.get("content"), position)
+            raise RequestError(f"{field}[{position}] is not an object", param=field)
+        parts = _parts(message.get("content"), position, field)
+        answered = answered or message.get("role") == "assistant"
+        length_bytes += sum(len(text.encode("utf-8", "replace")) for text in _all_texts(parts))
+        has_images = has_images or any(part.get("type") in _IMAGES for part in _with_results(parts))
         text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-        length_bytes += len(text.encode("utf-8", "replace"))
-        has_images = has_images or any(part.get("type") == "image_url" for part in parts)
-        if message.get("role") == "user" and text.strip():
-            texts.append(text)
-    return Conversation(_weighted(texts), length_bytes // BYTES_PER_TOKEN + max_tokens, has_images, has_tools)
+        if message.get("role") == "user" and (own := without_reminders(text)).strip():
+            texts.append(own)
+    return Conversation(
+        _weighted(texts),
+        length_bytes // BYTES_PER_TOKEN + max_tokens,
+        has_images,
+        has_tools,
+        opening=texts[0] if texts else "",
+        continues=answered or len(texts) > 1,
+    )
 
 
-def _parts(content: object, position: int) -> list[Mapping[str, Any]]:
+def without_reminders(text: str) -> str:
+    """The text without what an agent wrote between its reminder marks; one that is never closed goes to the end."""
+    opening, closing = _REMINDERS
+    if opening not in text:
+        return text
+    kept, position = [], 0
+    while (start := text.find(opening, position)) >= 0:
+        kept.append(text[position:start])
+        end = text.find(closing, start)
+        position = len(text) if end < 0 else end + len(closing)
+    return "".join((*kept, text[position:]))
+
+
+def _parts(content: object, position: int, field: str) -> list[Mapping[str, Any]]:
     if content is None:
         return []
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
         return content
-    raise RequestError(f"messages[{position}].content is neither text nor a list of parts", param="messages")
+    raise RequestError(f"{field}[{position}].content is neither text nor a list of parts", param=field)
+
+
+def _with_results(parts: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The parts, and those inside a tool's result."""
+    for part in parts:
+        yield part
+        inner = part.get("content")
+        if isinstance(inner, list):
+            yield from (one for one in inner if isinstance(one, Mapping))
+
+
+def _all_texts(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for part in _with_results(parts):
+        yield from (text for text in (part.get("text"), part.get("content")) if isinstance(text, str))
 
 
 def _weighted(texts: list[str]) -> tuple[Turn, ...]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
+from coe_server.routing.capabilities import Capabilities, absence, obstacle
+from coe_server.routing.choice import Candidate, nobody
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     Availability,
     BudgetReading,
     GateReading,
-    RankedExpert,
     ResidentTrade,
     RouteOptions,
     RoutingDecision,
@@ -26,13 +28,14 @@ class NamedRouter:
     version = "none"
     objectives: tuple[str, ...] = ()
 
-    def __init__(self, experts: Sequence[str]) -> None:
+    def __init__(self, experts: Sequence[str], capabilities: Mapping[str, Capabilities] | None = None) -> None:
         self._experts = tuple(experts)
+        self._capabilities = capabilities or {}
 
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
     ) -> RoutingDecision:
-        """The expert asked for. Raises UnknownModel where none is."""
+        """The expert asked for. Raises UnknownModel where none is, and what stands in the way of this one."""
         began = time.perf_counter()
         name = options.expert
         if name not in self._experts:
@@ -41,16 +44,19 @@ class NamedRouter:
                 + ", ".join(self._experts),
                 "model",
             )
+        able = self._capabilities.get(name, Capabilities())
         here = availability.get(name)
-        chosen = RankedExpert(
-            expert=name,
+        candidate = Candidate(
+            name,
             expected_score=None,
             active_params_b=None,
             value=None,
-            residency=here.residency if here else None,
-            predicted_wait_seconds=here.predicted_wait_seconds if here else None,
-            excluded=None,
+            obstacle=obstacle(name, None, able, replace(conversation, needed_tokens=0), options),
+            availability=here,
+            absence=absence(here),
         )
+        if candidate.excluded is not None:
+            raise nobody([candidate])
         return RoutingDecision(
             decision_id=uuid4().hex,
             router_version=self.version,
@@ -60,7 +66,7 @@ class NamedRouter:
             probabilities={},
             expert=name,
             reason="requested",
-            ranking=(chosen,),
+            ranking=(candidate.ranked(),),
             gate=GateReading(None, None, None),
             budget=BudgetReading(None, None, 0.0),
             resident=ResidentTrade(),

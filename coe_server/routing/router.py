@@ -71,7 +71,8 @@ class Request:
 
 
 class Router:
-    """A loaded artifact that decides. `capabilities` (by expert) overrule what the artifact says of an expert.
+    """A loaded artifact that decides. `capabilities` (by expert) overrule, where they say something, what the artifact
+    says of an expert.
 
     With a `budget_window` the mean cost of that many answered requests is held at each objective's budget; with 0
     every decision uses the multiplier that training stored.
@@ -91,7 +92,10 @@ class Router:
         self.objectives = tuple(name for name, entry in manifest.objectives.items() if entry.shipped)
         self._residency_tolerance = residency_tolerance
         own = {one.name: Capabilities(one.context_tokens, one.vision, one.tools) for one in manifest.experts}
-        self._capabilities = {**own, **(capabilities or {})}
+        said = capabilities or {}
+        self._capabilities = {
+            name: said.get(name, Capabilities()).over(own.get(name, Capabilities())) for name in {*own, *said}
+        }
         self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
         self._costs = {objective: np.array(manifest.costs(objective)) for objective in manifest.objectives}
         self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
@@ -165,6 +169,9 @@ class Router:
         if name not in request.availability and name not in self.expert_names:
             known = ", ".join(sorted({*request.availability, *self.expert_names}))
             raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
+        request = replace(
+            request, conversation=replace(request.conversation, needed_tokens=0)
+        )  # it knows its own limit
         candidate = self._candidate(Candidate(name, None, self._active_params_b.get(name), None), request)
         if candidate.excluded is not None:
             raise choice.nobody([candidate])

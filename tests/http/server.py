@@ -15,7 +15,7 @@ from coe_server.cache.tiers import Bytes
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.listener import Listener
-from coe_server.http.service import Service
+from coe_server.http.service import Service, Serving
 from coe_server.routing.named import NamedRouter
 from coe_server.telemetry import Telemetry
 
@@ -45,9 +45,9 @@ class Running:
 
 @contextmanager
 def running_server(
-    engines, router=None, limits=None, capacity=None, max_body_bytes=100_000, embedder=None, log_prompts=False
+    engines, router=None, limits=None, capacity=None, embedder=None, log_prompts=False, **serving_settings
 ):
-    """`engines` by name. The conductor runs on the server's own loop."""
+    """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
     ready = threading.Event()
     box = {}
 
@@ -57,16 +57,19 @@ def running_server(
         events.tell(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)
         cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
-        service = Service(
+        serving = Serving(
             router=router or NamedRouter(list(engines)),
+            default_objective="quality",
+            embedder=embedder,
+            **{"max_body_bytes": 100_000, **serving_settings},
+        )
+        service = Service(
+            serving=serving,
             cache=cache,
             engine_models={name: name for name in engines},
-            default_objective="quality",
-            max_body_bytes=max_body_bytes,
             admin=True,
             started=1,
             telemetry=telemetry,
-            embedder=embedder,
             log_prompts=log_prompts,
         )
         api = build_api(service)

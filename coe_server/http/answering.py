@@ -1,0 +1,90 @@
+"""One request to an expert, told in order: read it, decide, and let the response wait for the expert."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request
+from starlette.responses import Response
+
+from coe_server.cache.lease import Lease
+from coe_server.engines.engine import EngineRequest
+from coe_server.events import EventLog
+from coe_server.http.account import Account
+from coe_server.http.body import Body, read_body
+from coe_server.http.incoming import read_all
+from coe_server.http.routed_response import RoutedResponse
+from coe_server.http.service import Service
+from coe_server.http.surfaces import Surface
+from coe_server.routing.decision import RoutingDecision
+
+# What an engine is told of the caller's headers; its keys above all are nobody else's business.
+_PASSED_ON = ("accept", "anthropic-version", "anthropic-beta", "x-request-id")
+
+
+def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of one surface."""
+
+    async def answer(request: Request) -> Response:
+        began, serving = time.perf_counter(), service.serving
+        body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
+        asked = await service.asked(surface, body)
+        decision = service.decide(asked)
+        _record(service.cache.events, decision)
+        return RoutedResponse(
+            service.cache,
+            decision.expert,
+            asked.options.priority,
+            _engine_request(request, body, service.engine_models[decision.expert]),
+            lambda lease: decision_headers(decision) | wait_header(lease),
+            asked.serving.router.spending(decision),
+            Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None),
+        )
+
+    return answer
+
+
+def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
+    passed_on = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
+    headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
+    return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
+
+
+def _prompt(body: Body) -> str:
+    """What was asked, for a log that may hold it."""
+    return json.dumps([body.fields[key] for key in ("messages", "prompt", "input") if key in body.fields])
+
+
+def _record(events: EventLog, decision: RoutingDecision) -> None:
+    """The decision as an event; the prompt is no part of it."""
+    events.record(
+        "decision",
+        decision_id=decision.decision_id,
+        expert=decision.expert,
+        category=decision.category,
+        confidence=decision.confidence,
+        reason=decision.reason,
+        residency=decision.ranking[0].residency,
+    )
+
+
+def decision_headers(decision: RoutingDecision) -> dict[str, str]:
+    """The decision as response headers; text that is not ASCII is written as JSON escapes."""
+    headers = {
+        "x-coe-decision-id": decision.decision_id,
+        "x-coe-expert": decision.expert,
+        "x-coe-reason": decision.reason,
+        "x-coe-residency": decision.ranking[0].residency or "",
+        "x-coe-routing-ms": f"{decision.routing_ms:.3f}",
+        "x-coe-router-version": decision.router_version,
+    }
+    if decision.category is not None and decision.confidence is not None:
+        headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
+        headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
+    return headers
+
+
+def wait_header(lease: Lease) -> dict[str, str]:
+    return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}

@@ -1,0 +1,82 @@
+"""What a caller asks for beside the conversation: `model` and `coe` in the body. Knows no endpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from coe_server.errors import RequestError, UnknownModel
+from coe_server.routing.decision import Priority, RouteOptions
+
+AUTO = "auto"
+
+
+class CoeOptions(BaseModel):
+    """What a caller may say under `coe` in the body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    allow: list[str] | None = Field(default=None, min_length=1)
+    objective: str | None = None
+    max_active_params_b: float | None = Field(default=None, gt=0)
+    session: str | None = Field(default=None, min_length=1, max_length=256)
+    min_confidence: float | None = Field(default=None, ge=0, le=1)
+    priority: Priority = "normal"
+
+
+def model_names(objectives: Collection[str], experts: Collection[str]) -> tuple[str, ...]:
+    """Every name a caller may put under `model`."""
+    return ((AUTO,) if objectives else ()) + tuple(f"{AUTO}:{name}" for name in objectives) + tuple(experts)
+
+
+def read_options(
+    fields: Mapping[str, Any], objectives: Collection[str], experts: Collection[str], default_objective: str
+) -> RouteOptions:
+    """The options in a body. Raises RequestError or UnknownModel naming the field and what is allowed."""
+    coe = _coe_options(fields.get("coe", {}))
+    expert, objective = _read_model(fields.get("model", AUTO), model_names(objectives, experts), experts)
+    if unknown := sorted(set(coe.allow or ()) - set(experts)):
+        raise RequestError(f"coe.allow names '{unknown[0]}'; the experts are {', '.join(experts)}", "coe.allow")
+    return RouteOptions(
+        expert=expert,
+        objective=coe.objective or objective or default_objective,
+        allow=frozenset(coe.allow) if coe.allow else None,
+        max_active_params_b=coe.max_active_params_b,
+        session=coe.session,
+        min_confidence=coe.min_confidence,
+        priority=coe.priority,
+    )
+
+
+def require_expert(options: RouteOptions, path: str, experts: Collection[str]) -> None:
+    """Raises RequestError where no expert is named and the path has no meaning without one."""
+    if options.expert is None:
+        raise RequestError(
+            f"{path} needs an expert's name under model, its answer depends on whose it is; there are "
+            + ", ".join(experts),
+            "model",
+        )
+
+
+def _read_model(model: object, names: Collection[str], experts: Collection[str]) -> tuple[str | None, str | None]:
+    """(expert, objective) that a model name stands for."""
+    if not isinstance(model, str):
+        raise RequestError("model must be a string", "model")
+    if model in experts:
+        return model, None
+    if model not in names and (model != AUTO or len(names) > len(experts)):
+        raise UnknownModel(f"there is no model '{model}'; there are {', '.join(names)}", "model")
+    return None, model.partition(":")[2] or None
+
+
+def _coe_options(given: object) -> CoeOptions:
+    try:
+        return CoeOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(("coe", *map(str, first["loc"])))
+        if first["type"] == "extra_forbidden":
+            raise RequestError(f"{key}: there is no such option ({', '.join(CoeOptions.model_fields)})", key) from error
+        raise RequestError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", key) from error
