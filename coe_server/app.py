@@ -18,7 +18,7 @@ from coe_server.amounts import Share
 from coe_server.cache.cost_file import read_costs, write_costs
 from coe_server.cache.costs import Costs
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.planner import Holding, Never, mib, plan
+from coe_server.cache.planner import Holding, Never, Standing, mib, plan
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
@@ -222,9 +222,12 @@ def build_capacity(config: ServerConfig) -> Bytes:
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
-    holdings = [Holding(expert.name, expert.pin, expert.engine.footprint, pin=expert.pin) for expert in experts]
+    holdings = {
+        expert.name: Holding(expert.name, expert.pin, expert.engine.footprint, pin=expert.pin) for expert in experts
+    }
+    standing = Standing.of(holdings.values())
     for expert in experts:
-        match plan(holdings, expert.name, capacity):
+        match plan(standing, holdings[expert.name], capacity):
             case Never(sentence):
                 raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
 

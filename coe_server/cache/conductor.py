@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from coe_server.cache.mover import Mover
-from coe_server.cache.planner import Holding, Move, Never, NotYet, Plan, plan
+from coe_server.cache.overview import Overview
+from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import prefetch
-from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing
+from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.events import EventLog
@@ -47,6 +48,9 @@ class Conductor:
         self._admit = admit
         self._changed = changed  # set by whoever does something that may call for new orders
         self._preloads = self._in_preload_order()
+        self._overview = Overview(slots, policy)
+        self._draining: frozenset[str] = frozenset()
+        self._with_ttl = [slot for slot in slots.values() if slot.expert.ttl_seconds is not None]
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -70,40 +74,44 @@ class Conductor:
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
-        return plan(self._holdings(self._clock(), besides=(slot.name,)), slot.name, self._capacity)
+        self._overview.refresh()
+        return plan(self._overview.standing, self._overview.holding(slot), self._capacity)
 
     def _conduct(self) -> None:
+        self._overview.refresh()
         self._end_cooldowns()
-        queues = self._queues()
-        if queues:
-            self._follow_orders(queues)
-        else:
-            self._undo_draining()
-        for slot in self._slots.values():
-            if slot.waiters:
-                self._admit(slot)
-        self._keep_up(waiting=bool(queues))
-        self._prefetch(waiting=bool(queues))
+        queues = self._overview.queues()
+        self._follow_orders(queues)
+        for slot in tuple(self._overview.at_hand.values()):
+            self._admit(slot)
+        self._overview.refresh()
+        self._keep_up()
+        self._prefetch()
         self._retire_idle()
+        self._overview.refresh()
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
-        now = self._clock()
-        starting = any(slot.is_starting for slot in self._slots.values())
-        orders = conduct(self._holdings(now), queues, self._capacity, now, self._limits, self._policy, starting)
-        for name, slot in self._slots.items():
-            slot.draining = name in orders.draining
+        seen = self._overview
+        orders = conduct(
+            seen.standing, queues, self._capacity, self._clock(), self._limits, self._policy, seen.starting
+        )
+        self._let_drain(orders.draining)
+        for name in orders.staying:
+            self._slots[name].gate = len(self._slots[name].waiters)
         for expert, sentence in orders.never.items():
             self._slots[expert].refuse_waiters(sentence)
         for ready in orders.plans:
             self.begin(ready)
 
-    def _undo_draining(self) -> None:
-        for slot in self._slots.values():
-            slot.draining = False
+    def _let_drain(self, names: frozenset[str]) -> None:
+        for name in names | self._draining:
+            if self._slots[name].draining is not (name in names):
+                self._slots[name].draining = name in names
+        self._draining = names
 
-    def _keep_up(self, waiting: bool) -> None:
+    def _keep_up(self) -> None:
         """Bring up what is to be preloaded, or is below its pin, one at a time while nobody waits or has to leave."""
-        if waiting or self._anyone_moves():
+        if not self._overview.calm:
             return
         while self._preloads:
             if self._bring_up(self._slots[self._preloads.pop(0)]):
@@ -128,40 +136,30 @@ class Conductor:
         self.begin(Plan(outcome.moves + then))
         return True
 
-    def _prefetch(self, waiting: bool) -> None:
+    def _prefetch(self) -> None:
         """Bring back who was pushed out and is in demand while nobody waits; give up as soon as somebody else does."""
         guess = self._prefetching
         if guess is not None and guess.moving is None:
             guess = self._prefetching = None
-        if guess is not None and waiting and not guess.waiters and guess.tier is Tier.DISK:  # a wake is over at once
+        waited = self._overview.anyone_waits
+        if guess is not None and waited and not guess.waiters and guess.tier is Tier.DISK:  # a wake is over at once
             self._mover.give_up(guess)
             self._prefetching = None
-        if not self._limits.prefetch or waiting or not self.ready.is_set() or self._anyone_moves():
+        if not self._limits.prefetch or not self._overview.calm or not self.ready.is_set():
             return
         now = self._clock()
         demand = {slot.name: slot.demand.at(now) for slot in self._slots.values() if slot.pushed_out}
-        way = prefetch(self._holdings(now, besides=demand), demand, self._capacity) if demand else None
+        away = (self._overview.holding(self._slots[name]) for name in demand)
+        way = prefetch(self._overview.standing, away, demand, self._capacity)
         if way is not None:
             self._prefetching = self._slots[way.moves[-1].expert]
             self._prefetching.prefetched = True
             self.prefetches += 1
             self.begin(way)
 
-    def _anyone_moves(self) -> bool:
-        return any(slot.moving for slot in self._slots.values())
-
-    def _holdings(self, now: float, besides: Collection[str] = ()) -> list[Holding]:
-        """Everyone who holds memory, moves or is waited for; experts idle on disk take no part in a plan."""
-        least = self._limits.min_tenure_seconds
-        return [
-            slot.holding(self._policy.retention, tenured=now - slot.since >= least)
-            for slot in self._slots.values()
-            if slot.waiters or slot.moving is not None or slot.tier is not Tier.DISK or slot.name in besides
-        ]
-
     def _retire_idle(self) -> None:
         now = self._clock()
-        for slot in self._slots.values():
+        for slot in self._with_ttl:
             if (ends := self._idle_until(slot)) is None or now < ends:
                 continue
             self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
@@ -174,32 +172,35 @@ class Conductor:
         return max(slot.last_used, slot.since) + ttl
 
     def _end_cooldowns(self) -> None:
-        for slot in self._slots.values():
-            if slot.failure is not None:
-                slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
-                if self._clock() >= slot.failure.until:
-                    slot.failure = None
-
-    def _queues(self) -> tuple[Queue, ...]:
-        waiting = [slot for slot in self._slots.values() if slot.waiters]
-        if waiting and not self._policy.collates:  # in strict order of arrival nobody but the oldest has a turn
-            waiting = [min(waiting, key=lambda slot: slot.waiters.arrivals()[0])]
-        return tuple(slot.queue() for slot in waiting if slot.moving is None and slot.tier is not Tier.DEVICE)
+        for slot in tuple(self._overview.failed.values()):
+            if slot.failure is None:
+                continue
+            slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
+            if self._clock() >= slot.failure.until:
+                slot.failure = None
+        self._overview.refresh()
 
     async def _something_can_have_changed(self) -> None:
-        now = self._clock()
-        moments = [seconds_until_pressing(self._queues(), now, self._limits.max_wait_seconds, self._policy)]
-        for slot in self._slots.values():
-            if slot.failure is not None:
-                moments.append(slot.failure.until - now)
-            if (ends := self._idle_until(slot)) is not None:
-                moments.append(ends - now)
-        soonest = min((m for m in moments if m is not None), default=None)
+        soonest = min((moment for moment in self._moments(self._clock()) if moment is not None), default=None)
         try:
             async with asyncio.timeout(None if soonest is None else max(soonest, _SHORTEST_NAP_SECONDS)):
                 await self._changed.wait()
         except TimeoutError:
             return
+
+    def _moments(self, now: float) -> Iterator[float | None]:
+        """In how many seconds orders may differ although nothing has happened."""
+        seen, limits = self._overview, self._limits
+        queues = seen.queues()
+        yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
+        if queues and limits.min_tenure_seconds:
+            yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+        for slot in seen.failed.values():
+            if slot.failure is not None:
+                yield slot.failure.until - now
+        for slot in self._with_ttl:
+            if (ends := self._idle_until(slot)) is not None:
+                yield ends - now
 
     def _in_preload_order(self) -> list[str]:
         """What only passes through the device goes first, while the device is empty."""

@@ -213,7 +213,7 @@ class ExpertCache:
             slot.costs.learn_service(now - granted)
         slot.last_used = now
         self._admit(slot)
-        if self._waiting or slot.expert.ttl_seconds is not None:
+        if slot.leases == 0 or not self._policy.collates:  # while others use it, nothing can come of this one's end
             self._changed.set()
 
     def _suspect(self, slot: Slot, life: asyncio.Event) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
@@ -19,9 +20,53 @@ class Holding:
     busy: bool = False  # leased or moving: it must stay where it is
     wanted: bool = False  # requests wait for it: others leave first
     leaving: bool = False  # it drains already: it leaves before anybody else is asked to
-    tenured: bool = True  # it has been on the device long enough to be pressed out by mere waiting
-    worth: float = 0.0  # seconds saved per byte by keeping it; the lowest leaves first
+    since: float = float("-inf")  # when it came to the device, in the clock of the caller
+    worth: float = 0.0  # what keeping it on the device saves, per byte; the lowest leaves first
+    worth_in_host: float = 0.0  # the same for keeping it in host memory
     pin: Tier = Tier.DISK  # never below this tier
+
+    @property
+    def held(self) -> Bytes:
+        return bytes_in(self.footprint, self.tier)
+
+    @property
+    def takes_part(self) -> bool:
+        """False for an expert that is idle on disk: no plan can touch it."""
+        return self.wanted or self.busy or self.tier is not Tier.DISK
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who stands in which tier, and what all of them hold. A change makes a new one and costs what has changed."""
+
+    tiers: Mapping[Tier, Mapping[str, Holding]]
+    used: Bytes
+
+    @classmethod
+    def of(cls, holdings: Iterable[Holding]) -> Standing:
+        return cls({tier: {} for tier in Tier}, Bytes()).updated(holdings)
+
+    def holding(self, name: str) -> Holding | None:
+        """What is known of an expert; None if it takes no part."""
+        return next((found for tier in self.tiers.values() if (found := tier.get(name)) is not None), None)
+
+    def __iter__(self) -> Iterator[Holding]:
+        return chain.from_iterable(tier.values() for tier in self.tiers.values())
+
+    def updated(self, changed: Iterable[Holding]) -> Standing:
+        """The same with these instead of what was known of them."""
+        tiers, used = {tier: dict(there) for tier, there in self.tiers.items()}, self.used
+        for holding in changed:
+            for there in tiers.values():
+                if (before := there.pop(holding.name, None)) is not None:
+                    used -= before.held
+            if holding.takes_part:
+                tiers[holding.tier][holding.name] = holding
+                used += holding.held
+        return Standing(tiers, used)
+
+    def without(self, one: Holding) -> Standing:
+        return self.updated((replace(one, tier=Tier.DISK, busy=False, wanted=False),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,69 +105,76 @@ class Never:
 
 
 def plan(
-    holdings: Sequence[Holding], target: str, capacity: Bytes, protect_tenure: bool = False
+    standing: Standing, goal: Holding, capacity: Bytes, tenured_since: float = float("inf")
 ) -> Plan | NotYet | Never:
-    """The moves that bring `target` to the device: idle experts leave in order of (leaving, wanted, worth).
+    """The moves that bring `goal` to the device: idle experts leave in order of (leaving, wanted, worth).
 
     A victim sleeps where that is enough, and leaves for disk only when host memory is short. Victims that turn out
-    not to be needed stay. Raises nothing; `Never` carries the sentence for a person.
+    not to be needed stay, and so does who came after `tenured_since` and is waited for. Raises nothing; `Never`
+    carries the sentence for a person.
     """
-    goal = next(h for h in holdings if h.name == target)
-    others = [h for h in holdings if h.name != target and h.tier is not Tier.DISK]
-    if protect_tenure:
-        others = [replace(h, busy=True) if h.wanted and not h.tenured else h for h in others]
-    draft = _make_room(goal, others, capacity)
+    others = standing.without(goal)
+
+    def stays(holding: Holding) -> bool:
+        return holding.wanted and holding.since > tenured_since
+
+    draft = _make_room(goal, others, capacity, lambda holding: not holding.busy and not stays(holding))
     if draft is not None:
-        return Plan((*draft.moves(), Move(target, goal.tier, Tier.DEVICE)))
-    patient = [replace(h, busy=False) for h in others]
-    draft = _make_room(goal, patient, capacity)
-    if draft is None:
-        return Never(_why_never(goal, holdings, capacity))
-    return NotYet(tuple(move.expert for move in draft.moves()))
+        return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
+    draft = _make_room(goal, others, capacity, lambda holding: not stays(holding))
+    if draft is not None:
+        return NotYet(tuple(move.expert for move in draft.moves()))
+    draft = _make_room(goal, others, capacity, lambda _: True)
+    return Never(_why_never(goal, others, capacity)) if draft is None else NotYet(())
 
 
-def _make_room(goal: Holding, others: Sequence[Holding], capacity: Bytes) -> _Draft | None:
+def _make_room(goal: Holding, others: Standing, capacity: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
     draft = _Draft(goal, others, capacity)
-    victims = sorted((h for h in others if not h.busy), key=lambda h: (not h.leaving, h.wanted, h.worth, h.name))
-    for lower in (_leave_device, _leave_sleep, _leave_for_disk):
-        for holding, tier in lower(victims):
+    for way in _WAYS_DOWN:
+        if draft.fits:
+            break
+        leaving = [h for h in others.tiers[way.source].values() if may_leave(h) and draft.gains_by(h)]
+        for holding in sorted(leaving, key=way.last_to_leave_last):
             if draft.fits:
                 break
-            draft.demote(holding, tier)
+            draft.demote(holding, way.target(holding))
     if not draft.fits:
         return None
     draft.spare_the_unneeded()
     return draft
 
 
-def _leave_device(victims: Iterable[Holding]) -> Iterator[tuple[Holding, Tier]]:
-    """Cheapest first: what stands on the device goes to sleep, or stops if it cannot sleep."""
-    for victim in victims:
-        if victim.tier is Tier.DEVICE:
-            yield victim, Tier.HOST if victim.footprint.can_sleep else Tier.DISK
+@dataclass(frozen=True, slots=True)
+class _WayDown:
+    """Who may be lowered from `source`, how far, and what keeping them there is worth."""
+
+    source: Tier
+    target: Callable[[Holding], Tier]
+    worth: Callable[[Holding], float]
+
+    def last_to_leave_last(self, holding: Holding) -> tuple[bool, bool, float, str]:
+        return (not holding.leaving, holding.wanted, self.worth(holding), holding.name)
 
 
-def _leave_sleep(victims: Iterable[Holding]) -> Iterator[tuple[Holding, Tier]]:
-    for victim in victims:
-        if victim.tier is Tier.HOST:
-            yield victim, Tier.DISK
+def _rests_in(holding: Holding) -> Tier:
+    return Tier.HOST if holding.footprint.can_sleep else Tier.DISK
 
 
-def _leave_for_disk(victims: Iterable[Holding]) -> Iterator[tuple[Holding, Tier]]:
-    for victim in victims:
-        if victim.tier is Tier.DEVICE:
-            yield victim, Tier.DISK
+# cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does
+_WAYS_DOWN = (
+    _WayDown(Tier.DEVICE, _rests_in, lambda holding: holding.worth),
+    _WayDown(Tier.HOST, lambda _: Tier.DISK, lambda holding: holding.worth_in_host),
+    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, lambda holding: holding.worth_in_host),
+)
 
 
 class _Draft:
-    """A plan in the making: who stands where once it is carried out."""
+    """A plan in the making: who stands where once it is carried out. Only who is lowered is written down."""
 
-    def __init__(self, goal: Holding, others: Sequence[Holding], capacity: Bytes) -> None:
+    def __init__(self, goal: Holding, others: Standing, capacity: Bytes) -> None:
         self._capacity = capacity
-        self._before = {h.name: h for h in others}
-        self._after = {h.name: h.tier for h in others}
-        self._goal = bytes_in(goal.footprint, Tier.DEVICE).at_least(bytes_in(goal.footprint, goal.tier))
-        self._used = sum((bytes_in(h.footprint, h.tier) for h in others), self._goal)
+        self._lowered: dict[str, tuple[Holding, Tier]] = {}
+        self._used = others.used + bytes_in(goal.footprint, Tier.DEVICE).at_least(goal.held)
 
     @property
     def fits(self) -> bool:
@@ -132,9 +184,16 @@ class _Draft:
     def _short_of_device(self) -> bool:
         return self._used.device > self._capacity.device
 
+    def gains_by(self, holding: Holding) -> bool:
+        """Something of the tier that is short now could be had from this expert."""
+        footprint = holding.footprint
+        if not self._short_of_device:
+            return footprint.host > 0
+        return (footprint.device_asleep if holding.tier is Tier.HOST else footprint.device_awake) > 0
+
     def demote(self, holding: Holding, tier: Tier) -> None:
         """Lower `holding` to `tier` if its pin allows it and the tier that is short gains by it."""
-        now = self._after[holding.name]
+        now = self._tier(holding)
         if tier.depth > holding.pin.depth or tier.depth <= now.depth:
             return
         gain = bytes_in(holding.footprint, now) - bytes_in(holding.footprint, tier)
@@ -143,9 +202,9 @@ class _Draft:
 
     def spare_the_unneeded(self) -> None:
         """Undo every demotion that the plan can do without, the most valuable expert first."""
-        demoted = [h for h in self._before.values() if self._after[h.name] is not h.tier]
-        for holding in sorted(demoted, key=lambda h: (h.wanted, h.worth), reverse=True):
-            chosen = self._after[holding.name]
+        lowered = [holding for holding, _ in self._lowered.values()]
+        for holding in sorted(lowered, key=lambda h: (h.wanted, h.worth), reverse=True):
+            chosen = self._tier(holding)
             for tier in (holding.tier, Tier.HOST):
                 if tier.depth < chosen.depth and (tier is holding.tier or holding.footprint.can_sleep):
                     self._place(holding, tier)
@@ -154,21 +213,19 @@ class _Draft:
                     self._place(holding, chosen)
 
     def moves(self) -> tuple[Move, ...]:
-        return tuple(
-            Move(h.name, h.tier, self._after[h.name])
-            for h in self._before.values()
-            if self._after[h.name] is not h.tier
-        )
+        return tuple(Move(h.name, h.tier, tier) for h, tier in self._lowered.values() if h.tier is not tier)
+
+    def _tier(self, holding: Holding) -> Tier:
+        return self._lowered[holding.name][1] if holding.name in self._lowered else holding.tier
 
     def _place(self, holding: Holding, tier: Tier) -> None:
-        now = bytes_in(holding.footprint, self._after[holding.name])
-        self._used = self._used - now + bytes_in(holding.footprint, tier)
-        self._after[holding.name] = tier
+        self._used += bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, self._tier(holding))
+        self._lowered[holding.name] = (holding, tier)
 
 
-def _why_never(goal: Holding, holdings: Sequence[Holding], capacity: Bytes) -> str:
+def _why_never(goal: Holding, others: Standing, capacity: Bytes) -> str:
     need = bytes_in(goal.footprint, Tier.DEVICE)
-    pinned = sum((bytes_in(h.footprint, h.pin) for h in holdings if h is not goal), Bytes())
+    pinned = sum((bytes_in(h.footprint, h.pin) for h in others), Bytes())
     for tier, wants, has, kept in (
         ("device", need.device, capacity.device, pinned.device),
         ("host", need.host, capacity.host, pinned.host),

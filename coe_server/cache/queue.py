@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
-from collections.abc import Iterator
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,8 +29,10 @@ class WaitingLine:
     """Ordered by place. Everyone overtakes only those who came up to `max_wait` earlier with less priority."""
 
     def __init__(self, max_wait_seconds: float) -> None:
+        self.changed: Callable[[], None] = _nobody_looks  # called whenever somebody has come or gone
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
+        self._arrivals: list[float] = []  # oldest first
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -42,25 +44,42 @@ class WaitingLine:
         place = now + _HEAD_START[priority] * self._max_wait_seconds
         waiter = Waiter(place, now, WEIGHTS[priority], granted)
         insort(self._waiters, waiter)
+        insort(self._arrivals, now)
+        self.changed()
         return waiter
 
     def first(self) -> Waiter | None:
         return self._waiters[0] if self._waiters else None
 
     def pop(self) -> Waiter:
-        return self._waiters.pop(0)
+        return self._take(0)
 
     def leave(self, waiter: Waiter) -> bool:
         """Take `waiter` out; False if it is not here any more."""
         for position, one in enumerate(self._waiters):
             if one is waiter:
-                del self._waiters[position]
+                self._take(position)
                 return True
         return False
 
+    @property
+    def oldest(self) -> float:
+        """When the first of those who wait came; there must be one."""
+        return self._arrivals[0]
+
     def arrivals(self) -> tuple[float, ...]:
         """When those who wait came, oldest first."""
-        return tuple(sorted(waiter.arrived for waiter in self._waiters))
+        return tuple(self._arrivals)
 
     def mean_weight(self) -> float:
         return sum(waiter.weight for waiter in self._waiters) / len(self._waiters)
+
+    def _take(self, position: int) -> Waiter:
+        waiter = self._waiters.pop(position)
+        del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
+        self.changed()
+        return waiter
+
+
+def _nobody_looks() -> None:
+    pass

@@ -7,11 +7,11 @@ nobody behind one takes the room it waits for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from coe_server.cache.planner import Holding, Never, NotYet, Plan, plan
+from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.tiers import Bytes, Tier
 
@@ -32,7 +32,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The requests that wait for one expert which is not on the device."""
+    """The requests that wait for one expert: to be brought, or, where it drains, to go on."""
 
     expert: str
     arrivals: tuple[float, ...]  # seconds, oldest first; never empty
@@ -41,7 +41,7 @@ class Queue:
 
     def waited(self, now: float) -> float:
         """Weighted seconds of waiting so far, summed over the queue."""
-        return self.weight * sum(now - arrival for arrival in self.arrivals)
+        return self.weight * (now * len(self.arrivals) - sum(self.arrivals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,12 @@ class Orders:
 
     plans: tuple[Plan, ...] = ()
     draining: frozenset[str] = frozenset()
+    staying: frozenset[str] = frozenset()  # on the device, and it is their turn: who waits for them now is let in
     never: Mapping[str, str] = field(default_factory=dict)  # expert -> why it can never come
 
 
 def conduct(
-    holdings: Sequence[Holding],
+    standing: Standing,
     queues: Iterable[Queue],
     capacity: Bytes,
     now: float,
@@ -79,48 +80,82 @@ def conduct(
     Engines start one at a time. While one is `starting`, no room is made for the next start: whoever has it goes on
     serving. The next start keeps its place; once it may begin, nobody behind it takes the room.
     """
-    plans: list[Plan] = []
-    draining: set[str] = set()
-    never: dict[str, str] = {}
-    on_disk = {holding.name for holding in holdings if holding.tier is Tier.DISK}
+    orders = _Orders(standing, capacity, starting)
     for turn in turns(queues, now, limits.max_wait_seconds, policy):
-        if starting and turn.expert in on_disk:
-            continue
-        match plan(holdings, turn.expert, capacity, protect_tenure=not turn.overdue):
-            case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, holdings):
-                plans.append(ready)
-                starting = starting or ready.moves[-1].source is Tier.DISK
-                holdings = _after(holdings, ready)
-                continue
-            case Never(sentence):
-                never[turn.expert] = sentence
-                continue
-            case NotYet(leaving) if turn.pressing:
-                draining.update(leaving)
-        if turn.overdue or not policy.collates:
+        tenured_since = INFINITY if turn.overdue else now - limits.min_tenure_seconds
+        holds_the_place = orders.give(turn, tenured_since)
+        if holds_the_place and (turn.overdue or not policy.collates):
             break
-    return Orders(tuple(plans), frozenset(draining), never)
+    return orders.so_far()
 
 
-def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: Policy = OURS) -> tuple[Turn, ...]:
-    """Who should come next, first one first: overdue by deadline, then by waiting per second of switch cost."""
+class _Orders:
+    """The orders of one pass in the making: what has been decided stands for those who come later in it."""
 
-    def overdue(queue: Queue) -> bool:
-        return policy.bounded and now - queue.arrivals[0] >= max_wait_seconds
+    def __init__(self, standing: Standing, capacity: Bytes, starting: bool) -> None:
+        self._standing = standing
+        self._capacity = capacity
+        self._starting = starting
+        self._plans: list[Plan] = []
+        self._draining: set[str] = set()
+        self._staying: set[str] = set()
+        self._never: dict[str, str] = {}
 
-    def urgency(queue: Queue) -> tuple[bool, float]:
-        if overdue(queue) or not policy.weighs_waiting:
-            return (not overdue(queue), queue.arrivals[0])
-        return (True, -queue.waited(now) / max(queue.switch_seconds, _INSTANT))
+    def so_far(self) -> Orders:
+        return Orders(tuple(self._plans), frozenset(self._draining), frozenset(self._staying), self._never)
+
+    def give(self, turn: Turn, tenured_since: float) -> bool:
+        """Decide about one turn; True if it waits for room that nobody behind it may take."""
+        goal = self._standing.holding(turn.expert)
+        if goal is None or (self._starting and goal.tier is Tier.DISK):
+            return False
+        if goal.tier is Tier.DEVICE:
+            self._let_stay(goal, turn)
+            return False
+        match plan(self._standing, goal, self._capacity, tenured_since):
+            case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
+                self._begin(ready, goal)
+                return False
+            case Never(sentence):
+                self._never[goal.name] = sentence
+                return False
+            case NotYet(leaving) if turn.pressing:
+                self._draining.update(leaving)
+        return True
+
+    def _let_stay(self, goal: Holding, turn: Turn) -> None:
+        """It drains for somebody; if its own requests are overdue before theirs, they are let in first."""
+        if turn.overdue:
+            self._staying.add(goal.name)
+            self._standing = self._standing.updated([replace(goal, busy=True)])
+
+    def _begin(self, ready: Plan, goal: Holding) -> None:
+        self._plans.append(ready)
+        self._starting = self._starting or goal.tier is Tier.DISK
+        self._standing = _after(self._standing, ready)
+
+
+def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: Policy = OURS) -> Iterator[Turn]:
+    """Who should come next, first one first: overdue by deadline, then by waiting per second of switch cost.
+
+    One after the other, because whoever asks seldom needs all of them.
+    """
+    overdue: list[Queue] = []
+    others: list[Queue] = []
+    for queue in queues:
+        late = policy.bounded and now - queue.arrivals[0] >= max_wait_seconds
+        (overdue if late else others).append(queue)
+
+    def urgency(queue: Queue) -> float:
+        return -queue.waited(now) / max(queue.switch_seconds, _INSTANT) if policy.weighs_waiting else queue.arrivals[0]
 
     def pressing(queue: Queue) -> bool:
-        return overdue(queue) or not policy.collates or (policy.weighs_waiting and worth_it(queue))
+        return not policy.collates or (policy.weighs_waiting and queue.waited(now) >= queue.switch_seconds)
 
-    def worth_it(queue: Queue) -> bool:
-        return queue.waited(now) >= queue.switch_seconds
-
-    ordered = sorted(queues, key=urgency)
-    return tuple(Turn(queue.expert, pressing(queue), overdue(queue)) for queue in ordered)
+    for queue in sorted(overdue, key=lambda queue: queue.arrivals[0]):
+        yield Turn(queue.expert, pressing=True, overdue=True)
+    for queue in sorted(others, key=urgency):
+        yield Turn(queue.expert, pressing(queue), overdue=False)
 
 
 def seconds_until_pressing(
@@ -137,6 +172,14 @@ def seconds_until_pressing(
     return min((seconds for seconds in pending if seconds > 0), default=None)
 
 
+def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: float) -> float | None:
+    """Seconds until the next expert that is waited for may be pressed out of the device; None if all may be."""
+    left = (
+        holding.since + min_tenure_seconds - now for holding in standing.tiers[Tier.DEVICE].values() if holding.wanted
+    )
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
 def turn_seconds(limits: Limits) -> float:
     """The longest an expert may keep the device once others are overdue: what was queued when its turn began."""
     return ceil(limits.queue_limit / limits.max_concurrency) * limits.max_generation_seconds
@@ -150,18 +193,18 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> f
     return limits.max_wait_seconds + sharing * (turn_seconds(limits) + switch_seconds)
 
 
-def _anyone_waits_for(victims: Iterable[str], holdings: Sequence[Holding]) -> bool:
-    leaving = set(victims)
-    return any(holding.wanted for holding in holdings if holding.name in leaving)
+def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:
+    return any(holding.wanted for name in victims if (holding := standing.holding(name)) is not None)
 
 
-def _after(holdings: Sequence[Holding], begun: Plan) -> list[Holding]:
+def _after(standing: Standing, begun: Plan) -> Standing:
     """The same experts once `begun` is under way: where they will stand, and not to be touched."""
-    target = {move.expert: move.target for move in begun.moves}
-    return [
-        replace(holding, tier=target[holding.name], busy=True) if holding.name in target else holding
-        for holding in holdings
-    ]
+    return standing.updated(
+        replace(holding, tier=move.target, busy=True)
+        for move in begun.moves
+        if (holding := standing.holding(move.expert)) is not None
+    )
 
 
+INFINITY = float("inf")
 _INSTANT = 1e-6  # seconds; keeps the ratio finite for an expert that costs nothing to bring

@@ -66,8 +66,8 @@ class Failure:
 class Slot:
     """The mutable record of one expert; changed only between awaits, by the cache and its mover."""
 
-    expert: Expert
     waiters: WaitingLine
+    expert: Expert
     pin: Tier
     costs: Costs
     tier: Tier = Tier.DISK
@@ -89,12 +89,17 @@ class Slot:
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     last_move: MoveRecord | None = None
 
+    def __setattr__(self, field: str, value: object) -> None:
+        """Whatever field is set, nobody shall keep an old view of this slot: it counts as changed, like its queue."""
+        object.__setattr__(self, field, value)
+        self.waiters.changed()
+
     @classmethod
     def of(cls, expert: Expert, waiters: WaitingLine, costs: Costs) -> Slot:
         """Where an expert begins: on disk, or, if it is answered elsewhere, always at hand."""
         if expert.remote:
-            return cls(expert, waiters, Tier.DEVICE, costs, tier=Tier.DEVICE)
-        return cls(expert, waiters, expert.pin, costs)
+            return cls(waiters, expert, Tier.DEVICE, costs, tier=Tier.DEVICE)
+        return cls(waiters, expert, expert.pin, costs)
 
     @property
     def name(self) -> str:
@@ -116,6 +121,11 @@ class Slot:
     @property
     def busy(self) -> bool:
         return self.leases > 0 or self.moving is not None or (self.gate > 0 and bool(self.waiters))
+
+    @property
+    def waits_for_a_turn(self) -> bool:
+        """Requests wait until it comes to the device, or, where it has to leave, until it comes back or may go on."""
+        return bool(self.waiters) and self.moving is None and (self.tier is not Tier.DEVICE or self.draining)
 
     @property
     def residency(self) -> str:
@@ -177,7 +187,7 @@ class Slot:
             if not waiter.granted.done():
                 waiter.granted.set_exception(ExpertUnavailable(reason, retry_after_seconds))
 
-    def holding(self, retention: Retention, tenured: bool) -> Holding:
+    def holding(self, retention: Retention) -> Holding:
         """Itself as the planner sees it: where it will stand once the move under way is done."""
         return Holding(
             self.name,
@@ -186,8 +196,9 @@ class Slot:
             busy=self.busy,
             wanted=bool(self.waiters),
             leaving=self.draining,
-            tenured=tenured,
+            since=self.since,
             worth=self.worth(retention),
+            worth_in_host=self.worth(retention),
             pin=self.pin,
         )
 

@@ -64,11 +64,8 @@ class Ledger:
 
     def __init__(self, capacity: Bytes) -> None:
         self.capacity = capacity
+        self.used = Bytes()
         self._held: dict[str, Bytes] = {}
-
-    @property
-    def used(self) -> Bytes:
-        return sum(self._held.values(), Bytes())
 
     @property
     def free(self) -> Bytes:
@@ -91,6 +88,7 @@ class Ledger:
     def _hold(self, expert: str, amount: Bytes) -> None:
         after = self.used - self.held(expert) + amount
         assert after.fits(self.capacity), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
+        self.used = after
         if amount == Bytes():
             self._held.pop(expert, None)
         else:

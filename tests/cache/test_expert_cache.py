@@ -642,6 +642,34 @@ def test_a_guess_is_given_up_for_somebody_who_waits():
     run(story())
 
 
+def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_overdue():
+    """Otherwise whoever drains for one after the other would let its own requests wait behind all of them."""
+
+    async def story():
+        clock = Clock()
+        limits = Limits(max_wait_seconds=100, max_concurrency=1)
+        async with running("abc", limits=limits, clock=clock) as (cache, _):
+            first = await cache.lease("a")
+            order = []
+
+            async def ask(name):
+                with await cache.lease(name):
+                    order.append(name)
+
+            tasks = []
+            for name in "abc":  # a is full; b comes later and soon is worth a switch: a drains
+                tasks.append(asyncio.create_task(ask(name)))
+                await settle()
+                clock.now += 40
+            assert status(cache, "a").state is State.DRAINING
+            clock.now += 100  # all three are overdue, a's request first
+            first.release()
+            await asyncio.gather(*tasks)
+            assert order == ["a", "b", "c"]
+
+    run(story())
+
+
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
         async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):

@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Holding, Never, NotYet, Plan, plan
+from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, plan
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
@@ -28,10 +28,19 @@ def worlds(draw):
         allowed = [t for t in Tier if t.depth <= pin.depth and (t is not Tier.HOST or footprint.can_sleep)]
         tier = draw(st.sampled_from(allowed))
         busy = draw(st.booleans()) and tier is Tier.DEVICE
-        holdings.append(Holding(f"e{index}", tier, footprint, busy, draw(st.booleans()), draw(st.floats(0, 9)), pin))
+        worth = {"worth": draw(st.floats(0, 9)), "worth_in_host": draw(st.floats(0, 9))}
+        leaving, wanted = draw(st.booleans()), draw(st.booleans())
+        holdings.append(
+            Holding(f"e{index}", tier, footprint, busy=busy, wanted=wanted, leaving=leaving, pin=pin, **worth)
+        )
     used = sum((bytes_in(h.footprint, h.tier) for h in holdings), Bytes())
     slack = Bytes(draw(st.integers(0, 8)), draw(st.integers(0, 8)))
     return holdings, used + slack
+
+
+def way(holdings, capacity, **limits):
+    """To bring the first of them to the device."""
+    return plan(Standing.of(holdings), holdings[0], capacity, **limits)
 
 
 def fits(holdings, tiers, capacity):
@@ -59,20 +68,20 @@ def possible(holdings, goal, capacity, ignore_busy):
 def test_a_plan_is_found_exactly_when_one_exists(world):
     holdings, capacity = world
     goal = holdings[0]
-    outcome = plan(holdings, goal.name, capacity)
+    outcome = way(holdings, capacity)
     assert isinstance(outcome, Plan) == possible(holdings, goal, capacity, ignore_busy=False)
     assert isinstance(outcome, Never) == (not possible(holdings, goal, capacity, ignore_busy=True))
     if isinstance(outcome, NotYet):
         leaving = set(outcome.leaving)
         assert leaving & {h.name for h in holdings if h.busy}
         patient = [replace(h, busy=False) if h.name in leaving else h for h in holdings]
-        assert isinstance(plan(patient, goal.name, capacity), Plan)
+        assert isinstance(way(patient, capacity), Plan)
 
 
 @given(worlds())
 def test_no_step_of_a_plan_is_over_capacity_or_moves_a_busy_or_pinned_expert(world):
     holdings, capacity = world
-    outcome = plan(holdings, holdings[0].name, capacity)
+    outcome = way(holdings, capacity)
     if not isinstance(outcome, Plan):
         return
     named = {h.name: h for h in holdings}
@@ -91,7 +100,7 @@ def test_no_step_of_a_plan_is_over_capacity_or_moves_a_busy_or_pinned_expert(wor
 @given(worlds())
 def test_nobody_leaves_who_could_have_stayed(world):
     holdings, capacity = world
-    outcome = plan(holdings, holdings[0].name, capacity)
+    outcome = way(holdings, capacity)
     if not isinstance(outcome, Plan):
         return
     after = {h.name: h.tier for h in holdings} | {m.expert: m.target for m in outcome.moves}
@@ -111,14 +120,14 @@ def test_the_least_worth_leaves_first_and_nobody_with_a_queue_if_it_can_be_helpe
         holding("queued", worth=0.0, wanted=True),
         holding("cheap", worth=1.0),
     ]
-    outcome = plan(world, "new", Bytes(30, 100))
+    outcome = way(world, Bytes(30, 100))
     assert isinstance(outcome, Plan)
     assert outcome.victims == ("cheap",)
 
 
 def test_an_expert_goes_to_sleep_where_host_memory_allows_and_stops_where_not():
     world = [holding("new", Tier.DISK), holding("old")]
-    roomy, tight = plan(world, "new", Bytes(10, 30)), plan(world, "new", Bytes(10, 29))
+    roomy, tight = way(world, Bytes(10, 30)), way(world, Bytes(10, 29))
     assert isinstance(roomy, Plan)
     assert isinstance(tight, Plan)
     assert roomy.moves[0].target is Tier.HOST
@@ -127,12 +136,12 @@ def test_an_expert_goes_to_sleep_where_host_memory_allows_and_stops_where_not():
 
 def test_a_sleeper_is_stopped_before_somebody_awake_when_only_host_memory_is_short():
     world = [holding("new", Tier.DISK), holding("asleep", Tier.HOST, worth=5.0), holding("awake", worth=1.0)]
-    outcome = plan(world, "new", Bytes(20, 30))
+    outcome = way(world, Bytes(20, 30))
     assert isinstance(outcome, Plan)
     assert [(m.expert, m.source, m.target) for m in outcome.moves[:-1]] == [("asleep", Tier.HOST, Tier.DISK)]
 
 
 def test_never_says_what_is_needed_and_what_there_is():
     big = Holding("big", Tier.DISK, Footprint(device_awake=3 << 30, host_process=1 << 30))
-    outcome = plan([big], "big", Bytes(1 << 30, 8 << 30))
+    outcome = way([big], Bytes(1 << 30, 8 << 30))
     assert outcome == Never("expert 'big' needs 3,072 MiB of device memory; the limit is 1,024 MiB")

@@ -1,9 +1,11 @@
 """Whose turn it is: overdue by deadline, then by waiting worth a switch."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Holding
+from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.policy import FIFO
 from coe_server.cache.scheduler import (
     Limits,
@@ -11,6 +13,7 @@ from coe_server.cache.scheduler import (
     Turn,
     conduct,
     seconds_until_pressing,
+    seconds_until_tenured,
     turn_seconds,
     turns,
     wait_bound_seconds,
@@ -34,9 +37,9 @@ queues = st.lists(
 
 def test_collating_waits_until_the_waiting_is_worth_the_switch():
     queue = Queue("b", (0.0, 1.0), switch_seconds=9.0)
-    assert turns([queue], now=4.0, max_wait_seconds=60) == (Turn("b", pressing=False, overdue=False),)
+    assert tuple(turns([queue], now=4.0, max_wait_seconds=60)) == (Turn("b", pressing=False, overdue=False),)
     assert seconds_until_pressing([queue], 4.0, 60) == 1.0
-    assert turns([queue], now=5.0, max_wait_seconds=60) == (Turn("b", pressing=True, overdue=False),)
+    assert tuple(turns([queue], now=5.0, max_wait_seconds=60)) == (Turn("b", pressing=True, overdue=False),)
 
 
 def test_the_overdue_come_first_in_order_of_deadline():
@@ -50,7 +53,7 @@ def test_the_overdue_come_first_in_order_of_deadline():
 
 @given(queues, st.integers(400, 800).map(lambda n: n / 4), st.integers(1, 120))
 def test_everyone_overdue_is_pressing_and_ahead_of_all_others(queues, now, max_wait):
-    order = turns(queues, now, max_wait)
+    order = tuple(turns(queues, now, max_wait))
     assert sorted(turn.expert for turn in order) == sorted(queue.expert for queue in queues)
     by_name = {queue.expert: queue for queue in queues}
     overdue = [now - by_name[turn.expert].arrivals[0] >= max_wait for turn in order]
@@ -80,7 +83,7 @@ def test_the_bound_is_the_wait_and_a_turn_and_a_switch_for_everyone_ahead():
 
 def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
     old, new = Queue("old", (1.0,), 5), Queue("new", (2.0, 2.0), 5)
-    assert turns([new, old], 3.0, 30, FIFO)[0] == Turn("old", pressing=True, overdue=False)
+    assert next(turns([new, old], 3.0, 30, FIFO)) == Turn("old", pressing=True, overdue=False)
 
 
 def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
@@ -91,8 +94,40 @@ def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
     late, later = Queue("cold", (0.0,), 40), Queue("warm", (1.0,), 1)
 
     def ordered(starting):
-        orders = conduct([resident, cold, warm], [late, later], Bytes(10, 99), 50.0, wait, starting=starting)
+        standing = Standing.of([resident, replace(cold, wanted=True), replace(warm, wanted=True)])
+        orders = conduct(standing, [late, later], Bytes(10, 99), 50.0, wait, starting=starting)
         return [ready.moves[-1].expert for ready in orders.plans]
 
     assert ordered(starting=False) == ["cold"]
     assert ordered(starting=True) == ["warm"]
+
+
+def test_whoever_drains_goes_on_first_with_those_who_are_overdue_before_the_others():
+    small = Footprint(device_awake=10, host_image=10)
+    draining = Holding("draining", Tier.DEVICE, small, wanted=True, leaving=True)
+    away = Holding("away", Tier.HOST, small, wanted=True)
+
+    def ordered(first, second):
+        queues = [Queue("draining", (first,), 0.0), Queue("away", (second,), 1.0)]
+        return conduct(Standing.of([draining, away]), queues, Bytes(10, 99), 30.0, Limits(max_wait_seconds=10))
+
+    older_here, older_there = ordered(5.0, 6.0), ordered(6.0, 5.0)
+    assert (older_here.staying, older_here.plans, older_here.draining) == ({"draining"}, (), {"draining"})
+    assert older_there.staying == set()
+    assert [ready.moves[-1].expert for ready in older_there.plans] == ["away"]
+
+
+def test_who_has_just_come_is_pressed_out_only_for_somebody_overdue():
+    small = Footprint(device_awake=10, host_image=10)
+    new = Holding("new", Tier.DEVICE, small, busy=True, wanted=True, since=20.0)
+    away = Holding("away", Tier.HOST, small, wanted=True)
+    limits = Limits(max_wait_seconds=60, min_tenure_seconds=15)
+
+    def draining(now, max_wait=60):
+        waited = replace(limits, max_wait_seconds=max_wait)
+        return conduct(Standing.of([new, away]), [Queue("away", (0.0,), 1.0)], Bytes(10, 99), now, waited).draining
+
+    assert draining(now=30.0) == set()
+    assert draining(now=35.0) == {"new"}
+    assert draining(now=30.0, max_wait=30) == {"new"}
+    assert seconds_until_tenured(Standing.of([new, away]), 30.0, 15) == 5.0
