@@ -15,7 +15,7 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from router_training.config import TrainingConfig
-from router_training.data.dataset import Dataset, joined, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset, split
 from router_training.data.dataset_check import duplicate_report
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
@@ -71,7 +71,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     refusals = _refusals(learned, evidence, foreign, evaluation)
     if force:
         refusals = dict.fromkeys(refusals)
-    final = grown(learned, joined(training, held_out), track)
+    final = grown(learned, training, held_out, track)
     _as_saved(final, learned.kept, out.parent)
     folder = refused if all(refusals.values()) else out
     if config.report.texts:

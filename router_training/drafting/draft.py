@@ -7,13 +7,14 @@ from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
+import scipy.sparse as sp
 
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.corrections import Corrections
 from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
 from router_training.config import TrainingConfig
-from router_training.data.dataset import Dataset, content_hash
+from router_training.data.dataset import Dataset, content_hash, joined
 from router_training.data.embeddings import feature_entry, served
 from router_training.drafting.objectives import factors_of, front_points, score_entries, solve_objectives
 from router_training.drafting.rehearsal import Rehearsal, rehearse
@@ -31,13 +32,14 @@ REHEARSED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all
 @dataclass(frozen=True, slots=True)
 class Learned:
     """An artifact not judged yet, and the rehearsal behind it: of the prompts `rehearsed`, which are these `rows` of
-    the training prompts. `config` names its classifier."""
+    the training prompts, all of whose n-grams are in `counts`. `config` names its classifier."""
 
     draft: Artifact
     kept: HeldOut
     rehearsal: Rehearsal
     rehearsed: Dataset
     rows: Ints
+    counts: Matrix
     config: TrainingConfig
 
 
@@ -55,13 +57,14 @@ def learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     corrections = _corrections(counts[rows], rehearsed, rehearsal, step_one)
     features = served(step_one.features, config.features)
     draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
-    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, config)
+    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, counts, config)
 
 
-def grown(learned: Learned, everything: Dataset, track: Track) -> Artifact:
-    """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`."""
+def grown(learned: Learned, training: Dataset, held_out: Dataset, track: Track) -> Artifact:
+    """The draft with a step one of all prompts: those it was learned from, `training`, and those held out."""
     config, rehearsal = learned.config, learned.rehearsal
-    counts = _counted(everything, config, track)
+    everything = joined(training, held_out)
+    counts = sp.csr_array(sp.vstack([learned.counts, _counted(held_out, config, track)], format="csr"))
     (fitted,) = [fit_step_one(counts, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
     update = {

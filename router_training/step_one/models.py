@@ -1,4 +1,7 @@
-"""scikit-learn's classifiers, fitted and turned into the plain arrays that serve. Knows nothing of prompts."""
+"""Classifiers, fitted by scikit-learn or as it does, and turned into the plain arrays that serve.
+
+Knows nothing of prompts.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,13 @@ import numpy.typing as npt
 import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import LinearSVC
 
 from coe_server.routing.classifier import CategoryModel, LinearModel, NeighbourModel, PerceptronModel
 from coe_server.routing.features import Floats
 from router_training.config import ClassifierSettings
+from router_training.step_one.logistic import fitted_logistic
 
 Matrix = sp.csr_array
 Ints = npt.NDArray[np.int64]
@@ -51,12 +54,8 @@ def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float6
 
 
 def _fit_logistic(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
-    model = LogisticRegression(
-        C=settings.inverse_regularisation, max_iter=settings.max_iterations, tol=1e-3, random_state=seed
-    )
-    _fit_quietly(model, vectors, labels)
-    # two classes come as one column, the second's advantage over the first
-    return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model, share=0.5)
+    del seed  # nothing is drawn
+    return LinearModel(*fitted_logistic(vectors, labels, settings.inverse_regularisation, settings.max_iterations))
 
 
 def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
@@ -65,7 +64,7 @@ def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: 
     # the solver takes 32-bit indices only
     indices, ends = vectors.indices.astype(np.int32), vectors.indptr.astype(np.int32)
     _fit_quietly(model, sp.csr_array((vectors.data, indices, ends), shape=vectors.shape), labels)
-    return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model, share=1.0)
+    return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model)
 
 
 def _fit_neighbours(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
@@ -115,8 +114,9 @@ def _linear(model: Any) -> LinearModel:
     return LinearModel(model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32))
 
 
-def _linear_of_two(model: Any, share: float) -> LinearModel:
-    signs = share * np.array([-1.0, 1.0])
+def _linear_of_two(model: Any) -> LinearModel:
+    """Two classes come as one column, the second's advantage over the first."""
+    signs = np.array([-1.0, 1.0])
     coefficients = (model.coef_.T * signs).astype(np.float32)
     return LinearModel(coefficients, (model.intercept_ * signs).astype(np.float32))
 

@@ -16,6 +16,8 @@ from coe_server.routing.features import Features, Turn, buckets, distinct
 
 Matrix = sp.csr_array
 
+BLOCK = 4096  # prompts weighed at a time
+
 
 def count_ngrams(conversations: Iterable[Conversation], bucket_bits: int) -> Matrix:
     """log2(1 + weighted count) of every bucket: [prompts, 2 ** bucket_bits]."""
@@ -45,10 +47,8 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
 
 def weigh(counts: Matrix, features: Features) -> Matrix:
     """The prompts as `Features.vector` makes them, [prompts, columns]; words and runs each have length 1."""
-    weighted = sp.csr_array(counts[:, features.kept] @ sp.diags_array(features.idf))
-    split = features.word_columns
-    halves = [_rows_of_length_one(weighted[:, :split]), _rows_of_length_one(weighted[:, split:])]
-    return sp.csr_array(sp.hstack(halves, format="csr", dtype=np.float32))
+    blocks = [_weighed(counts[at : at + BLOCK], features) for at in range(0, counts.shape[0], BLOCK)]
+    return sp.csr_array(sp.vstack(blocks, format="csr"))
 
 
 def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix:
@@ -66,7 +66,16 @@ def _counted(turns: Sequence[Turn], bucket_bits: int) -> tuple[npt.NDArray[np.in
     return columns, totals.astype(np.float64)
 
 
-def _rows_of_length_one(matrix: Matrix) -> Matrix:
-    lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1))).ravel()
+def _weighed(counts: Matrix, features: Features) -> Matrix:
+    """A few prompts at a time: what it takes on the way is several times what it gives."""
+    prompts = counts.shape[0]
+    columns = features.column_of[counts.indices]
+    kept = np.flatnonzero(columns >= 0)
+    rows, columns = np.repeat(np.arange(prompts), np.diff(counts.indptr))[kept], columns[kept]
+    weights = counts.data[kept] * features.idf[columns]
+    halves = 2 * rows + (columns >= features.word_columns)  # words and runs of each prompt
+    lengths = np.sqrt(np.bincount(halves, weights.astype(np.float64) ** 2, 2 * prompts))
     lengths[lengths == 0.0] = 1.0
-    return sp.csr_array(sp.diags_array((1.0 / lengths).astype(np.float32)) @ matrix)
+    ends = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=prompts)))).astype(np.int32)
+    weights /= lengths.astype(np.float32)[halves]
+    return sp.csr_array((weights, columns, ends), shape=(prompts, features.columns))
