@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +41,10 @@ from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, Vllm
 from coe_server.errors import ConfigError
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
+from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service, Serving
+from coe_server.keys import Key, Keyring, hashed, read_keys
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedder import Embedder, OfLength
@@ -76,7 +78,7 @@ def build_server(config: ServerConfig) -> Listener:
         serving=serving,
         cache=cache,
         engine_models={expert.name: _model_name(expert) for expert in config.experts},
-        admin=config.http.is_loopback,  # without keys, the admin's view is for this machine alone
+        guard=build_guard(config),
         started=int(time.time()),
         telemetry=telemetry,
         log_prompts=config.log.prompts,
@@ -156,6 +158,36 @@ def _try_probes(router: Router, settings: RouterSettings) -> None:
         if settings.failing_probes == "refuse":
             raise ConfigError(f"router.failing_probes is refuse, and a {failure}")
         logger.warning("a router's self-test fails: %s", failure)
+
+
+def build_guard(config: ServerConfig) -> Guard:
+    """Who may come in. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
+    settings = config.keys
+    keys = read_keys(settings.file) if settings.file is not None else ()
+    for name, variable, admin in (
+        ("api_key_env", settings.api_key_env, False),
+        ("admin_key_env", settings.admin_key_env, True),
+    ):
+        if variable is not None:
+            digest = hashed(secret_from_environment(f"keys.{name}", variable))
+            keys += (Key(name=f"{name}", sha256=digest, admin=admin),)
+    _refuse_unknown_names(keys, {expert.name for expert in config.experts})
+    if not keys and not config.http.is_loopback:
+        if not config.keys.open:
+            raise ConfigError(
+                f"http.host: '{config.http.host}' can be reached by others and there are no keys; make one "
+                "(keys.file, `coe keys add`), or say keys.open: true"
+            )
+        logger.warning("anybody who reaches %s may use every expert: there are no keys (keys.open)", config.http.host)
+    return Guard(Keyring(keys), config.http.is_loopback)
+
+
+def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:
+    for key in keys:
+        if unknown := sorted((key.experts or frozenset()) - set(experts)):
+            raise ConfigError(
+                f"keys.file: key '{key.name}' may use expert '{unknown[0]}'; the experts are {', '.join(experts)}"
+            )
 
 
 def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
@@ -267,12 +299,13 @@ def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not ex
         conductor = asyncio.create_task(cache.run())
         conductor.add_done_callback(_stop_without_conductor)
         keeper = asyncio.create_task(_keep_costs(cache, costs_file))
+        tasks = [conductor, keeper]
         if told_of_copying is not None:
-            told_of_copying.measured_bandwidth(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
+            tasks.append(asyncio.create_task(_measure_copying(told_of_copying)))
         try:
             yield
         finally:
-            for task in (conductor, keeper):
+            for task in tasks:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
@@ -280,6 +313,11 @@ def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not ex
                 await embedder.close()
 
     return lifespan
+
+
+async def _measure_copying(telemetry: Telemetry) -> None:
+    """What a wake on a CPU can reach at best; requests need not wait for the figure."""
+    telemetry.measured_bandwidth(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
 
 
 def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:

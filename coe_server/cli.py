@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from coe_server import key_commands
 from coe_server.app import (
     build_capacity,
     build_embedder,
@@ -33,12 +32,13 @@ from coe_server.cache.scheduler import Limits, turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
-from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
+from coe_server.errors import CoeError, ConfigError
 from coe_server.http.service import AUTO, Decides
 from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
+from coe_server.sentences import mistakes_as_sentences
 from coe_server.simulation import Question, run_simulation
 
 app = typer.Typer(
@@ -48,6 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="One OpenAI-compatible endpoint for many experts: routed by a router you train, served by vLLM.",
 )
+
+app.add_typer(key_commands.app, name="keys")
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")
@@ -67,7 +69,7 @@ def serve(
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed.
     """
-    with _mistakes_as_sentences():
+    with mistakes_as_sentences():
         settings = load_config(config)
         write_log_to_stderr(settings.log.format)
         if names_only:
@@ -83,7 +85,7 @@ def serve(
 @app.command()
 def validate(config: ConfigPath) -> None:
     """Check a configuration without starting anything, and show who fits where."""
-    with _mistakes_as_sentences():
+    with mistakes_as_sentences():
         settings = load_config(config)
         router = build_router(settings)
         capacity = build_capacity(settings)
@@ -122,7 +124,7 @@ def route(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole decision as JSON.")] = False,
 ) -> None:
     """Show which expert a prompt would go to, and why. Nothing is started; no expert is taken to be resident."""
-    with _mistakes_as_sentences():
+    with mistakes_as_sentences():
         settings = load_config(config)
         decision = _decide(settings, prompt, objective)
     if as_json:
@@ -135,19 +137,22 @@ def route(
 def experts(
     config: ConfigPath,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing, four times a second, until Ctrl-C.")] = False,
+    admin_key: Annotated[
+        str | None, typer.Option(envvar="COE_ADMIN_KEY", help="Where the server asks for one.", show_default=False)
+    ] = None,
 ) -> None:
     """Show where the experts of a running server are: state, bytes, users, queue and last move."""
-    with _mistakes_as_sentences():
+    with mistakes_as_sentences():
         settings = load_config(config)
         url = f"http://{settings.http.host}:{settings.http.port}"
-        first = _experts_table(_ask_server(url, "/admin/experts"))
+        first = _experts_table(_ask_server(url, "/admin/experts", admin_key))
         if not watch:
             Console().print(first)
             return
         with Live(first, refresh_per_second=4) as live, suppress(KeyboardInterrupt):
             while True:
                 time.sleep(0.25)
-                live.update(_experts_table(_ask_server(url, "/admin/experts")))
+                live.update(_experts_table(_ask_server(url, "/admin/experts", admin_key)))
 
 
 @app.command()
@@ -185,7 +190,7 @@ def simulate(
     seconds in which somebody waits and nobody generates.
     """
     question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
-    with _mistakes_as_sentences():
+    with mistakes_as_sentences():
         run_simulation(question, json_file, timeline)
 
 
@@ -202,13 +207,14 @@ def _experts_table(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _ask_server(url: str, path: str) -> Any:
+def _ask_server(url: str, path: str, admin_key: str | None) -> Any:
+    credentials = {"authorization": f"Bearer {admin_key}"} if admin_key else {}
     try:
-        with urllib.request.urlopen(url + path, timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url + path, headers=credentials), timeout=10) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise CoeError(
-            f"{url}{path} answers {error.code}: /admin is there only if http.host is a loopback address"
+            f"{url}{path} answers {error.code}: it takes an admin key (COE_ADMIN_KEY), or none on a loopback address"
         ) from error
     except ValueError as error:
         raise CoeError(f"what answers at {url} is not this server: {path} is no JSON") from error
@@ -248,15 +254,3 @@ def _print_decision(decision: RoutingDecision) -> None:
             ranked.expert, *("-" if number is None else f"{number:.4g}" for number in numbers), ranked.excluded or ""
         )
     console.print(table)
-
-
-@contextmanager
-def _mistakes_as_sentences() -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, ArtifactError, DatasetError) as error:
-        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  the one line a person needs, whatever the log's settings
-        raise typer.Exit(2) from error
-    except CoeError as error:
-        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  as above
-        raise typer.Exit(1) from error

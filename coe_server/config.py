@@ -39,6 +39,15 @@ class LogSettings(_Settings):
     prompts: bool = False  # nobody's words are kept unless the operator says so
 
 
+class KeySettings(_Settings):
+    """Whose requests are taken. Without any key everybody who reaches the server is."""
+
+    file: Path | None = None
+    api_key_env: str | None = None
+    admin_key_env: str | None = None
+    open: bool = False  # serve beyond this machine without keys
+
+
 class EmbeddingSettings(_Settings):
     """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
 
@@ -128,6 +137,7 @@ class ServerConfig(_Settings):
     """The whole of `configs/serve.yaml`; that file explains every key."""
 
     http: HttpSettings = HttpSettings()
+    keys: KeySettings = KeySettings()
     log: LogSettings = LogSettings()
     router: RouterSettings | None = None
     memory: MemorySettings = MemorySettings()
@@ -197,8 +207,15 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": absolute(config.vllm.log_directory)})
     experts = [_with_model_from(expert, folder) for expert in config.experts]
+    keys = config.keys.model_copy(update={"file": config.keys.file and absolute(config.keys.file)})
     return config.model_copy(
-        update={"router": router, "vllm": vllm, "state_directory": absolute(config.state_directory), "experts": experts}
+        update={
+            "keys": keys,
+            "router": router,
+            "vllm": vllm,
+            "state_directory": absolute(config.state_directory),
+            "experts": experts,
+        }
     )
 
 

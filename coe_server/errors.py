@@ -10,7 +10,10 @@ CoeError
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   └── BodyTooLarge (413)     the body is longer than http.max_body
 ├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
+├── InvalidApiKey (401)    no key, or not one of ours
+├── Forbidden (403)        the key, or the place a request comes from, does not allow it
 ├── Overloaded (429)       the queue is full; try again later
+│   └── RateLimited (429)      a key has used up what it may ask for
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
 ├── DeadlineExceeded (504)     the caller's own deadline passed
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
@@ -98,6 +101,14 @@ class Forbidden(CoeError):
     code = "forbidden"
 
 
+class InvalidApiKey(CoeError):
+    """No key, or one that is not known here."""
+
+    status = 401
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
 class ExpertBusy(CoeError):
     """An operator's wish cannot be granted while the expert is used."""
 
@@ -124,6 +135,12 @@ class Overloaded(CoeError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(Overloaded):
+    """A key has used up what it may ask for; the message names the limit."""
+
+    code = "rate_limit_exceeded"
 
 
 class ExpertUnavailable(CoeError):

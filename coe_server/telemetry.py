@@ -32,6 +32,7 @@ class Metric:
 
 # requests
 REQUESTS = Metric("coe_requests", "counter", "Requests by endpoint and HTTP status.", ("endpoint", "status"))
+KEY_REQUESTS = Metric("coe_key_requests", "counter", "Requests by API key and HTTP status.", ("key", "status"))
 ERRORS = Metric("coe_errors", "counter", "Errors told to clients, by their code.", ("code",))
 HANG_UPS = Metric("coe_hang_ups", "counter", "Clients that left before their answer was whole.", ("expert",))
 FALLBACKS = Metric(

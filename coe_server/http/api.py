@@ -13,6 +13,7 @@ from coe_server.http.incoming import read_all
 from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
+from coe_server.http.rate_limits import RateLimits
 from coe_server.http.service import Service
 from coe_server.http.surfaces import SURFACES, surface_of
 
@@ -21,7 +22,7 @@ def build_api(service: Service) -> FastAPI:
     """The whole HTTP surface over `service`."""
     app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
     install_error_handlers(app, service.telemetry)
-    app.add_middleware(Entrance, telemetry=service.telemetry)
+    app.add_middleware(Entrance, telemetry=service.telemetry, guard=lambda: service.guard, limits=RateLimits())
     for surface in SURFACES:
         app.add_api_route(surface.path, answering(service, surface), methods=["POST"])
 
@@ -46,7 +47,6 @@ def build_api(service: Service) -> FastAPI:
         ready = service.cache.ready.is_set()
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
-    if service.admin:
-        app.include_router(build_admin(service.cache))
-        app.include_router(build_metrics(service))
+    app.include_router(build_admin(service.cache))
+    app.include_router(build_metrics(service))
     return app

@@ -1,30 +1,81 @@
-"""What every request passes before any endpoint: it is counted by endpoint and status. Pure ASGI, on the hot path."""
+"""What every request passes before any endpoint: its key, its limits, and being counted. Pure ASGI, on the hot path."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.telemetry import REQUESTS, Telemetry
+from coe_server.errors import CoeError
+from coe_server.http.guard import CLIENTS_PREFIX, Guard
+from coe_server.http.openai_errors import error_response
+from coe_server.http.rate_limits import Admission, RateLimits
+from coe_server.keys import Key
+from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
+
+CALLER = "coe.caller"  # in a request's scope: the `Key` that opened the door, or None
 
 
 class Entrance:
-    """Wraps the whole application."""
+    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, guard: Callable[[], Guard], limits: RateLimits) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._guard = guard
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            key = self._guard().admit(scope["path"], _headers(scope))
+            admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
+        except CoeError as error:
+            self._telemetry.count(ERRORS, error.code)
+            self._telemetry.count(REQUESTS, "refused", str(error.status))
+            await error_response(error, _challenge(scope, error))(scope, receive, send)
+            return
+        scope[CALLER] = key
+        try:
+            await self._app(scope, receive, self._counting(scope, send, key, admission))
+        finally:
+            if admission is not None:
+                admission.end()
+
+    def _counting(self, scope: Scope, send: Send, key: Key | None, admission: Admission | None) -> Send:
+        """`send`, which counts the answer by endpoint, status and key, and ends the admission with its last piece.
+
+        Not later: a client that has its whole answer may ask again at once.
+        """
+        extra = [(name.encode(), value.encode()) for name, value in admission.headers.items()] if admission else []
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._telemetry.count(REQUESTS, _endpoint(scope), str(message["status"]))
+                status = str(message["status"])
+                self._telemetry.count(REQUESTS, _endpoint(scope), status)
+                if key is not None:
+                    self._telemetry.count(KEY_REQUESTS, key.name, status)
+                if extra:
+                    message = {**message, "headers": [*message["headers"], *extra]}
+            elif admission is not None and not message.get("more_body", False):
+                admission.end()
             await send(message)
 
-        await self._app(scope, receive, counting)
+        return counting
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; of two, the last."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _challenge(scope: Scope, error: CoeError) -> dict[str, str]:
+    """Lets a browser ask the operator for the admin key; a client library needs no such thing."""
+    if error.status == 401 and not scope["path"].startswith(CLIENTS_PREFIX):
+        return {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
+    return {}
 
 
 def _endpoint(scope: Scope) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.http.body import Body
+from coe_server.http.guard import Guard
 from coe_server.http.options import AUTO, model_names, read_options, require_expert
 from coe_server.http.surfaces import Surface
 from coe_server.routing.conversation import Conversation
@@ -72,7 +73,7 @@ class Service:
     serving: Serving
     cache: ExpertCache
     engine_models: Mapping[str, str]
-    admin: bool
+    guard: Guard  # who may come in
     started: int  # seconds since the epoch
     telemetry: Telemetry
     log_prompts: bool = False

@@ -14,8 +14,10 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
+from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
 from coe_server.http.service import Service, Serving
+from coe_server.keys import Keyring
 from coe_server.routing.named import NamedRouter
 from coe_server.telemetry import Telemetry
 
@@ -45,7 +47,15 @@ class Running:
 
 @contextmanager
 def running_server(
-    engines, router=None, limits=None, capacity=None, embedder=None, log_prompts=False, **serving_settings
+    engines,
+    router=None,
+    limits=None,
+    capacity=None,
+    embedder=None,
+    log_prompts=False,
+    keyring=None,
+    on_loopback=True,
+    **serving_settings,
 ):
     """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
     ready = threading.Event()
@@ -67,7 +77,7 @@ def running_server(
             serving=serving,
             cache=cache,
             engine_models={name: name for name in engines},
-            admin=True,
+            guard=Guard(keyring or Keyring(), on_loopback=on_loopback),
             started=1,
             telemetry=telemetry,
             log_prompts=log_prompts,

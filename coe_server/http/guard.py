@@ -1,0 +1,104 @@
+"""Who is asking, and may they come in: keys for the API, the operator for everything else. Pure.
+
+What is not known to be for everybody or for clients is the operator's: a new path is closed until somebody opens it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from coe_server.errors import Forbidden, InvalidApiKey
+from coe_server.keys import Key, Keyring
+
+FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
+FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
+CLIENTS_PREFIX = "/v1/"
+_OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """`on_loopback`: the server listens on a loopback address alone, so that whoever reaches it is on this machine."""
+
+    keyring: Keyring
+    on_loopback: bool
+
+    def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
+        """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
+        if path in FOR_EVERYBODY:
+            return None
+        if path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS:
+            return self._client(headers)
+        return self._operator(headers)
+
+    def _client(self, headers: Mapping[str, str]) -> Key | None:
+        if not self.keyring.keys:
+            return None
+        return self._key(headers)
+
+    def _operator(self, headers: Mapping[str, str]) -> Key | None:
+        """Whoever has an admin key; where none was made, whoever is on this machine: no proxy, no page elsewhere."""
+        if not self.keyring.has_admin:
+            self._refuse_unless_local(headers)
+            return None
+        _refuse_other_origins(headers)
+        key = self._key(headers)
+        if not key.admin:
+            raise Forbidden(f"key '{key.name}' is not an admin key")
+        return key
+
+    def _refuse_unless_local(self, headers: Mapping[str, str]) -> None:
+        if not self.on_loopback:
+            raise Forbidden("this is for the operator, and there is no admin key (coe keys add --admin makes one)")
+        for sign in _SIGNS_OF_A_PROXY:
+            if sign in headers:
+                raise Forbidden(f"this came through a proxy ({sign}); make an admin key (coe keys add --admin)")
+        _refuse_other_names(headers)
+
+    def _key(self, headers: Mapping[str, str]) -> Key:
+        presented = _presented(headers)
+        if not presented:
+            raise InvalidApiKey("no API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+        key = self.keyring.find(presented)
+        if key is None:
+            raise InvalidApiKey("the API key is not one of this server's")
+        return key
+
+
+def _presented(headers: Mapping[str, str]) -> str:
+    """The key in `Authorization: Bearer`, in `x-api-key` (Anthropic's clients), or as a browser's password."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return given.strip()
+        case "basic":
+            return _password(given)
+        case _:
+            return headers.get("x-api-key", "").strip()
+
+
+def _password(credentials: str) -> str:
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def _refuse_other_origins(headers: Mapping[str, str]) -> None:
+    """A browser sends the password that it remembers for any page; the page must be ours."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc not in {headers.get("host"), headers.get("x-forwarded-host")}:
+        raise Forbidden(f"this is for the operator, not for pages of {origin!r}")
+
+
+def _refuse_other_names(headers: Mapping[str, str]) -> None:
+    """What a web page elsewhere could send through the operator's browser, also by a name pointed at this address."""
+    for header in ("host", "origin"):
+        value = headers.get(header)
+        if value is not None and urlsplit(value if "//" in value else f"//{value}").hostname not in _OUR_NAMES:
+            raise Forbidden(f"this answers this machine only, not {header} {value!r}")

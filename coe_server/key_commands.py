@@ -1,0 +1,108 @@
+"""`coe keys`: makes, shows and removes API keys. A key is printed once; only its hash is kept."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from coe_server.config import load_config
+from coe_server.errors import ConfigError
+from coe_server.keys import NAME, Key, hashed, new_key, read_keys, write_keys
+from coe_server.sentences import mistakes_as_sentences
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make, list and remove API keys. The file is keys.file of the configuration; only hashes are kept in it.",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The server's YAML file; its keys.file is changed.")]
+Name = Annotated[str, typer.Argument(help="Whose key it is; it appears in metrics and in the log.")]
+
+
+@app.command()
+def add(
+    config: ConfigPath,
+    name: Name,
+    admin: Annotated[bool, typer.Option("--admin", help="It also opens /admin, /metrics and the page.")] = False,
+    requests_per_minute: Annotated[int | None, typer.Option(help="At most so many. Default: no limit.", min=1)] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests in progress at a time.", min=1)] = None,
+    expert: Annotated[
+        list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option(help="May ask for auto:OBJECTIVE (repeatable). Default: every objective.")
+    ] = None,
+) -> None:
+    """Make a key and print it, once. A running server knows it after a reload.
+
+    Example: coe keys add serve.yaml alice --requests-per-minute 60 --concurrency 4 --objective cheap
+    """
+    with mistakes_as_sentences():
+        settings = load_config(config)
+        file = _file(settings.keys.file)
+        if re.fullmatch(NAME, name) is None:
+            raise ConfigError(f"NAME: '{name}' is not up to 64 letters, digits, dots, dashes and underscores")
+        _refuse_unknown(expert or (), {one.name for one in settings.experts})
+        known = read_keys(file) if file.exists() else ()
+        if any(key.name == name for key in known):
+            raise ConfigError(f"keys.file: there is a key '{name}' already; coe keys remove {config} {name} removes it")
+        key = new_key()
+        entry = Key(
+            name=name,
+            sha256=hashed(key),
+            created=datetime.now(UTC).date(),
+            admin=admin,
+            requests_per_minute=requests_per_minute,
+            concurrency=concurrency,
+            experts=frozenset(expert) if expert else None,
+            objectives=frozenset(objective) if objective else None,
+        )
+        write_keys(file, (*known, entry))
+    typer.echo(key)
+    typer.echo(f"kept as a hash in {file}; it cannot be shown again", err=True)
+
+
+@app.command(name="list")
+def show(config: ConfigPath) -> None:
+    """Show whose keys there are and what each may do; the keys themselves are not known."""
+    with mistakes_as_sentences():
+        found = read_keys(_file(load_config(config).keys.file))
+    table = Table("name", "created", "admin", "a minute", "at a time", "experts", "objectives")
+    for key in found:
+        table.add_row(
+            key.name,
+            key.created.isoformat() if key.created else "",
+            "yes" if key.admin else "",
+            *("-" if limit is None else str(limit) for limit in (key.requests_per_minute, key.concurrency)),
+            *("all" if names is None else ", ".join(sorted(names)) for names in (key.experts, key.objectives)),
+        )
+    Console().print(table)
+
+
+@app.command()
+def remove(config: ConfigPath, name: Name) -> None:
+    """Remove a key. A running server refuses it after a reload."""
+    with mistakes_as_sentences():
+        file = _file(load_config(config).keys.file)
+        found = read_keys(file)
+        if all(key.name != name for key in found):
+            raise ConfigError(f"keys.file: there is no key '{name}'; there are {', '.join(key.name for key in found)}")
+        write_keys(file, (key for key in found if key.name != name))
+
+
+def _file(file: Path | None) -> Path:
+    if file is None:
+        raise ConfigError("keys.file: is not set; say where the keys are to be kept, e.g. keys: {file: keys.json}")
+    return file
+
+
+def _refuse_unknown(experts: list[str] | tuple[()], known: set[str]) -> None:
+    if unknown := sorted(set(experts) - known):
+        raise ConfigError(f"--expert: there is no expert '{unknown[0]}'; there are {', '.join(sorted(known))}")

@@ -1,0 +1,118 @@
+"""API keys: what each may do, kept as hashes in a file that one command writes. Knows nothing of HTTP.
+
+Keys are 256 random bits, so one round of SHA-256 is as good as a slow hash; a key somebody made up is not made here.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from coe_server.errors import ConfigError
+from coe_server.mistakes import first_mistake
+
+PREFIX = "coe-"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Key(BaseModel):
+    """Who may do what; None is no limit. The key itself is known to its owner alone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=NAME)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    created: date | None = None
+    admin: bool = False
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    concurrency: int | None = Field(default=None, ge=1)
+    experts: frozenset[str] | None = None
+    objectives: frozenset[str] | None = None
+
+
+class _KeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: list[Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """The keys that are accepted."""
+
+    keys: tuple[Key, ...] = ()
+    _digests: tuple[bytes, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_digests", tuple(bytes.fromhex(key.sha256) for key in self.keys))
+
+    def find(self, presented: str) -> Key | None:
+        """The key that was presented; every one is compared, each in constant time."""
+        digest = sha256(presented.encode("utf-8", "replace")).digest()
+        found = None
+        for key, known in zip(self.keys, self._digests, strict=True):
+            if hmac.compare_digest(digest, known):
+                found = key
+        return found
+
+    @property
+    def has_admin(self) -> bool:
+        return any(key.admin for key in self.keys)
+
+
+def new_key() -> str:
+    """A key nobody can guess."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hashed(key: str) -> str:
+    """What may be kept of a key."""
+    return sha256(key.encode()).hexdigest()
+
+
+def read_keys(file: Path) -> tuple[Key, ...]:
+    """The keys in a file. Raises ConfigError if it is not one of ours."""
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        found = _KeyFile.model_validate(raw).keys
+    except OSError as error:
+        raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` makes it") from error
+    except ValidationError as error:
+        raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw if isinstance(raw, dict) else {})}") from error
+    except ValueError as error:
+        raise ConfigError(f"keys.file: {file} is not JSON: {error}") from error
+    _refuse_twins(found, file)
+    return tuple(found)
+
+
+def write_keys(file: Path, keys: Iterable[Key]) -> None:
+    """Replace the file as a whole; nobody but its owner may read it."""
+    text = json.dumps({"keys": [_as_json(key) for key in keys]}, indent=1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+        out.write(text + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.replace(file)
+
+
+def _as_json(key: Key) -> dict[str, object]:
+    told = key.model_dump(mode="json", exclude_defaults=True)
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def _refuse_twins(keys: list[Key], file: Path) -> None:
+    for position, key in enumerate(keys):
+        earlier = keys[:position]
+        if any(key.name == other.name or key.sha256 == other.sha256 for other in earlier):
+            raise ConfigError(f"keys.file: {file}: the key '{key.name}' stands twice")

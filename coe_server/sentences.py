@@ -1,0 +1,24 @@
+"""How a command ends when something is wrong: one sentence on standard error and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
+
+
+@contextmanager
+def mistakes_as_sentences() -> Iterator[None]:
+    """Exit code 2 for a mistake in what was given, 1 for anything else we name."""
+    try:
+        yield
+    except (ConfigError, ArtifactError, DatasetError) as error:
+        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  the one line a person needs, whatever the log's settings
+        raise typer.Exit(2) from error
+    except CoeError as error:
+        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  as above
+        raise typer.Exit(1) from error

@@ -1,0 +1,174 @@
+"""Who may do what, over real sockets: keys, limits, and what is the operator's alone."""
+
+import asyncio
+import json
+import threading
+
+import openai
+import pytest
+
+from coe_server.errors import RateLimited
+from coe_server.http.rate_limits import RateLimits
+from coe_server.keys import Key, Keyring, hashed
+from tests.http.server import running_server
+from tests.http.test_api import simulated
+
+CLIENT, ADMIN, SLOW = "coe-client", "coe-admin", "coe-slow"
+RING = Keyring(
+    (
+        Key(name="client", sha256=hashed(CLIENT)),
+        Key(name="boss", sha256=hashed(ADMIN), admin=True),
+        Key(name="slow", sha256=hashed(SLOW), requests_per_minute=2),
+    )
+)
+OPERATORS = ("/admin/experts", "/admin/events", "/metrics", "/", "/whatever/comes/later")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_server({"math": simulated("math")}, keyring=RING, on_loopback=False) as running:
+        yield running
+
+
+def bearer(key):
+    return {"authorization": f"Bearer {key}"}
+
+
+def ask(server, key, **fields):
+    body = {"model": "math", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return server.ask("POST", "/v1/chat/completions", json.dumps(body), bearer(key))
+
+
+def code_of(answer):
+    return answer[0], json.loads(answer[2])["error"]["code"]
+
+
+@pytest.mark.parametrize("headers", [{}, bearer("wrong"), {"x-api-key": "wrong"}, {"authorization": "Basic !!"}])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/v1/route", "/tokenize"])
+def test_without_a_known_key_nothing_of_the_api_answers(server, path, headers):
+    assert code_of(server.ask("POST", path, b"{}", headers)) == (401, "invalid_api_key")
+
+
+def test_a_key_opens_the_api_in_either_header(server):
+    assert server.ask("GET", "/v1/models", headers=bearer(CLIENT))[0] == 200
+    assert server.ask("GET", "/v1/models", headers={"x-api-key": CLIENT})[0] == 200
+    assert ask(server, CLIENT)[0] == 200
+
+
+def test_the_official_client_knows_the_refusal(server):
+    base = f"http://127.0.0.1:{server.port}/v1"
+    with (
+        openai.OpenAI(base_url=base, api_key="sk-wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError) as caught,
+    ):
+        client.models.list()
+    assert caught.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize("path", OPERATORS)
+def test_what_is_the_operators_takes_an_admin_key(server, path):
+    assert code_of(server.ask("GET", path)) == (401, "invalid_api_key")
+    assert code_of(server.ask("GET", path, headers=bearer(CLIENT))) == (403, "forbidden")
+    other_page = bearer(ADMIN) | {"origin": "https://evil.example"}
+    assert code_of(server.ask("GET", path, headers=other_page)) == (403, "forbidden")
+
+
+def test_the_admin_key_opens_everything_also_as_a_browsers_password(server):
+    assert server.ask("GET", "/metrics", headers=bearer(ADMIN))[0] == 200
+    assert ask(server, ADMIN)[0] == 200
+    password = "Ym9zczpjb2UtYWRtaW4="  # boss:coe-admin
+    assert server.ask("GET", "/admin/experts", headers={"authorization": f"Basic {password}"})[0] == 200
+    assert server.ask("GET", "/admin/experts")[1]["www-authenticate"].startswith("Basic")
+    assert "www-authenticate" not in server.ask("GET", "/v1/models")[1]
+
+
+def test_health_is_for_everybody(server):
+    assert server.ask("GET", "/healthz")[0] == 200
+    assert server.ask("GET", "/readyz")[0] in {200, 503}
+
+
+def test_no_admin_key_and_no_loopback_means_no_operator():
+    with running_server({"math": simulated("math")}, on_loopback=False) as server:
+        for path in OPERATORS:
+            status, code = code_of(server.ask("GET", path, headers=bearer("anything")))
+            assert (status, code) == (403, "forbidden"), path
+        assert ask(server, "anything")[0] == 200  # keys.open
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded-Proto", "Via"]
+)
+def test_what_came_through_a_proxy_on_loopback_is_not_the_operator(header):
+    with running_server({"math": simulated("math")}) as server:
+        assert server.ask("GET", "/admin/experts")[0] == 200
+        assert server.ask("GET", "/metrics")[0] == 200
+        assert code_of(server.ask("GET", "/admin/experts", headers={header: "203.0.113.9"})) == (403, "forbidden")
+
+
+def test_on_loopback_client_keys_do_not_lock_the_operator_out_but_an_admin_key_is_asked_for():
+    with running_server({"math": simulated("math")}, keyring=Keyring(RING.keys[:1])) as server:
+        assert server.ask("GET", "/admin/experts")[0] == 200
+        assert code_of(server.ask("GET", "/v1/models")) == (401, "invalid_api_key")
+    with running_server({"math": simulated("math")}, keyring=RING) as server:
+        assert server.ask("GET", "/admin/experts")[0] == 401
+
+
+def test_a_key_that_asked_often_enough_is_told_when_to_come_back(server):
+    left = [ask(server, SLOW)[1]["x-ratelimit-remaining-requests"] for _ in range(2)]
+    assert left == ["1", "0"]
+    refused = ask(server, SLOW)
+    assert code_of(refused) == (429, "rate_limit_exceeded")
+    assert 1 <= int(refused[1]["retry-after"]) <= 60
+    assert server.ask("GET", "/v1/models", headers=bearer(SLOW))[0] == 200  # only what costs is counted
+    assert ask(server, CLIENT)[0] == 200
+
+
+def test_requests_are_counted_by_the_name_of_their_key(server):
+    ask(server, CLIENT)
+    text = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
+    assert 'coe_key_requests_total{key="client",status="200"}' in text
+    assert CLIENT not in text
+
+
+def test_a_minute_passes_and_the_key_may_ask_again():
+    now = [0.0]
+    limits = RateLimits(clock=lambda: now[0])
+    key = Key(name="a", sha256=hashed("a"), requests_per_minute=2)
+    limits.enter(key)
+    now[0] = 30.0
+    limits.enter(key)
+    with pytest.raises(RateLimited) as caught:
+        limits.enter(key)
+    assert caught.value.retry_after_seconds == 30.0
+    now[0] = 60.0
+    limits.enter(key)
+    with pytest.raises(RateLimited):
+        limits.enter(key)
+
+
+def test_requests_at_a_time_are_given_back_when_they_end():
+    answering, end = threading.Event(), threading.Event()
+    one = Keyring((Key(name="one", sha256=hashed("one"), concurrency=1),))
+    with running_server({"math": held("math", answering, end)}, keyring=one) as server:
+        first = threading.Thread(target=ask, args=(server, "one"))
+        first.start()
+        assert answering.wait(10)
+        assert code_of(ask(server, "one")) == (429, "rate_limit_exceeded")
+        end.set()
+        first.join(10)
+        assert ask(server, "one")[0] == 200
+        assert ask(server, "one", model=7)[0] == 400  # an error gives it back too
+        assert ask(server, "one")[0] == 200
+
+
+def held(name, answering, end):
+    """A simulated engine that, once it is up, waits for the test before it says anything."""
+    engine = simulated(name)
+
+    async def pause(seconds):
+        if engine._running:
+            answering.set()
+            await asyncio.to_thread(end.wait, 10)
+
+    engine._pause = pause
+    return engine

@@ -1,0 +1,111 @@
+"""Keys: kept as hashes, made and removed by commands, wrong files refused with a sentence."""
+
+import json
+import stat
+
+import pytest
+
+from coe_server.app import build_guard
+from coe_server.config import load_config
+from coe_server.errors import ConfigError
+from coe_server.keys import Key, Keyring, hashed, new_key, read_keys, write_keys
+from tests.test_cli import coe, config
+
+
+def test_what_is_written_is_read_back_and_only_its_owner_may(tmp_path):
+    keys = (
+        Key(name="a", sha256=hashed("one"), requests_per_minute=3, experts=frozenset({"x", "y"})),
+        Key(name="b", sha256=hashed("two"), admin=True, concurrency=2, objectives=frozenset()),
+    )
+    write_keys(tmp_path / "new/keys.json", keys)
+    assert read_keys(tmp_path / "new/keys.json") == keys
+    assert stat.S_IMODE((tmp_path / "new/keys.json").stat().st_mode) == 0o600
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["keys.json"]
+
+
+def test_a_key_is_found_by_itself_alone():
+    first, second = new_key(), new_key()
+    assert first != second
+    ring = Keyring((Key(name="a", sha256=hashed(first)), Key(name="b", sha256=hashed(second))))
+    assert ring.find(first).name == "a"
+    assert ring.find(second).name == "b"
+    for wrong in ("", first[:-1], first + " ", hashed(first), "\udcff"):
+        assert ring.find(wrong) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "must be a mapping"),
+        ('{"keys": [{"name": "a"}]}', "keys.a.sha256: is missing"),
+        (json.dumps({"keys": [{"name": "a", "sha256": "secret"}]}), "keys.a.sha256"),
+        (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "rpm": 1}]}), "keys.a.rpm: there is no such key"),
+        (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64}] * 2}), "the key 'a' stands twice"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_a_sentence(tmp_path, content, sentence):
+    (tmp_path / "keys.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"keys\.file") as caught:
+        read_keys(tmp_path / "keys.json")
+    assert sentence in str(caught.value)
+
+
+def test_commands_make_show_and_remove_keys(tmp_path):
+    path = config(tmp_path, keys={"file": "keys.json"})
+    made = coe("keys", "add", path, "alice", "--requests-per-minute", "60", "--expert", "a", "--objective", "cheap")
+    assert made.returncode == 0
+    key = made.stdout.strip()
+    (entry,) = read_keys(tmp_path / "keys.json")
+    assert (entry.sha256, entry.requests_per_minute, entry.experts) == (hashed(key), 60, {"a"})
+    assert key not in (tmp_path / "keys.json").read_text()
+    again = coe("keys", "add", path, "alice")
+    assert again.returncode == 2
+    assert "there is a key 'alice' already" in again.stderr
+    shown = coe("keys", "list", path).stdout
+    assert "alice" in shown
+    assert key not in shown
+    assert coe("keys", "remove", path, "alice").returncode == 0
+    assert read_keys(tmp_path / "keys.json") == ()
+    assert "there is no key 'alice'" in coe("keys", "remove", path, "alice").stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [(("bob", "--expert", "gone"), "there is no expert 'gone'"), (("b b",), "NAME: 'b b' is not up to 64 letters")],
+)
+def test_a_key_that_makes_no_sense_is_not_made(tmp_path, words, sentence):
+    made = coe("keys", "add", config(tmp_path, keys={"file": "keys.json"}), *words)
+    assert made.returncode == 2
+    assert sentence in made.stderr
+    assert not (tmp_path / "keys.json").exists()
+
+
+def guard_of(folder, **settings):
+    return build_guard(load_config(config(folder, **settings)))
+
+
+def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
+    beyond = {"host": "0.0.0.0"}
+    with pytest.raises(ConfigError, match="can be reached by others and there are no keys"):
+        guard_of(tmp_path, http=beyond)
+    guard = guard_of(tmp_path, http=beyond, keys={"open": True})
+    assert (guard.keyring.keys, guard.on_loopback) == ((), False)
+    assert "anybody who reaches 0.0.0.0 may use every expert" in caplog.text
+
+
+def test_keys_come_from_the_environment_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURS", "a-long-word")
+    monkeypatch.setenv("BOSS", "a-longer-word")
+    guard = guard_of(tmp_path, keys={"api_key_env": "OURS", "admin_key_env": "BOSS"})
+    assert guard.keyring.find("a-long-word").admin is False
+    assert guard.keyring.find("a-longer-word").admin is True
+    monkeypatch.delenv("OURS")
+    with pytest.raises(ConfigError, match=r"keys\.api_key_env: the environment variable 'OURS' is not set"):
+        guard_of(tmp_path, keys={"api_key_env": "OURS"})
+
+
+def test_a_key_for_an_expert_that_is_not_there_stops_the_start(tmp_path):
+    write_keys(tmp_path / "keys.json", [Key(name="a", sha256=hashed("one"), experts=frozenset({"gone"}))])
+    with pytest.raises(ConfigError, match="key 'a' may use expert 'gone'; the experts are a"):
+        guard_of(tmp_path, keys={"file": "keys.json"})
