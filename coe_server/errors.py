@@ -6,6 +6,7 @@ CoeError
 ├── DatasetError           training data are wrong; the message names file and row
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
+│   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── NoCapableExpert (400)  no expert can take this request
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   └── BodyTooLarge (413)     the body is longer than http.max_body
@@ -68,6 +69,13 @@ class UnknownModel(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class ModelWithheld(RequestError):
+    """The model exists, and the caller's key may not use it."""
+
+    status = 403
+    code = "model_not_found"  # as OpenAI says it
 
 
 class NoCapableExpert(RequestError):

@@ -14,6 +14,7 @@ from coe_server.engines.engine import EngineRequest
 from coe_server.events import EventLog
 from coe_server.http.account import Account
 from coe_server.http.body import Body, read_body
+from coe_server.http.entrance import CALLER
 from coe_server.http.incoming import read_all
 from coe_server.http.routed_response import RoutedResponse
 from coe_server.http.service import Service
@@ -30,7 +31,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
     async def answer(request: Request) -> Response:
         began, serving = time.perf_counter(), service.serving
         body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
-        asked = await service.asked(surface, body)
+        asked = await service.asked(surface, body, request.scope.get(CALLER))
         decision = service.decide(asked)
         _record(service.cache.events, decision)
         return RoutedResponse(

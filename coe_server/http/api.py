@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from coe_server.http.admin import build_admin
 from coe_server.http.answering import answering
 from coe_server.http.body import read_body
-from coe_server.http.entrance import Entrance
+from coe_server.http.entrance import CALLER, Entrance
 from coe_server.http.incoming import read_all
 from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
@@ -31,7 +31,7 @@ def build_api(service: Service) -> FastAPI:
         """The decision for a request, without the answer."""
         serving = service.serving
         body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
-        asked = await service.asked(surface_of(body.fields), body)
+        asked = await service.asked(surface_of(body.fields), body, request.scope.get(CALLER))
         return JSONResponse(service.decide(asked).as_json())
 
     app.include_router(build_models(service))

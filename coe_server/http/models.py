@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from coe_server.errors import UnknownModel
+from coe_server.http.entrance import CALLER
 from coe_server.http.options import AUTO
 from coe_server.http.service import Service
 
@@ -19,16 +20,19 @@ def build_models(service: Service) -> APIRouter:
         owner = "expert" if name in service.engine_models or name.partition(":")[0] != AUTO else "router"
         return {"id": name, "object": "model", "created": service.started, "owned_by": owner}
 
+    def names(request: Request) -> tuple[str, ...]:
+        return service.reach(request.scope.get(CALLER)).models
+
     @models.get("/v1/models")
-    async def every_model() -> dict[str, Any]:
-        """Every name that may stand under `model`: the router's objectives and the experts."""
-        return {"object": "list", "data": [entry(name) for name in service.models]}
+    async def every_model(request: Request) -> dict[str, Any]:
+        """Every name that the caller may put under `model`: the router's objectives and the experts."""
+        return {"object": "list", "data": [entry(name) for name in names(request)]}
 
     @models.get("/v1/models/{name}")
-    async def one_model(name: str) -> dict[str, Any]:
+    async def one_model(name: str, request: Request) -> dict[str, Any]:
         """One of them; 404 if there is none of that name."""
-        if name not in service.models:
-            raise UnknownModel(f"there is no model '{name}'; there are {', '.join(service.models)}", "model")
+        if name not in names(request):
+            raise UnknownModel(f"there is no model '{name}'; there are {', '.join(names(request))}", "model")
         return entry(name)
 
     return models

@@ -12,8 +12,10 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.http.body import Body
 from coe_server.http.guard import Guard
-from coe_server.http.options import AUTO, model_names, read_options, require_expert
+from coe_server.http.options import AUTO, require_expert
+from coe_server.http.reach import Reach
 from coe_server.http.surfaces import Surface
+from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import Embedder, with_embeddings
@@ -78,19 +80,17 @@ class Service:
     telemetry: Telemetry
     log_prompts: bool = False
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Every name a caller may put under `model`."""
-        return model_names(self.serving.router.objectives, self.engine_models)
-
-    async def asked(self, surface: Surface, body: Body) -> Asked:
-        """What a body asks for. Raises RequestError naming the field that is wrong."""
+    def reach(self, key: Key | None) -> Reach:
+        """What a caller with this key may name."""
         serving = self.serving
-        options = read_options(
-            body.fields, serving.router.objectives, tuple(self.engine_models), serving.default_objective
-        )
+        return Reach.of(key, self.engine_models, serving.router.objectives, serving.default_objective)
+
+    async def asked(self, surface: Surface, body: Body, key: Key | None) -> Asked:
+        """What a body asks for. Raises RequestError naming the field that is wrong."""
+        serving, reach = self.serving, self.reach(key)
+        options = reach.options(body.fields)
         if not surface.routed:
-            require_expert(options, surface.path, self.engine_models)
+            require_expert(options, surface.path, reach.experts)
         conversation = surface.conversation(body.fields)
         if serving.embedder is not None and options.expert is None:
             conversation = await self._embedded(conversation, serving.embedder)

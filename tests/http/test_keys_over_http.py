@@ -10,8 +10,11 @@ import pytest
 from coe_server.errors import RateLimited
 from coe_server.http.rate_limits import RateLimits
 from coe_server.keys import Key, Keyring, hashed
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import simulated
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
 
 CLIENT, ADMIN, SLOW = "coe-client", "coe-admin", "coe-slow"
 RING = Keyring(
@@ -159,6 +162,66 @@ def test_requests_at_a_time_are_given_back_when_they_end():
         assert ask(server, "one")[0] == 200
         assert ask(server, "one", model=7)[0] == 400  # an error gives it back too
         assert ask(server, "one")[0] == 200
+
+
+COUSIN = Keyring(
+    (
+        Key(
+            name="cousin",
+            sha256=hashed("cousin"),
+            experts=frozenset({"coder", "linguist"}),
+            objectives=frozenset({"cheap"}),
+        ),
+        Key(name="free", sha256=hashed("free")),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("router") / "router"
+    artifacts.save(small_artifact(), held_out(), None, folder)
+    with running_server({name: simulated(name) for name in SIZES}, Router.load(folder), keyring=COUSIN) as running:
+        yield running
+
+
+def test_a_key_lists_and_reaches_what_it_may_use(routed):
+    found = json.loads(routed.ask("GET", "/v1/models", headers=bearer("cousin"))[2])["data"]
+    assert [model["id"] for model in found] == ["auto", "auto:cheap", "coder", "linguist"]
+    assert routed.ask("GET", "/v1/models/big", headers=bearer("cousin"))[0] == 404
+    assert routed.ask("GET", "/v1/models/big", headers=bearer("free"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "big"},
+        {"model": "auto:quality"},
+        {"model": "auto", "coe": {"objective": "quality"}},
+        {"model": "auto", "coe": {"allow": ["coder", "big"]}},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/route"])
+def test_what_a_key_may_not_use_is_403_and_looks_like_openais(routed, path, fields):
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], **fields})
+    assert code_of(routed.ask("POST", path, body, bearer("cousin"))) == (403, "model_not_found")
+    assert routed.ask("POST", path, body, bearer("free"))[0] == 200
+
+
+def test_what_is_nowhere_is_404_and_the_rest_is_not_named(routed):
+    refused = ask(routed, "cousin", model="gpt-5")
+    assert code_of(refused) == (404, "model_not_found")
+    assert "big" not in refused[2].decode()
+
+
+def test_auto_stays_within_the_keys_experts_and_objectives(routed):
+    for text in TEXTS.values():
+        asked = {"model": "auto", "messages": [{"role": "user", "content": text}]}
+        decision = json.loads(routed.ask("POST", "/v1/route", json.dumps(asked), bearer("cousin"))[2])
+        assert decision["objective"] == "cheap"
+        assert decision["expert"] in {"coder", "linguist"}
+        (big,) = [one for one in decision["ranking"] if one["expert"] == "big"]
+        assert big["excluded"]
 
 
 def held(name, answering, end):

@@ -1,0 +1,60 @@
+"""What one caller may name: the experts and objectives of its key. Pure; knows nothing of how a key is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coe_server.errors import ModelWithheld
+from coe_server.http.options import AUTO, model_names, read_options
+from coe_server.keys import Key
+from coe_server.routing.decision import RouteOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """`experts` and `objectives` are what may be named, in the server's order; `withheld` is what else there is."""
+
+    experts: tuple[str, ...]
+    objectives: tuple[str, ...]
+    default_objective: str
+    is_limited: bool = False
+    withheld: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(
+        cls, key: Key | None, experts: Collection[str], objectives: Collection[str], default_objective: str
+    ) -> Reach:
+        """What this key reaches; without a key, everything. `auto` means an objective that the key may ask for."""
+        allowed_experts = None if key is None else key.experts
+        allowed_objectives = None if key is None else key.objectives
+        own_experts = tuple(one for one in experts if allowed_experts is None or one in allowed_experts)
+        own_objectives = tuple(one for one in objectives if allowed_objectives is None or one in allowed_objectives)
+        reachable = allowed_objectives is None or default_objective in own_objectives
+        default = default_objective if reachable else next(iter(own_objectives), default_objective)
+        withheld = set(model_names(objectives, experts)) - set(model_names(own_objectives, own_experts))
+        return cls(own_experts, own_objectives, default, allowed_experts is not None, frozenset(withheld))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every name this caller may put under `model`."""
+        return model_names(self.objectives, self.experts)
+
+    def options(self, fields: Mapping[str, Any]) -> RouteOptions:
+        """The options in a body. Raises ModelWithheld for what the key may not use, else as `read_options`."""
+        self._require(fields.get("model"), "model")
+        coe = fields.get("coe")
+        if isinstance(coe, Mapping):
+            self._require(f"{AUTO}:{coe.get('objective')}", "coe.objective")
+            allow = coe.get("allow")
+            for name in allow if isinstance(allow, list) else ():
+                self._require(name, "coe.allow")
+        options = read_options(fields, self.objectives, self.experts, self.default_objective)
+        if self.is_limited and options.allow is None:
+            return replace(options, allow=frozenset(self.experts))
+        return options
+
+    def _require(self, name: object, param: str) -> None:
+        if isinstance(name, str) and name in self.withheld:
+            raise ModelWithheld(f"this key has no access to '{name}'; it has to {', '.join(self.models)}", param)
