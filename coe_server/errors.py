@@ -20,6 +20,7 @@ CoeError
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
+    ├── EngineRefused (4xx)    it answered with an error that no client of OpenAI's could read
     └── EngineDied (502)
 """
 
@@ -188,6 +189,17 @@ class EngineStartFailed(EngineError):
 
     status = 503
     code = "engine_start_failed"
+
+
+class EngineRefused(EngineError):
+    """An engine refused a request in a shape of its own; its status is kept."""
+
+    type = "invalid_request_error"
+    code = "engine_refused"
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class EngineDied(EngineError):

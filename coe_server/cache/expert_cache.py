@@ -124,6 +124,10 @@ class ExpertCache:
         finally:
             self._waiting -= 1
 
+    def departure_of(self, name: str) -> asyncio.Event:
+        """Set when the expert has left the device, the next time it does."""
+        return self._slot(name).left
+
     async def load(self, name: str) -> None:
         """Bring an expert to the device, waiting its turn like a request. One that failed is tried again at once."""
         slot = self._slot(name)

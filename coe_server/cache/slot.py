@@ -79,6 +79,7 @@ class Slot:
     restarts: Restarts = field(default_factory=Restarts)
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # this life of the engine is over
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # it is off the device; a new one for the next time
     since: float = 0.0  # when it last came to the device
     last_used: float = 0.0
     uses: int = 0  # in all
@@ -211,6 +212,9 @@ class Slot:
         """No move is under way, or one ended without getting there."""
         self.moving = None
         self.still.set()
+        if self.tier is not Tier.DEVICE:
+            self.left.set()
+            self.left = asyncio.Event()
 
     def end_life(self) -> None:
         """The engine's process is over: leases of it no longer count, their holders are told."""

@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from fastapi import Request
 from starlette.responses import Response
 
-from coe_server.cache.lease import Lease
 from coe_server.engines.engine import EngineRequest
 from coe_server.events import EventLog
 from coe_server.http.account import Account
 from coe_server.http.body import Body, read_body
 from coe_server.http.entrance import CALLER
+from coe_server.http.headers import deadline_of
 from coe_server.http.incoming import read_all
-from coe_server.http.routed_response import RoutedResponse
+from coe_server.http.routed_response import Errand, RoutedResponse
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 from coe_server.routing.decision import RoutingDecision
@@ -30,19 +30,25 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
 
     async def answer(request: Request) -> Response:
         began, serving = time.perf_counter(), service.serving
+        deadline = deadline_of(request.headers)
         body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
         asked = await service.asked(surface, body, request.scope.get(CALLER))
         decision = service.decide(asked)
         _record(service.cache.events, decision)
-        return RoutedResponse(
-            service.cache,
-            decision.expert,
-            asked.options.priority,
-            _engine_request(request, body, service.engine_models[decision.expert]),
-            lambda lease: decision_headers(decision) | wait_header(lease),
-            asked.serving.router.spending(decision),
-            Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None),
+        errand = Errand(
+            decision=decision,
+            priority=asked.options.priority,
+            is_streamed=body.fields.get("stream") is True,
+            keepalive_seconds=serving.keepalive_seconds,
+            deadline_seconds=deadline and max(0.0, deadline - (time.perf_counter() - began)),
+            request_for=lambda expert: _engine_request(request, body, service.engine_models[expert]),
+            decide_again=lambda: service.decide(asked),
+            decided=lambda again: _record(service.cache.events, again),
+            answered=lambda _: None,
+            spending=asked.serving.router.spending,
         )
+        account = Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None)
+        return RoutedResponse(service.cache, errand, account)
 
     return answer
 
@@ -69,23 +75,3 @@ def _record(events: EventLog, decision: RoutingDecision) -> None:
         reason=decision.reason,
         residency=decision.ranking[0].residency,
     )
-
-
-def decision_headers(decision: RoutingDecision) -> dict[str, str]:
-    """The decision as response headers; text that is not ASCII is written as JSON escapes."""
-    headers = {
-        "x-coe-decision-id": decision.decision_id,
-        "x-coe-expert": decision.expert,
-        "x-coe-reason": decision.reason,
-        "x-coe-residency": decision.ranking[0].residency or "",
-        "x-coe-routing-ms": f"{decision.routing_ms:.3f}",
-        "x-coe-router-version": decision.router_version,
-    }
-    if decision.category is not None and decision.confidence is not None:
-        headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
-        headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
-    return headers
-
-
-def wait_header(lease: Lease) -> dict[str, str]:
-    return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}

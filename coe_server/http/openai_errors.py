@@ -13,60 +13,68 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.errors import CoeError, ExpertUnavailable, Overloaded, RequestError
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, ExpertUnavailable, Overloaded, RequestError
 from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 
 
-def error_body(error: CoeError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it."""
+def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; with `type` beside it for Anthropic's."""
     param = error.param if isinstance(error, RequestError) else None
     message = str(error).partition("\n")[0]  # further lines are an engine's log, for the operator
-    return {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
+    shaped = {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
+    return {"type": "error", **shaped} if _is_anthropics(path) else shaped
 
 
-def error_event(error: CoeError) -> bytes:
+def error_event(error: CoeError, path: str = "") -> bytes:
     """The same as the last event of a stream that cannot go on."""
-    return f"data: {json.dumps(error_body(error))}\n\n".encode()
+    kind = "event: error\n" if _is_anthropics(path) else ""
+    return f"{kind}data: {json.dumps(error_body(error, path))}\n\n".encode()
 
 
-def error_response(error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
+def _is_anthropics(path: str) -> bool:
+    return path.startswith("/v1/messages")
+
+
+def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
     """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
     all_headers = dict(headers or {})
     if isinstance(error, Overloaded | ExpertUnavailable):
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
-    body = json.dumps(error_body(error))  # ASCII only: a message may quote what no encoding can write
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
+        all_headers["connection"] = "close"  # what is still to come of the body is not read
+    body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
     return Response(body, error.status, all_headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     """Nothing leaves the service as a traceback or in another shape."""
 
-    def told(error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
+    def told(request: Request, error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
         telemetry.count(ERRORS, error.code)
-        return error_response(error, headers)
+        return error_response(error, headers, request.url.path)
 
-    async def ours(_: Request, error: Exception) -> Response:
+    async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, CoeError)
-        return told(error)
+        return told(request, error)
 
-    async def malformed(_: Request, error: Exception) -> Response:
+    async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"][1:])
-        return told(RequestError(f"{where}: {first['msg']}", param=where or None))
+        return told(request, RequestError(f"{where}: {first['msg']}", param=where or None))
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         shaped = RequestError(f"{request.method} {request.url.path}: {error.detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
-        return told(shaped, error.headers)
+        return told(request, shaped, error.headers)
 
-    async def unexpected(_: Request, error: Exception) -> Response:
+    async def unexpected(request: Request, error: Exception) -> Response:
         logger.error("a request failed unexpectedly", exc_info=error)
-        return told(CoeError("the server met an error of its own; its log has the details"))
+        return told(request, CoeError("the server met an error of its own; its log has the details"))
 
     app.add_exception_handler(CoeError, ours)
     app.add_exception_handler(RequestValidationError, malformed)

@@ -1,4 +1,4 @@
-"""The response that owns a lease: it waits for the expert, streams the answer through, and gives the lease back.
+"""The response that owns a lease: it waits for an expert, has its answer passed on, and gives the lease back.
 
 A generator that never starts never cleans up; a response object is always called, so it holds the lease.
 """
@@ -6,164 +6,206 @@ A generator that never starts never cleans up; a response object is always calle
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.cache.queue import Priority
-from coe_server.engines.engine import EngineRequest, EngineResponse
-from coe_server.errors import CoeError, EngineDied, EngineError, ExpertUnavailable, GenerationTimeout
+from coe_server.engines.engine import EngineRequest
+from coe_server.errors import (
+    CoeError,
+    DeadlineExceeded,
+    EngineDied,
+    EngineError,
+    ExpertUnavailable,
+    GenerationTimeout,
+    Overloaded,
+)
 from coe_server.http.account import Account
-from coe_server.http.openai_errors import error_event, error_response
+from coe_server.http.headers import decision_headers, wait_header
+from coe_server.http.outgoing import Outgoing
+from coe_server.http.passing import Passage
+from coe_server.routing.decision import RoutingDecision
 
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 2  # a request that met a dead engine before its first byte is sent once more, to the restarted one
-LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
+_CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # where an expert is changes nothing about these
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One request to be answered, and whom to tell. `deadline_seconds` are what is left of the caller's own."""
+
+    decision: RoutingDecision
+    priority: Priority
+    is_streamed: bool
+    keepalive_seconds: float
+    deadline_seconds: float | None
+    request_for: Callable[[str], EngineRequest]  # what goes to which expert
+    decide_again: Callable[[], RoutingDecision]
+    decided: Callable[[RoutingDecision], None]  # told of every decision that takes the place of `decision`
+    answered: Callable[[RoutingDecision], None]  # told of the one whose expert gave a whole answer
+    spending: Callable[[RoutingDecision], AbstractContextManager[Callable[[], None]]]
 
 
 class RoutedResponse(Response):
-    """Sends `request` to `expert` as soon as the cache grants a lease; leaves the queue if the client does.
+    """Has an errand done; leaves the queue, or the engine, if the client does."""
 
-    `spending` is told when the expert begins to answer: from then on the answer costs what it costs.
-    """
-
-    def __init__(
-        self,
-        cache: ExpertCache,
-        expert: str,
-        priority: Priority,
-        request: EngineRequest,
-        headers: Callable[[Lease], dict[str, str]],
-        spending: AbstractContextManager[Callable[[], None]],
-        account: Account,
-    ) -> None:
+    def __init__(self, cache: ExpertCache, errand: Errand, account: Account) -> None:
         self.background = None
         self._cache = cache
-        self._expert = expert
-        self._priority = priority
-        self._request = request
-        self._headers_for = headers
-        self._spending = spending
+        self._errand = errand
         self._account = account
-        self._started = False
-        self._is_event_stream = False
+        self._decision = errand.decision
+        self._may_choose_again = errand.decision.reason not in _CHOSEN_BY_CALLER
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope = scope
+        self._out = Outgoing(scope, send)
         try:
-            with self._spending as self._answered:
-                await self._answer_or_hang_up(receive, send)
-        except CoeError as error:  # before the first byte: afterwards there is no way to say it with a status
+            await self._answer_or_hang_up(receive)
+        except CoeError as error:
             self._account.failed(error)
-            await error_response(error)(scope, receive, send)
+            await self._out.fail(error)
         finally:
             self._account.close()
 
-    async def _answer_or_hang_up(self, receive: Receive, send: Send) -> None:
-        answer = asyncio.create_task(self._answer(send))
+    async def _answer_or_hang_up(self, receive: Receive) -> None:
+        answer = asyncio.create_task(self._answer_in_time())
         hang_up = asyncio.create_task(_hang_up(receive))
+        alive = asyncio.create_task(self._keep_alive()) if self._errand.is_streamed else None
         try:
             await asyncio.wait((answer, hang_up), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:  # the server stops and has waited long enough
-            answer.cancel()
-            await asyncio.gather(answer, return_exceptions=True)
-            await self._end_unfinished(ExpertUnavailable("the server is stopping"), send)
-            return
+            raise ExpertUnavailable("the server is stopping") from None
         finally:
-            hang_up.cancel()
-            answer.cancel()  # does nothing to an answer that is complete
-            await asyncio.gather(answer, hang_up, return_exceptions=True)
+            tasks = [task for task in (answer, hang_up, alive) if task is not None]
+            for task in tasks:
+                task.cancel()  # does nothing to an answer that is complete
+            await asyncio.gather(*tasks, return_exceptions=True)
         if answer.cancelled():
             self._account.hung_up()
         else:
             answer.result()
 
-    async def _answer(self, send: Send) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            with await self._cache.lease(self._expert, self._priority) as lease:
-                self._account.granted(lease.expert, lease.waited_seconds)
-                try:
-                    if await self._in_time(lease, send, last=attempt == ATTEMPTS):
-                        lease.answered()
-                        return
-                except EngineError as error:
-                    if not self._started and (attempt == ATTEMPTS or not await self._worth_another_try(error, lease)):
-                        raise
-                    broken = error
-            if self._started:  # the lease is given back already: who does not read holds nothing
-                await self._end_unfinished(broken, send)
-                return
-
-    async def _in_time(self, lease: Lease, send: Send, last: bool) -> bool:
-        """`_pass_through`, ended when it takes longer than one answer may: the wait bound of all others rests on it."""
-        longest = self._cache.limits.max_generation_seconds
+    async def _answer_in_time(self) -> None:
+        """The answer, within the caller's own deadline."""
+        deadline = asyncio.timeout(self._errand.deadline_seconds)
         try:
-            async with asyncio.timeout(longest):
-                return await self._pass_through(lease, send, last)
+            async with deadline:
+                await self._answer()
         except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise DeadlineExceeded("the time given with x-request-timeout is over") from error
+
+    async def _answer(self) -> None:
+        """Ask the chosen expert, and while nothing of an answer is out, the next in the ranking after each failure."""
+        is_retry = False
+        while True:
+            try:
+                await self._attempt(is_retry)
+                self._errand.answered(self._decision)
+                return
+            except _DiedAlone:
+                is_retry = True  # nobody else can take it: once more, to the restarted engine
+            except _ChosenAgain as change:
+                self._follow(change.decision)
+            except (EngineError, ExpertUnavailable, Overloaded) as error:
+                if self._out.spoken or not self._decision.has_another:
+                    raise
+                self._account.fell_back(error)
+                self._follow(self._decision.without_first(str(error).partition("\n")[0]))
+
+    def _follow(self, decision: RoutingDecision) -> None:
+        self._decision = decision
+        self._errand.decided(decision)
+
+    async def _attempt(self, is_retry: bool) -> None:
+        """One expert, one lease. When it raises, the lease is given back already: who does not read holds nothing."""
+        with self._errand.spending(self._decision) as spent, await self._lease() as lease:
+            self._account.granted(lease.expert, lease.waited_seconds)
+            may_retry = not is_retry and not self._decision.has_another
+            try:
+                await self._carry(lease, spent, may_retry)
+                lease.answered()
+            except EngineDied as error:
+                lease.suspect_engine()
+                if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                    raise _DiedAlone from error
+                raise
+
+    async def _lease(self) -> Lease:
+        """A lease of the chosen expert; if it leaves the device while we wait, the choice is made once more."""
+        name, priority = self._decision.expert, self._errand.priority
+        if not self._may_choose_again or self._decision.ranking[0].residency != "device":
+            return await self._cache.lease(name, priority)
+        waiting = asyncio.create_task(self._cache.lease(name, priority))
+        leaving = asyncio.create_task(self._cache.departure_of(name).wait())
+        try:
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                self._may_choose_again = False
+                again = self._errand.decide_again()
+                if again.expert != name:
+                    raise _ChosenAgain(again)
+            return await waiting
+        except BaseException:
+            await _given_up(waiting)
+            raise
+        finally:
+            leaving.cancel()
+
+    async def _carry(self, lease: Lease, spent: Callable[[], None], may_retry: bool) -> None:
+        """Pass the answer on, ended when it takes longer than one may: the wait bound of all others rests on it."""
+        longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
+        try:
+            async with longest, lease.engine.send(self._errand.request_for(lease.expert)) as answer:
+                if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                    raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
+                headers = decision_headers(self._decision) | wait_header(lease)
+
+                def begun(status: int) -> None:
+                    self._account.first_bytes(status, self._errand.is_streamed)
+                    if status < 400:
+                        spent()
+
+                is_last = not self._decision.has_another
+                await Passage(lease.expert, self._out, headers, begun, is_last).carry(answer)
+        except TimeoutError as error:
+            if not longest.expired():
+                raise
             lease.suspect_engine()
             raise GenerationTimeout(
-                f"the answer took longer than {longest:g} s (scheduling.max_generation_seconds)"
+                f"the answer took longer than {self._cache.limits.max_generation_seconds:g} s"
+                " (scheduling.max_generation_seconds)"
             ) from error
 
-    async def _worth_another_try(self, error: EngineError, lease: Lease) -> bool:
-        return isinstance(error, EngineDied) and await lease.engine_is_gone(DEATH_NOTICE_SECONDS)
+    async def _keep_alive(self) -> None:
+        """Until the first word: the head once that has taken long, and a comment each time that long has passed."""
+        while not self._out.spoken:
+            await asyncio.sleep(self._errand.keepalive_seconds)
+            if not self._out.spoken:
+                await self._out.wait(decision_headers(self._decision), self._state())
 
-    async def _pass_through(self, lease: Lease, send: Send, last: bool) -> bool:
-        """Stream the engine's answer to the client; False if the engine turned out to be dead before its first byte."""
-        async with lease.engine.send(self._request) as answer:
-            if answer.status >= 500 and not last and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
-                return False
-            async for chunk in answer.chunks():
-                await self._begin(answer, lease, send)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await self._begin(answer, lease, send)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return True
-
-    async def _begin(self, answer: EngineResponse, lease: Lease, send: Send) -> None:
-        """The head goes out with the first byte of the body: until then another try is possible."""
-        if not self._started:
-            await send(self._head(answer, lease))
-            self._started = True
-            self._account.first_bytes(answer.status, self._is_event_stream)
-            if answer.status < 400:
-                self._answered()
-
-    def _head(self, answer: EngineResponse, lease: Lease) -> Message:
-        passed_on = [(name, value) for name, value in answer.headers if not _is_ours(name.lower())]
-        headers = passed_on + list(self._headers_for(lease).items())
-        self._is_event_stream = any(
-            name.lower() == "content-type" and value.startswith("text/event-stream") for name, value in passed_on
-        )
-        return {
-            "type": "http.response.start",
-            "status": answer.status,
-            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
-        }
-
-    async def _end_unfinished(self, error: CoeError, send: Send) -> None:
-        """Say why in an event stream; any other body stays incomplete, so that it cannot be taken for whole."""
-        if not self._started:
-            await error_response(error)(self._scope, _nobody, send)
-            return
-        logger.warning("%s", error)
-        self._account.failed(error)
-        if self._is_event_stream:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_SECONDS):
-                    await send({"type": "http.response.body", "body": error_event(error), "more_body": False})
+    def _state(self) -> str:
+        expert = next(one for one in self._cache.status() if one.name == self._decision.expert)
+        return f"waiting expert={expert.name} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 
 
-async def _nobody() -> Message:
-    return {"type": "http.disconnect"}
+class _DiedAlone(Exception):
+    """The engine died before the first word, and no other expert can take the request."""
+
+
+class _ChosenAgain(Exception):
+    """Another expert is the better choice now."""
+
+    def __init__(self, decision: RoutingDecision) -> None:
+        super().__init__()
+        self.decision = decision
 
 
 async def _hang_up(receive: Receive) -> None:
@@ -172,6 +214,9 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def _is_ours(header: str) -> bool:
-    """uvicorn's headers and our own are not an engine's to write; its cookies are nobody's business."""
-    return header in {"date", "server", "set-cookie"} or header.startswith("x-coe-")
+async def _given_up(waiting: asyncio.Task[Lease]) -> None:
+    """Leave the queue; a lease that was granted in that moment is given back."""
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    if not waiting.cancelled() and waiting.exception() is None:
+        waiting.result().release()

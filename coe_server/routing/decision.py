@@ -5,7 +5,7 @@ Knows nothing of how the choice is made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 Residency = Literal["device", "host", "disk", "remote"]
@@ -103,6 +103,19 @@ class RoutingDecision:
     budget: BudgetReading
     resident: ResidentTrade
     routing_ms: float
+
+    @property
+    def has_another(self) -> bool:
+        """Could anybody else take this request?"""
+        return any(one.excluded is None for one in self.ranking[1:])
+
+    def without_first(self, why: str) -> RoutingDecision:
+        """The next in the ranking instead of an expert that failed, which goes to the end with the reason."""
+        failed, *rest = self.ranking
+        assert self.has_another, "somebody is left who can take the request"
+        return replace(
+            self, expert=rest[0].expert, reason="fallback", ranking=(*rest, replace(failed, excluded=f"failed: {why}"))
+        )
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, the same in dry run, log, events and page."""

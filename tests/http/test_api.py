@@ -29,7 +29,8 @@ def server():
 
 def error_of(answer):
     status, _headers, body = answer
-    assert set(body) == {"error"}
+    assert set(body) in ({"error"}, {"error", "type"})
+    assert body.get("type", "error") == "error"  # as Anthropic's clients expect it under /v1/messages
     assert set(body["error"]) == {"message", "type", "param", "code"}
     return status, body["error"]
 
@@ -288,7 +289,9 @@ class DiesAtOnce:
 
 
 class DiesMidStream:
-    """The answer begins and breaks off."""
+    """The answer begins, says its first word (after the chunk that only names the role) and breaks off."""
+
+    chunks_first = 2
 
     def __init__(self, engine, inner):
         self.inner = inner
@@ -309,9 +312,18 @@ class DiesMidStream:
         return self.answer.headers
 
     async def chunks(self):
+        left = self.chunks_first
         async for chunk in self.answer.chunks():
             yield chunk
-            raise EngineDied("the engine died mid-answer")
+            left -= 1
+            if left == 0:
+                raise EngineDied("the engine died mid-answer")
+
+
+class DiesBeforeTheFirstWord(DiesMidStream):
+    """The answer breaks off after the chunk that only names the role."""
+
+    chunks_first = 1
 
 
 def test_a_request_that_meets_a_dead_engine_is_answered_after_a_restart():
@@ -338,6 +350,7 @@ def test_a_stream_that_breaks_off_ends_with_an_error_event():
         status, _, raw = server.ask("POST", "/v1/chat/completions", body)
         events = [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
         assert status == 200
+        assert json.loads(events[-2])["choices"][0]["delta"]["content"] == "a"
         assert json.loads(events[-1])["error"]["code"] == "engine_died"
         assert "[DONE]" not in events
 

@@ -1,0 +1,46 @@
+"""The decision and the wait as response headers, and the caller's deadline as one of its request's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from coe_server.cache.lease import Lease
+from coe_server.errors import RequestError
+from coe_server.routing.decision import RoutingDecision
+
+DEADLINE = "x-request-timeout"
+
+
+def decision_headers(decision: RoutingDecision) -> dict[str, str]:
+    """The decision as response headers; text that is not ASCII is written as JSON escapes."""
+    headers = {
+        "x-coe-decision-id": decision.decision_id,
+        "x-coe-expert": decision.expert,
+        "x-coe-reason": decision.reason,
+        "x-coe-residency": decision.ranking[0].residency or "",
+        "x-coe-routing-ms": f"{decision.routing_ms:.3f}",
+        "x-coe-router-version": decision.router_version,
+    }
+    if decision.category is not None and decision.confidence is not None:
+        headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
+        headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
+    return headers
+
+
+def wait_header(lease: Lease) -> dict[str, str]:
+    return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}
+
+
+def deadline_of(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the caller gives for a whole answer, counted from its arrival; None if it does not say."""
+    given = headers.get(DEADLINE)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise RequestError(f"{DEADLINE}: {given!r} is not a number of seconds above 0", DEADLINE)
+    return seconds

@@ -1,0 +1,71 @@
+"""The caller's side of one answer: what was sent already, and what can therefore still be sent. Knows no engines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from starlette.types import Message, Scope, Send
+
+from coe_server.errors import CoeError
+from coe_server.http.openai_errors import error_event, error_response
+
+logger = logging.getLogger(__name__)
+
+LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
+_STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+
+
+class Outgoing:
+    """`headed`: the status is out. `spoken`: so is a part of the answer, and nobody else can give it any more."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.headed = False
+        self.spoken = False
+        self.is_event_stream = False
+        self._scope = scope
+        self._send = send
+
+    async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        """The status and the headers, unless they are out already."""
+        if self.headed:
+            return
+        self.headed = True
+        pairs = [(name.lower(), value) for name, value in headers]
+        self.is_event_stream = any(n == "content-type" and v.startswith("text/event-stream") for n, v in pairs)
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+    async def say(self, piece: bytes) -> None:
+        """A part of the answer."""
+        self.spoken = True
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def wait(self, headers: Mapping[str, str], state: str) -> None:
+        """A sign of life for whoever sits between us and the caller, while there is no answer yet."""
+        await self.begin(200, (*_STREAM_HEADERS, *headers.items()))
+        await self._send({"type": "http.response.body", "body": f": coe {state}\n\n".encode(), "more_body": True})
+
+    async def end(self) -> None:
+        """The answer is whole."""
+        self.spoken = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: CoeError) -> None:
+        """Say why as a response or, later, as an event; any other body stays incomplete and is not taken for whole."""
+        if not self.headed:
+            self.headed = True
+            await error_response(error, path=self._scope["path"])(self._scope, _nobody, self._send)
+            return
+        logger.warning("%s", error)
+        if self.is_event_stream:
+            event = error_event(error, self._scope["path"])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+async def _nobody() -> Message:
+    return {"type": "http.disconnect"}

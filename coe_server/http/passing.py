@@ -1,0 +1,120 @@
+"""One engine's answer on its way to the caller: untouched, unless it is no answer but a failure. Knows no experts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+
+from coe_server.engines.engine import EngineResponse
+from coe_server.errors import EngineDied, EngineError, EngineRefused, Overloaded
+from coe_server.http.event_stream import EventCutter, error_of, is_opening
+from coe_server.http.outgoing import Outgoing
+
+LONGEST_COMPLAINT_BYTES = 1 << 20
+_QUOTED_CHARACTERS = 300
+_NOT_THE_CALLERS_FAULT = frozenset((401, 403, 407))  # our key is wrong over there, not the caller's here
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
+
+    `is_last`: nobody else can answer, so an engine's own error is the best there is.
+    """
+
+    expert: str
+    out: Outgoing
+    headers: Mapping[str, str]
+    begun: Callable[[int], None]
+    is_last: bool
+
+    async def carry(self, answer: EngineResponse) -> None:
+        """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
+        if answer.status >= 400:
+            await self._complaint(answer)
+        elif _is_event_stream(answer):
+            await self._events(answer)
+        else:
+            async for chunk in answer.chunks():
+                await self._say(answer, chunk)
+            await self._begin(answer)
+        await self.out.end()
+
+    async def _events(self, answer: EngineResponse) -> None:
+        """Events leave whole, and those before the first word with it: until then another expert may take over."""
+        cutter, held = EventCutter(), b""
+        async for chunk in answer.chunks():
+            for event in cutter.whole_events(chunk):
+                if (error := error_of(event)) is not None and not _is_callers(error):
+                    raise EngineDied(f"expert '{self.expert}' broke off its answer: {error.get('message')}")
+                held += event
+                if not self.out.spoken and is_opening(event):
+                    continue
+                await self._say(answer, held)
+                held = b""
+        await self._begin(answer)
+        if held + cutter.rest:
+            await self.out.say(held + cutter.rest)
+
+    async def _complaint(self, answer: EngineResponse) -> None:
+        body = await _all_of(answer.chunks())
+        quoted = body[:_QUOTED_CHARACTERS].decode(errors="replace")
+        told = f"expert '{self.expert}' answered with status {answer.status}: {quoted}"
+        if answer.status == 429:
+            raise Overloaded(told, _retry_after(answer))
+        if answer.status in _NOT_THE_CALLERS_FAULT or (answer.status >= 500 and not self.is_last):
+            raise EngineError(told)
+        if not _is_openai_error(body):
+            raise EngineError(told) if answer.status >= 500 else EngineRefused(told, answer.status)
+        if self.out.headed:  # the caller waits for a stream that has begun
+            self.begun(answer.status)
+            await self.out.say(b"data: " + json.dumps(json.loads(body)).encode() + b"\n\n")
+            return
+        await self._say(answer, body)
+
+    async def _say(self, answer: EngineResponse, piece: bytes) -> None:
+        await self._begin(answer)
+        await self.out.say(piece)
+
+    async def _begin(self, answer: EngineResponse) -> None:
+        if not self.out.spoken:
+            passed_on = (pair for pair in answer.headers if not _is_ours(pair[0].lower()))
+            await self.out.begin(answer.status, (*passed_on, *self.headers.items()))
+            self.begun(answer.status)
+
+
+def _is_event_stream(answer: EngineResponse) -> bool:
+    return any(n.lower() == "content-type" and v.startswith("text/event-stream") for n, v in answer.headers)
+
+
+def _is_callers(error: Mapping[str, object]) -> bool:
+    """An error in a stream that tells of the request and not of the engine."""
+    code = error.get("code")
+    return isinstance(code, int) and 400 <= code < 500
+
+
+def _is_openai_error(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body)["error"], dict)
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _retry_after(answer: EngineResponse) -> float:
+    values = [value for name, value in answer.headers if name.lower() == "retry-after" and value.isdecimal()]
+    return float(values[0]) if values else 1.0
+
+
+async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:
+    body = b""
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > LONGEST_COMPLAINT_BYTES:
+            break
+    return body
+
+
+def _is_ours(header: str) -> bool:
+    """uvicorn's headers and our own are not an engine's to write; its cookies are nobody's business."""
+    return header in {"date", "server", "set-cookie"} or header.startswith("x-coe-")

@@ -1,0 +1,328 @@
+"""What a caller sees when experts fail, are full, are slow, or are lost while it waits."""
+
+import asyncio
+import json
+import socket
+import threading
+from contextlib import asynccontextmanager
+
+import openai
+import pytest
+
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.tiers import Bytes
+from coe_server.errors import EngineDied
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.router import Router
+from tests.http.server import running_server
+from tests.http.test_api import (
+    GIB,
+    Breaking,
+    DiesAtOnce,
+    DiesBeforeTheFirstWord,
+    DiesMidStream,
+    error_of,
+    read_events,
+    simulated,
+    until,
+)
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
+
+FRENCH = [{"role": "user", "content": TEXTS["french"]}]  # linguist is best, then big, then coder
+
+
+@pytest.fixture
+def router(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    return Router.load(tmp_path / "router")
+
+
+class Says:
+    """An engine's answer as the test wrote it: chunks, exceptions to raise, or events to wait for between them."""
+
+    def __init__(self, status, *chunks, headers=(("content-type", "application/json"),)):
+        self.status = status
+        self.headers = headers
+        self.script = chunks
+        self.closed = threading.Event()
+
+    def __call__(self, engine, inner):
+        return self.opened()
+
+    @asynccontextmanager
+    async def opened(self):
+        try:
+            yield self
+        finally:
+            self.closed.set()
+
+    async def chunks(self):
+        for chunk in self.script:
+            if isinstance(chunk, Exception):
+                raise chunk
+            if chunk is FOREVER:
+                await asyncio.Event().wait()
+            yield chunk
+
+
+FOREVER = object()
+EVENTS = (("content-type", "text/event-stream"),)
+ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n'
+WORD = b'data: {"choices":[{"index":0,"delta":{"content":"bon"}}]}\n\n'
+CORE_DIED = b'data: {"error": {"message": "EngineCore died", "type": "InternalServerError", "code": 500}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def team(**first):
+    """The three experts; `first` says how the named ones answer their first requests."""
+    return {name: Breaking(name, first.get(name, [])) for name in SIZES}
+
+
+def stream(server, messages=FRENCH, headers=None, **fields):
+    body = json.dumps({"stream": True, "messages": messages, **fields})
+    return server.ask("POST", "/v1/chat/completions", body, headers)
+
+
+def decisions(server, count):
+    """The first decisions that were followed; waits until there are so many."""
+    events = []
+    while sum(event["kind"] == "decision" for event in events) < count:
+        events = read_events(server, 0, len(events) + 1)
+    return [event for event in events if event["kind"] == "decision"]
+
+
+def events_in(raw):
+    return [line[6:] for line in raw.decode().splitlines() if line.startswith("data: ")]
+
+
+FAILURES = {
+    "the connection is refused": DiesAtOnce,
+    "it dies before its first word": DiesBeforeTheFirstWord,
+    "it answers with 500": Says(500, b'{"error": {"message": "oops", "code": 500}}'),
+    "it is somebody else's and full": Says(429, b"slow down", headers=(("retry-after", "7"),)),
+    "our key is wrong over there": Says(401, b'{"error": {"message": "bad key"}}'),
+    "its core died: an error in the stream, then [DONE]": Says(200, ROLE, CORE_DIED, DONE, headers=EVENTS),
+    "the error comes in pieces": Says(200, ROLE, CORE_DIED[:20], CORE_DIED[20:] + DONE, headers=EVENTS),
+    "it has no such path": Says(404, b'{"detail":"Not Found"}'),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
+def test_a_failed_expert_is_replaced_by_the_next_in_the_ranking(router, failure):
+    with running_server(team(linguist=[failure]), router=router) as server:
+        status, headers, raw = stream(server)
+        assert status == 200
+        assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("big", "fallback")
+        events = events_in(raw)
+        assert json.loads(events[0])["model"] == "big"
+        assert json.loads(events[0])["choices"][0]["delta"]["role"] == "assistant"  # once, of the one who answers
+        assert events[-1] == "[DONE]"
+        assert not any("error" in event for event in events)
+        told = decisions(server, 2)
+        assert [(one["expert"], one["reason"]) for one in told] == [("linguist", "mapped"), ("big", "fallback")]
+        assert told[0]["decision_id"] == told[1]["decision_id"] == headers["x-coe-decision-id"]
+
+
+def test_an_unstreamed_answer_falls_back_too_and_so_on_to_the_last(router):
+    with running_server(team(linguist=[DiesAtOnce], big=[DiesAtOnce]), router=router) as server:
+        status, headers, body = server.chat(model="auto", messages=FRENCH)
+        assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "coder", "fallback")
+        assert body["model"] == "coder"
+
+
+def test_a_full_queue_sends_the_request_to_the_next_expert(router):
+    experts = team(linguist=[Says(200, WORD, FOREVER, headers=EVENTS)])
+    limits = Limits(queue_limit=1, max_concurrency=1)
+    with running_server(experts, router=router, limits=limits) as server, open_stream(server) as first:
+        first.read_until(b"bon")
+        with open_stream(server, model="linguist"):
+            until(lambda: {one.name: one.queued for one in server.cache.status()}["linguist"] == 1)
+            status, headers, _ = server.chat(model="auto", messages=FRENCH)
+            assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "big", "fallback")
+            status, headers, body = server.chat(model="linguist", messages=FRENCH)
+        assert (status, body["error"]["code"]) == (429, "queue_full")
+        assert int(headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        DiesMidStream,
+        Says(200, ROLE, WORD, CORE_DIED, DONE, headers=EVENTS),
+        Says(200, WORD, EngineDied("x"), headers=EVENTS),
+    ],
+)
+def test_after_the_first_word_nobody_else_answers_and_the_stream_ends_with_an_error(router, failure):
+    experts = team(linguist=[failure])
+    with running_server(experts, router=router) as server:
+        status, headers, raw = stream(server)
+        assert (status, headers["x-coe-expert"]) == (200, "linguist")
+        assert json.loads(events_in(raw)[-1])["error"]["code"] == "engine_died"
+        assert "[DONE]" not in events_in(raw)
+        assert experts["big"].starts == experts["coder"].starts == 0
+
+
+def test_the_event_of_a_broken_anthropic_stream_is_one_that_its_clients_know(router):
+    start = b'event: message_start\ndata: {"type":"message_start","message":{}}\n\n'
+    word = b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"text":"x"}}\n\n'
+    experts = team(linguist=[Says(200, start, word, EngineDied("x"), headers=EVENTS)])
+    with running_server(experts, router=router) as server:
+        body = json.dumps({"stream": True, "messages": FRENCH, "max_tokens": 9})
+        raw = server.ask("POST", "/v1/messages", body)[2].decode()
+        last = raw.rstrip("\n").split("\n\n")[-1]
+        assert last.startswith("event: error\ndata: ")
+        assert json.loads(last.split("data: ")[1])["type"] == "error"
+
+
+def test_the_callers_mistake_goes_to_nobody_else(router):
+    told = (
+        b'{"error": {"message": "temperature must be positive", "type": "BadRequestError", "param": null, "code": 400}}'
+    )
+    experts = team(linguist=[Says(400, told)])
+    with running_server(experts, router=router) as server:
+        status, headers, raw = server.ask("POST", "/v1/chat/completions", json.dumps({"messages": FRENCH}))
+        assert (status, raw, headers["x-coe-expert"]) == (400, told, "linguist")
+        assert experts["big"].starts == 0
+
+
+def test_an_error_in_a_shape_of_its_own_is_put_into_ours():
+    with running_server({"a": Breaking("a", [Says(404, b"<html>no</html>"), Says(401, b"key?")])}) as server:
+        status, error = error_of(server.chat(model="a"))
+        assert (status, error["code"]) == (404, "engine_refused")
+        assert "<html>no</html>" in error["message"]
+        status, error = error_of(server.chat(model="a"))  # not 401: the caller's key is right
+        assert (status, error["code"]) == (502, "engine_error")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_callers_deadline_ends_a_wait(stream):
+    with running_server({"a": simulated("a", start_seconds=60.0)}) as server:
+        body = json.dumps({"model": "a", "stream": stream, "messages": FRENCH})
+        status, _, raw = server.ask("POST", "/v1/chat/completions", body, {"x-request-timeout": "0.2"})
+        assert (status, json.loads(raw)["error"]["code"]) == (504, "deadline_exceeded")
+        assert server.cache.status()[0].queued == 0
+
+
+def test_the_callers_deadline_ends_an_answer_and_frees_the_engine():
+    answer = Says(200, WORD, FOREVER, headers=EVENTS)
+    with running_server({"a": Breaking("a", [answer])}) as server:
+        status, _, raw = stream(server, model="a", headers={"x-request-timeout": "0.5"})
+        assert status == 200
+        assert json.loads(events_in(raw)[-1])["error"]["code"] == "deadline_exceeded"
+        assert answer.closed.wait(10)
+        assert server.cache.status()[0].leases == 0
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
+def test_a_deadline_that_is_none_is_400(given):
+    with running_server({"a": simulated("a")}) as server:
+        status, _, raw = stream(server, model="a", headers={"x-request-timeout": given})
+        assert (status, json.loads(raw)["error"]["param"]) == (400, "x-request-timeout")
+
+
+class open_stream:  # noqa: N801  reads as a verb: with open_stream(...)
+    """A streamed chat request on a socket of its own."""
+
+    def __init__(self, server, messages=FRENCH, **fields):
+        body = json.dumps({"stream": True, "messages": messages, **fields}).encode()
+        self.wire = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        self.wire.sendall(head.encode() + body)
+        self.raw = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wire.close()
+
+    def read_until(self, mark):
+        while mark not in self.raw:
+            piece = self.wire.recv(4096)
+            assert piece, self.raw
+            self.raw += piece
+        return self.raw
+
+
+def test_a_stream_that_waits_long_is_kept_alive_until_its_first_word():
+    with running_server({"a": simulated("a", start_seconds=0.5)}, keepalive_seconds=0.1) as server:
+        with open_stream(server, model="a") as client:
+            head, _, body = client.read_until(b"[DONE]").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"content-type: text/event-stream" in head
+        assert b"x-coe-expert: a" in head
+        assert b"x-coe-wait-ms" not in head
+        assert body.count(b": coe waiting expert=a state=starting eta=") >= 2
+        assert body.rindex(b": coe waiting") < body.index(b'"role"') < body.index(b"[DONE]")
+
+
+def test_an_unstreamed_answer_is_not_kept_alive():
+    with running_server({"a": simulated("a", start_seconds=0.5)}, keepalive_seconds=0.05) as server:
+        status, headers, _ = server.chat(model="a")
+        assert status == 200
+        assert "x-coe-wait-ms" in headers
+
+
+def test_the_official_client_takes_no_notice_of_signs_of_life():
+    with (
+        running_server({"a": simulated("a", start_seconds=0.4)}, keepalive_seconds=0.05) as server,
+        openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client,
+    ):
+        pieces = client.chat.completions.create(model="a", messages=FRENCH, stream=True)
+        assert "".join(one.choices[0].delta.content or "" for one in pieces) == f"a answers: {TEXTS['french']}"
+
+
+@pytest.mark.parametrize("who_dies", [["linguist"], list(SIZES)], ids=["one", "all"])
+def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_stream(router, who_dies):
+    class SlowBreaking(Breaking):
+        async def start(self):
+            await asyncio.sleep(0.2)  # the engine's own time
+            await super().start()
+
+    experts = {name: SlowBreaking(name, [DiesAtOnce] * 9 if name in who_dies else []) for name in SIZES}
+    with running_server(experts, router=router, keepalive_seconds=0.05) as server:
+        status, headers, raw = stream(server)
+        assert (status, headers["x-coe-expert"]) == (200, "linguist")  # who was waited for when the head went out
+        assert b": coe waiting expert=linguist" in raw
+        if len(who_dies) == 1:
+            assert json.loads(events_in(raw)[0])["model"] == "big"
+            assert events_in(raw)[-1] == "[DONE]"
+        else:
+            assert json.loads(events_in(raw)[-1])["error"]["code"] in {"engine_died", "expert_unavailable"}
+
+
+@pytest.mark.parametrize(
+    "script", [(FOREVER,), (ROLE, FOREVER), (ROLE, WORD, FOREVER)], ids=["before", "role", "during"]
+)
+def test_a_client_that_leaves_takes_the_engine_with_it(script):
+    answer = Says(200, *script, headers=EVENTS)
+    with running_server({"a": Breaking("a", [answer])}) as server:
+        with open_stream(server, model="a") as client:
+            until(lambda: server.cache.status()[0].leases == 1)
+            if WORD in script:
+                client.read_until(b"bon")
+        assert answer.closed.wait(10)
+        until(lambda: server.cache.status()[0].leases == 0)
+
+
+def test_a_choice_made_for_residency_is_made_once_more_when_the_expert_leaves(tmp_path):
+    """`coder` is taken because it is there; before its turn comes it has to leave, so the better one is taken."""
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    router = Router.load(tmp_path / "router", residency_tolerance=0.05)
+    limits = Limits(max_wait_seconds=0.2, max_concurrency=1, max_generation_seconds=60)
+    holding = Says(200, WORD, FOREVER, headers=EVENTS)
+    experts = team(coder=[holding])
+    with running_server(experts, router=router, limits=limits, capacity=Bytes(GIB, 9 * GIB)) as server:
+        code = [{"role": "user", "content": TEXTS["code"]}]  # coder 0.80, big 0.82
+        with open_stream(server, model="coder") as first:
+            first.read_until(b"bon")
+            with open_stream(server, model="linguist"), open_stream(server, messages=code) as waiting:
+                until(lambda: {one.name: one.queued for one in server.cache.status()}["coder"] == 1)
+                until(lambda: {one.name: one.state for one in server.cache.status()}["coder"] == "draining")
+                first.wire.close()
+                head = waiting.read_until(b"\r\n\r\n").decode()
+        assert "x-coe-expert: big" in head
+        assert [(e["expert"], e["reason"]) for e in decisions(server, 4) if e["reason"] != "requested"] == [
+            ("coder", "resident"),
+            ("big", "mapped"),
+        ]
