@@ -12,10 +12,10 @@ from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.drafting.settling import Reading, max_entropy_of, table_of, view_of
 from router_training.progress import Track
+from router_training.step_one.basis import Basis
 from router_training.step_one.classifier import Fold, Unseen, cross_fit, group_folds
 from router_training.step_one.corrections import fitted_corrections, residuals
 from router_training.step_one.gate import LADDER, Attempts, View, fitted_step, ramp_at
-from router_training.step_one.vectors import Matrix
 
 Vector = npt.NDArray[np.float64]
 
@@ -32,8 +32,7 @@ class Abroad:
 
 
 def abroad(
-    counts: Matrix,
-    vectors: Matrix,
+    basis: Basis,
     dataset: Dataset,
     familiar: Reading,
     correction_share: float,
@@ -44,12 +43,12 @@ def abroad(
     folds = group_folds(dataset, GROUP_FOLDS)
     if folds is None:
         return None
-    journey = _travelled(counts, dataset, folds, config, track)
+    journey = _travelled(basis, dataset, folds, config, track)
     reading = Reading(
         familiar.calibration.probabilities(journey.unseen.logits),
         familiar.calibration,
         journey.unseen.similarities,
-        _corrections(vectors, folds, dataset, familiar, correction_share, config),
+        _corrections(basis, folds, dataset, familiar, correction_share, config),
     )
     view = _view(reading, folds, dataset, familiar, config)
     attempts = _attempts(view, folds, journey.familiar)
@@ -69,9 +68,7 @@ class Journey:
     familiar: tuple[Vector, ...]
 
 
-def _travelled(
-    counts: Matrix, dataset: Dataset, folds: Sequence[Fold], config: TrainingConfig, track: Track
-) -> Journey:
+def _travelled(basis: Basis, dataset: Dataset, folds: Sequence[Fold], config: TrainingConfig, track: Track) -> Journey:
     """One fit for each fold, without its groups and without a sample of the other prompts."""
     draw = np.random.default_rng(config.seed)
     logits = np.zeros((len(dataset), len(dataset.categories)))
@@ -80,7 +77,7 @@ def _travelled(
     for fold in track(folds, "fitting without some groups"):
         stay = np.sort(draw.permutation(fold.seen)[: max(1, len(fold.seen) // config.classifier.folds)])
         away = Fold(np.setdiff1d(fold.seen, stay), np.concatenate((fold.left_out, stay)))
-        unseen = cross_fit(counts, dataset, config, [away])
+        unseen = cross_fit(basis, dataset, config, [away])
         logits[fold.left_out] = unseen.logits[fold.left_out]
         similarities[fold.left_out] = unseen.similarities[fold.left_out]
         familiar.append(unseen.similarities[stay])
@@ -110,13 +107,14 @@ def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, familiar: R
 
 
 def _corrections(
-    vectors: Matrix, folds: Sequence[Fold], dataset: Dataset, familiar: Reading, share: float, config: TrainingConfig
+    basis: Basis, folds: Sequence[Fold], dataset: Dataset, familiar: Reading, share: float, config: TrainingConfig
 ) -> Vector:
     """[n, experts]: as fitted without the prompt's group, scores and all."""
     found = np.zeros_like(dataset.scores)
     for fold in folds if share > 0.0 else ():
         others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
         left = residuals(others.scores, known @ table_of(known, others, config).scores)
-        fitted = fitted_corrections(vectors[fold.seen], left, others.weights)
-        found[fold.left_out] = share * (vectors[fold.left_out] @ fitted.coefficients)
+        fitted = fitted_corrections(basis.gram.rows(fold.seen), left, others.weights)
+        vectors = basis.unseen(fold.left_out, fold.seen, config.features.min_prompts)
+        found[fold.left_out] = share * (vectors @ fitted.coefficients)
     return found

@@ -19,7 +19,8 @@ from router_training.data.embeddings import feature_entry, served
 from router_training.drafting.objectives import factors_of, front_points, score_entries, solve_objectives
 from router_training.drafting.rehearsal import Rehearsal, rehearse
 from router_training.progress import Track
-from router_training.step_one.classifier import StepOne, calibrated, fit_step_one, vectorised
+from router_training.step_one.basis import Basis, basis_of
+from router_training.step_one.classifier import StepOne, calibrated, fit_step_one
 from router_training.step_one.corrections import fitted_corrections, residuals
 from router_training.step_one.selection import with_named_classifier
 from router_training.step_one.vectors import Matrix, count_ngrams
@@ -46,15 +47,18 @@ class Learned:
 def learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     """Step one on all training prompts; everything that depends on unseen ones from the rehearsal."""
     counts = _counted(training, config, track)
-    config = with_named_classifier(counts, training, config, track)
+    basis = basis_of(counts, training, config.features)
+    config = with_named_classifier(basis, training, config, track)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:REHEARSED_PROMPTS])
     rehearsed = training.rows(rows)
-    rehearsal = rehearse(counts[rows], rehearsed, config, track)
-    (step_one,) = [fit_step_one(counts, training, config) for _ in track([None], "fitting on all prompts")]
+    few = basis.rows(rows).kept()
+    rehearsal = rehearse(few, rehearsed, config, track)
+    whole = few if len(few) == len(basis) else basis
+    (step_one,) = [fit_step_one(whole, training, config) for _ in track([None], "fitting on all prompts")]
     step_one = calibrated(step_one, rehearsal.calibration, rehearsal.ramp.threshold)
     manifest = _manifest(rehearsed, rehearsal, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
-    corrections = _corrections(counts[rows], rehearsed, rehearsal, step_one)
+    corrections = _corrections(few, rehearsed, rehearsal)
     features = served(step_one.features, config.features)
     draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
     return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, counts, config)
@@ -65,7 +69,8 @@ def grown(learned: Learned, training: Dataset, held_out: Dataset, track: Track) 
     config, rehearsal = learned.config, learned.rehearsal
     everything = joined(training, held_out)
     counts = sp.csr_array(sp.vstack([learned.counts, _counted(held_out, config, track)], format="csr"))
-    (fitted,) = [fit_step_one(counts, everything, config) for _ in track([None], "fitting on all prompts and held out")]
+    basis = basis_of(counts, everything, config.features)
+    (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
     update = {
         "features": feature_entry(step_one.features, config.features),
@@ -78,7 +83,7 @@ def grown(learned: Learned, training: Dataset, held_out: Dataset, track: Track) 
         features=served(step_one.features, config.features),
         classifier=step_one.classifier,
         gate=step_one.gate,
-        corrections=_corrections(counts[learned.rows], learned.rehearsed, rehearsal, step_one),
+        corrections=_corrections(basis.rows(learned.rows), learned.rehearsed, rehearsal),
     )
 
 
@@ -86,12 +91,12 @@ def _counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
     return count_ngrams(track(dataset.conversations, "counting n-grams"), config.features.bucket_bits)
 
 
-def _corrections(counts: Matrix, training: Dataset, rehearsal: Rehearsal, step_one: StepOne) -> Corrections | None:
+def _corrections(basis: Basis, training: Dataset, rehearsal: Rehearsal) -> Corrections | None:
     """Of all training prompts, as far as unseen ones have shown that corrections help."""
     if rehearsal.correction_share == 0.0:
         return None
     left = residuals(training.scores, rehearsal.probabilities @ rehearsal.table.scores)
-    fitted = fitted_corrections(vectorised(counts, training, step_one.features), left, training.weights)
+    fitted = fitted_corrections(basis.gram, left, training.weights)
     return Corrections((rehearsal.correction_share * fitted.coefficients).astype(np.float32))
 
 

@@ -17,11 +17,11 @@ from router_training.data.dataset import Dataset
 from router_training.drafting.abroad import Abroad, abroad
 from router_training.drafting.settling import Reading, Settled, settled, table_of, view_of
 from router_training.progress import Track
+from router_training.step_one.basis import Basis
 from router_training.step_one.calibration import fitted_calibration
-from router_training.step_one.classifier import Fold, cross_fit, prompt_folds, training_vectors
+from router_training.step_one.classifier import Fold, cross_fit, prompt_folds
 from router_training.step_one.corrections import practised
 from router_training.step_one.gate import Ramp
-from router_training.step_one.vectors import Matrix
 from router_training.step_two.scores import ScoreTable
 
 Vector = npt.NDArray[np.float64]
@@ -77,17 +77,16 @@ class Rehearsal:
         return replace(self, reading=self.reading.rows(kept), expected=self.expected[kept], foreign=None, folds=())
 
 
-def rehearse(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Track) -> Rehearsal:
+def rehearse(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> Rehearsal:
     """Fits step one several times, each time without some prompts, and looks at what it says of those."""
     folds = prompt_folds(dataset, config.classifier.folds, config.seed)
-    unseen = cross_fit(counts, dataset, config, track(folds, "fitting without some prompts"))
+    unseen = cross_fit(basis, dataset, config, track(folds, "fitting without some prompts"))
     calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
     probabilities = calibration.probabilities(unseen.logits)
-    vectors = training_vectors(counts, dataset, config)
     plain = probabilities @ table_of(probabilities, dataset, config).scores
-    practice = practised(vectors, dataset, plain, folds, track)
+    practice = practised(basis.gram, dataset, plain, folds, track)
     reading = Reading(probabilities, calibration, unseen.similarities, practice.corrections)
-    foreign = abroad(counts, vectors, dataset, reading, practice.share, config, track)
+    foreign = abroad(basis, dataset, reading, practice.share, config, track)
     everything = np.arange(len(dataset))
     step_two = _settled(reading, foreign, dataset, everything, config)
     return Rehearsal(

@@ -15,7 +15,7 @@ from coe_server.routing.corrections import Corrections
 from router_training.data.dataset import Dataset
 from router_training.progress import Track
 from router_training.step_one.classifier import Fold
-from router_training.step_one.vectors import Matrix
+from router_training.step_one.gram import Gram
 
 Vector = npt.NDArray[np.float64]
 
@@ -34,19 +34,18 @@ def residuals(outcomes: Vector, expected: Vector) -> Vector:
     return np.where(known, filled - means, 0.0)
 
 
-def fitted_corrections(vectors: Matrix, left: Vector, weights: Vector) -> Corrections:
-    """From `vectors` [n, columns], residuals [n, experts] and `weights` [n].
+def fitted_corrections(gram: Gram, left: Vector, weights: Vector) -> Corrections:
+    """From n prompts, residuals [n, experts] and `weights` [n].
 
     A prompt counts as the root of its weight: whole weights would leave the word to the few heaviest prompts.
     """
     roots = np.sqrt(_counted(weights))[:, np.newaxis]
-    transposed = vectors.T.tocsr()
 
-    def gram(duals: Vector) -> Vector:
-        return np.asarray(roots * (vectors @ (transposed @ (roots * duals)))) + STRENGTH * duals
+    def strengthened(duals: Vector) -> Vector:
+        return roots * gram.times(roots * duals) + STRENGTH * duals
 
-    duals = _solved(gram, roots * left)
-    return Corrections(np.asarray(transposed @ (roots * duals), dtype=np.float32))
+    duals = _solved(strengthened, roots * left)
+    return Corrections(gram.coefficients(roots * duals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +56,20 @@ class Practice:
     share: float
 
 
-def practised(vectors: Matrix, dataset: Dataset, expected: Vector, folds: Sequence[Fold], track: Track) -> Practice:
+def practised(gram: Gram, dataset: Dataset, expected: Vector, folds: Sequence[Fold], track: Track) -> Practice:
     """Corrections of the `expected` scores [n, experts], fitted without each fold in turn."""
     left = residuals(dataset.scores, expected)
-    unseen = cross_fitted(vectors, left, dataset.weights, track(folds, "correcting without some prompts"))
+    unseen = cross_fitted(gram, left, dataset.weights, track(folds, "correcting without some prompts"))
     share = earned_share(unseen, left, dataset.weights)
     return Practice(share * unseen, share)
 
 
-def cross_fitted(vectors: Matrix, left: Vector, weights: Vector, folds: Iterable[Fold]) -> Vector:
+def cross_fitted(gram: Gram, left: Vector, weights: Vector, folds: Iterable[Fold]) -> Vector:
     """[n, experts]: each prompt's correction as fitted without its fold."""
     found = np.zeros_like(left)
     for fold in folds:
-        corrections = fitted_corrections(vectors[fold.seen], left[fold.seen], weights[fold.seen])
-        found[fold.left_out] = vectors[fold.left_out] @ corrections.coefficients
+        corrections = fitted_corrections(gram.rows(fold.seen), left[fold.seen], weights[fold.seen])
+        found[fold.left_out] = gram.vectors[fold.left_out] @ corrections.coefficients
     return found
 
 

@@ -1,79 +1,142 @@
-"""Multinomial logistic regression: scikit-learn's objective and stopping rule, in single precision, on several cores.
+"""Multinomial logistic regression in as many unknowns as there are prompts: scikit-learn's objective, sooner. Pure.
 
-scikit-learn uses one core for it and copies the vectors to double precision for every product, which was most of the
-time of a training run. Knows nothing of prompts.
+L-BFGS (Liu and Nocedal, 1989) on the dual coordinates A of the coefficients X' A, with inner products as the
+coefficients themselves would have: the same path, without a vector as long as the n-grams times the categories.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from scipy.optimize import minimize
-from scipy.special import logsumexp
 
-Matrix = sp.csr_array
-Floats = npt.NDArray[np.float32]
-Vector = npt.NDArray[np.float64]
+from coe_server.routing.calibration import softmax
+from coe_server.routing.features import Floats
+from router_training.step_one.gram import Gram
+
 Ints = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
 
-PARTS = 4  # of the prompts, computed side by side; the same number everywhere, so that sums are the same everywhere
-SMOOTH = 1e-3  # largest slope at which the solver stops
-TRIES = 50  # of one step's length
-
-
-def fitted_logistic(
-    vectors: Matrix, labels: Ints, inverse_regularisation: float, max_iterations: int, smooth: float = SMOOTH
-) -> tuple[Floats, Floats]:
-    """(coefficients [columns, classes], intercepts [classes]) from vectors [n, columns] and labels [n], 0 and up.
-
-    The mean surprise plus the squared length of the coefficients / (2 n inverse_regularisation) is least. With two
-    classes it is the length of their difference that counts, as in scikit-learn.
-    """
-    classes = int(labels.max()) + 1
-    bounds = np.linspace(0, len(labels), PARTS + 1).astype(np.int64)
-    parts = [Part(vectors[low:high], labels[low:high]) for low, high in pairwise(bounds)]
-    strength = (2.0 if classes == 2 else 1.0) / (inverse_regularisation * len(labels))
-    with ThreadPoolExecutor(PARTS) as threads:
-
-        def surprise(flat: Vector) -> tuple[float, Vector]:
-            weights = flat.reshape(vectors.shape[1] + 1, classes)
-            single = weights.astype(np.float32)
-            found = list(threads.map(lambda part: part.surprise(single), parts))
-            loss = sum(one for one, _ in found) / len(labels) + strength / 2.0 * float((weights[:-1] ** 2).sum())
-            slope = np.asarray(np.sum([one for _, one in found], axis=0, dtype=np.float64)) / len(labels)
-            slope[:-1] += strength * weights[:-1]
-            return loss, slope.ravel()
-
-        start = np.zeros((vectors.shape[1] + 1) * classes)
-        found = minimize(
-            surprise,
-            start,
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": max_iterations, "maxls": TRIES, "gtol": smooth, "ftol": 64 * np.finfo(float).eps},
-        ).x
-    weights = found.reshape(-1, classes).astype(np.float32)
-    return weights[:-1], weights[-1]
+CLOSE = 0.02  # of the gradient's first length is where it stops; unseen prompts notice nothing of the rest
+REMEMBERED = 6  # steps
+TURNS = 8  # of Newton's method for the length of a step
+STEADY = 0.01  # relative change of that length at which it is found
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Some of the prompts."""
+class Direction:
+    """`duals` [n, k], their `margins` [n, k] (the Gram matrix times them) and `intercepts` [k]."""
 
-    vectors: Matrix
-    labels: Ints
+    duals: Vector
+    margins: Vector
+    intercepts: Vector
 
-    def surprise(self, weights: Floats) -> tuple[float, Floats]:
-        """Sum of -log P(label), and its slope in `weights` [columns + 1, classes], the intercepts last."""
-        logits = self.vectors @ weights[:-1] + weights[-1]
-        rows = np.arange(len(self.labels))
-        totals = logsumexp(logits, axis=1)
-        loss = float((totals - logits[rows, self.labels]).sum(dtype=np.float64))
-        errors = np.exp(logits - totals[:, np.newaxis])
-        errors[rows, self.labels] -= 1.0
-        return loss, np.vstack((self.vectors.T @ errors, errors.sum(axis=0, keepdims=True)))
+    def plus(self, share: float, other: Direction) -> Direction:
+        return Direction(
+            self.duals + share * other.duals,
+            self.margins + share * other.margins,
+            self.intercepts + share * other.intercepts,
+        )
+
+    def scaled(self, factor: float) -> Direction:
+        return Direction(factor * self.duals, factor * self.margins, factor * self.intercepts)
+
+    def dot(self, other: Direction) -> float:
+        """The inner product of the coefficients and intercepts that the two stand for."""
+        return float(np.vdot(self.duals, other.margins) + self.intercepts @ other.intercepts)
+
+    @property
+    def logits(self) -> Vector:
+        return np.asarray(self.margins + self.intercepts)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What was moved, how the gradient changed by it, and the inner product of the two."""
+
+    moved: Direction
+    change: Direction
+    curvature: float
+
+
+def fitted_logistic(
+    gram: Gram, labels: Ints, inverse_regularisation: float, most_steps: int, close: float = CLOSE
+) -> tuple[Floats, Floats]:
+    """(coefficients [columns, k], intercepts [k]) for `labels` [n] from 0 to k - 1, each of which occurs.
+
+    The sum of the surprises plus the coefficients' squared length / (2 inverse_regularisation) is least.
+    """
+    task = Task(gram, np.eye(int(labels.max()) + 1)[labels], 1.0 / inverse_regularisation)
+    at = task.start
+    gradient = task.gradient(at)
+    enough = close**2 * gradient.dot(gradient)
+    steps: deque[Step] = deque(maxlen=REMEMBERED)
+    for _ in range(most_steps):
+        if gradient.dot(gradient) <= enough:
+            break
+        towards = downhill(gradient, steps)
+        moved = towards.scaled(task.length(at, towards))
+        at = at.plus(1.0, moved)
+        fresh = task.gradient(at)
+        change = fresh.plus(-1.0, gradient)
+        curvature = moved.dot(change)
+        if curvature > 0.0:
+            steps.append(Step(moved, change, curvature))
+        gradient = fresh
+    return gram.coefficients(at.duals), at.intercepts.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts, their labels as ones in `truth` [n, k], and the `strength` that keeps coefficients small."""
+
+    gram: Gram
+    truth: Vector
+    strength: float
+
+    @property
+    def start(self) -> Direction:
+        nothing = np.zeros_like(self.truth)
+        return Direction(nothing, nothing, np.zeros(self.truth.shape[1]))
+
+    def gradient(self, at: Direction) -> Direction:
+        errors = softmax(at.logits) - self.truth
+        return Direction(
+            errors + self.strength * at.duals,
+            self.gram.times(errors) + self.strength * at.margins,
+            errors.sum(axis=0),
+        )
+
+    def length(self, at: Direction, towards: Direction) -> float:
+        """How far to go: Newton's method along the line, which costs no product with the Gram matrix."""
+        here, ahead = at.logits, towards.logits
+        slope = self.strength * float(np.vdot(at.duals, towards.margins))
+        bend = self.strength * float(np.vdot(towards.duals, towards.margins))
+        length = 0.0
+        for _ in range(TURNS):
+            shares = softmax(here + length * ahead)
+            means = (shares * ahead).sum(axis=1)
+            first = float(((shares - self.truth) * ahead).sum()) + slope + length * bend
+            second = float((shares * ahead**2).sum() - (means**2).sum()) + bend
+            change = first / max(second, 1e-300)
+            length -= change
+            if abs(change) <= STEADY * abs(length):
+                break
+        return length
+
+
+def downhill(gradient: Direction, steps: deque[Step]) -> Direction:
+    """The gradient turned round and stretched by what the last steps showed of the curvature (two loops)."""
+    found = gradient.scaled(-1.0)
+    shares = []
+    for step in reversed(steps):
+        share = step.moved.dot(found) / step.curvature
+        shares.append(share)
+        found = found.plus(-share, step.change)
+    if steps:
+        found = found.scaled(steps[-1].curvature / steps[-1].change.dot(steps[-1].change))
+    for step, share in zip(steps, reversed(shares), strict=True):
+        found = found.plus(share - step.change.dot(found) / step.curvature, step.moved)
+    return found

@@ -1,7 +1,4 @@
-"""Classifiers, fitted by scikit-learn or as it does, and turned into the plain arrays that serve.
-
-Knows nothing of prompts.
-"""
+"""Classifiers, fitted and turned into the plain arrays that serve. Knows nothing of prompts."""
 
 from __future__ import annotations
 
@@ -20,6 +17,7 @@ from sklearn.svm import LinearSVC
 from coe_server.routing.classifier import CategoryModel, LinearModel, NeighbourModel, PerceptronModel
 from coe_server.routing.features import Floats
 from router_training.config import ClassifierSettings
+from router_training.step_one.gram import Gram
 from router_training.step_one.logistic import fitted_logistic
 
 Matrix = sp.csr_array
@@ -33,19 +31,20 @@ LEARNING_RATE = 0.005
 WEIGHT_DECAY = 1e-3
 
 
-def fit_model(vectors: Matrix, labels: Ints, categories: int, settings: ClassifierSettings, seed: int) -> CategoryModel:
-    """A classifier of `settings.kind` (not `auto`) from vectors [n, columns] and their labels [n], none below 0."""
+def fit_model(gram: Gram, labels: Ints, categories: int, settings: ClassifierSettings, seed: int) -> CategoryModel:
+    """A classifier of `settings.kind` (not `auto`) from n prompts and their labels [n], none below 0."""
     present, known = np.unique(labels, return_inverse=True)
     if len(present) == 1:
-        coefficients = np.zeros((vectors.shape[1], categories), dtype=np.float32)
+        coefficients = np.zeros((gram.vectors.shape[1], categories), dtype=np.float32)
         return _spread(LinearModel(coefficients[:, :1], np.zeros(1, dtype=np.float32)), present, categories)
+    if settings.kind == "logistic":
+        return _spread(_fit_logistic(gram, known, settings), present, categories)
     fits: dict[str, Callable[[Matrix, Ints, ClassifierSettings, int], CategoryModel]] = {
-        "logistic": _fit_logistic,
         "svm": _fit_svm,
         "knn": _fit_neighbours,
         "mlp": _fit_perceptron,
     }
-    return _spread(fits[settings.kind](vectors, known, settings, seed), present, categories)
+    return _spread(fits[settings.kind](gram.vectors, known, settings, seed), present, categories)
 
 
 def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float64]:
@@ -53,9 +52,8 @@ def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float6
     return model.logits(np.asarray(vectors @ model.projection))
 
 
-def _fit_logistic(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
-    del seed  # nothing is drawn
-    return LinearModel(*fitted_logistic(vectors, labels, settings.inverse_regularisation, settings.max_iterations))
+def _fit_logistic(gram: Gram, labels: Ints, settings: ClassifierSettings) -> CategoryModel:
+    return LinearModel(*fitted_logistic(gram, labels, settings.inverse_regularisation, settings.max_iterations))
 
 
 def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: int) -> CategoryModel:
@@ -64,6 +62,7 @@ def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: 
     # the solver takes 32-bit indices only
     indices, ends = vectors.indices.astype(np.int32), vectors.indptr.astype(np.int32)
     _fit_quietly(model, sp.csr_array((vectors.data, indices, ends), shape=vectors.shape), labels)
+    # two classes come as one column, the second's advantage over the first
     return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model)
 
 
@@ -115,7 +114,6 @@ def _linear(model: Any) -> LinearModel:
 
 
 def _linear_of_two(model: Any) -> LinearModel:
-    """Two classes come as one column, the second's advantage over the first."""
     signs = np.array([-1.0, 1.0])
     coefficients = (model.coef_.T * signs).astype(np.float32)
     return LinearModel(coefficients, (model.intercept_ * signs).astype(np.float32))

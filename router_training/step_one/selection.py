@@ -8,29 +8,29 @@ import numpy.typing as npt
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.progress import Track
+from router_training.step_one.basis import Basis
 from router_training.step_one.calibration import fitted_calibration
 from router_training.step_one.classifier import cross_fit, prompt_folds
 from router_training.step_one.models import KINDS, Kind
-from router_training.step_one.vectors import Matrix
 
 JUDGED_PROMPTS = 4_000  # labelled ones, drawn at random; more would not change the order, only the time
 
 
-def with_named_classifier(counts: Matrix, dataset: Dataset, config: TrainingConfig, track: Track) -> TrainingConfig:
+def with_named_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> TrainingConfig:
     """The configuration with `auto` replaced by the kind that cross-validation prefers."""
     if config.classifier.kind != "auto":
         return config
-    surprises = {kind: surprise(counts, dataset, named(config, kind)) for kind in track(KINDS, "comparing classifiers")}
+    surprises = {kind: surprise(basis, dataset, named(config, kind)) for kind in track(KINDS, "comparing classifiers")}
     return named(config, min(surprises, key=lambda kind: surprises[kind]))
 
 
-def surprise(counts: Matrix, dataset: Dataset, config: TrainingConfig) -> float:
+def surprise(basis: Basis, dataset: Dataset, config: TrainingConfig) -> float:
     """Mean -log P(true category) over prompts not fitted on, calibrated as configured."""
     labelled = np.flatnonzero(dataset.labels >= 0)
     drawn = np.sort(np.random.default_rng(config.seed).permutation(labelled)[:JUDGED_PROMPTS])
     sample = dataset.rows(drawn)
     folds = prompt_folds(sample, config.classifier.folds, config.seed)
-    logits = cross_fit(counts[drawn], sample, config, folds).logits
+    logits = cross_fit(basis.rows(drawn), sample, config, folds).logits
     calibration = fitted_calibration(logits, sample.labels, config.classifier.calibration)
     return mean_surprise(calibration.probabilities(logits), sample.labels)
 

@@ -10,6 +10,7 @@ from coe_server.routing.features import SparseVector
 from router_training.step_one import corrections
 from router_training.step_one.classifier import Fold
 from router_training.step_one.corrections import cross_fitted, earned_share, fitted_corrections, residuals
+from router_training.step_one.gram import Gram
 
 
 def prompts(seed: int, count: int = 80, columns: int = 30) -> sp.csr_array:
@@ -20,7 +21,7 @@ def prompts(seed: int, count: int = 80, columns: int = 30) -> sp.csr_array:
 def test_corrections_are_the_ridge_regression_of_what_is_left(seed: int) -> None:
     generator = np.random.default_rng(seed)
     vectors, left, weights = prompts(seed), generator.normal(size=(80, 3)), generator.random(80) + 0.1
-    fitted = fitted_corrections(vectors, left, weights).coefficients
+    fitted = fitted_corrections(Gram(vectors), left, weights).coefficients
     counted = np.sqrt(weights) / np.sqrt(weights).mean()
     dense = vectors.toarray()
     gram = dense.T @ (counted[:, np.newaxis] * dense) + corrections.STRENGTH * np.eye(30)
@@ -30,7 +31,7 @@ def test_corrections_are_the_ridge_regression_of_what_is_left(seed: int) -> None
 
 def test_what_serving_adds_is_what_training_fitted() -> None:
     vectors = prompts(0)
-    fitted = fitted_corrections(vectors, np.random.default_rng(0).normal(size=(80, 3)), np.ones(80))
+    fitted = fitted_corrections(Gram(vectors), np.random.default_rng(0).normal(size=(80, 3)), np.ones(80))
     row = vectors[[4]].tocsr()
     vector = SparseVector(row.indices.astype(np.int64), row.data.astype(np.float32))
     assert fitted.of(vector) == pytest.approx((vectors @ fitted.coefficients)[4], abs=1e-6)
@@ -45,9 +46,9 @@ def test_only_differences_between_experts_are_left_and_missing_outcomes_leave_no
 def test_no_prompt_has_a_say_in_its_own_correction() -> None:
     vectors, left = prompts(1), np.random.default_rng(1).normal(size=(80, 2))
     folds = [Fold(np.arange(40, 80), np.arange(40)), Fold(np.arange(40), np.arange(40, 80))]
-    before = cross_fitted(vectors, left, np.ones(80), folds)
+    before = cross_fitted(Gram(vectors), left, np.ones(80), folds)
     left[:40] = 7.0
-    after = cross_fitted(vectors, left, np.ones(80), folds)
+    after = cross_fitted(Gram(vectors), left, np.ones(80), folds)
     assert (before[:40] == after[:40]).all()
     assert not np.allclose(before[40:], after[40:])
 

@@ -20,6 +20,7 @@ from router_training.data.dataset import Dataset, read_dataset
 from router_training.pipeline import fit
 from router_training.progress import in_silence
 from router_training.step_one.discovery import telling_names, with_categories
+from router_training.step_one.gram import Gram
 from router_training.step_one.models import batch_logits, fit_model
 from router_training.step_one.semi_supervised import self_trained
 from router_training.step_one.uncertainty import NEVER, fitted_entropy_limit
@@ -114,15 +115,15 @@ def test_prompts_without_a_category_make_the_classifier_better() -> None:
         vectors, truth = linked_by_unlabelled(seed)
         labels = np.where(np.arange(len(truth)) < 12, truth, -1)
         for confidence, found in accuracies.items():
-            model = self_trained(fit_logistic, vectors[:800], labels[:800], confidence)
+            model = self_trained(fit_logistic, Gram(vectors[:800]), labels[:800], confidence)
             found.append(float((batch_logits(model, vectors[800:]).argmax(axis=1) == truth[800:]).mean()))
     assert np.mean(accuracies[0.5]) > np.mean(accuracies[None]) + 0.03
 
 
 def test_without_unlabelled_prompts_self_training_changes_nothing() -> None:
     vectors, truth = linked_by_unlabelled(0)
-    plain = fit_logistic(vectors[:100], truth[:100])
-    trained = self_trained(fit_logistic, vectors[:100], truth[:100], 0.5)
+    plain = fit_logistic(Gram(vectors[:100]), truth[:100])
+    trained = self_trained(fit_logistic, Gram(vectors[:100]), truth[:100], 0.5)
     assert np.array_equal(batch_logits(plain, vectors), batch_logits(trained, vectors))
 
 
@@ -138,8 +139,8 @@ def linked_by_unlabelled(seed: int) -> tuple[sp.csr_array, np.ndarray]:
     return sp.csr_array(rows), truth
 
 
-def fit_logistic(vectors: sp.csr_array, labels: np.ndarray) -> CategoryModel:
-    return fit_model(vectors, labels, 4, ClassifierSettings(), seed=0)
+def fit_logistic(gram: Gram, labels: np.ndarray) -> CategoryModel:
+    return fit_model(gram, labels, 4, ClassifierSettings(), seed=0)
 
 
 def test_prompts_the_classifier_is_lost_on_go_to_general() -> None:

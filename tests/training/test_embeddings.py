@@ -31,7 +31,8 @@ from router_training.data.dataset import read_dataset
 from router_training.data.embeddings import served, with_embeddings
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds, vectorised
+from router_training.step_one.basis import basis_of, vectorised
+from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
 from router_training.step_one.vectors import count_ngrams
 from tests.routing.stand_in_endpoint import StandIn, endpoint
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, prompts, write_run
@@ -189,8 +190,9 @@ def test_the_matrix_that_trains_is_the_vector_that_serves(tmp_path: Path, ngrams
     )
     counts = count_ngrams(dataset.conversations, 15)
     (fold,) = prompt_folds(dataset, 3, seed=0)[:1]
-    unseen = cross_fit(counts, dataset, config, [fold])
-    step_one = fit_step_one(counts[fold.seen], dataset.rows(fold.seen), config)
+    basis = basis_of(counts, dataset, config.features)
+    unseen = cross_fit(basis, dataset, config, [fold])
+    step_one = fit_step_one(basis.rows(fold.seen), dataset.rows(fold.seen), config)
     features_served = served(step_one.features, config.features)
     matrix = vectorised(counts, dataset, step_one.features).toarray()
     assert isinstance(features_served, EmbeddedFeatures)

@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.features import Features, SparseVector
 from coe_server.routing.router import Router
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.data.dataset import read_dataset
 from router_training.pipeline import fit
 from router_training.progress import Item, in_silence
+from router_training.step_one.basis import basis_of
 from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
 from router_training.step_one.vectors import count_ngrams, weigh
 from tests.training.recorded import SIZES, SPECIALIST, outcomes, prompts, write_jsonl, write_run
@@ -106,15 +108,23 @@ def test_the_matrix_that_trains_and_the_vector_that_serves_are_the_same(trained:
 
 
 def test_what_is_said_of_unseen_prompts_is_what_serving_would_say(trained: Path) -> None:
-    """Out-of-fold logits and similarities, one fold done again through the serving classes."""
+    """Out-of-fold logits and similarities, one fold done again through the serving classes: they know the n-grams
+    that prompts seen have, and no others."""
     config = read_config(trained / "train.yaml")
     dataset = read_dataset(config.data.prompts, config.data.outcomes, config.expert_names)
     counts = count_ngrams(dataset.conversations, config.features.bucket_bits)
     folds = prompt_folds(dataset, 3, seed=0)
-    unseen = cross_fit(counts, dataset, config, folds)
-    step_one = fit_step_one(counts[folds[0].seen], dataset.rows(folds[0].seen), config)
+    basis = basis_of(counts, dataset, config.features)
+    unseen = cross_fit(basis, dataset, config, folds)
+    seen = folds[0].seen
+    step_one = fit_step_one(basis.rows(seen), dataset.rows(seen), config)
+    assert isinstance(basis.features, Features)
+    known = np.flatnonzero(basis.known(seen, config.features.min_prompts))
+    assert len(known) < basis.features.columns
+    narrow = Features.of(basis.features.bucket_bits, basis.features.kept[known], basis.features.idf[known])
     for row in folds[0].left_out[:5]:
-        vector = step_one.features.vector(dataset.conversations[row].turns)
+        served = narrow.vector(dataset.conversations[row].turns)
+        vector = SparseVector(known[served.columns], served.weights)
         exponentials = np.exp(unseen.logits[row] - unseen.logits[row].max())
         assert step_one.classifier.probabilities(vector) == pytest.approx(exponentials / exponentials.sum(), abs=1e-4)
         assert step_one.gate.similarity(vector) == pytest.approx(unseen.similarities[row], abs=1e-4)

@@ -19,12 +19,13 @@ from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import Calibration, Temperature
-from coe_server.routing.classifier import CategoryModel, Classifier
+from coe_server.routing.classifier import CategoryModel, Classifier, LinearModel
 from coe_server.routing.features import SparseVector
 from coe_server.routing.gate import Gate
 from coe_server.routing.manifest import ClassifierEntry
 from router_training.config import ClassifierSettings
 from router_training.step_one.calibration import Method, fitted_calibration
+from router_training.step_one.gram import Gram
 from router_training.step_one.models import KINDS, Kind, batch_logits, fit_model, main_directions, perceptron
 from tests.routing.small_artifact import BITS, held_out, small_artifact
 
@@ -67,8 +68,7 @@ def by_scikit_learn(
 ) -> np.ndarray:
     """scikit-learn's own probabilities (for the SVM: margins), fitted on the same data."""
     if kind == "logistic":
-        theirs = LogisticRegression(C=SETTINGS.inverse_regularisation, max_iter=1000, tol=1e-3, random_state=0)
-        return np.asarray(theirs.fit(train, labels).predict_proba(test))
+        return np.asarray(with_ours(LogisticRegression().fit(train, labels), model).predict_proba(test))
     if kind == "svm":
         svm = LinearSVC(C=SETTINGS.inverse_regularisation, max_iter=1000, tol=1e-3, random_state=0)
         return np.asarray(svm.fit(train, labels).decision_function(test))
@@ -83,11 +83,18 @@ def by_scikit_learn(
     return np.asarray(network.predict_proba(outside))
 
 
+def with_ours(theirs: Any, model: CategoryModel) -> Any:
+    """scikit-learn's logistic regression with our coefficients: test_logistic.py compares the two solvers."""
+    assert isinstance(model, LinearModel)
+    theirs.coef_, theirs.intercept_ = model.coefficients.T.astype(np.float64), model.intercepts.astype(np.float64)
+    return theirs
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_and_loaded_classifier_says_what_scikit_learn_says(kind: Kind, tmp_path: Path) -> None:
     train, labels = drawn(150, seed=1)
     test, _ = drawn(60, seed=2)
-    model = fit_model(train, labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
+    model = fit_model(Gram(train), labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     served = saved_and_loaded(Classifier(model, Temperature()), kind, "temperature", tmp_path / "router")
     expected = by_scikit_learn(kind, train, labels, test, model)
     for row, theirs in zip(sparse_rows(test), expected, strict=True):
@@ -104,13 +111,13 @@ def test_calibrated_probabilities_are_those_of_scikit_learn(kind: Kind, method: 
     train, labels = drawn(90, seed=1)
     others, truth = drawn(300, seed=2)
     test, _ = drawn(40, seed=3)
+    model = fit_model(Gram(train), labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     estimator: Any = (
-        LogisticRegression(C=10.0, max_iter=1000, tol=1e-3, random_state=0)
+        with_ours(LogisticRegression().fit(train, labels), model)
         if kind == "logistic"
-        else LinearSVC(C=10.0, max_iter=1000, tol=1e-3, random_state=0)
-    ).fit(train, labels)
+        else LinearSVC(C=10.0, max_iter=1000, tol=1e-3, random_state=0).fit(train, labels)
+    )
     theirs = CalibratedClassifierCV(FrozenEstimator(estimator), method=method, ensemble=False).fit(others, truth)
-    model = fit_model(train, labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     calibration = fitted_calibration(batch_logits(model, others), truth, method)
     served = saved_and_loaded(Classifier(model, calibration), kind, method, tmp_path / "router")
     mine = np.stack([served.probabilities(row) for row in sparse_rows(test)])
@@ -123,7 +130,7 @@ def test_calibrated_probabilities_are_those_of_scikit_learn(kind: Kind, method: 
 def test_a_category_that_no_prompt_has_is_never_expected(kind: Kind, present: tuple[int, ...]) -> None:
     vectors, labels = drawn(60, seed=1)
     kept = np.flatnonzero(np.isin(labels, present))
-    model = fit_model(vectors[kept], labels[kept], CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
+    model = fit_model(Gram(vectors[kept]), labels[kept], CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     probabilities = Temperature().probabilities(batch_logits(model, vectors))
     assert probabilities.shape == (60, CATEGORIES)
     assert set(probabilities.argmax(axis=1)) <= set(present)
@@ -134,7 +141,7 @@ def test_a_category_that_no_prompt_has_is_never_expected(kind: Kind, present: tu
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_categories_are_told_apart(kind: Kind) -> None:
     vectors, labels = drawn(120, seed=1, categories=2)
-    model = fit_model(vectors, labels, 2, SETTINGS.model_copy(update={"kind": kind}), seed=0)
+    model = fit_model(Gram(vectors), labels, 2, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     assert (batch_logits(model, vectors).argmax(axis=1) == labels).mean() > 0.8
 
 
@@ -188,7 +195,7 @@ def test_a_classifier_out_of_shape_is_refused(
     kind: Kind, method: Method, broken: dict[str, Any], sentence: str, tmp_path: Path
 ) -> None:
     train, labels = drawn(90, seed=1)
-    model = fit_model(train, labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
+    model = fit_model(Gram(train), labels, CATEGORIES, SETTINGS.model_copy(update={"kind": kind}), seed=0)
     calibration = fitted_calibration(batch_logits(model, train), labels, method)
     folder = tmp_path / "router"
     saved_and_loaded(Classifier(model, calibration), kind, method, folder)

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy.sparse import hstack
+import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, read_dataset
+from router_training.step_one.basis import basis_of
 from router_training.step_one.classifier import cross_fit, prompt_folds
+from router_training.step_one.gram import Gram
+from router_training.step_one.logistic import fitted_logistic
 from router_training.step_one.vectors import count_ngrams
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -37,7 +39,8 @@ def test_categories_are_told_apart_as_well_as_by_scikit_learns_tfidf(dataset: Da
     )
     fold = prompt_folds(dataset, 5, seed=0)[0]
     counts = count_ngrams(dataset.conversations, config.features.bucket_bits)
-    ours = cross_fit(counts, dataset, config, [fold]).logits[fold.left_out].argmax(axis=1)
+    basis = basis_of(counts, dataset, config.features)
+    ours = cross_fit(basis, dataset, config, [fold]).logits[fold.left_out].argmax(axis=1)
     theirs = by_scikit_learn(dataset, fold.seen, fold.left_out, config.classifier.inverse_regularisation)
     truth = dataset.labels[fold.left_out]
     # one point is 6 of 602 prompts: less than the spread from fold to fold
@@ -54,7 +57,7 @@ def by_scikit_learn(
     settings = {"sublinear_tf": True, "min_df": 2, "max_features": 50_000, "dtype": np.float32}
     words = TfidfVectorizer(ngram_range=(1, 2), **settings)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **settings)
-    model = LogisticRegression(C=inverse_regularisation, max_iter=100, tol=1e-3)
-    model.fit(hstack([words.fit_transform(known), characters.fit_transform(known)]).tocsr(), dataset.labels[seen])
-    predicted: np.ndarray = model.predict(hstack([words.transform(unknown), characters.transform(unknown)]).tocsr())
-    return predicted
+    vectors = sp.csr_array(sp.hstack([words.fit_transform(known), characters.fit_transform(known)]), dtype=np.float32)
+    coefficients, intercepts = fitted_logistic(Gram(vectors).kept(), dataset.labels[seen], inverse_regularisation, 100)
+    unseen = sp.csr_array(sp.hstack([words.transform(unknown), characters.transform(unknown)]), dtype=np.float32)
+    return np.asarray((unseen @ coefficients + intercepts).argmax(axis=1))

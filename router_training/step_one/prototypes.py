@@ -1,0 +1,84 @@
+"""The gate's prototypes, drawn from the training prompts, and how alike to them many prompts are at once."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from coe_server.errors import DatasetError
+from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
+from coe_server.routing.features import Vectoriser, of_length_one
+from coe_server.routing.gate import Gate, nearest_mean
+from router_training.config import TrainingConfig
+from router_training.step_one.vectors import Matrix
+
+LOOK_UPS_PER_PROMPT = 8_000  # of the gate, on average: about a tenth of a millisecond
+NO_THRESHOLD = -1.0
+BATCH = 1024
+
+Ints = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float64]
+
+
+def fitted_gate(vectors: Matrix, features: Vectoriser, config: TrainingConfig) -> Gate | EmbeddedGate:
+    """Prototypes drawn from the prompts; lets everything in. Embeddings, where there are any, judge alone."""
+    drawn = np.random.default_rng(config.seed).permutation(vectors.shape[0])[: config.gate.prototypes]
+    prototypes = vectors[np.sort(drawn)]
+    if isinstance(features, EmbeddedFeatures):
+        embeddings = of_length_one(prototypes[:, features.first_dense :].toarray())
+        return EmbeddedGate(embeddings, features.first_dense, config.gate.neighbours, NO_THRESHOLD)
+    return _filed_by_column(prototypes, config)
+
+
+def _filed_by_column(prototypes: Matrix, config: TrainingConfig) -> Gate:
+    lengths = np.where((lengths := _lengths(prototypes)) > 0.0, lengths, 1.0)
+    counts = np.bincount(prototypes.indices, minlength=prototypes.shape[1])
+    rows = np.repeat(np.arange(len(lengths)), np.diff(prototypes.indptr))
+    kept = np.flatnonzero(_telling(counts, len(lengths))[prototypes.indices] & (prototypes.data != 0.0))
+    weights = prototypes.data[kept] * (1.0 / lengths).astype(np.float32)[rows[kept]]
+    by_column = sp.csc_array(sp.coo_array((weights, (rows[kept], prototypes.indices[kept])), shape=prototypes.shape))
+    if by_column.nnz == 0:
+        raise DatasetError(f"{prototypes.shape[0]} training prompts have no n-gram in common to learn from")
+    return Gate(
+        starts=by_column.indptr.astype(np.int64),
+        rows=by_column.indices.astype(np.int32),
+        weights=by_column.data.astype(np.float32),
+        prototypes=len(lengths),
+        neighbours=config.gate.neighbours,
+        threshold=NO_THRESHOLD,
+    )
+
+
+def _telling(counts: Ints, prototypes: int) -> npt.NDArray[np.bool_]:
+    """[columns]: the rarest ones, as many as a prompt can look up in the time a decision has.
+
+    A column that n prototypes have turns up in n of `prototypes` prompts and then costs n look-ups.
+    """
+    order = np.argsort(counts, kind="stable")
+    spent = np.cumsum(counts[order].astype(np.float64) ** 2) / prototypes
+    telling = np.zeros(len(counts), dtype=bool)
+    telling[order[spent <= LOOK_UPS_PER_PROMPT]] = True
+    return telling
+
+
+def gate_similarities(vectors: Matrix, gate: Gate | EmbeddedGate) -> Vector:
+    """The gate's `similarity` of many prompts at once."""
+    if isinstance(gate, EmbeddedGate):
+        dense = vectors[:, gate.first_dense :]
+        return _nearest(dense, sp.csr_array(gate.embeddings.T), gate.neighbours)
+    shape = (gate.prototypes, vectors.shape[1])
+    prototypes = sp.csc_array((gate.weights, gate.rows, gate.starts), shape=shape).T
+    lengths = np.where((lengths := _lengths(vectors)) > 0.0, lengths, 1.0)
+    return np.asarray(_nearest(vectors, sp.csr_array(prototypes), gate.neighbours) / lengths)
+
+
+def _nearest(vectors: Matrix, prototypes: Matrix, neighbours: int) -> Vector:
+    batches = range(0, vectors.shape[0], BATCH)
+    parts = [nearest_mean((vectors[at : at + BATCH] @ prototypes).toarray(), neighbours) for at in batches]
+    return np.concatenate(parts)
+
+
+def _lengths(vectors: Matrix) -> Vector:
+    rows = np.repeat(np.arange(vectors.shape[0]), np.diff(vectors.indptr))
+    return np.sqrt(np.bincount(rows, vectors.data.astype(np.float64) ** 2, vectors.shape[0]))
