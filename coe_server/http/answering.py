@@ -44,7 +44,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             request_for=lambda expert: _engine_request(request, body, service.engine_models[expert]),
             decide_again=lambda: service.decide(asked),
             decided=lambda again: _record(service.cache.events, again),
-            answered=lambda _: None,
+            answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
         )
         account = Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None)

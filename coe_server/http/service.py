@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
@@ -19,6 +19,7 @@ from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import Embedder, with_embeddings
+from coe_server.routing.sessions import Sessions, session_key
 from coe_server.telemetry import EMBEDDING_FAILURES, Telemetry
 
 __all__ = ["AUTO", "Asked", "Decides", "Service", "Serving"]
@@ -66,6 +67,7 @@ class Asked:
     serving: Serving
     conversation: Conversation
     options: RouteOptions
+    session: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -79,6 +81,7 @@ class Service:
     started: int  # seconds since the epoch
     telemetry: Telemetry
     log_prompts: bool = False
+    sessions: Sessions = field(default_factory=Sessions)
 
     def reach(self, key: Key | None) -> Reach:
         """What a caller with this key may name."""
@@ -94,7 +97,9 @@ class Service:
         conversation = surface.conversation(body.fields)
         if serving.embedder is not None and options.expert is None:
             conversation = await self._embedded(conversation, serving.embedder)
-        return Asked(serving, conversation, options)
+        session = session_key(conversation, options, key.name if key else None)
+        kept = self.sessions.last(session, conversation, options)
+        return Asked(serving, conversation, replace(options, kept=kept), session)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""

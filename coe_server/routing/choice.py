@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
-from coe_server.routing.decision import Availability, RankedExpert, Reason, ResidentTrade
+from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade
+
+WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversation again, and may have to be loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,19 @@ class Choice:
     expert: Candidate
     reason: Reason
     trade: ResidentTrade = field(default_factory=ResidentTrade)
+
+
+def stay(candidates: Sequence[Candidate], kept: Kept | None) -> Choice | None:
+    """The expert that the conversation has, if it can take this request too."""
+    if kept is None:
+        return None
+    return next((Choice(one, "sticky") for one in candidates if one.name == kept.expert and not one.excluded), None)
+
+
+def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
+    """Whether somebody is so much better at what is asked now that a conversation should change its expert."""
+    here = next(_value(one) for one in candidates if one.name == chosen.expert.name)
+    return any(one.excluded is None and _value(one) - here >= WORTH_LEAVING for one in candidates)
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -25,6 +25,14 @@ class Availability:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Who answered a conversation last, and the category it was chosen for."""
+
+    expert: str
+    category: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class RouteOptions:
     """What the caller asked for besides the conversation; None leaves it to the artifact."""
 
@@ -33,6 +41,7 @@ class RouteOptions:
     allow: frozenset[str] | None = None
     max_active_params_b: float | None = None
     session: str | None = None
+    kept: Kept | None = None
     min_confidence: float | None = None
     priority: Priority = "normal"
 

@@ -29,6 +29,7 @@ from coe_server.routing.decision import (
     Availability,
     BudgetReading,
     GateReading,
+    Kept,
     Reason,
     RouteOptions,
     RoutingDecision,
@@ -38,6 +39,7 @@ from coe_server.routing.gate import trust_in
 from coe_server.routing.meters import Meters
 
 DEFAULT_OBJECTIVE = "quality"
+SURE_OF_A_NEW_TOPIC = 0.6  # probability of its category that one turn needs, to be taken for a new topic
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 
 
@@ -134,7 +136,13 @@ class Router:
         price = replace(price, multiplier=price.multiplier * spread.factor(conversation.turns))
         reading = self._read(conversation.turns, options.min_confidence)
         candidates = self._candidates(reading, objective, price.multiplier, request)
-        chosen = self._choose(reading, objective, candidates)
+        chosen = choice.stay(candidates, options.kept)
+        if chosen is not None:
+            newest = self._read(conversation.turns[-1:], options.min_confidence)
+            others = self._candidates(newest, objective, price.multiplier, request)
+            if self._is_new_topic(newest, options.kept) and choice.is_worth_leaving(others, chosen):
+                chosen, reading, candidates = None, newest, others
+        chosen = chosen or self._choose(reading, objective, candidates)
         return self._decision(objective, price, reading, chosen, candidates, started_ns=started_ns)
 
     def price(self, objective: str) -> BudgetReading:
@@ -237,6 +245,13 @@ class Router:
             availability=where,
             absence=absence(where),
         )
+
+    def _is_new_topic(self, newest: Reading, kept: Kept | None) -> bool:
+        """Whether the newest turn alone is clearly about something else: "thanks, go on" is about nothing."""
+        assert kept is not None, "only a conversation that has an expert can leave it"
+        if newest.trust != "mapped" or newest.confidence < SURE_OF_A_NEW_TOPIC:
+            return False
+        return newest.likeliest != kept.category
 
     def _choose(self, reading: Reading, objective: str, candidates: Sequence[Candidate]) -> Choice:
         """Step two: a person's pin, else the mapping (hard) or the best value (soft), then residency."""
