@@ -34,27 +34,38 @@ SEED = 0
 SHOWN_SECONDS = 1.0  # stages shorter than this are added up
 
 
+@dataclass(frozen=True)
+class Moment:
+    """Seconds by the clock, and of all cores' work."""
+
+    wall: float = field(default_factory=time.perf_counter)
+    work: float = field(default_factory=time.process_time)
+
+    def since(self, other: Moment) -> Moment:
+        return Moment(self.wall - other.wall, self.work - other.work)
+
+
 @dataclass
 class Stages:
-    """A `Track` that keeps the seconds of every bar, and of the time between two of them."""
+    """A `Track` that keeps what every bar took, and what lay between two of them."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    bars: dict[str, Moment] = field(default_factory=dict)
     silences: list[tuple[float, str]] = field(default_factory=list)
-    last: tuple[float, str] = field(default_factory=lambda: (time.perf_counter(), "the start"))
+    last: Moment = field(default_factory=Moment)
+    before: str = "the start"
 
     def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
-        began = time.perf_counter()
-        ended, before = self.last
-        self.silences.append((began - ended, before))
+        began = Moment()
+        self.silences.append((began.wall - self.last.wall, self.before))
         yield from items
-        self.last = (time.perf_counter(), what)
-        self.seconds[what] = self.seconds.get(what, 0.0) + self.last[0] - began
-        print(f"{self.seconds[what]:7.1f} s {what}", file=sys.stderr, flush=True)
+        self.last, self.before = Moment(), what
+        took, spent = self.last.since(began), self.bars.get(what, Moment(0.0, 0.0))
+        self.bars[what] = Moment(spent.wall + took.wall, spent.work + took.work)
+        print(f"{took.wall:7.1f} s {what}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """The last silence ends here."""
-        ended, before = self.last
-        self.silences.append((time.perf_counter() - ended, before))
+        self.silences.append((Moment().wall - self.last.wall, self.before))
 
 
 def main() -> None:
@@ -64,12 +75,12 @@ def main() -> None:
         # another process, so that what making prompts takes does not count
         with get_context("spawn").Pool(1) as pool:
             config = pool.apply(_made_up, (options.prompts, options.classifier, Path(workplace)))
-        stages, began = Stages(), time.perf_counter()
+        stages, began = Stages(), Moment()
         run = partial(fit, config, Path(workplace) / "router", force=False, track=stages)
         result = _profiled(run, options.profile) if options.profile else run()
-        seconds = time.perf_counter() - began
+        took = Moment().since(began)
     stages.end()
-    text = _text(options, result, stages, seconds)
+    text = _text(options, result, stages, took)
     print(text)
     if options.write:
         document("fit at scale", text)
@@ -117,12 +128,10 @@ def _profiled(run: Callable[[], FitResult], file: Path) -> FitResult:
     return result
 
 
-def _text(options: argparse.Namespace, result: FitResult, stages: Stages, seconds: float) -> str:
+def _text(options: argparse.Namespace, result: FitResult, stages: Stages, took: Moment) -> str:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     silence, after = max(stages.silences)
-    rows = [(what, spent) for what, spent in stages.seconds.items() if spent >= SHOWN_SECONDS]
-    unshown = sum(stages.seconds.values()) - sum(spent for _, spent in rows)
-    rows += [("shorter stages", unshown), ("between bars", sum(length for length, _ in stages.silences))]
+    rows = [(what, spent) for what, spent in stages.bars.items() if spent.wall >= SHOWN_SECONDS]
     shipped = [name for name, why in result.refusals.items() if why is None]
     command = f"python benchmarks/fit_at_scale.py --prompts {options.prompts} --classifier {options.classifier}"
     return "\n".join(
@@ -130,12 +139,14 @@ def _text(options: argparse.Namespace, result: FitResult, stages: Stages, second
             "## Training at scale",
             "",
             f"`{command}`, {os.cpu_count()} cores: {options.prompts:,} prompts x {len(result.evaluation['experts'])}"
-            f" experts in **{seconds / 60:.1f} minutes** and **{peak:.2f} GiB** at the peak. The longest time without a"
-            f" progress bar: {silence:.1f} s, after {after!r}. Shipped: {', '.join(shipped) or 'nothing'}.",
+            f" experts in **{took.wall / 60:.1f} minutes** ({took.work / 60:.1f} core minutes), **{peak:.2f} GiB** at"
+            f" the peak. The longest time without a progress bar: {silence:.1f} s, after {after!r}."
+            f" Shipped: {', '.join(shipped) or 'nothing'}.",
             "",
-            "| stage | s |",
-            "|---|---|",
-            *(f"| {what} | {spent:.1f} |" for what, spent in rows),
+            "| stage | s | core s |",
+            "|---|---|---|",
+            *(f"| {what} | {spent.wall:.1f} | {spent.work:.1f} |" for what, spent in rows),
+            f"| all | {took.wall:.1f} | {took.work:.1f} |",
         ]
     )
 

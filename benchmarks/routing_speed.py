@@ -22,14 +22,13 @@ import pyarrow.parquet as pq
 from rich.progress import track
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from benchmarks.document import document
 from benchmarks.routing_quality import DATA, ROOT, SUITES
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.pipeline import fit
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- routing speed: begin -->", "<!-- routing speed: end -->"
 LENGTHS = {"100 B": 100, "1 KB": 1024, "4 KB": 4096, "8,000 tokens (32 KB)": 32_768}
 TEXTS = 50  # of each length
 TIMES = 2000  # decisions timed at each length
@@ -69,9 +68,13 @@ def main() -> None:
         lines.append(_line("semantic-router, TF-IDF encoder", _peer(options.semantic_router, rows, asked)))
     talks = [Conversation.of_prompt(text) for text in rows["prompt"]]
     lines += ["", *_sentences(router, folder, talks, rows["prompt"][:200])]
-    print("\n".join(lines))
+    command = f"`python benchmarks/routing_speed.py --suite {options.suite}`"
+    text = "\n".join(
+        ["## Routing speed", "", f"{command}: text in, decision out, one thread, milliseconds.", "", *lines]
+    )
+    print(text)
     if options.write:
-        _write([f"`python benchmarks/routing_speed.py --suite {options.suite}`, one thread.", "", *lines])
+        document("routing speed", text)
 
 
 def _options() -> argparse.Namespace:
@@ -160,14 +163,6 @@ def _sentences(router: Router, folder: Path, talks: Sequence[Conversation], text
 
 def _line(what: str, found: dict[str, tuple[float, float]]) -> str:
     return f"| {what} | " + " | ".join(f"{p50:.2f} ({p99:.2f})" for p50, p99 in found.values()) + " |"
-
-
-def _write(lines: Sequence[str]) -> None:
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n\nWhat was measured, and how.\n"
-    if BEGIN not in text:
-        text += f"\n{BEGIN}\n{END}\n"
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    PAGE.write_text(before + "\n".join([BEGIN, "## Routing speed", "", *lines, END]) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

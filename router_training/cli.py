@@ -31,6 +31,7 @@ from router_training.data.embeddings import Prepare, nothing_to_embed, with_embe
 from router_training.data.near_duplicates import with_near_duplicates
 from router_training.evaluating.evaluation import evaluate as evaluate_artifact
 from router_training.evaluating.metrics import Bootstrap
+from router_training.evaluating.summary import show_evaluation
 from router_training.pipeline import FitResult
 from router_training.pipeline import fit as run_fit
 from router_training.probes import print_results
@@ -47,6 +48,7 @@ console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     help="""Train a router from recorded outcomes, and measure any router on any outcomes.
 
     1. Prompts, as JSONL or Parquet: prompt_id, prompt (or messages), category, and if you have them group and weight.
@@ -99,26 +101,28 @@ def evaluate(
     artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the numbers.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
     label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = "category",
     resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")] = 1000,
     config: Annotated[
         Path | None, typer.Option(help="The training config, where its features are embeddings by a model or endpoint.")
     ] = None,
 ) -> None:
-    """Measure a router on recorded outcomes, through the code that serves it. The keys are those of evaluation.json."""
+    """Measure a router on recorded outcomes, through the code that serves it.
+
+    Prints what matters most; --json keeps everything, with the keys of the artifact's evaluation.json. Only prompts
+    with an outcome from every expert count. Objectives that are not shipped are measured too.
+    """
     with _in_one_sentence():
         loaded = artifacts.load(artifact)
         prepare = _preparation(loaded, config)
         dataset = prepare(read_dataset(prompts, outcomes, loaded.expert_names, label))
         bootstrap = Bootstrap(resamples, loaded.manifest.seed)
         evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
-        json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        router = evaluation["router"]
-        console.print(
-            f"{evaluation['n_prompts']} prompts: score {100 * router['score']:.2f}, gain over"
-            f" {evaluation['best_single']['expert']} {100 * router['gain']:+.2f} points -> {json_file}"
-        )
+        show_evaluation(evaluation, Console())
+        if json_file is not None:
+            json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            console.print(f"all numbers: {json_file}", markup=False)
 
 
 @app.command()

@@ -59,6 +59,9 @@ def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix
 
 def _counted(turns: Sequence[Turn], bucket_bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     parts = [distinct(buckets(turn.text, bucket_bits)) for turn in turns]
+    if len(parts) == 1:
+        ((columns, times),) = parts
+        return columns, times * turns[0].weight
     every_bucket = np.concatenate([found for found, _ in parts])
     every_count = np.concatenate([times * turn.weight for (_, times), turn in zip(parts, turns, strict=True)])
     columns = np.unique(every_bucket)
