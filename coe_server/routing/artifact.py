@@ -140,9 +140,19 @@ def save(
         _write(artifact, held_out, evaluation, fresh)
         if finish is not None:
             finish(fresh)
+        _put(fresh, folder, Path(workplace) / "old")
+
+
+def _put(fresh: Path, folder: Path, old: Path) -> None:
+    """`fresh` takes the name of `folder`; whatever happens, one of the two has it."""
+    try:
         if folder.exists():
-            folder.rename(Path(workplace) / "old")
+            folder.rename(old)
         fresh.rename(folder)
+    except BaseException:  # Ctrl-C too: between the two renames there would be no artifact
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
 
 
 def require_free(folder: Path) -> None:

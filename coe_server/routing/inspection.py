@@ -32,6 +32,7 @@ MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.jso
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
+LARGEST_JSON_BYTES, LARGEST_FILE_BYTES = 64 << 20, 4 << 30  # far beyond any router; more would fill the memory
 HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights", "factors")
 
 T = TypeVar("T")
@@ -139,7 +140,10 @@ def digest(data: bytes) -> str:
 def _bytes(path: Path) -> bytes:
     if not path.is_file():
         raise ArtifactError(f"router artifact: {path} is missing")
+    largest = LARGEST_JSON_BYTES if path.suffix == ".json" else LARGEST_FILE_BYTES
     try:
+        if (size := path.stat().st_size) > largest:
+            raise ArtifactError(f"router artifact: {path} has {size:,} bytes, more than the {largest:,} that are read")
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"router artifact: {path} cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
+from coe_server.routing import inspection
 from coe_server.routing.calibration import Temperature
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
@@ -98,6 +100,23 @@ def test_a_save_that_fails_leaves_the_old_artifact(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["router"]
 
 
+def test_a_save_interrupted_between_its_renames_leaves_the_old_artifact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version, rename = artifacts.load(folder).version, Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.save(small_artifact(temperature=2.0), held_out(), None, folder)
+    assert artifacts.load(folder).version == version
+    assert [path.name for path in folder.parent.iterdir()] == ["router"]
+
+
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     assert "there is no folder" in refusal(tmp_path / "nowhere")
 
@@ -153,6 +172,47 @@ def test_huge_or_impossible_shapes_are_refused(folder: Path, shape: list[Any]) -
     header = json.dumps({"kept": {"dtype": "I32", "shape": shape, "data_offsets": [0, 4]}}).encode()
     replace_weights(folder, len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
     assert "is not a safetensors file" in refusal(folder)
+
+
+def test_a_header_that_claims_terabytes_is_refused_without_reserving_them(folder: Path) -> None:
+    sizes = [2**20, 2**20]  # 4 TiB of single precision, and offsets that agree
+    header = json.dumps({"idf": {"dtype": "F32", "shape": sizes, "data_offsets": [0, 4 * 2**40]}}).encode()
+    replace_weights(folder, len(header).to_bytes(8, "little") + header + b"\0\0\0\0")
+    assert "is not a safetensors file" in refusal(folder)
+    replace_weights(folder, (2**62).to_bytes(8, "little") + b"{}")  # or a header of that size
+    assert "is not a safetensors file" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "held_out.safetensors", "evaluation.json", "manifest.json", "mapping.json"])
+def test_a_file_larger_than_memory_is_refused_unread(folder: Path, name: str) -> None:
+    os.truncate(folder / name, 2**42)  # sparse: it takes no room on the disk
+    assert f"{name} has 4,398,046,511,104 bytes, more than" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "manifest.json", "mapping.json", "evaluation.json"])
+@pytest.mark.parametrize("target", ["/dev/zero", "/", "nowhere", "/etc/passwd"])
+def test_a_link_to_something_else_is_refused_and_shows_none_of_it(folder: Path, name: str, target: str) -> None:
+    (folder / name).unlink()
+    (folder / name).symlink_to(target)
+    sentence = refusal(folder)
+    assert name in sentence
+    assert "root" not in sentence.replace(str(folder), "")  # what /etc/passwd begins with
+
+
+def test_a_pipe_instead_of_a_file_is_not_waited_for(folder: Path) -> None:
+    (folder / "mapping.json").unlink()
+    os.mkfifo(folder / "mapping.json")
+    assert refusal(folder).endswith("mapping.json is missing")
+
+
+def test_deep_json_with_a_fitting_checksum_is_refused(folder: Path) -> None:
+    data = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+    (folder / "evaluation.json").write_bytes(data)
+    sums = json.loads((folder / "manifest.json").read_text())["checksums"]
+    edit(folder / "manifest.json", checksums={**sums, "evaluation.json": hashlib.sha256(data).hexdigest()})
+    with pytest.raises(ArtifactError, match=r"evaluation.json is not valid") as caught:
+        inspection.read_evaluation(folder, inspection.read_manifest(folder))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

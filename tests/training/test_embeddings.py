@@ -116,11 +116,26 @@ def test_an_endpoints_embeddings_train_and_serve_a_router(there: StandIn, tmp_pa
     read = [router.route(talk, RouteOptions(), NEARBY).probabilities for talk in conversations]
     likeliest = [max(probabilities, key=lambda name: probabilities[name]) for probabilities in read]
     assert np.mean([found == row["category"] for found, row in zip(likeliest, unseen, strict=True)]) >= 0.95
-    # the gate trusts prompts with an unknown number in them less, and then asks the generalist
     assert share_right(router, conversations, unseen) >= 0.8
+    _every_prompt_has_its_specialist_unless_the_gate_doubts_it(router, conversations)
     bare = router.route(Conversation.of_prompt(unseen[0]["prompt"]), RouteOptions(), NEARBY)
     assert (bare.reason, bare.category) == ("out_of_domain", "general")
     assert artifacts.load(folder).manifest.features.model == "words"
+
+
+def _every_prompt_has_its_specialist_unless_the_gate_doubts_it(
+    router: Router, conversations: list[Conversation]
+) -> None:
+    """About one familiar prompt in four is trusted in part only: below full trust the generalist, whose overall mean is
+    best, may answer, but never another topic's specialist. So nine in ten right is more than the gate allows for."""
+    full_trust = router.artifact.manifest.thresholds.full_trust
+    assert full_trust is not None
+    decisions = [router.route(talk, RouteOptions(), NEARBY) for talk in conversations]
+    for decision in decisions:
+        specialist = SPECIALIST[max(decision.probabilities, key=lambda name: decision.probabilities[name])]
+        trusted = decision.gate.similarity is not None and decision.gate.similarity >= full_trust
+        assert decision.expert in ({specialist} if trusted else {specialist, SPECIALIST["general"]})
+    assert np.mean([(one.gate.similarity or -1.0) >= full_trust for one in decisions]) >= 0.5
 
 
 def test_a_second_run_embeds_nothing_and_a_damaged_cache_is_named(there: StandIn, tmp_path: Path) -> None:

@@ -194,6 +194,16 @@ def test_evaluate_measures_an_artifact_on_other_prompts(trained: Path, tmp_path:
     assert evaluation["n_prompts"] == 120
     assert evaluation["router"]["gain"] > 0.2
     assert evaluation["leave_group_out"] is None
+    # the same in short: every expert, both objectives with their gains, calibration before and after
+    assert f"{100 * evaluation['router']['gain']:+.2f} (" in output
+    assert f"{100 * evaluation['by_budget'][0]['gain']:+.2f} (" in output
+    assert all(f"{100 * score:.2f}" in output for score in evaluation["experts"].values())
+    calibration = evaluation["calibration"]
+    assert f"{calibration['ece']:.3f} (before calibration {calibration['ece_before']:.3f})" in output
+    numbers.unlink()
+    code, again = run("evaluate", trained / "router", *files[:-2])
+    assert (code, numbers.exists()) == (0, False)
+    assert f"{100 * evaluation['router']['gain']:+.2f} (" in again
 
 
 @pytest.mark.parametrize(
