@@ -41,10 +41,15 @@ from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, Vllm
 from coe_server.errors import ConfigError
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
+from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
 from coe_server.http.service import Decides, Service, Serving
+from coe_server.http.traffic import Traffic, reference_of
+from coe_server.journal.entries import Retention
+from coe_server.journal.journal import Journal
 from coe_server.keys import Key, Keyring, hashed, read_keys
+from coe_server.routing.artifact import read_held_out
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedder import Embedder, OfLength
@@ -56,6 +61,8 @@ from coe_server.routing.sentence_embedder import SentenceEmbedder
 from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
+
+SECONDS_PER_DAY = 86_400.0
 
 
 def build_server(config: ServerConfig) -> Listener:
@@ -74,9 +81,11 @@ def build_server(config: ServerConfig) -> Listener:
         one_move_at_a_time=_platform(config) == "cuda",
     )
     serving = build_serving(config, router)
+    journal = build_journal(config)
     service = Service(
         serving=serving,
         cache=cache,
+        chronicle=Chronicle(cache.events, journal),
         engine_models={expert.name: _model_name(expert) for expert in config.experts},
         guard=build_guard(config),
         started=int(time.time()),
@@ -86,7 +95,7 @@ def build_server(config: ServerConfig) -> Listener:
     api = build_api(service)
     wakes_by_copying = _platform(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
     api.router.lifespan_context = _lifespan(
-        cache, _costs_file(config), serving.embedder, telemetry if wakes_by_copying else None
+        cache, _costs_file(config), serving.embedder, journal, telemetry if wakes_by_copying else None
     )
 
     def before_stop() -> None:
@@ -105,7 +114,17 @@ def build_serving(config: ServerConfig, router: Decides) -> Serving:
         max_body_bytes=config.http.max_body,
         body_seconds=config.http.body_seconds,
         keepalive_seconds=config.http.keepalive_seconds,
+        traffic=build_traffic(config, router),
     )
+
+
+def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
+    """The watch over drift, where there is a router and its artifact has kept what unseen prompts looked like."""
+    if config.router is None or not isinstance(router, Router):
+        return None
+    held_out = read_held_out(config.router.artifact)
+    reference = reference_of(held_out, router.artifact.manifest.categories)
+    return None if reference is None else Traffic(reference, router.version)
 
 
 def build_router(config: ServerConfig) -> Decides:
@@ -214,6 +233,20 @@ def _embedder(settings: EmbeddingSettings) -> Embedder:
     return EndpointEmbedder(Endpoint(settings.base_url, settings.model, key, timeout, tries=2, first_pause_seconds=0.1))
 
 
+def build_journal(config: ServerConfig) -> Journal | None:
+    """The decision log, open and ready; None where no decisions are kept. Raises ConfigError if it cannot be opened."""
+    if not config.log.decisions:
+        return None
+    keep = Retention(config.log.keep_rows, config.log.keep_days * SECONDS_PER_DAY)
+    journal = Journal(journal_file(config), keep, keeps_prompts=config.log.prompts)
+    journal.start()
+    return journal
+
+
+def journal_file(config: ServerConfig) -> Path:
+    return config.state_directory / "journal.sqlite3"
+
+
 def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
     platform = _platform(config)
@@ -292,7 +325,11 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
 
 
 def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not exported
-    cache: ExpertCache, costs_file: Path, embedder: Embedder | None, told_of_copying: Telemetry | None
+    cache: ExpertCache,
+    costs_file: Path,
+    embedder: Embedder | None,
+    journal: Journal | None,
+    told_of_copying: Telemetry | None,
 ):
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -311,6 +348,8 @@ def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not ex
                     await task
             if embedder is not None:
                 await embedder.close()
+            if journal is not None:
+                await asyncio.to_thread(journal.stop)
 
     return lifespan
 

@@ -23,6 +23,7 @@ from coe_server.app import (
     build_experts,
     build_router,
     build_server,
+    journal_file,
     refuse_what_never_fits,
     warnings_about,
 )
@@ -34,6 +35,7 @@ from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import CoeError, ConfigError
 from coe_server.http.service import AUTO, Decides
+from coe_server.journal.export import export
 from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
@@ -50,6 +52,8 @@ app = typer.Typer(
 )
 
 app.add_typer(key_commands.app, name="keys")
+journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
+app.add_typer(journal, name="journal")
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")
@@ -192,6 +196,25 @@ def simulate(
     question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
     with mistakes_as_sentences():
         run_simulation(question, json_file, timeline)
+
+
+@journal.command("export")
+def export_(
+    config: ConfigPath,
+    out: Annotated[Path, typer.Option(help="A folder; files of an earlier export are replaced.")],
+) -> None:
+    """Write the decision log as files that coe-train reads; the server may go on running.
+
+    feedback.jsonl: every routed decision with its rating, for `coe-train map ARTIFACT --feedback`. prompts.jsonl and
+    outcomes.jsonl: kept prompts (log.prompts: true) and their ratings as outcomes, for `coe-train fit`.
+    """
+    with mistakes_as_sentences():
+        found = export(journal_file(load_config(config)), out)
+    Console().print(
+        f"{found.feedback} decisions, {found.rated} of them rated; {found.prompts} prompts, {found.outcomes} outcomes"
+        f" -> {out}",
+        soft_wrap=True,
+    )
 
 
 def _experts_table(found: list[dict[str, Any]]) -> Table:

@@ -35,8 +35,13 @@ class HttpSettings(_Settings):
 
 
 class LogSettings(_Settings):
+    """The log of lines, and the decision log in `state_directory`."""
+
     format: Literal["auto", "json", "text"] = "auto"
     prompts: bool = False  # nobody's words are kept unless the operator says so
+    decisions: bool = True
+    keep_rows: int = Field(default=100_000, ge=1)
+    keep_days: float = Field(default=30.0, gt=0)
 
 
 class KeySettings(_Settings):

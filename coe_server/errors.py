@@ -7,6 +7,7 @@ CoeError
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
 │   ├── ModelWithheld (403)    the caller's key may not use it
+│   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   └── BodyTooLarge (413)     the body is longer than http.max_body
@@ -18,6 +19,7 @@ CoeError
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
 ├── DeadlineExceeded (504)     the caller's own deadline passed
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
+├── JournalUnavailable (503)   the decision log cannot be written or read now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
     ├── EngineRefused (4xx)    it answered with an error that no client of OpenAI's could read
@@ -77,6 +79,13 @@ class ModelWithheld(RequestError):
 
     status = 403
     code = "model_not_found"  # as OpenAI says it
+
+
+class UnknownDecision(RequestError):
+    """The decision log has no such decision (any more)."""
+
+    status = 404
+    code = "decision_not_found"
 
 
 class NoCapableExpert(RequestError):
@@ -175,6 +184,13 @@ class EmbeddingUnavailable(CoeError):
 
     status = 503
     code = "embedding_unavailable"
+
+
+class JournalUnavailable(CoeError):
+    """The decision log cannot be written or read now; the message says why."""
+
+    status = 503
+    code = "journal_unavailable"
 
 
 class EngineError(CoeError):

@@ -50,6 +50,22 @@ OUT_OF_DOMAIN = Metric("coe_out_of_domain", "counter", "Routed requests outside 
 OUT_OF_DOMAIN_SHARE = Metric(
     "coe_out_of_domain_share", "gauge", f"Share of the last {RECENT} routed requests that was outside the gate."
 )
+LEFT_BAND = Metric(
+    "coe_drift",
+    "gauge",
+    "1 while the traffic's categories, out_of_domain share or confidence are outside the band of the training data.",
+    ("reading",),
+)
+MIX_DISTANCE = Metric(
+    "coe_category_mix_distance", "gauge", "Half the sum of differences between categories' shares now and in training."
+)
+CONFIDENCE = Metric("coe_mean_confidence", "gauge", "Mean confidence of about the last 100 routed requests.")
+TRAINING_CONFIDENCE = Metric("coe_training_confidence", "gauge", "Mean confidence on unseen training prompts.")
+TRAINING_OUT_OF_DOMAIN = Metric(
+    "coe_training_out_of_domain_share", "gauge", "Share of unseen training prompts outside the gate."
+)
+UNLOGGED = Metric("coe_unlogged_decisions", "counter", "Decisions that are not in the decision log.")
+FEEDBACK = Metric("coe_feedback", "counter", "Ratings written to the decision log.")
 EMBEDDING_FAILURES = Metric("coe_embedding_failures", "counter", "Prompts routed without the embedding they need.")
 BUDGET_TARGET = Metric("coe_budget_target", "gauge", "Mean cost to be held, in the budget's unit.", ("objective",))
 BUDGET_MEAN = Metric("coe_budget_mean", "gauge", "Mean cost of the last answered requests.", ("objective",))
@@ -167,7 +183,8 @@ class Telemetry:
                 self.bandwidth[tiers] = max(pace, self.bandwidth.get(tiers, 0.0))
 
 
-_COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - {PREFETCHES, USEFUL_PREFETCHES}
+_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, UNLOGGED, FEEDBACK}
+_COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - _LOOKED_UP
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

@@ -176,6 +176,9 @@ def map_(
     ban: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="Who never answers it.")] = [],  # noqa: B006
     prompts: Annotated[list[Path], typer.Option(help="Prompts that outcomes are given for.")] = [],  # noqa: B006
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of a new expert, or of all to measure.")] = [],  # noqa: B006
+    feedback: Annotated[
+        Path | None, typer.Option(help="feedback.jsonl of `coe journal export`: ratings that move the scores.")
+    ] = None,
     expert: Annotated[
         list[str], typer.Option(metavar="NAME=ACTIVE,TOTAL[,PRICE]", help="A new expert; parameters in B.")
     ] = [],  # noqa: B006
@@ -188,6 +191,7 @@ def map_(
     Multipliers are fitted on the out-of-fold predictions kept in the artifact. A new expert needs its outcomes and
     nothing else. With outcomes of every expert all objectives are measured again and ship or not by that; without
     them a new or changed objective is served and marked as not measured, and one that was refused stays refused.
+    Ratings (--feedback) move an expert's scores by as much as they can speak for: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
     """
     with _in_one_sentence():
@@ -198,6 +202,7 @@ def map_(
             experts=expert,
             prompts=prompts,
             outcomes=outcomes,
+            feedback=feedback,
         )
         prepare = _preparation(artifacts.load(artifact), config) if wishes.prompts else nothing_to_embed
         print_table(remap(artifact, out, wishes, _with_progress_bar, prepare))

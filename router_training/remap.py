@@ -29,6 +29,7 @@ from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluating.evaluation import evaluate
 from router_training.evaluating.metrics import Bootstrap
 from router_training.evaluating.shipping import refusal
+from router_training.feedback import with_feedback
 from router_training.newcomers import held_out_with, with_newcomers
 from router_training.probes import carry_over
 from router_training.progress import Track
@@ -49,6 +50,7 @@ class Wishes:
     newcomers: Sequence[ExpertEntry] = ()
     prompts: Sequence[Path] = ()
     outcomes: Sequence[Path] = ()
+    feedback: Path | None = None
     resamples: int = 1000
 
 
@@ -64,7 +66,7 @@ def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepar
     before = artifacts.load(folder)
     held_out = held_out_with(artifacts.read_held_out(folder), len(wishes.newcomers))
     dataset = _recorded(before, wishes, prepare)
-    learned = with_newcomers(before, wishes.newcomers, dataset, track)
+    learned = with_newcomers(_corrected(before, wishes.feedback), wishes.newcomers, dataset, track)
     _require_known_names(learned, wishes.limits)
     after = _solved(learned, held_out, wishes, track)
     artifacts.save(after, held_out, _evaluation_before(folder, before, after), out, partial(_finish, before=folder))
@@ -87,6 +89,11 @@ def _finish(folder: Path, before: Path) -> None:
 def budget_name(amount: float) -> str:
     """What an objective is called that is known by its budget alone."""
     return f"budget-{amount:g}b"
+
+
+def _corrected(before: Artifact, feedback: Path | None) -> Artifact:
+    """With the scores moved by what was thought of its answers."""
+    return before if feedback is None else with_feedback(before, feedback).artifact
 
 
 def _recorded(before: Artifact, wishes: Wishes, prepare: Prepare) -> Dataset | None:

@@ -26,13 +26,14 @@ def read_wishes(
     experts: Sequence[str],
     prompts: Sequence[Path],
     outcomes: Sequence[Path],
+    feedback: Path | None = None,
 ) -> Wishes:
     """Raises ConfigError naming the word that cannot be read."""
     named = {budget_name(amount): _positive("--budget", str(amount)) for amount in budgets}
     for text in objectives:
         name, amount = _pair("--objective", text)
         named[name] = _positive("--objective", amount)
-    return Wishes(named, limits, [_expert(text) for text in experts], prompts, outcomes)
+    return Wishes(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
 
 
 def read_limits(

@@ -8,6 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from coe_server.events import EventLog
+from coe_server.http.traffic import Traffic
+from coe_server.journal.drift import OUTSIDE, Reference
+from coe_server.journal.entries import Retention
+from coe_server.journal.journal import Journal
 from coe_server.log_lines import JsonLines, TextLines
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
@@ -28,8 +32,13 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("router") / "router"
     artifacts.save(small_artifact(), held_out(), None, folder)
     router = Router.load(folder, residency_tolerance=0.01, budget_window=10)
-    with running_server({name: simulated(name) for name in SIZES}, router=router) as running:
+    journal = Journal(tmp_path_factory.mktemp("journal") / "file", Retention(1000, 1e9))
+    journal.start()
+    traffic = Traffic(Reference({**dict.fromkeys(TEXTS, 0.3), OUTSIDE: 0.1}, 0.8, 0.1, 1000), "v1")
+    engines = {name: simulated(name) for name in SIZES}
+    with running_server(engines, router=router, journal=journal, traffic=traffic) as running:
         yield running
+    journal.stop()
 
 
 def scrape(server):

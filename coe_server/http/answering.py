@@ -10,7 +10,6 @@ from fastapi import Request
 from starlette.responses import Response
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.events import EventLog
 from coe_server.http.account import Account
 from coe_server.http.body import Body, read_body
 from coe_server.http.entrance import CALLER
@@ -19,7 +18,6 @@ from coe_server.http.incoming import read_all
 from coe_server.http.routed_response import Errand, RoutedResponse
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
-from coe_server.routing.decision import RoutingDecision
 
 # What an engine is told of the caller's headers; its keys above all are nobody else's business.
 _PASSED_ON = ("accept", "anthropic-version", "anthropic-beta", "x-request-id")
@@ -34,7 +32,9 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
         asked = await service.asked(surface, body, request.scope.get(CALLER))
         decision = service.decide(asked)
-        _record(service.cache.events, decision)
+        service.chronicle.record(decision, asked.conversation)
+        if serving.traffic is not None:
+            serving.traffic.see(decision)
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
@@ -43,7 +43,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             deadline_seconds=deadline and max(0.0, deadline - (time.perf_counter() - began)),
             request_for=lambda expert: _engine_request(request, body, service.engine_models[expert]),
             decide_again=lambda: service.decide(asked),
-            decided=lambda again: _record(service.cache.events, again),
+            decided=lambda again: service.chronicle.record(again, asked.conversation),
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
         )
@@ -62,16 +62,3 @@ def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
 def _prompt(body: Body) -> str:
     """What was asked, for a log that may hold it."""
     return json.dumps([body.fields[key] for key in ("messages", "prompt", "input") if key in body.fields])
-
-
-def _record(events: EventLog, decision: RoutingDecision) -> None:
-    """The decision as an event; the prompt is no part of it."""
-    events.record(
-        "decision",
-        decision_id=decision.decision_id,
-        expert=decision.expert,
-        category=decision.category,
-        confidence=decision.confidence,
-        reason=decision.reason,
-        residency=decision.ranking[0].residency,
-    )

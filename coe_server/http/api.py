@@ -9,6 +9,7 @@ from coe_server.http.admin import build_admin
 from coe_server.http.answering import answering
 from coe_server.http.body import read_body
 from coe_server.http.entrance import CALLER, Entrance
+from coe_server.http.feedback import build_feedback
 from coe_server.http.incoming import read_all
 from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
@@ -35,6 +36,7 @@ def build_api(service: Service) -> FastAPI:
         return JSONResponse(service.decide(asked).as_json())
 
     app.include_router(build_models(service))
+    app.include_router(build_feedback(service.chronicle.journal))
 
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> dict[str, str]:

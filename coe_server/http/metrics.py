@@ -15,6 +15,7 @@ from starlette.responses import Response
 from coe_server import telemetry as named
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.http.service import Service
+from coe_server.http.traffic import Traffic
 from coe_server.telemetry import Metric, Telemetry
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
@@ -49,6 +50,12 @@ class _Now(Collector):
         yield from _experts(cache)
         yield from _tiers(cache, telemetry)
         yield from _routing(self._service)
+        if self._service.serving.traffic is not None:
+            yield from _drift(self._service.serving.traffic)
+        if self._service.chronicle.journal is not None:
+            counts = self._service.chronicle.journal.counts
+            yield _family(named.UNLOGGED, {(): counts.dropped})
+            yield _family(named.FEEDBACK, {(): counts.feedback})
 
 
 def _experts(cache: ExpertCache) -> Iterator[Family]:
@@ -81,6 +88,15 @@ def _routing(service: Service) -> Iterator[Family]:
     yield _family(named.BUDGET_MEAN, means)
     yield _family(named.BUDGET_MULTIPLIER, {(name,): price.multiplier for name, price in prices.items()})
     yield _family(named.ROUTER, {(router.version,): 1.0})
+
+
+def _drift(traffic: Traffic) -> Iterator[Family]:
+    drift, reference = traffic.drift, traffic.reference
+    yield _family(named.LEFT_BAND, {(reading,): float(left) for reading, left in drift.left_band.items()})
+    yield _family(named.MIX_DISTANCE, {(): drift.mix_distance})
+    yield _family(named.CONFIDENCE, {(): drift.confidence})
+    yield _family(named.TRAINING_CONFIDENCE, {(): reference.confidence})
+    yield _family(named.TRAINING_OUT_OF_DOMAIN, {(): reference.outside})
 
 
 def _family(metric: Metric, values: Mapping[Labels, float]) -> Family:

@@ -11,10 +11,12 @@ from typing import Protocol, cast
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.http.body import Body
+from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.options import AUTO, require_expert
 from coe_server.http.reach import Reach
 from coe_server.http.surfaces import Surface
+from coe_server.http.traffic import Traffic
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
@@ -58,6 +60,7 @@ class Serving:
     max_body_bytes: int = 32 * 2**20
     body_seconds: float = 60.0
     keepalive_seconds: float = 10.0
+    traffic: Traffic | None = None  # where the router knows what its training prompts looked like
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Service:
 
     serving: Serving
     cache: ExpertCache
+    chronicle: Chronicle
     engine_models: Mapping[str, str]
     guard: Guard  # who may come in
     started: int  # seconds since the epoch

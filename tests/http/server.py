@@ -14,6 +14,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
+from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
 from coe_server.http.service import Service, Serving
@@ -55,6 +56,7 @@ def running_server(
     log_prompts=False,
     keyring=None,
     on_loopback=True,
+    journal=None,
     **serving_settings,
 ):
     """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
@@ -76,6 +78,7 @@ def running_server(
         service = Service(
             serving=serving,
             cache=cache,
+            chronicle=Chronicle(cache.events, journal),
             engine_models={name: name for name in engines},
             guard=Guard(keyring or Keyring(), on_loopback=on_loopback),
             started=1,

@@ -1,0 +1,134 @@
+"""Is the traffic still like the training data? Watched with e-detectors, whose false alarms are bounded. Pure.
+
+Of each routed prompt these values in [0, 1] are followed: is it of this category (one value each), is it outside the
+gate, the classifier's confidence, and 1 minus that. Each has a band: its mean is at most `edge`, a little above what
+unseen training prompts showed. A detector bets against that, with stakes that depend on the past only:
+
+    evidence <- max(evidence, 1) * (1 + stake * (value - edge)),   E[factor | past] <= 1 while the mean is in its band
+
+which is the e-CUSUM of Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change
+detection" (2023), with the bets of Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting"
+(2023). As each restart costs 1, P(an alarm within n requests) <= n / threshold for traffic in its band, whatever its
+law; the threshold is such that all detectors together stay below ALARMS over HORIZON requests.
+What the bound cannot promise: that a batch job which asks one thing a thousand times is not called drift. It is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float64]
+
+ALARMS = 0.01  # false ones, at most in expectation, over HORIZON requests of all detectors together
+HORIZON = 20_000
+TOLERANCE = 0.05  # a share or a mean confidence may be off by so much,
+LEAST_TOLERANCE, RELATIVE = 0.02, 0.25  # and a small share by this and so much of itself
+SURE = 3.0  # standard errors of what training knows of its own figures
+MEMORY = 100.0  # requests: how far back the stakes and the readings look
+MOST_STAKED = 0.9  # of what one has
+OUTSIDE = ""  # stands for a category where the prompt was outside the gate
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What `prompts` unseen training prompts looked like: category -> share (OUTSIDE: outside the gate; together 1),
+    mean and standard deviation of the confidence."""
+
+    mix: Mapping[str, float]
+    confidence: float
+    confidence_deviation: float
+    prompts: int
+
+    @property
+    def outside(self) -> float:
+        return self.mix.get(OUTSIDE, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What the traffic looks like now, and which readings have left their band: `categories`, `out_of_domain`,
+    `confidence`. `mix_distance` is half the sum of the shares' differences from training's, 0 to 1."""
+
+    requests: int
+    mix_distance: float
+    outside: float
+    confidence: float
+    left_band: Mapping[str, bool]
+
+
+class Detectors:
+    """One for each of k means of values in [0, 1]: bets that it is above its `edges` [k].
+
+    An alarm ends when the evidence is used up: soon after the values are in their band again.
+    """
+
+    def __init__(self, edges: Vector, means: Vector, deviations: Vector) -> None:
+        self.limit = math.log(HORIZON * len(edges) / ALARMS)
+        self.evidence = np.zeros(len(edges))  # as logarithms
+        self.alarmed = np.zeros(len(edges), dtype=np.bool_)
+        self.means = means.copy()
+        self._edges = edges
+        self._variances = np.maximum(deviations**2, 1e-4)
+        self._most = self.limit + math.log(100.0)  # more evidence than this only delays the end of an alarm
+        self._highest_stakes = np.where(edges < 1.0, MOST_STAKED / np.maximum(edges, 0.05), 0.0)  # no mean is above 1
+
+    def see(self, values: Vector) -> None:
+        gains = np.maximum(self.means - self._edges, 0.0)
+        stakes = np.minimum(gains / (self._variances + gains**2), self._highest_stakes)
+        self.evidence = np.maximum(self.evidence, 0.0) + np.log1p(stakes * (values - self._edges))
+        np.minimum(self.evidence, self._most, out=self.evidence)
+        self.alarmed = (self.evidence >= self.limit) | (self.alarmed & (self.evidence > 0.0))
+        off = values - self.means
+        self._variances += (off**2 - self._variances) / MEMORY
+        self.means += off / MEMORY
+
+
+class DriftWatch:
+    """Sees one routed prompt after the other."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self.requests = 0
+        self._names = [*(name for name in reference.mix if name != OUTSIDE), OUTSIDE]
+        self._shares = np.array([reference.mix.get(name, 0.0) for name in self._names])
+        count, sure = max(reference.prompts, 1), reference.confidence
+        shares = np.maximum(self._shares, 0.5 / count)  # what training has not seen a prompt of may have some traffic
+        tolerances = np.minimum(TOLERANCE, LEAST_TOLERANCE + RELATIVE * shares)
+        tolerances[-1] = TOLERANCE
+        deviations = np.sqrt(shares * (1.0 - shares))
+        margin = TOLERANCE + SURE * reference.confidence_deviation / math.sqrt(count)
+        self._detectors = Detectors(
+            edges=np.array(
+                [*(shares + tolerances + SURE * deviations / math.sqrt(count)), sure + margin, 1 - sure + margin]
+            ),
+            means=np.array([*self._shares, sure, 1 - sure]),
+            deviations=np.array([*deviations, reference.confidence_deviation, reference.confidence_deviation]),
+        )
+
+    def see(self, category: str | None, confidence: float) -> None:
+        """One more prompt; `category` None: outside the gate."""
+        values = np.zeros(len(self._names) + 2)
+        values[self._names.index(category) if category is not None else -3] = 1.0
+        values[-2:] = confidence, 1.0 - confidence
+        self.requests += 1
+        self._detectors.see(values)
+
+    @property
+    def left_band(self) -> dict[str, bool]:
+        alarmed = self._detectors.alarmed
+        return {
+            "categories": bool(alarmed[:-3].any()),
+            "out_of_domain": bool(alarmed[-3]),
+            "confidence": bool(alarmed[-2:].any()),
+        }
+
+    @property
+    def now(self) -> Drift:
+        means = self._detectors.means
+        distance = float(np.abs(means[:-2] - self._shares).sum()) / 2
+        return Drift(self.requests, distance, float(means[-3]), float(means[-2]), self.left_band)

@@ -1,0 +1,220 @@
+"""The journal's one owner: a thread that writes what it is handed, many things in one transaction.
+
+Whoever decides only puts into a queue. The queue has an end: a decision that finds it full is not logged, and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from coe_server.errors import CoeError, JournalUnavailable
+from coe_server.journal.entries import Decided, Entry, Feedback, Kept, Retention
+from coe_server.journal.store import Store
+
+logger = logging.getLogger(__name__)
+
+QUEUE_LENGTH = 4096
+BATCH = 512  # things written in one transaction, at most
+EXPIRE_EVERY = 256  # decisions written
+IDLE_SECONDS = 600.0  # without any news the owner looks for what has become too old
+LONGEST_TEXT = 32_768  # characters of a prompt that is kept; a longer one is logged without its text
+
+Found = TypeVar("Found")
+CLOSED = "the decision log is closed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something to do with the store; `done` is None where nobody waits for it."""
+
+    act: Callable[[Store], Any]
+    done: Future[Any] | None = None
+    erases: bool = False  # done only when no trace of what was deleted is left
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has become of decisions and feedback since the start."""
+
+    written: int = 0
+    refused: int = 0  # by a full queue
+    failed: int = 0  # by a file that could not be written
+    feedback: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Decisions that are in no file."""
+        return self.refused + self.failed
+
+
+class Journal:
+    """The decision log at `path`. `start` it before anything is recorded; `stop` writes what is still queued."""
+
+    def __init__(
+        self, path: Path, keep: Retention, keeps_prompts: bool = False, queue_length: int = QUEUE_LENGTH
+    ) -> None:
+        self.keeps_prompts = keeps_prompts
+        self.counts = Counts()
+        self._path = path
+        self._keep = keep
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_length)  # None: the end
+        self._owner = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
+        self._ended = False
+        self._since_expiry = EXPIRE_EVERY
+
+    def start(self) -> None:
+        """Opens the file. Raises ConfigError if it cannot be used."""
+        self._store = Store(self._path)
+        self._owner.start()
+
+    def stop(self) -> None:
+        """Returns when everything handed in is written and the file is closed."""
+        self._ended = True
+        self._jobs.put(None)
+        self._owner.join()
+
+    def record(self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None) -> None:
+        """Hands a decision in and returns at once. `messages` are kept only where the journal keeps prompts."""
+        if not self.keeps_prompts or sum(len(m["content"]) for m in messages or ()) > LONGEST_TEXT:
+            messages = None
+        try:
+            entry = Entry(time.time(), decision, messages)
+            self._put(_Job(lambda store: store.add(entry)))
+        except JournalUnavailable as error:
+            self.counts.refused += 1
+            if self.counts.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+                logger.warning("%d decisions are not logged: %s", self.counts.refused, error)
+
+    async def rate(self, decision_id: str, score: float, comment: str | None) -> None:
+        """Returns when the feedback is on the disk. Raises UnknownDecision or JournalUnavailable."""
+        feedback = Feedback(decision_id, score, comment, time.time())
+        await self._done(lambda store: store.rate(feedback))
+        self.counts.feedback += 1
+
+    async def delete(self, decision_id: str) -> None:
+        """Returns when nothing of the decision is in the files. Raises UnknownDecision or JournalUnavailable."""
+        await self._done(lambda store: store.delete(decision_id), erases=True)
+
+    async def one(self, decision_id: str) -> Kept:
+        """Raises UnknownDecision or JournalUnavailable."""
+        return await self._done(lambda store: store.one(decision_id))
+
+    async def newest(self, count: int) -> list[Kept]:
+        """The last decisions, newest first. Raises JournalUnavailable."""
+        return await self._done(lambda store: store.newest(count))
+
+    async def _done(self, act: Callable[[Store], Found], *, erases: bool = False) -> Found:
+        done: Future[Found] = Future()
+        self._put(_Job(act, done, erases))
+        return await asyncio.wrap_future(done)
+
+    def _put(self, job: _Job) -> None:
+        if self._ended:
+            raise JournalUnavailable(CLOSED)
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full as error:
+            raise JournalUnavailable("the decision log cannot keep up with what is to be written") from error
+
+    @property
+    def running(self) -> bool:
+        return self._owner.is_alive()
+
+    def _write_until_stopped(self) -> None:
+        jobs: list[_Job] | None = []
+        try:
+            while jobs is not None:
+                self._carry_out(jobs)
+                jobs = self._next_batch()
+        finally:  # also after a mistake of ours: nobody waits for an owner that is no more
+            self._ended = True
+            self._store.close()
+            while not self._jobs.empty():
+                jobs = [*(jobs or ()), *filter(None, [self._jobs.get_nowait()])]
+            for job in jobs or ():
+                _tell(job, JournalUnavailable(CLOSED))
+
+    def _next_batch(self) -> list[_Job] | None:
+        """What is queued, after waiting for the first; None at the end."""
+        jobs: list[_Job] = []
+        try:
+            job = self._jobs.get(timeout=IDLE_SECONDS)
+            while job is not None:
+                jobs.append(job)
+                if len(jobs) == BATCH:
+                    return jobs
+                job = self._jobs.get_nowait()
+        except queue.Empty:
+            if not jobs:
+                self._since_expiry = EXPIRE_EVERY  # a quiet time: look for what has become too old
+            return jobs
+        if jobs:
+            self._jobs.put(None)  # the end, after these
+            return jobs
+        return None
+
+    def _carry_out(self, jobs: Sequence[_Job]) -> None:
+        """One transaction; who waits is answered after the commit, or told why there was none."""
+        try:
+            self._store.begin()
+            answers = [_attempt(job, self._store) for job in jobs]
+            if self._since_expiry >= EXPIRE_EVERY:
+                self._store.expire(self._keep, time.time())
+                self._since_expiry = 0
+            self._store.commit()
+        except sqlite3.Error as error:
+            self._give_up(jobs, error)
+            return
+        written = sum(job.done is None for job in jobs)
+        self.counts.written += written
+        self._since_expiry += written
+        unerased = self._unerased()
+        for job, answer in zip(jobs, answers, strict=True):
+            _tell(job, unerased if unerased and job.erases else answer)
+
+    def _give_up(self, jobs: Sequence[_Job], error: sqlite3.Error) -> None:
+        with suppress(sqlite3.Error):
+            self._store.rollback()
+        lost = sum(job.done is None for job in jobs)
+        self.counts.failed += lost
+        logger.error("the decision log cannot be written (%s); %d decisions are not logged", error, lost)
+        for job in jobs:
+            _tell(job, JournalUnavailable(f"the decision log cannot be written: {error}"))
+
+    def _unerased(self) -> CoeError | None:
+        """Why something deleted may still be found in the files; the next transaction tries again."""
+        try:
+            self._store.erase_traces()
+        except JournalUnavailable as error:
+            return error
+        except sqlite3.Error as error:
+            return JournalUnavailable(f"the decision log cannot be written: {error}")
+        return None
+
+
+def _attempt(job: _Job, store: Store) -> Any:
+    """What the job answers, or the reason why it cannot be done."""
+    try:
+        return job.act(store)
+    except CoeError as error:
+        return error
+
+
+def _tell(job: _Job, answer: object) -> None:
+    if job.done is None or job.done.done() or not job.done.set_running_or_notify_cancel():
+        return
+    if isinstance(answer, CoeError):
+        job.done.set_exception(answer)
+    else:
+        job.done.set_result(answer)

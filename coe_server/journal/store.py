@@ -1,0 +1,180 @@
+"""Decisions and feedback in one SQLite file. Used by one thread at a time; knows nothing of queues or of HTTP.
+
+Every commit is on the disk when it returns (WAL with synchronous=FULL): what was acknowledged survives SIGKILL and a
+power cut. Texts lie in pages of their own, which are overwritten with zeros when they are deleted (secure_delete); then
+the write-ahead log is cut to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
+from coe_server.journal.entries import Entry, Feedback, Kept, Retention
+from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
+
+VERSION = 1
+BUSY_SECONDS = 5.0  # for another process that reads, an export say
+
+_TABLE = """
+CREATE TABLE decisions (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    time REAL NOT NULL,
+    decision TEXT NOT NULL,
+    score REAL,
+    feedback_time REAL
+);
+CREATE INDEX decisions_by_time ON decisions (time);
+CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+"""
+_KEPT = """
+SELECT time, decision, prompts.packed, score, comments.packed
+FROM decisions LEFT JOIN prompts USING (seq) LEFT JOIN comments USING (seq)
+"""
+
+
+class Store:
+    """The file at `path`, made where there is none. Raises ConfigError if it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._traces = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are for the server's own user
+            # autocommit: transactions are begun and ended here and nowhere else
+            self._file = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._file.close()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"{path}: cannot keep the decision log ({error}); give state_directory another place, or set"
+                " log.decisions: false"
+            ) from error
+
+    def _prepare(self) -> None:
+        for pragma in (f"page_size = {PAGE_SIZE}", "journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+            self._file.execute(f"PRAGMA {pragma}")
+        (version,) = self._file.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._file.executescript(f"BEGIN IMMEDIATE; {_TABLE} PRAGMA user_version = {VERSION}; COMMIT")
+        elif version != VERSION:
+            raise ConfigError(f"{self.path}: is a journal of version {version}, and this server writes {VERSION}")
+
+    def begin(self) -> None:
+        self._file.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """What was changed since `begin` is on the disk when this returns."""
+        self._file.execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._file.in_transaction:
+            self._file.execute("ROLLBACK")
+
+    def add(self, entry: Entry) -> None:
+        """A decision; one that changed hands since replaces what was written of it."""
+        (seq,) = self._file.execute(
+            "INSERT INTO decisions (id, time, decision) VALUES (?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET decision = excluded.decision RETURNING seq",
+            (entry.decision.decision_id, entry.time, json.dumps(entry.decision.as_json())),
+        ).fetchone()
+        if entry.messages is not None:
+            self._file.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
+
+    def rate(self, feedback: Feedback) -> None:
+        """The last word on a decision. Raises UnknownDecision."""
+        seq = self._seq(feedback.decision_id)
+        self._file.execute(
+            "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
+        )
+        self._erase("comments", "seq = ?", seq)
+        if feedback.comment is not None:
+            self._file.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
+
+    def delete(self, decision_id: str) -> None:
+        """The decision, its text and its feedback. Raises UnknownDecision."""
+        self._traces = True  # also of an earlier attempt that could not be ended
+        seq = self._seq(decision_id)
+        for table in ("prompts", "comments", "decisions"):
+            self._erase(table, "seq = ?", seq)
+
+    def expire(self, keep: Retention, now: float) -> None:
+        """Deletes what is too old or too much."""
+        row = self._file.execute(
+            "SELECT max(seq) FROM decisions WHERE time < ? OR seq <= (SELECT max(seq) FROM decisions) - ?",
+            (now - keep.seconds, keep.rows),
+        ).fetchone()
+        for table in ("prompts", "comments", "decisions"):
+            self._erase(table, "seq <= ?", row[0] or 0)
+
+    def _erase(self, table: str, condition: str, seq: int) -> None:
+        gone = self._file.execute(f"DELETE FROM {table} WHERE {condition}", (seq,)).rowcount
+        self._traces = self._traces or (gone > 0 and table != "decisions")
+
+    def _seq(self, decision_id: str) -> int:
+        row = self._file.execute("SELECT seq FROM decisions WHERE id = ?", (decision_id,)).fetchone()
+        if row is None:
+            raise _unknown(decision_id)
+        return int(row[0])
+
+    def erase_traces(self) -> None:
+        """After a commit: what was deleted is in no file any more. Raises JournalUnavailable while somebody reads."""
+        if not self._traces:
+            return
+        (busy, _, _) = self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise JournalUnavailable("deleted, but another program reads the decision log: its text is not erased yet")
+        self._traces = False
+
+    def one(self, decision_id: str) -> Kept:
+        """Raises UnknownDecision."""
+        row = self._file.execute(f"{_KEPT} WHERE id = ?", (decision_id,)).fetchone()
+        if row is None:
+            raise _unknown(decision_id)
+        return _kept(row)
+
+    def newest(self, count: int) -> list[Kept]:
+        """The last decisions, newest first."""
+        return [_kept(row) for row in self._file.execute(f"{_KEPT} ORDER BY seq DESC LIMIT ?", (count,))]
+
+    def everything(self) -> Iterator[Kept]:
+        """Every decision, oldest first."""
+        for row in self._file.execute(f"{_KEPT} ORDER BY seq"):
+            yield _kept(row)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _unknown(decision_id: str) -> UnknownDecision:
+    return UnknownDecision(
+        f"there is no decision '{decision_id}' in the log: it was never made here, has been deleted or is too old"
+        " (log.keep_rows, log.keep_days)",
+        "decision_id",
+    )
+
+
+def _packed(words: object) -> bytes:
+    """As JSON in ASCII: half of a surrogate pair, which is no Unicode, is kept as well."""
+    return packed(json.dumps(words))
+
+
+def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None]) -> Kept:
+    time, decision, messages, score, comment = row
+    return Kept(
+        time,
+        json.loads(decision),
+        None if messages is None else json.loads(unpacked(messages)),
+        score,
+        None if comment is None else json.loads(unpacked(comment)),
+    )

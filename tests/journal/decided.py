@@ -1,0 +1,18 @@
+"""Decisions made by hand."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MadeUp:
+    """What the journal must know of a decision."""
+
+    decision_id: str
+    fields: dict = field(default_factory=dict)
+
+    def as_json(self):
+        return {"decision_id": self.decision_id, **self.fields}
+
+
+def said(*texts):
+    return [{"role": "user", "content": text} for text in texts]

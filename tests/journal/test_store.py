@@ -1,0 +1,197 @@
+"""The file: what is committed stays, what is deleted is gone from every byte."""
+
+import random
+import sqlite3
+import stat
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
+from coe_server.journal.entries import Entry, Feedback, Retention
+from coe_server.journal.store import Store
+from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
+from tests.journal.decided import MadeUp, said
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path / "journal.sqlite3")
+    yield opened
+    opened.close()
+
+
+def commit(store, *acts):
+    store.begin()
+    for act in acts:
+        act()
+    store.commit()
+    store.erase_traces()
+
+
+def add(store, name, text=None, moment=0.0, **fields):
+    commit(store, lambda: store.add(Entry(moment, MadeUp(name, fields), said(text) if text else None)))
+
+
+def rate(store, name, score, comment=None):
+    commit(store, lambda: store.rate(Feedback(name, score, comment, 0.0)))
+
+
+def bytes_of(store):
+    return b"".join(path.read_bytes() for path in store.path.parent.glob(store.path.name + "*"))
+
+
+def test_what_is_written_is_read_back_by_the_next_server(tmp_path):
+    first = Store(tmp_path / "j")
+    commit(first, lambda: first.add(Entry(7.0, MadeUp("one", {"category": "français"}), said("bonjour", "ça va?"))))
+    rate(first, "one", 0.25, "meh")
+    first.close()
+    second = Store(tmp_path / "j")
+    kept = second.one("one")
+    second.close()
+    assert (kept.time, kept.score, kept.comment) == (7.0, 0.25, "meh")
+    assert kept.decision["category"] == "français"
+    assert [turn["content"] for turn in kept.messages] == ["bonjour", "ça va?"]
+    assert "bonjour" not in str(kept.as_json())
+
+
+def test_the_last_word_counts_and_there_is_only_one(store):
+    add(store, "one")
+    for score in (0.0, 1.0, 0.5):
+        rate(store, "one", score)
+    assert [kept.score for kept in store.everything()] == [0.5]
+
+
+def test_a_decision_that_changed_hands_is_still_one(store):
+    add(store, "one", "a text", expert="a")
+    rate(store, "one", 0.5)
+    add(store, "one", "a text", expert="b")
+    assert [(kept.decision["expert"], kept.score) for kept in store.everything()] == [("b", 0.5)]
+
+
+def test_an_unknown_decision_is_named(store):
+    for act in (store.one, store.delete, lambda name: store.rate(Feedback(name, 1.0, None, 0.0))):
+        with pytest.raises(UnknownDecision, match="no decision 'nobody'"):
+            act("nobody")
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_log(store):
+    add(store, "one", "odd \ud83d text")
+    rate(store, "one", 1.0, "odd \ud83d comment")
+    assert store.one("one").comment == "odd \ud83d comment"
+
+
+@pytest.mark.parametrize("by", ["rows", "days"])
+def test_retention_takes_the_oldest_first_and_leaves_no_text_of_them(store, by):
+    for number in range(10):
+        add(store, f"d{number}", f"secret-{number}-" * 40, moment=float(number))
+    keep = Retention(4, 1e9) if by == "rows" else Retention(100, 4.5)
+    commit(store, lambda: store.expire(keep, now=10.0))
+    assert [kept.decision["decision_id"] for kept in store.everything()] == ["d6", "d7", "d8", "d9"]
+    left = bytes_of(store)
+    assert all((f"secret-{number}-".encode() in left) == (number >= 6) for number in range(10))
+
+
+@settings(max_examples=50)
+@given(length=st.integers(0, 70_000) | st.integers(3580, 4100) | st.integers(7660, 8200))
+def test_a_text_of_any_length_comes_back_and_lies_in_pages_of_its_own(tmp_path_factory, length):
+    path = tmp_path_factory.mktemp("packed") / "file"
+    text = "<<>>" + "x" * length
+    assert unpacked(packed(text)) == text
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        file.execute("CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL)")
+        file.execute("INSERT INTO prompts VALUES (300, ?)", (packed(text),))
+    raw = path.read_bytes()
+    assert raw.count(b"<<>>") == 1
+    assert 4 <= raw.index(b"<<>>") % PAGE_SIZE <= 10  # after the number of the next page and what is left of zeros
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_byte_of_a_deleted_text_or_comment_is_left(store, seed):
+    """Also where pages were split, merged, or given other rows in between."""
+    draw = random.Random(seed)
+    living, dead = {}, []
+    for number in range(150):
+        mark = f"<{number:05d}>"
+        text = (mark * 800)[: draw.choice([8, 60, 300, 900, 5000])] + mark
+        step = draw.random()
+        if step < 0.5 or not living:
+            add(store, str(number), text)
+            living[str(number)] = [mark]
+        elif step < 0.7:
+            name = draw.choice(list(living))
+            rate(store, name, 0.5, text)
+            dead += living[name][1:]
+            living[name][1:] = [mark]
+        else:
+            name = draw.choice(list(living))
+            commit(store, lambda name=name: store.delete(name))
+            dead += living.pop(name)
+        left = bytes_of(store)
+        assert not [mark for mark in dead if mark.encode() in left]
+        assert all(mark.encode() in left for marks in living.values() for mark in marks)
+    assert len(dead) > 30
+
+
+def test_while_another_program_reads_a_deletion_is_not_called_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("coe_server.journal.store.BUSY_SECONDS", 0.01)
+    store = Store(tmp_path / "j")
+    add(store, "one", "a secret")
+    reader = sqlite3.connect(store.path)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM decisions").fetchall()
+    with pytest.raises(JournalUnavailable, match="another program reads"):
+        commit(store, lambda: store.delete("one"))
+    reader.close()
+    store.erase_traces()
+    assert b"a secret" not in bytes_of(store)
+    store.close()
+
+
+def test_after_a_power_cut_all_that_was_committed_is_there(tmp_path):
+    """The disk may hold more of the write-ahead log than was synced, cut anywhere; never less."""
+    store = Store(tmp_path / "journal.sqlite3")
+    store._file.execute("PRAGMA wal_autocheckpoint = 0")
+    assert store._file.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: every commit waits for the disk
+    log = tmp_path / "journal.sqlite3-wal"
+    sizes = []
+    for number in range(60):
+        add(store, str(number))
+        rate(store, str(number), number / 100)
+        sizes.append(log.stat().st_size)
+    main, log = store.path.read_bytes(), log.read_bytes()
+    draw = random.Random(0)
+    for attempt in range(20):
+        cut = draw.randrange(len(log))
+        survived = sum(size <= cut for size in sizes)
+        other = tmp_path / f"after-{attempt}"
+        other.mkdir()
+        (other / "j").write_bytes(main)
+        (other / "j-wal").write_bytes(log[:cut])
+        again = Store(other / "j")
+        found = {kept.decision["decision_id"]: kept.score for kept in again.everything()}
+        again.close()
+        assert {str(number): number / 100 for number in range(survived)}.items() <= found.items()
+        assert len(found) <= survived + 1
+    store.close()
+
+
+def test_prompts_are_for_the_servers_own_user(store):
+    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_opened_is_a_sentence_with_the_way_out(tmp_path):
+    (tmp_path / "j").write_text("this is no database, and long enough to be looked at as one" * 40)
+    with pytest.raises(ConfigError, match="set log"):
+        Store(tmp_path / "j")
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="state_directory"):
+        Store(tmp_path / "file" / "j")
+    newer = Store(tmp_path / "newer")
+    newer._file.execute("PRAGMA user_version = 99")
+    newer.close()
+    with pytest.raises(ConfigError, match="version 99"):
+        Store(tmp_path / "newer")
