@@ -2,15 +2,19 @@
 
     python benchmarks/gpu_check.py MODEL [--command .venv/bin/vllm] [--kv-cache-gib 4] [--rounds 5]
 
-Written where no GPU was: neither this script nor the driver's CUDA path has met a real card. Needs an NVIDIA GPU that
-nobody else uses, vLLM with CUDA, and MODEL as a folder. Each wake is checked by the driver's canary. The limit is
-measured with torch in vLLM's environment: copies from pinned host memory to the device, the median of five.
+Written where no GPU was: neither this script nor the CUDA path of the driver has met a card. Needs an NVIDIA GPU that
+nobody else uses (the first of CUDA_VISIBLE_DEVICES), vLLM with CUDA, and a folder MODEL. What NVML saw is what counts.
+Each wake is checked by our own canary, and some questions are asked before the first sleep and after each wake. The
+first sleep is rehearsed in the start, so its time is in the start's. The limit is measured with torch in vLLM's
+environment: copies from pinned host memory to the device, the median of five. A sleep is ordered while an answer is
+under way, too: it must wait for its end. Status 1 if an answer changed or was cut, or memory did not come back.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -19,11 +23,19 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from coe_server.engines.device_memory import used_device_bytes
+from coe_server.engines.engine import EngineRequest
+from coe_server.engines.machine import available_host_bytes
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, model_bytes
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.document import document
+
+QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
+_LEFT_BYTES = 64 << 20  # the driver's own rounding
 COPY_LIMIT = """
 import statistics, time, torch
 source = torch.empty(2 << 30, dtype=torch.uint8, pin_memory=True)
@@ -58,35 +70,71 @@ def main() -> int:
         )
         file_bytes = model_bytes(launch.model)
         assert file_bytes is not None, "a folder tells its size"
-        print(asyncio.run(measure(launch, limit, asked.rounds, file_bytes)))
-    return 0
+        table, well = asyncio.run(measure(launch, limit, asked.rounds, file_bytes))
+    print(table)
+    document("gpu", f"## One expert on a GPU: {asked.model.name}\n\n{table}")
+    return 0 if well else 1
 
 
-async def measure(launch: VllmLaunch, limit: float, rounds: int, file_bytes: int) -> str:
-    """Start, then sleep and wake; what NVML saw is what counts. Returns the table."""
-    engine, before = VllmEngine(launch), used_device_bytes()
+async def measure(launch: VllmLaunch, limit: float, rounds: int, file_bytes: int) -> tuple[str, bool]:
+    """Start, then sleep and wake; the table, and whether all went well."""
+    engine, before, host_before = VllmEngine(launch), used_device_bytes(), available_host_bytes()
+    sleeps, wakes, freed, hosts = [], [], [], []
     try:
         start = await timed(engine.start)
-        awake, sleeps, wakes, freed = used_device_bytes(), [], [], []
-        for _ in range(rounds + 1):
+        awake, first = used_device_bytes(), await answers(engine)
+        equal = first == await answers(engine)  # else comparing after a wake would tell nothing
+        for _ in range(rounds):
             sleeps.append(await timed(engine.sleep))
             freed.append(awake - used_device_bytes())
+            hosts.append(host_before - available_host_bytes())
             wakes.append(await timed(engine.wake))
+            equal &= await answers(engine) == first
+        footprint = engine.footprint
+        waited = await sleep_waits_for_answers(engine)
     finally:
         await engine.stop()
-    speed = file_bytes / median(wakes[1:])
+    left, speed = used_device_bytes() - before, file_bytes / median(wakes)
     rows = [
-        ("start", f"{start:.1f} s"),
-        ("first sleep / later, median", f"{sleeps[0]:.2f} s / {median(sleeps[1:]):.2f} s"),
-        ("first wake with canary / later, median", f"{wakes[0]:.2f} s / {median(wakes[1:]):.2f} s"),
-        ("weight files by a later wake", f"{speed / 1e9:.1f} GB/s"),
+        ("start, first sleep and wake included", f"{start:.1f} s"),
+        ("sleep, median (slowest)", f"{median(sleeps):.3f} s ({max(sleeps):.3f} s)"),
+        ("wake with canary, median (slowest)", f"{median(wakes):.3f} s ({max(wakes):.3f} s)"),
+        ("weight files by a wake", f"{speed / 1e9:.1f} GB/s"),
         ("limit: pinned host memory to device", f"{limit / 1e9:.1f} GB/s"),
         ("**wake / limit** (canary included)", f"**{speed / limit:.2f}**"),
         ("device held awake / freed by a sleep, median", f"{gb(awake - before)} / {gb(median(freed))}"),
-        ("device left after the end", gb(used_device_bytes() - before)),
+        ("device kept by the sleeping process, as the ledger counts it", gb(footprint.device_asleep)),
+        ("host memory taken while asleep / as the ledger counts it", f"{gb(median(hosts))} / {gb(footprint.host)}"),
+        ("answers before and after, token for token", "equal" if equal else "**DIFFERENT**"),
+        ("a sleep during an answer", "waits for its end" if waited else "**ABORTS IT**"),
+        ("device left after the end", gb(left)),
     ]
     lines = [f"| {what} | {figure} |" for what, figure in rows]
-    return "\n".join([f"load {os.getloadavg()[0]:.1f}", "", "| what | measured |", "|---|---|", *lines])
+    table = "\n".join([f"load {os.getloadavg()[0]:.1f}", "", "| what | measured |", "|---|---|", *lines])
+    return table, equal and waited and left < _LEFT_BYTES
+
+
+async def sleep_waits_for_answers(engine: VllmEngine) -> bool:
+    """Whether an answer that is under way when the sleep is ordered comes to its own end."""
+    answer = asyncio.create_task(ask(engine, QUESTIONS[0], tokens=512))
+    await asyncio.sleep(0.5)  # it is being written by now, and 512 tokens take longer
+    await engine.sleep()
+    await engine.wake()
+    choice = (await answer)["choices"][0]
+    return bool(choice["finish_reason"] == "length")
+
+
+async def answers(engine: VllmEngine) -> list[list[int]]:
+    """Each question's tokens, greedy."""
+    return [(await ask(engine, question, tokens=64))["choices"][0]["token_ids"] for question in QUESTIONS]
+
+
+async def ask(engine: VllmEngine, question: str, tokens: int) -> Any:
+    body = {"model": "expert", "prompt": question, "max_tokens": tokens, "temperature": 0}
+    body |= {"ignore_eos": True, "return_token_ids": True}
+    headers = (("content-type", "application/json"),)
+    async with engine.send(EngineRequest("POST", "/v1/completions", headers, json.dumps(body).encode())) as response:
+        return json.loads(b"".join([chunk async for chunk in response.chunks()]))
 
 
 async def timed(act: Callable[[], Awaitable[None]]) -> float:

@@ -58,6 +58,14 @@ def engine_cores(server: int) -> dict[str, int]:
     return found
 
 
+def is_frozen(pid: int) -> bool:
+    """Stopped by a signal, or gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
+    except OSError:
+        return True
+
+
 def _command(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-import urllib.error
-import urllib.request
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from coe_server import key_commands
@@ -33,7 +28,8 @@ from coe_server.cache.scheduler import Limits, turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config import ServerConfig, load_config
-from coe_server.errors import CoeError, ConfigError
+from coe_server.errors import ConfigError
+from coe_server.experts_table import RunningServer, experts_table, watch_experts
 from coe_server.http.service import AUTO, Decides
 from coe_server.journal.export import export
 from coe_server.log_lines import write_log_to_stderr
@@ -141,6 +137,7 @@ def route(
 def experts(
     config: ConfigPath,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing, four times a second, until Ctrl-C.")] = False,
+    port: Annotated[int | None, typer.Option(help="Where the server listens, if not at http.port.", min=1)] = None,
     admin_key: Annotated[
         str | None, typer.Option(envvar="COE_ADMIN_KEY", help="Where the server asks for one.", show_default=False)
     ] = None,
@@ -148,15 +145,11 @@ def experts(
     """Show where the experts of a running server are: state, bytes, users, queue and last move."""
     with mistakes_as_sentences():
         settings = load_config(config)
-        url = f"http://{settings.http.host}:{settings.http.port}"
-        first = _experts_table(_ask_server(url, "/admin/experts", admin_key))
-        if not watch:
-            Console().print(first)
-            return
-        with Live(first, refresh_per_second=4) as live, suppress(KeyboardInterrupt):
-            while True:
-                time.sleep(0.25)
-                live.update(_experts_table(_ask_server(url, "/admin/experts", admin_key)))
+        server = RunningServer(f"http://{settings.http.host}:{port or settings.http.port}", admin_key)
+        if watch:
+            watch_experts(server, Console())
+        else:
+            Console().print(experts_table(server.experts()))
 
 
 @app.command()
@@ -215,34 +208,6 @@ def export_(
         f" -> {out}",
         soft_wrap=True,
     )
-
-
-def _experts_table(found: list[dict[str, Any]]) -> Table:
-    table = Table("expert", "state", "device", "host", "leases", "queued", "last move", "failure")
-    for expert in found:
-        move = expert["last_move"]
-        table.add_row(
-            *(expert["name"], expert["state"], mib(expert["bytes"]["device"]), mib(expert["bytes"]["host"])),
-            *(str(expert["leases"]), str(expert["queued"])),
-            f"{move['from']} -> {move['to']} in {move['seconds']:.2f} s" if move else "",
-            expert["failure"] or "",
-        )
-    return table
-
-
-def _ask_server(url: str, path: str, admin_key: str | None) -> Any:
-    credentials = {"authorization": f"Bearer {admin_key}"} if admin_key else {}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url + path, headers=credentials), timeout=10) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise CoeError(
-            f"{url}{path} answers {error.code}: it takes an admin key (COE_ADMIN_KEY), or none on a loopback address"
-        ) from error
-    except ValueError as error:
-        raise CoeError(f"what answers at {url} is not this server: {path} is no JSON") from error
-    except OSError as error:
-        raise CoeError(f"no server answers at {url} ({error}); `coe serve CONFIG` starts one") from error
 
 
 def _decide(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from rich.table import Table
 
 READY_SECONDS = 300
 STOP_SECONDS = 60
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -48,7 +50,7 @@ def running_service(config: Path, *options: str, console: Console) -> Iterator[S
     log = Path("artifacts/demo-server.log")
     log.parent.mkdir(exist_ok=True)
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_stop_with_parent)  # noqa: PLW1509  no thread runs yet
     service = Service(f"http://127.0.0.1:{port}", process)
     try:
         _until_ready(service, log, console)
@@ -56,6 +58,11 @@ def running_service(config: Path, *options: str, console: Console) -> Iterator[S
         yield service
     finally:
         _stop(process)
+
+
+def _stop_with_parent() -> None:
+    """The server, before it is one: if the script is killed, it is told to stop."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _until_ready(service: Service, log: Path, console: Console) -> None:

@@ -4,6 +4,9 @@ import json
 import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -92,7 +95,69 @@ def test_route_without_a_router_says_how_to_get_one(tmp_path):
 def test_experts_shows_a_running_server(tmp_path):
     done = coe("experts", config(tmp_path, http={"port": 1}))
     assert done.returncode == 1
-    assert "no server answers at http://127.0.0.1:1" in done.stderr
+    assert "no server answers at http://127.0.0.1:1 (Connection refused); `coe serve CONFIG` starts one" in done.stderr
+
+
+@contextmanager
+def serving(folder, **settings):
+    """`coe serve` on a free port, ready; stopped at the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [COE, "serve", config(folder, **settings), "--port", str(port)], stderr=subprocess.DEVNULL
+    )
+    try:
+        while not answers(port):
+            assert server.poll() is None
+        yield server, str(port)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def post(port, path):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", b"", timeout=30) as answer:
+        return json.load(answer)
+
+
+QUICK = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "start_seconds": 0, "sleep_seconds": 0}
+
+
+def test_experts_of_a_running_server_stand_in_one_line_each(tmp_path):
+    hosted = {"name": "hosted", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    with serving(tmp_path, experts=[QUICK | {"preload": "host"}, hosted]) as (_, port):
+        done = coe("experts", tmp_path / "serve.yaml", "--port", port)
+    assert done.returncode == 0
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0] == ["expert", "state", "pin", "device", "host", "leases", "queued", "last", "move"]
+    assert lines[1][:3] == ["a", "host", "0"]
+    assert lines[1][-5:-2] == ["device", "->", "host,"]
+    assert lines[2] == ["hosted", "remote", "0", "MiB", "0", "MiB", "0", "0"]
+
+
+def test_a_watched_server_is_shown_again_at_each_change_until_it_ends(tmp_path):
+    with serving(tmp_path, experts=[QUICK]) as (server, port):
+        words = [COE, "experts", tmp_path / "serve.yaml", "--watch", "--port", port]
+        watch = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert watch.stdout.readline().startswith("expert")
+        assert watch.stdout.readline().split()[:2] == ["a", "disk"]
+        post(port, "/admin/experts/a/load")
+        assert watch.stdout.readline().startswith("expert")
+        assert watch.stdout.readline().split()[:2] == ["a", "device"]
+        server.terminate()
+        rest, mistake = watch.communicate(timeout=30)
+    assert watch.returncode == 1
+    assert "no server answers at http://127.0.0.1:" in mistake
+    assert "Traceback" not in rest + mistake
 
 
 def test_json_output_is_nothing_but_json(root):

@@ -149,17 +149,6 @@ def shared_memory_of(pid):
     return {Path(line.split(maxsplit=5)[5]) for line in lines if "/dev/shm/" in line and "(deleted)" not in line}
 
 
-def unused_shared_memory():
-    """Names under /dev/shm that no living process has mapped: what a dead one left, not what others here use."""
-    mapped = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        try:
-            mapped.update(line.partition("/dev/shm/")[2] for line in maps.read_text().splitlines())
-        except OSError:  # it ended just now
-            continue
-    return {name for name in os.listdir("/dev/shm") if name not in mapped}
-
-
 def test_a_killed_engine_is_restarted_and_a_killed_server_leaves_nothing(root, vllm_environment, tmp_path):
     with (
         tempfile.TemporaryDirectory(prefix="coe-e2e-", dir="/tmp") as run_directories,

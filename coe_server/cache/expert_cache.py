@@ -137,16 +137,20 @@ class ExpertCache:
         (await self.lease(name)).release()
 
     def unload(self, name: str) -> None:
-        """Send an idle expert to disk. Raises ExpertBusy if it is used, waited for, moving or pinned."""
+        """Send an idle expert to disk. Raises ExpertBusy if it is used, waited for, moving, pinned or elsewhere."""
         slot = self._slot(name)
-        if slot.busy or slot.waiters or slot.pin is not Tier.DISK:
-            raise ExpertBusy(f"expert '{name}' is in use, waited for, moving or pinned; it stays")
+        if (why := _why_it_stays(slot)) is not None:
+            raise ExpertBusy(f"expert '{name}' {why}; it stays where it is")
         if slot.tier is not Tier.DISK:
             self._conductor.begin(Plan((Move(name, slot.tier, Tier.DISK),)))
 
     def pin(self, name: str, tier: Tier) -> None:
-        """From now on the expert never leaves for below `tier` (`disk`: no pin). It is not moved by this."""
-        self._slot(name).pin = tier
+        """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when
+        nobody waits and there is room. Raises ExpertBusy for an expert that is answered elsewhere."""
+        slot = self._slot(name)
+        if slot.expert.remote:
+            raise ExpertBusy(f"expert '{name}' is answered elsewhere; there is nothing to pin")
+        slot.pin = tier
         self._changed.set()
 
     def status(self) -> tuple[ExpertStatus, ...]:
@@ -257,6 +261,18 @@ class ExpertCache:
         if name not in self._slots:
             raise UnknownModel(f"there is no expert '{name}'; there are {', '.join(self._slots)}", "model")
         return self._slots[name]
+
+
+def _why_it_stays(slot: Slot) -> str | None:
+    """Why an operator cannot send it to disk now; None if they can."""
+    reasons = {
+        "is answered elsewhere": slot.expert.remote,
+        f"is pinned to {slot.pin} (unpin it first)": slot.pin is not Tier.DISK,
+        "is moving": slot.moving is not None,
+        f"is in use by {slot.leases} requests": slot.leases > 0,
+        f"is waited for by {len(slot.waiters)} requests": bool(slot.waiters),
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 _CLOSING = "the server is stopping"

@@ -95,6 +95,8 @@ class HttpChannel:
             raise self._undelivered(error) from error
 
     async def _attempt(self, request: EngineRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
+        if self._session.closed:  # between two attempts, too: the engine is being stopped
+            raise self._undelivered(ConnectionError("its channel is closed"))
         return await self._session.request(
             request.method,
             self._base_url + request.path,

@@ -43,6 +43,7 @@ class VllmEngine:
         self._launch = launch
         self._device_bytes = device_bytes
         self._footprint = estimated_footprint(launch)
+        self._weights_and_cache_bytes = self._footprint.device_awake - self._footprint.device_asleep  # all that can go
         self._run: VllmRun | None = None
         self._one_end = asyncio.Lock()  # who stops while a stop is under way waits for its end
         self._image: WeightImage | None = None  # outlives a run that died, not one that was stopped
@@ -63,6 +64,8 @@ class VllmEngine:
             await self._secure_image(run)
             self._footprint = await self._measured(run)
             await self._check_canary(run)
+            if self._launch.platform == "cuda" and self._launch.can_sleep:
+                await self._rehearse(run)
         except (EngineError, OSError) as error:
             lines = last_lines(self._log)
             await self.stop()
@@ -76,14 +79,7 @@ class VllmEngine:
         run = self._living_run()
         if not self._launch.can_sleep:
             raise EngineError(f"engine '{self._launch.name}' was started without the means to sleep")
-        with run.on_the_move():
-            held_bytes = self._held_bytes(run)
-            # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
-            await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
-            freed_bytes = await self._freed(run, held_bytes)
-        if self._launch.platform == "cuda":
-            asleep = max(0, self._footprint.device_awake - freed_bytes)
-            self._footprint = replace(self._footprint, device_asleep=asleep)
+        await self._fall_asleep(run)
 
     async def wake(self) -> None:
         run = self._living_run()
@@ -112,6 +108,22 @@ class VllmEngine:
         """The sleeping worker's own account (CPU only): exact bytes, image writes, seconds of the last moves."""
         report: dict[str, float] = await self._living_run().ask_worker("memory_report")
         return report
+
+    async def _rehearse(self, run: VllmRun) -> None:
+        """On a GPU the first sleep is the slow one (it pins host memory for the weights; later ones use it again) and
+        tells what stays on the device: it is done before anybody is served."""
+        await self._fall_asleep(run)
+        await self.wake()
+
+    async def _fall_asleep(self, run: VllmRun) -> None:
+        with run.on_the_move():
+            held_bytes = self._held_bytes(run)
+            # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
+            await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
+            freed_bytes = await self._freed(run, held_bytes)
+        if self._launch.platform == "cuda":
+            asleep = max(0, self._footprint.device_awake - freed_bytes)
+            self._footprint = replace(self._footprint, device_asleep=asleep)
 
     async def _end_run(self) -> None:
         async with self._one_end:
@@ -177,7 +189,10 @@ class VllmEngine:
 
     async def _freed(self, run: VllmRun, held_before: int) -> int:
         """Bytes the system, not the engine, says have come back; raises `EngineError` if they stay away."""
-        wanted = round(_FREED_SHARE * (self._footprint.device_awake - self._footprint.device_asleep))
+        moving = self._footprint.device_awake - self._footprint.device_asleep
+        if self._launch.platform == "cuda":  # before the first sleep it is an estimate what stays: graphs may be large
+            moving = max(min(moving, self._weights_and_cache_bytes), self._launch.kv_cache_bytes)
+        wanted = round(_FREED_SHARE * moving)
         freed = await _at_least(wanted, lambda: held_before - self._held_bytes(run))
         if freed < wanted:
             raise EngineError(f"engine '{self._launch.name}' sleeps but freed {freed} bytes, {wanted} were expected")

@@ -42,7 +42,7 @@ def build_admin(cache: ExpertCache) -> APIRouter:
 
     @admin.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
-        """Never let an expert go below `tier` (query parameter, default device). It is not moved by this."""
+        """Never let an expert go below `tier` (query parameter, default device); it comes up when nobody waits."""
         cache.pin(name, tier)
         return _one(cache, name)
 
@@ -74,7 +74,7 @@ def _expert_json(status: ExpertStatus) -> dict[str, Any]:
         "bytes": {"device": status.held.device, "host": status.held.host},
         "leases": status.leases,
         "queued": status.queued,
-        "pin": None if status.pin == "disk" else status.pin,
+        "pin": None if status.pin == "disk" or status.residency == "remote" else status.pin,
         "last_move": move
         and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
         "failure": status.failure,

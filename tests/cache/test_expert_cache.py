@@ -557,15 +557,27 @@ def test_an_operator_can_load_unload_and_pin():
         async with running() as (cache, engines):
             await cache.load("a")
             assert status(cache, "a").residency == "device"
-            with await cache.lease("a"), pytest.raises(ExpertBusy, match="it stays"):
+            with await cache.lease("a"), pytest.raises(ExpertBusy, match="is in use by 1 requests; it stays"):
                 cache.unload("a")
             cache.pin("a", Tier.HOST)
-            with pytest.raises(ExpertBusy, match="pinned"):
+            with pytest.raises(ExpertBusy, match="is pinned to host"):
                 cache.unload("a")
             cache.pin("a", Tier.DISK)
             cache.unload("a")
             await settle()
             assert engines["a"].calls == ["start", "stop"]
+
+    run(story())
+
+
+def test_an_expert_that_is_answered_elsewhere_is_neither_unloaded_nor_pinned():
+    async def story():
+        async with running(remote=True) as (cache, _):
+            with pytest.raises(ExpertBusy, match="answered elsewhere"):
+                cache.unload("a")
+            with pytest.raises(ExpertBusy, match="answered elsewhere"):
+                cache.pin("a", Tier.DISK)
+            assert status(cache, "a").residency == "remote"
 
     run(story())
 

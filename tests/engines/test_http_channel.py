@@ -198,6 +198,32 @@ def test_an_answer_cut_short_is_a_dead_engine_and_not_an_end(tmp_path: Path, fra
     asyncio.run(story())
 
 
+def test_a_request_under_way_when_its_channel_is_closed_was_not_delivered(tmp_path: Path) -> None:
+    """Its engine is being stopped; trying again on another connection must not be a fault of our own."""
+    asked_again = asyncio.Event()
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if b"again" in request:
+            asked_again.set()
+            await reader.read()
+            return False
+        writer.write(whole(b"yes"))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            assert await body_of(channel) == b"yes"
+            again = asyncio.create_task(body_of(channel, EngineRequest("POST", "/again", (), b"")))
+            await asked_again.wait()
+            await channel.close()
+            with pytest.raises(EngineDied, match="'french' did not take the request"):
+                await again
+            with pytest.raises(EngineDied, match="'french' did not take the request: its channel is closed"):
+                await body_of(channel)
+
+    asyncio.run(story())
+
+
 def test_a_control_call_that_fails_quotes_the_engine(tmp_path: Path) -> None:
     async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 7\r\n\r\nno room")

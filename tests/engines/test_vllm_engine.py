@@ -434,33 +434,50 @@ def test_a_killed_keeper_leaves_the_resource_trackers_time_to_remove_shared_memo
     assert not asyncio.run(story()).exists()
 
 
-def test_on_cuda_the_devices_own_books_are_believed(stand_in: StandInLaunch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("context_bytes", [300 << 20, 2 << 30, 5 << 30])
+def test_on_cuda_the_devices_own_books_are_believed(
+    stand_in: StandInLaunch, tmp_path: Path, context_bytes: int
+) -> None:
     device = tmp_path / "device"
     device.write_text("1000")  # somebody else's
-
-    def launch(fault: str = "") -> VllmLaunch:
-        environment = {"STAND_IN_FAULT": fault, "STAND_IN_DEVICE": str(device)}
-        return stand_in(platform="cuda", environment=environment)
+    environment = {"STAND_IN_DEVICE": str(device), "STAND_IN_CONTEXT": str(context_bytes)}
 
     async def story() -> None:
-        engine = VllmEngine(launch(), lambda: int(device.read_text()))
+        launch = stand_in(platform="cuda", environment=environment, kv_cache_bytes=64 << 20)
+        engine = VllmEngine(launch, lambda: int(device.read_text()))
         await engine.start()
-        assert engine.footprint.device_awake == (2 << 30) + AWAKE_BYTES - 1000
+        assert engine.footprint.device_awake == context_bytes + (64 << 20) + WEIGHTS_BYTES - 1000
+        assert engine.footprint.device_asleep == context_bytes - 1000, "the first sleep was rehearsed"
         before = await say(engine, "bonjour")
         await engine.sleep()
-        assert engine.footprint.device_asleep == (2 << 30) - 1000
+        assert engine.footprint.device_asleep == context_bytes - 1000
         await engine.wake()
         assert b"".join(await say(engine, "bonjour")) == b"".join(before)
         assert engine._image is None, "vLLM keeps its own copy there"
         await engine.stop()
+        assert device.read_text() == "1000"
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("keeps the device", "sleeps but freed 0 bytes"), ("answers garbage after wake", "woke up wrong")],
+)
+def test_on_cuda_an_engine_that_cannot_sleep_or_wake_does_not_begin_to_serve(
+    stand_in: StandInLaunch, tmp_path: Path, fault: str, why: str
+) -> None:
+    device = tmp_path / "device"
+    device.write_text("0")
+    launch = stand_in(platform="cuda", environment={"STAND_IN_FAULT": fault, "STAND_IN_DEVICE": str(device)})
+    with pytest.raises(EngineStartFailed, match=why):
+        asyncio.run(VllmEngine(launch, lambda: int(device.read_text())).start())
 
 
 def test_on_cuda_a_stop_lasts_until_the_driver_shows_the_memory_free(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         readings = [1000, 5000]  # before the start and after it
-        engine = VllmEngine(stand_in(platform="cuda"), lambda: readings.pop(0))
+        engine = VllmEngine(stand_in(platform="cuda", can_sleep=False), lambda: readings.pop(0))
         await engine.start()
         readings[:] = [5000, 5000, 1000]
         await engine.stop()
@@ -474,7 +491,8 @@ def test_device_memory_that_never_comes_back_is_told_and_does_not_hold_a_stop_up
 ) -> None:
     async def story() -> None:
         readings = [1000]
-        engine = VllmEngine(stand_in(platform="cuda"), lambda: readings.pop(0) if readings else 5000)
+        launch = stand_in(platform="cuda", can_sleep=False)
+        engine = VllmEngine(launch, lambda: readings.pop(0) if readings else 5000)
         await engine.start()
         await engine.stop()
 
