@@ -7,7 +7,7 @@ import logging
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from coe_server.cache.planner import Holding, Never, Standing, mib, plan
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.changes import live_changes
 from coe_server.config import (
     EmbeddingSettings,
     ExpertSettings,
@@ -44,6 +45,7 @@ from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
+from coe_server.http.reloading import Fresh, Reloader
 from coe_server.http.service import Decides, Service, Serving
 from coe_server.http.traffic import Traffic, reference_of
 from coe_server.journal.entries import Retention
@@ -65,8 +67,11 @@ logger = logging.getLogger(__name__)
 SECONDS_PER_DAY = 86_400.0
 
 
-def build_server(config: ServerConfig) -> Listener:
-    """The whole server for `config`, ready to run. Raises ConfigError or ArtifactError before anything starts."""
+def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> Listener:
+    """The whole server for `config`, ready to run. Raises ConfigError or ArtifactError before anything starts.
+
+    `reread` gives the configuration as it is on disk now, for a reload; without it the artifact alone is reloaded.
+    """
     router = build_router(config)
     experts = build_experts(config)
     capacity = build_capacity(config)
@@ -92,29 +97,54 @@ def build_server(config: ServerConfig) -> Listener:
         telemetry=telemetry,
         log_prompts=config.log.prompts,
     )
-    api = build_api(service)
+    reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
+    api = build_api(service, reloader)
     wakes_by_copying = _platform(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
     api.router.lifespan_context = _lifespan(
-        cache, _costs_file(config), serving.embedder, journal, telemetry if wakes_by_copying else None
+        cache, _costs_file(config), reloader, journal, telemetry if wakes_by_copying else None
     )
 
     def before_stop() -> None:
         cache.stop_admitting()
         cache.events.close()
 
-    return Listener(api, config.http.host, config.http.port, before_stop)
+    return Listener(api, config.http.host, config.http.port, before_stop, config.http.shutdown_seconds)
 
 
-def build_serving(config: ServerConfig, router: Decides) -> Serving:
-    """What the HTTP layer works with for as long as nothing is reloaded."""
+class _Rebuild:
+    """Builds anew what may change while the server runs, from what is on disk now; see `Reloader`."""
+
+    def __init__(self, running: ServerConfig, reread: Callable[[], ServerConfig]) -> None:
+        self._running = running
+        self._reread = reread
+
+    def __call__(self, serving: Serving) -> Fresh:
+        """Raises ReloadRefused, ConfigError or ArtifactError; then everything stays as it is."""
+        wanted = self._reread()
+        changed = live_changes(self._running, wanted)
+        router = build_router(wanted)
+        decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
+        if decides_alike and router.version == serving.router.version:
+            router = serving.router  # it knows what was spent of its budgets
+        before = None if any(key.startswith("router.embeddings") for key in changed) else serving
+        fresh = Fresh(build_serving(wanted, router, before), build_guard(wanted), wanted.log.prompts, changed)
+        self._running = wanted
+        return fresh
+
+
+def build_serving(config: ServerConfig, router: Decides, before: Serving | None = None) -> Serving:
+    """What the HTTP layer works with for as long as nothing is reloaded; the embedder of `before` stays if it fits."""
+    embedder = build_embedder(config, router)
+    if before is not None and _embed_alike(before.embedder, embedder):
+        embedder = before.embedder
     return Serving(
         router=router,
         default_objective=config.router.objective if config.router else "",
-        embedder=build_embedder(config, router),
+        embedder=embedder,
         max_body_bytes=config.http.max_body,
         body_seconds=config.http.body_seconds,
         keepalive_seconds=config.http.keepalive_seconds,
-        traffic=build_traffic(config, router),
+        traffic=before.traffic if before and before.router is router else build_traffic(config, router),
     )
 
 
@@ -125,6 +155,10 @@ def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
     held_out = read_held_out(config.router.artifact)
     reference = reference_of(held_out, router.artifact.manifest.categories)
     return None if reference is None else Traffic(reference, router.version)
+
+
+def _embed_alike(one: Embedder | None, other: Embedder | None) -> bool:
+    return isinstance(one, OfLength) and isinstance(other, OfLength) and one.dimensions == other.dimensions
 
 
 def build_router(config: ServerConfig) -> Decides:
@@ -327,7 +361,7 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
 def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not exported
     cache: ExpertCache,
     costs_file: Path,
-    embedder: Embedder | None,
+    reloader: Reloader,
     journal: Journal | None,
     told_of_copying: Telemetry | None,
 ):
@@ -339,6 +373,8 @@ def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not ex
         tasks = [conductor, keeper]
         if told_of_copying is not None:
             tasks.append(asyncio.create_task(_measure_copying(told_of_copying)))
+        with suppress(ValueError, RuntimeError, NotImplementedError):  # signals reach the main thread alone
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.begin)
         try:
             yield
         finally:
@@ -346,8 +382,7 @@ def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not ex
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            if embedder is not None:
-                await embedder.close()
+            await reloader.close()
             if journal is not None:
                 await asyncio.to_thread(journal.stop)
 

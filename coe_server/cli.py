@@ -67,19 +67,25 @@ def serve(
     """Start the server and stay up until it is told to stop (Ctrl-C or SIGTERM).
 
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
-    before the server ends, and also if it is killed.
+    before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
     """
     with mistakes_as_sentences():
         settings = load_config(config)
         write_log_to_stderr(settings.log.format)
-        if names_only:
-            settings = settings.model_copy(update={"router": None})
-        if port is not None:
-            settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": port})})
-        server = build_server(settings)
+        server = build_server(
+            _with_options(settings, port, names_only), lambda: _with_options(load_config(config), port, names_only)
+        )
     server.run()
     if not server.started:  # the port is taken, say: uvicorn has said why
         raise typer.Exit(1)
+
+
+def _with_options(settings: ServerConfig, port: int | None, names_only: bool) -> ServerConfig:
+    if names_only:
+        settings = settings.model_copy(update={"router": None})
+    if port is not None:
+        settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": port})})
+    return settings
 
 
 @app.command()

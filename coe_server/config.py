@@ -28,6 +28,7 @@ class HttpSettings(_Settings):
     max_body: ByteCount = 32 * 2**20
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
+    shutdown_seconds: float = Field(default=30.0, ge=0)
 
     @property
     def is_loopback(self) -> bool:

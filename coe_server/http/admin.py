@@ -12,9 +12,10 @@ from fastapi.responses import StreamingResponse
 from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
 from coe_server.cache.tiers import Tier
 from coe_server.events import EventLog
+from coe_server.http.reloading import Reloader
 
 
-def build_admin(cache: ExpertCache) -> APIRouter:
+def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
     """The routes under `/admin`."""
     admin = APIRouter(prefix="/admin")
 
@@ -51,6 +52,11 @@ def build_admin(cache: ExpertCache) -> APIRouter:
         """Let an expert go to disk again."""
         cache.pin(name, Tier.DISK)
         return _one(cache, name)
+
+    @admin.post("/reload")
+    async def reload() -> dict[str, Any]:
+        """Take over the artifact, the configuration and the keys as they are on disk now; 409 if any of it is wrong."""
+        return await reloader.reload()
 
     return admin
 

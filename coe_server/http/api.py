@@ -15,11 +15,12 @@ from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
 from coe_server.http.rate_limits import RateLimits
+from coe_server.http.reloading import Reloader
 from coe_server.http.service import Service
 from coe_server.http.surfaces import SURFACES, surface_of
 
 
-def build_api(service: Service) -> FastAPI:
+def build_api(service: Service, reloader: Reloader) -> FastAPI:
     """The whole HTTP surface over `service`."""
     app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
     install_error_handlers(app, service.telemetry)
@@ -49,6 +50,6 @@ def build_api(service: Service) -> FastAPI:
         ready = service.cache.ready.is_set()
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
-    app.include_router(build_admin(service.cache))
+    app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
     return app

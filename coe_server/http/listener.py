@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Callable
 
@@ -11,15 +12,19 @@ from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 30  # what answers in progress may still take
+GRACE_SECONDS = 30.0  # what answers in progress may still take
 
 
 class Listener(uvicorn.Server):
     """uvicorn's server; `before_stop` is called when it stops accepting, before it waits for open connections."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int, before_stop: Callable[[], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, before_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
+    ) -> None:
         super().__init__(
-            uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
+            uvicorn.Config(
+                app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=math.ceil(grace_seconds)
+            )
         )
         self._before_stop = before_stop
 

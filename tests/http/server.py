@@ -12,11 +12,13 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
+from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
+from coe_server.http.reloading import Reloader
 from coe_server.http.service import Service, Serving
 from coe_server.keys import Keyring
 from coe_server.routing.named import NamedRouter
@@ -46,6 +48,10 @@ class Running:
         return status, headers, json.loads(raw)
 
 
+def _nothing_to_reload(serving):
+    raise ReloadRefused("this server was made by a test")
+
+
 @contextmanager
 def running_server(
     engines,
@@ -53,6 +59,7 @@ def running_server(
     limits=None,
     capacity=None,
     embedder=None,
+    rebuild=None,
     log_prompts=False,
     keyring=None,
     on_loopback=True,
@@ -85,7 +92,8 @@ def running_server(
             telemetry=telemetry,
             log_prompts=log_prompts,
         )
-        api = build_api(service)
+        reloader = Reloader(service, rebuild or _nothing_to_reload)
+        api = build_api(service, reloader)
 
         @asynccontextmanager
         async def lifespan(_):
@@ -95,8 +103,7 @@ def running_server(
             conductor.cancel()
             with suppress(asyncio.CancelledError):
                 await conductor
-            if embedder is not None:
-                await embedder.close()
+            await reloader.close()
 
         api.router.lifespan_context = lifespan
         box["cache"] = cache

@@ -1,0 +1,47 @@
+"""What differs between two configurations, and what of it a running server can take over. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from coe_server.config import ServerConfig
+from coe_server.errors import ReloadRefused
+
+# Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
+LIVE = (
+    *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
+    *("experts.*.context_tokens", "experts.*.vision", "experts.*.tools", "experts.*.endpoints"),
+)
+
+
+def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]:
+    """The keys that differ. Raises ReloadRefused if one of them needs a restart."""
+    before, after = dict(_keys("", _plain(running))), dict(_keys("", _plain(wanted)))
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
+    for key in changed:
+        if not any(fnmatchcase(key, pattern) for pattern in LIVE):
+            was, now = (repr(side[key]) if key in side else "not there" for side in (before, after))
+            raise ReloadRefused(
+                f"{key}: was {was} and is {now} in the file; that needs a restart, nothing was reloaded"
+            )
+    return tuple(changed)
+
+
+def _plain(config: ServerConfig) -> dict[str, Any]:
+    """The settings as nested mappings, experts by name; `log` and `http` keep their own keys."""
+    plain = config.model_dump()
+    plain["experts"] = {expert["name"]: expert for expert in plain["experts"]}
+    return plain
+
+
+def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _keys(f"{prefix}.{key}" if prefix else str(key), value)
+    else:
+        yield prefix, node
+
+
+_ABSENT = object()

@@ -1,0 +1,211 @@
+"""A whole server of simulated experts: what is loaded while it serves, and how it ends when it is told to."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coe_server.routing import artifact as artifacts
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, objective, small_artifact
+
+BETTER = {"code": "coder", "french": "linguist", "maths": "coder", "general": "coder"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    return tmp_path
+
+
+def settings(port, shutdown_seconds=20, **changes):
+    expert = {
+        "engine": "simulated",
+        "weights_bytes": "1MiB",
+        "start_seconds": 0.01,
+        "ttft_seconds": 0.01,
+        "tokens_per_second": 20,
+    }
+    return {
+        "http": {"port": port, "shutdown_seconds": shutdown_seconds},
+        "router": {"artifact": "router"},
+        "experts": [{"name": name, **expert} for name in SIZES],
+        **changes,
+    }
+
+
+@contextmanager
+def serving(folder, **changes):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = folder / "serve.yaml"
+    config.write_text(yaml.safe_dump(settings(port, **changes)))
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("coe"), "serve", config], stdout=output, stderr=output
+        )
+    try:
+        until(lambda: answers(port) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        yield process, port, config, log
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(40)
+
+
+def answers(port):
+    try:
+        return ask(port, "GET", "/readyz")[0] == 200
+    except OSError:
+        return False
+
+
+def until(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def ask(port, method, path, body=None):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None)
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def version(port):
+    return ask(port, "POST", "/v1/route", {"messages": [{"role": "user", "content": TEXTS["code"]}]})[2][
+        "router_version"
+    ]
+
+
+def reload(port, expected=200):
+    status, _, body = ask(port, "POST", "/admin/reload")
+    assert status == expected, body
+    return body
+
+
+def replace_artifact(folder, **changes):
+    artifacts.save(small_artifact(**changes), held_out(), None, folder / "router")
+
+
+@contextmanager
+def long_stream(port, words=60):
+    """A stream that is being answered: about three seconds of it are still to come."""
+    body = json.dumps({"stream": True, "model": "auto", "messages": [{"role": "user", "content": "bonjour " * words}]})
+    wire = socket.create_connection(("127.0.0.1", port), timeout=40)
+    wire.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+    try:
+        yield wire, wire.recv(4096)
+    finally:
+        wire.close()
+
+
+def the_rest(wire):
+    raw = b""
+    while piece := wire.recv(65536):
+        raw += piece
+        if raw.endswith(b"0\r\n\r\n"):
+            break
+    return raw
+
+
+def test_artifact_and_configuration_are_reloaded_while_requests_go_on(folder):
+    with serving(folder) as (process, port, config, log):
+        first = version(port)
+        with long_stream(port) as (wire, head):
+            assert head.startswith(b"HTTP/1.1 200")
+            replace_artifact(folder, objectives={"quality": objective(BETTER), "cheap": objective(BETTER)})
+            told = reload(port)
+            assert told["router_version"] == version(port) != first
+            assert f"x-coe-router-version: {first}".encode() in head
+            assert b"data: [DONE]" in the_rest(wire)
+
+        second = version(port)
+        weights = next((folder / "router").glob("*.safetensors"))
+        weights.write_bytes(b"damaged")
+        refusal = reload(port, 409)["error"]
+        assert refusal["code"] == "reload_refused"
+        assert refusal["message"].startswith("nothing was reloaded: ")
+        assert version(port) == second
+
+        shutil.rmtree(folder / "router")
+        assert "nothing was reloaded" in reload(port, 409)["error"]["message"]
+        assert version(port) == second
+        replace_artifact(folder)
+
+        config.write_text(yaml.safe_dump(settings(port, htpp={})))
+        assert "htpp: there is no such key" in reload(port, 409)["error"]["message"]
+        config.write_text(yaml.safe_dump(settings(port, scheduling={"queue_limit": 3})))
+        assert "scheduling.queue_limit: was 64 and is 3 in the file" in reload(port, 409)["error"]["message"]
+        assert version(port) == second  # all or nothing: the sound artifact was not taken either
+
+        small = settings(port, http={"port": port, "shutdown_seconds": 20, "max_body": "1KiB"})
+        config.write_text(yaml.safe_dump(small))
+        assert reload(port)["changed"] == ["http.max_body"]
+        assert version(port) == first
+        assert ask(port, "POST", "/v1/route", {"messages": ["x" * 2000]})[0] == 413
+
+        replace_artifact(folder, objectives={"quality": objective(BETTER), "cheap": objective(BETTER)})
+        os.kill(process.pid, signal.SIGHUP)
+        until(lambda: version(port) == second)
+        config.write_text("- no mapping")
+        os.kill(process.pid, signal.SIGHUP)
+        until(lambda: "nothing was reloaded" in log.read_text().rpartition("reloaded: router")[2])
+        assert version(port) == second
+        assert process.poll() is None
+
+
+def test_a_reload_that_changes_nothing_keeps_what_was_spent(folder):
+    with serving(folder, router={"artifact": "router", "objective": "cheap"}) as (_, port, _, _):
+        question = {"model": "auto", "messages": [{"role": "user", "content": TEXTS["code"]}]}
+        assert ask(port, "POST", "/v1/chat/completions", question)[0] == 200
+        spent = ask(port, "POST", "/v1/route", question)[2]["budget"]
+        assert spent["mean"] is not None
+        assert reload(port) == {"router_version": version(port), "changed": []}
+        assert ask(port, "POST", "/v1/route", question)[2]["budget"] == spent
+
+
+def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
+    with serving(folder) as (process, port, _, log):
+        with long_stream(port) as (wire, head):
+            assert head.startswith(b"HTTP/1.1 200")
+            process.send_signal(signal.SIGTERM)
+            until(lambda: refused(port))
+            assert process.poll() is None
+            assert b"data: [DONE]" in the_rest(wire)
+        assert process.wait(30) == -signal.SIGTERM, log.read_text()  # uvicorn ends as the signal would have
+        assert "Traceback" not in log.read_text()
+
+
+def test_a_stream_that_does_not_end_in_time_is_ended_with_a_reason(folder):
+    with serving(folder, shutdown_seconds=1) as (process, port, _, log), long_stream(port, words=200) as (wire, _):
+        process.send_signal(signal.SIGTERM)
+        rest = the_rest(wire)
+        assert b"the server is stopping" in rest
+        assert b"[DONE]" not in rest
+        assert process.wait(30) == -signal.SIGTERM, log.read_text()  # uvicorn ends as the signal would have
+
+
+def refused(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
