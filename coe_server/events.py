@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, get_args
 
 Kind = Literal["move", "switch", "decision", "failure"]
@@ -64,11 +65,17 @@ class EventLog:
         seq = seq if seq <= self._seq else 0
         while True:
             news = self._news
-            kept = (event for events in self._events.values() for event in events if event.seq > seq)
-            for event in sorted(kept, key=lambda event: event.seq):
+            for event in self._newer_than(seq):
                 seq = event.seq
                 yield event
             if self._closed:
                 return
             if self._seq <= seq:
                 await news.wait()
+
+    def _newer_than(self, seq: int) -> list[Event]:
+        """In order. Newest first is where the news is: a reader that follows must not pass all that is kept each time."""
+        newer: list[Event] = []
+        for events in self._events.values():
+            newer += takewhile(lambda event: event.seq > seq, reversed(events))
+        return sorted(newer, key=lambda event: event.seq)

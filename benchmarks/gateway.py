@@ -1,0 +1,385 @@
+"""What a gateway costs: direct, ours with routing on, LiteLLM's auto router, NeMo Switchyard; same upstream, same core.
+
+    python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV
+    python benchmarks/gateway.py --artifact artifacts/demo-router --seconds 3 --no-write     # ours alone, short
+
+Needs wrk, nginx, gcc and node. The peers live in environments of their own and are left out where none is given. Every
+gateway has the last core to itself in turn; wrk (or node) and the upstream share the first. Written to docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.document import document
+
+HERE = Path(__file__).resolve().parent
+PROMPTS = HERE.parent / "demo/data/held_out.prompts.jsonl"
+EXPERTS = ("french", "generalist", "python", "sql", "units")
+STREAMS, TOKENS, PACE = 100, 250, 50
+GATEWAY_CORE, LOAD_CORE = "1", "0"
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "upstream",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A server under test: how it is started, where it listens, and which model name makes it route."""
+
+    name: str
+    command: tuple[str, ...]
+    port: int
+    model: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What wrk measured, and what the gateway spent on it."""
+
+    requests: int
+    seconds: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    failed: int
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+    @property
+    def per_core(self) -> float | None:
+        """Requests for each second of processor time: what one core could do, however busy the machine is."""
+        return self.requests / self.cpu_seconds if self.cpu_seconds > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One gateway's figures."""
+
+    name: str
+    alone: Load
+    busy: Load
+    resident_mib: float
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="coe-gateway-") as made, _nginx(Path(made)) as upstream:
+        folder = Path(made)
+        rows = [_measure(_direct(upstream), upstream, folder, options.seconds)]
+        for gateway in _gateways(options, upstream, folder):
+            with _running(gateway.command, gateway.environment, folder / f"{gateway.name}.log", GATEWAY_CORE) as process:
+                _wait_for(gateway.port, process, folder / f"{gateway.name}.log")
+                rows.append(_measure(gateway, upstream, folder, options.seconds, process.pid))
+        streams = _streams(options, folder)
+    text = _text(rows, streams)
+    print(text)
+    if not options.no_write:
+        document("gateway", text)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path, required=True, help="the demo's router, as `make demo` trains it")
+    parser.add_argument("--litellm", type=Path, help="environment with litellm[proxy]")
+    parser.add_argument("--switchyard", type=Path, help="environment with nemo-switchyard")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads, for each gateway")
+    parser.add_argument("--rounds", type=int, default=3, help="of the streams; each lasts two times five seconds")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
+    return parser.parse_args()
+
+
+def _direct(upstream: int) -> Gateway:
+    return Gateway("direct", (), upstream, "upstream")
+
+
+def _gateways(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
+    yield _ours(options.artifact, upstream, folder)
+    if options.litellm is not None:
+        yield _litellm(options.litellm, upstream, folder)
+    if options.switchyard is not None:
+        yield _switchyard(options.switchyard, upstream, folder)
+
+
+def _ours(artifact: Path, upstream: int, folder: Path) -> Gateway:
+    """Five remote experts, all at the upstream; the router reads every prompt and chooses among them."""
+    port = _free_port()
+    expert = {"engine": "remote", "base_url": f"http://127.0.0.1:{upstream}/v1", "model": "upstream"}
+    settings = {
+        "http": {"port": port},
+        "router": {"artifact": str(artifact.resolve())},
+        "scheduling": {"max_concurrency": 256, "queue_limit": 256},
+        "experts": [{"name": name, **expert} for name in EXPERTS],
+    }
+    file = folder / "ours.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return Gateway("ours", (str(Path(sys.executable).with_name("coe")), "serve", str(file)), port, "auto")
+
+
+def _litellm(environment: Path, upstream: int, folder: Path) -> Gateway:
+    port, base = _free_port(), f"http://127.0.0.1:{upstream}/v1"
+    tiers = {"SIMPLE": "small", "MEDIUM": "mid", "COMPLEX": "big", "REASONING": "think"}
+    models = [
+        {"model_name": name, "litellm_params": {"model": f"openai/{name}", "api_base": base, "api_key": "none"}}
+        for name in tiers.values()
+    ]
+    router = {
+        "model": "auto_router/complexity_router",
+        "complexity_router_config": {"tiers": tiers},
+        "complexity_router_default_model": "mid",
+    }
+    models.append({"model_name": "smart-router", "litellm_params": router})
+    file = folder / "litellm.yaml"
+    file.write_text(yaml.safe_dump({"model_list": models}))
+    command = (str(environment / "bin/litellm"), "--config", str(file), "--host", "127.0.0.1", "--port", str(port))
+    return Gateway("LiteLLM", command, port, "smart-router", {"LITELLM_LOCAL_MODEL_COST_MAP": "True"})
+
+
+def _switchyard(environment: Path, upstream: int, folder: Path) -> Gateway:
+    """Its stage router, served by the native server that its package brings."""
+    port, file = _free_port(), folder / "switchyard.toml"
+    file.write_text(
+        f"""schema_version = 1
+[llm_clients.upstream]
+format = "openai_chat"
+base_url = "http://127.0.0.1:{upstream}/v1"
+api_key_env = "UPSTREAM_KEY"
+[targets.capable]
+id = "capable"
+llm_client = "upstream"
+[targets.efficient]
+id = "efficient"
+llm_client = "upstream"
+[routes.smart]
+id = "smart"
+type = "stage_router"
+capable_target = "capable"
+efficient_target = "efficient"
+picker = "efficient_first"
+confidence_threshold = 0.5
+"""
+    )
+    serve = f"import signal; from switchyard_rust.server import Server; s = Server({str(file)!r}, {port}); signal.pause()"
+    return Gateway("Switchyard", (str(environment / "bin/python"), "-c", serve), port, "smart", {"UPSTREAM_KEY": "none"})
+
+
+def _measure(gateway: Gateway, upstream: int, folder: Path, seconds: float, pid: int | None = None) -> Row:
+    bodies = folder / f"{gateway.name}.bodies"
+    bodies.write_text("".join(_bodies(gateway.model)))
+    print(f"{gateway.name}: warming up", file=sys.stderr, flush=True)
+    _wrk(gateway.port, bodies, 8, min(3.0, seconds), pid)
+    print(f"{gateway.name}: one at a time, then 32 at a time", file=sys.stderr, flush=True)
+    alone = _wrk(gateway.port, bodies, 1, seconds, pid)
+    busy = _wrk(gateway.port, bodies, 32, seconds, pid)
+    return Row(gateway.name, alone, busy, _resident_mib(pid) if pid is not None else 0.0)
+
+
+def _bodies(model: str) -> Iterator[str]:
+    for line in PROMPTS.read_text().splitlines():
+        messages = [{"role": "user", "content": json.loads(line)["prompt"]}]
+        yield json.dumps({"model": model, "messages": messages, "max_tokens": 16}) + "\n"
+
+
+def _wrk(port: int, bodies: Path, connections: int, seconds: float, pid: int | None) -> Load:
+    before = _cpu_seconds(pid) if pid is not None else 0.0
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    command = (
+        *("taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"),
+        *("--timeout", "30s", "-s", str(HERE / "in_wrk/chat.lua"), url, "--", str(bodies)),
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True)
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return Load(**found, cpu_seconds=_cpu_seconds(pid) - before if pid is not None else 0.0)
+
+
+def _streams(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """100 streams at 50 tokens a second, straight and through ours, the same token of the same stream compared."""
+    source = _free_port()
+    program = folder / "token_source"
+    subprocess.run(("gcc", "-O2", "-o", str(program), str(HERE / "in_c/token_source.c")), check=True)
+    ours = _ours(options.artifact, source, folder)
+    with (
+        _running((str(program), str(source), str(TOKENS), str(PACE)), {}, folder / "source.log", LOAD_CORE),
+        _running(ours.command, ours.environment, folder / "ours-streams.log", GATEWAY_CORE) as process,
+    ):
+        _wait_for(ours.port, process, folder / "ours-streams.log")
+        print("streams", file=sys.stderr, flush=True)
+        before = _cpu_seconds(process.pid)
+        client = (
+            *("taskset", "-c", LOAD_CORE, "node", str(HERE / "in_node/streams.mjs"), f"http://127.0.0.1:{source}/v1"),
+            *(f"http://127.0.0.1:{ours.port}/v1", "auto", str(STREAMS), str(options.rounds)),
+        )
+        done = subprocess.run(client, capture_output=True, text=True, timeout=300, check=True)
+        spent = _cpu_seconds(process.pid) - before
+    found: dict[str, Any] = json.loads(done.stdout)
+    chunks = STREAMS * (TOKENS + 1) * (options.rounds + 1)
+    return found | {"cpu_us_per_chunk": 1e6 * spent / chunks}
+
+
+@contextmanager
+def _nginx(folder: Path) -> Iterator[int]:
+    port = _free_port()
+    file = folder / "nginx.conf"
+    file.write_text(
+        f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
+events {{ worker_connections 1024; }}
+http {{ access_log off; keepalive_requests 100000000; default_type application/json; client_body_temp_path {folder};
+server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{json.dumps(ANSWER)}'; }} }} }}
+"""
+    )
+    command = ("nginx", "-p", str(folder), "-c", str(file))
+    with _running(command, {}, folder / "nginx.out", LOAD_CORE) as process:
+        _wait_for(port, process, folder / "nginx.log")
+        yield port
+
+
+@contextmanager
+def _running(
+    command: tuple[str, ...], environment: dict[str, str], log: Path, core: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"there is no program {command[0]}")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ("taskset", "-c", core, *command), stdout=output, stderr=output, env={**os.environ, **environment}
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: float = 180.0) -> None:
+    """Until something answers HTTP there."""
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise SystemExit(f"{process.args!r} does not answer:\n{log.read_text()[-3000:]}")
+
+
+def _tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _tree(int(child)))]
+
+
+def _cpu_seconds(pid: int) -> float:
+    total = 0
+    for one in _tree(pid):
+        total += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return total / TICKS_PER_SECOND
+
+
+def _resident_mib(pid: int) -> float:
+    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in _tree(pid))
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _text(rows: list[Row], streams: dict[str, Any]) -> str:
+    direct, ours = rows[0], rows[1]
+    lines = [
+        "## Gateway",
+        "",
+        "`python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV`. Upstream: nginx with",
+        "one fixed answer; wrk sends the demo's 300 held-out prompts. Each gateway alone on the second core in turn; wrk and",
+        "nginx on the first. Ours routes every prompt with the demo's router among five remote experts, logs a line for each",
+        "request and counts its metrics; LiteLLM routes with its complexity router, Switchyard with its stage router. added:",
+        "p50 less the direct p50. per core: requests for each second of processor time that the gateway's processes took.",
+        "",
+        f"Python {platform.python_version()}, {os.cpu_count()} cores shared with other work (the load average was "
+        f"{os.getloadavg()[1]:.1f}).",
+        "",
+        "| | p50 ms, one at a time | added | p99 | requests/s, 32 at a time | p50 ms | p99 | per core | resident MiB | failed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        per_core = f"{row.busy.per_core:,.0f}" if row.busy.per_core else ""
+        added = f"{row.alone.p50_ms - direct.alone.p50_ms:.2f}" if row is not direct else ""
+        cells = (
+            *(row.name, f"{row.alone.p50_ms:.2f}", added, f"{row.alone.p99_ms:.2f}", f"{row.busy.rate:,.0f}"),
+            *(f"{row.busy.p50_ms:.2f}", f"{row.busy.p99_ms:.2f}", per_core),
+            *(f"{row.resident_mib:.0f}" if row.resident_mib else "", str(row.alone.failed + row.busy.failed)),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *_verdicts(rows, direct, ours), "", *_stream_lines(streams)]
+    return "\n".join(lines)
+
+
+def _verdicts(rows: list[Row], direct: Row, ours: Row) -> Iterator[str]:
+    added = ours.alone.p50_ms - direct.alone.p50_ms
+    yield f"- Added at one request at a time: {added:.2f} ms, goal at most 1.2: {_verdict(added <= 1.2)}."
+    yield f"- Resident memory: {ours.resident_mib:.0f} MiB, goal at most 180 MB: {_verdict(ours.resident_mib * 1.048576 <= 180)}."
+    for row in rows:
+        if row.name == "LiteLLM" and row.busy.per_core and ours.busy.per_core:
+            times = ours.busy.per_core / row.busy.per_core
+            yield f"- Requests per core: {times:.1f} times LiteLLM's, goal at least 5: {_verdict(times >= 5)}."
+
+
+def _stream_lines(streams: dict[str, Any]) -> Iterator[str]:
+    yield (
+        f"{STREAMS} streams at {PACE} tokens/s ({streams['added']['chunks']:,} chunks), from the moment the source wrote "
+        "into each chunk until one Node client had it; added: the same token of the same stream, through ours less straight."
+    )
+    yield ""
+    yield "| ms | p50 | p99 | max |"
+    yield "|---|---|---|---|"
+    for name in ("direct", "gateway", "added"):
+        found = streams[name]
+        yield f"| {name.replace('gateway', 'ours')} | {found['p50']:.2f} | {found['p99']:.2f} | {found['max']:.1f} |"
+    yield ""
+    yield f"- Added at p99: {streams['added']['p99']:.2f} ms, goal at most 20: {_verdict(streams['added']['p99'] <= 20)}."
+    yield f"- Processor time: {streams['cpu_us_per_chunk']:.0f} µs a chunk."
+
+
+def _verdict(is_met: bool) -> str:
+    return "met" if is_met else "missed"
+
+
+if __name__ == "__main__":
+    main()
