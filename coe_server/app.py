@@ -16,7 +16,6 @@ from fastapi import FastAPI
 
 from coe_server.amounts import Share
 from coe_server.cache.cost_file import read_costs, write_costs
-from coe_server.cache.costs import Costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import Holding, Never, Standing, mib, plan
 from coe_server.cache.scheduler import Limits
@@ -329,22 +328,6 @@ def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
         match plan(standing, holdings[expert.name], capacity):
             case Never(sentence):
                 raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
-
-
-def warnings_about(config: ServerConfig, experts: list[Expert]) -> list[str]:
-    """What is allowed and yet probably not meant, one sentence each."""
-    sentences = []
-    for expert in experts:
-        move = (expert.engine.footprint.can_sleep and "wake") or "start"
-        seconds = Costs().move(Tier.HOST if move == "wake" else Tier.DISK, Tier.DEVICE)
-        if expert.ttl_seconds is not None and expert.ttl_seconds < seconds:
-            sentences.append(
-                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its {move} takes "
-                f"(about {seconds:g} s): it will come and go all the time"
-            )
-        if expert.ttl_seconds is not None and expert.pin is Tier.DEVICE:
-            sentences.append(f"experts.{expert.name}.ttl_seconds: never applies, the expert is pinned to the device")
-    return sentences
 
 
 async def _keep_costs(cache: ExpertCache, file: Path) -> None:

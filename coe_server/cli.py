@@ -16,12 +16,13 @@ from coe_server.app import (
     build_capacity,
     build_embedder,
     build_experts,
+    build_guard,
     build_router,
     build_server,
     journal_file,
     refuse_what_never_fits,
-    warnings_about,
 )
+from coe_server.bench_command import bench
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits, turn_seconds
@@ -38,6 +39,7 @@ from coe_server.routing.decision import Availability, RouteOptions, RoutingDecis
 from coe_server.routing.embedder import with_embeddings
 from coe_server.sentences import mistakes_as_sentences
 from coe_server.simulation import Question, run_simulation
+from coe_server.validation import dead_configuration, placement
 
 app = typer.Typer(
     name="coe",
@@ -50,6 +52,7 @@ app = typer.Typer(
 app.add_typer(key_commands.app, name="keys")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
+app.command()(bench)
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")
@@ -90,23 +93,30 @@ def _with_options(settings: ServerConfig, port: int | None, names_only: bool) ->
 
 @app.command()
 def validate(config: ConfigPath) -> None:
-    """Check a configuration without starting anything, and show who fits where."""
+    """Check a configuration without starting anything, and show the plan.
+
+    Who fits where, how long anybody waits at most, who can be reached by the router at all, and what in the
+    configuration can never take effect. Exit code 2 and one sentence where something is wrong.
+    """
     with mistakes_as_sentences():
         settings = load_config(config)
         router = build_router(settings)
         capacity = build_capacity(settings)
         found = build_experts(settings)
         refuse_what_never_fits(found, capacity)
+        keys = build_guard(settings).keyring.keys
     cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
     console = Console()
     console.print(_plan_table(settings, found, capacity))
+    for sentence in placement(found, capacity):
+        console.print(sentence)
     console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
     console.print(
         f"Nobody waits longer than {cache.wait_bound_seconds():,.0f} s: max_wait {cache.limits.max_wait_seconds:g} s + "
         f"experts sharing the device x (a turn of {turn_seconds(cache.limits):,.0f} s + a switch), with guessed costs "
         "until moves have been measured."
     )
-    for warning in warnings_about(settings, found):
+    for warning in dead_configuration(settings, router, found, capacity, keys):
         console.print(f"[yellow]warning:[/yellow] {warning}")
 
 

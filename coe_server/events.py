@@ -74,7 +74,7 @@ class EventLog:
                 await news.wait()
 
     def _newer_than(self, seq: int) -> list[Event]:
-        """In order. Newest first is where the news is: a reader that follows must not pass all that is kept each time."""
+        """In order. Looked for from the newest: a reader that follows must not pass all that is kept each time."""
         newer: list[Event] = []
         for events in self._events.values():
             newer += takewhile(lambda event: event.seq > seq, reversed(events))

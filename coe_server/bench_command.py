@@ -1,0 +1,122 @@
+"""`coe bench`: the load that `load.py` sends, as a command with a bar, a table and JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from coe_server.errors import ConfigError
+from coe_server.load import Measured, Plan, made_up_prompts, send_load
+from coe_server.sentences import mistakes_as_sentences
+
+CHAT = "/chat/completions"
+
+
+def bench(
+    url: Annotated[str, typer.Argument(metavar="URL", help="An OpenAI endpoint, e.g. http://127.0.0.1:8080/v1")],
+    model: Annotated[str, typer.Option(help="What stands under model: auto, auto:<objective> or a name.")] = "auto",
+    concurrency: Annotated[int, typer.Option(help="Requests under way at a time.", min=1)] = 8,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second, however many are under way, instead of --concurrency.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many. Default 100 without --duration.")] = None,
+    duration: Annotated[float | None, typer.Option(help="Stop sending after so many seconds.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON lines with `prompt`, or one prompt a line. Default: made up.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer asked for.", min=1)] = 64,
+    key: Annotated[str | None, typer.Option(envvar="COE_API_KEY", help="API key.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
+) -> None:
+    """Send streamed chat requests to any OpenAI endpoint and print throughput, time to first token and errors.
+
+    Examples:
+
+      coe bench http://127.0.0.1:8080/v1 --concurrency 32 --duration 30
+
+      coe bench http://127.0.0.1:8000/v1 --model my-model --rate 5 --requests 200 --prompts questions.jsonl
+
+    A token is a chunk with content. Only whole answers are timed; the others are counted by their code. Exit code 1 if
+    none was whole.
+    """
+    with mistakes_as_sentences():
+        plan = Plan(
+            url=_chat_url(url),
+            model=model,
+            prompts=_read_prompts(prompts) if prompts is not None else made_up_prompts(100),
+            concurrency=concurrency,
+            rate=_above_zero("--rate", rate),
+            requests=_above_zero("--requests", requests if requests or duration else 100),
+            seconds=_above_zero("--duration", duration),
+            max_tokens=max_tokens,
+            key=key,
+        )
+    found = _run(plan, shown=not as_json).as_json()
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    else:
+        Console().print(_table(found))
+    if not found["answered"]:
+        raise typer.Exit(1)
+
+
+def _run(plan: Plan, shown: bool) -> Measured:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task("requests", total=plan.requests)
+        return asyncio.run(send_load(plan, lambda _: bar.advance(task)))
+
+
+def _table(found: dict[str, Any]) -> Table:
+    table = Table("", "p50", "p90", "p99", "max", title=_headline(found), title_justify="left")
+    rows = {"first token": "first_token_ms", "between tokens": "per_token_ms", "whole answer": "answer_ms"}
+    for name, figure in rows.items():
+        times = found[figure] or {}
+        table.add_row(f"{name}, ms", *(f"{times[p]:,.1f}" if p in times else "-" for p in ("p50", "p90", "p99", "max")))
+    return table
+
+
+def _headline(found: dict[str, Any]) -> str:
+    errors = ", ".join(f"{count} x {code}" for code, count in found["errors"].items()) or "none"
+    return (
+        f"{found['answered']} of {found['requests']} answered in {found['seconds']:,.1f} s: "
+        f"{found['requests_per_second']:,} requests/s, {found['tokens_per_second']:,} tokens/s; errors: {errors}"
+    )
+
+
+def _chat_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"URL: '{url}' does not start with http:// or https://")
+    return url.rstrip("/").removesuffix(CHAT) + CHAT
+
+
+def _above_zero(option: str, value: Any) -> Any:
+    if value is not None and value <= 0:
+        raise ConfigError(f"{option}: {value} is not above 0")
+    return value
+
+
+def _read_prompts(file: Path) -> list[str]:
+    """`prompt` of each JSON line; a line that is no JSON object is a prompt itself."""
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts: {file} cannot be read ({error})") from error
+    if not lines:
+        raise ConfigError(f"--prompts: {file} is empty")
+    return [_prompt(line) for line in lines]
+
+
+def _prompt(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return line
+    return entry["prompt"] if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) else line

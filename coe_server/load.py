@@ -1,0 +1,195 @@
+"""Load on any OpenAI-compatible endpoint: sends chat requests, streams the answers and times them. Prints nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+MADE_UP = (
+    "What is {a} plus {b}?",
+    "Write a function that returns every {a}th element of a list.",
+    "Name {a} rivers that flow into the sea.",
+    "How many minutes are {a} hours and {b} minutes?",
+    "Translate into French: I have {a} apples and {b} pears.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is sent: `concurrency` at a time, or `rate` a second whatever is under way (None: as fast as answers come).
+
+    It ends after `requests` or `seconds`, whichever is given.
+    """
+
+    url: str
+    model: str
+    prompts: Sequence[str]
+    concurrency: int = 8
+    rate: float | None = None
+    requests: int | None = None
+    seconds: float | None = None
+    max_tokens: int = 64
+    key: str | None = None
+    timeout_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One request; seconds. `error` is a status or a code, None for a whole answer."""
+
+    error: str | None
+    first_token: float | None
+    whole: float
+    gaps: tuple[float, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return len(self.gaps) + (self.first_token is not None)
+
+
+@dataclass(slots=True)
+class Measured:
+    """What came back, and in how many seconds altogether."""
+
+    answers: list[Answer] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts, rates, and percentiles in milliseconds of whole answers alone; a token is a chunk with content."""
+        whole = [answer for answer in self.answers if answer.error is None]
+        return {
+            "requests": len(self.answers),
+            "answered": len(whole),
+            "errors": dict(Counter(answer.error for answer in self.answers if answer.error is not None)),
+            "seconds": round(self.seconds, 3),
+            "requests_per_second": round(len(whole) / self.seconds, 2) if self.seconds else 0.0,
+            "tokens_per_second": round(sum(one.tokens for one in whole) / self.seconds, 1) if self.seconds else 0.0,
+            "first_token_ms": _percentiles([one.first_token for one in whole if one.first_token is not None]),
+            "per_token_ms": _percentiles([gap for one in whole for gap in one.gaps]),
+            "answer_ms": _percentiles([one.whole for one in whole]),
+        }
+
+
+def made_up_prompts(count: int, seed: int = 0) -> list[str]:
+    """Prompts nobody wrote, the same for the same seed."""
+    chance = random.Random(seed)
+    return [chance.choice(MADE_UP).format(a=chance.randint(2, 99), b=chance.randint(2, 99)) for _ in range(count)]
+
+
+async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
+    """Carry the plan out; `answered` hears of each request as it ends."""
+    measured, began = Measured(), time.perf_counter()
+    timeout = aiohttp.ClientTimeout(total=plan.timeout_seconds)
+    headers = {"authorization": f"Bearer {plan.key}"} if plan.key else {}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+
+        async def one(number: int) -> None:
+            answer = await _ask(session, plan, plan.prompts[number % len(plan.prompts)])
+            measured.answers.append(answer)
+            answered(answer)
+
+        turns = _Turns(plan, began)
+        if plan.rate is None:
+            await asyncio.gather(*(_keep_asking(turns, one) for _ in range(plan.concurrency)))
+        else:
+            await _ask_at_rate(turns, plan.rate, one)
+    measured.seconds = time.perf_counter() - began
+    return measured
+
+
+class _Turns:
+    """Numbers the requests until there have been enough, or the time is up."""
+
+    def __init__(self, plan: Plan, began: float) -> None:
+        self._left = plan.requests
+        self._ends = None if plan.seconds is None else began + plan.seconds
+        self.number = 0
+
+    def take(self) -> int | None:
+        if self._left is not None and self.number >= self._left:
+            return None
+        if self._ends is not None and time.perf_counter() >= self._ends:
+            return None
+        self.number += 1
+        return self.number - 1
+
+
+async def _keep_asking(turns: _Turns, one: Callable[[int], Any]) -> None:
+    while (number := turns.take()) is not None:
+        await one(number)
+
+
+async def _ask_at_rate(turns: _Turns, rate: float, one: Callable[[int], Any]) -> None:
+    """At even distances; a slow server does not slow the load down."""
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        while (number := turns.take()) is not None:
+            await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+            group.create_task(one(number))
+
+
+async def _ask(session: aiohttp.ClientSession, plan: Plan, prompt: str) -> Answer:
+    body = {
+        "model": plan.model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": plan.max_tokens,
+        "stream": True,
+    }
+    began = time.perf_counter()
+    try:
+        async with session.post(plan.url, json=body) as response:
+            if response.status != 200:
+                return Answer(_code(response.status, await response.read()), None, time.perf_counter() - began)
+            return await _read(response, began)
+    except (aiohttp.ClientError, OSError) as error:
+        return Answer(type(error).__name__, None, time.perf_counter() - began)
+
+
+async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
+    first, last, gaps, error, is_done = None, began, [], None, False
+    async for line in response.content:
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        is_done = is_done or data == b"[DONE]"
+        event = {} if data == b"[DONE]" else json.loads(data)
+        if "error" in event:
+            error = str(event["error"].get("code") or "error")
+        if not any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or ()):
+            continue
+        now = time.perf_counter()
+        if first is None:
+            first = now - began
+        else:
+            gaps.append(now - last)
+        last = now
+    whole = time.perf_counter() - began
+    return Answer(error or (None if is_done else "broken off"), first, whole, tuple(gaps))
+
+
+def _code(status: int, body: bytes) -> str:
+    """`429 queue_full`, or the status alone where the body has no code."""
+    try:
+        return f"{status} {json.loads(body)['error']['code'] or ''}".strip()
+    except (ValueError, KeyError, TypeError):
+        return str(status)
+
+
+def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
+    """In milliseconds, of the nearest rank; None where there is nothing."""
+    if not seconds:
+        return None
+    ranked = sorted(seconds)
+    return {
+        name: round(1000 * ranked[min(len(ranked) - 1, int(share * len(ranked)))], 3)
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
+    }

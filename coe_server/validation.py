@@ -1,0 +1,142 @@
+"""What a configuration comes to before anything is started: who fits where, and what in it can never take effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from coe_server.cache.costs import Costs
+from coe_server.cache.planner import mib
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.config import ServerConfig
+from coe_server.http.service import Decides
+from coe_server.keys import Key
+from coe_server.routing.router import Router
+
+
+def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
+    """How many experts fit on the device at once, and who is where when the server gets ready; a sentence each."""
+    local = [expert for expert in experts if not expert.remote]
+    if not local:
+        return ["Every expert is remote: nothing is moved here."]
+    sizes = sorted(expert.engine.footprint.device_awake for expert in local)
+    most, fewest = _how_many(sizes, capacity.device), _how_many(sizes[::-1], capacity.device)
+    at_once = f"{fewest}" if most == fewest else f"{fewest} (the largest) to {most} (the smallest)"
+    sentences = [f"On the device at once: {at_once} of {len(local)} local experts."]
+    cannot_rest = [one.name for one in local if not one.engine.footprint.can_sleep]
+    if cannot_rest:
+        sentences.append(f"On the device or on disk, never in host memory: {', '.join(cannot_rest)}.")
+    for tier in (Tier.DEVICE, Tier.HOST):
+        names = [one.name for one in local if min(one.preload, one.pin, key=lambda goal: goal.depth) is tier]
+        if names:
+            sentences.append(f"In {tier.value} memory when ready: {', '.join(names)}.")
+    return sentences
+
+
+def dead_configuration(
+    config: ServerConfig, router: Decides, experts: Sequence[Expert], capacity: Bytes, keys: Sequence[Key]
+) -> list[str]:
+    """What is allowed and yet can never take effect, or is probably not meant; one sentence each."""
+    return [
+        *_lifetimes(experts),
+        *_preloads(experts, capacity),
+        *_limits(config),
+        *_keys(keys, router),
+        *(_routing(router, config) if isinstance(router, Router) else ()),
+    ]
+
+
+def _how_many(sizes: Sequence[int], room: int) -> int:
+    count = 0
+    for size in sizes:
+        room -= size
+        if room < 0:
+            break
+        count += 1
+    return count
+
+
+def _lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
+    for expert in experts:
+        move = (expert.engine.footprint.can_sleep and "wake") or "start"
+        seconds = Costs().move(Tier.HOST if move == "wake" else Tier.DISK, Tier.DEVICE)
+        if expert.ttl_seconds is not None and expert.ttl_seconds < seconds:
+            yield (
+                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its {move} takes "
+                f"(about {seconds:g} s): it will come and go all the time"
+            )
+        if expert.ttl_seconds is not None and (expert.pin is Tier.DEVICE or expert.remote):
+            why = "it is remote" if expert.remote else "the expert is pinned to the device"
+            yield f"experts.{expert.name}.ttl_seconds: never applies, {why}"
+
+
+def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
+    used = Bytes()
+    for expert in experts:
+        goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
+        if goal is Tier.DISK or expert.remote:
+            continue
+        need = bytes_in(expert.engine.footprint, goal)
+        if not (used + need).fits(capacity):
+            free = capacity - used
+            yield (
+                f"experts.{expert.name}.preload: no room is left for it ({mib(need.device)} of device and "
+                f"{mib(need.host)} of host memory, where {mib(free.device)} and {mib(free.host)} are)"
+            )
+            continue
+        used = used + need
+
+
+def _limits(config: ServerConfig) -> Iterator[str]:
+    limits = config.scheduling
+    if limits.queue_limit > limits.queue_limit_total:
+        total = limits.queue_limit_total
+        yield f"scheduling.queue_limit: {limits.queue_limit} is never reached, queue_limit_total is {total}"
+    if config.keys.open and config.http.is_loopback:
+        yield f"keys.open: changes nothing, {config.http.host} cannot be reached from elsewhere"
+    if config.router is not None and config.router.residency_tolerance > 0 and len(config.experts) == 1:
+        yield "router.residency_tolerance: changes nothing, there is one expert"
+
+
+def _keys(keys: Sequence[Key], router: Decides) -> Iterator[str]:
+    for key in keys:
+        for name in sorted((key.objectives or frozenset()) - set(router.objectives)):
+            yield f"keys.file: key '{key.name}' may ask for objective '{name}', which the router does not serve"
+        if key.experts == frozenset():
+            yield f"keys.file: key '{key.name}' may use no expert at all"
+
+
+def _routing(router: Router, config: ServerConfig) -> Iterator[str]:
+    yield from _unreachable(router, config)
+    for name, entry in router.artifact.manifest.objectives.items():
+        if entry.shipped:
+            yield from _disobeyed_pins(router, name)
+        else:
+            yield f"objective '{name}' is not served: {entry.refusal or 'training did not ship it'}"
+    embeds = router.artifact.manifest.features.embedded_before_routing
+    if config.router is not None and config.router.embeddings is not None and not embeds:
+        yield "router.embeddings: is never used, the artifact's features need no embeddings"
+
+
+def _unreachable(router: Router, config: ServerConfig) -> Iterator[str]:
+    for expert in config.experts:
+        if expert.name not in router.expert_names:
+            yield f"experts.{expert.name}: the router does not know it; it answers only when it is asked for by name"
+        elif all(expert.name not in _chosen(router, objective) for objective in router.objectives):
+            yield f"experts.{expert.name}: no category maps to it under any objective that is served"
+
+
+def _disobeyed_pins(router: Router, objective: str) -> Iterator[str]:
+    manifest = router.artifact.manifest
+    for category, expert in router.artifact.pins(objective).items():
+        if expert not in manifest.objectives[objective].experts or expert in manifest.bans.get(category, ()):
+            yield (
+                f"mapping.json: '{category}' is pinned to '{expert}' under '{objective}', which may not take it: "
+                "the pin is never obeyed"
+            )
+
+
+def _chosen(router: Router, objective: str) -> set[str]:
+    """Who is mapped to under an objective, fallback and pins included."""
+    entry = router.artifact.manifest.objectives[objective]
+    return {*router.artifact.mapping[objective].values(), *router.artifact.pins(objective).values(), entry.fallback}

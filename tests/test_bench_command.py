@@ -1,0 +1,67 @@
+"""`coe bench` against a server of our own: what it counts, what it prints, how it ends."""
+
+import json
+
+import pytest
+
+from coe_server.load import Answer, Measured, made_up_prompts
+from tests.http.server import running_server
+from tests.http.test_api import simulated
+from tests.test_cli import coe
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running_server({"math": simulated("math")}) as server:
+        yield f"http://127.0.0.1:{server.port}/v1"
+
+
+def test_every_answer_is_counted_with_its_tokens(url, tmp_path):
+    (tmp_path / "prompts").write_text('{"prompt": "one two"}\nthree four\n')
+    words = ("--model", "math", "--requests", "6", "--concurrency", "2", "--prompts", tmp_path / "prompts", "--json")
+    done = coe("bench", url, *words)
+    found = json.loads(done.stdout)
+    assert (found["requests"], found["answered"], found["errors"]) == (6, 6, {})
+    assert found["first_token_ms"]["p50"] > 0
+    assert found["tokens_per_second"] * found["seconds"] == pytest.approx(6 * 4, rel=0.05)  # "math answers: one two"
+    assert found["per_token_ms"]["max"] >= found["per_token_ms"]["p50"] > 0
+
+
+def test_a_rate_and_a_duration_end_by_themselves_and_a_person_gets_a_table(url):
+    done = coe("bench", f"{url}/chat/completions", "--model", "math", "--rate", "50", "--duration", "0.5")
+    assert done.returncode == 0
+    assert "requests/s" in done.stdout
+    assert "first token, ms" in done.stdout
+
+
+def test_errors_are_counted_by_their_code_and_nothing_answered_is_exit_code_1(url):
+    done = coe("bench", url, "--model", "gone", "--requests", "3", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["errors"] == {"404 model_not_found": 3}
+    nobody = coe("bench", "http://127.0.0.1:1/v1", "--requests", "1", "--json")
+    assert nobody.returncode == 1
+    assert list(json.loads(nobody.stdout)["errors"]) == ["ClientConnectorError"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("127.0.0.1:8080",), "does not start with http"),
+        (("http://x/v1", "--rate", "0"), "--rate: 0.0 is not above 0"),
+        (("http://x/v1", "--prompts", "/nowhere"), "--prompts: /nowhere cannot be read"),
+    ],
+)
+def test_a_mistake_is_a_sentence(words, sentence):
+    done = coe("bench", *words)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+
+
+def test_figures_are_of_whole_answers_alone():
+    measured = Measured([Answer(None, 0.1, 0.4, (0.1, 0.2)), Answer("broken off", 0.001, 0.002)], seconds=2.0)
+    found = measured.as_json()
+    assert (found["requests_per_second"], found["tokens_per_second"]) == (0.5, 1.5)
+    assert found["first_token_ms"]["p50"] == 100.0
+    assert found["per_token_ms"] == {"p50": 200.0, "p90": 200.0, "p99": 200.0, "max": 200.0}
+    assert found["errors"] == {"broken off": 1}
+    assert made_up_prompts(3) == made_up_prompts(3)

@@ -1,0 +1,125 @@
+"""The plan that `coe validate` prints: what fits, and what can never take effect."""
+
+from dataclasses import replace
+
+import pytest
+
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes, Tier
+from coe_server.config import ServerConfig
+from coe_server.engines.remote import RemoteEngine
+from coe_server.keys import Key, hashed
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.named import NamedRouter
+from coe_server.routing.router import Router
+from coe_server.validation import dead_configuration, placement
+from tests.http.test_api import GIB, simulated
+from tests.routing.small_artifact import SIZES, held_out, small_artifact
+
+
+def expert(name, gib=1, **more):
+    engine = simulated(name)
+    engine._weights_bytes = gib * GIB
+    return Expert(name, engine, **more)
+
+
+def config(*names, **sections):
+    experts = [{"name": name, "engine": "simulated"} for name in names or ("a",)]
+    return ServerConfig.model_validate({"experts": experts, **sections})
+
+
+def said(settings=None, router=None, experts=(), capacity=None, keys=()):
+    settings = settings or config()
+    names = [one.name for one in settings.experts]
+    return dead_configuration(
+        settings, router or NamedRouter(names), experts, capacity or Bytes(99 * GIB, 99 * GIB), keys
+    )
+
+
+@pytest.fixture
+def router(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    return Router.load(tmp_path / "router")
+
+
+def test_a_sound_configuration_has_nothing_dead():
+    assert said(experts=[expert("a", preload=Tier.DEVICE, ttl_seconds=600.0)]) == []
+
+
+def test_how_many_fit_at_once_and_who_is_where():
+    experts = [expert("a", 4, preload=Tier.HOST), expert("b", 2, pin=Tier.DEVICE), expert("c", 1), expert("d", 1)]
+    first, *rest = placement(experts, Bytes(5 * GIB, 99 * GIB))
+    assert first == "On the device at once: 1 (the largest) to 3 (the smallest) of 4 local experts."
+    assert rest == ["In device memory when ready: b.", "In host memory when ready: a."]
+
+
+def test_a_preload_without_room_is_named():
+    experts = [expert("a", 4, pin=Tier.DEVICE), expert("b", 4, preload=Tier.DEVICE)]
+    (sentence,) = said(experts=experts, capacity=Bytes(5 * GIB, 99 * GIB))
+    assert sentence.startswith("experts.b.preload: no room is left for it (4,096 MiB of device")
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"ttl_seconds": 0.5}, "0.5 s is less than its wake takes"),
+        ({"ttl_seconds": 600.0, "pin": Tier.DEVICE}, "never applies, the expert is pinned to the device"),
+    ],
+)
+def test_a_lifetime_that_makes_no_sense_is_named(given, sentence):
+    (found,) = said(experts=[expert("a", **given)])
+    assert found.startswith("experts.a.ttl_seconds: ")
+    assert sentence in found
+
+
+def test_a_remote_expert_has_no_lifetime():
+    (found,) = said(experts=[Expert("a", RemoteEngine("http://x/v1", None), ttl_seconds=600.0, remote=True)])
+    assert found == "experts.a.ttl_seconds: never applies, it is remote"
+
+
+@pytest.mark.parametrize(
+    ("sections", "sentence"),
+    [
+        ({"scheduling": {"queue_limit": 50, "queue_limit_total": 10}}, "scheduling.queue_limit: 50 is never reached"),
+        ({"keys": {"open": True}}, "keys.open: changes nothing"),
+        ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: changes nothing"),
+    ],
+)
+def test_a_setting_that_another_one_overrules_is_named(sections, sentence):
+    (found,) = said(config(**sections))
+    assert sentence in found
+
+
+def test_keys_for_what_is_not_there_are_named():
+    keys = [Key(name="k", sha256=hashed("k"), objectives=frozenset({"cheap"}), experts=frozenset())]
+    assert said(keys=keys) == [
+        "keys.file: key 'k' may ask for objective 'cheap', which the router does not serve",
+        "keys.file: key 'k' may use no expert at all",
+    ]
+
+
+def test_who_cannot_be_routed_to_is_named(router):
+    found = said(config(*SIZES, "stranger"), router)
+    assert "experts.stranger: the router does not know it; it answers only when it is asked for by name" in found
+    assert "objective 'unearned' is not served: it lost" in found
+    assert not any(name in sentence for sentence in found for name in ("experts.coder", "experts.big"))
+
+
+def test_an_expert_no_category_maps_to_is_named(router):
+    manifest = router.artifact.manifest
+    everything_to_big = dict.fromkeys((*manifest.categories, "general"), "big")
+    objectives = {
+        name: entry.model_copy(update={"mapping": everything_to_big, "fallback": "big"})
+        for name, entry in manifest.objectives.items()
+    }
+    mapping = {name: dict(everything_to_big) for name in objectives}
+    narrow = replace(router.artifact, manifest=manifest.model_copy(update={"objectives": objectives}), mapping=mapping)
+    found = said(config(*SIZES), Router(narrow))
+    assert "experts.coder: no category maps to it under any objective that is served" in found
+    assert not any(sentence.startswith("experts.big") for sentence in found)
+
+
+def test_a_pin_that_is_banned_is_never_obeyed(router):
+    manifest = router.artifact.manifest.model_copy(update={"pins": {"code": "coder"}, "bans": {"code": ["coder"]}})
+    found = said(config(*SIZES), Router(replace(router.artifact, manifest=manifest)))
+    assert any("'code' is pinned to 'coder'" in sentence and "never obeyed" in sentence for sentence in found)
