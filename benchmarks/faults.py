@@ -1,0 +1,385 @@
+"""Everything goes wrong at once: afterwards nothing may be held, left over, or answered by the wrong expert.
+
+    python benchmarks/faults.py                     30 seconds, 50 clients
+    python benchmarks/faults.py --seconds 600 --clients 200 --write
+
+A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
+frozen every few seconds, and three simulated engines, in memory for three of the five. A tenth of the clients hangs up
+at a random moment, others read slowly, the router's artifact is replaced by a good and a damaged one in turn. Exit code
+1 if anything that is promised is not so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.document import document
+from coe_server import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
+PROCESSES, SIMULATED = ("french", "python"), ("generalist", "sql", "units")
+PROMPTS = {
+    "french": "English to French: your beautiful round boats",
+    "python": "Give me a Python one-liner for all but the last price",
+    "sql": "Write SQL: how many customers are there?",
+    "units": "942 metres in decimetres",
+    "generalist": "Hello, how are you?",
+}
+MIB = 2**20
+SHARE_HANGING_UP, SHARE_SLOW, SHARE_ROUTED, SHARE_STREAMED = 0.1, 0.05, 0.4, 0.8
+QUIET_WITHIN_SECONDS = 90.0
+
+
+def every_code() -> set[str]:
+    """The codes of all errors that the service raises on purpose."""
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CoeError)]
+    return {kind.code for kind in kinds}
+
+
+CODES = every_code() - {"internal_error"}
+
+
+@dataclass(slots=True)
+class Findings:
+    """What happened, counted; `wrong` is what must not happen, a sentence each."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    answered: int = 0
+    rebuilt: Counter[str] = field(default_factory=Counter)
+    hurt: Counter[str] = field(default_factory=Counter)
+
+    def must(self, holds: bool, sentence: str) -> None:
+        if not holds:
+            self.wrong.append(sentence)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The server's process, its address, the folder that all its processes name, and each engine's right answer."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    folder: Path
+    digests: dict[str, str]
+
+    @property
+    def resident_bytes(self) -> int:
+        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def engines(self) -> list[int]:
+        """Processes of engines: those that run the stand-in itself, not its keeper."""
+        return [pid for pid, words in _processes(self.folder) if words[1:2] == [str(STAND_IN)]]
+
+
+def main() -> None:
+    options = _options()
+    findings = Findings()
+    with tempfile.TemporaryDirectory(prefix="coe-faults-") as made:
+        folder = Path(made).resolve()
+        with _running(folder, options.artifact) as server:
+            memory = asyncio.run(_story(server, options, findings))
+        left = [pid for pid, _ in _processes(folder)]
+        findings.must(not left, f"{len(left)} processes are left after the end")
+        findings.must(server.process.returncode == 0, f"the server ended with {server.process.returncode}")
+    text = _text(options, findings, memory)
+    print(text)
+    if options.write:
+        document("faults", text)
+    raise SystemExit(1 if findings.wrong else 0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artifact", type=Path, default=ROOT / "artifacts/demo-router", help="the demo's router")
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks.md")
+    return parser.parse_args()
+
+
+async def _story(server: Server, options: argparse.Namespace, findings: Findings) -> tuple[int, int]:
+    """Warm up under the same load and faults, look at the memory, go on for the whole time, look again."""
+    chance = random.Random(options.seed)
+    timeout = aiohttp.ClientTimeout(total=180)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+        await _all_is_up(session, server)
+        await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2), findings)
+        before = server.resident_bytes
+        await _trouble(session, server, chance, options.clients, options.seconds, findings)
+        after = server.resident_bytes
+    findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
+    findings.must(findings.answered > 0, "nothing was answered at all")
+    return before, after
+
+
+async def _trouble(
+    session: aiohttp.ClientSession,
+    server: Server,
+    chance: random.Random,
+    clients: int,
+    seconds: float,
+    findings: Findings,
+) -> None:
+    ends = time.monotonic() + seconds
+    async with asyncio.TaskGroup() as group:
+        for number in range(clients):
+            group.create_task(_client(session, server, random.Random(chance.random()), f"{number}", ends, findings))
+        group.create_task(_saboteur(server, random.Random(chance.random()), ends, findings))
+        group.create_task(_reloads(session, server, ends, findings))
+    await _all_is_quiet(session, server, findings)
+
+
+async def _client(
+    session: aiohttp.ClientSession, server: Server, chance: random.Random, name: str, ends: float, findings: Findings
+) -> None:
+    count = 0
+    while time.monotonic() < ends:
+        count += 1
+        asked = asyncio.create_task(_ask(session, server, chance, f"ask-{name}-{count}", findings))
+        if chance.random() < SHARE_HANGING_UP:
+            await asyncio.wait((asked,), timeout=chance.choice((0.0, 0.02, 0.2, 1.0)) * chance.random())
+            asked.cancel()
+            with suppress(asyncio.CancelledError):
+                await asked
+                continue
+            findings.outcomes["hung up"] += 1
+        else:
+            await asked
+        await asyncio.sleep(0.05)  # nobody hammers at a server that says no
+
+
+async def _ask(
+    session: aiohttp.ClientSession, server: Server, chance: random.Random, mark: str, findings: Findings
+) -> None:
+    expert = chance.choice((*PROCESSES, *SIMULATED))
+    model = "auto" if chance.random() < SHARE_ROUTED else expert
+    streamed = chance.random() < SHARE_STREAMED
+    body = {"model": model, "stream": streamed, "messages": [{"role": "user", "content": f"{PROMPTS[expert]} {mark}"}]}
+    pause = 0.3 if chance.random() < SHARE_SLOW else 0.0
+    raw, status, by = b"", 0, ""
+    try:
+        async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+            status, by = response.status, response.headers.get("x-coe-expert", "")
+            async for piece in response.content.iter_any():
+                raw += piece
+                await asyncio.sleep(pause)
+    except (aiohttp.ClientError, OSError) as error:
+        broken_off = status == 200 and isinstance(error, aiohttp.ClientPayloadError)
+        findings.must(broken_off, f"{mark}: {type(error).__name__} instead of an answer")
+        findings.outcomes["broken off after its first byte"] += 1
+        return
+    _judge(status, raw, by, model, mark, server, findings)
+
+
+def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Server, findings: Findings) -> None:
+    """Right expert's answer to this very question, or an error that is documented."""
+    code = _error_code(raw)
+    if code is not None:
+        findings.must(code in CODES, f"{mark}: an error that nobody documented: {status} {code}")
+        findings.outcomes[f"{status} {code}" if status != 200 else f"{code} at the end of a stream"] += 1
+        return
+    text = raw.decode()
+    findings.must(status == 200, f"{mark}: {status} without an error: {text[:200]}")
+    findings.must(model in ("auto", by), f"{mark}: asked {model}, answered by {by}")
+    findings.must(mark in text, f"{mark}: the answer is to another question")
+    sign = server.digests[by] if by in PROCESSES else by
+    findings.must(sign in text, f"{mark}: {by} did not give its own answer: {text[:200]}")
+    findings.answered += 1
+
+
+def _error_code(raw: bytes) -> str | None:
+    """The code of an error body, or of the error event that ends a stream."""
+    last = raw.strip().rpartition(b"data: ")[2]
+    try:
+        found = json.loads(last)
+        return str(found["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+async def _saboteur(server: Server, chance: random.Random, ends: float, findings: Findings) -> None:
+    """Kill an engine, or freeze one, every few seconds."""
+    while time.monotonic() < ends:
+        await asyncio.sleep(chance.uniform(2.0, 5.0))
+        engines = server.engines()
+        if engines:
+            what = chance.choice((signal.SIGKILL, signal.SIGSTOP))
+            with suppress(ProcessLookupError):
+                os.kill(chance.choice(engines), what)
+                findings.hurt["killed" if what is signal.SIGKILL else "frozen"] += 1
+
+
+async def _reloads(session: aiohttp.ClientSession, server: Server, ends: float, findings: Findings) -> None:
+    """Good and damaged in turn; the damaged one must be refused, and leave the good one in place."""
+    turn = 0
+    while time.monotonic() < ends:
+        await asyncio.sleep(2.0)
+        turn += 1
+        kind, expected = ("good", 200) if turn % 2 else ("damaged", 409)
+        _point(server.folder / "router", server.folder / kind)
+        async with session.post(f"{server.url}/admin/reload") as response:
+            findings.rebuilt[f"{kind}: {response.status}"] += 1
+            said = await response.text()
+            findings.must(response.status == expected, f"a {kind} artifact: {response.status} {said[:200]}")
+    _point(server.folder / "router", server.folder / "good")
+
+
+async def _all_is_up(session: aiohttp.ClientSession, server: Server) -> None:
+    ends = time.monotonic() + QUIET_WITHIN_SECONDS
+    while time.monotonic() < ends:
+        with suppress(aiohttp.ClientError, OSError):
+            async with session.get(f"{server.url}/healthz") as response:
+                if response.status == 200:
+                    return
+        assert server.process.poll() is None, (server.folder / "server.log").read_text()[-3000:]
+        await asyncio.sleep(0.2)
+    raise SystemExit("the server did not come up")
+
+
+async def _all_is_quiet(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:
+    """No lease and no entry in a queue is left; those whom a frozen engine answers wait for its burial."""
+    ends = time.monotonic() + QUIET_WITHIN_SECONDS
+    while True:
+        async with session.get(f"{server.url}/admin/experts") as response:
+            experts: list[dict[str, Any]] = await response.json()
+        held = sum(one["leases"] for one in experts), sum(one["queued"] for one in experts)
+        if held == (0, 0) or time.monotonic() > ends:
+            break
+        await asyncio.sleep(0.5)
+    findings.must(held == (0, 0), f"{held[0]} leases and {held[1]} waiting requests are left")
+
+
+@contextmanager
+def _running(folder: Path, artifact: Path) -> Iterator[Server]:
+    digests = {name: _make_model(folder / name, number) for number, name in enumerate(PROCESSES)}
+    shutil.copytree(artifact, folder / "good")
+    shutil.copytree(artifact, folder / "damaged")
+    manifest = folder / "damaged/manifest.json"
+    manifest.write_text(manifest.read_text()[:-100])
+    _point(folder / "router", folder / "good")
+    port = _free_port()
+    (folder / "serve.yaml").write_text(yaml.safe_dump(_settings(folder, port)))
+    command = (str(Path(sys.executable).with_name("coe")), "serve", str(folder / "serve.yaml"))
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield Server(process, f"http://127.0.0.1:{port}", folder, digests)
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _settings(folder: Path, port: int) -> dict[str, Any]:
+    timing = {"start_seconds": 0.5, "wake_seconds": 0.05, "sleep_seconds": 0.05, "ttft_seconds": 0.02}
+    simulated = {"engine": "simulated", "weights_bytes": "64MiB", "tokens_per_second": 200, **timing}
+    real = {"engine": "vllm", "kv_cache": "32MiB"}
+    return {
+        "http": {"port": port, "shutdown_seconds": 20},
+        "router": {"artifact": str(folder / "router")},
+        "memory": {"device": "200MiB", "host": "2GiB"},
+        "scheduling": {"max_wait_seconds": 2, "max_generation_seconds": 10, "queue_limit": 64, "max_concurrency": 16},
+        "vllm": {
+            "command": [sys.executable, str(STAND_IN)],
+            "platform": "cpu",
+            "process_memory": "128MiB",
+            "log_directory": str(folder / "logs"),
+        },
+        "state_directory": str(folder / "state"),
+        "experts": [
+            *({"name": name, "model": str(folder / name), **real} for name in PROCESSES),
+            *({"name": name, **simulated} for name in SIMULATED),
+        ],
+    }
+
+
+def _make_model(folder: Path, number: int) -> str:
+    """Weights that nobody else has; what an engine that holds them answers."""
+    folder.mkdir()
+    weights = random.Random(number).randbytes(32 * MIB)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    return hashlib.sha256(weights).hexdigest()
+
+
+def _point(link: Path, target: Path) -> None:
+    """Replace the link in one step."""
+    fresh = link.with_name("next")
+    fresh.symlink_to(target)
+    fresh.replace(link)
+
+
+def _processes(folder: Path) -> list[tuple[int, list[str]]]:
+    """Every living process with the folder among its words."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if any(str(folder) in word for word in words):
+                    found.append((int(entry.name), words))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:
+    verdict = "Everything that is promised held." if not findings.wrong else "NOT kept:"
+    lines = [
+        "## Faults",
+        "",
+        f"`python benchmarks/faults.py --seconds {options.seconds:g} --clients {options.clients}`: "
+        "two engine processes that speak vLLM's protocol, three simulated engines, room for three of the five.",
+        "",
+        "| what came back | times |",
+        "|---|---|",
+        f"| the right expert's whole answer | {findings.answered:,} |",
+        *(f"| {outcome} | {count:,} |" for outcome, count in sorted(findings.outcomes.items())),
+        "",
+        f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "
+        f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end.",
+        "",
+        verdict,
+        *(f"- {sentence}" for sentence in findings.wrong[:50]),
+    ]
+    return "\n".join(lines)
+
+
+def _counts(counted: Counter[str]) -> str:
+    return ", ".join(f"{what} {count} times" for what, count in sorted(counted.items()))
+
+
+if __name__ == "__main__":
+    main()
