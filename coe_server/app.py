@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -44,6 +45,7 @@ from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.guard import Guard
 from coe_server.http.listener import Listener
+from coe_server.http.page.quality import quality_of
 from coe_server.http.reloading import Fresh, Reloader
 from coe_server.http.service import Decides, Service, Serving
 from coe_server.http.traffic import Traffic, reference_of
@@ -55,6 +57,7 @@ from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedder import Embedder, OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.inspection import read_evaluation
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
@@ -143,8 +146,17 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         max_body_bytes=config.http.max_body,
         body_seconds=config.http.body_seconds,
         keepalive_seconds=config.http.keepalive_seconds,
+        quality=build_quality(config, router),
         traffic=before.traffic if before and before.router is router else build_traffic(config, router),
     )
+
+
+def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | None:
+    """What the router was measured to be worth, for the page."""
+    if config.router is None or not isinstance(router, Router):
+        return None
+    manifest = router.artifact.manifest
+    return quality_of(manifest, read_evaluation(config.router.artifact, manifest))
 
 
 def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:

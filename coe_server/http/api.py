@@ -14,6 +14,7 @@ from coe_server.http.incoming import read_all
 from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
+from coe_server.http.page.routes import build_page
 from coe_server.http.rate_limits import RateLimits
 from coe_server.http.reloading import Reloader
 from coe_server.http.service import Service
@@ -50,6 +51,7 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
         ready = service.cache.ready.is_set()
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
+    app.include_router(build_page(service))
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
     return app

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
@@ -60,6 +60,7 @@ class Serving:
     max_body_bytes: int = 32 * 2**20
     body_seconds: float = 60.0
     keepalive_seconds: float = 10.0
+    quality: dict[str, Any] | None = None  # what the router was measured to be worth
     traffic: Traffic | None = None  # where the router knows what its training prompts looked like
 
 

@@ -1,0 +1,76 @@
+"""Serves the page's files, and the few things that only the page asks for. Who may see them is the guard's business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from coe_server.http.service import Service
+
+_FILES = Path(__file__).parent / "static"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
+        " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def build_page(service: Service) -> APIRouter:
+    """The routes of the page over `service`."""
+    page = APIRouter()
+    files = {path.name: path.read_bytes() for path in _FILES.iterdir() if path.suffix in _TYPES}
+
+    @page.get("/", include_in_schema=False)
+    async def index() -> Response:
+        """The page."""
+        return _file(files, "index.html")
+
+    @page.get("/page/{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        """What the page is made of."""
+        return _file(files, name)
+
+    @page.get("/admin/overview")
+    async def overview() -> dict[str, Any]:
+        """What the tiers hold and may hold, who decides, and whether the traffic is still like the training data."""
+        used, capacity = service.cache.ledger.used, service.cache.ledger.capacity
+        router, traffic = service.serving.router, service.serving.traffic
+        return {
+            "tiers": {
+                "device": {"used": used.device, "capacity": capacity.device},
+                "host": {"used": used.host, "capacity": capacity.host},
+            },
+            "router": router.version,
+            "objectives": list(router.objectives),
+            "wait_bound_seconds": service.cache.wait_bound_seconds(),
+            "left_band": traffic and [reading for reading, left in traffic.drift.left_band.items() if left],
+        }
+
+    @page.get("/admin/decisions")
+    async def decisions(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
+        """The last decisions, newest first, without prompts; none where no decisions are kept."""
+        journal = service.chronicle.journal
+        return [] if journal is None else [kept.as_json() for kept in await journal.newest(limit)]
+
+    @page.get("/admin/quality")
+    async def quality() -> dict[str, Any] | None:
+        """What the loaded artifact was measured to be worth; null where there is none or it was not measured."""
+        return service.serving.quality
+
+    return page
+
+
+def _file(files: dict[str, bytes], name: str) -> Response:
+    if name not in files:
+        raise HTTPException(404, "the page has no such file")
+    media_type = _TYPES[Path(name).suffix]
+    return Response(files[name], media_type=f"{media_type}; charset=utf-8", headers=_HEADERS)

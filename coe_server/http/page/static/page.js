@@ -1,0 +1,63 @@
+// Starts the page and joins its parts. Knows no part's inside.
+
+import { Activity } from "./activity.js";
+import { byId } from "./dom.js";
+import { Playground } from "./playground.js";
+import { showQuality } from "./quality.js";
+import { ask, follow } from "./server.js";
+import { Shelves } from "./shelves.js";
+
+const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an event
+const shelves = new Shelves(byId("shelves"));
+const activity = new Activity(byId("decisions"), byId("moves"));
+const playground = new Playground(refresh);
+let looking = null;
+
+function refresh() {
+  looking ??= look().finally(() => (looking = null));
+  return looking;
+}
+
+async function look() {
+  try {
+    const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
+    shelves.show(experts, overview.tiers);
+    showRouter(overview);
+    trouble(null);
+  } catch (error) {
+    trouble(error.message);
+  }
+}
+
+function showRouter(overview) {
+  const drift = overview.left_band?.length
+    ? ` · traffic has drifted: ${overview.left_band.join(", ").replaceAll("_", " ")}`
+    : "";
+  byId("router").textContent = `router ${overview.router}${drift}`;
+  byId("router").classList.toggle("drifted", Boolean(drift));
+}
+
+function trouble(sentence) {
+  byId("trouble").hidden = sentence === null;
+  byId("trouble").textContent = sentence ?? "";
+}
+
+function seen(event) {
+  if (event.kind === "move") shelves.move(event);
+  activity.add(event);
+  refresh();
+}
+
+function connected(is) {
+  byId("status").textContent = is ? "live" : "not connected, trying again";
+  byId("pulse").classList.toggle("on", is);
+}
+
+await refresh();
+const past = await ask("/admin/decisions").catch(() => []);
+activity.start(past);
+await playground.start();
+follow(seen, connected);
+setInterval(() => document.hidden || refresh(), LOOK_EVERY);
+showQuality(await ask("/admin/quality").catch(() => null));
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,128 @@
+// Quality against active parameters, as measured on prompts held out of training.
+
+import { billions, byId, drawn, element } from "./dom.js";
+
+const HEIGHT = 340;
+const [NARROWEST, WIDEST] = [320, 1100];
+const EDGE = { left: 44, right: 16, top: 26, bottom: 46 };
+const TOGETHER = { x: 10, y: 48 }; // experts nearer to each other than this share a label
+
+export function showQuality(quality) {
+  if (!quality) return;
+  byId("quality-section").hidden = false;
+  byId("quality-lead").textContent = lead(quality);
+  const place = element("div");
+  byId("quality").replaceChildren(place, legend(), numbers(quality));
+  new ResizeObserver(() => place.replaceChildren(chart(quality, place.clientWidth))).observe(byId("quality"));
+}
+
+function lead({ router, best_single: best, prompts }) {
+  const gain = 100 * (router.score - best.score);
+  const sign = gain >= 0 ? "+" : "−";
+  return `On ${prompts} held-out prompts the router scores ${points(router.score)}, ${sign}${Math.abs(gain).toFixed(1)} points over ${best.expert}, the best single expert, with ${billions(router.cost)} mean active parameters.`;
+}
+
+const points = (score) => (100 * score).toFixed(1);
+
+function chart(quality, room) {
+  const width = Math.max(NARROWEST, Math.min(WIDEST, room));
+  const all = [...quality.experts, ...quality.curve, ...quality.budgets, quality.router];
+  const costs = all.map((one) => one.cost);
+  const scores = all.map((one) => one.score);
+  const [lowest, highest] = [Math.min(...costs), Math.max(...costs)];
+  const spread = Math.log(highest / lowest) || 1;
+  const floor = Math.max(0, Math.floor(10 * Math.min(...scores)) / 10);
+  const ceiling = Math.min(1, Math.ceil(10 * Math.max(...scores) + 0.2) / 10);
+  const [first, last] = [EDGE.left + 22, width - EDGE.right - 26];
+  const x = (cost) => first + (Math.log(cost / lowest) / spread) * (last - first);
+  const y = (score) => HEIGHT - EDGE.bottom - ((score - floor) / (ceiling - floor || 1)) * (HEIGHT - EDGE.top - EDGE.bottom);
+  return drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-labelledby": "quality-lead" },
+    ...gridLines(floor, ceiling, y, width),
+    ...ticks(costs, x, width),
+    path("hull", straight(quality.hull), x, y),
+    path("curve", quality.curve, x, y),
+    ...quality.budgets.map((one) => mark("budget", one, x, y, one.name, width)),
+    ...together(quality.experts, x, y).flatMap((group) =>
+      group.map((one, place) => mark("expert", one, x, y, place ? "" : group.map(({ name }) => name).join(", "), width))),
+    mark("router", quality.router, x, y, "the router", width),
+  );
+}
+
+function gridLines(floor, ceiling, y, width) {
+  const lines = [];
+  const steps = Math.round((ceiling - floor) * 10);
+  for (let step = 0; step <= steps; step += steps > 5 ? 2 : 1) {
+    const score = floor + step / 10;
+    lines.push(drawn("line", { class: "grid", x1: EDGE.left, x2: width - EDGE.right, y1: y(score), y2: y(score) }));
+    lines.push(drawn("text", { class: "tick", x: EDGE.left - 10, y: y(score) + 4, "text-anchor": "end" }, String(Math.round(100 * score))));
+  }
+  lines.push(drawn("text", { class: "axis", x: 0, y: 13 }, "score"));
+  return lines;
+}
+
+function ticks(costs, x, width) {
+  const shown = [];
+  for (const cost of [...new Set(costs)].sort((a, b) => a - b)) {
+    if (shown.every((other) => Math.abs(x(other) - x(cost)) > 70)) shown.push(cost);
+  }
+  return [
+    ...shown.map((cost) => drawn("text", { class: "tick", x: x(cost), y: HEIGHT - EDGE.bottom + 20, "text-anchor": "middle" }, billions(cost))),
+    drawn("text", { class: "axis", x: width - EDGE.right, y: HEIGHT - 6, "text-anchor": "end" }, "mean active parameters"),
+  ];
+}
+
+// Lots mix costs in proportion: straight on a plain axis, bent on this one.
+function straight(corners) {
+  const sorted = [...corners].sort((a, b) => a.cost - b.cost);
+  return sorted.flatMap((to, place) => {
+    const from = sorted[place - 1] ?? to;
+    return Array.from({ length: 24 }, (_, step) => {
+      const part = (step + 1) / 24;
+      return { cost: from.cost + part * (to.cost - from.cost), score: from.score + part * (to.score - from.score) };
+    });
+  });
+}
+
+function path(name, through, x, y) {
+  const corners = [...through].sort((a, b) => a.cost - b.cost).map((one) => `${x(one.cost).toFixed(1)} ${y(one.score).toFixed(1)}`);
+  return drawn("path", { class: name, d: corners.length ? `M${corners.join("L")}` : "M0 0", fill: "none" });
+}
+
+// Experts that stand one upon the other, the best of them first.
+function together(experts, x, y) {
+  const groups = [];
+  for (const one of [...experts].sort((a, b) => b.score - a.score)) {
+    const near = ([first]) => Math.abs(x(first.cost) - x(one.cost)) < TOGETHER.x && Math.abs(y(first.score) - y(one.score)) < TOGETHER.y;
+    const group = groups.find(near);
+    if (group) group.push(one);
+    else groups.push([one]);
+  }
+  return groups;
+}
+
+function mark(kind, one, x, y, label, width) {
+  const radius = kind === "router" ? 8 : 5;
+  const onTheLeft = x(one.cost) > 0.7 * width;
+  const beside = radius + 7;
+  return drawn("g", { class: `mark ${kind}` },
+    drawn("circle", { cx: x(one.cost), cy: y(one.score), r: radius }),
+    label ? drawn("text", {
+      x: x(one.cost) + (onTheLeft ? -beside : beside),
+      y: y(one.score) + (onTheLeft ? -8 : kind === "router" ? 4 : 17),
+      "text-anchor": onTheLeft ? "end" : "start",
+    }, label) : null);
+}
+
+function legend() {
+  const entry = (name, text) => element("span", { class: `key ${name}` }, text);
+  return element("figcaption", { class: "keys" },
+    entry("curve", "the router at every budget"), entry("hull", "drawing lots between single experts"), entry("expert", "a single expert"));
+}
+
+function numbers(quality) {
+  const row = (name, { score, cost }) =>
+    element("tr", {}, element("th", { scope: "row" }, name), element("td", { class: "number" }, points(score)), element("td", { class: "number" }, billions(cost)));
+  const rows = [row("the router", quality.router), ...quality.budgets.map((one) => row(one.name, one)), ...quality.experts.map((one) => row(one.name, one))];
+  return element("details", {}, element("summary", {}, "The numbers"),
+    element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "who"), element("th", { scope: "col", class: "number" }, "score"), element("th", { scope: "col", class: "number" }, "active"))), element("tbody", {}, ...rows)));
+}

@@ -1,0 +1,60 @@
+// What the page asks the server for. Everything comes from where the page came from.
+
+export class Refused extends Error {}
+
+export async function ask(path, options = {}) {
+  const answer = await fetch(path, options);
+  if (!answer.ok) throw new Refused(await complaint(answer));
+  return answer.status === 204 ? null : answer.json();
+}
+
+async function complaint(answer) {
+  try {
+    return (await answer.json()).error.message;
+  } catch {
+    return `${answer.url} answers ${answer.status}`;
+  }
+}
+
+export const asJson = (method, body) => ({
+  method,
+  headers: { "content-type": "application/json" },
+  body: JSON.stringify(body),
+});
+
+// Calls `seen(event)` for every event of the server, `open(is)` when the line comes or goes.
+export function follow(seen, open) {
+  const source = new EventSource("/admin/events");
+  source.onopen = () => open(true);
+  source.onerror = () => open(false);
+  for (const kind of ["move", "switch", "decision", "failure"]) {
+    source.addEventListener(kind, (event) => seen(JSON.parse(event.data)));
+  }
+}
+
+// Streams one answer: `begun(headers)` first, then `word(text)` and `waiting(comment)` as they come.
+export async function stream(body, { begun, word, waiting }) {
+  const answer = await fetch("/v1/chat/completions", asJson("POST", { ...body, stream: true }));
+  begun(answer.headers);
+  if (!answer.ok) throw new Refused(await complaint(answer));
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    for (const line of lines) read(line.trim(), word, waiting);
+  }
+}
+
+function read(line, word, waiting) {
+  if (line.startsWith(": coe waiting")) waiting(line.slice(": coe waiting".length).trim());
+  if (!line.startsWith("data:")) return;
+  const data = line.slice(5).trim();
+  if (data === "[DONE]") return;
+  const event = JSON.parse(data);
+  if (event.error) throw new Refused(event.error.message);
+  const text = event.choices?.[0]?.delta?.content;
+  if (text) word(text);
+}

@@ -1,0 +1,145 @@
+// The tiers as shelves. An expert is one card for as long as the page lives: it moves, it is not drawn anew.
+
+import { bytes, calm, element, seconds } from "./dom.js";
+
+const TIERS = {
+  device: ["Device", "answers now"],
+  host: ["Host memory", "wakes up first"],
+  disk: ["Disk", "starts first"],
+  remote: ["Elsewhere", "hosted by others"],
+};
+const STATES = { starting: "starting", draining: "finishing its answers", failed: "failed" };
+const MOVE_MILLISECONDS = 520;
+
+export class Shelves {
+  constructor(place) {
+    this.place = place;
+    this.shelves = new Map();
+    this.cards = new Map();
+    for (const tier of ["device", "host", "disk"]) this.#addShelf(tier);
+  }
+
+  show(experts, tiers) {
+    for (const expert of experts) {
+      const card = this.cards.get(expert.name) ?? this.#addCard(expert.name);
+      this.#put(card, expert.residency);
+      card.show(expert);
+    }
+    for (const [tier, amount] of Object.entries(tiers)) this.shelves.get(tier).gauge(amount);
+    const coming = experts.filter(({ state, residency }) => state === "starting" && residency !== "device");
+    this.shelves.get("device").holdRoom(coming.map(({ name }) => name));
+    for (const shelf of this.shelves.values()) shelf.count();
+  }
+
+  // A move that has just happened, before anything else is known of it.
+  move(event) {
+    const card = this.cards.get(event.expert);
+    if (!card) return;
+    this.#put(card, event.to);
+    card.glow(event);
+  }
+
+  #addShelf(tier) {
+    const shelf = new Shelf(tier);
+    this.shelves.set(tier, shelf);
+    this.place.append(shelf.root);
+  }
+
+  #addCard(name) {
+    const card = new Card(name);
+    this.cards.set(name, card);
+    return card;
+  }
+
+  #put(card, tier) {
+    if (!this.shelves.has(tier)) this.#addShelf(tier);
+    const board = this.shelves.get(tier).board;
+    if (card.root.parentElement === board) return;
+    const all = [...this.cards.values()].filter((one) => one.root.isConnected);
+    const before = new Map(all.map((one) => [one, one.root.getBoundingClientRect()]));
+    board.querySelector(`[data-coming="${CSS.escape(card.root.dataset.expert)}"]`)?.remove();
+    board.append(card.root);
+    for (const shelf of this.shelves.values()) shelf.count();
+    if (!calm()) for (const [one, from] of before) one.travel(from, one === card);
+  }
+}
+
+class Shelf {
+  constructor(tier) {
+    const [title, meaning] = TIERS[tier];
+    this.board = element("ul", { class: "board", "aria-label": `experts: ${title}` });
+    this.fill = element("div", { class: "fill" });
+    this.amount = element("p", { class: "amount" });
+    this.empty = element("p", { class: "empty" }, "nobody here now");
+    this.root = element(
+      "section",
+      { class: "shelf", "data-tier": tier, "aria-label": title },
+      element("div", { class: "label" }, element("h3", {}, title), element("p", {}, meaning), this.amount),
+      element("div", { class: "stage" }, this.board, this.empty, element("div", { class: "edge", "aria-hidden": "true" }, this.fill)),
+    );
+  }
+
+  gauge({ used, capacity }) {
+    this.amount.textContent = `${bytes(used)} of ${bytes(capacity)}`;
+    this.fill.style.inlineSize = `${capacity ? Math.min(100, (100 * used) / capacity) : 0}%`;
+  }
+
+  // Bytes are reserved before an expert comes: its place is shown empty until then.
+  holdRoom(names) {
+    for (const ghost of this.board.querySelectorAll(".ghost")) {
+      if (!names.includes(ghost.dataset.coming)) ghost.remove();
+    }
+    for (const name of names) {
+      if (this.board.querySelector(`[data-coming="${CSS.escape(name)}"]`)) continue;
+      this.board.append(element("li", { class: "ghost", "data-coming": name }, `room held for ${name}`));
+    }
+  }
+
+  count() {
+    this.empty.hidden = this.board.children.length > 0;
+  }
+}
+
+class Card {
+  constructor(name) {
+    this.size = element("span", { class: "size" });
+    this.users = element("span", { class: "users" });
+    this.state = element("span", { class: "state" });
+    this.root = element(
+      "li",
+      { class: "card", "data-expert": name },
+      element("span", { class: "name" }, name),
+      element("span", { class: "facts" }, this.size, this.users),
+      this.state,
+    );
+  }
+
+  show({ state, residency, bytes: held, leases, queued, pin, failure }) {
+    const size = residency === "device" ? held.device : held.host;
+    this.size.textContent = size ? bytes(size) : "";
+    const users = [leases ? `${leases} answering` : "", queued ? `${queued} waiting` : ""].filter(Boolean);
+    this.users.textContent = users.join(", ");
+    this.state.textContent = failure ?? STATES[state] ?? (pin ? `pinned to ${pin}` : "");
+    this.root.dataset.state = state;
+    this.root.classList.toggle("busy", leases > 0);
+    this.root.classList.toggle("wanted", queued > 0);
+  }
+
+  glow({ from, to, seconds: took }) {
+    this.state.textContent = `${from} to ${to} in ${seconds(took)}`;
+    this.root.classList.remove("arrived");
+    void this.root.offsetWidth; // so that the animation starts anew
+    this.root.classList.add("arrived");
+  }
+
+  travel(from, isTheOne) {
+    const to = this.root.getBoundingClientRect();
+    const [x, y] = [from.left - to.left, from.top - to.top];
+    if (!x && !y) return;
+    const lift = isTheOne ? " scale(1.04)" : "";
+    this.root.animate(
+      [{ transform: `translate(${x}px, ${y}px)${lift}` }, { transform: "none" }],
+      { duration: MOVE_MILLISECONDS, easing: "cubic-bezier(.2,.75,.2,1)" },
+    );
+  }
+}

@@ -1,0 +1,132 @@
+"""The page in a real browser: asked, seen to answer, to explain itself and to move experts."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SCREENS = {
+    "desktop-light": {"width": 1280, "height": 900, "color_scheme": "light"},
+    "desktop-dark": {"width": 1280, "height": 900, "color_scheme": "dark"},
+    "phone-light": {"width": 390, "height": 844, "color_scheme": "light"},
+    "phone-dark": {"width": 390, "height": 844, "color_scheme": "dark"},
+}
+QUESTIONS = {"linguist": "bonjour merci maison chien", "big": "integral equation theorem prime"}
+
+
+@pytest.fixture(scope="session")
+def axe(root):
+    file = Path(os.environ.get("COE_TEST_AXE", root / "node_modules/axe-core/axe.min.js"))
+    if not file.is_file():
+        pytest.skip(f"axe-core is not in {file}: make browser")
+    return file.read_text(encoding="utf-8")
+
+
+def other_than(visit):
+    """An expert that is not on the device, with a question that it is best at."""
+    return next((name, asked) for name, asked in QUESTIONS.items() if visit.shelf_of(name) != "device")
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_question_is_answered_explained_and_brings_its_expert_to_the_device(visit, served, screen):
+    opened = visit(**SCREENS[screen])
+    page = opened.page
+    expert, question = other_than(opened)
+    opened.ask(question)
+    page.wait_for_selector(f'[data-tier="device"] [data-expert="{expert}"]')
+    page.wait_for_selector("#rating:not([hidden])")
+    assert page.inner_text("#answer") == f"{expert} answers: {question}"
+    assert page.inner_text("#decision .chosen strong") == expert
+    assert page.locator("#decision .bars li").count() == 3
+    ranked = page.locator("#decision .ranking tbody th").all_inner_texts()
+    assert ranked[0] == expert
+    assert set(ranked) == {"coder", "linguist", "big"}
+    assert expert in page.inner_text("#decisions tr:first-child")
+    assert expert in page.inner_text("#moves tr:first-child")
+    assert page.evaluate("document.documentElement.scrollWidth") == SCREENS[screen]["width"]  # nothing sticks out
+    if "COE_SCREENSHOTS" in os.environ:
+        page.screenshot(path=f"{os.environ['COE_SCREENSHOTS']}/{screen}.png", full_page=True)
+
+
+def test_an_answer_is_seen_to_stream(visit):
+    opened = visit()
+    opened.page.evaluate(
+        "() => { window.lengths = new Set(); new MutationObserver(() => "
+        "lengths.add(document.getElementById('answer').textContent.length))"
+        ".observe(document.getElementById('answer'), {childList: true}); }"
+    )
+    opened.ask("bonjour " * 12)
+    opened.page.wait_for_selector("#rating:not([hidden])")
+    assert opened.page.evaluate("lengths.size") > 3
+
+
+def test_the_first_view_is_light(visit):
+    opened = visit()
+    assert 20_000 < opened.first_view_bytes < 200_000
+
+
+def test_everything_can_be_done_by_keyboard(visit):
+    page = visit().page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "question"
+    page.keyboard.type("python function loop")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#rating:not([hidden])")
+    page.focus('#rating [data-score="0"]')
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#rating-text:has-text('Noted as bad')")
+
+
+def test_a_rating_reaches_the_decision_log(visit):
+    opened = visit()
+    opened.ask("bonjour merci")
+    opened.page.wait_for_selector("#rating:not([hidden])")
+    with opened.page.expect_response("**/v1/feedback") as rated:
+        opened.page.click('#rating [data-score="1"]')
+    name = rated.value.request.post_data_json["decision_id"]
+    found = opened.page.evaluate(f"fetch('/v1/decisions/{name}').then((answer) => answer.json())")
+    assert found["feedback"] == {"score": 1, "comment": None}
+
+
+def test_words_are_words_whatever_they_look_like(visit):
+    opened = visit()
+    words = "bonjour <img src=x onerror=alert(1)><script>alert(2)</script>"
+    opened.ask(words)
+    opened.page.wait_for_selector("#rating:not([hidden])")
+    assert words in opened.page.inner_text("#answer")
+    assert opened.page.locator("main img, main script").count() == 0
+
+
+def test_what_was_measured_is_drawn_with_the_router_above_the_best_expert(visit):
+    page = visit().page
+    assert "+6.0 points over big" in page.inner_text("#quality-lead")
+    assert {"the router", "cheap", "big"} <= set(page.locator("#quality text").all_text_contents())
+    router, best = (page.locator(f"#quality .mark.{kind} circle").last for kind in ("router", "expert"))
+    assert float(router.get_attribute("cy")) < float(best.get_attribute("cy"))
+
+
+def test_motion_is_left_out_for_who_does_not_want_it(visit):
+    opened = visit(reduced_motion="reduce")
+    expert, question = other_than(opened)
+    opened.ask(question)
+    opened.page.wait_for_selector(f'[data-tier="device"] [data-expert="{expert}"]')
+    assert opened.page.evaluate("document.getAnimations().length") == 0
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_axe_finds_no_fault(visit, axe, screen):
+    page = visit(**SCREENS[screen]).page
+    page.fill("#question", QUESTIONS["big"])
+    page.click("#send")
+    page.wait_for_selector("#rating:not([hidden])")
+    page.click("summary")
+    page.evaluate(axe)
+    found = page.evaluate(
+        "Promise.all(document.getAnimations().map((one) => one.finish === undefined || "
+        "one.effect.getTiming().iterations === Infinity ? null : one.finished)).then(() => axe.run(document))"
+    )
+    assert len(found["passes"]) > 20
+    assert [(fault["id"], fault["nodes"][0]["target"]) for fault in found["violations"]] == []
