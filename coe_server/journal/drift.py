@@ -64,7 +64,7 @@ class Drift:
 class Detectors:
     """One for each of k means of values in [0, 1]: bets that it is above its `edges` [k].
 
-    An alarm ends when the evidence is used up: soon after the values are in their band again.
+    An alarm ends when the mean of the last values is in its band again; evidence then starts anew.
     """
 
     def __init__(self, edges: Vector, means: Vector, deviations: Vector) -> None:
@@ -74,18 +74,18 @@ class Detectors:
         self.means = means.copy()
         self._edges = edges
         self._variances = np.maximum(deviations**2, 1e-4)
-        self._most = self.limit + math.log(100.0)  # more evidence than this only delays the end of an alarm
         self._highest_stakes = np.where(edges < 1.0, MOST_STAKED / np.maximum(edges, 0.05), 0.0)  # no mean is above 1
 
     def see(self, values: Vector) -> None:
         gains = np.maximum(self.means - self._edges, 0.0)
         stakes = np.minimum(gains / (self._variances + gains**2), self._highest_stakes)
         self.evidence = np.maximum(self.evidence, 0.0) + np.log1p(stakes * (values - self._edges))
-        np.minimum(self.evidence, self._most, out=self.evidence)
-        self.alarmed = (self.evidence >= self.limit) | (self.alarmed & (self.evidence > 0.0))
         off = values - self.means
         self._variances += (off**2 - self._variances) / MEMORY
         self.means += off / MEMORY
+        over = self.alarmed & (self.means <= self._edges)
+        self.evidence[over] = 0.0
+        self.alarmed = (self.alarmed & ~over) | (self.evidence >= self.limit)
 
 
 class DriftWatch:
