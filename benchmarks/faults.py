@@ -51,6 +51,7 @@ PROMPTS = {
 MIB = 2**20
 SHARE_HANGING_UP, SHARE_SLOW, SHARE_ROUTED, SHARE_STREAMED = 0.1, 0.05, 0.4, 0.8
 QUIET_WITHIN_SECONDS = 90.0
+LEAST_SECONDS_FOR_MEMORY = 120.0  # before, logs of events and decisions have not reached their bounds
 
 
 def every_code() -> set[str]:
@@ -104,7 +105,8 @@ def main() -> None:
             memory = asyncio.run(_story(server, options, findings))
         left = [pid for pid, _ in _processes(folder)]
         findings.must(not left, f"{len(left)} processes are left after the end")
-        findings.must(server.process.returncode == 0, f"the server ended with {server.process.returncode}")
+        ended = server.process.returncode  # uvicorn ends by the signal that asked it to
+        findings.must(ended in (0, -signal.SIGTERM), f"the server ended with {ended}")
     text = _text(options, findings, memory)
     print(text)
     if options.write:
@@ -132,7 +134,8 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
         before = server.resident_bytes
         await _trouble(session, server, chance, options.clients, options.seconds, findings)
         after = server.resident_bytes
-    findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
+    if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
+        findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
     findings.must(findings.answered > 0, "nothing was answered at all")
     return before, after
 

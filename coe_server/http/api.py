@@ -25,9 +25,12 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
     """The whole HTTP surface over `service`."""
     app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
     install_error_handlers(app, service.telemetry)
-    app.add_middleware(Entrance, telemetry=service.telemetry, guard=lambda: service.guard, limits=RateLimits())
-    for surface in SURFACES:
-        app.add_api_route(surface.path, answering(service, surface), methods=["POST"])
+    straight = {surface.path: answering(service, surface) for surface in SURFACES}
+    app.add_middleware(
+        Entrance, telemetry=service.telemetry, guard=lambda: service.guard, limits=RateLimits(), straight=straight
+    )
+    for path, endpoint in straight.items():
+        app.add_api_route(path, endpoint, methods=["POST"])
 
     @app.post("/v1/route")
     async def route(request: Request) -> JSONResponse:

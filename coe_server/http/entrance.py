@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe_server.errors import CoeError
@@ -13,14 +16,27 @@ from coe_server.http.rate_limits import Admission, RateLimits
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 CALLER = "coe.caller"  # in a request's scope: the `Key` that opened the door, or None
 
 
 class Entrance:
-    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again."""
+    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again.
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry, guard: Callable[[], Guard], limits: RateLimits) -> None:
+    `straight`, by path, answers a POST without the framework's layers in between; `app` knows the same endpoints, for
+    its document and for other methods.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        telemetry: Telemetry,
+        guard: Callable[[], Guard],
+        limits: RateLimits,
+        straight: Mapping[str, Endpoint],
+    ) -> None:
         self._app = app
+        self._straight = straight
         self._telemetry = telemetry
         self._guard = guard
         self._limits = limits
@@ -30,19 +46,32 @@ class Entrance:
             await self._app(scope, receive, send)
             return
         try:
-            key = self._guard().admit(scope["path"], _headers(scope))
+            key = self._guard().admit(scope["path"], Headers(scope=scope))
             admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
             self._telemetry.count(REQUESTS, "refused", str(error.status))
-            await error_response(error, _challenge(scope, error))(scope, receive, send)
+            await error_response(error, _challenge(scope, error), scope["path"])(scope, receive, send)
             return
         scope[CALLER] = key
+        endpoint = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
+        counting = self._counting(scope, send, key, admission)
         try:
-            await self._app(scope, receive, self._counting(scope, send, key, admission))
+            if endpoint is None:
+                await self._app(scope, receive, counting)
+            else:
+                await self._answer(endpoint, scope, receive, counting)
         finally:
             if admission is not None:
                 admission.end()
+
+    async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            response = await endpoint(Request(scope, receive, send))
+        except CoeError as error:
+            self._telemetry.count(ERRORS, error.code)
+            response = error_response(error, path=scope["path"])
+        await response(scope, receive, send)
 
     def _counting(self, scope: Scope, send: Send, key: Key | None, admission: Admission | None) -> Send:
         """`send`, which counts the answer by endpoint, status and key, and ends the admission with its last piece.
@@ -54,7 +83,7 @@ class Entrance:
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status = str(message["status"])
-                self._telemetry.count(REQUESTS, _endpoint(scope), status)
+                self._telemetry.count(REQUESTS, self._endpoint(scope), status)
                 if key is not None:
                     self._telemetry.count(KEY_REQUESTS, key.name, status)
                 if extra:
@@ -65,10 +94,11 @@ class Entrance:
 
         return counting
 
-
-def _headers(scope: Scope) -> dict[str, str]:
-    """By lower-case name; of two, the last."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    def _endpoint(self, scope: Scope) -> str:
+        """The path as it is declared; what no endpoint answers is `other`, so that nobody makes up labels."""
+        if scope["path"] in self._straight:
+            return str(scope["path"])
+        return getattr(scope.get("route"), "path", None) or "other"
 
 
 def _challenge(scope: Scope, error: CoeError) -> dict[str, str]:
@@ -76,9 +106,3 @@ def _challenge(scope: Scope, error: CoeError) -> dict[str, str]:
     if error.status == 401 and not scope["path"].startswith(CLIENTS_PREFIX):
         return {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
     return {}
-
-
-def _endpoint(scope: Scope) -> str:
-    """The path as it is declared; what no endpoint answers is `other`, so that nobody makes up labels."""
-    route = scope.get("route")
-    return getattr(route, "path", None) or "other"

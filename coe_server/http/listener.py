@@ -23,7 +23,13 @@ class Listener(uvicorn.Server):
     ) -> None:
         super().__init__(
             uvicorn.Config(
-                app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=math.ceil(grace_seconds)
+                app,
+                host=host,
+                port=port,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,  # nothing here believes what a proxy says of its clients
+                timeout_graceful_shutdown=math.ceil(grace_seconds),
             )
         )
         self._before_stop = before_stop

@@ -27,8 +27,9 @@ class Reach:
         cls, key: Key | None, experts: Collection[str], objectives: Collection[str], default_objective: str
     ) -> Reach:
         """What this key reaches; without a key, everything. `auto` means an objective that the key may ask for."""
-        allowed_experts = None if key is None else key.experts
-        allowed_objectives = None if key is None else key.objectives
+        if key is None or (key.experts is None and key.objectives is None):
+            return cls(tuple(experts), tuple(objectives), default_objective)
+        allowed_experts, allowed_objectives = key.experts, key.objectives
         own_experts = tuple(one for one in experts if allowed_experts is None or one in allowed_experts)
         own_objectives = tuple(one for one in objectives if allowed_objectives is None or one in allowed_objectives)
         reachable = allowed_objectives is None or default_objective in own_objectives

@@ -1,0 +1,27 @@
+"""Everything goes wrong at once: afterwards nothing is held or left over, and nobody got somebody else's answer."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(root, *words, timeout):
+    artifact = root / "artifacts/demo-router"
+    if not (artifact / "manifest.json").exists():
+        pytest.skip("the demo's router has not been trained: `make demo` does")
+    command = [sys.executable, root / "benchmarks/faults.py", "--artifact", artifact, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    assert "Everything that is promised held." in done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_a_few_clients_and_everything_that_can_go_wrong(root):
+    run(root, "--seconds", "10", "--clients", "20", timeout=380)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_two_hundred_clients_for_ten_minutes(root):
+    run(root, "--seconds", "600", "--clients", "200", timeout=1400)
