@@ -25,7 +25,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, read_dataset
-from router_training.drafting.draft import learn
+from router_training.drafting.draft import counted, learn
 from router_training.evaluating.evaluation import decide
 from router_training.evaluating.metrics import Bootstrap, upper_hull
 from router_training.progress import in_silence
@@ -152,7 +152,8 @@ def _run(unit: Unit, keep: Path) -> Unit:
     dataset, config = _dataset(unit.suite, unit.label), SUITES[unit.suite].config(unit.label)
     left_out = _left_out(unit, dataset)
     training = dataset.rows(np.setdiff1d(np.arange(len(dataset)), left_out))
-    learned = learn(training, config.model_copy(update={"seed": max(unit.seed, 0)}), in_silence)
+    config = config.model_copy(update={"seed": max(unit.seed, 0)})
+    learned = learn(training, counted(training, config, in_silence), config, in_silence)
     folder = keep / f"{unit.name}.artifact"
     artifacts.save(learned.draft, learned.kept, None, folder)
     router = Router.load(folder)

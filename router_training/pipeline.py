@@ -15,11 +15,11 @@ from coe_server.errors import DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from router_training.config import TrainingConfig
-from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, joined, read_dataset, split
 from router_training.data.dataset_check import duplicate_report
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
-from router_training.drafting.draft import Learned, grown, learn
+from router_training.drafting.draft import Learned, counted, grown, learn
 from router_training.drafting.objectives import require_categories
 from router_training.evaluating.evaluation import evaluate, main_objective
 from router_training.evaluating.evidence import Evidence, cross_validated, weigh_evidence
@@ -30,6 +30,7 @@ from router_training.probes import write_own_and_chosen
 from router_training.progress import Track
 from router_training.report.page import with_texts, write_report
 from router_training.step_one.discovery import with_categories
+from router_training.step_one.vectors import rows_between
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     training, held_out = with_categories(sides.training, config, track), sides.held_out
     _require_enough(training, held_out, config)
     require_categories(training, config)
-    learned = learn(training, config, track)
+    everything = joined(training, held_out)
+    counts = counted(everything, config, track)
+    learned = learn(training, rows_between(counts, 0, len(training)), config, track)
     bootstrap = _bootstrap(config)
     evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evidence, foreign = _evidence(learned, bootstrap), _foreign(learned)
@@ -71,7 +74,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     refusals = _refusals(learned, evidence, foreign, evaluation)
     if force:
         refusals = dict.fromkeys(refusals)
-    final = grown(learned, training, held_out, track)
+    final = grown(learned, everything, counts, track)
     _as_saved(final, learned.kept, out.parent)
     folder = refused if all(refusals.values()) else out
     if config.report.texts:

@@ -7,14 +7,13 @@ from importlib.metadata import version
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.corrections import Corrections
 from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
 from router_training.config import TrainingConfig
-from router_training.data.dataset import Dataset, content_hash, joined
+from router_training.data.dataset import Dataset, content_hash
 from router_training.data.embeddings import feature_entry, served
 from router_training.drafting.objectives import factors_of, front_points, score_entries, solve_objectives
 from router_training.drafting.rehearsal import Rehearsal, rehearse
@@ -33,20 +32,23 @@ REHEARSED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all
 @dataclass(frozen=True, slots=True)
 class Learned:
     """An artifact not judged yet, and the rehearsal behind it: of the prompts `rehearsed`, which are these `rows` of
-    the training prompts, all of whose n-grams are in `counts`. `config` names its classifier."""
+    the training prompts. `config` names its classifier."""
 
     draft: Artifact
     kept: HeldOut
     rehearsal: Rehearsal
     rehearsed: Dataset
     rows: Ints
-    counts: Matrix
     config: TrainingConfig
 
 
-def learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
-    """Step one on all training prompts; everything that depends on unseen ones from the rehearsal."""
-    counts = _counted(training, config, track)
+def counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
+    """The n-grams of every prompt: [prompts, buckets]."""
+    return count_ngrams(track(dataset.conversations, "counting n-grams"), config.features.bucket_bits)
+
+
+def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Track) -> Learned:
+    """Step one on all training prompts, whose n-grams are `counts`; what depends on unseen ones from the rehearsal."""
     basis = basis_of(counts, training, config.features)
     config = with_named_classifier(basis, training, config, track)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:REHEARSED_PROMPTS])
@@ -61,14 +63,13 @@ def learn(training: Dataset, config: TrainingConfig, track: Track) -> Learned:
     corrections = _corrections(few, rehearsed, rehearsal)
     features = served(step_one.features, config.features)
     draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
-    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, counts, config)
+    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, config)
 
 
-def grown(learned: Learned, training: Dataset, held_out: Dataset, track: Track) -> Artifact:
-    """The draft with a step one of all prompts: those it was learned from, `training`, and those held out."""
+def grown(learned: Learned, everything: Dataset, counts: Matrix, track: Track) -> Artifact:
+    """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`,
+    whose n-grams are `counts`."""
     config, rehearsal = learned.config, learned.rehearsal
-    everything = joined(training, held_out)
-    counts = sp.csr_array(sp.vstack([learned.counts, _counted(held_out, config, track)], format="csr"))
     basis = basis_of(counts, everything, config.features)
     (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
@@ -85,10 +86,6 @@ def grown(learned: Learned, training: Dataset, held_out: Dataset, track: Track) 
         gate=step_one.gate,
         corrections=_corrections(basis.rows(learned.rows), learned.rehearsed, rehearsal),
     )
-
-
-def _counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
-    return count_ngrams(track(dataset.conversations, "counting n-grams"), config.features.bucket_bits)
 
 
 def _corrections(basis: Basis, training: Dataset, rehearsal: Rehearsal) -> Corrections | None:

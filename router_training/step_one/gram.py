@@ -15,8 +15,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from coe_server.routing.features import Floats
+from router_training.step_one.vectors import Matrix, rows_between
 
-Matrix = sp.csr_array
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 
@@ -65,20 +65,12 @@ def _times_side_by_side(vectors: Matrix, duals: Floats) -> Vector:
     """[n, k]: the prompts in parts, each on its own core, and the same parts everywhere."""
     bounds = np.linspace(0, vectors.shape[0], PARTS + 1).astype(np.int64).tolist()
     sides = [slice(low, high) for low, high in itertools.pairwise(bounds)]
-    parts = [_view(vectors, side) for side in sides]
+    parts = [rows_between(vectors, side.start, side.stop) for side in sides]
     with ThreadPoolExecutor(PARTS) as threads:
         shares = threads.map(lambda part, side: part.T @ duals[side], parts, sides)
         coefficients = np.sum(list(shares), axis=0)
         products = list(threads.map(lambda part: part @ coefficients, parts))
     return np.concatenate(products).astype(np.float64)
-
-
-def _view(vectors: Matrix, rows: slice) -> Matrix:
-    """Some rows in the same memory."""
-    low, high = int(vectors.indptr[rows.start]), int(vectors.indptr[rows.stop])
-    ends = vectors.indptr[rows.start : rows.stop + 1] - low
-    shape = (rows.stop - rows.start, int(vectors.shape[1]))
-    return sp.csr_array((vectors.data[low:high], vectors.indices[low:high], ends), shape=shape)
 
 
 def inner_products(vectors: Matrix) -> Floats:

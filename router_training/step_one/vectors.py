@@ -6,6 +6,7 @@ Counting needs no training; choosing columns and their IDF does, so folds share 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +18,58 @@ from coe_server.routing.features import Features, Turn, buckets, distinct
 Matrix = sp.csr_array
 
 BLOCK = 4096  # prompts weighed at a time
+ROOM = 1 << 22  # entries of a block
 
 
 def count_ngrams(conversations: Iterable[Conversation], bucket_bits: int) -> Matrix:
     """log2(1 + weighted count) of every bucket: [prompts, 2 ** bucket_bits]."""
-    columns, counts = [], []
+    rows = GrowingMatrix(1 << bucket_bits)
     for conversation in conversations:
         found, times = _counted(conversation.turns, bucket_bits)
-        columns.append(found.astype(np.int32))
-        counts.append(np.log2(1.0 + times).astype(np.float32))
-    ends = np.cumsum([0, *(len(found) for found in columns)])
-    shape = (len(columns), 1 << bucket_bits)
-    return sp.csr_array((np.concatenate(counts), np.concatenate(columns), ends), shape=shape)
+        rows.append(found.astype(np.int32), np.log2(1.0 + times).astype(np.float32), [len(found)])
+    return rows.complete()
+
+
+class GrowingMatrix:
+    """A sparse matrix to which rows are added, in little more memory than it has at the end: many prompts come to
+    gigabytes, and a list of rows put together would need them twice."""
+
+    def __init__(self, columns: int, room: int = ROOM) -> None:
+        """`room` is for how many entries memory is taken at a time."""
+        self._columns, self._room = columns, room
+        self._indices: list[npt.NDArray[np.int32]] = []
+        self._values: list[npt.NDArray[np.float32]] = []
+        self._lengths: list[int] = []
+        self._used = room
+
+    def append(self, indices: npt.NDArray[np.int32], values: npt.NDArray[np.float32], lengths: Iterable[int]) -> None:
+        """Rows of these lengths, one after the other."""
+        if self._used + len(indices) > self._room:
+            self._close_block()
+            room = max(self._room, len(indices))
+            self._indices.append(np.empty(room, dtype=np.int32))
+            self._values.append(np.empty(room, dtype=np.float32))
+            self._used = 0
+        end = self._used + len(indices)
+        self._indices[-1][self._used : end] = indices
+        self._values[-1][self._used : end] = values
+        self._used = end
+        self._lengths += lengths
+
+    def complete(self) -> Matrix:
+        """All rows; nothing can be added any more."""
+        self._close_block()
+        ends = np.concatenate(([0], np.cumsum(self._lengths, dtype=np.int64)))
+        kind = np.int32 if ends[-1] < 1 << 31 else np.int64
+        values, indices = _drained(self._values, np.float32), _drained(self._indices, np.int32)
+        shape = (len(self._lengths), self._columns)
+        return sp.csr_array((values, indices.astype(kind, copy=False), ends.astype(kind)), shape=shape)
+
+    def _close_block(self) -> None:
+        """Nothing more goes into the last block."""
+        if self._indices:
+            self._indices[-1] = self._indices[-1][: self._used]
+            self._values[-1] = self._values[-1][: self._used]
 
 
 def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_columns: int) -> Features:
@@ -47,8 +88,19 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
 
 def weigh(counts: Matrix, features: Features) -> Matrix:
     """The prompts as `Features.vector` makes them, [prompts, columns]; words and runs each have length 1."""
-    blocks = [_weighed(counts[at : at + BLOCK], features) for at in range(0, counts.shape[0], BLOCK)]
-    return sp.csr_array(sp.vstack(blocks, format="csr"))
+    rows = GrowingMatrix(features.columns)
+    for at in range(0, counts.shape[0], BLOCK):
+        some = _weighed(rows_between(counts, at, at + BLOCK), features)
+        rows.append(some.indices, some.data, np.diff(some.indptr).tolist())
+    return rows.complete()
+
+
+def rows_between(matrix: Matrix, first: int, end: int) -> Matrix:
+    """Some rows of a matrix, not copied."""
+    end = min(end, matrix.shape[0])
+    low, high = matrix.indptr[first], matrix.indptr[end]
+    ends = matrix.indptr[first : end + 1] - low
+    return sp.csr_array((matrix.data[low:high], matrix.indices[low:high], ends), shape=(end - first, matrix.shape[1]))
 
 
 def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix:
@@ -82,3 +134,14 @@ def _weighed(counts: Matrix, features: Features) -> Matrix:
     ends = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=prompts)))).astype(np.int32)
     weights /= lengths.astype(np.float32)[halves]
     return sp.csr_array((weights, columns, ends), shape=(prompts, features.columns))
+
+
+def _drained(blocks: list[npt.NDArray[Any]], kind: type[np.generic]) -> npt.NDArray[Any]:
+    """The blocks as one array; each is given back once it was copied."""
+    whole = np.empty(sum(len(block) for block in blocks), dtype=kind)
+    at = len(whole)
+    while blocks:
+        block = blocks.pop()
+        at -= len(block)
+        whole[at : at + len(block)] = block
+    return whole

@@ -10,7 +10,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training.config import TrainingConfig, read_config
 from router_training.data.dataset import Dataset, read_dataset
-from router_training.drafting.draft import Learned, learn
+from router_training.drafting.draft import Learned, counted, learn
 from router_training.drafting.objectives import grounds_of
 from router_training.drafting.rehearsal import refitted
 from router_training.evaluating.evaluation import decide
@@ -34,7 +34,7 @@ def dataset(config: TrainingConfig) -> Dataset:
 
 @pytest.fixture(scope="module")
 def learned(config: TrainingConfig, dataset: Dataset) -> Learned:
-    return learn(dataset, config, in_silence)
+    return learn(dataset, counted(dataset, config, in_silence), config, in_silence)
 
 
 def test_step_two_of_a_fold_does_not_depend_on_the_outcomes_it_is_judged_by(learned: Learned) -> None:
@@ -62,7 +62,7 @@ def test_training_decides_as_the_server_does(
 ) -> None:
     """With a rehearsal that read the prompts through the artifact itself."""
     settings = config.model_copy(update={"mapping": config.mapping.model_copy(update={"mode": mode})})
-    learned = learn(dataset, settings, in_silence)
+    learned = learn(dataset, counted(dataset, settings, in_silence), settings, in_silence)
     artifacts.save(learned.draft, learned.kept, None, tmp_path / "router")
     artifact = artifacts.load(tmp_path / "router")
     router = Router(artifact)
