@@ -40,11 +40,11 @@ class GrowingMatrix:
         self._indices: list[npt.NDArray[np.int32]] = []
         self._values: list[npt.NDArray[np.float32]] = []
         self._lengths: list[int] = []
-        self._used = room
+        self._used = 0
 
     def append(self, indices: npt.NDArray[np.int32], values: npt.NDArray[np.float32], lengths: Iterable[int]) -> None:
         """Rows of these lengths, one after the other."""
-        if self._used + len(indices) > self._room:
+        if not self._indices or self._used + len(indices) > self._room:
             self._close_block()
             room = max(self._room, len(indices))
             self._indices.append(np.empty(room, dtype=np.int32))
@@ -99,8 +99,11 @@ def rows_between(matrix: Matrix, first: int, end: int) -> Matrix:
     """Some rows of a matrix, not copied."""
     end = min(end, matrix.shape[0])
     low, high = matrix.indptr[first], matrix.indptr[end]
-    ends = matrix.indptr[first : end + 1] - low
-    return sp.csr_array((matrix.data[low:high], matrix.indices[low:high], ends), shape=(end - first, matrix.shape[1]))
+    rows = sp.csr_array((end - first, matrix.shape[1]), dtype=matrix.dtype)
+    # given to the constructor, parts of less than half would be copied
+    rows.data, rows.indices = matrix.data[low:high], matrix.indices[low:high]
+    rows.indptr = matrix.indptr[first : end + 1] - low
+    return rows
 
 
 def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix:
