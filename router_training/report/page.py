@@ -133,11 +133,13 @@ def _categories(artifact: Artifact, evaluation: Evaluation) -> str:
 
 
 def _confidence(evaluation: Evaluation) -> str:
-    error, bins = evaluation["calibration"]["ece"], evaluation["reliability"]
+    calibration, bins = evaluation["calibration"], evaluation["reliability"]
     reliability = ""
-    if error is not None and bins:
+    if calibration["ece"] is not None and bins:
         caption = (
-            f"Where it says 80 %, is it right 80 % of the time? Mean error {100 * error:.1f} points (dashed: none)"
+            f"Where it says 80 %, is it right 80 % of the time? Mean error {100 * calibration['ece']:.1f} points"
+            f" (dashed: none), {100 * calibration['ece_before']:.1f} before calibration;"
+            f" Brier score {calibration['brier']:.3f}, {calibration['brier_before']:.3f} before"
         )
         reliability = _figure(charts.reliability_curve(bins), caption)
     coverage = _figure(
