@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import aiohttp
 
+_LAST_WORDS_SECONDS = 10.0  # for the server's own word that the deadline has passed
+
 Ending = Literal["answered", "refused", "broken", "late"]  # refused: told so in words, before or in the answer
 
 
@@ -43,7 +45,7 @@ class Asker:
         if stream:
             body["stream_options"] = {"include_usage": True}
         try:
-            async with asyncio.timeout(self.deadline_seconds):
+            async with asyncio.timeout(self.deadline_seconds + _LAST_WORDS_SECONDS):
                 return await self._ask(body, stream, arrived)
         except TimeoutError:
             return Seen(arrived, self.clock(), "late", "", f"nothing within {self.deadline_seconds:g} s")
@@ -51,7 +53,8 @@ class Asker:
             return Seen(arrived, self.clock(), "broken", "", repr(error))
 
     async def _ask(self, body: dict[str, Any], stream: bool, arrived: float) -> Seen:
-        async with self.session.post(f"{self.url}/v1/chat/completions", json=body) as answer:
+        deadline = {"x-request-timeout": f"{self.deadline_seconds:g}"}
+        async with self.session.post(f"{self.url}/v1/chat/completions", json=body, headers=deadline) as answer:
             expert, waited = answer.headers.get("x-coe-expert", ""), answer.headers.get("x-coe-wait-ms")
             if not stream or answer.status != 200:
                 whole = await answer.json()
