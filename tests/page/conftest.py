@@ -86,10 +86,10 @@ def visit(chromium, served):
     """Opens the page as a browser of this size and taste; afterwards nothing may have gone wrong."""
     opened = []
 
-    def open_page(width=1280, height=900, **taste):
+    def open_page(width=1280, height=900, server=served, **taste):
         context = chromium.new_context(viewport={"width": width, "height": height}, **taste)
         context.set_default_timeout(60_000)
-        found = Visit(context.new_page(), f"http://127.0.0.1:{served.port}")
+        found = Visit(context.new_page(), f"http://127.0.0.1:{server.port}")
         page = found.page
         page.on("console", lambda said: said.type in {"error", "warning"} and found.complaints.append(said.text))
         page.on("pageerror", lambda error: found.complaints.append(str(error)))
@@ -106,4 +106,4 @@ def visit(chromium, served):
     for context, found in opened:
         context.close()
         assert found.complaints == []
-        assert found.hosts == {f"127.0.0.1:{served.port}"}
+        assert found.hosts == {found.address.removeprefix("http://")}

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from coe_server.keys import Key, Keyring, hashed
+from tests.http.server import running_server
+from tests.page.conftest import engine
+
 SCREENS = {
     "desktop-light": {"width": 1280, "height": 900, "color_scheme": "light"},
     "desktop-dark": {"width": 1280, "height": 900, "color_scheme": "dark"},
@@ -114,6 +118,33 @@ def test_motion_is_left_out_for_who_does_not_want_it(visit):
     opened.ask(question)
     opened.page.wait_for_selector(f'[data-tier="device"] [data-expert="{expert}"]')
     assert opened.page.evaluate("document.getAnimations().length") == 0
+
+
+def test_without_a_router_or_a_log_experts_are_asked_by_name(visit):
+    with running_server({name: engine(name) for name in ("one", "two")}) as bare:
+        opened = visit(server=bare)
+        page = opened.page
+        page.select_option("#model", "two")
+        opened.ask("well?")
+        page.wait_for_selector('[data-tier="device"] [data-expert="two"]')
+        page.wait_for_selector("#answer:not([aria-busy])")
+        assert page.inner_text("#answer") == "two answers: well?"
+        assert page.inner_text("#decision .reason") == "requested"
+        assert page.locator("#quality-section").is_hidden()
+        assert page.locator("#rating").is_hidden()  # what is not kept cannot be rated
+        page.close()  # before the server
+
+
+def test_with_an_admin_key_the_browser_asks_for_it_once_and_all_of_the_page_works(visit):
+    ring = Keyring((Key(name="boss", sha256=hashed("a-secret"), admin=True),))
+    with running_server({"one": engine("one")}, keyring=ring) as locked:
+        opened = visit(server=locked, http_credentials={"username": "any", "password": "a-secret"})
+        opened.ask("well?")
+        opened.page.wait_for_selector('[data-tier="device"] [data-expert="one"]')
+        opened.page.wait_for_selector("#answer:not([aria-busy])")
+        assert opened.page.inner_text("#answer") == "one answers: well?"
+        assert opened.page.inner_text("#status") == "live"
+        opened.page.close()
 
 
 @pytest.mark.parametrize("screen", SCREENS)

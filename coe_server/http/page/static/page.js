@@ -11,7 +11,7 @@ const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an ev
 const shelves = new Shelves(byId("shelves"));
 const activity = new Activity(byId("decisions"), byId("moves"));
 const playground = new Playground(refresh);
-let looking = null;
+let looking = null; // a look that is under way
 
 function refresh() {
   looking ??= look().finally(() => (looking = null));
@@ -22,6 +22,7 @@ async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
     shelves.show(experts, overview.tiers);
+    playground.remembers = overview.decisions_kept;
     showRouter(overview);
     trouble(null);
   } catch (error) {

@@ -20,6 +20,7 @@ export class Playground {
   constructor(refresh) {
     this.refresh = refresh;
     this.asked = null;
+    this.remembers = false; // are decisions kept?
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#ask();
@@ -62,7 +63,7 @@ export class Playground {
         word: (text) => answer.append(text),
         waiting: (comment) => (byId("answer-by").textContent = `waiting: ${comment}`),
       });
-      byId("rating").hidden = this.asked === null;
+      byId("rating").hidden = this.asked === null || !this.remembers;
     } catch (error) {
       answer.append(element("p", { class: "complaint" }, error.message));
     } finally {
@@ -89,7 +90,7 @@ export class Playground {
     const wait = headers.get("x-coe-wait-ms");
     byId("rating-text").textContent = "Was this a good answer?";
     byId("answer-by").textContent = `${headers.get("x-coe-expert")} answers`;
-    const decision = await ask(`/v1/decisions/${this.asked}`).catch(() => ask("/v1/route", asJson("POST", body)));
+    const decision = this.remembers ? await ask(`/v1/decisions/${this.asked}`) : await ask("/v1/route", asJson("POST", body));
     this.#explain(decision, wait === null ? null : Number(wait) / 1000);
   }
 
