@@ -3,7 +3,7 @@
 Every prompt is decided by an artifact that `coe-train fit` would have made without it: in five folds by prompt, and
 with each group (task) left out alone. Score table, gate, corrections and multipliers are fitted on the other prompts.
 Needs ../shared/data, which is not part of the project. A finished fold is kept: run it again to go on, or with more
-seeds. One fold takes a minute (nine) to several (coe5).
+seeds. One fold takes 10 s (nine) or 40 s (coe5) of processor time.
 
     python benchmarks/routing_quality.py --seeds 5 --jobs 2 --write
 """
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ def _units(suite: str, options: argparse.Namespace) -> Iterator[Unit]:
         yield from (Unit(suite, options.label, -1, group) for group in range(groups))
 
 
+@cache
 def _dataset(suite: str, label: str) -> Dataset:
     config = SUITES[suite].config(label)
     return read_dataset(config.data.prompts, config.data.outcomes, config.expert_names, label)

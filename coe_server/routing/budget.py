@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-CORRECTIONS_PER_WINDOW = 40  # a lasting error is worked off in about a fortieth of the window
+# A lasting error is worked off in about an eightieth of the window. Where requests are alike, a range of multipliers
+# spends the same and the multiplier wanders through it: the mean is off by what that takes, less the harder the push.
+CORRECTIONS_PER_WINDOW = 80
 LEAST_STEPS = 10.0  # in which an error is worked off, however short the window
 HEADROOM = (
     1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little

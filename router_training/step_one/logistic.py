@@ -21,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 
 CLOSE = 0.02  # of the gradient's first length is where it stops; unseen prompts notice nothing of the rest
 REMEMBERED = 6  # steps
-TURNS = 8  # of Newton's method for the length of a step
+TURNS = 20  # of the search for the length of a step
 STEADY = 0.01  # relative change of that length at which it is found
 
 
@@ -110,21 +110,27 @@ class Task:
         )
 
     def length(self, at: Direction, towards: Direction) -> float:
-        """How far to go: Newton's method along the line, which costs no product with the Gram matrix."""
+        """How far to go to where the slope along the line is almost 0; costs no product with the Gram matrix.
+
+        Newton's method, kept between where the slope still fell and where it rose again.
+        """
         here, ahead = at.logits, towards.logits
         slope = self.strength * float(np.vdot(at.duals, towards.margins))
         bend = self.strength * float(np.vdot(towards.duals, towards.margins))
-        length = 0.0
+        low, high, length = 0.0, np.inf, 0.0
         for _ in range(TURNS):
             shares = softmax(here + length * ahead)
             means = (shares * ahead).sum(axis=1)
             first = float(((shares - self.truth) * ahead).sum()) + slope + length * bend
             second = float((shares * ahead**2).sum() - (means**2).sum()) + bend
-            change = first / max(second, 1e-300)
-            length -= change
-            if abs(change) <= STEADY * abs(length):
-                break
-        return length
+            low, high = (length, high) if first < 0.0 else (low, length)
+            next_length = length - first / max(second, 1e-300)
+            if not low < next_length < high:
+                next_length = (low + high) / 2.0 if np.isfinite(high) else 2.0 * length + 1.0
+            if abs(next_length - length) <= STEADY * next_length:
+                return next_length
+            length = next_length
+        return low if low > 0.0 else length
 
 
 def downhill(gradient: Direction, steps: deque[Step]) -> Direction:

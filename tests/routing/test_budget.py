@@ -79,6 +79,14 @@ def test_the_last_thousand_cost_what_was_asked_for(seed: int, target: float, vag
     assert balance.mean == pytest.approx(target, rel=0.04)
 
 
+@pytest.mark.parametrize("target", [16.5, 17.0, 35.5])
+def test_a_wide_range_of_multipliers_that_spends_almost_the_target_is_crossed_in_time(target: float) -> None:
+    """Three kinds of requests spend 16.8 B or 35.2 B at any multiplier of a wide range: nothing pulls there."""
+    held = goal_for(target)
+    balance = spend(Traffic(TRAFFIC, 0.0, 126), [0.3, 0.3, 0.4], Balance(held.start), held, 3000)
+    assert balance.mean == pytest.approx(target, rel=0.015)
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.floats(15.0, 55.0))
 def test_other_traffic_is_back_at_the_target_two_windows_later(seed: int, target: float) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from router_training.step_one.gram import Gram, inner_products
@@ -44,8 +47,21 @@ def both_columns(theirs: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
 
 def loss(vectors: sp.csr_array, labels: np.ndarray, weights: np.ndarray, constants: np.ndarray, c: float) -> float:
     logits = np.asarray(vectors @ weights + constants, dtype=np.float64)
-    surprises = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+    surprises = logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]
     return float(surprises.sum() + (np.asarray(weights, dtype=np.float64) ** 2).sum() / (2.0 * c))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(6, 40), st.sampled_from([1.0, 100.0, 1e5]))
+def test_no_step_goes_uphill(seed: int, classes: int, prompts: int, strength: float) -> None:
+    """Also where few prompts are told apart without effort and hardly anything holds the coefficients back."""
+    vectors, labels = drawn(seed, prompts, 60, classes)
+    losses = [
+        loss(vectors, labels, *fitted_logistic(Gram(vectors), labels, strength, steps, close=1e-9), strength)
+        for steps in range(12)
+    ]
+    assert losses[0] == pytest.approx(prompts * np.log(classes))
+    assert all(after <= before * (1.0 + 1e-5) + 1e-4 for before, after in itertools.pairwise(losses))
 
 
 @given(st.integers(0, 1000))
