@@ -102,7 +102,7 @@ class ClassifierSettings(_Settings):
     hidden_units: Annotated[int, Field(ge=1, le=4096)] = 128
     folds: Annotated[int, Field(ge=2)] = 5
     calibration: Literal["temperature", "sigmoid", "isotonic"] = "temperature"
-    self_training_confidence: Share | None = 0.8
+    self_training_confidence: Share | None = None
     min_confidence: Share = 0.0
     max_entropy: Share | Literal["auto"] = "auto"
 
