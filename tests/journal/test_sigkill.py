@@ -97,10 +97,12 @@ def lost_and_doubled(folder, decisions, kills):
             return reached.is_set() and until >= decisions
 
         threads = [threading.Thread(target=client.work, args=(server.port, enough)) for client in clients]
-        for thread in threads:
-            thread.start()
-        reached.wait(900)
-        server.kill()  # in the middle of whatever it was doing
+        try:
+            for thread in threads:
+                thread.start()
+            reached.wait(900)
+        finally:
+            server.kill()  # in the middle of whatever it was doing
         for thread in threads:
             thread.join()
     acknowledged = {name: score for client in clients for name, score in client.acknowledged.items()}

@@ -84,6 +84,7 @@ export class Playground {
   }
 
   async #begun(headers, body) {
+    this.refresh(); // somebody is answering now
     this.question = null;
     this.asked = headers.get("x-coe-decision-id");
     if (this.asked === null) return;

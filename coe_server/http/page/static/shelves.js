@@ -9,6 +9,8 @@ const TIERS = {
   remote: ["Elsewhere", "hosted by others"],
 };
 const STATES = { starting: "starting", draining: "finishing its answers", failed: "failed" };
+const AT_REST = { device: "ready", host: "asleep", disk: "not started", remote: "somewhere else" };
+const NEWS_MILLISECONDS = 4000;
 const MOVE_MILLISECONDS = 520;
 
 export class Shelves {
@@ -102,6 +104,7 @@ class Shelf {
 
 class Card {
   constructor(name) {
+    this.news = null;
     this.size = element("span", { class: "size" });
     this.users = element("span", { class: "users" });
     this.state = element("span", { class: "state" });
@@ -119,14 +122,19 @@ class Card {
     this.size.textContent = size ? bytes(size) : "";
     const users = [leases ? `${leases} answering` : "", queued ? `${queued} waiting` : ""].filter(Boolean);
     this.users.textContent = users.join(", ");
-    this.state.textContent = failure ?? STATES[state] ?? (pin ? `pinned to ${pin}` : "");
+    this.rest = STATES[state] ?? AT_REST[residency] + (pin ? `, pinned to ${pin}` : "");
+    this.state.textContent = failure ?? this.news ?? this.rest;
     this.root.dataset.state = state;
     this.root.classList.toggle("busy", leases > 0);
     this.root.classList.toggle("wanted", queued > 0);
   }
 
-  glow({ from, to, seconds: took }) {
-    this.state.textContent = `${from} to ${to} in ${seconds(took)}`;
+  glow({ from, seconds: took }) {
+    const news = (this.news = `from ${from} in ${seconds(took)}`);
+    this.state.textContent = news;
+    setTimeout(() => {
+      if (this.news === news) this.news = null;
+    }, NEWS_MILLISECONDS);
     this.root.classList.remove("arrived");
     void this.root.offsetWidth; // so that the animation starts anew
     this.root.classList.add("arrived");
