@@ -18,7 +18,7 @@ from router_training.collecting.settings import (
     read_collect_config,
 )
 
-EXAMPLE = Path(__file__).parents[2] / "configs" / "collect.yaml"
+EXAMPLE = Path(__file__).parents[3] / "configs" / "collect.yaml"
 LEAST: dict[str, Any] = {"experts": [{"name": "a"}, {"name": "b"}], "scorer": {"kind": "exact"}}
 PAIRWISE = {"kind": "judge", "mode": "pairwise", "model": "m", "reference_expert": "a"}
 SCORERS: dict[str, type[BaseModel]] = {
