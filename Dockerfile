@@ -2,7 +2,7 @@
 #   docker build --target cpu --tag coe-server:cpu .
 # hadolint global ignore=DL3008
 # (DL3008 wants pinned Debian packages: the archive drops a version with the next security fix, and the build with it.)
-# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models and /tmp.
+# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys and /tmp.
 # A package index of your own: --secret id=pip,src=pip.conf. docs/deploy.md says what was checked, and how.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
@@ -48,13 +48,14 @@ COPY --from=dependencies-cpu /opt/coe /opt/coe
 COPY --from=demo /opt/demo /opt/demo
 COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
+COPY deploy/image/bin /usr/local/bin
 # Without a C++ compiler in the image torch must not try to compile a kernel (it would, for log-probabilities).
 ENV PATH=/opt/coe/bin:/opt/vllm/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1 TORCHDYNAMO_DISABLE=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 CMD ["coe-health"]
-ENTRYPOINT ["coe"]
+ENTRYPOINT ["coe-entrypoint"]
 CMD ["serve", "/etc/coe/serve.yaml"]
 
 # ---- gpu ----
@@ -69,10 +70,11 @@ COPY --from=dependencies-gpu /opt/coe /opt/coe
 COPY --from=demo /opt/demo /opt/demo
 COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
+COPY deploy/image/bin /usr/local/bin
 ENV PATH=/opt/coe/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 CMD ["coe-health"]
-ENTRYPOINT ["coe"]
+ENTRYPOINT ["coe-entrypoint"]
 CMD ["serve", "/etc/coe/serve.yaml"]

@@ -24,6 +24,12 @@ lint: .venv/installed ## format, lint, types and import rules
 check-long: .venv/installed engines ## what takes longer than `make test` may
 	$(BIN)/pytest -m long --timeout 1800
 
+check-deploy: ## build the CPU image, bring the composition up, look at it, take it down (root, Debian, no Docker)
+	deploy/check.sh
+
+check-board: .venv/installed ## ask a real Prometheus every query of the Grafana board
+	$(BIN)/python deploy/check_board.py
+
 outcomes: .venv/installed engines ## record again what every expert answers to the demo's prompts
 	$(BIN)/python demo/collect_outcomes.py
 
@@ -49,3 +55,5 @@ clean: ## remove the environments and everything that was made
 	rm -rf .venv .venv-vllm artifacts build *.egg-info
 
 .PHONY: help demo serve test lint check-long outcomes install engines browser clean
+
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines clean

