@@ -100,7 +100,8 @@ build_images() {
     while read -r path; do mounts+=(--volume "$path:$path:ro"); done <"$folder/pip-paths"
     build() {
         buildah build --layers --quiet --format docker --pull=never "${mounts[@]}" \
-            --secret "id=pip,src=$folder/pip.conf" --build-arg TORCH_INDEX= "$@"
+            --secret "id=pip,src=$folder/pip.conf" --build-arg TORCH_INDEX= "$@" 2>"$folder/build.log" ||
+            fail "buildah build $*: $(tail -5 "$folder/build.log")"
     }
     say "the CPU image (the first time this installs vLLM: 10 minutes or more)"
     build --target cpu --tag localhost/coe-server:cpu .
