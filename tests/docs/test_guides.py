@@ -38,7 +38,7 @@ def test_getting_started_ends_with_answers_and_an_expert_asleep(followed):
     assert answer_to(followed, "python ask.py").splitlines() == ["coder answers: Hello!", "writer answers: Hello!"]
     shown = answer_to(followed, "coe experts")
     assert re.search(r"\bhost\b", shown)
-    assert len(re.findall(r"^│ (?:coder|maths|writer) +│ device", shown, re.MULTILINE)) == 2
+    assert len(re.findall(r"^(?:coder|maths|writer) +device", shown, re.MULTILINE)) == 2
 
 
 def test_what_operating_looks_at_is_there(followed):
