@@ -11,6 +11,8 @@ from tests.docs.reader import ROOT, blocks, reading
 
 STARTED, OPERATE, DEPLOY = (ROOT / f"docs/{name}.md" for name in ("getting-started", "operate", "deploy"))
 
+pytestmark = pytest.mark.timeout(300)  # a dozen programs start, each with its imports: minutes on a busy machine
+
 
 def on_a_free_port(content, port):
     return f"http: {{port: {port}}}\n{content.replace('start_seconds: 2', 'start_seconds: 0.05')}"
