@@ -54,6 +54,4 @@ browser: .venv/installed ## what the page's tests need beside a Chromium (apt-ge
 clean: ## remove the environments and everything that was made
 	rm -rf .venv .venv-vllm artifacts build *.egg-info
 
-.PHONY: help demo serve test lint check-long outcomes install engines browser clean
-
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines clean
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines browser clean
