@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # Greedy, special tokens included: even a model of random weights has a definite answer. Four tokens, because on a CPU
@@ -14,9 +15,21 @@ CANARY_REQUEST = {
     "ignore_eos": True,
     "return_token_ids": True,
 }
+# An engine that embeds has no tokens to give; what it computes is the same to the last bit, but is not asked to be.
+_POOLING_REQUEST = {"input": "1 2 3 4"}
+_COMPARED_NUMBERS = 16
+
+
+def canary_question(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Path and body of the question for an engine with these `vllm serve` options."""
+    if args.get("runner") == "pooling":
+        return "/v1/embeddings", dict(_POOLING_REQUEST)
+    return "/v1/completions", dict(CANARY_REQUEST)
 
 
 def canary_tokens(answer: dict[str, Any]) -> str:
-    """What `/v1/completions` said to `CANARY_REQUEST`, word for word the same as long as the weights are."""
+    """What an engine said to its question, word for word the same as long as the weights are."""
+    if "data" in answer:
+        return str([round(number, 2) for number in answer["data"][0]["embedding"][:_COMPARED_NUMBERS]])
     choice = answer["choices"][0]
     return str(choice.get("token_ids") or choice["text"])

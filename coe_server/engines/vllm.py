@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from coe_server.engines.canary import CANARY_REQUEST, canary_tokens
+from coe_server.engines.canary import canary_question, canary_tokens
 from coe_server.engines.device_memory import used_device_bytes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.http_channel import HttpChannel
@@ -179,8 +179,9 @@ class VllmEngine:
 
     async def _check_canary(self, run: VllmRun) -> None:
         """The first answer is the right one; every later one, of a restart from the image too, must agree with it."""
-        body = CANARY_REQUEST | {"model": self._launch.name}
-        answer = canary_tokens(await run.http.ask("POST", "/v1/completions", CONTROL_SECONDS, body))
+        path, question = canary_question(self._launch.args)
+        body = question | {"model": self._launch.name}
+        answer = canary_tokens(await run.http.ask("POST", path, CONTROL_SECONDS, body))
         if answer != (self._canary or answer):
             raise EngineError(
                 f"engine '{self._launch.name}' woke up wrong: it says {answer!r}, it said {self._canary!r}"

@@ -14,6 +14,7 @@ from coe_server.http.incoming import read_all
 from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
+from coe_server.http.openapi import describe
 from coe_server.http.page.routes import build_page
 from coe_server.http.rate_limits import RateLimits
 from coe_server.http.reloading import Reloader
@@ -29,8 +30,9 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
     app.add_middleware(
         Entrance, telemetry=service.telemetry, guard=lambda: service.guard, limits=RateLimits(), straight=straight
     )
-    for path, endpoint in straight.items():
-        app.add_api_route(path, endpoint, methods=["POST"])
+    for surface in SURFACES:
+        summary = f"{surface.endpoint.capitalize()}: {'routed, or by' if surface.routed else 'by'} an expert's name"
+        app.add_api_route(surface.path, straight[surface.path], methods=["POST"], summary=summary)
 
     @app.post("/v1/route")
     async def route(request: Request) -> JSONResponse:
@@ -43,12 +45,14 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
     app.include_router(build_models(service))
     app.include_router(build_feedback(service.chronicle.journal))
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """What is to be preloaded has been; 503 until then."""
         ready = service.cache.ready.is_set()
@@ -57,4 +61,5 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
     app.include_router(build_page(service))
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
+    describe(app, lambda: service.reach(None).models)
     return app

@@ -1,0 +1,125 @@
+"""Asks a bare `vllm serve` and our server the same, and keeps the comparison in docs/compatibility.md.
+
+python -m benchmarks.compatibility [--vllm .venv-vllm/bin/vllm] [--node FOLDER]   (about five minutes on two cores)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from benchmarks.compatibility.cases import CASES, Side
+from benchmarks.compatibility.comparing import differences, refusal, settled
+from benchmarks.compatibility.servers import EMBEDDER, EXPERT, ROOT, bare, ours
+from benchmarks.document import document
+
+DOCUMENT = ROOT / "docs/compatibility.md"
+NODE_SCRIPT = Path(__file__).with_name("node_clients.mjs")
+# Refusals that we make ourselves, before any engine is asked: the status and the client's exception are compared.
+REFUSED_BY_US = frozenset(("a model that is not there", "no messages"))
+
+Answers = dict[str, dict[str, Any]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/vllm")
+    parser.add_argument("--node", type=Path, help="a folder in which `npm i openai @anthropic-ai/sdk` was run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="coe-compatibility-") as folder:
+        with bare(options.vllm, Path(folder)) as (generating, embedding):
+            theirs = ask_all(lambda group: embedding if group == "embeddings" else generating, options.node)
+        with ours(options.vllm, Path(folder)) as url:
+            answers = ask_all(lambda _: url, options.node)
+    text, differing = report(answers, theirs, options.node is not None)
+    document("compatibility", text, DOCUMENT)
+    print(text)
+    return 1 if differing else 0
+
+
+def ask_all(url_of: Callable[[str], str], node: Path | None) -> Answers:
+    answers: Answers = {}
+    for group, cases in CASES.items():
+        url = url_of(group)
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=180) as client:
+            side = Side(url, EXPERT, EMBEDDER, client)
+            answers[group] = {name: settled(answer(ask, side)) for name, ask in cases.items()}
+        print(f"{url}: {group}", file=sys.stderr, flush=True)
+    if node is not None:
+        answers["Node"] = settled(ask_node(url_of("chat"), node))
+    return answers
+
+
+def answer(ask: Callable[[Side], Any], side: Side) -> Any:
+    try:
+        return ask(side)
+    except Exception as error:  # noqa: BLE001  whatever a client library raises is its answer
+        return refusal(error)
+
+
+def ask_node(url: str, node: Path) -> Any:
+    run = subprocess.run(
+        ["node", NODE_SCRIPT, url, EXPERT],
+        env=os.environ | {"NODE_PACKAGES": str(node.resolve())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return json.loads(run.stdout) if run.returncode == 0 else {"the Node clients": run.stderr[-500:]}
+
+
+def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int]:
+    """The table, and how many cases differ."""
+    lines = [
+        f"Every case was asked of a bare `vllm serve` and of this server in front of the same model ({MODEL_NAME}),",
+        "with the clients people use. *Same*: every field that a caller sees is equal, but for ids and times;",
+        "a refusal is the same exception with the same status and body. Refusals made before an engine is asked",
+        "(marked *ours*) are the same exception with the same status in words of our own.",
+        "",
+        "`python -m benchmarks.compatibility --node FOLDER` made this table.",
+        "",
+        "| what | case | result |",
+        "|---|---|---|",
+    ]
+    differing = 0
+    for group, cases in theirs.items():
+        for name, bare_answer in cases.items():
+            found = list(differences(*_compared(name, answers[group].get(name), bare_answer)))
+            differing += bool(found)
+            same = "same (ours)" if name in REFUSED_BY_US else "same"
+            lines.append(f"| {group} | {name} | {same if not found else '**differs**: ' + _cell(found)} |")
+    total = sum(len(cases) for cases in theirs.values())
+    lines += ["", f"{total - differing} of {total} cases are the same."]
+    if not with_node:
+        lines.append("The Node clients were not asked: no folder with their packages was given.")
+    return "\n".join(lines), differing
+
+
+def _compared(name: str, ours_: Any, bare_: Any) -> tuple[Any, Any]:
+    if name not in REFUSED_BY_US:
+        return ours_, bare_
+    return [_status(ours_)], [_status(bare_)]
+
+
+def _status(answer_: Any) -> Any:
+    return answer_[0] if isinstance(answer_, list) else answer_
+
+
+def _cell(found: list[str]) -> str:
+    return "; ".join(found[:3]).replace("|", "\\|") + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+MODEL_NAME = "the demo's generalist, 256 tokens of context"
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Two answers to one question: equal but for what differs from one request to the next by its nature. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+
+_OF_THE_MOMENT = frozenset(("id", "created", "created_at", "completed_at", "item_id", "request_id"))
+_MADE_UP_ID = re.compile(r"\b(?:chatcmpl|cmpl|resp|msg|call|chatcmpl-tool|embd|score)[-_][0-9a-f-]{8,}\b")
+
+
+def settled(value: Any) -> Any:
+    """The value without ids and times, which no two requests share."""
+    if isinstance(value, dict):
+        return {key: "..." if key in _OF_THE_MOMENT and value[key] else settled(value[key]) for key in value}
+    if isinstance(value, list | tuple):
+        return [settled(one) for one in value]
+    return _MADE_UP_ID.sub("...", value) if isinstance(value, str) else value
+
+
+def refusal(error: Exception) -> dict[str, Any]:
+    """What a caller of a client library learns of a refusal."""
+    if isinstance(error, openai.APIStatusError) or hasattr(error, "status_code"):
+        return {
+            "raised": type(error).__name__,
+            "status": getattr(error, "status_code", None),
+            "body": getattr(error, "body", None),
+        }
+    return {"raised": type(error).__name__, "message": str(error)}
+
+
+def differences(ours: Any, bare: Any, path: str = "") -> Iterator[str]:
+    """Every place where two settled values differ."""
+    if isinstance(ours, dict) and isinstance(bare, dict):
+        for key in sorted(ours.keys() | bare.keys(), key=str):
+            if key not in ours or key not in bare:
+                yield f"{path}.{key} only {'with us' if key in ours else 'bare'}"
+            else:
+                yield from differences(ours[key], bare[key], f"{path}.{key}")
+    elif isinstance(ours, list) and isinstance(bare, list) and len(ours) == len(bare):
+        for place, (one, other) in enumerate(zip(ours, bare, strict=True)):
+            yield from differences(one, other, f"{path}[{place}]")
+    elif ours != bare:
+        yield f"{path}: {_short(ours)} with us, {_short(bare)} bare"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 90 else text[:87] + "..."

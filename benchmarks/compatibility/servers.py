@@ -1,0 +1,104 @@
+"""The two sides: bare `vllm serve` processes, and our server over the same models. Loopback only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MODEL = ROOT / "demo/experts/generalist"
+EXPERT, EMBEDDER = "generalist", "embedder"
+CONTEXT_TOKENS = 256
+KV_CACHE_BYTES = 64 << 20
+START_SECONDS = 400.0
+ENVIRONMENT = {
+    **{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    **{"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_LOGGING_COLOR": "0"},
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """URLs of a bare `vllm serve` that generates and of one that embeds, one started after the other."""
+    with ExitStack() as stack:
+        urls = []
+        for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling")):
+            port = free_port()
+            command = [vllm, "serve", MODEL, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+            command += ["--runner", runner, "--max-model-len", str(CONTEXT_TOKENS), "--enforce-eager"]
+            command += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--distributed-executor-backend", "uni"]
+            urls.append(f"http://127.0.0.1:{port}")
+            environment = os.environ | ENVIRONMENT
+            stack.enter_context(running(command, environment, folder / f"bare-{name}.log", f"{urls[-1]}/health"))
+        yield urls[0], urls[1]
+
+
+@contextmanager
+def ours(vllm: Path, folder: Path) -> Iterator[str]:
+    """URL of our server over the same two models, asked for by name."""
+    port = free_port()
+    experts = [
+        {
+            **{"name": name, "engine": "vllm", "model": str(MODEL), "preload": "device"},
+            "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner},
+        }
+        for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling"))
+    ]
+    config = folder / "serve.yaml"
+    settings = {
+        "http": {"port": port},
+        "memory": {"device": "400MiB", "host": "4GiB"},
+        "vllm": {"command": str(vllm), "kv_cache": KV_CACHE_BYTES, "platform": "cpu", "log_directory": str(folder)},
+        "state_directory": str(folder / "state"),
+        "experts": experts,
+    }
+    config.write_text(json.dumps(settings))  # JSON is YAML
+    command = [Path(sys.executable).with_name("coe"), "serve", config]
+    with running(command, dict(os.environ), folder / "ours.log", f"http://127.0.0.1:{port}/readyz"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def running(command: list[object], environment: dict[str, str], log: Path, ready_url: str) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(ready_url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{log.name}: it did not come up:\n{log.read_text()[-3000:]}")
+            time.sleep(0.5)
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False

@@ -1,0 +1,152 @@
+"""Our OpenAPI document: the bodies that are read for routing, and every status that an endpoint may answer with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from coe_server.http.options import CoeOptions
+
+_STRING, _NUMBER, _FLAG = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
+_COUNT = {"type": "integer", "minimum": 1}
+_PART = {
+    "type": "object",
+    "required": ["type"],
+    "properties": {"type": _STRING, "text": _STRING, "image_url": {"type": "object"}},
+}
+_CONTENT = {"anyOf": [_STRING, {"type": "array", "items": _PART}]}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {
+        "role": {"type": "string", "enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"anyOf": [_STRING, {"type": "array", "items": _PART}, {"type": "null"}]},
+    },
+}
+_MESSAGES = {"type": "array", "minItems": 1, "items": _MESSAGE}
+_TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_TOOLS = {"type": "array", "items": {"type": "object"}}
+_SAMPLING = {"temperature": _NUMBER, "top_p": _NUMBER, "seed": {"type": "integer"}, "stream": _FLAG}
+
+# For each path what must be there, and what else we or the engines know; other fields go through unread.
+_BODIES: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
+    "/v1/chat/completions": (
+        ("messages",),
+        {
+            "messages": _MESSAGES,
+            **_SAMPLING,
+            **{"max_tokens": _COUNT, "max_completion_tokens": _COUNT, "n": _COUNT, "tools": _TOOLS, "logprobs": _FLAG},
+            "stop": {"anyOf": [_STRING, {"type": "array", "items": _STRING}]},
+            "stream_options": {"type": "object", "properties": {"include_usage": _FLAG}},
+            "response_format": {"type": "object"},
+        },
+    ),
+    "/v1/completions": (
+        ("prompt",),
+        {
+            "prompt": {"anyOf": [_STRING, {"type": "array", "minItems": 1, "items": _STRING}, _TOKENS]},
+            **_SAMPLING,
+            **{"max_tokens": _COUNT, "echo": _FLAG},
+        },
+    ),
+    "/v1/responses": (
+        ("input",),
+        {
+            "input": {"anyOf": [_STRING, _MESSAGES]},
+            **_SAMPLING,
+            **{"instructions": _STRING, "max_output_tokens": _COUNT, "tools": _TOOLS},
+        },
+    ),
+    "/v1/messages": (
+        ("messages", "max_tokens"),
+        {"messages": _MESSAGES, **_SAMPLING, "max_tokens": _COUNT, "system": _CONTENT, "tools": _TOOLS},
+    ),
+    "/v1/messages/count_tokens": (("model", "messages"), {"messages": _MESSAGES}),
+    "/v1/embeddings": (
+        ("model", "input"),
+        {"input": {"anyOf": [_STRING, {"type": "array", "items": _STRING}, _TOKENS]}, "encoding_format": _STRING},
+    ),
+    "/v1/rerank": (
+        ("model", "query", "documents"),
+        {"query": _STRING, "documents": {"type": "array", "items": _STRING}},
+    ),
+    "/v1/score": (("model", "text_1", "text_2"), {"text_1": _STRING, "text_2": _STRING}),
+    "/tokenize": (("model", "prompt"), {"prompt": _STRING}),
+    "/detokenize": (("model", "tokens"), {"tokens": _TOKENS}),
+    "/v1/route": ((), {"messages": _MESSAGES, "prompt": _STRING, "input": _STRING}),
+}
+_ERRORS = {
+    "400": "The request is wrong as it stands, or no expert can take it.",
+    "401": "No API key, or none of this server's.",
+    "403": "This key may not do that.",
+    "404": "There is no such path, model, expert or objective.",
+    "408": "The body did not come in time.",
+    "409": "It cannot be done now.",
+    "413": "The body is longer than http.max_body.",
+    "422": "The expert's engine cannot process what was asked.",
+    "429": "A queue is full, or the key's limit is reached; Retry-After says when to come back.",
+    "500": "The server met an error of its own.",
+    "502": "An expert's engine failed, and no other expert could answer.",
+    "503": "No expert that could answer is to be had now; Retry-After says when to come back.",
+    "504": "The answer took too long.",
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": _STRING,
+                "type": {"type": ["string", "null"]},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "integer", "null"]},
+            },
+        }
+    },
+}
+
+
+def describe(app: FastAPI, models: Callable[[], Sequence[str]]) -> None:
+    """Have `app` describe itself; `models` are the names that may stand under `model` at the time of asking."""
+
+    def document() -> dict[str, Any]:
+        found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        found["components"] = {"schemas": {"Error": _ERROR, **found.get("components", {}).get("schemas", {})}}
+        for path, operations in found["paths"].items():
+            for operation in operations.values():
+                operation["responses"] = _responses(path, operation["responses"])
+                if path in _BODIES:
+                    operation["requestBody"] = _body(path, list(models()))
+        return found
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to write one's own
+
+
+def _body(path: str, models: Sequence[str]) -> dict[str, Any]:
+    required, properties = _BODIES[path]
+    known = {"model": {"type": "string", "enum": list(models)}, **properties, "coe": CoeOptions.model_json_schema()}
+    schema = {"type": "object", "required": list(required), "properties": known}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _responses(path: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What an endpoint declares itself, 200 in the shapes it comes in, and every error in ours."""
+    answered = dict(own.get("200", {"description": "Done."}))
+    if path in _BODIES and path != "/v1/route":
+        content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": _STRING}}
+        answered = {"description": "The expert's answer, whole or as events.", "content": content}
+    elif path == "/admin/events":
+        answered = {"description": "Events without end.", "content": {"text/event-stream": {"schema": _STRING}}}
+    reference = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    errors = {status: {"description": why, "content": reference} for status, why in _ERRORS.items()}
+    if path == "/readyz":  # not an error: it says what it waits for
+        errors["503"] = {
+            "description": "Not ready yet.",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    return {"200": answered, **errors}
