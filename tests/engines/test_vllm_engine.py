@@ -219,7 +219,7 @@ def test_whoever_stops_while_a_stop_is_under_way_waits_for_its_end(stand_in: Sta
 
 def test_after_a_stop_that_was_cancelled_the_next_one_leaves_nothing(stand_in: StandInLaunch) -> None:
     async def story() -> None:
-        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=30))
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
         await engine.start()
         pids = process_tree(keeper_of(engine))
         first = asyncio.create_task(engine.stop())
