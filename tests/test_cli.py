@@ -1,6 +1,7 @@
 """The commands as a person meets them: sentences and exit codes, never a traceback."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -84,6 +85,12 @@ def test_every_command_explains_itself():
     for command in ("serve", "validate", "route", "experts"):
         assert command in overview
         assert "CONFIG" in coe(command, "--help").stdout
+
+
+def test_the_shell_completes_commands():
+    environment = {**os.environ, "_COE_COMPLETE": "complete_bash", "COMP_WORDS": "coe va", "COMP_CWORD": "1"}
+    done = subprocess.run([COE], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.stdout.split() == ["validate"]
 
 
 def test_route_without_a_router_says_how_to_get_one(tmp_path):
