@@ -21,7 +21,7 @@ lint: .venv/installed ## format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-check-long: .venv/installed engines ## what takes longer than `make test` may
+check-long: .venv/installed engines artifacts/demo-router/manifest.json ## what takes longer than `make test` may
 	$(BIN)/pytest -m long --timeout 1800
 
 check-deploy: ## build the CPU image, bring the composition up, look at it, take it down (root, Debian, no Docker)
