@@ -63,7 +63,7 @@ def main() -> None:
     router = Router.load(folder)
     rows = pq.read_table(DATA / f"{options.suite}_dev.prompts.parquet", columns=["prompt", "category"]).to_pydict()
     asked = _cut("\n\n".join(rows["prompt"]))
-    timed = partial(_timed, clock=time.thread_time if options.processor_time else time.perf_counter)
+    timed = partial(_timed, clock=time.process_time if options.processor_time else time.perf_counter)
     lines = ["| what | " + " | ".join(LENGTHS) + " |", "|---|" + "---|" * len(LENGTHS)]
     lines.append(
         _line("`Router.route`, p50 (p99) ms", {name: _routed(router, texts, timed) for name, texts in asked.items()})
@@ -76,9 +76,8 @@ def main() -> None:
     talks = [Conversation.of_prompt(text) for text in rows["prompt"]]
     lines += ["", *_sentences(router, folder, talks, rows["prompt"][:200])]
     command = f"`python benchmarks/routing_speed.py --suite {options.suite}`"
-    text = "\n".join(
-        ["## Routing speed", "", f"{command}: text in, decision out, one thread, milliseconds.", "", *lines]
-    )
+    clock = "milliseconds of processor time" if options.processor_time else "milliseconds"
+    text = "\n".join(["## Routing speed", "", f"{command}: text in, decision out, one thread, {clock}.", "", *lines])
     print(text)
     if options.write:
         document("routing speed", text)
