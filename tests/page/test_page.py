@@ -120,6 +120,18 @@ def test_motion_is_left_out_for_who_does_not_want_it(visit):
     assert opened.page.evaluate("document.getAnimations().length") == 0
 
 
+def test_what_happened_before_is_told_and_not_played_again(visit):
+    before = visit()
+    expert, question = other_than(before)
+    before.ask(question)
+    before.page.wait_for_selector(f'[data-tier="device"] [data-expert="{expert}"]')
+    before.page.wait_for_selector("#rating:not([hidden])")
+    page = visit().page
+    page.wait_for_selector(f"#moves tr:has-text('{expert}')")
+    assert page.locator(".card.arrived").count() == 0
+    assert page.locator(f'[data-tier="device"] [data-expert="{expert}"]').count() == 1
+
+
 def test_without_a_router_or_a_log_experts_are_asked_by_name(visit):
     with running_server({name: engine(name) for name in ("one", "two")}) as bare:
         opened = visit(server=bare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,7 @@ def build_page(service: Service) -> APIRouter:
                 "device": {"used": used.device, "capacity": capacity.device},
                 "host": {"used": used.host, "capacity": capacity.host},
             },
+            "now": time.time(),  # events up to here are in what is looked at
             "router": router.version,
             "objectives": list(router.objectives),
             "decisions_kept": service.chronicle.journal is not None,

@@ -11,6 +11,7 @@ const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an ev
 const shelves = new Shelves(byId("shelves"));
 const activity = new Activity(byId("decisions"), byId("moves"));
 const playground = new Playground(refresh);
+let knownAt = 0; // the server's time of what is shown
 let looking = null; // a look that is under way
 
 function refresh() {
@@ -22,6 +23,7 @@ async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
     shelves.show(experts, overview.tiers);
+    knownAt = overview.now;
     playground.remembers = overview.decisions_kept;
     showRouter(overview);
     trouble(null);
@@ -44,7 +46,7 @@ function trouble(sentence) {
 }
 
 function seen(event) {
-  if (event.kind === "move") shelves.move(event);
+  if (event.kind === "move" && event.time > knownAt) shelves.move(event); // the past is told, not played again
   activity.add(event);
   refresh();
 }
