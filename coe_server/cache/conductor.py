@@ -10,9 +10,10 @@ from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
-from coe_server.cache.prefetch import prefetch
+from coe_server.cache.prefetch import LEAST_CHANCE, Prospect, prefetch
 from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
+from coe_server.cache.succession import Succession
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.events import EventLog
 
@@ -38,6 +39,7 @@ class Conductor:
         self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
         self.prefetches = 0  # experts brought on a guess
         self._prefetching: Slot | None = None
+        self.succession = Succession()
         self._slots = slots
         self._mover = mover
         self._events = events
@@ -66,8 +68,8 @@ class Conductor:
         goal = self._slots[plan_.moves[-1].expert]
         goal.gate = len(goal.waiters) if self._policy.collates else 1  # in strict order only the oldest has a turn
         goal.pushed_out = False
-        for move in plan_.moves[:-1]:
-            self._slots[move.expert].pushed_out = True
+        for name in plan_.victims:
+            self._slots[name].pushed_out = name != goal.name
         if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
             self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
@@ -137,7 +139,7 @@ class Conductor:
         return True
 
     def _prefetch(self) -> None:
-        """Bring back who was pushed out and is in demand while nobody waits; give up as soon as somebody else does."""
+        """Make the next switch shorter while nobody waits; a start on a guess is given up once somebody else does."""
         guess = self._prefetching
         if guess is not None and guess.moving is None:
             guess = self._prefetching = None
@@ -147,15 +149,30 @@ class Conductor:
             self._prefetching = None
         if not self._limits.prefetch or not self._overview.calm or not self.ready.is_set():
             return
-        now = self._clock()
-        demand = {slot.name: slot.demand.at(now) for slot in self._slots.values() if slot.pushed_out}
-        away = (self._overview.holding(self._slots[name]) for name in demand)
-        way = prefetch(self._overview.standing, away, demand, self._capacity)
+        way = prefetch(tuple(self._prospects()), self._capacity - self._overview.standing.used)
         if way is not None:
-            self._prefetching = self._slots[way.moves[-1].expert]
-            self._prefetching.prefetched = True
+            self._begin_on_a_guess(way)
+
+    def _begin_on_a_guess(self, way: Plan) -> None:
+        goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target
+        self.begin(way)
+        if target is Tier.DEVICE:
+            self._prefetching = goal
+            goal.prefetched = True
             self.prefetches += 1
-            self.begin(way)
+        else:
+            goal.pushed_out = True  # it may come back on a guess, too
+
+    def _prospects(self) -> Iterator[Prospect]:
+        """Whoever is on the device or may be asked for next; only those who had to leave may come on a guess."""
+        now = self._clock()
+        chances = self.succession.chances({slot.name: slot.demand.at(now) for slot in self._slots.values()})
+        for slot in self._slots.values():
+            chance, here = chances[slot.name], slot.tier is Tier.DEVICE
+            if not slot.expert.remote and (here or chance >= LEAST_CHANCE):
+                up = slot.costs.move(slot.resting_tier if here else slot.tier, Tier.DEVICE)
+                down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
+                yield Prospect(self._overview.holding(slot), chance, up, down, may_come=slot.pushed_out)
 
     def _retire_idle(self) -> None:
         now = self._clock()

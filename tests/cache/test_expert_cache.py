@@ -638,9 +638,34 @@ def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room
     run(story())
 
 
+def test_an_idle_expert_makes_room_before_somebody_else_asks_for_it():
+    async def story():
+        async with running("abcd", costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
+            for name in "abcd":
+                (await cache.lease(name)).release()
+            await settle()
+            assert [status(cache, name).residency for name in "abcd"] == ["host"] * 4
+            assert engines["d"].calls == ["start", "sleep"]
+            assert cache.prefetches == 0  # nobody came on a guess
+
+    run(story())
+
+
+def test_an_expert_that_left_by_an_operators_wish_does_not_come_back_on_a_guess():
+    async def story():
+        async with running("ab", device=20, costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
+            for name in "abab":
+                (await cache.lease(name)).release()
+            cache.unload("a")
+            await settle()
+            assert engines["a"].calls == ["start", "stop"]
+
+    run(story())
+
+
 def test_a_guess_is_given_up_for_somebody_who_waits():
     async def story():
-        async with running("abc", device=20, host=30) as (cache, engines):
+        async with running("abc", device=20, host=30, costs={"start": 40.0}) as (cache, engines):
             for name in "abc":
                 (await cache.lease(name)).release()
             engines["a"].gate.clear()
