@@ -164,9 +164,9 @@ def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) 
     memory = ", ".join(f"{mib:.0f} MiB after {at:,}" for at, mib in watch.resident.items())
     yield (
         f"{experts} experts, {in_host} in host memory, {requests:,} requests (zipf), {run.refused:,} refused. "
-        f"The conductor's passes from one arrival to the next (planner, scheduler, prefetch, beginning moves), processor "
-        f"time: {mean:.2f} ms on average, p50 {p50:.2f} ms, p99 {p99:.2f} ms ({watch.passes / requests:.1f} passes a "
-        f"request). The whole run took {seconds:,.0f} s of wall clock. "
+        f"The conductor's passes from one arrival to the next (planner, scheduler, prefetch, beginning moves), "
+        f"processor time: {mean:.2f} ms on average, p50 {p50:.2f} ms, p99 {p99:.2f} ms "
+        f"({watch.passes / requests:.1f} passes a request). The whole run took {seconds:,.0f} s of wall clock. "
         f"Resident memory: {memory} requests, the records of all answers and moves included."
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ from coe_server.routing.decision import Availability, RouteOptions, RoutingDecis
 from coe_server.routing.embedder import with_embeddings
 from coe_server.sentences import mistakes_as_sentences
 from coe_server.simulation import Question, run_simulation
-from coe_server.validation import dead_configuration, placement
+from coe_server.validation import dead_configuration, lifetimes, placement
 
 app = typer.Typer(
     name="coe",
@@ -78,6 +79,8 @@ def serve(
         server = build_server(
             _with_options(settings, port, names_only), lambda: _with_options(load_config(config), port, names_only)
         )
+        for warning in lifetimes(build_experts(settings)):
+            logging.getLogger(__name__).warning("%s", warning)
     server.run()
     if not server.started:  # the port is taken, say: uvicorn has said why
         raise typer.Exit(1)
@@ -111,13 +114,21 @@ def validate(config: ConfigPath) -> None:
     for sentence in placement(found, capacity):
         console.print(sentence)
     console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
-    console.print(
-        f"Nobody waits longer than {cache.wait_bound_seconds():,.0f} s: max_wait {cache.limits.max_wait_seconds:g} s + "
-        f"experts sharing the device x (a turn of {turn_seconds(cache.limits):,.0f} s + a switch), with guessed costs "
-        "until moves have been measured."
-    )
+    console.print(_wait_bound(cache))
     for warning in dead_configuration(settings, router, found, capacity, keys):
         console.print(f"[yellow]warning:[/yellow] {warning}")
+
+
+def _wait_bound(cache: ExpertCache) -> str:
+    limits, turn = cache.limits, turn_seconds(cache.limits)
+    return (
+        f"Nobody waits longer than {cache.wait_bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
+        f"experts sharing the device x (a turn of {turn:,.0f} s + a switch), with guessed costs until moves have been "
+        f"measured. It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
+        f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
+        f"{cache.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
+        f"{cache.usual_wait_bound_seconds():,.0f} s."
+    )
 
 
 def _plan_table(settings: ServerConfig, found: list[Expert], capacity: Bytes) -> Table:

@@ -38,7 +38,7 @@ def dead_configuration(
 ) -> list[str]:
     """What is allowed and yet can never take effect, or is probably not meant; one sentence each."""
     return [
-        *_lifetimes(experts),
+        *lifetimes(experts),
         *_preloads(experts, capacity),
         *_limits(config),
         *_keys(keys, router),
@@ -56,14 +56,17 @@ def _how_many(sizes: Sequence[int], room: int) -> int:
     return count
 
 
-def _lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
+def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
+    """Times to live that are shorter than what they cause, or that never apply; a sentence each."""
     for expert in experts:
-        move = (expert.engine.footprint.can_sleep and "wake") or "start"
-        seconds = Costs().move(Tier.HOST if move == "wake" else Tier.DISK, Tier.DEVICE)
+        rest = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
+        costs = Costs(expert.costs)
+        seconds = costs.move(Tier.DEVICE, rest) + costs.move(rest, Tier.DEVICE)
         if expert.ttl_seconds is not None and expert.ttl_seconds < seconds:
+            known = "measured" if expert.costs else "guessed"
             yield (
-                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its {move} takes "
-                f"(about {seconds:g} s): it will come and go all the time"
+                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to {rest} "
+                f"and back ({seconds:.1f} s, {known}): it will come and go all the time"
             )
         if expert.ttl_seconds is not None and (expert.pin is Tier.DEVICE or expert.remote):
             why = "it is remote" if expert.remote else "the expert is pinned to the device"

@@ -77,7 +77,31 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
     done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
     assert "Nobody waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
-    assert "experts.a.ttl_seconds: 0.5 s is less than" in " ".join(done.stdout.split())
+    told = " ".join(done.stdout.split())
+    assert "experts.a.ttl_seconds: 0.5 s is less than its switch takes, to host and back (2.0 s, guessed)" in told
+    assert "a turn is 8 queued requests, 8 at a time, each as long as it may be (20 s)" in told
+    assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 47 s" in told
+
+
+@pytest.mark.parametrize(
+    ("memory", "pin", "sentence"),
+    [
+        ({"device": "10GiB", "host": "64GiB"}, None, "needs 15,360 MiB of device memory; the limit is 10,240 MiB"),
+        ({"device": "20GiB", "host": "10GiB"}, None, "needs 15,360 MiB of host memory; the limit is 10,240 MiB"),
+        (
+            {"device": "20GiB", "host": "64GiB"},
+            "device",
+            "needs 15,360 MiB of device memory; the limit is 20,480 MiB, of which pinned experts keep 15,360 MiB",
+        ),
+        ({"device": "180%", "host": "64GiB"}, None, "memory.device: '180%' is not between 0 and 100 %"),
+    ],
+)
+def test_memory_that_can_never_do_is_refused_with_numbers(tmp_path, memory, pin, sentence):
+    experts = [{"name": name, "engine": "simulated", "weights_bytes": "15GiB"} for name in "ab"]
+    experts[0]["pin"] = pin
+    done = coe("validate", config(tmp_path, memory=memory, experts=experts))
+    assert done.returncode == 2
+    assert sentence in done.stderr
 
 
 def test_every_command_explains_itself():

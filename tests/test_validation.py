@@ -62,7 +62,7 @@ def test_a_preload_without_room_is_named():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"ttl_seconds": 0.5}, "0.5 s is less than its wake takes"),
+        ({"ttl_seconds": 0.5}, "0.5 s is less than its switch takes, to host and back (2.0 s, guessed)"),
         ({"ttl_seconds": 600.0, "pin": Tier.DEVICE}, "never applies, the expert is pinned to the device"),
     ],
 )

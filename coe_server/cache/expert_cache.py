@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
@@ -178,9 +178,25 @@ class ExpertCache:
 
     def wait_bound_seconds(self) -> float:
         """The longest anybody waits, with the costs measured so far."""
-        sharing = [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
+        return self._wait_bound(self.limits)
+
+    def usual_wait_bound_seconds(self) -> float:
+        """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
+        seconds = min(self.usual_answer_seconds, self.limits.max_generation_seconds)
+        return self._wait_bound(replace(self.limits, max_generation_seconds=seconds))
+
+    @property
+    def usual_answer_seconds(self) -> float:
+        """Of the slowest expert, as measured; a guess before."""
+        return max((slot.costs.service for slot in self._sharing()), default=0.0)
+
+    def _wait_bound(self, limits: Limits) -> float:
+        sharing = self._sharing()
         slowest = max((slot.costs.slowest_return for slot in sharing), default=0.0)
-        return wait_bound_seconds(self.limits, len(sharing), slowest)
+        return wait_bound_seconds(limits, len(sharing), slowest)
+
+    def _sharing(self) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
 
     def _admit(self, slot: Slot) -> None:
         while slot.waiters and slot.admits and slot.leases < self.limits.max_concurrency:

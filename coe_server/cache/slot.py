@@ -174,6 +174,12 @@ class Slot:
             case "lfu":
                 return float(self.uses)
 
+    def worth_in_host(self, retention: Retention) -> float:
+        """The same where leaving costs a cold start and frees host memory."""
+        if retention != "gdsf":
+            return self.worth(retention)
+        return self.credit * self.costs.move(Tier.DISK, Tier.DEVICE) / max(self.engine.footprint.host, 1)
+
     def switch_seconds(self) -> float:
         """Measured seconds until it could answer: its own move to the device (0 if it is there)."""
         return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
@@ -199,7 +205,7 @@ class Slot:
             leaving=self.draining,
             since=self.since,
             worth=self.worth(retention),
-            worth_in_host=self.worth(retention),
+            worth_in_host=self.worth_in_host(retention),
             pin=self.pin,
         )
 

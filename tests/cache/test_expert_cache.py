@@ -666,7 +666,7 @@ def test_an_expert_that_left_by_an_operators_wish_does_not_come_back_on_a_guess(
 def test_a_guess_is_given_up_for_somebody_who_waits():
     async def story():
         async with running("abc", device=20, host=30, costs={"start": 40.0}) as (cache, engines):
-            for name in "abc":
+            for name in "abbc":  # b is worth more: a has to go to disk for c
                 (await cache.lease(name)).release()
             engines["a"].gate.clear()
             engines["b"].die()

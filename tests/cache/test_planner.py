@@ -141,6 +141,14 @@ def test_a_sleeper_is_stopped_before_somebody_awake_when_only_host_memory_is_sho
     assert [(m.expert, m.source, m.target) for m in outcome.moves[:-1]] == [("asleep", Tier.HOST, Tier.DISK)]
 
 
+def test_of_two_sleepers_the_one_that_is_cheaper_to_start_again_leaves_host_memory():
+    quick = holding("quick", Tier.HOST, worth=9.0, worth_in_host=1.0)
+    slow = holding("slow", Tier.HOST, worth=1.0, worth_in_host=9.0)
+    outcome = way([holding("new", Tier.DISK), slow, quick], Bytes(20, 30))
+    assert isinstance(outcome, Plan)
+    assert [(m.expert, m.target) for m in outcome.moves[:-1]] == [("quick", Tier.DISK)]
+
+
 def test_never_says_what_is_needed_and_what_there_is():
     big = Holding("big", Tier.DISK, Footprint(device_awake=3 << 30, host_process=1 << 30))
     outcome = way([big], Bytes(1 << 30, 8 << 30))
