@@ -18,7 +18,7 @@ from typing import Any
 import openai
 
 from benchmarks.compatibility.cases import CASES, Side
-from benchmarks.compatibility.comparing import differences, refusal, settled
+from benchmarks.compatibility.comparing import differences, is_refusal, refusal, settled
 from benchmarks.compatibility.servers import EMBEDDER, EXPERT, ROOT, bare, ours
 from benchmarks.document import document
 
@@ -41,6 +41,8 @@ def main() -> int:
         with ours(options.vllm, Path(folder)) as url:
             answers = ask_all(lambda _: url, options.node)
     text, differing = report(answers, theirs, options.node is not None)
+    if not DOCUMENT.exists():
+        DOCUMENT.write_text("# Compatibility\n")
     document("compatibility", text, DOCUMENT)
     print(text)
     return 1 if differing else 0
@@ -62,7 +64,7 @@ def ask_all(url_of: Callable[[str], str], node: Path | None) -> Answers:
 def answer(ask: Callable[[Side], Any], side: Side) -> Any:
     try:
         return ask(side)
-    except Exception as error:  # noqa: BLE001  whatever a client library raises is its answer
+    except Exception as error:  # noqa: BLE001  each client library has its own exceptions; `refusal` raises all others
         return refusal(error)
 
 
@@ -75,7 +77,9 @@ def ask_node(url: str, node: Path) -> Any:
         timeout=120,
         check=False,
     )
-    return json.loads(run.stdout) if run.returncode == 0 else {"the Node clients": run.stderr[-500:]}
+    if run.returncode != 0:
+        raise SystemExit(f"the Node clients failed: {run.stderr[-2000:]}")
+    return json.loads(run.stdout)
 
 
 def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int]:
@@ -96,7 +100,8 @@ def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int
         for name, bare_answer in cases.items():
             found = list(differences(*_compared(name, answers[group].get(name), bare_answer)))
             differing += bool(found)
-            same = "same (ours)" if name in REFUSED_BY_US else "same"
+            refused = "same refusal" if is_refusal(bare_answer) else "same"
+            same = "same status (ours)" if name in REFUSED_BY_US else refused
             lines.append(f"| {group} | {name} | {same if not found else '**differs**: ' + _cell(found)} |")
     total = sum(len(cases) for cases in theirs.values())
     lines += ["", f"{total - differing} of {total} cases are the same."]

@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import openai
-
 _OF_THE_MOMENT = frozenset(("id", "created", "created_at", "completed_at", "item_id", "request_id"))
 _MADE_UP_ID = re.compile(r"\b(?:chatcmpl|cmpl|resp|msg|call|chatcmpl-tool|embd|score)[-_][0-9a-f-]{8,}\b")
 
@@ -22,14 +20,17 @@ def settled(value: Any) -> Any:
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """What a caller of a client library learns of a refusal."""
-    if isinstance(error, openai.APIStatusError) or hasattr(error, "status_code"):
-        return {
-            "raised": type(error).__name__,
-            "status": getattr(error, "status_code", None),
-            "body": getattr(error, "body", None),
-        }
-    return {"raised": type(error).__name__, "message": str(error)}
+    """What a caller of a client library learns of a refusal. Anything but a refusal is raised: it compares nothing."""
+    if not hasattr(error, "status_code"):
+        raise error
+    return {"raised": type(error).__name__, "status": error.status_code, "body": getattr(error, "body", None)}
+
+
+def is_refusal(answer: Any) -> bool:
+    """Whether an answer, through a library or without one, says no."""
+    if isinstance(answer, dict):
+        return "raised" in answer or (isinstance(answer.get("status"), int) and answer["status"] >= 400)
+    return isinstance(answer, list) and bool(answer) and isinstance(answer[0], int) and answer[0] >= 400
 
 
 def differences(ours: Any, bare: Any, path: str = "") -> Iterator[str]:
