@@ -10,6 +10,8 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
+from coe_server.http.connection import Connection
+
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0  # what answers in progress may still take
@@ -26,6 +28,7 @@ class Listener(uvicorn.Server):
                 app,
                 host=host,
                 port=port,
+                http=Connection,
                 log_level="warning",
                 access_log=False,
                 proxy_headers=False,  # nothing here believes what a proxy says of its clients
