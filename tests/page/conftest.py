@@ -69,7 +69,7 @@ class Visit:
         return self.page.locator(f'.shelf:has([data-expert="{expert}"])').get_attribute("data-tier")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the driver holds an event loop: no other module's tests could run theirs
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
     program = os.environ.get("COE_TEST_CHROMIUM") or shutil.which("chromium")
