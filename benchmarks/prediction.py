@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.load_client import Seen
-from coe_server.app import build_experts
+from coe_server.assembly.experts import build_experts
 from coe_server.cache.policy import OURS
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing, simulate

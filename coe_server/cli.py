@@ -12,35 +12,31 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from coe_server import key_commands
-from coe_server.app import (
-    build_capacity,
-    build_embedder,
-    build_experts,
-    build_guard,
-    build_router,
-    build_server,
-    journal_file,
-    refuse_what_never_fits,
-)
-from coe_server.bench_command import bench
+from coe_server.app import build_server
+from coe_server.assembly.experts import build_experts
+from coe_server.assembly.journals import journal_file
+from coe_server.assembly.keyring import build_guard
+from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
+from coe_server.assembly.routers import build_embedder, build_router
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits, turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.commands import keys as key_commands
+from coe_server.commands.bench import bench
+from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
+from coe_server.commands.sentences import mistakes_as_sentences
+from coe_server.commands.simulation import Question, run_simulation
+from coe_server.commands.validation import dead_configuration, lifetimes, placement
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ConfigError
-from coe_server.experts_table import RunningServer, experts_table, watch_experts
 from coe_server.http.service import AUTO, Decides
 from coe_server.journal.export import export
 from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
-from coe_server.sentences import mistakes_as_sentences
-from coe_server.simulation import Question, run_simulation
-from coe_server.validation import dead_configuration, lifetimes, placement
 
 app = typer.Typer(
     name="coe",

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from coe_server.load import Answer, Measured, made_up_prompts
+from coe_server.commands.load import Answer, Measured, made_up_prompts
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.test_cli import coe

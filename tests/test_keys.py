@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from coe_server.app import build_guard
+from coe_server.assembly.keyring import build_guard
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import Key, Keyring, hashed, new_key, read_keys, write_keys

@@ -44,7 +44,7 @@ def test_the_configuration_it_shows_is_valid(tmp_path):
 
 
 def test_every_endpoint_it_lists_is_served():
-    served = " ".join(path.read_text() for path in (ROOT / "coe_server/http").glob("*.py"))
+    served = " ".join(path.read_text() for path in (ROOT / "coe_server/http").rglob("*.py"))
     endpoints = re.findall(r"`(?:GET|POST) (/[a-z0-9/{}]+)", README)
     assert len(endpoints) >= 7
     for endpoint in endpoints:

@@ -6,13 +6,13 @@ import pytest
 
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.commands.validation import dead_configuration, placement
 from coe_server.config import ServerConfig
 from coe_server.engines.remote import RemoteEngine
 from coe_server.keys import Key, hashed
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
-from coe_server.validation import dead_configuration, placement
 from tests.http.test_api import GIB, simulated
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 

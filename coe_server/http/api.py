@@ -5,19 +5,19 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from coe_server.http.admin import build_admin
-from coe_server.http.answering import answering
+from coe_server.http.answer.answering import answering
 from coe_server.http.body import read_body
-from coe_server.http.entrance import CALLER, Entrance
+from coe_server.http.door.entrance import CALLER, Entrance
+from coe_server.http.door.incoming import read_all
+from coe_server.http.door.rate_limits import RateLimits
 from coe_server.http.feedback import build_feedback
-from coe_server.http.incoming import read_all
-from coe_server.http.metrics import build_metrics
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
 from coe_server.http.openapi import describe
+from coe_server.http.operator.admin import build_admin
+from coe_server.http.operator.metrics import build_metrics
+from coe_server.http.operator.reloading import Reloader
 from coe_server.http.page.routes import build_page
-from coe_server.http.rate_limits import RateLimits
-from coe_server.http.reloading import Reloader
 from coe_server.http.service import Service
 from coe_server.http.surfaces import SURFACES, surface_of
 

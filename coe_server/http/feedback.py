@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.body import read_body
-from coe_server.http.incoming import read_all
+from coe_server.http.door.incoming import read_all
 from coe_server.journal.journal import Journal
 
 MOST_BYTES = 65_536

@@ -12,9 +12,9 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.http.body import Body
 from coe_server.http.chronicle import Chronicle
-from coe_server.http.guard import Guard
+from coe_server.http.door.guard import Guard
+from coe_server.http.door.reach import Reach
 from coe_server.http.options import AUTO, require_expert
-from coe_server.http.reach import Reach
 from coe_server.http.surfaces import Surface
 from coe_server.http.traffic import Traffic
 from coe_server.keys import Key

@@ -16,9 +16,9 @@ from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
-from coe_server.http.guard import Guard
-from coe_server.http.listener import Listener
-from coe_server.http.reloading import Reloader
+from coe_server.http.door.guard import Guard
+from coe_server.http.door.listener import Listener
+from coe_server.http.operator.reloading import Reloader
 from coe_server.http.service import Service, Serving
 from coe_server.keys import Keyring
 from coe_server.routing.named import NamedRouter

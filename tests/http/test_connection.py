@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from coe_server.http.connection import Connection
+from coe_server.http.door.connection import Connection
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 

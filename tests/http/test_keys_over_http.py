@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from coe_server.errors import RateLimited
-from coe_server.http.rate_limits import RateLimits
+from coe_server.http.door.rate_limits import RateLimits
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router

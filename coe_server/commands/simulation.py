@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from coe_server.app import build_capacity, build_experts, refuse_what_never_fits
+from coe_server.assembly.experts import build_experts
+from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.cache.comparison import Comparison, compare
 from coe_server.cache.measures import Measures
 from coe_server.cache.policy import POLICIES, Policy

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import EngineDied, EngineError, EngineRefused, Overloaded
-from coe_server.http.event_stream import EventCutter, error_of, is_opening
-from coe_server.http.outgoing import Outgoing
+from coe_server.http.answer.event_stream import EventCutter, error_of, is_opening
+from coe_server.http.answer.outgoing import Outgoing
 
 LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300

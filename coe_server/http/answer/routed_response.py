@@ -26,10 +26,10 @@ from coe_server.errors import (
     GenerationTimeout,
     Overloaded,
 )
-from coe_server.http.account import Account
-from coe_server.http.headers import decision_headers, wait_header
-from coe_server.http.outgoing import Outgoing
-from coe_server.http.passing import Passage
+from coe_server.http.answer.account import Account
+from coe_server.http.answer.headers import decision_headers, wait_header
+from coe_server.http.answer.outgoing import Outgoing
+from coe_server.http.answer.passing import Passage
 from coe_server.routing.decision import RoutingDecision
 
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s

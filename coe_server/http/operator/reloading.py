@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coe_server.errors import CoeError, ReloadRefused
-from coe_server.http.guard import Guard
+from coe_server.http.door.guard import Guard
 from coe_server.http.service import Service, Serving
 from coe_server.routing.embedder import Embedder
 

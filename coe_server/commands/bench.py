@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from coe_server.commands.load import Measured, Plan, made_up_prompts, send_load
+from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.errors import ConfigError
-from coe_server.load import Measured, Plan, made_up_prompts, send_load
-from coe_server.sentences import mistakes_as_sentences
 
 CHAT = "/chat/completions"
 

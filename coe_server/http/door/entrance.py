@@ -10,9 +10,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe_server.errors import CoeError
-from coe_server.http.guard import CLIENTS_PREFIX, Guard
+from coe_server.http.door.guard import CLIENTS_PREFIX, Guard
+from coe_server.http.door.rate_limits import Admission, RateLimits
 from coe_server.http.openai_errors import error_response
-from coe_server.http.rate_limits import Admission, RateLimits
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 

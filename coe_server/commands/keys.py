@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import NAME, Key, hashed, new_key, read_keys, write_keys
-from coe_server.sentences import mistakes_as_sentences
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
-from coe_server.http.connection import Connection
+from coe_server.http.door.connection import Connection
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
 from coe_server.cache.tiers import Tier
 from coe_server.events import EventLog
-from coe_server.http.reloading import Reloader
+from coe_server.http.operator.reloading import Reloader
 
 
 def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:

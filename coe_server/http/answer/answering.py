@@ -10,12 +10,12 @@ from fastapi import Request
 from starlette.responses import Response
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.http.account import Account
+from coe_server.http.answer.account import Account
+from coe_server.http.answer.headers import deadline_of
+from coe_server.http.answer.routed_response import Errand, RoutedResponse
 from coe_server.http.body import Body, read_body
-from coe_server.http.entrance import CALLER
-from coe_server.http.headers import deadline_of
-from coe_server.http.incoming import read_all
-from coe_server.http.routed_response import Errand, RoutedResponse
+from coe_server.http.door.entrance import CALLER
+from coe_server.http.door.incoming import read_all
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 

@@ -1,0 +1,1 @@
+"""Parts of the server, built from its settings; `app.py` joins them."""

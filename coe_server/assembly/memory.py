@@ -1,0 +1,54 @@
+"""How much the tiers hold, and whether every expert can ever come to the device."""
+
+from __future__ import annotations
+
+from coe_server.amounts import Share
+from coe_server.assembly.experts import platform_of
+from coe_server.cache.planner import Holding, Never, Standing, mib, plan
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Bytes
+from coe_server.config import (
+    ServerConfig,
+    VllmExpert,
+)
+from coe_server.engines.machine import available_host_bytes, card_bytes
+from coe_server.errors import ConfigError
+
+
+def build_capacity(config: ServerConfig) -> Bytes:
+    """The tiers' capacities in bytes. Raises ConfigError if they are more than there is."""
+    available = available_host_bytes()
+    vllm = any(isinstance(expert, VllmExpert) for expert in config.experts)
+    platform = platform_of(config)
+    device, host = config.memory.device, config.memory.host
+    if not vllm:  # simulated and remote experts take no memory here: any figure is fine
+        return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
+    if platform == "cuda":
+        capacity = Bytes(_amount(device, card_bytes(), 0.9), _amount(host, available, 0.8))
+        taken = capacity.host
+    else:  # both tiers are this machine's RAM
+        capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
+        taken = capacity.device + capacity.host
+    if taken > available:
+        raise ConfigError(
+            f"memory: device and host ask for {mib(taken)} of RAM and only {mib(available)} are available; lower them"
+        )
+    return capacity
+
+
+def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
+    """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
+    holdings = {
+        expert.name: Holding(expert.name, expert.pin, expert.engine.footprint, pin=expert.pin) for expert in experts
+    }
+    standing = Standing.of(holdings.values())
+    for expert in experts:
+        match plan(standing, holdings[expert.name], capacity):
+            case Never(sentence):
+                raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
+
+
+def _amount(setting: int | Share | None, available: int, default_share: float) -> int:
+    if isinstance(setting, int):
+        return setting
+    return int(available * (setting.fraction if setting else default_share))

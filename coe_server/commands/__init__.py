@@ -1,0 +1,1 @@
+"""What `coe` does, a file for each command that is more than a few lines."""

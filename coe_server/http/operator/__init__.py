@@ -1,0 +1,1 @@
+"""The operator's side: experts and events, metrics, reloading."""
