@@ -41,7 +41,10 @@ console = Console(width=None if sys.stdout.isatty() else 150)
 
 @dataclass(frozen=True)
 class Asked:
-    """One answered question."""
+    """One answered question.
+
+    A stream that is kept alive has its headers before its wait is over: then the first token tells how long it was.
+    """
 
     question: str
     answer: str
@@ -125,7 +128,7 @@ def judged(row: dict[str, Any], answer: str, headers: Any, first_token_ms: float
         expert=headers["x-coe-expert"],
         reason=headers["x-coe-reason"],
         residency=headers["x-coe-residency"],
-        wait_ms=float(headers["x-coe-wait-ms"]),
+        wait_ms=float(headers.get("x-coe-wait-ms", first_token_ms)),
         first_token_ms=first_token_ms,
     )
 
