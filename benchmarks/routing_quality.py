@@ -111,6 +111,7 @@ def main() -> None:
     units = [unit for suite in options.suites for unit in _units(suite, options)]
     missing = [unit for unit in units if not (options.keep / unit.name).exists()]
     with ProcessPoolExecutor(options.jobs) as pool:
+        missing = [] if options.finished else missing
         for done, unit in enumerate(pool.map(_run, missing, [options.keep] * len(missing)), 1):
             print(f"{done} of {len(missing)}: {unit.name}", file=sys.stderr, flush=True)
     lines = ["| data | what | mean active B | score | gain, points | 95 % interval |", "|---|---|---|---|---|---|"]
@@ -131,6 +132,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-groups", action="store_true", help="leave out the part that leaves groups out")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=ROOT / "artifacts" / "quality", help="finished folds")
+    parser.add_argument("--finished", action="store_true", help="train nothing: a table of the seeds that are finished")
     parser.add_argument("--write", action="store_true", help="put the table into docs/routing-quality.md")
     return parser.parse_args()
 
@@ -176,17 +178,22 @@ def _left_out(unit: Unit, dataset: Dataset) -> Ints:
 def _table(suite: str, options: argparse.Namespace) -> list[str]:
     dataset = _dataset(suite, options.label)
     by_seed = [[Unit(suite, options.label, seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
+    by_seed = [units for units in by_seed if _are_finished(units, options.keep)]
     lines = []
     for objective, budget in SUITES[suite].budgets.items():
         if by_seed:
             chosen = np.stack([_pooled(units, objective, dataset, options.keep) for units in by_seed])
             what = "no budget" if budget is None else f"budget {budget:g} B, over the zero router at the cost spent"
             lines.append(_line(suite, f"by prompt, {what}", chosen, budget is not None, dataset))
-    if not options.no_groups:
-        units = [Unit(suite, options.label, -1, group) for group in range(len(np.unique(dataset.groups)))]
+    units = [Unit(suite, options.label, -1, group) for group in range(len(np.unique(dataset.groups)))]
+    if not options.no_groups and _are_finished(units, options.keep):
         chosen = _pooled(units, "quality", dataset, options.keep)[np.newaxis]
         lines.append(_line(suite, "each group left out, no budget", chosen, False, dataset))
     return lines
+
+
+def _are_finished(units: list[Unit], keep: Path) -> bool:
+    return all((keep / unit.name).exists() for unit in units)
 
 
 def _pooled(units: list[Unit], objective: str, dataset: Dataset, keep: Path) -> Ints:
