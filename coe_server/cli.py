@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from coe_server.app import build_server
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
@@ -69,6 +68,8 @@ def serve(
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
     """
+    from coe_server.app import build_server  # the web framework, which no other command waits for
+
     with mistakes_as_sentences():
         settings = load_config(config)
         write_log_to_stderr(settings.log.format)

@@ -1,4 +1,7 @@
-"""`coe-train`: turns recorded outcomes of your prompts on your experts into a router artifact."""
+"""`coe-train`: turns recorded outcomes of your prompts on your experts into a router artifact.
+
+What trains and measures is imported by the command that needs it: help, and `collect`, do not wait for scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,20 +27,12 @@ from router_training.collecting.bars import TerminalBars
 from router_training.collecting.settings import read_collect_config
 from router_training.collecting.tables import show_steps, show_tally
 from router_training.config import read_config
-from router_training.data.check_tables import show_report
 from router_training.data.dataset import read_dataset, split
-from router_training.data.dataset_check import check as check_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed, with_embeddings
-from router_training.data.near_duplicates import with_near_duplicates
-from router_training.evaluating.evaluation import evaluate as evaluate_artifact
-from router_training.evaluating.metrics import Bootstrap
-from router_training.evaluating.summary import show_evaluation
-from router_training.pipeline import FitResult
-from router_training.pipeline import fit as run_fit
 from router_training.probes import print_results
-from router_training.remap import remap
-from router_training.report.page import write_report
-from router_training.wishes import print_table, read_limits, read_wishes
+
+if TYPE_CHECKING:
+    from router_training.pipeline import FitResult
 
 Item = TypeVar("Item")
 
@@ -73,6 +68,8 @@ def fit(
     over mixing experts at random at the same cost) is certain, and it does no harm on groups left out.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
+    from router_training.pipeline import fit as run_fit
+
     with _in_one_sentence():
         result = run_fit(read_config(config), out, force, _with_progress_bar)
         _report(result)
@@ -87,6 +84,10 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
     Rows, categories, groups, each expert's coverage, near-duplicates, and what may make a router worse than it needs
     to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
     """
+    from router_training.data.check_tables import show_report
+    from router_training.data.dataset_check import check as check_dataset
+    from router_training.data.near_duplicates import with_near_duplicates
+
     with _in_one_sentence():
         settings = read_config(config)
         data = settings.data
@@ -113,6 +114,10 @@ def evaluate(
     Prints what matters most; --json keeps everything, with the keys of the artifact's evaluation.json. Only prompts
     with an outcome from every expert count. Objectives that are not shipped are measured too.
     """
+    from router_training.evaluating.evaluation import evaluate as evaluate_artifact
+    from router_training.evaluating.metrics import Bootstrap
+    from router_training.evaluating.summary import show_evaluation
+
     with _in_one_sentence():
         loaded = artifacts.load(artifact)
         prepare = _preparation(loaded, config)
@@ -194,6 +199,9 @@ def map_(
     Ratings (--feedback) move an expert's scores by as much as they can speak for: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
     """
+    from router_training.remap import remap
+    from router_training.wishes import print_table, read_limits, read_wishes
+
     with _in_one_sentence():
         wishes = read_wishes(
             budgets=budget,
@@ -212,6 +220,8 @@ def map_(
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Write report.html anew: one page with charts and tables on what the router gains, and where it fails."""
+    from router_training.report.page import write_report
+
     with _in_one_sentence():
         console.print(f"report: {write_report(artifact)}", markup=False)
 
