@@ -25,8 +25,3 @@ def vllm_environment():
 
 settings.register_profile("ours", deadline=None)  # a busy machine is slow, and slow is not wrong
 settings.load_profile("ours")
-
-
-def pytest_collection_modifyitems(items):
-    """Real engines first: of two processes one would else wait for them alone at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("vllm") is None)
