@@ -41,12 +41,28 @@ class Costs:
         """To the device from wherever it may be, and the victim's leaving before it."""
         return max(self._of("start"), self._of("wake")) + max(self._of("sleep"), self._of("stop"))
 
+    def patience(self, rests: int) -> float | None:
+        """Seconds after which its start is given up, so that others may start; None where no start was measured.
+
+        Four times the usual: a busy machine or cold files take two or three times as long. The machine may have
+        become slower for good, so each of the `rests` since its last answer doubles it.
+        """
+        usual = self._measured.get("start")
+        if usual is None:
+            return None
+        return max(_TIMES_AS_LONG * usual, _LEAST_PATIENCE_SECONDS) * 2.0 ** min(rests, _MOST_DOUBLINGS)
+
     def _learn(self, kind: str, seconds: float) -> None:
         known = self._measured.get(kind, seconds)
         self._measured[kind] = known + self._NEWEST_SHARE * (seconds - known)
 
     def _of(self, kind: str) -> float:
         return self._measured.get(kind, self._GUESSES[kind])
+
+
+_TIMES_AS_LONG = 4.0
+_LEAST_PATIENCE_SECONDS = 30.0
+_MOST_DOUBLINGS = 10
 
 
 def _kind(source: Tier, target: Tier) -> str:

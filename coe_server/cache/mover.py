@@ -24,7 +24,8 @@ class _PlanIsStale(Exception):
 
 
 class Mover:
-    """Runs plans side by side where the ledger allows it; engines start one at a time.
+    """Runs plans side by side where the ledger allows it; engines start one at a time, each for as long as its starts
+    are known to take and then some (`Costs.patience`), so that one that hangs does not hold up the others.
 
     With `one_at_a_time` every single move is alone: where what an engine takes or frees is seen only in the figures of
     the whole card, two moves at once would be taken for each other.
@@ -138,7 +139,7 @@ class Mover:
 
     async def _start(self, slot: Slot) -> None:
         """Start the engine and let the measured footprint replace the estimate that was reserved."""
-        await slot.engine.start()
+        await slot.engine.start(slot.costs.patience(slot.restarts.rests))
         self._own(self._bury_when_dead(slot))
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):

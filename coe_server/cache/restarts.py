@@ -10,6 +10,7 @@ FAILURES_IN_THE_WINDOW = 5  # with answers in between: each restart costs the ot
 WINDOW_SECONDS = 600.0
 SHORTEST_REST_SECONDS = 30.0
 LONGEST_REST_SECONDS = 960.0
+_MOST_DOUBLINGS = 10  # 2.0 ** 1024 is an error
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ class Restarts:
         if often:
             self.recent.clear()
         self.rests += 1
-        return min(SHORTEST_REST_SECONDS * 2.0 ** (self.rests - 1), LONGEST_REST_SECONDS)
+        return min(SHORTEST_REST_SECONDS * 2.0 ** min(self.rests - 1, _MOST_DOUBLINGS), LONGEST_REST_SECONDS)
 
     def answer(self) -> None:
         """It gave a whole answer: what was before does not count as a row any more."""

@@ -225,7 +225,7 @@ class _TimedEngine:
         self.footprint = footprint
         self._timing = timing
 
-    async def start(self) -> None:
+    async def start(self, within_seconds: float | None = None) -> None:
         await asyncio.sleep(self._timing.start_seconds)
 
     async def sleep(self) -> None:

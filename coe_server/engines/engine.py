@@ -61,9 +61,10 @@ class Engine(Protocol):
     def footprint(self) -> Footprint:
         """An estimate before the first start (never too small on purpose), measured afterwards."""
 
-    async def start(self) -> None:
-        """From no process to answering on the device. Raises `EngineStartFailed`; then nothing is left behind.
+    async def start(self, within_seconds: float | None = None) -> None:
+        """From no process to answering on the device, in that time if one is given and within limits of its own.
 
+        Raises `EngineStartFailed`; then nothing is left behind.
         After a death, a start without a stop in between may use the image that the dead process left.
         """
 

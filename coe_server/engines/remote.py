@@ -28,7 +28,7 @@ class RemoteEngine:
     def footprint(self) -> Footprint:
         return Footprint(device_awake=0)
 
-    async def start(self) -> None:
+    async def start(self, within_seconds: float | None = None) -> None:
         """Nothing to do: connections are made when they are needed."""
 
     async def sleep(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.simulated_answers import Script, script
-from coe_server.errors import EngineDied
+from coe_server.errors import EngineDied, EngineStartFailed
 
 
 class SimulatedEngine:
@@ -44,7 +44,10 @@ class SimulatedEngine:
     def footprint(self) -> Footprint:
         return Footprint(device_awake=self._weights_bytes, host_image=self._weights_bytes)
 
-    async def start(self) -> None:
+    async def start(self, within_seconds: float | None = None) -> None:
+        if within_seconds is not None and within_seconds < self._start_seconds:
+            await self._pause(within_seconds)
+            raise EngineStartFailed(f"engine '{self._name}' was not up within {within_seconds:g} s")
         await self._pause(self._start_seconds)
         self._running = True
         self._died.clear()

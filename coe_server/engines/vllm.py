@@ -55,21 +55,17 @@ class VllmEngine:
     def footprint(self) -> Footprint:
         return self._footprint
 
-    async def start(self) -> None:
+    async def start(self, within_seconds: float | None = None) -> None:
         await self._end_run()  # what is left of a run that died; its image serves this one
         self._died.clear()
         try:
-            run = self._run = await self._launched()
-            await run.until_healthy()
-            await self._secure_image(run)
-            self._footprint = await self._measured(run)
-            await self._check_canary(run)
-            if self._launch.platform == "cuda" and self._launch.can_sleep:
-                await self._rehearse(run)
+            async with asyncio.timeout(within_seconds):
+                run = await self._come_up()
         except (EngineError, OSError) as error:
             lines = last_lines(self._log)
             await self.stop()
-            raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {error}\n{lines}") from error
+            reason = error if within_seconds is None else _in_words(error, within_seconds)
+            raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {reason}\n{lines}") from error
         except BaseException:
             await self.stop()
             raise
@@ -108,6 +104,16 @@ class VllmEngine:
         """The sleeping worker's own account (CPU only): exact bytes, image writes, seconds of the last moves."""
         report: dict[str, float] = await self._living_run().ask_worker("memory_report")
         return report
+
+    async def _come_up(self) -> VllmRun:
+        run = self._run = await self._launched()
+        await run.until_healthy()
+        await self._secure_image(run)
+        self._footprint = await self._measured(run)
+        await self._check_canary(run)
+        if self._launch.platform == "cuda" and self._launch.can_sleep:
+            await self._rehearse(run)
+        return run
 
     async def _rehearse(self, run: VllmRun) -> None:
         """On a GPU the first sleep is the slow one (it pins host memory for the weights; later ones use it again) and
@@ -228,6 +234,12 @@ class VllmEngine:
     @property
     def _log(self) -> Path:
         return log_path(self._launch.log_directory, self._launch.name)
+
+
+def _in_words(error: Exception, within_seconds: float) -> str:
+    if isinstance(error, TimeoutError):
+        return f"not up within {within_seconds:.0f} s, far longer than its starts have taken"
+    return str(error)
 
 
 async def _at_least(wanted: int, size_bytes: Callable[[], int]) -> int:

@@ -56,8 +56,13 @@ class FakeEngine:
         self.gate.set()
         self.life = Life()
 
-    async def start(self):
-        await self._move("start", self.footprint.device_awake, self.footprint.host)
+    async def start(self, within_seconds=None):
+        try:
+            async with asyncio.timeout(within_seconds):
+                await self._move("start", self.footprint.device_awake, self.footprint.host)
+        except TimeoutError:
+            await self.stop()
+            raise EngineStartFailed(f"{self.name} was not up within {within_seconds:g} s") from None
         self.life = Life()
 
     async def sleep(self):

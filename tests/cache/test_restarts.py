@@ -26,6 +26,11 @@ def test_after_a_rest_there_is_one_try_and_each_rest_is_twice_as_long_up_to_the_
     assert rests == [30, 60, 120, 240, 480, 960, LONGEST_REST_SECONDS, LONGEST_REST_SECONDS]
 
 
+def test_an_expert_that_never_comes_up_again_may_be_tried_for_years():
+    restarts = Restarts()
+    assert [restarts.fail(1e6 * number, hopeless=True) for number in range(2_000)][-1] == LONGEST_REST_SECONDS
+
+
 def test_an_answer_ends_the_row():
     restarts = Restarts()
     restarts.fail(0.0, hopeless=True)

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.simulated import SimulatedEngine
-from coe_server.errors import EngineDied
+from coe_server.errors import EngineDied, EngineStartFailed
 
 
 class Clock:
@@ -139,6 +139,21 @@ def test_moves_take_the_stated_time_and_a_request_to_a_sleeper_waits() -> None:
         await running.stop()
         with pytest.raises(EngineDied):
             await running.wake()
+
+    asyncio.run(story())
+
+
+def test_a_start_that_takes_longer_than_it_may_fails_when_its_time_is_over() -> None:
+    async def story() -> None:
+        clock = Clock()
+        running = engine(clock)
+        with pytest.raises(EngineStartFailed, match="'pretend' was not up within 39 s"):
+            await running.start(within_seconds=39)
+        assert clock.pauses == [39]
+        with pytest.raises(EngineDied):
+            await running.wake()
+        await running.start(within_seconds=40)
+        await running.wake()
 
     asyncio.run(story())
 

@@ -263,9 +263,9 @@ class Breaking(SimulatedEngine):
         self.deaths = deaths
         self.starts = 0
 
-    async def start(self):
+    async def start(self, within_seconds=None):
         self.starts += 1
-        await super().start()
+        await super().start(within_seconds)
 
     def send(self, request):
         if self.deaths:

@@ -275,9 +275,9 @@ def test_the_official_client_takes_no_notice_of_signs_of_life():
 @pytest.mark.parametrize("who_dies", [["linguist"], list(SIZES)], ids=["one", "all"])
 def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_stream(router, who_dies):
     class SlowBreaking(Breaking):
-        async def start(self):
+        async def start(self, within_seconds=None):
             await asyncio.sleep(0.2)  # the engine's own time
-            await super().start()
+            await super().start(within_seconds)
 
     experts = {name: SlowBreaking(name, [DiesAtOnce] * 9 if name in who_dies else []) for name in SIZES}
     with running_server(experts, router=router, keepalive_seconds=0.05) as server:
