@@ -144,7 +144,7 @@ class ReloadRefused(CoeError):
 
 
 class Overloaded(CoeError):
-    """A queue is full. `retry_after_seconds` is our estimate of when it will not be."""
+    """A queue is full. `retry_after_seconds`: by then those who wait now should have been let in."""
 
     status = 429
     type = "rate_limit_error"

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
+from coe_server.cache.forecast import Forecast
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
@@ -78,6 +79,10 @@ class Conductor:
         """What it would take to bring this expert to the device now."""
         self._overview.refresh()
         return plan(self._overview.standing, self._overview.holding(slot), self._capacity)
+
+    def forecast(self) -> Forecast:
+        """When everybody's turn comes, as things are now."""
+        return self._overview.forecast(self._clock(), self._limits, self._capacity)
 
     def _conduct(self) -> None:
         self._overview.refresh()

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from math import ceil
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
+from coe_server.cache.forecast import Forecast
 from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
@@ -156,6 +156,7 @@ class ExpertCache:
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""
+        forecast = self._conductor.forecast()
         return tuple(
             ExpertStatus(
                 name=slot.name,
@@ -167,7 +168,7 @@ class ExpertCache:
                 pin=slot.pin,
                 last_move=slot.last_move,
                 failure=slot.failure.reason if slot.failure else None,
-                predicted_wait_seconds=self._predicted_wait(slot),
+                predicted_wait_seconds=self._predicted_wait(slot, forecast),
             )
             for slot in self._slots.values()
         )
@@ -196,7 +197,7 @@ class ExpertCache:
         return wait_bound_seconds(limits, len(sharing), slowest)
 
     def _sharing(self) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
+        return [slot for slot in self._slots.values() if slot.shares_the_device]
 
     def _admit(self, slot: Slot) -> None:
         while slot.waiters and slot.admits and slot.leases < self.limits.max_concurrency:
@@ -262,17 +263,29 @@ class ExpertCache:
         if slot.failure is not None:
             raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - self._clock()))
         if len(slot.waiters) >= self.limits.queue_limit:
-            raise Overloaded(
-                f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", self._predicted_wait(slot)
-            )
+            raise self._overloaded(f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", slot)
         if self._waiting >= self.limits.queue_limit_total:
-            raise Overloaded(f"{self._waiting} requests already wait", self._predicted_wait(slot))
+            raise self._overloaded(f"{self._waiting} requests already wait", slot)
 
-    def _predicted_wait(self, slot: Slot) -> float:
-        """Seconds until a request that came now would be granted a lease, if nobody else needs the device."""
+    def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
+        return Overloaded(sentence, self._predicted_wait(slot, self._conductor.forecast()))
+
+    def _predicted_wait(self, slot: Slot, forecast: Forecast) -> float:
+        """Seconds until a request that came now would be granted a lease, as the queues are now."""
         ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
-        rounds = ceil((ahead + 1) / self.limits.max_concurrency) - 1
-        return slot.switch_seconds() + rounds * slot.costs.service
+        rounds = ahead // self.limits.max_concurrency
+        return self._until_up(slot, forecast) + rounds * slot.costs.service
+
+    def _until_up(self, slot: Slot, forecast: Forecast) -> float:
+        """Seconds until it is on the device and lets in those who come now."""
+        if slot.expert.remote or (slot.settled and not slot.draining):
+            return 0.0
+        if slot.name in forecast.until:
+            return forecast.until[slot.name]
+        if slot.moving is not None and slot.moving.target is Tier.DEVICE:
+            return slot.seconds_left(self._clock())
+        rests = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
+        return forecast.after_all(rests is Tier.DISK) + slot.costs.move(rests, Tier.DEVICE)
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:

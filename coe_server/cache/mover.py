@@ -100,7 +100,7 @@ class Mover:
         try:
             alone = move.source is Tier.DISK or self._one_at_a_time
             async with self._one_start if alone else nullcontext():
-                began = self._clock()
+                slot.moving_since = began = self._clock()
                 await self._act(slot, move)
                 seconds = self._clock() - began
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from coe_server.cache.forecast import Ahead, Forecast
 from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.policy import Policy
-from coe_server.cache.scheduler import Queue
+from coe_server.cache.scheduler import Limits, Queue, turns
 from coe_server.cache.slot import Slot
-from coe_server.cache.tiers import Tier
+from coe_server.cache.tiers import Bytes, Tier
 
 
 class Overview:
@@ -61,6 +62,18 @@ class Overview:
         """Nobody waits for an expert to be brought, and none is on its way anywhere."""
         return not self._queues and not self.moving
 
+    def forecast(self, now: float, limits: Limits, capacity: Bytes) -> Forecast:
+        """When everybody's turn comes if nobody else is asked for."""
+        self.refresh()
+        order = turns(self._queues.values(), now, limits.max_wait_seconds, self._policy)
+        waiting = [self._slots[turn.expert] for turn in order]
+        here = [self._slots[name] for name in self.standing.tiers[Tier.DEVICE]]
+        places = [_can_leave_in(slot, now, limits) for slot in here if slot.shares_the_device]
+        largest = max((slot.engine.footprint.device_awake for slot in waiting or here), default=0)
+        places += [0.0] * ((capacity - self.standing.used).device // max(largest, 1))
+        starting = (slot.seconds_left(now) for slot in self.moving.values() if slot.is_starting)
+        return Forecast((_ahead(slot, limits) for slot in waiting), places, max(starting, default=0.0))
+
     def queues(self) -> tuple[Queue, ...]:
         """Who waits for a turn and could have one: engines start one at a time.
 
@@ -72,6 +85,18 @@ class Overview:
         if self.starting:
             return tuple(queue for name, queue in self._queues.items() if self._slots[name].tier is not Tier.DISK)
         return tuple(self._queues.values())
+
+
+def _ahead(slot: Slot, limits: Limits) -> Ahead:
+    serving = slot.serving_seconds(len(slot.waiters), limits.max_concurrency)
+    return Ahead(slot.name, slot.tier is Tier.DISK, slot.switch_seconds(), serving)
+
+
+def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
+    """Seconds until an expert on the device, or on its way there, can have left it."""
+    goes_on = slot.leases + (slot.gate if slot.draining else len(slot.waiters))
+    down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
+    return slot.seconds_left(now) + slot.serving_seconds(goes_on, limits.max_concurrency) + down
 
 
 def _keep(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:

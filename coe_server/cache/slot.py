@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import ceil
 
 from coe_server.cache.costs import Costs
 from coe_server.cache.demand import Demand
@@ -72,6 +73,7 @@ class Slot:
     costs: Costs
     tier: Tier = Tier.DISK
     moving: Move | None = None
+    moving_since: float | None = None  # None: it still waits for room, or in line
     leases: int = 0
     gate: int = 0  # waiters that were there when its turn began: they are served before it may be drained
     draining: bool = False
@@ -143,6 +145,11 @@ class Slot:
         return State(self.tier.value)
 
     @property
+    def shares_the_device(self) -> bool:
+        """Somebody else may come in its place."""
+        return self.pin is not Tier.DEVICE and not self.expert.remote
+
+    @property
     def is_leaving(self) -> bool:
         """On its way to a lower tier: it will free memory."""
         return self.moving is not None and self.moving.target.depth > self.moving.source.depth
@@ -180,9 +187,18 @@ class Slot:
             return self.worth(retention)
         return self.credit * self.costs.move(Tier.DISK, Tier.DEVICE) / max(self.engine.footprint.host, 1)
 
+    def serving_seconds(self, requests: int, max_concurrency: int) -> float:
+        """Seconds in which it has answered so many, going by those it has answered so far."""
+        return ceil(requests / max_concurrency) * self.costs.service
+
     def switch_seconds(self) -> float:
         """Measured seconds until it could answer: its own move to the device (0 if it is there)."""
         return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
+
+    def seconds_left(self, now: float) -> float:
+        """Of its way to the device, if it takes as long as usual."""
+        begun = now if self.moving_since is None else self.moving_since
+        return max(0.0, self.switch_seconds() - (now - begun))
 
     def queue(self) -> Queue:
         """Those who wait for it, as the scheduler sees them."""
@@ -211,7 +227,7 @@ class Slot:
 
     def depart(self, move: Move) -> None:
         """From now on it admits nobody, until `halt`."""
-        self.moving = move
+        self.moving, self.moving_since = move, None
         self.still.clear()
 
     def halt(self) -> None:

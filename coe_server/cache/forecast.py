@@ -1,0 +1,53 @@
+"""Pure: how long a request would wait for its turn if nobody else came: the turns ahead of it, dealt to the places on
+the device. No clock, no I/O; seconds in, seconds out. An estimate, not a promise: see `wait_bound_seconds` for that."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """An expert whose turn comes, as far as those behind it are concerned."""
+
+    expert: str
+    from_disk: bool
+    switch_seconds: float
+    serving_seconds: float  # of those who wait for it, once it is there
+
+
+class Forecast:
+    """When each of `turns`, first one first, will have its expert on the device.
+
+    `places`: for each expert that shares the device, in how many seconds it can have left it. Engines start one at a
+    time, the next one from `starts_from` on; while one starts, whoever else has a place goes on, and wakes take the
+    places that become free.
+    """
+
+    def __init__(self, turns: Iterable[Ahead], places: Iterable[float], starts_from: float) -> None:
+        self.until: dict[str, float] = {}  # expert -> seconds
+        self._places = list(places) or [0.0]
+        heapq.heapify(self._places)
+        self._starts_from = starts_from
+        later = []
+        for turn in turns:
+            if turn.from_disk and (later or self._starts_from > self._places[0]):
+                later.append(turn)
+            else:
+                self._give(turn)
+        self._wakes_from = self._places[0]
+        for turn in later:
+            self._give(turn)
+
+    def after_all(self, from_disk: bool) -> float:
+        """When an expert can begin to come whose turn is the last."""
+        return max(self._places[0], self._starts_from) if from_disk else self._wakes_from
+
+    def _give(self, turn: Ahead) -> None:
+        begins = max(heapq.heappop(self._places), self._starts_from if turn.from_disk else 0.0)
+        up = self.until[turn.expert] = begins + turn.switch_seconds
+        if turn.from_disk:
+            self._starts_from = up
+        heapq.heappush(self._places, up + turn.serving_seconds)
