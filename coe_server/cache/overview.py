@@ -70,7 +70,8 @@ class Overview:
         here = [self._slots[name] for name in self.standing.tiers[Tier.DEVICE]]
         places = [_can_leave_in(slot, now, limits) for slot in here if slot.shares_the_device]
         largest = max((slot.engine.footprint.device_awake for slot in waiting or here), default=0)
-        places += [0.0] * ((capacity - self.standing.used).device // max(largest, 1))
+        free = (capacity - self.standing.used).device // max(largest, 1)
+        places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
         starting = (slot.seconds_left(now) for slot in self.moving.values() if slot.is_starting)
         return Forecast((_ahead(slot, limits) for slot in waiting), places, max(starting, default=0.0))
 

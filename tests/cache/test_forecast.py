@@ -86,3 +86,11 @@ def test_a_start_waits_for_the_one_before_and_no_wake_waits_for_it():
 
 def test_where_nobody_can_leave_there_is_nothing_to_foretell():
     assert Forecast([ahead("a")], [], 0.0).until == {"a": 2}
+
+
+def test_a_device_with_room_for_everybody_is_looked_at_as_quickly():
+    async def story():
+        cache = ExpertCache([Expert("a", engine("a"), costs=COSTS)], Bytes(10**18, 10**18), Limits())
+        assert [one.predicted_wait_seconds for one in cache.status()] == [8.0]
+
+    run_virtually(story())
