@@ -31,7 +31,7 @@ class Forecast:
         self._places = list(places) or [0.0]
         heapq.heapify(self._places)
         self._starts_from = starts_from
-        later = []
+        later: list[Ahead] = []
         for turn in turns:
             if turn.from_disk and (later or self._starts_from > self._places[0]):
                 later.append(turn)
