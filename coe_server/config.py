@@ -174,6 +174,11 @@ def load_config(path: Path) -> ServerConfig:
     return _with_paths_from(config, path.resolve().parent)
 
 
+def inherited_environment() -> dict[str, str]:
+    """The environment of this process as it is now; engines find their downloads by it."""
+    return dict(os.environ)
+
+
 def secret_from_environment(key: str, variable: str) -> str:
     """The value of an environment variable that a setting names; ConfigError if it is not set."""
     value = os.environ.get(variable)

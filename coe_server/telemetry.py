@@ -102,8 +102,14 @@ BANDWIDTH = Metric(
 )
 SWITCHES = Metric("coe_switches", "counter", "Moves to the device that pushed another expert off.", ("expert",))
 FAILURES = Metric("coe_expert_failures", "counter", "Failures of engines and moves.", ("expert",))
-PREFETCHES = Metric("coe_prefetches", "counter", "Experts brought to the device before anybody asked.")
-USEFUL_PREFETCHES = Metric("coe_useful_prefetches", "counter", "Of those, the ones asked for before they left.")
+PREFETCHES = Metric(
+    "coe_prefetches",
+    "counter",
+    "Done before anybody asked: brought to the device, sent to sleep for room, read into the page cache.",
+    ("kind",),
+)
+USEFUL_PREFETCHES = Metric("coe_useful_prefetches", "counter", "Of those, the ones that turned out useful.", ("kind",))
+WASTED_PREFETCHES = Metric("coe_wasted_prefetches", "counter", "Of those, the ones that did not.", ("kind",))
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(vars().values()) if isinstance(value, Metric))
 
@@ -183,7 +189,7 @@ class Telemetry:
                 self.bandwidth[tiers] = max(pace, self.bandwidth.get(tiers, 0.0))
 
 
-_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, UNLOGGED, FEEDBACK}
+_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, WASTED_PREFETCHES, UNLOGGED, FEEDBACK}
 _COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - _LOOKED_UP
 
 

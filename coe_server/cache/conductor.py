@@ -7,12 +7,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from coe_server.cache.forecast import Forecast
+from coe_server.cache.guesses import Guess, Guesses
+from coe_server.cache.lookahead import Lookahead, WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
-from coe_server.cache.prefetch import LEAST_CHANCE, Prospect, prefetch
-from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
+from coe_server.cache.prefetch import LEAST_CHANCE, LEAST_CHANCE_TO_READ, LEAST_DEMAND_TO_READ, Prospect, prefetch
+from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured, turns
 from coe_server.cache.slot import Slot
 from coe_server.cache.succession import Succession
 from coe_server.cache.tiers import Bytes, Tier
@@ -35,11 +37,13 @@ class Conductor:
         clock: Callable[[], float],
         admit: Callable[[Slot], None],
         changed: asyncio.Event,
+        reader: WeightReader | None,
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
         self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
-        self.prefetches = 0  # experts brought on a guess
+        self.guesses = Guesses()
         self._prefetching: Slot | None = None
+        self._lookahead = None if reader is None else Lookahead(reader, self.guesses, events, clock, changed.set)
         self.succession = Succession()
         self._slots = slots
         self._mover = mover
@@ -57,10 +61,19 @@ class Conductor:
 
     async def run(self) -> None:
         """Conduct until cancelled."""
-        while True:
-            self._changed.clear()
-            self._conduct()
-            await self._something_can_have_changed()
+        try:
+            while True:
+                self._changed.clear()
+                self._conduct()
+                await self._something_can_have_changed()
+        finally:
+            if self._lookahead is not None:
+                await self._lookahead.close()
+
+    def asked_for(self, name: str) -> None:
+        """A request for this expert has come."""
+        self.succession.note(name)
+        self.guesses.wrong(Guess.ROOM, name)
 
     def begin(self, plan_: Plan) -> None:
         """Start a plan; the expert it brings admits at least those who wait for it now."""
@@ -71,9 +84,17 @@ class Conductor:
         goal.pushed_out = False
         for name in plan_.victims:
             self._slots[name].pushed_out = name != goal.name
+        if any(move.target is Tier.DEVICE for move in plan_.moves):
+            self._see_who_comes(goal)
         if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
             self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
+
+    def _see_who_comes(self, goal: Slot) -> None:
+        for name in self.guesses.open(Guess.ROOM):
+            self.guesses.right(Guess.ROOM, name)
+        if self._lookahead is not None and goal.tier is Tier.DISK:
+            self._lookahead.starts(goal.name)
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
@@ -87,6 +108,7 @@ class Conductor:
     def _conduct(self) -> None:
         self._overview.refresh()
         self._end_cooldowns()
+        self._see_who_left_unasked()
         queues = self._overview.queues()
         self._follow_orders(queues)
         for slot in tuple(self._overview.at_hand.values()):
@@ -96,6 +118,8 @@ class Conductor:
         self._prefetch()
         self._retire_idle()
         self._overview.refresh()
+        if self._lookahead is not None and self._limits.prefetch:
+            self._lookahead.read(self._whose_files(self._lookahead), self._unclaimed())
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
         seen = self._overview
@@ -163,15 +187,53 @@ class Conductor:
         self.begin(way)
         if target is Tier.DEVICE:
             self._prefetching = goal
-            goal.prefetched = True
-            self.prefetches += 1
+            self.guesses.begin(Guess.DEVICE, goal.name)
         else:
+            self.guesses.begin(Guess.ROOM, goal.name)
             goal.pushed_out = True  # it may come back on a guess, too
+
+    def _see_who_left_unasked(self) -> None:
+        for name in self.guesses.open(Guess.DEVICE):
+            if self._slots[name].moving is None and self._slots[name].tier is not Tier.DEVICE:
+                self.guesses.wrong(Guess.DEVICE, name)
+
+    def _whose_files(self, lookahead: Lookahead) -> str | None:
+        """Whose files to read: of those who would have to start, the next whose turn it is, or while none waits or
+        starts the one that is to be preloaded next or is likely to be asked for again."""
+        queues = self._overview.queued_on_disk()
+        if queues:
+            order = turns(queues, self._clock(), self._limits.max_wait_seconds, self._policy)
+            return next((turn.expert for turn in order if not lookahead.has_read(turn.expert)), None)
+        if self._preloads:
+            return self._preloads[0] if not lookahead.has_read(self._preloads[0]) else None
+        if self._overview.starting:
+            return None
+        chances = self._chances()
+        likely = [
+            name
+            for name, chance in chances.items()
+            if chance >= LEAST_CHANCE_TO_READ and self._may_be_read(name) and not lookahead.has_read(name)
+        ]
+        if lookahead.reading in likely:
+            return lookahead.reading
+        return max(likely, key=lambda name: chances[name] * self._slots[name].switch_seconds(), default=None)
+
+    def _unclaimed(self) -> Bytes:
+        """What experts may still take."""
+        return self._capacity - self._overview.standing.used
+
+    def _may_be_read(self, name: str) -> bool:
+        slot = self._slots[name]
+        idle_on_disk = slot.tier is Tier.DISK and slot.moving is None and slot.failure is None
+        return idle_on_disk and slot.demand.at(self._clock()) >= LEAST_DEMAND_TO_READ
+
+    def _chances(self) -> dict[str, float]:
+        now = self._clock()
+        return self.succession.chances({slot.name: slot.demand.at(now) for slot in self._slots.values()})
 
     def _prospects(self) -> Iterator[Prospect]:
         """Whoever is on the device or may be asked for next; only those who had to leave may come on a guess."""
-        now = self._clock()
-        chances = self.succession.chances({slot.name: slot.demand.at(now) for slot in self._slots.values()})
+        chances = self._chances()
         for slot in self._slots.values():
             chance, here = chances[slot.name], slot.tier is Tier.DEVICE
             if not slot.expert.remote and (here or chance >= LEAST_CHANCE):

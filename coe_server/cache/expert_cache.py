@@ -11,7 +11,9 @@ from functools import partial
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
 from coe_server.cache.forecast import Forecast
+from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
+from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
@@ -51,6 +53,7 @@ class ExpertCache:
         clock: Callable[[], float] = time.monotonic,
         policy: Policy = OURS,
         one_move_at_a_time: bool = False,
+        reader: WeightReader | None = None,
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)
@@ -63,7 +66,6 @@ class ExpertCache:
         }
         self._waiting = 0
         self._closing = False
-        self.useful_prefetches = 0  # of `prefetches`, those that were asked for before they left
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
             self._slots,
@@ -75,7 +77,16 @@ class ExpertCache:
             one_move_at_a_time,
         )
         self._conductor = Conductor(
-            self._slots, mover, self.events, capacity, limits, policy, clock, admit=self._admit, changed=self._changed
+            self._slots,
+            mover,
+            self.events,
+            capacity,
+            limits,
+            policy,
+            clock,
+            admit=self._admit,
+            changed=self._changed,
+            reader=reader,
         )
 
     @property
@@ -84,9 +95,9 @@ class ExpertCache:
         return self._conductor.ready
 
     @property
-    def prefetches(self) -> int:
-        """Experts brought to the device before anybody asked for them."""
-        return self._conductor.prefetches
+    def guesses(self) -> Guesses:
+        """What was done before anybody asked for it, and whether it was useful."""
+        return self._conductor.guesses
 
     async def run(self) -> None:
         """Move experts as requests need them until cancelled, then put every expert on disk."""
@@ -111,7 +122,7 @@ class ExpertCache:
         slot = self._slot(name)
         self._refuse_what_cannot_be(slot)
         slot.demand.add(self._clock())
-        self._conductor.succession.note(name)
+        self._conductor.asked_for(name)
         waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
         self._waiting += 1
         self._admit(slot)
@@ -221,9 +232,7 @@ class ExpertCache:
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
         slot.use(self._conductor.inflation)
-        if slot.prefetched:
-            slot.prefetched = False
-            self.useful_prefetches += 1
+        self.guesses.right(Guess.DEVICE, slot.name)
         granted, life = self._clock(), slot.gone
         acts = LeaseActs(
             give_back=partial(self._give_back, slot, life, granted),

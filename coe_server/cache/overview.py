@@ -57,6 +57,10 @@ class Overview:
         """For an expert that would have to be brought."""
         return bool(self._queues)
 
+    def queued_on_disk(self) -> tuple[Queue, ...]:
+        """Who waits for an engine to be started that is not on its way yet."""
+        return tuple(queue for name, queue in self._queues.items() if self._slots[name].tier is Tier.DISK)
+
     @property
     def calm(self) -> bool:
         """Nobody waits for an expert to be brought, and none is on its way anywhere."""

@@ -9,6 +9,8 @@ from coe_server.cache.planner import Holding, Move, Plan
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 
 LEAST_CHANCE = 0.005  # who is less likely to be asked for next is left out of account
+LEAST_CHANCE_TO_READ = 0.05  # of being asked for next, for its weight files to be worth reading
+LEAST_DEMAND_TO_READ = 0.25  # of one request just now: nobody's files are read over and over who is not asked for
 LEAST_GAIN = 0.1  # of the seconds that the moves take: for less than that nothing is moved
 _LEAST_GAIN_SECONDS = 0.001  # nobody notices less, and measured costs are no more exact
 _MOST_LIKELY = 3  # only the first few are worth bringing

@@ -87,7 +87,6 @@ class Slot:
     uses: int = 0  # in all
     uses_here: int = 0  # since it last came to the device
     pushed_out: bool = False  # it left the device because somebody else needed the room
-    prefetched: bool = False  # it came on a guess and has not been asked for yet
     demand: Demand = field(default_factory=Demand)
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     last_move: MoveRecord | None = None

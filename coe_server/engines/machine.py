@@ -14,10 +14,21 @@ from coe_server.errors import ConfigError, EngineError
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Host memory that can be had: what the kernel calls available, or the control group's limit if that is less."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
-    assert match is not None, "Linux has had MemAvailable since 3.14"
-    limits = (_cgroup_limit(cgroups / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
-    return min([int(match[1]) * 1024, *(limit for limit in limits if limit is not None)])
+    limits = (_cgroup_bytes(cgroups / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
+    return min([_memory_available(proc), *(limit for limit in limits if limit is not None)])
+
+
+def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that could be taken now.
+
+    In a control group it is rather too little: page cache counts as used there.
+    """
+    free = [_memory_available(proc)]
+    for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        limit, used = (_cgroup_bytes(cgroups / name) for name in names)
+        if limit is not None and used is not None:
+            free.append(limit - used)
+    return min(free)
 
 
 def card_bytes() -> int:
@@ -40,7 +51,13 @@ def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> floa
     return size_bytes / best
 
 
-def _cgroup_limit(file: Path) -> int | None:
+def _memory_available(proc: Path) -> int:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    assert match is not None, "Linux has had MemAvailable since 3.14"
+    return int(match[1]) * 1024
+
+
+def _cgroup_bytes(file: Path) -> int | None:
     try:
         text = file.read_text().strip()
     except OSError:

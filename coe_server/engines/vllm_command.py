@@ -12,6 +12,7 @@ from typing import Literal
 from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
+from coe_server.engines.weight_files import weight_files
 from coe_server.errors import ConfigError
 
 Platform = Literal["cpu", "cuda"]
@@ -141,9 +142,8 @@ def model_bytes(model: str) -> int | None:
         if model.startswith(("/", "./", "../", "~")):
             raise ConfigError(f"there is no model folder '{model}'")
         return _bytes_by_name(model)
-    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.gguf"):
-        if files := list(folder.glob(pattern)):
-            return sum(file.stat().st_size for file in files)
+    if files := weight_files(folder):
+        return sum(file.stat().st_size for file in files)
     raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
 
 

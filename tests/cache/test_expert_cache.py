@@ -629,10 +629,10 @@ def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room
             engines["b"].die()
             await settle()
             assert status(cache, "a").residency == "device"
-            assert (cache.prefetches, cache.useful_prefetches) == (1, 0)
+            assert (cache.guesses.begun["device"], cache.guesses.useful["device"]) == (1, 0)
             with await cache.lease("a") as lease:
                 assert lease.waited_seconds < 0.01
-            assert (cache.prefetches, cache.useful_prefetches) == (1, 1)
+            assert (cache.guesses.begun["device"], cache.guesses.useful["device"]) == (1, 1)
             assert status(cache, "b").residency == "disk"
 
     run(story())
@@ -646,7 +646,7 @@ def test_an_idle_expert_makes_room_before_somebody_else_asks_for_it():
             await settle()
             assert [status(cache, name).residency for name in "abcd"] == ["host"] * 4
             assert engines["d"].calls == ["start", "sleep"]
-            assert cache.prefetches == 0  # nobody came on a guess
+            assert cache.guesses.begun["device"] == 0  # nobody came on a guess
 
     run(story())
 
@@ -674,7 +674,8 @@ def test_a_guess_is_given_up_for_somebody_who_waits():
             assert engines["a"].calls == ["start", "stop", "start"]  # and it hangs in there
             (await cache.lease("b")).release()
             assert engines["a"].calls[-1] == "stop"
-            assert cache.useful_prefetches == 0
+            assert cache.guesses.useful["device"] == 0
+            assert cache.guesses.wasted["device"] == 1
 
     run(story())
 

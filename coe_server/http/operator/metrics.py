@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from coe_server import telemetry as named
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.guesses import Guess
 from coe_server.http.service import Service
 from coe_server.http.traffic import Traffic
 from coe_server.telemetry import Metric, Telemetry
@@ -66,8 +67,12 @@ def _experts(cache: ExpertCache) -> Iterator[Family]:
     yield _family(named.LEASES, {(one.name,): one.leases for one in found})
     yield _family(named.QUEUED, {(one.name,): one.queued for one in found})
     yield _family(named.WAIT_BOUND, {(): cache.wait_bound_seconds()})
-    yield _family(named.PREFETCHES, {(): cache.prefetches})
-    yield _family(named.USEFUL_PREFETCHES, {(): cache.useful_prefetches})
+    for metric, counts in (
+        (named.PREFETCHES, cache.guesses.begun),
+        (named.USEFUL_PREFETCHES, cache.guesses.useful),
+        (named.WASTED_PREFETCHES, cache.guesses.wasted),
+    ):
+        yield _family(metric, {(guess.value,): counts[guess] for guess in Guess})
 
 
 def _tiers(cache: ExpertCache, telemetry: Telemetry) -> Iterator[Family]:
