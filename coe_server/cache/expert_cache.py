@@ -136,6 +136,12 @@ class ExpertCache:
         finally:
             self._waiting -= 1
 
+    def grants_at_once(self, name: str) -> bool:
+        """Whether a lease that is asked for now does not have to wait."""
+        slot = self._slot(name)
+        has_room = slot.admits and slot.leases < self.limits.max_concurrency
+        return has_room and not slot.waiters and self._policy.collates
+
     def departure_of(self, name: str) -> asyncio.Event:
         """Set when the expert has left the device, the next time it does."""
         return self._slot(name).left

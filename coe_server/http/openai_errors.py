@@ -48,8 +48,14 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
     return Response(body, error.status, all_headers, media_type="application/json")
 
 
+def unexpected(error: Exception) -> CoeError:
+    """What a caller is told of a mistake of ours; the log gets all of it."""
+    logger.error("a request failed unexpectedly", exc_info=error)
+    return CoeError("the server met an error of its own; its log has the details")
+
+
 def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
-    """Nothing leaves the service as a traceback or in another shape."""
+    """The framework's own refusals leave in our shape, too; see `Entrance` for what nobody expects."""
 
     def told(request: Request, error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
         telemetry.count(ERRORS, error.code)
@@ -72,11 +78,6 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
         return told(request, shaped, error.headers)
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        logger.error("a request failed unexpectedly", exc_info=error)
-        return told(request, CoeError("the server met an error of its own; its log has the details"))
-
     app.add_exception_handler(CoeError, ours)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, by_the_framework)
-    app.add_exception_handler(Exception, unexpected)

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 4096
 BATCH = 512  # things written in one transaction, at most
+GATHER_SECONDS = (
+    0.25  # decisions that nobody waits for are written together: each waking takes time from the event loop
+)
 EXPIRE_EVERY = 256  # decisions written
 IDLE_SECONDS = 600.0  # without any news the owner looks for what has become too old
 LONGEST_TEXT = 32_768  # characters of a prompt that is kept; a longer one is logged without its text
@@ -70,6 +73,7 @@ class Journal:
         self._keep = keep
         self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_length)  # None: the end
         self._owner = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
+        self._hurry = threading.Event()  # somebody waits, or there is enough for one transaction
         self._ended = False
         self._since_expiry = EXPIRE_EVERY
 
@@ -82,6 +86,7 @@ class Journal:
         """Returns when everything handed in is written and the file is closed."""
         self._ended = True
         self._jobs.put(None)
+        self._hurry.set()
         self._owner.join()
 
     def record(self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None) -> None:
@@ -126,6 +131,8 @@ class Journal:
             self._jobs.put_nowait(job)
         except queue.Full as error:
             raise JournalUnavailable("the decision log cannot keep up with what is to be written") from error
+        if job.done is not None or self._jobs.qsize() >= BATCH:
+            self._hurry.set()
 
     @property
     def running(self) -> bool:
@@ -146,10 +153,12 @@ class Journal:
                 _tell(job, JournalUnavailable(CLOSED))
 
     def _next_batch(self) -> list[_Job] | None:
-        """What is queued, after waiting for the first; None at the end."""
+        """What is queued, after waiting for the first and a moment for more; None at the end."""
         jobs: list[_Job] = []
         try:
             job = self._jobs.get(timeout=IDLE_SECONDS)
+            self._hurry.wait(GATHER_SECONDS)
+            self._hurry.clear()  # before the rest is taken: whoever put something since will be seen, or hurries again
             while job is not None:
                 jobs.append(job)
                 if len(jobs) == BATCH:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import re
 import socket
 import threading
 from contextlib import asynccontextmanager
@@ -13,6 +15,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.errors import EngineDied
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import (
@@ -254,6 +257,17 @@ def test_a_stream_that_waits_long_is_kept_alive_until_its_first_word():
         assert b"x-coe-wait-ms" not in head
         assert body.count(b": coe waiting expert=a state=starting eta=") >= 2
         assert body.rindex(b": coe waiting") < body.index(b'"role"') < body.index(b"[DONE]")
+        told = re.search(rb": coe answering expert=a reason=requested wait_ms=(\d+\.\d)\n\n", body)
+        assert float(told[1]) > 100  # what a head that was not kept waiting would have said
+        assert body.rindex(b": coe waiting") < told.start() < body.index(b'"role"')
+
+
+def test_a_stream_that_did_not_wait_says_all_in_its_headers():
+    with running_server({"a": simulated("a")}) as server:
+        server.chat(model="a")
+        _, headers, raw = stream(server, model="a")
+        assert headers["x-coe-expert"] == "a"
+        assert b": coe" not in raw
 
 
 def test_an_unstreamed_answer_is_not_kept_alive():
@@ -285,6 +299,8 @@ def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_str
         assert (status, headers["x-coe-expert"]) == (200, "linguist")  # who was waited for when the head went out
         assert b": coe waiting expert=linguist" in raw
         if len(who_dies) == 1:
+            assert raw.count(b": coe answering") == 1
+            assert raw.index(b": coe answering expert=big reason=fallback wait_ms=") < raw.index(b"data: ")
             assert json.loads(events_in(raw)[0])["model"] == "big"
             assert events_in(raw)[-1] == "[DONE]"
         else:
@@ -326,3 +342,51 @@ def test_a_choice_made_for_residency_is_made_once_more_when_the_expert_leaves(tm
             ("coder", "resident"),
             ("big", "mapped"),
         ]
+
+
+class Mistaken(Breaking):
+    """An engine whose code has a mistake, which no caller can be blamed for."""
+
+    def __init__(self, name, *chunks, headers=EVENTS):
+        super().__init__(name, [Says(200, *chunks, ZeroDivisionError("secret"), headers=headers)])
+
+
+def tracebacks(caplog):
+    return [record for record in caplog.records if record.exc_info]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_mistake_of_ours_is_a_500_in_our_shape_and_one_traceback_in_the_log(path, caplog):
+    with running_server({"a": Mistaken("a")}) as server:
+        status, _, raw = server.ask("POST", path, json.dumps({"model": "a", "messages": FRENCH, "max_tokens": 9}))
+        assert (status, json.loads(raw)["error"]["code"]) == (500, "internal_error")
+        assert b"secret" not in raw
+        assert server.cache.status()[0].leases == 0
+        assert server.chat(model="a")[0] == 200
+    assert [record.name for record in tracebacks(caplog)] == ["coe_server.http.openai_errors"]
+
+
+def test_a_mistake_of_ours_in_the_middle_of_a_stream_ends_it_with_an_event(caplog):
+    with running_server({"a": Mistaken("a", WORD)}) as server:
+        status, _, raw = stream(server, model="a")
+        assert status == 200
+        assert json.loads(events_in(raw)[-1])["error"]["code"] == "internal_error"
+    assert len(tracebacks(caplog)) == 1
+
+
+@pytest.mark.parametrize("where", [("POST", "/v1/chat/completions"), ("POST", "/v1/route"), ("GET", "/v1/models")])
+def test_a_mistake_of_ours_before_any_expert_is_asked_is_told_alike(where, caplog):
+    class Muddled(NamedRouter):
+        @property
+        def objectives(self):
+            raise ZeroDivisionError("secret")
+
+    caplog.set_level(logging.WARNING)
+    with running_server({"a": simulated("a")}, router=Muddled(["a"])) as server:
+        status, headers, raw = server.ask(*where, json.dumps({"model": "a", "messages": FRENCH}))
+        assert (status, json.loads(raw)["error"]["code"]) == (500, "internal_error")
+        assert headers["content-type"] == "application/json"
+        assert b"secret" not in raw
+        told = server.ask("GET", "/metrics")
+        assert told[0] == 500  # it looks at the router, too
+    assert len(tracebacks(caplog)) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet
@@ -23,22 +25,50 @@ class EventCutter:
     def __init__(self) -> None:
         self.rest = b""
 
-    def whole_events(self, chunk: bytes) -> list[bytes]:
-        data = self.rest + chunk
-        events, start = [], 0
-        for match in _END.finditer(data):
-            events.append(data[start : match.end()])
-            start = match.end()
-        self.rest = data[start:]
-        if len(self.rest) > LONGEST_HELD_BYTES:
-            events.append(self.rest)
-            self.rest = b""
-        return events
+    def whole_events(self, chunk: bytes) -> bytes:
+        """All that are whole now, one after the other."""
+        data = self.rest + chunk if self.rest else chunk
+        end = _end_of_last_event(data)
+        if len(data) - end > LONGEST_HELD_BYTES:
+            end = len(data)
+        self.rest = data[end:]
+        return data[:end]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An event that tells of an engine's failure: where it begins, and what it says."""
+
+    start: int
+    message: str
+
+
+def first_failure(events: bytes) -> Failure | None:
+    """The first event that tells of a failure. vLLM tells so, under HTTP 200, of an engine that died mid-answer."""
+    if b'"error"' not in events:
+        return None
+    start = 0
+    for event in events_in(events):
+        error = _error_of(event)
+        if error is not None and not _is_callers(error):
+            return Failure(start, str(error.get("message")))
+        start += len(event)
+    return None
+
+
+def events_in(events: bytes) -> Iterator[bytes]:
+    """Each of several whole events; what follows the last of them is one more."""
+    start = 0
+    for match in _END.finditer(events):
+        yield events[start : match.end()]
+        start = match.end()
+    if start < len(events):
+        yield events[start:]
 
 
 def is_opening(event: bytes) -> bool:
     """Whether an event comes before the first word of an answer: another expert may still answer instead."""
-    payload = payload_of(event)
+    payload = _payload_of(event)
     if payload is None:
         return True  # a comment
     if payload.get("type") in _OPENING_KINDS:
@@ -47,16 +77,7 @@ def is_opening(event: bytes) -> bool:
     return isinstance(choices, list) and bool(choices) and all(_says_nothing(choice) for choice in choices)
 
 
-def error_of(event: bytes) -> dict[str, Any] | None:
-    """The error an event tells of, or None. vLLM tells so, under HTTP 200, of an engine that died mid-answer."""
-    if b'"error"' not in event:
-        return None
-    payload = payload_of(event) or {}
-    error = payload.get("error")
-    return error if isinstance(error, dict) and "choices" not in payload else None
-
-
-def payload_of(event: bytes) -> dict[str, Any] | None:
+def _payload_of(event: bytes) -> dict[str, Any] | None:
     """The JSON object of an event's data, or None."""
     lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
     try:
@@ -71,3 +92,22 @@ def _says_nothing(choice: object) -> bool:
         return False
     delta = choice.get("delta")
     return isinstance(delta, dict) and not any(value for key, value in delta.items() if key != "role")
+
+
+def _error_of(event: bytes) -> dict[str, Any] | None:
+    payload = _payload_of(event) or {}
+    error = payload.get("error")
+    return error if isinstance(error, dict) and "choices" not in payload else None
+
+
+def _is_callers(error: Mapping[str, object]) -> bool:
+    """An error in a stream that tells of the request and not of the engine."""
+    code = error.get("code")
+    return isinstance(code, int) and 400 <= code < 500
+
+
+def _end_of_last_event(data: bytes) -> int:
+    if data.endswith(b"\n\n"):
+        return len(data)
+    ends = ((data.rfind(blank), len(blank)) for blank in (b"\n\n", b"\n\r\n"))
+    return max((start + length for start, length in ends if start >= 0), default=0)

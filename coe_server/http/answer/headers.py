@@ -32,6 +32,12 @@ def wait_header(lease: Lease) -> dict[str, str]:
     return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}
 
 
+def answering(headers: Mapping[str, str]) -> str:
+    """Who answers, for a stream whose headers had to leave before that was settled."""
+    told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
+    return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
+
+
 def deadline_of(headers: Mapping[str, str]) -> float | None:
     """Seconds that the caller gives for a whole answer, counted from its arrival; None if it does not say."""
     given = headers.get(DEADLINE)

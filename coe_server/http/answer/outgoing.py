@@ -10,6 +10,7 @@ from contextlib import suppress
 from starlette.types import Message, Scope, Send
 
 from coe_server.errors import CoeError
+from coe_server.http.answer.headers import answering
 from coe_server.http.openai_errors import error_event, error_response
 
 logger = logging.getLogger(__name__)
@@ -19,24 +20,25 @@ _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache
 
 
 class Outgoing:
-    """`headed`: the status is out. `spoken`: so is a part of the answer, and nobody else can give it any more."""
+    """`headed`: the status is out. `spoken`: so is a part of the answer, and nobody else can give it any more.
+
+    `ended`: the last of it is out, too.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.headed = False
         self.spoken = False
+        self.ended = False
         self.is_event_stream = False
         self._scope = scope
         self._send = send
 
-    async def begin(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        """The status and the headers, unless they are out already."""
-        if self.headed:
-            return
-        self.headed = True
-        pairs = [(name.lower(), value) for name, value in headers]
-        self.is_event_stream = any(n == "content-type" and v.startswith("text/event-stream") for n, v in pairs)
-        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+    async def begin(self, status: int, headers: Mapping[str, str], others: Iterable[tuple[str, str]] = ()) -> None:
+        """The status and the headers, ours and others'. Where they are out already, a comment says what became true."""
+        if not self.headed:
+            await self._head(status, (*others, *headers.items()))
+        elif not self.spoken:
+            await self._comment(answering(headers))
 
     async def say(self, piece: bytes) -> None:
         """A part of the answer."""
@@ -45,12 +47,13 @@ class Outgoing:
 
     async def wait(self, headers: Mapping[str, str], state: str) -> None:
         """A sign of life for whoever sits between us and the caller, while there is no answer yet."""
-        await self.begin(200, (*_STREAM_HEADERS, *headers.items()))
-        await self._send({"type": "http.response.body", "body": f": coe {state}\n\n".encode(), "more_body": True})
+        if not self.headed:
+            await self._head(200, (*_STREAM_HEADERS, *headers.items()))
+        await self._comment(state)
 
     async def end(self) -> None:
         """The answer is whole."""
-        self.spoken = True
+        self.spoken = self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: CoeError) -> None:
@@ -65,6 +68,16 @@ class Outgoing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+    async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        self.headed = True
+        pairs = [(name.lower(), value) for name, value in headers]
+        self.is_event_stream = any(n == "content-type" and v.startswith("text/event-stream") for n, v in pairs)
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+    async def _comment(self, words: str) -> None:
+        await self._send({"type": "http.response.body", "body": f": coe {words}\n\n".encode(), "more_body": True})
 
 
 async def _nobody() -> Message:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import EngineDied, EngineError, EngineRefused, Overloaded
-from coe_server.http.answer.event_stream import EventCutter, error_of, is_opening
+from coe_server.http.answer.event_stream import EventCutter, events_in, first_failure, is_opening
 from coe_server.http.answer.outgoing import Outgoing
 
 LONGEST_COMPLAINT_BYTES = 1 << 20
@@ -45,14 +45,15 @@ class Passage:
         """Events leave whole, and those before the first word with it: until then another expert may take over."""
         cutter, held = EventCutter(), b""
         async for chunk in answer.chunks():
-            for event in cutter.whole_events(chunk):
-                if (error := error_of(event)) is not None and not _is_callers(error):
-                    raise EngineDied(f"expert '{self.expert}' broke off its answer: {error.get('message')}")
-                held += event
-                if not self.out.spoken and is_opening(event):
-                    continue
+            events = cutter.whole_events(chunk)
+            failure = first_failure(events)
+            sound = events if failure is None else events[: failure.start]
+            held += sound
+            if sound and (self.out.spoken or not all(map(is_opening, events_in(sound)))):
                 await self._say(answer, held)
                 held = b""
+            if failure is not None:
+                raise EngineDied(f"expert '{self.expert}' broke off its answer: {failure.message}")
         await self._begin(answer)
         if held + cutter.rest:
             await self.out.say(held + cutter.rest)
@@ -68,9 +69,7 @@ class Passage:
         if not _is_openai_error(body):
             raise EngineError(told) if answer.status >= 500 else EngineRefused(told, answer.status)
         if self.out.headed:  # the caller waits for a stream that has begun
-            self.begun(answer.status)
-            await self.out.say(b"data: " + json.dumps(json.loads(body)).encode() + b"\n\n")
-            return
+            body = b"data: " + json.dumps(json.loads(body)).encode() + b"\n\n"
         await self._say(answer, body)
 
     async def _say(self, answer: EngineResponse, piece: bytes) -> None:
@@ -80,18 +79,12 @@ class Passage:
     async def _begin(self, answer: EngineResponse) -> None:
         if not self.out.spoken:
             passed_on = (pair for pair in answer.headers if not _is_ours(pair[0].lower()))
-            await self.out.begin(answer.status, (*passed_on, *self.headers.items()))
+            await self.out.begin(answer.status, self.headers, passed_on)
             self.begun(answer.status)
 
 
 def _is_event_stream(answer: EngineResponse) -> bool:
     return any(n.lower() == "content-type" and v.startswith("text/event-stream") for n, v in answer.headers)
-
-
-def _is_callers(error: Mapping[str, object]) -> bool:
-    """An error in a stream that tells of the request and not of the engine."""
-    code = error.get("code")
-    return isinstance(code, int) and 400 <= code < 500
 
 
 def _is_openai_error(body: bytes) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -27,9 +27,12 @@ from coe_server.errors import (
     Overloaded,
 )
 from coe_server.http.answer.account import Account
+from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
 from coe_server.http.answer.passing import Passage
+from coe_server.http.answer.signs_of_life import SignsOfLife
+from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
 
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
@@ -68,28 +71,27 @@ class RoutedResponse(Response):
         try:
             await self._answer_or_hang_up(receive)
         except CoeError as error:
-            self._account.failed(error)
-            await self._out.fail(error)
+            await self._fail(error)
+        except Exception as error:  # noqa: BLE001  a mistake of ours; the caller may be in the middle of a stream
+            await self._fail(unexpected(error))
         finally:
             self._account.close()
 
+    async def _fail(self, error: CoeError) -> None:
+        self._account.failed(error)
+        await self._out.fail(error)
+
     async def _answer_or_hang_up(self, receive: Receive) -> None:
-        answer = asyncio.create_task(self._answer_in_time())
-        hang_up = asyncio.create_task(_hang_up(receive))
-        alive = asyncio.create_task(self._keep_alive()) if self._errand.is_streamed else None
+        """Nothing goes on for a client that has left."""
+        hang_up = HangUp(receive, is_answered=lambda: self._out.ended)
         try:
-            await asyncio.wait((answer, hang_up), return_when=asyncio.FIRST_COMPLETED)
+            async with hang_up:
+                with self._signs_of_life():
+                    await self._answer_in_time()
         except asyncio.CancelledError:  # the server stops and has waited long enough
             raise ExpertUnavailable("the server is stopping") from None
-        finally:
-            tasks = [task for task in (answer, hang_up, alive) if task is not None]
-            for task in tasks:
-                task.cancel()  # does nothing to an answer that is complete
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if answer.cancelled():
+        if hang_up.happened:
             self._account.hung_up()
-        else:
-            answer.result()
 
     async def _answer_in_time(self) -> None:
         """The answer, within the caller's own deadline."""
@@ -141,7 +143,8 @@ class RoutedResponse(Response):
     async def _lease(self) -> Lease:
         """A lease of the chosen expert; if it leaves the device while we wait, the choice is made once more."""
         name, priority = self._decision.expert, self._errand.priority
-        if not self._may_choose_again or self._decision.ranking[0].residency != "device":
+        here = self._may_choose_again and self._decision.ranking[0].residency == "device"
+        if not here or self._cache.grants_at_once(name):
             return await self._cache.lease(name, priority)
         waiting = asyncio.create_task(self._cache.lease(name, priority))
         leaving = asyncio.create_task(self._cache.departure_of(name).wait())
@@ -184,12 +187,15 @@ class RoutedResponse(Response):
                 " (scheduling.max_generation_seconds)"
             ) from error
 
-    async def _keep_alive(self) -> None:
+    def _signs_of_life(self) -> AbstractContextManager[None]:
         """Until the first word: the head once that has taken long, and a comment each time that long has passed."""
-        while not self._out.spoken:
-            await asyncio.sleep(self._errand.keepalive_seconds)
-            if not self._out.spoken:
-                await self._out.wait(decision_headers(self._decision), self._state())
+        if not self._errand.is_streamed:
+            return nullcontext()
+        return SignsOfLife(
+            self._errand.keepalive_seconds,
+            say=lambda: self._out.wait(decision_headers(self._decision), self._state()),
+            is_wanted=lambda: not self._out.spoken,
+        )
 
     def _state(self) -> str:
         expert = next(one for one in self._cache.status() if one.name == self._decision.expert)
@@ -206,12 +212,6 @@ class _ChosenAgain(Exception):
     def __init__(self, decision: RoutingDecision) -> None:
         super().__init__()
         self.decision = decision
-
-
-async def _hang_up(receive: Receive) -> None:
-    """Returns when the client is gone; the body has been read already."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _given_up(waiting: asyncio.Task[Lease]) -> None:

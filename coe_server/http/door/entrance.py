@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from coe_server.errors import CoeError
 from coe_server.http.door.guard import CLIENTS_PREFIX, Guard
 from coe_server.http.door.rate_limits import Admission, RateLimits
-from coe_server.http.openai_errors import error_response
+from coe_server.http.openai_errors import error_response, unexpected
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
@@ -55,12 +55,14 @@ class Entrance:
             return
         scope[CALLER] = key
         endpoint = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
-        counting = self._counting(scope, send, key, admission)
+        counting = _Counting(send, lambda status: self._count(scope, key, status), admission)
         try:
             if endpoint is None:
                 await self._app(scope, receive, counting)
             else:
                 await self._answer(endpoint, scope, receive, counting)
+        except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
+            await self._own_up(error, scope, receive, counting)
         finally:
             if admission is not None:
                 admission.end()
@@ -73,32 +75,47 @@ class Entrance:
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
 
-    def _counting(self, scope: Scope, send: Send, key: Key | None, admission: Admission | None) -> Send:
-        """`send`, which counts the answer by endpoint, status and key, and ends the admission with its last piece.
+    async def _own_up(self, error: Exception, scope: Scope, receive: Receive, counting: _Counting) -> None:
+        """An answer that has begun stays incomplete, so that nobody takes it for whole."""
+        told = unexpected(error)
+        self._telemetry.count(ERRORS, told.code)
+        if not counting.begun:
+            await error_response(told, path=scope["path"])(scope, receive, counting)
 
-        Not later: a client that has its whole answer may ask again at once.
-        """
-        extra = [(name.encode(), value.encode()) for name, value in admission.headers.items()] if admission else []
-
-        async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                status = str(message["status"])
-                self._telemetry.count(REQUESTS, self._endpoint(scope), status)
-                if key is not None:
-                    self._telemetry.count(KEY_REQUESTS, key.name, status)
-                if extra:
-                    message = {**message, "headers": [*message["headers"], *extra]}
-            elif admission is not None and not message.get("more_body", False):
-                admission.end()
-            await send(message)
-
-        return counting
+    def _count(self, scope: Scope, key: Key | None, status: int) -> None:
+        self._telemetry.count(REQUESTS, self._endpoint(scope), str(status))
+        if key is not None:
+            self._telemetry.count(KEY_REQUESTS, key.name, str(status))
 
     def _endpoint(self, scope: Scope) -> str:
         """The path as it is declared; what no endpoint answers is `other`, so that nobody makes up labels."""
         if scope["path"] in self._straight:
             return str(scope["path"])
         return getattr(scope.get("route"), "path", None) or "other"
+
+
+class _Counting:
+    """`send`, which tells of an answer's status, and ends the admission with its last piece.
+
+    Not later: a client that has its whole answer may ask again at once.
+    """
+
+    def __init__(self, send: Send, count: Callable[[int], None], admission: Admission | None) -> None:
+        self.begun = False
+        self._send = send
+        self._count = count
+        self._admission = admission
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self._count(message["status"])
+            if self._admission is not None:
+                told = [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
+                message = {**message, "headers": [*message["headers"], *told]}
+        elif self._admission is not None and not message.get("more_body", False):
+            self._admission.end()
+        await self._send(message)
 
 
 def _challenge(scope: Scope, error: CoeError) -> dict[str, str]:
