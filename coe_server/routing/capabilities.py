@@ -33,6 +33,9 @@ class Capabilities:
         )
 
 
+UNKNOWN = Capabilities()
+
+
 def obstacle(
     name: str,
     active_params_b: float | None,

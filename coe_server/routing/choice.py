@@ -5,7 +5,7 @@ Knows nothing of text, features or files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
@@ -67,19 +67,24 @@ def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
     return any(one.excluded is None and _value(one) - here >= WORTH_LEAVING for one in candidates)
 
 
+def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Best value first, ties go to the smaller expert, then by name; those excluded last, in the same order."""
+    return sorted(candidates, key=lambda one: (one.excluded is not None, -_value(one), one.cost, one.name))
+
+
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those not excluded, best value first; ties go to the smaller expert, then by name.
+    """Those not excluded.
 
     Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where only absence is in the way.
     """
     free = [candidate for candidate in candidates if candidate.excluded is None]
     if not free:
         raise nobody(candidates)
-    return sorted(free, key=_preference)
+    return free
 
 
 def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
-    """The best value; `budget` if the multiplier changed who that is."""
+    """The best value, the first; `budget` if the multiplier changed who that is."""
     without_budget = min(free, key=lambda one: (-(one.expected_score or 0.0), one.cost, one.name))
     return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
 
@@ -103,9 +108,8 @@ def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -
 
 
 def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpert, ...]:
-    """The chosen expert, then the other free ones by value, then the excluded ones."""
+    """The chosen expert, then the others as they are ordered."""
     rest = [one for one in candidates if one is not choice.expert]
-    rest.sort(key=lambda one: (one.excluded is not None, *_preference(one)))
     return tuple(one.ranked() for one in (choice.expert, *rest))
 
 
@@ -116,10 +120,6 @@ def nobody(candidates: Sequence[Candidate]) -> CoeError:
     if absent:
         return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})")
     return NoCapableExpert(f"no expert can take this request ({reasons})")
-
-
-def _preference(candidate: Candidate) -> tuple[float, float, str]:
-    return (-_value(candidate), candidate.cost, candidate.name)
 
 
 def _value(candidate: Candidate) -> float:

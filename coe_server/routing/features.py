@@ -27,6 +27,8 @@ _SPACES = bytes(range(33)) + b"\x7f"
 _TO_SPACE = bytes.maketrans(_SPACES, b" " * len(_SPACES))
 _IS_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
 _POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _MULTIPLIER, dtype=np.uint32), dtype=np.uint32)
+_INVERSE = np.uint32(pow(int(_MULTIPLIER), -1, 1 << 32))
+_INVERSE_POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _INVERSE, dtype=np.uint32), dtype=np.uint32) * _MULTIPLIER
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,24 +90,27 @@ class Features:
         """The turns as one vector."""
         counted = [self._counted(turn) for turn in turns]
         columns, counts = counted[0] if len(counted) == 1 else _merged(counted)
-        weights = np.log2(1.0 + counts).astype(np.float32) * self.idf[columns]
+        weights = np.log2(1.0 + counts).astype(np.float32) * self.idf.take(columns)
         split = int(np.searchsorted(columns, self.word_columns))
         _scale_to_length_one(weights[:split])
         _scale_to_length_one(weights[split:])
         return SparseVector(columns, weights)
 
     def _counted(self, turn: Turn) -> tuple[Ints, npt.NDArray[np.float64]]:
-        found = self.column_of[buckets(turn.text, self.bucket_bits)]
-        columns, counts = distinct(found[found >= 0])
+        columns, counts = distinct(self.column_of.take(buckets(turn.text, self.bucket_bits)))
+        if len(columns) and columns[0] < 0:  # what training did not keep
+            columns, counts = columns[1:], counts[1:]
         return columns, counts * turn.weight
 
 
 def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
     """The bucket of every n-gram of the text, repeats included, in no useful order."""
     data = normalised(text)
-    shift = np.uint32(33 - bucket_bits)
-    runs = _run_hashes(data) >> shift
-    return np.concatenate((word_hashes(data) >> shift, runs | np.uint32(1 << (bucket_bits - 1))))
+    words = word_hashes(data)
+    found = np.concatenate((words, *_run_hashes(data)))
+    found >>= np.uint32(33 - bucket_bits)
+    found[len(words) :] |= np.uint32(1 << (bucket_bits - 1))
+    return found
 
 
 def normalised(text: str) -> npt.NDArray[np.uint8]:
@@ -114,11 +119,9 @@ def normalised(text: str) -> npt.NDArray[np.uint8]:
     if len(data) > 2 * WINDOW_BYTES:
         data = data[:WINDOW_BYTES] + data[-WINDOW_BYTES:]
     data = b" " + data.translate(_TO_SPACE) + b" "
-    array = np.frombuffer(data, dtype=np.uint8)
-    space = array == 32
-    space[1:] &= space[:-1].copy()
-    space[0] = False
-    return np.asarray(array[~space])
+    while b"  " in data:
+        data = data.replace(b"  ", b" ")
+    return np.frombuffer(data, dtype=np.uint8)
 
 
 def windowed(text: str) -> str:
@@ -130,12 +133,12 @@ def windowed(text: str) -> str:
 
 def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.float64]]:
     """The values that occur, ascending, and how often each does."""
-    if len(columns) == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0)
     ordered = np.sort(columns)
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    counts = np.diff(starts, append=len(ordered))
-    return ordered[starts].astype(np.int64), counts.astype(np.float64)
+    is_edge = np.ones(len(ordered) + 1, dtype=bool)  # where a value begins, and the end
+    np.not_equal(ordered[1:], ordered[:-1], out=is_edge[1:-1])
+    edges = np.flatnonzero(is_edge)
+    starts = edges[:-1]
+    return ordered[starts].astype(np.int64), (edges[1:] - starts).astype(np.float64)
 
 
 def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
@@ -144,32 +147,33 @@ def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
     return np.asarray(rows / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
-def _run_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+def _run_hashes(data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint32]]:
     """Hashes of all runs of 3, 4 and 5 bytes, each order mixed by its own odd factor."""
     values = data.astype(np.uint32)
-    rolling = values * _MULTIPLIER
-    rolling = rolling[:-1] + values[1:]
+    rolling = values[:-1] * _MULTIPLIER + values[1:]
     parts = []
     for seed, order in zip(_RUN_SEEDS, CHARACTER_RUNS, strict=True):
         if len(values) < order:
             break
-        rolling = rolling[: len(values) - order + 1] * _MULTIPLIER + values[order - 1 :]
+        rolling = rolling[:-1] * _MULTIPLIER
+        rolling += values[order - 1 :]
         parts.append(rolling * seed)
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint32)
+    return parts
 
 
 def word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Hashes of all words and of all pairs of neighbouring words."""
-    inside = _IS_WORD[data]  # starts and ends with False: the text stands between two spaces
+    """Hashes of all words and of all pairs of neighbouring words.
+
+    A word's hash is the sum of its bytes times the powers of the multiplier, from its first byte on: of powers from
+    the text's first byte on, all multiplied by one power too many, which its inverse takes away.
+    """
+    inside = _IS_WORD.take(data)  # starts and ends with False: the text stands between two spaces
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
-    if len(starts) == 0:
+    if len(edges) == 0:
         return np.empty(0, dtype=np.uint32)
-    positions = np.arange(len(data)) - np.repeat(
-        np.concatenate(([0], starts)), np.diff(np.concatenate(([0], starts, [len(data)])))
-    )
-    terms = np.where(inside, data * _POWERS[positions], np.uint32(0))
-    words = np.add.reduceat(terms, starts, dtype=np.uint32) + (ends - starts).astype(np.uint32)
+    starts, ends = edges[::2], edges[1::2]
+    sums = np.add.reduceat(data * _POWERS[: len(data)], edges, dtype=np.uint32)[::2]
+    words = sums * _INVERSE_POWERS[starts] + (ends - starts).astype(np.uint32)
     pairs = words[:-1] * _PAIR_SEED + words[1:]
     return np.concatenate((words * _WORD_SEED, (pairs ^ (pairs >> np.uint32(15))) * _PAIR_SEED))
 

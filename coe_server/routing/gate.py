@@ -6,6 +6,7 @@ distance does. Knows nothing of categories or experts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,15 +52,17 @@ class Gate:
 
     def similarity(self, vector: SparseVector) -> float:
         """Mean cosine to the nearest prototypes, 0 to 1; 0 for a prompt without one known n-gram."""
-        length = float(np.sqrt(vector.weights @ vector.weights))
+        length = math.sqrt(vector.weights @ vector.weights)
         if length == 0.0:
             return 0.0
-        starts = self.starts[vector.columns]
-        counts = self.starts[vector.columns + 1] - starts
-        before = np.cumsum(counts) - counts
-        places = np.arange(int(counts.sum())) + np.repeat(starts - before, counts)
-        shared = np.repeat(vector.weights, counts) * self.weights[places]
-        cosines = np.bincount(self.rows[places], shared, self.prototypes) / length
+        starts = self.starts.take(vector.columns)
+        counts = self.starts.take(vector.columns + 1) - starts
+        ends = counts.cumsum()
+        places = np.arange(ends[-1])
+        places += np.repeat(starts - (ends - counts), counts)
+        shared = np.repeat(vector.weights, counts)
+        shared *= self.weights.take(places)
+        cosines = np.bincount(self.rows.take(places), shared, self.prototypes) / length
         return float(nearest_mean(cosines[np.newaxis], self.neighbours)[0])
 
 
@@ -76,4 +79,4 @@ def trust_in(
     """How much of what the categories say to believe: 0 below `threshold`, 1 from `full_trust`, between them a ramp."""
     if full_trust - threshold < NARROW:
         return np.asarray(np.where(similarities >= threshold, 1.0, 0.0))
-    return np.asarray(np.clip((similarities - threshold) / (full_trust - threshold), 0.0, 1.0))
+    return np.asarray(np.minimum(np.maximum((similarities - threshold) / (full_trust - threshold), 0.0), 1.0))

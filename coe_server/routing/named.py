@@ -9,7 +9,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
-from coe_server.routing.capabilities import Capabilities, absence, obstacle
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, obstacle
 from coe_server.routing.choice import Candidate, nobody
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -44,7 +44,7 @@ class NamedRouter:
                 + ", ".join(self._experts),
                 "model",
             )
-        able = self._capabilities.get(name, Capabilities())
+        able = self._capabilities.get(name, UNKNOWN)
         here = availability.get(name)
         candidate = Candidate(
             name,

@@ -6,8 +6,8 @@ where each expert is only from the `Availability` it is given.
 
 from __future__ import annotations
 
+import os
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, choice, spread
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import normalised_entropy
-from coe_server.routing.capabilities import Capabilities, absence, obstacle
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, obstacle
 from coe_server.routing.choice import Candidate, Choice
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -95,14 +95,18 @@ class Router:
         self._residency_tolerance = residency_tolerance
         own = {one.name: Capabilities(one.context_tokens, one.vision, one.tools) for one in manifest.experts}
         said = capabilities or {}
-        self._capabilities = {
-            name: said.get(name, Capabilities()).over(own.get(name, Capabilities())) for name in {*own, *said}
-        }
+        self._capabilities = {name: said.get(name, UNKNOWN).over(own.get(name, UNKNOWN)) for name in {*own, *said}}
         self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
         self._costs = {objective: np.array(manifest.costs(objective)) for objective in manifest.objectives}
         self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
         self._overall = np.array([manifest.overall[e].score for e in self.expert_names])
         self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
+        self._unused = {
+            objective: {
+                name: f"not used under objective {objective}" for name in self.expert_names if name not in entry.experts
+            }
+            for objective, entry in manifest.objectives.items()
+        }
         self._meters = Meters(artifact, budget_window)
 
     @classmethod
@@ -133,7 +137,7 @@ class Router:
             return self._decision(
                 objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
             )
-        price = replace(price, multiplier=price.multiplier * spread.factor(conversation.turns))
+        price = BudgetReading(price.target, price.mean, price.multiplier * spread.factor(conversation.turns))
         reading = self._read(conversation.turns, options.min_confidence)
         candidates = self._candidates(reading, objective, price.multiplier, request)
         chosen = choice.stay(candidates, options.kept)
@@ -180,7 +184,7 @@ class Router:
         request = replace(
             request, conversation=replace(request.conversation, needed_tokens=0)
         )  # it knows its own limit
-        candidate = self._candidate(Candidate(name, None, self._active_params_b.get(name), None), request)
+        candidate = self._candidate(name, request)
         if candidate.excluded is not None:
             raise choice.nobody([candidate])
         return candidate
@@ -214,37 +218,35 @@ class Router:
         return np.asarray(self._overall + trust * (expected - self._overall))
 
     def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
-        """Every expert with its expected score and value, or with the sentence that rules it out."""
-        manifest = self.artifact.manifest
-        entry = manifest.objectives[objective]
-        values = budget.values(reading.expected, self._costs[objective], multiplier)
-        forbidden = dict.fromkeys(
-            (name for name in self.expert_names if name not in entry.experts),
-            f"not used under objective {objective}",
-        ) | dict.fromkeys(manifest.bans.get(reading.category, ()), f"banned for category {reading.category}")
-        scored = zip(self.expert_names, reading.expected, self._costs[objective].tolist(), values, strict=True)
-        return [
-            self._candidate(
-                Candidate(
-                    name, float(score), self._active_params_b[name], float(value), forbidden.get(name), cost=cost
-                ),
-                request,
-            )
-            for name, score, cost, value in scored
-        ]
-
-    def _candidate(self, candidate: Candidate, request: Request) -> Candidate:
-        """The candidate with what this request and this moment hold against it."""
-        name = candidate.name
-        able = self._capabilities.get(name, Capabilities())
-        stopped_by = obstacle(name, candidate.active_params_b, able, request.conversation, request.options)
-        where = request.availability.get(name)
-        return replace(
-            candidate,
-            obstacle=candidate.obstacle or stopped_by,
-            availability=where,
-            absence=absence(where),
+        """Every expert with its expected score and value, or with the sentence that rules it out; the best first."""
+        costs = self._costs[objective]
+        values = budget.values(reading.expected, costs, multiplier)
+        forbidden = self._unused[objective]
+        if banned := self.artifact.manifest.bans.get(reading.category):
+            forbidden = forbidden | dict.fromkeys(banned, f"banned for category {reading.category}")
+        scored = zip(self.expert_names, reading.expected.tolist(), values.tolist(), costs.tolist(), strict=True)
+        return choice.ordered(
+            [
+                self._candidate(name, request, score, value, cost, forbidden.get(name))
+                for name, score, value, cost in scored
+            ]
         )
+
+    def _candidate(
+        self,
+        name: str,
+        request: Request,
+        score: float | None = None,
+        value: float | None = None,
+        cost: float = 0.0,
+        forbidden: str | None = None,
+    ) -> Candidate:
+        """The expert with what this request and this moment hold against it."""
+        size = self._active_params_b.get(name)
+        able = self._capabilities.get(name, UNKNOWN)
+        stopped_by = forbidden or obstacle(name, size, able, request.conversation, request.options)
+        where = request.availability.get(name)
+        return Candidate(name, score, size, value, stopped_by, where, absence(where), cost)
 
     def _is_new_topic(self, newest: Reading, kept: Kept | None) -> bool:
         """Whether the newest turn alone is clearly about something else: "thanks, go on" is about nothing."""
@@ -282,7 +284,7 @@ class Router:
         categories = self.artifact.manifest.categories
         probabilities = dict(zip(categories, reading.probabilities.tolist(), strict=True)) if reading else {}
         return RoutingDecision(
-            decision_id=uuid.uuid4().hex,
+            decision_id=os.urandom(16).hex(),
             router_version=self.version,
             objective=objective,
             category=reading.category if reading else None,
