@@ -39,7 +39,7 @@ class Classifier:
 
     def probabilities(self, vector: SparseVector) -> Vector:
         """P(category), summing to 1."""
-        projected = vector.weights @ self.model.projection.take(vector.columns, axis=0)
+        projected = vector.times(self.model.projection)
         (probabilities,) = self.calibration.probabilities(self.model.logits(projected[np.newaxis]))
         return np.asarray(probabilities)
 

@@ -21,5 +21,4 @@ class Corrections:
 
     def of(self, vector: SparseVector) -> npt.NDArray[np.float64]:
         """[experts]: to be added to the expected scores."""
-        rows = self.coefficients.take(vector.columns, axis=0)
-        return np.asarray(vector.weights @ rows, dtype=np.float64)
+        return vector.times(self.coefficients).astype(np.float64)

@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 
 WINDOW_BYTES = 2048  # a longer turn is cut to this much of its start and of its end
 CHARACTER_RUNS = (3, 4, 5)
+PRODUCT_CELLS = 1 << 18  # multiplied at a time: 1 MB
 
 _MULTIPLIER = np.uint32(0x01000193)  # the FNV prime: spreads bytes over 32 bits
 _WORD_SEED = np.uint32(0x9E3779B1)
@@ -49,6 +50,19 @@ class SparseVector:
 
     columns: Ints
     weights: Floats
+
+    def times(self, matrix: Floats) -> Floats:
+        """[r]: the product with `matrix` [columns, r].
+
+        In blocks: for one large product BLAS starts threads, and on a busy machine waits for them far longer than it
+        works.
+        """
+        step = max(1, PRODUCT_CELLS // matrix.shape[1])
+        first, *others = [
+            self.weights[at : at + step] @ matrix.take(self.columns[at : at + step], axis=0)
+            for at in range(0, max(1, len(self.columns)), step)
+        ]
+        return np.asarray(sum(others, first))
 
 
 class Vectoriser(Protocol):
