@@ -13,7 +13,7 @@ serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the 
 	$(BIN)/coe serve configs/demo.yaml
 
 test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## format, lint, types and import rules
 	$(BIN)/ruff format --check .

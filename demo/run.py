@@ -67,6 +67,7 @@ def main() -> None:
         tour = take_tour(service)
         console.print("\nNow every held-out question at once:")
         held_out = asyncio.run(ask_all(service))
+        put_away(service)
         moves = list(service.moves)
     show_moves(moves)
     result = compare(held_out)
@@ -158,6 +159,19 @@ async def ask_all(service: Service) -> list[Asked]:
             progress.advance(bar)
     await client.close()
     return asked
+
+
+def put_away(service: Service) -> None:
+    """The one move that traffic seldom causes: an operator sends an expert from the device straight to disk."""
+    idle = (one for one in service.get("/admin/experts") if one["state"] == "device" and not one["leases"])
+    expert = next(idle)["name"]
+    console.print(f"Last, as an operator would: POST /admin/experts/{expert}/unload.")
+    service.post(f"/admin/experts/{expert}/unload")
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any((move["expert"], move["to"]) == (expert, "disk") for move in service.moves[-1:]):
+        if time.monotonic() > deadline:
+            sys.exit(f"{expert} was not put away within {PATIENCE_SECONDS} s; artifacts/demo-server.log may tell why")
+        time.sleep(0.05)
 
 
 def show_moves(moves: list[dict[str, Any]]) -> None:

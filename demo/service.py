@@ -41,6 +41,10 @@ class Service:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
             return json.load(answer)
 
+    def post(self, path: str) -> Any:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", method="POST"), timeout=10) as answer:
+            return json.load(answer)
+
 
 @contextmanager
 def running_service(config: Path, *options: str, console: Console) -> Iterator[Service]:
