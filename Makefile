@@ -47,11 +47,7 @@ artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml dem
 	$(BIN)/coe-train fit configs/train-demo.yaml --out artifacts/demo-router
 	touch $@
 
-browser: .venv/installed ## what the page's tests need beside a Chromium (apt-get install chromium)
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[page]'
-	npm install --no-save --no-package-lock --silent axe-core@4.14.1
-
 clean: ## remove the environments and everything that was made
 	rm -rf .venv .venv-vllm artifacts build *.egg-info
 
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines browser clean
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines clean

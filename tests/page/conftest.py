@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass, field
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes
@@ -71,11 +72,10 @@ class Visit:
 
 @pytest.fixture(scope="module")  # the driver holds an event loop: no other module's tests could run theirs
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make browser")
     program = os.environ.get("COE_TEST_CHROMIUM") or shutil.which("chromium")
     if program is None:
         pytest.skip("there is no Chromium: apt-get install chromium, or name one in COE_TEST_CHROMIUM")
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
         yield browser
         browser.close()

@@ -1,9 +1,9 @@
 """The page in a real browser: asked, seen to answer, to explain itself and to move experts."""
 
 import os
-from pathlib import Path
 
 import pytest
+from axe_playwright_python.base import AXE_SCRIPT
 
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
@@ -16,14 +16,6 @@ SCREENS = {
     "phone-dark": {"width": 390, "height": 844, "color_scheme": "dark"},
 }
 QUESTIONS = {"linguist": "bonjour merci maison chien", "big": "integral equation theorem prime"}
-
-
-@pytest.fixture(scope="session")
-def axe(root):
-    file = Path(os.environ.get("COE_TEST_AXE", root / "node_modules/axe-core/axe.min.js"))
-    if not file.is_file():
-        pytest.skip(f"axe-core is not in {file}: make browser")
-    return file.read_text(encoding="utf-8")
 
 
 def other_than(visit):
@@ -160,13 +152,13 @@ def test_with_an_admin_key_the_browser_asks_for_it_once_and_all_of_the_page_work
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-def test_axe_finds_no_fault(visit, axe, screen):
+def test_axe_finds_no_fault(visit, screen):
     page = visit(**SCREENS[screen]).page
     page.fill("#question", QUESTIONS["big"])
     page.click("#send")
     page.wait_for_selector("#rating:not([hidden])")
     page.click("summary")
-    page.evaluate(axe)
+    page.evaluate(AXE_SCRIPT)
     found = page.evaluate(
         "Promise.all(document.getAnimations().map((one) => one.finish === undefined || "
         "one.effect.getTiming().iterations === Infinity ? null : one.finished)).then(() => axe.run(document))"
