@@ -15,7 +15,7 @@ from rich.table import Table
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
-from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
+from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what_never_fits
 from coe_server.assembly.routers import build_embedder, build_router
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
@@ -27,7 +27,7 @@ from coe_server.commands.bench import bench
 from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
-from coe_server.commands.validation import dead_configuration, lifetimes, placement
+from coe_server.commands.validation import container_limit, dead_configuration, lifetimes, placement
 from coe_server.config import ServerConfig, load_config
 from coe_server.errors import ConfigError
 from coe_server.http.service import AUTO, Decides
@@ -110,6 +110,7 @@ def validate(config: ConfigPath) -> None:
     console.print(_plan_table(settings, found, capacity))
     for sentence in placement(found, capacity):
         console.print(sentence)
+    console.print(container_limit(ram_of_tiers(settings, capacity)))
     console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
     console.print(_wait_bound(cache))
     for warning in dead_configuration(settings, router, found, capacity, keys):

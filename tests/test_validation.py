@@ -6,7 +6,7 @@ import pytest
 
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.commands.validation import dead_configuration, placement
+from coe_server.commands.validation import container_limit, dead_configuration, placement
 from coe_server.config import ServerConfig
 from coe_server.engines.remote import RemoteEngine
 from coe_server.keys import Key, hashed
@@ -51,6 +51,11 @@ def test_how_many_fit_at_once_and_who_is_where():
     first, *rest = placement(experts, Bytes(5 * GIB, 99 * GIB))
     assert first == "On the device at once: 1 (the largest) to 3 (the smallest) of 4 local experts."
     assert rest == ["In device memory when ready: b.", "In host memory when ready: a."]
+
+
+def test_a_container_must_allow_the_tiers_in_ram_and_the_server_itself():
+    assert "at least 5120m, which is 4,096 MiB for the tiers in RAM" in container_limit(4 * GIB)
+    assert "at least 1025m" in container_limit(1)
 
 
 def test_a_preload_without_room_is_named():

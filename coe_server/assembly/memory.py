@@ -7,10 +7,7 @@ from coe_server.assembly.experts import platform_of
 from coe_server.cache.planner import Holding, Never, Standing, mib, plan
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
-from coe_server.config import (
-    ServerConfig,
-    VllmExpert,
-)
+from coe_server.config import ServerConfig, VllmExpert
 from coe_server.engines.machine import available_host_bytes, card_bytes
 from coe_server.errors import ConfigError
 
@@ -18,22 +15,26 @@ from coe_server.errors import ConfigError
 def build_capacity(config: ServerConfig) -> Bytes:
     """The tiers' capacities in bytes. Raises ConfigError if they are more than there is."""
     available = available_host_bytes()
-    vllm = any(isinstance(expert, VllmExpert) for expert in config.experts)
-    platform = platform_of(config)
     device, host = config.memory.device, config.memory.host
-    if not vllm:  # simulated and remote experts take no memory here: any figure is fine
+    if not _runs_vllm(config):  # simulated and remote experts take no memory here: any figure is fine
         return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
-    if platform == "cuda":
+    if platform_of(config) == "cuda":
         capacity = Bytes(_amount(device, card_bytes(), 0.9), _amount(host, available, 0.8))
-        taken = capacity.host
-    else:  # both tiers are this machine's RAM
+    else:
         capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
-        taken = capacity.device + capacity.host
+    taken = ram_of_tiers(config, capacity)
     if taken > available:
         raise ConfigError(
             f"memory: device and host ask for {mib(taken)} of RAM and only {mib(available)} are available; lower them"
         )
     return capacity
+
+
+def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
+    """How much of this machine's RAM the tiers may fill, in bytes: without a GPU both are RAM; without vLLM neither."""
+    if not _runs_vllm(config):
+        return 0
+    return capacity.host if platform_of(config) == "cuda" else capacity.device + capacity.host
 
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
@@ -46,6 +47,10 @@ def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
         match plan(standing, holdings[expert.name], capacity):
             case Never(sentence):
                 raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
+
+
+def _runs_vllm(config: ServerConfig) -> bool:
+    return any(isinstance(expert, VllmExpert) for expert in config.experts)
 
 
 def _amount(setting: int | Share | None, available: int, default_share: float) -> int:

@@ -13,6 +13,17 @@ from coe_server.http.service import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
 
+GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, and what large bodies and many streams take
+
+
+def container_limit(tiers_bytes: int) -> str:
+    """What a container or cgroup around the server must allow, as a sentence; `tiers_bytes` are the tiers' in RAM."""
+    least = -(-(tiers_bytes + GATEWAY_BYTES) // 2**20)
+    return (
+        f"A container's memory limit (COE_MEMORY in compose.yaml, MemoryMax of a unit): at least {least}m, which is "
+        f"{mib(tiers_bytes)} for the tiers in RAM and {mib(GATEWAY_BYTES)} for the server itself."
+    )
+
 
 def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
     """How many experts fit on the device at once, and who is where when the server gets ready; a sentence each."""
