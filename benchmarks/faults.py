@@ -320,7 +320,7 @@ def _settings(folder: Path, port: int) -> dict[str, Any]:
             "command": [sys.executable, str(STAND_IN)],
             "platform": "cpu",
             "process_memory": "128MiB",
-            "start_timeout_seconds": 20,  # an engine may be frozen while it starts, and the next one waits for it
+            "start_timeout_seconds": 10,  # an engine may be frozen while it starts, and the next one waits for it
             "log_directory": str(folder / "logs"),
         },
         "state_directory": str(folder / "state"),

@@ -69,7 +69,7 @@ class HttpChannel:
                 answer = b"".join([chunk async for chunk in response.chunks()])
         except TimeoutError as error:
             raise EngineError(
-                f"engine '{self._name}' did not answer {method} {path} within {timeout_seconds:g} s"
+                f"engine '{self._name}' did not answer {method} {path} within {timeout_seconds:.3g} s"
             ) from error
         if response.status != 200:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _FREED_SECONDS = 2.0
 _FREED_POLL_SECONDS = 0.01
 _FREED_SHARE = 0.9
+_SLOWEST_BYTES_PER_SECOND = 0.2e9  # memory that a virtual machine hands out for the first time
 
 
 class VllmEngine:
@@ -55,16 +56,22 @@ class VllmEngine:
     def footprint(self) -> Footprint:
         return self._footprint
 
+    @property
+    def _move_seconds(self) -> float:
+        """What a sleep, a wake or the writing of the image may take: an engine that stands still then has failed."""
+        return self._launch.move_timeout_seconds + self._footprint.device_awake / _SLOWEST_BYTES_PER_SECOND
+
     async def start(self, within_seconds: float | None = None) -> None:
         await self._end_run()  # what is left of a run that died; its image serves this one
         self._died.clear()
+        limit_seconds = self._launch.start_timeout_seconds
         try:
-            async with asyncio.timeout(within_seconds):
+            async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
                 run = await self._come_up()
         except (EngineError, OSError) as error:
             lines = last_lines(self._log)
             await self.stop()
-            reason = error if within_seconds is None else _in_words(error, within_seconds)
+            reason = _in_words(error, limit_seconds, within_seconds)
             raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {reason}\n{lines}") from error
         except BaseException:
             await self.stop()
@@ -80,7 +87,7 @@ class VllmEngine:
     async def wake(self) -> None:
         run = self._living_run()
         with run.on_the_move():
-            await run.http.ask("POST", "/wake_up", self._launch.move_timeout_seconds)
+            await run.http.ask("POST", "/wake_up", self._move_seconds)
             await self._check_canary(run)
 
     async def stop(self) -> None:
@@ -125,7 +132,7 @@ class VllmEngine:
         with run.on_the_move():
             held_bytes = self._held_bytes(run)
             # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
-            await run.http.ask("POST", "/sleep?level=1&mode=wait", self._launch.move_timeout_seconds)
+            await run.http.ask("POST", "/sleep?level=1&mode=wait", self._move_seconds)
             freed_bytes = await self._freed(run, held_bytes)
         if self._launch.platform == "cuda":
             asleep = max(0, self._footprint.device_awake - freed_bytes)
@@ -169,7 +176,7 @@ class VllmEngine:
             self._canary = None
             if self._image.sealed:  # the worker found a reason not to trust it
                 self._image.renew()
-            await run.ask_worker("write_image", self._launch.move_timeout_seconds)
+            await run.ask_worker("write_image", self._move_seconds)
         if not self._image.sealed:
             raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
 
@@ -236,10 +243,12 @@ class VllmEngine:
         return log_path(self._launch.log_directory, self._launch.name)
 
 
-def _in_words(error: Exception, within_seconds: float) -> str:
-    if isinstance(error, TimeoutError):
+def _in_words(error: Exception, limit_seconds: float, within_seconds: float | None) -> str:
+    if not isinstance(error, TimeoutError):
+        return str(error)
+    if within_seconds is not None and within_seconds < limit_seconds:
         return f"not up within {within_seconds:.0f} s, far longer than its starts have taken"
-    return str(error)
+    return f"not ready after {limit_seconds:g} s (vllm.start_timeout_seconds)"
 
 
 async def _at_least(wanted: int, size_bytes: Callable[[], int]) -> int:

@@ -77,7 +77,7 @@ class VllmLaunch:
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
-    move_timeout_seconds: float = 120.0  # writing the image is the longest: 120 GB at 1 GB/s
+    move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
     stop_timeout_seconds: float = 10.0  # vLLM needs about 2 s from SIGTERM to its end
     pulse_seconds: float = 10.0  # between two questions whether it still does anything
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS

@@ -113,7 +113,10 @@ class StandIn:
             "write_image": self.write_image,
             "check_health": lambda: None,
         }
-        return web.json_response({"results": [results[(await request.json())["method"]]()]})
+        method = (await request.json())["method"]
+        if FAULT == f"hangs on {method}":
+            await asyncio.Event().wait()
+        return web.json_response({"results": [results[method]()]})
 
     def memory_report(self) -> dict[str, object]:
         return {

@@ -93,9 +93,9 @@ def run(story: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ("hangs on sleep", "engine 'bad' did not answer POST /sleep?level=1&mode=wait within 0.5 s"),
+        ("hangs on sleep", "engine 'bad' did not answer POST /sleep?level=1&mode=wait within 0.668 s"),
         ("keeps its memory", "engine 'bad' sleeps but freed"),
-        ("hangs on sleep, ignores SIGTERM", "engine 'bad' did not answer POST /sleep?level=1&mode=wait within 0.5 s"),
+        ("hangs on sleep, ignores SIGTERM", "engine 'bad' did not answer POST /sleep?level=1&mode=wait within 0.668 s"),
     ],
 )
 def test_an_engine_that_cannot_sleep_is_stopped_or_killed_and_the_other_gets_the_device(

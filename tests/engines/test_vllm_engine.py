@@ -129,14 +129,18 @@ def test_a_command_that_does_not_exist_is_a_start_that_failed(stand_in: StandInL
 
 
 @pytest.mark.parametrize(
-    ("limit", "within", "told"),
-    [(3, 60.0, "not ready after 3 s"), (60, 3.0, "not up within 3 s, far longer")],
+    ("fault", "limit", "within", "told"),
+    [
+        ("never healthy", 3, 60.0, "not ready after 3 s"),
+        ("never healthy", 60, 3.0, "not up within 3 s, far longer"),
+        ("hangs on write_image", 3, None, "not ready after 3 s"),
+    ],
 )
 def test_an_engine_that_is_never_ready_is_given_up_and_removed(
-    stand_in: StandInLaunch, limit: float, within: float, told: str
+    stand_in: StandInLaunch, fault: str, limit: float, within: float | None, told: str
 ) -> None:
     async def story() -> list[int]:
-        engine = VllmEngine(stand_in("never healthy", start_timeout_seconds=limit))
+        engine = VllmEngine(stand_in(fault, start_timeout_seconds=limit))
         starting = asyncio.create_task(engine.start(within))
         pids = await whole_tree(engine)
         with pytest.raises(EngineStartFailed, match=told):
