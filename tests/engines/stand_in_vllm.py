@@ -114,7 +114,7 @@ class StandIn:
             "check_health": lambda: None,
         }
         method = (await request.json())["method"]
-        if FAULT == f"hangs on {method}":
+        if f"hangs on {method}" == FAULT:
             await asyncio.Event().wait()
         return web.json_response({"results": [results[method]()]})
 
