@@ -38,7 +38,7 @@ class VllmRun:
         return self.ending or self.process.over.done()
 
     async def until_healthy(self) -> None:
-        """Raises `EngineError` if the process ends before it is ready. How long that may take is the caller's to say."""
+        """Raises `EngineError` if the process ends before it is ready. How long to wait is the caller's to say."""
         while not await self._healthy():
             await asyncio.wait({self.process.over}, timeout=_HEALTH_POLL_SECONDS)
             if self.process.over.done():

@@ -52,7 +52,7 @@ def test_an_answer_is_seen_to_stream(visit):
         "lengths.add(document.getElementById('answer').textContent.length))"
         ".observe(document.getElementById('answer'), {childList: true}); }"
     )
-    opened.ask("bonjour " * 12)
+    opened.ask("bonjour " * 90)  # a second and a half
     opened.page.wait_for_selector("#rating:not([hidden])")
     assert opened.page.evaluate("lengths.size") > 3
 
