@@ -28,7 +28,7 @@ from coe_server.config import (
 )
 from coe_server.engines.machine import copy_bytes_per_second
 from coe_server.events import EventLog
-from coe_server.http.api import build_api
+from coe_server.http.api import Lifespan, build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.listener import Listener
 from coe_server.http.operator.reloading import Fresh, Reloader
@@ -71,17 +71,20 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         log_prompts=config.log.prompts,
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
-    api = build_api(service, reloader)
     wakes_by_copying = platform_of(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
-    api.router.lifespan_context = _lifespan(
-        cache, costs_file(config), reloader, journal, telemetry if wakes_by_copying else None
-    )
+    lifespan = _lifespan(cache, costs_file(config), reloader, journal, telemetry if wakes_by_copying else None)
 
     def before_stop() -> None:
         cache.stop_admitting()
         cache.events.close()
 
-    return Listener(api, config.http.host, config.http.port, before_stop, config.http.shutdown_seconds)
+    return Listener(
+        build_api(service, reloader, lifespan),
+        config.http.host,
+        config.http.port,
+        before_stop,
+        config.http.shutdown_seconds,
+    )
 
 
 class _Rebuild:
@@ -107,22 +110,25 @@ class _Rebuild:
 
 async def _keep_costs(cache: ExpertCache, file: Path) -> None:
     """Write the measured costs down after each move."""
-    async for event in cache.events.after(0):
-        if event.kind == "move":
-            try:
-                await asyncio.to_thread(write_costs, file, cache.measured_costs())
-            except OSError as error:
-                logger.warning("measured costs are not kept: %s (state_directory)", error)
-                return
+    moved = asyncio.Event()
+    cache.events.tell(lambda event: moved.set() if event.kind == "move" else None)
+    while True:
+        await moved.wait()
+        moved.clear()
+        try:
+            await asyncio.to_thread(write_costs, file, cache.measured_costs())
+        except OSError as error:
+            logger.warning("measured costs are not kept: %s (state_directory)", error)
+            return
 
 
-def _lifespan(  # type: ignore[no-untyped-def]  # starlette's own type is not exported
+def _lifespan(
     cache: ExpertCache,
     costs_file: Path,
     reloader: Reloader,
     journal: Journal | None,
     told_of_copying: Telemetry | None,
-):
+) -> Lifespan:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
@@ -39,6 +39,15 @@ class ExpertStatus:
     last_move: MoveRecord | None
     failure: str | None
     predicted_wait_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a request for an expert would meet if it came now."""
+
+    residency: str
+    predicted_wait_seconds: float
+    failure: str | None
 
 
 class ExpertCache:
@@ -173,7 +182,7 @@ class ExpertCache:
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""
-        forecast = self._conductor.forecast()
+        forecast = cache(self._conductor.forecast)
         return tuple(
             ExpertStatus(
                 name=slot.name,
@@ -189,6 +198,16 @@ class ExpertCache:
             )
             for slot in self._slots.values()
         )
+
+    def outlooks(self) -> dict[str, Outlook]:
+        """The same for whoever only chooses among them: each expert by name."""
+        forecast = cache(self._conductor.forecast)
+        return {
+            slot.name: Outlook(
+                slot.residency, self._predicted_wait(slot, forecast), slot.failure.reason if slot.failure else None
+            )
+            for slot in self._slots.values()
+        }
 
     def measured_costs(self) -> dict[str, dict[str, float]]:
         """Expert -> kind of cost -> seconds, as measured so far; `Expert.costs` takes them back."""
@@ -254,7 +273,10 @@ class ExpertCache:
             slot.costs.learn_service(now - granted)
         slot.last_used = now
         self._admit(slot)
-        if slot.leases == 0 or not self._policy.collates:  # while others use it, nothing can come of this one's end
+        frees_room = (
+            slot.leases == 0 and not slot.expert.remote
+        )  # while others use it, nothing can come of this one's end
+        if frees_room or not self._policy.collates:
             self._changed.set()
 
     def _suspect(self, slot: Slot, life: asyncio.Event) -> None:
@@ -283,24 +305,24 @@ class ExpertCache:
             raise self._overloaded(f"{self._waiting} requests already wait", slot)
 
     def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
-        return Overloaded(sentence, self._predicted_wait(slot, self._conductor.forecast()))
+        return Overloaded(sentence, self._predicted_wait(slot, self._conductor.forecast))
 
-    def _predicted_wait(self, slot: Slot, forecast: Forecast) -> float:
+    def _predicted_wait(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
         """Seconds until a request that came now would be granted a lease, as the queues are now."""
         ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
         rounds = ahead // self.limits.max_concurrency
         return self._until_up(slot, forecast) + rounds * slot.costs.service
 
-    def _until_up(self, slot: Slot, forecast: Forecast) -> float:
+    def _until_up(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
         """Seconds until it is on the device and lets in those who come now."""
         if slot.expert.remote or (slot.settled and not slot.draining):
             return 0.0
-        if slot.name in forecast.until:
-            return forecast.until[slot.name]
+        if slot.name in (until := forecast().until):
+            return until[slot.name]
         if slot.moving is not None and slot.moving.target is Tier.DEVICE:
             return slot.seconds_left(self._clock())
         rests = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
-        return forecast.after_all(rests is Tier.DISK) + slot.costs.move(rests, Tier.DEVICE)
+        return forecast().after_all(rests is Tier.DISK) + slot.costs.move(rests, Tier.DEVICE)
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:

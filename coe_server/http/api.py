@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from coe_server.http.answer.answering import answering
 from coe_server.http.body import read_body
@@ -21,15 +25,14 @@ from coe_server.http.page.routes import build_page
 from coe_server.http.service import Service
 from coe_server.http.surfaces import SURFACES, surface_of
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-def build_api(service: Service, reloader: Reloader) -> FastAPI:
-    """The whole HTTP surface over `service`."""
-    app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None)
+
+def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIApp:
+    """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
+    app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app, service.telemetry)
     straight = {surface.path: answering(service, surface) for surface in SURFACES}
-    app.add_middleware(
-        Entrance, telemetry=service.telemetry, guard=lambda: service.guard, limits=RateLimits(), straight=straight
-    )
     for surface in SURFACES:
         summary = f"{surface.endpoint.capitalize()}: {'routed, or by' if surface.routed else 'by'} an expert's name"
         app.add_api_route(surface.path, straight[surface.path], methods=["POST"], summary=summary)
@@ -62,4 +65,4 @@ def build_api(service: Service, reloader: Reloader) -> FastAPI:
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
     describe(app, lambda: service.reach(None).models)
-    return app
+    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), straight)

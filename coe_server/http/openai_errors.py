@@ -18,6 +18,8 @@ from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 
+_OUR_MISTAKE = "the server met an error of its own; its log has the details"
+
 
 def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
     """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; with `type` beside it for Anthropic's."""
@@ -51,15 +53,15 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
 def unexpected(error: Exception) -> CoeError:
     """What a caller is told of a mistake of ours; the log gets all of it."""
     logger.error("a request failed unexpectedly", exc_info=error)
-    return CoeError("the server met an error of its own; its log has the details")
+    return CoeError(_OUR_MISTAKE)
 
 
 def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
-    """The framework's own refusals leave in our shape, too; see `Entrance` for what nobody expects."""
+    """What the framework refuses or fails at leaves in our shape, too."""
 
     def told(request: Request, error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
         telemetry.count(ERRORS, error.code)
-        return error_response(error, headers, request.url.path)
+        return error_response(error, headers, request.scope["path"])
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, CoeError)
@@ -73,11 +75,17 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        shaped = RequestError(f"{request.method} {request.url.path}: {error.detail}")
+        shaped = RequestError(f"{request.method} {request.scope['path']}: {error.detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
         return told(request, shaped, error.headers)
 
     app.add_exception_handler(CoeError, ours)
     app.add_exception_handler(RequestValidationError, malformed)
+
+    async def mistaken(request: Request, error: Exception) -> Response:
+        """The framework raises it again afterwards, for `Entrance` to log and to count."""
+        return error_response(CoeError(_OUR_MISTAKE), path=request.scope["path"])
+
     app.add_exception_handler(HTTPException, by_the_framework)
+    app.add_exception_handler(Exception, mistaken)

@@ -121,6 +121,6 @@ class Service:
 
     def availability(self) -> dict[str, Availability]:
         return {
-            expert.name: Availability(cast(Residency, expert.residency), expert.predicted_wait_seconds, expert.failure)
-            for expert in self.cache.status()
+            name: Availability(cast(Residency, now.residency), now.predicted_wait_seconds, now.failure)
+            for name, now in self.cache.outlooks().items()
         }

@@ -93,7 +93,6 @@ def running_server(
             log_prompts=log_prompts,
         )
         reloader = Reloader(service, rebuild or _nothing_to_reload)
-        api = build_api(service, reloader)
 
         @asynccontextmanager
         async def lifespan(_):
@@ -105,9 +104,8 @@ def running_server(
                 await conductor
             await reloader.close()
 
-        api.router.lifespan_context = lifespan
         box["cache"] = cache
-        return api
+        return build_api(service, reloader, lifespan)
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))

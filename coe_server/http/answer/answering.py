@@ -56,7 +56,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
 def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
     passed_on = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
     headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
-    return EngineRequest("POST", request.url.path, headers, body.for_engine(model))
+    return EngineRequest("POST", request.scope["path"], headers, body.for_engine(model))
 
 
 def _prompt(body: Body) -> str:
