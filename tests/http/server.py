@@ -25,12 +25,26 @@ from coe_server.routing.named import NamedRouter
 from coe_server.telemetry import Telemetry
 
 
+class Watched:
+    """A cache as it is seen from another thread: its own loop looks, between two changes."""
+
+    def __init__(self, cache, loop):
+        self._cache = cache
+        self._loop = loop
+
+    def status(self):
+        async def look():
+            return self._cache.status()
+
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(20)
+
+
 @dataclass
 class Running:
     """A server that answers, and the cache behind it (look, do not touch: it lives in another thread)."""
 
     port: int
-    cache: ExpertCache
+    cache: Watched
 
     def ask(self, method, path, body=None, headers=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
@@ -97,6 +111,7 @@ def running_server(
         @asynccontextmanager
         async def lifespan(_):
             conductor = asyncio.create_task(cache.run())
+            box["watched"] = Watched(cache, asyncio.get_running_loop())
             ready.set()
             yield
             conductor.cancel()
@@ -121,7 +136,7 @@ def running_server(
         thread.start()
         assert ready.wait(10)
         try:
-            yield Running(listening.getsockname()[1], box["cache"])
+            yield Running(listening.getsockname()[1], box["watched"])
         finally:
             server.should_exit = True
             thread.join(15)

@@ -332,11 +332,13 @@ def test_a_choice_made_for_residency_is_made_once_more_when_the_expert_leaves(tm
         code = [{"role": "user", "content": TEXTS["code"]}]  # coder 0.80, big 0.82
         with open_stream(server, model="coder") as first:
             first.read_until(b"bon")
-            with open_stream(server, model="linguist"), open_stream(server, messages=code) as waiting:
-                until(lambda: {one.name: one.queued for one in server.cache.status()}["coder"] == 1)
-                until(lambda: {one.name: one.state for one in server.cache.status()}["coder"] == "draining")
-                first.wire.close()
-                head = waiting.read_until(b"\r\n\r\n").decode()
+            with open_stream(server, model="linguist"):
+                until(lambda: {one.name: one.queued for one in server.cache.status()}["linguist"] == 1)  # the older one
+                with open_stream(server, messages=code) as waiting:
+                    until(lambda: {one.name: one.queued for one in server.cache.status()}["coder"] == 1)
+                    until(lambda: {one.name: one.state for one in server.cache.status()}["coder"] == "draining")
+                    first.wire.close()
+                    head = waiting.read_until(b"\r\n\r\n").decode()
         assert "x-coe-expert: big" in head
         assert [(e["expert"], e["reason"]) for e in decisions(server, 4) if e["reason"] != "requested"] == [
             ("coder", "resident"),
