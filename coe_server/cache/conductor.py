@@ -64,8 +64,9 @@ class Conductor:
         try:
             while True:
                 self._changed.clear()
+                began = self._clock()
                 self._conduct()
-                await self._something_can_have_changed()
+                await self._something_can_have_changed(since=began)
         finally:
             if self._lookahead is not None:
                 await self._lookahead.close()
@@ -264,8 +265,9 @@ class Conductor:
                 slot.failure = None
         self._overview.refresh()
 
-    async def _something_can_have_changed(self) -> None:
-        soonest = min((moment for moment in self._moments(self._clock()) if moment is not None), default=None)
+    async def _something_can_have_changed(self, since: float) -> None:
+        """`since` is when the last pass began: what falls due between its look and this one is not past, but next."""
+        soonest = min((moment for moment in self._moments(since) if moment is not None), default=None)
         try:
             async with asyncio.timeout(None if soonest is None else max(soonest, _SHORTEST_NAP_SECONDS)):
                 await self._changed.wait()

@@ -112,6 +112,44 @@ def test_an_expert_that_is_used_stays_until_it_is_given_back():
     run(story())
 
 
+class Leaping(Clock):
+    """Stands still, but for one leap between two looks at it."""
+
+    looks = None
+
+    def __call__(self):
+        if self.looks is not None:
+            self.looks -= 1
+            if self.looks == 0:
+                self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("looks", range(1, 13))
+def test_who_becomes_overdue_between_two_looks_of_the_conductor_is_not_forgotten(looks):
+    async def story():
+        clock = Leaping()
+        async with running(clock=clock) as (cache, _):
+            first = await cache.lease("a")
+            await settle()
+            other = asyncio.create_task(cache.lease("b"))
+            await asyncio.sleep(0)  # it is in the queue, and the conductor has not looked yet
+            clock.looks = looks
+            try:
+                await asyncio.wait_for(until_draining(cache), 2)
+            finally:
+                first.release()
+                (await other).release()
+
+    run(story())
+
+
+async def until_draining(cache):
+    """Looks without asking for the time."""
+    while not cache._slots["a"].draining:
+        await asyncio.sleep(0.001)
+
+
 def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
     async def story():
         async with running() as (cache, engines):
