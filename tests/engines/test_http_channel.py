@@ -120,6 +120,105 @@ def test_each_piece_of_a_stream_arrives_before_the_next_is_sent(tmp_path: Path) 
     assert asyncio.run(story()) == [b"one", b"two", b"three"]
 
 
+def test_a_reader_that_is_slow_holds_the_engine_up_and_gets_everything(tmp_path: Path) -> None:
+    body = bytes(range(256)) * 4 * 16_384  # 16 MiB, more than any buffer on the way
+    sent_all = asyncio.Event()
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(b"")[:-4].replace(b"Length: 0", b"Length: %d" % len(body)) + b"\r\n\r\n")
+        for start in range(0, len(body), 65_536):
+            writer.write(body[start : start + 65_536])
+            await writer.drain()
+        sent_all.set()
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            async with channel.send(POST) as response:
+                chunks = response.chunks()
+                got = await anext(chunks)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(sent_all.wait(), 0.2)  # nobody reads, so it cannot go on
+                got += b"".join([chunk async for chunk in chunks])
+            assert got == body
+            assert await body_of(channel) == body, "the connection is as good as new"
+
+    asyncio.run(story())
+
+
+def test_a_body_that_ends_with_its_connection_is_whole(tmp_path: Path) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\none two")
+        return False
+
+    async def story() -> list[bytes]:
+        async with server(tmp_path, answer) as channel:
+            return [await body_of(channel) for _ in range(2)]
+
+    assert asyncio.run(story()) == [b"one two"] * 2
+
+
+def test_an_interim_answer_and_trailers_are_no_part_of_the_answer(tmp_path: Path) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 100 Continue\r\nX-Early: 1\r\n\r\nHTTP/1.1 201 Made\r\nX-Late: 2\r\n")
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\nX-Trailer: 3\r\n\r\n")
+        return True
+
+    async def story() -> tuple[int, tuple[tuple[str, str], ...], bytes]:
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            return response.status, response.headers, b"".join([chunk async for chunk in response.chunks()])
+
+    assert asyncio.run(story()) == (201, (("X-Late", "2"),), b"yes")
+
+
+@pytest.mark.parametrize("noise", [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000])
+def test_what_is_no_answer_is_an_engine_that_did_not_take_the_request(tmp_path: Path, noise: bytes) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(noise)
+        await reader.read()  # it does not hang up; we do
+        return False
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            with pytest.raises(EngineDied, match="'french' did not take the request"):
+                await body_of(channel)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("extra", [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong", b"junk"])
+def test_an_answer_that_nobody_asked_for_is_never_anybodys(tmp_path: Path, extra: bytes) -> None:
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        connections.add(writer)
+        writer.write(whole(b"yes") + extra)
+        return True
+
+    async def story() -> list[bytes]:
+        async with server(tmp_path, answer) as channel:
+            return [await body_of(channel) for _ in range(3)]
+
+    assert asyncio.run(story()) == [b"yes"] * 3
+    assert len(connections) == 3, "each connection was spoilt by it"
+
+
+def test_a_large_body_arrives_as_sent(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        sizes.append(len(request.partition(b"\r\n\r\n")[2]))
+        writer.write(whole(b"yes"))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            assert await body_of(channel, EngineRequest("POST", "/v1/x", (), b"x" * 5_000_000)) == b"yes"
+
+    asyncio.run(story())
+    assert sizes == [5_000_000]
+
+
 def test_leaving_an_unfinished_answer_closes_the_connection(tmp_path: Path) -> None:
     closed = asyncio.Event()
 
