@@ -7,6 +7,7 @@ table, the corrections, the gate's ramp, how unsure is too unsure.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -83,8 +84,8 @@ def rehearse(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Trac
     unseen = cross_fit(basis, dataset, config, track(folds, "fitting without some prompts"))
     calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
     probabilities = calibration.probabilities(unseen.logits)
-    plain = probabilities @ table_of(probabilities, dataset, config).scores
-    practice = practised(basis.gram, dataset, plain, folds, track)
+    expected = partial(_expected_by, probabilities, dataset, config)
+    practice = practised(basis.gram, dataset, expected, folds, track)
     reading = Reading(probabilities, calibration, unseen.similarities, practice.corrections)
     foreign = abroad(basis, dataset, reading, practice.share, config, track)
     everything = np.arange(len(dataset))
@@ -97,6 +98,14 @@ def rehearse(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Trac
         foreign=foreign,
         folds=tuple(folds),
     )
+
+
+def _expected_by(probabilities: Vector, dataset: Dataset, config: TrainingConfig, seen: Ints) -> Vector:
+    """[n, experts]: the scores to expect of every prompt by the score table of the prompts `seen`; by that of all where
+    those show nothing of some expert."""
+    if np.isnan(dataset.scores[seen]).all(axis=0).any():
+        seen = np.arange(len(dataset))
+    return np.asarray(probabilities @ table_of(probabilities[seen], dataset.rows(seen), config).scores)
 
 
 def refitted(rehearsal: Rehearsal, dataset: Dataset, seen: Ints, config: TrainingConfig) -> Rehearsal:

@@ -5,7 +5,7 @@ Only differences between experts are corrected: that a prompt is hard for all of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from router_training.step_one.classifier import Fold
 from router_training.step_one.gram import Gram
 
 Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 STRENGTH = 50.0  # of the ridge; a prompt's vector has squared length 2, one outcome says little
 STEPS = 15  # of conjugate gradients at most
@@ -56,21 +57,23 @@ class Practice:
     share: float
 
 
-def practised(gram: Gram, dataset: Dataset, expected: Vector, folds: Sequence[Fold], track: Track) -> Practice:
-    """Corrections of the `expected` scores [n, experts], fitted without each fold in turn."""
-    left = residuals(dataset.scores, expected)
-    unseen = cross_fitted(gram, left, dataset.weights, track(folds, "correcting without some prompts"))
+def practised(
+    gram: Gram, dataset: Dataset, expected: Callable[[Ints], Vector], folds: Iterable[Fold], track: Track
+) -> Practice:
+    """Corrections fitted without each fold in turn. `expected` gives the scores [n, experts] to expect of all prompts
+    by what the given ones alone have shown.
+
+    Scores that a fold had a say in leave residuals that even out between it and the others: what is left there would
+    then speak against whatever is left here, and corrections would be thought harmful that help.
+    """
+    unseen, left = np.zeros_like(dataset.scores), np.zeros_like(dataset.scores)
+    for fold in track(list(folds), "correcting without some prompts"):
+        found = residuals(dataset.scores, expected(fold.seen))
+        fitted = fitted_corrections(gram.rows(fold.seen), found[fold.seen], dataset.weights[fold.seen])
+        unseen[fold.left_out] = gram.vectors[fold.left_out] @ fitted.coefficients
+        left[fold.left_out] = found[fold.left_out]
     share = earned_share(unseen, left, dataset.weights)
     return Practice(share * unseen, share)
-
-
-def cross_fitted(gram: Gram, left: Vector, weights: Vector, folds: Iterable[Fold]) -> Vector:
-    """[n, experts]: each prompt's correction as fitted without its fold."""
-    found = np.zeros_like(left)
-    for fold in folds:
-        corrections = fitted_corrections(gram.rows(fold.seen), left[fold.seen], weights[fold.seen])
-        found[fold.left_out] = gram.vectors[fold.left_out] @ corrections.coefficients
-    return found
 
 
 def earned_share(unseen: Vector, left: Vector, weights: Vector) -> float:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import SparseVector
+from router_training.data.dataset import Dataset
+from router_training.progress import in_silence
 from router_training.step_one import corrections
 from router_training.step_one.classifier import Fold
-from router_training.step_one.corrections import cross_fitted, earned_share, fitted_corrections, residuals
+from router_training.step_one.corrections import Practice, earned_share, fitted_corrections, practised, residuals
 from router_training.step_one.gram import Gram
 
 
@@ -43,14 +47,55 @@ def test_only_differences_between_experts_are_left_and_missing_outcomes_leave_no
     assert left == pytest.approx(np.array([[0.1, -0.1, 0.0], [0.5, 0.0, -0.5], [0.0, 0.0, 0.0]]))
 
 
+def recorded(scores: npt.NDArray[np.float64]) -> Dataset:
+    count = len(scores)
+    return Dataset(
+        prompt_ids=tuple(f"p{number}" for number in range(count)),
+        conversations=(Conversation.of_prompt("Hello"),) * count,
+        categories=("all",),
+        labels=np.zeros(count, dtype=np.int64),
+        groups=np.array([""] * count),
+        weights=np.ones(count),
+        experts=tuple("abc"[: scores.shape[1]]),
+        scores=scores,
+        copies=np.arange(count),
+    )
+
+
 def test_no_prompt_has_a_say_in_its_own_correction() -> None:
-    vectors, left = prompts(1), np.random.default_rng(1).normal(size=(80, 2))
+    generator = np.random.default_rng(1)
+    vectors = prompts(1)
+    scores = 0.5 + 10.0 * (vectors @ generator.normal(size=(30, 2)))  # clear enough to earn its share
     folds = [Fold(np.arange(40, 80), np.arange(40)), Fold(np.arange(40), np.arange(40, 80))]
-    before = cross_fitted(Gram(vectors), left, np.ones(80), folds)
-    left[:40] = 7.0
-    after = cross_fitted(Gram(vectors), left, np.ones(80), folds)
-    assert (before[:40] == after[:40]).all()
-    assert not np.allclose(before[40:], after[40:])
+
+    def practice() -> Practice:
+        known = recorded(scores.copy())
+        return practised(
+            Gram(vectors), known, lambda seen: np.full((80, 2), known.scores[seen].mean()), folds, in_silence
+        )
+
+    before = practice()
+    scores[:40] *= 1.01
+    after = practice()
+    assert before.share == after.share == 1.0
+    assert (before.corrections[:40] == after.corrections[:40]).all()
+    assert not np.allclose(before.corrections[40:], after.corrections[40:])
+
+
+def test_categories_of_few_prompts_do_not_speak_against_corrections() -> None:
+    generator = np.random.default_rng(0)
+    category = np.repeat(np.arange(60), 5)
+    telling = generator.integers(0, 2, 300).astype(np.float64)
+    vectors = sp.csr_array(np.column_stack((3.0 * np.eye(60)[category], 3.0 * telling)))
+    advantage = 0.1 * (telling - 0.5) + generator.normal(size=300)
+    known = recorded(np.column_stack((advantage, -advantage)))
+    folds = [Fold(np.flatnonzero(np.arange(300) % 5 != k), np.flatnonzero(np.arange(300) % 5 == k)) for k in range(5)]
+
+    def expected(seen: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        share = np.eye(60)[category][seen]
+        return np.asarray(((share.T @ known.scores[seen]) / share.sum(axis=0)[:, np.newaxis])[category])
+
+    assert practised(Gram(vectors), known, expected, folds, in_silence).share > 0.5
 
 
 def test_noise_earns_no_share_and_a_true_signal_its_part() -> None:
