@@ -14,8 +14,8 @@ import argparse
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +40,18 @@ PAGE = ROOT / "docs" / "routing-quality.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FOLDS = 5
 RESAMPLES = 1000
+FEWEST = 25  # prompts of a finer category
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A data set, its experts' sizes in billions of active parameters, and its objectives."""
+    """A data set, its experts' sizes in billions of active parameters, and its objectives; `finer` is a column of
+    finer categories, used where enough prompts have them."""
 
     name: str
     sizes: dict[str, float]
     budgets: dict[str, float | None]
+    finer: str | None = None
 
     def config(self, label: str) -> TrainingConfig:
         return TrainingConfig.model_validate(
@@ -85,6 +88,7 @@ SUITES = {
         {"quality": None, "balanced": 54.0, "cheap": 31.0},
     ),
 }
+SUITES["coe5-finer"] = replace(SUITES["coe5"], finer="source_category")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,18 @@ def _units(suite: str, options: argparse.Namespace) -> Iterator[Unit]:
 @cache
 def _dataset(suite: str, label: str) -> Dataset:
     config = SUITES[suite].config(label)
-    return read_dataset(config.data.prompts, config.data.outcomes, config.expert_names, label)
+    read = partial(read_dataset, config.data.prompts, config.data.outcomes, config.expert_names)
+    finer = SUITES[suite].finer
+    return read(label) if finer is None else _refined(read(label), read(finer))
+
+
+def _refined(coarse: Dataset, fine: Dataset) -> Dataset:
+    """The same prompts in categories of the second, but of the first where a finer one has too few prompts."""
+    names = np.array(coarse.categories)[coarse.labels]
+    finer = np.array([f"{one}/{part}" for one, part in zip(names, np.array(fine.categories)[fine.labels], strict=True)])
+    _, number, counts = np.unique(finer, return_inverse=True, return_counts=True)
+    categories, labels = np.unique(np.where(counts[number] >= FEWEST, finer, names), return_inverse=True)
+    return replace(coarse, categories=tuple(categories.tolist()), labels=labels.astype(np.int64))
 
 
 def _run(unit: Unit, keep: Path) -> Unit:
