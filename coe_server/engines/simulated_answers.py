@@ -100,10 +100,11 @@ def _response(name: str, fields: Fields, created: int) -> Script:
     reply = _reply(name, question, fields.get("max_output_tokens"), created)
     part = {"type": "output_text", "text": reply.text, "annotations": []}
     item = {"type": "message", "id": "msg_simulated", "role": "assistant", "status": "completed", "content": [part]}
+    made = f"resp_{crc32(f'{name} {question} {created}'.encode('utf-8', 'replace')):08x}"
     usage: dict[str, Any] = reply.usage("input_tokens", "output_tokens")
     usage |= {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     whole: Fields = {
-        **{"id": "resp_simulated", "object": "response", "created_at": created, "model": name, "status": "completed"},
+        **{"id": made, "object": "response", "created_at": created, "model": name, "status": "completed"},
         **{"output": [item], "usage": usage, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []},
     }
     if not fields.get("stream"):

@@ -14,6 +14,8 @@ from coe_server.http.body import Body
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.reach import Reach
+from coe_server.http.made_responses import FIELD as PREVIOUS
+from coe_server.http.made_responses import MadeResponses
 from coe_server.http.options import AUTO, require_expert
 from coe_server.http.surfaces import Surface
 from coe_server.http.traffic import Traffic
@@ -87,6 +89,7 @@ class Service:
     telemetry: Telemetry
     log_prompts: bool = False
     sessions: Sessions = field(default_factory=Sessions)
+    made: MadeResponses = field(default_factory=MadeResponses)
 
     def reach(self, key: Key | None) -> Reach:
         """What a caller with this key may name."""
@@ -95,14 +98,16 @@ class Service:
 
     async def asked(self, surface: Surface, body: Body, key: Key | None) -> Asked:
         """What a body asks for. Raises RequestError naming the field that is wrong."""
-        serving, reach = self.serving, self.reach(key)
+        serving, reach, owner = self.serving, self.reach(key), key.name if key else None
         options = reach.options(body.fields)
+        if surface.endpoint == "responses":
+            options = self.made.continued(body.fields.get(PREVIOUS), options, owner)
         if not surface.routed:
             require_expert(options, surface.path, reach.experts)
         conversation = surface.conversation(body.fields)
         if serving.embedder is not None and options.expert is None:
             conversation = await self._embedded(conversation, serving.embedder)
-        session = session_key(conversation, options, key.name if key else None)
+        session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
         return Asked(serving, conversation, replace(options, kept=kept), session)
 

@@ -1,10 +1,14 @@
 """Conversations over HTTP: turn after turn to the same expert, until the topic really changes."""
 
 import json
+import re
 
 import pytest
 
+from coe_server.errors import RequestError
+from coe_server.http.made_responses import MadeResponses, ResponseId
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, simulated
@@ -54,3 +58,57 @@ def test_a_conversation_returns_to_its_expert_after_a_fallback(router):
         engines["linguist"].deaths.append(DiesAtOnce)
         assert say(server, french, "thanks") == ("big", "fallback")
         assert say(server, french, "thanks", "go on") == ("linguist", "sticky")
+
+
+def respond(server, headers=None, **fields):
+    status, told, raw = server.ask("POST", "/v1/responses", json.dumps(fields), headers)
+    return status, told, raw
+
+
+def id_in(raw):
+    return re.search(rb'"id": "(resp_\w+)"', raw)[1].decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_continued_response_goes_to_the_expert_that_made_it_whatever_the_topic(router, stream):
+    with running_server({name: simulated(name) for name in SIZES}, router=router) as server:
+        _, told, raw = respond(server, input=TEXTS["french"], stream=stream)
+        assert told["x-coe-expert"] == "linguist"
+        _, told, raw = respond(server, input=TEXTS["maths"], stream=stream, previous_response_id=id_in(raw))
+        assert (told["x-coe-expert"], told["x-coe-reason"]) == ("linguist", "requested")
+        _, told, _ = respond(server, input="and", previous_response_id=id_in(raw), model="linguist")
+        assert told["x-coe-expert"] == "linguist"
+        status, _, refused = respond(server, input="and", previous_response_id=id_in(raw), model="coder")
+        assert (status, json.loads(refused)["error"]["param"]) == (400, "previous_response_id")
+        assert "was made by expert 'linguist'" in json.loads(refused)["error"]["message"]
+
+
+def test_a_response_that_nobody_remembers_needs_its_experts_name(router):
+    with running_server({name: simulated(name) for name in SIZES}, router=router) as server:
+        status, _, raw = respond(server, input="and", previous_response_id="resp_1")
+        assert (status, json.loads(raw)["error"]["param"]) == (400, "previous_response_id")
+        assert "name its expert under model" in json.loads(raw)["error"]["message"]
+        assert respond(server, input="and", previous_response_id="resp_1", model="coder")[0] == 200
+        assert respond(server, input="and", previous_response_id=None)[0] == 200
+
+
+def test_a_response_is_found_however_it_comes_and_never_inside_a_text():
+    for cut in range(1, 60):
+        found = []
+        listen = ResponseId(found.append)
+        answer = (
+            b'{"note": "\\"id\\": \\"resp_false\\"", "previous_response_id": "resp_0", "id":"resp_true"} "id": "resp_2"'
+        )
+        for start in range(0, len(answer), cut):
+            listen(answer[start : start + cut])
+        assert found == ["resp_true"]
+
+
+def test_responses_are_forgotten_in_the_order_they_came_and_belong_to_a_key():
+    made = MadeResponses(most=2)
+    for number in range(3):
+        made.remember(f"resp_{number}", "coder", "ann")
+    assert made.continued("resp_2", RouteOptions(), "ann").expert == "coder"
+    for previous, owner in (("resp_0", "ann"), ("resp_2", "bob"), ("resp_2", None)):
+        with pytest.raises(RequestError, match="nobody here remembers"):
+            made.continued(previous, RouteOptions(), owner)

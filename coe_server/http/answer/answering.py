@@ -12,10 +12,12 @@ from starlette.responses import Response
 from coe_server.engines.engine import EngineRequest
 from coe_server.http.answer.account import Account
 from coe_server.http.answer.headers import deadline_of
+from coe_server.http.answer.passing import Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
 from coe_server.http.body import Body, read_body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.door.incoming import read_all
+from coe_server.http.made_responses import ResponseId
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 
@@ -46,11 +48,21 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             decided=lambda again: service.chronicle.record(again, asked.conversation),
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
+            listener_for=_listener_for(service, surface, request),
         )
         account = Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None)
         return RoutedResponse(service.cache, errand, account)
 
     return answer
+
+
+def _listener_for(service: Service, surface: Surface, request: Request) -> Callable[[str], Listener] | None:
+    """What hears the answer of an expert: the id of a response, which may be continued with `previous_response_id`."""
+    if surface.endpoint != "responses":
+        return None
+    key = request.scope.get(CALLER)
+    owner = key.name if key else None
+    return lambda expert: ResponseId(lambda found: service.made.remember(found, expert, owner))
 
 
 def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:

@@ -15,12 +15,14 @@ LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300
 _NOT_THE_CALLERS_FAULT = frozenset((401, 403, 407))  # our key is wrong over there, not the caller's here
 
+Listener = Callable[[bytes], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
     """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
 
-    `is_last`: nobody else can answer, so an engine's own error is the best there is.
+    `is_last`: nobody else can answer, so an engine's own error is the best there is. `heard` is told of every piece.
     """
 
     expert: str
@@ -28,6 +30,7 @@ class Passage:
     headers: Mapping[str, str]
     begun: Callable[[int], None]
     is_last: bool
+    heard: Listener | None = None
 
     async def carry(self, answer: EngineResponse) -> None:
         """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
@@ -74,6 +77,8 @@ class Passage:
 
     async def _say(self, answer: EngineResponse, piece: bytes) -> None:
         await self._begin(answer)
+        if self.heard is not None:
+            self.heard(piece)
         await self.out.say(piece)
 
     async def _begin(self, answer: EngineResponse) -> None:

@@ -30,7 +30,7 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
-from coe_server.http.answer.passing import Passage
+from coe_server.http.answer.passing import Listener, Passage
 from coe_server.http.answer.signs_of_life import SignsOfLife
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
@@ -53,6 +53,7 @@ class Errand:
     decided: Callable[[RoutingDecision], None]  # told of every decision that takes the place of `decision`
     answered: Callable[[RoutingDecision], None]  # told of the one whose expert gave a whole answer
     spending: Callable[[RoutingDecision], AbstractContextManager[Callable[[], None]]]
+    listener_for: Callable[[str], Listener] | None  # by expert: what its answer is heard by, piece by piece
 
 
 class RoutedResponse(Response):
@@ -177,7 +178,9 @@ class RoutedResponse(Response):
                         spent()
 
                 is_last = not self._decision.has_another
-                await Passage(lease.expert, self._out, headers, begun, is_last).carry(answer)
+                listener_for = self._errand.listener_for
+                heard = listener_for(lease.expert) if listener_for is not None else None
+                await Passage(lease.expert, self._out, headers, begun, is_last, heard).carry(answer)
         except TimeoutError as error:
             if not longest.expired():
                 raise
