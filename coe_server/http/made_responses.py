@@ -52,7 +52,7 @@ class MadeResponses:
             )
         if options.expert not in {None, maker.expert}:
             raise RequestError(
-                f"the response {previous!r} was made by expert '{maker.expert}', and '{options.expert}' does not know it",
+                f"the response {previous!r} was made by expert '{maker.expert}', not by '{options.expert}'",
                 FIELD,
             )
         return replace(options, expert=maker.expert)
