@@ -29,6 +29,7 @@ from router_training.evaluating.shipping import Foreign, exam_failed, foreign_ga
 from router_training.probes import write_own_and_chosen
 from router_training.progress import Track
 from router_training.report.page import with_texts, write_report
+from router_training.step_one.basis import basis_of
 from router_training.step_one.discovery import with_categories
 from router_training.step_one.vectors import rows_between
 
@@ -74,7 +75,9 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     refusals = _refusals(learned, evidence, foreign, evaluation)
     if force:
         refusals = dict.fromkeys(refusals)
-    final = grown(learned, everything, counts, track)
+    basis = basis_of(counts, everything, config.features, track)
+    del counts  # gigabytes, where there are many prompts
+    final = grown(learned, everything, basis, track)
     _as_saved(final, learned.kept, out.parent)
     folder = refused if all(refusals.values()) else out
     if config.report.texts:

@@ -39,7 +39,10 @@ class Classifier:
 
     def probabilities(self, vector: SparseVector) -> Vector:
         """P(category), summing to 1."""
-        projected = vector.times(self.model.projection)
+        return self.of_projected(vector.times(self.model.projection))
+
+    def of_projected(self, projected: npt.NDArray[np.floating]) -> Vector:
+        """The same of a vector that went through the model's projection, [r]."""
         (probabilities,) = self.calibration.probabilities(self.model.logits(projected[np.newaxis]))
         return np.asarray(probabilities)
 

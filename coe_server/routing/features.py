@@ -58,11 +58,10 @@ class SparseVector:
         works.
         """
         step = max(1, PRODUCT_CELLS // matrix.shape[1])
-        first, *others = [
-            self.weights[at : at + step] @ matrix.take(self.columns[at : at + step], axis=0)
-            for at in range(0, max(1, len(self.columns)), step)
-        ]
-        return np.asarray(sum(others, first))
+        product: Floats = self.weights[:step] @ matrix.take(self.columns[:step], axis=0)
+        for at in range(step, len(self.columns), step):
+            product += self.weights[at : at + step] @ matrix.take(self.columns[at : at + step], axis=0)
+        return product
 
 
 class Vectoriser(Protocol):
@@ -105,7 +104,7 @@ class Features:
         counted = [self._counted(turn) for turn in turns]
         columns, counts = counted[0] if len(counted) == 1 else _merged(counted)
         weights = np.log2(1.0 + counts).astype(np.float32) * self.idf.take(columns)
-        split = int(np.searchsorted(columns, self.word_columns))
+        split = int(columns.searchsorted(self.word_columns))
         _scale_to_length_one(weights[:split])
         _scale_to_length_one(weights[split:])
         return SparseVector(columns, weights)

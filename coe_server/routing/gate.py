@@ -70,7 +70,7 @@ def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt
     """The mean of each row's largest `neighbours` values (of all, where there are fewer)."""
     count = min(neighbours, similarities.shape[1])
     largest = np.partition(similarities, similarities.shape[1] - count, axis=1)[:, -count:]
-    return np.asarray(largest.mean(axis=1), dtype=np.float64)
+    return np.asarray(largest.sum(axis=1) / count, dtype=np.float64)
 
 
 def trust_in(

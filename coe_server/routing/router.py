@@ -34,9 +34,10 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
-from coe_server.routing.features import SparseVector, Turn
+from coe_server.routing.features import Turn
 from coe_server.routing.gate import trust_in
 from coe_server.routing.meters import Meters
+from coe_server.routing.readout import Readout
 
 DEFAULT_OBJECTIVE = "quality"
 SURE_OF_A_NEW_TOPIC = 0.6  # probability of its category that one turn needs, to be taken for a new topic
@@ -107,6 +108,7 @@ class Router:
             }
             for objective, entry in manifest.objectives.items()
         }
+        self._readout = Readout.of(artifact.classifier, artifact.corrections)
         self._meters = Meters(artifact, budget_window)
 
     @classmethod
@@ -193,7 +195,7 @@ class Router:
         """Step one: text -> features -> category probabilities, and whether to believe them."""
         manifest = self.artifact.manifest
         vector = self.artifact.features.vector(turns)
-        probabilities = self.artifact.classifier.probabilities(vector)
+        probabilities, corrections = self._readout.read(vector)
         similarity = self.artifact.gate.similarity(vector)
         inside = similarity >= self.artifact.gate.threshold
         top = int(probabilities.argmax())
@@ -202,17 +204,17 @@ class Router:
         unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
         trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
         gate = GateReading(similarity, self.artifact.gate.threshold, inside)
-        expected = self._mixed(probabilities, vector, similarity) if trust == "mapped" else self._overall
+        expected = self._mixed(probabilities, corrections, similarity) if trust == "mapped" else self._overall
         return Reading(probabilities, expected, manifest.categories[top], confidence, gate, trust)
 
     def _mixed(
-        self, probabilities: npt.NDArray[np.float64], vector: SparseVector, similarity: float
+        self, probabilities: npt.NDArray[np.float64], corrections: npt.NDArray[np.float64], similarity: float
     ) -> npt.NDArray[np.float64]:
         """Expected scores over all categories, corrected by the prompt's own words; the overall means near the gate."""
-        corrections, threshold = self.artifact.corrections, self.artifact.gate.threshold
+        threshold = self.artifact.gate.threshold
         expected = probabilities @ self._scores
-        if corrections is not None:
-            expected = expected + corrections.of(vector)
+        if len(corrections):
+            expected += corrections
         full_trust = self.artifact.manifest.thresholds.full_trust
         trust = trust_in(np.float64(similarity), threshold, threshold if full_trust is None else full_trust)
         return np.asarray(self._overall + trust * (expected - self._overall))

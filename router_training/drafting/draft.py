@@ -49,7 +49,7 @@ def counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
 
 def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Track) -> Learned:
     """Step one on all training prompts, whose n-grams are `counts`; what depends on unseen ones from the rehearsal."""
-    basis = basis_of(counts, training, config.features)
+    basis = basis_of(counts, training, config.features, track)
     config = with_named_classifier(basis, training, config, track)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:REHEARSED_PROMPTS])
     rehearsed = training.rows(rows)
@@ -66,11 +66,10 @@ def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Trac
     return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, config)
 
 
-def grown(learned: Learned, everything: Dataset, counts: Matrix, track: Track) -> Artifact:
+def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> Artifact:
     """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`,
-    whose n-grams are `counts`."""
+    which `basis` is of."""
     config, rehearsal = learned.config, learned.rehearsal
-    basis = basis_of(counts, everything, config.features)
     (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
     update = {

@@ -17,8 +17,9 @@ from coe_server.routing.features import Features, Vectoriser
 from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset
 from router_training.data.embeddings import embedding_matrix
+from router_training.progress import Track, in_silence
 from router_training.step_one.gram import Gram
-from router_training.step_one.vectors import Matrix, beside, choose_features, weigh
+from router_training.step_one.vectors import Matrix, beside, choose_features, rows_with, weigh
 
 Ints = npt.NDArray[np.int64]
 
@@ -48,22 +49,22 @@ class Basis:
     def known(self, seen: Ints, min_prompts: int) -> npt.NDArray[np.bool_]:
         """[columns]: which columns enough of the prompts `seen` have."""
         vectors = self.gram.vectors[seen]
-        return np.asarray(np.bincount(vectors.indices, minlength=vectors.shape[1]) >= min(min_prompts, len(seen)))
+        return np.asarray(rows_with(vectors) >= min(min_prompts, len(seen)))
 
 
-def basis_of(counts: Matrix, dataset: Dataset, settings: FeatureSettings) -> Basis:
+def basis_of(counts: Matrix, dataset: Dataset, settings: FeatureSettings, track: Track = in_silence) -> Basis:
     """Features chosen from these prompts, and the prompts in them."""
     features = _chosen(counts, dataset, settings)
-    return Basis(features, Gram(vectorised(counts, dataset, features)))
+    return Basis(features, Gram(vectorised(counts, dataset, features, track)))
 
 
-def vectorised(counts: Matrix, dataset: Dataset, features: Vectoriser) -> Matrix:
+def vectorised(counts: Matrix, dataset: Dataset, features: Vectoriser, track: Track = in_silence) -> Matrix:
     """The prompts as `features.vector` makes them, [prompts, columns]."""
     if isinstance(features, EmbeddedFeatures):
-        ngrams = weigh(counts, features.ngrams) if features.ngrams is not None else None
+        ngrams = weigh(counts, features.ngrams, track) if features.ngrams is not None else None
         return beside(ngrams, embedding_matrix(dataset))
     assert isinstance(features, Features), f"{type(features).__name__} has no matrix form"
-    return weigh(counts, features)
+    return weigh(counts, features, track)
 
 
 def narrowed(vectors: Matrix, known: npt.NDArray[np.bool_], features: Vectoriser) -> Matrix:

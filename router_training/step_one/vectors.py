@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import Features, Turn, buckets, distinct
+from router_training.progress import Track, in_silence
 
 Matrix = sp.csr_array
 
@@ -77,7 +78,7 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
 
     IDF is the smoothed one: log((1 + prompts) / (1 + prompts with it)) + 1.
     """
-    prompts_with = np.bincount(counts.indices, minlength=counts.shape[1])
+    prompts_with = rows_with(counts)
     kept = np.flatnonzero(prompts_with >= min(min_prompts, counts.shape[0]))
     if len(kept) > max_columns:
         most = np.argsort(-prompts_with[kept], kind="stable")[:max_columns]
@@ -86,10 +87,18 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
     return Features.of(bucket_bits, kept.astype(np.int64), idf.astype(np.float32))
 
 
-def weigh(counts: Matrix, features: Features) -> Matrix:
+def rows_with(matrix: Matrix) -> npt.NDArray[np.int64]:
+    """[columns]: how many rows have an entry there. Some at a time: counting makes each index twice as long."""
+    found = np.zeros(matrix.shape[1], dtype=np.int64)
+    for at in range(0, len(matrix.indices), ROOM):
+        found += np.bincount(matrix.indices[at : at + ROOM], minlength=matrix.shape[1])
+    return found
+
+
+def weigh(counts: Matrix, features: Features, track: Track = in_silence) -> Matrix:
     """The prompts as `Features.vector` makes them, [prompts, columns]; words and runs each have length 1."""
     rows = GrowingMatrix(features.columns)
-    for at in range(0, counts.shape[0], BLOCK):
+    for at in track(range(0, counts.shape[0], BLOCK), "weighing n-grams"):
         some = _weighed(rows_between(counts, at, at + BLOCK), features)
         rows.append(some.indices, some.data, np.diff(some.indptr).tolist())
     return rows.complete()

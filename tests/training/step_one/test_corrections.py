@@ -38,7 +38,7 @@ def test_what_serving_adds_is_what_training_fitted() -> None:
     fitted = fitted_corrections(Gram(vectors), np.random.default_rng(0).normal(size=(80, 3)), np.ones(80))
     row = vectors[[4]].tocsr()
     vector = SparseVector(row.indices.astype(np.int64), row.data.astype(np.float32))
-    assert fitted.of(vector) == pytest.approx((vectors @ fitted.coefficients)[4], abs=1e-6)
+    assert vector.times(fitted.coefficients) == pytest.approx((vectors @ fitted.coefficients)[4], abs=1e-6)
 
 
 def test_only_differences_between_experts_are_left_and_missing_outcomes_leave_nothing() -> None:
