@@ -15,8 +15,8 @@ from router_training.step_one.vectors import Matrix
 
 # The gate's look-ups per prompt, on average, which are most of what it takes. A word tells more than a run: it gets
 # most of them. Runs alone are left where nothing stands between words, as in Japanese.
-WORD_LOOK_UPS = 3_000
-RUN_LOOK_UPS = 1_000
+WORD_LOOK_UPS = 4_000
+RUN_LOOK_UPS = 2_000
 NO_THRESHOLD = -1.0
 BATCH = 1024
 

@@ -19,7 +19,8 @@ from router_training.progress import Track, in_silence
 Matrix = sp.csr_array
 
 BLOCK = 4096  # prompts weighed at a time
-ROOM = 1 << 22  # entries of a block
+ROOM = 1 << 24  # entries of a block: 64 MB, for malloc keeps what it was given back of less than 32 MB
+COUNTED = 1 << 22  # entries at a time
 
 
 def count_ngrams(conversations: Iterable[Conversation], bucket_bits: int) -> Matrix:
@@ -90,8 +91,8 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
 def rows_with(matrix: Matrix) -> npt.NDArray[np.int64]:
     """[columns]: how many rows have an entry there. Some at a time: counting makes each index twice as long."""
     found = np.zeros(matrix.shape[1], dtype=np.int64)
-    for at in range(0, len(matrix.indices), ROOM):
-        found += np.bincount(matrix.indices[at : at + ROOM], minlength=matrix.shape[1])
+    for at in range(0, len(matrix.indices), COUNTED):
+        found += np.bincount(matrix.indices[at : at + COUNTED], minlength=matrix.shape[1])
     return found
 
 
