@@ -259,7 +259,8 @@ def _nginx(folder: Path) -> Iterator[int]:
     file.write_text(
         f"""daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.log;
 events {{ worker_connections 1024; }}
-http {{ access_log off; keepalive_requests 100000000; default_type application/json; client_body_temp_path {folder};
+http {{ access_log off; keepalive_requests 100000000; default_type application/json; client_max_body_size 0;
+client_body_temp_path {folder};
 server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{json.dumps(ANSWER)}'; }} }} }}
 """
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from pathlib import Path
@@ -78,6 +79,8 @@ def serve(
         )
         for warning in lifetimes(build_experts(settings)):
             logging.getLogger(__name__).warning("%s", warning)
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
     server.run()
     if not server.started:  # the port is taken, say: uvicorn has said why
         raise typer.Exit(1)

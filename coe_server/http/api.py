@@ -10,9 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from coe_server.http.answer.answering import answering
-from coe_server.http.body import read_body
 from coe_server.http.door.entrance import CALLER, Entrance
-from coe_server.http.door.incoming import read_all
 from coe_server.http.door.rate_limits import RateLimits
 from coe_server.http.feedback import build_feedback
 from coe_server.http.models import build_models
@@ -41,7 +39,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
     async def route(request: Request) -> JSONResponse:
         """The decision for a request, without the answer."""
         serving = service.serving
-        body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
+        body = await service.incoming.body(request, serving.max_body_bytes, serving.body_seconds)
         asked = await service.asked(surface_of(body.fields), body, request.scope.get(CALLER))
         return JSONResponse(service.decide(asked).as_json())
 

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from coe_server.errors import RequestError
 
 MOST_MEMBERS = 256  # OpenAI's own requests have about 40
+LARGE_BYTES = 256 * 1024  # reading a body of this size takes more than a millisecond
+MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds in one C call
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Member:
 class Body:
     """The parsed top-level object together with the text it came from."""
 
+    raw: bytes
     text: str
     fields: Mapping[str, Any]
     members: tuple[Member, ...]
@@ -41,22 +44,31 @@ class Body:
 
     def for_engine(self, model: str) -> bytes:
         """The same bytes with the value of `model` replaced (or added) and `coe` removed."""
-        pieces = [self.text[: self._inside[0]]]
+        pieces = [self._between(0, self._inside[0])]
         for before, member in zip((None, *self.members), self.members, strict=False):
             if member.key == "coe":
                 continue
             if len(pieces) > 1 and before is not None:
-                pieces.append(self.text[before.end : member.start])
-            value = json.dumps(model) if member.key == "model" else self.text[member.value_start : member.end]
-            pieces.append(self.text[member.start : member.value_start] + value)
+                pieces.append(self._between(before.end, member.start))
+            pieces.append(self._between(member.start, member.value_start))
+            is_model = member.key == "model"
+            pieces.append(json.dumps(model).encode() if is_model else self._between(member.value_start, member.end))
         if "model" not in self.fields:
-            pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}')
-        pieces.append(self.text[self._inside[1] :])
-        return "".join(pieces).encode()
+            pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}'.encode())
+        pieces.append(self._between(self._inside[1], len(self.text)))
+        return b"".join(pieces)
+
+    def _between(self, start: int, end: int) -> bytes | memoryview:
+        """What stands there in the text, as it came; not copied where a character is a byte."""
+        if len(self.raw) == len(self.text):
+            return memoryview(self.raw)[start:end]
+        return self.text[start:end].encode()
 
 
 def read_body(raw: bytes) -> Body:
     """Parse a request body. Raises RequestError with a sentence if it is not one JSON object in UTF-8."""
+    if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
+        raise RequestError(f"the body has more than {MOST_MARKS:,} values (commas and opening brackets are counted)")
     try:
         text = raw.decode()
         members, fields = _scan_object(text)
@@ -70,7 +82,7 @@ def read_body(raw: bytes) -> Body:
         raise RequestError("the body is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
-    return Body(text, fields, members)
+    return Body(raw, text, fields, members)
 
 
 def _scan_object(text: str) -> tuple[tuple[Member, ...], dict[str, Any]]:

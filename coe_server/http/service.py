@@ -13,6 +13,7 @@ from coe_server.errors import EmbeddingUnavailable
 from coe_server.http.body import Body
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
+from coe_server.http.door.incoming import Incoming
 from coe_server.http.door.reach import Reach
 from coe_server.http.made_responses import FIELD as PREVIOUS
 from coe_server.http.made_responses import MadeResponses
@@ -90,6 +91,7 @@ class Service:
     log_prompts: bool = False
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
+    incoming: Incoming = field(default_factory=Incoming)
 
     def reach(self, key: Key | None) -> Reach:
         """What a caller with this key may name."""

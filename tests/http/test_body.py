@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import RequestError
-from coe_server.http.body import read_body
+from coe_server.http.body import LARGE_BYTES, MOST_MARKS, read_body
+from tests.http.server import running_server
+from tests.http.test_api import simulated
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -75,3 +77,23 @@ def test_a_broken_body_is_refused_with_a_sentence(raw, sentence):
     with pytest.raises(RequestError, match=sentence.replace("(", r"\(")) as caught:
         read_body(raw)
     assert caught.value.status == 400
+
+
+def test_a_large_body_of_very_many_values_is_refused_before_it_is_parsed():
+    many = b'{"metadata": [' + b"[]," * MOST_MARKS + b"[]]}"
+    with pytest.raises(RequestError, match="more than 500,000 values"):
+        read_body(many)
+    text = b'{"a": "' + b"word " * MOST_MARKS + b'"}'
+    assert read_body(text).for_engine("m") == text[:-1] + b', "model": "m"}'
+
+
+@pytest.mark.parametrize("word", ["word", "wörd"])
+def test_a_large_body_is_routed_and_passed_on_like_any_other(word):
+    with running_server({"a": simulated("a")}, max_body_bytes=1 << 20) as server:
+        question = f"{word} " * (LARGE_BYTES // 4)
+        status, _, body = server.chat(model="a", messages=[{"role": "user", "content": question}], max_tokens=5)
+        assert status == 200
+        assert body["choices"][0]["message"]["content"] == f"a answers: {word} {word} {word}"
+        status, _, raw = server.ask("POST", "/v1/chat/completions", b'{"a": "' + b"x" * LARGE_BYTES + b'\xff"}')
+        assert status == 400
+        assert "not UTF-8" in json.loads(raw)["error"]["message"]

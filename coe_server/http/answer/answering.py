@@ -14,9 +14,8 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.headers import deadline_of
 from coe_server.http.answer.passing import Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
-from coe_server.http.body import Body, read_body
+from coe_server.http.body import Body
 from coe_server.http.door.entrance import CALLER
-from coe_server.http.door.incoming import read_all
 from coe_server.http.made_responses import ResponseId
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
@@ -31,7 +30,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
     async def answer(request: Request) -> Response:
         began, serving = time.perf_counter(), service.serving
         deadline = deadline_of(request.headers)
-        body = read_body(await read_all(request, serving.max_body_bytes, serving.body_seconds))
+        body = await service.incoming.body(request, serving.max_body_bytes, serving.body_seconds)
         asked = await service.asked(surface, body, request.scope.get(CALLER))
         decision = service.decide(asked)
         service.chronicle.record(decision, asked.conversation)

@@ -1,13 +1,29 @@
-"""A request's body as it comes in: not too large, not too slow. Knows nothing of what it says."""
+"""A request's body as it comes in: not too large, not too slow, and nobody else waits while it is read."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError
+from coe_server.http.body import LARGE_BYTES, Body, read_body
+
+
+class Incoming:
+    """Reads bodies; the large ones aside, one after the other, so that the event loop goes on between two steps."""
+
+    def __init__(self) -> None:
+        self._aside = ThreadPoolExecutor(1, "large-bodies")
+
+    async def body(self, request: Request, limit_bytes: int, timeout_seconds: float) -> Body:
+        """The whole body. Raises what `read_all` and `read_body` raise."""
+        raw = await read_all(request, limit_bytes, timeout_seconds)
+        if len(raw) <= LARGE_BYTES:
+            return read_body(raw)
+        return await asyncio.get_running_loop().run_in_executor(self._aside, read_body, raw)
 
 
 async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -> bytes:

@@ -1,0 +1,161 @@
+"""What bodies made to be slow cost everybody else: the wait of small requests while they are sent, and without them.
+
+    python -m benchmarks.nasty_bodies [--seconds 8] [--no-write]
+
+One server with a remote expert (nginx, which answers at once) on the second core; the rest shares the first. Written
+to docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.document import document
+from benchmarks.gateway import GATEWAY_CORE, _free_port, _nginx, _running, _wait_for
+
+MIB = 2**20
+MOST = 32 * MIB  # http.max_body
+SMALL = json.dumps({"model": "a", "messages": [{"role": "user", "content": "3 km in m?"}], "max_tokens": 4}).encode()
+PAUSE_SECONDS = 0.005  # between two small requests
+
+Nuisance = Callable[[int, threading.Event], None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each kind")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {0})
+    with tempfile.TemporaryDirectory(prefix="coe-nasty-") as made, _nginx(Path(made)) as upstream:
+        folder, port = Path(made), _free_port()
+        base_url = f"http://127.0.0.1:{upstream}/v1"
+        settings = {
+            "http": {"port": port},
+            "state_directory": str(folder / "state"),
+            "experts": [{"name": "a", "engine": "remote", "base_url": base_url, "model": "upstream"}],
+        }
+        file = folder / "serve.yaml"
+        file.write_text(json.dumps(settings))
+        command = (str(Path(sys.executable).with_name("coe")), "serve", str(file))
+        with _running(command, {}, folder / "log", GATEWAY_CORE) as process:
+            _wait_for(port, process, folder / "log")
+            _waits(port, 1.0, None)
+            lines = [_line(name, _waits(port, options.seconds, nuisance)) for name, nuisance in NUISANCES.items()]
+    text = "\n".join((*_head(), *lines))
+    print(text)
+    if not options.no_write:
+        document("nasty bodies", text)
+
+
+def _waits(port: int, seconds: float, nuisance: Nuisance | None) -> list[float]:
+    """Milliseconds that small requests took, one after the other, sorted."""
+    over = threading.Event()
+    nuisances = [threading.Thread(target=nuisance, args=(port, over)) for _ in range(1 if nuisance else 0)]
+    for thread in nuisances:
+        thread.start()
+    waits, ends = [], time.perf_counter() + seconds
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        client.request("POST", "/v1/chat/completions", SMALL)
+        answer = client.getresponse()
+        answer.read()
+        waits.append(1e3 * (time.perf_counter() - began))
+        if answer.status != 200:
+            raise SystemExit(f"a small request was answered with {answer.status}")
+        time.sleep(PAUSE_SECONDS)
+    client.close()
+    over.set()
+    for thread in nuisances:
+        thread.join()
+    return sorted(waits)
+
+
+def _again_and_again(body: bytes, *expected: int) -> Nuisance:
+    """The same body, as soon as the last one is answered."""
+
+    def send(port: int, over: threading.Event) -> None:
+        while not over.is_set():
+            client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            client.request("POST", "/v1/chat/completions", body)
+            status = client.getresponse().status
+            if status not in expected:
+                raise SystemExit(f"a nasty body was answered with {status}")
+            client.close()
+
+    return send
+
+
+def _too_large(port: int, over: threading.Event) -> None:
+    """Announced without end; the answer comes before the body."""
+    while not over.is_set():
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
+            wire.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n{")
+            if b" 413 " not in wire.recv(1000):
+                raise SystemExit("a body without end was not refused")
+
+
+def _drips(port: int, over: threading.Event) -> None:
+    """A hundred bodies, a byte of each every tenth of a second."""
+    wires = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(100)]
+    for wire in wires:
+        wire.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\n{")
+    while not over.wait(0.1):
+        for wire in wires:
+            wire.sendall(b" ")
+    for wire in wires:
+        wire.close()
+
+
+def _filled(value: bytes) -> bytes:
+    return (
+        b'{"model": "a", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], "metadata": ' + value + b"}"
+    )
+
+
+NUISANCES: dict[str, Nuisance | None] = {
+    "nothing beside them": None,
+    "a text of 31 MiB": _again_and_again(_filled(b'"' + b"a word " * (31 * MIB // 7) + b'"'), 200),
+    "a text of 31 MiB, every third character escaped": _again_and_again(
+        _filled(b'"' + b"a\\n" * (31 * MIB // 3) + b'"'), 200
+    ),
+    "31 MiB of empty lists": _again_and_again(_filled(b"[" + b"[]," * (31 * MIB // 3) + b"[]]"), 400),
+    "as many lists as are allowed": _again_and_again(_filled(b"[" + b"[]," * 249_000 + b"[]]"), 200),
+    "nested 200,000 deep": _again_and_again(_filled(b"[" * 200_000 + b"]" * 200_000), 400),
+    "31 MiB that are not UTF-8": _again_and_again(_filled(b'"' + b"x" * (31 * MIB) + b'\xff"'), 400),
+    "longer than allowed": _too_large,
+    "100 that drip": _drips,
+}
+
+
+def _head() -> list[str]:
+    return [
+        "## Nasty bodies",
+        "",
+        "`python -m benchmarks.nasty_bodies`: how long a small request to a remote expert (nginx) takes while one",
+        "client sends such bodies, each as soon as the last is answered. The server has the second core,",
+        f"the rest shares the first, which other work uses too (the load average was {os.getloadavg()[0]:.1f}).",
+        "",
+        "| beside small requests | small requests | p50 ms | p99 ms | longest |",
+        "|---|---|---|---|---|",
+    ]
+
+
+def _line(name: str, waits: list[float]) -> str:
+    p50, p99 = (waits[min(len(waits) - 1, int(share * len(waits)))] for share in (0.5, 0.99))
+    return f"| {name} | {len(waits)} | {p50:.1f} | {p99:.1f} | {waits[-1]:.0f} |"
+
+
+if __name__ == "__main__":
+    main()
