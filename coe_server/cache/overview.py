@@ -25,6 +25,7 @@ class Overview:
         self._slots = slots
         self._policy = policy
         self._queues: dict[str, Queue] = {}
+        self._queues_off_disk: dict[str, Queue] = {}  # of those, the ones that need no start
         self._changed: dict[str, Slot] = dict(slots)
         for name, slot in slots.items():
             slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
@@ -39,8 +40,11 @@ class Overview:
             _keep(self.moving, slot, slot.moving is not None)
             _keep(self.failed, slot, slot.failure is not None)
             self._queues.pop(slot.name, None)
+            self._queues_off_disk.pop(slot.name, None)
             if slot.waits_for_a_turn:
-                self._queues[slot.name] = slot.queue()
+                queue = self._queues[slot.name] = slot.queue()
+                if slot.tier is not Tier.DISK:
+                    self._queues_off_disk[slot.name] = queue
         if changed:
             self.standing = self.standing.updated(self.holding(slot) for slot in changed)
 
@@ -59,7 +63,7 @@ class Overview:
 
     def queued_on_disk(self) -> tuple[Queue, ...]:
         """Who waits for an engine to be started that is not on its way yet."""
-        return tuple(queue for name, queue in self._queues.items() if self._slots[name].tier is Tier.DISK)
+        return tuple(queue for name, queue in self._queues.items() if name not in self._queues_off_disk)
 
     @property
     def calm(self) -> bool:
@@ -88,7 +92,7 @@ class Overview:
             oldest = min(self.waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
             return (self._queues[oldest.name],) if oldest is not None and oldest.name in self._queues else ()
         if self.starting:
-            return tuple(queue for name, queue in self._queues.items() if self._slots[name].tier is not Tier.DISK)
+            return tuple(self._queues_off_disk.values())
         return tuple(self._queues.values())
 
 

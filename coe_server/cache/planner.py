@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
@@ -48,25 +49,52 @@ class Standing:
 
     def holding(self, name: str) -> Holding | None:
         """What is known of an expert; None if it takes no part."""
-        return next((found for tier in self.tiers.values() if (found := tier.get(name)) is not None), None)
+        return _look_up(self.tiers, name)
 
     def __iter__(self) -> Iterator[Holding]:
         return chain.from_iterable(tier.values() for tier in self.tiers.values())
 
     def updated(self, changed: Iterable[Holding]) -> Standing:
         """The same with these instead of what was known of them."""
-        tiers, used = {tier: dict(there) for tier, there in self.tiers.items()}, self.used
+        draft = _Changes(self)
         for holding in changed:
-            for there in tiers.values():
-                if (before := there.pop(holding.name, None)) is not None:
-                    used -= before.held
-            if holding.takes_part:
-                tiers[holding.tier][holding.name] = holding
-                used += holding.held
-        return Standing(tiers, used)
+            draft.put(holding)
+        return Standing(draft.tiers, draft.used)
 
-    def without(self, one: Holding) -> Standing:
-        return self.updated((replace(one, tier=Tier.DISK, busy=False, wanted=False),))
+
+def _look_up(tiers: Mapping[Tier, Mapping[str, Holding]], name: str) -> Holding | None:
+    for tier in tiers.values():
+        if name in tier:
+            return tier[name]
+    return None
+
+
+class _Changes:
+    """A standing in the making; of the old one's tiers only those are copied in which something changes."""
+
+    def __init__(self, before: Standing) -> None:
+        self.tiers = dict(before.tiers)
+        self.used = before.used
+        self._before = before
+
+    def put(self, holding: Holding) -> None:
+        name = holding.name
+        known = _look_up(self.tiers, name)
+        if known == holding:
+            return
+        if known is not None:
+            del self._own(known.tier)[name]
+            self.used -= known.held
+        if holding.takes_part:
+            self._own(holding.tier)[name] = holding
+            self.used += holding.held
+
+    def _own(self, tier: Tier) -> dict[str, Holding]:
+        there = self.tiers[tier]
+        if there is self._before.tiers[tier]:
+            there = self.tiers[tier] = dict(there)
+        assert isinstance(there, dict)
+        return there
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +141,33 @@ def plan(
     not to be needed stay, and so does who came after `tenured_since` and is waited for. Raises nothing; `Never`
     carries the sentence for a person.
     """
-    others = standing.without(goal)
 
-    def stays(holding: Holding) -> bool:
-        return holding.wanted and holding.since > tenured_since
+    known = standing.holding(goal.name)
+    others = standing.used if known is None else standing.used - known.held
+    used = others + bytes_in(goal.footprint, Tier.DEVICE).at_least(goal.held)
 
-    draft = _make_room(goal, others, capacity, lambda holding: not holding.busy and not stays(holding))
+    def may_leave(holding: Holding) -> bool:
+        return holding.name != goal.name and not (holding.wanted and holding.since > tenured_since)
+
+    draft = _make_room(standing, used, capacity, lambda holding: not holding.busy and may_leave(holding))
     if draft is not None:
         return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
-    draft = _make_room(goal, others, capacity, lambda holding: not stays(holding))
+    draft = _make_room(standing, used, capacity, may_leave)
     if draft is not None:
         return NotYet(tuple(move.expert for move in draft.moves()))
-    draft = _make_room(goal, others, capacity, lambda _: True)
-    return Never(_why_never(goal, others, capacity)) if draft is None else NotYet(())
+    draft = _make_room(standing, used, capacity, lambda holding: holding.name != goal.name)
+    return Never(_why_never(goal, standing, capacity)) if draft is None else NotYet(())
 
 
-def _make_room(goal: Holding, others: Standing, capacity: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
-    draft = _Draft(goal, others, capacity)
+def _make_room(standing: Standing, used: Bytes, capacity: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
+    """`used`: what would be held if the goal came and nobody left."""
+    draft = _Draft(used, capacity)
     for way in _WAYS_DOWN:
         if draft.fits:
             break
-        leaving = [h for h in others.tiers[way.source].values() if may_leave(h) and draft.gains_by(h)]
+        gain = draft.gain_from(way.source)
+        there = standing.tiers[way.source].values()
+        leaving = [holding for holding in there if gain(holding.footprint) > 0 and may_leave(holding)]
         for holding in sorted(leaving, key=way.last_to_leave_last):
             if draft.fits:
                 break
@@ -171,10 +205,10 @@ _WAYS_DOWN = (
 class _Draft:
     """A plan in the making: who stands where once it is carried out. Only who is lowered is written down."""
 
-    def __init__(self, goal: Holding, others: Standing, capacity: Bytes) -> None:
+    def __init__(self, used: Bytes, capacity: Bytes) -> None:
+        self._used = used
         self._capacity = capacity
         self._lowered: dict[str, tuple[Holding, Tier]] = {}
-        self._used = others.used + bytes_in(goal.footprint, Tier.DEVICE).at_least(goal.held)
 
     @property
     def fits(self) -> bool:
@@ -184,12 +218,11 @@ class _Draft:
     def _short_of_device(self) -> bool:
         return self._used.device > self._capacity.device
 
-    def gains_by(self, holding: Holding) -> bool:
-        """Something of the tier that is short now could be had from this expert."""
-        footprint = holding.footprint
+    def gain_from(self, tier: Tier) -> Callable[[Footprint], int]:
+        """How much of what is short now could be had at most from an expert that is in `tier`."""
         if not self._short_of_device:
-            return footprint.host > 0
-        return (footprint.device_asleep if holding.tier is Tier.HOST else footprint.device_awake) > 0
+            return attrgetter("host")
+        return attrgetter("device_asleep" if tier is Tier.HOST else "device_awake")
 
     def demote(self, holding: Holding, tier: Tier) -> None:
         """Lower `holding` to `tier` if its pin allows it and the tier that is short gains by it."""
@@ -223,9 +256,9 @@ class _Draft:
         self._lowered[holding.name] = (holding, tier)
 
 
-def _why_never(goal: Holding, others: Standing, capacity: Bytes) -> str:
+def _why_never(goal: Holding, standing: Standing, capacity: Bytes) -> str:
     need = bytes_in(goal.footprint, Tier.DEVICE)
-    pinned = sum((bytes_in(h.footprint, h.pin) for h in others), Bytes())
+    pinned = sum((bytes_in(h.footprint, h.pin) for h in standing if h.name != goal.name), Bytes())
     for tier, wants, has, kept in (
         ("device", need.device, capacity.device, pinned.device),
         ("host", need.host, capacity.host, pinned.host),

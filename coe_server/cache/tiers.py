@@ -50,13 +50,13 @@ def bytes_in(footprint: Footprint, tier: Tier) -> Bytes:
     Host accounting is inclusive: process and image count while the process lives, awake or asleep, so that going
     to sleep never needs new host memory.
     """
-    match tier:
-        case Tier.DEVICE:
-            return Bytes(footprint.device_awake, footprint.host)
-        case Tier.HOST:
-            return Bytes(footprint.device_asleep, footprint.host)
-        case Tier.DISK:
-            return Bytes()
+    if tier is Tier.DISK:
+        return _NOTHING
+    device = footprint.device_awake if tier is Tier.DEVICE else footprint.device_asleep
+    return Bytes(device, footprint.host)
+
+
+_NOTHING = Bytes()
 
 
 class Ledger:
