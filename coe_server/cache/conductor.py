@@ -201,14 +201,22 @@ class Conductor:
     def _whose_files(self, lookahead: Lookahead) -> str | None:
         """Whose files to read: of those who would have to start, the next whose turn it is, or while none waits or
         starts the one that is to be preloaded next or is likely to be asked for again."""
-        queues = self._overview.queued_on_disk()
-        if queues:
-            order = turns(queues, self._clock(), self._limits.max_wait_seconds, self._policy)
-            return next((turn.expert for turn in order if not lookahead.has_read(turn.expert)), None)
+        if queues := self._overview.queued_on_disk():
+            return self._next_in_turn(lookahead, queues)
         if self._preloads:
             return self._preloads[0] if not lookahead.has_read(self._preloads[0]) else None
-        if self._overview.starting:
-            return None
+        if not self._overview.calm:
+            return None if self._overview.starting else lookahead.reading
+        return self._likeliest(lookahead)
+
+    def _next_in_turn(self, lookahead: Lookahead, queues: tuple[Queue, ...]) -> str | None:
+        if any(queue.expert == lookahead.reading for queue in queues):
+            return lookahead.reading
+        unread = [queue for queue in queues if not lookahead.has_read(queue.expert)]
+        order = turns(unread, self._clock(), self._limits.max_wait_seconds, self._policy)
+        return next((turn.expert for turn in order), None)
+
+    def _likeliest(self, lookahead: Lookahead) -> str | None:
         chances = self._chances()
         likely = [
             name
