@@ -27,6 +27,7 @@ MIB = 2**20
 MOST = 32 * MIB  # http.max_body
 SMALL = json.dumps({"model": "a", "messages": [{"role": "user", "content": "3 km in m?"}], "max_tokens": 4}).encode()
 PAUSE_SECONDS = 0.005  # between two small requests
+HARM_MS = 20
 
 Nuisance = Callable[[int, threading.Event], None]
 
@@ -51,8 +52,8 @@ def main() -> None:
         with _running(command, {}, folder / "log", GATEWAY_CORE) as process:
             _wait_for(port, process, folder / "log")
             _waits(port, 1.0, None)
-            lines = [_line(name, _waits(port, options.seconds, nuisance)) for name, nuisance in NUISANCES.items()]
-    text = "\n".join((*_head(), *lines))
+            found = {name: _waits(port, options.seconds, nuisance) for name, nuisance in NUISANCES.items()}
+    text = "\n".join((*_head(), *(_line(name, waits) for name, waits in found.items()), "", _verdict(found)))
     print(text)
     if not options.no_write:
         document("nasty bodies", text)
@@ -153,8 +154,18 @@ def _head() -> list[str]:
 
 
 def _line(name: str, waits: list[float]) -> str:
-    p50, p99 = (waits[min(len(waits) - 1, int(share * len(waits)))] for share in (0.5, 0.99))
-    return f"| {name} | {len(waits)} | {p50:.1f} | {p99:.1f} | {waits[-1]:.0f} |"
+    return f"| {name} | {len(waits)} | {_at(waits, 0.5):.1f} | {_at(waits, 0.99):.1f} | {waits[-1]:.0f} |"
+
+
+def _verdict(found: dict[str, list[float]]) -> str:
+    alone, *others = (_at(waits, 0.99) for waits in found.values())
+    harmed = [name for name, p99 in zip(list(found)[1:], others, strict=True) if p99 > alone + HARM_MS]
+    named = "; ".join(harmed) if harmed else "none"
+    return f"Harm, which is a p99 more than {HARM_MS} ms above that of small requests alone: {named}."
+
+
+def _at(waits: list[float], share: float) -> float:
+    return waits[min(len(waits) - 1, int(share * len(waits)))]
 
 
 if __name__ == "__main__":
