@@ -33,6 +33,7 @@ GIB = 2**30
 EXPERTS = ("coder", "linguist", "mathematician")
 ROUNDS = 30
 WATCH = """() => {
+  window.began = Date.now();
   window.shown = {};
   const note = () => {
     for (const card of document.querySelectorAll(".card")) {
@@ -176,11 +177,11 @@ def _told(subject: Subject, delays: list[float]) -> str:
 
 
 def _delays(page: Page) -> list[float]:
-    """For each move when its expert was first seen where it went, in milliseconds after it.
+    """For each move since the page was open when its expert was first seen where it went, in milliseconds after it.
 
     Between the same expert's moves before and after; a look at the server may have shown it even before the event.
     """
-    moves: list[dict[str, Any]] = page.evaluate("moves")
+    moves: list[dict[str, Any]] = page.evaluate("moves.filter(({ time }) => 1000 * time >= began)")
     shown: dict[str, list[float]] = page.evaluate("shown")
     found = []
     for expert in {move["expert"] for move in moves}:

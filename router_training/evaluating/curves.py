@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from router_training.evaluating import metrics
 from router_training.evaluating.gains import Judged
-from router_training.step_two.mapping import choices
+from router_training.step_two.pricing import choices
 
 Vector = npt.NDArray[np.float64]
 

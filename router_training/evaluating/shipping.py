@@ -13,7 +13,7 @@ from router_training.drafting.objectives import factors_of
 from router_training.evaluating import metrics
 from router_training.evaluating.gains import Judged, unlimited_gain
 from router_training.evaluating.metrics import Bootstrap
-from router_training.step_two.mapping import choices
+from router_training.step_two.pricing import choices
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

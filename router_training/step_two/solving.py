@@ -14,7 +14,10 @@ import numpy.typing as npt
 from coe_server.errors import ConfigError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import CostUnit, FrontPoint, ObjectiveEntry
-from router_training.step_two.mapping import SLACK, Problem, Solution, choices, fitted_multiplier, front, solve
+from router_training.step_two.front import front
+from router_training.step_two.mapping import solve
+from router_training.step_two.pricing import choices, fitted_multiplier
+from router_training.step_two.problem import SLACK, Problem, Solution
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -136,13 +136,7 @@ def test_a_refused_objective_stays_refused(trained: Path, tmp_path: Path) -> Non
     loaded = artifacts.load(trained)
     entry = loaded.manifest.objectives["cheap"].model_copy(update={"shipped": False, "refusal": "it lost"})
     objectives = {**loaded.manifest.objectives, "cheap": entry}
-    refused = artifacts.Artifact(
-        loaded.manifest.model_copy(update={"objectives": objectives}),
-        loaded.features,
-        loaded.classifier,
-        loaded.gate,
-        loaded.mapping,
-    )
+    refused = replace(loaded, manifest=loaded.manifest.model_copy(update={"objectives": objectives}))
     artifacts.save(refused, artifacts.read_held_out(trained), None, tmp_path / "refused")
     after = remap(tmp_path / "refused", tmp_path / "new", Wishes(limits=Limits(max_experts=2)), in_silence)
     assert (after.manifest.objectives["cheap"].shipped, after.manifest.objectives["cheap"].refusal) == (

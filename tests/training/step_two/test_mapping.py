@@ -7,15 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router_training.step_two.mapping import (
-    Problem,
-    Solution,
-    choices,
-    fitted_multiplier,
-    front,
-    mean_cost,
-    solve,
-)
+from router_training.step_two.front import front
+from router_training.step_two.mapping import solve
+from router_training.step_two.pricing import choices, fitted_multiplier, mean_cost
+from router_training.step_two.problem import Problem, Solution
 
 TOLERANCE = 1e-6  # HiGHS's own
 
