@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
 
+_ANSWERING = re.compile(rb": coe answering expert=(\S+) ")
 _LAST_WORDS_SECONDS = 10.0  # for the server's own word that the deadline has passed
 
 Ending = Literal["answered", "refused", "broken", "late"]  # refused: told so in words, before or in the answer
@@ -64,12 +66,14 @@ class Asker:
                 return Seen(arrived, self.clock(), "answered", expert, text, tokens, float(waited or 0) / 1e3)
             heard = await _listen(answer, self.clock)
         waited_seconds = float(waited) / 1e3 if waited else heard.first - arrived
+        expert = heard.expert or expert
         return Seen(arrived, self.clock(), heard.ending, expert, heard.text, heard.tokens, waited_seconds)
 
 
 @dataclass(slots=True)
 class _Heard:
     ending: Ending = "broken"
+    expert: str = ""  # told in a comment where the headers had to leave before it was known
     text: str = ""
     tokens: int = 0
     first: float = 0.0
@@ -79,6 +83,8 @@ async def _listen(answer: aiohttp.ClientResponse, clock: Callable[[], float]) ->
     """A stream is whole when it says so; one that says what went wrong is refused; else it is broken."""
     heard = _Heard()
     async for line in answer.content:
+        if told := _ANSWERING.match(line):
+            heard.expert = told[1].decode()
         if not line.startswith(b"data: "):
             continue
         heard.first = heard.first or clock()
