@@ -121,7 +121,7 @@ class VllmExpert(_ExpertSettings):
 
 class RemoteExpert(_ExpertSettings):
     engine: Literal["remote"]
-    base_url: str = Field(pattern=r"^https?://[^/@]+(/[^?#]*)?$")
+    base_url: str = Field(pattern=r"^https?://[^/]+")
     model: str
     api_key_env: str | None = None
 

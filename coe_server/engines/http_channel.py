@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from socket import SOCK_STREAM
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
-import aiohappyeyeballs
+import aiohttp
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.http_connection import HttpConnection
 from coe_server.errors import EngineDied, EngineError
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
@@ -25,31 +22,42 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
     | frozenset(("proxy-authenticate", "proxy-authorization", "proxy-connection"))
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
+_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
 _CONNECT_SECONDS = 10.0
-_NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305: a name's second address is tried while the first does not answer
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
 
 
 class HttpChannel:
-    """A pool of connections to one server. Used inside one running loop, ended with `close`."""
+    """A pool of connections to one server. Made inside the running loop, ended with `close`."""
 
     def __init__(self, name: str, base_url: str, socket: Path | None = None) -> None:
         self._name = name
-        self._server = urlsplit(base_url.rstrip("/"))
-        self._socket = socket
-        self._tls = ssl.create_default_context() if self._server.scheme == "https" else None
-        self._connections: set[HttpConnection] = set()
-        self._idle: dict[HttpConnection, asyncio.TimerHandle] = {}  # the newest last
-        self._closed = False
+        self._base_url = base_url.rstrip("/")
+        connector: aiohttp.BaseConnector
+        if socket is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+        else:
+            connector = aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_SECONDS)
+        reuse = aiohttp.TraceConfig()
+        reuse.on_connection_reuseconn.append(_note_reuse)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_NOT_ADDED,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            trace_configs=[reuse],
+        )
 
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[HttpResponse]:
         """Pass one request on. Leaving the context before the body ended closes the connection: the engine aborts."""
-        connection = await self._deliver(request)
+        response = await self._deliver(request)
         try:
-            yield HttpResponse(self._name, connection)
+            yield HttpResponse(self._name, response)
         finally:
-            self._let_go(connection)
+            if not response.content.at_eof():
+                response.close()
 
     async def ask(self, method: str, path: str, timeout_seconds: float, payload: Any = None) -> Any:
         """One short control call; the JSON of its answer. Raises `EngineError` if it is late or not 200."""
@@ -69,103 +77,61 @@ class HttpChannel:
         return json.loads(answer) if answer else None
 
     async def close(self) -> None:
-        self._closed = True
-        for connection in tuple(self._connections):
-            self._drop(connection)
+        await self._session.close()
 
-    async def _deliver(self, request: EngineRequest) -> HttpConnection:
+    async def _deliver(self, request: EngineRequest) -> aiohttp.ClientResponse:
         """Try again, once, where the engine closed an idle connection just as we reused it (RFC 9112, 9.3.1)."""
-        head = self._head(request)
-        kept = self._kept()
-        if kept is not None:
-            try:
-                return await self._asked(kept, request, head)
-            except OSError as error:
-                if kept.is_answered:
-                    raise self._undelivered(error) from error
+        reused = SimpleNamespace(connection=False)
         try:
-            return await self._asked(await self._connected(), request, head)
-        except OSError as error:
+            return await self._attempt(request, reused)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if not reused.connection:
+                raise self._undelivered(error) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._undelivered(error) from error
+        try:
+            return await self._attempt(request, reused)
+        except (aiohttp.ClientError, OSError) as error:
             raise self._undelivered(error) from error
 
-    async def _asked(self, connection: HttpConnection, request: EngineRequest, head: bytes) -> HttpConnection:
-        try:
-            await connection.ask(request, head)
-        except BaseException:
-            self._drop(connection)
-            raise
-        return connection
-
-    def _head(self, request: EngineRequest) -> bytes:
-        server = self._server
-        host = server.netloc.rpartition("@")[2]
-        lines = [f"{request.method} {server.path}{request.path} HTTP/1.1", f"Host: {host}"]
-        lines += (f"{name}: {value}" for name, value in _end_to_end(request.headers, _SET_BY_CLIENT))
-        if request.body or request.method == "POST":
-            lines.append(f"Content-Length: {len(request.body)}")
-        return "\r\n".join((*lines, "\r\n")).encode("latin-1")
-
-    def _kept(self) -> HttpConnection | None:
-        while self._idle:
-            connection, timer = self._idle.popitem()
-            timer.cancel()
-            if connection.is_reusable:
-                return connection
-            self._drop(connection)
-        return None
-
-    async def _connected(self) -> HttpConnection:
-        if self._closed:  # between two attempts, too: the engine is being stopped
-            raise ConnectionError("its channel is closed")
-        async with asyncio.timeout(_CONNECT_SECONDS):
-            connection = await self._open()
-        self._connections.add(connection)
-        return connection
-
-    async def _open(self) -> HttpConnection:
-        loop, server = asyncio.get_running_loop(), self._server
-        if self._socket is not None:
-            return (await loop.create_unix_connection(HttpConnection, str(self._socket)))[1]
-        port = server.port or (443 if self._tls else 80)
-        found = await loop.getaddrinfo(server.hostname, port, type=SOCK_STREAM)
-        sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS)
-        name = server.hostname if self._tls else None
-        return (await loop.create_connection(HttpConnection, sock=sock, ssl=self._tls, server_hostname=name))[1]
-
-    def _let_go(self, connection: HttpConnection) -> None:
-        """Keep it for the next request, if it can have one."""
-        if self._closed or not connection.is_reusable:
-            self._drop(connection)
-            return
-        loop = asyncio.get_running_loop()
-        self._idle[connection] = loop.call_later(IDLE_SECONDS, self._drop, connection)
-
-    def _drop(self, connection: HttpConnection) -> None:
-        timer = self._idle.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
-        self._connections.discard(connection)
-        connection.abort()
+    async def _attempt(self, request: EngineRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
+        if self._session.closed:  # between two attempts, too: the engine is being stopped
+            raise self._undelivered(ConnectionError("its channel is closed"))
+        return await self._session.request(
+            request.method,
+            self._base_url + request.path,
+            headers=_end_to_end(request.headers, _SET_BY_CLIENT),
+            data=request.body or None,
+            allow_redirects=False,
+            trace_request_ctx=reused,
+        )
 
     def _undelivered(self, error: Exception) -> EngineDied:
         return EngineDied(f"engine '{self._name}' did not take the request: {error or type(error).__name__}")
 
 
 class HttpResponse:
-    """An `EngineResponse` over one connection."""
+    """An `EngineResponse` over aiohttp."""
 
-    def __init__(self, name: str, connection: HttpConnection) -> None:
+    def __init__(self, name: str, response: aiohttp.ClientResponse) -> None:
         self._name = name
-        self._connection = connection
-        self.status = connection.status
-        pairs = tuple((key.decode("latin-1"), value.decode("latin-1")) for key, value in connection.headers)
-        self.headers = _end_to_end(pairs, frozenset())
+        self._response = response
+        pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in response.raw_headers)
+        self._headers = _end_to_end(tuple(pairs), frozenset())
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return self._headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._connection.chunks():
+            async for chunk in self._response.content.iter_any():
                 yield chunk
-        except OSError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise EngineDied(f"engine '{self._name}' broke off its answer: {error}") from error
 
 
@@ -175,3 +141,7 @@ def _end_to_end(headers: tuple[tuple[str, str], ...], also_dropped: frozenset[st
     }
     dropped = _HOP_BY_HOP | also_dropped | named
     return tuple((name, value) for name, value in headers if name.lower() not in dropped)
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: Any) -> None:
+    context.trace_request_ctx.connection = True

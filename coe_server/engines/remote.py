@@ -21,7 +21,7 @@ class RemoteEngine:
     def __init__(self, base_url: str, api_key: str | None) -> None:
         self._base_url = base_url.rstrip("/")
         self._has_our_prefix = self._base_url.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
-        self._credentials = (("Authorization", f"Bearer {api_key.strip()}"),) if api_key else ()
+        self._credentials = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
         self._http: HttpChannel | None = None
 
     @property
