@@ -3,7 +3,7 @@
 Every prompt is decided by an artifact that `coe-train fit` would have made without it: in five folds by prompt, and
 with each group (task) left out alone. Score table, gate, corrections and multipliers are fitted on the other prompts.
 Needs ../shared/data, which is not part of the project. A finished fold is kept: run it again to go on, or with more
-seeds. One fold takes about 10 s of processor time (nine), several times as long for coe5.
+seeds. One fold takes about 10 s of processor time (nine), 80 s for coe5, more than twice that in finer categories.
 
     python benchmarks/routing_quality.py --seeds 5 --jobs 2 --write
 """
