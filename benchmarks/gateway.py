@@ -103,7 +103,7 @@ def main() -> None:
                 _wait_for(gateway.port, process, folder / f"{gateway.name}.log")
                 rows.append(_measure(gateway, upstream, folder, options.seconds, process.pid))
         streams = _streams(options, folder)
-    text = _text(rows, streams)
+    text = _text(options.seconds, rows, streams)
     print(text)
     if not options.no_write:
         document("gateway", text)
@@ -329,12 +329,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _text(rows: list[Row], streams: dict[str, Any]) -> str:
+def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
     direct, ours = rows[0], rows[1]
     lines = [
         "## Gateway",
         "",
-        "`python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV`. Upstream:",
+        f"`python benchmarks/gateway.py --artifact artifacts/demo-router --seconds {seconds:g} --litellm VENV"
+        " --switchyard VENV`. Upstream:",
         "nginx with one fixed answer; wrk sends the demo's 300 held-out prompts. Each gateway in turn on the second",
         "core, wrk and nginx on the first. Ours routes every prompt with the demo's router among five remote experts,",
         "logs a line for each request and counts its metrics; LiteLLM routes with its complexity router,",
