@@ -140,7 +140,7 @@ def test_an_engine_that_is_never_ready_is_given_up_and_removed(
     stand_in: StandInLaunch, fault: str, limit: float, within: float | None, told: str
 ) -> None:
     async def story() -> list[int]:
-        engine = VllmEngine(stand_in(fault, start_timeout_seconds=limit))
+        engine = VllmEngine(stand_in(fault, start_timeout_seconds=limit, stop_timeout_seconds=0.5))
         starting = asyncio.create_task(engine.start(within))
         pids = await whole_tree(engine)
         with pytest.raises(EngineStartFailed, match=told):
