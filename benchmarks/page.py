@@ -90,8 +90,8 @@ class Demo(Subject):
     def ask(self, page: Page, turn: int) -> None:
         question = _demo_question(turn)
         page.fill("#question", question["prompt"])
-        page.click("#send")
-        page.wait_for_selector("#answer[aria-busy]", state="attached")
+        with page.expect_response("**/v1/chat/completions", timeout=DEMO_PATIENCE_MS):
+            page.click("#send")
         page.wait_for_selector("#answer:not([aria-busy])", state="attached", timeout=DEMO_PATIENCE_MS)
         expert, answer = page.inner_text("#decision .chosen strong"), page.inner_text("#answer")
         print(f"{question['prompt'][:50]:50}  {expert:11} {answer}")
