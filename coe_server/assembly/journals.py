@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coe_server.config import (
-    ServerConfig,
-)
+from coe_server.config import ServerConfig
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 

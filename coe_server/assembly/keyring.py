@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 
-from coe_server.config import (
-    ServerConfig,
-    secret_from_environment,
-)
+from coe_server.config import ServerConfig, secret_from_environment
 from coe_server.errors import ConfigError
 from coe_server.http.door.guard import Guard
 from coe_server.keys import Key, Keyring, hashed, read_keys

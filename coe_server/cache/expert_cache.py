@@ -273,9 +273,7 @@ class ExpertCache:
             slot.costs.learn_service(now - granted)
         slot.last_used = now
         self._admit(slot)
-        frees_room = (
-            slot.leases == 0 and not slot.expert.remote
-        )  # while others use it, nothing can come of this one's end
+        frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
         if frees_room or not self._policy.collates:
             self._changed.set()
 
