@@ -27,12 +27,19 @@ TOOL = {
         "description": "Adds two numbers.",
         "parameters": {
             "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}},  # an untrained hand ends no number
             "required": ["a", "b"],
             "additionalProperties": False,
         },
     },
 }
+ADD, SUBTRACT = ({"type": "function", "function": {"name": name}} for name in ("add", "subtract"))
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 3}'}}
+CALLED = [
+    {"role": "user", "content": "Add"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "4"},
+]
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 SCHEMA = {
     "type": "json_schema",
@@ -137,7 +144,8 @@ CASES: dict[str, dict[str, Ask]] = {
         "`stop`": chat(stop=["a", "e"], extra_body={"include_stop_str_in_output": True}),
         "`seed`, sampled": chat(seed=7, temperature=1.0),
         "`n`": chat(n=3, seed=7, temperature=1.0),
-        "`n`, streamed": chat_stream(n=2),
+        "`n`, streamed": chat_stream(n=2, seed=7, temperature=1.0),
+        "`n`, streamed, without chance": chat_stream(n=2),
         "`logprobs`": chat(logprobs=True, top_logprobs=3),
         "`logprobs`, streamed": chat_stream(logprobs=True, top_logprobs=2),
         "usage in the stream": chat_stream(stream_options={"include_usage": True}),
@@ -145,17 +153,18 @@ CASES: dict[str, dict[str, Ask]] = {
         "structured output (JSON schema)": chat(response_format=SCHEMA, max_tokens=24),
         "structured output (choice)": chat(extra_body={"structured_outputs": {"choice": ["yes", "no"]}}),
         "structured output, streamed": chat_stream(response_format=SCHEMA, max_tokens=24),
-        "a named tool": chat(
-            tools=[TOOL], tool_choice={"type": "function", "function": {"name": "add"}}, max_tokens=40
-        ),
-        "a named tool, streamed": chat_stream(
-            tools=[TOOL], tool_choice={"type": "function", "function": {"name": "add"}}, max_tokens=40
-        ),
+        "a named tool": chat(tools=[TOOL], tool_choice=ADD, max_tokens=100),
+        "a named tool, streamed": chat_stream(tools=[TOOL], tool_choice=ADD, max_tokens=100),
+        "some tool is required": chat(tools=[TOOL], tool_choice="required", max_tokens=120),
+        "some tool is required, streamed": chat_stream(tools=[TOOL], tool_choice="required", max_tokens=120),
+        "tools left to the model": chat(tools=[TOOL], tool_choice="auto"),
+        "a tool's answer": chat(CALLED, tools=[TOOL]),
+        "a tool's answer, streamed": chat_stream(CALLED, tools=[TOOL]),
         "a field nobody knows": chat(extra_body={"x_of_next_year": {"a": [1.50, None]}}),
         "vLLM's own fields": chat(extra_body={"min_tokens": 5, "ignore_eos": True, "return_token_ids": True}),
     },
     "chat, refused": {
-        "tools left to the model, no parser": chat(tools=[TOOL], tool_choice="auto"),
+        "a tool that is not there": chat(tools=[TOOL], tool_choice=SUBTRACT),
         "an image, no eyes": chat([{"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}]),
         "a temperature below 0": chat(temperature=-1),
         "more tokens than fit": chat(max_tokens=100_000),

@@ -20,6 +20,8 @@ MODEL = ROOT / "demo/experts/generalist"
 EXPERT, EMBEDDER = "generalist", "embedder"
 CONTEXT_TOKENS = 256
 KV_CACHE_BYTES = 64 << 20
+TOOL_PARSER = "pythonic"  # it asks for no special tokens
+TOOL_ARGS = {"enable_auto_tool_choice": True, "tool_call_parser": TOOL_PARSER}
 START_SECONDS = 400.0
 ENVIRONMENT = {
     **{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -42,6 +44,8 @@ def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
             port = free_port()
             command = [vllm, "serve", MODEL, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
             command += ["--runner", runner, "--max-model-len", str(CONTEXT_TOKENS), "--enforce-eager"]
+            if runner == "generate":
+                command += ["--enable-auto-tool-choice", "--tool-call-parser", TOOL_PARSER]
             command += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--distributed-executor-backend", "uni"]
             urls.append(f"http://127.0.0.1:{port}")
             environment = os.environ | ENVIRONMENT
@@ -56,7 +60,7 @@ def ours(vllm: Path, folder: Path) -> Iterator[str]:
     experts = [
         {
             **{"name": name, "engine": "vllm", "model": str(MODEL), "preload": "device"},
-            "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner},
+            "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner} | (TOOL_ARGS if runner == "generate" else {}),
         }
         for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling"))
     ]
