@@ -2,8 +2,8 @@
 
     python -m benchmarks.nasty_bodies [--seconds 8] [--no-write]
 
-One server with a remote expert (nginx, which answers at once) on the second core; the rest shares the first. Written
-to docs/benchmarks.md.
+One server on the second core, with two remote experts (an nginx each, which answers at once): one for the small
+requests, one for the bodies. The rest shares the first core. Written to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import multiprocessing
 import os
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from benchmarks.document import document
@@ -29,7 +31,7 @@ SMALL = json.dumps({"model": "a", "messages": [{"role": "user", "content": "3 km
 PAUSE_SECONDS = 0.005  # between two small requests
 HARM_MS = 20
 
-Nuisance = Callable[[int, threading.Event], None]
+Nuisance = Callable[[int, Event], None]
 
 
 def main() -> None:
@@ -38,14 +40,14 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     options = parser.parse_args()
     os.sched_setaffinity(0, {0})
-    with tempfile.TemporaryDirectory(prefix="coe-nasty-") as made, _nginx(Path(made)) as upstream:
+    with tempfile.TemporaryDirectory(prefix="coe-nasty-") as made, ExitStack() as stack:
         folder, port = Path(made), _free_port()
-        base_url = f"http://127.0.0.1:{upstream}/v1"
-        settings = {
-            "http": {"port": port},
-            "state_directory": str(folder / "state"),
-            "experts": [{"name": "a", "engine": "remote", "base_url": base_url, "model": "upstream"}],
-        }
+        experts = []
+        for name in ("a", "b"):
+            (folder / name).mkdir()
+            base_url = f"http://127.0.0.1:{stack.enter_context(_nginx(folder / name))}/v1"
+            experts.append({"name": name, "engine": "remote", "base_url": base_url, "model": "upstream"})
+        settings = {"http": {"port": port}, "state_directory": str(folder / "state"), "experts": experts}
         file = folder / "serve.yaml"
         file.write_text(json.dumps(settings))
         command = (str(Path(sys.executable).with_name("coe")), "serve", str(file))
@@ -61,10 +63,9 @@ def main() -> None:
 
 def _waits(port: int, seconds: float, nuisance: Nuisance | None) -> list[float]:
     """Milliseconds that small requests took, one after the other, sorted."""
-    over = threading.Event()
-    nuisances = [threading.Thread(target=nuisance, args=(port, over)) for _ in range(1 if nuisance else 0)]
-    for thread in nuisances:
-        thread.start()
+    over = multiprocessing.Event()
+    beside = multiprocessing.Process(target=nuisance or _nothing, args=(port, over))
+    beside.start()
     waits, ends = [], time.perf_counter() + seconds
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while time.perf_counter() < ends:
@@ -78,15 +79,20 @@ def _waits(port: int, seconds: float, nuisance: Nuisance | None) -> list[float]:
         time.sleep(PAUSE_SECONDS)
     client.close()
     over.set()
-    for thread in nuisances:
-        thread.join()
+    beside.join()
+    if beside.exitcode != 0:
+        raise SystemExit("what was sent beside the small requests was not answered as it should be")
     return sorted(waits)
+
+
+def _nothing(port: int, over: Event) -> None:
+    """Nobody else."""
 
 
 def _again_and_again(body: bytes, *expected: int) -> Nuisance:
     """The same body, as soon as the last one is answered."""
 
-    def send(port: int, over: threading.Event) -> None:
+    def send(port: int, over: Event) -> None:
         while not over.is_set():
             client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             client.request("POST", "/v1/chat/completions", body)
@@ -98,7 +104,7 @@ def _again_and_again(body: bytes, *expected: int) -> Nuisance:
     return send
 
 
-def _too_large(port: int, over: threading.Event) -> None:
+def _too_large(port: int, over: Event) -> None:
     """Announced without end; the answer comes before the body."""
     while not over.is_set():
         with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
@@ -107,7 +113,7 @@ def _too_large(port: int, over: threading.Event) -> None:
                 raise SystemExit("a body without end was not refused")
 
 
-def _drips(port: int, over: threading.Event) -> None:
+def _drips(port: int, over: Event) -> None:
     """A hundred bodies, a byte of each every tenth of a second."""
     wires = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(100)]
     for wire in wires:
@@ -121,13 +127,16 @@ def _drips(port: int, over: threading.Event) -> None:
 
 def _filled(value: bytes) -> bytes:
     return (
-        b'{"model": "a", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], "metadata": ' + value + b"}"
+        b'{"model": "b", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}], "metadata": ' + value + b"}"
     )
 
 
 NUISANCES: dict[str, Nuisance | None] = {
     "nothing beside them": None,
     "a text of 31 MiB": _again_and_again(_filled(b'"' + b"a word " * (31 * MIB // 7) + b'"'), 200),
+    "a prompt of 31 MiB": _again_and_again(
+        b'{"model": "b", "messages": [{"role": "user", "content": "' + b"a word " * (31 * MIB // 7) + b'"}]}', 200
+    ),
     "a text of 31 MiB, every third character escaped": _again_and_again(
         _filled(b'"' + b"a\\n" * (31 * MIB // 3) + b'"'), 200
     ),
@@ -145,8 +154,8 @@ def _head() -> list[str]:
         "## Nasty bodies",
         "",
         "`python -m benchmarks.nasty_bodies`: how long a small request to a remote expert (nginx) takes while one",
-        "client sends such bodies, each as soon as the last is answered. The server has the second core,",
-        f"the rest shares the first, which other work uses too (the load average was {os.getloadavg()[0]:.1f}).",
+        "client sends such bodies to another one, each as soon as the last is answered. The server has the second",
+        f"core, the rest shares the first, which other work uses too (the load average was {os.getloadavg()[0]:.1f}).",
         "",
         "| beside small requests | small requests | p50 ms | p99 ms | longest |",
         "|---|---|---|---|---|",

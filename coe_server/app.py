@@ -33,7 +33,6 @@ from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.listener import Listener
 from coe_server.http.operator.reloading import Fresh, Reloader
 from coe_server.http.service import Service, Serving
-from coe_server.journal.journal import Journal
 from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
-    lifespan = _lifespan(cache, costs_file(config), reloader, journal, telemetry if wakes_by_copying else None)
+    lifespan = _lifespan(service, costs_file(config), reloader, telemetry if wakes_by_copying else None)
 
     def before_stop() -> None:
         cache.stop_admitting()
@@ -122,13 +121,9 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
             return
 
 
-def _lifespan(
-    cache: ExpertCache,
-    costs_file: Path,
-    reloader: Reloader,
-    journal: Journal | None,
-    told_of_copying: Telemetry | None,
-) -> Lifespan:
+def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_copying: Telemetry | None) -> Lifespan:
+    cache, journal = service.cache, service.chronicle.journal
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())
@@ -147,6 +142,7 @@ def _lifespan(
                 with suppress(asyncio.CancelledError):
                     await task
             await reloader.close()
+            await asyncio.to_thread(service.incoming.close)
             if journal is not None:
                 await asyncio.to_thread(journal.stop)
 

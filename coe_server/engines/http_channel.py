@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
 _CONNECT_SECONDS = 10.0
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
+_LARGE_BYTES = 256 * 1024
 
 
 class HttpChannel:
@@ -101,7 +103,7 @@ class HttpChannel:
             request.method,
             self._base_url + request.path,
             headers=_end_to_end(request.headers, _SET_BY_CLIENT),
-            data=request.body or None,
+            data=_sendable(request.body),
             allow_redirects=False,
             trace_request_ctx=reused,
         )
@@ -133,6 +135,11 @@ class HttpResponse:
                 yield chunk
         except (aiohttp.ClientError, OSError) as error:
             raise EngineDied(f"engine '{self._name}' broke off its answer: {error}") from error
+
+
+def _sendable(body: bytes) -> bytes | BytesIO | None:
+    """A large body goes out piece by piece, and others have their turn in between."""
+    return BytesIO(body) if len(body) > _LARGE_BYTES else body or None
 
 
 def _end_to_end(headers: tuple[tuple[str, str], ...], also_dropped: frozenset[str]) -> tuple[tuple[str, str], ...]:

@@ -21,7 +21,7 @@ from coe_server.http.operator.metrics import build_metrics
 from coe_server.http.operator.reloading import Reloader
 from coe_server.http.page.routes import build_page
 from coe_server.http.service import Service
-from coe_server.http.surfaces import SURFACES, surface_of
+from coe_server.http.surfaces import SURFACES
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -39,8 +39,8 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
     async def route(request: Request) -> JSONResponse:
         """The decision for a request, without the answer."""
         serving = service.serving
-        body = await service.incoming.body(request, serving.max_body_bytes, serving.body_seconds)
-        asked = await service.asked(surface_of(body.fields), body, request.scope.get(CALLER))
+        question = await service.incoming.question(request, None, serving.max_body_bytes, serving.body_seconds)
+        asked = await service.asked(question, request.scope.get(CALLER))
         return JSONResponse(service.decide(asked).as_json())
 
     app.include_router(build_models(service))

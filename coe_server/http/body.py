@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from coe_server.errors import RequestError
 
 MOST_MEMBERS = 256  # OpenAI's own requests have about 40
-LARGE_BYTES = 256 * 1024  # reading a body of this size takes more than a millisecond
-MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds in one C call
+LARGE_BYTES = 64 * 1024  # reading a body of this size may take milliseconds
+MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds and gigabytes
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One top-level `"key": value` and where it stands in the text; ends are exclusive."""
+    """One top-level `"key": value` and which bytes it takes; ends are exclusive."""
 
     key: str
     start: int
@@ -27,10 +27,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The parsed top-level object together with the text it came from."""
+    """The parsed top-level object together with the bytes it came from."""
 
     raw: bytes
-    text: str
     fields: Mapping[str, Any]
     members: tuple[Member, ...]
 
@@ -39,30 +38,25 @@ class Body:
         """Where the first member starts and the last one ends."""
         if self.members:
             return self.members[0].start, self.members[-1].end
-        brace = self.text.index("}")
+        brace = self.raw.index(b"}")
         return brace, brace
 
     def for_engine(self, model: str) -> bytes:
         """The same bytes with the value of `model` replaced (or added) and `coe` removed."""
-        pieces = [self._between(0, self._inside[0])]
+        raw = memoryview(self.raw)
+        pieces: list[bytes | memoryview] = [raw[: self._inside[0]]]
         for before, member in zip((None, *self.members), self.members, strict=False):
             if member.key == "coe":
                 continue
             if len(pieces) > 1 and before is not None:
-                pieces.append(self._between(before.end, member.start))
-            pieces.append(self._between(member.start, member.value_start))
+                pieces.append(raw[before.end : member.start])
+            pieces.append(raw[member.start : member.value_start])
             is_model = member.key == "model"
-            pieces.append(json.dumps(model).encode() if is_model else self._between(member.value_start, member.end))
+            pieces.append(json.dumps(model).encode() if is_model else raw[member.value_start : member.end])
         if "model" not in self.fields:
             pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}'.encode())
-        pieces.append(self._between(self._inside[1], len(self.text)))
+        pieces.append(raw[self._inside[1] :])
         return b"".join(pieces)
-
-    def _between(self, start: int, end: int) -> bytes | memoryview:
-        """What stands there in the text, as it came; not copied where a character is a byte."""
-        if len(self.raw) == len(self.text):
-            return memoryview(self.raw)[start:end]
-        return self.text[start:end].encode()
 
 
 def read_body(raw: bytes) -> Body:
@@ -82,7 +76,19 @@ def read_body(raw: bytes) -> Body:
         raise RequestError("the body is nested too deeply") from error
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
-    return Body(raw, text, fields, members)
+    return Body(raw, fields, members if len(text) == len(raw) else tuple(_in_bytes(members, text)))
+
+
+def _in_bytes(members: Iterable[Member], text: str) -> Iterator[Member]:
+    """Members that stand at characters of the text, as they stand in its bytes."""
+    at, passed = 0, 0
+    for member in members:
+        ends = []
+        for place in (member.start, member.value_start, member.end):
+            passed += len(text[at:place].encode())
+            at = place
+            ends.append(passed)
+        yield Member(member.key, *ends)
 
 
 def _scan_object(text: str) -> tuple[tuple[Member, ...], dict[str, Any]]:

@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
-from coe_server.http.body import Body
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.incoming import Incoming
@@ -18,7 +17,7 @@ from coe_server.http.door.reach import Reach
 from coe_server.http.made_responses import FIELD as PREVIOUS
 from coe_server.http.made_responses import MadeResponses
 from coe_server.http.options import AUTO, require_expert
-from coe_server.http.surfaces import Surface
+from coe_server.http.question import Question
 from coe_server.http.traffic import Traffic
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
@@ -98,15 +97,15 @@ class Service:
         serving = self.serving
         return Reach.of(key, self.engine_models, serving.router.objectives, serving.default_objective)
 
-    async def asked(self, surface: Surface, body: Body, key: Key | None) -> Asked:
-        """What a body asks for. Raises RequestError naming the field that is wrong."""
+    async def asked(self, question: Question, key: Key | None) -> Asked:
+        """How a question is to be routed. Raises RequestError naming the field that is wrong."""
         serving, reach, owner = self.serving, self.reach(key), key.name if key else None
-        options = reach.options(body.fields)
+        surface, fields, conversation = question.surface, question.body.fields, question.conversation
+        options = reach.options(fields)
         if surface.endpoint == "responses":
-            options = self.made.continued(body.fields.get(PREVIOUS), options, owner)
+            options = self.made.continued(fields.get(PREVIOUS), options, owner)
         if not surface.routed:
             require_expert(options, surface.path, reach.experts)
-        conversation = surface.conversation(body.fields)
         if serving.embedder is not None and options.expert is None:
             conversation = await self._embedded(conversation, serving.embedder)
         session = session_key(conversation, options, owner)

@@ -39,6 +39,7 @@ class Traffic:
     def __init__(self, reference: Reference, router_version: str) -> None:
         self.reference = reference
         self._watch = DriftWatch(reference)
+        self._left_band = self._watch.left_band
         self._version = router_version
 
     @property
@@ -49,10 +50,11 @@ class Traffic:
         """A decision that is followed; an expert asked for by name says nothing about the traffic's topics."""
         if not decision.probabilities or decision.confidence is None:
             return
-        before = self._watch.left_band
         likeliest = max(decision.probabilities, key=decision.probabilities.__getitem__)
-        self._watch.see(likeliest if decision.gate.inside else None, decision.confidence)
-        for reading, left in self._watch.left_band.items():
+        if not self._watch.see(likeliest if decision.gate.inside else None, decision.confidence):
+            return
+        before, self._left_band = self._left_band, self._watch.left_band
+        for reading, left in self._left_band.items():
             if left != before[reading]:
                 self._tell(reading, left)
 

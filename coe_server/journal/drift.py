@@ -76,16 +76,18 @@ class Detectors:
         self._variances = np.maximum(deviations**2, 1e-4)
         self._highest_stakes = np.where(edges < 1.0, MOST_STAKED / np.maximum(edges, 0.05), 0.0)  # no mean is above 1
 
-    def see(self, values: Vector) -> None:
+    def see(self, values: Vector) -> bool:
+        """One more value for each; whether an alarm began or ended."""
         gains = np.maximum(self.means - self._edges, 0.0)
         stakes = np.minimum(gains / (self._variances + gains**2), self._highest_stakes)
         self.evidence = np.maximum(self.evidence, 0.0) + np.log1p(stakes * (values - self._edges))
         off = values - self.means
         self._variances += (off**2 - self._variances) / MEMORY
         self.means += off / MEMORY
-        over = self.alarmed & (self.means <= self._edges)
+        before, over = self.alarmed, self.alarmed & (self.means <= self._edges)
         self.evidence[over] = 0.0
-        self.alarmed = (self.alarmed & ~over) | (self.evidence >= self.limit)
+        self.alarmed = (before & ~over) | (self.evidence >= self.limit)
+        return self.alarmed.tobytes() != before.tobytes()
 
 
 class DriftWatch:
@@ -110,13 +112,13 @@ class DriftWatch:
             deviations=np.array([*deviations, reference.confidence_deviation, reference.confidence_deviation]),
         )
 
-    def see(self, category: str | None, confidence: float) -> None:
-        """One more prompt; `category` None: outside the gate."""
+    def see(self, category: str | None, confidence: float) -> bool:
+        """One more prompt; `category` None: outside the gate. Whether a reading may have left its band or come back."""
         values = np.zeros(len(self._names) + 2)
         values[self._names.index(category) if category is not None else -3] = 1.0
         values[-2:] = confidence, 1.0 - confidence
         self.requests += 1
-        self._detectors.see(values)
+        return self._detectors.see(values)
 
     @property
     def left_band(self) -> dict[str, bool]:

@@ -5,7 +5,7 @@ Knows nothing of how the choice is made.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 Residency = Literal["device", "host", "disk", "remote"]
@@ -128,6 +128,16 @@ class RoutingDecision:
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, the same in dry run, log, events and page."""
-        plain = asdict(self)
-        plain["ranking"] = list(plain["ranking"])
-        return plain
+        return {
+            **_fields(self),
+            "probabilities": dict(self.probabilities),
+            "ranking": [_fields(one) for one in self.ranking],
+            "gate": _fields(self.gate),
+            "budget": _fields(self.budget),
+            "resident": _fields(self.resident),
+        }
+
+
+def _fields(value: RoutingDecision | RankedExpert | GateReading | BudgetReading | ResidentTrade) -> dict[str, Any]:
+    """By name; `dataclasses.asdict` copies what is inside of them, too: that adds up, for every decision is logged."""
+    return {name: getattr(value, name) for name in value.__slots__}

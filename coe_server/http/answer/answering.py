@@ -30,8 +30,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
     async def answer(request: Request) -> Response:
         began, serving = time.perf_counter(), service.serving
         deadline = deadline_of(request.headers)
-        body = await service.incoming.body(request, serving.max_body_bytes, serving.body_seconds)
-        asked = await service.asked(surface, body, request.scope.get(CALLER))
+        question = await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
+        asked, body = await service.asked(question, request.scope.get(CALLER)), question.body
         decision = service.decide(asked)
         service.chronicle.record(decision, asked.conversation)
         if serving.traffic is not None:
@@ -70,6 +70,7 @@ def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
     return EngineRequest("POST", request.scope["path"], headers, body.for_engine(model))
 
 
-def _prompt(body: Body) -> str:
-    """What was asked, for a log that may hold it."""
-    return json.dumps([body.fields[key] for key in ("messages", "prompt", "input") if key in body.fields])
+def _prompt(body: Body) -> str | None:
+    """What was asked, for a log that may hold it; None where that was so long that it was read aside."""
+    found = [body.fields[key] for key in ("messages", "prompt", "input") if key in body.fields]
+    return json.dumps(found) if found else None

@@ -9,25 +9,40 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError
-from coe_server.http.body import LARGE_BYTES, Body, read_body
+from coe_server.http.body import LARGE_BYTES
+from coe_server.http.door.aside import Aside
+from coe_server.http.question import Question, read_question
+from coe_server.http.surfaces import Surface
 
 
 class Incoming:
-    """Reads bodies; the large ones aside, one after the other, so that the event loop goes on between two steps."""
+    """Reads bodies; the large ones aside, one after the other, so that the event loop goes on meanwhile."""
 
     def __init__(self) -> None:
-        self._aside = ThreadPoolExecutor(1, "large-bodies")
+        self._aside = Aside()
+        self._thread = ThreadPoolExecutor(1, "large-bodies")
 
-    async def body(self, request: Request, limit_bytes: int, timeout_seconds: float) -> Body:
-        """The whole body. Raises what `read_all` and `read_body` raise."""
-        raw = await read_all(request, limit_bytes, timeout_seconds)
-        if len(raw) <= LARGE_BYTES:
-            return read_body(raw)
-        return await asyncio.get_running_loop().run_in_executor(self._aside, read_body, raw)
+    async def question(
+        self, request: Request, surface: Surface | None, limit_bytes: int, timeout_seconds: float
+    ) -> Question:
+        """What the whole body asks. Raises what `read_all` and `read_question` raise."""
+        pieces = await _pieces_in_time(request, limit_bytes, timeout_seconds)
+        if sum(map(len, pieces)) <= LARGE_BYTES:
+            return read_question(b"".join(pieces), surface)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._aside.read, pieces, surface)
+
+    def close(self) -> None:
+        """End what was begun for large bodies, once the last of them is read. Waits."""
+        self._thread.submit(self._aside.close)
+        self._thread.shutdown()
 
 
 async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -> bytes:
     """The whole body. Raises BodyTooLarge as soon as that is known, BodyTooSlow, RequestError if the client left."""
+    return b"".join(await _pieces_in_time(request, limit_bytes, timeout_seconds))
+
+
+async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: float) -> list[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise BodyTooLarge(limit_bytes)
@@ -40,7 +55,7 @@ async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -
         raise RequestError("the client left before its body was whole") from error
 
 
-async def _pieces(request: Request, limit_bytes: int) -> bytes:
+async def _pieces(request: Request, limit_bytes: int) -> list[bytes]:
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():
@@ -48,4 +63,4 @@ async def _pieces(request: Request, limit_bytes: int) -> bytes:
         if size > limit_bytes:
             raise BodyTooLarge(limit_bytes)
         pieces.append(piece)
-    return b"".join(pieces)
+    return pieces

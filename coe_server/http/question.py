@@ -1,0 +1,63 @@
+"""A request's body together with what routing reads of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from coe_server.errors import RequestError
+from coe_server.http.body import Body, Member, read_body
+from coe_server.http.surfaces import Surface, surface_of
+from coe_server.routing.conversation import Conversation
+
+# What is read of a body beside its conversation.
+OPTIONS = ("model", "coe", "stream", "previous_response_id")
+LONGEST_OPTION_BYTES = 64 * 1024
+KEPT_CHARACTERS = 20_000  # of each end of a text: more than routing reads, and too much for a log to take it for whole
+_LONGEST_KEY = 64  # a longer one is none of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What somebody asks, and over which surface."""
+
+    surface: Surface
+    body: Body
+    conversation: Conversation
+
+    def without_bytes(self) -> Question:
+        """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
+        members, fields = self.body.members, self.body.fields
+        for member in members:
+            if member.key in OPTIONS and member.end - member.value_start > LONGEST_OPTION_BYTES:
+                raise RequestError(f"{member.key} is longer than {LONGEST_OPTION_BYTES} bytes", member.key)
+        return Question(
+            self.surface,
+            Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
+            _shortened(self.conversation),
+        )
+
+    def with_bytes(self, raw: bytes) -> Question:
+        """The same with the body's bytes again."""
+        return replace(self, body=replace(self.body, raw=raw))
+
+
+def read_question(raw: bytes, surface: Surface | None) -> Question:
+    """What the body asks; without a surface it is told by the body's fields. Raises RequestError with a sentence."""
+    body = read_body(raw)
+    found = surface or surface_of(body.fields)
+    return Question(found, body, found.conversation(body.fields))
+
+
+def _with_short_key(member: Member) -> Member:
+    return replace(member, key=member.key[:_LONGEST_KEY])
+
+
+def _shortened(conversation: Conversation) -> Conversation:
+    turns = tuple(replace(turn, text=_ends_of(turn.text)) for turn in conversation.turns)
+    return replace(conversation, turns=turns, opening=_ends_of(conversation.opening))
+
+
+def _ends_of(text: str) -> str:
+    if len(text) <= 2 * KEPT_CHARACTERS:
+        return text
+    return text[:KEPT_CHARACTERS] + text[-KEPT_CHARACTERS:]

@@ -1,0 +1,61 @@
+"""Large bodies are read in a process of their own, which ends with the server and is replaced when it dies."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from coe_server.errors import RequestError
+from coe_server.http.door import aside
+from coe_server.http.door.aside import Aside
+from coe_server.http.question import read_question
+from coe_server.http.surfaces import SURFACES
+
+CHAT = SURFACES[0]
+RAW = b'{"messages": [{"role": "user", "content": "h\xc3\xa9llo"}], "model": "a", "seed": 7}'
+
+
+@pytest.fixture(scope="module")
+def reader():
+    made = Aside()
+    yield made
+    made.close()
+
+
+def test_a_question_comes_back_as_if_it_had_been_read_here(reader):
+    here, found = read_question(RAW, CHAT), reader.read([RAW[:9], RAW[9:]], CHAT)
+    assert (found.surface, found.conversation, found.body.members) == (CHAT, here.conversation, here.body.members)
+    assert found.body.for_engine("b") == here.body.for_engine("b")
+
+
+def test_a_refusal_comes_back_with_its_field(reader):
+    with pytest.raises(RequestError, match="at least one message") as caught:
+        reader.read([b'{"messages": []}'], CHAT)
+    assert caught.value.param == "messages"
+
+
+def test_a_body_is_read_here_when_the_process_died_and_the_next_one_in_a_new_process(reader, caplog):
+    reader.read([RAW], CHAT)
+    old = reader._process
+    os.kill(old.pid, signal.SIGKILL)
+    old.wait()
+    assert reader.read([RAW], CHAT).body.fields["seed"] == 7  # what is read here has every field
+    assert "is gone" in caplog.text
+    assert "seed" not in reader.read([RAW], CHAT).body.fields
+    assert reader._process.pid != old.pid
+
+
+def test_the_process_ends_with_its_input_and_not_with_a_signal_for_the_whole_group():
+    process = subprocess.Popen((sys.executable, "-m", aside.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    pickle.dump((RAW, CHAT), process.stdin)
+    process.stdin.flush()
+    pickle.load(process.stdout)
+    process.send_signal(signal.SIGTERM)
+    pickle.dump((RAW, CHAT), process.stdin)
+    process.stdin.flush()
+    assert pickle.load(process.stdout).body.fields["model"] == "a"
+    process.communicate()
+    assert process.returncode == 0

@@ -1,0 +1,60 @@
+"""What is left of a large question without its bytes is little, and all that is needed."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe_server.errors import RequestError
+from coe_server.http.question import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, read_question
+from coe_server.http.surfaces import SURFACES
+from coe_server.journal.journal import LONGEST_TEXT
+from coe_server.routing.features import normalised
+
+CHAT = SURFACES[0]
+
+
+def chat(*texts, **fields):
+    messages = [{"role": "user", "content": text} for text in texts]
+    return json.dumps({"messages": messages, **fields}, ensure_ascii=False).encode()
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.text("aé🜁 \\\n", min_size=1), min_size=1, max_size=3),
+    st.dictionaries(st.sampled_from(["model", "coe", "x" * 100, "ü"]), st.text(), max_size=4),
+    st.sampled_from([1, KEPT_CHARACTERS]),
+)
+def test_it_is_passed_on_and_routed_as_with_its_bytes(texts, fields, times):
+    raw = chat(*(text * times for text in texts), **fields)
+    whole = read_question(raw, CHAT)
+    bare = whole.without_bytes()
+    assert bare.body.raw == b""
+    again = bare.with_bytes(raw)
+    assert again.body.for_engine("expert") == whole.body.for_engine("expert")
+    for kept, turn in zip(again.conversation.turns, whole.conversation.turns, strict=True):
+        assert normalised(kept.text).tobytes() == normalised(turn.text).tobytes()
+    assert again.conversation.needed_tokens == whole.conversation.needed_tokens
+
+
+def test_nothing_in_it_grows_with_the_body():
+    key = "k" * 1_000_000
+    bare = read_question(
+        chat("a " * 1_000_000, stream=True, metadata="x" * 1_000_000, **{key: 1}), CHAT
+    ).without_bytes()
+    assert dict(bare.body.fields) == {"stream": True}
+    assert max(len(member.key) for member in bare.body.members) < 100
+    text = bare.conversation.turns[0].text
+    assert LONGEST_TEXT < len(text) == 2 * KEPT_CHARACTERS  # a log that keeps texts does not take it for whole
+
+
+def test_an_option_that_is_a_book_is_refused():
+    question = read_question(chat("hello", coe={"session": "x" * LONGEST_OPTION_BYTES}), CHAT)
+    with pytest.raises(RequestError, match="coe is longer than 65536 bytes") as caught:
+        question.without_bytes()
+    assert caught.value.param == "coe"
+
+
+def test_without_a_surface_the_fields_tell_it():
+    assert read_question(b'{"prompt": "hello"}', None).surface.endpoint == "completions"
