@@ -75,8 +75,8 @@ def main() -> None:
     os.nice(NICENESS)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            raw, surface = pickle.load(sys.stdin.buffer)
-            pickle.dump(_answer(raw, surface), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+            answer = _answer(*pickle.load(sys.stdin.buffer))  # the body has no name here: nothing keeps it
+            pickle.dump(answer, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
             sys.stdout.buffer.flush()
 
 
