@@ -1,11 +1,12 @@
 """Everything goes wrong at once: afterwards nothing may be held, left over, or answered by the wrong expert.
 
     python benchmarks/faults.py                     30 seconds, 50 clients
-    python benchmarks/faults.py --seconds 600 --clients 200 --write
+    python benchmarks/faults.py --seconds 600 --clients 200 --vllm .venv-vllm/bin/vllm --write
 
 A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
-frozen every few seconds, and three simulated engines, in memory for three of the five. A tenth of the clients hangs up
-at a random moment, others read slowly, the router's artifact is replaced by a good and a damaged one in turn. Exit code
+frozen every few seconds, and three simulated engines, in memory for three of the five; with `--vllm` a sixth expert on
+real vLLM, which one client in twenty asks, and which is hurt now and then. A tenth of the requests is hung up on at a
+random moment, others are read slowly, the router's artifact is replaced by a good and a damaged one in turn. Exit code
 1 if anything that is promised is not so.
 """
 
@@ -36,11 +37,14 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
+from benchmarks.leftovers import engine_cores
 from coe_server import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
-PROCESSES, SIMULATED = ("french", "python"), ("generalist", "sql", "units")
+EITHER = ROOT / "benchmarks/in_vllm/real_or_stand_in.py"
+REAL_MODEL = ROOT / "demo/experts/generalist"
+PROCESSES, SIMULATED, REAL = ("french", "python"), ("generalist", "sql", "units"), "real"
 PROMPTS = {
     "french": "English to French: your beautiful round boats",
     "python": "Give me a Python one-liner for all but the last price",
@@ -50,6 +54,10 @@ PROMPTS = {
 }
 MIB = 2**20
 SHARE_HANGING_UP, SHARE_SLOW, SHARE_ROUTED, SHARE_STREAMED = 0.1, 0.05, 0.4, 0.8
+CLIENTS_FOR_EACH_OF_REAL = 20
+BLOWS_FOR_EACH_TO_REAL = 40  # it takes half a minute and more to be back
+REAL_PATIENCE_SECONDS = 100.0  # for an answer of the real one, as its clients say
+REAL_START_SECONDS = 300.0
 QUIET_WITHIN_SECONDS = 90.0
 LEAST_SECONDS_FOR_MEMORY = 120.0  # before, logs of events and decisions have not reached their bounds
 
@@ -70,6 +78,7 @@ class Findings:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     answered: int = 0
+    answered_by_real: int = 0
     rebuilt: Counter[str] = field(default_factory=Counter)
     hurt: Counter[str] = field(default_factory=Counter)
 
@@ -86,6 +95,8 @@ class Server:
     url: str
     folder: Path
     digests: dict[str, str]
+    has_real: bool
+    known: dict[str, str] = field(default_factory=dict)  # prompt -> what the real engine says to it, asked alone
 
     @property
     def resident_bytes(self) -> int:
@@ -95,13 +106,17 @@ class Server:
         """Processes of engines: those that run the stand-in itself, not its keeper."""
         return [pid for pid, words in _processes(self.folder) if words[1:2] == [str(STAND_IN)]]
 
+    def real_engines(self) -> list[int]:
+        """The process with the real expert's weights, if there is one now."""
+        return [pid for name, pid in engine_cores(self.process.pid).items() if name == REAL]
+
 
 def main() -> None:
     options = _options()
     findings = Findings()
     with tempfile.TemporaryDirectory(prefix="coe-faults-") as made:
         folder = Path(made).resolve()
-        with _running(folder, options.artifact) as server:
+        with _running(folder, options.artifact, options.vllm) as server:
             memory = asyncio.run(_story(server, options, findings))
         left = [pid for pid, _ in _processes(folder)]
         findings.must(not left, f"{len(left)} processes are left after the end")
@@ -117,6 +132,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, default=ROOT / "artifacts/demo-router", help="the demo's router")
+    parser.add_argument("--vllm", type=Path, help="vLLM's program, for one real engine more")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -130,6 +146,8 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         await _all_is_up(session, server)
+        if server.has_real:
+            await _hear_real(session, server)
         await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2), findings)
         before = server.resident_bytes
         await _trouble(session, server, chance, options.clients, options.seconds, findings)
@@ -137,6 +155,7 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
     if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
         findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
     findings.must(findings.answered > 0, "nothing was answered at all")
+    findings.must(not server.has_real or findings.answered_by_real > 0, "real vLLM answered nothing at all")
     return before, after
 
 
@@ -161,9 +180,12 @@ async def _client(
     session: aiohttp.ClientSession, server: Server, chance: random.Random, name: str, ends: float, findings: Findings
 ) -> None:
     count = 0
+    asks_real = server.has_real and int(name) % CLIENTS_FOR_EACH_OF_REAL == 0
     while time.monotonic() < ends:
         count += 1
-        asked = asyncio.create_task(_ask(session, server, chance, f"ask-{name}-{count}", findings))
+        mark = f"ask-{name}-{count}"
+        ask = _ask_real if asks_real else _ask
+        asked = asyncio.create_task(ask(session, server, chance, mark, findings))
         if chance.random() < SHARE_HANGING_UP:
             await asyncio.wait((asked,), timeout=chance.choice((0.0, 0.02, 0.2, 1.0)) * chance.random())
             asked.cancel()
@@ -183,10 +205,60 @@ async def _ask(
     model = "auto" if chance.random() < SHARE_ROUTED else expert
     streamed = chance.random() < SHARE_STREAMED
     body = {"model": model, "stream": streamed, "messages": [{"role": "user", "content": f"{PROMPTS[expert]} {mark}"}]}
+    said = await _said(session, server, body, chance, mark, findings)
+    if said is not None:
+        _judge(*said, model, mark, server, findings)
+
+
+async def _ask_real(
+    session: aiohttp.ClientSession, server: Server, chance: random.Random, mark: str, findings: Findings
+) -> None:
+    prompt, streamed = chance.choice(list(server.known)), chance.random() < SHARE_STREAMED
+    said = await _said(session, server, _to_real(prompt, streamed), chance, mark, findings)
+    if said is not None:
+        _, raw, by = said
+        findings.must(by == REAL, f"{mark}: asked {REAL}, answered by {by}")
+        findings.must(_content(raw) == server.known[prompt], f"{mark}: {REAL} said something else than alone: {raw!r}")
+        findings.answered_by_real += 1
+
+
+async def _hear_real(session: aiohttp.ClientSession, server: Server) -> None:
+    """What it says to each prompt while nobody else asks anything."""
+    for prompt in PROMPTS.values():
+        async with session.post(f"{server.url}/v1/chat/completions", json=_to_real(prompt, streamed=False)) as response:
+            raw = await response.read()
+            if response.status != 200:
+                raise SystemExit(f"the real engine did not answer: {response.status} {raw[:300]!r}")
+            server.known[prompt] = _content(raw)
+
+
+def _to_real(prompt: str, streamed: bool) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": REAL, "stream": streamed, "messages": messages, "temperature": 0, "max_tokens": 8}
+
+
+def _content(raw: bytes) -> str:
+    """The text of an answer, whole or streamed."""
+    lines = [line.removeprefix("data: ") for line in raw.decode().splitlines() if not line.startswith(":")]
+    choices = [json.loads(line)["choices"] for line in lines if line.startswith("{")]
+    parts = [one.get("delta") or one.get("message") or {} for choice in choices for one in choice]
+    return "".join(part.get("content") or "" for part in parts)
+
+
+async def _said(
+    session: aiohttp.ClientSession,
+    server: Server,
+    body: dict[str, Any],
+    chance: random.Random,
+    mark: str,
+    findings: Findings,
+) -> tuple[int, bytes, str] | None:
+    """Status, body and expert of an answer; None where it was an error, which must be a documented one."""
     pause = 0.3 if chance.random() < SHARE_SLOW else 0.0
+    headers = {"x-request-timeout": str(REAL_PATIENCE_SECONDS)} if body["model"] == REAL else {}
     raw, status, by = b"", 0, ""
     try:
-        async with session.post(f"{server.url}/v1/chat/completions", json=body) as response:
+        async with session.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
             status, by = response.status, response.headers.get("x-coe-expert", "")
             async for piece in response.content.iter_any():
                 raw += piece
@@ -195,17 +267,17 @@ async def _ask(
         broken_off = status == 200 and isinstance(error, aiohttp.ClientPayloadError)
         findings.must(broken_off, f"{mark}: {type(error).__name__} instead of an answer")
         findings.outcomes["broken off after its first byte"] += 1
-        return
-    _judge(status, raw, by, model, mark, server, findings)
-
-
-def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Server, findings: Findings) -> None:
-    """Right expert's answer to this very question, or an error that is documented."""
+        return None
     code = _error_code(raw)
     if code is not None:
         findings.must(code in CODES, f"{mark}: an error that nobody documented: {status} {code}")
         findings.outcomes[f"{status} {code}" if status != 200 else f"{code} at the end of a stream"] += 1
-        return
+        return None
+    return status, raw, by
+
+
+def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Server, findings: Findings) -> None:
+    """Right expert's answer to this very question."""
     text = "\n".join(line for line in raw.decode().splitlines() if not line.startswith(":"))  # without signs of life
     owner = by if b": coe " not in raw else _owner(text, server)  # headers went out before it was known who answers
     findings.must(status == 200, f"{mark}: {status} without an error: {text[:200]}")
@@ -233,14 +305,18 @@ def _error_code(raw: bytes) -> str | None:
 
 async def _saboteur(server: Server, chance: random.Random, ends: float, findings: Findings) -> None:
     """Kill an engine, or freeze one, every few seconds."""
+    blows = 0
     while time.monotonic() < ends:
         await asyncio.sleep(chance.uniform(2.0, 5.0))
-        engines = server.engines()
+        blows += 1
+        at_real = server.has_real and blows % BLOWS_FOR_EACH_TO_REAL == 0
+        engines = server.real_engines() if at_real else server.engines()
         if engines:
             what = chance.choice((signal.SIGKILL, signal.SIGSTOP))
             with suppress(ProcessLookupError):
                 os.kill(chance.choice(engines), what)
-                findings.hurt["killed" if what is signal.SIGKILL else "frozen"] += 1
+                done = "killed" if what is signal.SIGKILL else "frozen"
+                findings.hurt[f"real one {done}" if at_real else done] += 1
 
 
 async def _reloads(session: aiohttp.ClientSession, server: Server, ends: float, findings: Findings) -> None:
@@ -284,7 +360,7 @@ async def _all_is_quiet(session: aiohttp.ClientSession, server: Server, findings
 
 
 @contextmanager
-def _running(folder: Path, artifact: Path) -> Iterator[Server]:
+def _running(folder: Path, artifact: Path, vllm: Path | None) -> Iterator[Server]:
     digests = {name: _make_model(folder / name, number) for number, name in enumerate(PROCESSES)}
     shutil.copytree(artifact, folder / "good")
     shutil.copytree(artifact, folder / "damaged")
@@ -292,12 +368,15 @@ def _running(folder: Path, artifact: Path) -> Iterator[Server]:
     manifest.write_text(manifest.read_text()[:-100])
     _point(folder / "router", folder / "good")
     port = _free_port()
-    (folder / "serve.yaml").write_text(yaml.safe_dump(_settings(folder, port)))
+    settings = _settings(folder, port)
+    if vllm is not None:
+        _add_real(settings, folder, vllm)
+    (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
     command = (str(Path(sys.executable).with_name("coe")), "serve", str(folder / "serve.yaml"))
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        yield Server(process, f"http://127.0.0.1:{port}", folder, digests)
+        yield Server(process, f"http://127.0.0.1:{port}", folder, digests, vllm is not None)
     finally:
         process.terminate()
         try:
@@ -329,6 +408,20 @@ def _settings(folder: Path, port: int) -> dict[str, Any]:
             *({"name": name, **simulated} for name in SIMULATED),
         ],
     }
+
+
+def _add_real(settings: dict[str, Any], folder: Path, vllm: Path) -> None:
+    """An expert on real vLLM; its process takes far more memory and time than a stand-in's."""
+    shutil.copytree(REAL_MODEL, folder / REAL)
+    settings["memory"]["host"] = "6GiB"
+    settings["vllm"] |= {
+        "command": [sys.executable, str(EITHER), str(vllm.absolute()), str(STAND_IN)],
+        "start_timeout_seconds": REAL_START_SECONDS,
+    }
+    args = {"max_model_len": 256}
+    settings["experts"].append(
+        {"name": REAL, "engine": "vllm", "model": str(folder / REAL), "kv_cache": "32MiB", "args": args}
+    )
 
 
 def _make_model(folder: Path, number: int) -> str:
@@ -367,15 +460,19 @@ def _free_port() -> int:
 
 def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:
     verdict = "Everything that is promised held." if not findings.wrong else "NOT kept:"
+    real = options.vllm is not None
+    room = f"{'one real vLLM, ' if real else ''}room for three of the {'six' if real else 'five'}"
     lines = [
         "## Faults",
         "",
-        f"`python benchmarks/faults.py --seconds {options.seconds:g} --clients {options.clients}`: "
-        "two engine processes that speak vLLM's protocol, three simulated engines, room for three of the five.",
+        f"`python benchmarks/faults.py --seconds {options.seconds:g} --clients {options.clients}"
+        f"{' --vllm VLLM' if real else ''}`: two engine processes that speak vLLM's protocol,",
+        f"three simulated engines, {room}.",
         "",
         "| what came back | times |",
         "|---|---|",
         f"| the right expert's whole answer | {findings.answered:,} |",
+        *([f"| the same from real vLLM, word for word | {findings.answered_by_real:,} |"] if real else []),
         *(f"| {outcome} | {count:,} |" for outcome, count in sorted(findings.outcomes.items())),
         "",
         f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "

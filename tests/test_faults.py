@@ -24,4 +24,6 @@ def test_a_few_clients_and_everything_that_can_go_wrong(root):
 @pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_two_hundred_clients_for_ten_minutes(root):
-    run(root, "--seconds", "600", "--clients", "200", timeout=1400)
+    vllm = root / ".venv-vllm/bin/vllm"
+    real = ("--vllm", vllm) if vllm.exists() else ()
+    run(root, "--seconds", "600", "--clients", "200", *real, timeout=1400)
