@@ -18,7 +18,7 @@ from typing import Any
 import openai
 
 from benchmarks.compatibility.cases import CASES, Side
-from benchmarks.compatibility.comparing import differences, is_refusal, refusal, settled
+from benchmarks.compatibility.comparing import differences, is_refusal, joined, refusal, settled
 from benchmarks.compatibility.servers import EMBEDDER, EXPERT, ROOT, bare, ours
 from benchmarks.document import document
 
@@ -86,7 +86,8 @@ def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int
     """The table, and how many cases differ."""
     lines = [
         f"Every case was asked of a bare `vllm serve` and of this server in front of the same model ({MODEL_NAME}),",
-        "with the clients people use. *Same*: every field that a caller sees is equal, but for ids and times;",
+        "with the clients people use. *Same*: every field that a caller sees is equal, but for ids and times and, in a",
+        "stream, how many tokens share an event, which is chance with vLLM itself;",
         "a refusal is the same exception with the same status and body. Refusals made before an engine is asked",
         "(marked *ours*) are the same exception with the same status in words of our own.",
         "",
@@ -112,7 +113,7 @@ def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int
 
 def _compared(name: str, ours_: Any, bare_: Any) -> tuple[Any, Any]:
     if name not in REFUSED_BY_US:
-        return ours_, bare_
+        return joined(ours_), joined(bare_)
     return [_status(ours_)], [_status(bare_)]
 
 

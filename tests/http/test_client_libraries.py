@@ -4,7 +4,7 @@ import openai
 import pytest
 
 from benchmarks.compatibility.cases import CASES, Side
-from benchmarks.compatibility.comparing import differences, is_refusal, refusal, settled
+from benchmarks.compatibility.comparing import differences, is_refusal, joined, refusal, settled
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 
@@ -56,3 +56,42 @@ def test_what_is_no_refusal_compares_nothing():
 )
 def test_a_difference_is_found_and_named(ours, bare, found):
     assert list(differences(settled(ours), settled(bare))) == found
+
+
+def event(content, index=0, end=None, role=None):
+    return {"choices": [{"index": index, "delta": {"role": role, "content": content}, "finish_reason": end}]}
+
+
+TOTAL = {"choices": [], "usage": {"total_tokens": 7}}
+SAID = [event("", role="assistant"), event("good"), event(" day"), event("", end="stop"), TOTAL]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [event("good", role="assistant"), event(" day", end="stop"), TOTAL],
+        [event("", role="assistant"), event("good day"), event(None, end="stop"), TOTAL],
+    ],
+)
+def test_how_many_tokens_share_an_event_is_no_difference(other):
+    assert joined(SAID) == joined(other)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        [*SAID[:2], *SAID[3:]],  # a token is missing
+        [*SAID[:3], TOTAL],  # no end
+        SAID[:-1],  # no usage
+        [SAID[0], SAID[2], SAID[1], *SAID[3:]],
+        [event("good", 1) if one == SAID[1] else one for one in SAID],
+    ],
+)
+def test_what_a_stream_says_is_one(other):
+    assert list(differences(joined(SAID), joined(other)))
+
+
+def test_the_order_of_choices_is_no_difference_and_their_own_order_is():
+    one = [event("a", 0), event("b", 1), event("c", 0), event("d", 1)]
+    assert joined(one) == joined([event("b", 1), event("d", 1), event("ac", 0)])
+    assert joined(one) != joined([event("d", 1), event("b", 1), event("ac", 0)])
