@@ -675,12 +675,12 @@ def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room
 
 def test_an_idle_expert_makes_room_before_somebody_else_asks_for_it():
     async def story():
-        async with running("abcd", costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
-            for name in "abcd":
+        async with running("abcdef", costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
+            for name in "abcdef":
                 (await cache.lease(name)).release()
             await settle()
-            assert [status(cache, name).residency for name in "abcd"] == ["host"] * 4
-            assert engines["d"].calls == ["start", "sleep"]
+            assert [status(cache, name).residency for name in "abcdef"] == ["host"] * 6
+            assert engines["f"].calls == ["start", "sleep"]
             assert cache.guesses.begun["device"] == 0  # nobody came on a guess
 
     run(story())
