@@ -7,16 +7,14 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from coe_server.cache.forecast import Forecast
-from coe_server.cache.guesses import Guess, Guesses
-from coe_server.cache.lookahead import Lookahead, WeightReader
+from coe_server.cache.foresight import Foresight
+from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
-from coe_server.cache.prefetch import LEAST_CHANCE, LEAST_CHANCE_TO_READ, LEAST_DEMAND_TO_READ, Prospect, prefetch
-from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured, turns
+from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
-from coe_server.cache.succession import Succession
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.events import EventLog
 
@@ -41,10 +39,6 @@ class Conductor:
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
         self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
-        self.guesses = Guesses()
-        self._prefetching: Slot | None = None
-        self._lookahead = None if reader is None else Lookahead(reader, self.guesses, events, clock, changed.set)
-        self.succession = Succession()
         self._slots = slots
         self._mover = mover
         self._events = events
@@ -56,6 +50,9 @@ class Conductor:
         self._changed = changed  # set by whoever does something that may call for new orders
         self._preloads = self._in_preload_order()
         self._overview = Overview(slots, policy)
+        self.foresight = Foresight(
+            slots, self._overview, mover, events, capacity, limits, policy, clock, self.begin, changed.set, reader
+        )
         self._draining: frozenset[str] = frozenset()
         self._with_ttl = [slot for slot in slots.values() if slot.expert.ttl_seconds is not None]
 
@@ -68,13 +65,7 @@ class Conductor:
                 self._conduct()
                 await self._something_can_have_changed(since=began)
         finally:
-            if self._lookahead is not None:
-                await self._lookahead.close()
-
-    def asked_for(self, name: str) -> None:
-        """A request for this expert has come."""
-        self.succession.note(name)
-        self.guesses.wrong(Guess.ROOM, name)
+            await self.foresight.close()
 
     def begin(self, plan_: Plan) -> None:
         """Start a plan; the expert it brings admits at least those who wait for it now."""
@@ -86,16 +77,10 @@ class Conductor:
         for name in plan_.victims:
             self._slots[name].pushed_out = name != goal.name
         if any(move.target is Tier.DEVICE for move in plan_.moves):
-            self._see_who_comes(goal)
+            self.foresight.comes(goal)
         if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
             self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
-
-    def _see_who_comes(self, goal: Slot) -> None:
-        for name in self.guesses.open(Guess.ROOM):
-            self.guesses.right(Guess.ROOM, name)
-        if self._lookahead is not None and goal.tier is Tier.DISK:
-            self._lookahead.starts(goal.name)
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
@@ -109,18 +94,19 @@ class Conductor:
     def _conduct(self) -> None:
         self._overview.refresh()
         self._end_cooldowns()
-        self._see_who_left_unasked()
+        self.foresight.see_who_left_unasked()
         queues = self._overview.queues()
         self._follow_orders(queues)
         for slot in tuple(self._overview.at_hand.values()):
             self._admit(slot)
         self._overview.refresh()
         self._keep_up()
-        self._prefetch()
+        self.foresight.give_up_for_who_waits()
+        if self.ready.is_set():
+            self.foresight.move()
         self._retire_idle()
         self._overview.refresh()
-        if self._lookahead is not None and self._limits.prefetch:
-            self._lookahead.read(self._whose_files(self._lookahead), self._unclaimed())
+        self.foresight.read(self._preloads)
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
         seen = self._overview
@@ -168,88 +154,6 @@ class Conductor:
         self.begin(Plan(outcome.moves + then))
         return True
 
-    def _prefetch(self) -> None:
-        """Make the next switch shorter while nobody waits; a start on a guess is given up once somebody else does."""
-        guess = self._prefetching
-        if guess is not None and guess.moving is None:
-            guess = self._prefetching = None
-        waited = self._overview.anyone_waits
-        if guess is not None and waited and not guess.waiters and guess.tier is Tier.DISK:  # a wake is over at once
-            self._mover.give_up(guess)
-            self._prefetching = None
-        if not self._limits.prefetch or not self._overview.calm or not self.ready.is_set():
-            return
-        way = prefetch(tuple(self._prospects()), self._capacity - self._overview.standing.used)
-        if way is not None:
-            self._begin_on_a_guess(way)
-
-    def _begin_on_a_guess(self, way: Plan) -> None:
-        goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target
-        self.begin(way)
-        if target is Tier.DEVICE:
-            self._prefetching = goal
-            self.guesses.begin(Guess.DEVICE, goal.name)
-        else:
-            self.guesses.begin(Guess.ROOM, goal.name)
-            goal.pushed_out = True  # it may come back on a guess, too
-
-    def _see_who_left_unasked(self) -> None:
-        for name in self.guesses.open(Guess.DEVICE):
-            if self._slots[name].moving is None and self._slots[name].tier is not Tier.DEVICE:
-                self.guesses.wrong(Guess.DEVICE, name)
-
-    def _whose_files(self, lookahead: Lookahead) -> str | None:
-        """Whose files to read: of those who would have to start, the next whose turn it is, or while none waits or
-        starts the one that is to be preloaded next or is likely to be asked for again."""
-        if queues := self._overview.queued_on_disk():
-            return self._next_in_turn(lookahead, queues)
-        if self._preloads:
-            return self._preloads[0] if not lookahead.has_read(self._preloads[0]) else None
-        if not self._overview.calm:
-            return None if self._overview.starting else lookahead.reading
-        return self._likeliest(lookahead)
-
-    def _next_in_turn(self, lookahead: Lookahead, queues: tuple[Queue, ...]) -> str | None:
-        if any(queue.expert == lookahead.reading for queue in queues):
-            return lookahead.reading
-        unread = [queue for queue in queues if not lookahead.has_read(queue.expert)]
-        order = turns(unread, self._clock(), self._limits.max_wait_seconds, self._policy)
-        return next((turn.expert for turn in order), None)
-
-    def _likeliest(self, lookahead: Lookahead) -> str | None:
-        chances = self._chances()
-        likely = [
-            name
-            for name, chance in chances.items()
-            if chance >= LEAST_CHANCE_TO_READ and self._may_be_read(name) and not lookahead.has_read(name)
-        ]
-        if lookahead.reading in likely:
-            return lookahead.reading
-        return max(likely, key=lambda name: chances[name] * self._slots[name].switch_seconds(), default=None)
-
-    def _unclaimed(self) -> Bytes:
-        """What experts may still take."""
-        return self._capacity - self._overview.standing.used
-
-    def _may_be_read(self, name: str) -> bool:
-        slot = self._slots[name]
-        idle_on_disk = slot.tier is Tier.DISK and slot.moving is None and slot.failure is None
-        return idle_on_disk and slot.demand.at(self._clock()) >= LEAST_DEMAND_TO_READ
-
-    def _chances(self) -> dict[str, float]:
-        now = self._clock()
-        return self.succession.chances({slot.name: slot.demand.at(now) for slot in self._slots.values()})
-
-    def _prospects(self) -> Iterator[Prospect]:
-        """Whoever is on the device or may be asked for next; only those who had to leave may come on a guess."""
-        chances = self._chances()
-        for slot in self._slots.values():
-            chance, here = chances[slot.name], slot.tier is Tier.DEVICE
-            if not slot.expert.remote and (here or chance >= LEAST_CHANCE):
-                up = slot.costs.move(slot.resting_tier if here else slot.tier, Tier.DEVICE)
-                down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
-                yield Prospect(self._overview.holding(slot), chance, up, down, may_come=slot.pushed_out)
-
     def _retire_idle(self) -> None:
         now = self._clock()
         for slot in self._with_ttl:
@@ -289,6 +193,7 @@ class Conductor:
         yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
         if queues and limits.min_tenure_seconds:
             yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+        yield self.foresight.seconds_until_doubt(now)
         for slot in seen.failed.values():
             if slot.failure is not None:
                 yield slot.failure.until - now

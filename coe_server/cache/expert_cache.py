@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
-from coe_server.cache.forecast import Forecast
 from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.lookahead import WeightReader
@@ -18,9 +17,10 @@ from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
-from coe_server.cache.scheduler import Limits, wait_bound_seconds
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, MoveRecord, Slot, State
 from coe_server.cache.tiers import Bytes, Ledger, Tier
+from coe_server.cache.waits import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, Overloaded, UnknownModel
 from coe_server.events import EventLog
 
@@ -41,17 +41,8 @@ class ExpertStatus:
     predicted_wait_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a request for an expert would meet if it came now."""
-
-    residency: str
-    predicted_wait_seconds: float
-    failure: str | None
-
-
 class ExpertCache:
-    """Experts in three tiers. `lease` waits its turn, at most as long as the bound that `wait_bound_seconds` gives."""
+    """Experts in three tiers. `lease` waits its turn, at most as long as the bound that `waits` gives."""
 
     def __init__(
         self,
@@ -97,6 +88,7 @@ class ExpertCache:
             changed=self._changed,
             reader=reader,
         )
+        self.waits = Waits(self._slots, limits, clock, self._conductor.forecast)
 
     @property
     def ready(self) -> asyncio.Event:
@@ -106,7 +98,7 @@ class ExpertCache:
     @property
     def guesses(self) -> Guesses:
         """What was done before anybody asked for it, and whether it was useful."""
-        return self._conductor.guesses
+        return self._conductor.foresight.guesses
 
     async def run(self) -> None:
         """Move experts as requests need them until cancelled, then put every expert on disk."""
@@ -131,7 +123,7 @@ class ExpertCache:
         slot = self._slot(name)
         self._refuse_what_cannot_be(slot)
         slot.demand.add(self._clock())
-        self._conductor.asked_for(name)
+        self._conductor.foresight.asked_for(name)
         waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
         self._waiting += 1
         self._admit(slot)
@@ -182,58 +174,26 @@ class ExpertCache:
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""
-        forecast = cache(self._conductor.forecast)
+        outlooks = self.waits.outlooks()
         return tuple(
             ExpertStatus(
                 name=slot.name,
                 state=slot.state,
-                residency=slot.residency,
+                residency=outlooks[slot.name].residency,
                 held=self.ledger.held(slot.name),
                 leases=slot.leases,
                 queued=len(slot.waiters),
                 pin=slot.pin,
                 last_move=slot.last_move,
-                failure=slot.failure.reason if slot.failure else None,
-                predicted_wait_seconds=self._predicted_wait(slot, forecast),
+                failure=outlooks[slot.name].failure,
+                predicted_wait_seconds=outlooks[slot.name].predicted_wait_seconds,
             )
             for slot in self._slots.values()
         )
 
-    def outlooks(self) -> dict[str, Outlook]:
-        """The same for whoever only chooses among them: each expert by name."""
-        forecast = cache(self._conductor.forecast)
-        return {
-            slot.name: Outlook(
-                slot.residency, self._predicted_wait(slot, forecast), slot.failure.reason if slot.failure else None
-            )
-            for slot in self._slots.values()
-        }
-
     def measured_costs(self) -> dict[str, dict[str, float]]:
         """Expert -> kind of cost -> seconds, as measured so far; `Expert.costs` takes them back."""
         return {slot.name: slot.costs.measured for slot in self._slots.values()}
-
-    def wait_bound_seconds(self) -> float:
-        """The longest anybody waits, with the costs measured so far."""
-        return self._wait_bound(self.limits)
-
-    def usual_wait_bound_seconds(self) -> float:
-        """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
-        seconds = min(self.usual_answer_seconds, self.limits.max_generation_seconds)
-        return self._wait_bound(replace(self.limits, max_generation_seconds=seconds))
-
-    @property
-    def usual_answer_seconds(self) -> float:
-        """Of the slowest expert, as measured; a guess before."""
-        return max((slot.costs.service for slot in self._sharing()), default=0.0)
-
-    def _wait_bound(self, limits: Limits) -> float:
-        sharing = self._sharing()
-        slowest = max((slot.costs.slowest_return for slot in sharing), default=0.0)
-        return wait_bound_seconds(limits, len(sharing), slowest)
-
-    def _sharing(self) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.shares_the_device]
 
     def _admit(self, slot: Slot) -> None:
         while slot.waiters and slot.admits and slot.leases < self.limits.max_concurrency:
@@ -303,24 +263,7 @@ class ExpertCache:
             raise self._overloaded(f"{self._waiting} requests already wait", slot)
 
     def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
-        return Overloaded(sentence, self._predicted_wait(slot, self._conductor.forecast))
-
-    def _predicted_wait(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
-        """Seconds until a request that came now would be granted a lease, as the queues are now."""
-        ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
-        rounds = ahead // self.limits.max_concurrency
-        return self._until_up(slot, forecast) + rounds * slot.costs.service
-
-    def _until_up(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
-        """Seconds until it is on the device and lets in those who come now."""
-        if slot.expert.remote or (slot.settled and not slot.draining):
-            return 0.0
-        if slot.name in (until := forecast().until):
-            return until[slot.name]
-        if slot.moving is not None and slot.moving.target is Tier.DEVICE:
-            return slot.seconds_left(self._clock())
-        rests = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
-        return forecast().after_all(rests is Tier.DISK) + slot.costs.move(rests, Tier.DEVICE)
+        return Overloaded(sentence, self.waits.predicted_seconds(slot))
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:

@@ -132,7 +132,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
             for request in trace.requests:
                 await asyncio.sleep(max(0.0, request.arrival_seconds - diary.now))
                 group.create_task(player.ask(request))
-        bound = cache.wait_bound_seconds()
+        bound = cache.waits.bound_seconds()
     finally:
         conductor.cancel()
         with suppress(asyncio.CancelledError):

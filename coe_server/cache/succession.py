@@ -1,44 +1,67 @@
 """Which expert is likely to be asked for next: how much each was asked for lately, who followed whom, and whether
-whoever asked asks again. No clock."""
+whoever has just asked asks again. No clock: moments in seconds are given."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 _COUNTED_AT_MOST = 64.0  # successors of one expert; beyond that all counts are halved, so that old habits fade
 _DOUBT = 4.0  # successors that must have been seen before they count as much as what is usual
 
 _UNSEEN = 0.5  # requests that everybody counts as having had, so that nobody is taken to be impossible
+_LONGEST_SILENCE = 5  # times `_Pauses.patience`; nothing new comes of waiting longer
 
 
 class Succession:
-    """Counts, for each expert, who was asked for right after it."""
+    """Counts, for each expert, who was asked for right after it, and how soon."""
 
     def __init__(self) -> None:
         self._last: str | None = None
+        self._last_at = 0.0
         self._followers: dict[str, dict[str, float]] = {}
         self._persistence = _Persistence()
+        self._pauses = _Pauses()
 
-    def note(self, expert: str) -> None:
+    def note(self, expert: str, now: float) -> None:
         """A request for this expert has come."""
         self._persistence.note(expert, self._last)
         if self._last is not None:
+            self._pauses.note(now - self._last_at, follow_up=expert == self._last)
             row = self._followers.setdefault(self._last, {})
             row[expert] = row.get(expert, 0.0) + 1.0
             if sum(row.values()) > _COUNTED_AT_MOST:
                 self._followers[self._last] = {name: count / 2 for name, count in row.items() if count >= 1.0}
-        self._last = expert
+        self._last, self._last_at = expert, now
 
-    def chances(self, demand: Mapping[str, float]) -> dict[str, float]:
-        """Expert -> probability that the next request is for it, from `demand` in general and who came last."""
-        last = self._last if self._last in demand else None
-        row = self._followers.get(last, {}) if last is not None else {}
-        again = self._persistence.share if last is not None else 0.0
-        seen, wanted = sum(row.values()), sum(demand.values()) + _UNSEEN * len(demand)
-        usual = {name: (1.0 - again) * (lately + _UNSEEN) / wanted for name, lately in demand.items()}
-        if last is not None:
-            usual[last] += again
-        return {name: (row.get(name, 0.0) + _DOUBT * chance) / (seen + _DOUBT) for name, chance in usual.items()}
+    def chances(self, demand: Mapping[str, float], now: float) -> dict[str, float]:
+        """Expert -> probability that the next request is for it, from `demand` in general and who came last when."""
+        wanted = sum(demand.values()) + _UNSEEN * len(demand)
+        usual = {name: (lately + _UNSEEN) / wanted for name, lately in demand.items()}
+        last = self._last
+        if last is None or last not in demand:
+            return usual
+        row, again = self._followers.get(last, {}), self._persistence.share
+        seen = sum(row.values())
+        chances = {
+            name: (row.get(name, 0.0) + _DOUBT * (1.0 - again) * chance) / (seen + _DOUBT)
+            for name, chance in usual.items()
+        }
+        chances[last] += _DOUBT * again / (seen + _DOUBT)
+        return _after_silence(chances, last, self._pauses.likelihood_ratio(now - self._last_at))
+
+    def seconds_until_doubt(self, now: float) -> float | None:
+        """Until the silence makes a follow-up so much less likely that it is worth looking again; None: never."""
+        patience, silent = self._pauses.patience, now - self._last_at
+        if self._last is None or patience is None or silent >= _LONGEST_SILENCE * patience:
+            return None
+        return patience - silent % patience
+
+
+def _after_silence(chances: dict[str, float], last: str, likelihood_ratio: float) -> dict[str, float]:
+    """By Bayes' rule; the ratio is that of such a silence before a follow-up to one before another request."""
+    rest = 1.0 - (1.0 - likelihood_ratio) * chances[last]
+    return {name: (likelihood_ratio if name == last else 1.0) * chance / rest for name, chance in chances.items()}
 
 
 class _Persistence:
@@ -71,3 +94,33 @@ class _Persistence:
         if self._in_all > _COUNTED_AT_MOST:
             self._requests = {name: count / 2 for name, count in self._requests.items()}
             self._in_all /= 2
+
+
+class _Pauses:
+    """How long it takes until the next request, if it is a follow-up and if it is not; both taken to be exponential."""
+
+    def __init__(self) -> None:
+        self._seconds = {True: 0.0, False: 0.0}
+        self._counts = {True: 0.0, False: 0.0}
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds of silence that make a follow-up e times less likely; None if follow-ups come no sooner."""
+        in_all = sum(self._counts.values())
+        if not all(self._counts.values()):
+            return None
+        usual = sum(self._seconds.values()) / in_all
+        soon, late = ((self._seconds[which] + usual) / (self._counts[which] + 1.0) for which in (True, False))
+        return 1.0 / (1.0 / soon - 1.0 / late) if 0.0 < soon < late else None
+
+    def likelihood_ratio(self, silent: float) -> float:
+        """Of such a silence, up to what both have in common: before a follow-up to before another; 0 to 1."""
+        patience = self.patience
+        return 1.0 if patience is None else math.exp(-silent / patience)
+
+    def note(self, seconds: float, follow_up: bool) -> None:
+        self._seconds[follow_up] += seconds
+        self._counts[follow_up] += 1.0
+        if self._counts[follow_up] > _COUNTED_AT_MOST:
+            self._seconds[follow_up] /= 2
+            self._counts[follow_up] /= 2

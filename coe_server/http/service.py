@@ -128,5 +128,5 @@ class Service:
     def availability(self) -> dict[str, Availability]:
         return {
             name: Availability(cast(Residency, now.residency), now.predicted_wait_seconds, now.failure)
-            for name, now in self.cache.outlooks().items()
+            for name, now in self.cache.waits.outlooks().items()
         }

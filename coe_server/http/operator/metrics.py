@@ -66,7 +66,7 @@ def _experts(cache: ExpertCache) -> Iterator[Family]:
     yield _family(named.FAILED, {(one.name,): float(one.failure is not None) for one in found})
     yield _family(named.LEASES, {(one.name,): one.leases for one in found})
     yield _family(named.QUEUED, {(one.name,): one.queued for one in found})
-    yield _family(named.WAIT_BOUND, {(): cache.wait_bound_seconds()})
+    yield _family(named.WAIT_BOUND, {(): cache.waits.bound_seconds()})
     for metric, counts in (
         (named.PREFETCHES, cache.guesses.begun),
         (named.USEFUL_PREFETCHES, cache.guesses.useful),

@@ -54,7 +54,7 @@ def build_page(service: Service) -> APIRouter:
             "router": router.version,
             "objectives": list(router.objectives),
             "decisions_kept": service.chronicle.journal is not None,
-            "wait_bound_seconds": service.cache.wait_bound_seconds(),
+            "wait_bound_seconds": service.cache.waits.bound_seconds(),
             "left_band": traffic and [reading for reading, left in traffic.drift.left_band.items() if left],
         }
 
