@@ -78,6 +78,7 @@ def running_server(
     keyring=None,
     on_loopback=True,
     journal=None,
+    reader=None,
     **serving_settings,
 ):
     """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
@@ -89,7 +90,7 @@ def running_server(
         telemetry, events = Telemetry(), EventLog()
         events.tell(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)
-        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
+        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events, reader=reader)
         serving = Serving(
             router=router or NamedRouter(list(engines)),
             default_objective="quality",

@@ -11,7 +11,9 @@ const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an ev
 const shelves = new Shelves(byId("shelves"));
 const activity = new Activity(byId("decisions"), byId("moves"));
 const playground = new Playground(refresh);
+const NEWS_SECONDS = 4; // a look may have shown what an event tells a moment later
 let knownAt = 0; // the server's time of what is shown
+let openedAt = 0; // and of what was shown first
 let looking = null; // a look that is under way
 
 function refresh() {
@@ -46,7 +48,8 @@ function trouble(sentence) {
 }
 
 function seen(event) {
-  if (event.kind === "move" && event.time > knownAt) shelves.move(event); // the past is told, not played again
+  if (event.kind === "move" && event.time > knownAt) shelves.move(event);
+  if (event.time > Math.max(openedAt, knownAt - NEWS_SECONDS)) shelves.tell(event); // the past is listed, not played again
   activity.add(event);
   refresh();
 }
@@ -57,6 +60,7 @@ function connected(is) {
 }
 
 await refresh();
+openedAt = knownAt;
 const past = await ask("/admin/decisions").catch(() => []);
 activity.start(past);
 await playground.start();

@@ -56,10 +56,10 @@ export class Playground {
     byId("answer-by").textContent = "waiting";
     answer.replaceChildren();
     answer.setAttribute("aria-busy", "true");
-    this.#foretell(body);
+    this.foretold = this.#foretell(body);
     try {
       await stream(body, {
-        begun: (headers) => this.#begun(headers, body),
+        begun: (headers) => this.#begun(headers),
         word: (text) => answer.append(text),
         waiting: (comment) => (byId("answer-by").textContent = `waiting: ${comment}`),
       });
@@ -81,9 +81,10 @@ export class Playground {
       this.#explain(decision, null);
       byId("answer-by").textContent = `waiting for ${decision.expert}`;
     }
+    return decision;
   }
 
-  async #begun(headers, body) {
+  async #begun(headers) {
     this.refresh(); // somebody is answering now
     this.question = null;
     this.asked = headers.get("x-coe-decision-id");
@@ -91,8 +92,8 @@ export class Playground {
     const wait = headers.get("x-coe-wait-ms");
     byId("rating-text").textContent = "Was this a good answer?";
     byId("answer-by").textContent = `${headers.get("x-coe-expert")} answers`;
-    const decision = this.remembers ? await ask(`/v1/decisions/${this.asked}`) : await ask("/v1/route", asJson("POST", body));
-    this.#explain(decision, wait === null ? null : Number(wait) / 1000);
+    const decision = this.remembers ? await ask(`/v1/decisions/${this.asked}`) : await this.foretold;
+    if (decision) this.#explain(decision, wait === null ? null : Number(wait) / 1000);
   }
 
   #explain(decision, waited) {

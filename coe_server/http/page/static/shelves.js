@@ -34,11 +34,16 @@ export class Shelves {
   }
 
   // A move that has just happened, before anything else is known of it.
-  move(event) {
-    const card = this.cards.get(event.expert);
-    if (!card) return;
-    this.#put(card, event.to);
-    card.glow(event);
+  move({ expert, to }) {
+    const card = this.cards.get(expert);
+    if (card) this.#put(card, to);
+  }
+
+  // What has just happened to an expert stands on its card for a while.
+  tell({ kind, expert, from, seconds: took }) {
+    const card = this.cards.get(expert);
+    if (kind === "move") card?.glow(`from ${from} in ${seconds(took)}`);
+    if (kind === "prefetch") card?.tell("files read ahead: will start sooner");
   }
 
   #addShelf(tier) {
@@ -129,12 +134,16 @@ class Card {
     this.root.classList.toggle("wanted", queued > 0);
   }
 
-  glow({ from, seconds: took }) {
-    const news = (this.news = `from ${from} in ${seconds(took)}`);
+  tell(news) {
+    this.news = news;
     this.state.textContent = news;
     setTimeout(() => {
       if (this.news === news) this.news = null;
     }, NEWS_MILLISECONDS);
+  }
+
+  glow(news) {
+    this.tell(news);
     this.root.classList.remove("arrived");
     void this.root.offsetWidth; // so that the animation starts anew
     this.root.classList.add("arrived");
