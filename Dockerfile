@@ -50,12 +50,12 @@ COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
 COPY deploy/image/bin /usr/local/bin
 # Without a C++ compiler in the image torch must not try to compile a kernel (it would, for log-probabilities).
-ENV PATH=/opt/coe/bin:/opt/vllm/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1 TORCHDYNAMO_DISABLE=1
+ENV PATH=/usr/local/bin:/opt/coe/bin:/opt/vllm/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1 TORCHDYNAMO_DISABLE=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 CMD ["coe-health"]
-ENTRYPOINT ["coe-entrypoint"]
+ENTRYPOINT ["coe"]
 CMD ["serve", "/etc/coe/serve.yaml"]
 
 # ---- gpu ----
@@ -71,10 +71,10 @@ COPY --from=demo /opt/demo /opt/demo
 COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
 COPY deploy/image/bin /usr/local/bin
-ENV PATH=/opt/coe/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1
+ENV PATH=/usr/local/bin:/opt/coe/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20m --retries=3 CMD ["coe-health"]
-ENTRYPOINT ["coe-entrypoint"]
+ENTRYPOINT ["coe"]
 CMD ["serve", "/etc/coe/serve.yaml"]

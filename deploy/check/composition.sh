@@ -79,7 +79,6 @@ see_user_and_file_system() {
     expect "root file system" "ro" "$(inside sh -c "sed -n 's|^[^ ]* / [^ ]* \(r[ow]\),.*|\1|p' /proc/mounts")"
     for place in /var/lib/coe /models /keys /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
     echo "may be written: /var/lib/coe /models /keys /tmp"
-    echo "memory limit: $(inside sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null' | sed -n 1p) bytes"
 }
 
 see_answers() {
@@ -146,13 +145,22 @@ see_restart_remembers() {
 
 see_documented_commands() {
     see "the other commands of docs/deploy.md"
-    as_documented docker compose exec coe cat /keys/COE_API_KEY >"$folder/said" 2>/dev/null
+    as_documented docker compose exec coe cat /keys/COE_API_KEY >"$folder/said" 2>/dev/null || fail "exec: $(cat "$folder/said")"
     expect "the service's key" "$(cat "$folder/api-key")" "$(cat "$folder/said")"
-    as_documented docker compose exec coe coe validate /etc/coe/serve.yaml >"$folder/said" 2>&1
+    as_documented docker compose exec coe coe validate /etc/coe/serve.yaml >"$folder/said" 2>&1 || fail "coe validate says: $(cat "$folder/said")"
     grep "Nobody waits longer" "$folder/said" || fail "coe validate says: $(cat "$folder/said")"
-    as_documented docker compose logs coe >"$folder/said" 2>&1
+    see_room_for_the_ledger
+    as_documented docker compose logs coe >"$folder/said" 2>&1 || fail "logs: $(tail -5 "$folder/said")"
     grep -q "listening on" "$folder/said" || fail "the log says: $(tail -5 "$folder/said")"
     echo "the log has $(wc -l <"$folder/said") lines"
+}
+
+see_room_for_the_ledger() {
+    local least limit
+    least=$(tr '\n' ' ' <"$folder/said" | sed -n 's/.*: at least \([0-9]*\)m, which.*/\1/p')
+    limit=$(inside sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max' 2>/dev/null)
+    [ $((limit >> 20)) -ge "$least" ] || fail "the container may have $limit bytes, and coe validate asks for $least MiB"
+    echo "memory limit: $((limit >> 20)) MiB; coe validate asks for $least"
 }
 
 take_down() {
