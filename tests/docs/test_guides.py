@@ -48,6 +48,8 @@ def test_what_operating_looks_at_is_there(followed):
     assert answer_to(followed, "coe keys add serve.yaml alice").strip()
     assert "boss" in answer_to(followed, "coe keys list")
     assert "coe_wait_bound_seconds" in answer_to(followed, "curl -sf http://127.0.0.1:8080/metrics")
+    assert "32" in answer_to(followed, "coe bench")
+    assert (followed.folder / "journal/feedback.jsonl").exists()
 
 
 def test_every_command_of_deploying_is_one_that_the_check_runs():

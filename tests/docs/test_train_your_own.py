@@ -1,4 +1,7 @@
-"""The guide is followed to the letter: its files are written and its commands run, with simulated experts."""
+"""Two guides are followed to the letter: files are written and commands run, with simulated experts.
+
+From prompts to a router that serves, and from what its users think to the next one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 
 from tests.docs.reader import ROOT, Reader, blocks, reading
 
-GUIDE = ROOT / "docs/train-your-own.md"
+GUIDE, FEEDBACK = ROOT / "docs/train-your-own.md", ROOT / "docs/feedback.md"
 SPECIALIST = {"code": "coder", "sums": "maths", "talk": "generalist"}
 PROMPTS_EACH = 60
 FAST = (
@@ -63,16 +66,29 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     with reading(folder, simulated) as reader:
         for block in blocks(GUIDE):
             reader.follow(block)
+        reader.environment["ID"] = header(said_to(reader, "curl -sf -i"), "x-coe-decision-id")
+        for block in blocks(FEEDBACK):
+            if block.language == "sh":
+                reader.follow(block)
         yield reader
 
 
+def said_to(reader: Reader, beginning: str) -> str:
+    (said,) = [said for line, said in reader.said.items() if line.startswith(beginning)]
+    return said
+
+
+def header(answer: str, name: str) -> str:
+    (value,) = re.findall(rf"^{name}: (\S+)", answer, re.MULTILINE)
+    return str(value)
+
+
 def test_following_the_guide_ends_with_a_router_that_knows_its_experts(followed: Reader) -> None:
-    (answer,) = [said for line, said in followed.said.items() if line.startswith("curl")]
+    answer = said_to(followed, "curl -sf -i")
     assert "x-coe-expert: coder" in answer
     assert "x-coe-category: code" in answer
     assert "coder answers: Write a function that adds two numbers" in answer
-    (route,) = [said for line, said in followed.said.items() if line.startswith("coe route")]
-    assert route.startswith("coder, category code")
+    assert said_to(followed, "coe route").startswith("coder, category code")
 
 
 def test_the_guides_outcomes_are_whole(followed: Reader) -> None:
@@ -99,3 +115,12 @@ def test_the_numbers_the_guide_names_are_in_the_evaluation(followed: Reader) -> 
 def test_the_guides_new_budget_is_an_objective_of_the_new_artifact(followed: Reader) -> None:
     manifest = json.loads((followed.folder / "artifacts/router-tight/manifest.json").read_text())
     assert manifest["objectives"]["tight"]["active_params_b"] == 12.0
+
+
+def test_the_rating_that_the_feedback_guide_gives_moves_the_score_of_who_answered(followed: Reader) -> None:
+    old, new = (score_of_coder(followed.folder / f"artifacts/{name}") for name in ("router", "rated"))
+    assert new < old
+
+
+def score_of_coder(artifact: Path) -> float:
+    return float(json.loads((artifact / "manifest.json").read_text())["score"]["code"]["coder"]["score"])
