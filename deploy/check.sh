@@ -5,10 +5,10 @@
 # It needs bash and apt-get; what else it needs it installs. deploy/check/clean_machine.sh runs it where nothing else is.
 # Grafana is left out: its image comes from a registry, and this check wants none but Debian's and PyPI's.
 set -Eeuo pipefail
-trap 'printf "check: line %s, %s: it failed\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:-/var/tmp/coe-check}
+. "$root/deploy/check/report.sh"
 readonly root folder
 readonly PACKAGES=(buildah podman runc catatonit netavark aardvark-dns iptables iproute2 debootstrap
     python3-venv ca-certificates curl)
@@ -24,13 +24,9 @@ main() {
     build_images
     say "bringing the composition up, in a network of its own"
     unshare --net deploy/check/composition.sh "$folder"
+    say "having systemd start the unit"
+    deploy/check/unit.sh "$folder"
     say "everything was as it should be"
-}
-
-say() { printf '\n== %s\n' "$*"; }
-fail() {
-    printf 'check: %s\n' "$*" >&2
-    exit 1
 }
 
 install_tools() {
@@ -116,6 +112,14 @@ FROM $(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)
 RUN printf '#!/bin/sh\necho this is not vLLM >&2\nexit 1\n' >/usr/local/bin/vllm && chmod 755 /usr/local/bin/vllm
 FILE
     build --target gpu --build-arg VLLM_IMAGE=localhost/vllm-stand-in --tag localhost/coe-server:gpu-steps .
+    say "a systemd over what the CPU image installs, for the unit"
+    build --tag localhost/coe-unit - <<FILE
+FROM localhost/coe-server:cpu
+USER 0
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends systemd && rm -rf /var/lib/apt/lists/* /var/lib/coe
+ENTRYPOINT ["/lib/systemd/systemd"]
+CMD []
+FILE
     buildah images
 }
 

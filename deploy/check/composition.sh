@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The part of deploy/check.sh that runs inside a network of its own: composition.sh FOLDER. Leaves nothing running.
 set -Eeuo pipefail
-trap 'printf "check: line %s, %s: it failed\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
+. deploy/check/report.sh
 
 readonly folder=$1 here=deploy/check
 readonly service=coe_coe_1
@@ -48,12 +48,7 @@ fail() {
     podman logs --tail 20 $service >&2 2>/dev/null || true
     exit 1
 }
-see() { printf -- '-- %s\n' "$*"; }
 inside() { podman exec "$service" "$@"; }
-expect() { # expect NAME WANTED FOUND
-    [ "$2" = "$3" ] || fail "$1 should be '$2' and is '$3'"
-    echo "$1: $3"
-}
 
 # Without systemd nobody runs the health check's timer: it is run here.
 wait_until_healthy() {
