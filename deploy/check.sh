@@ -116,7 +116,8 @@ FILE
     build --tag localhost/coe-unit - <<FILE
 FROM localhost/coe-server:cpu
 USER 0
-RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends systemd && rm -rf /var/lib/apt/lists/* /var/lib/coe
+WORKDIR /
+RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends systemd && userdel coe && rm -rf /var/lib/coe
 ENTRYPOINT ["/lib/systemd/systemd"]
 CMD []
 FILE

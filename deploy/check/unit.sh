@@ -50,14 +50,14 @@ see_it_serve() {
     wait_for 400 inside coe-health
     see "ready $((SECONDS - began)) s after systemctl start"
     inside coe bench http://127.0.0.1:8080/v1 --model units --requests 1 >"$folder/said" || fail "$(cat "$folder/said")"
-    tr '\n' ' ' <"$folder/said" | grep -o "1 of 1 answered in [0-9.]* s"
+    grep -o "1 of 1 answered in [0-9.]* s" "$folder/said"
 }
 
 see_confinement() {
     local pid user
     pid=$(property MainPID)
     user=$(inside stat -c %u "/proc/$pid")
-    [ "$user" -ge 61184 ] || fail "it runs as user $user, and no dynamic user is below 61184"
+    [ "$user" -ge 61184 ] || fail "it runs as user $user, which is no dynamic one"
     echo "user: $user, made for this start"
     expect "capabilities" "0000000000000000" "$(inside sed -n 's/^CapEff:\s*//p' "/proc/$pid/status")"
     expect "no new privileges" "1" "$(inside sed -n 's/^NoNewPrivs:\s*//p' "/proc/$pid/status")"
