@@ -31,8 +31,8 @@ EVALUATION = {
 }
 
 
-def engine(name):
-    timing = {"start_seconds": 0.3, "wake_seconds": 0.1, "sleep_seconds": 0.05, "ttft_seconds": 0.01}
+def engine(name, start_seconds=0.3):
+    timing = {"start_seconds": start_seconds, "wake_seconds": 0.1, "sleep_seconds": 0.05, "ttft_seconds": 0.01}
     return SimulatedEngine(name, weights_bytes=GIB, tokens_per_second=60, **timing)
 
 

@@ -32,6 +32,7 @@ def test_a_question_is_answered_explained_and_brings_its_expert_to_the_device(vi
     page.wait_for_selector(f'[data-tier="device"] [data-expert="{expert}"]')
     page.wait_for_selector("#rating:not([hidden])")
     assert page.inner_text("#answer") == f"{expert} answers: {question}"
+    page.wait_for_selector('[data-tier="device"] .amount:has-text("1.0 GiB of 1.5 GiB")')
     assert page.inner_text("#decision .chosen strong") == expert
     assert page.locator("#decision .bars li").count() == 3
     ranked = page.locator("#decision .ranking tbody th").all_inner_texts()
@@ -55,6 +56,15 @@ def test_an_answer_is_seen_to_stream(visit):
     opened.ask("bonjour " * 90)  # a second and a half
     opened.page.wait_for_selector("#rating:not([hidden])")
     assert opened.page.evaluate("lengths.size") > 3
+
+
+def test_who_waits_and_who_answers_is_on_the_cards(visit):
+    with running_server({"slow": engine("slow", start_seconds=1.5)}) as starting:
+        opened = visit(server=starting)
+        opened.ask("well " * 90)
+        opened.page.wait_for_selector('[data-expert="slow"] .users:has-text("1 waiting")')
+        opened.page.wait_for_selector('[data-tier="device"] [data-expert="slow"] .users:has-text("1 answering")')
+        opened.page.close()  # before the server
 
 
 def test_the_first_view_is_light(visit):
