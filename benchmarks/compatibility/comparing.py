@@ -62,8 +62,8 @@ def _as_one(first: Any, second: Any, key: str = "") -> Any:
         return second if first is None else first
     if key in _TOLD_ANEW:
         return second
-    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
-        return {name: _as_one(first[name], second[name], name) for name in first}
+    if isinstance(first, dict) and isinstance(second, dict):
+        return {name: _as_one(first.get(name), second.get(name), name) for name in {**first, **second}}
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         return [_as_one(one, other) for one, other in zip(first, second, strict=True)]
     if first == second:

@@ -20,8 +20,12 @@ MODEL = ROOT / "demo/experts/generalist"
 EXPERT, EMBEDDER = "generalist", "embedder"
 CONTEXT_TOKENS = 256
 KV_CACHE_BYTES = 64 << 20
-TOOL_PARSER = "pythonic"  # it asks for no special tokens
-TOOL_ARGS = {"enable_auto_tool_choice": True, "tool_call_parser": TOOL_PARSER}
+# What only the generating engine gets. This parser asks for no special tokens; an untrained hand ends no white space.
+GENERATING_ARGS = {
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "pythonic",
+    "structured_outputs_config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
+}
 START_SECONDS = 400.0
 ENVIRONMENT = {
     **{"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
@@ -44,8 +48,8 @@ def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
             port = free_port()
             command = [vllm, "serve", MODEL, "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
             command += ["--runner", runner, "--max-model-len", str(CONTEXT_TOKENS), "--enforce-eager"]
-            if runner == "generate":
-                command += ["--enable-auto-tool-choice", "--tool-call-parser", TOOL_PARSER]
+            for key, value in (GENERATING_ARGS if runner == "generate" else {}).items():
+                command += [f"--{key.replace('_', '-')}", *([value] if isinstance(value, str) else [])]
             command += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--distributed-executor-backend", "uni"]
             urls.append(f"http://127.0.0.1:{port}")
             environment = os.environ | ENVIRONMENT
@@ -60,7 +64,8 @@ def ours(vllm: Path, folder: Path) -> Iterator[str]:
     experts = [
         {
             **{"name": name, "engine": "vllm", "model": str(MODEL), "preload": "device"},
-            "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner} | (TOOL_ARGS if runner == "generate" else {}),
+            "args": {"max_model_len": CONTEXT_TOKENS, "runner": runner}
+            | (GENERATING_ARGS if runner == "generate" else {}),
         }
         for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling"))
     ]

@@ -59,7 +59,9 @@ def test_a_difference_is_found_and_named(ours, bare, found):
 
 
 def event(content, index=0, end=None, role=None):
-    return {"choices": [{"index": index, "delta": {"role": role, "content": content}, "finish_reason": end}]}
+    ends = {"stop_reason": None} if end else {}
+    delta = {"role": role, "content": content}
+    return {"choices": [{"index": index, "delta": delta, "finish_reason": end, **ends}]}
 
 
 TOTAL = {"choices": [], "usage": {"total_tokens": 7}}
