@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/vllm")
     parser.add_argument("--node", type=Path, help="a folder in which `npm i openai @anthropic-ai/sdk` was run")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and with it the servers
     with tempfile.TemporaryDirectory(prefix="coe-compatibility-") as folder:
         with bare(options.vllm, Path(folder)) as (generating, embedding):
             theirs = ask_all(lambda group: embedding if group == "embeddings" else generating, options.node)
