@@ -48,6 +48,16 @@ def test_a_body_is_read_here_when_the_process_died_and_the_next_one_in_a_new_pro
     assert reader._process.pid != old.pid
 
 
+def test_a_process_that_hangs_is_ended_and_its_body_read_here(caplog):
+    reader = Aside()
+    reader.read([RAW], CHAT)
+    os.kill(reader._process.pid, signal.SIGSTOP)
+    reader._patience_seconds = 0.01
+    assert reader.read([RAW], CHAT).body.fields["seed"] == 7
+    assert "is gone" in caplog.text
+    reader.close()
+
+
 def test_the_process_ends_with_its_input_and_not_with_a_signal_for_the_whole_group():
     process = subprocess.Popen((sys.executable, "-m", aside.__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     pickle.dump((RAW, CHAT), process.stdin)

@@ -13,6 +13,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -23,12 +24,14 @@ from coe_server.http.surfaces import Surface
 logger = logging.getLogger(__name__)
 
 NICENESS = 5  # on a core that both share, the server goes first
+PATIENCE_SECONDS = 20.0  # the worst body that may come takes a second
 
 
 class Aside:
     """The server's side. The process is started with the first body; one thread at a time may `read`."""
 
     def __init__(self) -> None:
+        self._patience_seconds = PATIENCE_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, pieces: Sequence[bytes], surface: Surface | None) -> Question:
@@ -63,9 +66,14 @@ class Aside:
             )
         assert process.stdin is not None, "it is a pipe"
         assert process.stdout is not None, "it is a pipe"
-        pickle.dump((raw, surface), process.stdin, pickle.HIGHEST_PROTOCOL)
-        process.stdin.flush()
-        answer: Question | RequestError = pickle.load(process.stdout)
+        impatience = threading.Timer(self._patience_seconds, process.kill)
+        impatience.start()
+        try:
+            pickle.dump((raw, surface), process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            answer: Question | RequestError = pickle.load(process.stdout)
+        finally:
+            impatience.cancel()
         return answer
 
 

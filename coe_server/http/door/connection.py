@@ -8,7 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST_HEAD_BYTES = 64 * 1024  # request line and headers; one read of the socket may bring a little more
+MOST_HEAD_BYTES = 64 * 1024  # request line and headers; the last read of the socket, up to 256 KiB, may bring more
 HEAD_SECONDS = 20.0  # from the first byte, or from the connection's beginning
 
 
