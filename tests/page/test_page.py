@@ -59,12 +59,16 @@ def test_an_answer_is_seen_to_stream(visit):
 
 
 def test_who_waits_and_who_answers_is_on_the_cards(visit):
-    with running_server({"slow": engine("slow", start_seconds=1.5)}) as starting:
+    with running_server({"slow": engine("slow", start_seconds=1.5)}, keepalive_seconds=0.2) as starting:
         opened = visit(server=starting)
+        page = opened.page
         opened.ask("well " * 90)
-        opened.page.wait_for_selector('[data-expert="slow"] .users:has-text("1 waiting")')
-        opened.page.wait_for_selector('[data-tier="device"] [data-expert="slow"] .users:has-text("1 answering")')
-        opened.page.close()  # before the server
+        page.wait_for_selector('#answer-by:has-text("waiting for slow, which is starting")')
+        page.wait_for_selector('[data-expert="slow"] .users:has-text("1 waiting")')
+        page.wait_for_selector('[data-tier="device"] [data-expert="slow"] .users:has-text("1 answering")')
+        assert page.inner_text("#answer-by") == "slow answers"
+        page.wait_for_selector('#decision .facts-line:has-text("was on disk · waited 1.")')
+        page.close()  # before the server
 
 
 def test_the_first_view_is_light(visit):

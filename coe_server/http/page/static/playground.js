@@ -61,10 +61,12 @@ export class Playground {
       await stream(body, {
         begun: (headers) => this.#begun(headers),
         word: (text) => answer.append(text),
-        waiting: (comment) => (byId("answer-by").textContent = `waiting: ${comment}`),
+        waiting: (told) => this.#waiting(told),
+        answering: (told) => this.#answering(told),
       });
       byId("rating").hidden = this.asked === null || !this.remembers;
     } catch (error) {
+      byId("answer-by").textContent = "no answer";
       answer.append(element("p", { class: "complaint" }, error.message));
     } finally {
       byId("send").disabled = false;
@@ -84,16 +86,25 @@ export class Playground {
     return decision;
   }
 
-  async #begun(headers) {
-    this.refresh(); // somebody is answering now
+  #begun(headers) {
     this.question = null;
     this.asked = headers.get("x-coe-decision-id");
-    if (this.asked === null) return;
-    const wait = headers.get("x-coe-wait-ms");
     byId("rating-text").textContent = "Was this a good answer?";
-    byId("answer-by").textContent = `${headers.get("x-coe-expert")} answers`;
+    const [expert, reason, wait_ms] = ["expert", "reason", "wait-ms"].map((name) => headers.get(`x-coe-${name}`));
+    if (wait_ms !== null) this.#answering({ expert, reason, wait_ms }); // else the head left before anybody did
+  }
+
+  #waiting({ expert, state, eta }) {
+    const why = state === "starting" ? ", which is starting" : "";
+    const left = Number(eta) >= 1 ? `: about ${seconds(Number(eta))}` : "";
+    byId("answer-by").textContent = `waiting for ${expert}${why}${left}`;
+  }
+
+  async #answering({ expert, reason, wait_ms: wait }) {
+    this.refresh(); // somebody is answering now
+    byId("answer-by").textContent = `${expert} answers`;
     const decision = this.remembers ? await ask(`/v1/decisions/${this.asked}`) : await this.foretold;
-    if (decision) this.#explain(decision, wait === null ? null : Number(wait) / 1000);
+    if (decision) this.#explain({ ...decision, expert, reason }, Number(wait) / 1000);
   }
 
   #explain(decision, waited) {

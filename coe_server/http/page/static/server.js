@@ -32,8 +32,9 @@ export function follow(seen, open) {
   }
 }
 
-// Streams one answer: `begun(headers)` first, then `word(text)` and `waiting(comment)` as they come.
-export async function stream(body, { begun, word, waiting }) {
+// Streams one answer: `begun(headers)` first, then `word(text)` as they come. Where the head left early, before that
+// `waiting({expert, state, eta})` now and then, and `answering({expert, reason, wait_ms})` once.
+export async function stream(body, { begun, ...hear }) {
   const answer = await fetch("/v1/chat/completions", asJson("POST", { ...body, stream: true }));
   begun(answer.headers);
   if (!answer.ok) throw new Refused(await complaint(answer));
@@ -44,17 +45,18 @@ export async function stream(body, { begun, word, waiting }) {
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
-    for (const line of lines) read(line.trim(), word, waiting);
+    for (const line of lines) read(line.trim(), hear);
   }
 }
 
-function read(line, word, waiting) {
-  if (line.startsWith(": coe waiting")) waiting(line.slice(": coe waiting".length).trim());
+function read(line, hear) {
+  const [, comment, fields] = line.match(/^: coe (waiting|answering) (.*)$/) ?? [];
+  if (comment) hear[comment](Object.fromEntries(fields.split(" ").map((field) => field.split("="))));
   if (!line.startsWith("data:")) return;
   const data = line.slice(5).trim();
   if (data === "[DONE]") return;
   const event = JSON.parse(data);
   if (event.error) throw new Refused(event.error.message);
   const text = event.choices?.[0]?.delta?.content;
-  if (text) word(text);
+  if (text) hear.word(text);
 }
