@@ -32,12 +32,19 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`."""
+    """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`.
+
+    `body` is in pieces where it is so large that copying it would hold everybody up.
+    """
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
-    body: bytes
+    body: bytes | tuple[bytes | memoryview, ...]
+
+    @property
+    def whole_body(self) -> bytes:
+        return self.body if isinstance(self.body, bytes) else b"".join(self.body)
 
 
 class EngineResponse(Protocol):

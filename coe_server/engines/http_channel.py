@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
 _CONNECT_SECONDS = 10.0
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
-_LARGE_BYTES = 256 * 1024
+_SENT_BYTES = 64 * 1024  # of a large body, at a time
 
 
 class HttpChannel:
@@ -99,11 +98,14 @@ class HttpChannel:
     async def _attempt(self, request: EngineRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
         if self._session.closed:  # between two attempts, too: the engine is being stopped
             raise self._undelivered(ConnectionError("its channel is closed"))
+        headers, body = _end_to_end(request.headers, _SET_BY_CLIENT), request.body
+        if not isinstance(body, bytes):
+            headers += (("content-length", str(sum(map(len, body)))),)
         return await self._session.request(
             request.method,
             self._base_url + request.path,
-            headers=_end_to_end(request.headers, _SET_BY_CLIENT),
-            data=_sendable(request.body),
+            headers=headers,
+            data=(body or None) if isinstance(body, bytes) else _one_by_one(body),
             allow_redirects=False,
             trace_request_ctx=reused,
         )
@@ -137,9 +139,13 @@ class HttpResponse:
             raise EngineDied(f"engine '{self._name}' broke off its answer: {error}") from error
 
 
-def _sendable(body: bytes) -> bytes | BytesIO | None:
-    """A large body goes out piece by piece, and others have their turn in between."""
-    return BytesIO(body) if len(body) > _LARGE_BYTES else body or None
+async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:
+    """A large body, uncopied; others have their turn in between."""
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _SENT_BYTES):
+            yield view[start : start + _SENT_BYTES]
+            await asyncio.sleep(0)
 
 
 def _end_to_end(headers: tuple[tuple[str, str], ...], also_dropped: frozenset[str]) -> tuple[tuple[str, str], ...]:

@@ -87,7 +87,7 @@ class SimulatedEngine:
 
     def _answer(self, request: EngineRequest) -> _SimulatedResponse:
         path = request.path if request.method == "POST" else f"{request.method} {request.path}"
-        played = script(self._name, path, request.body, int(time.time()))
+        played = script(self._name, path, request.whole_body, int(time.time()))
         return _SimulatedResponse(played.status, played.content_type, self._play(played))
 
     async def _play(self, played: Script) -> AsyncIterator[bytes]:

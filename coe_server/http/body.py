@@ -41,8 +41,8 @@ class Body:
         brace = self.raw.index(b"}")
         return brace, brace
 
-    def for_engine(self, model: str) -> bytes:
-        """The same bytes with the value of `model` replaced (or added) and `coe` removed."""
+    def for_engine(self, model: str) -> tuple[bytes | memoryview, ...]:
+        """The same bytes, in pieces, with the value of `model` replaced (or added) and `coe` removed."""
         raw = memoryview(self.raw)
         pieces: list[bytes | memoryview] = [raw[: self._inside[0]]]
         for before, member in zip((None, *self.members), self.members, strict=False):
@@ -56,7 +56,7 @@ class Body:
         if "model" not in self.fields:
             pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}'.encode())
         pieces.append(raw[self._inside[1] :])
-        return b"".join(pieces)
+        return tuple(pieces)
 
 
 def read_body(raw: bytes) -> Body:

@@ -198,6 +198,30 @@ def test_an_answer_cut_short_is_a_dead_engine_and_not_an_end(tmp_path: Path, fra
     asyncio.run(story())
 
 
+def test_a_body_in_pieces_arrives_whole_and_with_its_length(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        seen.append(request)
+        writer.write(whole(b"yes"))
+        return True
+
+    text = bytes(range(256)) * 1024
+    pieces = (b"{", memoryview(text), b"", memoryview(b"}"))
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            for _ in range(2):
+                assert await body_of(channel, EngineRequest("POST", "/v1/x", (), pieces)) == b"yes"
+
+    asyncio.run(story())
+    for request in seen:
+        head, _, body = request.partition(b"\r\n\r\n")
+        assert body == b"{" + text + b"}"
+        assert b"content-length: 262146" in head.lower()
+        assert b"transfer-encoding" not in head.lower()
+
+
 def test_a_request_under_way_when_its_channel_is_closed_was_not_delivered(tmp_path: Path) -> None:
     """Its engine is being stopped; trying again on another connection must not be a fault of our own."""
     asked_again = asyncio.Event()

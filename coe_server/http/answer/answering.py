@@ -14,7 +14,7 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.headers import deadline_of
 from coe_server.http.answer.passing import Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
-from coe_server.http.body import Body
+from coe_server.http.body import LARGE_BYTES, Body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
 from coe_server.http.service import Service
@@ -67,7 +67,9 @@ def _listener_for(service: Service, surface: Surface, request: Request) -> Calla
 def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
     passed_on = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
     headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
-    return EngineRequest("POST", request.scope["path"], headers, body.for_engine(model))
+    pieces = body.for_engine(model)
+    whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
+    return EngineRequest("POST", request.scope["path"], headers, whole)
 
 
 def _prompt(body: Body) -> str | None:
