@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +37,6 @@ from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
-
-SWITCH_SECONDS = 0.0005  # Python: 0.005
 
 app = typer.Typer(
     name="coe",
@@ -82,7 +79,6 @@ def serve(
         )
         for warning in lifetimes(build_experts(settings)):
             logging.getLogger(__name__).warning("%s", warning)
-    sys.setswitchinterval(SWITCH_SECONDS)  # threads that write the log or read an artifact give way to requests sooner
     gc.collect()
     gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
     server.run()
