@@ -26,6 +26,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, read_dataset
+from router_training.data.embeddings import with_embeddings
 from router_training.drafting.draft import counted, learn
 from router_training.evaluating.evaluation import decide
 from router_training.evaluating.metrics import Bootstrap, upper_hull
@@ -40,6 +41,7 @@ PAGE = ROOT / "docs" / "routing-quality.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FOLDS = 5
 RESAMPLES = 1000
+EMBEDDINGS = ROOT / "artifacts" / "embeddings"  # of every prompt, computed once
 FEWEST = 25  # prompts of a finer category
 
 
@@ -53,9 +55,11 @@ class Suite:
     budgets: dict[str, float | None]
     finer: str | None = None
 
-    def config(self, label: str) -> TrainingConfig:
+    def config(self, label: str, sentences: Path | None = None) -> TrainingConfig:
+        embedded = {"kind": "sentence-transformers", "model": str(sentences), "cache": EMBEDDINGS} if sentences else {}
         return TrainingConfig.model_validate(
             {
+                "features": embedded,
                 "data": {"prompts": [self.file("prompts")], "outcomes": [self.file("outcomes")], "label": label},
                 "experts": [{"name": name, "active_params_b": size} for name, size in self.sizes.items()],
                 "objectives": {name: {"active_params_b": budget} for name, budget in self.budgets.items()},
@@ -99,11 +103,12 @@ class Unit:
     label: str
     seed: int
     fold: int
+    sentences: Path | None = None  # a sentence-transformers model whose embeddings stand beside the n-grams
 
     @property
     def name(self) -> str:
         what = f"seed{self.seed}.fold{self.fold}" if self.seed >= 0 else f"group{self.fold}"
-        return f"{self.suite}.{self.label}.{what}.npz"
+        return f"{self.suite}.{self.label}.{what}{'.sentences' if self.sentences else ''}.npz"
 
 
 def main() -> None:
@@ -132,6 +137,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
     parser.add_argument("--label", default="category", help="the column that names the category")
+    parser.add_argument("--sentences", type=Path, help="a sentence-transformers model to embed by, beside the n-grams")
     parser.add_argument("--seeds", type=int, default=5, help="splits into five folds; 0: groups only")
     parser.add_argument("--no-groups", action="store_true", help="leave out the part that leaves groups out")
     parser.add_argument("--jobs", type=int, default=1)
@@ -143,10 +149,10 @@ def _options() -> argparse.Namespace:
 
 def _units(suite: str, options: argparse.Namespace) -> Iterator[Unit]:
     for seed in range(options.seeds):
-        yield from (Unit(suite, options.label, seed, fold) for fold in range(FOLDS))
+        yield from (Unit(suite, options.label, seed, fold, options.sentences) for fold in range(FOLDS))
     if not options.no_groups:
         groups = len(np.unique(_dataset(suite, options.label).groups))
-        yield from (Unit(suite, options.label, -1, group) for group in range(groups))
+        yield from (Unit(suite, options.label, -1, group, options.sentences) for group in range(groups))
 
 
 @cache
@@ -168,7 +174,8 @@ def _refined(coarse: Dataset, fine: Dataset) -> Dataset:
 
 def _run(unit: Unit, keep: Path) -> Unit:
     """Trains on the rest, saves, loads and asks; keeps each objective's choice for the prompts left out."""
-    dataset, config = _dataset(unit.suite, unit.label), SUITES[unit.suite].config(unit.label)
+    dataset, config = _dataset(unit.suite, unit.label), SUITES[unit.suite].config(unit.label, unit.sentences)
+    dataset = with_embeddings(dataset, config.features, in_silence)
     left_out = _left_out(unit, dataset)
     training = dataset.rows(np.setdiff1d(np.arange(len(dataset)), left_out))
     config = config.model_copy(update={"seed": max(unit.seed, 0)})
@@ -191,19 +198,21 @@ def _left_out(unit: Unit, dataset: Dataset) -> Ints:
 
 
 def _table(suite: str, options: argparse.Namespace) -> list[str]:
-    dataset = _dataset(suite, options.label)
-    by_seed = [[Unit(suite, options.label, seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
+    dataset, sizes = _dataset(suite, options.label), np.array(list(SUITES[suite].sizes.values()))
+    unit = partial(Unit, suite, options.label, sentences=options.sentences)
+    by_seed = [[unit(seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
     by_seed = [units for units in by_seed if _are_finished(units, options.keep)]
+    name = f"{suite} and sentences" if options.sentences else suite
     lines = []
     for objective, budget in SUITES[suite].budgets.items():
         if by_seed:
             chosen = np.stack([_pooled(units, objective, dataset, options.keep) for units in by_seed])
             what = "no budget" if budget is None else f"budget {budget:g} B, over the zero router at the cost spent"
-            lines.append(_line(suite, f"by prompt, {what}", chosen, budget is not None, dataset))
-    units = [Unit(suite, options.label, -1, group) for group in range(len(np.unique(dataset.groups)))]
+            lines.append(_line(name, f"by prompt, {what}", chosen, budget is not None, dataset, sizes))
+    units = [unit(-1, group) for group in range(len(np.unique(dataset.groups)))]
     if not options.no_groups and _are_finished(units, options.keep):
         chosen = _pooled(units, "quality", dataset, options.keep)[np.newaxis]
-        lines.append(_line(suite, "each group left out, no budget", chosen, False, dataset))
+        lines.append(_line(name, "each group left out, no budget", chosen, False, dataset, sizes))
     return lines
 
 
@@ -221,9 +230,8 @@ def _pooled(units: list[Unit], objective: str, dataset: Dataset, keep: Path) -> 
     return chosen
 
 
-def _line(suite: str, what: str, chosen: Ints, has_budget: bool, dataset: Dataset) -> str:
+def _line(name: str, what: str, chosen: Ints, has_budget: bool, dataset: Dataset, sizes: Vector) -> str:
     """Mean over the seeds [seeds, n]; intervals resample prompts, all seeds of a prompt together."""
-    sizes = np.array(list(SUITES[suite].sizes.values()))
     seeds, weights = len(chosen), dataset.weights
     taken = [dataset.scores[np.arange(len(dataset)), row] for row in chosen]
     columns = np.column_stack((*taken, *(sizes[row] for row in chosen), dataset.scores))
@@ -238,7 +246,7 @@ def _line(suite: str, what: str, chosen: Ints, has_budget: bool, dataset: Datase
     low, high = Bootstrap(RESAMPLES, 0).interval(columns, weights, gain)
     cost, score = float(means[seeds : 2 * seeds].mean()), float(means[:seeds].mean())
     return (
-        f"| {suite} | {what} ({seeds} seed{'s' * (seeds > 1)}) | {cost:.2f} | {100 * score:.2f} |"
+        f"| {name} | {what} ({seeds} seed{'s' * (seeds > 1)}) | {cost:.2f} | {100 * score:.2f} |"
         f" {100 * gain(means):+.2f} | {100 * low:+.2f} to {100 * high:+.2f} |"
     )
 
