@@ -48,7 +48,7 @@ def abroad(
         familiar.calibration.probabilities(journey.unseen.logits),
         familiar.calibration,
         journey.unseen.similarities,
-        _corrections(basis, folds, dataset, familiar, correction_share, config),
+        _corrections(basis, folds, dataset, familiar, correction_share, config, track),
     )
     view = _view(reading, folds, dataset, familiar, config)
     attempts = _attempts(view, folds, journey.familiar)
@@ -107,11 +107,17 @@ def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, familiar: R
 
 
 def _corrections(
-    basis: Basis, folds: Sequence[Fold], dataset: Dataset, familiar: Reading, share: float, config: TrainingConfig
+    basis: Basis,
+    folds: Sequence[Fold],
+    dataset: Dataset,
+    familiar: Reading,
+    share: float,
+    config: TrainingConfig,
+    track: Track,
 ) -> Vector:
     """[n, experts]: as fitted without the prompt's group, scores and all."""
     found = np.zeros_like(dataset.scores)
-    for fold in folds if share > 0.0 else ():
+    for fold in track(folds, "correcting without some groups") if share > 0.0 else ():
         others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
         left = residuals(others.scores, known @ table_of(known, others, config).scores)
         fitted = fitted_corrections(basis.gram.rows(fold.seen), left, others.weights)
