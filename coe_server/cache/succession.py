@@ -10,6 +10,7 @@ _COUNTED_AT_MOST = 64.0  # successors of one expert; beyond that all counts are 
 _DOUBT = 4.0  # successors that must have been seen before they count as much as what is usual
 
 _UNSEEN = 0.5  # requests that everybody counts as having had, so that nobody is taken to be impossible
+_SHORTEST_PAUSE_SECONDS = 1e-6  # below that, requests come at once
 _LONGEST_SILENCE = 5  # times `_Pauses.patience`; nothing new comes of waiting longer
 
 
@@ -60,8 +61,9 @@ class Succession:
 
 def _after_silence(chances: dict[str, float], last: str, likelihood_ratio: float) -> dict[str, float]:
     """By Bayes' rule; the ratio is that of such a silence before a follow-up to one before another request."""
-    rest = 1.0 - (1.0 - likelihood_ratio) * chances[last]
-    return {name: (likelihood_ratio if name == last else 1.0) * chance / rest for name, chance in chances.items()}
+    weights = {name: chance * (likelihood_ratio if name == last else 1.0) for name, chance in chances.items()}
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()} if total > 0.0 else chances
 
 
 class _Persistence:
@@ -111,7 +113,7 @@ class _Pauses:
             return None
         usual = sum(self._seconds.values()) / in_all
         soon, late = ((self._seconds[which] + usual) / (self._counts[which] + 1.0) for which in (True, False))
-        return 1.0 / (1.0 / soon - 1.0 / late) if 0.0 < soon < late else None
+        return soon * late / (late - soon) if _SHORTEST_PAUSE_SECONDS < soon < late else None
 
     def likelihood_ratio(self, silent: float) -> float:
         """Of such a silence, up to what both have in common: before a follow-up to before another; 0 to 1."""

@@ -75,9 +75,18 @@ def test_old_habits_fade():
     assert changed.chances(demand)["c"] > 3 * changed.chances(demand)["b"]
 
 
-@given(st.lists(st.sampled_from("abcd")), st.lists(st.floats(0, 100), min_size=4, max_size=4))
-def test_chances_are_probabilities(names, demands):
-    chances = Told(names).chances(dict(zip("abcd", demands, strict=True)))
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from([0.0, 1e-9, 0.1, 1 / 3, 0.7, 30.0])), max_size=40),
+    st.lists(st.floats(0, 100), min_size=4, max_size=4),
+    st.floats(0, 1e6),
+)
+def test_chances_are_probabilities(requests, demands, silence):
+    told = Told("")
+    for name, pause in requests:
+        told.tell(name, pause)
+    chances = told.chances(dict(zip("abcd", demands, strict=True)), silence)
     assert set(chances) == set("abcd")
-    assert all(0 < chance <= 1 for chance in chances.values())
-    assert abs(sum(chances.values()) - 1) < 0.5  # what is left of faded habits may be a little short of all
+    assert all(0 <= chance <= 1 for chance in chances.values())
+    assert abs(sum(chances.values()) - 1) < 1e-9
+    wait = told.seconds_until_doubt(silence)
+    assert wait is None or wait > 0
