@@ -16,6 +16,8 @@ def write_log_to_stderr(form: Format) -> None:
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if as_text else JsonLines())
+    for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # no line tells of these
+        setattr(logging, unused, False)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
@@ -127,6 +128,8 @@ class Telemetry:
             for one in METRICS
             if one.kind == "histogram"
         }
+        self._counter = cache(self._labelled_counter)  # labels are bounded, and looking them up locks and checks
+        self._histogram = cache(self._labelled_histogram)
         self._recently_outside: deque[bool] = deque(maxlen=RECENT)
         self._last_pace: dict[tuple[str, str], float] = {}
         self.bandwidth: dict[tuple[str, str], float] = {}  # (from, to) -> bytes per second
@@ -134,13 +137,19 @@ class Telemetry:
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
         """Add to a counter."""
-        counter = self._counters[metric.name]
-        (counter.labels(*labels) if labels else counter).inc(by)
+        self._counter(metric.name, *labels).inc(by)
 
     def observe(self, metric: Metric, seconds: float, *labels: str) -> None:
         """Add one observation to a histogram."""
-        histogram = self._histograms[metric.name]
-        (histogram.labels(*labels) if labels else histogram).observe(seconds)
+        self._histogram(metric.name, *labels).observe(seconds)
+
+    def _labelled_counter(self, name: str, *labels: str) -> Counter:
+        counter = self._counters[name]
+        return counter.labels(*labels) if labels else counter
+
+    def _labelled_histogram(self, name: str, *labels: str) -> Histogram:
+        histogram = self._histograms[name]
+        return histogram.labels(*labels) if labels else histogram
 
     def decided(self, decision: RoutingDecision) -> None:
         """A decision that is going to be followed."""
@@ -148,7 +157,8 @@ class Telemetry:
         self.observe(ROUTING, decision.routing_ms / 1000)
         if decision.gate.inside is not None:
             self._recently_outside.append(not decision.gate.inside)
-            self.count(OUT_OF_DOMAIN, by=float(not decision.gate.inside))
+            if not decision.gate.inside:
+                self.count(OUT_OF_DOMAIN)
         if decision.reason == "resident":
             self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
             self.count(RESIDENT_WAIT_SAVED, by=max(0.0, decision.resident.wait_saved_seconds))

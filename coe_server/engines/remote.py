@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager
 
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.http_channel import HttpChannel
@@ -46,12 +44,9 @@ class RemoteEngine:
         await asyncio.Event().wait()  # whether it lives is not ours to see; each request finds out
         raise AssertionError("nobody sets that event")
 
-    @asynccontextmanager
-    async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+    def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         if self._http is None:
             self._http = HttpChannel(self._base_url, self._base_url.removesuffix(_OUR_PREFIX))
         passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
         path = request.path if self._has_our_prefix else request.path.removeprefix(_OUR_PREFIX)
-        remote_request = replace(request, path=path, headers=passed_on + self._credentials)
-        async with self._http.send(remote_request) as response:
-            yield response
+        return self._http.send(EngineRequest(request.method, path, passed_on + self._credentials, request.body))

@@ -98,28 +98,30 @@ def _scan_object(text: str) -> tuple[tuple[Member, ...], dict[str, Any]]:
     members: list[Member] = []
     fields: dict[str, Any] = {}
     position = _skip_space(text, position + 1)
-    while text[position : position + 1] != "}":
-        if members:
-            position = _expect(text, position, ",")
+    closing = _SPACED["}"].match(text, position)
+    while closing is None:
         if len(members) == MOST_MEMBERS:
             raise RequestError(f"the body has more than {MOST_MEMBERS} top-level fields")
-        start = position
-        _expect(text, position, '"')
-        key, position = _DECODER.raw_decode(text, position)
-        value_start = _expect(text, _skip_space(text, position), ":")
+        if not text.startswith('"', position):
+            raise json.JSONDecodeError("Expecting '\"'", text, position)
+        key, after = _DECODER.raw_decode(text, position)
+        value_start = _after(":", text, after)
         fields[key], end = _DECODER.raw_decode(text, value_start)
-        members.append(Member(key, start, value_start, end))
-        position = _skip_space(text, end)
-    if _skip_space(text, position + 1) != len(text):
-        raise json.JSONDecodeError("Extra data", text, position + 1)
+        members.append(Member(key, position, value_start, end))
+        closing = _SPACED["}"].match(text, end)
+        if closing is None:
+            position = _after(",", text, end)
+    if closing.end() != len(text):
+        raise json.JSONDecodeError("Extra data", text, closing.end())
     return tuple(members), fields
 
 
-def _expect(text: str, position: int, character: str) -> int:
-    """The position of what follows `character`, which must stand here."""
-    if text[position : position + 1] != character:
-        raise json.JSONDecodeError(f"Expecting '{character}'", text, position)
-    return _skip_space(text, position + 1)
+def _after(mark: str, text: str, position: int) -> int:
+    """The position of what follows a mark and the space around it, which must stand here."""
+    match = _SPACED[mark].match(text, position)
+    if match is None:
+        raise json.JSONDecodeError(f"Expecting '{mark}'", text, _skip_space(text, position))
+    return match.end()
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -133,4 +135,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_SPACED = {mark: re.compile(f"{_SPACE.pattern}{mark}{_SPACE.pattern}") for mark in (":", ",", "}")}
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -72,6 +72,8 @@ def _read_model(model: object, names: Collection[str], experts: Collection[str])
 
 
 def _coe_options(given: object) -> CoeOptions:
+    if given == {}:
+        return _NOTHING_ASKED
     try:
         return CoeOptions.model_validate(given)
     except ValidationError as error:
@@ -80,3 +82,6 @@ def _coe_options(given: object) -> CoeOptions:
         if first["type"] == "extra_forbidden":
             raise RequestError(f"{key}: there is no such option ({', '.join(CoeOptions.model_fields)})", key) from error
         raise RequestError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", key) from error
+
+
+_NOTHING_ASKED = CoeOptions()

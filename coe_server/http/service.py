@@ -110,7 +110,7 @@ class Service:
             conversation = await self._embedded(conversation, serving.embedder)
         session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
-        return Asked(serving, conversation, replace(options, kept=kept), session)
+        return Asked(serving, conversation, replace(options, kept=kept) if kept else options, session)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""

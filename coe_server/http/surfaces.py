@@ -30,7 +30,8 @@ class Surface:
 
     def conversation(self, fields: Fields) -> Conversation:
         """What routing reads of a body. Raises RequestError naming the field that cannot be read."""
-        return replace(self.read(fields), endpoint=self.endpoint)
+        read = self.read(fields)
+        return read if read.endpoint == self.endpoint else replace(read, endpoint=self.endpoint)
 
 
 def read_chat(fields: Fields) -> Conversation:

@@ -21,7 +21,7 @@ from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 
 # What an engine is told of the caller's headers; its keys above all are nobody else's business.
-_PASSED_ON = ("accept", "anthropic-version", "anthropic-beta", "x-request-id")
+_PASSED_ON = (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id")
 
 
 def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
@@ -65,7 +65,8 @@ def _listener_for(service: Service, surface: Surface, request: Request) -> Calla
 
 
 def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
-    passed_on = tuple((name, request.headers[name]) for name in _PASSED_ON if name in request.headers)
+    given = dict(request.scope["headers"])
+    passed_on = tuple((name.decode(), given[name].decode("latin-1")) for name in _PASSED_ON if name in given)
     headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
     pieces = body.for_engine(model)
     whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces

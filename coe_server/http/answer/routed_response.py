@@ -96,6 +96,9 @@ class RoutedResponse(Response):
 
     async def _answer_in_time(self) -> None:
         """The answer, within the caller's own deadline."""
+        if self._errand.deadline_seconds is None:
+            await self._answer()
+            return
         deadline = asyncio.timeout(self._errand.deadline_seconds)
         try:
             async with deadline:
