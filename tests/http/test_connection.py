@@ -1,11 +1,15 @@
 """Heads that are too long or too slow end their own connection and nobody else's."""
 
+import asyncio
 import json
 import socket
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from coe_server.http.door.connection import Connection
+from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 
@@ -59,3 +63,131 @@ def test_a_second_request_on_a_connection_has_its_own_time(server):
         for _ in range(3):
             wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
             assert wire.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def head(size_bytes, path=b"/healthz"):
+    """A whole head of that length."""
+    start = b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nx-long: "
+    return start + b"a" * (size_bytes - len(start) - 4) + b"\r\n\r\n"
+
+
+def test_a_head_far_over_the_limit_is_told_so(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        with suppress(ConnectionError):  # it may be refused before the last of it is sent
+            wire.sendall(head(100 * 1024))
+        answer = everything(wire)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+class Answers:
+    """An application that notes what is started, reads it, and answers once `may_answer` is set."""
+
+    def __init__(self):
+        self.started = []
+        self.pieces = asyncio.Queue()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def __call__(self, scope, receive, send):
+        self.started.append(scope["path"])
+        more = True
+        while more:
+            message = await receive()
+            self.pieces.put_nowait(message["body"])
+            more = message["more_body"]
+        await self.may_answer.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def connected(application):
+    """A connection to be given what one read of its socket brings, its transport, and what the client reads."""
+    ours, theirs = socket.socketpair()
+    config = uvicorn.Config(application, log_config=None, access_log=False)
+    make = asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(config, ServerState(), {}), theirs)
+    transport, connection = await make
+    answers, writer = await asyncio.open_connection(sock=ours)
+    try:
+        yield connection, transport, answers
+    finally:
+        writer.close()
+        await writer.wait_closed()
+        transport.close()
+
+
+def statuses(raw):
+    return [line.split()[1] for line in raw.split(b"\r\n") if b"HTTP/1.1 " in line]
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/" + b"p" * 40_000], ids=["long header", "long path"])
+def test_the_limit_of_a_head_is_exact_even_where_one_read_brings_all_of_it(path):
+    async def story():
+        application = Answers()
+        async with connected(application) as (connection, transport, answers):
+            connection.data_received(head(MOST_HEAD_BYTES, path))
+            assert (await answers.readexactly(12)) == b"HTTP/1.1 200"
+            await answers.readuntil(b"ok")
+            assert application.started == [path.decode()]
+            connection.data_received(head(MOST_HEAD_BYTES + 1, path))
+            assert (await answers.readexactly(12)) == b"HTTP/1.1 431"
+            await answers.read()  # and the connection ends
+            assert application.started == [path.decode()]
+            assert transport.is_closing()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+@pytest.mark.parametrize(
+    ("sent", "started", "answered"),
+    [
+        (head(100) + head(100_000) + head(100, b"/never"), ["/healthz"], [b"200", b"431"]),
+        (head(100_000) + head(100, b"/never"), [], [b"431"]),
+    ],
+    ids=["after another", "before another"],
+)
+def test_a_long_head_among_pipelined_ones_is_refused_in_its_turn(sent, started, answered):
+    async def story():
+        application = Answers()
+        async with connected(application) as (connection, _transport, answers):
+            connection.data_received(sent)
+            assert statuses(await answers.read()) == answered
+            assert application.started == started
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_answer():
+    async def story():
+        application = Answers()
+        application.may_answer.clear()
+        async with connected(application) as (connection, transport, answers):
+            connection.data_received(head(100))
+            await application.pieces.get()
+            connection.data_received(head(100_000)[:-2])
+            connection.data_received(b"x-more: " + b"a" * 100_000)
+            assert not transport.is_reading()
+            application.may_answer.set()
+            answer = await answers.read()
+            assert statuses(answer) == [b"200"]
+            assert answer.endswith(b"\r\n\r\nok")
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_a_trailer_without_end_is_not_read():
+    async def story():
+        application = Answers()
+        async with connected(application) as (connection, transport, _answers):
+            connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(20):
+                connection.data_received(b"1f40\r\n" + b"a" * 8000 + b"\r\n")
+                assert len(await application.pieces.get()) == 8000  # a body may be long
+            assert transport.is_reading()
+            connection.data_received(b"0\r\n")
+            for number in range(20):
+                connection.data_received(b"x-%d: " % number + b"a" * 8000 + b"\r\n")
+            assert not transport.is_reading()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
