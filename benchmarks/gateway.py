@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -306,6 +307,12 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: f
     raise SystemExit(f"{process.args!r} does not answer:\n{log.read_text()[-3000:]}")
 
 
+def _how_built() -> str:
+    """Distributions and images build their interpreter in two passes; one that was compiled by hand is often not."""
+    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return "with profile-guided optimisation" if optimised else "without profile-guided optimisation"
+
+
 def _tree(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(one for child in children for one in _tree(int(child)))]
@@ -342,7 +349,7 @@ def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
         "Switchyard with its stage router; none checks keys. added: p50 less the direct p50. per core: requests for",
         "each second of processor time that the gateway's processes took at 32 at a time.",
         "",
-        f"Python {platform.python_version()}, {os.cpu_count()} cores shared with other work (the load average was "
+        f"Python {platform.python_version()} (built {_how_built()}), {os.cpu_count()} cores shared with other work (the load average was "
         f"{os.getloadavg()[1]:.1f}).",
         "",
         "| | p50 ms, one at a time | added | p99 | requests/s, 32 at a time | p50 ms | p99 | per core | MiB | failed |",

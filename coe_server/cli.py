@@ -51,7 +51,7 @@ journal = typer.Typer(no_args_is_help=True, help="The decision log of a server."
 app.add_typer(journal, name="journal")
 app.command()(bench)
 
-# Objects made and let go of before cycles are looked for: with the usual 700 that was a tenth of every request's time.
+# Objects made and not let go of before cycles are looked for: with the usual 700 that took hundredths of every request.
 COLLECT_AFTER = (20_000, 20, 20)
 
 ConfigPath = Annotated[
