@@ -115,6 +115,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--artifact", type=Path, required=True, help="the demo's router, as `make demo` trains it")
     parser.add_argument("--litellm", type=Path, help="environment with litellm[proxy]")
     parser.add_argument("--switchyard", type=Path, help="environment with nemo-switchyard")
+    parser.add_argument("--another", type=Path, help="environment with this project and another Python, for one more row")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads, for each gateway")
     parser.add_argument("--rounds", type=int, default=3, help="of the streams; each lasts two times five seconds")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
@@ -127,13 +128,22 @@ def _direct(upstream: int) -> Gateway:
 
 def _gateways(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
     yield _ours(options.artifact, upstream, folder)
+    if options.another is not None:
+        coe = options.another / "bin/coe"
+        yield _ours(options.artifact, upstream, folder, coe, f"ours, {_interpreter(options.another)}")
     if options.litellm is not None:
         yield _litellm(options.litellm, upstream, folder)
     if options.switchyard is not None:
         yield _switchyard(options.switchyard, upstream, folder)
 
 
-def _ours(artifact: Path, upstream: int, folder: Path) -> Gateway:
+def _ours(
+    artifact: Path,
+    upstream: int,
+    folder: Path,
+    coe: Path = Path(sys.executable).with_name("coe"),
+    name: str = "ours",
+) -> Gateway:
     """Five remote experts, all at the upstream; the router reads every prompt and chooses among them."""
     port = _free_port()
     expert = {"engine": "remote", "base_url": f"http://127.0.0.1:{upstream}/v1", "model": "upstream"}
@@ -143,9 +153,14 @@ def _ours(artifact: Path, upstream: int, folder: Path) -> Gateway:
         "scheduling": {"max_concurrency": 256, "queue_limit": 256},
         "experts": [{"name": name, **expert} for name in EXPERTS],
     }
-    file = folder / "ours.yaml"
+    file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    return Gateway("ours", (str(Path(sys.executable).with_name("coe")), "serve", str(file)), port, "auto")
+    return Gateway(name, (str(coe), "serve", str(file)), port, "auto")
+
+
+def _interpreter(environment: Path) -> str:
+    command = (str(environment / "bin/python"), "-c", "import platform; print('Python', platform.python_version())")
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
 
 
 def _litellm(environment: Path, upstream: int, folder: Path) -> Gateway:
