@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -115,7 +114,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--artifact", type=Path, required=True, help="the demo's router, as `make demo` trains it")
     parser.add_argument("--litellm", type=Path, help="environment with litellm[proxy]")
     parser.add_argument("--switchyard", type=Path, help="environment with nemo-switchyard")
-    parser.add_argument("--another", type=Path, help="environment with this project and another Python, for one more row")
+    parser.add_argument("--another", type=Path, help="environment with this project and another Python: a second row")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads, for each gateway")
     parser.add_argument("--rounds", type=int, default=3, help="of the streams; each lasts two times five seconds")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
@@ -129,21 +128,14 @@ def _direct(upstream: int) -> Gateway:
 def _gateways(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
     yield _ours(options.artifact, upstream, folder)
     if options.another is not None:
-        coe = options.another / "bin/coe"
-        yield _ours(options.artifact, upstream, folder, coe, f"ours, {_interpreter(options.another)}")
+        yield _ours(options.artifact, upstream, folder, options.another)
     if options.litellm is not None:
         yield _litellm(options.litellm, upstream, folder)
     if options.switchyard is not None:
         yield _switchyard(options.switchyard, upstream, folder)
 
 
-def _ours(
-    artifact: Path,
-    upstream: int,
-    folder: Path,
-    coe: Path = Path(sys.executable).with_name("coe"),
-    name: str = "ours",
-) -> Gateway:
+def _ours(artifact: Path, upstream: int, folder: Path, environment: Path | None = None) -> Gateway:
     """Five remote experts, all at the upstream; the router reads every prompt and chooses among them."""
     port = _free_port()
     expert = {"engine": "remote", "base_url": f"http://127.0.0.1:{upstream}/v1", "model": "upstream"}
@@ -153,6 +145,8 @@ def _ours(
         "scheduling": {"max_concurrency": 256, "queue_limit": 256},
         "experts": [{"name": name, **expert} for name in EXPERTS],
     }
+    name = "ours" if environment is None else f"ours, {_interpreter(environment)}"
+    coe = Path(sys.executable).with_name("coe") if environment is None else environment / "bin/coe"
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
     return Gateway(name, (str(coe), "serve", str(file)), port, "auto")
@@ -322,12 +316,6 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path, seconds: f
     raise SystemExit(f"{process.args!r} does not answer:\n{log.read_text()[-3000:]}")
 
 
-def _how_built() -> str:
-    """Distributions and images build their interpreter in two passes; one that was compiled by hand is often not."""
-    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
-    return "with profile-guided optimisation" if optimised else "without profile-guided optimisation"
-
-
 def _tree(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(one for child in children for one in _tree(int(child)))]
@@ -364,7 +352,7 @@ def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
         "Switchyard with its stage router; none checks keys. added: p50 less the direct p50. per core: requests for",
         "each second of processor time that the gateway's processes took at 32 at a time.",
         "",
-        f"Python {platform.python_version()} (built {_how_built()}), {os.cpu_count()} cores shared with other work (the load average was "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores shared with other work (the load average was "
         f"{os.getloadavg()[1]:.1f}).",
         "",
         "| | p50 ms, one at a time | added | p99 | requests/s, 32 at a time | p50 ms | p99 | per core | MiB | failed |",
