@@ -71,7 +71,8 @@ class Journal:
         self.counts = Counts()
         self._path = path
         self._keep = keep
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(queue_length)  # None: the end
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
+        self._most_jobs = queue_length
         self._owner = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
         self._hurry = threading.Event()  # somebody waits, or there is enough for one transaction
         self._ended = False
@@ -127,11 +128,11 @@ class Journal:
     def _put(self, job: _Job) -> None:
         if self._ended:
             raise JournalUnavailable(CLOSED)
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full as error:
-            raise JournalUnavailable("the decision log cannot keep up with what is to be written") from error
-        if job.done is not None or self._jobs.qsize() >= BATCH:
+        queued = self._jobs.qsize()
+        if queued >= self._most_jobs:
+            raise JournalUnavailable("the decision log cannot keep up with what is to be written")
+        self._jobs.put(job)
+        if job.done is not None or queued >= BATCH - 1:
             self._hurry.set()
 
     @property
