@@ -13,7 +13,7 @@ from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
-from coe_server.cache.scheduler import Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
+from coe_server.cache.scheduler import INFINITY, Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.events import EventLog
@@ -54,7 +54,6 @@ class Conductor:
             slots, self._overview, mover, events, capacity, limits, policy, clock, self.begin, changed.set, reader
         )
         self._draining: frozenset[str] = frozenset()
-        self._with_ttl = [slot for slot in slots.values() if slot.expert.ttl_seconds is not None]
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -69,22 +68,22 @@ class Conductor:
 
     def begin(self, plan_: Plan) -> None:
         """Start a plan; the expert it brings admits at least those who wait for it now."""
-        for name in plan_.victims:
+        victims = plan_.victims
+        for name in victims:
             self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
         goal.gate = len(goal.waiters) if self._policy.collates else 1  # in strict order only the oldest has a turn
         goal.pushed_out = False
-        for name in plan_.victims:
+        for name in victims:
             self._slots[name].pushed_out = name != goal.name
         if any(move.target is Tier.DEVICE for move in plan_.moves):
             self.foresight.comes(goal)
-        if plan_.victims and plan_.moves[-1].target is Tier.DEVICE:
-            self._events.record("switch", expert=goal.name, victims=list(plan_.victims), waiting=len(goal.waiters))
+        if victims and plan_.moves[-1].target is Tier.DEVICE:
+            self._events.record("switch", expert=goal.name, victims=list(victims), waiting=len(goal.waiters))
         self._mover.begin(plan_)
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
-        self._overview.refresh()
         return plan(self._overview.standing, self._overview.holding(slot), self._capacity)
 
     def forecast(self) -> Forecast:
@@ -92,23 +91,22 @@ class Conductor:
         return self._overview.forecast(self._clock(), self._limits, self._capacity)
 
     def _conduct(self) -> None:
-        self._overview.refresh()
         self._end_cooldowns()
         self.foresight.see_who_left_unasked()
-        queues = self._overview.queues()
-        self._follow_orders(queues)
-        for slot in tuple(self._overview.at_hand.values()):
+        self._follow_orders(self._overview.queues())
+        for slot in self._overview.at_hand:
             self._admit(slot)
-        self._overview.refresh()
         self._keep_up()
         self.foresight.give_up_for_who_waits()
         if self.ready.is_set():
             self.foresight.move()
         self._retire_idle()
-        self._overview.refresh()
         self.foresight.read(self._preloads)
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
+        if not queues:
+            self._let_drain(frozenset())
+            return
         seen = self._overview
         orders = conduct(
             seen.standing, queues, self._capacity, self._clock(), self._limits, self._policy, seen.starting
@@ -137,6 +135,8 @@ class Conductor:
         if not self.ready.is_set():
             self.ready.set()
             logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+        if not self._overview.anyone_is_below_a_pin:
+            return
         for slot in self._slots.values():
             if slot.tier.depth > slot.pin.depth and slot.failure is None and self._bring_up(slot):
                 return
@@ -156,7 +156,7 @@ class Conductor:
 
     def _retire_idle(self) -> None:
         now = self._clock()
-        for slot in self._with_ttl:
+        for slot in self._overview.settled:
             if (ends := self._idle_until(slot)) is None or now < ends:
                 continue
             self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
@@ -169,35 +169,36 @@ class Conductor:
         return max(slot.last_used, slot.since) + ttl
 
     def _end_cooldowns(self) -> None:
-        for slot in tuple(self._overview.failed.values()):
-            if slot.failure is None:
-                continue
+        for slot in self._overview.failed:
+            assert slot.failure is not None, "the overview knows who has failed"
             slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
             if self._clock() >= slot.failure.until:
                 slot.failure = None
-        self._overview.refresh()
 
     async def _something_can_have_changed(self, since: float) -> None:
         """`since` is when the last pass began: what falls due between its look and this one is not past, but next."""
-        soonest = min((moment for moment in self._moments(since) if moment is not None), default=None)
+        soonest = self._seconds_until_another_look(since)
         try:
-            async with asyncio.timeout(None if soonest is None else max(soonest, _SHORTEST_NAP_SECONDS)):
+            async with asyncio.timeout(None if soonest == INFINITY else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
         except TimeoutError:
             return
 
+    def _seconds_until_another_look(self, now: float) -> float:
+        """In how many seconds something may be to be done although nothing has happened."""
+        return min((moment for moment in self._moments(now) if moment is not None), default=INFINITY)
+
     def _moments(self, now: float) -> Iterator[float | None]:
-        """In how many seconds orders may differ although nothing has happened."""
         seen, limits = self._overview, self._limits
         queues = seen.queues()
         yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
         if queues and limits.min_tenure_seconds:
             yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
         yield self.foresight.seconds_until_doubt(now)
-        for slot in seen.failed.values():
+        for slot in seen.failed:
             if slot.failure is not None:
                 yield slot.failure.until - now
-        for slot in self._with_ttl:
+        for slot in seen.settled:
             if (ends := self._idle_until(slot)) is not None:
                 yield ends - now
 
@@ -209,4 +210,5 @@ class Conductor:
         return [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
 
 
+_A_HAIR = 1e-6  # seconds; a rounding error must not make it look in vain just before something falls due
 _SHORTEST_NAP_SECONDS = 0.001  # a timer that is due is given a moment, so that the loop breathes

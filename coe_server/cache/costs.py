@@ -33,6 +33,10 @@ class Costs:
         return self._of(_kind(source, target))
 
     @property
+    def start(self) -> float:
+        return self._of("start")
+
+    @property
     def service(self) -> float:
         return self._of("service")
 

@@ -122,7 +122,6 @@ class ExpertCache:
         """
         slot = self._slot(name)
         self._refuse_what_cannot_be(slot)
-        slot.demand.add(self._clock())
         self._conductor.foresight.asked_for(name)
         waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
         self._waiting += 1

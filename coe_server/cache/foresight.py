@@ -3,15 +3,16 @@ the slots at a time; what is worth it is decided in `prefetch` and in the turns 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from coe_server.cache.demand import Demand
 from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lookahead import Lookahead, WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Plan
 from coe_server.cache.policy import Policy
-from coe_server.cache.prefetch import LEAST_CHANCE, LEAST_CHANCE_TO_READ, LEAST_DEMAND_TO_READ, Prospect, prefetch
+from coe_server.cache.prefetch import LEAST_CHANCE_TO_READ, LEAST_DEMAND_TO_READ, prefetch
 from coe_server.cache.scheduler import Limits, Queue, turns
 from coe_server.cache.slot import Slot
 from coe_server.cache.succession import Succession
@@ -45,13 +46,16 @@ class Foresight:
         self._policy = policy
         self._clock = clock
         self._begin = begin
+        self._demand = Demand(slots)
         self._succession = Succession()
         self._coming: Slot | None = None  # on a guess
         self._lookahead = None if reader is None else Lookahead(reader, self.guesses, events, clock, changed)
 
     def asked_for(self, name: str) -> None:
         """A request for this expert has come."""
-        self._succession.note(name, self._clock())
+        now = self._clock()
+        self._demand.add(name, now)
+        self._succession.note(name, now)
         self.guesses.wrong(Guess.ROOM, name)
 
     def comes(self, goal: Slot) -> None:
@@ -80,7 +84,7 @@ class Foresight:
         """Make the next switch shorter, while nobody waits and nothing moves."""
         if not self._limits.prefetch or not self._overview.calm:
             return
-        way = prefetch(tuple(self._prospects()), self._unclaimed())
+        way = prefetch(self._overview.prospects, self._chances(), self._unclaimed())
         if way is None:
             return
         goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target
@@ -98,23 +102,15 @@ class Foresight:
             self._lookahead.read(self._whose_files(self._lookahead, preloads), self._unclaimed())
 
     def seconds_until_doubt(self, now: float) -> float | None:
-        """Until it is worth another look although nothing has happened; None: never."""
-        return self._succession.seconds_until_doubt(now) if self._limits.prefetch else None
+        """Until it is worth another look although nothing has happened; None: not before something does."""
+        if not self._limits.prefetch or not self._overview.calm:
+            return None
+        return self._succession.seconds_until_doubt(now)
 
     async def close(self) -> None:
         """Read no further; when this returns nobody does."""
         if self._lookahead is not None:
             await self._lookahead.close()
-
-    def _prospects(self) -> Iterator[Prospect]:
-        """Whoever is on the device or may be asked for next; only those who had to leave may come on a guess."""
-        chances = self._chances()
-        for slot in self._slots.values():
-            chance, here = chances[slot.name], slot.tier is Tier.DEVICE
-            if not slot.expert.remote and (here or chance >= LEAST_CHANCE):
-                up = slot.costs.move(slot.resting_tier if here else slot.tier, Tier.DEVICE)
-                down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
-                yield Prospect(self._overview.holding(slot), chance, up, down, may_come=slot.pushed_out)
 
     def _whose_files(self, lookahead: Lookahead, preloads: Sequence[str]) -> str | None:
         """Of those who would have to start, the next whose turn it is, or while none waits or starts the one that is
@@ -148,11 +144,11 @@ class Foresight:
     def _may_be_read(self, name: str) -> bool:
         slot = self._slots[name]
         idle_on_disk = slot.tier is Tier.DISK and slot.moving is None and slot.failure is None
-        return idle_on_disk and slot.demand.at(self._clock()) >= LEAST_DEMAND_TO_READ
+        return idle_on_disk and self._demand.of(name, self._clock()) >= LEAST_DEMAND_TO_READ
 
     def _chances(self) -> dict[str, float]:
         now = self._clock()
-        return self._succession.chances({slot.name: slot.demand.at(now) for slot in self._slots.values()}, now)
+        return self._succession.chances(self._demand.lately(now), now)
 
     def _unclaimed(self) -> Bytes:
         """What experts may still take."""

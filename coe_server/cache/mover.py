@@ -79,10 +79,12 @@ class Mover:
         """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""
         try:
             for index, move in enumerate(plan.moves):
-                await self._move(self._slots[move.expert], move)
-                if all(later.expert != move.expert for later in plan.moves[index + 1 :]):
-                    self._slots[move.expert].halt()
-                    self._changed()
+                slot, later = self._slots[move.expert], plan.moves[index + 1 :]
+                await self._move(slot, move)
+                if all(other.expert != slot.name for other in later):
+                    slot.halt()
+                    if slot.waiters:  # else its leaving concerns only whom it makes room for
+                        self._changed()
         except EngineError as error:
             logger.warning("%s", error)
         except _PlanIsStale as stale:

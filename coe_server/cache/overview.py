@@ -2,98 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from coe_server.cache.forecast import Ahead, Forecast
 from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.policy import Policy
+from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Queue, turns
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
 
 
 class Overview:
-    """What a pass over 150 experts would otherwise work out anew: who stands where, moves, waits or has failed."""
+    """What a pass over 150 experts would otherwise work out anew: who stands where, moves, waits or has failed.
+
+    Always as things are now. What only a plan needs, the planner's and the scheduler's views, is made when it is asked
+    for: most passes ask for neither.
+    """
 
     def __init__(self, slots: Mapping[str, Slot], policy: Policy) -> None:
-        self.standing = Standing.of(())
-        self.waiting: dict[str, Slot] = {}
-        self.at_hand: dict[str, Slot] = {}  # waited for, and on the device
-        self.moving: dict[str, Slot] = {}
-        self.failed: dict[str, Slot] = {}
         self._slots = slots
         self._policy = policy
-        self._queues: dict[str, Queue] = {}
-        self._queues_off_disk: dict[str, Queue] = {}  # of those, the ones that need no start
+        self._settled: dict[str, Slot] = {}
+        self._waiting: dict[str, Slot] = {}
+        self._at_hand: dict[str, Slot] = {}
+        self._moving: dict[str, Slot] = {}
+        self._starting: dict[str, Slot] = {}
+        self._failed: dict[str, Slot] = {}
+        self._below_pin: dict[str, Slot] = {}
+        self._in_turn: dict[str, Slot] = {}  # those who wait for a turn
+        self._in_turn_off_disk: dict[str, Slot] = {}  # of those, the ones that need no start
+        self._queues: dict[str, Queue] = {}  # of those, the ones that somebody has asked for
+        self._standing = Standing.of(())
         self._changed: dict[str, Slot] = dict(slots)
+        self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
+        self._prospects: dict[str, Prospect] = {}
+        self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
         for name, slot in slots.items():
             slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
 
-    def refresh(self) -> None:
-        """Look again at every slot that has changed since the last time."""
-        changed = tuple(self._changed.values())
-        self._changed.clear()
-        for slot in changed:
-            _keep(self.waiting, slot, bool(slot.waiters))
-            _keep(self.at_hand, slot, bool(slot.waiters) and slot.settled)
-            _keep(self.moving, slot, slot.moving is not None)
-            _keep(self.failed, slot, slot.failure is not None)
-            self._queues.pop(slot.name, None)
-            self._queues_off_disk.pop(slot.name, None)
-            if slot.waits_for_a_turn:
-                queue = self._queues[slot.name] = slot.queue()
-                if slot.tier is not Tier.DISK:
-                    self._queues_off_disk[slot.name] = queue
-        if changed:
-            self.standing = self.standing.updated(self.holding(slot) for slot in changed)
+    @property
+    def standing(self) -> Standing:
+        """As the planner sees it."""
+        self._look_again()
+        if self._to_stand_anew:
+            self._standing = self._standing.updated([self.holding(slot) for slot in self._to_stand_anew.values()])
+            self._to_stand_anew.clear()
+        return self._standing
 
     def holding(self, slot: Slot) -> Holding:
         return slot.holding(self._policy.retention)
 
     @property
+    def prospects(self) -> Iterable[Prospect]:
+        """Whoever may come or leave on a guess: only those who had to leave may come on one."""
+        self._look_again()
+        for name, slot in self._prospects_anew.items():
+            if not slot.expert.remote:
+                self._prospects[name] = self._prospect(slot)
+        self._prospects_anew.clear()
+        return self._prospects.values()
+
+    @property
+    def settled(self) -> tuple[Slot, ...]:
+        """On the device and staying there for now."""
+        self._look_again()
+        return tuple(self._settled.values())
+
+    @property
+    def at_hand(self) -> tuple[Slot, ...]:
+        """Waited for, and settled."""
+        self._look_again()
+        return tuple(self._at_hand.values())
+
+    @property
+    def failed(self) -> tuple[Slot, ...]:
+        self._look_again()
+        return tuple(self._failed.values())
+
+    @property
+    def anyone_is_below_a_pin(self) -> bool:
+        self._look_again()
+        return bool(self._below_pin)
+
+    @property
     def starting(self) -> bool:
         """An engine is on its way up from disk."""
-        return any(slot.is_starting for slot in self.moving.values())
+        self._look_again()
+        return bool(self._starting)
 
     @property
     def anyone_waits(self) -> bool:
         """For an expert that would have to be brought."""
-        return bool(self._queues)
-
-    def queued_on_disk(self) -> tuple[Queue, ...]:
-        """Who waits for an engine to be started that is not on its way yet."""
-        return tuple(queue for name, queue in self._queues.items() if name not in self._queues_off_disk)
+        self._look_again()
+        return bool(self._in_turn)
 
     @property
     def calm(self) -> bool:
         """Nobody waits for an expert to be brought, and none is on its way anywhere."""
-        return not self._queues and not self.moving
-
-    def forecast(self, now: float, limits: Limits, capacity: Bytes) -> Forecast:
-        """When everybody's turn comes if nobody else is asked for."""
-        self.refresh()
-        order = turns(self._queues.values(), now, limits.max_wait_seconds, self._policy)
-        waiting = [self._slots[turn.expert] for turn in order]
-        here = [self._slots[name] for name in self.standing.tiers[Tier.DEVICE]]
-        places = [_can_leave_in(slot, now, limits) for slot in here if slot.shares_the_device]
-        largest = max((slot.engine.footprint.device_awake for slot in waiting or here), default=0)
-        free = (capacity - self.standing.used).device // max(largest, 1)
-        places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
-        starting = (slot.seconds_left(now) for slot in self.moving.values() if slot.is_starting)
-        return Forecast((_ahead(slot, limits) for slot in waiting), places, max(starting, default=0.0))
+        self._look_again()
+        return not self._in_turn and not self._moving
 
     def queues(self) -> tuple[Queue, ...]:
         """Who waits for a turn and could have one: engines start one at a time.
 
         In strict order of arrival nobody but the oldest has a turn.
         """
+        self._look_again()
         if not self._policy.collates:
-            oldest = min(self.waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
-            return (self._queues[oldest.name],) if oldest is not None and oldest.name in self._queues else ()
-        if self.starting:
-            return tuple(self._queues_off_disk.values())
-        return tuple(self._queues.values())
+            oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
+            return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
+        able = self._in_turn_off_disk if self._starting else self._in_turn
+        return tuple(self._queue(slot) for slot in able.values())
+
+    def queued_on_disk(self) -> tuple[Queue, ...]:
+        """Who waits for an engine to be started that is not on its way yet."""
+        self._look_again()
+        return tuple(self._queue(slot) for name, slot in self._in_turn.items() if name not in self._in_turn_off_disk)
+
+    def forecast(self, now: float, limits: Limits, capacity: Bytes) -> Forecast:
+        """When everybody's turn comes if nobody else is asked for."""
+        self._look_again()
+        queues = [self._queue(slot) for slot in self._in_turn.values()]
+        order = turns(queues, now, limits.max_wait_seconds, self._policy)
+        waiting = [self._slots[turn.expert] for turn in order]
+        standing = self.standing
+        here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
+        places = [_can_leave_in(slot, now, limits) for slot in here if slot.shares_the_device]
+        largest = max((slot.engine.footprint.device_awake for slot in waiting or here), default=0)
+        free = (capacity - standing.used).device // max(largest, 1)
+        places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
+        starting = (slot.seconds_left(now) for slot in self._starting.values())
+        return Forecast((_ahead(slot, limits) for slot in waiting), places, max(starting, default=0.0))
+
+    def _prospect(self, slot: Slot) -> Prospect:
+        rests = slot.resting_tier
+        up = slot.costs.move(rests if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
+        down = slot.costs.move(Tier.DEVICE, rests)
+        return Prospect(self.holding(slot), up, down, may_come=slot.pushed_out)
+
+    def _queue(self, slot: Slot) -> Queue:
+        queue = self._queues.get(slot.name)
+        if queue is None:
+            queue = self._queues[slot.name] = slot.queue()
+        return queue
+
+    def _look_again(self) -> None:
+        """At every slot that has changed since the last time."""
+        if not self._changed:
+            return
+        for name, slot in self._changed.items():
+            waits, settled = bool(slot.waiters), slot.settled
+            _keep(self._settled, slot, settled)
+            _keep(self._waiting, slot, waits)
+            _keep(self._at_hand, slot, waits and settled)
+            _keep(self._moving, slot, slot.moving is not None)
+            _keep(self._starting, slot, slot.is_starting)
+            _keep(self._failed, slot, slot.failure is not None)
+            _keep(self._below_pin, slot, slot.tier.depth > slot.pin.depth)
+            in_turn = waits and slot.waits_for_a_turn
+            _keep_last(self._in_turn, slot, in_turn)
+            _keep_last(self._in_turn_off_disk, slot, in_turn and slot.tier is not Tier.DISK)
+            self._queues.pop(name, None)
+            self._to_stand_anew[name] = self._prospects_anew[name] = slot
+        self._changed.clear()
 
 
 def _ahead(slot: Slot, limits: Limits) -> Ahead:
@@ -106,6 +179,12 @@ def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     goes_on = slot.leases + (slot.gate if slot.draining else len(slot.waiters))
     down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
     return slot.seconds_left(now) + slot.serving_seconds(goes_on, limits.max_concurrency) + down
+
+
+def _keep_last(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:
+    where.pop(slot.name, None)
+    if belongs:
+        where[slot.name] = slot
 
 
 def _keep(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:

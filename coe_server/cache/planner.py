@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from typing import NamedTuple
 
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """One expert as the planner sees it."""
+class Holding(NamedTuple):
+    """One expert as the planner sees it. Every change of an expert makes a new one, so it must be quick to make."""
 
     name: str
     tier: Tier
@@ -41,11 +41,15 @@ class Standing:
     """Who stands in which tier, and what all of them hold. A change makes a new one and costs what has changed."""
 
     tiers: Mapping[Tier, Mapping[str, Holding]]
-    used: Bytes
+    held: Mapping[Tier, Bytes]
 
     @classmethod
     def of(cls, holdings: Iterable[Holding]) -> Standing:
-        return cls({tier: {} for tier in Tier}, Bytes()).updated(holdings)
+        return cls({tier: {} for tier in Tier}, {tier: Bytes() for tier in Tier}).updated(holdings)
+
+    @property
+    def used(self) -> Bytes:
+        return self.held[Tier.DEVICE] + self.held[Tier.HOST]  # nobody holds anything on disk
 
     def holding(self, name: str) -> Holding | None:
         """What is known of an expert; None if it takes no part."""
@@ -59,7 +63,7 @@ class Standing:
         draft = _Changes(self)
         for holding in changed:
             draft.put(holding)
-        return Standing(draft.tiers, draft.used)
+        return Standing(draft.tiers, draft.held)
 
 
 def _look_up(tiers: Mapping[Tier, Mapping[str, Holding]], name: str) -> Holding | None:
@@ -74,7 +78,7 @@ class _Changes:
 
     def __init__(self, before: Standing) -> None:
         self.tiers = dict(before.tiers)
-        self.used = before.used
+        self.held = dict(before.held)
         self._before = before
 
     def put(self, holding: Holding) -> None:
@@ -82,12 +86,16 @@ class _Changes:
         known = _look_up(self.tiers, name)
         if known == holding:
             return
+        stays = holding.takes_part
+        if known is not None and stays and known.tier is holding.tier and known.footprint is holding.footprint:
+            self._own(known.tier)[name] = holding  # it holds what it held
+            return
         if known is not None:
             del self._own(known.tier)[name]
-            self.used -= known.held
-        if holding.takes_part:
+            self.held[known.tier] -= known.held
+        if stays:
             self._own(holding.tier)[name] = holding
-            self.used += holding.held
+            self.held[holding.tier] += holding.held
 
     def _own(self, tier: Tier) -> dict[str, Holding]:
         there = self.tiers[tier]
@@ -142,33 +150,42 @@ def plan(
     carries the sentence for a person.
     """
 
-    known = standing.holding(goal.name)
-    others = standing.used if known is None else standing.used - known.held
-    used = others + bytes_in(goal.footprint, Tier.DEVICE).at_least(goal.held)
+    short = _short(standing, goal, capacity)
 
     def may_leave(holding: Holding) -> bool:
         return holding.name != goal.name and not (holding.wanted and holding.since > tenured_since)
 
-    draft = _make_room(standing, used, capacity, lambda holding: not holding.busy and may_leave(holding))
+    draft = _make_room(standing, short, lambda holding: not holding.busy and may_leave(holding))
     if draft is not None:
         return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
-    draft = _make_room(standing, used, capacity, may_leave)
+    draft = _make_room(standing, short, may_leave)
     if draft is not None:
         return NotYet(tuple(move.expert for move in draft.moves()))
-    draft = _make_room(standing, used, capacity, lambda holding: holding.name != goal.name)
+    draft = _make_room(standing, short, lambda holding: holding.name != goal.name)
     return Never(_why_never(goal, standing, capacity)) if draft is None else NotYet(())
 
 
-def _make_room(standing: Standing, used: Bytes, capacity: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
-    """`used`: what would be held if the goal came and nobody left."""
-    draft = _Draft(used, capacity)
+def _short(standing: Standing, goal: Holding, capacity: Bytes) -> Bytes:
+    """What would be missing if the goal came and nobody left; below zero: what would be left over."""
+    awake, asleep, known = standing.held[Tier.DEVICE], standing.held[Tier.HOST], standing.holding(goal.name)
+    before = _NOTHING if known is None else known.held
+    now, then = goal.held, bytes_in(goal.footprint, Tier.DEVICE)
+    return Bytes(
+        awake.device + asleep.device - before.device + max(now.device, then.device) - capacity.device,
+        awake.host + asleep.host - before.host + max(now.host, then.host) - capacity.host,
+    )
+
+
+def _make_room(standing: Standing, short: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
+    draft = _Draft(short)
     for way in _WAYS_DOWN:
         if draft.fits:
             break
-        gain = draft.gain_from(way.source)
+        if not draft.gains_from(standing.held[way.source]):
+            continue
+        gain = draft.gain_from(way)
         there = standing.tiers[way.source].values()
-        leaving = [holding for holding in there if gain(holding.footprint) > 0 and may_leave(holding)]
-        for holding in sorted(leaving, key=way.last_to_leave_last):
+        for holding in way.in_order([one for one in there if gain(one.footprint) > 0 and may_leave(one)]):
             if draft.fits:
                 break
             draft.demote(holding, way.target(holding))
@@ -184,57 +201,64 @@ class _WayDown:
 
     source: Tier
     target: Callable[[Holding], Tier]
-    worth: Callable[[Holding], float]
+    worth: Callable[[Holding], tuple[bool, float, str]]
+    device_gain: Callable[[Footprint], int]  # at most, by lowering somebody who is there
 
-    def last_to_leave_last(self, holding: Holding) -> tuple[bool, bool, float, str]:
-        return (not holding.leaving, holding.wanted, self.worth(holding), holding.name)
+    def in_order(self, leaving: list[Holding]) -> list[Holding]:
+        """The first one to leave first: who drains already, then who is not wanted, then the least worth."""
+        if len(leaving) > 1:
+            leaving.sort(key=self.worth)
+            leaving.sort(key=_IS_LEAVING, reverse=True)
+        return leaving
 
 
 def _rests_in(holding: Holding) -> Tier:
     return Tier.HOST if holding.footprint.can_sleep else Tier.DISK
 
 
+_NOTHING = Bytes()
+_IS_LEAVING = attrgetter("leaving")
+_AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_asleep"), attrgetter("host")
+
 # cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does
 _WAYS_DOWN = (
-    _WayDown(Tier.DEVICE, _rests_in, lambda holding: holding.worth),
-    _WayDown(Tier.HOST, lambda _: Tier.DISK, lambda holding: holding.worth_in_host),
-    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, lambda holding: holding.worth_in_host),
+    _WayDown(Tier.DEVICE, _rests_in, attrgetter("wanted", "worth", "name"), _AWAKE),
+    _WayDown(Tier.HOST, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _ASLEEP),
+    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _AWAKE),
 )
 
 
 class _Draft:
     """A plan in the making: who stands where once it is carried out. Only who is lowered is written down."""
 
-    def __init__(self, used: Bytes, capacity: Bytes) -> None:
-        self._used = used
-        self._capacity = capacity
+    def __init__(self, short: Bytes) -> None:
+        self._device_short, self._host_short = short.device, short.host
         self._lowered: dict[str, tuple[Holding, Tier]] = {}
 
     @property
     def fits(self) -> bool:
-        return self._used.fits(self._capacity)
+        return self._device_short <= 0 and self._host_short <= 0
 
-    @property
-    def _short_of_device(self) -> bool:
-        return self._used.device > self._capacity.device
+    def gains_from(self, held: Bytes) -> bool:
+        """Whether any of what is short now is among these."""
+        return (held.device if self._device_short > 0 else held.host) > 0
 
-    def gain_from(self, tier: Tier) -> Callable[[Footprint], int]:
-        """How much of what is short now could be had at most from an expert that is in `tier`."""
-        if not self._short_of_device:
-            return attrgetter("host")
-        return attrgetter("device_asleep" if tier is Tier.HOST else "device_awake")
+    def gain_from(self, way: _WayDown) -> Callable[[Footprint], int]:
+        """How much of what is short now could be had at most from an expert."""
+        return way.device_gain if self._device_short > 0 else _IN_HOST
 
     def demote(self, holding: Holding, tier: Tier) -> None:
         """Lower `holding` to `tier` if its pin allows it and the tier that is short gains by it."""
         now = self._tier(holding)
         if tier.depth > holding.pin.depth or tier.depth <= now.depth:
             return
-        gain = bytes_in(holding.footprint, now) - bytes_in(holding.footprint, tier)
-        if (gain.device if self._short_of_device else gain.host) > 0:
+        if self._gain(holding, now, tier) > 0:
             self._place(holding, tier)
 
     def spare_the_unneeded(self) -> None:
         """Undo every demotion that the plan can do without, the most valuable expert first."""
+        if len(self._lowered) == 1:  # it did not fit before
+            return
         lowered = [holding for holding, _ in self._lowered.values()]
         for holding in sorted(lowered, key=lambda h: (h.wanted, h.worth), reverse=True):
             chosen = self._tier(holding)
@@ -251,8 +275,15 @@ class _Draft:
     def _tier(self, holding: Holding) -> Tier:
         return self._lowered[holding.name][1] if holding.name in self._lowered else holding.tier
 
+    def _gain(self, holding: Holding, now: Tier, then: Tier) -> int:
+        """Of what is short."""
+        before, after = bytes_in(holding.footprint, now), bytes_in(holding.footprint, then)
+        return before.device - after.device if self._device_short > 0 else before.host - after.host
+
     def _place(self, holding: Holding, tier: Tier) -> None:
-        self._used += bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, self._tier(holding))
+        before, after = bytes_in(holding.footprint, self._tier(holding)), bytes_in(holding.footprint, tier)
+        self._device_short += after.device - before.device
+        self._host_short += after.host - before.host
         self._lowered[holding.name] = (holding, tier)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import nsmallest
+from math import inf
 
 from coe_server.cache.planner import Holding, Move, Plan
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -18,62 +21,92 @@ _MOST_LIKELY = 3  # only the first few are worth bringing
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """An expert, how likely it is to be asked for next, and what its moves take."""
+    """An expert that may come or leave on a guess, and what its moves take."""
 
     holding: Holding
-    chance: float
     up_seconds: float  # from where it is to the device; from where it would rest, if it is there
     down_seconds: float  # from the device to where it would rest
     may_come: bool = True  # on a guess
+    need: Bytes = field(init=False)  # what must be free for it to come, or becomes free when it leaves
 
-    @property
-    def need(self) -> Bytes:
-        """What must be free for it to come, or becomes free when it leaves."""
+    def __post_init__(self) -> None:
         holding = self.holding
-        awake = bytes_in(holding.footprint, Tier.DEVICE)
-        return awake - (bytes_in(holding.footprint, self.rest) if holding.tier is Tier.DEVICE else holding.held)
+        rests = self.rest if holding.tier is Tier.DEVICE else holding.tier
+        need = bytes_in(holding.footprint, Tier.DEVICE) - bytes_in(holding.footprint, rests)
+        object.__setattr__(self, "need", need)
 
     @property
     def rest(self) -> Tier:
         return Tier.HOST if self.holding.footprint.can_sleep else Tier.DISK
 
+    @property
+    def may_leave(self) -> bool:
+        return not self.holding.busy and self.rest.depth <= self.holding.pin.depth
 
-def prefetch(prospects: Sequence[Prospect], free: Bytes) -> Plan | None:
+
+def prefetch(prospects: Iterable[Prospect], chances: Mapping[str, float], free: Bytes) -> Plan | None:
     """The moves that save the next request the most seconds, if they are worth it: nobody waits now.
 
     Somebody idle leaves, so that whoever is asked for next need not wait for that; somebody likely comes, if there is
     room; or both. Each time the seconds that the next request waits on average fall, so this comes to an end.
     """
-    stage = _Stage(prospects, free)
+    stage = _Stage(prospects, chances, free)
     options = [
         option for option in stage.options() if option.gain > max(LEAST_GAIN * option.stake, _LEAST_GAIN_SECONDS)
     ]
-    return max(options, key=lambda option: option.gain).plan if options else None
+    return max(options, key=lambda option: option.gain).plan() if options else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Option:
+    leaves: Prospect | None
+    comes: Prospect | None
     gain: float  # seconds that the next request waits less on average
     stake: float  # seconds of the moves, weighed with the chance that the next request is for somebody they concern
-    plan: Plan
+
+    def plan(self) -> Plan:
+        moves = []
+        if self.leaves is not None:
+            moves.append(Move(self.leaves.holding.name, Tier.DEVICE, self.leaves.rest))
+        if self.comes is not None:
+            moves.append(Move(self.comes.holding.name, self.comes.holding.tier, Tier.DEVICE))
+        return Plan(tuple(moves))
 
 
 class _Stage:
-    """Who is on the device and who is away, and what the next request would have to wait for."""
+    """Who is on the device and who is away, and what the next request would have to wait for.
 
-    def __init__(self, prospects: Sequence[Prospect], free: Bytes) -> None:
-        here = [one for one in prospects if one.holding.tier is Tier.DEVICE]
-        away = [one for one in prospects if one.holding.tier is not Tier.DEVICE]
-        self._away = sorted(away, key=lambda one: (-one.chance * one.up_seconds, one.holding.name))
-        self._idle = [one for one in here if not one.holding.busy and one.rest.depth <= one.holding.pin.depth]
-        self._leave_seconds = min((one.down_seconds for one in prospects), default=0.0)
+    That is a move up, and before it somebody's leaving, where there is no room. Of those who are away only the sums
+    matter, but for the few that may come.
+    """
+
+    def __init__(self, prospects: Iterable[Prospect], chances: Mapping[str, float], free: Bytes) -> None:
+        self._chances = chances
         self._free = free
-        self._waits = self._expected(self._away, free)
+        self._leave_seconds = inf
+        self._away_chance = 0.0
+        self._idle: list[Prospect] = []
+        self._by_need: defaultdict[Bytes, float] = defaultdict(float)  # chance that the next one is away and needs this
+        may_come: list[tuple[float, str, Prospect]] = []
+        for one in prospects:
+            name, chance = one.holding.name, chances[one.holding.name]
+            away = one.holding.tier is not Tier.DEVICE
+            if away and chance < LEAST_CHANCE:
+                continue
+            self._leave_seconds = min(self._leave_seconds, one.down_seconds)
+            if away:
+                self._away_chance += chance
+                self._by_need[one.need] += chance
+                if one.may_come:
+                    may_come.append((-chance * one.up_seconds, name, one))
+            elif one.may_leave:
+                self._idle.append(one)
+        self._likeliest = [one for _, _, one in nsmallest(_MOST_LIKELY, may_come)]
 
     def options(self) -> Iterator[_Option]:
         for one in self._idle:
             yield self._option(one, None)
-        for one in [one for one in self._away if one.may_come][:_MOST_LIKELY]:
+        for one in self._likeliest:
             if one.need.fits(self._free):
                 yield self._option(None, one)
                 continue
@@ -82,26 +115,21 @@ class _Stage:
                     yield self._option(other, one)
 
     def _option(self, leaves: Prospect | None, comes: Prospect | None) -> _Option:
-        away, free = [one for one in self._away if one is not comes], self._free
-        chance = sum(one.chance for one in self._away)
-        seconds, moves = 0.0, []
+        free, late = self._free, 0.0
+        gain, seconds, concerned = self._late(free) * self._leave_seconds, 0.0, self._away_chance
         if leaves is not None:
-            away, free, chance = [*away, leaves], free + leaves.need, chance + leaves.chance
-            seconds, moves = leaves.down_seconds, [_leave(leaves)]
+            chance = self._chances[leaves.holding.name]
+            free += leaves.need
+            gain, seconds, concerned = gain - chance * leaves.up_seconds, leaves.down_seconds, concerned + chance
         if comes is not None:
-            free, seconds, moves = free - comes.need, seconds + comes.up_seconds, [*moves, _come(comes)]
-        return _Option(self._waits - self._expected(away, free), seconds * chance, Plan(tuple(moves)))
+            chance = self._chances[comes.holding.name]
+            free -= comes.need
+            gain, seconds = gain + chance * comes.up_seconds, seconds + comes.up_seconds
+            late -= 0.0 if comes.need.fits(free) else chance
+        if leaves is not None and not leaves.need.fits(free):
+            late += self._chances[leaves.holding.name]
+        return _Option(leaves, comes, gain - (late + self._late(free)) * self._leave_seconds, seconds * concerned)
 
-    def _expected(self, away: Iterable[Prospect], free: Bytes) -> float:
-        """Seconds the next request waits on average: a move up, before it somebody's leaving where there is no room."""
-        return sum(
-            one.chance * (one.up_seconds + (0.0 if one.need.fits(free) else self._leave_seconds)) for one in away
-        )
-
-
-def _leave(one: Prospect) -> Move:
-    return Move(one.holding.name, Tier.DEVICE, one.rest)
-
-
-def _come(one: Prospect) -> Move:
-    return Move(one.holding.name, one.holding.tier, Tier.DEVICE)
+    def _late(self, free: Bytes) -> float:
+        """The chance that the next request is for somebody away for whom there is no room."""
+        return sum(chance for need, chance in self._by_need.items() if not need.fits(free))

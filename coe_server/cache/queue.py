@@ -33,6 +33,7 @@ class WaitingLine:
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
         self._arrivals: list[float] = []  # oldest first
+        self._weight = 0.0  # of all together; a sum of fourths, so that nothing is lost by adding and taking away
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -45,6 +46,7 @@ class WaitingLine:
         waiter = Waiter(place, now, WEIGHTS[priority], granted)
         insort(self._waiters, waiter)
         insort(self._arrivals, now)
+        self._weight += waiter.weight
         self.changed()
         return waiter
 
@@ -72,11 +74,12 @@ class WaitingLine:
         return tuple(self._arrivals)
 
     def mean_weight(self) -> float:
-        return sum(waiter.weight for waiter in self._waiters) / len(self._waiters)
+        return self._weight / len(self._waiters)
 
     def _take(self, position: int) -> Waiter:
         waiter = self._waiters.pop(position)
         del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
+        self._weight -= waiter.weight
         self.changed()
         return waiter
 

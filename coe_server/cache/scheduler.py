@@ -7,8 +7,8 @@ nobody behind one takes the room it waits for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import ceil
 
 from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, plan
@@ -81,7 +81,7 @@ def conduct(
     serving. The next start keeps its place; once it may begin, nobody behind it takes the room.
     """
     orders = _Orders(standing, capacity, starting)
-    for turn in turns(queues, now, limits.max_wait_seconds, policy):
+    for turn in turns(queues, now, limits.max_wait_seconds, policy, orders.could_concern):
         tenured_since = INFINITY if turn.overdue else now - limits.min_tenure_seconds
         holds_the_place = orders.give(turn, tenured_since)
         if holds_the_place and (turn.overdue or not policy.collates):
@@ -97,6 +97,7 @@ class _Orders:
         self._capacity = capacity
         self._starting = starting
         self._plans: list[Plan] = []
+        self._unseen: list[Plan] = []  # begun, but not yet in the standing: few passes come to a next turn
         self._draining: set[str] = set()
         self._staying: set[str] = set()
         self._never: dict[str, str] = {}
@@ -104,11 +105,17 @@ class _Orders:
     def so_far(self) -> Orders:
         return Orders(tuple(self._plans), frozenset(self._draining), frozenset(self._staying), self._never)
 
+    def could_concern(self, expert: str) -> bool:
+        """False while another engine starts and this one would have to."""
+        goal = self._standing.holding(expert)
+        return goal is not None and not (self._starting and goal.tier is Tier.DISK)
+
     def give(self, turn: Turn, tenured_since: float) -> bool:
         """Decide about one turn; True if it waits for room that nobody behind it may take."""
+        while self._unseen:
+            self._standing = _after(self._standing, self._unseen.pop())
         goal = self._standing.holding(turn.expert)
-        if goal is None or (self._starting and goal.tier is Tier.DISK):
-            return False
+        assert goal is not None, "who waits takes part"
         if goal.tier is Tier.DEVICE:
             self._let_stay(goal, turn)
             return False
@@ -127,18 +134,25 @@ class _Orders:
         """It drains for somebody; if its own requests are overdue before theirs, they are let in first."""
         if turn.overdue:
             self._staying.add(goal.name)
-            self._standing = self._standing.updated([replace(goal, busy=True)])
+            self._standing = self._standing.updated([goal._replace(busy=True)])
 
     def _begin(self, ready: Plan, goal: Holding) -> None:
         self._plans.append(ready)
         self._starting = self._starting or goal.tier is Tier.DISK
-        self._standing = _after(self._standing, ready)
+        self._unseen.append(ready)
 
 
-def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: Policy = OURS) -> Iterator[Turn]:
+def turns(
+    queues: Iterable[Queue],
+    now: float,
+    max_wait_seconds: float,
+    policy: Policy = OURS,
+    concerned: Callable[[str], bool] = lambda expert: True,
+) -> Iterator[Turn]:
     """Who should come next, first one first: overdue by deadline, then by waiting per second of switch cost.
 
-    One after the other, because whoever asks seldom needs all of them.
+    One after the other, because whoever asks seldom needs all of them, and who is `concerned` may depend on what was
+    done about those before.
     """
     overdue: list[Queue] = []
     others: list[Queue] = []
@@ -152,10 +166,16 @@ def turns(queues: Iterable[Queue], now: float, max_wait_seconds: float, policy: 
     def pressing(queue: Queue) -> bool:
         return not policy.collates or (policy.weighs_waiting and queue.waited(now) >= queue.switch_seconds)
 
-    for queue in sorted(overdue, key=lambda queue: queue.arrivals[0]):
-        yield Turn(queue.expert, pressing=True, overdue=True)
-    for queue in sorted(others, key=urgency):
-        yield Turn(queue.expert, pressing(queue), overdue=False)
+    for queue in _in_order(overdue, lambda queue: queue.arrivals[0]):
+        if concerned(queue.expert):
+            yield Turn(queue.expert, pressing=True, overdue=True)
+    for queue in _in_order([queue for queue in others if concerned(queue.expert)], urgency):
+        if concerned(queue.expert):
+            yield Turn(queue.expert, pressing(queue), overdue=False)
+
+
+def _in_order(queues: list[Queue], key: Callable[[Queue], float]) -> list[Queue]:
+    return queues if len(queues) <= 1 else sorted(queues, key=key)
 
 
 def seconds_until_pressing(
@@ -200,7 +220,7 @@ def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:
 def _after(standing: Standing, begun: Plan) -> Standing:
     """The same experts once `begun` is under way: where they will stand, and not to be touched."""
     return standing.updated(
-        replace(holding, tier=move.target, busy=True)
+        holding._replace(tier=move.target, busy=True)
         for move in begun.moves
         if (holding := standing.holding(move.expert)) is not None
     )

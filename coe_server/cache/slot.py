@@ -9,7 +9,6 @@ from enum import StrEnum
 from math import ceil
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.demand import Demand
 from coe_server.cache.planner import Holding, Move
 from coe_server.cache.policy import Retention
 from coe_server.cache.queue import WaitingLine
@@ -87,7 +86,6 @@ class Slot:
     uses: int = 0  # in all
     uses_here: int = 0  # since it last came to the device
     pushed_out: bool = False  # it left the device because somebody else needed the room
-    demand: Demand = field(default_factory=Demand)
     credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     last_move: MoveRecord | None = None
 
@@ -184,7 +182,7 @@ class Slot:
         """The same where leaving costs a cold start and frees host memory."""
         if retention != "gdsf":
             return self.worth(retention)
-        return self.credit * self.costs.move(Tier.DISK, Tier.DEVICE) / max(self.engine.footprint.host, 1)
+        return self.credit * self.costs.start / max(self.engine.footprint.host, 1)
 
     def serving_seconds(self, requests: int, max_concurrency: int) -> float:
         """Seconds in which it has answered so many, going by those it has answered so far."""

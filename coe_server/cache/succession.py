@@ -36,20 +36,30 @@ class Succession:
         self._last, self._last_at = expert, now
 
     def chances(self, demand: Mapping[str, float], now: float) -> dict[str, float]:
-        """Expert -> probability that the next request is for it, from `demand` in general and who came last when."""
+        """Expert -> probability that the next request is for it, from `demand` in general and who came last when.
+
+        What is usual and what followed the last one before count by how often that has been seen. Silence counts
+        against the last one by Bayes' rule, if follow-ups come sooner than others.
+        """
         wanted = sum(demand.values()) + _UNSEEN * len(demand)
-        usual = {name: (lately + _UNSEEN) / wanted for name, lately in demand.items()}
         last = self._last
         if last is None or last not in demand:
-            return usual
-        row, again = self._followers.get(last, {}), self._persistence.share
-        seen = sum(row.values())
-        chances = {
-            name: (row.get(name, 0.0) + _DOUBT * (1.0 - again) * chance) / (seen + _DOUBT)
-            for name, chance in usual.items()
-        }
-        chances[last] += _DOUBT * again / (seen + _DOUBT)
-        return _after_silence(chances, last, self._pauses.likelihood_ratio(now - self._last_at))
+            return {name: (lately + _UNSEEN) / wanted for name, lately in demand.items()}
+        followers, again = self._followers.get(last, {}), self._persistence.share
+        followed, usual = sum(followers.values()), demand[last] + _UNSEEN
+        seen = followed + _DOUBT
+        share = _DOUBT * (1.0 - again) / (seen * wanted)
+        for_last = usual * share + (followers.get(last, 0.0) + _DOUBT * again) / seen
+        for_others = (wanted - usual) * share + (followed - followers.get(last, 0.0)) / seen
+        silence = self._pauses.likelihood_ratio(now - self._last_at)
+        if not (total := for_others + silence * for_last):  # there is nobody else
+            silence, total = 1.0, for_others + for_last
+        chances = {name: (lately + _UNSEEN) * share / total for name, lately in demand.items()}
+        for name, count in followers.items():
+            if name in chances:
+                chances[name] += count / (seen * total)
+        chances[last] = silence * for_last / total
+        return chances
 
     def seconds_until_doubt(self, now: float) -> float | None:
         """Until the silence makes a follow-up so much less likely that it is worth looking again; None: never."""
@@ -57,13 +67,6 @@ class Succession:
         if self._last is None or patience is None or silent >= _LONGEST_SILENCE * patience:
             return None
         return patience - silent % patience
-
-
-def _after_silence(chances: dict[str, float], last: str, likelihood_ratio: float) -> dict[str, float]:
-    """By Bayes' rule; the ratio is that of such a silence before a follow-up to one before another request."""
-    weights = {name: chance * (likelihood_ratio if name == last else 1.0) for name, chance in chances.items()}
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()} if total > 0.0 else chances
 
 
 class _Persistence:

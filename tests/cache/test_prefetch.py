@@ -6,68 +6,116 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.planner import Holding, Standing
-from coe_server.cache.prefetch import Prospect, prefetch
+from coe_server.cache.prefetch import LEAST_GAIN, Prospect, prefetch
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 
-def prospect(name, tier, chance, up=0.4, down=0.3, **more):
-    return Prospect(Holding(name, tier, Footprint(10, host_image=10), **more), chance, up, down)
+def prospect(name, tier, up=0.4, down=0.3, **more):
+    return Prospect(Holding(name, tier, Footprint(10, host_image=10), **more), up, down)
 
 
 def free(prospects, device=20, host=100):
     return Bytes(device, host) - Standing.of(one.holding for one in prospects).used
 
 
-def moves(prospects, **room):
-    way = prefetch(prospects, free(prospects, **room))
+def moves(prospects, chances, **room):
+    way = prefetch(prospects, chances, free(prospects, **room))
     return [] if way is None else [(move.expert, move.target) for move in way.moves]
 
 
 def test_the_unlikely_makes_room_so_that_the_next_one_need_not_wait_for_its_sleep():
-    world = [prospect(name, Tier.HOST, 0.24) for name in "abc"]
-    world += [prospect("d", Tier.DEVICE, 0.08), prospect("e", Tier.DEVICE, 0.2)]
-    assert moves(world) == [("d", Tier.HOST)]
-    assert moves([replace(one, holding=replace(one.holding, pin=Tier.DEVICE)) for one in world]) == []
+    chances = {"a": 0.24, "b": 0.24, "c": 0.24, "d": 0.08, "e": 0.2}
+    world = [*(prospect(name, Tier.HOST) for name in "abc"), *(prospect(name, Tier.DEVICE) for name in "de")]
+    assert moves(world, chances) == [("d", Tier.HOST)]
+    assert moves([replace(one, holding=one.holding._replace(pin=Tier.DEVICE)) for one in world], chances) == []
 
 
 def test_the_likely_comes_in_the_place_of_the_unlikely():
-    world = [prospect("a", Tier.HOST, 0.9), prospect("b", Tier.DEVICE, 0.05), prospect("c", Tier.DEVICE, 0.05)]
-    assert moves(world) in ([("b", Tier.HOST), ("a", Tier.DEVICE)], [("c", Tier.HOST), ("a", Tier.DEVICE)])
-    used = [world[0], *(replace(one, holding=replace(one.holding, busy=True)) for one in world[1:])]
-    assert moves(used) == []
+    world, chances = [prospect("a", Tier.HOST), prospect("b", Tier.DEVICE), prospect("c", Tier.DEVICE)], {"a": 0.9}
+    chances |= {"b": 0.05, "c": 0.05}
+    assert moves(world, chances) in ([("b", Tier.HOST), ("a", Tier.DEVICE)], [("c", Tier.HOST), ("a", Tier.DEVICE)])
+    used = [world[0], *(replace(one, holding=one.holding._replace(busy=True)) for one in world[1:])]
+    assert moves(used, chances) == []
 
 
 def test_nobody_is_stopped_to_spare_a_sleep_when_coming_back_is_a_cold_start():
-    stuck = Prospect(Holding("a", Tier.DEVICE, Footprint(10)), 0.1, up_seconds=40, down_seconds=1)
-    assert moves([stuck, prospect("b", Tier.HOST, 0.9, up=0.4)], device=10) == []
+    stuck = Prospect(Holding("a", Tier.DEVICE, Footprint(10)), up_seconds=40, down_seconds=1)
+    assert moves([stuck, prospect("b", Tier.HOST, up=0.4)], {"a": 0.1, "b": 0.9}, device=10) == []
 
 
 @st.composite
-def worlds(draw):
-    names = "abcde"[: draw(st.integers(1, 5))]
+def worlds(draw, most=5):
+    names = "abcde"[: draw(st.integers(1, most))]
     weights = [draw(st.integers(1, 20)) for _ in names]
     tiers = [draw(st.sampled_from([Tier.DEVICE, Tier.HOST])) for _ in names]
     world = [
         prospect(
             name,
             tier,
-            weight / sum(weights),
             up=draw(st.sampled_from([0.2, 0.4, 2.0])),
             down=draw(st.sampled_from([0.1, 0.3, 3.0])),
             busy=tier is Tier.DEVICE and draw(st.booleans()),
             pin=draw(st.sampled_from([Tier.DEVICE, Tier.DISK])) if tier is Tier.DEVICE else Tier.DISK,
         )
-        for name, weight, tier in zip(names, weights, tiers, strict=True)
+        for name, tier in zip(names, tiers, strict=True)
     ]
-    return world, max(10, 10 * draw(st.integers(0, 3)) + Standing.of(one.holding for one in world).used.device)
+    chances = {name: weight / sum(weights) for name, weight in zip(names, weights, strict=True)}
+    return world, chances, max(10, 10 * draw(st.integers(0, 3)) + Standing.of(one.holding for one in world).used.device)
+
+
+def after(prospects, changes):
+    return [
+        replace(one, holding=one.holding._replace(tier=changes.get(one.holding.name, one.holding.tier)))
+        for one in prospects
+    ]
+
+
+def expected_wait(prospects, chances, device):
+    """Of the next request, by hand: its expert's move up, before it somebody's leaving where there is no room."""
+    room = device - 10 * sum(one.holding.tier is Tier.DEVICE for one in prospects) >= 10
+    leaving = 0.0 if room else min(one.down_seconds for one in prospects)
+    return sum(
+        chances[one.holding.name] * (one.up_seconds + leaving)
+        for one in prospects
+        if one.holding.tier is not Tier.DEVICE
+    )
+
+
+def all_changes(prospects, device):
+    """Who may leave, who may come, and both where there is no room."""
+    idle = [one.holding.name for one in prospects if one.holding.tier is Tier.DEVICE and one.may_leave]
+    away = [one.holding.name for one in prospects if one.holding.tier is not Tier.DEVICE]
+    yield from ({name: Tier.HOST} for name in idle)
+    if device - 10 * (len(prospects) - len(away)) >= 10:
+        yield from ({name: Tier.DEVICE} for name in away)
+    else:
+        yield from ({other: Tier.HOST, name: Tier.DEVICE} for other in idle for name in away)
+
+
+@given(worlds(most=4))
+def test_what_is_moved_saves_the_next_request_the_most_seconds(world):
+    prospects, chances, device = world
+    way = prefetch(prospects, chances, free(prospects, device=device))
+    before = expected_wait(prospects, chances, device)
+    saved = [
+        before - expected_wait(after(prospects, changes), chances, device) for changes in all_changes(prospects, device)
+    ]
+    if way is None:  # nothing is worth its moves
+        most = max(one.up_seconds for one in prospects) + max(one.down_seconds for one in prospects)
+        assert max(saved, default=0.0) <= LEAST_GAIN * most
+        return
+    changes = {move.expert: move.target for move in way.moves}
+    seconds = before - expected_wait(after(prospects, changes), chances, device)
+    assert seconds > 0
+    assert seconds > max(saved) - 1e-9
 
 
 @given(worlds())
 def test_guessing_comes_to_an_end_fits_and_leaves_the_busy_and_the_pinned_alone(world):
-    prospects, device = world
+    prospects, chances, device = world
     for _ in range(2 ** len(prospects)):
-        way = prefetch(prospects, free(prospects, device=device))
+        way = prefetch(prospects, chances, free(prospects, device=device))
         if way is None:
             return
         named = {one.holding.name: one for one in prospects}
@@ -76,7 +124,7 @@ def test_guessing_comes_to_an_end_fits_and_leaves_the_busy_and_the_pinned_alone(
             assert not holding.busy
             assert move.target.depth <= holding.pin.depth
             assert move.source is holding.tier
-            named[move.expert] = replace(named[move.expert], holding=replace(holding, tier=move.target))
+            named[move.expert] = replace(named[move.expert], holding=holding._replace(tier=move.target))
         prospects = list(named.values())
         assert sum(bytes_in(one.holding.footprint, one.holding.tier).device for one in prospects) <= device
     raise AssertionError("it went on guessing for ever")

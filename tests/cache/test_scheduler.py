@@ -94,7 +94,7 @@ def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
     late, later = Queue("cold", (0.0,), 40), Queue("warm", (1.0,), 1)
 
     def ordered(starting):
-        standing = Standing.of([resident, replace(cold, wanted=True), replace(warm, wanted=True)])
+        standing = Standing.of([resident, cold._replace(wanted=True), warm._replace(wanted=True)])
         orders = conduct(standing, [late, later], Bytes(10, 99), 50.0, wait, starting=starting)
         return [ready.moves[-1].expert for ready in orders.plans]
 
