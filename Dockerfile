@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 
 FROM ${PYTHON_IMAGE} AS dependencies-cpu
 COPY deploy/image/install-dependencies.sh pyproject.toml constraints.txt /build/
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe otel
 
 FROM dependencies-cpu AS wheel
 COPY pyproject.toml README.md /source/
@@ -61,7 +61,7 @@ CMD ["serve", "/etc/coe/serve.yaml"]
 # ---- gpu ----
 FROM ${VLLM_IMAGE} AS dependencies-gpu
 COPY deploy/image/install-dependencies.sh pyproject.toml constraints.txt /build/
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe otel
 
 FROM ${VLLM_IMAGE} AS gpu
 COPY deploy/image/prepare.sh /build/

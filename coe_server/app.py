@@ -17,6 +17,7 @@ from coe_server.assembly.journals import build_journal
 from coe_server.assembly.keyring import build_guard
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_router, build_serving
+from coe_server.assembly.tracing import build_tracing
 from coe_server.cache.cost_file import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
@@ -68,6 +69,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         started=int(time.time()),
         telemetry=telemetry,
         log_prompts=config.log.prompts,
+        tracing=build_tracing(config),
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
@@ -143,6 +145,7 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
                     await task
             await reloader.close()
             await asyncio.to_thread(service.incoming.close)
+            await asyncio.to_thread(service.tracing.close)
             if journal is not None:
                 await asyncio.to_thread(journal.stop)
 

@@ -45,6 +45,14 @@ class LogSettings(_Settings):
     keep_days: float = Field(default=30.0, gt=0)
 
 
+class TracingSettings(_Settings):
+    """OpenTelemetry traces of requests. What is None here the SDK takes from its own variables (OTEL_...)."""
+
+    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]+")
+    service_name: str | None = None
+    sample_ratio: float | None = Field(default=None, ge=0.0, le=1.0)
+
+
 class KeySettings(_Settings):
     """Whose requests are taken. Without any key everybody who reaches the server is."""
 
@@ -145,6 +153,7 @@ class ServerConfig(_Settings):
     http: HttpSettings = HttpSettings()
     keys: KeySettings = KeySettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings | None = None
     router: RouterSettings | None = None
     memory: MemorySettings = MemorySettings()
     scheduling: SchedulingSettings = SchedulingSettings()

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import EmbeddingUnavailable
+from coe_server.http.answer.trace import NoTracing, Tracing
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.incoming import Incoming
@@ -91,6 +92,7 @@ class Service:
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
     incoming: Incoming = field(default_factory=Incoming)
+    tracing: Tracing = field(default_factory=NoTracing)
 
     def reach(self, key: Key | None) -> Reach:
         """What a caller with this key may name."""

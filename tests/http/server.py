@@ -14,6 +14,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
+from coe_server.http.answer.trace import NoTracing
 from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
@@ -79,6 +80,7 @@ def running_server(
     on_loopback=True,
     journal=None,
     reader=None,
+    tracing=None,
     **serving_settings,
 ):
     """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
@@ -106,6 +108,7 @@ def running_server(
             started=1,
             telemetry=telemetry,
             log_prompts=log_prompts,
+            tracing=tracing or NoTracing(),
         )
         reloader = Reloader(service, rebuild or _nothing_to_reload)
 

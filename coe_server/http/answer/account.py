@@ -1,4 +1,4 @@
-"""What happened to one request after its decision: told to the metrics as it happens, to the log when it is over.
+"""What happened to one request after its decision: told to metrics and trace as it happens, to the log when it is over.
 
 The prompt is no part of it unless the operator asked for that (`log.prompts`).
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from coe_server import telemetry as named
 from coe_server.errors import CoeError
+from coe_server.http.answer.trace import Trace
 from coe_server.routing.decision import RoutingDecision
 from coe_server.telemetry import Telemetry
 
@@ -20,25 +21,36 @@ logger = logging.getLogger("coe.requests")
 class Account:
     """Opened when a decision is going to be followed, closed once with `close`."""
 
-    def __init__(self, telemetry: Telemetry, decision: RoutingDecision, began: float, prompt: str | None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, decision: RoutingDecision, began: float, prompt: str | None, trace: Trace
+    ) -> None:
         """`began` is when the request came, in `time.perf_counter`'s seconds."""
         self._telemetry = telemetry
         self._decision = decision
         self._began = began
         self._prompt = prompt
+        self._trace = trace
+        self._status: int | None = None
+        self._error: CoeError | None = None
         self._expert = decision.expert
         self._facts: dict[str, Any] = {}
         telemetry.decided(decision)
+
+    def follows(self, decision: RoutingDecision) -> None:
+        """Another decision takes the place of the first."""
+        self._trace.follows(decision)
 
     def granted(self, expert: str, waited_seconds: float) -> None:
         """A lease, after this wait."""
         self._expert = expert
         self._facts["wait_ms"] = round(waited_seconds * 1000, 1)
         self._telemetry.observe(named.WAIT, waited_seconds, expert)
+        self._trace.granted(expert, waited_seconds)
 
     def first_bytes(self, status: int, is_stream: bool) -> None:
         """The answer begins."""
-        self._facts["status"] = status
+        self._facts["status"] = self._status = status
+        self._trace.first_bytes(status)
         if is_stream:
             seconds = time.perf_counter() - self._began
             self._facts["first_token_ms"] = round(seconds * 1000, 1)
@@ -48,15 +60,21 @@ class Account:
         """The expert failed before its first content, and another one is tried."""
         self._facts.setdefault("fallbacks", []).append({"expert": self._expert, "reason": error.code})
         self._telemetry.count(named.FALLBACKS, self._expert, error.code)
+        self._trace.lost(error)
+
+    def retried(self, error: CoeError) -> None:
+        """The expert failed before its first content, and nobody else can answer: it is asked once more."""
+        self._trace.lost(error)
 
     def hung_up(self) -> None:
         """The client left before its answer was whole."""
         self._facts["hung_up"] = True
         self._telemetry.count(named.HANG_UPS, self._expert)
 
-    def failed(self, error: CoeError) -> None:
-        """The answer is an error, or ended in one."""
+    def failed(self, error: CoeError, status: int) -> None:
+        """The answer is an error, or ended in one; `status` is what it has."""
         self._facts["error"] = error.code
+        self._error, self._status = error, status
         self._telemetry.count(named.ERRORS, error.code)
 
     def close(self) -> None:
@@ -66,6 +84,7 @@ class Account:
             self._telemetry.observe(named.ANSWER, seconds, self._expert)
         if logger.isEnabledFor(logging.INFO):
             self._write(seconds)
+        self._trace.close(self._status, self._error, "hung_up" in self._facts)
 
     def _write(self, seconds: float) -> None:
         decision = self._decision

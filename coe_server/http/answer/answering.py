@@ -14,6 +14,7 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.headers import deadline_of
 from coe_server.http.answer.passing import Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
+from coe_server.http.answer.trace import Trace
 from coe_server.http.body import LARGE_BYTES, Body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
@@ -21,7 +22,7 @@ from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 
 # What an engine is told of the caller's headers; its keys above all are nobody else's business.
-_PASSED_ON = (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id")
+_PASSED_ON = (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id", b"traceparent", b"tracestate")
 
 
 def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
@@ -36,20 +37,22 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         service.chronicle.record(decision, asked.conversation)
         if serving.traffic is not None:
             serving.traffic.see(decision)
+        trace = service.tracing.begin(surface, request.headers, body.fields, decision, began)
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
             is_streamed=body.fields.get("stream") is True,
             keepalive_seconds=serving.keepalive_seconds,
             deadline_seconds=deadline and max(0.0, deadline - (time.perf_counter() - began)),
-            request_for=lambda expert: _engine_request(request, body, service.engine_models[expert]),
+            request_for=lambda expert: _engine_request(request, body, service.engine_models[expert], trace),
             decide_again=lambda: service.decide(asked),
             decided=lambda again: service.chronicle.record(again, asked.conversation),
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
             listener_for=_listener_for(service, surface, request),
         )
-        account = Account(service.telemetry, decision, began, _prompt(body) if service.log_prompts else None)
+        prompt = _prompt(body) if service.log_prompts else None
+        account = Account(service.telemetry, decision, began, prompt, trace)
         return RoutedResponse(service.cache, errand, account)
 
     return answer
@@ -64,13 +67,13 @@ def _listener_for(service: Service, surface: Surface, request: Request) -> Calla
     return lambda expert: ResponseId(lambda found: service.made.remember(found, expert, owner))
 
 
-def _engine_request(request: Request, body: Body, model: str) -> EngineRequest:
+def _engine_request(request: Request, body: Body, model: str, trace: Trace) -> EngineRequest:
     given = dict(request.scope["headers"])
     passed_on = tuple((name.decode(), given[name].decode("latin-1")) for name in _PASSED_ON if name in given)
     headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
     pieces = body.for_engine(model)
     whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-    return EngineRequest("POST", request.scope["path"], headers, whole)
+    return EngineRequest("POST", request.scope["path"], trace.onto(headers), whole)
 
 
 def _prompt(body: Body) -> str | None:

@@ -79,7 +79,7 @@ class RoutedResponse(Response):
             self._account.close()
 
     async def _fail(self, error: CoeError) -> None:
-        self._account.failed(error)
+        self._account.failed(error, 200 if self._out.headed else error.status)
         await self._out.fail(error)
 
     async def _answer_or_hang_up(self, receive: Receive) -> None:
@@ -128,6 +128,7 @@ class RoutedResponse(Response):
 
     def _follow(self, decision: RoutingDecision) -> None:
         self._decision = decision
+        self._account.follows(decision)
         self._errand.decided(decision)
 
     async def _attempt(self, is_retry: bool) -> None:
@@ -141,6 +142,7 @@ class RoutedResponse(Response):
             except EngineDied as error:
                 lease.suspect_engine()
                 if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                    self._account.retried(error)
                     raise _DiedAlone from error
                 raise
 

@@ -1,0 +1,29 @@
+"""Tracing as settings ask for it. OpenTelemetry is an extra: it is imported only where tracing is on."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from coe_server.assembly.experts import model_name
+from coe_server.config import ServerConfig
+from coe_server.errors import ConfigError
+from coe_server.http.answer.trace import NoTracing, Tracing
+
+
+def build_tracing(config: ServerConfig) -> Tracing:
+    """What begins and sends traces. Raises ConfigError as `require_packages` does."""
+    if config.tracing is None:
+        return NoTracing()
+    require_packages(config)
+    from coe_server.assembly.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
+
+    return span_tracing(config.tracing, {expert.name: model_name(expert) for expert in config.experts})
+
+
+def require_packages(config: ServerConfig) -> None:
+    """Raises ConfigError if tracing is on and its packages are not installed."""
+    if config.tracing is not None:
+        try:
+            import_module("coe_server.assembly.otel")
+        except ImportError as error:
+            raise ConfigError("tracing: needs OpenTelemetry; install it: pip install 'coe-server[otel]'") from error
