@@ -37,6 +37,7 @@ from coe_server.cache.traces import Trace
 SEED = 0
 SEEDS = range(8)
 GOAL_OF_BOUND = 0.9
+LEVEL = 0.0005  # of the share: the tables show no less
 COLUMNS = (
     *("profile", "policy", "share", "of bound", "blocked s", "x bound", "wait mean s", "p95", "max"),
     *("makespan s", "switches", "TiB", "remarks"),
@@ -120,15 +121,15 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
         ExpertCache._give_back = give_back  # type: ignore[method-assign]
 
 
-def several_traces() -> Iterator[str]:
+def several_traces(machines: tuple[Machine, ...], title: str) -> Iterator[str]:
     """Mean share over several traces, where one trace's figures hang on a handful of cold starts."""
-    yield "### Switching: the mean of eight traces"
+    yield f"### Switching: {title}"
     yield ""
     yield "Serving share; what ours serves more, and its standard error."
     yield ""
     yield "| experts | in host memory | profile | coe | lru | lfu |"
     yield "|---|---|---|---|---|---|"
-    for machine in MACHINES[:4]:
+    for machine in machines:
         for profile in PROFILES:
             print(f"{machine}: {profile}, several traces", file=sys.stderr, flush=True)
             shares = {
@@ -179,7 +180,7 @@ def verdicts(machine: Machine, found: dict[Profile, Comparison]) -> Iterator[str
             yield f"{profile}: {ours.serving_share / bound.serving_share:.3f} of the bound, below {GOAL_OF_BOUND}"
         for name, other in comparison.policies.items():
             fair = other.bound_kept and other.refused <= ours.refused
-            if fair and other.serving_share > ours.serving_share:
+            if fair and other.serving_share >= ours.serving_share + LEVEL:
                 yield f"{profile}: {name} serves {other.serving_share - ours.serving_share:.4f} more"
 
 
@@ -286,6 +287,13 @@ The mean of eight traces is in the table after that.
 """
 
 
+NOTE = """
+All of them keep the wait bound here, which is far off with 150 experts. Nearly everybody waits for one start after the
+other, whoever left before, so the policies are level: none is ahead of ours by more than its error but LFU where all
+experts are asked for alike, by 0.002. In the single traces above half a hundredth more or less is one cold start.
+"""
+
+
 def machine_text(machines: tuple[Machine, ...]) -> str:
     return "\n".join(line for machine in machines for line in section(machine))
 
@@ -298,8 +306,9 @@ def cost_text() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "small": lambda: f"{INTRODUCTION}\n{machine_text(MACHINES[:4])}",
     "one by one": lambda: "\n".join(spread_out()),
-    "seeds": lambda: "\n".join(several_traces()),
+    "seeds": lambda: "\n".join(several_traces(MACHINES[:4], "the mean of eight traces")),
     "large": lambda: machine_text(MACHINES[4:]),
+    "large seeds": lambda: "\n".join((*several_traces(MACHINES[4:], "the mean of eight traces for 150 experts"), NOTE)),
     "cost": cost_text,
 }
 

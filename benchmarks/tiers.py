@@ -1,13 +1,14 @@
 """How fast one real expert moves between the tiers, beside what this machine's memory can do. On a CPU.
 
-    python benchmarks/tiers.py [--megabytes 317] [--rounds 5]
+    python benchmarks/tiers.py [--megabytes 317] [--rounds 5] [--answer-tokens 64]
 
 Makes a model of random weights, starts vLLM with it, and then alternates: sleep, the reference copies in a process of
 their own (same bytes, same number of threads), wake, the same questions again. Prints one table and keeps it in
 docs/benchmarks.md. Ends with status 1 if an answer changed.
 
 A virtual machine may give out memory it never gave out before only slowly (5 s for 1 GB were seen, 0.3 s the second
-time). So as much as will be needed is touched once before anything is measured.
+time). So as much as will be needed is touched once before anything is measured. Answers of a large model take long
+without matrix instructions: `--answer-tokens` makes them shorter, and each of them is still compared.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from coe_server.engines.vllm_command import VllmLaunch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
+from benchmarks.mixed_trace import processor
 
 THREADS = 1  # an engine's, see `vllm_command.py`
 KV_CACHE_BYTES = 128 << 20
 MEMORY_FACTOR = 4  # weights as loaded, as packed, their image, the reference's copy
 QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
-ANSWER_TOKENS = 64
 IN_VLLM = Path(__file__).with_name("in_vllm")
 
 
@@ -52,6 +53,7 @@ class Measured:
     cold_start: float
     load: float
     decode: float
+    answer_tokens: int
     sleep: list[float] = field(default_factory=list)
     wake: list[float] = field(default_factory=list)
     worker_wake: list[float] = field(default_factory=list)
@@ -69,6 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=317, help="size of the model (default 317)")
     parser.add_argument("--rounds", type=int, default=5, help="sleeps and wakes after the first (default 5)")
+    parser.add_argument("--answer-tokens", type=int, default=64, help="of each of four answers a round (default 64)")
     parser.add_argument("--vllm", type=Path, default=Path(".venv-vllm"), help="vLLM's environment (default .venv-vllm)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="coe-tiers-") as folder:
@@ -77,10 +80,11 @@ def main() -> int:
         maker = (asked.vllm / "bin/python", IN_VLLM / "random_llama.py", model, str(asked.megabytes))
         subprocess.run(maker, check=True, capture_output=True)
         touch_memory(MEMORY_FACTOR * (asked.megabytes * 10**6 + KV_CACHE_BYTES))
-        measured = asyncio.run(measure(model, asked.vllm.absolute(), Path(folder), asked.rounds))
+        measured = asyncio.run(measure(model, asked.vllm.absolute(), Path(folder), asked.rounds, asked.answer_tokens))
     table = table_of(measured)
     print(table)
-    document(f"tiers {asked.megabytes} MB", f"## Tiers: one expert of {asked.megabytes} MB\n\n{table}")
+    part = f"tiers {asked.megabytes} MB, {processor()}"
+    document(part, f"## Tiers: one expert of {asked.megabytes} MB, {processor()}\n\n{table}")
     return 0 if measured.answers_equal else 1
 
 
@@ -91,7 +95,7 @@ def touch_memory(size_bytes: int) -> None:
             memory[offset] = 1
 
 
-async def measure(model: Path, vllm: Path, folder: Path, rounds: int) -> Measured:
+async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tokens: int) -> Measured:
     """The whole story; the engine is stopped whatever happens."""
     engine = VllmEngine(
         VllmLaunch(
@@ -108,11 +112,11 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int) -> Measure
     try:
         print("starting vLLM", flush=True)
         cold_start = await timed(engine.start)
-        await answers(engine)  # the first ones are slower
-        before, decode = await answers(engine)
+        await answers(engine, answer_tokens)  # the first ones are slower
+        before, decode = await answers(engine, answer_tokens)
         report = await engine.memory_report()
         sizes = int(report["weights_bytes"]), int(report["image_bytes"])
-        measured = Measured(*sizes, cold_start, report["load_seconds"], decode)
+        measured = Measured(*sizes, cold_start, report["load_seconds"], decode, answer_tokens)
         await alternate(engine, vllm, measured, before, rounds)
         await restart(engine, measured, before)
     finally:
@@ -144,7 +148,7 @@ async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: 
             report = await engine.memory_report()
             measured.worker_wake.append(report["last_wake_seconds"])
             measured.worker_copy.append(report["last_copy_seconds"])
-            measured.answers_equal &= (await answers(engine))[0] == before
+            measured.answers_equal &= (await answers(engine, measured.answer_tokens))[0] == before
     finally:
         reference.kill()
         await reference.wait()
@@ -160,7 +164,7 @@ async def restart(engine: VllmEngine, measured: Measured, before: list[list[int]
     report = await engine.memory_report()
     assert report["loaded_from_image"], "the image was there"
     measured.reload = report["load_seconds"]
-    measured.answers_equal &= (await answers(engine))[0] == before
+    measured.answers_equal &= (await answers(engine, measured.answer_tokens))[0] == before
 
 
 async def copies_of(reference: asyncio.subprocess.Process) -> dict[str, float]:
@@ -171,11 +175,11 @@ async def copies_of(reference: asyncio.subprocess.Process) -> dict[str, float]:
     return answer
 
 
-async def answers(engine: VllmEngine) -> tuple[list[list[int]], float]:
+async def answers(engine: VllmEngine, tokens: int) -> tuple[list[list[int]], float]:
     """Each question's tokens, and the median seconds of an answer."""
     found, seconds = [], []
     for question in QUESTIONS:
-        body = {"model": "expert", "prompt": question, "max_tokens": ANSWER_TOKENS, "temperature": 0}
+        body = {"model": "expert", "prompt": question, "max_tokens": tokens, "temperature": 0}
         body |= {"ignore_eos": True, "return_token_ids": True}
         request = EngineRequest("POST", "/v1/completions", (("content-type", "application/json"),), to_bytes(body))
         began = time.perf_counter()
@@ -220,7 +224,7 @@ def table_of(found: Measured) -> str:
         ("warm copy", rate(size, found.warm[1:])),
         ("RssAnon awake / asleep", f"{mb(median(found.awake_bytes))} / {mb(median(found.asleep_bytes))}"),
         ("weights / image", f"{mb(size)} / {mb(found.image_bytes)}"),
-        ("one answer of 64 tokens", f"{found.decode:.2f} s"),
+        (f"one answer of {found.answer_tokens} tokens", f"{found.decode:.2f} s"),
         ("answers before and after, token for token", "equal" if found.answers_equal else "**DIFFERENT**"),
     ]
     lines = [f"| {what} | {figure} |" for what, figure in rows]

@@ -84,7 +84,8 @@ class Foresight:
         """Make the next switch shorter, while nobody waits and nothing moves."""
         if not self._limits.prefetch or not self._overview.calm:
             return
-        way = prefetch(self._overview.prospects, self._chances(), self._unclaimed())
+        here, away = self._overview.prospects()
+        way = prefetch(here.values(), away, self._chances(), self._unclaimed())
         if way is None:
             return
         goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target

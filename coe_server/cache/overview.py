@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from coe_server.cache.forecast import Ahead, Forecast
@@ -37,7 +37,8 @@ class Overview:
         self._standing = Standing.of(())
         self._changed: dict[str, Slot] = dict(slots)
         self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
-        self._prospects: dict[str, Prospect] = {}
+        self._prospects_here: dict[str, Prospect] = {}
+        self._prospects_away: dict[str, Prospect] = {}
         self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
         for name, slot in slots.items():
             slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
@@ -54,15 +55,17 @@ class Overview:
     def holding(self, slot: Slot) -> Holding:
         return slot.holding(self._policy.retention)
 
-    @property
-    def prospects(self) -> Iterable[Prospect]:
-        """Whoever may come or leave on a guess: only those who had to leave may come on one."""
+    def prospects(self) -> tuple[Mapping[str, Prospect], Mapping[str, Prospect]]:
+        """Who may leave, on the device, and who may come, away from it: on a guess only those who had to leave."""
         self._look_again()
         for name, slot in self._prospects_anew.items():
+            self._prospects_here.pop(name, None)
+            self._prospects_away.pop(name, None)
             if not slot.expert.remote:
-                self._prospects[name] = self._prospect(slot)
+                there = self._prospects_here if slot.tier is Tier.DEVICE else self._prospects_away
+                there[name] = self._prospect(slot)
         self._prospects_anew.clear()
-        return self._prospects.values()
+        return self._prospects_here, self._prospects_away
 
     @property
     def settled(self) -> tuple[Slot, ...]:

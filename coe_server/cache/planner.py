@@ -155,14 +155,26 @@ def plan(
     def may_leave(holding: Holding) -> bool:
         return holding.name != goal.name and not (holding.wanted and holding.since > tenured_since)
 
-    draft = _make_room(standing, short, lambda holding: not holding.busy and may_leave(holding))
-    if draft is not None:
-        return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
+    if not _all_busy(standing, short):
+        draft = _make_room(standing, short, lambda holding: not holding.busy and may_leave(holding))
+        if draft is not None:
+            return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
     draft = _make_room(standing, short, may_leave)
     if draft is not None:
         return NotYet(tuple(move.expert for move in draft.moves()))
     draft = _make_room(standing, short, lambda holding: holding.name != goal.name)
     return Never(_why_never(goal, standing, capacity)) if draft is None else NotYet(())
+
+
+def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
+    """Whether `goal` has to wait because everybody on the device is busy: known at once, where `plan` says for whom."""
+    return _all_busy(standing, _short(standing, goal, capacity))
+
+
+def _all_busy(standing: Standing, short: Bytes) -> bool:
+    """No idle expert holds anything of the device, and there is too little of it left."""
+    there = standing.tiers[Tier.DEVICE].values()
+    return short.device > 0 and not standing.held[Tier.HOST].device and all(holding.busy for holding in there)
 
 
 def _short(standing: Standing, goal: Holding, capacity: Bytes) -> Bytes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
-from math import inf
+from itertools import chain
 
 from coe_server.cache.planner import Holding, Move, Plan
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -44,13 +43,17 @@ class Prospect:
         return not self.holding.busy and self.rest.depth <= self.holding.pin.depth
 
 
-def prefetch(prospects: Iterable[Prospect], chances: Mapping[str, float], free: Bytes) -> Plan | None:
+def prefetch(
+    here: Iterable[Prospect], away: Mapping[str, Prospect], chances: Mapping[str, float], free: Bytes
+) -> Plan | None:
     """The moves that save the next request the most seconds, if they are worth it: nobody waits now.
 
     Somebody idle leaves, so that whoever is asked for next need not wait for that; somebody likely comes, if there is
     room; or both. Each time the seconds that the next request waits on average fall, so this comes to an end.
+    `here`: who is on the device; `away`: everybody else, by name.
     """
-    stage = _Stage(prospects, chances, free)
+    likely = {name: chance for name, chance in chances.items() if chance >= LEAST_CHANCE and name in away}
+    stage = _Stage(tuple(here), [away[name] for name in likely], chances, free)
     options = [
         option for option in stage.options() if option.gain > max(LEAST_GAIN * option.stake, _LEAST_GAIN_SECONDS)
     ]
@@ -80,56 +83,64 @@ class _Stage:
     matter, but for the few that may come.
     """
 
-    def __init__(self, prospects: Iterable[Prospect], chances: Mapping[str, float], free: Bytes) -> None:
+    def __init__(
+        self, here: Sequence[Prospect], away: Sequence[Prospect], chances: Mapping[str, float], free: Bytes
+    ) -> None:
         self._chances = chances
         self._free = free
-        self._leave_seconds = inf
-        self._away_chance = 0.0
-        self._idle: list[Prospect] = []
-        self._by_need: defaultdict[Bytes, float] = defaultdict(float)  # chance that the next one is away and needs this
-        may_come: list[tuple[float, str, Prospect]] = []
-        for one in prospects:
-            name, chance = one.holding.name, chances[one.holding.name]
-            away = one.holding.tier is not Tier.DEVICE
-            if away and chance < LEAST_CHANCE:
-                continue
-            self._leave_seconds = min(self._leave_seconds, one.down_seconds)
-            if away:
-                self._away_chance += chance
-                self._by_need[one.need] += chance
-                if one.may_come:
-                    may_come.append((-chance * one.up_seconds, name, one))
-            elif one.may_leave:
-                self._idle.append(one)
-        self._likeliest = [one for _, _, one in nsmallest(_MOST_LIKELY, may_come)]
+        self._idle = [one for one in here if one.may_leave]
+        self._leave_seconds = min((one.down_seconds for one in chain(here, away)), default=0.0)
+        self._away_chance = sum(chances[one.holding.name] for one in away)
+        self._by_need: dict[Bytes, float] = {}  # chance that the next one is away and needs this
+        for one in away:
+            self._by_need[one.need] = self._by_need.get(one.need, 0.0) + chances[one.holding.name]
+        self._late_now = self._late(free)
+        self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._least_to_gain)
 
     def options(self) -> Iterator[_Option]:
+        """Only those that can be worth it, whatever else they change."""
+        for leaves, comes in self._pairs():
+            if self._hope(leaves, comes) > _LEAST_GAIN_SECONDS:
+                yield self._option(leaves, comes)
+
+    def _pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
+        """Who leaves and who comes."""
         for one in self._idle:
-            yield self._option(one, None)
+            yield one, None
         for one in self._likeliest:
             if one.need.fits(self._free):
-                yield self._option(None, one)
+                yield None, one
                 continue
             for other in self._idle:
                 if one.need.fits(self._free + other.need):
-                    yield self._option(other, one)
+                    yield other, one
+
+    def _hope(self, leaves: Prospect | None, comes: Prospect | None) -> float:
+        """Seconds that the next request would wait less if from now on there were room for everybody."""
+        return self._late_now * self._leave_seconds + self._seconds_of(comes) - self._seconds_of(leaves)
 
     def _option(self, leaves: Prospect | None, comes: Prospect | None) -> _Option:
-        free, late = self._free, 0.0
-        gain, seconds, concerned = self._late(free) * self._leave_seconds, 0.0, self._away_chance
+        free, late, seconds, concerned = self._free, 0.0, 0.0, self._away_chance
         if leaves is not None:
-            chance = self._chances[leaves.holding.name]
             free += leaves.need
-            gain, seconds, concerned = gain - chance * leaves.up_seconds, leaves.down_seconds, concerned + chance
+            seconds += leaves.down_seconds
+            concerned += self._chances[leaves.holding.name]
         if comes is not None:
-            chance = self._chances[comes.holding.name]
             free -= comes.need
-            gain, seconds = gain + chance * comes.up_seconds, seconds + comes.up_seconds
-            late -= 0.0 if comes.need.fits(free) else chance
+            seconds += comes.up_seconds
+            late -= 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]
         if leaves is not None and not leaves.need.fits(free):
             late += self._chances[leaves.holding.name]
-        return _Option(leaves, comes, gain - (late + self._late(free)) * self._leave_seconds, seconds * concerned)
+        gain = self._hope(leaves, comes) - (late + self._late(free)) * self._leave_seconds
+        return _Option(leaves, comes, gain, seconds * concerned)
 
     def _late(self, free: Bytes) -> float:
         """The chance that the next request is for somebody away for whom there is no room."""
         return sum(chance for need, chance in self._by_need.items() if not need.fits(free))
+
+    def _seconds_of(self, one: Prospect | None) -> float:
+        """That the next request waits for its move up, on average."""
+        return 0.0 if one is None else self._chances[one.holding.name] * one.up_seconds
+
+    def _least_to_gain(self, one: Prospect) -> tuple[float, str]:
+        return -self._seconds_of(one), one.holding.name

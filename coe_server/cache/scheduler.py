@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
-from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, plan
+from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, nobody_can_leave, plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.tiers import Bytes, Tier
 
@@ -119,6 +119,8 @@ class _Orders:
         if goal.tier is Tier.DEVICE:
             self._let_stay(goal, turn)
             return False
+        if not turn.pressing and nobody_can_leave(self._standing, goal, self._capacity):
+            return True
         match plan(self._standing, goal, self._capacity, tenured_since):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
                 self._begin(ready, goal)

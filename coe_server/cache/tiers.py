@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from coe_server.engines.engine import Footprint
 
@@ -24,14 +24,13 @@ class Tier(StrEnum):
         return tier
 
 
-@dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(NamedTuple):
     """An amount in both accounted tiers (disk is not accounted)."""
 
     device: int = 0
     host: int = 0
 
-    def __add__(self, other: Bytes) -> Bytes:
+    def __add__(self, other: Bytes) -> Bytes:  # type: ignore[override]  # amounts add up, they are not strung together
         return Bytes(self.device + other.device, self.host + other.host)
 
     def __sub__(self, other: Bytes) -> Bytes:

@@ -20,7 +20,7 @@ def free(prospects, device=20, host=100):
 
 
 def moves(prospects, chances, **room):
-    way = prefetch(prospects, chances, free(prospects, **room))
+    way = guess(prospects, chances, free(prospects, **room))
     return [] if way is None else [(move.expert, move.target) for move in way.moves]
 
 
@@ -64,6 +64,12 @@ def worlds(draw, most=5):
     return world, chances, max(10, 10 * draw(st.integers(0, 3)) + Standing.of(one.holding for one in world).used.device)
 
 
+def guess(prospects, chances, free):
+    here = [one for one in prospects if one.holding.tier is Tier.DEVICE]
+    away = {one.holding.name: one for one in prospects if one.holding.tier is not Tier.DEVICE}
+    return prefetch(here, away, chances, free)
+
+
 def after(prospects, changes):
     return [
         replace(one, holding=one.holding._replace(tier=changes.get(one.holding.name, one.holding.tier)))
@@ -96,7 +102,7 @@ def all_changes(prospects, device):
 @given(worlds(most=4))
 def test_what_is_moved_saves_the_next_request_the_most_seconds(world):
     prospects, chances, device = world
-    way = prefetch(prospects, chances, free(prospects, device=device))
+    way = guess(prospects, chances, free(prospects, device=device))
     before = expected_wait(prospects, chances, device)
     saved = [
         before - expected_wait(after(prospects, changes), chances, device) for changes in all_changes(prospects, device)
@@ -115,7 +121,7 @@ def test_what_is_moved_saves_the_next_request_the_most_seconds(world):
 def test_guessing_comes_to_an_end_fits_and_leaves_the_busy_and_the_pinned_alone(world):
     prospects, chances, device = world
     for _ in range(2 ** len(prospects)):
-        way = prefetch(prospects, chances, free(prospects, device=device))
+        way = guess(prospects, chances, free(prospects, device=device))
         if way is None:
             return
         named = {one.holding.name: one for one in prospects}
