@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
 from coe_server.routing.features import Features, Vectoriser
-from coe_server.routing.gate import Gate, Similarity
+from coe_server.routing.gate import Gate, Similarity, postings
 from coe_server.routing.manifest import Manifest
 from coe_server.routing.static_embeddings import StaticEmbeddings
 
@@ -73,7 +73,8 @@ def gate_tensors(gate: Similarity) -> Tensors:
     """What a file keeps of a gate."""
     match gate:
         case Gate():
-            return {"posting_starts": gate.starts, "posting_rows": gate.rows, "posting_weights": gate.weights}
+            rows, weights = (np.ascontiguousarray(gate.postings[name]) for name in ("row", "weight"))
+            return {"posting_starts": gate.starts, "posting_rows": rows, "posting_weights": weights}
         case EmbeddedGate():
             return {"gate_embeddings": gate.embeddings}
         case _:
@@ -87,8 +88,7 @@ def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser
         return EmbeddedGate(tensors["gate_embeddings"], features.first_dense, manifest.neighbours, threshold)
     return Gate(
         starts=tensors["posting_starts"],
-        rows=tensors["posting_rows"],
-        weights=tensors["posting_weights"],
+        postings=postings(tensors["posting_rows"], tensors["posting_weights"]),
         prototypes=manifest.prototypes,
         neighbours=manifest.neighbours,
         threshold=threshold,
@@ -99,11 +99,11 @@ def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
     """The tensors that a gate for the manifest's features must have."""
     if manifest.features.embedded:
         return {"gate_embeddings": (np.float32, (manifest.prototypes, manifest.features.dimensions))}
-    postings = _length(tensors, "posting_rows")
+    count = _length(tensors, "posting_rows")
     return {
         "posting_starts": (np.int64, (column_count(tensors, manifest) + 1,)),
-        "posting_rows": (np.int32, (postings,)),
-        "posting_weights": (np.float32, (postings,)),
+        "posting_rows": (np.int32, (count,)),
+        "posting_weights": (np.float32, (count,)),
     }
 
 

@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.features import Floats, SparseVector
+from coe_server.routing.features import SparseVector
 
-Ints = npt.NDArray[np.int32]
+Postings = npt.NDArray[np.void]
 
+POSTING = np.dtype([("row", np.int32), ("weight", np.float32)])  # side by side: memory is what a look-up waits for
 NARROW = 1e-9  # a ramp this short is a step
 
 
@@ -37,15 +38,14 @@ class Similarity(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Prototypes by column: those that have column c are `rows[starts[c]:starts[c + 1]]`, with `weights` as long.
+    """Prototypes by column: those that have column c are in `postings[starts[c]:starts[c + 1]]`, with their weight.
 
     `starts` [columns + 1]. Columns too common to tell prompts apart may be empty: they cost most and say least.
     A prototype's weights are its vector's, scaled so that the whole vector had length 1.
     """
 
     starts: npt.NDArray[np.int64]
-    rows: Ints
-    weights: Floats
+    postings: Postings
     prototypes: int
     neighbours: int
     threshold: float
@@ -57,13 +57,25 @@ class Gate:
             return 0.0
         starts = self.starts.take(vector.columns)
         counts = self.starts.take(vector.columns + 1) - starts
+        kept = np.flatnonzero(counts)  # more than half of a prompt's columns are empty
+        if len(kept) == 0:
+            return 0.0
+        counts = counts.take(kept)
         ends = counts.cumsum()
         places = np.arange(ends[-1])
-        places += np.repeat(starts - (ends - counts), counts)
-        shared = np.repeat(vector.weights, counts)
-        shared *= self.weights.take(places)
-        cosines = np.bincount(self.rows.take(places), shared, self.prototypes) / length
+        places += np.repeat(starts.take(kept) - (ends - counts), counts)
+        found = self.postings.take(places)
+        shared = np.repeat(vector.weights.take(kept), counts)
+        shared *= found["weight"]
+        cosines = np.bincount(found["row"], shared, self.prototypes) / length
         return float(nearest_mean(cosines[np.newaxis], self.neighbours)[0])
+
+
+def postings(rows: npt.NDArray[np.integer], weights: npt.NDArray[np.floating]) -> Postings:
+    """Prototypes `rows` [n], each with its weight in `weights` [n], as a gate keeps them."""
+    found = np.empty(len(rows), dtype=POSTING)
+    found["row"], found["weight"] = rows, weights
+    return found
 
 
 def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt.NDArray[np.float64]:

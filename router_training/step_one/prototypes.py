@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from coe_server.errors import DatasetError
 from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
 from coe_server.routing.features import Features, Vectoriser, of_length_one
-from coe_server.routing.gate import Gate, nearest_mean
+from coe_server.routing.gate import Gate, nearest_mean, postings
 from router_training.config import TrainingConfig
 from router_training.step_one.vectors import Matrix
 
@@ -52,8 +52,7 @@ def _filed_by_column(prototypes: Matrix, words: int, config: TrainingConfig) -> 
         raise DatasetError(f"{prototypes.shape[0]} training prompts have no n-gram in common to learn from")
     return Gate(
         starts=by_column.indptr.astype(np.int64),
-        rows=by_column.indices.astype(np.int32),
-        weights=by_column.data.astype(np.float32),
+        postings=postings(by_column.indices, by_column.data),
         prototypes=len(lengths),
         neighbours=config.gate.neighbours,
         threshold=NO_THRESHOLD,
@@ -78,7 +77,7 @@ def gate_similarities(vectors: Matrix, gate: Gate | EmbeddedGate) -> Vector:
         dense = vectors[:, gate.first_dense :]
         return _nearest(dense, sp.csr_array(gate.embeddings.T), gate.neighbours)
     shape = (gate.prototypes, vectors.shape[1])
-    prototypes = sp.csc_array((gate.weights, gate.rows, gate.starts), shape=shape).T
+    prototypes = sp.csc_array((gate.postings["weight"], gate.postings["row"], gate.starts), shape=shape).T
     lengths = np.where((lengths := _lengths(vectors)) > 0.0, lengths, 1.0)
     return np.asarray(_nearest(vectors, sp.csr_array(prototypes), gate.neighbours) / lengths)
 

@@ -11,7 +11,7 @@ from coe_server.routing.calibration import Temperature
 from coe_server.routing.classifier import Classifier, LinearModel
 from coe_server.routing.decision import Availability
 from coe_server.routing.features import Features, Turn, buckets
-from coe_server.routing.gate import Gate
+from coe_server.routing.gate import Gate, postings
 from coe_server.routing.manifest import ExpertEntry, FeatureSettings, Manifest, ObjectiveEntry, ScoreEntry, Thresholds
 
 BITS = 14
@@ -49,8 +49,7 @@ def small_artifact(**changes: Any) -> Artifact:
     settings = manifest(**changes)
     gate = Gate(
         starts.astype(np.int64),
-        rows.astype(np.int32),
-        prototypes[columns, rows],
+        postings(rows, prototypes[columns, rows]),
         settings.prototypes,
         settings.neighbours,
         settings.thresholds.gate,

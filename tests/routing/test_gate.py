@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing.features import SparseVector
-from coe_server.routing.gate import Gate, nearest_mean
+from coe_server.routing.gate import Gate, nearest_mean, postings
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 8))
@@ -19,8 +19,7 @@ def test_the_similarity_is_the_mean_cosine_to_the_nearest_prototypes(seed: int, 
     places, rows = np.nonzero(dense.T)
     gate = Gate(
         np.searchsorted(places, np.arange(columns + 1)).astype(np.int64),
-        rows.astype(np.int32),
-        dense.T[places, rows].astype(np.float32),
+        postings(rows, dense.T[places, rows]),
         prototypes,
         near,
         0.0,

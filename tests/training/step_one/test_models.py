@@ -21,7 +21,7 @@ from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.classifier import CategoryModel, Classifier, LinearModel
 from coe_server.routing.features import SparseVector
-from coe_server.routing.gate import Gate
+from coe_server.routing.gate import Gate, postings
 from coe_server.routing.manifest import ClassifierEntry
 from router_training.config import ClassifierSettings
 from router_training.step_one.calibration import Method, fitted_calibration
@@ -57,7 +57,7 @@ def saved_and_loaded(classifier: Classifier, kind: Kind, method: Method, folder:
         changes["temperature"] = classifier.calibration.temperature
     features = type(plain.features).of(BITS, np.arange(COLUMNS), np.ones(COLUMNS, dtype=np.float32))
     starts = np.concatenate(([0], np.ones(COLUMNS, dtype=np.int64)))
-    gate = Gate(starts, np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.float32), 3, 1, 0.2)
+    gate = Gate(starts, postings(np.zeros(1, dtype=np.int32), np.ones(1)), 3, 1, 0.2)
     made = Artifact(small_artifact(**changes).manifest, features, classifier, gate, plain.mapping)
     artifacts.save(made, held_out(), None, folder)
     return artifacts.load(folder).classifier
