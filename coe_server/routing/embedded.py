@@ -1,4 +1,4 @@
-"""Turns -> vector with an embedding in it, alone or after the n-grams' columns; and the gate that goes with it.
+"""Turns -> vector with an embedding in it, alone or after the n-grams' columns; and the gates that go with it.
 
 numpy only. Where the embedding needs a model or a network it comes with the turns, computed before `route`.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from coe_server.routing.features import Features, Floats, SparseVector, Turn, of_length_one
-from coe_server.routing.gate import nearest_mean
+from coe_server.routing.gate import Gate, nearest_mean
 from coe_server.routing.static_embeddings import StaticEmbeddings
 
 
@@ -63,8 +63,30 @@ def mean_embedding(embeddings: Sequence[Floats | None], weights: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
+class NgramGate:
+    """The gate of the n-grams alone, for prompts that have an embedding beside them: embeddings are never far apart
+    and take strangers for familiar. They begin in column `first_dense`."""
+
+    ngrams: Gate
+    first_dense: int
+    threshold: float
+
+    @property
+    def prototypes(self) -> int:
+        return self.ngrams.prototypes
+
+    def similarity(self, vector: SparseVector) -> float:
+        """0 to 1; -1 for a prompt without an embedding, of which the classifier sees only half."""
+        end = int(vector.columns.searchsorted(self.first_dense))
+        if end == len(vector.columns):
+            return -1.0
+        return self.ngrams.similarity(SparseVector(vector.columns[:end], vector.weights[:end]))
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedGate:
-    """Mean cosine between a prompt's embedding and its nearest `embeddings` [prototypes, dimensions], of length 1.
+    """Where there are no n-grams: mean cosine between a prompt's embedding and its nearest `embeddings` [prototypes,
+    dimensions], of length 1.
 
     `first_dense` is the column in which embeddings begin.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
+from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate, NgramGate
 from coe_server.routing.features import Features, Vectoriser
 from coe_server.routing.gate import Gate, Similarity, postings
 from coe_server.routing.manifest import Manifest
@@ -75,6 +75,8 @@ def gate_tensors(gate: Similarity) -> Tensors:
         case Gate():
             rows, weights = (np.ascontiguousarray(gate.postings[name]) for name in ("row", "weight"))
             return {"posting_starts": gate.starts, "posting_rows": rows, "posting_weights": weights}
+        case NgramGate():
+            return gate_tensors(gate.ngrams)
         case EmbeddedGate():
             return {"gate_embeddings": gate.embeddings}
         case _:
@@ -84,24 +86,25 @@ def gate_tensors(gate: Similarity) -> Tensors:
 def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser) -> Similarity:
     """The gate that these tensors, already found to be in shape, are of."""
     threshold = manifest.thresholds.gate
-    if isinstance(features, EmbeddedFeatures):
+    if isinstance(features, EmbeddedFeatures) and _compares_embeddings(tensors, manifest):
         return EmbeddedGate(tensors["gate_embeddings"], features.first_dense, manifest.neighbours, threshold)
-    return Gate(
+    gate = Gate(
         starts=tensors["posting_starts"],
         postings=postings(tensors["posting_rows"], tensors["posting_weights"]),
         prototypes=manifest.prototypes,
         neighbours=manifest.neighbours,
         threshold=threshold,
     )
+    return NgramGate(gate, features.first_dense, threshold) if isinstance(features, EmbeddedFeatures) else gate
 
 
 def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
     """The tensors that a gate for the manifest's features must have."""
-    if manifest.features.embedded:
+    if _compares_embeddings(tensors, manifest):
         return {"gate_embeddings": (np.float32, (manifest.prototypes, manifest.features.dimensions))}
     count = _length(tensors, "posting_rows")
     return {
-        "posting_starts": (np.int64, (column_count(tensors, manifest) + 1,)),
+        "posting_starts": (np.int64, (_length(tensors, "kept") + 1,)),
         "posting_rows": (np.int32, (count,)),
         "posting_weights": (np.float32, (count,)),
     }
@@ -109,13 +112,19 @@ def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
 
 def gate_fault(tensors: Tensors, manifest: Manifest) -> str | None:
     """What is wrong with tensors whose shapes are right, or None."""
-    if manifest.features.embedded:
+    if _compares_embeddings(tensors, manifest):
         return None
     starts, rows = tensors["posting_starts"], tensors["posting_rows"]
     in_order = starts[0] == 0 and starts[-1] == len(rows) and bool(np.all(starts[1:] >= starts[:-1]))
     if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
         return "the postings point outside themselves"
     return None
+
+
+def _compares_embeddings(tensors: Tensors, manifest: Manifest) -> bool:
+    """Artifacts of old do so beside n-grams as well."""
+    settings = manifest.features
+    return settings.embedded and (not settings.ngrams or "gate_embeddings" in tensors)
 
 
 def _length(tensors: Tensors, name: str) -> int:

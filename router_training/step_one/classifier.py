@@ -12,7 +12,7 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from coe_server.errors import DatasetError
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.classifier import CategoryModel, Classifier
-from coe_server.routing.embedded import EmbeddedGate
+from coe_server.routing.embedded import EmbeddedGate, NgramGate
 from coe_server.routing.features import Vectoriser
 from coe_server.routing.gate import Gate
 from router_training.config import TrainingConfig
@@ -41,7 +41,7 @@ class StepOne:
 
     features: Vectoriser
     classifier: Classifier
-    gate: Gate | EmbeddedGate
+    gate: Gate | NgramGate | EmbeddedGate
 
 
 @dataclass(frozen=True, slots=True)

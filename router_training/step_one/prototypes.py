@@ -7,7 +7,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from coe_server.errors import DatasetError
-from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate
+from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate, NgramGate
 from coe_server.routing.features import Features, Vectoriser, of_length_one
 from coe_server.routing.gate import Gate, nearest_mean, postings
 from router_training.config import TrainingConfig
@@ -24,10 +24,13 @@ Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 
 
-def fitted_gate(vectors: Matrix, features: Vectoriser, config: TrainingConfig) -> Gate | EmbeddedGate:
-    """Prototypes drawn from the prompts; lets everything in. Embeddings, where there are any, judge alone."""
+def fitted_gate(vectors: Matrix, features: Vectoriser, config: TrainingConfig) -> Gate | NgramGate | EmbeddedGate:
+    """Prototypes drawn from the prompts; lets everything in. N-grams judge alone, embeddings where there are none."""
     drawn = np.random.default_rng(config.seed).permutation(vectors.shape[0])[: config.gate.prototypes]
     prototypes = vectors[np.sort(drawn)]
+    if isinstance(features, EmbeddedFeatures) and features.ngrams is not None:
+        gate = _filed_by_column(prototypes[:, : features.first_dense], features.ngrams.word_columns, config)
+        return NgramGate(gate, features.first_dense, NO_THRESHOLD)
     if isinstance(features, EmbeddedFeatures):
         embeddings = of_length_one(prototypes[:, features.first_dense :].toarray())
         return EmbeddedGate(embeddings, features.first_dense, config.gate.neighbours, NO_THRESHOLD)
@@ -71,8 +74,10 @@ def _telling(counts: Ints, prototypes: int, look_ups: int) -> npt.NDArray[np.boo
     return telling
 
 
-def gate_similarities(vectors: Matrix, gate: Gate | EmbeddedGate) -> Vector:
+def gate_similarities(vectors: Matrix, gate: Gate | NgramGate | EmbeddedGate) -> Vector:
     """The gate's `similarity` of many prompts at once."""
+    if isinstance(gate, NgramGate):
+        return gate_similarities(vectors[:, : gate.first_dense], gate.ngrams)
     if isinstance(gate, EmbeddedGate):
         dense = vectors[:, gate.first_dense :]
         return _nearest(dense, sp.csr_array(gate.embeddings.T), gate.neighbours)

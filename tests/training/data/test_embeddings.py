@@ -33,6 +33,7 @@ from router_training.pipeline import fit
 from router_training.progress import in_silence
 from router_training.step_one.basis import basis_of, vectorised
 from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
+from router_training.step_one.prototypes import gate_similarities
 from router_training.step_one.vectors import count_ngrams
 from tests.routing.stand_in_endpoint import StandIn, endpoint
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, prompts, write_run
@@ -209,7 +210,8 @@ def test_the_matrix_that_trains_is_the_vector_that_serves(tmp_path: Path, ngrams
     unseen = cross_fit(basis, dataset, config, [fold])
     step_one = fit_step_one(basis.rows(fold.seen), dataset.rows(fold.seen), config)
     features_served = served(step_one.features, config.features)
-    matrix = vectorised(counts, dataset, step_one.features).toarray()
+    vectors = vectorised(counts, dataset, step_one.features)
+    matrix, similarities = vectors.toarray(), gate_similarities(vectors, step_one.gate)
     assert isinstance(features_served, EmbeddedFeatures)
     for row in fold.left_out[:5]:
         bare = tuple(Turn(turn.text, turn.weight) for turn in dataset.conversations[row].turns)
@@ -217,7 +219,9 @@ def test_the_matrix_that_trains_is_the_vector_that_serves(tmp_path: Path, ngrams
         dense = np.zeros(features_served.columns)
         dense[vector.columns] = vector.weights
         assert matrix[row] == pytest.approx(dense, abs=1e-6)
-        assert step_one.gate.similarity(vector) == pytest.approx(unseen.similarities[row], abs=1e-5)
+        assert step_one.gate.similarity(vector) == pytest.approx(similarities[row], abs=1e-5)
+    narrow = basis.unseen(fold.left_out, fold.seen, config.features.min_prompts)
+    assert gate_similarities(narrow, step_one.gate) == pytest.approx(unseen.similarities[fold.left_out], abs=1e-5)
 
 
 def test_unknown_words_say_nothing_and_several_turns_are_weighed(tmp_path: Path) -> None:
