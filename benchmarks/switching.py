@@ -247,7 +247,7 @@ def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) 
     scenario = replace(made_up, experts=tuple(replace(expert, preload=Tier.DISK) for expert in made_up.experts))
     trace = make_trace("zipf", names, requests, SEED)
     watch = Watch([request.arrival_seconds for request in trace.requests])
-    print(f"cost of deciding, {requests:,} requests", file=sys.stderr, flush=True)
+    print(f"cost of deciding, {in_host} in host memory, {requests:,} requests", file=sys.stderr, flush=True)
     began = time.perf_counter()
     run = watch.run(lambda: simulate(scenario, trace, OURS))
     seconds = time.perf_counter() - began
@@ -300,7 +300,7 @@ def machine_text(machines: tuple[Machine, ...]) -> str:
 
 def cost_text() -> str:
     head = ("### Switching: the cost of deciding", "", f"One process, Python {platform.python_version()}.", "")
-    return "\n".join((*head, *cost_section()))
+    return "\n".join((*head, *cost_section(), "", *cost_section(in_host=150)))
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -117,7 +117,7 @@ class Overview:
             oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
             return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
         able = self._in_turn_off_disk if self._starting else self._in_turn
-        return tuple(self._queue(slot) for slot in able.values())
+        return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
 
     def queued_on_disk(self) -> tuple[Queue, ...]:
         """Who waits for an engine to be started that is not on its way yet."""
@@ -146,10 +146,9 @@ class Overview:
         return Prospect(self.holding(slot), up, down, may_come=slot.pushed_out)
 
     def _queue(self, slot: Slot) -> Queue:
-        queue = self._queues.get(slot.name)
-        if queue is None:
-            queue = self._queues[slot.name] = slot.queue()
-        return queue
+        if slot.name not in self._queues:
+            self._queues[slot.name] = slot.queue()
+        return self._queues[slot.name]
 
     def _look_again(self) -> None:
         """At every slot that has changed since the last time."""

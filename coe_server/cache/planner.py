@@ -153,10 +153,13 @@ def plan(
     short = _short(standing, goal, capacity)
 
     def may_leave(holding: Holding) -> bool:
-        return holding.name != goal.name and not (holding.wanted and holding.since > tenured_since)
+        return not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
 
-    if not _all_busy(standing, short):
-        draft = _make_room(standing, short, lambda holding: not holding.busy and may_leave(holding))
+    def may_leave_now(holding: Holding) -> bool:
+        return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
+
+    if not (_all_busy(standing) and short.device > 0):
+        draft = _make_room(standing, short, may_leave_now)
         if draft is not None:
             return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
     draft = _make_room(standing, short, may_leave)
@@ -168,13 +171,15 @@ def plan(
 
 def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
     """Whether `goal` has to wait because everybody on the device is busy: known at once, where `plan` says for whom."""
-    return _all_busy(standing, _short(standing, goal, capacity))
+    return _all_busy(standing) and _short(standing, goal, capacity).device > 0
 
 
-def _all_busy(standing: Standing, short: Bytes) -> bool:
-    """No idle expert holds anything of the device, and there is too little of it left."""
-    there = standing.tiers[Tier.DEVICE].values()
-    return short.device > 0 and not standing.held[Tier.HOST].device and all(holding.busy for holding in there)
+def _all_busy(standing: Standing) -> bool:
+    """No idle expert holds anything of the device."""
+    for holding in standing.tiers[Tier.DEVICE].values():
+        if not holding.busy:
+            return False
+    return not standing.held[Tier.HOST].device
 
 
 def _short(standing: Standing, goal: Holding, capacity: Bytes) -> Bytes:

@@ -107,8 +107,7 @@ class _Orders:
 
     def could_concern(self, expert: str) -> bool:
         """False while another engine starts and this one would have to."""
-        goal = self._standing.holding(expert)
-        return goal is not None and not (self._starting and goal.tier is Tier.DISK)
+        return not (self._starting and expert in self._standing.tiers[Tier.DISK])
 
     def give(self, turn: Turn, tenured_since: float) -> bool:
         """Decide about one turn; True if it waits for room that nobody behind it may take."""
