@@ -63,3 +63,16 @@ def test_one_bad_group_is_no_agreement() -> None:
     one_bad = np.where(np.arange(101) % 10 == 3, -1.0, 0.0)
     assert step_for(one_bad) == USUAL
     assert step_for(one_bad, groups=1) == USUAL
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12))
+def test_the_gate_never_opens_further_where_every_group_loses_by_it(seed: int, groups: int) -> None:
+    generator = np.random.default_rng(seed)
+    losses = -generator.random(101) * (generator.random(101) < generator.random())
+    assert step_for(losses, groups) >= USUAL
+
+
+@given(st.integers(0, 10_000))
+def test_a_single_group_moves_nothing(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    assert step_for(generator.uniform(-1.0, 1.0) + generator.random(101), groups=1) == USUAL
