@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from coe_server.amounts import Share
 from coe_server.assembly.experts import platform_of
-from coe_server.cache.planner import Holding, Never, Standing, mib, plan
+from coe_server.cache.planner import Never, mib, plan
 from coe_server.cache.slot import Expert
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, VllmExpert
 from coe_server.engines.machine import available_host_bytes, card_bytes

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 
 from coe_server.cache.forecast import Ahead, Forecast
-from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Queue, turns
 from coe_server.cache.slot import Slot
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from heapq import nsmallest
 from itertools import chain
 
-from coe_server.cache.planner import Holding, Move, Plan
+from coe_server.cache.planner import Move, Plan
+from coe_server.cache.standing import Holding
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 
 LEAST_CHANCE = 0.005  # who is less likely to be asked for next is left out of account

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
-from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, nobody_can_leave, plan
+from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
 from coe_server.cache.policy import OURS, Policy
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
 
 

@@ -5,7 +5,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Holding, Never, NotYet, Plan, Standing, plan
+from coe_server.cache.planner import Never, NotYet, Plan, plan
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 

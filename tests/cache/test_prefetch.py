@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.prefetch import LEAST_GAIN, Prospect, prefetch
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 

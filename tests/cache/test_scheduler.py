@@ -5,7 +5,6 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Holding, Standing
 from coe_server.cache.policy import FIFO
 from coe_server.cache.scheduler import (
     Limits,
@@ -18,6 +17,7 @@ from coe_server.cache.scheduler import (
     turns,
     wait_bound_seconds,
 )
+from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
 
