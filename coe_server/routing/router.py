@@ -14,54 +14,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, choice, spread
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, obstacle
 from coe_server.routing.choice import Candidate, Choice
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
-    GENERAL,
     Availability,
     BudgetReading,
     GateReading,
     Kept,
-    Reason,
     RouteOptions,
     RoutingDecision,
 )
-from coe_server.routing.features import Turn
-from coe_server.routing.gate import trust_in
 from coe_server.routing.meters import Meters
-from coe_server.routing.readout import Readout
+from coe_server.routing.reading import Reader, Reading
 
 DEFAULT_OBJECTIVE = "quality"
 SURE_OF_A_NEW_TOPIC = 0.6  # probability of its category that one turn needs, to be taken for a new topic
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Step one's answer: what the classifier and the gate make of the text.
-
-    `expected` are the experts' scores. `trust` is `mapped`, or the reason why the experts' overall means decide
-    instead of the categories.
-    """
-
-    probabilities: npt.NDArray[np.float64]
-    expected: npt.NDArray[np.float64]
-    likeliest: str
-    confidence: float
-    gate: GateReading
-    trust: Reason
-
-    @property
-    def category(self) -> str:
-        return self.likeliest if self.trust == "mapped" else GENERAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +73,6 @@ class Router:
         self._capabilities = {name: said.get(name, UNKNOWN).over(own.get(name, UNKNOWN)) for name in {*own, *said}}
         self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
         self._costs = {objective: np.array(manifest.costs(objective)) for objective in manifest.objectives}
-        self._scores = np.array([[manifest.score[c][e].score for e in self.expert_names] for c in manifest.categories])
-        self._overall = np.array([manifest.overall[e].score for e in self.expert_names])
         self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
         self._unused = {
             objective: {
@@ -108,7 +80,7 @@ class Router:
             }
             for objective, entry in manifest.objectives.items()
         }
-        self._readout = Readout.of(artifact.classifier, artifact.corrections)
+        self._reader = Reader(artifact)
         self._meters = Meters(artifact, budget_window)
 
     @classmethod
@@ -140,11 +112,11 @@ class Router:
                 objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
             )
         price = BudgetReading(price.target, price.mean, price.multiplier * spread.factor(conversation.turns))
-        reading = self._read(conversation.turns, options.min_confidence)
+        reading = self._reader.read(conversation.turns, options.min_confidence)
         candidates = self._candidates(reading, objective, price.multiplier, request)
         chosen = choice.stay(candidates, options.kept)
         if chosen is not None:
-            newest = self._read(conversation.turns[-1:], options.min_confidence)
+            newest = self._reader.read(conversation.turns[-1:], options.min_confidence)
             others = self._candidates(newest, objective, price.multiplier, request)
             if self._is_new_topic(newest, options.kept) and choice.is_worth_leaving(others, chosen):
                 chosen, reading, candidates = None, newest, others
@@ -190,34 +162,6 @@ class Router:
         if candidate.excluded is not None:
             raise choice.nobody([candidate])
         return candidate
-
-    def _read(self, turns: Sequence[Turn], min_confidence: float | None) -> Reading:
-        """Step one: text -> features -> category probabilities, and whether to believe them."""
-        manifest = self.artifact.manifest
-        vector = self.artifact.features.vector(turns)
-        probabilities, corrections = self._readout.read(vector)
-        similarity = self.artifact.gate.similarity(vector)
-        inside = similarity >= self.artifact.gate.threshold
-        top = int(probabilities.argmax())
-        confidence = float(probabilities[top])
-        least = manifest.thresholds.min_confidence if min_confidence is None else min_confidence
-        unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
-        trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
-        gate = GateReading(similarity, self.artifact.gate.threshold, inside)
-        expected = self._mixed(probabilities, corrections, similarity) if trust == "mapped" else self._overall
-        return Reading(probabilities, expected, manifest.categories[top], confidence, gate, trust)
-
-    def _mixed(
-        self, probabilities: npt.NDArray[np.float64], corrections: npt.NDArray[np.float64], similarity: float
-    ) -> npt.NDArray[np.float64]:
-        """Expected scores over all categories, corrected by the prompt's own words; the overall means near the gate."""
-        threshold = self.artifact.gate.threshold
-        expected = probabilities @ self._scores
-        if len(corrections):
-            expected += corrections
-        full_trust = self.artifact.manifest.thresholds.full_trust
-        trust = trust_in(np.float64(similarity), threshold, threshold if full_trust is None else full_trust)
-        return np.asarray(self._overall + trust * (expected - self._overall))
 
     def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
         """Every expert with its expected score and value, or with the sentence that rules it out; the best first."""
