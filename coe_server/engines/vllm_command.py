@@ -123,6 +123,7 @@ def engine_environment(
     environment = {key: value for key, value in inherited.items() if _may_inherit(key)}
     environment |= _COMMON_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
+    environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
     if launch.platform == "cpu":
         environment |= _CPU_ENVIRONMENT | {"PYTHONPATH": str(_WORKER_FOLDER)}
     else:

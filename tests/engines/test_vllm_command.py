@@ -112,6 +112,7 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
     assert environment[IMAGE_VARIABLE] == "/proc/1/fd/7"
+    assert environment["OTEL_SERVICE_NAME"] == f"vllm {launch().name}"
     assert "HF_HUB_OFFLINE" not in environment, "experts may be hub ids"
 
 
