@@ -83,8 +83,7 @@ class Mover:
                 await self._move(slot, move)
                 if all(other.expert != slot.name for other in later):
                     slot.halt()
-                    if slot.waiters:  # else its leaving concerns only whom it makes room for
-                        self._changed()
+                    self._changed()  # it may go on to disk for somebody else, too
         except EngineError as error:
             logger.warning("%s", error)
         except _PlanIsStale as stale:

@@ -76,8 +76,18 @@ def plan(
 
 
 def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
-    """Whether `goal` has to wait because everybody on the device is busy: known at once, where `plan` says for whom."""
-    return _all_busy(standing) and _short(standing, goal, capacity).device > 0
+    """Whether `goal` has to wait because everybody on the device is busy: known at once, where `plan` says for whom.
+
+    False where waiting may be in vain, which `plan` tells: beside pinned experts, or for who needs more than there is.
+    """
+    if not _all_busy(standing) or _short(standing, goal, capacity).device <= 0:
+        return False
+    need = bytes_in(goal.footprint, Tier.DEVICE)
+    return need.device <= capacity.device and need.host <= capacity.host and not _anyone_is_pinned(standing)
+
+
+def _anyone_is_pinned(standing: Standing) -> bool:
+    return any(one.pin is not Tier.DISK for tier in (Tier.DEVICE, Tier.HOST) for one in standing.tiers[tier].values())
 
 
 def _all_busy(standing: Standing) -> bool:

@@ -99,6 +99,7 @@ class _Orders:
         self._starting = starting
         self._plans: list[Plan] = []
         self._unseen: list[Plan] = []  # begun, but not yet in the standing: few passes come to a next turn
+        self._moving: set[str] = set()  # by those plans
         self._draining: set[str] = set()
         self._staying: set[str] = set()
         self._never: dict[str, str] = {}
@@ -107,8 +108,8 @@ class _Orders:
         return Orders(tuple(self._plans), frozenset(self._draining), frozenset(self._staying), self._never)
 
     def could_concern(self, expert: str) -> bool:
-        """False while another engine starts and this one would have to."""
-        return not (self._starting and expert in self._standing.tiers[Tier.DISK])
+        """False for whom a plan of this pass moves already, and for who would have to start while another engine does."""
+        return expert not in self._moving and not (self._starting and expert in self._standing.tiers[Tier.DISK])
 
     def give(self, turn: Turn, tenured_since: float) -> bool:
         """Decide about one turn; True if it waits for room that nobody behind it may take."""
@@ -140,6 +141,7 @@ class _Orders:
 
     def _begin(self, ready: Plan, goal: Holding) -> None:
         self._plans.append(ready)
+        self._moving.update(move.expert for move in ready.moves)
         self._starting = self._starting or goal.tier is Tier.DISK
         self._unseen.append(ready)
 

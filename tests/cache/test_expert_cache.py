@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -306,6 +307,33 @@ def test_a_person_may_have_a_failed_expert_tried_again_at_once():
                 await cache.lease("a")
             await cache.load("a")
             assert status(cache, "a").state is State.DEVICE
+
+    run(story())
+
+
+def test_who_has_just_fallen_asleep_makes_room_for_others_too_while_the_engine_it_left_for_still_starts():
+    large = Footprint(device_awake=10, device_asleep=4, host_process=1, host_image=10)
+    patient = Limits(max_wait_seconds=60, prefetch=False)
+
+    async def story():
+        async with running(
+            "abc", device=20, limits=patient, a=large, c=large, b=replace(large, device_awake=8, device_asleep=0)
+        ) as (cache, engines):
+            for name in "caa":  # c is worth less, so it leaves first
+                (await cache.lease(name)).release()
+            engines["a"].gate.clear()
+            engines["b"].gate.clear()
+            to_b = asyncio.create_task(cache.lease("b"))
+            await settle()
+            assert (status(cache, "c").residency, status(cache, "a").state) == ("host", State.DRAINING)
+            to_c = asyncio.create_task(cache.lease("c"))  # for which a has to go on to disk
+            await settle()
+            engines["a"].gate.set()
+            await settle()
+            assert to_c.done() and not to_b.done()
+            engines["b"].gate.set()
+            (await to_c).release()
+            (await to_b).release()
 
     run(story())
 

@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Never, NotYet, Plan, plan
+from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
@@ -153,3 +153,11 @@ def test_never_says_what_is_needed_and_what_there_is():
     big = Holding("big", Tier.DISK, Footprint(device_awake=3 << 30, host_process=1 << 30))
     outcome = way([big], Bytes(1 << 30, 8 << 30))
     assert outcome == Never("expert 'big' needs 3,072 MiB of device memory; the limit is 1,024 MiB")
+
+
+@given(worlds())
+def test_where_nobody_can_leave_waiting_is_not_in_vain(world):
+    holdings, capacity = world
+    busy = [holding._replace(busy=holding.tier is Tier.DEVICE) for holding in holdings]
+    if nobody_can_leave(Standing.of(busy), busy[0], capacity):
+        assert isinstance(way(busy, capacity), NotYet)

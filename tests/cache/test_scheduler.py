@@ -20,6 +20,7 @@ from coe_server.cache.scheduler import (
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
+from tests.cache.test_planner import worlds
 
 queues = st.lists(
     st.builds(
@@ -131,3 +132,26 @@ def test_who_has_just_come_is_pressed_out_only_for_somebody_overdue():
     assert draining(now=35.0) == {"new"}
     assert draining(now=30.0, max_wait=30) == {"new"}
     assert seconds_until_tenured(Standing.of([new, away]), 30.0, 15) == 5.0
+
+
+@given(worlds(), st.lists(st.integers(0, 400).map(lambda n: n / 4), min_size=5, max_size=5), st.booleans())
+def test_no_two_plans_of_a_pass_move_the_same_expert(world, arrivals, starting):
+    holdings, capacity = world
+    queues = [
+        Queue(holding.name, (arrived,), 1.0)
+        for holding, arrived in zip(holdings, arrivals, strict=False)
+        if holding.wanted and not holding.busy and (holding.leaving or holding.tier is not Tier.DEVICE)
+    ]
+    orders = conduct(Standing.of(holdings), queues, capacity, 100.0, Limits(max_wait_seconds=30), starting=starting)
+    moved = [move.expert for ready in orders.plans for move in ready.moves]
+    assert len(moved) == len(set(moved))
+
+
+def test_who_is_lowered_for_a_start_is_not_started_itself_in_the_same_pass():
+    small = Footprint(device_awake=10, host_image=10)
+    idle, asleep = Holding("idle", Tier.DEVICE, small), Holding("asleep", Tier.HOST, small, wanted=True)
+    cold = Holding("cold", Tier.DISK, small, wanted=True)
+    queues = [Queue("cold", (0.0,), 40), Queue("asleep", (1.0,), 1)]
+    orders = conduct(Standing.of([idle, asleep, cold]), queues, Bytes(30, 20), 50.0, Limits(max_wait_seconds=10))
+    assert [[move.expert for move in ready.moves] for ready in orders.plans] == [["asleep", "cold"]]
+    assert orders.draining == set()
