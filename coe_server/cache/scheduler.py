@@ -108,7 +108,7 @@ class _Orders:
         return Orders(tuple(self._plans), frozenset(self._draining), frozenset(self._staying), self._never)
 
     def could_concern(self, expert: str) -> bool:
-        """False for whom a plan of this pass moves already, and for who would have to start while another engine does."""
+        """False for whom a plan of this pass moves, and for who would have to start while another engine does."""
         return expert not in self._moving and not (self._starting and expert in self._standing.tiers[Tier.DISK])
 
     def give(self, turn: Turn, tenured_since: float) -> bool:

@@ -1,5 +1,6 @@
 """What a request's trace says, whose child it is, and what an engine is told of it."""
 
+import asyncio
 import json
 import queue
 import re
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -33,7 +35,7 @@ from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
 from tests.http.server import Running, running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
-from tests.http.test_failure import FRENCH, Says
+from tests.http.test_failure import FRENCH, Says, open_stream
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -385,6 +387,58 @@ def test_a_collector_that_does_not_answer_holds_up_neither_requests_nor_the_end(
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         assert serve_one({"endpoint": f"http://127.0.0.1:{deaf.getsockname()[1]}/v1/traces"}) == 200
+
+
+def test_after_an_early_head_the_request_has_the_status_that_the_caller_saw(spans, tracing):
+    class StartsLate(Breaking):
+        async def start(self, within_seconds=None):
+            await asyncio.to_thread(may_start.wait, 20)
+            await super().start(within_seconds)
+
+    may_start = threading.Event()
+    refuses = StartsLate("a", [Says(400, b'{"error": {"message": "bad", "code": 400}}')])
+    with running_server({"a": refuses}, tracing=tracing, keepalive_seconds=0.01) as server:
+        with open_stream(server, model="a") as client:
+            client.read_until(b"HTTP/1.1 200")
+            may_start.set()
+            client.read_until(b'"bad"')
+        request, children = spans.of_one_request()
+    assert request.attributes["http.response.status_code"] == 200
+    assert children[-1].attributes["http.response.status_code"] == 400
+
+
+def test_lines_of_one_header_reach_the_engine_as_one():
+    engine = Hears("a")
+    body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "w"}]})
+    twice = f"traceparent: {CALLERS}\r\ntracestate: a=1\r\ntracestate: b=2\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{twice}content-length: {len(body)}\r\n\r\n"
+    with (
+        running_server({"a": engine}) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire,
+    ):
+        wire.sendall((head + body).encode())
+        assert wire.recv(100).startswith(b"HTTP/1.1 200")
+    assert engine.heard[0]["tracestate"] == "a=1, b=2"
+
+
+class Stuck(SpanProcessor):
+    """Its end takes as long as the test likes."""
+
+    def __init__(self):
+        self.may_end, self.ended = threading.Event(), threading.Event()
+
+    def shutdown(self):
+        self.may_end.wait(20)
+        self.ended.set()
+
+
+def test_the_end_waits_for_what_is_still_to_be_sent_but_not_for_ever(monkeypatch):
+    monkeypatch.setattr(otel, "FLUSH_SECONDS", 0.05)
+    stuck = Stuck()
+    span_tracing(TracingSettings(), {}, stuck).close()
+    assert not stuck.ended.is_set()
+    stuck.may_end.set()
+    assert stuck.ended.wait(20)
 
 
 def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):

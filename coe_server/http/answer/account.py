@@ -47,9 +47,9 @@ class Account:
         self._telemetry.observe(named.WAIT, waited_seconds, expert)
         self._trace.granted(expert, waited_seconds)
 
-    def first_bytes(self, status: int, is_stream: bool) -> None:
-        """The answer begins."""
-        self._facts["status"] = self._status = status
+    def first_bytes(self, status: int, told: int, is_stream: bool) -> None:
+        """The answer begins. `told` is what the caller got as its status: not the expert's after an early head."""
+        self._facts["status"] = self._status = told
         self._trace.first_bytes(status)
         if is_stream:
             seconds = time.perf_counter() - self._began

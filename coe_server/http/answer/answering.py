@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Request
 from starlette.responses import Response
@@ -22,7 +22,9 @@ from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 
 # What an engine is told of the caller's headers; its keys above all are nobody else's business.
-_PASSED_ON = (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id", b"traceparent", b"tracestate")
+_PASSED_ON = frozenset(
+    (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id", b"traceparent", b"tracestate")
+)
 
 
 def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
@@ -37,14 +39,15 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         service.chronicle.record(decision, asked.conversation)
         if serving.traffic is not None:
             serving.traffic.see(decision)
-        trace = service.tracing.begin(surface, request.headers, body.fields, decision, began)
+        passed_on = _passed_on(request)
+        trace = service.tracing.begin(surface, passed_on, body.fields, decision, began)
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
             is_streamed=body.fields.get("stream") is True,
             keepalive_seconds=serving.keepalive_seconds,
             deadline_seconds=deadline and max(0.0, deadline - (time.perf_counter() - began)),
-            request_for=lambda expert: _engine_request(request, body, service.engine_models[expert], trace),
+            request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),
             decide_again=lambda: service.decide(asked),
             decided=lambda again: service.chronicle.record(again, asked.conversation),
             answered=lambda followed: service.sessions.remember(asked.session, followed),
@@ -67,13 +70,24 @@ def _listener_for(service: Service, surface: Surface, request: Request) -> Calla
     return lambda expert: ResponseId(lambda found: service.made.remember(found, expert, owner))
 
 
-def _engine_request(request: Request, body: Body, model: str, trace: Trace) -> EngineRequest:
-    given = dict(request.scope["headers"])
-    passed_on = tuple((name.decode(), given[name].decode("latin-1")) for name in _PASSED_ON if name in given)
-    headers = (("content-type", "application/json"), *passed_on)  # it was read as JSON, whatever the client called it
+def _passed_on(request: Request) -> dict[str, str]:
+    """Of the caller's headers; several lines of one are a list in one line (RFC 9110, 5.3)."""
+    found: dict[str, str] = {}
+    for name, value in request.scope["headers"]:
+        if name in _PASSED_ON:
+            before, more = found.get(name.decode()), value.decode("latin-1")
+            found[name.decode()] = more if before is None else f"{before}, {more}"
+    return found
+
+
+def _engine_request(
+    surface: Surface, passed_on: Mapping[str, str], body: Body, model: str, trace: Trace
+) -> EngineRequest:
+    # it was read as JSON, whatever the client called it
+    headers = (("content-type", "application/json"), *passed_on.items())
     pieces = body.for_engine(model)
     whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-    return EngineRequest("POST", request.scope["path"], trace.onto(headers), whole)
+    return EngineRequest("POST", surface.path, trace.onto(headers), whole)
 
 
 def _prompt(body: Body) -> str | None:

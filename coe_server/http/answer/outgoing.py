@@ -20,18 +20,22 @@ _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache
 
 
 class Outgoing:
-    """`headed`: the status is out. `spoken`: so is a part of the answer, and nobody else can give it any more.
+    """`status` is out, None before. `spoken`: so is a part of the answer, and nobody else can give it any more.
 
     `ended`: the last of it is out, too.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.headed = False
+        self.status: int | None = None
         self.spoken = False
         self.ended = False
         self.is_event_stream = False
         self._scope = scope
         self._send = send
+
+    @property
+    def headed(self) -> bool:
+        return self.status is not None
 
     async def begin(self, status: int, headers: Mapping[str, str], others: Iterable[tuple[str, str]] = ()) -> None:
         """The status and the headers, ours and others'. Where they are out already, a comment says what became true."""
@@ -59,7 +63,7 @@ class Outgoing:
     async def fail(self, error: CoeError) -> None:
         """Say why as a response or, later, as an event; any other body stays incomplete and is not taken for whole."""
         if not self.headed:
-            self.headed = True
+            self.status = error.status
             await error_response(error, path=self._scope["path"])(self._scope, _nobody, self._send)
             return
         logger.warning("%s", error)
@@ -70,7 +74,7 @@ class Outgoing:
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
-        self.headed = True
+        self.status = status
         pairs = [(name.lower(), value) for name, value in headers]
         self.is_event_stream = any(n == "content-type" and v.startswith("text/event-stream") for n, v in pairs)
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]

@@ -79,7 +79,7 @@ class RoutedResponse(Response):
             self._account.close()
 
     async def _fail(self, error: CoeError) -> None:
-        self._account.failed(error, 200 if self._out.headed else error.status)
+        self._account.failed(error, self._out.status or error.status)
         await self._out.fail(error)
 
     async def _answer_or_hang_up(self, receive: Receive) -> None:
@@ -178,7 +178,7 @@ class RoutedResponse(Response):
                 headers = decision_headers(self._decision) | wait_header(lease)
 
                 def begun(status: int) -> None:
-                    self._account.first_bytes(status, self._errand.is_streamed)
+                    self._account.first_bytes(status, self._out.status or status, self._errand.is_streamed)
                     if status < 400:
                         spent()
 
