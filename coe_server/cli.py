@@ -52,9 +52,6 @@ journal = typer.Typer(no_args_is_help=True, help="The decision log of a server."
 app.add_typer(journal, name="journal")
 app.command()(bench)
 
-# Objects made and not let go of before cycles are looked for: with the usual 700 that took hundredths of every request.
-COLLECT_AFTER = (20_000, 20, 20)
-
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")
 ]
@@ -85,7 +82,6 @@ def serve(
             logging.getLogger(__name__).warning("%s", warning)
     gc.collect()
     gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
-    gc.set_threshold(*COLLECT_AFTER)
     server.run()
     if not server.started:  # the port is taken, say: uvicorn has said why
         raise typer.Exit(1)
