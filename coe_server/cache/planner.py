@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import NamedTuple
 
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One expert from one tier to another."""
 
     expert: str
@@ -100,12 +100,11 @@ def _all_busy(standing: Standing) -> bool:
 
 def _short(standing: Standing, goal: Holding, capacity: Bytes) -> Bytes:
     """What would be missing if the goal came and nobody left; below zero: what would be left over."""
-    awake, asleep, known = standing.held[Tier.DEVICE], standing.held[Tier.HOST], standing.holding(goal.name)
-    before = _NOTHING if known is None else known.held
+    awake, asleep = standing.held[Tier.DEVICE], standing.held[Tier.HOST]
     now, then = goal.held, bytes_in(goal.footprint, Tier.DEVICE)
     return Bytes(
-        awake.device + asleep.device - before.device + max(now.device, then.device) - capacity.device,
-        awake.host + asleep.host - before.host + max(now.host, then.host) - capacity.host,
+        awake.device + asleep.device + max(0, then.device - now.device) - capacity.device,
+        awake.host + asleep.host + max(0, then.host - now.host) - capacity.host,
     )
 
 
@@ -141,7 +140,8 @@ class _WayDown:
         """The first one to leave first: who drains already, then who is not wanted, then the least worth."""
         if len(leaving) > 1:
             leaving.sort(key=self.worth)
-            leaving.sort(key=_IS_LEAVING, reverse=True)
+            if any(map(_IS_LEAVING, leaving)):
+                leaving.sort(key=_IS_LEAVING, reverse=True)
         return leaving
 
 
@@ -185,8 +185,9 @@ class _Draft:
         now = self._tier(holding)
         if tier.depth > holding.pin.depth or tier.depth <= now.depth:
             return
-        if self._gain(holding, now, tier) > 0:
-            self._place(holding, tier)
+        change = bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, now)
+        if (change.device if self._device_short > 0 else change.host) < 0:
+            self._place(holding, tier, change)
 
     def spare_the_unneeded(self) -> None:
         """Undo every demotion that the plan can do without, the most valuable expert first."""
@@ -197,10 +198,11 @@ class _Draft:
             chosen = self._tier(holding)
             for tier in (holding.tier, Tier.HOST):
                 if tier.depth < chosen.depth and (tier is holding.tier or holding.footprint.can_sleep):
-                    self._place(holding, tier)
+                    change = bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, chosen)
+                    self._place(holding, tier, change)
                     if self.fits:
                         break
-                    self._place(holding, chosen)
+                    self._place(holding, chosen, _NOTHING - change)
 
     def moves(self) -> tuple[Move, ...]:
         return tuple(Move(h.name, h.tier, tier) for h, tier in self._lowered.values() if h.tier is not tier)
@@ -208,15 +210,9 @@ class _Draft:
     def _tier(self, holding: Holding) -> Tier:
         return self._lowered[holding.name][1] if holding.name in self._lowered else holding.tier
 
-    def _gain(self, holding: Holding, now: Tier, then: Tier) -> int:
-        """Of what is short."""
-        before, after = bytes_in(holding.footprint, now), bytes_in(holding.footprint, then)
-        return before.device - after.device if self._device_short > 0 else before.host - after.host
-
-    def _place(self, holding: Holding, tier: Tier) -> None:
-        before, after = bytes_in(holding.footprint, self._tier(holding)), bytes_in(holding.footprint, tier)
-        self._device_short += after.device - before.device
-        self._host_short += after.host - before.host
+    def _place(self, holding: Holding, tier: Tier, change: Bytes) -> None:
+        self._device_short += change.device
+        self._host_short += change.host
         self._lowered[holding.name] = (holding, tier)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
 from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
 from coe_server.cache.policy import OURS, Policy
@@ -31,8 +32,7 @@ class Limits:
     min_tenure_seconds: float = 0.0  # an expert that has just come is not pressed out by mere waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Queue:
+class Queue(NamedTuple):
     """The requests that wait for one expert: to be brought, or, where it drains, to go on."""
 
     expert: str
@@ -45,8 +45,7 @@ class Queue:
         return self.weight * (now * len(self.arrivals) - sum(self.arrivals))
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """An expert that should come to the device.
 
     A `pressing` turn may make busy experts drain. Nobody behind an `overdue` turn may take the room it waits for.

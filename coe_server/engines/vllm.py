@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from coe_server.engines.canary import canary_question, canary_tokens
@@ -136,7 +135,7 @@ class VllmEngine:
             freed_bytes = await self._freed(run, held_bytes)
         if self._launch.platform == "cuda":
             asleep = max(0, self._footprint.device_awake - freed_bytes)
-            self._footprint = replace(self._footprint, device_asleep=asleep)
+            self._footprint = self._footprint._replace(device_asleep=asleep)
 
     async def _end_run(self) -> None:
         async with self._one_end:
@@ -184,7 +183,7 @@ class VllmEngine:
         private = private_bytes(run.process.pid)
         if self._launch.platform == "cuda":
             awake = max(0, self._device_bytes() - run.device_bytes_before)
-            return replace(self._footprint, device_awake=awake, host_process=private)
+            return self._footprint._replace(device_awake=awake, host_process=private)
         report = await run.ask_worker("memory_report")
         awake = int(report["weights_bytes"]) + int(report["kv_cache_bytes"])
         image = self._image.size_bytes if self._image else 0

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -317,7 +316,7 @@ def test_who_has_just_fallen_asleep_makes_room_for_others_too_while_the_engine_i
 
     async def story():
         async with running(
-            "abc", device=20, limits=patient, a=large, c=large, b=replace(large, device_awake=8, device_asleep=0)
+            "abc", device=20, limits=patient, a=large, c=large, b=large._replace(device_awake=8, device_asleep=0)
         ) as (cache, engines):
             for name in "caa":  # c is worth less, so it leaves first
                 (await cache.lease(name)).release()
