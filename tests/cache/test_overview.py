@@ -1,0 +1,55 @@
+"""What the overview remembers between looks is what a fresh one would see."""
+
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe_server.cache.conductor import Conductor
+from coe_server.cache.overview import Overview
+from coe_server.cache.policy import POLICIES
+from coe_server.cache.simulator import simulate
+from tests.cache.machines import played
+
+
+def picture(overview):
+    """Everything it can be asked, in no order; strict order is left out, where the order decides between ties."""
+    here, away = overview.prospects()
+    return {
+        "settled": {slot.name for slot in overview.settled},
+        "at hand": {slot.name for slot in overview.at_hand},
+        "failed": {slot.name for slot in overview.failed},
+        "answers": (overview.anyone_is_below_a_pin, overview.starting, overview.anyone_waits, overview.calm),
+        "queues": set(overview.queues()),
+        "queued on disk": set(overview.queued_on_disk()),
+        "tiers": {tier: dict(holdings) for tier, holdings in overview.standing.tiers.items()},
+        "held": dict(overview.standing.held),
+        "prospects": (dict(here), dict(away)),
+    }
+
+
+def fresh(slots, policy):
+    """One that knows nothing yet. The slots go on telling the old one what changes."""
+    told = {name: slot.waiters.changed for name, slot in slots.items()}
+    overview = Overview(slots, policy)
+    for name, slot in slots.items():
+        slot.waiters.changed = told[name]
+    return overview
+
+
+@settings(max_examples=25, deadline=None)
+@given(played(), st.sampled_from([policy for policy in POLICIES.values() if policy.collates]))
+def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
+    scenario, trace = played
+    conduct, looks = Conductor._conduct, []
+
+    def watched(conductor):
+        for step in (lambda: None, lambda: conduct(conductor)):
+            step()
+            looks.append((picture(conductor._overview), picture(fresh(conductor._slots, policy))))
+
+    with mock.patch.object(Conductor, "_conduct", watched):
+        simulate(scenario, trace, policy)
+    assert looks
+    for remembered, seen in looks:
+        assert remembered == seen
