@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 from coe_server.cache.forecast import Forecast
 from coe_server.cache.scheduler import Limits, wait_bound_seconds
@@ -12,8 +13,7 @@ from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
+class Outlook(NamedTuple):
     """What a request for an expert would meet if it came now."""
 
     residency: str

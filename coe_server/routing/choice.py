@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
 from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade
@@ -14,8 +15,7 @@ from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason
 WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversation again, and may have to be loaded
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One expert; `cost` is in the objective's unit, `obstacle` says why it cannot take the request, `absence` why it
     cannot be had now."""
 

@@ -6,7 +6,7 @@ Knows nothing of how the choice is made.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Residency = Literal["device", "host", "disk", "remote"]
 Priority = Literal["high", "normal", "batch"]
@@ -15,8 +15,7 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 GENERAL = "general"
 
 
-@dataclass(frozen=True, slots=True)
-class Availability:
+class Availability(NamedTuple):
     """Where an expert's weights are now, how long a lease would take, and why it cannot be had (or None)."""
 
     residency: Residency
@@ -46,8 +45,7 @@ class RouteOptions:
     priority: Priority = "normal"
 
 
-@dataclass(frozen=True, slots=True)
-class RankedExpert:
+class RankedExpert(NamedTuple):
     """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None.
 
     `expected_score`, `active_params_b` and `value` are None for an expert the router was not trained on
@@ -63,8 +61,7 @@ class RankedExpert:
     excluded: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class GateReading:
+class GateReading(NamedTuple):
     """Is the prompt like the training data? Similarity to the nearest prototypes, and the least that counts."""
 
     similarity: float | None
@@ -72,8 +69,7 @@ class GateReading:
     inside: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetReading:
+class BudgetReading(NamedTuple):
     """Target and mean of the last answered requests, in billions of active parameters or, where the budget is on it,
     in price per million tokens; the multiplier is the score that one unit must buy."""
 
@@ -82,8 +78,7 @@ class BudgetReading:
     multiplier: float
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentTrade:
+class ResidentTrade(NamedTuple):
     """What taking an expert already on the device gave up, and the wait it saved."""
 
     score_lost: float = 0.0
@@ -123,21 +118,16 @@ class RoutingDecision:
         failed, *rest = self.ranking
         assert self.has_another, "somebody is left who can take the request"
         return replace(
-            self, expert=rest[0].expert, reason="fallback", ranking=(*rest, replace(failed, excluded=f"failed: {why}"))
+            self, expert=rest[0].expert, reason="fallback", ranking=(*rest, failed._replace(excluded=f"failed: {why}"))
         )
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, the same in dry run, log, events and page."""
         return {
-            **_fields(self),
+            **{name: getattr(self, name) for name in self.__slots__},
             "probabilities": dict(self.probabilities),
-            "ranking": [_fields(one) for one in self.ranking],
-            "gate": _fields(self.gate),
-            "budget": _fields(self.budget),
-            "resident": _fields(self.resident),
+            "ranking": [one._asdict() for one in self.ranking],
+            "gate": self.gate._asdict(),
+            "budget": self.budget._asdict(),
+            "resident": self.resident._asdict(),
         }
-
-
-def _fields(value: RoutingDecision | RankedExpert | GateReading | BudgetReading | ResidentTrade) -> dict[str, Any]:
-    """By name; `dataclasses.asdict` copies what is inside of them, too: that adds up, for every decision is logged."""
-    return {name: getattr(value, name) for name in value.__slots__}
