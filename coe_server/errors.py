@@ -6,6 +6,7 @@ CoeError
 ├── DatasetError           training data are wrong; the message names file and row
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
+│   ├── UnknownPath (404)      no endpoint answers there
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
@@ -72,6 +73,13 @@ class UnknownModel(RequestError):
 
     status = 404
     code = "model_not_found"
+
+
+class UnknownPath(RequestError):
+    """No endpoint answers there; the message names the path that was probably meant."""
+
+    status = 404
+    code = "unknown_url"  # as OpenAI says it
 
 
 class ModelWithheld(RequestError):

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from coe_server.http.answer.answering import answering
 from coe_server.http.door.entrance import CALLER, Entrance
+from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import RateLimits
 from coe_server.http.feedback import build_feedback
 from coe_server.http.models import build_models
@@ -46,6 +47,8 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
     app.include_router(build_models(service))
     app.include_router(build_feedback(service.chronicle.journal))
 
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -63,4 +66,4 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
     describe(app, lambda: service.reach(None).models)
-    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), straight)
+    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), Paths(app.routes), straight)

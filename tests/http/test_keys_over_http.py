@@ -7,7 +7,8 @@ import threading
 import openai
 import pytest
 
-from coe_server.errors import RateLimited
+from coe_server.errors import Forbidden, RateLimited
+from coe_server.http.door.guard import Guard
 from coe_server.http.door.rate_limits import RateLimits
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.routing import artifact as artifacts
@@ -24,7 +25,7 @@ RING = Keyring(
         Key(name="slow", sha256=hashed(SLOW), requests_per_minute=2),
     )
 )
-OPERATORS = ("/admin/experts", "/admin/events", "/metrics", "/", "/whatever/comes/later")
+OPERATORS = ("/admin/experts", "/admin/events", "/metrics", "/")
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +77,63 @@ def test_what_is_the_operators_takes_an_admin_key(server, path):
     assert code_of(server.ask("GET", path, headers=other_page)) == (403, "forbidden")
 
 
+def test_a_path_that_comes_later_is_the_operators_until_somebody_opens_it():
+    guard = Guard(RING, on_loopback=False)
+    assert guard.admit("/whatever/comes/later", bearer(ADMIN)).name == "boss"
+    with pytest.raises(Forbidden):
+        guard.admit("/whatever/comes/later", bearer(CLIENT))
+
+
+MISTAKEN = {
+    "/chat/completions": "did you mean /v1/chat/completions?",
+    "/v1/v1/chat/completions": "did you mean /v1/chat/completions?",
+    "/openai/deployments/math/chat/completions": "did you mean /v1/chat/completions?",
+    "/models/math": "did you mean /v1/models/math?",
+    "/v1/nope": "GET /openapi.json lists",
+    "/version": "GET /openapi.json lists",
+    "/admin/nope": "GET /openapi.json lists",
+    "/a/b/c/d/e/f/models": "GET /openapi.json lists",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", MISTAKEN)
+def test_where_no_endpoint_is_a_client_is_told_so_and_what_it_may_have_meant(server, method, path):
+    assert code_of(server.ask(method, path, headers=bearer(CLIENT))) == (404, "unknown_url")
+    message = json.loads(server.ask(method, path, headers=bearer(CLIENT))[2])["error"]["message"]
+    assert message.startswith(f"{method} {path}: there is no such path; {MISTAKEN[path]}")
+    refused = server.ask(method, path)
+    assert code_of(refused) == (401, "invalid_api_key")
+    assert "www-authenticate" not in refused[1]  # no browser's business
+
+
+def test_a_wrong_path_is_told_to_everybody_where_there_are_no_keys():
+    with running_server({"math": simulated("math")}, on_loopback=False) as server:
+        assert code_of(server.ask("POST", "/chat/completions", b"{}")) == (404, "unknown_url")
+
+
+def test_a_slash_too_many_changes_nothing_about_who_may_ask(server):
+    assert server.ask("GET", "/v1/models/", headers=bearer(CLIENT))[0] == 307
+    assert server.ask("GET", "/v1/models/")[0] == 401
+    assert server.ask("GET", "/healthz/")[0] == 307
+    assert server.ask("GET", "/admin/experts/", headers=bearer(CLIENT))[0] == 403
+
+
 def test_the_admin_key_opens_everything_also_as_a_browsers_password(server):
     assert server.ask("GET", "/metrics", headers=bearer(ADMIN))[0] == 200
     assert ask(server, ADMIN)[0] == 200
     password = "Ym9zczpjb2UtYWRtaW4="  # boss:coe-admin
     assert server.ask("GET", "/admin/experts", headers={"authorization": f"Basic {password}"})[0] == 200
     assert server.ask("GET", "/admin/experts")[1]["www-authenticate"].startswith("Basic")
-    assert "www-authenticate" not in server.ask("GET", "/v1/models")[1]
+    for path in ("/v1/models", "/tokenize", "/openapi.json"):
+        assert "www-authenticate" not in server.ask("GET", path)[1]
 
 
 def test_health_is_for_everybody(server):
-    assert server.ask("GET", "/healthz")[0] == 200
+    for path in ("/health", "/healthz"):
+        status, _, raw = server.ask("GET", path)
+        assert (status, json.loads(raw)) == (200, {"status": "ok"})
+        assert server.ask("HEAD", path)[0] == 200
     assert server.ask("GET", "/readyz")[0] in {200, 503}
 
 

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.errors import CoeError
-from coe_server.http.door.guard import CLIENTS_PREFIX, Guard
+from coe_server.errors import CoeError, InvalidApiKey, UnknownPath
+from coe_server.http.door.guard import Guard, is_for_clients
+from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
 from coe_server.http.openai_errors import error_response, unexpected
 from coe_server.keys import Key
@@ -18,10 +19,12 @@ from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 CALLER = "coe.caller"  # in a request's scope: the `Key` that opened the door, or None
+# Lets a browser ask the operator for the admin key; a client library needs no such thing.
+_CHALLENGE = {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
 
 
 class Entrance:
-    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again.
+    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again; `paths` are the app's.
 
     `straight`, by path, answers a POST without the framework's layers in between; `app` knows the same endpoints, for
     its document and for other methods.
@@ -33,9 +36,11 @@ class Entrance:
         telemetry: Telemetry,
         guard: Callable[[], Guard],
         limits: RateLimits,
+        paths: Paths,
         straight: Mapping[str, Endpoint],
     ) -> None:
         self._app = app
+        self._paths = paths
         self._straight = straight
         self._telemetry = telemetry
         self._guard = guard
@@ -45,16 +50,21 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        path, headers, guard = scope["path"], Headers(scope=scope), self._guard()
+        exists = path in self._straight or self._paths.has(path)
         try:
-            key = self._guard().admit(scope["path"], Headers(scope=scope))
+            key = guard.admit(path, headers) if exists else guard.client(headers)
             admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
             self._telemetry.count(REQUESTS, "refused", str(error.status))
-            await error_response(error, _challenge(scope, error), scope["path"])(scope, receive, send)
+            challenge = _CHALLENGE if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path) else {}
+            await error_response(error, challenge, path)(scope, receive, send)
             return
         scope[CALLER] = key
-        endpoint = self._straight.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = self._straight.get(path) if scope["method"] == "POST" else None
+        if not exists:
+            endpoint = self._nowhere
         counting = _Counting(send, lambda status: self._count(scope, key, status), admission)
         try:
             if endpoint is None:
@@ -74,6 +84,11 @@ class Entrance:
             self._telemetry.count(ERRORS, error.code)
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
+
+    async def _nowhere(self, request: Request) -> Response:
+        meant = self._paths.meant(request.scope["path"])
+        advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists those that there are"
+        raise UnknownPath(f"{request.method} {request.scope['path']}: there is no such path; {advice}")
 
     async def _own_up(self, error: Exception, scope: Scope, receive: Receive, counting: _Counting) -> None:
         """An answer that has begun stays incomplete, so that nobody takes it for whole."""
@@ -116,10 +131,3 @@ class _Counting:
         elif self._admission is not None and not message.get("more_body", False):
             self._admission.end()
         await self._send(message)
-
-
-def _challenge(scope: Scope, error: CoeError) -> dict[str, str]:
-    """Lets a browser ask the operator for the admin key; a client library needs no such thing."""
-    if error.status == 401 and not scope["path"].startswith(CLIENTS_PREFIX):
-        return {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
-    return {}

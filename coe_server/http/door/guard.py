@@ -1,6 +1,7 @@
 """Who is asking, and may they come in: keys for the API, the operator for everything else. Pure.
 
 What is not known to be for everybody or for clients is the operator's: a new path is closed until somebody opens it.
+Where no endpoint answers there is nothing to guard: that may be said to every client.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from coe_server.errors import Forbidden, InvalidApiKey
 from coe_server.keys import Key, Keyring
 
-FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
+FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 CLIENTS_PREFIX = "/v1/"
 _OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -30,13 +31,13 @@ class Guard:
 
     def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
+        path = path.rstrip("/") or "/"  # with one more at its end it is only ever redirected
         if path in FOR_EVERYBODY:
             return None
-        if path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS:
-            return self._client(headers)
-        return self._operator(headers)
+        return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
-    def _client(self, headers: Mapping[str, str]) -> Key | None:
+    def client(self, headers: Mapping[str, str]) -> Key | None:
+        """The same for what every client may ask."""
         if not self.keyring.keys:
             return None
         return self._key(headers)
@@ -68,6 +69,11 @@ class Guard:
         if key is None:
             raise InvalidApiKey("the API key is not one of this server's")
         return key
+
+
+def is_for_clients(path: str) -> bool:
+    """Is a path any client's, and not the operator's alone?"""
+    return path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS
 
 
 def _presented(headers: Mapping[str, str]) -> str:
