@@ -45,7 +45,12 @@ FIRST_TOKEN = Metric(
 )
 ANSWER = Metric("coe_answer_seconds", "histogram", "From the request to the end of its answer.", ("expert",), _LONG)
 # decisions
-DECISIONS = Metric("coe_decisions", "counter", "Decisions that were followed.", ("category", "expert", "reason"))
+DECISIONS = Metric(
+    "coe_decisions",
+    "counter",
+    "Decisions that were followed; a fallback is one more.",
+    ("category", "expert", "reason"),
+)
 ROUTING = Metric("coe_routing_seconds", "histogram", "Time one decision took.", (), _SHORT)
 OUT_OF_DOMAIN = Metric("coe_out_of_domain", "counter", "Routed requests outside the gate.")
 OUT_OF_DOMAIN_SHARE = Metric(
@@ -152,13 +157,17 @@ class Telemetry:
         return histogram.labels(*labels) if labels else histogram
 
     def decided(self, decision: RoutingDecision) -> None:
-        """A decision that is going to be followed."""
-        self.count(DECISIONS, decision.category or "", decision.expert, decision.reason)
+        """The first decision of a request that is going to be followed."""
+        self.followed(decision)
         self.observe(ROUTING, decision.routing_ms / 1000)
         if decision.gate.inside is not None:
             self._recently_outside.append(not decision.gate.inside)
             if not decision.gate.inside:
                 self.count(OUT_OF_DOMAIN)
+
+    def followed(self, decision: RoutingDecision) -> None:
+        """A decision that is followed from now on: the first one, or what takes its place."""
+        self.count(DECISIONS, decision.category or "", decision.expert, decision.reason)
         if decision.reason == "resident":
             self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
             self.count(RESIDENT_WAIT_SAVED, by=max(0.0, decision.resident.wait_saved_seconds))

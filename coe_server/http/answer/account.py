@@ -22,12 +22,19 @@ class Account:
     """Opened when a decision is going to be followed, closed once with `close`."""
 
     def __init__(
-        self, telemetry: Telemetry, decision: RoutingDecision, began: float, prompt: str | None, trace: Trace
+        self,
+        telemetry: Telemetry,
+        decision: RoutingDecision,
+        began: float,
+        key: str | None,
+        prompt: str | None,
+        trace: Trace,
     ) -> None:
-        """`began` is when the request came, in `time.perf_counter`'s seconds."""
+        """`began` is when the request came, in `time.perf_counter`'s seconds; `key` is the name of the caller's."""
         self._telemetry = telemetry
         self._decision = decision
         self._began = began
+        self._key = key
         self._prompt = prompt
         self._trace = trace
         self._status: int | None = None
@@ -37,7 +44,9 @@ class Account:
         telemetry.decided(decision)
 
     def follows(self, decision: RoutingDecision) -> None:
-        """Another decision takes the place of the first."""
+        """Another decision takes the place of the last."""
+        self._decision, self._expert = decision, decision.expert
+        self._telemetry.followed(decision)
         self._trace.follows(decision)
 
     def granted(self, expert: str, waited_seconds: float) -> None:
@@ -74,7 +83,8 @@ class Account:
     def failed(self, error: CoeError, status: int) -> None:
         """The answer is an error, or ended in one; `status` is what it has."""
         self._facts["error"] = error.code
-        self._error, self._status = error, status
+        self._facts["status"] = self._status = status
+        self._error = error
         self._telemetry.count(named.ERRORS, error.code)
 
     def close(self) -> None:
@@ -97,6 +107,7 @@ class Account:
             "objective": decision.objective,
             "router_version": decision.router_version,
             "routing_ms": round(decision.routing_ms, 3),
+            **({} if self._key is None else {"key": self._key}),
             **self._facts,
             "seconds": round(seconds, 4),
         }

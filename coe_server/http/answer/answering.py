@@ -20,6 +20,7 @@ from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
+from coe_server.keys import Key
 
 # What an engine is told of the caller's headers; its keys above all are nobody else's business.
 _PASSED_ON = frozenset(
@@ -34,7 +35,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         began, serving = time.perf_counter(), service.serving
         deadline = deadline_of(request.headers)
         question = await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
-        asked, body = await service.asked(question, request.scope.get(CALLER)), question.body
+        key: Key | None = request.scope.get(CALLER)
+        asked, body = await service.asked(question, key), question.body
         decision = service.decide(asked)
         service.chronicle.record(decision, asked.conversation)
         if serving.traffic is not None:
@@ -55,7 +57,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             listener_for=_listener_for(service, surface, request),
         )
         prompt = _prompt(body) if service.log_prompts else None
-        account = Account(service.telemetry, decision, began, prompt, trace)
+        account = Account(service.telemetry, decision, began, key.name if key else None, prompt, trace)
         return RoutedResponse(service.cache, errand, account)
 
     return answer
