@@ -19,6 +19,7 @@ CoeError
 │   └── RateLimited (429)      a key has used up what it may ask for
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
 ├── DeadlineExceeded (504)     the caller's own deadline passed
+├── GenerationTimeout (504)    an answer took longer than one may
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
 ├── JournalUnavailable (503)   the decision log cannot be written or read now
 └── EngineError (502)      an engine misbehaved
@@ -31,11 +32,16 @@ from __future__ import annotations
 
 
 class CoeError(Exception):
-    """A failure we name. `str(error)` is one sentence for a person."""
+    """A failure we name. `str(error)` is one sentence for a person, and sometimes more lines for the operator alone."""
 
     status = 500
     type = "server_error"
     code = "internal_error"
+
+    @property
+    def sentence(self) -> str:
+        """What a caller may read; further lines are for the operator."""
+        return str(self).partition("\n")[0]
 
 
 class ConfigError(CoeError):
@@ -187,6 +193,13 @@ class DeadlineExceeded(CoeError):
     code = "deadline_exceeded"
 
 
+class GenerationTimeout(CoeError):
+    """An answer took longer than scheduling.max_generation_seconds allows. No failure of its engine, which is alive."""
+
+    status = 504
+    code = "generation_timeout"
+
+
 class EmbeddingUnavailable(CoeError):
     """What embeds prompts does not answer as it should; the message says who and why."""
 
@@ -230,10 +243,3 @@ class EngineDied(EngineError):
     """An engine's process ended, or its connection broke, while it was needed."""
 
     code = "engine_died"
-
-
-class GenerationTimeout(EngineError):
-    """An answer took longer than scheduling.max_generation_seconds allows."""
-
-    status = 504
-    code = "generation_timeout"

@@ -221,6 +221,7 @@ class ExpertCache:
         acts = LeaseActs(
             give_back=partial(self._give_back, slot, life, granted),
             suspect=partial(self._suspect, slot, life),
+            is_alive=partial(self._is_alive, slot, life),
             answered=partial(self._answered, slot, life),
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
@@ -239,6 +240,9 @@ class ExpertCache:
     def _suspect(self, slot: Slot, life: asyncio.Event) -> None:
         if slot.gone is life:
             self._mover.examine(slot)
+
+    async def _is_alive(self, slot: Slot, life: asyncio.Event) -> bool:
+        return slot.gone is life and await asyncio.shield(self._mover.examine(slot))
 
     def _answered(self, slot: Slot, life: asyncio.Event) -> None:
         if slot.gone is life:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,6 +17,7 @@ class LeaseActs:
 
     give_back: Callable[[], None]
     suspect: Callable[[], None]
+    is_alive: Callable[[], Awaitable[bool]]
     answered: Callable[[], None]
 
 
@@ -49,6 +50,10 @@ class Lease:
     def suspect_engine(self) -> None:
         """It did not answer: have it examined, and buried if it hangs."""
         self._acts.suspect()
+
+    async def engine_is_alive(self) -> bool:
+        """The same, for who needs to know: whether it gives a sign of life, within `Limits.sign_of_life_seconds`."""
+        return await self._acts.is_alive()
 
     def answered(self) -> None:
         """It gave a whole answer: its earlier failures are forgiven."""

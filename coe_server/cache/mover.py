@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
+from typing import Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import Failure, MoveRecord, Slot
@@ -17,6 +18,7 @@ from coe_server.events import EventLog
 logger = logging.getLogger(__name__)
 
 _SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
+_Found = TypeVar("_Found")
 
 
 class _PlanIsStale(Exception):
@@ -50,7 +52,7 @@ class Mover:
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._one_at_a_time = one_at_a_time
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._plans: dict[str, asyncio.Task[None]] = {}  # by the expert they bring, the latest
 
     def begin(self, plan: Plan) -> None:
@@ -63,9 +65,9 @@ class Mover:
         """End the plan that brings this expert; it ends on disk, or where it was if its move had not begun."""
         self._plans[slot.name].cancel()
 
-    def examine(self, slot: Slot) -> None:
-        """Ask an engine for a sign of life; one that gives none is buried."""
-        self._own(self._bury_if_hung(slot))
+    def examine(self, slot: Slot) -> asyncio.Task[bool]:
+        """Ask an engine for a sign of life; whether it gave one. One that is silent is buried."""
+        return self._own(self._gives_sign_of_life(slot))
 
     async def put_everything_away(self) -> None:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
@@ -161,28 +163,33 @@ class Mover:
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
             if not gone.done():
-                await self._bury(slot, died.result())
+                self._bury(slot, died.result())
         finally:
             gone.cancel()
             died.cancel()
 
-    async def _bury_if_hung(self, slot: Slot) -> None:
+    async def _gives_sign_of_life(self, slot: Slot) -> bool:
         life = slot.gone
         try:
             async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
-                return
+                return True
         except EngineError:
-            return  # its death has been noticed, or soon will be
+            return False  # its death has been noticed, or soon will be
         except TimeoutError:
             if slot.gone is life and slot.moving is None:
                 seconds = self._sign_of_life_seconds
-                await self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
+                self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
+            return False
 
-    async def _bury(self, slot: Slot, reason: str) -> None:
+    def _bury(self, slot: Slot, reason: str) -> None:
+        """Nobody gets it any more from this moment on; its end may take a while."""
         assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._count_failure(slot, reason, hopeless=False)
+        self._own(self._lay_to_rest(slot))
+
+    async def _lay_to_rest(self, slot: Slot) -> None:
         try:
             await self._put_on_disk(slot)
         finally:
@@ -234,13 +241,13 @@ class Mover:
         )
         logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
-    def _own(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def _own(self, work: Coroutine[None, None, _Found]) -> asyncio.Task[_Found]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
         return task
 
-    def _disown(self, task: asyncio.Task[None]) -> None:
+    def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())

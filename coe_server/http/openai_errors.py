@@ -24,8 +24,7 @@ _OUR_MISTAKE = "the server met an error of its own; its log has the details"
 def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
     """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; with `type` beside it for Anthropic's."""
     param = error.param if isinstance(error, RequestError) else None
-    message = str(error).partition("\n")[0]  # further lines are an engine's log, for the operator
-    shaped = {"error": {"message": message, "type": error.type, "param": param, "code": error.code}}
+    shaped = {"error": {"message": error.sentence, "type": error.type, "param": param, "code": error.code}}
     return {"type": "error", **shaped} if _is_anthropics(path) else shaped
 
 

@@ -114,12 +114,10 @@ class RoutingDecision:
         return any(one.excluded is None for one in self.ranking[1:])
 
     def without_first(self, why: str) -> RoutingDecision:
-        """The next in the ranking instead of an expert that failed, which goes to the end with the reason."""
-        failed, *rest = self.ranking
+        """The next in the ranking instead of the chosen expert, which goes to the end with the reason."""
+        first, *rest = self.ranking
         assert self.has_another, "somebody is left who can take the request"
-        return replace(
-            self, expert=rest[0].expert, reason="fallback", ranking=(*rest, failed._replace(excluded=f"failed: {why}"))
-        )
+        return replace(self, expert=rest[0].expert, reason="fallback", ranking=(*rest, first._replace(excluded=why)))
 
     def as_json(self) -> dict[str, Any]:
         """The decision as plain values, the same in dry run, log, events and page."""

@@ -606,9 +606,12 @@ def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not
                 lease.suspect_engine()
                 await asyncio.sleep(0.1)
                 assert status(cache, "a").residency == "device"
+                assert await lease.engine_is_alive()
                 engines["a"].hangs = True
                 lease.suspect_engine()
+                assert not await lease.engine_is_alive()
                 assert await lease.engine_is_gone(within_seconds=5)
+                assert not await lease.engine_is_alive()
             await settle()
             assert engines["a"].calls == ["start", "stop"]
 
@@ -790,7 +793,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
 
 
 def test_a_lease_that_is_lost_says_so():
-    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 3))
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 4))
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
         del lease
 

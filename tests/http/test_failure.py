@@ -216,6 +216,73 @@ def test_the_callers_deadline_ends_an_answer_and_frees_the_engine():
         assert server.cache.status()[0].leases == 0
 
 
+class Notes:
+    """A decision log that a test can read."""
+
+    keeps_prompts = False
+
+    def __init__(self):
+        self.decisions = []
+
+    def record(self, decision, messages):
+        self.decisions.append(decision)
+
+    def why(self, expert):
+        """Why an expert was not followed in the end."""
+        return next(one.excluded for one in self.decisions[-1].ranking if one.expert == expert)
+
+
+class Silent:
+    """What a frozen engine says to whoever asks for a sign of life."""
+
+    def __init__(self, engine, inner):
+        pass
+
+    async def __aenter__(self):
+        await asyncio.Event().wait()
+
+    async def __aexit__(self, *_):
+        return False
+
+
+@pytest.mark.parametrize("so_far", [(), (ROLE,)], ids=["unstreamed", "streamed"])
+def test_an_expert_that_is_alive_and_takes_too_long_has_not_failed(router, so_far):
+    experts = team(linguist=[Says(200, *so_far, FOREVER, headers=EVENTS)])
+    with running_server(experts, router=router, limits=Limits(max_generation_seconds=0.1)) as server:
+        body = json.dumps({"messages": FRENCH, "stream": bool(so_far)})
+        status, _, raw = server.ask("POST", "/v1/chat/completions", body)
+        assert (status, json.loads(raw)["error"]["code"]) == (504, "generation_timeout")
+        assert experts["big"].starts == experts["coder"].starts == 0
+        assert [one["expert"] for one in decisions(server, 1)] == ["linguist"]
+
+
+def test_an_expert_that_is_frozen_is_replaced_by_the_next(router):
+    experts = team(linguist=[Says(200, FOREVER), Silent])
+    limits, journal = Limits(max_generation_seconds=0.1, sign_of_life_seconds=0.1), Notes()
+    with running_server(experts, router=router, limits=limits, journal=journal) as server:
+        status, headers, body = server.chat(messages=FRENCH)
+        assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "big", "fallback")
+        assert body["model"] == "big"
+    assert journal.why("linguist") == (
+        "failed: expert 'linguist' is frozen: the answer took longer than 0.1 s, and it gives no sign of life"
+    )
+
+
+def test_nobody_is_asked_whose_turn_would_come_after_the_callers_deadline(router):
+    """What nobody has measured yet is taken to take 30 s to start."""
+    experts, journal = team(linguist=[DiesAtOnce] * 9), Notes()
+    with running_server(experts, router=router, journal=journal) as server:
+        body, in_time = json.dumps({"messages": FRENCH}), {"x-request-timeout": "15"}
+        status, _, raw = server.ask("POST", "/v1/chat/completions", body, in_time)
+        assert (status, json.loads(raw)["error"]["code"]) == (502, "engine_died")
+        assert experts["big"].starts == experts["coder"].starts == 0
+        assert server.chat(model="coder")[0] == 200
+        status, headers, _ = server.ask("POST", "/v1/chat/completions", body, in_time)
+        assert (status, headers["x-coe-expert"]) == (200, "coder")
+        assert experts["big"].starts == 0
+    assert journal.why("big") == "the wait for it is longer than the caller's deadline allows"
+
+
 @pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
 def test_a_deadline_that_is_none_is_400(given):
     with running_server({"a": simulated("a")}) as server:

@@ -66,6 +66,7 @@ class RoutedResponse(Response):
         self._account = account
         self._decision = errand.decision
         self._may_choose_again = errand.decision.reason not in _CHOSEN_BY_CALLER
+        self._due: float | None = None  # the caller's deadline, in the loop's time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -99,7 +100,8 @@ class RoutedResponse(Response):
         if self._errand.deadline_seconds is None:
             await self._answer()
             return
-        deadline = asyncio.timeout(self._errand.deadline_seconds)
+        self._due = asyncio.get_running_loop().time() + self._errand.deadline_seconds
+        deadline = asyncio.timeout_at(self._due)
         try:
             async with deadline:
                 await self._answer()
@@ -109,7 +111,10 @@ class RoutedResponse(Response):
             raise DeadlineExceeded("the time given with x-request-timeout is over") from error
 
     async def _answer(self) -> None:
-        """Ask the chosen expert, and while nothing of an answer is out, the next in the ranking after each failure."""
+        """Ask the chosen expert, and while nothing of an answer is out, another one in the ranking after each failure.
+
+        An expert that is alive and takes too long has not failed: another one would take its time, too.
+        """
         is_retry = False
         while True:
             try:
@@ -121,10 +126,27 @@ class RoutedResponse(Response):
             except _ChosenAgain as change:
                 self._follow(change.decision)
             except (EngineError, ExpertUnavailable, Overloaded) as error:
-                if self._out.spoken or not self._decision.has_another:
+                another = None if self._out.spoken else self._another(error)
+                if another is None:
                     raise
                 self._account.fell_back(error)
-                self._follow(self._decision.without_first(str(error).partition("\n")[0]))
+                self._follow(another)
+
+    def _another(self, error: CoeError) -> RoutingDecision | None:
+        """The next in the ranking of whom an answer may come before the caller's deadline; None if nobody is left."""
+        decision, why = self._decision, f"failed: {error.sentence}"
+        while decision.has_another:
+            decision = decision.without_first(why)
+            if self._may_come_in_time(decision.expert):
+                return decision
+            why = "the wait for it is longer than the caller's deadline allows"
+        return None
+
+    def _may_come_in_time(self, expert: str) -> bool:
+        if self._due is None:
+            return True
+        left_seconds = self._due - asyncio.get_running_loop().time()
+        return self._cache.waits.outlooks()[expert].predicted_wait_seconds < left_seconds
 
     def _follow(self, decision: RoutingDecision) -> None:
         self._decision = decision
@@ -189,11 +211,16 @@ class RoutedResponse(Response):
         except TimeoutError as error:
             if not longest.expired():
                 raise
+            raise await self._took_too_long(lease) from error
+
+    async def _took_too_long(self, lease: Lease) -> CoeError:
+        """The engine is looked after in any case; what it says is waited for where another one could be asked."""
+        told = f"the answer took longer than {self._cache.limits.max_generation_seconds:g} s"
+        if self._out.spoken or not self._decision.has_another:
             lease.suspect_engine()
-            raise GenerationTimeout(
-                f"the answer took longer than {self._cache.limits.max_generation_seconds:g} s"
-                " (scheduling.max_generation_seconds)"
-            ) from error
+        elif not await lease.engine_is_alive():
+            return EngineDied(f"expert '{lease.expert}' is frozen: {told}, and it gives no sign of life")
+        return GenerationTimeout(f"{told} (scheduling.max_generation_seconds)")
 
     def _signs_of_life(self) -> AbstractContextManager[None]:
         """Until the first word: the head once that has taken long, and a comment each time that long has passed."""
