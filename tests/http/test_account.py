@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from coe_server.errors import EngineDied
+from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream
@@ -14,6 +14,11 @@ from tests.test_telemetry import value
 
 __all__ = ["router"]  # a fixture
 ALICE = Keyring((Key(name="alice", sha256=hashed("coe-alice")),))
+
+
+class NeverStarts(Breaking):
+    async def start(self, within_seconds=None):
+        raise EngineStartFailed("it does not start")
 
 
 def told(caplog):
@@ -44,7 +49,7 @@ def test_after_a_fallback_the_line_the_header_and_the_count_name_who_answered_an
 
 
 def test_an_expert_that_was_never_reached_is_not_named_for_the_one_before_it(router, caplog):
-    experts = team(linguist=[DiesAtOnce], big=[DiesAtOnce])
+    experts = team(linguist=[DiesAtOnce]) | {"big": NeverStarts("big", [])}
     with caplog.at_level(logging.INFO), running_server(experts, router=router) as server:
         server.chat(model="auto", messages=FRENCH)
     assert [one["expert"] for one in told(caplog)["fallbacks"]] == ["linguist", "big"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 
 import openai
@@ -169,6 +170,9 @@ def test_a_key_that_asked_often_enough_is_told_when_to_come_back(server):
     refused = ask(server, SLOW)
     assert code_of(refused) == (429, "rate_limit_exceeded")
     assert 1 <= int(refused[1]["retry-after"]) <= 60
+    limits = [refused[1][f"x-ratelimit-{what}-requests"] for what in ("limit", "remaining", "reset")]
+    assert limits[:2] == ["2", "0"]
+    assert 0.0 < float(limits[2].removesuffix("s")) <= 60.0
     assert server.ask("GET", "/v1/models", headers=bearer(SLOW))[0] == 200  # only what costs is counted
     assert ask(server, CLIENT)[0] == 200
 
@@ -178,6 +182,34 @@ def test_requests_are_counted_by_the_name_of_their_key(server):
     text = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
     assert 'coe_key_requests_total{key="client",status="200"}' in text
     assert CLIENT not in text
+
+
+def counted(server, key, status):
+    text = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
+    found = re.search(rf'^coe_key_requests_total{{key="{key}",status="{status}"}} ([\d.]+)$', text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_what_is_refused_counts_for_the_key_that_asked(server):
+    before = [counted(server, *one) for one in (("slow", 429), ("client", 403), ("boss", 403))]
+    while ask(server, SLOW)[0] != 429:
+        pass
+    server.ask("GET", "/admin/experts", headers=bearer(CLIENT))
+    server.ask("GET", "/admin/experts", headers=bearer(ADMIN) | {"origin": "https://evil.example"})
+    server.ask("GET", "/admin/experts", headers=bearer("coe-nobodys"))
+    after = [counted(server, *one) for one in (("slow", 429), ("client", 403), ("boss", 403))]
+    assert after == [count + 1 for count in before]
+    assert "nobodys" not in server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
+
+
+def test_too_many_at_a_time_is_told_with_what_is_left_of_the_minute():
+    limits = RateLimits(clock=lambda: 0.0)
+    key = Key(name="a", sha256=hashed("a"), requests_per_minute=5, concurrency=1)
+    limits.enter(key)
+    with pytest.raises(RateLimited):
+        limits.enter(key)
+    assert limits.left(key)["x-ratelimit-remaining-requests"] == "4"
+    assert limits.left(Key(name="b", sha256=hashed("b"))) == {}
 
 
 def test_a_minute_passes_and_the_key_may_ask_again():

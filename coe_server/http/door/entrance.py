@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.errors import CoeError, InvalidApiKey, UnknownPath
+from coe_server.errors import CoeError, InvalidApiKey, RateLimited, UnknownPath
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
@@ -56,10 +56,10 @@ class Entrance:
             key = guard.admit(path, headers) if exists else guard.client(headers)
             admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
         except CoeError as error:
-            self._telemetry.count(ERRORS, error.code)
-            self._telemetry.count(REQUESTS, "refused", str(error.status))
-            challenge = _CHALLENGE if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path) else {}
-            await error_response(error, challenge, path)(scope, receive, send)
+            told = self._refused(error, guard.owner(headers))
+            if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path):
+                told = _CHALLENGE
+            await error_response(error, told, path)(scope, receive, send)
             return
         scope[CALLER] = key
         endpoint = self._straight.get(path) if scope["method"] == "POST" else None
@@ -84,6 +84,15 @@ class Entrance:
             self._telemetry.count(ERRORS, error.code)
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
+
+    def _refused(self, error: CoeError, key: Key | None) -> dict[str, str]:
+        """Counted like an answer, and no further than here; what its headers tell of the key's limits."""
+        self._telemetry.count(ERRORS, error.code)
+        self._telemetry.count(REQUESTS, "refused", str(error.status))
+        if key is None:
+            return {}
+        self._telemetry.count(KEY_REQUESTS, key.name, str(error.status))
+        return self._limits.left(key) if isinstance(error, RateLimited) else {}
 
     async def _nowhere(self, request: Request) -> Response:
         meant = self._paths.meant(request.scope["path"])

@@ -42,6 +42,11 @@ class Guard:
             return None
         return self._key(headers)
 
+    def owner(self, headers: Mapping[str, str]) -> Key | None:
+        """Whose key was presented, whether it opens the door or not; None if it is none of ours."""
+        presented = _presented(headers)
+        return self.keyring.find(presented) if presented else None
+
     def _operator(self, headers: Mapping[str, str]) -> Key | None:
         """Whoever has an admin key; where none was made, whoever is on this machine: no proxy, no page elsewhere."""
         if not self.keyring.has_admin:

@@ -45,23 +45,37 @@ class RateLimits:
 
     def enter(self, key: Key) -> Admission:
         """Count one request, to be ended by whoever called. Raises RateLimited."""
-        use = self._uses.setdefault(key.name, _Use())
+        use, limit = self._uses.setdefault(key.name, _Use()), key.requests_per_minute
         if key.concurrency is not None and use.running >= key.concurrency:
             raise RateLimited(
                 f"key '{key.name}' may have {key.concurrency} requests in progress at a time", retry_after_seconds=1.0
             )
-        headers = self._spend(key, key.requests_per_minute, use) if key.requests_per_minute is not None else {}
-        return Admission(use, headers)
-
-    def _spend(self, key: Key, limit: int, use: _Use) -> dict[str, str]:
-        now = self._clock()
-        while use.recent and use.recent[0] <= now - WINDOW_SECONDS:
-            use.recent.popleft()
+        if limit is None:
+            return Admission(use, {})
+        now = self._forget_old(use)
         if len(use.recent) >= limit:
             raise RateLimited(f"key '{key.name}' may ask {limit} times a minute", use.recent[0] + WINDOW_SECONDS - now)
         use.recent.append(now)
-        return {
-            "x-ratelimit-limit-requests": str(limit),
-            "x-ratelimit-remaining-requests": str(limit - len(use.recent)),
-            "x-ratelimit-reset-requests": f"{use.recent[0] + WINDOW_SECONDS - now:.3f}s",
-        }
+        return Admission(use, _told(limit, use, now))
+
+    def left(self, key: Key) -> dict[str, str]:
+        """As headers, what is left of what the key may ask in a minute; nothing where that has no limit."""
+        if key.requests_per_minute is None:
+            return {}
+        use = self._uses.setdefault(key.name, _Use())
+        return _told(key.requests_per_minute, use, self._forget_old(use))
+
+    def _forget_old(self, use: _Use) -> float:
+        now = self._clock()
+        while use.recent and use.recent[0] <= now - WINDOW_SECONDS:
+            use.recent.popleft()
+        return now
+
+
+def _told(limit: int, use: _Use, now: float) -> dict[str, str]:
+    reset = use.recent[0] + WINDOW_SECONDS - now if use.recent else 0.0
+    return {
+        "x-ratelimit-limit-requests": str(limit),
+        "x-ratelimit-remaining-requests": str(max(0, limit - len(use.recent))),
+        "x-ratelimit-reset-requests": f"{reset:.3f}s",
+    }
