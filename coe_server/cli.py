@@ -31,6 +31,7 @@ from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import container_limit, dead_configuration, lifetimes, placement
 from coe_server.config import ServerConfig, load_config
+from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.http.service import AUTO, Decides
 from coe_server.journal.export import export
@@ -232,6 +233,7 @@ def export_(
     outcomes.jsonl: kept prompts (log.prompts: true) and their ratings as outcomes, for `coe-train fit`.
     """
     with mistakes_as_sentences():
+        require_writable_folder("--out", out)
         found = export(journal_file(load_config(config)), out)
     Console().print(
         f"{found.feedback} decisions, {found.rated} of them rated; {found.prompts} prompts, {found.outcomes} outcomes"

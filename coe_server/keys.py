@@ -21,6 +21,7 @@ from coe_server.errors import ConfigError
 from coe_server.mistakes import first_mistake
 
 PREFIX = "coe-"
+MOST_A_MINUTE = 1_000_000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -33,7 +34,7 @@ class Key(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     created: date | None = None
     admin: bool = False
-    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
@@ -95,15 +96,18 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 def write_keys(file: Path, keys: Iterable[Key]) -> None:
-    """Replace the file as a whole; nobody but its owner may read it."""
+    """Replace the file as a whole; nobody but its owner may read it. Raises ConfigError if it cannot be written."""
     text = json.dumps({"keys": [_as_json(key) for key in keys]}, indent=1)
-    file.parent.mkdir(parents=True, exist_ok=True)
     fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
-        out.write(text + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+            out.write(text + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        fresh.replace(file)
+    except OSError as error:
+        raise ConfigError(f"keys.file: {file} cannot be written ({error.strerror}); give it another place") from error
 
 
 def _as_json(key: Key) -> dict[str, object]:

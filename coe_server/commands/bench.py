@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from coe_server.commands.credentials import bearer
 from coe_server.commands.load import Measured, Plan, made_up_prompts, send_load
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.errors import ConfigError
@@ -56,7 +57,7 @@ def bench(
             requests=_above_zero("--requests", requests if requests or duration else 100),
             seconds=_above_zero("--duration", duration),
             max_tokens=max_tokens,
-            key=key,
+            headers=bearer("--key", key),
         )
     found = _run(plan, shown=not as_json).as_json()
     if as_json:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coe_server.cache.planner import mib
+from coe_server.commands.credentials import bearer
 from coe_server.errors import CoeError
 
 _PATIENCE_SECONDS = 10.0
@@ -32,8 +33,7 @@ class RunningServer:
     def experts(self) -> list[dict[str, Any]]:
         """What `GET /admin/experts` says. Raises CoeError with the reason if nothing or something else answers."""
         address = f"{self.url}/admin/experts"
-        credentials = {"authorization": f"Bearer {self.admin_key}"} if self.admin_key else {}
-        request = urllib.request.Request(address, headers=credentials)
+        request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key))
         try:
             with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
                 found: list[dict[str, Any]] = json.load(answer)

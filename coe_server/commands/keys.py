@@ -14,7 +14,7 @@ from rich.table import Table
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
-from coe_server.keys import NAME, Key, hashed, new_key, read_keys, write_keys
+from coe_server.keys import MOST_A_MINUTE, NAME, Key, hashed, new_key, read_keys, write_keys
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,7 +31,9 @@ def add(
     config: ConfigPath,
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="It also opens /admin, /metrics and the page.")] = False,
-    requests_per_minute: Annotated[int | None, typer.Option(help="At most so many. Default: no limit.", min=1)] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="At most so many. Default: no limit.", min=1, max=MOST_A_MINUTE)
+    ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests in progress at a time.", min=1)] = None,
     expert: Annotated[
         list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Plan:
     requests: int | None = None
     seconds: float | None = None
     max_tokens: int = 64
-    key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     timeout_seconds: float = 300.0
 
 
@@ -88,9 +88,8 @@ async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
     """Carry the plan out; `answered` hears of each request as it ends."""
     measured, began = Measured(), time.perf_counter()
     timeout = aiohttp.ClientTimeout(total=plan.timeout_seconds)
-    headers = {"authorization": f"Bearer {plan.key}"} if plan.key else {}
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=plan.headers) as session:
 
         async def one(number: int) -> None:
             answer = await _ask(session, plan, plan.prompts[number % len(plan.prompts)])

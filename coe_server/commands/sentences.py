@@ -13,7 +13,7 @@ from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
 
 @contextmanager
 def mistakes_as_sentences() -> Iterator[None]:
-    """Exit code 2 for a mistake in what was given, 1 for anything else we name."""
+    """Exit code 2 for a mistake in what was given, 1 for anything else we name or the file system refuses."""
     try:
         yield
     except (ConfigError, ArtifactError, DatasetError) as error:
@@ -21,4 +21,10 @@ def mistakes_as_sentences() -> Iterator[None]:
         raise typer.Exit(2) from error
     except CoeError as error:
         print(f"coe: {error}", file=sys.stderr)  # noqa: T201  as above
+        raise typer.Exit(1) from error
+    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"coe: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201  as above
         raise typer.Exit(1) from error

@@ -24,6 +24,7 @@ from coe_server.cache.simulator import Scenario, Timing
 from coe_server.cache.timeline import draw_timeline
 from coe_server.cache.traces import Trace, read_trace
 from coe_server.config import ServerConfig, SimulatedExpert, load_config
+from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
 
 
@@ -45,6 +46,9 @@ class Question:
 
 def run_simulation(question: Question, json_file: Path | None, timeline: Path | None) -> None:
     """Answer the question as a table, and in files where asked. Raises ConfigError or DatasetError."""
+    for option, file in (("--json", json_file), ("--timeline", timeline)):
+        if file is not None:
+            require_writable_file(option, file)
     policies = _policies(question.policy)
     scenario, trace = _stage(question)
     with Progress(transient=True) as progress:
