@@ -1,6 +1,7 @@
 """`coe-train`: turns recorded outcomes of your prompts on your experts into a router artifact.
 
-What trains and measures is imported by the command that needs it: help, and `collect`, do not wait for scikit-learn.
+What trains and measures is imported by the command that needs it: help does not wait for it, and says what there is
+where the packages of the extra `train` are not installed.
 """
 
 from __future__ import annotations
@@ -16,26 +17,22 @@ import typer
 from rich.console import Console
 from rich.progress import track as rich_track
 
+from coe_server.destination import require_writable_file
 from coe_server.errors import CoeError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
-from router_training.collect import Files, plan
-from router_training.collect import collect as run_collect
-from router_training.collecting.bars import TerminalBars
-from router_training.collecting.settings import read_collect_config
-from router_training.collecting.tables import show_steps, show_tally
-from router_training.config import read_config
-from router_training.data.dataset import read_dataset, split
-from router_training.data.embeddings import Prepare, nothing_to_embed, with_embeddings
-from router_training.probes import print_results
+from router_training.config import MOST_RESAMPLES, read_config
 
 if TYPE_CHECKING:
+    from router_training.data.embeddings import Prepare
     from router_training.pipeline import FitResult
 
 Item = TypeVar("Item")
 
+# what the extra `train` brings, by the names that are imported
+EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
 EXIT_PROBE_FAILED = 1
 EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 4, 130
 
@@ -68,9 +65,9 @@ def fit(
     over mixing experts at random at the same cost) is certain, and it does no harm on groups left out.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
-    from router_training.pipeline import fit as run_fit
-
     with _in_one_sentence():
+        from router_training.pipeline import fit as run_fit
+
         result = run_fit(read_config(config), out, force, _with_progress_bar)
         _report(result)
         if not result.shipped:
@@ -84,16 +81,19 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
     Rows, categories, groups, each expert's coverage, near-duplicates, and what may make a router worse than it needs
     to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
     """
-    from router_training.data.check_tables import show_report
-    from router_training.data.dataset_check import check as check_dataset
-    from router_training.data.near_duplicates import with_near_duplicates
-
     with _in_one_sentence():
+        from router_training.data.check_tables import show_report
+        from router_training.data.dataset import read_dataset, split
+        from router_training.data.dataset_check import check as check_dataset
+        from router_training.data.near_duplicates import with_near_duplicates
+        from router_training.data.trainable import require_trainable
+
         settings = read_config(config)
         data = settings.data
         dataset = read_dataset(data.prompts, data.outcomes, settings.expert_names, data.label)
         dataset = with_near_duplicates(dataset, _with_progress_bar)
         sides = split(dataset, data.held_out_share, settings.seed, data.split_by)
+        require_trainable(sides, settings)
         show_report(check_dataset(dataset, sides, settings.classifier.folds), Console())
 
 
@@ -104,7 +104,9 @@ def evaluate(
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
     label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = "category",
-    resamples: Annotated[int, typer.Option(min=100, help="Bootstrap resamples for the intervals.")] = 1000,
+    resamples: Annotated[
+        int, typer.Option(min=100, max=MOST_RESAMPLES, help="Bootstrap resamples for the intervals.")
+    ] = 1000,
     config: Annotated[
         Path | None, typer.Option(help="The training config, where its features are embeddings by a model or endpoint.")
     ] = None,
@@ -114,11 +116,14 @@ def evaluate(
     Prints what matters most; --json keeps everything, with the keys of the artifact's evaluation.json. Only prompts
     with an outcome from every expert count. Objectives that are not shipped are measured too.
     """
-    from router_training.evaluating.evaluation import evaluate as evaluate_artifact
-    from router_training.evaluating.metrics import Bootstrap
-    from router_training.evaluating.summary import show_evaluation
-
     with _in_one_sentence():
+        from router_training.data.dataset import read_dataset
+        from router_training.evaluating.evaluation import evaluate as evaluate_artifact
+        from router_training.evaluating.metrics import Bootstrap
+        from router_training.evaluating.summary import show_evaluation
+
+        if json_file is not None:
+            require_writable_file("--json", json_file)
         loaded = artifacts.load(artifact)
         prepare = _preparation(loaded, config)
         dataset = prepare(read_dataset(prompts, outcomes, loaded.expert_names, label))
@@ -150,8 +155,14 @@ def collect(
     Exit 0: everything is scored that can be. Exit 4: requests failed; the same command again asks only those.
     Exit 2: wrong input.
     """
-    files = Files.of(prompts, out, raw)
     with _in_one_sentence():
+        from router_training.collect import Files, plan
+        from router_training.collect import collect as run_collect
+        from router_training.collecting.bars import TerminalBars
+        from router_training.collecting.settings import read_collect_config
+        from router_training.collecting.tables import show_steps, show_tally
+
+        files = Files.of(prompts, out, raw)
         settings = read_collect_config(config, base_url)
         if dry_run:
             show_steps(plan(settings, files), console)
@@ -199,10 +210,11 @@ def map_(
     Ratings (--feedback) move an expert's scores by as much as they can speak for: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
     """
-    from router_training.remap import remap
-    from router_training.wishes import print_table, read_limits, read_wishes
-
     with _in_one_sentence():
+        from router_training.data.embeddings import nothing_to_embed
+        from router_training.remap import remap
+        from router_training.wishes import print_table, read_limits, read_wishes
+
         wishes = read_wishes(
             budgets=budget,
             objectives=objective,
@@ -220,9 +232,9 @@ def map_(
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Write report.html anew: one page with charts and tables on what the router gains, and where it fails."""
-    from router_training.report.page import write_report
-
     with _in_one_sentence():
+        from router_training.report.page import write_report
+
         console.print(f"report: {write_report(artifact)}", markup=False)
 
 
@@ -230,6 +242,8 @@ def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.
 def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Route the prompts of probes.yaml and compare category and experts. Exit 1: a probe fails."""
     with _in_one_sentence():
+        from router_training.probes import print_results
+
         router = Router.load(artifact)
         probes = read_probes(artifact)
         if not probes:
@@ -244,6 +258,8 @@ def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder."
 
 def _preparation(artifact: Artifact, config: Path | None) -> Prepare:
     """How prompts get the embeddings that the artifact needs. Raises ConfigError if nobody says how."""
+    from router_training.data.embeddings import nothing_to_embed, with_embeddings
+
     features = artifact.manifest.features
     if not features.embedded_before_routing:
         return nothing_to_embed
@@ -260,8 +276,17 @@ def _in_one_sentence() -> Iterator[None]:
     except CoeError as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        console.print(f"{EXTRA[package]} is not installed: pip install 'coe-server[train]'", style="red", markup=False)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
+        raise
     except OSError as error:
-        console.print(f"{error.filename}: {error.strerror}", style="red", markup=False)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        console.print(f"{where}{error.strerror or error}", style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except KeyboardInterrupt as error:
         console.print("interrupted; nothing was written")

@@ -22,6 +22,7 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
 
+MOST_RESAMPLES = 100_000  # of a bootstrap: minutes on a few thousand prompts, and intervals do not change any more
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 
@@ -130,7 +131,7 @@ class MappingSettings(_Settings):
 
 class ShippingSettings(_Settings):
     harm_limit: Share = 0.01
-    resamples: Annotated[int, Field(ge=100)] = 1000
+    resamples: Annotated[int, Field(ge=100, le=MOST_RESAMPLES)] = 1000
 
 
 class ReportSettings(_Settings):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from coe_server.errors import DatasetError
+from coe_server.destination import require_writable_folder
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from router_training.config import TrainingConfig
@@ -19,8 +19,8 @@ from router_training.data.dataset import Dataset, joined, read_dataset, split
 from router_training.data.dataset_check import duplicate_report
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
+from router_training.data.trainable import require_categories, require_trainable
 from router_training.drafting.draft import Learned, counted, grown, learn
-from router_training.drafting.objectives import require_categories
 from router_training.evaluating.evaluation import evaluate, main_objective
 from router_training.evaluating.evidence import Evidence, cross_validated, weigh_evidence
 from router_training.evaluating.gains import Judged
@@ -55,13 +55,14 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     refused = out.with_name(out.name + ".refused")
     for place in (out, refused):
         artifacts.require_free(place)
+    require_writable_folder("--out", out.parent)
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
     prepare = partial(with_embeddings, settings=config.features, track=track)
     dataset = with_near_duplicates(prepare(dataset), track)
     sides = split(dataset, data.held_out_share, config.seed, data.split_by)
+    require_trainable(sides, config)
     training, held_out = with_categories(sides.training, config, track), sides.held_out
-    _require_enough(training, held_out, config)
     require_categories(training, config)
     everything = joined(training, held_out)
     counts = counted(everything, config, track)
@@ -160,12 +161,3 @@ def _marked(draft: Artifact, refusals: Mapping[str, str | None], evaluation: dic
 
 def _bootstrap(config: TrainingConfig) -> Bootstrap:
     return Bootstrap(config.shipping.resamples, config.seed)
-
-
-def _require_enough(training: Dataset, held_out: Dataset, config: TrainingConfig) -> None:
-    for name, part in (("training", training), ("held-out", held_out)):
-        if not part.has_all_outcomes.any():
-            raise DatasetError(
-                f"none of the {len(part)} {name} prompts has an outcome from every expert"
-                f" ({', '.join(config.expert_names)})"
-            )

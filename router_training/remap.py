@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from coe_server.destination import require_writable_folder
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import inspection
@@ -63,6 +64,7 @@ def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepar
     if folder.resolve() == out.resolve():
         raise ArtifactError(f"{out} is the artifact itself; give the new one another place")
     artifacts.require_free(out)
+    require_writable_folder("--out", out.parent)
     before = artifacts.load(folder)
     held_out = held_out_with(artifacts.read_held_out(folder), len(wishes.newcomers))
     dataset = _recorded(before, wishes, prepare)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.errors import ConfigError
-from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import FrontPoint, ObjectiveEntry, ScoreEntry
 from coe_server.routing.spread import factor
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
@@ -77,14 +75,6 @@ def score_entries(
     }
     overall = _entries(dataset.experts, table.overall_scores, table.overall_counts, table.overall_errors)
     return by_category, overall
-
-
-def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
-    """Raises ConfigError where a pin or a ban names a category that the data does not have."""
-    for name in (*config.mapping.pins, *config.mapping.bans):
-        if name != GENERAL and name not in dataset.categories:
-            known = ", ".join(dataset.categories)
-            raise ConfigError(f"mapping: pins or bans name category {name!r}, which the data does not have ({known})")
 
 
 def _entries(

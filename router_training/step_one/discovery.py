@@ -19,7 +19,7 @@ from sklearn.metrics import silhouette_score
 from coe_server.errors import DatasetError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.features import Floats, of_length_one, windowed
-from router_training.config import DataSettings, TrainingConfig
+from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.data.embeddings import embedding_matrix
 from router_training.progress import Track
@@ -38,14 +38,9 @@ Ints = npt.NDArray[np.int64]
 
 
 def with_categories(dataset: Dataset, config: TrainingConfig, track: Track) -> Dataset:
-    """The data set as it is if any prompt has a category, else with discovered ones.
-
-    Raises DatasetError where the configuration names a column and no prompt has it.
-    """
+    """The data set as it is if any prompt has a category, else with discovered ones."""
     if (dataset.labels >= 0).any():
         return dataset
-    if config.data.label != DataSettings.model_fields["label"].default:
-        raise DatasetError(f"no training prompt has a {config.data.label!r}; data.label names the column")
     labels = _clusters(_points(dataset, config), config, track)
     return replace(dataset, labels=labels, categories=telling_names(_texts(dataset), labels))
 

@@ -16,7 +16,8 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.config import ClassifierSettings, TrainingConfig, read_config
-from router_training.data.dataset import Dataset, read_dataset
+from router_training.data.dataset import Dataset, Split, read_dataset
+from router_training.data.trainable import require_trainable
 from router_training.pipeline import fit
 from router_training.progress import in_silence
 from router_training.step_one.discovery import telling_names, with_categories
@@ -74,8 +75,9 @@ def test_a_router_is_trained_without_a_single_label(tmp_path: Path) -> None:
 
 def test_a_column_that_was_named_and_is_not_there_is_no_wish_for_discovery(tmp_path: Path) -> None:
     config = unlabelled_run(tmp_path, label="categroy")
+    dataset = read(config)
     with pytest.raises(DatasetError, match="no training prompt has a 'categroy'"):
-        with_categories(read(config), config, in_silence)
+        require_trainable(Split(dataset, dataset, moved=0), config)
 
 
 def test_labels_that_are_there_stay(tmp_path: Path) -> None:

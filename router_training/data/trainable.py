@@ -1,0 +1,61 @@
+"""What a run must find in its data before anything is learned. Raises one sentence; knows nothing of how one learns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coe_server.errors import ConfigError, DatasetError
+from coe_server.routing.decision import GENERAL
+from router_training.config import DataSettings, TrainingConfig
+from router_training.data.dataset import Dataset, Split
+
+DEFAULT_LABEL = DataSettings.model_fields["label"].default
+
+
+def require_trainable(sides: Split, config: TrainingConfig) -> None:
+    """Raises DatasetError or ConfigError where `fit` could not end well with these two sides.
+
+    Pins and bans on categories that are still to be discovered are looked at when they have been.
+    """
+    _require_prompts(sides, config)
+    _require_label(sides.training, config)
+    _require_outcomes(sides, config)
+    if (sides.training.labels >= 0).any():
+        require_categories(sides.training, config)
+
+
+def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
+    """Raises ConfigError where a pin or a ban names a category that the data does not have."""
+    for name in (*config.mapping.pins, *config.mapping.bans):
+        if name != GENERAL and name not in dataset.categories:
+            known = ", ".join(dataset.categories)
+            raise ConfigError(f"mapping: pins or bans name category {name!r}, which the data does not have ({known})")
+
+
+def _require_prompts(sides: Split, config: TrainingConfig) -> None:
+    """Folds need two prompts of one category, or two without any, that are not copies of each other."""
+    share, training = config.data.held_out_share, sides.training
+    prompts = len(training) + len(sides.held_out)
+    for name, part in (("train on", training), ("measure by", sides.held_out)):
+        if not len(part):
+            raise DatasetError(f"data.held_out_share: {share:g} leaves none of the {prompts} prompts to {name}")
+    _, first = np.unique(training.copies, return_index=True)
+    if np.bincount(training.labels[first] + 1).max() < 2:
+        raise DatasetError(
+            f"the {len(training)} training prompts of {prompts} are too few: no category has two different ones "
+            f"(data.held_out_share: {share:g})"
+        )
+
+
+def _require_label(training: Dataset, config: TrainingConfig) -> None:
+    if config.data.label != DEFAULT_LABEL and (training.labels < 0).all():
+        raise DatasetError(f"no training prompt has a {config.data.label!r}; data.label names the column")
+
+
+def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
+    for name, part in (("training", sides.training), ("held-out", sides.held_out)):
+        if not part.has_all_outcomes.any():
+            raise DatasetError(
+                f"none of the {len(part)} {name} prompts has an outcome from every expert"
+                f" ({', '.join(config.expert_names)})"
+            )
