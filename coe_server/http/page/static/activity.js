@@ -8,7 +8,7 @@ export class Activity {
   constructor(decisions, moves) {
     this.decisions = decisions;
     this.moves = moves;
-    this.known = new Set();
+    this.shown = []; // the rows of decisions: id, first and last time, and the row; newest first
   }
 
   // What the decision log remembers, newest first.
@@ -23,11 +23,23 @@ export class Activity {
     if (event.kind === "failure") this.#addFailure(event);
   }
 
+  // In the order of their times: what the log remembers is told again by the events of the past. Who fell back has one
+  // row, which says what came of it.
   #addDecision(one) {
-    if (this.known.has(one.decision_id)) return;
-    this.known.add(one.decision_id);
-    const sure = one.confidence === null || one.confidence === undefined ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
-    newest(this.decisions, clock(one.time), `${one.category ?? "—"}${sure}`, one.expert, one.reason.replaceAll("_", " "), tier(one.residency));
+    const known = this.shown.find((other) => other.id === one.decision_id);
+    if (!known) this.#insert({ id: one.decision_id, since: one.time, time: one.time, row: row(...decided(one)) });
+    else if (one.time > known.time) {
+      known.time = one.time;
+      known.row.replaceChildren(...row(...decided(one)).children);
+    }
+  }
+
+  #insert(entry) {
+    const older = this.shown.findIndex((other) => other.since <= entry.since);
+    const at = older < 0 ? this.shown.length : older;
+    this.shown.splice(at, 0, entry);
+    this.decisions.insertBefore(entry.row, this.decisions.children[at] ?? null);
+    while (this.shown.length > KEPT) this.shown.pop().row.remove();
   }
 
   #addMove(one) {
@@ -49,8 +61,16 @@ const tier = (name) => (name ? element("span", { class: "tier", "data-tier": nam
 
 const number = (text) => element("td", { class: "number" }, text);
 
+function decided(one) {
+  const sure = one.confidence === null || one.confidence === undefined ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
+  return [clock(one.time), `${one.category ?? "—"}${sure}`, one.expert, one.reason.replaceAll("_", " "), tier(one.residency)];
+}
+
+function row(...cells) {
+  return element("tr", {}, ...cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : element("td", {}, cell))));
+}
+
 function newest(body, ...cells) {
-  const made = cells.map((cell) => (cell instanceof HTMLTableCellElement ? cell : element("td", {}, cell)));
-  body.prepend(element("tr", {}, ...made));
+  body.prepend(row(...cells));
   while (body.children.length > KEPT) body.lastElementChild.remove();
 }
