@@ -213,7 +213,21 @@ def _table(suite: str, options: argparse.Namespace) -> list[str]:
     if not options.no_groups and _are_finished(units, options.keep):
         chosen = _pooled(units, "quality", dataset, options.keep)[np.newaxis]
         lines.append(_line(name, "each group left out, no budget", chosen, False, dataset, sizes))
+        others = _best_of_the_others(suite, options.label, dataset)
+        what = "the same over the single expert that is best on the other groups"
+        lines.append(_line(name, what, chosen, False, dataset, sizes, others))
     return lines
+
+
+def _best_of_the_others(suite: str, label: str, dataset: Dataset) -> Ints:
+    """[n]: the expert with the best mean on all groups but the prompt's own, which is all that one could know."""
+    best = np.empty(len(dataset), dtype=np.int64)
+    for group in range(len(np.unique(dataset.groups))):
+        left_out = _left_out(Unit(suite, label, -1, group), dataset)
+        weights = dataset.weights.copy()
+        weights[left_out] = 0.0
+        best[left_out] = (weights @ dataset.scores).argmax()
+    return best
 
 
 def _are_finished(units: list[Unit], keep: Path) -> bool:
@@ -230,16 +244,22 @@ def _pooled(units: list[Unit], objective: str, dataset: Dataset, keep: Path) -> 
     return chosen
 
 
-def _line(name: str, what: str, chosen: Ints, has_budget: bool, dataset: Dataset, sizes: Vector) -> str:
-    """Mean over the seeds [seeds, n]; intervals resample prompts, all seeds of a prompt together."""
+def _line(
+    name: str, what: str, chosen: Ints, has_budget: bool, dataset: Dataset, sizes: Vector, rival: Ints | None = None
+) -> str:
+    """Mean over the seeds [seeds, n]; intervals resample prompts, all seeds of a prompt together.
+
+    The gain is over the `rival` of each prompt [n], if any, else over the best single expert in hindsight.
+    """
     seeds, weights = len(chosen), dataset.weights
     taken = [dataset.scores[np.arange(len(dataset)), row] for row in chosen]
-    columns = np.column_stack((*taken, *(sizes[row] for row in chosen), dataset.scores))
+    rivals_scores = dataset.scores if rival is None else dataset.scores[np.arange(len(dataset)), rival]
+    columns = np.column_stack((*taken, *(sizes[row] for row in chosen), rivals_scores))
 
     def gain(means: Vector) -> float:
         scores, costs, experts = means[:seeds], means[seeds : 2 * seeds], means[2 * seeds :]
-        hull = upper_hull(sizes, experts)
-        rivals = [hull.score_at(float(cost)) if has_budget else float(experts.max()) for cost in costs]
+        hull = upper_hull(sizes, experts) if has_budget else None
+        rivals = [float(experts.max()) if hull is None else hull.score_at(float(cost)) for cost in costs]
         return float(np.mean(scores - np.array(rivals)))
 
     means = weights @ columns / weights.sum()
