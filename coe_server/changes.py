@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,6 +18,7 @@ LIVE = (
 
 def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]:
     """The keys that differ. Raises ReloadRefused if one of them needs a restart."""
+    _refuse_other_experts([one.name for one in running.experts], [one.name for one in wanted.experts])
     before, after = dict(_keys("", _plain(running))), dict(_keys("", _plain(wanted)))
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
     for key in changed:
@@ -27,6 +28,15 @@ def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]
                 f"{key}: was {was} and is {now} in the file; that needs a restart, nothing was reloaded"
             )
     return tuple(changed)
+
+
+def _refuse_other_experts(running: Collection[str], wanted: Collection[str]) -> None:
+    new, gone = (", ".join(sorted(set(one) - set(other))) for one, other in ((wanted, running), (running, wanted)))
+    if new or gone:
+        told = "; ".join(f"{word}: {names}" for word, names in (("new", new), ("gone", gone)) if names)
+        raise ReloadRefused(
+            f"experts: they are others in the file ({told}); that needs a restart, nothing was reloaded"
+        )
 
 
 def _plain(config: ServerConfig) -> dict[str, Any]:

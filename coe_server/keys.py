@@ -69,6 +69,15 @@ class Keyring:
     def has_admin(self) -> bool:
         return any(key.admin for key in self.keys)
 
+    def since(self, before: Keyring) -> dict[str, list[str]]:
+        """The names of the keys that are `added`, `removed` or `changed`, in what they may do or in the key itself."""
+        was, now = ({key.name: key for key in ring.keys} for ring in (before, self))
+        return {
+            "added": sorted(now.keys() - was.keys()),
+            "removed": sorted(was.keys() - now.keys()),
+            "changed": sorted(name for name in now.keys() & was.keys() if now[name] != was[name]),
+        }
+
 
 def new_key() -> str:
     """A key nobody can guess."""

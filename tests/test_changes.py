@@ -47,7 +47,11 @@ def test_a_router_may_come_and_change(tmp_path):
         ({"http": {"port": 1}}, r"http.port: was 8080 and is 1 in the file; that needs a restart"),
         ({"scheduling": {"max_wait_seconds": 1}}, r"scheduling.max_wait_seconds: was 30.0 and is 1.0"),
         ({"memory": {"device": "1GiB"}}, "memory.device: was None and is 1073741824"),
-        ({"experts": [EXPERT, {**EXPERT, "name": "b"}]}, r"experts.b.\w+: was not there and is"),
+        (
+            {"experts": [EXPERT, {**EXPERT, "name": "b"}]},
+            r"experts: they are others in the file \(new: b\); that needs",
+        ),
+        ({"experts": [{**EXPERT, "name": "b"}]}, r"experts: they are others in the file \(new: b; gone: a\); that"),
         ({"experts": [{**EXPERT, "pin": "device"}]}, "experts.a.pin: was None and is 'device'"),
     ],
 )

@@ -33,6 +33,14 @@ def test_a_key_is_found_by_itself_alone():
         assert ring.find(wrong) is None
 
 
+def test_what_came_went_or_changed_is_named():
+    a, b, c = (Key(name=name, sha256=hashed(name)) for name in "abc")
+    again, limited = Key(name="a", sha256=hashed("other")), Key(name="b", sha256=hashed("b"), requests_per_minute=1)
+    assert Keyring((a, c)).since(Keyring((a, b))) == {"added": ["c"], "removed": ["b"], "changed": []}
+    assert Keyring((again, limited)).since(Keyring((a, b))) == {"added": [], "removed": [], "changed": ["a", "b"]}
+    assert Keyring((b, a)).since(Keyring((a, b))) == {"added": [], "removed": [], "changed": []}
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

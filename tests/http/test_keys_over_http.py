@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import threading
 
@@ -11,6 +12,7 @@ import pytest
 from coe_server.errors import Forbidden, RateLimited
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.rate_limits import RateLimits
+from coe_server.http.operator.reloading import Fresh
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
@@ -182,6 +184,23 @@ def test_requests_are_counted_by_the_name_of_their_key(server):
     text = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
     assert 'coe_key_requests_total{key="client",status="200"}' in text
     assert CLIENT not in text
+
+
+def test_a_reload_says_whose_keys_came_and_went(caplog):
+    ring = [Key(name=name, sha256=hashed(name)) for name in ("alice", "bob")]
+
+    def rebuild(serving):
+        return Fresh(serving, Guard(Keyring((ring[1],)), on_loopback=True), log_prompts=False, changed=())
+
+    with (
+        caplog.at_level(logging.INFO),
+        running_server({"math": simulated("math")}, keyring=Keyring((ring[0],)), rebuild=rebuild) as server,
+    ):
+        told = json.loads(server.ask("POST", "/admin/reload")[2])
+        assert (ask(server, "alice")[0], ask(server, "bob")[0]) == (401, 200)
+    assert told["changed"] == []
+    assert told["api_keys"] == {"added": ["bob"], "removed": ["alice"], "changed": []}
+    assert "configuration: as before; API keys: added bob; removed alice" in caplog.text
 
 
 def counted(server, key, status):

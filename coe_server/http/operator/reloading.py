@@ -53,11 +53,16 @@ class Reloader:
             if serving.embedder is not None and fresh.serving.embedder is not serving.embedder:
                 self._retired.append(serving.embedder)
             self._service.serving = fresh.serving
+            api_keys = fresh.guard.keyring.since(self._service.guard.keyring)
             self._service.guard = fresh.guard
             self._service.log_prompts = fresh.log_prompts
         version = fresh.serving.router.version
-        logger.info("reloaded: router %s, changed keys: %s", version, ", ".join(fresh.changed) or "none")
-        return {"router_version": version, "changed": list(fresh.changed)}
+        keys = (f"{word} {', '.join(names)}" for word, names in api_keys.items() if names)
+        logger.info(
+            "reloaded: router %s; configuration: %s; API keys: %s",
+            *(version, ", ".join(fresh.changed) or "as before", "; ".join(keys) or "as before"),
+        )
+        return {"router_version": version, "changed": list(fresh.changed), "api_keys": api_keys}
 
     def begin(self) -> None:
         """The same for a signal, which waits for nothing; the log has the outcome."""
