@@ -72,19 +72,23 @@ def serve(
     before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
     """
     from coe_server.app import build_server  # the web framework, which no other command waits for
+    from coe_server.http.door.address import taken_address
+
+    def reread() -> ServerConfig:
+        return _with_options(load_config(config), port, names_only)
 
     with mistakes_as_sentences():
-        settings = load_config(config)
+        settings = reread()
         write_log_to_stderr(settings.log.format)
-        server = build_server(
-            _with_options(settings, port, names_only), lambda: _with_options(load_config(config), port, names_only)
-        )
+        sockets = taken_address(settings.http.host, settings.http.port)
+        server = build_server(settings, reread)
         for warning in lifetimes(build_experts(settings)):
             logging.getLogger(__name__).warning("%s", warning)
     gc.collect()
     gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
-    server.run()
-    if not server.started:  # the port is taken, say: uvicorn has said why
+    with mistakes_as_sentences():  # another server may have begun to listen meanwhile
+        server.run(sockets)
+    if not server.started:  # what it could not begin has been logged
         raise typer.Exit(1)
 
 

@@ -30,6 +30,7 @@ class Listener(uvicorn.Server):
                 port=port,
                 http=Connection,
                 log_level="warning",
+                log_config=None,  # its lines go where ours go, in the same shape
                 access_log=False,
                 proxy_headers=False,  # nothing here believes what a proxy says of its clients
                 timeout_graceful_shutdown=math.ceil(grace_seconds),
