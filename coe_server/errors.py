@@ -12,6 +12,8 @@ CoeError
 │   ├── NoCapableExpert (400)  no expert can take this request
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   └── BodyTooLarge (413)     the body is longer than http.max_body
+├── ExpertBusy (409)       an operator's wish cannot be granted while the expert is used
+├── NoRoom (409)           an operator's wish would leave no room for somebody
 ├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
 ├── InvalidApiKey (401)    no key, or not one of ours
 ├── Forbidden (403)        the key, or the place a request comes from, does not allow it
@@ -147,6 +149,14 @@ class ExpertBusy(CoeError):
     status = 409
     type = "invalid_request_error"
     code = "expert_busy"
+
+
+class NoRoom(CoeError):
+    """An operator's wish would take memory that others cannot do without; the message has the figures."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "no_room"
 
 
 class ReloadRefused(CoeError):

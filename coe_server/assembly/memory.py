@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from coe_server.amounts import Share
 from coe_server.assembly.experts import platform_of
-from coe_server.cache.planner import Never, mib, plan
+from coe_server.cache.pins import left_out, pinned
+from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
-from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, VllmExpert
 from coe_server.engines.machine import available_host_bytes, card_bytes
@@ -40,14 +40,9 @@ def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
-    holdings = {
-        expert.name: Holding(expert.name, expert.pin, expert.engine.footprint, pin=expert.pin) for expert in experts
-    }
-    standing = Standing.of(holdings.values())
-    for expert in experts:
-        match plan(standing, holdings[expert.name], capacity):
-            case Never(sentence):
-                raise ConfigError(f"experts.{expert.name}: {sentence} (memory.device, memory.host)")
+    at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin) for expert in experts)
+    for name, why in left_out(at_their_pins, capacity).items():
+        raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")
 
 
 def _runs_vllm(config: ServerConfig) -> bool:

@@ -14,6 +14,7 @@ from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
+from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
@@ -21,7 +22,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, MoveRecord, Slot, State
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.waits import Waits
-from coe_server.errors import ExpertBusy, ExpertUnavailable, Overloaded, UnknownModel
+from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from coe_server.events import EventLog
 
 
@@ -164,12 +165,21 @@ class ExpertCache:
 
     def pin(self, name: str, tier: Tier) -> None:
         """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when
-        nobody waits and there is room. Raises ExpertBusy for an expert that is answered elsewhere."""
+        nobody waits and there is room. Raises ExpertBusy for an expert that is answered elsewhere, NoRoom if it or
+        another one could never come to the device any more."""
         slot = self._slot(name)
         if slot.expert.remote:
             raise ExpertBusy(f"expert '{name}' is answered elsewhere; there is nothing to pin")
+        if tier.depth < slot.pin.depth:
+            self._refuse_to_leave_out(name, tier)
         slot.pin = tier
         self._changed.set()
+
+    def _refuse_to_leave_out(self, name: str, pin: Tier) -> None:
+        pins = {one.name: one.pin for one in self._slots.values()} | {name: pin}
+        at_their_pins = (pinned(one.name, one.engine.footprint, pins[one.name]) for one in self._slots.values())
+        for why in left_out(at_their_pins, self.ledger.capacity).values():
+            raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""

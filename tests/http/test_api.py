@@ -169,6 +169,29 @@ def test_an_operator_loads_unloads_and_pins_over_http():
         assert order("a/pin?tier=moon", 400)["error"]["param"] == "tier"
 
 
+def test_a_pin_that_leaves_no_room_for_somebody_is_refused_with_the_figures():
+    engines = {name: simulated(name) for name in "abc"}
+    with running_server(engines, capacity=Bytes(2 * GIB + GIB // 2, 9 * GIB)) as server:
+
+        def pin(path, expected=200):
+            status, _, raw = server.ask("POST", f"/admin/experts/{path}")
+            assert status == expected
+            return json.loads(raw)
+
+        pin("a/pin")
+        error = pin("b/pin", 409)["error"]
+        assert error["code"] == "no_room"
+        assert error["message"].startswith("expert 'b' is not pinned to device: expert 'c' needs 1,024 MiB of device")
+        assert "the limit is 2,560 MiB, of which pinned experts keep 2,048 MiB, this one among them" in error["message"]
+        assert server.chat(model="c")[0] == 200
+        pin("b/pin?tier=host")
+        pin("a/unpin")
+        pin("b/pin")
+        pin("a/pin", 409)
+        pin("b/pin?tier=host")
+        pin("a/pin")
+
+
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
 def test_a_web_page_elsewhere_cannot_steer_the_experts(server, headers):
     status, _, raw = server.ask("POST", "/admin/experts/math/unload", headers=headers)
