@@ -283,6 +283,38 @@ def test_nobody_is_asked_whose_turn_would_come_after_the_callers_deadline(router
     assert journal.why("big") == "the wait for it is longer than the caller's deadline allows"
 
 
+HEADERS = ("decision-id", "expert", "reason", "residency", "routing-ms", "router-version", "category", "confidence")
+ENDS = {
+    "generation_timeout": ({"linguist": [Says(200, FOREVER)]}, "linguist"),
+    "engine_died": ({name: [DiesAtOnce] * 9 for name in SIZES}, "coder"),
+    "engine_error": ({name: [Says(401, b"key?")] for name in SIZES}, "coder"),
+    "engine_refused": ({name: [Says(400, b"no")] for name in SIZES}, "coder"),
+    "internal_error": ({"linguist": [Says(200, ZeroDivisionError("x"))]}, "linguist"),
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_an_error_after_the_decision_says_as_much_of_it_as_an_answer(router, code):
+    scripts, last = ENDS[code]
+    with running_server(team(**scripts), router=router, limits=Limits(max_generation_seconds=0.2)) as server:
+        _, headers, body = server.chat(messages=FRENCH)
+        (decided, *_) = decisions(server, 1)
+    assert body["error"]["code"] == code
+    assert [name for name in HEADERS if f"x-coe-{name}" not in headers] == []
+    assert headers["x-coe-decision-id"] == decided["decision_id"]
+    assert headers["x-coe-expert"] == last
+    assert headers["x-coe-reason"] == ("mapped" if last == "linguist" else "fallback")
+    assert "x-coe-wait-ms" in headers
+
+
+def test_an_error_before_anybody_was_granted_knows_no_wait():
+    with running_server({"a": simulated("a", start_seconds=60.0)}) as server:
+        body = json.dumps({"model": "a", "messages": FRENCH})
+        status, headers, _ = server.ask("POST", "/v1/chat/completions", body, {"x-request-timeout": "0.1"})
+    assert (status, headers["x-coe-expert"]) == (504, "a")
+    assert "x-coe-wait-ms" not in headers
+
+
 @pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
 def test_a_deadline_that_is_none_is_400(given):
     with running_server({"a": simulated("a")}) as server:

@@ -60,11 +60,11 @@ class Outgoing:
         self.spoken = self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def fail(self, error: CoeError) -> None:
+    async def fail(self, error: CoeError, headers: Mapping[str, str]) -> None:
         """Say why as a response or, later, as an event; any other body stays incomplete and is not taken for whole."""
         if not self.headed:
             self.status = error.status
-            await error_response(error, path=self._scope["path"])(self._scope, _nobody, self._send)
+            await error_response(error, headers, self._scope["path"])(self._scope, _nobody, self._send)
             return
         logger.warning("%s", error)
         if self.is_event_stream:

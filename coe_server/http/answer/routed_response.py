@@ -67,6 +67,7 @@ class RoutedResponse(Response):
         self._decision = errand.decision
         self._may_choose_again = errand.decision.reason not in _CHOSEN_BY_CALLER
         self._due: float | None = None  # the caller's deadline, in the loop's time
+        self._waited: dict[str, str] = {}  # for the expert that is asked now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -81,7 +82,11 @@ class RoutedResponse(Response):
 
     async def _fail(self, error: CoeError) -> None:
         self._account.failed(error, self._out.status or error.status)
-        await self._out.fail(error)
+        await self._out.fail(error, self._told())
+
+    def _told(self) -> dict[str, str]:
+        """What there is to tell of the request by now."""
+        return decision_headers(self._decision) | self._waited
 
     async def _answer_or_hang_up(self, receive: Receive) -> None:
         """Nothing goes on for a client that has left."""
@@ -149,13 +154,14 @@ class RoutedResponse(Response):
         return self._cache.waits.outlooks()[expert].predicted_wait_seconds < left_seconds
 
     def _follow(self, decision: RoutingDecision) -> None:
-        self._decision = decision
+        self._decision, self._waited = decision, {}
         self._account.follows(decision)
         self._errand.decided(decision)
 
     async def _attempt(self, is_retry: bool) -> None:
         """One expert, one lease. When it raises, the lease is given back already: who does not read holds nothing."""
         with self._errand.spending(self._decision) as spent, await self._lease() as lease:
+            self._waited = wait_header(lease)
             self._account.granted(lease.expert, lease.waited_seconds)
             may_retry = not is_retry and not self._decision.has_another
             try:
@@ -197,7 +203,6 @@ class RoutedResponse(Response):
             async with longest, lease.engine.send(self._errand.request_for(lease.expert)) as answer:
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
-                headers = decision_headers(self._decision) | wait_header(lease)
 
                 def begun(status: int) -> None:
                     self._account.first_bytes(status, self._out.status or status, self._errand.is_streamed)
@@ -207,7 +212,7 @@ class RoutedResponse(Response):
                 is_last = not self._decision.has_another
                 listener_for = self._errand.listener_for
                 heard = listener_for(lease.expert) if listener_for is not None else None
-                await Passage(lease.expert, self._out, headers, begun, is_last, heard).carry(answer)
+                await Passage(lease.expert, self._out, self._told(), begun, is_last, heard).carry(answer)
         except TimeoutError as error:
             if not longest.expired():
                 raise
