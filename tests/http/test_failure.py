@@ -6,6 +6,8 @@ import logging
 import re
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import openai
@@ -65,7 +67,10 @@ class Says:
                 raise chunk
             if chunk is FOREVER:
                 await asyncio.Event().wait()
-            yield chunk
+            elif isinstance(chunk, threading.Event):
+                await asyncio.to_thread(chunk.wait, 20)
+            else:
+                yield chunk
 
 
 FOREVER = object()
@@ -124,6 +129,23 @@ def test_a_failed_expert_is_replaced_by_the_next_in_the_ranking(router, failure)
         told = decisions(server, 2)
         assert [(one["expert"], one["reason"]) for one in told] == [("linguist", "mapped"), ("big", "fallback")]
         assert told[0]["decision_id"] == told[1]["decision_id"] == headers["x-coe-decision-id"]
+
+
+def test_the_wait_is_that_for_the_expert_that_answers_with_those_that_failed_before(router):
+    fails = threading.Event()
+    experts = team(linguist=[Says(200, fails, EngineDied("x"))])
+    with running_server(experts, router=router) as server, ThreadPoolExecutor() as pool:
+        server.chat(model="big")  # it does not have to start any more
+        answer = pool.submit(server.chat, messages=FRENCH)
+        until(lambda: {one.name: one.leases for one in server.cache.status()}["linguist"] == 1)
+        seen_waiting = time.perf_counter()
+        for _ in range(5):
+            server.ask("GET", "/healthz")
+        failing_ms = (time.perf_counter() - seen_waiting) * 1000
+        fails.set()
+        _, headers, _ = answer.result(20)
+    assert headers["x-coe-expert"] == "big"
+    assert float(headers["x-coe-wait-ms"]) >= failing_ms - 0.1  # as it is rounded
 
 
 def test_an_unstreamed_answer_falls_back_too_and_so_on_to_the_last(router):

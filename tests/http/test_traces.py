@@ -243,7 +243,7 @@ def test_a_choice_that_is_made_again_while_waiting_ends_the_first_wait(spans, tr
     first, again = decided("a"), decided("b")
     trace = tracing.begin(SURFACES[0], {}, {}, first, 0.0)
     trace.follows(replace(again, reason="mapped"))
-    trace.granted("b", 0.0)
+    trace.granted("b", 0.0, 0.0)
     trace.first_bytes(200)
     trace.close(200, None, hung_up=False)
     request, children = spans.of_one_request()

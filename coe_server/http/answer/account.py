@@ -49,12 +49,14 @@ class Account:
         self._telemetry.followed(decision)
         self._trace.follows(decision)
 
-    def granted(self, expert: str, waited_seconds: float) -> None:
-        """A lease, after this wait."""
+    def granted(self, expert: str, waited_seconds: float) -> float:
+        """A lease, after this wait for it; seconds since the request came, failed experts included."""
         self._expert = expert
-        self._facts["wait_ms"] = round(waited_seconds * 1000, 1)
+        since_arrival_seconds = time.perf_counter() - self._began
+        self._facts["wait_ms"] = round(since_arrival_seconds * 1000, 1)
         self._telemetry.observe(named.WAIT, waited_seconds, expert)
-        self._trace.granted(expert, waited_seconds)
+        self._trace.granted(expert, waited_seconds, since_arrival_seconds)
+        return since_arrival_seconds
 
     def first_bytes(self, status: int, told: int, is_stream: bool) -> None:
         """The answer begins. `told` is what the caller got as its status: not the expert's after an early head."""

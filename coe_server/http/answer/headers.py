@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from coe_server.cache.lease import Lease
 from coe_server.errors import RequestError
 from coe_server.routing.decision import RoutingDecision
 
@@ -28,8 +27,9 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     return headers
 
 
-def wait_header(lease: Lease) -> dict[str, str]:
-    return {"x-coe-wait-ms": f"{lease.waited_seconds * 1000:.1f}"}
+def wait_header(waited_seconds: float) -> dict[str, str]:
+    """`waited_seconds`: from the request's arrival until the expert that answers was granted, failed ones included."""
+    return {"x-coe-wait-ms": f"{waited_seconds * 1000:.1f}"}
 
 
 def answering(headers: Mapping[str, str]) -> str:

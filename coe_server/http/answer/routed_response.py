@@ -161,8 +161,7 @@ class RoutedResponse(Response):
     async def _attempt(self, is_retry: bool) -> None:
         """One expert, one lease. When it raises, the lease is given back already: who does not read holds nothing."""
         with self._errand.spending(self._decision) as spent, await self._lease() as lease:
-            self._waited = wait_header(lease)
-            self._account.granted(lease.expert, lease.waited_seconds)
+            self._waited = wait_header(self._account.granted(lease.expert, lease.waited_seconds))
             may_retry = not is_retry and not self._decision.has_another
             try:
                 await self._carry(lease, spent, may_retry)

@@ -89,11 +89,11 @@ class Spans:
         self._decision, self._waits_since = decision, self._now()
         self._request.set_attributes(_decided(decision))
 
-    def granted(self, expert: str, waited_seconds: float) -> None:
+    def granted(self, expert: str, waited_seconds: float, since_arrival_seconds: float) -> None:
         if self._waits_since is None:  # once more to the same expert
             self._waits_since = self._now() - int(waited_seconds * 1e9)
         self._end_phase()
-        self._request.set_attribute("coe.wait_ms", round(waited_seconds * 1000, 1))
+        self._request.set_attribute("coe.wait_ms", round(since_arrival_seconds * 1000, 1))
         asked: Attributes = {
             "coe.expert": expert,
             "gen_ai.operation.name": self._operation,

@@ -19,8 +19,8 @@ class Trace(Protocol):
     def follows(self, decision: RoutingDecision) -> None:
         """Another decision takes the place of the one it began with."""
 
-    def granted(self, expert: str, waited_seconds: float) -> None:
-        """A lease, after this wait: the expert is asked now."""
+    def granted(self, expert: str, waited_seconds: float, since_arrival_seconds: float) -> None:
+        """A lease, after this wait for it, and so long after the request came: the expert is asked now."""
 
     def first_bytes(self, status: int) -> None:
         """The expert's answer begins."""
