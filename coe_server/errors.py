@@ -11,7 +11,7 @@ CoeError
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
 │   ├── BodyTooSlow (408)      the body did not come in time
-│   └── BodyTooLarge (413)     the body is longer than http.max_body
+│   └── BodyTooLarge (413)     the body is longer than it may be
 ├── ExpertBusy (409)       an operator's wish cannot be granted while the expert is used
 ├── NoRoom (409)           an operator's wish would leave no room for somebody
 ├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
@@ -118,13 +118,10 @@ class BodyTooSlow(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body is longer than http.max_body."""
+    """The body is longer than it may be; the message names the limit, and its key where it has one."""
 
     status = 413
     code = "body_too_large"
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"the body is larger than {limit_bytes} bytes (http.max_body)")
 
 
 class Forbidden(CoeError):

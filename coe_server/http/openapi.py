@@ -85,7 +85,7 @@ _ERRORS = {
     "404": "There is no such path, model, expert or objective.",
     "408": "The body did not come in time.",
     "409": "It cannot be done now.",
-    "413": "The body is longer than http.max_body.",
+    "413": "The body is longer than it may be (http.max_body; 64 KiB for feedback).",
     "422": "The expert's engine cannot process what was asked.",
     "429": "A queue is full, or the key's limit is reached; Retry-After says when to come back.",
     "500": "The server met an error of its own.",

@@ -97,7 +97,9 @@ def test_malformed_json_is_400_in_openais_shape(server, body):
 def test_a_body_over_the_limit_is_413(server):
     status, _, raw = server.ask("POST", "/v1/chat/completions", b" " * 100_001)
     assert status == 413
-    assert json.loads(raw)["error"]["code"] == "body_too_large"
+    error = json.loads(raw)["error"]
+    assert error["code"] == "body_too_large"
+    assert error["message"] == "the body is larger than 100000 bytes (http.max_body)"
 
 
 def test_unknown_paths_and_methods_have_the_same_error_shape(server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -13,6 +14,18 @@ from coe_server.http.body import LARGE_BYTES
 from coe_server.http.door.aside import Aside
 from coe_server.http.question import Question, read_question
 from coe_server.http.surfaces import Surface
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """What a refusal adds to a limit: which key of the configuration sets it, where one does."""
+
+    size: str = ""
+    seconds: str = ""
+
+
+_CONFIGURED = _Keys(" (http.max_body)", " (http.body_seconds)")
+_FIXED = _Keys()
 
 
 class Incoming:
@@ -26,7 +39,7 @@ class Incoming:
         self, request: Request, surface: Surface | None, limit_bytes: int, timeout_seconds: float
     ) -> Question:
         """What the whole body asks. Raises what `read_all` and `read_question` raise."""
-        pieces = await _pieces_in_time(request, limit_bytes, timeout_seconds)
+        pieces = await _pieces_in_time(request, limit_bytes, timeout_seconds, _CONFIGURED)
         if sum(map(len, pieces)) <= LARGE_BYTES:
             return read_question(b"".join(pieces), surface)
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._aside.read, pieces, surface)
@@ -38,29 +51,34 @@ class Incoming:
 
 
 async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -> bytes:
-    """The whole body. Raises BodyTooLarge as soon as that is known, BodyTooSlow, RequestError if the client left."""
-    return b"".join(await _pieces_in_time(request, limit_bytes, timeout_seconds))
+    """The whole body, within limits of the endpoint's own. Raises BodyTooLarge as soon as that is known, BodyTooSlow,
+    RequestError if the client left."""
+    return b"".join(await _pieces_in_time(request, limit_bytes, timeout_seconds, _FIXED))
 
 
-async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: float) -> list[bytes]:
+async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: float, keys: _Keys) -> list[bytes]:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
-        raise BodyTooLarge(limit_bytes)
+        raise _too_large(limit_bytes, keys)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _pieces(request, limit_bytes)
+            return await _pieces(request, limit_bytes, keys)
     except TimeoutError as error:
-        raise BodyTooSlow(f"the body was not whole after {timeout_seconds:g} s (http.body_seconds)") from error
+        raise BodyTooSlow(f"the body was not whole after {timeout_seconds:g} s{keys.seconds}") from error
     except ClientDisconnect as error:
         raise RequestError("the client left before its body was whole") from error
 
 
-async def _pieces(request: Request, limit_bytes: int) -> list[bytes]:
+async def _pieces(request: Request, limit_bytes: int, keys: _Keys) -> list[bytes]:
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():
         size += len(piece)
         if size > limit_bytes:
-            raise BodyTooLarge(limit_bytes)
+            raise _too_large(limit_bytes, keys)
         pieces.append(piece)
     return pieces
+
+
+def _too_large(limit_bytes: int, keys: _Keys) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {limit_bytes} bytes{keys.size}")
