@@ -128,11 +128,12 @@ def validate(config: ConfigPath) -> None:
 
 
 def _wait_bound(cache: ExpertCache) -> str:
-    limits, turn = cache.limits, turn_seconds(cache.limits)
+    limits, turn = cache.limits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
+    turns = f"experts sharing the device x ({turn} + a switch), with guessed costs until moves have been measured"
     return (
         f"Nobody waits longer than {cache.waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
-        f"experts sharing the device x (a turn of {turn:,.0f} s + a switch), with guessed costs until moves have been "
-        f"measured. It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
+        f"{turns if cache.waits.sharing else f'{turn}, for no experts share the device'}. "
+        f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
         f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
         f"{cache.waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
         f"{cache.waits.usual_bound_seconds():,.0f} s."

@@ -86,6 +86,14 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 47 s" in told
 
 
+def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(tmp_path):
+    expert = {"name": "a", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "a"}
+    limits = {"max_wait_seconds": 2, "queue_limit": 8, "max_concurrency": 4, "max_generation_seconds": 10}
+    told = " ".join(coe("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
+    assert "Nobody waits longer than 22 s: max_wait 2 s + a turn of 20 s, for no experts share the device." in told
+    assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 12 s" in told
+
+
 @pytest.mark.parametrize(
     ("memory", "pin", "sentence"),
     [

@@ -212,8 +212,9 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> f
     """The longest anybody waits: `max_wait + n * (turn + switch)`, n the unpinned experts that share the device.
 
     `switch_seconds` is the slowest measured move, the victims' included, and a cold start if an expert may be on disk.
+    Where nobody shares the device there are no switches, but there is a turn: that of the requests for the same expert.
     """
-    return limits.max_wait_seconds + sharing * (turn_seconds(limits) + switch_seconds)
+    return limits.max_wait_seconds + max(sharing, 1) * turn_seconds(limits) + sharing * switch_seconds
 
 
 def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:

@@ -62,15 +62,16 @@ class Waits:
     @property
     def usual_answer_seconds(self) -> float:
         """Of the slowest expert, as measured; a guess before."""
-        return max((slot.costs.service for slot in self._sharing()), default=0.0)
+        return max((slot.costs.service for slot in self._slots.values()), default=0.0)
+
+    @property
+    def sharing(self) -> int:
+        """How many experts may have to make room for one another."""
+        return sum(slot.shares_the_device for slot in self._slots.values())
 
     def _bound(self, limits: Limits) -> float:
-        sharing = self._sharing()
-        slowest = max((slot.costs.slowest_return for slot in sharing), default=0.0)
-        return wait_bound_seconds(limits, len(sharing), slowest)
-
-    def _sharing(self) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.shares_the_device]
+        slowest = max((slot.costs.slowest_return for slot in self._slots.values() if slot.shares_the_device), default=0.0)
+        return wait_bound_seconds(limits, self.sharing, slowest)
 
     def _until_granted(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
         ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)

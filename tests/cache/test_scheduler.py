@@ -82,6 +82,11 @@ def test_the_bound_is_the_wait_and_a_turn_and_a_switch_for_everyone_ahead():
     assert wait_bound_seconds(limits, sharing=3, switch_seconds=20) == 30 + 3 * (480 + 20)
 
 
+def test_where_nobody_shares_the_device_a_request_still_waits_for_the_turn_of_its_own_expert():
+    limits = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)
+    assert wait_bound_seconds(limits, sharing=0, switch_seconds=0) == 30 + 480
+
+
 def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
     old, new = Queue("old", (1.0,), 5), Queue("new", (2.0, 2.0), 5)
     assert next(turns([new, old], 3.0, 30, FIFO)) == Turn("old", pressing=True, overdue=False)
