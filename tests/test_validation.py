@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from coe_server.assembly.routers import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.commands.validation import container_limit, dead_configuration, placement
@@ -108,6 +109,16 @@ def test_who_cannot_be_routed_to_is_named(router):
     assert "experts.stranger: the router does not know it; it answers only when it is asked for by name" in found
     assert "objective 'unearned' is not served: it lost" in found
     assert not any(name in sentence for sentence in found for name in ("experts.coder", "experts.big"))
+
+
+def test_an_expert_taken_out_of_service_is_told_and_the_others_go_on(tmp_path, router, caplog):
+    at = {"router": {"artifact": str(tmp_path / "router"), "objective": "quality"}}
+    build_router(config(*SIZES, **at))
+    assert not caplog.messages
+    build_router(config(*[name for name in SIZES if name != "coder"], **at))
+    assert caplog.messages == [
+        "router.artifact: it knows expert 'coder', which is not among experts; the next best answers"
+    ]
 
 
 def test_an_expert_no_category_maps_to_is_named(router):

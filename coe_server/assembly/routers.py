@@ -78,7 +78,8 @@ def build_router(config: ServerConfig) -> Decides:
     router = Router.load(
         settings.artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window
     )
-    router.artifact.require_experts(names)
+    for name in router.artifact.unserved(names):
+        logger.warning("router.artifact: it knows expert '%s', which is not among experts; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     _try_probes(router, config.router)

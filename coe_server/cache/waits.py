@@ -70,8 +70,8 @@ class Waits:
         return sum(slot.shares_the_device for slot in self._slots.values())
 
     def _bound(self, limits: Limits) -> float:
-        slowest = max((slot.costs.slowest_return for slot in self._slots.values() if slot.shares_the_device), default=0.0)
-        return wait_bound_seconds(limits, self.sharing, slowest)
+        returns = [slot.costs.slowest_return for slot in self._slots.values() if slot.shares_the_device]
+        return wait_bound_seconds(limits, self.sharing, max(returns, default=0.0))
 
     def _until_granted(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
         ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)

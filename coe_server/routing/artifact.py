@@ -88,15 +88,16 @@ class Artifact:
         changed = {c: e for c, e in self.mapping[objective].items() if solved[c] != e}
         return {**self.manifest.pins, **changed}
 
-    def require_experts(self, served_names: Iterable[str]) -> None:
-        """Raises ArtifactError naming the first expert that this server does not serve."""
-        served = sorted(served_names)
-        for name in self.expert_names:
-            if name not in served:
-                raise ArtifactError(
-                    f"the router artifact knows expert {name!r}, which this server does not serve"
-                    f" (it serves {', '.join(served) or 'none'})"
-                )
+    def unserved(self, served_names: Iterable[str]) -> list[str]:
+        """The experts it knows that this server does not serve. Raises ArtifactError if it serves none of them."""
+        served = set(served_names)
+        missing = [name for name in self.expert_names if name not in served]
+        if len(missing) == len(self.expert_names):
+            raise ArtifactError(
+                f"the router artifact knows only experts that this server does not serve ({', '.join(missing)};"
+                f" it serves {', '.join(sorted(served)) or 'none'}): name the experts as they were named in training"
+            )
+        return missing
 
 
 def load(folder: Path) -> Artifact:

@@ -300,11 +300,12 @@ def test_a_mapping_to_an_unknown_expert_is_refused(folder: Path) -> None:
     assert "unknown expert 'nobody'" in refusal(folder)
 
 
-def test_an_expert_that_the_server_lacks_is_named(folder: Path) -> None:
+def test_experts_that_the_server_lacks_are_named_and_one_must_be_there(folder: Path) -> None:
     artifact = artifacts.load(folder)
-    artifact.require_experts(["coder", "linguist", "big", "more"])
-    with pytest.raises(ArtifactError, match="knows expert 'big', which this server does not serve"):
-        artifact.require_experts(["coder", "linguist"])
+    assert artifact.unserved(["coder", "linguist", "big", "more"]) == []
+    assert artifact.unserved(["coder", "linguist"]) == ["big"]
+    with pytest.raises(ArtifactError, match=r"knows only experts that this server does not serve .* it serves more"):
+        artifact.unserved(["more"])
 
 
 def test_every_file_of_an_artifact_can_be_read_by_everyone(folder: Path) -> None:
