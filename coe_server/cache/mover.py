@@ -173,8 +173,11 @@ class Mover:
         try:
             async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
                 return True
-        except EngineError:
-            return False  # its death has been noticed, or soon will be
+        except EngineError:  # the death of an engine of ours has been noticed, or soon will be
+            if slot.expert.remote and slot.gone is life:
+                self._count_failure(slot, f"expert '{slot.name}' cannot be reached", hopeless=False)
+                self._changed()
+            return False
         except TimeoutError:
             if slot.gone is life and slot.moving is None:
                 seconds = self._sign_of_life_seconds

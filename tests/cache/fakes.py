@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager, contextmanager
 
 from coe_server.engines.engine import Footprint
-from coe_server.errors import EngineError, EngineStartFailed
+from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 
 class Memory:
@@ -52,6 +52,7 @@ class FakeEngine:
         self.calls = []
         self.fail = set()
         self.hangs = False
+        self.is_out_of_reach = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.life = Life()
@@ -86,6 +87,8 @@ class FakeEngine:
         assert request.path == "/health", "the cache asks for signs of life and nothing else"
         if self.hangs:
             await asyncio.Event().wait()
+        if self.is_out_of_reach:
+            raise EngineDied(f"{self.name} refuses connections")
         yield "alive"
 
     def die(self):

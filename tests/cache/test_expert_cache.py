@@ -618,6 +618,24 @@ def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not
     run(story())
 
 
+def test_a_remote_expert_that_cannot_be_reached_rests_while_its_other_answers_go_on():
+    async def story():
+        async with running(remote=True) as (cache, engines):
+            engines["a"].is_out_of_reach = True
+            with await cache.lease("a") as streaming:
+                for _ in range(2):
+                    with await cache.lease("a") as lease:
+                        lease.suspect_engine()
+                    await settle()
+                assert status(cache, "a").failure == "expert 'a' cannot be reached"
+                with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+                    await cache.lease("a")
+                assert "stop" not in engines["a"].calls
+                assert not await streaming.engine_is_gone(within_seconds=0)
+
+    run(story())
+
+
 def test_an_operator_can_load_unload_and_pin():
     async def story():
         async with running() as (cache, engines):
