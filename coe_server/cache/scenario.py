@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from coe_server.cache.costs import Costs
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing
 from coe_server.cache.slot import Expert
@@ -59,11 +60,11 @@ def scenario_of(experts: Iterable[Expert], timings: Mapping[str, Timing], capaci
 
 
 def timing_of(costs: Mapping[str, float]) -> Timing:
-    """Moves as an earlier server measured them (`Costs.measured`); what it did not is as made-up experts have it."""
-    usual = Timing()
+    """Moves as an earlier server measured them (`Costs.measured`); what it did not is guessed as the server does."""
+    known = Costs(costs)
     return Timing(
-        start_seconds=costs.get("start", usual.start_seconds),
-        wake_seconds=costs.get("wake", usual.wake_seconds),
-        sleep_seconds=costs.get("sleep", usual.sleep_seconds),
-        stop_seconds=costs.get("stop", usual.stop_seconds),
+        start_seconds=known.move(Tier.DISK, Tier.DEVICE),
+        wake_seconds=known.move(Tier.HOST, Tier.DEVICE),
+        sleep_seconds=known.move(Tier.DEVICE, Tier.HOST),
+        stop_seconds=known.move(Tier.HOST, Tier.DISK),
     )

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
+from coe_server.cache.costs import Costs
 from coe_server.cache.measures import measure
 from coe_server.cache.policy import FIFO, LRU, OURS, POLICIES
+from coe_server.cache.scenario import timing_of
 from coe_server.cache.simulator import simulate
 from coe_server.cache.tiers import Tier
 from coe_server.cache.traces import Request, Trace
@@ -95,3 +97,10 @@ def test_fewer_at_a_time_take_longer():
     alone = replace(scenario, limits=replace(scenario.limits, max_concurrency=1))
     assert measure(simulate(scenario, trace, OURS)).makespan_seconds == 2 + 2
     assert measure(simulate(alone, trace, OURS)).makespan_seconds == 2 + 8
+
+
+def test_what_was_not_measured_is_guessed_as_the_server_guesses_it():
+    guesses, told = Costs(), timing_of({"start": 7.0})
+    assert told.start_seconds == 7.0
+    assert told.wake_seconds == guesses.move(Tier.HOST, Tier.DEVICE)
+    assert told.stop_seconds == guesses.move(Tier.DEVICE, Tier.DISK)
