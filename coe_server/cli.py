@@ -26,6 +26,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
+from coe_server.commands.decision_table import print_decision
 from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
@@ -166,7 +167,7 @@ def route(
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(decision.as_json()))
     else:
-        _print_decision(decision)
+        print_decision(decision)
 
 
 @app.command()
@@ -266,16 +267,3 @@ async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Con
         return await with_embeddings(conversation, embedder)
     finally:
         await embedder.close()
-
-
-def _print_decision(decision: RoutingDecision) -> None:
-    console = Console()
-    sure = f" ({decision.confidence:.0%} sure)" if decision.confidence is not None else ""
-    console.print(f"[bold]{decision.expert}[/bold], category {decision.category}{sure}, reason {decision.reason}")
-    table = Table("expert", "expected score", "active params (B)", "value", "left out because")
-    for ranked in decision.ranking:
-        numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
-        table.add_row(
-            ranked.expert, *("-" if number is None else f"{number:.4g}" for number in numbers), ranked.excluded or ""
-        )
-    console.print(table)

@@ -212,7 +212,7 @@ def map_(
     """
     with _in_one_sentence():
         from router_training.data.embeddings import nothing_to_embed
-        from router_training.remap import remap
+        from router_training.remap import chosen_shares, remap
         from router_training.wishes import print_table, read_limits, read_wishes
 
         wishes = read_wishes(
@@ -225,7 +225,7 @@ def map_(
             feedback=feedback,
         )
         prepare = _preparation(artifacts.load(artifact), config) if wishes.prompts else nothing_to_embed
-        print_table(remap(artifact, out, wishes, _with_progress_bar, prepare))
+        print_table(remap(artifact, out, wishes, _with_progress_bar, prepare), chosen_shares(out))
         console.print(f"artifact: {out}", markup=False)
 
 

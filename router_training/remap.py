@@ -35,7 +35,7 @@ from router_training.newcomers import held_out_with, with_newcomers
 from router_training.probes import carry_over
 from router_training.progress import Track
 from router_training.report.page import NothingToReport, write_report
-from router_training.step_two.solving import Budget, Grounds, Limits, front_points, solve_objective
+from router_training.step_two.solving import Budget, Grounds, Limits, decided, front_points, solve_objective
 
 Vector = npt.NDArray[np.float64]
 
@@ -86,6 +86,21 @@ def _finish(folder: Path, before: Path) -> None:
     carry_over(before, folder)
     with suppress(NothingToReport):
         write_report(folder)
+
+
+def chosen_shares(folder: Path) -> dict[str, dict[str, float]]:
+    """objective -> expert -> the share of unseen prompts it is given, of the artifact in `folder`.
+
+    By the decisions that an objective's mean cost comes from: under soft mixing these are not the mapping's.
+    """
+    manifest, held_out = artifacts.load(folder).manifest, artifacts.read_held_out(folder)
+    grounds = _grounds(manifest, held_out, Limits())
+    shares = {}
+    for name, entry in manifest.objectives.items():
+        chosen = decided(entry, grounds, np.array(manifest.costs(name)))
+        traffic = np.bincount(chosen, grounds.weights, len(grounds.experts)) / grounds.weights.sum()
+        shares[name] = dict(zip(grounds.experts, traffic.tolist(), strict=True))
+    return shares
 
 
 def budget_name(amount: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -47,13 +47,13 @@ def read_limits(
     return Limits(hosted_params_b, max_experts, dict(_pair("--pin", text) for text in pins), banned)
 
 
-def print_table(artifact: Artifact) -> None:
-    """One line for each objective."""
+def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:
+    """One line for each objective; `shares` has what each expert is given of the prompts under it."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_A_FILE)
     manifest = artifact.manifest
-    table = Table("objective", "budget", "mean cost", "score", "gap", "experts used", "served")
+    table = Table("objective", "budget", "mean cost", "score", "gap", "who answers", "served")
     for name, entry in manifest.objectives.items():
         refused = "no" if entry.refusal is None else f"no: {entry.refusal}"
         mark = "" if entry.measured else ", not measured"
@@ -63,12 +63,24 @@ def print_table(artifact: Artifact) -> None:
             f"{entry.expected_active_params_b:.4g}",
             f"{100 * entry.expected_score:.2f}",
             f"{100 * entry.gap:.2g} %" if entry.gap > NO_GAP else "0",
-            ", ".join(sorted(set(entry.mapping.values()))),
+            _who(shares[name]),
             ("yes" if entry.shipped else refused) + mark,
         )
     unit = "billions of active parameters" if manifest.cost_unit == "active_params_b" else "price per million tokens"
-    table.caption = f"budget and mean cost in {unit} per prompt; mean cost and score as expected on unseen prompts"
+    table.caption = (
+        f"budget and mean cost in {unit} per prompt; mean cost, score and who answers as expected on unseen prompts"
+    )
     console.print(table)
+
+
+def _who(shares: Mapping[str, float]) -> str:
+    """Most prompts first; without those that get none."""
+    given = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{name} {_percent(share)}" for name, share in given if share > 0.0)
+
+
+def _percent(share: float) -> str:
+    return "<1 %" if share < 0.01 else f"{share:.0%}".replace("%", " %")
 
 
 def _expert(text: str) -> ExpertEntry:

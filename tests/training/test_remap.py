@@ -18,7 +18,7 @@ from router_training.cli import app
 from router_training.config import read_config
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from router_training.remap import Wishes, remap
+from router_training.remap import Wishes, chosen_shares, remap
 from router_training.step_two.solving import Limits
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
 
@@ -55,6 +55,29 @@ def test_a_new_budget_is_an_objective_that_the_server_takes(trained: Path, tmp_p
     nearby = dict.fromkeys(SIZES, Availability("disk", 1.0))
     decision = router.route(Conversation.of_prompt("bonjour merci"), RouteOptions(objective="thrifty"), nearby)
     assert decision.expert == "fr"
+
+
+@pytest.mark.parametrize("mode", ["soft", "hard"])
+def test_who_answers_adds_up_to_the_mean_cost_of_each_objective(trained: Path, tmp_path: Path, mode: str) -> None:
+    plain = artifacts.load(trained)
+    changed = replace(plain, manifest=plain.manifest.model_copy(update={"mode": mode}))
+    artifacts.save(changed, artifacts.read_held_out(trained), None, tmp_path / mode)
+    after = remap(tmp_path / mode, tmp_path / "after", Wishes(budgets={"thrifty": 0.0012}), in_silence)
+    shares = chosen_shares(tmp_path / "after")["thrifty"]
+    assert sum(shares.values()) == pytest.approx(1.0)
+    spent = sum(SIZES[expert] * share for expert, share in shares.items())
+    assert spent == pytest.approx(after.manifest.objectives["thrifty"].expected_active_params_b, rel=1e-3)
+
+
+def test_the_table_of_a_mapping_shows_who_answers_and_not_the_program_s_mapping(trained: Path, tmp_path: Path) -> None:
+    result = runner.invoke(app, ["map", str(trained), "--out", str(tmp_path / "again")])
+    shares = chosen_shares(tmp_path / "again")["cheap"]
+    mapped = set(artifacts.load(trained).manifest.objectives["cheap"].mapping.values())
+    assert {name for name, share in shares.items() if share > 0.0} > mapped
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("│ cheap")]
+    told = line.split("│")[6].strip().split(", ")
+    assert told[0].endswith(f" {max(shares.values()):.0%}".replace("%", " %"))
+    assert {one.split()[0] for one in told} == {name for name, share in shares.items() if share > 0.0}
 
 
 def test_corrections_stay_and_a_new_expert_has_none(trained: Path, tmp_path: Path) -> None:
