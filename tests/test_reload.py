@@ -193,6 +193,9 @@ def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
             assert b"data: [DONE]" in the_rest(wire)
         assert process.wait(30) == -signal.SIGTERM, log.read_text()  # uvicorn ends as the signal would have
         assert "Traceback" not in log.read_text()
+        told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
+        assert "stopping: nobody is admitted any more, answers in progress may take 20 s" in told[:-1]
+        assert told[-1] == "stopped"
 
 
 def test_a_stream_that_does_not_end_in_time_is_ended_with_a_reason(folder):

@@ -13,6 +13,7 @@ from coe_server.http.answer.answering import answering
 from coe_server.http.door.entrance import CALLER, Entrance
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import RateLimits
+from coe_server.http.door.refusals import Refusals
 from coe_server.http.feedback import build_feedback
 from coe_server.http.models import build_models
 from coe_server.http.openai_errors import install_error_handlers
@@ -66,4 +67,6 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
     describe(app, lambda: service.reach(None).models)
-    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), Paths(app.routes), straight)
+    paths = Paths(app.routes)
+    refusals = Refusals(service.telemetry, paths)
+    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), paths, refusals, straight)

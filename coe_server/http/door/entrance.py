@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.errors import CoeError, InvalidApiKey, RateLimited, UnknownPath
+from coe_server.errors import CoeError, InvalidApiKey, ModelWithheld, RateLimited, UnknownPath
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
+from coe_server.http.door.refusals import Refusals
 from coe_server.http.openai_errors import error_response, unexpected
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
@@ -37,10 +38,12 @@ class Entrance:
         guard: Callable[[], Guard],
         limits: RateLimits,
         paths: Paths,
+        refusals: Refusals,
         straight: Mapping[str, Endpoint],
     ) -> None:
         self._app = app
         self._paths = paths
+        self._refusals = refusals
         self._straight = straight
         self._telemetry = telemetry
         self._guard = guard
@@ -56,7 +59,9 @@ class Entrance:
             key = guard.admit(path, headers) if exists else guard.client(headers)
             admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
         except CoeError as error:
-            told = self._refused(error, guard.owner(headers))
+            owner = guard.owner(headers)
+            self._refusals.count(error, path, owner)
+            told = self._limits.left(owner) if owner is not None and isinstance(error, RateLimited) else {}
             if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path):
                 told = _CHALLENGE
             await error_response(error, told, path)(scope, receive, send)
@@ -82,17 +87,10 @@ class Entrance:
             response = await endpoint(Request(scope, receive, send))
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
+            if isinstance(error, ModelWithheld):
+                self._refusals.tell(error, scope["path"], scope[CALLER])
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
-
-    def _refused(self, error: CoeError, key: Key | None) -> dict[str, str]:
-        """Counted like an answer, and no further than here; what its headers tell of the key's limits."""
-        self._telemetry.count(ERRORS, error.code)
-        self._telemetry.count(REQUESTS, "refused", str(error.status))
-        if key is None:
-            return {}
-        self._telemetry.count(KEY_REQUESTS, key.name, str(error.status))
-        return self._limits.left(key) if isinstance(error, RateLimited) else {}
 
     async def _nowhere(self, request: Request) -> Response:
         meant = self._paths.meant(request.scope["path"])

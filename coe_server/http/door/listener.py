@@ -46,5 +46,8 @@ class Listener(uvicorn.Server):
                 logger.info("listening on http://%s:%s/v1; GET /readyz tells when the experts are up", host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace_seconds = self.config.timeout_graceful_shutdown
+        logger.info("stopping: nobody is admitted any more, answers in progress may take %d s", grace_seconds)
         self._before_stop()
         await super().shutdown(sockets)
+        logger.info("stopped")

@@ -10,6 +10,8 @@ from coe_server.http.door.guard import CLIENTS_PREFIX
 
 MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address
 
+_ANYTHING = "\0"  # a part that no endpoint asks for by itself
+
 
 class Paths:
     """The paths of an application's `routes`."""
@@ -21,6 +23,16 @@ class Paths:
         """Does an endpoint answer it, by whatever method? A slash at the end is forgiven: the framework redirects."""
         asked = {"type": "http", "method": "GET", "path": path.rstrip("/") or "/", "root_path": ""}
         return any(route.matches(asked)[0] is not Match.NONE for route in self._routes)
+
+    def declared(self, path: str) -> str | None:
+        """The path with a star for each part that its endpoint takes as it comes; None where there is no endpoint."""
+        if not self.has(path):
+            return None
+        parts = path.split("/")
+        for at in range(1, len(parts)):
+            if self.has("/".join([*parts[:at], _ANYTHING, *parts[at + 1 :]])):
+                parts[at] = "*"
+        return "/".join(parts)
 
     def meant(self, path: str) -> str | None:
         """The path under /v1 that a client with a wrong base address was after."""
