@@ -3,8 +3,12 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
-from coe_server.commands.load import Answer, Measured, made_up_prompts
+from coe_server.cli import app
+from coe_server.commands.load import Answer, Measured
+from coe_server.commands.questions import made_up_questions, read_questions
+from coe_server.errors import ConfigError
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.test_cli import coe
@@ -40,20 +44,25 @@ def test_errors_are_counted_by_their_code_and_nothing_answered_is_exit_code_1(ur
     assert json.loads(done.stdout)["errors"] == {"404 model_not_found": 3}
     nobody = coe("bench", "http://127.0.0.1:1/v1", "--requests", "1", "--json")
     assert nobody.returncode == 1
-    assert list(json.loads(nobody.stdout)["errors"]) == ["ClientConnectorError"]
+    assert list(json.loads(nobody.stdout)["errors"]) == ["cannot connect: connection refused"]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("127.0.0.1:8080",), "does not start with http"),
-        (("http://x/v1", "--rate", "0"), "--rate: 0.0 is not above 0"),
+        (("http://x/v1", "--rate", "0"), "--rate: 0.0 is not a number above 0"),
+        (("http://x/v1", "--rate", "nan"), "--rate: nan is not a number above 0"),
+        (("http://x/v1", "--duration", "nan"), "--duration: nan is not a number above 0"),
+        (("http://x/v1", "--duration", "inf"), "--duration: inf is not a number above 0"),
+        (("http://x/v1", "--requests", "0"), "'--requests'"),
+        (("http://x/v1", "--rate", "5", "--concurrency", "8"), "give one of them"),
         (("http://x/v1", "--prompts", "/nowhere"), "--prompts: /nowhere cannot be read"),
     ],
 )
 def test_a_mistake_is_a_sentence(words, sentence):
-    done = coe("bench", *words)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, ["bench", *words])
+    assert done.exit_code == 2
     assert sentence in done.stderr
 
 
@@ -64,4 +73,25 @@ def test_figures_are_of_whole_answers_alone():
     assert found["first_token_ms"]["p50"] == 100.0
     assert found["per_token_ms"] == {"p50": 200.0, "p90": 200.0, "p99": 200.0, "max": 200.0}
     assert found["errors"] == {"broken off": 1}
-    assert made_up_prompts(3) == made_up_prompts(3)
+    assert made_up_questions(3) == made_up_questions(3)
+
+
+def test_conversations_are_sent_as_they_are_and_plain_lines_are_prompts(tmp_path):
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}]
+    (tmp_path / "p.txt").write_text(f'{json.dumps({"messages": talk})}\n\n{{"prompt": "Two?"}}\nThree?\n17\n')
+    asked = [talk, *([{"role": "user", "content": text}] for text in ("Two?", "Three?", "17"))]
+    assert read_questions(tmp_path / "p.txt") == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "sentence"),
+    [
+        ("p.txt", '{"text": "Two?"}', "line 3 has neither a text 'prompt' nor a list of 'messages'"),
+        ("p.jsonl", '{"messages": []}', "line 3 has neither"),
+        ("p.jsonl", '{"prompt": "half', "line 3 is not a JSON object"),
+    ],
+)
+def test_a_line_that_asks_nothing_is_refused_with_its_number(tmp_path, name, line, sentence):
+    (tmp_path / name).write_text(f'{{"prompt": "One?"}}\n\n{line}\n')
+    with pytest.raises(ConfigError, match=sentence):
+        read_questions(tmp_path / name)

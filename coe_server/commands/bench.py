@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,24 +14,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from coe_server.commands.credentials import bearer
-from coe_server.commands.load import Measured, Plan, made_up_prompts, send_load
+from coe_server.commands.load import Measured, Plan, send_load
+from coe_server.commands.questions import made_up_questions, read_questions
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.errors import ConfigError
 
 CHAT = "/chat/completions"
+CONCURRENCY, REQUESTS = 8, 100  # where nobody says how many
 
 
 def bench(
     url: Annotated[str, typer.Argument(metavar="URL", help="An OpenAI endpoint, e.g. http://127.0.0.1:8080/v1")],
     model: Annotated[str, typer.Option(help="What stands under model: auto, auto:<objective> or a name.")] = "auto",
-    concurrency: Annotated[int, typer.Option(help="Requests under way at a time.", min=1)] = 8,
+    concurrency: Annotated[int | None, typer.Option(help="Requests under way at a time. Default 8.", min=1)] = None,
     rate: Annotated[
         float | None, typer.Option(help="Requests a second, however many are under way, instead of --concurrency.")
     ] = None,
-    requests: Annotated[int | None, typer.Option(help="Stop after so many. Default 100 without --duration.")] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Stop after so many. Default 100 without --duration.", min=1)
+    ] = None,
     duration: Annotated[float | None, typer.Option(help="Stop sending after so many seconds.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="JSON lines with `prompt`, or one prompt a line. Default: made up.")
+        Path | None, typer.Option(help="JSON lines with prompt or messages, or one prompt a line. Default: made up.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="The longest answer asked for.", min=1)] = 64,
     key: Annotated[str | None, typer.Option(envvar="COE_API_KEY", help="API key.", show_default=False)] = None,
@@ -48,13 +53,15 @@ def bench(
     none was whole.
     """
     with mistakes_as_sentences():
+        if rate is not None and concurrency is not None:
+            raise ConfigError("--rate sends whatever is under way, --concurrency so many at a time: give one of them")
         plan = Plan(
             url=_chat_url(url),
             model=model,
-            prompts=_read_prompts(prompts) if prompts is not None else made_up_prompts(100),
-            concurrency=concurrency,
+            questions=read_questions(prompts) if prompts is not None else made_up_questions(100),
+            concurrency=concurrency or CONCURRENCY,
             rate=_above_zero("--rate", rate),
-            requests=_above_zero("--requests", requests if requests or duration else 100),
+            requests=REQUESTS if requests is None and duration is None else requests,
             seconds=_above_zero("--duration", duration),
             max_tokens=max_tokens,
             headers=bearer("--key", key),
@@ -98,26 +105,7 @@ def _chat_url(url: str) -> str:
     return url.rstrip("/").removesuffix(CHAT) + CHAT
 
 
-def _above_zero(option: str, value: Any) -> Any:
-    if value is not None and value <= 0:
-        raise ConfigError(f"{option}: {value} is not above 0")
+def _above_zero(option: str, value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{option}: {value} is not a number above 0")
     return value
-
-
-def _read_prompts(file: Path) -> list[str]:
-    """`prompt` of each JSON line; a line that is no JSON object is a prompt itself."""
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts: {file} cannot be read ({error})") from error
-    if not lines:
-        raise ConfigError(f"--prompts: {file} is empty")
-    return [_prompt(line) for line in lines]
-
-
-def _prompt(line: str) -> str:
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return line
-    return entry["prompt"] if isinstance(entry, dict) and isinstance(entry.get("prompt"), str) else line

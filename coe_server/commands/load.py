@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,7 @@ from typing import Any
 
 import aiohttp
 
-MADE_UP = (
-    "What is {a} plus {b}?",
-    "Write a function that returns every {a}th element of a list.",
-    "Name {a} rivers that flow into the sea.",
-    "How many minutes are {a} hours and {b} minutes?",
-    "Translate into French: I have {a} apples and {b} pears.",
-)
+from coe_server.commands.questions import Messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +25,7 @@ class Plan:
 
     url: str
     model: str
-    prompts: Sequence[str]
+    questions: Sequence[Messages]
     concurrency: int = 8
     rate: float | None = None
     requests: int | None = None
@@ -78,12 +72,6 @@ class Measured:
         }
 
 
-def made_up_prompts(count: int, seed: int = 0) -> list[str]:
-    """Prompts nobody wrote, the same for the same seed."""
-    chance = random.Random(seed)
-    return [chance.choice(MADE_UP).format(a=chance.randint(2, 99), b=chance.randint(2, 99)) for _ in range(count)]
-
-
 async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
     """Carry the plan out; `answered` hears of each request as it ends."""
     measured, began = Measured(), time.perf_counter()
@@ -92,7 +80,7 @@ async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=plan.headers) as session:
 
         async def one(number: int) -> None:
-            answer = await _ask(session, plan, plan.prompts[number % len(plan.prompts)])
+            answer = await _ask(session, plan, plan.questions[number % len(plan.questions)])
             measured.answers.append(answer)
             answered(answer)
 
@@ -136,10 +124,10 @@ async def _ask_at_rate(turns: _Turns, rate: float, one: Callable[[int], Any]) ->
             group.create_task(one(number))
 
 
-async def _ask(session: aiohttp.ClientSession, plan: Plan, prompt: str) -> Answer:
+async def _ask(session: aiohttp.ClientSession, plan: Plan, messages: Messages) -> Answer:
     body = {
         "model": plan.model,
-        "messages": [{"role": "user", "content": prompt}],
+        "messages": messages,
         "max_tokens": plan.max_tokens,
         "stream": True,
     }
@@ -149,8 +137,8 @@ async def _ask(session: aiohttp.ClientSession, plan: Plan, prompt: str) -> Answe
             if response.status != 200:
                 return Answer(_code(response.status, await response.read()), None, time.perf_counter() - began)
             return await _read(response, began)
-    except (aiohttp.ClientError, OSError) as error:
-        return Answer(type(error).__name__, None, time.perf_counter() - began)
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        return Answer(_in_words(error, plan), None, time.perf_counter() - began)
 
 
 async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
@@ -162,7 +150,7 @@ async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
         is_done = is_done or data == b"[DONE]"
         event = {} if data == b"[DONE]" else json.loads(data)
         if "error" in event:
-            error = str(event["error"].get("code") or "error")
+            error = str(_code_of(event["error"]) or "error")
         if not any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or ()):
             continue
         now = time.perf_counter()
@@ -175,12 +163,39 @@ async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
     return Answer(error or (None if is_done else "broken off"), first, whole, tuple(gaps))
 
 
+def _in_words(error: Exception, plan: Plan) -> str:
+    """What went wrong with a request that got no answer, or half of one."""
+    match error:
+        case TimeoutError():
+            return f"no whole answer within {plan.timeout_seconds:g} s"
+        case aiohttp.ClientConnectorError():
+            return f"cannot connect: {_reason(error.os_error)}"
+        case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | ConnectionError():
+            return "broken off"
+        case aiohttp.InvalidURL():
+            return "the URL is none"
+        case ValueError():
+            return "not JSON"
+        case _:
+            return str(error) or type(error).__name__
+
+
+def _reason(error: OSError) -> str:
+    """Of a connection that asyncio tried, which puts its own words into `strerror`; a name's errors are negative."""
+    known = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+    return (known or str(error)).lower()
+
+
 def _code(status: int, body: bytes) -> str:
     """`429 queue_full`, or the status alone where the body has no code."""
     try:
-        return f"{status} {json.loads(body)['error']['code'] or ''}".strip()
+        return f"{status} {_code_of(json.loads(body)['error']) or ''}".strip()
     except (ValueError, KeyError, TypeError):
         return str(status)
+
+
+def _code_of(error: Any) -> Any:
+    return error.get("code") if isinstance(error, dict) else None
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
