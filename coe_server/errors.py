@@ -18,6 +18,7 @@ CoeError
 ├── InvalidApiKey (401)    no key, or not one of ours
 ├── Forbidden (403)        the key, or the place a request comes from, does not allow it
 ├── Overloaded (429)       the queue is full; try again later
+│   ├── UpstreamLimited (429)  an expert's own server takes no more
 │   └── RateLimited (429)      a key has used up what it may ask for
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
 ├── DeadlineExceeded (504)     the caller's own deadline passed
@@ -33,6 +34,11 @@ CoeError
 from __future__ import annotations
 
 
+def first_line(message: str) -> str:
+    """What a caller may read of an error's message; further lines (addresses, logs) are for the operator."""
+    return message.partition("\n")[0]
+
+
 class CoeError(Exception):
     """A failure we name. `str(error)` is one sentence for a person, and sometimes more lines for the operator alone."""
 
@@ -42,8 +48,8 @@ class CoeError(Exception):
 
     @property
     def sentence(self) -> str:
-        """What a caller may read; further lines are for the operator."""
-        return str(self).partition("\n")[0]
+        """What a caller may read."""
+        return first_line(str(self))
 
 
 class ConfigError(CoeError):
@@ -174,6 +180,12 @@ class Overloaded(CoeError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class UpstreamLimited(Overloaded):
+    """An expert that is answered elsewhere takes no more requests there for now: no queue of ours is full."""
+
+    code = "upstream_rate_limited"
 
 
 class RateLimited(Overloaded):

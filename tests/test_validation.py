@@ -79,7 +79,7 @@ def test_a_lifetime_that_makes_no_sense_is_named(given, sentence):
 
 
 def test_a_remote_expert_has_no_lifetime():
-    (found,) = said(experts=[Expert("a", RemoteEngine("http://x/v1", None), ttl_seconds=600.0, remote=True)])
+    (found,) = said(experts=[Expert("a", RemoteEngine("a", "http://x/v1", None), ttl_seconds=600.0, remote=True)])
     assert found == "experts.a.ttl_seconds: never applies, it is remote"
 
 

@@ -80,7 +80,7 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
             return VllmEngine(_launch(settings, config, platform))
         case RemoteExpert(name=name, base_url=base_url, api_key_env=variable):
             key = secret_from_environment(f"experts.{name}.api_key_env", variable) if variable else None
-            return RemoteEngine(base_url, key)
+            return RemoteEngine(name, base_url, key)
         case SimulatedExpert():
             return SimulatedEngine(
                 settings.name,

@@ -127,7 +127,7 @@ class Mover:
             raise
         except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
             logger.exception("expert '%s' failed in a way its driver does not know", slot.name)
-            raise EngineError(f"expert '{slot.name}' failed unexpectedly: {error!r}") from error
+            raise EngineError(f"expert '{slot.name}' failed unexpectedly\n{error!r}") from error
 
     async def _call(self, slot: Slot, move: Move) -> None:
         match move.source, move.target:

@@ -24,12 +24,16 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
 _CONNECT_SECONDS = 10.0
+_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
 _SENT_BYTES = 64 * 1024  # of a large body, at a time
 
 
 class HttpChannel:
-    """A pool of connections to one server. Made inside the running loop, ended with `close`."""
+    """A pool of connections to one server. Made inside the running loop, ended with `close`.
+
+    What it raises says in its first line what a caller may read, and below it what only an operator may.
+    """
 
     def __init__(self, name: str, base_url: str, socket: Path | None = None) -> None:
         self._name = name
@@ -55,7 +59,7 @@ class HttpChannel:
         """Pass one request on. Leaving the context before the body ended closes the connection: the engine aborts."""
         response = await self._deliver(request)
         try:
-            yield HttpResponse(self._name, response)
+            yield HttpResponse(self._name, self._base_url, response)
         finally:
             if not response.content.at_eof():
                 response.close()
@@ -74,7 +78,7 @@ class HttpChannel:
             ) from error
         if response.status != 200:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
-            raise EngineError(f"engine '{self._name}' answered {method} {path} with {response.status}: {quoted}")
+            raise EngineError(f"engine '{self._name}' answered {method} {path} with {response.status}\n{quoted}")
         return json.loads(answer) if answer else None
 
     async def close(self) -> None:
@@ -111,14 +115,16 @@ class HttpChannel:
         )
 
     def _undelivered(self, error: Exception) -> EngineDied:
-        return EngineDied(f"engine '{self._name}' did not take the request: {error or type(error).__name__}")
+        told = "could not be reached" if isinstance(error, _NOT_REACHED) else "did not take the request"
+        return EngineDied(f"expert '{self._name}' {told}\n{self._base_url}: {error or type(error).__name__}")
 
 
 class HttpResponse:
     """An `EngineResponse` over aiohttp."""
 
-    def __init__(self, name: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, name: str, base_url: str, response: aiohttp.ClientResponse) -> None:
         self._name = name
+        self._base_url = base_url
         self._response = response
         pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in response.raw_headers)
         self._headers = _end_to_end(tuple(pairs), frozenset())
@@ -136,7 +142,7 @@ class HttpResponse:
             async for chunk in self._response.content.iter_any():
                 yield chunk
         except (aiohttp.ClientError, OSError) as error:
-            raise EngineDied(f"engine '{self._name}' broke off its answer: {error}") from error
+            raise EngineDied(f"expert '{self._name}' broke off its answer\n{self._base_url}: {error}") from error
 
 
 async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:

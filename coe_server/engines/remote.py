@@ -16,7 +16,8 @@ _PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropi
 class RemoteEngine:
     """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing."""
 
-    def __init__(self, base_url: str, api_key: str | None) -> None:
+    def __init__(self, name: str, base_url: str, api_key: str | None) -> None:
+        self._name = name
         self._base_url = base_url.rstrip("/")
         self._has_our_prefix = self._base_url.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
         self._credentials = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
@@ -46,7 +47,7 @@ class RemoteEngine:
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         if self._http is None:
-            self._http = HttpChannel(self._base_url, self._base_url.removesuffix(_OUR_PREFIX))
+            self._http = HttpChannel(self._name, self._base_url.removesuffix(_OUR_PREFIX))
         passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
         path = request.path if self._has_our_prefix else request.path.removeprefix(_OUR_PREFIX)
         return self._http.send(EngineRequest(request.method, path, passed_on + self._credentials, request.body))

@@ -87,7 +87,8 @@ _ERRORS = {
     "409": "It cannot be done now.",
     "413": "The body is longer than it may be (http.max_body; 64 KiB for feedback).",
     "422": "The expert's engine cannot process what was asked.",
-    "429": "A queue is full, or the key's limit is reached; Retry-After says when to come back.",
+    "429": "A queue is full here or at a remote expert's own server, or the key's limit is reached;"
+    " Retry-After says when to come back.",
     "500": "The server met an error of its own.",
     "502": "An expert's engine failed, and no other expert could answer.",
     "503": "No expert that could answer is to be had now; Retry-After says when to come back.",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.errors import EmbeddingUnavailable
+from coe_server.errors import EmbeddingUnavailable, first_line
 from coe_server.http.answer.trace import NoTracing, Tracing
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
@@ -128,7 +128,12 @@ class Service:
             return conversation
 
     def availability(self) -> dict[str, Availability]:
+        """Each expert by name; of a failure what a caller may read."""
         return {
-            name: Availability(cast(Residency, now.residency), now.predicted_wait_seconds, now.failure)
+            name: Availability(
+                cast(Residency, now.residency),
+                now.predicted_wait_seconds,
+                first_line(now.failure) if now.failure is not None else None,
+            )
             for name, now in self.cache.waits.outlooks().items()
         }

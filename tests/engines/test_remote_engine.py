@@ -53,7 +53,7 @@ def test_a_request_goes_below_the_base_url_with_our_key_and_never_the_callers(
 ) -> None:
     async def story() -> None:
         async with provider() as (base_url, seen):
-            engine = RemoteEngine(base_url + "/", key)
+            engine = RemoteEngine("elsewhere", base_url + "/", key)
             await engine.start()
             async with engine.send(REQUEST) as response:
                 assert response.status == 429
@@ -73,7 +73,7 @@ def test_a_request_goes_below_the_base_url_with_our_key_and_never_the_callers(
 def test_it_takes_no_memory_and_moving_it_does_nothing() -> None:
     async def story() -> None:
         async with provider() as (base_url, _):
-            engine = RemoteEngine(base_url, None)
+            engine = RemoteEngine("elsewhere", base_url, None)
             assert engine.footprint == Footprint(device_awake=0)
             await engine.start()
             await engine.sleep()
@@ -93,8 +93,8 @@ def test_a_server_that_cannot_be_reached_is_a_dead_engine() -> None:
     async def story() -> None:
         async with provider() as (base_url, _):
             pass
-        engine = RemoteEngine(base_url, "hosted")
-        with pytest.raises(EngineDied, match="did not take the request") as caught:
+        engine = RemoteEngine("elsewhere", base_url, "hosted")
+        with pytest.raises(EngineDied, match=r"^expert 'elsewhere' could not be reached\nhttp:") as caught:
             async with engine.send(REQUEST):
                 pass
         assert "hosted" not in str(caught.value)

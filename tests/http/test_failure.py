@@ -15,7 +15,8 @@ import pytest
 
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes
-from coe_server.errors import EngineDied
+from coe_server.engines.remote import RemoteEngine
+from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
@@ -217,6 +218,58 @@ def test_an_error_in_a_shape_of_its_own_is_put_into_ours():
         assert "<html>no</html>" in error["message"]
         status, error = error_of(server.chat(model="a"))  # not 401: the caller's key is right
         assert (status, error["code"]) == (502, "engine_error")
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.endswith("routed_response")]
+
+
+def test_an_expert_that_cannot_be_reached_is_named_and_its_address_is_for_the_log(caplog):
+    with socket.socket() as taken:  # bound, not listening: nobody answers there
+        taken.bind(("127.0.0.1", 0))
+        base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        with running_server({"coder": RemoteEngine("coder", base_url, None)}) as server:
+            status, error = error_of(server.chat(model="coder"))
+    assert (status, error["code"], error["message"]) == (502, "engine_died", "expert 'coder' could not be reached")
+    (line,) = warned(caplog)
+    assert base_url.removesuffix("/v1") in line
+
+
+def test_how_an_upstream_refuses_our_key_is_for_the_log(caplog):
+    with running_server({"a": Breaking("a", [Says(401, b"bad key sk-1234")])}) as server:
+        status, error = error_of(server.chat(model="a"))
+    assert (status, error["code"]) == (502, "engine_error")
+    assert error["message"] == "expert 'a' did not accept this server's own credentials"
+    assert "401: bad key sk-1234" in warned(caplog)[0]
+
+
+def test_a_full_upstream_is_no_full_queue_of_ours_and_its_retry_after_is_kept(caplog):
+    full = Says(429, b"limit of org-1234", headers=(("retry-after", "7"),))
+    with running_server({"a": Breaking("a", [full])}) as server:
+        status, headers, body = server.chat(model="a")
+    assert (status, headers["retry-after"], body["error"]["code"]) == (429, "7", "upstream_rate_limited")
+    assert body["error"]["message"] == "expert 'a' takes no more requests for now, says who answers for it"
+    assert "org-1234" in warned(caplog)[0]
+
+
+def test_what_a_broken_stream_was_told_by_its_engine_is_for_the_log(caplog):
+    with running_server({"a": Breaking("a", [Says(200, WORD, CORE_DIED, headers=EVENTS)])}) as server:
+        _, _, raw = stream(server, model="a")
+    assert json.loads(events_in(raw)[-1])["error"]["message"] == "expert 'a' broke off its answer"
+    assert "EngineCore died" in warned(caplog)[0]
+
+
+def test_why_an_expert_rests_is_told_to_callers_without_its_engines_log(router):
+    class DoesNotStart(Breaking):
+        async def start(self, within_seconds=None):
+            raise EngineStartFailed("engine 'linguist' did not start: ended with status 1\n/home/secret/model.py")
+
+    with running_server(team() | {"linguist": DoesNotStart("linguist", [])}, router=router) as server:
+        assert server.chat(messages=FRENCH)[1]["x-coe-expert"] == "big"
+        raw = server.ask("POST", "/v1/route", json.dumps({"messages": FRENCH}))[2]
+        (why,) = [one["excluded"] for one in json.loads(raw)["ranking"] if one["expert"] == "linguist"]
+        assert why == "engine 'linguist' did not start: ended with status 1"
+        assert b"secret" in server.ask("GET", "/admin/experts")[2]
 
 
 @pytest.mark.parametrize("stream", [True, False])

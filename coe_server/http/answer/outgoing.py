@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -12,8 +11,6 @@ from starlette.types import Message, Scope, Send
 from coe_server.errors import CoeError
 from coe_server.http.answer.headers import answering
 from coe_server.http.openai_errors import error_event, error_response
-
-logger = logging.getLogger(__name__)
 
 LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
@@ -66,7 +63,6 @@ class Outgoing:
             self.status = error.status
             await error_response(error, headers, self._scope["path"])(self._scope, _nobody, self._send)
             return
-        logger.warning("%s", error)
         if self.is_event_stream:
             event = error_event(error, self._scope["path"])
             with suppress(TimeoutError):

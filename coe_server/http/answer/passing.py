@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from coe_server.engines.engine import EngineResponse
-from coe_server.errors import EngineDied, EngineError, EngineRefused, Overloaded
+from coe_server.errors import EngineDied, EngineError, EngineRefused, UpstreamLimited
 from coe_server.http.answer.event_stream import EventCutter, events_in, first_failure, is_opening
 from coe_server.http.answer.outgoing import Outgoing
 
@@ -56,21 +56,25 @@ class Passage:
                 await self._say(answer, held)
                 held = b""
             if failure is not None:
-                raise EngineDied(f"expert '{self.expert}' broke off its answer: {failure.message}")
+                raise EngineDied(f"expert '{self.expert}' broke off its answer\n{failure.message}")
         await self._begin(answer)
         if held + cutter.rest:
             await self.out.say(held + cutter.rest)
 
     async def _complaint(self, answer: EngineResponse) -> None:
+        """What it says of the request is the caller's to read; what it says of itself is the operator's."""
         body = await _all_of(answer.chunks())
         quoted = body[:_QUOTED_CHARACTERS].decode(errors="replace")
-        told = f"expert '{self.expert}' answered with status {answer.status}: {quoted}"
+        told = f"expert '{self.expert}' answered with status {answer.status}"
         if answer.status == 429:
-            raise Overloaded(told, _retry_after(answer))
-        if answer.status in _NOT_THE_CALLERS_FAULT or (answer.status >= 500 and not self.is_last):
-            raise EngineError(told)
+            sentence = f"expert '{self.expert}' takes no more requests for now, says who answers for it"
+            raise UpstreamLimited(f"{sentence}\n{quoted}", _retry_after(answer))
+        if answer.status in _NOT_THE_CALLERS_FAULT:
+            raise EngineError(f"expert '{self.expert}' did not accept this server's own credentials\n{told}: {quoted}")
+        if answer.status >= 500 and not (self.is_last and _is_openai_error(body)):
+            raise EngineError(f"{told}\n{quoted}")
         if not _is_openai_error(body):
-            raise EngineError(told) if answer.status >= 500 else EngineRefused(told, answer.status)
+            raise EngineRefused(f"{told}: {quoted}", answer.status)
         if self.out.headed:  # the caller waits for a stream that has begun
             body = b"data: " + json.dumps(json.loads(body)).encode() + b"\n\n"
         await self._say(answer, body)

@@ -6,6 +6,7 @@ A generator that never starts never cleans up; a response object is always calle
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from coe_server.errors import (
     ExpertUnavailable,
     GenerationTimeout,
     Overloaded,
+    UpstreamLimited,
 )
 from coe_server.http.answer.account import Account
 from coe_server.http.answer.hang_up import HangUp
@@ -34,6 +36,8 @@ from coe_server.http.answer.passing import Listener, Passage
 from coe_server.http.answer.signs_of_life import SignsOfLife
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
+
+logger = logging.getLogger(__name__)
 
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
 _CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # where an expert is changes nothing about these
@@ -81,8 +85,14 @@ class RoutedResponse(Response):
             self._account.close()
 
     async def _fail(self, error: CoeError) -> None:
+        self._log(error)
         self._account.failed(error, self._out.status or error.status)
         await self._out.fail(error, self._told())
+
+    def _log(self, error: CoeError) -> None:
+        """With what a caller is not told: addresses, others' words."""
+        if self._out.headed or isinstance(error, EngineError | UpstreamLimited):
+            logger.warning("decision %s: %s", self._decision.decision_id, error)
 
     def _told(self) -> dict[str, str]:
         """What there is to tell of the request by now."""
@@ -134,6 +144,7 @@ class RoutedResponse(Response):
                 another = None if self._out.spoken else self._another(error)
                 if another is None:
                     raise
+                self._log(error)
                 self._account.fell_back(error)
                 self._follow(another)
 
@@ -169,6 +180,7 @@ class RoutedResponse(Response):
             except EngineDied as error:
                 lease.suspect_engine()
                 if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                    self._log(error)
                     self._account.retried(error)
                     raise _DiedAlone from error
                 raise
