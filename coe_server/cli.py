@@ -201,9 +201,11 @@ def simulate(
     profile: Annotated[
         str | None, typer.Option(help="Made-up traffic: balanced, bursty, dominant, interleaved, zipf or shift.")
     ] = None,
-    experts: Annotated[int, typer.Option(help="How many made-up experts a profile asks for.", min=1)] = 5,
-    requests: Annotated[int, typer.Option(help="How many requests a profile makes.", min=1)] = 300,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same profile.")] = 0,
+    experts: Annotated[
+        int | None, typer.Option(help="How many made-up experts a profile asks for. Default 5.", min=1)
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="How many requests a profile makes. Default 300.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same profile. Default 0.")] = None,
     on_device: Annotated[
         int | None, typer.Option(help="Made-up experts that fit on the device. Default 2 of 5, 3 of 20, else 4.", min=1)
     ] = None,

@@ -53,6 +53,19 @@ def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path):
     assert 4 <= figures["bound"]["blocked_seconds"] <= figures["policies"]["coe"]["blocked_seconds"]
 
 
+def test_an_option_that_would_change_nothing_is_refused(run, tmp_path):
+    config = tmp_path / "serve.yaml"
+    config.write_text(CONFIG)
+    for option in ("--experts", "--on-device", "--in-host"):
+        result, figures = run(config, "--profile", "zipf", option, 3)
+        assert (result.exit_code, figures) == (2, None)
+        assert f"{option}: changes nothing, the experts and the machine are those of {config}" in result.stderr
+    for option in ("--experts", "--requests", "--seed"):
+        result, figures = run("--trace", tmp_path / "trace.jsonl", option, 0 if option == "--seed" else 3)
+        assert (result.exit_code, figures) == (2, None)
+        assert f"{option}: changes nothing, the requests and their experts are those of" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

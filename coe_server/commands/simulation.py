@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -27,6 +27,8 @@ from coe_server.config import ServerConfig, SimulatedExpert, load_config
 from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
 
+EXPERTS, REQUESTS = 5, 300  # of a profile, where nobody says how many
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -35,9 +37,9 @@ class Question:
     config: Path | None = None
     trace: Path | None = None
     profile: str | None = None
-    experts: int = 5
-    requests: int = 300
-    seed: int = 0
+    experts: int | None = None
+    requests: int | None = None
+    seed: int | None = None
     on_device: int | None = None
     in_host: int | None = None
     policy: str | None = None
@@ -75,6 +77,7 @@ def _stage(question: Question) -> tuple[Scenario, Trace]:
     """The machine and what is asked of it."""
     if (question.trace is None) == (question.profile is None):
         raise ConfigError("give either --trace FILE or --profile NAME")
+    _refuse_unused(question)
     if question.config is not None:
         scenario = _configured(load_config(question.config))
         return scenario, _trace(question, [expert.name for expert in scenario.experts])
@@ -82,9 +85,25 @@ def _stage(question: Question) -> tuple[Scenario, Trace]:
         trace = _trace(question, [])
         names = list(trace.experts)
     else:
-        names = expert_names(question.experts)
+        names = expert_names(question.experts or EXPERTS)
         trace = _trace(question, names)
     return made_up_scenario(names, question.on_device, question.in_host), trace
+
+
+def _refuse_unused(question: Question) -> None:
+    """Raises ConfigError at an option that could change nothing: what it would make up is given."""
+    made_up_experts = {"--experts": question.experts, "--on-device": question.on_device, "--in-host": question.in_host}
+    if question.config is not None:
+        _refuse_any(made_up_experts, f"the experts and the machine are those of {question.config}")
+    if question.trace is not None:
+        made_up_requests = {"--experts": question.experts, "--requests": question.requests, "--seed": question.seed}
+        _refuse_any(made_up_requests, f"the requests and their experts are those of {question.trace}")
+
+
+def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option}: changes nothing, {why}; leave one of the two out")
 
 
 def _trace(question: Question, names: list[str]) -> Trace:
@@ -96,7 +115,7 @@ def _trace(question: Question, names: list[str]) -> Trace:
             raise DatasetError(f"{question.trace}: cannot be read ({error})") from error
     for profile in get_args(Profile):
         if profile == question.profile:
-            return make_trace(profile, names, question.requests, question.seed)
+            return make_trace(profile, names, question.requests or REQUESTS, question.seed or 0)
     raise ConfigError(f"--profile: '{question.profile}' is not one of {', '.join(get_args(Profile))}")
 
 
