@@ -13,13 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from coe_server.amounts import Amount, ByteCount
 from coe_server.errors import ConfigError
 from coe_server.mistakes import first_mistake
+from coe_server.web_address import WebAddress
 
 TierName = Literal["device", "host", "disk"]
 EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class HttpSettings(_Settings):
@@ -48,7 +49,7 @@ class LogSettings(_Settings):
 class TracingSettings(_Settings):
     """OpenTelemetry traces of requests. What is None here the SDK takes from its own variables (OTEL_...)."""
 
-    endpoint: str | None = Field(default=None, pattern=r"^https?://[^/]+")
+    endpoint: WebAddress | None = None
     service_name: str | None = None
     sample_ratio: float | None = Field(default=None, ge=0.0, le=1.0)
 
@@ -66,7 +67,7 @@ class EmbeddingSettings(_Settings):
     """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
 
     model: str
-    base_url: str | None = None
+    base_url: WebAddress | None = None
     api_key_env: str | None = None
     timeout_seconds: float = Field(default=5.0, gt=0)
 
@@ -129,7 +130,7 @@ class VllmExpert(_ExpertSettings):
 
 class RemoteExpert(_ExpertSettings):
     engine: Literal["remote"]
-    base_url: str = Field(pattern=r"^https?://[^/]+")
+    base_url: WebAddress
     model: str
     api_key_env: str | None = None
 

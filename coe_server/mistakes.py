@@ -10,8 +10,9 @@ from pydantic import ValidationError
 # pydantic names the member of a union that it tried; a person did not write it
 _TYPES_TRIED = frozenset({"bool", "int", "float", "str"})
 _ENGINES = frozenset({"vllm", "remote", "simulated"})
+_UNKNOWN = "extra_forbidden"
 _SENTENCES = {
-    "extra_forbidden": "{key}: there is no such key",
+    _UNKNOWN: "{key}: there is no such key",
     "missing": "{key}: is missing",
     "union_tag_invalid": "{key}.engine: must be one of vllm, remote, simulated",
     "union_tag_not_found": "{key}.engine: must be one of vllm, remote, simulated",
@@ -26,8 +27,12 @@ _ANY_OTHER = "{key}: {message}, not {input!r}"
 
 
 def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first mistake as `key.path: what is wrong`."""
-    first = error.errors(include_url=False)[0]
+    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them."""
+    mistakes = error.errors(include_url=False)
+    first = next((one for one in mistakes if one["type"] == _UNKNOWN), mistakes[0])
+    missing = [one for one in mistakes if one["type"] == "missing" and one["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == _UNKNOWN and missing:
+        return f"{_dotted(first['loc'], raw)}: there is no such key; {_dotted(missing[0]['loc'], raw)} is missing"
     return _SENTENCES.get(first["type"], _ANY_OTHER).format(
         key=_dotted(first["loc"], raw),
         input=first["input"],

@@ -27,7 +27,7 @@ COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSettings(_Settings):

@@ -16,11 +16,13 @@ from coe_server.errors import ArtifactError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = {"name": "a", "engine": "simulated"}
+REMOTE = {"name": "a", "engine": "remote", "model": "m"}
 
 
 def write(folder, **settings):
     path = folder / "serve.yaml"
-    path.write_text(yaml.safe_dump({"experts": [SIMULATED], **settings}))
+    settings = {"experts": [SIMULATED], **settings}
+    path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value is not ...}))
     return path
 
 
@@ -34,6 +36,20 @@ def write(folder, **settings):
             {"memory": {"device": "much"}},
             "memory.device: 'much' is not an amount of memory (70GiB, 512MiB, 80% or auto)",
         ),
+        ({"expert": [SIMULATED], "experts": ...}, "expert: there is no such key; experts is missing"),
+        ({"scheduling": {"max_wait_seconds": float("inf")}}, "scheduling.max_wait_seconds: input should be a finite"),
+        ({"scheduling": {"max_wait_seconds": "1e400"}}, "scheduling.max_wait_seconds: input should be a finite"),
+        ({"log": {"keep_days": float("nan")}}, "log.keep_days: input should be a finite"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://127.0.0.1:99999/v1"}]},
+            "experts.a.base_url: 'http://127.0.0.1:99999",
+        ),
+        ({"experts": [{**REMOTE, "base_url": "http:///v1"}]}, "experts.a.base_url: 'http:///v1' is not an address"),
+        (
+            {"experts": [{**REMOTE, "base_url": "127.0.0.1:1/v1"}]},
+            "experts.a.base_url: '127.0.0.1:1/v1' is not an address",
+        ),
+        ({"tracing": {"endpoint": "http://a:b/v1"}}, "tracing.endpoint: 'http://a:b/v1' is not an address"),
         ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
         ({"experts": []}, "experts: must have at least one entry"),
         ({"http": None}, "http: must be a mapping of settings, not None"),

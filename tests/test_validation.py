@@ -79,8 +79,16 @@ def test_a_lifetime_that_makes_no_sense_is_named(given, sentence):
 
 
 def test_a_remote_expert_has_no_lifetime():
-    (found,) = said(experts=[Expert("a", RemoteEngine("a", "http://x/v1", None), ttl_seconds=600.0, remote=True)])
-    assert found == "experts.a.ttl_seconds: never applies, it is remote"
+    for seconds in (600.0, 0.001):
+        (found,) = said(experts=[Expert("a", RemoteEngine("a", "http://x/v1", None), ttl_seconds=seconds, remote=True)])
+        assert found == "experts.a.ttl_seconds: never applies, it is remote"
+
+
+@pytest.mark.parametrize("key", ["pin", "preload"])
+def test_a_remote_expert_has_no_tier(key):
+    remote = {"name": "a", "engine": "remote", "base_url": "http://x/v1", "model": "m", key: "device"}
+    (found,) = said(ServerConfig.model_validate({"experts": [remote]}))
+    assert found == f"experts.a.{key}: 'device' never applies, it is remote and takes no memory here"
 
 
 @pytest.mark.parametrize(

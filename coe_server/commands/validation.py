@@ -8,7 +8,7 @@ from coe_server.cache.costs import Costs
 from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
-from coe_server.config import ServerConfig
+from coe_server.config import RemoteExpert, ServerConfig
 from coe_server.http.service import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
@@ -51,6 +51,7 @@ def dead_configuration(
     return [
         *lifetimes(experts),
         *_preloads(experts, capacity),
+        *_remote_tiers(config),
         *_limits(config),
         *_keys(keys, router),
         *(_routing(router, config) if isinstance(router, Router) else ()),
@@ -73,15 +74,17 @@ def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
         rest = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
         costs = Costs(expert.costs)
         seconds = costs.move(Tier.DEVICE, rest) + costs.move(rest, Tier.DEVICE)
-        if expert.ttl_seconds is not None and expert.ttl_seconds < seconds:
+        if expert.ttl_seconds is None:
+            continue
+        if expert.pin is Tier.DEVICE or expert.remote:
+            why = "it is remote" if expert.remote else "the expert is pinned to the device"
+            yield f"experts.{expert.name}.ttl_seconds: never applies, {why}"
+        elif expert.ttl_seconds < seconds:
             known = "measured" if expert.costs else "guessed"
             yield (
                 f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to {rest} "
                 f"and back ({seconds:.1f} s, {known}): it will come and go all the time"
             )
-        if expert.ttl_seconds is not None and (expert.pin is Tier.DEVICE or expert.remote):
-            why = "it is remote" if expert.remote else "the expert is pinned to the device"
-            yield f"experts.{expert.name}.ttl_seconds: never applies, {why}"
 
 
 def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
@@ -99,6 +102,14 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
             )
             continue
         used = used + need
+
+
+def _remote_tiers(config: ServerConfig) -> Iterator[str]:
+    for expert in config.experts:
+        if isinstance(expert, RemoteExpert):
+            for key in ("pin", "preload"):
+                if (tier := getattr(expert, key)) is not None:
+                    yield f"experts.{expert.name}.{key}: '{tier}' never applies, it is remote and takes no memory here"
 
 
 def _limits(config: ServerConfig) -> Iterator[str]:
