@@ -18,14 +18,25 @@ from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 
+_ANTHROPICS_TYPES = {  # https://docs.anthropic.com/en/api/errors
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 _OUR_MISTAKE = "the server met an error of its own; its log has the details"
 
 
 def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; with `type` beside it for Anthropic's."""
+    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; as Anthropic's do on their paths."""
     param = error.param if isinstance(error, RequestError) else None
-    shaped = {"error": {"message": error.sentence, "type": error.type, "param": param, "code": error.code}}
-    return {"type": "error", **shaped} if _is_anthropics(path) else shaped
+    told = {"message": error.sentence, "type": error.type, "param": param, "code": error.code}
+    if not _is_anthropics(path):
+        return {"error": told}
+    return {"type": "error", "error": told | {"type": _anthropics_type(error.status)}}
 
 
 def error_event(error: CoeError, path: str = "") -> bytes:
@@ -36,6 +47,10 @@ def error_event(error: CoeError, path: str = "") -> bytes:
 
 def _is_anthropics(path: str) -> bool:
     return path.startswith("/v1/messages")
+
+
+def _anthropics_type(status: int) -> str:
+    return _ANTHROPICS_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
 
 
 def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:

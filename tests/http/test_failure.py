@@ -248,7 +248,7 @@ def test_a_full_upstream_is_no_full_queue_of_ours_and_its_retry_after_is_kept(ca
     with running_server({"a": Breaking("a", [full])}) as server:
         status, headers, body = server.chat(model="a")
     assert (status, headers["retry-after"], body["error"]["code"]) == (429, "7", "upstream_rate_limited")
-    assert body["error"]["message"] == "expert 'a' takes no more requests for now, says who answers for it"
+    assert body["error"]["message"] == "expert 'a' takes no more requests for now: its own server is at its limit"
     assert "org-1234" in warned(caplog)[0]
 
 

@@ -67,7 +67,7 @@ class Passage:
         quoted = body[:_QUOTED_CHARACTERS].decode(errors="replace")
         told = f"expert '{self.expert}' answered with status {answer.status}"
         if answer.status == 429:
-            sentence = f"expert '{self.expert}' takes no more requests for now, says who answers for it"
+            sentence = f"expert '{self.expert}' takes no more requests for now: its own server is at its limit"
             raise UpstreamLimited(f"{sentence}\n{quoted}", _retry_after(answer))
         if answer.status in _NOT_THE_CALLERS_FAULT:
             raise EngineError(f"expert '{self.expert}' did not accept this server's own credentials\n{told}: {quoted}")

@@ -235,7 +235,7 @@ class RoutedResponse(Response):
         if self._out.spoken or not self._decision.has_another:
             lease.suspect_engine()
         elif not await lease.engine_is_alive():
-            return EngineDied(f"expert '{lease.expert}' is frozen: {told}, and it gives no sign of life")
+            return EngineError(f"expert '{lease.expert}' is frozen: {told}, and it gives no sign of life")
         return GenerationTimeout(f"{told} (scheduling.max_generation_seconds)")
 
     def _signs_of_life(self) -> AbstractContextManager[None]:
