@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,22 @@ app.add_typer(key_commands.app, name="keys")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
 app.command()(bench)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"coe {version('coe-server')}")
+        raise typer.Exit
+
+
+@app.callback()
+def coe(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command has in common."""
+
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -51,6 +52,21 @@ app = typer.Typer(
 
     4. coe-train fit CONFIG --out artifacts/router; then point the server's router.artifact at that folder.""",
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"coe-train {version('coe-server')}")
+        raise typer.Exit
+
+
+@app.callback()
+def coe_train(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command has in common."""
 
 
 @app.command()

@@ -6,14 +6,14 @@ Every key is explained in `configs/train.yaml`. Paths in a file are relative to 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
+from coe_server.mistakes import first_mistake
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
 
@@ -222,36 +222,12 @@ def read_settings(path: Path, model: type[Read]) -> Read:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings (key: value)")
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_sentence(error, raw)}") from error
-
-
-def _sentence(error: ValidationError, raw: object) -> str:
-    first: Any = error.errors(include_url=False)[0]
-    key = _dotted(first["loc"], raw)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key}"
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {first['input']!r}: {message}" if key else message
-
-
-def _dotted(location: Sequence[int | str], raw: object) -> str:
-    """`scorer.letters` for ("scorer", "choice", "letters"): the kind chosen is pydantic's step, nobody wrote it."""
-    steps: list[str] = []
-    node: Any = raw
-    for step in location:
-        if isinstance(node, dict) and step not in node and step == node.get("kind"):
-            continue
-        steps.append(str(step))
-        try:
-            node = node[step]
-        except (KeyError, IndexError, TypeError):
-            node = None
-    return ".".join(steps)
+        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
 
 
 def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:

@@ -65,9 +65,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"sed": 1}, "unknown key sed"),
-        ({"gate": {"neighbors": 5}}, "unknown key gate.neighbors"),
-        ({"experts": [{"name": "a", "active_params_b": 1, "size": 2}]}, "unknown key experts.0.size"),
+        ({"data": {**LEAST["data"], "categories": "some"}}, "data.categories: "),
+        ({"sed": 1}, "sed: there is no such key"),
+        ({"gate": {"neighbors": 5}}, "gate.neighbors: there is no such key"),
+        ({"experts": [{"name": "a", "active_params_b": 1, "size": 2}]}, "experts.a.size: there is no such key"),
         ({"experts": [{"name": "a"}]}, "experts: a needs active_params_b or price_per_million_tokens"),
         (
             {"experts": [{"name": "a", "active_params_b": 1}, {"name": "b", "price_per_million_tokens": 1}]},
@@ -80,11 +81,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ),
         ({"experts": LEAST["experts"] * 2}, "a name occurs twice"),
         ({"experts": []}, "experts: "),
-        ({"data": {"prompts": ["p"]}}, "data.outcomes is missing"),
-        ({"classifier": {"folds": 1}}, "classifier.folds: 1: "),
-        ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium': .*'soft' or 'hard'"),
+        ({"data": {"prompts": ["p"]}}, "data.outcomes: is missing"),
+        ({"classifier": {"folds": 1}}, "classifier.folds: input should be greater than or equal to 2, not 1"),
+        ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
         ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is no expert"),
-        ({"objectives": {"cheap": {"active_params_b": -1}}}, "objectives.cheap.active_params_b: -1"),
+        (
+            {"objectives": {"cheap": {"active_params_b": -1}}},
+            "objectives.cheap.active_params_b: input should be greater than 0, not -1",
+        ),
     ],
 )
 def test_a_mistake_names_its_key(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

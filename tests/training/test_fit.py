@@ -209,7 +209,7 @@ def test_evaluate_measures_an_artifact_on_other_prompts(trained: Path, tmp_path:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"sed": 1}, "unknown key sed"),
+        ({"sed": 1}, "sed: there is no such key"),
         (
             {"objectives": {"tiny": {"active_params_b": 0.0001}}},
             "objectives.tiny.active_params_b: 0.0001 is below the smallest expert's 0.0007",
