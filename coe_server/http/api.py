@@ -22,6 +22,7 @@ from coe_server.http.operator.admin import build_admin
 from coe_server.http.operator.metrics import build_metrics
 from coe_server.http.operator.reloading import Reloader
 from coe_server.http.page.routes import build_page
+from coe_server.http.request_id import REQUEST_ID
 from coe_server.http.service import Service
 from coe_server.http.surfaces import SURFACES
 
@@ -43,7 +44,8 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
         serving = service.serving
         question = await service.incoming.question(request, None, serving.max_body_bytes, serving.body_seconds)
         asked = await service.asked(question, request.scope.get(CALLER))
-        return JSONResponse(service.decide(asked).as_json())
+        decision = service.decide(asked)
+        return JSONResponse(decision.as_json(), headers={REQUEST_ID: decision.decision_id})
 
     app.include_router(build_models(service))
     app.include_router(build_feedback(service.chronicle.journal))

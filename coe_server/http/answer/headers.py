@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 
 from coe_server.errors import RequestError
+from coe_server.http.request_id import REQUEST_ID
 from coe_server.routing.decision import RoutingDecision
 
 DEADLINE = "x-request-timeout"
@@ -14,6 +15,7 @@ DEADLINE = "x-request-timeout"
 def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     """The decision as response headers; text that is not ASCII is written as JSON escapes."""
     headers = {
+        REQUEST_ID: decision.decision_id,
         "x-coe-decision-id": decision.decision_id,
         "x-coe-expert": decision.expert,
         "x-coe-reason": decision.reason,

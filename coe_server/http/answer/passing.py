@@ -10,6 +10,7 @@ from coe_server.engines.engine import EngineResponse
 from coe_server.errors import EngineDied, EngineError, EngineRefused, UpstreamLimited
 from coe_server.http.answer.event_stream import EventCutter, events_in, first_failure, is_opening
 from coe_server.http.answer.outgoing import Outgoing
+from coe_server.http.request_id import REQUEST_ID
 
 LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300
@@ -119,4 +120,4 @@ async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:
 
 def _is_ours(header: str) -> bool:
     """uvicorn's headers and our own are not an engine's to write; its cookies are nobody's business."""
-    return header in {"date", "server", "set-cookie"} or header.startswith("x-coe-")
+    return header in {"date", "server", "set-cookie", REQUEST_ID} or header.startswith("x-coe-")

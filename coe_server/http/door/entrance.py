@@ -15,6 +15,7 @@ from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
 from coe_server.http.door.refusals import Refusals
 from coe_server.http.openai_errors import error_response, unexpected
+from coe_server.http.request_id import REQUEST_ID, identified, new_request_id
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
@@ -64,7 +65,7 @@ class Entrance:
             told = self._limits.left(owner) if owner is not None and isinstance(error, RateLimited) else {}
             if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path):
                 told = _CHALLENGE
-            await error_response(error, told, path)(scope, receive, send)
+            await error_response(error, {REQUEST_ID: new_request_id(), **told}, path)(scope, receive, send)
             return
         scope[CALLER] = key
         endpoint = self._straight.get(path) if scope["method"] == "POST" else None
@@ -117,7 +118,7 @@ class Entrance:
 
 
 class _Counting:
-    """`send`, which tells of an answer's status, and ends the admission with its last piece.
+    """`send`, which tells of an answer's status, gives it an id, and ends the admission with its last piece.
 
     Not later: a client that has its whole answer may ask again at once.
     """
@@ -132,9 +133,11 @@ class _Counting:
         if message["type"] == "http.response.start":
             self.begun = True
             self._count(message["status"])
+            headers = identified(message["headers"])
             if self._admission is not None:
                 told = [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
-                message = {**message, "headers": [*message["headers"], *told]}
+                headers = [*headers, *told]
+            message = {**message, "headers": headers}
         elif self._admission is not None and not message.get("more_body", False):
             self._admission.end()
         await self._send(message)
