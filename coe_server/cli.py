@@ -28,7 +28,7 @@ from coe_server.cache.tiers import Bytes, Tier
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.decision_table import print_decision
-from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
+from coe_server.commands.experts_table import RunningServer, experts_table, table_console, watch_experts
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import container_limit, dead_configuration, lifetimes, placement
@@ -191,19 +191,30 @@ def route(
 def experts(
     config: ConfigPath,
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing, four times a second, until Ctrl-C.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what GET /admin/experts says and nothing else.")
+    ] = False,
     port: Annotated[int | None, typer.Option(help="Where the server listens, if not at http.port.", min=1)] = None,
     admin_key: Annotated[
         str | None, typer.Option(envvar="COE_ADMIN_KEY", help="Where the server asks for one.", show_default=False)
     ] = None,
 ) -> None:
-    """Show where the experts of a running server are: state, bytes, users, queue and last move."""
+    """Show where the experts of a running server are: state, bytes, users, queue and last move.
+
+    A narrow terminal gets fewer columns, a file or a pipe all of them.
+    """
     with mistakes_as_sentences():
         settings = load_config(config)
         server = RunningServer(f"http://{settings.http.host}:{port or settings.http.port}", admin_key)
-        if watch:
-            watch_experts(server, Console())
+        console = table_console()
+        if as_json and watch:
+            raise ConfigError("--json shows once, --watch goes on showing: give one of them")
+        if as_json:
+            typer.echo(json.dumps(server.experts(), indent=1))
+        elif watch:
+            watch_experts(server, console)
         else:
-            Console().print(experts_table(server.experts()))
+            console.print(experts_table(server.experts(), console.width))
 
 
 @app.command()

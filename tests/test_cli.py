@@ -178,6 +178,8 @@ def test_experts_of_a_running_server_stand_in_one_line_each(tmp_path):
     hosted = {"name": "hosted", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
     with serving(tmp_path, experts=[QUICK | {"preload": "host"}, hosted]) as (_, port):
         done = coe("experts", tmp_path / "serve.yaml", "--port", port)
+        found = coe("experts", tmp_path / "serve.yaml", "--port", port, "--json")
+    assert [one["name"] for one in json.loads(found.stdout)] == ["a", "hosted"]
     assert done.returncode == 0
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0] == ["expert", "state", "pin", "device", "host", "leases", "queued", "last", "move"]

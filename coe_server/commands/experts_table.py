@@ -6,6 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from coe_server.cache.planner import mib
 from coe_server.commands.credentials import bearer
 from coe_server.errors import CoeError
 
+IN_FULL = 10_000  # characters: wider than any table
 _PATIENCE_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 
@@ -50,40 +52,53 @@ class RunningServer:
         return found
 
 
+def table_console() -> Console:
+    """Standard output; where it is no terminal, nothing is cut to a width that nobody has."""
+    console = Console()
+    return console if console.is_terminal else Console(width=IN_FULL)
+
+
 def watch_experts(server: RunningServer, console: Console) -> None:
     """Show the table until Ctrl-C or the server's end; where nobody looks (a file, a pipe), each time it changes."""
     shown = server.experts()
     with suppress(KeyboardInterrupt):
         if console.is_terminal:
-            with Live(experts_table(shown), console=console, auto_refresh=False) as live:
+            with Live(experts_table(shown, console.width), console=console, auto_refresh=False) as live:
                 while True:
                     time.sleep(_LOOK_SECONDS)
-                    live.update(experts_table(server.experts()), refresh=True)
-        console.print(experts_table(shown))
+                    live.update(experts_table(server.experts(), console.width), refresh=True)
+        console.print(experts_table(shown, console.width))
         while True:
             time.sleep(_LOOK_SECONDS)
             if (found := server.experts()) != shown:
-                console.print(experts_table(found))
+                console.print(experts_table(found, console.width))
             shown = found
 
 
-def experts_table(found: list[dict[str, Any]]) -> Group:
-    """One line for each expert; why one failed stands below, in full."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("expert", "state", "pin"):
-        table.add_column(column, no_wrap=True)
-    for column in ("device", "host", "leases", "queued"):
-        table.add_column(column, no_wrap=True, justify="right")
-    table.add_column("last move", no_wrap=True)
-    for expert in found:
-        table.add_row(
-            *(escape(expert["name"]), _state(expert), expert["pin"] or ""),
-            *(mib(expert["bytes"]["device"]), mib(expert["bytes"]["host"])),
-            *(str(expert["leases"]), str(expert["queued"])),
-            _move(expert["last_move"]),
-        )
+def experts_table(found: list[dict[str, Any]], width: int) -> Group:
+    """One line for each expert, in `width` characters; why one failed stands below, in full.
+
+    Columns that do not fit are left out, those that tell least first, and named below.
+    """
+    columns = list(_COLUMNS)
+    nobody_pinned = all(not expert["pin"] for expert in found)
+    for name in dict.fromkeys((*(("pin",) if nobody_pinned else ()), *_TELL_LEAST)):
+        if Console(width=IN_FULL).measure(_table(found, columns)).maximum <= width:
+            break
+        columns.remove(name)
+    missing = [name for name in _COLUMNS if name not in columns and not (name == "pin" and nobody_pinned)]
+    left_out = [f"[dim]No room for: {', '.join(missing)}. --json has it all.[/dim]"] if missing else []
     failures = [f"[red]{escape(one['name'])} failed:[/red] {escape(one['failure'])}" for one in found if one["failure"]]
-    return Group(table, *failures)
+    return Group(_table(found, columns), *left_out, *failures)
+
+
+def _table(found: list[dict[str, Any]], columns: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in _NUMBERS else "left")
+    for expert in found:
+        table.add_row(*(_COLUMNS[name](expert) for name in columns))
+    return table
 
 
 def _state(expert: dict[str, Any]) -> str:
@@ -104,3 +119,17 @@ def _reason(error: urllib.error.HTTPError) -> str:
         return str(json.load(error)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return str(error.reason)
+
+
+_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "expert": lambda expert: escape(expert["name"]),
+    "state": _state,
+    "pin": lambda expert: expert["pin"] or "",
+    "device": lambda expert: mib(expert["bytes"]["device"]),
+    "host": lambda expert: mib(expert["bytes"]["host"]),
+    "leases": lambda expert: str(expert["leases"]),
+    "queued": lambda expert: str(expert["queued"]),
+    "last move": lambda expert: _move(expert["last_move"]),
+}
+_NUMBERS = frozenset({"device", "host", "leases", "queued"})
+_TELL_LEAST = ("last move", "pin", "host", "leases")
