@@ -32,7 +32,7 @@ from coe_server.commands.experts_table import RunningServer, experts_table, tabl
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import container_limit, dead_configuration, lifetimes, placement
-from coe_server.config import ServerConfig, load_config
+from coe_server.config import RemoteExpert, ServerConfig, load_config
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.http.service import AUTO, Decides
@@ -281,10 +281,13 @@ def export_(
 def _decide(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
     if settings.router is None:
         raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
-    on_disk = {expert.name: Availability("disk", 0.0) for expert in settings.experts}
+    at_rest = {
+        expert.name: Availability("remote" if isinstance(expert, RemoteExpert) else "disk", 0.0)
+        for expert in settings.experts
+    }
     options = RouteOptions(objective=objective or settings.router.objective)
     router = build_router(settings)
-    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, on_disk)
+    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, at_rest)
 
 
 async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:

@@ -93,11 +93,15 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     """The keys in a file. Raises ConfigError if it is not one of ours."""
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ConfigError(
+                f"keys.file: {file} must be a mapping with the list `keys`; `coe keys add` makes such a file"
+            )
         found = _KeyFile.model_validate(raw).keys
     except OSError as error:
         raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` makes it") from error
     except ValidationError as error:
-        raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw if isinstance(raw, dict) else {})}") from error
+        raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw)}") from error
     except ValueError as error:
         raise ConfigError(f"keys.file: {file} is not JSON: {error}") from error
     _refuse_twins(found, file)

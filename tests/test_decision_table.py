@@ -1,9 +1,16 @@
 """A decision as `coe route` tells it."""
 
-import pytest
+import json
 
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from coe_server.cli import app
 from coe_server.commands.decision_table import print_decision
+from coe_server.routing import artifact as artifacts
 from coe_server.routing.decision import BudgetReading, GateReading, RankedExpert, ResidentTrade, RoutingDecision
+from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 
 def decision(category, reason, inside, **probabilities):
@@ -42,3 +49,14 @@ def decision(category, reason, inside, **probabilities):
 def test_a_confidence_is_told_with_the_category_that_it_is_of(capsys, made, sentence):
     print_decision(made)
     assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_nothing_is_taken_to_be_on_the_device_and_a_remote_expert_is_remote(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    experts = [{"name": name, "engine": "simulated"} for name in SIZES if name != "big"]
+    experts.append({"name": "big", "engine": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"})
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"router": {"artifact": "router"}, "experts": experts}))
+    done = CliRunner().invoke(app, ["route", str(path), "hello", "--json"])
+    found = {one["expert"]: one["residency"] for one in json.loads(done.stdout)["ranking"]}
+    assert found == {name: "remote" if name == "big" else "disk" for name in SIZES}

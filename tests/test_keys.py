@@ -45,7 +45,7 @@ def test_what_came_went_or_changed_is_named():
     ("content", "sentence"),
     [
         ("{", "is not JSON"),
-        ("[]", "must be a mapping"),
+        ("[]", "keys.json must be a mapping with the list `keys`; `coe keys add` makes such a file"),
         ('{"keys": [{"name": "a"}]}', "keys.a.sha256: is missing"),
         (json.dumps({"keys": [{"name": "a", "sha256": "secret"}]}), "keys.a.sha256"),
         (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "rpm": 1}]}), "keys.a.rpm: there is no such key"),

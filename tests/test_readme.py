@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from coe_server.cli import app as coe
 from coe_server.config import load_config
+from router_training.cli import app as coe_train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,3 +61,29 @@ def test_every_file_on_its_map_exists():
     assert {"configs/", "coe_server/", "routing/", "router_training/", "demo/", "tests/"} <= set(folders)
     for folder in folders:
         assert (ROOT / folder).is_dir() or (ROOT / "coe_server" / folder).is_dir(), folder
+
+
+def test_every_command_and_every_page_of_the_operator_is_in_its_tables():
+    commands = {
+        f"{program} {name}"
+        for program, app in (("coe", coe), ("coe-train", coe_train))
+        for name in typer.main.get_command(app).commands
+    }
+    rows = re.findall(r"^\| (`coe.*?) \|", README, re.MULTILINE)
+    told = set()
+    for row in rows:
+        first, *others = re.findall(r"`(?:coe-train |coe )?(?:[a-z]+)[^`]*`", row)
+        program = first.strip("`").split()[0]
+        told |= {f"{program} {first.strip('`').split()[1]}"} | {
+            f"{program} {one.strip('`').split()[-1]}" for one in others
+        }
+    assert commands <= told
+    pages = {path for text in (ROOT / "coe_server/http").rglob("*.py") for path in _admin_pages(text.read_text())}
+    assert len(pages) >= 5
+    assert all(f"`GET {page}`" in README for page in pages)
+
+
+def _admin_pages(text):
+    prefix = "/admin" if 'prefix="/admin"' in text else ""
+    found = (prefix + path for path in re.findall(r'\.get\("(/[a-z/]+)"', text))
+    return {path for path in found if path.startswith("/admin/")}

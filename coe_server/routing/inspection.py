@@ -48,7 +48,10 @@ class _FormatOnly(BaseModel):
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, valid and consistent with itself."""
     if not folder.is_dir():
-        raise ArtifactError(f"router artifact: there is no folder {folder}")
+        raise ArtifactError(
+            f"router artifact: there is no folder {folder}; `coe-train fit` writes one, and until then experts"
+            " are taken by name, without a router in the configuration"
+        )
     data = _bytes(folder / MANIFEST)
     version = _parsed(folder / MANIFEST, TypeAdapter(_FormatOnly), data).format_version
     if version != FORMAT_VERSION:
