@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coe_server.destination import require_writable_folder
 from coe_server.errors import DatasetError
 from router_training.collecting.bars import Bars
 from router_training.collecting.collection import Collection, Step, prepare
@@ -36,7 +37,7 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 
     With `rescore` no expert is asked. Raises ConfigError or DatasetError before anything is sent.
     """
-    _refuse_to_overwrite(files)
+    _refuse_places(files)
     with PatternWorker() as worker:
         collection = prepare(config, files.prompts, files.raw, worker)
         if rescore and not len(collection.recording):
@@ -51,14 +52,17 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 
 def plan(config: CollectConfig, files: Files) -> list[Step]:
     """What `collect` would send, after the same checks; nothing is sent or written."""
-    _refuse_to_overwrite(files)
+    _refuse_places(files)
     with PatternWorker() as worker:
         return prepare(config, files.prompts, files.raw, worker).steps()
 
 
-def _refuse_to_overwrite(files: Files) -> None:
-    """What is read must not be what is written."""
+def _refuse_places(files: Files) -> None:
+    """What is read must not be what is written, and what is written last must be a place that can be."""
     refuse_unknown_format(files.out)
+    require_writable_folder("--out", files.out.parent)
+    if files.out.is_dir():
+        raise DatasetError(f"--out: {files.out} is a folder, where a file is due")
     used = [path.resolve() for path in (*files.prompts, files.out, files.raw)]
     for path in files.out, files.raw:
         if used.count(path.resolve()) > 1:

@@ -431,6 +431,21 @@ def test_conversations_from_parquet_are_sent_without_the_keys_of_others(tmp_path
     assert [body["messages"] for body in stand_in.bodies] == talks
 
 
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [("/proc/o.jsonl", "--out: /proc cannot be written"), ("taken.jsonl", "is a folder, where a file is due")],
+)
+def test_outcomes_that_could_not_be_written_are_refused_before_anything_is_sent(
+    tmp_path: Path, out: str, sentence: str
+) -> None:
+    (tmp_path / "taken.jsonl").mkdir()
+    with endpoint(echo) as stand_in:
+        for attempt in (run, plan):
+            with pytest.raises((ConfigError, DatasetError), match=sentence):
+                attempt(config(stand_in), files(tmp_path, 2, out))
+    assert not stand_in.asked
+
+
 def test_outcomes_of_an_unknown_format_are_refused_before_anything_is_sent(tmp_path: Path) -> None:
     with endpoint(echo) as stand_in, pytest.raises(DatasetError, match=r"\.jsonl or \.parquet"):
         run(config(stand_in), files(tmp_path, 1, "outcomes.csv"))
