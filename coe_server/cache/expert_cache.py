@@ -229,19 +229,17 @@ class ExpertCache:
         self.guesses.right(Guess.DEVICE, slot.name)
         granted, life = self._clock(), slot.gone
         acts = LeaseActs(
-            give_back=partial(self._give_back, slot, life, granted),
+            give_back=partial(self._give_back, slot, life),
             suspect=partial(self._suspect, slot, life),
             is_alive=partial(self._is_alive, slot, life),
-            answered=partial(self._answered, slot, life),
+            answered=partial(self._answered, slot, life, granted),
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
 
-    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
-        now = self._clock()
+    def _give_back(self, slot: Slot, life: asyncio.Event) -> None:
         if slot.gone is life:  # else its engine died meanwhile, and with it the lease
             slot.leases -= 1
-            slot.costs.learn_service(now - granted)
-        slot.last_used = now
+        slot.last_used = self._clock()
         self._admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
         if frees_room or not self._policy.collates:
@@ -254,9 +252,10 @@ class ExpertCache:
     async def _is_alive(self, slot: Slot, life: asyncio.Event) -> bool:
         return slot.gone is life and await asyncio.shield(self._mover.examine(slot))
 
-    def _answered(self, slot: Slot, life: asyncio.Event) -> None:
+    def _answered(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
         if slot.gone is life:
             slot.restarts.answer()
+            slot.costs.learn_service(self._clock() - granted)
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):

@@ -56,7 +56,7 @@ class Lease:
         return await self._acts.is_alive()
 
     def answered(self) -> None:
-        """It gave a whole answer: its earlier failures are forgiven."""
+        """It gave a whole answer: its earlier failures are forgiven, and how long that took is learned."""
         self._acts.answered()
 
     async def engine_is_gone(self, within_seconds: float) -> bool:

@@ -166,6 +166,7 @@ class _Player:
             granted = self._diary.now
             seconds = self._timings[expert].service_seconds(request.output_tokens)
             await asyncio.sleep(min(seconds, self._scenario.limits.max_generation_seconds))
+            lease.answered()
         finished = self._diary.now
         self.answers.append(Answer(expert, arrived, granted, finished, lost, saved, expert != request.best))
 

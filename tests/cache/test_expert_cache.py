@@ -636,6 +636,29 @@ def test_a_remote_expert_that_cannot_be_reached_rests_while_its_other_answers_go
     run(story())
 
 
+def test_how_long_an_answer_takes_is_learned_from_answers_not_from_failures_or_loads():
+    async def story():
+        clock = Clock()
+        async with running(clock=clock, limits=Limits(queue_limit=2, max_concurrency=1)) as (cache, _):
+            with await cache.lease("a") as lease:
+                clock.now += 8.0
+                lease.answered()
+            await cache.load("a")
+            with await cache.lease("a"):
+                pass  # it failed at once
+            assert cache.measured_costs()["a"]["service"] == 8.0
+            first, *waiting = [asyncio.create_task(cache.lease("a")) for _ in range(3)]
+            await settle()
+            with pytest.raises(Overloaded) as refused:
+                await cache.lease("a")
+            assert refused.value.retry_after_seconds == 3 * 8.0
+            for task in waiting:
+                task.cancel()
+            (await first).release()
+
+    run(story())
+
+
 def test_an_operator_can_load_unload_and_pin():
     async def story():
         async with running() as (cache, engines):
