@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import platform
 import resource
@@ -227,6 +228,8 @@ class Watch:
                 self.resident[at] = _resident_mib()
 
         Conductor._conduct = timed  # type: ignore[method-assign]
+        gc.collect()
+        gc.freeze()  # as `coe serve` does: what is loaded is not looked through again and again
         try:
             found = play_it()
         finally:

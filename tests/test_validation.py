@@ -137,9 +137,14 @@ def test_an_expert_no_category_maps_to_is_named(router):
         for name, entry in manifest.objectives.items()
     }
     mapping = {name: dict(everything_to_big) for name in objectives}
-    narrow = replace(router.artifact, manifest=manifest.model_copy(update={"objectives": objectives}), mapping=mapping)
-    found = said(config(*SIZES), Router(narrow))
-    assert "experts.coder: no category maps to it under any objective that is served" in found
+    unused = "experts.coder: no category maps to it under any objective that is served"
+    for mode, sentence in (
+        ("hard", unused),
+        ("soft", f"{unused}; under soft mixing single prompts may still go to it"),
+    ):
+        narrowed = manifest.model_copy(update={"objectives": objectives, "mode": mode})
+        found = said(config(*SIZES), Router(replace(router.artifact, manifest=narrowed, mapping=mapping)))
+        assert sentence in found
     assert not any(sentence.startswith("experts.big") for sentence in found)
 
 

@@ -148,7 +148,12 @@ def _unreachable(router: Router, config: ServerConfig) -> Iterator[str]:
         if expert.name not in router.expert_names:
             yield f"experts.{expert.name}: the router does not know it; it answers only when it is asked for by name"
         elif all(expert.name not in _chosen(router, objective) for objective in router.objectives):
-            yield f"experts.{expert.name}: no category maps to it under any objective that is served"
+            but = "; under soft mixing single prompts may still go to it" if _is_soft(router) else ""
+            yield f"experts.{expert.name}: no category maps to it under any objective that is served{but}"
+
+
+def _is_soft(router: Router) -> bool:
+    return router.artifact.manifest.mode == "soft"
 
 
 def _disobeyed_pins(router: Router, objective: str) -> Iterator[str]:

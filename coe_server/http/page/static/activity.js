@@ -61,8 +61,9 @@ const tier = (name) => (name ? element("span", { class: "tier", "data-tier": nam
 
 const number = (text) => element("td", { class: "number" }, text);
 
+// The confidence is the likeliest category's, which `general` never is.
 function decided(one) {
-  const sure = one.confidence === null || one.confidence === undefined ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
+  const sure = one.confidence === null || one.confidence === undefined || one.category === "general" ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
   return [clock(one.time), `${one.category ?? "—"}${sure}`, one.expert, one.reason.replaceAll("_", " "), tier(one.residency)];
 }
 
