@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from coe_server.allocator import share_one_arena
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
@@ -91,6 +92,8 @@ def serve(
     """
     from coe_server.app import build_server  # the web framework, which no other command waits for
     from coe_server.http.door.address import taken_address
+
+    share_one_arena()
 
     def reread() -> ServerConfig:
         return _with_options(load_config(config), port, names_only)
