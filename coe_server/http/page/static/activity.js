@@ -61,9 +61,9 @@ const tier = (name) => (name ? element("span", { class: "tier", "data-tier": nam
 
 const number = (text) => element("td", { class: "number" }, text);
 
-// The confidence is the likeliest category's, which `general` never is.
+// The confidence is the likeliest category's: not that of `general` where it stands for a category that is not believed.
 function decided(one) {
-  const sure = one.confidence === null || one.confidence === undefined || one.category === "general" ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
+  const sure = one.confidence === null || one.confidence === undefined || (one.category === "general" && one.reason !== "mapped") ? "" : ` ${Math.round(100 * one.confidence)}\u00a0%`;
   return [clock(one.time), `${one.category ?? "—"}${sure}`, one.expert, one.reason.replaceAll("_", " "), tier(one.residency)];
 }
 
