@@ -42,6 +42,7 @@ from coe_server.log_lines import write_log_to_stderr
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
+from coe_server.state_lock import state_lock
 
 app = typer.Typer(
     name="coe",
@@ -102,13 +103,13 @@ def serve(
         settings = reread()
         write_log_to_stderr(settings.log.format)
         sockets = taken_address(settings.http.host, settings.http.port)
-        server = build_server(settings, reread)
-        for warning in lifetimes(build_experts(settings)):
-            logging.getLogger(__name__).warning("%s", warning)
-    gc.collect()
-    gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
-    with mistakes_as_sentences():  # another server may have begun to listen meanwhile
-        server.run(sockets)
+        with state_lock(settings.state_directory):
+            server = build_server(settings, reread)
+            for warning in lifetimes(build_experts(settings)):
+                logging.getLogger(__name__).warning("%s", warning)
+            gc.collect()
+            gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
+            server.run(sockets)
     if not server.started:  # what it could not begin has been logged
         raise typer.Exit(1)
 
