@@ -8,7 +8,7 @@ import pytest
 from coe_server.errors import EngineStartFailed
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
-from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream
+from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
 from tests.http.test_failure import FRENCH, Says, router, stream, team
 from tests.test_telemetry import value
 
@@ -79,3 +79,28 @@ def test_the_line_names_the_callers_key_and_never_the_key_itself(caplog):
         server.ask("POST", "/v1/chat/completions", body, {"authorization": "Bearer coe-alice"})
     assert told(caplog)["key"] == "alice"
     assert "coe-alice" not in "".join(str(record.__dict__) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("given", "logged"),
+    [
+        ("f2f4b3c0-6a0e-4c3e-9d62-6a5b1a0f7c11", "f2f4b3c0-6a0e-4c3e-9d62-6a5b1a0f7c11"),
+        ("Root=1-67891233-abcdef012345678912345678;Sampled=1", "Root=1-67891233-abcdef012345678912345678;Sampled=1"),
+        ("a" * 128, "a" * 128),
+        ("a" * 129, None),
+        ("two words", None),
+        ("<script>", None),
+        ("caf\u00e9", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_the_line_has_the_callers_own_id_beside_the_decisions_where_that_is_short_and_plain(given, logged, caplog):
+    headers = {} if given is None else {"x-request-id": given}
+    body = json.dumps({"model": "a", "messages": FRENCH})
+    with caplog.at_level(logging.INFO), running_server({"a": simulated("a")}) as server:
+        _, answered, _ = server.ask("POST", "/v1/chat/completions", body, headers)
+    line = told(caplog)
+    assert line["decision_id"] == answered["x-request-id"]
+    assert line.get("caller_request_id") == logged
+    assert ("caller_request_id" in line) == (logged is not None)

@@ -27,14 +27,17 @@ class Account:
         decision: RoutingDecision,
         began: float,
         key: str | None,
+        callers_id: str | None,
         prompt: str | None,
         trace: Trace,
     ) -> None:
-        """`began` is when the request came, in `time.perf_counter`'s seconds; `key` is the name of the caller's."""
+        """`began` is when the request came, in `time.perf_counter`'s seconds; `key` is the name of the caller's, and
+        `callers_id` what the caller itself calls its request."""
         self._telemetry = telemetry
         self._decision = decision
         self._began = began
         self._key = key
+        self._callers_id = callers_id
         self._prompt = prompt
         self._trace = trace
         self._status: int | None = None
@@ -110,6 +113,7 @@ class Account:
             "router_version": decision.router_version,
             "routing_ms": round(decision.routing_ms, 3),
             **({} if self._key is None else {"key": self._key}),
+            **({} if self._callers_id is None else {"caller_request_id": self._callers_id}),
             **self._facts,
             "seconds": round(seconds, 4),
         }

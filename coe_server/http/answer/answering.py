@@ -18,6 +18,7 @@ from coe_server.http.answer.trace import Trace
 from coe_server.http.body import LARGE_BYTES, Body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
+from coe_server.http.request_id import callers_id
 from coe_server.http.service import Service
 from coe_server.http.surfaces import Surface
 from coe_server.keys import Key
@@ -57,7 +58,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             listener_for=_listener_for(service, surface, request),
         )
         prompt = _prompt(body) if service.log_prompts else None
-        account = Account(service.telemetry, decision, began, key.name if key else None, prompt, trace)
+        owner, own_id = key.name if key else None, callers_id(passed_on)
+        account = Account(service.telemetry, decision, began, owner, own_id, prompt, trace)
         return RoutedResponse(service.cache, errand, account)
 
     return answer
