@@ -47,6 +47,8 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIA
         decision = service.decide(asked)
         return JSONResponse(decision.as_json(), headers={REQUEST_ID: decision.decision_id})
 
+    straight["/v1/route"] = route  # refused as what it decides about would be, with the same line in the log
+
     app.include_router(build_models(service))
     app.include_router(build_feedback(service.chronicle.journal))
 

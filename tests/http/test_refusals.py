@@ -1,12 +1,15 @@
 """What is turned away at the door is told in the log: who and where, never a key, and not without end."""
 
+import json
 import logging
+import re
 
 import pytest
 
 from coe_server.errors import InvalidApiKey
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.refusals import MOST_LINES, WINDOW_SECONDS, Refusals
+from coe_server.http.surfaces import SURFACES
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.telemetry import Telemetry
 from tests.http.server import running_server
@@ -66,9 +69,18 @@ def test_who_asked_too_often_is_told(server, caplog):
     assert refusals(caplog)[0].getMessage() == "refused: key 'slow' may ask 2 times a minute"
 
 
-def test_who_asks_for_what_its_key_may_not_use_is_told(server, caplog):
-    assert ask(server, LIMITED, model="math")[0] == 403
-    assert told(caplog) == (403, "model_not_found", "/v1/chat/completions", "limited")
+@pytest.mark.parametrize("path", [*(surface.path for surface in SURFACES), "/v1/route"])
+def test_who_asks_for_what_its_key_may_not_use_is_told_and_counted_once(server, caplog, path):
+    def counted():
+        found = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
+        return sum(map(float, re.findall(r'^coe_errors_total\{code="model_not_found"\} (.*)$', found, re.MULTILINE)))
+
+    before = counted()
+    asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "query": "x", "documents": ["x"]}
+    body = json.dumps({"model": "math", **asked, **dict.fromkeys(("input", "prompt", "text_1", "text_2"), "x")})
+    assert server.ask("POST", path, body, bearer(LIMITED))[0] == 403
+    assert told(caplog) == (403, "model_not_found", path, "limited")
+    assert counted() == before + 1
 
 
 def test_what_is_answered_is_no_refusal(server, caplog):
