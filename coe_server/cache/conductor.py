@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
-from coe_server.cache.forecast import Forecast
 from coe_server.cache.foresight import Foresight
 from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
@@ -27,6 +26,7 @@ class Conductor:
     def __init__(
         self,
         slots: Mapping[str, Slot],
+        overview: Overview,
         mover: Mover,
         events: EventLog,
         capacity: Bytes,
@@ -49,7 +49,7 @@ class Conductor:
         self._admit = admit
         self._changed = changed  # set by whoever does something that may call for new orders
         self._preloads = self._in_preload_order()
-        self._overview = Overview(slots, policy)
+        self._overview = overview
         self.foresight = Foresight(
             slots, self._overview, mover, events, capacity, limits, policy, clock, self.begin, changed.set, reader
         )
@@ -85,10 +85,6 @@ class Conductor:
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
         """What it would take to bring this expert to the device now."""
         return plan(self._overview.standing, self._overview.holding(slot), self._capacity)
-
-    def forecast(self) -> Forecast:
-        """When everybody's turn comes, as things are now."""
-        return self._overview.forecast(self._clock(), self._limits, self._capacity)
 
     def _conduct(self) -> None:
         self._end_cooldowns()

@@ -14,6 +14,7 @@ from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
+from coe_server.cache.overview import Overview
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
@@ -77,8 +78,10 @@ class ExpertCache:
             limits.sign_of_life_seconds,
             one_move_at_a_time,
         )
+        overview = Overview(self._slots, policy, limits, capacity)
         self._conductor = Conductor(
             self._slots,
+            overview,
             mover,
             self.events,
             capacity,
@@ -89,7 +92,7 @@ class ExpertCache:
             changed=self._changed,
             reader=reader,
         )
-        self.waits = Waits(self._slots, limits, clock, self._conductor.forecast)
+        self.waits = Waits(self._slots, overview, limits, clock)
 
     @property
     def ready(self) -> asyncio.Event:
@@ -275,7 +278,7 @@ class ExpertCache:
             raise self._overloaded(f"{self._waiting} requests already wait", slot)
 
     def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
-        return Overloaded(sentence, self.waits.predicted_seconds(slot))
+        return Overloaded(sentence, self.waits.predicted_seconds(slot.name))
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:

@@ -5,17 +5,29 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Ahead:
+class Ahead(NamedTuple):
     """An expert whose turn comes, as far as those behind it are concerned."""
 
     expert: str
     from_disk: bool
     switch_seconds: float
     serving_seconds: float  # of those who wait for it, once it is there
+
+
+class Expected(NamedTuple):
+    """What whoever came now would meet at an expert, until something about it changes."""
+
+    residency: str
+    failure: str | None
+    at_hand: bool  # it is up, and lets in those who come
+    on_its_way: bool  # to the device, now
+    from_disk: bool  # else it has to start, or is woken from where it rests
+    up_seconds: float  # which takes so long
+    serving_seconds: float  # of those who go in before, once it is up
+    turn: Ahead  # of those who wait for it
 
 
 class Forecast:

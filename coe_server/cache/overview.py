@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from coe_server.cache.forecast import Ahead, Forecast
+from coe_server.cache.forecast import Ahead, Expected, Forecast
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Queue, turns
@@ -21,9 +21,11 @@ class Overview:
     for: most passes ask for neither.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], policy: Policy) -> None:
+    def __init__(self, slots: Mapping[str, Slot], policy: Policy, limits: Limits, capacity: Bytes) -> None:
         self._slots = slots
         self._policy = policy
+        self._limits = limits
+        self._capacity = capacity
         self._settled: dict[str, Slot] = {}
         self._waiting: dict[str, Slot] = {}
         self._at_hand: dict[str, Slot] = {}
@@ -40,6 +42,8 @@ class Overview:
         self._prospects_here: dict[str, Prospect] = {}
         self._prospects_away: dict[str, Prospect] = {}
         self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
+        self._expected: dict[str, Expected] = {}
+        self._to_expect_anew: dict[str, Slot] = {}  # changed since what is to be expected was last asked for
         for name, slot in slots.items():
             slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
 
@@ -124,20 +128,32 @@ class Overview:
         self._look_again()
         return tuple(self._queue(slot) for name, slot in self._in_turn.items() if name not in self._in_turn_off_disk)
 
-    def forecast(self, now: float, limits: Limits, capacity: Bytes) -> Forecast:
+    def expected(self) -> Mapping[str, Expected]:
+        """What whoever came now would meet, by expert, but for the turns ahead of it, which the forecast tells."""
+        self._look_again()
+        for name, slot in self._to_expect_anew.items():
+            self._expected[name] = _expected(slot, self._limits.max_concurrency)
+        self._to_expect_anew.clear()
+        return self._expected
+
+    def forecast(self, now: float) -> Forecast:
         """When everybody's turn comes if nobody else is asked for."""
         self._look_again()
         queues = [self._queue(slot) for slot in self._in_turn.values()]
-        order = turns(queues, now, limits.max_wait_seconds, self._policy)
-        waiting = [self._slots[turn.expert] for turn in order]
+        order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
+        expected = self.expected()
+        waiting = [expected[turn.expert].turn for turn in order]
         standing = self.standing
         here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
-        places = [_can_leave_in(slot, now, limits) for slot in here if slot.shares_the_device]
-        largest = max((slot.engine.footprint.device_awake for slot in waiting or here), default=0)
-        free = (capacity - standing.used).device // max(largest, 1)
+        places = [_can_leave_in(slot, now, self._limits) for slot in here if slot.shares_the_device]
+        largest = max(
+            [self._slots[name].engine.footprint.device_awake for name in self._in_turn or standing.tiers[Tier.DEVICE]],
+            default=0,
+        )
+        free = (self._capacity - standing.used).device // max(largest, 1)
         places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
         starting = (slot.seconds_left(now) for slot in self._starting.values())
-        return Forecast((_ahead(slot, limits) for slot in waiting), places, max(starting, default=0.0))
+        return Forecast(waiting, places, max(starting, default=0.0))
 
     def _prospect(self, slot: Slot) -> Prospect:
         rests = slot.resting_tier
@@ -167,13 +183,27 @@ class Overview:
             _keep_last(self._in_turn, slot, in_turn)
             _keep_last(self._in_turn_off_disk, slot, in_turn and slot.tier is not Tier.DISK)
             self._queues.pop(name, None)
-            self._to_stand_anew[name] = self._prospects_anew[name] = slot
+            self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
         self._changed.clear()
 
 
-def _ahead(slot: Slot, limits: Limits) -> Ahead:
-    serving = slot.serving_seconds(len(slot.waiters), limits.max_concurrency)
-    return Ahead(slot.name, slot.tier is Tier.DISK, slot.switch_seconds(), serving)
+def _expected(slot: Slot, max_concurrency: int) -> Expected:
+    up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
+    return Expected(
+        slot.residency,
+        slot.failure.reason if slot.failure else None,
+        slot.expert.remote or (slot.settled and not slot.draining),
+        slot.moving is not None and slot.moving.target is Tier.DEVICE,
+        up_from is Tier.DISK,
+        slot.costs.move(up_from, Tier.DEVICE),
+        (len(slot.waiters) + (slot.leases if slot.settled else 0)) // max_concurrency * slot.costs.service,
+        Ahead(
+            slot.name,
+            slot.tier is Tier.DISK,
+            slot.switch_seconds(),
+            slot.serving_seconds(len(slot.waiters), max_concurrency),
+        ),
+    )
 
 
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from typing import NamedTuple
 
-from coe_server.cache.forecast import Forecast
+from coe_server.cache.forecast import Expected, Forecast
+from coe_server.cache.overview import Overview
 from coe_server.cache.scheduler import Limits, wait_bound_seconds
 from coe_server.cache.slot import Slot
-from coe_server.cache.tiers import Tier
 
 
 class Outlook(NamedTuple):
@@ -22,33 +21,32 @@ class Outlook(NamedTuple):
 
 
 class Waits:
-    """`forecast` says when everybody's turn comes, as things are now."""
+    """`overview` knows everybody's place now, `clock` gives seconds."""
 
     def __init__(
-        self,
-        slots: Mapping[str, Slot],
-        limits: Limits,
-        clock: Callable[[], float],
-        forecast: Callable[[], Forecast],
+        self, slots: Mapping[str, Slot], overview: Overview, limits: Limits, clock: Callable[[], float]
     ) -> None:
         self._slots = slots
+        self._overview = overview
         self._limits = limits
         self._clock = clock
-        self._forecast = forecast
 
     def outlooks(self) -> dict[str, Outlook]:
         """Each expert by name."""
-        forecast = cache(self._forecast)
-        return {
-            slot.name: Outlook(
-                slot.residency, self._until_granted(slot, forecast), slot.failure.reason if slot.failure else None
-            )
-            for slot in self._slots.values()
-        }
+        found: dict[str, Outlook] = {}
+        forecast: Forecast | None = None  # the same for all of them, and seldom needed where all are at hand
+        for name, one in self._overview.expected().items():
+            seconds = one.serving_seconds
+            if not one.at_hand:
+                forecast = forecast or self._forecast()
+                seconds += self._until_up(name, one, forecast)
+            found[name] = Outlook(one.residency, seconds, one.failure)
+        return found
 
-    def predicted_seconds(self, slot: Slot) -> float:
+    def predicted_seconds(self, name: str) -> float:
         """Until a request that came now would be granted a lease, as the queues are now."""
-        return self._until_granted(slot, self._forecast)
+        one = self._overview.expected()[name]
+        return one.serving_seconds + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
 
     def bound_seconds(self) -> float:
         """The longest anybody waits, with the costs measured so far."""
@@ -73,18 +71,13 @@ class Waits:
         returns = [slot.costs.slowest_return for slot in self._slots.values() if slot.shares_the_device]
         return wait_bound_seconds(limits, self.sharing, max(returns, default=0.0))
 
-    def _until_granted(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
-        ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
-        rounds = ahead // self._limits.max_concurrency
-        return self._until_up(slot, forecast) + rounds * slot.costs.service
+    def _forecast(self) -> Forecast:
+        return self._overview.forecast(self._clock())
 
-    def _until_up(self, slot: Slot, forecast: Callable[[], Forecast]) -> float:
+    def _until_up(self, name: str, expected: Expected, forecast: Forecast) -> float:
         """Seconds until it is on the device and lets in those who come now."""
-        if slot.expert.remote or (slot.settled and not slot.draining):
-            return 0.0
-        if slot.name in (until := forecast().until):
-            return until[slot.name]
-        if slot.moving is not None and slot.moving.target is Tier.DEVICE:
-            return slot.seconds_left(self._clock())
-        rests = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
-        return forecast().after_all(rests is Tier.DISK) + slot.costs.move(rests, Tier.DEVICE)
+        if name in forecast.until:
+            return forecast.until[name]
+        if expected.on_its_way:
+            return self._slots[name].seconds_left(self._clock())
+        return forecast.after_all(expected.from_disk) + expected.up_seconds

@@ -25,13 +25,14 @@ def picture(overview):
         "tiers": {tier: dict(holdings) for tier, holdings in overview.standing.tiers.items()},
         "held": dict(overview.standing.held),
         "prospects": (dict(here), dict(away)),
+        "expected": dict(overview.expected()),
     }
 
 
-def fresh(slots, policy):
+def fresh(slots, *others):
     """One that knows nothing yet. The slots go on telling the old one what changes."""
     told = {name: slot.waiters.changed for name, slot in slots.items()}
-    overview = Overview(slots, policy)
+    overview = Overview(slots, *others)
     for name, slot in slots.items():
         slot.waiters.changed = told[name]
     return overview
@@ -46,7 +47,8 @@ def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
     def watched(conductor):
         for step in (lambda: None, lambda: conduct(conductor)):
             step()
-            looks.append((picture(conductor._overview), picture(fresh(conductor._slots, policy))))
+            anew = fresh(conductor._slots, policy, conductor._limits, conductor._capacity)
+            looks.append((picture(conductor._overview), picture(anew)))
 
     with mock.patch.object(Conductor, "_conduct", watched):
         simulate(scenario, trace, policy)
