@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import numpy as np
 
 from coe_server.errors import EmbeddingUnavailable
+from coe_server.retry_after import retry_after_seconds
 from coe_server.routing.features import Floats, of_length_one
 
 MOST_AT_ONCE = 4  # requests in flight
@@ -96,7 +98,8 @@ class EndpointEmbedder:
         async with self._session.post(self._url, json=body, headers=headers, timeout=timeout) as response:
             content = await response.read()
             if response.status in BUSY:
-                raise _Busy(f"status {response.status}", _seconds(response.headers.get("Retry-After")))
+                asked = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
+                raise _Busy(f"status {response.status}", asked)
             if response.status != 200:
                 said = content[:200].decode("utf-8", "replace")
                 raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {said}")
@@ -111,8 +114,3 @@ class EndpointEmbedder:
         if rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
         return of_length_one(rows)
-
-
-def _seconds(header: str | None) -> float | None:
-    """A `Retry-After` in seconds; its other form, a date, is not worth understanding."""
-    return float(header) if header is not None and header.isdecimal() else None

@@ -1,12 +1,9 @@
-"""What an OpenAI-compatible endpoint sends back, read without trust. Pure: bytes and headers in, values out."""
+"""What an OpenAI-compatible endpoint sends back, read without trust. Pure: bytes in, values out."""
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 _QUOTED_CHARACTERS = 300
@@ -44,18 +41,3 @@ def complaint(raw: bytes) -> str:
     except (ValueError, LookupError, TypeError, RecursionError):
         message = raw.decode("utf-8", "replace")
     return " ".join(str(message).split())[:_QUOTED_CHARACTERS]
-
-
-def retry_after_seconds(header: str | None, now: datetime) -> float:
-    """How long a Retry-After header asks to wait, in seconds or until a date (RFC 9110, 10.2.3); 0 if it does not."""
-    if not header:
-        return 0.0
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(header)
-        except ValueError:
-            return 0.0
-        seconds = (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -16,7 +16,8 @@ from typing import Any
 
 import aiohttp
 
-from router_training.collecting.completion import Completion, complaint, read_completion, retry_after_seconds
+from coe_server.retry_after import retry_after_seconds
+from router_training.collecting.completion import Completion, complaint, read_completion
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
@@ -134,7 +135,7 @@ class Endpoint:
             f"HTTP {response.status}: {complaint(raw)}",
             passing=response.status in PASSING or response.status >= 500,
             hopeless=response.status in HOPELESS,
-            wait_seconds=retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)),
+            wait_seconds=retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)) or 0.0,
         )
 
 

@@ -9,6 +9,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import openai
 import pytest
@@ -250,6 +252,23 @@ def test_a_full_upstream_is_no_full_queue_of_ours_and_its_retry_after_is_kept(ca
     assert (status, headers["retry-after"], body["error"]["code"]) == (429, "7", "upstream_rate_limited")
     assert body["error"]["message"] == "expert 'a' takes no more requests for now: its own server is at its limit"
     assert "org-1234" in warned(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "least", "most"),
+    [
+        (format_datetime(datetime.now(UTC) + timedelta(hours=3), usegmt=True), 3_600, 10_800),
+        (format_datetime(datetime.now(UTC) - timedelta(hours=3), usegmt=True), 1, 1),
+        ("9" * 400, 1, 1),
+        ("999999999", 86_400, 86_400),
+    ],
+    ids=["in three hours", "three hours ago", "too many digits", "in 30 years"],
+)
+def test_an_upstreams_retry_after_may_be_a_date_or_nonsense(given, least, most):
+    with running_server({"a": Breaking("a", [Says(429, b"slow down", headers=(("Retry-After", given),))])}) as server:
+        status, headers, _ = server.chat(model="a")
+    assert status == 429
+    assert least <= int(headers["retry-after"]) <= most
 
 
 def test_what_a_broken_stream_was_told_by_its_engine_is_for_the_log(caplog):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import EngineDied, EngineError, EngineRefused, UpstreamLimited
 from coe_server.http.answer.event_stream import EventCutter, events_in, first_failure, is_opening
 from coe_server.http.answer.outgoing import Outgoing
 from coe_server.http.request_id import REQUEST_ID
+from coe_server.retry_after import retry_after_seconds
 
 LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300
@@ -105,8 +107,9 @@ def _is_openai_error(body: bytes) -> bool:
 
 
 def _retry_after(answer: EngineResponse) -> float:
-    values = [value for name, value in answer.headers if name.lower() == "retry-after" and value.isdecimal()]
-    return float(values[0]) if values else 1.0
+    given = next((value for name, value in answer.headers if name.lower() == "retry-after"), None)
+    seconds = retry_after_seconds(given, datetime.now(UTC))
+    return 1.0 if seconds is None else seconds
 
 
 async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:

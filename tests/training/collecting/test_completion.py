@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.collecting.completion import Completion, complaint, read_completion, retry_after_seconds
+from router_training.collecting.completion import Completion, complaint, read_completion
 
-NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
@@ -51,22 +48,3 @@ def test_any_body_is_an_answer_or_none_and_has_a_complaint(raw: bytes) -> None:
 def test_a_complaint_is_the_sentence_in_an_error_or_the_body() -> None:
     assert complaint(b'{"error": {"message": "too\\nlong"}}') == "too long"
     assert complaint(b"<html>bad gateway") == "<html>bad gateway"
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        (None, 0),
-        ("", 0),
-        ("7", 7),
-        ("0.5", 0.5),
-        ("-3", 0),
-        ("nan", 0),
-        ("inf", 0),
-        ("soon", 0),
-        (format_datetime(NOW + timedelta(seconds=90), usegmt=True), 90),
-        (format_datetime(NOW - timedelta(seconds=90), usegmt=True), 0),
-    ],
-)
-def test_retry_after_is_seconds_or_a_date(header: str | None, seconds: float) -> None:
-    assert retry_after_seconds(header, NOW) == seconds
