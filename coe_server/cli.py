@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from coe_server.allocator import share_one_arena
 from coe_server.assembly.experts import build_experts
@@ -22,17 +21,21 @@ from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what
 from coe_server.assembly.routers import build_embedder, build_router
 from coe_server.assembly.tracing import require_packages
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.planner import mib
-from coe_server.cache.scheduler import Limits, turn_seconds
-from coe_server.cache.slot import Expert
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.decision_table import print_decision
 from coe_server.commands.experts_table import RunningServer, experts_table, table_console, watch_experts
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
-from coe_server.commands.validation import container_limit, dead_configuration, lifetimes, placement
+from coe_server.commands.validation import (
+    container_limit,
+    dead_configuration,
+    lifetimes,
+    placement,
+    plan_table,
+    wait_bound,
+)
 from coe_server.config import RemoteExpert, ServerConfig, load_config
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
@@ -139,39 +142,14 @@ def validate(config: ConfigPath) -> None:
         require_packages(settings)
     cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
     console = Console()
-    console.print(_plan_table(settings, found, capacity))
+    console.print(plan_table(settings, found, capacity))
     for sentence in placement(found, capacity):
         console.print(sentence)
     console.print(container_limit(ram_of_tiers(settings, capacity)))
     console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
-    console.print(_wait_bound(cache))
+    console.print(wait_bound(cache))
     for warning in dead_configuration(settings, router, found, capacity, keys):
         console.print(f"[yellow]warning:[/yellow] {warning}")
-
-
-def _wait_bound(cache: ExpertCache) -> str:
-    limits, turn = cache.limits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
-    turns = f"experts sharing the device x ({turn} + a switch), with guessed costs until moves have been measured"
-    return (
-        f"Nobody waits longer than {cache.waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
-        f"{turns if cache.waits.sharing else f'{turn}, for no experts share the device'}. "
-        f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
-        f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
-        f"{cache.waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
-        f"{cache.waits.usual_bound_seconds():,.0f} s."
-    )
-
-
-def _plan_table(settings: ServerConfig, found: list[Expert], capacity: Bytes) -> Table:
-    table = Table("expert", "engine", "device", "host", "sleeps", "pin")
-    for expert, expert_settings in zip(found, settings.experts, strict=True):
-        need = expert.engine.footprint
-        sleeps = "yes" if need.can_sleep else "no"
-        pin = "" if expert.pin is Tier.DISK else expert.pin.value
-        table.add_row(expert.name, expert_settings.engine, mib(need.device_awake), mib(need.host), sleeps, pin)
-    table.add_section()
-    table.add_row("limit", "", mib(capacity.device), mib(capacity.host), "", "")
-    return table
 
 
 @app.command()

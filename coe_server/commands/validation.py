@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rich.table import Table
+
 from coe_server.cache.costs import Costs
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
+from coe_server.cache.scheduler import turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.config import RemoteExpert, ServerConfig
@@ -14,6 +18,19 @@ from coe_server.keys import Key
 from coe_server.routing.router import Router
 
 GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, and what large bodies and many streams take
+
+
+def plan_table(settings: ServerConfig, found: list[Expert], capacity: Bytes) -> Table:
+    """What each expert takes in each tier, and the tiers' limits."""
+    table = Table("expert", "engine", "device", "host", "sleeps", "pin")
+    for expert, expert_settings in zip(found, settings.experts, strict=True):
+        need = expert.engine.footprint
+        sleeps = "yes" if need.can_sleep else "no"
+        pin = "" if expert.pin is Tier.DISK else expert.pin.value
+        table.add_row(expert.name, expert_settings.engine, mib(need.device_awake), mib(need.host), sleeps, pin)
+    table.add_section()
+    table.add_row("limit", "", mib(capacity.device), mib(capacity.host), "", "")
+    return table
 
 
 def container_limit(tiers_bytes: int) -> str:
@@ -42,6 +59,20 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
         if names:
             sentences.append(f"In {tier.value} memory when ready: {', '.join(names)}.")
     return sentences
+
+
+def wait_bound(cache: ExpertCache) -> str:
+    """The longest that anybody waits and what it is made of, as one paragraph."""
+    limits, turn = cache.limits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
+    turns = f"experts sharing the device x ({turn} + a switch), with guessed costs until moves have been measured"
+    return (
+        f"Nobody waits longer than {cache.waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
+        f"{turns if cache.waits.sharing else f'{turn}, for no experts share the device'}. "
+        f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
+        f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
+        f"{cache.waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
+        f"{cache.waits.usual_bound_seconds():,.0f} s."
+    )
 
 
 def dead_configuration(
