@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
 import logging
@@ -18,13 +17,14 @@ from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
 from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what_never_fits
-from coe_server.assembly.routers import build_embedder, build_router
+from coe_server.assembly.routers import build_router
 from coe_server.assembly.tracing import require_packages
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.decision_table import print_decision
+from coe_server.commands.dry_run import decide_at_rest
 from coe_server.commands.experts_table import RunningServer, experts_table, table_console, watch_experts
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
@@ -36,15 +36,11 @@ from coe_server.commands.validation import (
     plan_table,
     wait_bound,
 )
-from coe_server.config import RemoteExpert, ServerConfig, load_config
+from coe_server.config import ServerConfig, load_config
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
-from coe_server.http.service import AUTO, Decides
 from coe_server.journal.export import export
 from coe_server.log_lines import write_log_to_stderr
-from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
-from coe_server.routing.embedder import with_embeddings
 from coe_server.state_lock import state_lock
 
 app = typer.Typer(
@@ -162,7 +158,7 @@ def route(
     """Show which expert a prompt would go to, and why. Nothing is started; no expert is taken to be resident."""
     with mistakes_as_sentences():
         settings = load_config(config)
-        decision = _decide(settings, prompt, objective)
+        decision = decide_at_rest(settings, prompt, objective)
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(decision.as_json()))
     else:
@@ -258,27 +254,3 @@ def export_(
         f" -> {out}",
         soft_wrap=True,
     )
-
-
-def _decide(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
-    if settings.router is None:
-        raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
-    at_rest = {
-        expert.name: Availability("remote" if isinstance(expert, RemoteExpert) else "disk", 0.0)
-        for expert in settings.experts
-    }
-    options = RouteOptions(objective=objective or settings.router.objective)
-    router = build_router(settings)
-    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, at_rest)
-
-
-async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:
-    """The prompt with an embedding, where the router's features need one."""
-    conversation = Conversation.of_prompt(prompt)
-    embedder = build_embedder(settings, router)
-    if embedder is None:
-        return conversation
-    try:
-        return await with_embeddings(conversation, embedder)
-    finally:
-        await embedder.close()
