@@ -7,8 +7,7 @@ where the packages of the extra `train` are not installed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from coe_server.destination import require_writable_file
-from coe_server.errors import CoeError, ConfigError
+from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
 from router_training.config import MOST_RESAMPLES, read_config
+from router_training.sentences import EXIT_INTERRUPTED, in_one_sentence
 
 if TYPE_CHECKING:
     from router_training.data.embeddings import Prepare
@@ -32,10 +32,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-# what the extra `train` brings, by the names that are imported
-EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
-EXIT_PROBE_FAILED = 1
-EXIT_WRONG_INPUT, EXIT_REFUSED, EXIT_INCOMPLETE, EXIT_INTERRUPTED = 2, 3, 4, 130
+EXIT_PROBE_FAILED, EXIT_REFUSED, EXIT_INCOMPLETE = 1, 3, 4
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 app = typer.Typer(
@@ -81,7 +78,7 @@ def fit(
     over mixing experts at random at the same cost) is certain, and it does no harm on groups left out.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.pipeline import fit as run_fit
 
         result = run_fit(read_config(config), out, force, _with_progress_bar)
@@ -97,7 +94,7 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
     Rows, categories, groups, each expert's coverage, near-duplicates, and what may make a router worse than it needs
     to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
     """
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.data.check_tables import show_report
         from router_training.data.dataset import read_dataset, split
         from router_training.data.dataset_check import check as check_dataset
@@ -132,7 +129,7 @@ def evaluate(
     Prints what matters most; --json keeps everything, with the keys of the artifact's evaluation.json. Only prompts
     with an outcome from every expert count. Objectives that are not shipped are measured too.
     """
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.data.dataset import read_dataset
         from router_training.evaluating.evaluation import evaluate as evaluate_artifact
         from router_training.evaluating.metrics import Bootstrap
@@ -171,7 +168,7 @@ def collect(
     Exit 0: everything is scored that can be. Exit 4: requests failed; the same command again asks only those.
     Exit 2: wrong input.
     """
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.collect import Files, plan
         from router_training.collect import collect as run_collect
         from router_training.collecting.bars import TerminalBars
@@ -226,7 +223,7 @@ def map_(
     Ratings (--feedback) move an expert's scores by as much as they can speak for: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
     """
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.data.embeddings import nothing_to_embed
         from router_training.remap import chosen_shares, remap
         from router_training.wishes import print_table, read_limits, read_wishes
@@ -248,7 +245,7 @@ def map_(
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Write report.html anew: one page with charts and tables on what the router gains, and where it fails."""
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.report.page import write_report
 
         console.print(f"report: {write_report(artifact)}", markup=False)
@@ -257,7 +254,7 @@ def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.
 @app.command()
 def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Route the prompts of probes.yaml and compare category and experts. Exit 1: a probe fails."""
-    with _in_one_sentence():
+    with in_one_sentence(console):
         from router_training.probes import print_results
 
         router = Router.load(artifact)
@@ -282,31 +279,6 @@ def _preparation(artifact: Artifact, config: Path | None) -> Prepare:
     if config is None:
         raise ConfigError(f"this artifact needs embeddings by {features.model!r}: name its training config (--config)")
     return partial(with_embeddings, settings=read_config(config).features, track=_with_progress_bar)
-
-
-@contextmanager
-def _in_one_sentence() -> Iterator[None]:
-    """A mistake of the user's ends the command with a sentence, Ctrl-C without a word too many."""
-    try:
-        yield
-    except CoeError as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(EXIT_WRONG_INPUT) from error
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRA:
-            raise
-        console.print(f"{EXTRA[package]} is not installed: pip install 'coe-server[train]'", style="red", markup=False)
-        raise typer.Exit(EXIT_WRONG_INPUT) from error
-    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
-        raise
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        console.print(f"{where}{error.strerror or error}", style="red", markup=False)
-        raise typer.Exit(EXIT_WRONG_INPUT) from error
-    except KeyboardInterrupt as error:
-        console.print("interrupted; nothing was written")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
 def _with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:
