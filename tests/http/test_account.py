@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from coe_server.errors import EngineStartFailed
+from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
@@ -104,3 +104,72 @@ def test_the_line_has_the_callers_own_id_beside_the_decisions_where_that_is_shor
     assert line["decision_id"] == answered["x-request-id"]
     assert line.get("caller_request_id") == logged
     assert ("caller_request_id" in line) == (logged is not None)
+
+
+def ask_alice(server, **fields):
+    """As a client that has a key and wants to know how many tokens it took."""
+    body = json.dumps({"model": "a", "messages": FRENCH, "stream_options": {"include_usage": True}, **fields})
+    return server.ask("POST", "/v1/chat/completions", body, {"authorization": "Bearer coe-alice"})
+
+
+def tokens(server, name, **labels):
+    return {kind: value(server, name, kind=kind, **labels) for kind in ("prompt", "cached_prompt", "completion")}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_tokens_that_an_answer_states_are_counted_by_expert_and_key_and_stand_in_the_log(is_streamed, caplog):
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [])}, keyring=ALICE) as server:
+        _, _, raw = ask_alice(server, stream=is_streamed)
+        counted = tokens(server, "coe_tokens_total", expert="a")
+        assert counted == tokens(server, "coe_key_tokens_total", key="alice")
+    events = [line[6:] for line in raw.splitlines() if line.startswith(b"data: {")] or [raw]
+    stated = json.loads(events[-1])["usage"]
+    assert counted == {"prompt": stated["prompt_tokens"], "cached_prompt": 0, "completion": stated["completion_tokens"]}
+    assert {name: told(caplog)[name] for name in ("prompt_tokens", "completion_tokens")}.items() <= stated.items()
+
+
+def test_what_states_nothing_counts_nothing(caplog):
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [])}) as server:
+        stream(server, model="a")
+        assert b"coe_tokens_total{" not in server.ask("GET", "/metrics")[2]
+    assert not [name for name in told(caplog) if name.endswith("_tokens")]
+
+
+EVENTS = (("content-type", "text/event-stream"),)
+
+
+@pytest.mark.parametrize("rest", [(EngineDied("gone"),), (b'data: {"error": {"message": "no", "code": 500}}\n\n',), ()])
+def test_an_answer_that_breaks_off_took_what_it_stated_before(rest, caplog):
+    """And one whose last event has no end took what that states."""
+    said = b'data: {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 5, "completion_tokens": %d}}'
+    answer = Says(200, said % 1 + b"\n\n", *(rest or (said % 2,)), headers=EVENTS)
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [answer])}) as server:
+        assert stream(server, model="a")[0] == 200
+        assert tokens(server, "coe_tokens_total", expert="a")["completion"] == (1 if rest else 2)
+    assert told(caplog)["prompt_tokens"] == 5
+    assert ("error" in told(caplog)) == bool(rest)
+
+
+def test_after_a_fallback_the_tokens_are_those_of_who_answered(router):
+    lost = Says(500, b'{"error": {"message": "oops"}, "usage": {"prompt_tokens": 666}}')
+    with running_server(team(linguist=[lost]), router=router) as server:
+        _, _, answer = server.chat(model="auto", messages=FRENCH)
+        assert not any(tokens(server, "coe_tokens_total", expert="linguist").values())
+        counted = tokens(server, "coe_tokens_total", expert="big")
+    assert counted["completion"] == answer["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "is_streamed"),
+    [
+        *(("/v1/completions", False), ("/v1/embeddings", False), ("/v1/responses", False), ("/v1/messages", False)),
+        *(("/v1/responses", True), ("/v1/messages", True)),
+    ],
+)
+def test_every_api_states_its_tokens(path, is_streamed):
+    asked = {"prompt": "two words", "input": "two words", "messages": [{"role": "user", "content": "two words"}]}
+    with running_server({"a": Breaking("a", [])}) as server:
+        body = {"model": "a", "max_tokens": 3, "max_output_tokens": 3, "stream": is_streamed, **asked}
+        assert server.ask("POST", path, json.dumps(body))[0] == 200
+        counted = tokens(server, "coe_tokens_total", expert="a")
+    assert (counted["prompt"], counted["completion"]) == (2, 0 if path == "/v1/embeddings" else 3)

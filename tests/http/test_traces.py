@@ -26,6 +26,7 @@ from coe_server.assembly.tracing import build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
+from coe_server.http.answer.usage import Usage
 from coe_server.http.surfaces import SURFACES
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
@@ -132,6 +133,8 @@ def test_a_trace_tells_of_routing_wait_and_answer(spans, tracing):
     assert answer.attributes["gen_ai.request.model"] == "a-weights"
     assert wait.attributes["coe.residency"] == "disk"
     assert answer.attributes["http.response.status_code"] == 200
+    assert answer.attributes["gen_ai.usage.input_tokens"] == 2
+    assert answer.attributes["gen_ai.usage.output_tokens"] == 4
     assert names(answer.events) == ["first bytes"]
     assert request.start_time <= route.start_time <= route.end_time <= wait.start_time
     assert wait.end_time <= answer.start_time <= answer.events[0].timestamp <= answer.end_time <= request.end_time
@@ -245,9 +248,11 @@ def test_a_choice_that_is_made_again_while_waiting_ends_the_first_wait(spans, tr
     trace.follows(replace(again, reason="mapped"))
     trace.granted("b", 0.0, 0.0)
     trace.first_bytes(200)
-    trace.close(200, None, hung_up=False)
+    trace.close(200, None, hung_up=False, usage=Usage(9, 8, 4))
     request, children = spans.of_one_request()
     assert names(children) == ["route", "wait for a", "wait for b", "chat b"]
+    stated = {name.removeprefix("gen_ai.usage."): value for name, value in children[-1].attributes.items()}
+    assert {"input_tokens": 9, "cache_read.input_tokens": 8, "output_tokens": 4}.items() <= stated.items()
     assert request.attributes["coe.decision_id"] == again.decision_id
 
 

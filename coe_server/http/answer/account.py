@@ -12,6 +12,7 @@ from typing import Any
 from coe_server import telemetry as named
 from coe_server.errors import CoeError
 from coe_server.http.answer.trace import Trace
+from coe_server.http.answer.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 from coe_server.telemetry import Telemetry
 
@@ -43,6 +44,7 @@ class Account:
         self._status: int | None = None
         self._error: CoeError | None = None
         self._expert = decision.expert
+        self._usage = UNSTATED
         self._facts: dict[str, Any] = {}
         telemetry.decided(decision)
 
@@ -69,6 +71,13 @@ class Account:
             seconds = time.perf_counter() - self._began
             self._facts["first_token_ms"] = round(seconds * 1000, 1)
             self._telemetry.observe(named.FIRST_TOKEN, seconds, self._expert)
+
+    def used(self, usage: Usage) -> None:
+        """The tokens that the answer, or what there was of it, stated."""
+        self._usage = usage
+        for kind, tokens in usage.stated:
+            self._facts[f"{kind}_tokens"] = tokens
+            self._telemetry.took(self._expert, self._key, kind, tokens)
 
     def fell_back(self, error: CoeError) -> None:
         """The expert failed before its first content, and another one is tried."""
@@ -99,7 +108,7 @@ class Account:
             self._telemetry.observe(named.ANSWER, seconds, self._expert)
         if logger.isEnabledFor(logging.INFO):
             self._write(seconds)
-        self._trace.close(self._status, self._error, "hung_up" in self._facts)
+        self._trace.close(self._status, self._error, "hung_up" in self._facts, self._usage)
 
     def _write(self, seconds: float) -> None:
         decision = self._decision

@@ -25,7 +25,7 @@ Listener = Callable[[bytes], None]
 class Passage:
     """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
 
-    `is_last`: nobody else can answer, so an engine's own error is the best there is. `heard` is told of every piece.
+    `is_last`: nobody else can answer, so an engine's own error is the best there is. `listeners` hear every piece.
     """
 
     expert: str
@@ -33,13 +33,13 @@ class Passage:
     headers: Mapping[str, str]
     begun: Callable[[int], None]
     is_last: bool
-    heard: Listener | None = None
+    listeners: tuple[Listener, ...] = ()
 
     async def carry(self, answer: EngineResponse) -> None:
         """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
         if answer.status >= 400:
             await self._complaint(answer)
-        elif _is_event_stream(answer):
+        elif is_event_stream(answer):
             await self._events(answer)
         else:
             async for chunk in answer.chunks():
@@ -62,7 +62,7 @@ class Passage:
                 raise EngineDied(f"expert '{self.expert}' broke off its answer\n{failure.message}")
         await self._begin(answer)
         if held + cutter.rest:
-            await self.out.say(held + cutter.rest)
+            await self._say(answer, held + cutter.rest)
 
     async def _complaint(self, answer: EngineResponse) -> None:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
@@ -84,8 +84,8 @@ class Passage:
 
     async def _say(self, answer: EngineResponse, piece: bytes) -> None:
         await self._begin(answer)
-        if self.heard is not None:
-            self.heard(piece)
+        for listener in self.listeners:
+            listener(piece)
         await self.out.say(piece)
 
     async def _begin(self, answer: EngineResponse) -> None:
@@ -95,7 +95,8 @@ class Passage:
             self.begun(answer.status)
 
 
-def _is_event_stream(answer: EngineResponse) -> bool:
+def is_event_stream(answer: EngineResponse) -> bool:
+    """Whether an answer comes as server-sent events, by its own word."""
     return any(n.lower() == "content-type" and v.startswith("text/event-stream") for n, v in answer.headers)
 
 

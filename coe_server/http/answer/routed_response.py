@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.cache.queue import Priority
-from coe_server.engines.engine import EngineRequest
+from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import (
     CoeError,
     DeadlineExceeded,
@@ -32,8 +32,9 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
-from coe_server.http.answer.passing import Listener, Passage
+from coe_server.http.answer.passing import Listener, Passage, is_event_stream
 from coe_server.http.answer.signs_of_life import SignsOfLife
+from coe_server.http.answer.usage import UsageInBody, UsageInEvents, UsageReader
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
 
@@ -214,20 +215,28 @@ class RoutedResponse(Response):
             async with longest, lease.engine.send(self._errand.request_for(lease.expert)) as answer:
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
-
-                def begun(status: int) -> None:
-                    self._account.first_bytes(status, self._out.status or status, self._errand.is_streamed)
-                    if status < 400:
-                        spent()
-
-                is_last = not self._decision.has_another
-                listener_for = self._errand.listener_for
-                heard = listener_for(lease.expert) if listener_for is not None else None
-                await Passage(lease.expert, self._out, self._told(), begun, is_last, heard).carry(answer)
+                await self._pass_on(answer, lease.expert, spent)
         except TimeoutError as error:
             if not longest.expired():
                 raise
             raise await self._took_too_long(lease) from error
+
+    async def _pass_on(self, answer: EngineResponse, expert: str, spent: Callable[[], None]) -> None:
+        """Byte for byte, while what counts its tokens listens."""
+
+        def begun(status: int) -> None:
+            self._account.first_bytes(status, self._out.status or status, self._errand.is_streamed)
+            if status < 400:
+                spent()
+
+        is_last = not self._decision.has_another
+        usage: UsageReader = UsageInEvents() if is_event_stream(answer) else UsageInBody()
+        listener_for = self._errand.listener_for
+        listeners = (usage.hear,) if listener_for is None else (usage.hear, listener_for(expert))
+        try:
+            await Passage(expert, self._out, self._told(), begun, is_last, listeners).carry(answer)
+        finally:  # of an answer that broke off, what it said before
+            self._account.used(usage.usage())
 
     async def _took_too_long(self, lease: Lease) -> CoeError:
         """The engine is looked after in any case; what it says is waited for where another one could be asked."""

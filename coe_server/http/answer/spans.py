@@ -15,11 +15,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from coe_server.errors import CoeError
 from coe_server.http.answer.trace import CONTEXT, Pairs, Trace, Untraced
+from coe_server.http.answer.usage import UNSTATED, Usage
 from coe_server.http.surfaces import Surface
 from coe_server.routing.decision import RoutingDecision
 
 # The names OpenTelemetry's conventions for generative AI have; what they have none for goes by ours.
 _OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
+_TOKENS = {
+    "prompt": "gen_ai.usage.input_tokens",
+    "cached_prompt": "gen_ai.usage.cache_read.input_tokens",
+    "completion": "gen_ai.usage.output_tokens",
+}
 _W3C = TraceContextTextMapPropagator()
 
 Attributes = dict[str, str | bool | int | float]
@@ -111,7 +117,9 @@ class Spans:
     def lost(self, error: CoeError) -> None:
         self._end_phase(error.code)
 
-    def close(self, status: int | None, error: CoeError | None, hung_up: bool) -> None:
+    def close(self, status: int | None, error: CoeError | None, hung_up: bool, usage: Usage = UNSTATED) -> None:
+        if self._answer is not None:
+            self._answer.set_attributes({_TOKENS[kind]: tokens for kind, tokens in usage.stated})
         self._end_phase(error.code if error else None)
         if status is not None:
             self._request.set_attribute("http.response.status_code", status)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from coe_server.errors import CoeError
+from coe_server.http.answer.usage import UNSTATED, Usage
 from coe_server.http.surfaces import Surface
 from coe_server.routing.decision import RoutingDecision
 
@@ -28,8 +29,8 @@ class Trace(Protocol):
     def lost(self, error: CoeError) -> None:
         """The expert gave no answer; what happens next is told next."""
 
-    def close(self, status: int | None, error: CoeError | None, hung_up: bool) -> None:
-        """It is over. `status` is what the caller was told, None where nothing was."""
+    def close(self, status: int | None, error: CoeError | None, hung_up: bool, usage: Usage = UNSTATED) -> None:
+        """It is over. `status` is what the caller was told, None where nothing was; `usage` what the answer took."""
 
     def onto(self, headers: Pairs) -> Pairs:
         """The headers for the expert, with the context that its own trace continues."""

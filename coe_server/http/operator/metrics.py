@@ -51,6 +51,8 @@ class _Now(Collector):
         yield from _experts(cache)
         yield from _tiers(cache, telemetry)
         yield from _routing(self._service)
+        yield _family(named.TOKENS, telemetry.tokens)
+        yield _family(named.KEY_TOKENS, telemetry.key_tokens)
         if self._service.serving.traffic is not None:
             yield from _drift(self._service.serving.traffic)
         if self._service.chronicle.journal is not None:
