@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from coe_server.amounts import Amount, ByteCount
 from coe_server.errors import ConfigError
 from coe_server.mistakes import first_mistake
+from coe_server.served_name import ServedName
+from coe_server.settings_file import read_settings_file
 from coe_server.web_address import WebAddress
 
 TierName = Literal["device", "host", "disk"]
@@ -110,7 +111,7 @@ class VllmSettings(_Settings):
 
 
 class _ExpertSettings(_Settings):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: ServedName
     pin: TierName | None = None
     preload: TierName | None = None
     ttl_seconds: float | None = Field(default=None, gt=0)
@@ -168,14 +169,7 @@ def load_config(path: Path) -> ServerConfig:
 
     Raises ConfigError with one sentence that names the key, the value and what is allowed.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings; configs/serve.yaml explains them")
+    raw = read_settings_file(path, "configs/serve.yaml")
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
@@ -195,16 +189,6 @@ def secret_from_environment(key: str, variable: str) -> str:
     if not value:
         raise ConfigError(f"{key}: the environment variable '{variable}' is not set")
     return value
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once: of two, the first would be ignored without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _refuse_twins(config: ServerConfig, path: Path) -> None:

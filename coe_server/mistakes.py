@@ -57,6 +57,8 @@ def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
         if isinstance(node, list) and isinstance(step, int):
             node = node[step]
             parts.append(str(node.get("name", step)) if isinstance(node, dict) else str(step))
+        elif step == "[key]":  # what is wrong is the key that stands before it
+            continue
         elif isinstance(node, dict) and (step in node or step not in {node.get("engine"), node.get("kind")}):
             parts.append(str(step))
             node = node.get(step)

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import track as rich_track
 
 from coe_server.destination import require_writable_file
-from coe_server.errors import ConfigError
+from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
-from router_training.config import MOST_RESAMPLES, read_config
+from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
 from router_training.sentences import EXIT_INTERRUPTED, in_one_sentence
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def evaluate(
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of the artifact's experts; several times too.")],
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
-    label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = "category",
+    label: Annotated[str, typer.Option(help="The column with the true category, if there is one.")] = DEFAULT_LABEL,
     resamples: Annotated[
         int, typer.Option(min=100, max=MOST_RESAMPLES, help="Bootstrap resamples for the intervals.")
     ] = 1000,
@@ -140,6 +140,8 @@ def evaluate(
         loaded = artifacts.load(artifact)
         prepare = _preparation(loaded, config)
         dataset = prepare(read_dataset(prompts, outcomes, loaded.expert_names, label))
+        if label != DEFAULT_LABEL and not dataset.categories:
+            raise DatasetError(f"--label: no prompt has a {label!r}")
         bootstrap = Bootstrap(resamples, loaded.manifest.seed)
         evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
         show_evaluation(evaluation, Console())
@@ -300,4 +302,6 @@ def _report(result: FitResult) -> None:
         )
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
+    for failure in result.failing_probes:
+        console.print(f"note: a {failure}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

@@ -6,22 +6,25 @@ Every key is explained in `configs/train.yaml`. Paths in a file are relative to 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
 from coe_server.mistakes import first_mistake
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
+from coe_server.served_name import ServedName
+from coe_server.settings_file import read_settings_file
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
 
+DEFAULT_LABEL = "category"
 MOST_RESAMPLES = 100_000  # of a bootstrap: minutes on a few thousand prompts, and intervals do not change any more
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
@@ -33,14 +36,14 @@ class _Settings(BaseModel):
 class DataSettings(_Settings):
     prompts: Annotated[list[Path], Field(min_length=1)]
     outcomes: Annotated[list[Path], Field(min_length=1)]
-    label: Name = "category"
+    label: Name = DEFAULT_LABEL
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     split_by: Literal["prompt", "group"] = "prompt"
     categories: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = "auto"
 
 
 class ExpertSettings(_Settings):
-    name: Name
+    name: ServedName
     active_params_b: Positive | None = None
     total_params_b: Positive | None = None
     price_per_million_tokens: Positive | None = None
@@ -146,7 +149,7 @@ class ProbeSettings(_Settings):
 class TrainingConfig(_Settings):
     data: DataSettings
     experts: Annotated[list[ExpertSettings], Field(min_length=1)]
-    objectives: Annotated[dict[Name, ObjectiveSettings], Field(min_length=1)] = {"quality": ObjectiveSettings()}
+    objectives: Annotated[dict[ServedName, ObjectiveSettings], Field(min_length=1)] = {"quality": ObjectiveSettings()}
     features: FeatureSettings = FeatureSettings()
     classifier: ClassifierSettings = ClassifierSettings()
     gate: GateSettings = GateSettings()
@@ -165,12 +168,25 @@ class TrainingConfig(_Settings):
         names = self.expert_names
         if len(set(names)) < len(names):
             raise ValueError("experts: a name occurs twice")
+        if "auto" in names:
+            raise ValueError("experts.auto: 'auto' is the router's own model name")
         asked = [*self.mapping.pins.values(), *(name for banned in self.mapping.bans.values() for name in banned)]
         for name in asked:
             if name not in names:
                 raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
+        if impossible := nobody_left(self.mapping.pins, self.mapping.bans, names):
+            raise ValueError(f"mapping: {impossible}")
+        self._check_probes()
         self._check_costs()
         return self
+
+    def _check_probes(self) -> None:
+        """A probe of one's own names objectives and experts that there are."""
+        for number, probe in enumerate(self.probes.own):
+            for objective, expert in probe.experts.items():
+                for name, known in ((objective, tuple(self.objectives)), (expert, self.expert_names)):
+                    if name not in known:
+                        raise ValueError(f"probes.own.{number}.experts: {name!r} is none of {', '.join(known)}")
 
     def _check_costs(self) -> None:
         """Every expert has a cost in every unit that something is counted in."""
@@ -206,24 +222,27 @@ class TrainingConfig(_Settings):
         return [getattr(expert, unit) for expert in self.experts]
 
 
+def nobody_left(pins: Mapping[str, str], bans: Mapping[str, Sequence[str]], experts: Sequence[str]) -> str | None:
+    """Which category is left without any of these experts, in a sentence."""
+    for category, banned in bans.items():
+        if pins.get(category) in banned:
+            return f"category {category!r} is pinned to {pins[category]!r}, which is banned from it"
+        if set(experts) <= set(banned):
+            return f"every expert is banned from category {category!r}"
+    return None
+
+
 def read_config(path: Path) -> TrainingConfig:
     """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does."""
     return _with_paths_from(path.resolve().parent, read_settings(path, TrainingConfig))
 
 
-def read_settings(path: Path, model: type[Read]) -> Read:
+def read_settings(path: Path, model: type[Read], explained_in: str = "configs/train.yaml") -> Read:
     """The settings in a YAML file.
 
     Raises ConfigError, one sentence that names the key, what was found and what is allowed.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings (key: value)")
+    raw = read_settings_file(path, explained_in)
     try:
         return model.model_validate(raw)
     except ValidationError as error:

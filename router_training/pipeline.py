@@ -14,6 +14,8 @@ import numpy as np
 from coe_server.destination import require_writable_folder
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
+from coe_server.routing.probes import failing
+from coe_server.routing.router import Router
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, joined, read_dataset, split
 from router_training.data.dataset_check import duplicate_report
@@ -36,11 +38,13 @@ from router_training.step_one.vectors import rows_between
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """Where the artifact lies, its evaluation, and objective -> why it is not shipped (None: shipped)."""
+    """Where the artifact lies, its evaluation, objective -> why it is not shipped (None: shipped), and a sentence for
+    each probe that it fails."""
 
     folder: Path
     evaluation: dict[str, Any]
     refusals: dict[str, str | None]
+    failing_probes: list[str]
 
     @property
     def shipped(self) -> bool:
@@ -85,7 +89,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
         evaluation = with_texts(evaluation, held_out)
     finish = partial(_finish, held_out=held_out, config=config)
     artifacts.save(_marked(final, refusals, evaluation), learned.kept, evaluation, folder, finish)
-    return FitResult(folder, evaluation, refusals)
+    return FitResult(folder, evaluation, refusals, failing(Router.load(folder), folder))
 
 
 def _finish(folder: Path, held_out: Dataset, config: TrainingConfig) -> None:

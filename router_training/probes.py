@@ -1,4 +1,4 @@
-"""Probes of a new artifact: prompts it never saw and is sure and right about, and what `coe-train probe` prints."""
+"""Probes of a new artifact: held-out prompts that it is sure and right about, and what `coe-train probe` prints."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
+from router_training.config import nobody_left
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluating.evaluation import evaluate
@@ -127,6 +128,8 @@ def _solved(before: Artifact, held_out: HeldOut, wishes: Wishes, track: Track) -
     """Every objective, old and asked for, on the artifact's own picture of the traffic."""
     manifest = before.manifest
     grounds = _grounds(manifest, held_out, wishes.limits)
+    if impossible := nobody_left(grounds.limits.pins, grounds.limits.bans, grounds.experts):
+        raise ConfigError(impossible)
     budgets = {name: Budget(e.budget, e.budget_unit or manifest.cost_unit) for name, e in manifest.objectives.items()}
     budgets |= {name: Budget(amount, manifest.cost_unit) for name, amount in wishes.budgets.items()}
     same_rules = (grounds.limits.pins, grounds.limits.bans) == (manifest.pins, manifest.bans)

@@ -11,6 +11,7 @@ from rich.table import Table
 from coe_server.errors import ConfigError
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.manifest import ExpertEntry
+from coe_server.served_name import require_served_name
 from router_training.remap import Wishes, budget_name
 from router_training.step_two.solving import Limits
 
@@ -31,7 +32,7 @@ def read_wishes(
     """Raises ConfigError naming the word that cannot be read."""
     named = {budget_name(amount): _positive("--budget", str(amount)) for amount in budgets}
     for text in objectives:
-        name, amount = _pair("--objective", text)
+        name, amount = _named_pair("--objective", text)
         named[name] = _positive("--objective", amount)
     return Wishes(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
 
@@ -44,7 +45,14 @@ def read_limits(
     for text in bans:
         category, expert = _pair("--ban", text)
         banned.setdefault(category, []).append(expert)
-    return Limits(hosted_params_b, max_experts, dict(_pair("--pin", text) for text in pins), banned)
+    pinned: dict[str, str] = {}
+    for text in pins:
+        category, expert = _pair("--pin", text)
+        if pinned.setdefault(category, expert) != expert:
+            raise ConfigError(
+                f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; one can answer it"
+            )
+    return Limits(hosted_params_b, max_experts, pinned, banned)
 
 
 def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:
@@ -84,7 +92,7 @@ def _percent(share: float) -> str:
 
 
 def _expert(text: str) -> ExpertEntry:
-    name, amounts = _pair("--expert", text)
+    name, amounts = _named_pair("--expert", text)
     parts = amounts.split(",")
     if len(parts) not in {2, 3}:
         raise ConfigError(f"--expert {text}: NAME=ACTIVE,TOTAL or NAME=ACTIVE,TOTAL,PRICE is expected")
@@ -105,6 +113,15 @@ def _pair(option: str, text: str) -> tuple[str, str]:
     if not equals or not left or not right:
         raise ConfigError(f"{option} {text!r}: two words with = between them are expected")
     return left, right
+
+
+def _named_pair(option: str, text: str) -> tuple[str, str]:
+    """A pair whose left side is to be served under that name."""
+    name, right = _pair(option, text)
+    try:
+        return require_served_name(name), right
+    except ValueError as error:
+        raise ConfigError(f"{option}: {error}") from error
 
 
 def _positive(option: str, text: str) -> float:

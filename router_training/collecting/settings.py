@@ -122,7 +122,7 @@ def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfi
 
     Raises ConfigError.
     """
-    config = read_settings(path, CollectConfig)
+    config = read_settings(path, CollectConfig, "configs/collect.yaml")
     if base_url is not None:
         config = config.model_copy(update={"base_url": base_url})
     scorer = config.scorer

@@ -25,6 +25,9 @@ Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
+HEAVIEST = 1e9  # of a prompt's weight: sums of squares of thousands of such are still numbers
+ONE_A_LINE = "a file has one JSON object a line, or is Parquet and its name ends in .parquet"
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -97,15 +100,15 @@ def read_dataset(
     rows = [(path, number, row) for path in prompts for number, row in read_rows(path)]
     ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
     _refuse_duplicates(ids, prompts)
-    labels = [row.get(label) or None for _, _, row in rows]
-    categories = tuple(sorted({str(name) for name in labels if name is not None}))
+    labels = [_name(path, number, row, label) for path, number, row in rows]
+    categories = tuple(sorted({name for name in labels if name is not None}))
     index = {name: position for position, name in enumerate(categories)}
     return Dataset(
         prompt_ids=ids,
         conversations=tuple(_conversation(path, number, row) for path, number, row in rows),
         categories=categories,
-        labels=np.array([-1 if name is None else index[str(name)] for name in labels], dtype=np.int64),
-        groups=np.array([str(row.get("group") or "") for _, _, row in rows]),
+        labels=np.array([-1 if name is None else index[name] for name in labels], dtype=np.int64),
+        groups=np.array([_name(path, number, row, "group") or "" for path, number, row in rows]),
         weights=np.array([_weight(path, number, row) for path, number, row in rows]),
         experts=tuple(experts),
         scores=_read_scores(outcomes, ids, experts),
@@ -206,9 +209,9 @@ def _json_rows(path: Path) -> Iterable[tuple[int, Row]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DatasetError(f"{path}, row {number} is not JSON: {error}") from error
+                raise DatasetError(f"{path}, row {number} is not JSON ({error}); {ONE_A_LINE}") from error
             if not isinstance(row, dict):
-                raise DatasetError(f"{path}, row {number} is not an object")
+                raise DatasetError(f"{path}, row {number} is not an object; {ONE_A_LINE}")
             yield number, row
 
 
@@ -224,23 +227,38 @@ def _conversation(path: Path, number: int, row: Row) -> Conversation:
 
 
 def _text(path: Path, number: int, row: Row, column: str) -> str:
-    value = row.get(column)
-    if value is None or value == "":
+    value = _name(path, number, row, column)
+    if value is None:
         raise DatasetError(f"{path}, row {number} has no {column!r}")
+    return value
+
+
+def _name(path: Path, number: int, row: Row, column: str) -> str | None:
+    """A text, or a number as text (0 too); None where there is nothing, or NaN, which is nothing in some tables."""
+    value = row.get(column)
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, str | int | float) or not _storable(str(value)):
+        raise DatasetError(f"{path}, row {number}: {column} {value!r} is not a text")
     return str(value)
 
 
+def _storable(text: str) -> bool:
+    """Can it be written to a file? Half a surrogate pair, which JSON may spell, cannot."""
+    return text.encode("utf-8", "replace").decode() == text
+
+
 def _weight(path: Path, number: int, row: Row) -> float:
-    return 1.0 if row.get("weight") is None else _number(path, number, row, "weight", math.inf)
+    return 1.0 if row.get("weight") is None else _number(path, number, row, "weight", HEAVIEST)
 
 
 def _number(path: Path, number: int, row: Row, column: str, largest: float) -> float:
     value = row.get(column)
-    usable = isinstance(value, int | float) and 0.0 <= value <= largest and math.isfinite(value)
-    if not usable:
-        allowed = "[0, 1]" if largest == 1.0 else "a finite number from 0 up"
-        raise DatasetError(f"{path}, row {number}: {column} {value!r} is not in {allowed}")
-    return float(value)  # type: ignore[arg-type]  # `usable` is false for anything but a number
+    if value is None:
+        raise DatasetError(f"{path}, row {number} has no {column!r}")
+    if not isinstance(value, int | float) or not 0.0 <= value <= largest:
+        raise DatasetError(f"{path}, row {number}: {column} must be a number from 0 to {largest:g}, not {value!r}")
+    return float(value)
 
 
 def _refuse_duplicates(ids: Sequence[str], prompts: Sequence[Path]) -> None:

@@ -27,12 +27,14 @@ class DuplicateReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome."""
+    """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome; `silent`
+    prompts say nothing."""
 
     prompts: int
     conversations: int
     complete: int
     unlabelled: int
+    silent: int
     training: int
     held_out: int
     categories: dict[str, int]
@@ -53,6 +55,7 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
         conversations=sum(len(conversation.turns) > 1 for conversation in dataset.conversations),
         complete=int(dataset.has_all_outcomes.sum()),
         unlabelled=int((dataset.labels < 0).sum()),
+        silent=sum(not any(turn.text.strip() for turn in talk.turns) for talk in dataset.conversations),
         training=len(sides.training),
         held_out=len(sides.held_out),
         categories=dict(Counter(labels).most_common()),
@@ -84,17 +87,22 @@ def _warnings(report: DataReport, folds: int) -> list[str]:
     """What may make a router worse than it needs to be, each in one sentence."""
     same = report.duplicates
     small = [name for name, count in report.categories.items() if count < folds]
-    named = ", ".join(small[:5])
-    judging = report.prompts - report.complete
-    sentences = {
-        f"{same.prompts} prompts are near-duplicates of another one": same.prompts,
-        f"{same.moved} prompts changed sides so that near-duplicates are not both trained on and judged by": same.moved,
-        f"{same.across_split} sets of near-duplicates are on both sides of the split": same.across_split,
-        f"{same.with_other_category} sets of near-duplicates have more than one category": same.with_other_category,
-        f"{len(small)} categories have fewer prompts than there are folds ({folds}): {named}": len(small),
-        f"{report.unlabelled} prompts have no category": report.unlabelled,
-        **{f"expert {name!r} has no outcome": share == 0.0 for name, share in report.coverage.items()},
-        f"{judging} prompts lack an outcome of some expert: no router is judged by them": judging,
-        "with fewer than three groups none is left out: harm outside the data stays unknown": len(report.groups) < 3,
-    }
-    return [sentence for sentence, applies in sentences.items() if applies]
+    incomplete = report.prompts - report.complete
+    moved = "changed sides so that near-duplicates are not both trained on and judged by"
+    few = f"fewer prompts than there are folds ({folds}): {', '.join(small[:5])}"
+    sides = "both sides of the split"
+    unjudged = "an outcome of some expert: no router is judged by them"
+    counted = (
+        (same.prompts, "prompt is a near-duplicate of another one", "prompts are near-duplicates of another one"),
+        (same.moved, f"prompt {moved}", f"prompts {moved}"),
+        (same.across_split, "set of near-duplicates is on", "sets of near-duplicates are on", sides),
+        (same.with_other_category, "set of near-duplicates has", "sets of near-duplicates have", "several categories"),
+        (len(small), "category has", "categories have", few),
+        (report.unlabelled, "prompt has", "prompts have", "no category"),
+        (report.silent, "prompt has", "prompts have", "no text of a user"),
+        (incomplete, "prompt lacks", "prompts lack", unjudged),
+    )
+    found = [" ".join((str(count), one if count == 1 else many, *rest)) for count, one, many, *rest in counted if count]
+    if len(report.groups) < 3:
+        found.append("with fewer than three groups none is left out: harm outside the data stays unknown")
+    return found

@@ -6,10 +6,8 @@ import numpy as np
 
 from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing.decision import GENERAL
-from router_training.config import DataSettings, TrainingConfig
+from router_training.config import DEFAULT_LABEL, TrainingConfig
 from router_training.data.dataset import Dataset, Split
-
-DEFAULT_LABEL = DataSettings.model_fields["label"].default
 
 
 def require_trainable(sides: Split, config: TrainingConfig) -> None:
@@ -25,11 +23,13 @@ def require_trainable(sides: Split, config: TrainingConfig) -> None:
 
 
 def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
-    """Raises ConfigError where a pin or a ban names a category that the data does not have."""
-    for name in (*config.mapping.pins, *config.mapping.bans):
+    """Raises ConfigError where a pin, a ban or a probe names a category that the data does not have."""
+    named = [("mapping: pins or bans name", name) for name in (*config.mapping.pins, *config.mapping.bans)]
+    named += [("probes.own: one names", probe.category) for probe in config.probes.own if probe.category is not None]
+    for where, name in named:
         if name != GENERAL and name not in dataset.categories:
             known = ", ".join(dataset.categories)
-            raise ConfigError(f"mapping: pins or bans name category {name!r}, which the data does not have ({known})")
+            raise ConfigError(f"{where} category {name!r}, which the data does not have ({known})")
 
 
 def _require_prompts(sides: Split, config: TrainingConfig) -> None:
@@ -53,9 +53,15 @@ def _require_label(training: Dataset, config: TrainingConfig) -> None:
 
 
 def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
+    """What has weight and an outcome of every expert is what a router is solved and judged on."""
+    for column in np.flatnonzero(np.isnan(np.vstack((sides.training.scores, sides.held_out.scores))).all(axis=0)):
+        name = config.expert_names[column]
+        raise DatasetError(f"expert {name!r} has no outcome: record some, or take it out of the config's experts")
     for name, part in (("training", sides.training), ("held-out", sides.held_out)):
         if not part.has_all_outcomes.any():
             raise DatasetError(
                 f"none of the {len(part)} {name} prompts has an outcome from every expert"
                 f" ({', '.join(config.expert_names)})"
             )
+        if not (part.has_all_outcomes & (part.weights > 0.0)).any():
+            raise DatasetError(f"every {name} prompt with an outcome from every expert has weight 0")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from io import StringIO
 from typing import Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 from matplotlib import rc_context
@@ -33,6 +34,7 @@ INK, MUTED, GRID, ROUTER, BAD, GOOD = COLOURS.values()
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, found and scaled
     "svg.hashsalt": "coe",
+    "text.parse_math": False,  # names are data: a group may be called "$5 and $6"
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.spines.top": False,
@@ -211,7 +213,10 @@ def _short(name: str) -> str:
 def _svg(figure: Figure, description: str) -> str:
     """The figure as an SVG element that fills its place and takes its colours from the page."""
     text = StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
+    with catch_warnings():
+        # matplotlib measures by its own font; the text stays text, and the browser has fonts for every script
+        filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()[text.getvalue().index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(

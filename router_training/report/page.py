@@ -172,7 +172,10 @@ def _card(artifact: Artifact, evaluation: Evaluation) -> str:
     facts = [
         ("router version", artifact.version),
         ("evaluated on", f"{evaluation.get('date', 'an unknown date')}, {evaluation['n_prompts']:,} prompts"),
-        ("trained on", f"{manifest.prompts:,} prompts, data {manifest.data_hash}"),
+        (
+            "trained on",
+            f"{manifest.prompts:,} prompts, the held-out ones once it was judged by them; data {manifest.data_hash}",
+        ),
         ("categories", f"{len(manifest.categories)}: {', '.join(manifest.categories)}"),
         ("experts", f"{sizes} ({charts.cost_label(manifest).removeprefix('mean ').removesuffix(' per prompt')})"),
         ("decision", f"{manifest.mode} mapping, {evaluation['routing_ms']['p50']:.2f} ms at the median"),

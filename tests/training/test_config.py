@@ -80,6 +80,22 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             "a budget is on active_params_b or price_per_million_tokens, not on both",
         ),
         ({"experts": LEAST["experts"] * 2}, "a name occurs twice"),
+        (
+            {"experts": [{"name": "Qwen/Q", "active_params_b": 1}]},
+            "experts.Qwen/Q.name: 'Qwen/Q' is not a name: up to 64",
+        ),
+        ({"experts": [{"name": "auto", "active_params_b": 1}]}, "experts.auto: 'auto' is the router's own model name"),
+        ({"objectives": {"a b": {}}}, "objectives.a b: 'a b' is not a name: up to 64 letters"),
+        ({"mapping": {"bans": {"c": ["a"]}}}, "mapping: every expert is banned from category 'c'"),
+        (
+            {"mapping": {"pins": {"c": "a"}, "bans": {"c": ["a"]}}},
+            "mapping: category 'c' is pinned to 'a', which is banned from it",
+        ),
+        (
+            {"probes": {"own": [{"prompt": "x", "experts": {"qualty": "a"}}]}},
+            "probes.own.0.experts: 'qualty' is none of quality",
+        ),
+        ({"probes": {"own": [{"prompt": "x", "experts": {"quality": "z"}}]}}, "'z' is none of a"),
         ({"experts": []}, "experts: "),
         ({"data": {"prompts": ["p"]}}, "data.outcomes: is missing"),
         ({"classifier": {"folds": 1}}, "classifier.folds: input should be greater than or equal to 2, not 1"),
@@ -103,6 +119,20 @@ def test_what_is_no_config_is_refused_in_one_sentence(tmp_path: Path, text: str)
     with pytest.raises(ConfigError) as caught:
         read_config(tmp_path / "train.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("data: [b\n c: d", "train.yaml, line 2: is not YAML: expected ',' or '\\]', but got ':'"),
+        ("data:\n\tprompts: x", "train.yaml, line 2: is not YAML: .*; indent with blanks"),
+        ("seed: 1\nseed: 2", "the key 'seed' stands twice"),
+    ],
+)
+def test_a_slip_in_the_yaml_is_told_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "train.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        read_config(tmp_path / "train.yaml")
 
 
 def test_a_missing_config_is_named(tmp_path: Path) -> None:

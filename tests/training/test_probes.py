@@ -55,6 +55,15 @@ def test_fit_writes_ones_own_probes_and_two_of_each_category(trained: Path) -> N
     assert "fails" not in result.output
 
 
+def test_fit_says_which_of_ones_own_probes_fails(tmp_path: Path) -> None:
+    own = {"prompt": "merci bonjour chien", "category": "python", "experts": {"quality": "py"}}
+    config = write_run(tmp_path, probes={"per_category": 0, "own": [own]})
+    result = runner.invoke(app, ["fit", str(config), "--out", str(tmp_path / "router")])
+    assert result.exit_code == 0, result.stderr
+    failure = "under quality it goes to fr and not to py; its category is french and not python"
+    assert f"note: a probe 'merci bonjour chien': {failure}\n" in result.stderr
+
+
 def test_a_failing_probe_ends_the_command_with_1_and_is_shown(trained: Path) -> None:
     result = runner.invoke(app, ["probe", str(broken(trained))])
     assert result.exit_code == 1

@@ -185,6 +185,11 @@ def test_what_a_person_changed_in_the_mapping_stays_changed(trained: Path, tmp_p
         (Wishes(limits=Limits(pins={"nowhere": "fr"})), "'nowhere' is none of"),
         (Wishes(limits=Limits(bans={"french": ["nobody"]})), "'nobody' is none of"),
         (Wishes(limits=Limits(hosted_params_b=0.0001)), "no mapping fits"),
+        (Wishes(limits=Limits(bans={"french": list(SIZES)})), "every expert is banned from category 'french'"),
+        (
+            Wishes(limits=Limits(pins={"french": "fr"}, bans={"french": ["fr"]})),
+            "category 'french' is pinned to 'fr', which is banned from it",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence(trained: Path, tmp_path: Path, wishes: Wishes, sentence: str) -> None:
@@ -193,7 +198,9 @@ def test_what_cannot_be_is_said_in_a_sentence(trained: Path, tmp_path: Path, wis
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("word", ["--expert=x=1", "--pin=french", "--objective=a=b", "--budget=-3"])
+@pytest.mark.parametrize(
+    "word", ["--expert=x=1", "--expert=a b=1,1", "--pin=french", "--objective=a=b", "--objective=a b=3", "--budget=-3"]
+)
 def test_words_that_cannot_be_read_are_named(trained: Path, tmp_path: Path, word: str) -> None:
     result = runner.invoke(app, ["map", str(trained), "--out", str(tmp_path / "new"), word])
     assert result.exit_code == 2

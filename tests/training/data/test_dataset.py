@@ -72,16 +72,21 @@ def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> Non
         ([ROW], [{**OUTCOME, "prompt_id": "z"}], "no outcome belongs to any of the 1 prompts"),
         ([ROW], [{**OUTCOME, "expert": "z"}], r"o.jsonl, row 1: unknown expert 'z' \(known: x, y\)"),
         ([ROW], [OUTCOME, {**OUTCOME, "score": 1.5}], "row 2: a second outcome of 'x' for prompt 'a'"),
-        ([ROW], [{**OUTCOME, "score": 1.5}], r"row 1: score 1.5 is not in \[0, 1\]"),
-        ([ROW], [{**OUTCOME, "score": -0.1}], r"score -0.1 is not in \[0, 1\]"),
-        ([ROW], [{**OUTCOME, "score": float("nan")}], "score nan"),
-        ([ROW], [{**OUTCOME, "score": "good"}], "score 'good'"),
-        ([ROW], [{"prompt_id": "a", "expert": "x"}], "score None"),
+        ([ROW], [{**OUTCOME, "score": 1.5}], "row 1: score must be a number from 0 to 1, not 1.5"),
+        ([ROW], [{**OUTCOME, "score": -0.1}], "score must be a number from 0 to 1, not -0.1"),
+        ([ROW], [{**OUTCOME, "score": float("nan")}], "score must be a number from 0 to 1, not nan"),
+        ([ROW], [{**OUTCOME, "score": "good"}], "score must be a number from 0 to 1, not 'good'"),
+        ([ROW], [{"prompt_id": "a", "expert": "x"}], "row 1 has no 'score'"),
         ([{"prompt_id": "a"}], [OUTCOME], "row 1 has neither a text 'prompt' nor a list of 'messages'"),
         ([{"prompt": "x"}], [OUTCOME], "row 1 has no 'prompt_id'"),
-        ([{**ROW, "weight": -1}], [OUTCOME], "weight -1"),
+        ([{**ROW, "weight": -1}], [OUTCOME], "weight must be a number from 0 to 1e\\+09, not -1"),
+        ([{**ROW, "weight": 1e300}], [OUTCOME], "not 1e\\+300"),
+        ([{**ROW, "prompt_id": "a \ud800"}], [OUTCOME], r"row 1: prompt_id 'a \\ud800' is not a text"),
+        ([{**ROW, "category": "a \ud800"}], [OUTCOME], r"row 1: category 'a \\ud800' is not a text"),
+        ([{**ROW, "category": ["a", "b"]}], [OUTCOME], r"row 1: category \['a', 'b'\] is not a text"),
+        ([{**ROW, "group": {"a": 1}}], [OUTCOME], "row 1: group"),
         ([{"prompt_id": "a", "messages": [{"content": 5}]}], [OUTCOME], r"row 1: messages\[0\].content"),
-        ([[1]], [OUTCOME], "row 1 is not an object"),
+        ([[1]], [OUTCOME], "row 1 is not an object; a file has one JSON object a line, or is Parquet"),
     ],
 )
 def test_wrong_data_is_refused_with_file_and_row(
@@ -99,6 +104,25 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> No
     (tmp_path / name).write_bytes(b"\x93NUMPY nonsense")
     with pytest.raises(DatasetError, match=name):
         read_dataset([tmp_path / name], [tmp_path / "o.jsonl"], ("x",))
+
+
+def test_a_table_of_commas_is_told_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt_id,prompt\na,hello\n")
+    with pytest.raises(DatasetError, match=r"p.csv, row 1 is not JSON .*; a file has one JSON object a line, or is"):
+        read_dataset([tmp_path / "p.csv"], [tmp_path / "p.csv"], ("x",))
+
+
+def test_a_category_and_a_group_may_be_numbers_from_0(tmp_path: Path) -> None:
+    rows = [{"prompt_id": number, "prompt": "x", "category": number, "group": number} for number in (0, 1)]
+    dataset = read(tmp_path, rows, [{**OUTCOME, "prompt_id": 0}])
+    assert (dataset.prompt_ids, dataset.categories) == (("0", "1"), ("0", "1"))
+    assert (dataset.labels.tolist(), dataset.groups.tolist()) == ([0, 1], ["0", "1"])
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan")])
+def test_a_category_that_is_not_there_is_none(tmp_path: Path, nothing: object) -> None:
+    dataset = read(tmp_path, [{**ROW, "category": nothing, "group": nothing}], [OUTCOME])
+    assert (dataset.categories, dataset.groups.tolist()) == ((), [""])
 
 
 def test_a_split_is_the_same_every_time_and_whatever_else_is_there(tmp_path: Path) -> None:

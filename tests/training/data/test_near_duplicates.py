@@ -123,6 +123,14 @@ def test_a_split_by_group_keeps_groups_whole_and_tells_of_near_duplicates_across
     assert report.duplicates.across_split == expected > 0
 
 
+def test_a_category_with_fewer_prompts_than_folds_is_left_out_once(tmp_path: Path) -> None:
+    rows = [{"prompt_id": str(n), "prompt": "x", "category": "rare" if n == 0 else "common"} for n in range(20)]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    write_jsonl(tmp_path / "o.jsonl", [{"prompt_id": "0", "expert": "x", "score": 1.0}])
+    folds = prompt_folds(read_dataset([tmp_path / "p.jsonl"], [tmp_path / "o.jsonl"], ("x",)), 5, seed=0)
+    assert sum(0 in fold.left_out for fold in folds) == 1
+
+
 def test_no_fold_judges_by_near_duplicates_of_what_it_saw(dataset: Dataset) -> None:
     folds = group_folds(dataset, 5)
     assert folds is not None
@@ -140,7 +148,7 @@ def test_check_prints_what_is_in_the_data(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["check", str(config)])
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
-    for expected in ("241 prompts", "4 categories", "4 groups", "near-duplicates", "1 prompts have no category", "gen"):
+    for expected in ("241 prompts", "4 categories", "4 groups", "near-duplicates", "1 prompt has no category", "gen"):
         assert expected in output
 
 

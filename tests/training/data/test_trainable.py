@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from router_training.cli import app
-from tests.training.recorded import write_run
+from router_training.config import read_config
+from router_training.pipeline import fit
+from router_training.progress import in_silence
+from tests.training.recorded import write_jsonl, write_run
 
 
 def run(*words: str | Path) -> tuple[int, str]:
@@ -32,6 +37,10 @@ def data(**changes: Any) -> dict[str, Any]:
         (data(label="categroy"), "no training prompt has a 'categroy'; data.label names the column"),
         ({"mapping": {"pins": {"nocat": "fr"}}}, "pins or bans name category 'nocat', which the data does not have"),
         ({"mapping": {"bans": {"nocat": ["fr"]}}}, "pins or bans name category 'nocat', which the data does not have"),
+        (
+            {"probes": {"own": [{"prompt": "x", "category": "nocat"}]}},
+            "probes.own: one names category 'nocat', which the data does not have",
+        ),
     ],
 )
 def test_check_refuses_what_fit_refuses(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -41,6 +50,47 @@ def test_check_refuses_what_fit_refuses(tmp_path: Path, changes: dict[str, Any],
         assert (status, told.count("\n")) == (2, 1)
         assert sentence in told
     assert not (tmp_path / "router").exists()
+
+
+def recorded_anew(folder: Path, file: str, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Path:
+    """The config of a run with one of its files changed row by row; None leaves a row out."""
+    config = write_run(folder)
+    rows = [json.loads(line) for line in (folder / file).read_text().splitlines()]
+    write_jsonl(folder / file, [new for row in rows if (new := change(row)) is not None])
+    return config
+
+
+def test_an_expert_without_any_outcome_is_named(tmp_path: Path) -> None:
+    config = recorded_anew(tmp_path, "outcomes.jsonl", lambda row: None if row["expert"] == "py" else row)
+    assert run("check", config) == (
+        2,
+        "expert 'py' has no outcome: record some, or take it out of the config's experts\n",
+    )
+
+
+def test_prompts_that_all_weigh_nothing_are_no_data(tmp_path: Path) -> None:
+    config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "weight": 0})
+    assert run("check", config) == (2, "every training prompt with an outcome from every expert has weight 0\n")
+
+
+def test_check_counts_one_prompt_as_one(tmp_path: Path) -> None:
+    first = {"prompt": " ", "category": "rare"}
+    rare = recorded_anew(
+        tmp_path, "prompts.jsonl", lambda row: row | (first if row["prompt_id"] == "units-0-0" else {})
+    )
+    told = " ".join(CliRunner().invoke(app, ["check", str(rare)]).stdout.split())
+    assert "note: 1 category has fewer prompts than there are folds (3): rare" in told
+    assert "note: 1 prompt has no text of a user" in told
+
+
+def test_a_label_that_no_prompt_has_is_not_measured_without_a_word(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    fit(read_config(config), tmp_path / "router", force=True, track=in_silence)
+    recorded = ("--prompts", tmp_path / "prompts.jsonl", "--outcomes", tmp_path / "outcomes.jsonl")
+    assert run("evaluate", tmp_path / "router", *recorded, "--label", "kind") == (
+        2,
+        "--label: no prompt has a 'kind'\n",
+    )
 
 
 def test_a_pin_on_general_needs_no_such_label(tmp_path: Path) -> None:

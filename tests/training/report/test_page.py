@@ -16,6 +16,7 @@ from router_training.cli import app
 from router_training.config import read_config
 from router_training.pipeline import fit
 from router_training.progress import in_silence
+from router_training.report.charts import leave_group_out_bars
 from router_training.report.labels import GAP, LINE, Label, along, placed
 from router_training.report.page import page
 from router_training.report.tables import cut, worst_prompts_table
@@ -141,6 +142,14 @@ def test_a_page_needs_neither_labels_nor_groups(trained: Path) -> None:
     bare["confusion"] = np.zeros((4, 4)).tolist()
     text = page(artifacts.load(trained), bare)
     assert Page(text).seen.count("svg") == 2
+
+
+@pytest.mark.parametrize("group", ["商品", "🪴 plants", r"$5 or $6 \frac", "<b>&"])
+def test_a_group_may_have_any_name(group: str) -> None:
+    outside = {"gain": 0.1, "gain_ci95": [0.0, 0.2], "per_group": {group: 0.1}}
+    found = Page(leave_group_out_bars(outside))
+    assert group in found.words
+    assert group in found.labels[0]
 
 
 spots = st.tuples(st.floats(0, 600), st.floats(0, 300))

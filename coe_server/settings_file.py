@@ -1,0 +1,44 @@
+"""A YAML file of settings -> a mapping, or one sentence that says where it is wrong. Knows no particular setting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coe_server.errors import ConfigError
+
+
+def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
+    """The settings in a file, whose keys `explained_in` explains. Raises ConfigError with one sentence."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{path}{_place(error)}: is not YAML: {error.problem}{_tab(error)}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings (key: value); {explained_in} explains them")
+    return raw
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once: of two, the first would be ignored without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _place(error: yaml.MarkedYAMLError) -> str:
+    return f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+
+
+def _tab(error: yaml.MarkedYAMLError) -> str:
+    return "; indent with blanks" if "'\\t'" in str(error.problem) else ""
