@@ -67,7 +67,12 @@ def test_what_a_stream_states_is_found_behind_any_words(words, stated, written, 
     assert reader.usage() == (UNSTATED if stated is None else in_body({"usage": stated}))
 
 
-@given(st.binary() | st.lists(st.sampled_from((b'"usage":{', b'{"":{', b"}", b"[", b'"', b"\\", b"\n"))).map(b"".join))
+@given(
+    st.binary()
+    | st.lists(st.sampled_from((b'"usage":{', b'"usage":', b"{", b'{"":{', b"}", b"[", b'"', b"\\", b"\n"))).map(
+        b"".join
+    )
+)
 def test_what_is_no_json_harms_nobody(nonsense):
     for reader in (UsageInBody(), UsageInEvents()):
         assert read(reader, b'{"usage":{"prompt_tokens": 3', nonsense, b"\xff") == UNSTATED
@@ -134,6 +139,11 @@ def test_only_the_key_itself_states_usage():
 def test_of_a_stream_that_states_it_with_every_word_the_last_counts():
     events = [event({"choices": [{}], "usage": {**OPENAI, "completion_tokens": count}}) for count in (1, 2, 3)]
     assert read(UsageInEvents(), b"".join(events)) == read(UsageInEvents(), *events) == Usage(9, None, 3)
+
+
+def test_a_member_that_goes_on_in_another_line_of_an_event_is_passed_over():
+    assert read(UsageInEvents(), b'data: {"usage":\n{"prompt_tokens": 3}}\n\n') == UNSTATED
+    assert read(UsageInBody(), b'{"usage":\n{"prompt_tokens": 3}}\n') == Usage(3)
 
 
 def test_a_tool_that_is_called_with_usage_is_not_billed():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 WINDOW_BYTES = 64 * 1024  # of the end of an answer, in which its usage stands
@@ -71,15 +71,18 @@ class UsageInEvents:
 
     def hear(self, piece: bytes) -> None:
         if _WORD in piece and _speaks(piece):
-            self._first = self._first or piece
-            self._last = piece
+            self._note([line for line in piece.splitlines() if _speaks(line)])
 
     def usage(self) -> Usage:
         if not self._last:
             return UNSTATED
-        pieces = dict.fromkeys((self._first, self._last))
-        lines = [line for piece in pieces for line in piece.splitlines() if _speaks(line)]
-        return _usage(_statement(line, (_WHOLE, _WRAPPED)) for line in dict.fromkeys((lines[0], lines[-1])))
+        lines = (self._last,) if self._last is self._first else (self._first, self._last)
+        return _usage([_statement(line, (_WHOLE, _WRAPPED)) for line in lines])
+
+    def _note(self, lines: Sequence[bytes]) -> None:
+        if lines:
+            self._first = self._first or lines[0]
+            self._last = lines[-1]
 
 
 def _speaks(text: bytes) -> bool:
