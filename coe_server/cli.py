@@ -41,6 +41,7 @@ from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.journal.export import export
 from coe_server.log_lines import write_log_to_stderr
+from coe_server.open_files import allow_many_open_files
 from coe_server.state_lock import state_lock
 
 app = typer.Typer(
@@ -94,6 +95,7 @@ def serve(
     from coe_server.http.door.address import taken_address
 
     share_one_arena()
+    allow_many_open_files()
 
     def reread() -> ServerConfig:
         return _with_options(load_config(config), port, names_only)

@@ -94,6 +94,7 @@ def test_every_service_is_confined(root):
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
         assert service["mem_limit"]
+        assert set(service["logging"]["options"]) == {"max-size", "max-file"}  # Docker's own default has no end
         assert all(port.startswith(("127.0.0.1:", "${COE_BIND:-127.0.0.1}:")) for port in service["ports"])
     assert services["coe"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
@@ -137,3 +138,38 @@ def test_scripts_are_well_formed(root):
     assert len(scripts) >= 8
     for script in scripts:
         assert run(shutil.which("bash"), "-n", script).returncode == 0, script
+
+
+@pytest.fixture
+def start(root, tmp_path):
+    """`coe WORDS` as the image starts it, with other folders: (exit code, its keys or what it said)."""
+    secrets, keys, program = tmp_path / "secrets", tmp_path / "keys", tmp_path / "coe"
+    secrets.mkdir()
+    keys.mkdir()
+    program.write_text('#!/bin/sh\nprintf "%s %s" "$COE_API_KEY" "${HF_TOKEN-none}"\n')
+    program.chmod(0o755)
+    script = (root / "deploy/image/bin/coe").read_text().replace("/run/secrets/", f"{secrets}/")
+    script = script.replace("/opt/coe/bin/coe", str(program)).replace("/opt/coe/bin/python", sys.executable)
+    (tmp_path / "start").write_text(re.sub(r"/keys\b(?=[/ ])", str(keys), script))
+
+    def started(*words):
+        done = run("/bin/sh", tmp_path / "start", *words)
+        return done.returncode, done.stdout or done.stderr
+
+    return started
+
+
+def test_a_secret_is_the_variable_of_its_name_and_an_empty_file_is_none(start, tmp_path):
+    (tmp_path / "secrets" / "COE_API_KEY").write_text("mine\n")
+    assert start("serve") == (0, "mine none")
+    (tmp_path / "secrets" / "COE_API_KEY").write_text("")
+    (tmp_path / "secrets" / "HF_TOKEN").write_text("hub")
+    assert start("serve") == (0, "mine hub")  # the key of the start before is kept
+
+
+def test_a_secret_that_cannot_be_read_stops_the_start_and_is_not_replaced(start, tmp_path):
+    (tmp_path / "secrets" / "COE_API_KEY").symlink_to("/proc/self/mem")  # a file that even root cannot read like one
+    status, told = start("serve")
+    assert status == 2
+    assert told.startswith("coe: the file of the secret COE_API_KEY cannot be read by user ")
+    assert list((tmp_path / "keys").iterdir()) == []
