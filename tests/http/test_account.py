@@ -9,7 +9,7 @@ from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
-from tests.http.test_failure import FRENCH, Says, router, stream, team
+from tests.http.test_failure import FOREVER, FRENCH, Says, open_stream, router, stream, team
 from tests.test_telemetry import value
 
 __all__ = ["router"]  # a fixture
@@ -148,6 +148,19 @@ def test_an_answer_that_breaks_off_took_what_it_stated_before(rest, caplog):
         assert tokens(server, "coe_tokens_total", expert="a")["completion"] == (1 if rest else 2)
     assert told(caplog)["prompt_tokens"] == 5
     assert ("error" in told(caplog)) == bool(rest)
+
+
+def test_who_leaves_took_what_was_stated_by_then(caplog):
+    said = (
+        b'data: {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}\n\n'
+    )
+    answer = Says(200, said, FOREVER, headers=EVENTS)
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [answer])}) as server:
+        with open_stream(server, model="a") as client:
+            client.read_until(b"usage")
+        assert answer.closed.wait(10)
+        assert tokens(server, "coe_tokens_total", expert="a")["prompt"] == 5
+    assert (told(caplog)["hung_up"], told(caplog)["completion_tokens"]) == (True, 1)
 
 
 def test_after_a_fallback_the_tokens_are_those_of_who_answered(router):
