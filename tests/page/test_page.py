@@ -119,6 +119,53 @@ def test_what_was_measured_is_drawn_with_the_router_above_the_best_expert(visit)
     assert float(router.get_attribute("cy")) < float(best.get_attribute("cy"))
 
 
+def test_a_name_in_the_chart_is_not_covered_by_the_router_beside_it(visit):
+    measured = {
+        "prompts": 9,
+        "router": {"cost": 12.0, "score": 0.815},
+        "best_single": {"expert": "big", "score": 0.62},
+        "experts": [{"name": "big", "cost": 30, "score": 0.62}, {"name": "small", "cost": 3, "score": 0.3}],
+        "budgets": [{"name": "cheap", "cost": 11.0, "score": 0.825}],
+        "curve": [{"cost": 3, "score": 0.65}, {"cost": 11, "score": 0.825}],
+        "hull": [{"cost": 3, "score": 0.3}, {"cost": 30, "score": 0.62}],
+    }
+    page = visit(width=400).page
+    page.evaluate("async (quality) => (await import('/page/quality.js')).showQuality(quality)", measured)
+    page.wait_for_selector("#quality text:text-is('cheap')")
+    name = page.locator("#quality text:text-is('cheap')").bounding_box()
+    for other in ("#quality text:text-is('the router')", "#quality .mark.router circle"):
+        box = page.locator(other).bounding_box()
+        beside = name["x"] + name["width"] <= box["x"] or name["x"] >= box["x"] + box["width"]
+        assert beside or name["y"] + name["height"] <= box["y"] or name["y"] >= box["y"] + box["height"]
+
+
+def test_of_many_experts_a_screen_shows_many_and_which_shelf_they_are_on(visit):
+    awake = {"state": "device", "residency": "device", "bytes": {"device": 2**30, "host": 3 * 2**30}}
+    asleep = {"state": "host", "residency": "host", "bytes": {"device": 0, "host": 2**30}}
+    away = {"state": "disk", "residency": "disk", "bytes": {"device": 0, "host": 0}}
+    many = [{"name": f"expert-{number:03d}", **away} for number in range(150)]
+    experts = [{"name": "awake", **awake}, {"name": "asleep", **asleep}, *many]
+    full = {tier: {"used": 4 * 2**30, "capacity": 8 * 2**30} for tier in ("device", "host")}
+    page = visit(height=800).page
+    page.evaluate(
+        """async ([experts, tiers]) => {
+            const place = document.getElementById("shelves");
+            place.replaceChildren();
+            new (await import("/page/shelves.js")).Shelves(place).show(experts, tiers);
+            scrollTo(0, 0);
+        }""",
+        [experts, full],
+    )
+    seen = page.viewport_size["height"]
+    label = page.locator('.shelf[data-tier="disk"] h3').bounding_box()
+    assert label["y"] + label["height"] <= seen
+    cards = page.locator('[data-tier="disk"] .card').evaluate_all(
+        "all => all.map(c => c.getBoundingClientRect().bottom)"
+    )
+    assert sum(bottom <= seen for bottom in cards) > 50
+    assert page.inner_text('.shelf[data-tier="host"] .kept') == "3.0 GiB for who is awake"
+
+
 def test_motion_is_left_out_for_who_does_not_want_it(visit):
     opened = visit(reduced_motion="reduce")
     expert, question = other_than(opened)
@@ -149,6 +196,7 @@ def test_weight_files_that_are_read_ahead_are_told_of_and_nobody_moves(visit):
     with running_server({name: engine(name) for name in ("one", "two")}, reader=Reader()) as reading:
         opened = visit(server=reading)
         page = opened.page
+        assert page.inner_text("#router") == "no router yet: experts answer by their names"
         page.select_option("#model", "two")
         opened.ask("well?")
         page.wait_for_selector("#answer:not([aria-busy])")

@@ -38,7 +38,8 @@ function showRouter(overview) {
   const drift = overview.left_band?.length
     ? ` · traffic has drifted: ${overview.left_band.join(", ").replaceAll("_", " ")}`
     : "";
-  byId("router").textContent = `router ${overview.router}${drift}`;
+  const router = overview.router === "none" ? "no router yet: experts answer by their names" : `router ${overview.router}`;
+  byId("router").textContent = router + drift;
   byId("router").classList.toggle("drifted", Boolean(drift));
 }
 

@@ -6,6 +6,7 @@ const HEIGHT = 340;
 const [NARROWEST, WIDEST] = [320, 1100];
 const EDGE = { left: 44, right: 16, top: 26, bottom: 46 };
 const TOGETHER = { x: 10, y: 48 }; // experts nearer to each other than this share a label
+const ROOM_FOR_A_NAME = 110;
 
 export function showQuality(quality) {
   if (!quality) return;
@@ -41,7 +42,7 @@ function chart(quality, room) {
     ...ticks(costs, x, width),
     path("hull", straight(quality.hull), x, y),
     path("curve", quality.curve, x, y),
-    ...quality.budgets.map((one) => mark("budget", one, x, y, one.name, width)),
+    ...quality.budgets.map((one) => mark("budget", one, x, y, one.name, width, nearby(one, quality.router, x, y))),
     ...together(quality.experts, x, y).flatMap((group) =>
       group.map((one, place) => mark("expert", one, x, y, place ? "" : group.map(({ name }) => name).join(", "), width))),
     mark("router", quality.router, x, y, "the router", width),
@@ -100,9 +101,15 @@ function together(experts, x, y) {
   return groups;
 }
 
-function mark(kind, one, x, y, label, width) {
+// Does the router stand where this one's name would?
+function nearby(one, router, x, y) {
+  const right = x(router.cost) - x(one.cost);
+  return right > -TOGETHER.x && right < ROOM_FOR_A_NAME && Math.abs(y(router.score) - y(one.score)) < TOGETHER.y;
+}
+
+function mark(kind, one, x, y, label, width, taken = false) {
   const radius = kind === "router" ? 8 : 5;
-  const onTheLeft = x(one.cost) > 0.7 * width;
+  const onTheLeft = taken || x(one.cost) > 0.7 * width;
   const beside = radius + 7;
   return drawn("g", { class: `mark ${kind}` },
     drawn("circle", { cx: x(one.cost), cy: y(one.score), r: radius }),

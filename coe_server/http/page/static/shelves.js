@@ -10,6 +10,7 @@ const TIERS = {
 };
 const STATES = { starting: "starting", draining: "finishing its answers", failed: "failed" };
 const AT_REST = { device: "ready", host: "asleep", disk: "not started", remote: "somewhere else" };
+const CROWD = 24; // experts on a shelf from which on a card is a line
 const NEWS_MILLISECONDS = 4000;
 const MOVE_MILLISECONDS = 520;
 
@@ -28,6 +29,7 @@ export class Shelves {
       card.show(expert);
     }
     for (const [tier, amount] of Object.entries(tiers)) this.shelves.get(tier).gauge(amount);
+    this.shelves.get("host").keeps(experts.filter(({ residency }) => residency !== "host"));
     const coming = experts.filter(({ state, residency }) => state === "starting" && residency !== "device");
     this.shelves.get("device").holdRoom(coming.map(({ name }) => name));
     for (const shelf of this.shelves.values()) shelf.count();
@@ -77,11 +79,12 @@ class Shelf {
     this.board = element("ul", { class: "board", "aria-label": `experts: ${title}` });
     this.fill = element("div", { class: "fill" });
     this.amount = element("p", { class: "amount" });
+    this.kept = element("p", { class: "kept" });
     this.empty = element("p", { class: "empty" }, "nobody here now");
     this.root = element(
       "section",
       { class: "shelf", "data-tier": tier, "aria-label": title },
-      element("div", { class: "label" }, element("h3", {}, title), element("p", {}, meaning), this.amount),
+      element("div", { class: "label" }, element("h3", {}, title), element("p", {}, meaning), this.amount, this.kept),
       element("div", { class: "stage" }, this.board, this.empty, element("div", { class: "edge", "aria-hidden": "true" }, this.fill)),
     );
   }
@@ -89,6 +92,12 @@ class Shelf {
   gauge({ used, capacity }) {
     this.amount.textContent = `${bytes(used)} of ${bytes(capacity)}`;
     this.fill.style.inlineSize = `${capacity ? Math.min(100, (100 * used) / capacity) : 0}%`;
+  }
+
+  // The copy that an expert goes back to sleep in counts here while it is awake.
+  keeps(elsewhere) {
+    const kept = elsewhere.reduce((sum, { bytes: held }) => sum + held.host, 0);
+    this.kept.textContent = kept ? `${bytes(kept)} for who is awake` : "";
   }
 
   // Bytes are reserved before an expert comes: its place is shown empty until then.
@@ -104,6 +113,7 @@ class Shelf {
 
   count() {
     this.empty.hidden = this.board.children.length > 0;
+    this.root.classList.toggle("crowded", this.board.children.length > CROWD);
   }
 }
 
