@@ -25,7 +25,8 @@ from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.decision_table import print_decision
 from coe_server.commands.dry_run import decide_at_rest
-from coe_server.commands.experts_table import RunningServer, experts_table, table_console, watch_experts
+from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
+from coe_server.commands.narrow_tables import table_console
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import (

@@ -3,7 +3,8 @@
 import pytest
 from rich.console import Console
 
-from coe_server.commands.experts_table import IN_FULL, experts_table
+from coe_server.commands.experts_table import experts_table
+from coe_server.commands.narrow_tables import IN_FULL
 
 MOVE = {"from": "device", "to": "host", "seconds": 0.3, "bytes": 1}
 

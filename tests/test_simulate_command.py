@@ -37,7 +37,10 @@ def test_a_profile_is_played_under_every_policy(run, tmp_path):
     assert set(figures["bound"]) == {"serving_share", "switches", "blocked_seconds", "exact"}
     assert figures["trace"]["requests"] == 40
     assert "<svg" in picture.read_text()
-    assert "zipf" in result.output
+    lines = result.output.splitlines()
+    assert any(line.startswith("zipf: 40 requests for 4 experts in ") for line in lines)
+    assert "makespan s" in result.output  # nothing is cut where nobody has a width
+    assert "…" not in result.output
 
 
 def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path):

@@ -70,7 +70,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:
-        Console().print(_table(found))
+        _print(found)
     if not found["answered"]:
         raise typer.Exit(1)
 
@@ -82,8 +82,15 @@ def _run(plan: Plan, shown: bool) -> Measured:
         return asyncio.run(send_load(plan, lambda _: bar.advance(task)))
 
 
+def _print(found: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    console.print(_headline(found), highlight=False)
+    if found["answered"]:
+        console.print(_table(found))
+
+
 def _table(found: dict[str, Any]) -> Table:
-    table = Table("", "p50", "p90", "p99", "max", title=_headline(found), title_justify="left")
+    table = Table("", "p50", "p90", "p99", "max")
     rows = {"first token": "first_token_ms", "between tokens": "per_token_ms", "whole answer": "answer_ms"}
     for name, figure in rows.items():
         times = found[figure] or {}

@@ -6,9 +6,10 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,9 +19,9 @@ from rich.table import Table
 
 from coe_server.cache.planner import mib
 from coe_server.commands.credentials import bearer
+from coe_server.commands.narrow_tables import no_room_for, that_fits
 from coe_server.errors import CoeError
 
-IN_FULL = 10_000  # characters: wider than any table
 _PATIENCE_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 
@@ -52,12 +53,6 @@ class RunningServer:
         return found
 
 
-def table_console() -> Console:
-    """Standard output; where it is no terminal, nothing is cut to a width that nobody has."""
-    console = Console()
-    return console if console.is_terminal else Console(width=IN_FULL)
-
-
 def watch_experts(server: RunningServer, console: Console) -> None:
     """Show the table until Ctrl-C or the server's end; where nobody looks (a file, a pipe), each time it changes."""
     shown = server.experts()
@@ -80,19 +75,15 @@ def experts_table(found: list[dict[str, Any]], width: int) -> Group:
 
     Columns that do not fit are left out, those that tell least first, and named below.
     """
-    columns = list(_COLUMNS)
     nobody_pinned = all(not expert["pin"] for expert in found)
-    for name in dict.fromkeys((*(("pin",) if nobody_pinned else ()), *_TELL_LEAST)):
-        if Console(width=IN_FULL).measure(_table(found, columns)).maximum <= width:
-            break
-        columns.remove(name)
-    missing = [name for name in _COLUMNS if name not in columns and not (name == "pin" and nobody_pinned)]
-    left_out = [f"[dim]No room for: {', '.join(missing)}. --json has it all.[/dim]"] if missing else []
+    tell_least = dict.fromkeys((*(("pin",) if nobody_pinned else ()), *_TELL_LEAST))
+    table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), tell_least, width)
+    missing = [name for name in left_out if not (name == "pin" and nobody_pinned)]
     failures = [f"[red]{escape(one['name'])} failed:[/red] {escape(one['failure'])}" for one in found if one["failure"]]
-    return Group(_table(found, columns), *left_out, *failures)
+    return Group(table, *no_room_for(missing), *failures)
 
 
-def _table(found: list[dict[str, Any]], columns: list[str]) -> Table:
+def _table(found: list[dict[str, Any]], columns: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
         table.add_column(name, overflow="fold", justify="right" if name in _NUMBERS else "left")

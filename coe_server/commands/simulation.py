@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
-from coe_server.cache.comparison import Comparison, compare
+from coe_server.cache.comparison import Bound, Comparison, compare
 from coe_server.cache.measures import Measures
 from coe_server.cache.policy import POLICIES, Policy
 from coe_server.cache.profiles import Profile, make_trace
@@ -23,6 +23,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.simulator import Scenario, Timing
 from coe_server.cache.timeline import draw_timeline
 from coe_server.cache.traces import Trace, read_trace
+from coe_server.commands.narrow_tables import no_room_for, table_console, that_fits
 from coe_server.config import ServerConfig, SimulatedExpert, load_config
 from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
@@ -142,26 +143,20 @@ def _configured(config: ServerConfig) -> Scenario:
 def _print(found: Comparison) -> None:
     trace, bound = found.trace, found.bound
     seconds = trace.requests[-1].arrival_seconds
-    console = Console()
-    table = Table(
-        *("policy", "switches", "share", "of bound", "blocked s", "wait s: mean", "p95", "max", "makespan s", "GiB"),
-        title=f"{trace.name}: {len(trace.requests)} requests for {len(trace.experts)} experts in {seconds:,.0f} s",
-        padding=(0, 0, 0, 1),
-    )
-    for name, m in found.policies.items():
-        table.add_row(
-            *(name, str(m.switches), f"{m.serving_share:.3f}", f"{m.serving_share / bound.serving_share:.3f}"),
-            *(f"{m.blocked_seconds:,.1f}", f"{m.wait_mean:,.1f}", f"{m.wait_p95:,.1f}", f"{m.wait_max:,.1f}"),
-            *(f"{m.makespan_seconds:,.0f}", f"{m.bytes_moved / 2**30:,.0f}"),
-        )
-    table.add_section()
-    table.add_row("bound", f">={bound.switches}", f"{bound.serving_share:.3f}", "", f"{bound.blocked_seconds:,.1f}")
-    console.print(table)
+    console = table_console()
+    requests, experts = _counted(len(trace.requests), "request"), _counted(len(trace.experts), "expert")
+    console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s")
+    table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), _TELL_LEAST, console.width)
+    console.print(table, *no_room_for(left_out), sep="\n")
     kind = "the optimum, found by search" if bound.exact else "proven: nobody can do better, perhaps nobody as well"
     console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
     for name, m in found.policies.items():
         for sentence in _remarks(m):
             console.print(f"{name}: {sentence}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what if count == 1 else what + 's'}"
 
 
 def _remarks(m: Measures) -> Iterator[str]:
@@ -174,3 +169,32 @@ def _remarks(m: Measures) -> Iterator[str]:
             f"{m.resident_choices} requests took a resident expert; {m.score_lost:.3f} of score lost, "
             f"{m.wait_saved_seconds:,.1f} s of waiting saved."
         )
+
+
+def _table(found: Comparison, columns: Sequence[str]) -> Table:
+    table = Table("policy", *columns, padding=(0, 0, 0, 1))
+    bound = found.bound
+    for name, m in found.policies.items():
+        table.add_row(name, *(_COLUMNS[column](m, bound) for column in columns))
+    table.add_section()
+    least = {
+        "switches": f">={bound.switches}",
+        "share": f"{bound.serving_share:.3f}",
+        "blocked s": f"{bound.blocked_seconds:,.1f}",
+    }
+    table.add_row("bound", *(least.get(column, "") for column in columns))
+    return table
+
+
+_COLUMNS: dict[str, Callable[[Measures, Bound], str]] = {
+    "switches": lambda m, _: str(m.switches),
+    "share": lambda m, _: f"{m.serving_share:.3f}",
+    "of bound": lambda m, bound: f"{m.serving_share / bound.serving_share:.3f}",
+    "blocked s": lambda m, _: f"{m.blocked_seconds:,.1f}",
+    "wait s: mean": lambda m, _: f"{m.wait_mean:,.1f}",
+    "p95": lambda m, _: f"{m.wait_p95:,.1f}",
+    "max": lambda m, _: f"{m.wait_max:,.1f}",
+    "makespan s": lambda m, _: f"{m.makespan_seconds:,.0f}",
+    "GiB": lambda m, _: f"{m.bytes_moved / 2**30:,.0f}",
+}
+_TELL_LEAST = ("GiB", "makespan s", "p95", "switches", "blocked s", "of bound")
