@@ -111,8 +111,8 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
             waiter = slot.waiters.pop()
             waiter.granted.set_result(cache._grant(slot, waiter))
 
-    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event, granted: float) -> None:
-        give_back(cache, slot, life, granted)
+    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event) -> None:
+        give_back(cache, slot, life)
         cache._changed.set()
 
     ExpertCache._admit = admit_alone  # type: ignore[method-assign]
@@ -268,6 +268,7 @@ class Watch:
         finally:
             Conductor._conduct, Conductor.begin = conduct, begin  # type: ignore[method-assign]
             ExpertCache._admit, ExpertCache.lease = admit, lease  # type: ignore[method-assign]
+            gc.unfreeze()
         self.resident[len(self.arrivals)] = _resident_mib()
         return found
 
