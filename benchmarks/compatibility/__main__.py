@@ -33,7 +33,7 @@ Answers = dict[str, dict[str, Any]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vllm", type=Path, default=ROOT / ".venv-vllm/bin/vllm")
+    parser.add_argument("--vllm", type=lambda path: Path(path).absolute(), default=ROOT / ".venv-vllm/bin/vllm")
     parser.add_argument("--node", type=Path, help="a folder in which `npm i openai @anthropic-ai/sdk` was run")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # and with it the servers
