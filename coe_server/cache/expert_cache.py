@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 
 from coe_server.cache.conductor import Conductor
@@ -20,27 +19,12 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.slot import Expert, MoveRecord, Slot, State
+from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.waits import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from coe_server.events import EventLog
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertStatus:
-    """One expert as the router or a person sees it."""
-
-    name: str
-    state: State
-    residency: str
-    held: Bytes
-    leases: int
-    queued: int
-    pin: Tier
-    last_move: MoveRecord | None
-    failure: str | None
-    predicted_wait_seconds: float
 
 
 class ExpertCache:
@@ -188,19 +172,7 @@ class ExpertCache:
         """Every expert, in the order of the configuration."""
         outlooks = self.waits.outlooks()
         return tuple(
-            ExpertStatus(
-                name=slot.name,
-                state=slot.state,
-                residency=outlooks[slot.name].residency,
-                held=self.ledger.held(slot.name),
-                leases=slot.leases,
-                queued=len(slot.waiters),
-                pin=slot.pin,
-                last_move=slot.last_move,
-                failure=outlooks[slot.name].failure,
-                predicted_wait_seconds=outlooks[slot.name].predicted_wait_seconds,
-            )
-            for slot in self._slots.values()
+            ExpertStatus.of(slot, outlooks[slot.name], self.ledger.held(slot.name)) for slot in self._slots.values()
         )
 
     def measured_costs(self) -> dict[str, dict[str, float]]:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
+from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.process_memory import process_tree

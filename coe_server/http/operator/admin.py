@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from coe_server.cache.expert_cache import ExpertCache, ExpertStatus
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Tier
 from coe_server.events import EventLog
 from coe_server.http.operator.reloading import Reloader

@@ -1,0 +1,40 @@
+"""One expert as a person sees it from outside. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coe_server.cache.slot import MoveRecord, Slot, State
+from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.waits import Outlook
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertStatus:
+    """Where it is, what it holds, who uses it and waits for it, and what it did last."""
+
+    name: str
+    state: State
+    residency: str
+    held: Bytes
+    leases: int
+    queued: int
+    pin: Tier
+    last_move: MoveRecord | None
+    failure: str | None
+    predicted_wait_seconds: float
+
+    @classmethod
+    def of(cls, slot: Slot, outlook: Outlook, held: Bytes) -> ExpertStatus:
+        return cls(
+            name=slot.name,
+            state=slot.state,
+            residency=outlook.residency,
+            held=held,
+            leases=slot.leases,
+            queued=len(slot.waiters),
+            pin=slot.pin,
+            last_move=slot.last_move,
+            failure=outlook.failure,
+            predicted_wait_seconds=outlook.predicted_wait_seconds,
+        )
