@@ -70,8 +70,14 @@ def test_commands_make_show_and_remove_keys(tmp_path):
     again = coe("keys", "add", path, "alice")
     assert again.returncode == 2
     assert "there is a key 'alice' already" in again.stderr
+    long = "x" * 64
+    assert coe("keys", "add", path, long).returncode == 0
     shown = coe("keys", "list", path).stdout
+    assert coe("keys", "remove", path, long).returncode == 0
     assert "alice" in shown
+    assert long in shown  # nothing is cut, whatever the width
+    assert entry.created is not None
+    assert entry.created.isoformat() in shown
     assert key not in shown
     assert coe("keys", "remove", path, "alice").returncode == 0
     assert read_keys(tmp_path / "keys.json") == ()

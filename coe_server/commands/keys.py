@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from coe_server.commands.narrow_tables import table_console
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
@@ -76,7 +76,9 @@ def show(config: ConfigPath) -> None:
     """Show whose keys there are and what each may do; the keys themselves are not known."""
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
-    table = Table("name", "created", "admin", "a minute", "at a time", "experts", "objectives")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "created", "admin", "a minute", "at a time", "experts", "objectives"):
+        table.add_column(title, overflow="fold", no_wrap=title == "created")
     for key in found:
         table.add_row(
             key.name,
@@ -85,7 +87,7 @@ def show(config: ConfigPath) -> None:
             *("-" if limit is None else str(limit) for limit in (key.requests_per_minute, key.concurrency)),
             *("all" if names is None else ", ".join(sorted(names)) for names in (key.experts, key.objectives)),
         )
-    Console().print(table)
+    table_console().print(table)
 
 
 @app.command()

@@ -131,17 +131,20 @@ def save(
     """Writes the artifact beside `folder` and renames it; an artifact already there is replaced.
 
     `finish` may add files outside the checksums to the complete artifact before it gets its name.
-    Raises ArtifactError if something other than an artifact is in the way.
+    Raises ArtifactError if something other than an artifact is in the way, or if the file system refuses.
     """
     require_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workplace:
-        fresh = Path(workplace) / "new"
-        fresh.mkdir()
-        _write(artifact, held_out, evaluation, fresh)
-        if finish is not None:
-            finish(fresh)
-        _put(fresh, folder, Path(workplace) / "old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as workplace:
+            fresh = Path(workplace) / "new"
+            fresh.mkdir()
+            _write(artifact, held_out, evaluation, fresh)
+            if finish is not None:
+                finish(fresh)
+            _put(fresh, folder, Path(workplace) / "old")
+    except OSError as error:  # of a full disk the system does not say where
+        raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def _put(fresh: Path, folder: Path, old: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -98,6 +99,18 @@ def test_a_save_that_fails_leaves_the_old_artifact(folder: Path) -> None:
         artifacts.save(small_artifact(), held_out(), {"score": float("nan")}, folder)
     assert artifacts.load(folder).version == version
     assert [path.name for path in folder.parent.iterdir()] == ["router"]
+
+
+def test_a_full_disk_is_told_with_the_place_and_leaves_the_old_artifact(folder: Path) -> None:
+    before = artifacts.load(folder).version
+
+    def full(fresh: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ArtifactError, match=f"^{folder} cannot be written: No space left on device$"):
+        artifacts.save(small_artifact(temperature=2.0), held_out(), None, folder, full)
+    assert artifacts.load(folder).version == before
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_save_interrupted_between_its_renames_leaves_the_old_artifact(
