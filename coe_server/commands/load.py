@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import aiohttp
 
 from coe_server.commands.questions import Messages
+from coe_server.connecting import why_not_connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _in_words(error: Exception, plan: Plan) -> str:
         case TimeoutError():
             return f"no whole answer within {plan.timeout_seconds:g} s"
         case aiohttp.ClientConnectorError():
-            return f"cannot connect: {_reason(error.os_error)}"
+            return f"cannot connect: {why_not_connected(error.os_error)}"
         case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | ConnectionError():
             return "broken off"
         case aiohttp.InvalidURL():
@@ -178,12 +178,6 @@ def _in_words(error: Exception, plan: Plan) -> str:
             return "not JSON"
         case _:
             return str(error) or type(error).__name__
-
-
-def _reason(error: OSError) -> str:
-    """Of a connection that asyncio tried, which puts its own words into `strerror`; a name's errors are negative."""
-    known = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
-    return (known or str(error)).lower()
 
 
 def _code(status: int, body: bytes) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 
+from coe_server.connecting import why_not_connected
 from coe_server.retry_after import retry_after_seconds
 from router_training.collecting.completion import Completion, complaint, read_completion
 
@@ -127,6 +128,8 @@ class Endpoint:
                 raw = await _read_body(response)
         except TimeoutError:
             return _Problem(f"no answer within {self._timeout_seconds:g} s", passing=True)
+        except aiohttp.ClientConnectorError as error:
+            return _Problem(f"{self.url}: cannot connect, {why_not_connected(error.os_error)}", passing=True)
         except (aiohttp.ClientError, OSError) as error:
             return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
         if response.status == 200:

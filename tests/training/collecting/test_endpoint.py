@@ -58,7 +58,7 @@ def test_nobody_there_is_a_reason() -> None:
     nowhere = StandIn(lambda body, times: Says(), base_url="http://127.0.0.1:1/v1")
     (refusal,) = ask(nowhere, retries=0)
     assert isinstance(refusal, Refusal)
-    assert "127.0.0.1:1" in refusal.reason
+    assert refusal.reason == "http://127.0.0.1:1/v1/chat/completions: cannot connect, connection refused"
     assert not refusal.hopeless
 
 
