@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coe_server.allocator import share_one_arena
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
@@ -41,9 +40,10 @@ from coe_server.config import ServerConfig, load_config
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.journal.export import export
-from coe_server.log_lines import write_log_to_stderr
-from coe_server.open_files import allow_many_open_files
-from coe_server.state_lock import state_lock
+from coe_server.process.allocator import share_one_arena
+from coe_server.process.log_lines import write_log_to_stderr
+from coe_server.process.open_files import allow_many_open_files
+from coe_server.process.state_lock import state_lock
 
 app = typer.Typer(
     name="coe",

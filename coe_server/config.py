@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from coe_server.amounts import Amount, ByteCount
 from coe_server.errors import ConfigError
-from coe_server.mistakes import first_mistake
-from coe_server.served_name import ServedName
-from coe_server.settings_file import read_settings_file
-from coe_server.web_address import WebAddress
+from coe_server.settings.amounts import Amount, ByteCount
+from coe_server.settings.mistakes import first_mistake
+from coe_server.settings.served_name import ServedName
+from coe_server.settings.settings_file import read_settings_file
+from coe_server.settings.web_address import WebAddress
 
 TierName = Literal["device", "host", "disk"]
 EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]

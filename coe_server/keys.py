@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coe_server.errors import ConfigError
-from coe_server.mistakes import first_mistake
+from coe_server.settings.mistakes import first_mistake
 
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000

@@ -13,11 +13,11 @@ from typing import Annotated, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
-from coe_server.mistakes import first_mistake
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
-from coe_server.served_name import ServedName
-from coe_server.settings_file import read_settings_file
+from coe_server.settings.mistakes import first_mistake
+from coe_server.settings.served_name import ServedName
+from coe_server.settings.settings_file import read_settings_file
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -6,13 +6,13 @@ from typing import get_args
 import pytest
 import yaml
 
-from coe_server.amounts import Share
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_router
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, _Settings, load_config
 from coe_server.errors import ArtifactError, ConfigError
+from coe_server.settings.amounts import Share
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = {"name": "a", "engine": "simulated"}

@@ -12,7 +12,7 @@ from coe_server.http.traffic import Traffic
 from coe_server.journal.drift import OUTSIDE, Reference
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
-from coe_server.log_lines import JsonLines, TextLines
+from coe_server.process.log_lines import JsonLines, TextLines
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from coe_server.telemetry import METRICS, Telemetry

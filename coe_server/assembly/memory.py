@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from coe_server.amounts import Share
 from coe_server.assembly.experts import platform_of
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import mib
@@ -11,6 +10,7 @@ from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, VllmExpert
 from coe_server.engines.machine import available_host_bytes, card_bytes
 from coe_server.errors import ConfigError
+from coe_server.settings.amounts import Share
 
 
 def build_capacity(config: ServerConfig) -> Bytes:

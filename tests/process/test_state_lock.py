@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from coe_server.cli import app
 from coe_server.errors import CoeError
-from coe_server.state_lock import state_lock
+from coe_server.process.state_lock import state_lock
 from tests.test_cli import coe, config
 
 
@@ -58,7 +58,7 @@ def test_the_command_says_so_and_may_be_tried_again_while_what_only_reads_goes_o
 
 def test_a_holder_that_is_killed_holds_nothing_and_the_next_is_named(tmp_path):
     holds = (
-        "import sys; from pathlib import Path; from coe_server.state_lock import state_lock\n"
+        "import sys; from pathlib import Path; from coe_server.process.state_lock import state_lock\n"
         "with state_lock(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     )
     with program(sys.executable, "-c", holds, tmp_path) as holder:

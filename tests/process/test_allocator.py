@@ -8,7 +8,7 @@ import pytest
 
 ALLOCATE_IN_THREADS = """
 import ctypes, sys, threading
-from coe_server.allocator import share_one_arena
+from coe_server.process.allocator import share_one_arena
 assert sys.argv[1] == "as it is" or share_one_arena()
 libc, together = ctypes.CDLL(None), threading.Barrier(4)
 def allocate():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coe_server.open_files import ENOUGH, allow_many_open_files
+from coe_server.process.open_files import ENOUGH, allow_many_open_files
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What a person writes in a settings file, and what is wrong with it. Knows no particular setting."""
