@@ -40,7 +40,7 @@ from coe_server.config import ServerConfig, load_config
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.journal.export import export
-from coe_server.process.allocator import share_one_arena
+from coe_server.process.allocator import give_back_free_memory, share_one_arena
 from coe_server.process.log_lines import write_log_to_stderr
 from coe_server.process.open_files import allow_many_open_files
 from coe_server.process.state_lock import state_lock
@@ -111,6 +111,7 @@ def serve(
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
             gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
+            give_back_free_memory()
             server.run(sockets)
     if not server.started:  # what it could not begin has been logged
         raise typer.Exit(1)

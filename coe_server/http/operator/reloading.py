@@ -11,6 +11,7 @@ from typing import Any
 from coe_server.errors import CoeError, ReloadRefused
 from coe_server.http.door.guard import Guard
 from coe_server.http.service import Service, Serving
+from coe_server.process.allocator import give_back_free_memory
 from coe_server.routing.embedder import Embedder
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,12 @@ class Reloader:
 
     async def reload(self) -> dict[str, Any]:
         """Take over what is on disk now. Raises ReloadRefused with the reason; then nothing has changed."""
+        try:
+            return await self._take_over()
+        finally:
+            give_back_free_memory()  # of what was replaced, or built in vain
+
+    async def _take_over(self) -> dict[str, Any]:
         async with self._one_at_a_time:
             serving = self._service.serving
             try:
