@@ -108,7 +108,8 @@ class Account:
             self._telemetry.observe(named.ANSWER, seconds, self._expert)
         if logger.isEnabledFor(logging.INFO):
             self._write(seconds)
-        self._trace.close(self._status, self._error, "hung_up" in self._facts, self._usage)
+        error, self._error = self._error, None  # it knows the frames that know us: a circle would be left behind
+        self._trace.close(self._status, error, "hung_up" in self._facts, self._usage)
 
     def _write(self, seconds: float) -> None:
         decision = self._decision

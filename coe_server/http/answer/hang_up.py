@@ -24,13 +24,15 @@ class HangUp:
         task = asyncio.current_task()
         assert task is not None, "a request is answered inside a task"
         self._answering = task
-        self._listening = asyncio.create_task(self._listen())
+        self._listening: asyncio.Task[None] | None = asyncio.create_task(self._listen())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self._listening.cancel()
+        listening, self._listening = self._listening, None  # its last words know us: a circle would be left behind
+        assert listening is not None, "it was entered"
+        listening.cancel()
         if not self.happened:
             return False
         self._answering.uncancel()
