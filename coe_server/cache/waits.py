@@ -34,7 +34,7 @@ class Waits:
     def outlooks(self) -> dict[str, Outlook]:
         """Each expert by name."""
         found: dict[str, Outlook] = {}
-        forecast: Forecast | None = None  # the same for all of them, and seldom needed where all are at hand
+        forecast: Forecast | None = None  # the same for all of them; nobody needs it while all are at hand
         for name, one in self._overview.expected().items():
             seconds = one.serving_seconds
             if not one.at_hand:
