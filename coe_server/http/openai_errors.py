@@ -41,8 +41,14 @@ def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
 
 def error_event(error: CoeError, path: str = "") -> bytes:
     """The same as the last event of a stream that cannot go on."""
-    kind = "event: error\n" if _is_anthropics(path) else ""
-    return f"{kind}data: {json.dumps(error_body(error, path))}\n\n".encode()
+    return event_of(error_body(error, path), path)
+
+
+def event_of(told: Mapping[str, Any], path: str) -> bytes:
+    """An error's body, ours or an engine's own, as an event; Anthropic's clients pass over one without its name."""
+    if not _is_anthropics(path):
+        return f"data: {json.dumps(told)}\n\n".encode()
+    return f"event: error\ndata: {json.dumps({'type': 'error', **told})}\n\n".encode()
 
 
 def _is_anthropics(path: str) -> bool:

@@ -500,6 +500,22 @@ def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_str
             assert json.loads(events_in(raw)[-1])["error"]["code"] in {"engine_died", "expert_unavailable"}
 
 
+@pytest.mark.parametrize(("path", "event"), [("/v1/messages", "event: error\n"), ("/v1/chat/completions", "")])
+def test_an_engines_refusal_after_signs_of_life_is_an_event_that_clients_of_that_api_know(path, event):
+    class Waits(Breaking):
+        async def start(self, within_seconds=None):
+            await asyncio.sleep(0.2)  # the engine's own time
+            await super().start(within_seconds)
+
+    told = {"error": {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}}
+    experts = {"a": Waits("a", [Says(400, json.dumps(told).encode())])}
+    with running_server(experts, keepalive_seconds=0.05) as server:
+        body = json.dumps({"model": "a", "stream": True, "messages": FRENCH, "max_tokens": 9})
+        last = server.ask("POST", path, body)[2].decode().removesuffix("\n\n").split("\n\n")[-1]
+    name, _, data = last.partition("data: ")
+    assert (name, json.loads(data)["error"]) == (event, told["error"])
+
+
 @pytest.mark.parametrize(
     "script", [(FOREVER,), (ROLE, FOREVER), (ROLE, WORD, FOREVER)], ids=["before", "role", "during"]
 )

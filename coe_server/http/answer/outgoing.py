@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from starlette.types import Message, Scope, Send
 
 from coe_server.errors import CoeError
 from coe_server.http.answer.headers import answering
-from coe_server.http.openai_errors import error_event, error_response
+from coe_server.http.openai_errors import error_event, error_response, event_of
 
 LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
@@ -68,6 +69,10 @@ class Outgoing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+    def error_event(self, told: Mapping[str, Any]) -> bytes:
+        """An engine's own error for a caller whose stream has begun."""
+        return event_of(told, self._scope["path"])
 
     async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         self.status = status

@@ -79,7 +79,7 @@ class Passage:
         if not _is_openai_error(body):
             raise EngineRefused(f"{told}: {quoted}", answer.status)
         if self.out.headed:  # the caller waits for a stream that has begun
-            body = b"data: " + json.dumps(json.loads(body)).encode() + b"\n\n"
+            body = self.out.error_event(json.loads(body))
         await self._say(answer, body)
 
     async def _say(self, answer: EngineResponse, piece: bytes) -> None:
