@@ -248,14 +248,22 @@ class EngineStartFailed(EngineError):
 
 
 class EngineRefused(EngineError):
-    """An engine refused a request in a shape of its own; its status is kept."""
+    """An engine refused a request in a shape of its own; its status is kept.
+
+    What it `said` may repeat the request: that is for its caller alone, and neither for the log nor for the decision log.
+    """
 
     type = "invalid_request_error"
     code = "engine_refused"
 
-    def __init__(self, message: str, status: int) -> None:
+    def __init__(self, message: str, status: int, said: str) -> None:
         super().__init__(message)
         self.status = status
+        self._said = said
+
+    @property
+    def sentence(self) -> str:
+        return f"{self}: {self._said}"
 
 
 class EngineDied(EngineError):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -243,6 +244,22 @@ def test_how_an_upstream_refuses_our_key_is_for_the_log(caplog):
     assert (status, error["code"]) == (502, "engine_error")
     assert error["message"] == "expert 'a' did not accept this server's own credentials"
     assert "401: bad key sk-1234" in warned(caplog)[0]
+
+
+def test_a_refusal_that_repeats_the_prompt_is_for_its_caller_alone(router, caplog):
+    fastapis = json.dumps({"detail": [{"msg": "bad", "input": {"messages": FRENCH}}]}).encode()
+    experts = {name: Breaking(name, [Says(422, fastapis)]) for name in SIZES}
+    kept = []
+    journal = SimpleNamespace(
+        keeps_prompts=False, record=lambda decision, _: kept.append(json.dumps(decision.as_json()))
+    )
+    with running_server(experts, router=router, journal=journal) as server:
+        status, error = error_of(server.chat(messages=FRENCH))
+    assert (status, error["code"]) == (422, "engine_refused")
+    assert TEXTS["french"] in error["message"]
+    assert warned(caplog), "that it was refused, and by whom"
+    assert "failed: expert 'linguist' answered with status 422" in kept[1]
+    assert not any(TEXTS["french"] in line for line in [*warned(caplog), *kept])
 
 
 def test_a_full_upstream_is_no_full_queue_of_ours_and_its_retry_after_is_kept(caplog):

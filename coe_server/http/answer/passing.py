@@ -77,7 +77,7 @@ class Passage:
         if answer.status >= 500 and not (self.is_last and _is_openai_error(body)):
             raise EngineError(f"{told}\n{quoted}")
         if not _is_openai_error(body):
-            raise EngineRefused(f"{told}: {quoted}", answer.status)
+            raise EngineRefused(told, answer.status, quoted)
         if self.out.headed:  # the caller waits for a stream that has begun
             body = self.out.error_event(json.loads(body))
         await self._say(answer, body)

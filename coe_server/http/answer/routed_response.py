@@ -27,6 +27,7 @@ from coe_server.errors import (
     GenerationTimeout,
     Overloaded,
     UpstreamLimited,
+    first_line,
 )
 from coe_server.http.answer.account import Account
 from coe_server.http.answer.hang_up import HangUp
@@ -151,7 +152,7 @@ class RoutedResponse(Response):
 
     def _another(self, error: CoeError) -> RoutingDecision | None:
         """The next in the ranking of whom an answer may come before the caller's deadline; None if nobody is left."""
-        decision, why = self._decision, f"failed: {error.sentence}"
+        decision, why = self._decision, f"failed: {first_line(str(error))}"
         while decision.has_another:
             decision = decision.without_first(why)
             if self._may_come_in_time(decision.expert):
