@@ -250,7 +250,7 @@ class EngineStartFailed(EngineError):
 class EngineRefused(EngineError):
     """An engine refused a request in a shape of its own; its status is kept.
 
-    What it `said` may repeat the request: that is for its caller alone, and neither for the log nor for the decision log.
+    What it `said` may repeat the request: that is for its caller alone, neither for the log nor for the decision log.
     """
 
     type = "invalid_request_error"

@@ -116,6 +116,7 @@ FAILURES = {
     "its core died: an error in the stream, then [DONE]": Says(200, ROLE, CORE_DIED, DONE, headers=EVENTS),
     "the error comes in pieces": Says(200, ROLE, CORE_DIED[:20], CORE_DIED[20:] + DONE, headers=EVENTS),
     "it has no such path": Says(404, b'{"detail":"Not Found"}'),
+    "it is to be found elsewhere": Says(308, b"", headers=(("location", "https://other.example/v1"),)),
 }
 
 
@@ -236,6 +237,25 @@ def test_an_expert_that_cannot_be_reached_is_named_and_its_address_is_for_the_lo
     assert (status, error["code"], error["message"]) == (502, "engine_died", "expert 'coder' could not be reached")
     (line,) = warned(caplog)
     assert base_url.removesuffix("/v1") in line
+
+
+def test_where_an_upstream_sends_callers_is_for_the_log(caplog):
+    moved = Says(301, b"", headers=(("Location", "https://internal.example/v1"),))
+    with running_server({"a": Breaking("a", [moved])}) as server:
+        status, headers, body = server.chat(model="a")
+    assert (status, body["error"]["code"]) == (502, "engine_error")
+    assert "internal.example" not in f"{headers} {body}"
+    assert "https://internal.example/v1" in warned(caplog)[0]
+
+
+def test_what_an_upstream_says_of_its_own_address_and_our_account_there_is_not_for_callers():
+    theirs = ["Set-Cookie", "Alt-Svc", "Strict-Transport-Security", "OpenAI-Organization", "OpenAI-Project"]
+    theirs += ["X-RateLimit-Remaining-Requests", "Anthropic-Ratelimit-Tokens-Limit", "Access-Control-Allow-Origin"]
+    passed_on = ("openai-processing-ms", "x-coded-by")
+    answer = Says(200, b"{}", headers=[(name, "theirs") for name in (*theirs, *passed_on)])
+    with running_server({"a": Breaking("a", [answer])}) as server:
+        _, headers, _ = server.chat(model="a")
+    assert [name for name, value in headers.items() if value == "theirs"] == list(passed_on)
 
 
 def test_how_an_upstream_refuses_our_key_is_for_the_log(caplog):

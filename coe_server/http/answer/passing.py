@@ -17,6 +17,13 @@ from coe_server.retry_after import retry_after_seconds
 LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300
 _NOT_THE_CALLERS_FAULT = frozenset((401, 403, 407))  # our key is wrong over there, not the caller's here
+# Of an answer's headers: what uvicorn or we write ourselves, cookies, and what a server elsewhere says of its own
+# address and of our account there. Its limits beside those of the caller's key would be two answers to one question.
+_OURS = ("date", "server", "set-cookie", REQUEST_ID)
+_ELSEWHERE = ("alt-svc", "strict-transport-security")
+_ACCOUNT = ("openai-organization", "openai-project", "anthropic-organization-id")
+_NOT_FOR_CALLERS = frozenset((*_OURS, *_ELSEWHERE, *_ACCOUNT))
+_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-")
 
 Listener = Callable[[bytes], None]
 
@@ -37,7 +44,7 @@ class Passage:
 
     async def carry(self, answer: EngineResponse) -> None:
         """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
-        if answer.status >= 400:
+        if answer.status >= 300:
             await self._complaint(answer)
         elif is_event_stream(answer):
             await self._events(answer)
@@ -72,6 +79,8 @@ class Passage:
         if answer.status == 429:
             sentence = f"expert '{self.expert}' takes no more requests for now: its own server is at its limit"
             raise UpstreamLimited(f"{sentence}\n{quoted}", _retry_after(answer))
+        if answer.status < 400:
+            raise EngineError(f"{told}: it is to be asked at another address\n{_header(answer, 'location')}")
         if answer.status in _NOT_THE_CALLERS_FAULT:
             raise EngineError(f"expert '{self.expert}' did not accept this server's own credentials\n{told}: {quoted}")
         if answer.status >= 500 and not (self.is_last and _is_openai_error(body)):
@@ -90,7 +99,7 @@ class Passage:
 
     async def _begin(self, answer: EngineResponse) -> None:
         if not self.out.spoken:
-            passed_on = (pair for pair in answer.headers if not _is_ours(pair[0].lower()))
+            passed_on = (pair for pair in answer.headers if not _is_not_for_callers(pair[0].lower()))
             await self.out.begin(answer.status, self.headers, passed_on)
             self.begun(answer.status)
 
@@ -107,9 +116,12 @@ def _is_openai_error(body: bytes) -> bool:
         return False
 
 
+def _header(answer: EngineResponse, name: str) -> str | None:
+    return next((value for given, value in answer.headers if given.lower() == name), None)
+
+
 def _retry_after(answer: EngineResponse) -> float:
-    given = next((value for name, value in answer.headers if name.lower() == "retry-after"), None)
-    seconds = retry_after_seconds(given, datetime.now(UTC))
+    seconds = retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
     return 1.0 if seconds is None else seconds
 
 
@@ -122,6 +134,5 @@ async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:
     return body
 
 
-def _is_ours(header: str) -> bool:
-    """uvicorn's headers and our own are not an engine's to write; its cookies are nobody's business."""
-    return header in {"date", "server", "set-cookie", REQUEST_ID} or header.startswith("x-coe-")
+def _is_not_for_callers(header: str) -> bool:
+    return header in _NOT_FOR_CALLERS or header.startswith(_NOT_FOR_CALLERS_EITHER)
