@@ -77,7 +77,9 @@ TRAINING_CONFIDENCE = Metric("coe_training_confidence", "gauge", "Mean confidenc
 TRAINING_OUT_OF_DOMAIN = Metric(
     "coe_training_out_of_domain_share", "gauge", "Share of unseen training prompts outside the gate."
 )
-UNLOGGED = Metric("coe_unlogged_decisions", "counter", "Decisions that are not in the decision log.")
+UNLOGGED = Metric(
+    "coe_unlogged_decisions", "counter", "Decisions and answers' tokens that are not in the decision log."
+)
 FEEDBACK = Metric("coe_feedback", "counter", "Ratings written to the decision log.")
 EMBEDDING_FAILURES = Metric("coe_embedding_failures", "counter", "Prompts routed without the embedding they need.")
 BUDGET_TARGET = Metric("coe_budget_target", "gauge", "Mean cost to be held, in the budget's unit.", ("objective",))

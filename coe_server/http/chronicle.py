@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from coe_server.events import EventLog
+from coe_server.http.answer.usage import Usage
 from coe_server.journal.journal import Journal
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RoutingDecision
@@ -31,3 +32,8 @@ class Chronicle:
         if self.journal is not None:
             texts = [turn.text for turn in conversation.turns] if self.journal.keeps_prompts else []
             self.journal.record(decision, [{"role": "user", "content": text} for text in texts] or None)
+
+    def took(self, decision: RoutingDecision, usage: Usage) -> None:
+        """What the answer to it stated that it took; returns at once."""
+        if self.journal is not None and usage.stated:
+            self.journal.took(decision.decision_id, dict(usage.stated))

@@ -41,18 +41,19 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One decision as it was read back, with the feedback on it."""
+    """One decision as it was read back, with the feedback on it and the tokens that its answer stated, by kind."""
 
     time: float
     decision: Mapping[str, Any]
     messages: Sequence[Mapping[str, str]] | None
     score: float | None
     comment: str | None
+    tokens: Mapping[str, int] | None
 
     def as_json(self) -> dict[str, Any]:
-        """The decision, when it was made and what was thought of it; the prompt is no part of it."""
+        """The decision, when it was made, what its answer took and what was thought of it; the prompt is no part."""
         feedback = None if self.score is None else {"score": self.score, "comment": self.comment}
-        return {"time": self.time, "feedback": feedback, **self.decision}
+        return {"time": self.time, "feedback": feedback, "tokens": self.tokens, **self.decision}
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,11 +62,18 @@ def _feedback(one: Kept) -> dict[str, Any] | None:
         "probabilities": probabilities,
         "expected_score": decision["ranking"][0]["expected_score"],
         "score": one.score,
+        "tokens": one.tokens,
     }
 
 
 def _outcome(one: Kept) -> dict[str, Any]:
-    return {"prompt_id": one.decision["decision_id"], "expert": one.decision["expert"], "score": one.score}
+    """In the words of `coe-train collect`: what an answer took is what was written of it."""
+    return {
+        "prompt_id": one.decision["decision_id"],
+        "expert": one.decision["expert"],
+        "score": one.score,
+        "output_tokens": (one.tokens or {}).get("completion"),
+    }
 
 
 def _as_lines(values: list[dict[str, Any]]) -> Iterator[str]:

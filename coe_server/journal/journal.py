@@ -29,7 +29,7 @@ BATCH = 512  # things written in one transaction, at most
 GATHER_SECONDS = (
     0.25  # decisions that nobody waits for are written together: each waking takes time from the event loop
 )
-EXPIRE_EVERY = 256  # decisions written
+EXPIRE_EVERY = 256  # things written that nobody waits for
 IDLE_SECONDS = 600.0  # without any news the owner looks for what has become too old
 LONGEST_TEXT = 32_768  # characters of a prompt that is kept; a longer one is logged without its text
 
@@ -48,7 +48,7 @@ class _Job:
 
 @dataclass(slots=True)
 class Counts:
-    """What has become of decisions and feedback since the start."""
+    """What has become of decisions, of the tokens that their answers took, and of feedback since the start."""
 
     written: int = 0
     refused: int = 0  # by a full queue
@@ -57,7 +57,7 @@ class Counts:
 
     @property
     def dropped(self) -> int:
-        """Decisions that are in no file."""
+        """Decisions and answers' tokens that are in no file."""
         return self.refused + self.failed
 
 
@@ -94,13 +94,12 @@ class Journal:
         """Hands a decision in and returns at once. `messages` are kept only where the journal keeps prompts."""
         if not self.keeps_prompts or sum(len(m["content"]) for m in messages or ()) > LONGEST_TEXT:
             messages = None
-        try:
-            entry = Entry(time.time(), decision, messages)
-            self._put(_Job(lambda store: store.add(entry)))
-        except JournalUnavailable as error:
-            self.counts.refused += 1
-            if self.counts.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
-                logger.warning("%d decisions are not logged: %s", self.counts.refused, error)
+        entry = Entry(time.time(), decision, messages)
+        self._hand_in(lambda store: store.add(entry))
+
+    def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
+        """Hands in what the answer to a recorded decision took, by kind of token, and returns at once."""
+        self._hand_in(lambda store: store.took(decision_id, tokens))
 
     async def rate(self, decision_id: str, score: float, comment: str | None) -> None:
         """Returns when the feedback is on the disk. Raises UnknownDecision or JournalUnavailable."""
@@ -119,6 +118,14 @@ class Journal:
     async def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first. Raises JournalUnavailable."""
         return await self._done(lambda store: store.newest(count))
+
+    def _hand_in(self, act: Callable[[Store], None]) -> None:
+        try:
+            self._put(_Job(act))
+        except JournalUnavailable as error:
+            self.counts.refused += 1
+            if self.counts.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+                logger.warning("%d decisions or answers' tokens are not logged: %s", self.counts.refused, error)
 
     async def _done(self, act: Callable[[Store], Found], *, erases: bool = False) -> Found:
         done: Future[Found] = Future()
@@ -198,7 +205,9 @@ class Journal:
             self._store.rollback()
         lost = sum(job.done is None for job in jobs)
         self.counts.failed += lost
-        logger.error("the decision log cannot be written (%s); %d decisions are not logged", error, lost)
+        logger.error(
+            "the decision log cannot be written (%s); %d decisions or answers' tokens are not logged", error, lost
+        )
         for job in jobs:
             _tell(job, JournalUnavailable(f"the decision log cannot be written: {error}"))
 

@@ -1,4 +1,6 @@
-"""Decisions and feedback in one SQLite file. Used by one thread at a time; knows nothing of queues or of HTTP.
+"""Decisions, what their answers took, and feedback in one SQLite file.
+
+Used by one thread at a time; knows nothing of queues or of HTTP.
 
 Every commit is on the disk when it returns (WAL with synchronous=FULL): what was acknowledged survives SIGKILL and a
 power cut. Texts lie in pages of their own, which are overwritten with zeros when they are deleted (secure_delete); then
@@ -10,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import Entry, Feedback, Kept, Retention
 from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
 
-VERSION = 1
+VERSION = 2  # 1 had no tokens
 BUSY_SECONDS = 5.0  # for another process that reads, an export say
 
 _TABLE = """
@@ -33,10 +35,14 @@ CREATE INDEX decisions_by_time ON decisions (time);
 CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 """
+# Of its own: many to a page, where a decision's row would be written once more for them.
+_TOKENS = "CREATE TABLE IF NOT EXISTS tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL);"
 _KEPT = """
-SELECT time, decision, prompts.packed, score, comments.packed
-FROM decisions LEFT JOIN prompts USING (seq) LEFT JOIN comments USING (seq)
+SELECT time, decision, prompts.packed, score, comments.packed, tokens.stated
+FROM decisions LEFT JOIN prompts USING (seq) LEFT JOIN comments USING (seq) LEFT JOIN tokens USING (seq)
 """
+_EVERYTHING = ("prompts", "comments", "tokens", "decisions")
+_WITH_TEXTS = frozenset(("prompts", "comments"))
 
 
 class Store:
@@ -66,7 +72,9 @@ class Store:
             self._file.execute(f"PRAGMA {pragma}")
         (version,) = self._file.execute("PRAGMA user_version").fetchone()
         if version == 0:
-            self._file.executescript(f"BEGIN IMMEDIATE; {_TABLE} PRAGMA user_version = {VERSION}; COMMIT")
+            self._file.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
+        elif version == 1:
+            self._file.executescript(f"BEGIN IMMEDIATE; {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
         elif version != VERSION:
             raise ConfigError(f"{self.path}: is a journal of version {version}, and this server writes {VERSION}")
 
@@ -91,6 +99,12 @@ class Store:
         if entry.messages is not None:
             self._file.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
 
+    def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
+        """What the answer to a decision stated, by kind; nothing where the decision has been deleted since."""
+        self._file.execute(
+            "INSERT OR REPLACE INTO tokens SELECT seq, ? FROM decisions WHERE id = ?", (json.dumps(tokens), decision_id)
+        )
+
     def rate(self, feedback: Feedback) -> None:
         """The last word on a decision. Raises UnknownDecision."""
         seq = self._seq(feedback.decision_id)
@@ -102,10 +116,10 @@ class Store:
             self._file.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
 
     def delete(self, decision_id: str) -> None:
-        """The decision, its text and its feedback. Raises UnknownDecision."""
+        """The decision, its text, its tokens and its feedback. Raises UnknownDecision."""
         self._traces = True  # also of an earlier attempt that could not be ended
         seq = self._seq(decision_id)
-        for table in ("prompts", "comments", "decisions"):
+        for table in _EVERYTHING:
             self._erase(table, "seq = ?", seq)
 
     def expire(self, keep: Retention, now: float) -> None:
@@ -114,12 +128,12 @@ class Store:
             "SELECT max(seq) FROM decisions WHERE time < ? OR seq <= (SELECT max(seq) FROM decisions) - ?",
             (now - keep.seconds, keep.rows),
         ).fetchone()
-        for table in ("prompts", "comments", "decisions"):
+        for table in _EVERYTHING:
             self._erase(table, "seq <= ?", row[0] or 0)
 
     def _erase(self, table: str, condition: str, seq: int) -> None:
         gone = self._file.execute(f"DELETE FROM {table} WHERE {condition}", (seq,)).rowcount
-        self._traces = self._traces or (gone > 0 and table != "decisions")
+        self._traces = self._traces or (gone > 0 and table in _WITH_TEXTS)
 
     def _seq(self, decision_id: str) -> int:
         row = self._file.execute("SELECT seq FROM decisions WHERE id = ?", (decision_id,)).fetchone()
@@ -169,12 +183,13 @@ def _packed(words: object) -> bytes:
     return packed(json.dumps(words))
 
 
-def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None]) -> Kept:
-    time, decision, messages, score, comment = row
+def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None, str | None]) -> Kept:
+    time, decision, messages, score, comment, tokens = row
     return Kept(
         time,
         json.loads(decision),
         None if messages is None else json.loads(unpacked(messages)),
         score,
         None if comment is None else json.loads(unpacked(comment)),
+        None if tokens is None else json.loads(tokens),
     )

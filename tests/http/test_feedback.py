@@ -70,6 +70,25 @@ def test_a_decision_explains_itself_without_the_prompt(server):
     assert b"secret" not in raw
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_decision_says_what_its_answer_took(server, is_streamed):
+    body = {"messages": [{"role": "user", "content": "bonjour merci"}], "max_tokens": 3, "stream": is_streamed}
+    body["stream_options"] = {"include_usage": True}
+    _, headers, _ = server.ask("POST", "/v1/chat/completions", json.dumps({"model": "auto", **body}))
+    found = json.loads(server.ask("GET", f"/v1/decisions/{headers['x-coe-decision-id']}")[2])
+    assert found["tokens"] == {"prompt": 2, "completion": 3}
+
+
+def test_what_states_no_tokens_has_none_in_the_log(server):
+    _, headers, _ = server.ask(
+        "POST",
+        "/v1/chat/completions",
+        json.dumps({"model": "auto", "messages": [{"role": "user", "content": "bonjour"}], "stream": True}),
+    )
+    found = json.loads(server.ask("GET", f"/v1/decisions/{headers['x-coe-decision-id']}")[2])
+    assert (found["expert"], found["tokens"]) == ("linguist", None)
+
+
 def test_a_deleted_decision_is_unknown_to_everybody(server):
     name = asked(server)
     assert server.ask("DELETE", f"/v1/decisions/{name}")[0] == 204

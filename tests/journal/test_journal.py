@@ -76,6 +76,13 @@ async def test_feedback_never_overtakes_its_decision_however_many_there_are(open
     assert all(kept.score == 0.5 for kept in kept_in(tmp_path))
 
 
+async def test_what_an_answer_took_is_told_with_its_decision(open_journal):
+    journal = open_journal()
+    journal.record(MadeUp("one"))
+    journal.took("one", {"prompt": 5, "completion": 3})
+    assert (await journal.one("one")).tokens == {"prompt": 5, "completion": 3}
+
+
 async def test_what_waits_is_written_in_one_transaction(open_journal, monkeypatch):
     commits = []
     monkeypatch.setattr(Store, "commit", lambda self, commit=Store.commit: (commits.append(1), commit(self))[1])
@@ -86,6 +93,7 @@ async def test_what_waits_is_written_in_one_transaction(open_journal, monkeypatc
     gate.reached.wait(20)
     for number in range(300):
         journal.record(MadeUp(str(number)))
+        journal.took(str(number), {"prompt": number})
     gate.open.set()
     await journal.newest(1)
     assert len(commits) - before <= 3
@@ -122,7 +130,7 @@ async def test_a_file_that_cannot_be_written_is_said_counted_and_gone_on_with(op
     journal.record(MadeUp("kept"))
     assert [kept.decision["decision_id"] for kept in await journal.newest(9)] == ["kept"]
     assert (journal.counts.dropped, journal.counts.written) == (1, 1)
-    assert "1 decisions are not logged" in caplog.text
+    assert "1 decisions or answers' tokens are not logged" in caplog.text
 
 
 async def test_a_decision_is_deleted_with_its_text_and_unknown_ever_after(open_journal, tmp_path):

@@ -71,6 +71,58 @@ def test_a_decision_that_changed_hands_is_still_one(store):
     assert [(kept.decision["expert"], kept.score) for kept in store.everything()] == [("b", 0.5)]
 
 
+def took(store, name, **tokens):
+    commit(store, lambda: store.took(name, tokens))
+
+
+def test_what_an_answer_took_stays_with_its_decision_also_where_that_changes_hands(store):
+    add(store, "one", expert="a")
+    add(store, "other")
+    took(store, "one", prompt=5, completion=1)
+    took(store, "one", prompt=5, completion=3)  # an expert that was asked once more
+    add(store, "one", expert="b")
+    kept = store.one("one")
+    assert (kept.tokens, kept.decision["expert"]) == ({"prompt": 5, "completion": 3}, "b")
+    assert kept.as_json()["tokens"] == {"prompt": 5, "completion": 3}
+    assert store.one("other").as_json()["tokens"] is None
+
+
+def test_tokens_go_with_their_decision_and_do_not_come_back(store):
+    for number in range(4):
+        add(store, str(number), moment=float(number))
+        took(store, str(number), prompt=number)
+    commit(store, lambda: store.delete("3"), lambda: store.took("3", {"prompt": 666}))
+    commit(store, lambda: store.expire(Retention(100, 8.5), now=10.0))
+    add(store, "4", moment=4.0)
+    assert [(kept.decision["decision_id"], kept.tokens) for kept in store.everything()] == [
+        ("2", {"prompt": 2}),
+        ("4", None),
+    ]
+    assert store._file.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
+
+
+VERSION_1 = """
+CREATE TABLE decisions (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, time REAL NOT NULL,
+    decision TEXT NOT NULL, score REAL, feedback_time REAL);
+CREATE INDEX decisions_by_time ON decisions (time);
+CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+INSERT INTO decisions (id, time, decision, score) VALUES ('old', 7.0, '{"decision_id": "old"}', 0.5);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_log_from_before_there_were_tokens_is_read_and_gone_on_with(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as file:
+        file.executescript(VERSION_1)
+    for _ in range(2):  # and what it has become is opened again
+        with closing(Store(tmp_path / "j")) as store:
+            assert (store.one("old").score, store.one("old").tokens) == (0.5, None)
+    with closing(Store(tmp_path / "j")) as store:
+        took(store, "old", completion=3)
+        assert store.one("old").tokens == {"completion": 3}
+
+
 def test_an_unknown_decision_is_named(store):
     for act in (store.one, store.delete, lambda name: store.rate(Feedback(name, 1.0, None, 0.0))):
         with pytest.raises(UnknownDecision, match="no decision 'nobody'"):

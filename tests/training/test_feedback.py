@@ -49,6 +49,7 @@ def served(folder: Path, router: Router, opinion: dict[str, float], per_category
             text = " ".join(draw.choices(words, k=4))
             decision = router.route(Conversation.of_prompt(text), RouteOptions(), NEARBY)
             store.add(Entry(float(number), decision, [{"role": "user", "content": text}]))
+            store.took(decision.decision_id, {"prompt": 4, "completion": number})
             if number % 10:  # nobody rates everything
                 store.rate(Feedback(decision.decision_id, opinion.get(category, 0.95), None, 0.0))
     store.commit()
@@ -71,6 +72,7 @@ def test_a_category_that_users_are_unhappy_with_changes_hands_and_no_other_does(
     config = served(tmp_path, Router.load(trained), {"french": 0.0})
     assert "400 decisions, 360 of them rated" in export(config, tmp_path / "out")
     feedback = str(tmp_path / "out" / "feedback.jsonl")
+    assert json.loads(Path(feedback).read_text().splitlines()[7])["tokens"] == {"prompt": 4, "completion": 7}
     result = runner.invoke(coe_train, ["map", str(trained), "--feedback", feedback, "--out", str(tmp_path / "new")])
     assert result.exit_code == 0, result.output
     assert expert_for(tmp_path / "new", "bonjour merci chien") == "gen"
@@ -105,6 +107,8 @@ def test_a_rating_that_is_no_share_is_refused_by_its_row(trained: Path, tmp_path
 def test_kept_prompts_and_their_ratings_are_data_to_train_on(trained: Path, tmp_path: Path) -> None:
     config = served(tmp_path, Router.load(trained), {}, per_category=20)
     assert "80 prompts, 72 outcomes" in export(config, tmp_path / "out")
+    written = [json.loads(line) for line in (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines()]
+    assert {row["output_tokens"] for row in written} == set(range(20)) - {0, 10}
     recipe = write_run(tmp_path)
     data = yaml.safe_load(recipe.read_text())
     data["data"] = {

@@ -53,6 +53,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),
             decide_again=lambda: service.decide(asked),
             decided=lambda again: service.chronicle.record(again, asked.conversation),
+            took=service.chronicle.took,
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
             listener_for=_listener_for(service, surface, request),

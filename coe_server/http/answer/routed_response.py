@@ -35,7 +35,7 @@ from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
 from coe_server.http.answer.passing import Listener, Passage, is_event_stream
 from coe_server.http.answer.signs_of_life import SignsOfLife
-from coe_server.http.answer.usage import UsageInBody, UsageInEvents, UsageReader
+from coe_server.http.answer.usage import Usage, UsageInBody, UsageInEvents, UsageReader
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
 
@@ -57,6 +57,7 @@ class Errand:
     request_for: Callable[[str], EngineRequest]  # what goes to which expert
     decide_again: Callable[[], RoutingDecision]
     decided: Callable[[RoutingDecision], None]  # told of every decision that takes the place of `decision`
+    took: Callable[[RoutingDecision, Usage], None]  # told what each expert's answer, or what there was of it, stated
     answered: Callable[[RoutingDecision], None]  # told of the one whose expert gave a whole answer
     spending: Callable[[RoutingDecision], AbstractContextManager[Callable[[], None]]]
     listener_for: Callable[[str], Listener] | None  # by expert: what its answer is heard by, piece by piece
@@ -237,7 +238,9 @@ class RoutedResponse(Response):
         try:
             await Passage(expert, self._out, self._told(), begun, is_last, listeners).carry(answer)
         finally:  # of an answer that broke off, what it said before
-            self._account.used(usage.usage())
+            stated = usage.usage()
+            self._account.used(stated)
+            self._errand.took(self._decision, stated)
 
     async def _took_too_long(self, lease: Lease) -> CoeError:
         """The engine is looked after in any case; what it says is waited for where another one could be asked."""
