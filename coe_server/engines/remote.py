@@ -11,6 +11,8 @@ from coe_server.engines.http_channel import HttpChannel
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
 # The caller's other headers (its key for us above all) are nobody else's business.
 _PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
+# Without a word any coding is acceptable (RFC 9110, 12.5.3); an answer must be read here for its events and its usage.
+_UNCOMPRESSED = (("Accept-Encoding", "identity"),)
 
 
 class RemoteEngine:
@@ -50,4 +52,6 @@ class RemoteEngine:
             self._http = HttpChannel(self._name, self._base_url.removesuffix(_OUR_PREFIX))
         passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
         path = request.path if self._has_our_prefix else request.path.removeprefix(_OUR_PREFIX)
-        return self._http.send(EngineRequest(request.method, path, passed_on + self._credentials, request.body))
+        return self._http.send(
+            EngineRequest(request.method, path, passed_on + _UNCOMPRESSED + self._credentials, request.body)
+        )

@@ -17,7 +17,7 @@ REQUEST = EngineRequest(
     "POST",
     "/v1/chat/completions",
     (
-        *(("Content-Type", "application/json"), ("Accept", "text/event-stream")),
+        *(("Content-Type", "application/json"), ("Accept", "text/event-stream"), ("Accept-Encoding", "gzip")),
         *(("Authorization", "Bearer a-key-for-us"), ("X-Api-Key", "a-key-for-us"), ("Cookie", "a=b")),
         *(("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), ("Tracestate", "them=1")),
     ),
@@ -65,6 +65,7 @@ def test_a_request_goes_below_the_base_url_with_our_key_and_never_the_callers(
             assert body == REQUEST.body
             assert request.headers.get("Authorization") == authorization
             assert request.headers["Accept"] == "text/event-stream"
+            assert request.headers.getall("Accept-Encoding") == ["identity"]  # whatever the caller can read
             assert not {"X-Api-Key", "Cookie", "User-Agent", "Traceparent", "Tracestate"} & set(request.headers)
 
     asyncio.run(story())
