@@ -34,8 +34,14 @@ class Watched:
         self._loop = loop
 
     def status(self):
+        return self._seen(self._cache.status)
+
+    def measured_costs(self):
+        return self._seen(self._cache.measured_costs)
+
+    def _seen(self, part):
         async def look():
-            return self._cache.status()
+            return part()
 
         return asyncio.run_coroutine_threadsafe(look(), self._loop).result(20)
 

@@ -67,6 +67,21 @@ def test_a_request_that_ends_with_an_error_of_ours_has_its_status_in_the_log(ans
     assert told(caplog)["error"]
 
 
+@pytest.mark.parametrize("status", [400, 500])
+def test_an_experts_own_refusal_is_not_among_the_times_that_answers_take(status, caplog):
+    refusal = Says(status, b'{"error": {"message": "no", "code": "no"}}')
+    with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [refusal])}) as server:
+        assert stream(server, model="a")[0] == status
+        names = ("coe_time_to_first_token_seconds_count", "coe_answer_seconds_count")
+        counted = [[value(server, name, expert="a") for name in names]]
+        learned = ["service" in server.cache.measured_costs()["a"]]
+        assert "first_token_ms" not in told(caplog)
+        stream(server, model="a")
+        counted.append([value(server, name, expert="a") for name in names])
+        learned.append("service" in server.cache.measured_costs()["a"])
+    assert (counted, learned) == ([[0, 0], [1, 1]], [False, True])
+
+
 def test_a_stream_that_breaks_keeps_the_status_that_its_client_got(router, caplog):
     with caplog.at_level(logging.INFO), running_server(team(linguist=[DiesMidStream]), router=router) as server:
         assert stream(server)[0] == 200

@@ -44,6 +44,7 @@ class Account:
         self._status: int | None = None
         self._error: CoeError | None = None
         self._expert = decision.expert
+        self._is_answered = False
         self._usage = UNSTATED
         self._facts: dict[str, Any] = {}
         telemetry.decided(decision)
@@ -64,10 +65,14 @@ class Account:
         return since_arrival_seconds
 
     def first_bytes(self, status: int, told: int, is_stream: bool) -> None:
-        """The answer begins. `told` is what the caller got as its status: not the expert's after an early head."""
+        """The answer begins. `told` is what the caller got as its status: not the expert's after an early head.
+
+        An expert's refusal comes in no time and is no answer: it is not among their times.
+        """
         self._facts["status"] = self._status = told
         self._trace.first_bytes(status)
-        if is_stream:
+        self._is_answered = status < 400
+        if is_stream and self._is_answered:
             seconds = time.perf_counter() - self._began
             self._facts["first_token_ms"] = round(seconds * 1000, 1)
             self._telemetry.observe(named.FIRST_TOKEN, seconds, self._expert)
@@ -104,7 +109,7 @@ class Account:
     def close(self) -> None:
         """The request is over."""
         seconds = time.perf_counter() - self._began
-        if "status" in self._facts and not {"hung_up", "error"} & self._facts.keys():
+        if self._is_answered and not {"hung_up", "error"} & self._facts.keys():
             self._telemetry.observe(named.ANSWER, seconds, self._expert)
         if logger.isEnabledFor(logging.INFO):
             self._write(seconds)

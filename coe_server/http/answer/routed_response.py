@@ -137,7 +137,6 @@ class RoutedResponse(Response):
         while True:
             try:
                 await self._attempt(is_retry)
-                self._errand.answered(self._decision)
                 return
             except _DiedAlone:
                 is_retry = True  # nobody else can take it: once more, to the restarted engine
@@ -178,8 +177,9 @@ class RoutedResponse(Response):
             self._waited = wait_header(self._account.granted(lease.expert, lease.waited_seconds))
             may_retry = not is_retry and not self._decision.has_another
             try:
-                await self._carry(lease, spent, may_retry)
-                lease.answered()
+                if await self._carry(lease, spent, may_retry):
+                    lease.answered()
+                    self._errand.answered(self._decision)
             except EngineDied as error:
                 lease.suspect_engine()
                 if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
@@ -210,14 +210,18 @@ class RoutedResponse(Response):
         finally:
             leaving.cancel()
 
-    async def _carry(self, lease: Lease, spent: Callable[[], None], may_retry: bool) -> None:
-        """Pass the answer on, ended when it takes longer than one may: the wait bound of all others rests on it."""
+    async def _carry(self, lease: Lease, spent: Callable[[], None], may_retry: bool) -> bool:
+        """Pass the answer on, ended when it takes longer than one may: the wait bound of all others rests on it.
+
+        Tells whether it was one, and not an expert's own refusal.
+        """
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
             async with longest, lease.engine.send(self._errand.request_for(lease.expert)) as answer:
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
                 await self._pass_on(answer, lease.expert, spent)
+                return answer.status < 400
         except TimeoutError as error:
             if not longest.expired():
                 raise
