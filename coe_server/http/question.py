@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from coe_server.errors import RequestError
 from coe_server.http.body import Body, Member, read_body
 from coe_server.http.surfaces import Surface, surface_of
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import BYTES_PER_TOKEN, Conversation
 
 # What is read of a body beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")
@@ -45,7 +45,15 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     """What the body asks; without a surface it is told by the body's fields. Raises RequestError with a sentence."""
     body = read_body(raw)
     found = surface or surface_of(body.fields)
-    return Question(found, body, found.conversation(body.fields))
+    conversation = found.conversation(body.fields)
+    if conversation.has_tools:
+        conversation = replace(conversation, needed_tokens=conversation.needed_tokens + _tokens_of_tools(body))
+    return Question(found, body, conversation)
+
+
+def _tokens_of_tools(body: Body) -> int:
+    """About what their descriptions take of the context: chat templates write them down much as they came."""
+    return sum(member.end - member.value_start for member in body.members if member.key == "tools") // BYTES_PER_TOKEN
 
 
 def _with_short_key(member: Member) -> Member:

@@ -20,7 +20,9 @@ BYTES_PER_TOKEN = 4  # English prose; only used to leave out experts whose conte
 Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
-_IMAGES = frozenset(("image_url", "input_image", "image"))  # chat, responses, Anthropic's messages
+_IMAGES = ("image_url", "input_image", "image")  # chat, responses, Anthropic's messages
+_ASKING = ("user", "system", "developer")  # any other message, or an item of no role, followed an answer
+_USUAL = {"role", "content"}  # of a message; most have nothing beside it
 _REMINDERS = ("<system-reminder>", "</system-reminder>")
 
 
@@ -63,9 +65,10 @@ def read_messages(
         if not isinstance(message, Mapping):
             raise RequestError(f"{field}[{position}] is not an object", param=field)
         parts = _parts(message.get("content"), position, field)
-        answered = answered or message.get("role") == "assistant"
-        length_bytes += sum(len(text.encode("utf-8", "replace")) for text in _all_texts(parts))
-        has_images = has_images or any(part.get("type") in _IMAGES for part in _with_results(parts))
+        answered = answered or message.get("role") not in _ASKING
+        everything = parts if message.keys() == _USUAL else [*parts, *_beside_content(message)]
+        length_bytes += sum(len(text.encode("utf-8", "replace")) for text in _all_texts(everything))
+        has_images = has_images or any(_is_image(part) for part in _with_results(everything))
         text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
         if message.get("role") == "user" and (own := without_reminders(text)).strip():
             texts.append(own)
@@ -99,6 +102,8 @@ def _parts(content: object, position: int, field: str) -> list[Mapping[str, Any]
         return [{"type": "text", "text": content}]
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
         return content
+    if isinstance(content, list) and all(isinstance(part, Mapping | str) for part in content):  # vLLM takes words, too
+        return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
     raise RequestError(f"{field}[{position}].content is neither text nor a list of parts", param=field)
 
 
@@ -111,9 +116,30 @@ def _with_results(parts: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, A
             yield from (one for one in inner if isinstance(one, Mapping))
 
 
+def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What tools were called with and what they said, where an API has that beside the content: chat and responses."""
+    for said in (message.get("arguments"), message.get("output")):
+        if isinstance(said, str):
+            yield {"text": said}
+        elif isinstance(said, list):
+            yield from (part for part in said if isinstance(part, Mapping))
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            yield {"text": function.get("arguments")}
+
+
+def _is_image(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in _IMAGES or ("type" not in part and "image_url" in part)  # vLLM takes the latter, too
+
+
 def _all_texts(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for part in _with_results(parts):
         yield from (text for text in (part.get("text"), part.get("content")) if isinstance(text, str))
+        given = part.get("input")  # of a tool that Anthropic's messages tell was called
+        if isinstance(given, Mapping):
+            yield from (text for text in given.values() if isinstance(text, str))
 
 
 def _weighted(texts: list[str]) -> tuple[Turn, ...]:

@@ -38,6 +38,14 @@ def test_it_is_passed_on_and_routed_as_with_its_bytes(texts, fields, times):
     assert again.conversation.needed_tokens == whole.conversation.needed_tokens
 
 
+def test_descriptions_of_tools_fill_the_context():
+    described = [{"type": "function", "function": {"name": "f", "description": "d" * 4000}}]
+    question = read_question(chat("hello", tools=described), CHAT)
+    assert 1000 < question.conversation.needed_tokens < 1030
+    assert question.without_bytes().conversation.needed_tokens == question.conversation.needed_tokens
+    assert read_question(chat("hello", tools=[]), CHAT).conversation.needed_tokens == 1
+
+
 def test_nothing_in_it_grows_with_the_body():
     key = "k" * 1_000_000
     bare = read_question(

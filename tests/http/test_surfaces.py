@@ -71,6 +71,8 @@ def test_a_response_request_may_be_text_or_items():
     ]
     conversation = read_response({"input": items})
     assert (texts(conversation), conversation.has_images) == (["look"], True)
+    assert conversation.continues, "its expert has called a tool"
+    assert not read_response({"input": items[:1]}).continues
 
 
 def test_anthropics_messages_are_read_without_system_and_tool_results():
@@ -89,6 +91,40 @@ def test_anthropics_messages_are_read_without_system_and_tool_results():
     assert conversation.has_images
     assert conversation.needed_tokens == (40 + 7 + 80) // 4 + 9
     assert read_anthropic({"system": "s" * 40, "messages": [USER]}).needed_tokens == 14
+
+
+CALLED = "c" * 400
+SAID = [{"type": "input_text", "text": "s" * 80}, {"type": "input_image", "image_url": "x" * 400}]
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "calls"),
+    [
+        (read_chat, "messages", [{"role": "assistant", "tool_calls": [{"function": {"arguments": CALLED}}]}]),
+        (
+            read_response,
+            "input",
+            [{"type": "function_call", "arguments": CALLED[80:]}, {"type": "function_call_output", "output": SAID}],
+        ),
+        (
+            read_anthropic,
+            "messages",
+            [{"role": "assistant", "content": [{"type": "tool_use", "input": {"file": CALLED, "line": 3}}]}],
+        ),
+    ],
+)
+def test_what_tools_are_called_with_fills_the_context_in_every_api(read, name, calls):
+    conversation = read({name: [USER, *calls], "max_tokens": 7, "max_output_tokens": 7})
+    assert (texts(conversation), conversation.needed_tokens) == (["what is a prime?"], 104 + 7)
+    assert conversation.continues
+    assert conversation.has_images == (SAID in [one.get("output") for one in calls])
+
+
+@pytest.mark.parametrize(
+    "odd", [{"tool_calls": [5]}, {"tool_calls": 5}, {"tool_calls": [{"function": 5}]}, {"output": [5]}]
+)
+def test_calls_that_are_none_are_left_to_the_engine(odd):
+    assert read_chat({"messages": [USER, {"role": "assistant", **odd}]}).needed_tokens == 4
 
 
 @pytest.mark.parametrize(

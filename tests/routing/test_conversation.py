@@ -31,10 +31,21 @@ def test_without_a_user_turn_there_is_nothing_to_read(messages: list[dict[str, A
     assert read_messages(messages).turns == (Turn(""),)
 
 
-@pytest.mark.parametrize("content", [5, {"text": "x"}, ["text"], [5]])
+@pytest.mark.parametrize("content", [5, {"text": "x"}, [["text"]], ["text", 5]])
 def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None:
     with pytest.raises(RequestError, match=r"messages\[1\].content is neither text nor a list of parts"):
         read_messages([{"role": "user", "content": "x"}, {"role": "user", "content": content}])
+
+
+def test_words_may_stand_among_the_parts_as_they_are() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    conversation = read_messages([{"role": "user", "content": ["what is it?", picture]}])
+    assert (conversation.has_images, conversation.turns) == (True, (Turn("what is it?"),))
+
+
+def test_an_image_without_its_type_is_noticed_and_a_type_that_is_none_harms_nobody() -> None:
+    for part, is_image in (({"image_url": "https://x"}, True), ({"type": ["image_url"], "text": "x"}, False)):
+        assert read_messages([{"role": "user", "content": [part]}]).has_images is is_image
 
 
 def test_a_message_that_is_no_object_is_refused() -> None:

@@ -11,11 +11,9 @@ from typing import Any
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet
 _END = re.compile(rb"\r?\n\r?\n")
 # What OpenAI's responses and Anthropic's messages say before the first word of an answer.
-_OPENING_KINDS = frozenset(
-    (
-        *("response.created", "response.queued", "response.in_progress", "response.output_item.added"),
-        *("response.content_part.added", "message_start", "content_block_start", "ping"),
-    )
+_OPENING_KINDS = (
+    *("response.created", "response.queued", "response.in_progress", "response.output_item.added"),
+    *("response.content_part.added", "message_start", "content_block_start", "ping"),
 )
 
 
