@@ -81,9 +81,24 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
     assert "Nobody waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
     told = " ".join(done.stdout.split())
+    assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that shares" in told
     assert "experts.a.ttl_seconds: 0.5 s is less than its switch takes, to host and back (2.0 s, guessed)" in told
     assert "a turn is 8 queued requests, 8 at a time, each as long as it may be (20 s)" in told
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 47 s" in told
+
+
+def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_path):
+    moves = {"start": 20.0, "wake": 0.5, "sleep": 0.5, "stop": 4.0}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "costs.json").write_text(json.dumps({"a": moves, "b": moves, "c": moves}))
+    experts = [{"name": name, "engine": "simulated", "weights_bytes": "1GiB"} for name in "abc"]
+    limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
+    room = {"device": "1GiB", "host": "3GiB"}
+    told = " ".join(coe("validate", config(tmp_path, memory=room, experts=experts, scheduling=limits)).stdout.split())
+    assert (
+        "Nobody waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
+        "one for each of the 3 experts that share the device and the one under way." in told
+    )
 
 
 def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(tmp_path):

@@ -41,9 +41,19 @@ class Costs:
         return self._of("service")
 
     @property
-    def slowest_return(self) -> float:
-        """To the device from wherever it may be, and the victim's leaving before it."""
-        return max(self._of("start"), self._of("wake")) + max(self._of("sleep"), self._of("stop"))
+    def moves_are_measured(self) -> bool:
+        """Whether it is known what it takes to start it; all else comes with that, or soon."""
+        return "start" in self._measured
+
+    @property
+    def slowest_way_up(self) -> float:
+        """To the device from wherever it may be."""
+        return max(self._of("start"), self._of("wake"))
+
+    @property
+    def slowest_way_down(self) -> float:
+        """To wherever it may have to go."""
+        return max(self._of("sleep"), self._of("stop"))
 
     def patience(self, rests: int) -> float | None:
         """Seconds after which its start is given up, so that others may start; None where no start was measured.

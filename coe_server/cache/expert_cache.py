@@ -76,7 +76,7 @@ class ExpertCache:
             changed=self._changed,
             reader=reader,
         )
-        self.waits = Waits(self._slots, overview, limits, clock)
+        self.waits = Waits(self._slots, overview, capacity, limits, clock)
 
     @property
     def ready(self) -> asyncio.Event:

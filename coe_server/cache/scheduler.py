@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import ceil
 from typing import NamedTuple
 
 from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
@@ -201,20 +200,6 @@ def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: fl
         holding.since + min_tenure_seconds - now for holding in standing.tiers[Tier.DEVICE].values() if holding.wanted
     )
     return min((seconds for seconds in left if seconds > 0), default=None)
-
-
-def turn_seconds(limits: Limits) -> float:
-    """The longest an expert may keep the device once others are overdue: what was queued when its turn began."""
-    return ceil(limits.queue_limit / limits.max_concurrency) * limits.max_generation_seconds
-
-
-def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> float:
-    """The longest anybody waits: `max_wait + n * (turn + switch)`, n the unpinned experts that share the device.
-
-    `switch_seconds` is the slowest measured move, the victims' included, and a cold start if an expert may be on disk.
-    Where nobody shares the device there are no switches, but there is a turn: that of the requests for the same expert.
-    """
-    return limits.max_wait_seconds + max(sharing, 1) * turn_seconds(limits) + sharing * switch_seconds
 
 
 def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from coe_server.cache.forecast import Expected, Forecast
 from coe_server.cache.overview import Overview
-from coe_server.cache.scheduler import Limits, wait_bound_seconds
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Slot
+from coe_server.cache.tiers import Bytes
+from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, wait_bound_seconds
 
 
 class Outlook(NamedTuple):
@@ -24,10 +26,16 @@ class Waits:
     """`overview` knows everybody's place now, `clock` gives seconds."""
 
     def __init__(
-        self, slots: Mapping[str, Slot], overview: Overview, limits: Limits, clock: Callable[[], float]
+        self,
+        slots: Mapping[str, Slot],
+        overview: Overview,
+        capacity: Bytes,
+        limits: Limits,
+        clock: Callable[[], float],
     ) -> None:
         self._slots = slots
         self._overview = overview
+        self._capacity = capacity
         self._limits = limits
         self._clock = clock
 
@@ -65,11 +73,25 @@ class Waits:
     @property
     def sharing(self) -> int:
         """How many experts may have to make room for one another."""
-        return sum(slot.shares_the_device for slot in self._slots.values())
+        return len(self._sharers)
+
+    @property
+    def switch_seconds(self) -> float:
+        """The slowest switch, with the costs measured so far."""
+        host_left = self._capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
+        return slowest_switch_seconds([_sharer(slot) for slot in self._sharers], host_left)
+
+    @property
+    def costs_are_measured(self) -> bool:
+        """Whether none of the moves in the bound is guessed."""
+        return all(slot.costs.moves_are_measured for slot in self._sharers)
+
+    @property
+    def _sharers(self) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.shares_the_device]
 
     def _bound(self, limits: Limits) -> float:
-        returns = [slot.costs.slowest_return for slot in self._slots.values() if slot.shares_the_device]
-        return wait_bound_seconds(limits, self.sharing, max(returns, default=0.0))
+        return wait_bound_seconds(limits, self.sharing, self.switch_seconds)
 
     def _forecast(self) -> Forecast:
         return self._overview.forecast(self._clock())
@@ -81,3 +103,7 @@ class Waits:
         if expected.on_its_way:
             return self._slots[name].seconds_left(self._clock())
         return forecast.after_all(expected.from_disk) + expected.up_seconds
+
+
+def _sharer(slot: Slot) -> Sharer:
+    return Sharer(slot.engine.footprint, slot.costs.slowest_way_up, slot.costs.slowest_way_down)

@@ -9,9 +9,9 @@ from rich.table import Table
 from coe_server.cache.costs import Costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
-from coe_server.cache.scheduler import turn_seconds
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.wait_bound import turn_seconds, turns_ahead
 from coe_server.config import RemoteExpert, ServerConfig
 from coe_server.http.service import Decides
 from coe_server.keys import Key
@@ -63,16 +63,26 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
 
 def wait_bound(cache: ExpertCache) -> str:
     """The longest that anybody waits and what it is made of, as one paragraph."""
-    limits, turn = cache.limits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
-    turns = f"experts sharing the device x ({turn} + a switch), with guessed costs until moves have been measured"
+    limits, waits = cache.limits, cache.waits
     return (
-        f"Nobody waits longer than {cache.waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
-        f"{turns if cache.waits.sharing else f'{turn}, for no experts share the device'}. "
+        f"Nobody waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
+        f"{_turns(cache)}. "
         f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
         f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
-        f"{cache.waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
-        f"{cache.waits.usual_bound_seconds():,.0f} s."
+        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
+        f"{waits.usual_bound_seconds():,.0f} s."
     )
+
+
+def _turns(cache: ExpertCache) -> str:
+    waits, turn = cache.waits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
+    if not waits.sharing:
+        return f"{turn}, for no experts share the device"
+    switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"
+    if waits.sharing == 1:
+        return f"{turn} and {switch}, for one expert that shares the device with nobody"
+    ahead = f"one for each of the {waits.sharing} experts that share the device and the one under way"
+    return f"{turns_ahead(waits.sharing)} x ({turn} and {switch}), {ahead}"
 
 
 def dead_configuration(

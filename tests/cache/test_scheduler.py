@@ -13,9 +13,7 @@ from coe_server.cache.scheduler import (
     conduct,
     seconds_until_pressing,
     seconds_until_tenured,
-    turn_seconds,
     turns,
-    wait_bound_seconds,
 )
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
@@ -74,17 +72,6 @@ def test_at_the_moment_foretold_and_not_before_a_queue_becomes_pressing_or_overd
     else:
         assert states(now + seconds + 1e-6) != states(now)
         assert states(now + seconds - 1e-6) == states(now)
-
-
-def test_the_bound_is_the_wait_and_a_turn_and_a_switch_for_everyone_ahead():
-    limits = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)
-    assert turn_seconds(limits) == 480
-    assert wait_bound_seconds(limits, sharing=3, switch_seconds=20) == 30 + 3 * (480 + 20)
-
-
-def test_where_nobody_shares_the_device_a_request_still_waits_for_the_turn_of_its_own_expert():
-    limits = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)
-    assert wait_bound_seconds(limits, sharing=0, switch_seconds=0) == 30 + 480
 
 
 def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
