@@ -22,7 +22,6 @@ ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 _IMAGES = ("image_url", "input_image", "image")  # chat, responses, Anthropic's messages
 _ASKING = ("user", "system", "developer")  # any other message, or an item of no role, followed an answer
-_USUAL = {"role", "content"}  # of a message; most have nothing beside it
 _REMINDERS = ("<system-reminder>", "</system-reminder>")
 
 
@@ -66,7 +65,8 @@ def read_messages(
             raise RequestError(f"{field}[{position}] is not an object", param=field)
         parts = _parts(message.get("content"), position, field)
         answered = answered or message.get("role") not in _ASKING
-        everything = parts if message.keys() == _USUAL else [*parts, *_beside_content(message)]
+        is_plain = len(message) == 2 and "content" in message  # a role and this, as most have
+        everything = parts if is_plain else [*parts, *_beside_content(message)]
         length_bytes += sum(len(text.encode("utf-8", "replace")) for text in _all_texts(everything))
         has_images = has_images or any(_is_image(part) for part in _with_results(everything))
         text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))

@@ -1,5 +1,8 @@
 """Events cut out of chunks: whole, byte for byte, and told apart from failures, however the network cuts them."""
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,6 +42,41 @@ def test_a_failure_is_found_where_it_stands_and_a_callers_mistake_is_none(before
     assert first_failure(sound) is None
     failure = first_failure(sound + DEATH + b"\n\n" + DEATH + b"\n\n")
     assert (failure.start, failure.message) == (len(sound), "EngineCore died")
+
+
+def event(**payload):
+    return b"event: x\ndata: " + json.dumps(payload).encode() + b"\n\n"
+
+
+FAILED = {"type": "response.failed", "response": {"id": "resp_1", "error": {"code": "server_error", "message": "oops"}}}
+FAILURES = {
+    "chat": event(error={"message": "oops", "type": "server_error", "code": "x"}),
+    "chat, as a choice": event(
+        choices=[{"delta": {"content": ""}, "finish_reason": "error"}], error={"message": "oops"}
+    ),
+    "responses": event(type="error", code="server_error", message="oops", param=None),
+    "responses, as a state": event(**FAILED),
+    "messages": event(type="error", error={"type": "overloaded_error", "message": "oops"}),
+}
+NONE = {
+    "chat": event(error={"message": "no", "type": "invalid_request_error", "code": "context_length_exceeded"}),
+    "a choice that goes on": event(choices=[{"delta": {"content": "x"}}], error={"message": "no"}),
+    "choices that are none": event(choices=5, error=None),
+    "responses, as a state": event(type="response.failed", response={"error": {"code": "invalid_prompt"}}),
+    "a state that is none": event(type="response.failed", response="error"),
+    "a response that goes on": event(type="response.created", response={"id": "resp_1", "error": None}),
+    "messages": event(type="error", error={"type": "invalid_request_error", "message": "no"}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_every_api_tells_of_a_failure_in_words_of_its_own(failure):
+    assert (first_failure(failure).start, first_failure(failure).message) == (0, "oops")
+
+
+@pytest.mark.parametrize("none", NONE.values(), ids=NONE)
+def test_every_api_tells_of_a_callers_mistake_in_words_of_its_own(none):
+    assert first_failure(none) is None
 
 
 def test_a_comment_opens_and_a_word_does_not():

@@ -537,6 +537,16 @@ def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_str
             assert json.loads(events_in(raw)[-1])["error"]["code"] in {"engine_died", "expert_unavailable"}
 
 
+def test_a_response_that_fails_before_its_first_word_is_made_by_the_next(router):
+    created = b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n'
+    failed = b'event: error\ndata: {"type":"error","code":"server_error","message":"oops","param":null}\n\n'
+    with running_server(team(linguist=[Says(200, created, failed, headers=EVENTS)]), router=router) as server:
+        body = json.dumps({"stream": True, "input": TEXTS["french"]})
+        _, headers, raw = server.ask("POST", "/v1/responses", body)
+        assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("big", "fallback")
+        assert b"oops" not in raw
+
+
 @pytest.mark.parametrize(("path", "event"), [("/v1/messages", "event: error\n"), ("/v1/chat/completions", "")])
 def test_an_engines_refusal_after_signs_of_life_is_an_event_that_clients_of_that_api_know(path, event):
     class Waits(Breaking):

@@ -92,16 +92,35 @@ def _says_nothing(choice: object) -> bool:
     return isinstance(delta, dict) and not any(value for key, value in delta.items() if key != "role")
 
 
-def _error_of(event: bytes) -> dict[str, Any] | None:
+def _error_of(event: bytes) -> Mapping[str, Any] | None:
+    """What went wrong, where an event ends an answer with that, in any of the four APIs."""
     payload = _payload_of(event) or {}
     error = payload.get("error")
-    return error if isinstance(error, dict) and "choices" not in payload else None
+    match payload.get("type"):
+        case "error" if "error" not in payload:  # OpenAI's responses
+            return payload
+        case "response.failed":
+            return _engines_own(payload.get("response"))
+    return error if isinstance(error, dict) and _has_ended(payload.get("choices")) else None
+
+
+def _has_ended(choices: object) -> bool:
+    """Beside an error: there are no choices, or they say that it is why they ended."""
+    if not isinstance(choices, list):
+        return not choices
+    return all(isinstance(one, dict) and one.get("finish_reason") == "error" for one in choices)
+
+
+def _engines_own(response: object) -> dict[str, Any] | None:
+    """The error of a response that failed, unless it is about what was asked (`invalid_prompt`, images, ...)."""
+    error = response.get("error") if isinstance(response, dict) else None
+    return error if isinstance(error, dict) and error.get("code") in ("server_error", "rate_limit_exceeded") else None
 
 
 def _is_callers(error: Mapping[str, object]) -> bool:
     """An error in a stream that tells of the request and not of the engine."""
     code = error.get("code")
-    return isinstance(code, int) and 400 <= code < 500
+    return error.get("type") == "invalid_request_error" or (isinstance(code, int) and 400 <= code < 500)
 
 
 def _end_of_last_event(data: bytes) -> int:
