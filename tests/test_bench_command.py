@@ -1,16 +1,18 @@
 """`coe bench` against a server of our own: what it counts, what it prints, how it ends."""
 
+import asyncio
 import json
 
 import pytest
 from typer.testing import CliRunner
 
 from coe_server.cli import app
-from coe_server.commands.load import Answer, Measured
+from coe_server.commands.load import Answer, Measured, Plan, send_load
 from coe_server.commands.questions import made_up_questions, read_questions
 from coe_server.errors import ConfigError
 from tests.http.server import running_server
-from tests.http.test_api import simulated
+from tests.http.test_api import Breaking, simulated
+from tests.http.test_failure import EVENTS, Says
 from tests.test_cli import coe
 
 
@@ -73,9 +75,40 @@ def test_figures_are_of_whole_answers_alone():
     found = measured.as_json()
     assert (found["requests_per_second"], found["tokens_per_second"]) == (0.5, 1.5)
     assert found["first_token_ms"]["p50"] == 100.0
-    assert found["per_token_ms"] == {"p50": 200.0, "p90": 200.0, "p99": 200.0, "max": 200.0}
+    assert found["per_token_ms"] == {"p50": 100.0, "p90": 200.0, "p99": 200.0, "max": 200.0}
     assert found["errors"] == {"broken off": 1}
     assert made_up_questions(3) == made_up_questions(3)
+
+
+def test_of_a_hundred_answers_one_is_slower_than_the_99th_percentile():
+    measured = Measured([Answer(None, None, number / 1000) for number in range(1, 101)], seconds=1.0)
+    assert measured.as_json()["answer_ms"] == {"p50": 50.0, "p90": 90.0, "p99": 99.0, "max": 100.0}
+
+
+def said(*events):
+    return Says(200, *(b"data: " + event + b"\n\n" for event in events), headers=EVENTS)
+
+
+ODD = said(b"null", b"[]", b"5", b'{"choices":5}', b'{"choices":[null,{"delta":"x"}]}', b'{"error":"no"}', b"[DONE]")
+NO_ERROR = said(b'{"error":null,"choices":[{"delta":{"content":"bon"}}]}', b"[DONE]")
+THOUGHT = said(
+    *(b'{"choices":[{"delta":{"%s":"hm"}}]}' % kind for kind in (b"reasoning_content", b"reasoning")), b"[DONE]"
+)
+WHOLE = Says(200, b'{"choices":[{"message":{"content":"bon"}}]}')
+
+
+@pytest.mark.parametrize(
+    ("answer", "errors", "tokens"),
+    [(ODD, ["error"], 0), (NO_ERROR, [], 1), (THOUGHT, [], 2), (WHOLE, ["not a stream of events"], 0)],
+    ids=["odd", "no error", "thought", "whole"],
+)
+def test_what_other_servers_say_is_counted_and_never_a_traceback(answer, errors, tokens):
+    with running_server({"a": Breaking("a", [answer])}) as server:
+        url = f"http://127.0.0.1:{server.port}/v1/chat/completions"
+        plan = Plan(url, "a", made_up_questions(1), requests=1)
+        measured = asyncio.run(send_load(plan, lambda _: None))
+    (answered,) = measured.answers
+    assert ([answered.error] if answered.error else [], answered.tokens) == (errors, tokens)
 
 
 def test_conversations_are_sent_as_they_are_and_plain_lines_are_prompts(tmp_path):

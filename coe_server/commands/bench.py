@@ -49,8 +49,8 @@ def bench(
 
       coe bench http://127.0.0.1:8000/v1 --model my-model --rate 5 --requests 200 --prompts questions.jsonl
 
-    A token is a chunk with content. Only whole answers are timed; the others are counted by their code. Exit code 1 if
-    none was whole.
+    A token is a chunk with content or reasoning. Only whole answers are timed; the others are counted by their code.
+    Exit code 1 if none was whole.
     """
     with mistakes_as_sentences():
         if rate is not None and concurrency is not None:

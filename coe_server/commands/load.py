@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +58,7 @@ class Measured:
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, rates, and percentiles in milliseconds of whole answers alone; a token is a chunk with content."""
+        """Counts, rates, and percentiles in milliseconds of whole answers alone; a token is a chunk with words."""
         whole = [answer for answer in self.answers if answer.error is None]
         return {
             "requests": len(self.answers),
@@ -142,16 +143,16 @@ async def _ask(session: aiohttp.ClientSession, plan: Plan, messages: Messages) -
 
 
 async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
-    first, last, gaps, error, is_done = None, began, [], None, False
+    first, last, gaps, error, is_done, is_stream = None, began, [], None, False, False
     async for line in response.content:
         if not line.startswith(b"data:"):
             continue
-        data = line[5:].strip()
+        data, is_stream = line[5:].strip(), True
         is_done = is_done or data == b"[DONE]"
-        event = {} if data == b"[DONE]" else json.loads(data)
-        if "error" in event:
-            error = str(_code_of(event["error"]) or "error")
-        if not any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or ()):
+        event = {} if data == b"[DONE]" else _object(json.loads(data))
+        if event.get("error"):
+            error = str(_object(event["error"]).get("code") or "error")
+        if not _has_content(event):
             continue
         now = time.perf_counter()
         if first is None:
@@ -160,7 +161,21 @@ async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
             gaps.append(now - last)
         last = now
     whole = time.perf_counter() - began
-    return Answer(error or (None if is_done else "broken off"), first, whole, tuple(gaps))
+    if not is_done:
+        error = error or ("broken off" if is_stream else "not a stream of events")
+    return Answer(error, first, whole, tuple(gaps))
+
+
+def _has_content(event: Mapping[str, Any]) -> bool:
+    """Does any choice say something, aloud or, as reasoning models do first, to itself?"""
+    choices = event.get("choices")
+    deltas = (_object(_object(one).get("delta")) for one in (choices if isinstance(choices, list) else ()))
+    return any(delta.get(kind) for delta in deltas for kind in ("content", "reasoning_content", "reasoning"))
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """A JSON object, or an empty one in place of whatever else a server sends."""
+    return value if isinstance(value, dict) else {}
 
 
 def _in_words(error: Exception, plan: Plan) -> str:
@@ -183,13 +198,9 @@ def _in_words(error: Exception, plan: Plan) -> str:
 def _code(status: int, body: bytes) -> str:
     """`429 queue_full`, or the status alone where the body has no code."""
     try:
-        return f"{status} {_code_of(json.loads(body)['error']) or ''}".strip()
-    except (ValueError, KeyError, TypeError):
+        return f"{status} {_object(_object(json.loads(body)).get('error')).get('code') or ''}".strip()
+    except ValueError:
         return str(status)
-
-
-def _code_of(error: Any) -> Any:
-    return error.get("code") if isinstance(error, dict) else None
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
@@ -198,6 +209,6 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
         return None
     ranked = sorted(seconds)
     return {
-        name: round(1000 * ranked[min(len(ranked) - 1, int(share * len(ranked)))], 3)
+        name: round(1000 * ranked[math.ceil(share * len(ranked)) - 1], 3)
         for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
     }
