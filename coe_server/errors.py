@@ -10,6 +10,8 @@ CoeError
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
+│   ├── HeadTooSlow (408)      the request line and headers did not come in time
+│   ├── HeadTooLong (431)      they are longer than they may be
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   └── BodyTooLarge (413)     the body is longer than it may be
 ├── ExpertBusy (409)       an operator's wish cannot be granted while the expert is used
@@ -114,6 +116,20 @@ class NoCapableExpert(RequestError):
     """No expert can take this request; the message names the limit that ruled them out."""
 
     code = "no_capable_expert"
+
+
+class HeadTooSlow(RequestError):
+    """The request line and headers did not come in time."""
+
+    status = 408
+    code = "headers_too_slow"
+
+
+class HeadTooLong(RequestError):
+    """The request line and headers are longer than they may be."""
+
+    status = 431
+    code = "headers_too_large"
 
 
 class BodyTooSlow(RequestError):

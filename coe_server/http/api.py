@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from starlette.types import ASGIApp
 
 from coe_server.http.answer.answering import answering
 from coe_server.http.door.entrance import CALLER, Entrance
@@ -29,7 +28,7 @@ from coe_server.http.surfaces import SURFACES
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> ASGIApp:
+def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entrance:
     """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
     app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None, lifespan=lifespan)
     install_error_handlers(app, service.telemetry)

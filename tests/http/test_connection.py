@@ -106,8 +106,13 @@ async def connected(application):
     """A connection to be given what one read of its socket brings, its transport, and what the client reads."""
     ours, theirs = socket.socketpair()
     config = uvicorn.Config(application, log_config=None, access_log=False)
-    make = asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(config, ServerState(), {}), theirs)
-    transport, connection = await make
+    refused = []
+
+    def accepted():
+        return Connection(config, ServerState(), {}, refused=lambda error: refused.append(error.code))
+
+    transport, connection = await asyncio.get_running_loop().connect_accepted_socket(accepted, theirs)
+    application.refused = refused
     answers, writer = await asyncio.open_connection(sock=ours)
     try:
         yield connection, transport, answers
@@ -134,6 +139,7 @@ def test_the_limit_of_a_head_is_exact_even_where_one_read_brings_all_of_it(path)
             assert (await answers.readexactly(12)) == b"HTTP/1.1 431"
             await answers.read()  # and the connection ends
             assert application.started == [path.decode()]
+            assert application.refused == ["headers_too_large"]
             assert transport.is_closing()
 
     asyncio.run(asyncio.wait_for(story(), 20))
@@ -154,6 +160,7 @@ def test_a_long_head_among_pipelined_ones_is_refused_in_its_turn(sent, started, 
             connection.data_received(sent)
             assert statuses(await answers.read()) == answered
             assert application.started == started
+            assert application.refused == ["headers_too_large"]
 
     asyncio.run(asyncio.wait_for(story(), 20))
 
@@ -168,6 +175,7 @@ def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_an
             connection.data_received(head(100_000)[:-2])
             connection.data_received(b"x-more: " + b"a" * 100_000)
             assert not transport.is_reading()
+            assert application.refused == ["headers_too_large"]
             application.may_answer.set()
             answer = await answers.read()
             assert statuses(answer) == [b"200"]

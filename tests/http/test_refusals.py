@@ -3,10 +3,13 @@
 import json
 import logging
 import re
+import socket
+from contextlib import suppress
 
 import pytest
 
 from coe_server.errors import InvalidApiKey
+from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.refusals import MOST_LINES, WINDOW_SECONDS, Refusals
 from coe_server.http.surfaces import SURFACES
@@ -52,7 +55,7 @@ def told(caplog):
     assert record.levelno == logging.WARNING
     assert not any(secret in str(record.__dict__) for secret in (CLIENT, ADMIN, SLOW, LIMITED, SECRET))
     fields = record.fields
-    return fields["status"], fields["code"], fields["path"], fields.get("key")
+    return fields["status"], fields["code"], fields.get("path"), fields.get("key")
 
 
 @pytest.mark.parametrize("case", SENT)
@@ -60,6 +63,48 @@ def test_who_is_refused_at_the_door_is_told_with_the_path_and_the_keys_name(serv
     (method, path, headers), expected = SENT[case]
     assert server.ask(method, path, headers=headers)[0] == expected[0]
     assert told(caplog) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "code"),
+    [
+        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {SECRET}", 408, "headers_too_slow"),
+        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * MOST_HEAD_BYTES}\r\n\r\n", 431, "headers_too_large"),
+        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * 10 * MOST_HEAD_BYTES}", 431, "headers_too_large"),
+    ],
+    ids=["slow", "long", "endless"],
+)
+def test_a_head_that_is_refused_is_counted_and_told_without_a_word_of_it(
+    server, caplog, monkeypatch, sent, status, code
+):
+    def counted():
+        found = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
+        series = (
+            rf'coe_requests_total\{{endpoint="refused",status="{status}"\}}',
+            rf'coe_errors_total\{{code="{code}"\}}',
+        )
+        return [sum(map(float, re.findall(f"^{one} (.*)$", found, re.MULTILINE))) for one in series]
+
+    before = counted()
+    with monkeypatch.context() as patient:
+        patient.setattr(Connection, "head_seconds", 0.2 if status == 408 else 20.0)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+            with suppress(ConnectionError):  # it may be refused before the last of it is sent
+                wire.sendall(sent.encode())
+            with suppress(ConnectionResetError):
+                while wire.recv(65536):
+                    pass
+    assert told(caplog) == (status, code, None, None)
+    assert counted() == [one + 1 for one in before]
+
+
+def test_a_body_that_does_not_come_is_told_with_its_path(server, caplog):
+    with running_server({"math": simulated("math")}, body_seconds=0.1) as impatient:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{SECRET}"
+        with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as wire:
+            wire.sendall(head.encode())
+            assert wire.recv(65536).startswith(b"HTTP/1.1 408")
+    assert told(caplog) == (408, "body_too_slow", "/v1/chat/completions", None)
 
 
 def test_who_asked_too_often_is_told(server, caplog):

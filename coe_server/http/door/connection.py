@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from coe_server.errors import CoeError, HeadTooLong, HeadTooSlow
+from coe_server.http.openai_errors import error_body, error_response
 
 MOST_HEAD_BYTES = 64 * 1024  # request line and headers, or what is read between two pieces of a body
 HEAD_SECONDS = 20.0  # from the first byte, or from the connection's beginning
@@ -22,8 +26,10 @@ class Connection(HttpToolsProtocol):
 
     head_seconds = HEAD_SECONDS
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, refused: Callable[[CoeError], None], **options: Any) -> None:
+        """`refused` is told of each refusal."""
         super().__init__(*args, **options)
+        self._refused = refused
         self._unfinished_bytes = 0  # of a head or a trailer: read, and not known to be whole
         self._patience: asyncio.TimerHandle | None = None
 
@@ -39,7 +45,7 @@ class Connection(HttpToolsProtocol):
         self._unfinished_bytes += len(data)
         super().data_received(data)
         if self._unfinished_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(431, _TOO_LONG)
+            self._refuse(HeadTooLong(_TOO_LONG))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -49,7 +55,7 @@ class Connection(HttpToolsProtocol):
         self._head_is_over()
         admitted = self.app
         if self._head_bytes > MOST_HEAD_BYTES:
-            self.app = _refuse_head  # in the request's place: after the answers to those that came before it
+            self.app = self._refuse_whole_head  # in its place: after the answers to those that came before it
         super().on_headers_complete()
         self.app = admitted
 
@@ -75,29 +81,21 @@ class Connection(HttpToolsProtocol):
 
     def _lose_patience(self) -> None:
         if not self.transport.is_closing():
-            self._refuse(408, f"the request's headers did not come within {self.head_seconds:g} s")
+            self._refuse(HeadTooSlow(f"the request's headers did not come within {self.head_seconds:g} s"))
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, error: CoeError) -> None:
+        self._refused(error)
         self._head_is_over()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False  # nothing else can be said in the middle of an answer
             self.flow.pause_reading()
             return
-        body = _error(status, message)
-        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+        body = json.dumps(error_body(error)).encode()
+        head = f"HTTP/1.1 {error.status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
 
-
-async def _refuse_head(scope: Scope, receive: Receive, send: Send) -> None:
-    body = _error(431, _TOO_LONG)
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 431, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _error(status: int, message: str) -> bytes:
-    code = "headers_too_large" if status == 431 else "headers_too_slow"
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-    return json.dumps({"error": error}).encode()
+    async def _refuse_whole_head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = HeadTooLong(_TOO_LONG)
+        self._refused(error)
+        await error_response(error, {"connection": "close"})(scope, receive, send)

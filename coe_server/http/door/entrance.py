@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.errors import CoeError, InvalidApiKey, ModelWithheld, RateLimited, UnknownPath
+from coe_server.errors import BodyTooSlow, CoeError, InvalidApiKey, ModelWithheld, RateLimited, UnknownPath
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
@@ -83,12 +83,16 @@ class Entrance:
             if admission is not None:
                 admission.end()
 
+    def refused(self, error: CoeError) -> None:
+        """What never came as far as here is counted and told, too."""
+        self._refusals.count(error)
+
     async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             response = await endpoint(Request(scope, receive, send))
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
-            if isinstance(error, ModelWithheld):
+            if isinstance(error, ModelWithheld | BodyTooSlow):
                 self._refusals.tell(error, scope["path"], scope[CALLER])
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)

@@ -6,10 +6,13 @@ import logging
 import math
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import Receive, Scope, Send
 
+from coe_server.errors import CoeError
 from coe_server.http.door.connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -17,18 +20,27 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 30.0  # what answers in progress may still take
 
 
+class Door(Protocol):
+    """An ASGI application that is also told what never reaches it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def refused(self, error: CoeError) -> None:
+        """A request was refused before it was whole enough to be one."""
+
+
 class Listener(uvicorn.Server):
     """uvicorn's server; `before_stop` is called when it stops accepting, before it waits for open connections."""
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, before_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
+        self, app: Door, host: str, port: int, before_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
-                http=Connection,
+                http=partial(Connection, refused=app.refused),  # type: ignore[arg-type]  # uvicorn only calls it
                 log_level="warning",
                 log_config=None,  # its lines go where ours go, in the same shape
                 access_log=False,

@@ -32,22 +32,24 @@ class Refusals:
         self._told = 0
         self._untold = 0
 
-    def count(self, error: CoeError, path: str, key: Key | None) -> None:
-        """A request that nothing but the door has seen; `key` is its caller's, where that is known."""
+    def count(self, error: CoeError, path: str | None = None, key: Key | None = None) -> None:
+        """A request that nothing but the door has seen; `path` and `key` (its caller's) where they are known."""
         self._telemetry.count(ERRORS, error.code)
         self._telemetry.count(REQUESTS, "refused", str(error.status))
         if key is not None:
             self._telemetry.count(KEY_REQUESTS, key.name, str(error.status))
         self.tell(error, path, key)
 
-    def tell(self, error: CoeError, path: str, key: Key | None) -> None:
+    def tell(self, error: CoeError, path: str | None, key: Key | None) -> None:
         """A line in the log, or one more that had none."""
         self._begin_window()
         if self._told == MOST_LINES:
             self._untold += 1
             return
         self._told += 1
-        fields = {"status": error.status, "code": error.code, "path": self._paths.declared(path) or "other"}
+        fields = {"status": error.status, "code": error.code}
+        if path is not None:
+            fields["path"] = self._paths.declared(path) or "other"
         if key is not None:
             fields["key"] = key.name
         logger.warning("refused: %s", str(error)[:LONGEST_SENTENCE], extra={"fields": fields})
