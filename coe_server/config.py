@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -175,6 +175,7 @@ def load_config(path: Path) -> ServerConfig:
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
     _refuse_twins(config, path)
+    _refuse_impossible_tiers(config, path)
     return _with_paths_from(config, path.resolve().parent)
 
 
@@ -195,11 +196,20 @@ def _refuse_twins(config: ServerConfig, path: Path) -> None:
     name, count = Counter(expert.name for expert in config.experts).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{path}: experts.{name}: the name is given {count} times")
-    for expert in config.experts:
-        if expert.pin == "device" and expert.preload == "host":
-            raise ConfigError(f"{path}: experts.{expert.name}.preload: 'host' is below its pin, 'device'")
     if name == "auto" or any(expert.name == "auto" for expert in config.experts):
         raise ConfigError(f"{path}: experts.auto: 'auto' is the router's own model name")
+
+
+def _refuse_impossible_tiers(config: ServerConfig, path: Path) -> None:
+    depth = get_args(TierName).index
+    for expert in config.experts:
+        key = f"{path}: experts.{expert.name}"
+        if expert.pin and expert.preload and depth(expert.preload) > depth(expert.pin):
+            raise ConfigError(f"{key}.preload: '{expert.preload}' is below its pin, '{expert.pin}'")
+        if isinstance(expert, VllmExpert) and not expert.sleep:
+            for name, tier in (("pin", expert.pin), ("preload", expert.preload)):
+                if tier == "host":
+                    raise ConfigError(f"{key}.{name}: 'host' needs `sleep: true`; without it: device or disk")
 
 
 def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:

@@ -17,6 +17,7 @@ from coe_server.settings.amounts import Share
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = {"name": "a", "engine": "simulated"}
 REMOTE = {"name": "a", "engine": "remote", "model": "m"}
+VLLM = {"name": "a", "engine": "vllm", "model": "x/y"}
 
 
 def write(folder, **settings):
@@ -60,6 +61,16 @@ def write(folder, **settings):
             {"experts": [{**SIMULATED, "pin": "device", "preload": "host"}]},
             "preload: 'host' is below its pin",
         ),
+        (
+            {"experts": [{**SIMULATED, "pin": "host", "preload": "disk"}]},
+            "experts.a.preload: 'disk' is below its pin, 'host'",
+        ),
+        (
+            {"experts": [{**VLLM, "sleep": False, "pin": "host"}]},
+            "experts.a.pin: 'host' needs `sleep: true`; without it: device or disk",
+        ),
+        ({"experts": [{**VLLM, "sleep": False, "preload": "host"}]}, "experts.a.preload: 'host' needs `sleep: true`"),
+        ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
         (
             {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "args": {"seed": [1]}}]},
             "experts.a.args.seed: input should be",
@@ -158,6 +169,28 @@ def test_more_memory_than_the_machine_has_stops_the_start(tmp_path):
     path = write(tmp_path, memory={"device": "900TiB", "host": "1GiB"}, vllm={"platform": "cpu"}, experts=[expert])
     with pytest.raises(ConfigError, match=r"memory: device and host ask for .* are available; lower them"):
         build_capacity(load_config(path))
+
+
+def on_a_card(folder, device):
+    expert = {**VLLM, "model": "x/y-1B"}
+    return load_config(write(folder, memory={"device": device, "host": 0}, vllm={"platform": "cuda"}, experts=[expert]))
+
+
+def test_more_memory_than_the_card_has_stops_the_start(tmp_path):
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), card=lambda: 80 * 2**30).device == 70 * 2**30
+    with pytest.raises(
+        ConfigError, match=r"^memory\.device: 92,160 MiB are more than the card has, 81,920 MiB; lower it"
+    ):
+        build_capacity(on_a_card(tmp_path, "90GiB"), card=lambda: 80 * 2**30)
+
+
+def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares_are_not(tmp_path):
+    def no_card():
+        raise ConfigError("memory.device: nobody knows; give the size in bytes, e.g. 70GiB")
+
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), no_card).device == 70 * 2**30
+    with pytest.raises(ConfigError, match="give the size in bytes"):
+        build_capacity(on_a_card(tmp_path, "80%"), no_card)
 
 
 def test_a_missing_artifact_stops_the_start(tmp_path):

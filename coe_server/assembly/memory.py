@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from coe_server.assembly.experts import platform_of
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import mib
@@ -13,14 +15,14 @@ from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Share
 
 
-def build_capacity(config: ServerConfig) -> Bytes:
-    """The tiers' capacities in bytes. Raises ConfigError if they are more than there is."""
+def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -> Bytes:
+    """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
     if not _runs_vllm(config):  # simulated and remote experts take no memory here: any figure is fine
         return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
     if platform_of(config) == "cuda":
-        capacity = Bytes(_amount(device, card_bytes(), 0.9), _amount(host, available, 0.8))
+        capacity = Bytes(_on_card(device, card), _amount(host, available, 0.8))
     else:
         capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
     taken = ram_of_tiers(config, capacity)
@@ -47,6 +49,19 @@ def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
 
 def _runs_vllm(config: ServerConfig) -> bool:
     return any(isinstance(expert, VllmExpert) for expert in config.experts)
+
+
+def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
+    """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
+    try:
+        there = card()
+    except ConfigError:
+        if isinstance(setting, int):
+            return setting
+        raise
+    if (amount := _amount(setting, there, 0.9)) > there:
+        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there)}; lower it")
+    return amount
 
 
 def _amount(setting: int | Share | None, available: int, default_share: float) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +15,8 @@ from coe_server.errors import ConfigError, EngineError
 
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Host memory that can be had: what the kernel calls available, or the control group's limit if that is less."""
-    limits = (_cgroup_bytes(cgroups / name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
-    return min([_memory_available(proc), *(limit for limit in limits if limit is not None)])
+    """Host memory that can be had: what the kernel calls available, or a control group's limit if that is less."""
+    return min([_memory_available(proc), *(group.limit for group in _limited_groups(proc, cgroups))])
 
 
 def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -23,12 +24,8 @@ def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
 
     In a control group it is rather too little: page cache counts as used there.
     """
-    free = [_memory_available(proc)]
-    for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
-        limit, used = (_cgroup_bytes(cgroups / name) for name in names)
-        if limit is not None and used is not None:
-            free.append(limit - used)
-    return min(free)
+    free = (group.limit - group.used for group in _limited_groups(proc, cgroups) if group.used is not None)
+    return min([_memory_available(proc), *free])
 
 
 def card_bytes() -> int:
@@ -55,6 +52,39 @@ def _memory_available(proc: Path) -> int:
     match = re.search(r"^MemAvailable:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
     assert match is not None, "Linux has had MemAvailable since 3.14"
     return int(match[1]) * 1024
+
+
+class _Group(NamedTuple):
+    """A control group that limits memory; bytes."""
+
+    limit: int
+    used: int | None
+
+
+def _limited_groups(proc: Path, cgroups: Path) -> Iterator[_Group]:
+    """The groups of this process, each within the next: a container's seem to be the outermost, a service's are not."""
+    for controllers, place in _own_groups(proc):
+        if "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif not controllers:
+            root, names = cgroups, ("memory.max", "memory.current")
+        else:
+            continue
+        for folder in (place, *place.parents):
+            limit, used = (_cgroup_bytes(root / folder / name) for name in names)
+            if limit is not None:
+                yield _Group(limit, used)
+
+
+def _own_groups(proc: Path) -> Iterator[tuple[str, Path]]:
+    """Controllers and place, below the root of their hierarchy, of each group that this process is in."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/", "0:memory:/"]
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        yield controllers, Path(place.lstrip("/"))
 
 
 def _cgroup_bytes(file: Path) -> int | None:

@@ -42,6 +42,14 @@ _UNITS = {"B": 1} | {
 }
 
 
+def parse_amount(value: object) -> object:
+    """As `parse_bytes`, and not less than nothing."""
+    size = parse_bytes(value)
+    if isinstance(size, int) and size < 0:
+        raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
+    return size
+
+
 def parse_byte_count(value: object) -> object:
     """As `parse_bytes`, but neither a share nor `auto`, and more than nothing."""
     size = parse_bytes(value)
@@ -50,5 +58,5 @@ def parse_byte_count(value: object) -> object:
     return size
 
 
-Amount = Annotated[int | Share | None, BeforeValidator(parse_bytes)]
+Amount = Annotated[int | Share | None, BeforeValidator(parse_amount)]
 ByteCount = Annotated[int, BeforeValidator(parse_byte_count)]

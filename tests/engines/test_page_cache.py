@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from coe_server.engines.machine import free_host_bytes
+from coe_server.engines.machine import available_host_bytes, free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.weight_files import downloaded_files, weight_files
 
@@ -104,3 +104,31 @@ def test_what_is_free_is_what_the_kernel_or_the_control_group_leaves(tmp_path, l
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     assert free_host_bytes(tmp_path, tmp_path) == (free * 1024 if limit == "max" else free)
+
+
+@pytest.mark.parametrize(
+    ("groups", "folder", "files"),
+    [
+        ("0::/system.slice/coe.service", "system.slice/coe.service", ("memory.max", "memory.current")),
+        ("0::/system.slice/coe.service", "system.slice", ("memory.max", "memory.current")),
+        ("0::/", "", ("memory.max", "memory.current")),
+        (
+            "5:cpu,memory:/coe\n1:name=systemd:/\n0::/",
+            "memory/coe",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ),
+        ("5:memory:/docker/1234", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_the_limit_of_the_service_counts_as_that_of_a_container_does(tmp_path, groups, folder, files):
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal:  8192 kB\nMemAvailable:    4096 kB\n")
+    (proc / "self/cgroup").write_text(f"{groups}\n")
+    place, elsewhere = cgroups / folder, cgroups / "other.service"
+    for group, limit in ((place, "3000000"), (elsewhere, "1000000")):
+        group.mkdir(parents=True, exist_ok=True)
+        (group / files[0]).write_text(f"{limit}\n")
+        (group / files[1]).write_text("500000\n")
+    assert available_host_bytes(proc, cgroups) == 3_000_000
+    assert free_host_bytes(proc, cgroups) == 2_500_000
