@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
@@ -23,6 +24,16 @@ _Found = TypeVar("_Found")
 
 class _PlanIsStale(Exception):
     """What the plan was made from has turned out otherwise; nobody's failure, a new plan is needed."""
+
+
+@dataclass(slots=True)
+class _Venture:
+    """A plan that is being carried out."""
+
+    plan: Plan
+    task: asyncio.Task[None] | None = None
+    under_way: str | None = None  # whose move has begun, and is not over if this is the last
+    given_up: bool = False  # what has not begun will not
 
 
 class Mover:
@@ -53,17 +64,28 @@ class Mover:
         self._one_start = asyncio.Lock()
         self._one_at_a_time = one_at_a_time
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._plans: dict[str, asyncio.Task[None]] = {}  # by the expert they bring, the latest
+        self._ventures: dict[str, _Venture] = {}  # by the expert they bring, the latest
 
     def begin(self, plan: Plan) -> None:
         """Start carrying `plan` out; its experts admit nobody from this moment on."""
         for move in plan.moves:
             self._slots[move.expert].depart(move)
-        self._plans[plan.moves[-1].expert] = self._own(self._carry_out(plan))
+        venture = self._ventures[plan.moves[-1].expert] = _Venture(plan)
+        venture.task = self._own(self._carry_out(venture))
 
     def give_up(self, slot: Slot) -> None:
-        """End the plan that brings this expert; it ends on disk, or where it was if its move had not begun."""
-        self._plans[slot.name].cancel()
+        """End the plan that brings this expert: it ends on disk, or where it was if its move had not begun.
+
+        Whoever is just leaving for it gets where it goes: stopped halfway it would have to start again.
+        """
+        venture = self._ventures[slot.name]
+        if venture.under_way == slot.name and venture.task is not None:
+            venture.task.cancel()
+            return
+        venture.given_up = True
+        for move in venture.plan.moves:
+            if move.expert != venture.under_way and self._slots[move.expert].moving is move:
+                self._slots[move.expert].halt()
 
     def examine(self, slot: Slot) -> asyncio.Task[bool]:
         """Ask an engine for a sign of life; whether it gave one. One that is silent is buried."""
@@ -77,10 +99,14 @@ class Mover:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(self._put_on_disk(slot) for slot in self._slots.values()))
 
-    async def _carry_out(self, plan: Plan) -> None:
+    async def _carry_out(self, venture: _Venture) -> None:
         """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""
+        plan = venture.plan
         try:
             for index, move in enumerate(plan.moves):
+                if venture.given_up:
+                    return
+                venture.under_way = move.expert
                 slot, later = self._slots[move.expert], plan.moves[index + 1 :]
                 await self._move(slot, move)
                 if all(other.expert != slot.name for other in later):

@@ -787,6 +787,28 @@ def test_a_guess_is_given_up_for_somebody_who_waits():
     run(story())
 
 
+def test_a_guess_that_is_given_up_lets_whoever_is_leaving_for_it_fall_asleep():
+    async def story():
+        async with running("abc", device=10, host=30, costs={"start": 40.0}) as (cache, engines):
+            for name in "aaaabc":  # there are two processes at a time: a was stopped for c
+                (await cache.lease(name)).release()
+            engines["c"].gate.clear()
+            engines["b"].die()
+            await settle()
+            assert engines["c"].calls == ["start", "sleep"]  # to make room for a, which is likely to be next
+            assert status(cache, "a").state is State.STARTING
+            waits = asyncio.create_task(cache.lease("b"))
+            await settle()
+            assert status(cache, "a").state is State.DISK
+            engines["c"].gate.set()
+            (await waits).release()
+            assert engines["c"].calls == ["start", "sleep"]
+            assert engines["a"].calls == ["start", "sleep", "stop"]
+            assert cache.guesses.wasted["device"] == 1
+
+    run(story())
+
+
 def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_overdue():
     """Otherwise whoever drains for one after the other would let its own requests wait behind all of them."""
 
