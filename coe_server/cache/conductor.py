@@ -78,8 +78,8 @@ class Conductor:
             self._slots[name].pushed_out = name != goal.name
         if any(move.target is Tier.DEVICE for move in plan_.moves):
             self.foresight.comes(goal)
-        if victims and plan_.moves[-1].target is Tier.DEVICE:
-            self._events.record("switch", expert=goal.name, victims=list(victims), waiting=len(goal.waiters))
+            if pushed := [name for name in victims if name != goal.name]:
+                self._events.record("switch", expert=goal.name, victims=pushed, waiting=len(goal.waiters))
         self._mover.begin(plan_)
 
     def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
@@ -125,9 +125,8 @@ class Conductor:
         """Bring up what is to be preloaded, or is below its pin, one at a time while nobody waits or has to leave."""
         if not self._overview.calm:
             return
-        while self._preloads:
-            if self._bring_up(self._slots[self._preloads.pop(0)]):
-                return
+        if self._preload_the_next():
+            return
         if not self.ready.is_set():
             self.ready.set()
             logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
@@ -137,15 +136,31 @@ class Conductor:
             if slot.tier.depth > slot.pin.depth and slot.failure is None and self._bring_up(slot):
                 return
 
+    def _preload_the_next(self) -> bool:
+        """Begin to bring up the next of those to be preloaded that there is room for; False if there is none."""
+        while self._preloads:
+            slot = self._slots[self._preloads.pop(0)]
+            if self._bring_up(slot):
+                return True
+            if slot.tier.depth > slot.expert.preload.depth:
+                logger.warning("expert '%s' was not preloaded: there is no room for it now", slot.name)
+        return False
+
     def _bring_up(self, slot: Slot) -> bool:
-        """Begin an expert's way to the tier it should be in; False if it is there or there is no room."""
+        """Begin an expert's way to the tier it should be in; False if it is there or there is no room.
+
+        For a pin somebody idle leaves, for a preload nobody does.
+        """
         goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
         if slot.tier.depth <= goal.depth:
             return False
         outcome = self.plan_for(slot)
-        if not isinstance(outcome, Plan) or len(outcome.moves) > 1:
-            logger.warning("expert '%s' was not brought to %s: there is no room for it now", slot.name, goal)
+        if not isinstance(outcome, Plan):
             return False
+        if len(outcome.moves) > 1:
+            if slot.tier.depth <= slot.pin.depth:
+                return False
+            goal = slot.pin
         then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if goal is Tier.HOST else ()
         self.begin(Plan(outcome.moves + then))
         return True

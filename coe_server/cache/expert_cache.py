@@ -152,11 +152,13 @@ class ExpertCache:
 
     def pin(self, name: str, tier: Tier) -> None:
         """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when
-        nobody waits and there is room. Raises ExpertBusy for an expert that is answered elsewhere, NoRoom if it or
-        another one could never come to the device any more."""
+        nobody waits, and idle experts leave for it. Raises ExpertBusy for an expert that is answered elsewhere or never
+        in that tier, NoRoom if it or another one could never come to the device any more."""
         slot = self._slot(name)
         if slot.expert.remote:
             raise ExpertBusy(f"expert '{name}' is answered elsewhere; there is nothing to pin")
+        if tier is Tier.HOST and slot.resting_tier is not Tier.HOST:
+            raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
         if tier.depth < slot.pin.depth:
             self._refuse_to_leave_out(name, tier)
         slot.pin = tier

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -520,6 +521,38 @@ def test_a_pinned_expert_never_leaves_its_tier():
         conductor.cancel()
         await asyncio.gather(conductor, return_exceptions=True)
         assert memory.broken_promises == []
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("tier", "residencies"),
+    [(Tier.DEVICE, ["device", "host", "device"]), (Tier.HOST, ["host", "host", "device"])],
+)
+def test_for_a_pinned_expert_that_is_too_far_down_an_idle_one_leaves(tier, residencies, caplog):
+    async def story():
+        async with running("abc", device=20, limits=replace(PLENTY, prefetch=False)) as (cache, engines):
+            with await cache.lease("b"), await cache.lease("c"):
+                cache.pin("a", tier)
+                await settle()
+                assert engines["a"].calls == []  # it waits until somebody is idle
+                assert not caplog.messages
+            await settle()
+            assert [one.residency for one in cache.status()] == residencies
+            assert engines["b"].calls == ["start", "sleep"]
+            switches = [event.fields for event in cache.events._newer_than(0) if event.kind == "switch"]
+            assert switches == [{"expert": "a", "victims": ["b"], "waiting": 0}]
+
+    run(story())
+
+
+def test_an_expert_that_never_sleeps_cannot_be_pinned_to_host_memory():
+    async def story():
+        async with running("ab", a=Footprint(10, host_process=10)) as (cache, _):
+            with pytest.raises(ExpertBusy, match="'a' never sleeps in host memory; pin it to the device, or to disk"):
+                cache.pin("a", Tier.HOST)
+            cache.pin("b", Tier.HOST)
+            assert [one.pin for one in cache.status()] == [Tier.DISK, Tier.HOST]
 
     run(story())
 

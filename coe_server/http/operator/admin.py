@@ -44,8 +44,8 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
-        """Never let an expert go below `tier` (query parameter, default device); it comes up when nobody waits. 409 if
-        some expert could then never come to the device."""
+        """Never let an expert go below `tier` (query parameter, default device); it comes up when nobody waits, and
+        idle ones leave for it. 409 if some expert could then never come to the device."""
         cache.pin(name, tier)
         return _one(cache, name)
 
