@@ -107,7 +107,7 @@ class VllmSettings(_Settings):
     start_timeout_seconds: float = Field(default=600.0, gt=0)
     kv_cache: ByteCount = 4 * 2**30
     process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
-    log_directory: Path = Path("logs")
+    log_directory: Path | None = None  # logs in state_directory, which is one server's alone
 
 
 class _ExpertSettings(_Settings):
@@ -220,7 +220,8 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
     command = config.vllm.command
     if "/" in command[0]:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
-    vllm = config.vllm.model_copy(update={"command": command, "log_directory": absolute(config.vllm.log_directory)})
+    logs = config.vllm.log_directory and absolute(config.vllm.log_directory)
+    vllm = config.vllm.model_copy(update={"command": command, "log_directory": logs})
     experts = [_with_model_from(expert, folder) for expert in config.experts]
     keys = config.keys.model_copy(update={"file": config.keys.file and absolute(config.keys.file)})
     return config.model_copy(

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from coe_server.assembly.experts import build_experts
+from coe_server.assembly.experts import build_experts, logs_folder
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_router
 from coe_server.cache.tiers import Bytes
@@ -152,6 +152,13 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path):
     assert config.vllm.command == [str(tmp_path / "bin/vllm")]
     assert config.vllm.log_directory == tmp_path / "logs"
     assert [expert.model for expert in config.experts] == [str(tmp_path / "models/m"), "Qwen/Qwen2.5-0.5B"]
+
+
+def test_the_engines_logs_are_where_no_other_servers_are_unless_a_place_is_named(tmp_path):
+    config = load_config(write(tmp_path, state_directory="mine"))
+    assert logs_folder(config) == tmp_path / "mine" / "logs"
+    named = load_config(write(tmp_path, state_directory="mine", vllm={"log_directory": "elsewhere"}))
+    assert logs_folder(named) == tmp_path / "elsewhere"
 
 
 def test_an_expert_larger_than_the_device_stops_the_start_with_the_numbers(tmp_path):

@@ -63,6 +63,11 @@ def costs_file(config: ServerConfig) -> Path:
     return config.state_directory / "costs.json"
 
 
+def logs_folder(config: ServerConfig) -> Path:
+    """Where the engines' logs are: two servers' would overwrite each other."""
+    return config.vllm.log_directory or config.state_directory / "logs"
+
+
 def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Expert:
     return Expert(
         name=settings.name,
@@ -109,7 +114,7 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         can_sleep=settings.sleep,
         start_timeout_seconds=vllm.start_timeout_seconds,
         process_bytes=vllm.process_memory,
-        log_directory=vllm.log_directory,
+        log_directory=logs_folder(config),
         pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),  # one step is part of one answer
     )
 
