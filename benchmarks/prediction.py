@@ -10,11 +10,11 @@ from benchmarks.load_client import Seen
 from coe_server.assembly.experts import build_experts
 from coe_server.cache.policy import OURS
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing, simulate
 from coe_server.cache.tiers import Bytes
-from coe_server.cache.traces import Request, Trace
 from coe_server.config import ServerConfig, load_config
 from coe_server.engines.engine import Footprint
+from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing, simulate
+from coe_server.simulation.traces import Request, Trace
 
 MEDIAN_OF = {
     "start": {("disk", "device")},

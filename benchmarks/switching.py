@@ -24,19 +24,19 @@ from statistics import fmean, stdev
 from typing import TypeVar
 
 from benchmarks.document import document
-from coe_server.cache.comparison import Comparison, compare
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
-from coe_server.cache.measures import Measures, measure
 from coe_server.cache.policy import LFU, LRU, OURS, POLICIES, Policy
-from coe_server.cache.profiles import PROFILES, Profile, make_trace
 from coe_server.cache.queue import Priority
-from coe_server.cache.scenario import expert_names, made_up_scenario
-from coe_server.cache.simulator import Run, Scenario, simulate
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
-from coe_server.cache.traces import Trace
+from coe_server.simulation.comparison import Comparison, compare
+from coe_server.simulation.measures import Measures, measure
+from coe_server.simulation.profiles import PROFILES, Profile, make_trace
+from coe_server.simulation.scenario import expert_names, made_up_scenario
+from coe_server.simulation.simulator import Run, Scenario, simulate
+from coe_server.simulation.traces import Trace
 
 SEED = 0
 SEEDS = range(8)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.switching import Machine, Watch, one_by_one, stage
 from coe_server.cache.policy import OURS
-from coe_server.cache.simulator import simulate
+from coe_server.simulation.simulator import simulate
 
 SMALL = Machine(experts=5, on_device=2, in_host=5, requests=20)
 

@@ -14,19 +14,19 @@ from rich.table import Table
 
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
-from coe_server.cache.comparison import Bound, Comparison, compare
-from coe_server.cache.measures import Measures
 from coe_server.cache.policy import POLICIES, Policy
-from coe_server.cache.profiles import Profile, make_trace
-from coe_server.cache.scenario import expert_names, made_up_scenario, scenario_of
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.simulator import Scenario, Timing
-from coe_server.cache.timeline import draw_timeline
-from coe_server.cache.traces import Trace, read_trace
 from coe_server.commands.narrow_tables import no_room_for, table_console, that_fits
 from coe_server.config import ServerConfig, SimulatedExpert, load_config
 from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
+from coe_server.simulation.comparison import Bound, Comparison, compare
+from coe_server.simulation.measures import Measures
+from coe_server.simulation.profiles import Profile, make_trace
+from coe_server.simulation.scenario import expert_names, made_up_scenario, scenario_of
+from coe_server.simulation.simulator import Scenario, Timing
+from coe_server.simulation.timeline import draw_timeline
+from coe_server.simulation.traces import Trace, read_trace
 
 EXPERTS, REQUESTS = 5, 300  # of a profile, where nobody says how many
 

@@ -3,10 +3,10 @@
 from hypothesis import strategies as st
 
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.traces import Request, Trace
 from coe_server.engines.engine import Footprint
+from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing
+from coe_server.simulation.traces import Request, Trace
 
 SECOND_A_TOKEN = Timing(
     start_seconds=8, wake_seconds=2, sleep_seconds=1, stop_seconds=1, ttft_seconds=0, tokens_per_second=1

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from coe_server.cache.measures import measure
 from coe_server.cache.policy import OURS
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing, simulate
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, turn_seconds, wait_bound_seconds
 from coe_server.engines.engine import Footprint
+from coe_server.simulation.measures import measure
+from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing, simulate
 from tests.cache.machines import trace_of
 
 LIMITS = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)

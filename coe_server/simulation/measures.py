@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from coe_server.cache.simulator import Run
 from coe_server.cache.tiers import Tier
+from coe_server.simulation.simulator import Run
 
 Interval = tuple[float, float]  # from, to
 

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 
-from coe_server.cache.offline_bound import Bringing, Job, lower_bound
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
+from coe_server.simulation.offline_bound import Bringing, Job, lower_bound
 
 
 @dataclass(frozen=True, slots=True)

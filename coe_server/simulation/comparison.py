@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe_server.cache.measures import Measures, measure, serving_share
-from coe_server.cache.offline_bound import Bringing, Job, lower_bound
-from coe_server.cache.offline_search import Board, Player, fewest_blocked_seconds
 from coe_server.cache.policy import OURS, Policy
-from coe_server.cache.simulator import Run, Scenario, SimulatedExpert, simulate
 from coe_server.cache.tiers import Tier
-from coe_server.cache.traces import Trace
+from coe_server.simulation.measures import Measures, measure, serving_share
+from coe_server.simulation.offline_bound import Bringing, Job, lower_bound
+from coe_server.simulation.offline_search import Board, Player, fewest_blocked_seconds
+from coe_server.simulation.simulator import Run, Scenario, SimulatedExpert, simulate
+from coe_server.simulation.traces import Trace
 
 EXACT_UP_TO_REQUESTS = 12
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from coe_server.cache.costs import Costs
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.simulator import Scenario, SimulatedExpert, Timing
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
+from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing
 
 WEIGHTS_BYTES = 15 * 2**30
 _ALL_IN_HOST_UP_TO = 20  # experts; of more, half

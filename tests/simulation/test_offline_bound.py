@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from coe_server.cache.comparison import compare, offline_bound
-from coe_server.cache.measures import measure
-from coe_server.cache.offline_bound import lower_bound
 from coe_server.cache.policy import LRU, OURS, POLICIES
-from coe_server.cache.simulator import simulate
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.simulation.comparison import compare, offline_bound
+from coe_server.simulation.measures import measure
+from coe_server.simulation.offline_bound import lower_bound
+from coe_server.simulation.simulator import simulate
 from tests.cache.machines import machine, machines, played, trace_of
 
 

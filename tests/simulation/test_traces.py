@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.traces import Request, Trace, read_trace, write_trace
 from coe_server.errors import DatasetError
+from coe_server.simulation.traces import Request, Trace, read_trace, write_trace
 
 amounts = st.integers(0, 10_000)
 names = st.sampled_from(["a", "b", "c"])

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from math import floor, log10
 
-from coe_server.cache.simulator import Run, TimedMove
 from coe_server.cache.tiers import Tier
+from coe_server.simulation.simulator import Run, TimedMove
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 1200, 130, 30, 64
 _ROW, _WAITS = 22, 150  # pixels: one expert, the panel of waits

@@ -17,11 +17,11 @@ from coe_server.cache.policy import Policy
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.traces import Request, Trace
-from coe_server.cache.virtual_clock import run_virtually
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.events import EventLog, Kind
+from coe_server.simulation.traces import Request, Trace
+from coe_server.simulation.virtual_clock import run_virtually
 
 
 @dataclass(frozen=True, slots=True)

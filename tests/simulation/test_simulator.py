@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given, settings
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.measures import measure
 from coe_server.cache.policy import FIFO, LRU, OURS, POLICIES
-from coe_server.cache.scenario import timing_of
-from coe_server.cache.simulator import simulate
 from coe_server.cache.tiers import Tier
-from coe_server.cache.traces import Request, Trace
 from coe_server.errors import DatasetError
+from coe_server.simulation.measures import measure
+from coe_server.simulation.scenario import timing_of
+from coe_server.simulation.simulator import simulate
+from coe_server.simulation.traces import Request, Trace
 from tests.cache.machines import machine, played, trace_of
 
 KEEP_APART = {"max_wait_seconds": 1000, "prefetch": False}

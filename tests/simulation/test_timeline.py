@@ -3,8 +3,8 @@
 from xml.etree import ElementTree as ET
 
 from coe_server.cache.policy import OURS
-from coe_server.cache.simulator import simulate
-from coe_server.cache.timeline import draw_timeline
+from coe_server.simulation.simulator import simulate
+from coe_server.simulation.timeline import draw_timeline
 from tests.cache.machines import machine, trace_of
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 from random import Random
 from typing import Literal, get_args
 
-from coe_server.cache.traces import Request, Trace
+from coe_server.simulation.traces import Request, Trace
 
 Profile = Literal["balanced", "bursty", "dominant", "interleaved", "zipf", "shift"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)

@@ -3,9 +3,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.measures import blocked_seconds, covered_seconds, measure, serving_share
-from coe_server.cache.simulator import Answer, Run, TimedMove
 from coe_server.cache.tiers import Tier
+from coe_server.simulation.measures import blocked_seconds, covered_seconds, measure, serving_share
+from coe_server.simulation.simulator import Answer, Run, TimedMove
 
 answers = st.lists(
     st.tuples(st.integers(0, 30), st.integers(0, 9), st.integers(1, 9)).map(
