@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.policy import FIFO
+from coe_server.cache.queue import WEIGHTS
 from coe_server.cache.scheduler import (
     Limits,
     Queue,
@@ -28,6 +29,7 @@ queues = st.lists(
             lambda times: tuple(sorted(times))
         ),
         switch_seconds=st.integers(0, 160).map(lambda n: n / 4),
+        weight=st.sampled_from([*WEIGHTS.values(), 0.4, 2.5]),
     ),
     max_size=5,
     unique_by=lambda queue: queue.expert,
