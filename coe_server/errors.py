@@ -10,6 +10,7 @@ CoeError
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
+│   ├── NoHttp (400)           what came is no request in HTTP
 │   ├── HeadTooSlow (408)      the request line and headers did not come in time
 │   ├── HeadTooLong (431)      they are longer than they may be
 │   ├── BodyTooSlow (408)      the body did not come in time
@@ -116,6 +117,12 @@ class NoCapableExpert(RequestError):
     """No expert can take this request; the message names the limit that ruled them out."""
 
     code = "no_capable_expert"
+
+
+class NoHttp(RequestError):
+    """What came is no request in HTTP."""
+
+    code = "no_http"
 
 
 class HeadTooSlow(RequestError):

@@ -184,6 +184,42 @@ def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_an
     asyncio.run(asyncio.wait_for(story(), 20))
 
 
+CHUNKED = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"HELO\r\n\r\n", CHUNKED + b"zz\r\n"], ids=["no head", "no chunk"])
+def test_what_is_no_http_is_refused_in_our_shape(server, sent):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(sent)
+        head, _, body = everything(wire).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"\r\nx-request-id: " in head
+    assert json.loads(body)["error"]["code"] == "no_http"
+
+
+def test_what_is_no_http_does_not_break_into_the_answer_to_what_is():
+    async def story():
+        application = Answers()
+        application.may_answer.clear()
+        async with connected(application) as (connection, transport, answers):
+            connection.data_received(head(100))
+            await application.pieces.get()
+            connection.data_received(b"HELO\r\n\r\n")
+            assert not transport.is_reading()
+            application.may_answer.set()
+            answer = await answers.read()
+            assert statuses(answer) == [b"200"]
+            assert answer.endswith(b"\r\n\r\nok")
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_a_head_that_is_too_long_is_refused_in_the_shape_of_the_api_that_was_called(server):
+    status, headers, raw = server.ask("POST", "/v1/messages", b"{}", {"x-long": "a" * MOST_HEAD_BYTES})
+    assert (status, json.loads(raw)["type"]) == (431, "error")
+    assert headers["x-request-id"]
+
+
 def test_a_trailer_without_end_is_not_read():
     async def story():
         application = Answers()

@@ -1,4 +1,4 @@
-"""One client's connection: uvicorn's, with an end to heads that are too long or too slow. Knows no endpoints."""
+"""One client's connection: uvicorn's, with an end to heads that are too long, too slow or none. Knows no endpoints."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from coe_server.errors import CoeError, HeadTooLong, HeadTooSlow
+from coe_server.errors import CoeError, HeadTooLong, HeadTooSlow, NoHttp
 from coe_server.http.openai_errors import error_body, error_response
+from coe_server.http.request_id import REQUEST_ID, new_request_id
 
 MOST_HEAD_BYTES = 64 * 1024  # request line and headers, or what is read between two pieces of a body
 HEAD_SECONDS = 20.0  # from the first byte, or from the connection's beginning
@@ -83,19 +84,32 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._refuse(HeadTooSlow(f"the request's headers did not come within {self.head_seconds:g} s"))
 
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's, for what its parser does not understand: in our shape, and not into an answer."""
+        del msg
+        self._refuse(NoHttp("this is no request in HTTP/1.1"))
+
     def _refuse(self, error: CoeError) -> None:
         self._refused(error)
         self._head_is_over()
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._is_answering:
             self.cycle.keep_alive = False  # nothing else can be said in the middle of an answer
             self.flow.pause_reading()
             return
         body = json.dumps(error_body(error)).encode()
         head = f"HTTP/1.1 {error.status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        head += f"connection: close\r\n{REQUEST_ID}: {new_request_id()}\r\n\r\n"
+        self.transport.write(head.encode() + body)
         self.transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        """There is a request before this that is whole, or is being answered already, and its answer is not over."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
 
     async def _refuse_whole_head(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = HeadTooLong(_TOO_LONG)
         self._refused(error)
-        await error_response(error, {"connection": "close"})(scope, receive, send)
+        headers = {"connection": "close", REQUEST_ID: new_request_id()}
+        await error_response(error, headers, scope["path"])(scope, receive, send)
