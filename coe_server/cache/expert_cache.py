@@ -248,6 +248,8 @@ class ExpertCache:
             raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - self._clock()))
         if len(slot.waiters) >= self.limits.queue_limit:
             raise self._overloaded(f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", slot)
+        if self.grants_at_once(slot.name):
+            return
         if self._waiting >= self.limits.queue_limit_total:
             raise self._overloaded(f"{self._waiting} requests already wait", slot)
 

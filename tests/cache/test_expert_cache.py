@@ -760,6 +760,22 @@ def test_a_full_house_refuses_too():
     run(story())
 
 
+def test_whoever_need_not_wait_is_let_in_though_the_house_is_full():
+    async def story():
+        async with running(device=20, limits=Limits(queue_limit_total=1, max_concurrency=2)) as (cache, engines):
+            with await cache.lease("a"):
+                engines["b"].gate.clear()
+                waiting = asyncio.create_task(cache.lease("b"))
+                await settle()
+                (await cache.lease("a")).release()
+                with await cache.lease("a"), pytest.raises(Overloaded, match="1 requests already wait"):
+                    await cache.lease("a")
+            engines["b"].gate.set()
+            (await waiting).release()
+
+    run(story())
+
+
 def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room():
     async def story():
         async with running("abc", device=20) as (cache, engines):
