@@ -181,7 +181,7 @@ class Telemetry:
         self.count(DECISIONS, decision.category or "", decision.expert, decision.reason)
         if decision.reason == "resident":
             self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
-            self.count(RESIDENT_WAIT_SAVED, by=max(0.0, decision.resident.wait_saved_seconds))
+            self.count(RESIDENT_WAIT_SAVED, by=decision.resident.wait_saved_seconds)
 
     def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
         """What an answer stated; added here and looked up, for a labelled counter takes four times as long."""

@@ -95,16 +95,19 @@ def choose_named(free: Sequence[Candidate], name: str, mapped_reason: Reason) ->
 
 
 def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -> Choice:
-    """An expert on the device instead, where it is worth at most `tolerance` less than the choice."""
+    """An expert on the device instead, where it is worth at most `tolerance` less than the choice and saves waiting.
+
+    A remote choice is at hand anyway, and behind a long queue for the one on the device nothing would be saved.
+    """
     if tolerance <= 0.0 or _on_device(choice.expert):
         return choice
-    least = _value(choice.expert) - tolerance
-    resident = next((one for one in free if _on_device(one) and _value(one) >= least), None)
+    least, wait = _value(choice.expert) - tolerance, _wait_seconds(choice.expert)
+    sooner = (one for one in free if _on_device(one) and _value(one) >= least and _wait_seconds(one) < wait)
+    resident = next(sooner, None)
     if resident is None:
         return choice
     lost = (choice.expert.expected_score or 0.0) - (resident.expected_score or 0.0)
-    saved = _wait_seconds(choice.expert) - _wait_seconds(resident)
-    return Choice(resident, "resident", ResidentTrade(lost, saved))
+    return Choice(resident, "resident", ResidentTrade(lost, wait - _wait_seconds(resident)))
 
 
 def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpert, ...]:

@@ -171,21 +171,24 @@ class _Player:
         self.answers.append(Answer(expert, arrived, granted, finished, lost, saved, expert != request.best))
 
     def _route(self, request: Request) -> tuple[str, float, float]:
-        """The best expert, or the best on the device within the tolerance; the score lost and the wait saved."""
+        """The best expert, or within the tolerance the best that is on the device and saves waiting; the score lost and
+        the wait saved."""
         best = request.best
         if not request.scores or not self._tolerance:
             return best, 0.0, 0.0
         status = {one.name: one for one in self._cache.status()}
-        floor = request.scores[best] - self._tolerance
-        resident = [
+        floor, wait = request.scores[best] - self._tolerance, status[best].predicted_wait_seconds
+        sooner = [
             name
             for name, score in request.scores.items()
-            if score >= floor and status[name].residency == Tier.DEVICE.value
+            if score >= floor
+            and status[name].residency == Tier.DEVICE.value
+            and status[name].predicted_wait_seconds < wait
         ]
-        if not resident or best in resident:
+        if not sooner or status[best].residency == Tier.DEVICE.value:
             return best, 0.0, 0.0
-        chosen = min(resident, key=lambda name: (-request.scores[name], name))
-        saved = status[best].predicted_wait_seconds - status[chosen].predicted_wait_seconds
+        chosen = min(sooner, key=lambda name: (-request.scores[name], name))
+        saved = wait - status[chosen].predicted_wait_seconds
         return chosen, request.scores[best] - request.scores[chosen], saved
 
 

@@ -208,6 +208,20 @@ def test_a_resident_expert_within_the_tolerance_is_taken_and_the_trade_is_told(t
     assert decision.resident.wait_saved_seconds == 10.0
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"coder": Availability("device", 30.0), "big": Availability("host", 2.0)},
+        {"coder": DEVICE, "big": Availability("remote", 0.0)},
+    ],
+)
+def test_a_resident_expert_that_saves_no_waiting_is_left_alone(tmp_path: Path, where: dict[str, Availability]) -> None:
+    router = made(tmp_path, tolerance=0.15)
+    decision = router.route(Conversation.of_prompt(TEXTS["code"]), RouteOptions(), everywhere(**where))
+    assert (decision.expert, decision.reason) == ("big", "mapped")
+    assert (decision.resident.score_lost, decision.resident.wait_saved_seconds) == (0.0, 0.0)
+
+
 def test_a_resident_expert_beyond_the_tolerance_is_left_alone(tmp_path: Path) -> None:
     here = everywhere(coder=DEVICE)
     for tolerance, text in ((0.15, TEXTS["french"]), (0.0, TEXTS["code"])):

@@ -66,6 +66,14 @@ def test_within_the_tolerance_a_resident_expert_answers():
     assert measure(simulate(machine(), Trace("t", requests), OURS)).resident_choices == 0
 
 
+def test_a_resident_expert_that_saves_no_waiting_is_not_taken():
+    full = (Request(0, 4, "a"),) * 3  # one at a time
+    trace = Trace("t", (*full, Request(3, 1, scores={"a": 0.7, "b": 0.75})))
+    run = simulate(machine(on_device=2, max_concurrency=1), trace, OURS, tolerance=0.1)
+    assert sorted(answer.expert for answer in run.answers) == ["a", "a", "a", "b"]
+    assert measure(run).wait_saved_seconds == 0
+
+
 def test_an_expert_nobody_knows_is_a_mistake_in_the_trace():
     with pytest.raises(DatasetError, match="there is no expert 'z'; there are a, b"):
         simulate(machine(), trace_of((0, "z", 1)), OURS)
