@@ -446,6 +446,38 @@ def test_an_error_before_anybody_was_granted_knows_no_wait():
     assert "x-coe-wait-ms" not in headers
 
 
+def test_the_callers_deadline_ends_the_reading_of_its_body():
+    with running_server({"a": simulated("a")}) as server:
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-request-timeout: 0.1\r\ncontent-length: 9\r\n\r\n{"
+        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+            wire.sendall(head)
+            answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "deadline_exceeded"
+
+
+def test_the_callers_deadline_ends_the_embedding_of_its_prompt(router):
+    class Never:
+        def __init__(self):
+            self.given_up = threading.Event()
+
+        async def embed(self, texts):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.given_up.set()
+
+        async def close(self):
+            pass
+
+    embedder = Never()
+    with running_server(team(), router=router, embedder=embedder) as server:
+        body = json.dumps({"messages": FRENCH})
+        status, _, raw = server.ask("POST", "/v1/chat/completions", body, {"x-request-timeout": "0.1"})
+        assert embedder.given_up.wait(20)
+    assert (status, json.loads(raw)["error"]["code"]) == (504, "deadline_exceeded")
+
+
 @pytest.mark.parametrize("given", ["soon", "-1", "0", "nan", "inf"])
 def test_a_deadline_that_is_none_is_400(given):
     with running_server({"a": simulated("a")}) as server:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.http.answer.account import Account
-from coe_server.http.answer.headers import deadline_of
+from coe_server.http.answer.deadline import by, deadline_of
 from coe_server.http.answer.passing import Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
 from coe_server.http.answer.trace import Trace
@@ -19,7 +19,7 @@ from coe_server.http.body import LARGE_BYTES, Body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
 from coe_server.http.request_id import callers_id
-from coe_server.http.service import Service
+from coe_server.http.service import Asked, Service, Serving
 from coe_server.http.surfaces import Surface
 from coe_server.keys import Key
 
@@ -32,12 +32,19 @@ _PASSED_ON = frozenset(
 def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
     """The endpoint of one surface."""
 
+    async def read(request: Request, serving: Serving, key: Key | None) -> tuple[Body, Asked]:
+        question = await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
+        return question.body, await service.asked(question, key)
+
     async def answer(request: Request) -> Response:
         began, serving = time.perf_counter(), service.serving
-        deadline = deadline_of(request.headers)
-        question = await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
+        due = deadline_of(request.headers)
         key: Key | None = request.scope.get(CALLER)
-        asked, body = await service.asked(question, key), question.body
+        if due is None:
+            body, asked = await read(request, serving, key)
+        else:
+            async with by(due):
+                body, asked = await read(request, serving, key)
         decision = service.decide(asked)
         service.chronicle.record(decision, asked.conversation)
         if serving.traffic is not None:
@@ -49,7 +56,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             priority=asked.options.priority,
             is_streamed=body.fields.get("stream") is True,
             keepalive_seconds=serving.keepalive_seconds,
-            deadline_seconds=deadline and max(0.0, deadline - (time.perf_counter() - began)),
+            due=due,
             request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),
             decide_again=lambda: service.decide(asked),
             decided=lambda again: service.chronicle.record(again, asked.conversation),

@@ -1,15 +1,12 @@
-"""The decision and the wait as response headers, and the caller's deadline as one of its request's."""
+"""The decision and the wait as response headers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 
-from coe_server.errors import RequestError
 from coe_server.http.request_id import REQUEST_ID
 from coe_server.routing.decision import RoutingDecision
-
-DEADLINE = "x-request-timeout"
 
 
 def decision_headers(decision: RoutingDecision) -> dict[str, str]:
@@ -38,17 +35,3 @@ def answering(headers: Mapping[str, str]) -> str:
     """Who answers, for a stream whose headers had to leave before that was settled."""
     told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
     return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
-
-
-def deadline_of(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the caller gives for a whole answer, counted from its arrival; None if it does not say."""
-    given = headers.get(DEADLINE)
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise RequestError(f"{DEADLINE}: {given!r} is not a number of seconds above 0", DEADLINE)
-    return seconds

@@ -20,7 +20,6 @@ from coe_server.cache.queue import Priority
 from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import (
     CoeError,
-    DeadlineExceeded,
     EngineDied,
     EngineError,
     ExpertUnavailable,
@@ -30,6 +29,7 @@ from coe_server.errors import (
     first_line,
 )
 from coe_server.http.answer.account import Account
+from coe_server.http.answer.deadline import by
 from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
@@ -47,13 +47,13 @@ _CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # where an expert is cha
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One request to be answered, and whom to tell. `deadline_seconds` are what is left of the caller's own."""
+    """One request to be answered, and whom to tell. `due` is the caller's own deadline, in the loop's time."""
 
     decision: RoutingDecision
     priority: Priority
     is_streamed: bool
     keepalive_seconds: float
-    deadline_seconds: float | None
+    due: float | None
     request_for: Callable[[str], EngineRequest]  # what goes to which expert
     decide_again: Callable[[], RoutingDecision]
     decided: Callable[[RoutingDecision], None]  # told of every decision that takes the place of `decision`
@@ -73,7 +73,6 @@ class RoutedResponse(Response):
         self._account = account
         self._decision = errand.decision
         self._may_choose_again = errand.decision.reason not in _CHOSEN_BY_CALLER
-        self._due: float | None = None  # the caller's deadline, in the loop's time
         self._waited: dict[str, str] = {}  # for the expert that is asked now
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,18 +114,11 @@ class RoutedResponse(Response):
 
     async def _answer_in_time(self) -> None:
         """The answer, within the caller's own deadline."""
-        if self._errand.deadline_seconds is None:
+        if self._errand.due is None:
             await self._answer()
             return
-        self._due = asyncio.get_running_loop().time() + self._errand.deadline_seconds
-        deadline = asyncio.timeout_at(self._due)
-        try:
-            async with deadline:
-                await self._answer()
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise
-            raise DeadlineExceeded("the time given with x-request-timeout is over") from error
+        async with by(self._errand.due):
+            await self._answer()
 
     async def _answer(self) -> None:
         """Ask the chosen expert, and while nothing of an answer is out, another one in the ranking after each failure.
@@ -161,9 +153,9 @@ class RoutedResponse(Response):
         return None
 
     def _may_come_in_time(self, expert: str) -> bool:
-        if self._due is None:
+        if self._errand.due is None:
             return True
-        left_seconds = self._due - asyncio.get_running_loop().time()
+        left_seconds = self._errand.due - asyncio.get_running_loop().time()
         return self._cache.waits.outlooks()[expert].predicted_wait_seconds < left_seconds
 
     def _follow(self, decision: RoutingDecision) -> None:
