@@ -48,6 +48,7 @@ class CoeError(Exception):
     status = 500
     type = "server_error"
     code = "internal_error"
+    retry_after_seconds: float | None = None  # when trying again makes sense
 
     @property
     def sentence(self) -> str:
@@ -247,6 +248,7 @@ class EmbeddingUnavailable(CoeError):
 
     status = 503
     code = "embedding_unavailable"
+    retry_after_seconds = 1.0
 
 
 class JournalUnavailable(CoeError):
@@ -254,6 +256,7 @@ class JournalUnavailable(CoeError):
 
     status = 503
     code = "journal_unavailable"
+    retry_after_seconds = 1.0
 
 
 class EngineError(CoeError):
@@ -268,6 +271,7 @@ class EngineStartFailed(EngineError):
 
     status = 503
     code = "engine_start_failed"
+    retry_after_seconds = 1.0
 
 
 class EngineRefused(EngineError):

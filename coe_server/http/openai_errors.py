@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, ExpertUnavailable, Overloaded, RequestError
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError
 from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _anthropics_type(status: int) -> str:
 def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
     """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
     all_headers = dict(headers or {})
-    if isinstance(error, Overloaded | ExpertUnavailable):
+    if error.retry_after_seconds is not None:
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, BodyTooLarge | BodyTooSlow):
         all_headers["connection"] = "close"  # what is still to come of the body is not read

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coe_server import errors
-from coe_server.http.openai_errors import error_body
+from coe_server.http.openai_errors import error_body, error_response
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -30,6 +30,15 @@ def test_an_error_has_anthropics_type_on_its_paths_and_openais_elsewhere(kind):
         body = error_body(error, path)
         assert (body["type"], body["error"]["type"], body["error"]["code"]) == ("error", kind, error.code)
     assert error_body(error, "/v1/chat/completions")["error"]["type"] == error.type
+
+
+def test_what_may_be_tried_again_says_when():
+    later = {kind for kind in vars(errors).values() if getattr(kind, "status", None) in (429, 503)}
+    assert len(later) > 5
+    for kind in later:
+        error = kind("x", 1.4) if issubclass(kind, errors.Overloaded) else kind("x")
+        assert int(error_response(error).headers["retry-after"]) >= 1, kind
+    assert "retry-after" not in error_response(errors.EngineDied("x")).headers
 
 
 def test_what_is_refused_at_the_door_and_behind_it_has_anthropics_types():
