@@ -1,6 +1,18 @@
-"""`python -m coe_server` is `coe`."""
+"""The program `coe`, which is `python -m coe_server`, too."""
 
-from coe_server.cli import app
+from coe_server.interruption import quiet_interruption
+
+
+def main() -> None:
+    """Everything is imported here, where Ctrl-C is taken care of."""
+    with quiet_interruption():
+        from typer.main import get_command  # noqa: PLC0415 - a tenth of a second
+
+        from coe_server.cli import app  # noqa: PLC0415 - most of a second
+
+        command = get_command(app)
+    command(prog_name="coe")
+
 
 if __name__ == "__main__":
-    app(prog_name="coe")
+    main()

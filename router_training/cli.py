@@ -19,12 +19,13 @@ from rich.progress import track as rich_track
 
 from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
+from coe_server.interruption import EXIT_INTERRUPTED
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
-from router_training.sentences import EXIT_INTERRUPTED, in_one_sentence
+from router_training.sentences import in_one_sentence
 
 if TYPE_CHECKING:
     from router_training.data.embeddings import Prepare

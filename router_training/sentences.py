@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 
 from coe_server.errors import CoeError
+from coe_server.interruption import EXIT_INTERRUPTED
 
 # what the extra `train` brings, by the names that are imported
 EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
-EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 2, 130
+EXIT_WRONG_INPUT = 2
 
 
 @contextmanager

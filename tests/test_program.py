@@ -1,14 +1,53 @@
 """How the programs are called, and what they say they are."""
 
 import runpy
+import signal
+import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from coe_server.cli import app as coe
+from coe_server.interruption import quiet_interruption
 from router_training.cli import app as coe_train
+
+PROGRAMS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
+# The program as its script calls it, with Ctrl-C where a module begins to be imported.
+INTERRUPTED = """
+import os, signal, sys
+from importlib import import_module
+
+class Interrupts:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+module, _, name = "{program}".partition(":")
+getattr(import_module(module), name)()
+"""
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values())
+def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(program):
+    words = [sys.executable, "-c", INTERRUPTED.format(program=program), "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
+def test_what_ctrl_c_does_afterwards_is_what_it_did_before_and_who_ignores_it_always_does(before):
+    ours = signal.signal(signal.SIGINT, before)
+    try:
+        with quiet_interruption():
+            assert (signal.getsignal(signal.SIGINT) is before) == (before is signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 @pytest.mark.parametrize(("app", "name"), [(coe, "coe"), (coe_train, "coe-train")])

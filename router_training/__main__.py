@@ -1,0 +1,18 @@
+"""The program `coe-train`, which is `python -m router_training`, too."""
+
+from coe_server.interruption import quiet_interruption
+
+
+def main() -> None:
+    """Everything is imported here, where Ctrl-C is taken care of."""
+    with quiet_interruption():
+        from typer.main import get_command  # noqa: PLC0415 - a tenth of a second
+
+        from router_training.cli import app  # noqa: PLC0415 - most of a second
+
+        command = get_command(app)
+    command(prog_name="coe-train")
+
+
+if __name__ == "__main__":
+    main()
