@@ -10,6 +10,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
+from coe_server.http.door.listener import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 
@@ -102,10 +103,10 @@ class Answers:
 
 
 @asynccontextmanager
-async def connected(application):
+async def connected(application, config=None):
     """A connection to be given what one read of its socket brings, its transport, and what the client reads."""
     ours, theirs = socket.socketpair()
-    config = uvicorn.Config(application, log_config=None, access_log=False)
+    config = config or uvicorn.Config(application, log_config=None, access_log=False)
     refused = []
 
     def accepted():
@@ -180,6 +181,20 @@ def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_an
             answer = await answers.read()
             assert statuses(answer) == [b"200"]
             assert answer.endswith(b"\r\n\r\nok")
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_an_idle_connection_is_kept_for_longer_than_proxies_keep_theirs():
+    async def story():
+        application = Answers()
+        application.refused = None
+        listener = Listener(application, "127.0.0.1", 0, lambda: None)
+        async with connected(application, listener.config) as (connection, _transport, answers):
+            connection.data_received(head(100))
+            assert statuses(await answers.readuntil(b"ok")) == [b"200"]
+            left_seconds = connection.timeout_keep_alive_task.when() - asyncio.get_running_loop().time()
+            assert left_seconds > 60  # nginx's, and the load balancers' of the clouds
 
     asyncio.run(asyncio.wait_for(story(), 20))
 

@@ -18,6 +18,9 @@ from coe_server.http.door.connection import Connection
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0  # what answers in progress may still take
+# An idle connection is kept for longer than proxies and load balancers keep theirs (nginx and AWS' 60 s), so that it is
+# they who close it: a request on its way over a connection that we are closing would be lost.
+IDLE_SECONDS = 75
 
 
 class Door(Protocol):
@@ -45,6 +48,7 @@ class Listener(uvicorn.Server):
                 log_config=None,  # its lines go where ours go, in the same shape
                 access_log=False,
                 proxy_headers=False,  # nothing here believes what a proxy says of its clients
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(grace_seconds),
             )
         )
