@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coe_server.errors import BodyTooSlow, CoeError, InvalidApiKey, ModelWithheld, RateLimited, UnknownPath
 from coe_server.http.door.guard import Guard, is_for_clients
+from coe_server.http.door.origins import preflight, readable_by, welcome_origin
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
 from coe_server.http.door.refusals import Refusals
@@ -54,7 +55,18 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers, guard = scope["path"], Headers(scope=scope), self._guard()
+        guard = self._guard()
+        origin = welcome_origin(scope, guard)
+        if origin is not None:
+            if (leave := preflight(scope, origin)) is not None:
+                self._count(scope, None, leave.status_code)
+                await leave(scope, receive, send)
+                return
+            send = readable_by(origin, send)
+        await self._let_in(guard, scope, receive, send)
+
+    async def _let_in(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
+        path, headers = scope["path"], Headers(scope=scope)
         exists = path in self._straight or self._paths.has(path)
         try:
             key = guard.admit(path, headers) if exists else guard.client(headers)

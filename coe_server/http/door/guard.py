@@ -18,7 +18,7 @@ from coe_server.keys import Key, Keyring
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 CLIENTS_PREFIX = "/v1/"
-_OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
@@ -111,5 +111,5 @@ def _refuse_other_names(headers: Mapping[str, str]) -> None:
     """What a web page elsewhere could send through the operator's browser, also by a name pointed at this address."""
     for header in ("host", "origin"):
         value = headers.get(header)
-        if value is not None and urlsplit(value if "//" in value else f"//{value}").hostname not in _OUR_NAMES:
+        if value is not None and urlsplit(value if "//" in value else f"//{value}").hostname not in OUR_NAMES:
             raise Forbidden(f"this answers this machine only, not {header} {value!r}")
