@@ -24,6 +24,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_BODY_BYTES = 32 * 2**20
 PASSING = frozenset((408, 409, 425, 429))  # and every 5xx: the same request may succeed later
+UNREACHED_RETRIES = 2  # a second or so, where nobody has been met yet: a wrong address must not take minutes to be told
 HOPELESS = frozenset((401, 403, 404))  # no other request to this endpoint and model will succeed either
 
 
@@ -76,6 +77,7 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._not_before = 0.0
+        self._reached = False  # in this run; who was there once is being started again
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Endpoint:
@@ -107,7 +109,8 @@ class Endpoint:
             too_long = result.wait_seconds > self._timeout_seconds
             if not too_long:  # busy for whoever asks, not just for this request
                 self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
-            if not result.passing or too_long or attempts > self._retries:
+            retries = min(self._retries, UNREACHED_RETRIES) if result.hopeless else self._retries
+            if not result.passing or too_long or attempts > retries:
                 return Refusal(result.reason, result.hopeless, seconds, attempts)
             if not result.wait_seconds:
                 await asyncio.sleep(_backoff_seconds(attempts))
@@ -125,11 +128,13 @@ class Endpoint:
             async with self._session.post(
                 self.url, json=body, headers=self._headers, allow_redirects=False
             ) as response:
+                self._reached = True
                 raw = await _read_body(response)
         except TimeoutError:
             return _Problem(f"no answer within {self._timeout_seconds:g} s", passing=True)
         except aiohttp.ClientConnectorError as error:
-            return _Problem(f"{self.url}: cannot connect, {why_not_connected(error.os_error)}", passing=True)
+            why = f"{self.url}: cannot connect, {why_not_connected(error.os_error)}"
+            return _Problem(why, passing=True, hopeless=not self._reached)
         except (aiohttp.ClientError, OSError) as error:
             return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
         if response.status == 200:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from router_training.collecting.endpoint import Endpoint, Refusal, Reply
 from tests.training.stand_in_endpoint import Says, StandIn, endpoint
 
@@ -59,7 +61,35 @@ def test_nobody_there_is_a_reason() -> None:
     (refusal,) = ask(nowhere, retries=0)
     assert isinstance(refusal, Refusal)
     assert refusal.reason == "http://127.0.0.1:1/v1/chat/completions: cannot connect, connection refused"
-    assert not refusal.hopeless
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nobody.invalid"])
+def test_who_was_never_there_is_given_up_after_a_few_quick_tries(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_training.collecting.endpoint.FIRST_PAUSE_SECONDS", 0.001)
+    nowhere = StandIn(lambda body, times: Says(), base_url=f"http://{address}/v1")
+    for retries, attempts in ((100, 3), (1, 2)):
+        (refusal,) = ask(nowhere, retries)
+        assert isinstance(refusal, Refusal)
+        assert (refusal.hopeless, refusal.attempts) == (True, attempts)
+
+
+def test_who_was_there_before_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is started again, in the middle of a night's collection."""
+    monkeypatch.setattr("router_training.collecting.endpoint.FIRST_PAUSE_SECONDS", 0.001)
+
+    async def story() -> Reply | Refusal:
+        with endpoint(lambda body, times: Says(status=500)) as stand_in:
+            it = Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=10, retries=5)
+            await it.__aenter__()
+            await it.ask(HELLO)
+        refusal = await it.ask(HELLO)
+        await it.__aexit__(None, None, None)
+        return refusal
+
+    refusal = asyncio.run(story())
+    assert isinstance(refusal, Refusal)
+    assert "cannot connect" in refusal.reason
+    assert (refusal.hopeless, refusal.attempts) == (False, 6)
 
 
 def test_an_answer_without_end_is_ended() -> None:
