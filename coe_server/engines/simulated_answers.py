@@ -49,12 +49,12 @@ def script(name: str, path: str, body: bytes, created: int) -> Script:
     """The answer to one POST; a complaint with status 400 or 404 where there is none."""
     shape = _SHAPES.get(path)
     if shape is None:
-        return _complaint(404, f"a simulated engine does not know POST {path}")
+        return _complaint(path, 404, f"a simulated engine does not know POST {path}")
     try:
         fields = json.loads(body)
         return shape(name, fields, created)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        return _complaint(400, f"this is no request for {path}: {type(error).__name__} {error}")
+        return _complaint(path, 400, f"this is no request for {path}: {type(error).__name__} {error}")
 
 
 def _chat(name: str, fields: Fields, created: int) -> Script:
@@ -69,7 +69,7 @@ def _chat(name: str, fields: Fields, created: int) -> Script:
 
     if fields.get("stream"):
         closing = [chunk({}, finish)]
-        if (fields.get("stream_options") or {}).get("include_usage"):
+        if _is_asked_for_usage(fields):
             closing.append(_event({**head, "object": "chat.completion.chunk", "choices": [], "usage": reply.usage()}))
         pieces = (chunk({"content": token}) for token in reply.tokens)
         return Script(200, EVENTS, (chunk({"role": "assistant", "content": ""}),), pieces, (*closing, _DONE))
@@ -90,7 +90,10 @@ def _completion(name: str, fields: Fields, created: int) -> Script:
 
     if fields.get("stream"):
         pieces = (_event({**head, "choices": [choice(token, None)]}) for token in reply.tokens)
-        return Script(200, EVENTS, (), pieces, (_event({**head, "choices": [choice("", finish)]}), _DONE))
+        closing = [_event({**head, "choices": [choice("", finish)]})]
+        if _is_asked_for_usage(fields):
+            closing.append(_event({**head, "choices": [], "usage": reply.usage()}))
+        return Script(200, EVENTS, (), pieces, (*closing, _DONE))
     return _whole({**head, "choices": [choice(reply.text, finish)], "usage": reply.usage()}, reply)
 
 
@@ -226,9 +229,15 @@ def _whole(answer: Fields, reply: Reply | None = None) -> Script:
     return Script(200, JSON, (), repeat(b"", len(reply.tokens) if reply else 0), (json.dumps(answer).encode(),))
 
 
-def _complaint(status: int, message: str) -> Script:
-    error = {"message": message, "type": "invalid_request_error", "param": None, "code": "simulated_refusal"}
-    return Script(status, JSON, (), iter(()), (json.dumps({"error": error}).encode(),))
+def _is_asked_for_usage(fields: Fields) -> bool:
+    return bool((fields.get("stream_options") or {}).get("include_usage"))
+
+
+def _complaint(path: str, status: int, message: str) -> Script:
+    """In the shape of the API that was called."""
+    told = {"message": message, "type": "invalid_request_error", "param": None, "code": "simulated_refusal"}
+    error = {"type": "error", "error": told} if path.startswith("/v1/messages") else {"error": told}
+    return Script(status, JSON, (), iter(()), (json.dumps(error).encode(),))
 
 
 def _event(payload: dict[str, Any]) -> bytes:

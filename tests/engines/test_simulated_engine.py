@@ -121,6 +121,22 @@ def test_what_it_does_not_understand_gets_openais_error_shape(asked: EngineReque
     assert pauses == []
 
 
+def test_a_stream_of_a_completion_states_its_usage_where_it_is_asked_for() -> None:
+    fields = {"model": "pretend", "prompt": "good morning", "stream": True}
+    for options, stated in (({}, [None]), ({"stream_options": {"include_usage": True}}, [4])):
+        body = json.dumps({**fields, **options}).encode()
+        _, chunks, _ = answer_to(EngineRequest("POST", "/v1/completions", (), body))
+        *_, last, done = [chunk.removeprefix(b"data: ") for chunk in chunks]
+        assert [(json.loads(last).get("usage") or {}).get("completion_tokens")] == stated
+        assert done == b"[DONE]\n\n"
+
+
+def test_it_complains_to_clients_of_anthropics_api_in_their_shape() -> None:
+    status, chunks, _ = answer_to(EngineRequest("POST", "/v1/messages", (), b"{}"))
+    told = json.loads(b"".join(chunks))
+    assert (status, told["type"], told["error"]["type"]) == (400, "error", "invalid_request_error")
+
+
 def test_moves_take_the_stated_time_and_a_request_to_a_sleeper_waits() -> None:
     async def story() -> None:
         clock = Clock()
