@@ -14,6 +14,8 @@ MOST_MEMBERS = 256  # OpenAI's own requests have about 40
 LARGE_BYTES = 64 * 1024  # reading a body of this size may take milliseconds
 MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds and gigabytes
 
+_GZIP = b"\x1f\x8b"
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -67,6 +69,8 @@ def read_body(raw: bytes) -> Body:
         text = raw.decode()
         members, fields = _scan_object(text)
     except UnicodeDecodeError as error:
+        if raw.startswith(_GZIP):
+            raise RequestError("the body is compressed (gzip); send it as it is, without content-encoding") from error
         raise RequestError(f"the body is not UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise RequestError(

@@ -1,5 +1,6 @@
 """The body is read once and passed on with every byte but two members untouched."""
 
+import gzip
 import json
 
 import pytest
@@ -69,6 +70,7 @@ def test_removing_coe_leaves_valid_json_wherever_it_stands(raw):
         (b'{"a": 1} x', "Extra data"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": "\xff"}', "not UTF-8"),
+        (gzip.compress(b"{}", mtime=0), "is compressed (gzip"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
