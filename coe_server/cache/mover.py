@@ -215,7 +215,7 @@ class Mover:
         assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._count_failure(slot, reason, hopeless=False)
+        self._count_failure(slot, reason, hopeless=slot.expert.remote)  # a new process there is not ours to start
         self._own(self._lay_to_rest(slot))
 
     async def _lay_to_rest(self, slot: Slot) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease, LeaseActs
+from coe_server.cache.restarts import SHORTEST_REST_SECONDS
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -665,6 +666,24 @@ def test_a_remote_expert_that_cannot_be_reached_rests_while_its_other_answers_go
                     await cache.lease("a")
                 assert "stop" not in engines["a"].calls
                 assert not await streaming.engine_is_gone(within_seconds=0)
+
+    run(story())
+
+
+def test_a_remote_expert_that_is_frozen_rests_at_once():
+    """Nothing is started anew there: the next request would wait just as long for the same."""
+
+    async def story():
+        clock = Clock()
+        async with running(clock=clock, remote=True, limits=Limits(sign_of_life_seconds=0.01)) as (cache, engines):
+            engines["a"].hangs = True
+            streaming, lease = await cache.lease("a"), await cache.lease("a")
+            with streaming, lease:
+                assert not await lease.engine_is_alive()
+                assert await streaming.engine_is_gone(within_seconds=0)  # and waits no longer, either
+            with pytest.raises(ExpertUnavailable, match="no sign of life") as refused:
+                await cache.lease("a")
+            assert refused.value.retry_after_seconds == SHORTEST_REST_SECONDS
 
     run(story())
 
