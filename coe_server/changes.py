@@ -12,6 +12,7 @@ from coe_server.errors import ReloadRefused
 # Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
+    *("aliases", "aliases.*"),
     *("experts.*.context_tokens", "experts.*.vision", "experts.*.tools", "experts.*.endpoints"),
 )
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
 from coe_server.settings.mistakes import first_mistake
-from coe_server.settings.served_name import ServedName
+from coe_server.settings.served_name import Alias, ServedName
 from coe_server.settings.settings_file import read_settings_file
 from coe_server.settings.web_address import WebAddress
 
@@ -162,6 +162,7 @@ class ServerConfig(_Settings):
     vllm: VllmSettings = VllmSettings()
     state_directory: Path = Path("state")
     experts: list[ExpertSettings] = Field(min_length=1)
+    aliases: dict[Alias, str] = {}
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -175,6 +176,7 @@ def load_config(path: Path) -> ServerConfig:
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
     _refuse_twins(config, path)
+    _refuse_false_aliases(config, path)
     _refuse_impossible_tiers(config, path)
     return _with_paths_from(config, path.resolve().parent)
 
@@ -198,6 +200,16 @@ def _refuse_twins(config: ServerConfig, path: Path) -> None:
         raise ConfigError(f"{path}: experts.{name}: the name is given {count} times")
     if name == "auto" or any(expert.name == "auto" for expert in config.experts):
         raise ConfigError(f"{path}: experts.auto: 'auto' is the router's own model name")
+
+
+def _refuse_false_aliases(config: ServerConfig, path: Path) -> None:
+    """Objectives are known when the artifact is."""
+    experts = {expert.name for expert in config.experts}
+    for alias, goal in config.aliases.items():
+        if alias in experts or alias.partition(":")[0] == "auto":
+            raise ConfigError(f"{path}: aliases.{alias}: the name is taken; an alias is one more name")
+        if goal not in experts and goal.partition(":")[0] != "auto":
+            raise ConfigError(f"{path}: aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE")
 
 
 def _refuse_impossible_tiers(config: ServerConfig, path: Path) -> None:

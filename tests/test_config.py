@@ -81,6 +81,10 @@ def write(folder, **settings):
         ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
         ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
+        ({"aliases": {"a": "b"}}, "aliases.a: the name is taken; an alias is one more name"),
+        ({"aliases": {"auto:x": "a"}}, "aliases.auto:x: the name is taken"),
+        ({"aliases": {"gpt-4o": "c"}}, "aliases.gpt-4o: 'c' is neither an expert nor auto nor auto:OBJECTIVE"),
+        ({"aliases": {"gpt 4o": "a"}}, "aliases.gpt 4o: 'gpt 4o' is no alias: up to 128 letters"),
         ({"experts": [{"name": "a", "engine": "vllm"}]}, "experts.a.model: is missing"),
         (
             {"experts": [{"name": "a", "engine": "vllm", "model": "./nowhere"}]},

@@ -156,9 +156,17 @@ def test_artifact_and_configuration_are_reloaded_while_requests_go_on(folder):
         assert "scheduling.queue_limit: was 64 and is 3 in the file" in reload(port, 409)["error"]["message"]
         assert version(port) == second  # all or nothing: the sound artifact was not taken either
 
+        config.write_text(yaml.safe_dump(settings(port, aliases={"gpt-4o": "auto:dear"})))
+        assert (
+            "aliases.gpt-4o: there is no model 'auto:dear'; there are auto, " in reload(port, 409)["error"]["message"]
+        )
+        config.write_text(yaml.safe_dump(settings(port, aliases={"gpt-4o": "auto"})))
+        assert reload(port)["changed"] == ["aliases.gpt-4o"]
+        assert ask(port, "GET", "/v1/models/gpt-4o")[0] == 200
+
         small = settings(port, http={"port": port, "shutdown_seconds": 20, "max_body": "1KiB"})
         config.write_text(yaml.safe_dump(small))
-        assert reload(port)["changed"] == ["http.max_body"]
+        assert reload(port)["changed"] == ["aliases.gpt-4o", "http.max_body"]
         assert version(port) == first
         assert ask(port, "POST", "/v1/route", {"messages": ["x" * 2000]})[0] == 413
 

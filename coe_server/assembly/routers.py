@@ -14,6 +14,7 @@ from coe_server.config import (
     secret_from_environment,
 )
 from coe_server.errors import ConfigError
+from coe_server.http.options import model_names
 from coe_server.http.page.quality import quality_of
 from coe_server.http.service import Decides, Serving
 from coe_server.http.traffic import Traffic, reference_of
@@ -45,7 +46,17 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         keepalive_seconds=config.http.keepalive_seconds,
         quality=build_quality(config, router),
         traffic=before.traffic if before and before.router is router else build_traffic(config, router),
+        aliases=build_aliases(config, router),
     )
+
+
+def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
+    """Further names for what may stand under `model`. Raises ConfigError for one that stands for nothing."""
+    names = model_names(router.objectives, [expert.name for expert in config.experts])
+    for alias, goal in config.aliases.items():
+        if goal not in names:
+            raise ConfigError(f"aliases.{alias}: there is no model '{goal}'; there are {', '.join(names)}")
+    return dict(config.aliases)
 
 
 def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The names that may stand under `model`: the router's objectives and the experts."""
+"""The names that may stand under `model`: the router's objectives, the experts, and what else they are called."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def build_models(service: Service) -> APIRouter:
     models = APIRouter()
 
     def entry(name: str) -> dict[str, Any]:
-        owner = "expert" if name in service.engine_models or name.partition(":")[0] != AUTO else "router"
+        owner = "expert" if name in service.engine_models else "router" if name.partition(":")[0] == AUTO else "alias"
         return {"id": name, "object": "model", "created": service.started, "owned_by": owner}
 
     def names(request: Request) -> tuple[str, ...]:
@@ -25,10 +25,10 @@ def build_models(service: Service) -> APIRouter:
 
     @models.get("/v1/models")
     async def every_model(request: Request) -> dict[str, Any]:
-        """Every name that the caller may put under `model`: the router's objectives and the experts."""
+        """Every name that the caller may put under `model`: objectives of the router, experts, and aliases of both."""
         return {"object": "list", "data": [entry(name) for name in names(request)]}
 
-    @models.get("/v1/models/{name}")
+    @models.get("/v1/models/{name:path}")
     async def one_model(name: str, request: Request) -> dict[str, Any]:
         """One of them; 404 if there is none of that name."""
         if name not in names(request):

@@ -65,6 +65,7 @@ class Serving:
     keepalive_seconds: float = 10.0
     quality: dict[str, Any] | None = None  # what the router was measured to be worth
     traffic: Traffic | None = None  # where the router knows what its training prompts looked like
+    aliases: Mapping[str, str] = field(default_factory=dict)  # further names, and what each stands for
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ class Service:
     def reach(self, key: Key | None) -> Reach:
         """What a caller with this key may name."""
         serving = self.serving
-        return Reach.of(key, self.engine_models, serving.router.objectives, serving.default_objective)
+        objectives, default = serving.router.objectives, serving.default_objective
+        return Reach.of(key, self.engine_models, objectives, default, serving.aliases)
 
     async def asked(self, question: Question, key: Key | None) -> Asked:
         """How a question is to be routed. Raises RequestError naming the field that is wrong."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coe_server.errors import ModelWithheld
@@ -21,29 +21,40 @@ class Reach:
     default_objective: str
     is_limited: bool = False
     withheld: frozenset[str] = frozenset()
+    aliases: Mapping[str, str] = field(default_factory=dict)  # further names, those of what is withheld among them
 
     @classmethod
     def of(
-        cls, key: Key | None, experts: Collection[str], objectives: Collection[str], default_objective: str
+        cls,
+        key: Key | None,
+        experts: Collection[str],
+        objectives: Collection[str],
+        default_objective: str,
+        aliases: Mapping[str, str],
     ) -> Reach:
         """What this key reaches; without a key, everything. `auto` means an objective that the key may ask for."""
         if key is None or (key.experts is None and key.objectives is None):
-            return cls(tuple(experts), tuple(objectives), default_objective)
+            return cls(tuple(experts), tuple(objectives), default_objective, aliases=aliases)
         allowed_experts, allowed_objectives = key.experts, key.objectives
         own_experts = tuple(one for one in experts if allowed_experts is None or one in allowed_experts)
         own_objectives = tuple(one for one in objectives if allowed_objectives is None or one in allowed_objectives)
         reachable = allowed_objectives is None or default_objective in own_objectives
         default = default_objective if reachable else next(iter(own_objectives), default_objective)
         withheld = set(model_names(objectives, experts)) - set(model_names(own_objectives, own_experts))
-        return cls(own_experts, own_objectives, default, allowed_experts is not None, frozenset(withheld))
+        is_limited = allowed_experts is not None
+        return cls(own_experts, own_objectives, default, is_limited, frozenset(withheld), aliases)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every name this caller may put under `model`."""
-        return model_names(self.objectives, self.experts)
+        names = model_names(self.objectives, self.experts)
+        return names + tuple(alias for alias, goal in self.aliases.items() if goal in names)
 
     def options(self, fields: Mapping[str, Any]) -> RouteOptions:
         """The options in a body. Raises ModelWithheld for what the key may not use, else as `read_options`."""
+        model = fields.get("model")
+        if isinstance(model, str) and model in self.aliases:
+            fields = {**fields, "model": self.aliases[model]}
         self._require(fields.get("model"), "model")
         coe = fields.get("coe")
         if isinstance(coe, Mapping):
