@@ -12,7 +12,7 @@ from coe_server.errors import ReloadRefused
 # Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
-    *("aliases", "aliases.*"),
+    "aliases.*",
     *("experts.*.context_tokens", "experts.*.vision", "experts.*.tools", "experts.*.endpoints"),
 )
 
@@ -48,7 +48,7 @@ def _plain(config: ServerConfig) -> dict[str, Any]:
 
 
 def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
+    if isinstance(node, dict):
         for key, value in node.items():
             yield from _keys(f"{prefix}.{key}" if prefix else str(key), value)
     else:
