@@ -79,7 +79,11 @@ class HttpChannel:
         if response.status != 200:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
             raise EngineError(f"engine '{self._name}' answered {method} {path} with {response.status}\n{quoted}")
-        return json.loads(answer) if answer else None
+        try:
+            return json.loads(answer) if answer else None
+        except ValueError as error:
+            quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
+            raise EngineError(f"engine '{self._name}' answered {method} {path} with no JSON\n{quoted}") from error
 
     async def close(self) -> None:
         await self._session.close()

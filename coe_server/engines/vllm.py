@@ -9,8 +9,8 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from coe_server.engines.canary import canary_question, canary_tokens
@@ -81,13 +81,13 @@ class VllmEngine:
         run = self._living_run()
         if not self._launch.can_sleep:
             raise EngineError(f"engine '{self._launch.name}' was started without the means to sleep")
-        await self._fall_asleep(run)
+        with self._log_quoted():
+            await self._fall_asleep(run)
 
     async def wake(self) -> None:
         run = self._living_run()
-        with run.on_the_move():
-            await run.http.ask("POST", "/wake_up", self._move_seconds)
-            await self._check_canary(run)
+        with self._log_quoted():
+            await self._get_up(run)
 
     async def stop(self) -> None:
         try:
@@ -125,7 +125,12 @@ class VllmEngine:
         """On a GPU the first sleep is the slow one (it pins host memory for the weights; later ones use it again) and
         tells what stays on the device: it is done before anybody is served."""
         await self._fall_asleep(run)
-        await self.wake()
+        await self._get_up(run)
+
+    async def _get_up(self, run: VllmRun) -> None:
+        with run.on_the_move():
+            await run.http.ask("POST", "/wake_up", self._move_seconds)
+            await self._check_canary(run)
 
     async def _fall_asleep(self, run: VllmRun) -> None:
         with run.on_the_move():
@@ -193,7 +198,7 @@ class VllmEngine:
         """The first answer is the right one; every later one, of a restart from the image too, must agree with it."""
         path, question = canary_question(self._launch.args)
         body = question | {"model": self._launch.name}
-        answer = canary_tokens(await run.http.ask("POST", path, CONTROL_SECONDS, body))
+        answer = canary_tokens(self._launch.name, await run.http.ask("POST", path, CONTROL_SECONDS, body))
         if answer != (self._canary or answer):
             raise EngineError(
                 f"engine '{self._launch.name}' woke up wrong: it says {answer!r}, it said {self._canary!r}"
@@ -236,6 +241,14 @@ class VllmEngine:
         if self._run is None or self._run.over or self._died.is_set():
             raise EngineDied(f"engine '{self._launch.name}' is not running")
         return self._run
+
+    @contextmanager
+    def _log_quoted(self) -> Iterator[None]:
+        """What goes wrong is told with the last telling lines of the engine's log."""
+        try:
+            yield
+        except EngineError as error:
+            raise type(error)(f"{error}\n{last_lines(self._log)}") from error
 
     @property
     def _log(self) -> Path:

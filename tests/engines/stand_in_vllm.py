@@ -89,6 +89,7 @@ class StandIn:
 
     async def sleep(self, request: web.Request) -> web.Response:
         if "hangs on sleep" in FAULT:
+            print("RuntimeError: the pillow is gone", flush=True)  # noqa: T201  goes to the engine's log
             await asyncio.Event().wait()
         if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
             return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
@@ -128,6 +129,10 @@ class StandIn:
     async def completions(self, request: web.Request) -> web.Response:
         asked = await request.json()
         assert asked["model"] == self.name
+        if FAULT == "says nothing":
+            return web.json_response({"choices": []})
+        if FAULT == "speaks no JSON":
+            return web.Response(text="<html>")
         return web.json_response({"choices": [{"text": self.digest()}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:

@@ -167,8 +167,9 @@ def test_a_sleep_that_hangs_ends_at_its_deadline(stand_in: StandInLaunch) -> Non
     async def story() -> None:
         engine = VllmEngine(stand_in("hangs on sleep", move_timeout_seconds=0.5, stop_timeout_seconds=0.5))
         await engine.start()
-        with pytest.raises(EngineError, match=r"did not answer POST /sleep.* within 0\.668 s"):
+        with pytest.raises(EngineError, match=r"did not answer POST /sleep.* within 0\.668 s") as failure:
             await engine.sleep()
+        assert str(failure.value).endswith("\nRuntimeError: the pillow is gone"), "the log's last words are told"
         await engine.stop()
 
     asyncio.run(story())
@@ -188,6 +189,20 @@ def test_an_engine_that_keeps_its_memory_is_not_believed(stand_in: StandInLaunch
 def test_an_image_that_could_still_be_changed_is_refused(stand_in: StandInLaunch) -> None:
     with pytest.raises(EngineStartFailed, match="'french' left its image open to changes"):
         asyncio.run(VllmEngine(stand_in("leaves its image open")).start())
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("says nothing", "'french' gave no answer to its test question"),
+        ("speaks no JSON", "'french' answered POST /v1/completions with no JSON"),
+    ],
+)
+def test_an_engine_that_cannot_be_understood_does_not_begin_to_serve(
+    stand_in: StandInLaunch, fault: str, why: str
+) -> None:
+    with pytest.raises(EngineStartFailed, match=f"'french' did not start: engine {why}"):
+        asyncio.run(VllmEngine(stand_in(fault)).start())
 
 
 def test_a_wrong_canary_after_a_wake_is_an_error(stand_in: StandInLaunch) -> None:
