@@ -93,11 +93,15 @@ class Mover:
 
     async def put_everything_away(self) -> None:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
+        await self._end_tasks()
+        await asyncio.gather(*(self._put_on_disk(slot) for slot in self._slots.values()))
+        await self._end_tasks()  # somebody may have doubted an engine meanwhile
+
+    async def _end_tasks(self) -> None:
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._put_on_disk(slot) for slot in self._slots.values()))
 
     async def _carry_out(self, venture: _Venture) -> None:
         """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""

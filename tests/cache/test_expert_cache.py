@@ -493,6 +493,26 @@ def test_whoever_waits_when_the_server_stops_is_told_so():
     run(story())
 
 
+@pytest.mark.parametrize("turns", range(5))  # of the loop
+def test_an_engine_that_is_doubted_while_the_server_stops_keeps_nobody_busy_afterwards(turns):
+    async def story():
+        memory = Memory(Bytes(10, 100))
+        engine = FakeEngine("a", None, memory)
+        cache = ExpertCache([Expert("a", engine)], memory.capacity, PLENTY)
+        conductor = asyncio.create_task(cache.run())
+        with await cache.lease("a") as lease:
+            engine.hangs = True
+            conductor.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            lease.suspect_engine()
+            await asyncio.gather(conductor, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert cache.ledger.used == Bytes()
+
+    asyncio.run(story())
+
+
 def test_what_is_to_be_preloaded_is_up_before_the_cache_is_ready():
     async def story():
         async with running("abc", device=20, preload=Tier.HOST, pin=Tier.DISK) as (cache, engines):
