@@ -193,7 +193,7 @@ class Mover:
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
             if not gone.done():
-                self._bury(slot, died.result())
+                self._bury_or_revive(slot, died.result())
         finally:
             gone.cancel()
             died.cancel()
@@ -216,11 +216,39 @@ class Mover:
 
     def _bury(self, slot: Slot, reason: str) -> None:
         """Nobody gets it any more from this moment on; its end may take a while."""
+        self._note_end(slot, reason)
+        self._take_down(slot)
+
+    def _bury_or_revive(self, slot: Slot, reason: str) -> None:
+        self._note_end(slot, reason)
+        if self._is_to_start_at_once(slot):
+            self._revive(slot)
+        else:
+            self._take_down(slot)
+
+    def _note_end(self, slot: Slot, reason: str) -> None:
         assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
-        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._count_failure(slot, reason, hopeless=slot.expert.remote)  # a new process there is not ours to start
+
+    def _take_down(self, slot: Slot) -> None:
+        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._own(self._lay_to_rest(slot))
+
+    def _is_to_start_at_once(self, slot: Slot) -> bool:
+        """Nobody but those who wait for it, or its pin, has a use for the room that it leaves on the device."""
+        if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
+            return False
+        wanted = slot.waiters or slot.pin is not Tier.DISK
+        return bool(wanted) and not any(other.waits_for_a_turn for other in self._slots.values())
+
+    def _revive(self, slot: Slot) -> None:
+        """Start it where it died, without a stop: its engine may load from the image that the dead one left."""
+        slot.tier = Tier.DISK
+        slot.end_life()
+        slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
+        slot.gate = len(slot.waiters)
+        self.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
 
     async def _lay_to_rest(self, slot: Slot) -> None:
         try:
@@ -267,7 +295,8 @@ class Mover:
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)
-        size = abs(held.device - self._ledger.held(slot.name).device)
+        before = 0 if move.source is Tier.DISK else held.device  # what a dead engine held is held for the next one
+        size = abs(before - self._ledger.held(slot.name).device)
         slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size)
         self._events.record(
             "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size

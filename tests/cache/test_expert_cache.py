@@ -458,7 +458,31 @@ def test_a_pinned_expert_whose_engine_dies_is_brought_back():
             engines["a"].die()
             await settle()
             assert status(cache, "a").residency == "device"
-            assert engines["a"].calls == ["start", "stop", "start"]
+            assert engines["a"].calls == ["start", "start"]  # no stop: its image may serve the next start
+            assert status(cache, "a").last_move.size_bytes == 10
+
+    run(story())
+
+
+@pytest.mark.parametrize(("other_waits", "calls"), [(False, ["start", "start"]), (True, ["start", "stop", "start"])])
+def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_others_wait_too(other_waits, calls):
+    async def story():
+        async with running(limits=replace(PLENTY, max_concurrency=1)) as (cache, engines):
+            with await cache.lease("a") as lost:
+                waiting = [asyncio.create_task(cache.lease("a"))]
+                if other_waits:
+                    waiting.append(asyncio.create_task(cache.lease("b")))
+                await settle()
+                chosen_for_being_there = cache.departure_of("a")
+                engines["a"].die()
+                await settle()
+                assert await lost.engine_is_gone(within_seconds=1)
+                assert chosen_for_being_there.is_set()
+            for lease in waiting:
+                (await lease).release()
+            await settle()
+            assert engines["a"].calls[: len(calls)] == calls
+            assert status(cache, "a").leases == 0
 
     run(story())
 

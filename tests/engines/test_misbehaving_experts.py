@@ -17,7 +17,7 @@ from coe_server.cache.lease import Lease
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.status import ExpertStatus
-from coe_server.cache.tiers import Bytes
+from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.process_memory import process_tree
 from coe_server.engines.vllm import VllmEngine
@@ -158,6 +158,21 @@ def test_an_engine_that_dies_mid_stream_twice_rests_with_its_signal_as_the_reaso
                 await seen.ask("bad")
             assert seen.status("bad").held == Bytes()
             assert "bonjour" in await seen.ask("good")
+
+    run(story)
+
+
+def test_a_pinned_expert_whose_engine_dies_comes_back_from_its_image(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        async with machine(stand_in) as seen:
+            right = await seen.ask("bad")
+            seen.cache.pin("bad", Tier.HOST)
+            with await seen.cache.lease("bad") as lease:
+                os.kill(seen.note("bad")[1], signal.SIGKILL)
+                assert await lease.engine_is_gone(within_seconds=30)
+            assert await seen.ask("bad") == right
+            report = await seen.engines["bad"].memory_report()
+            assert report["loaded_from_image"]
 
     run(story)
 
