@@ -194,7 +194,9 @@ def test_a_pin_that_leaves_no_room_for_somebody_is_refused_with_the_figures():
         pin("a/pin")
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}])
+@pytest.mark.parametrize(
+    "headers", [{name: at} for name in ("Origin", "Host") for at in ("http://evil.example", "http://[")]
+)
 def test_a_web_page_elsewhere_cannot_steer_the_experts(server, headers):
     status, _, raw = server.ask("POST", "/admin/experts/math/unload", headers=headers)
     assert status == 403

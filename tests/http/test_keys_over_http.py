@@ -132,6 +132,12 @@ def test_the_admin_key_opens_everything_also_as_a_browsers_password(server):
         assert "www-authenticate" not in server.ask("GET", path)[1]
 
 
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://[", "null"])
+def test_the_admin_key_opens_nothing_to_pages_elsewhere(server, origin):
+    status, _, raw = server.ask("GET", "/admin/experts", headers={**bearer(ADMIN), "origin": origin})
+    assert (status, json.loads(raw)["error"]["code"]) == (403, "forbidden")
+
+
 def test_health_is_for_everybody(server):
     for path in ("/health", "/healthz"):
         status, _, raw = server.ask("GET", path)

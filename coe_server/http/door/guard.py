@@ -10,7 +10,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from coe_server.errors import Forbidden, InvalidApiKey
 from coe_server.keys import Key, Keyring
@@ -18,7 +18,7 @@ from coe_server.keys import Key, Keyring
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 CLIENTS_PREFIX = "/v1/"
-OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
@@ -103,7 +103,7 @@ def _password(credentials: str) -> str:
 def _refuse_other_origins(headers: Mapping[str, str]) -> None:
     """A browser sends the password that it remembers for any page; the page must be ours."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc not in {headers.get("host"), headers.get("x-forwarded-host")}:
+    if origin is not None and _split(origin).netloc not in {headers.get("host"), headers.get("x-forwarded-host")}:
         raise Forbidden(f"this is for the operator, not for pages of {origin!r}")
 
 
@@ -111,5 +111,18 @@ def _refuse_other_names(headers: Mapping[str, str]) -> None:
     """What a web page elsewhere could send through the operator's browser, also by a name pointed at this address."""
     for header in ("host", "origin"):
         value = headers.get(header)
-        if value is not None and urlsplit(value if "//" in value else f"//{value}").hostname not in OUR_NAMES:
+        if value is not None and not is_of_this_machine(value):
             raise Forbidden(f"this answers this machine only, not {header} {value!r}")
+
+
+def is_of_this_machine(address: str) -> bool:
+    """Does an origin, or a Host header, name this machine?"""
+    return _split(address if "//" in address else f"//{address}").hostname in _OUR_NAMES
+
+
+def _split(address: str) -> SplitResult:
+    """Nothing, where it is no address at all: what stands in a header may be anything."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")

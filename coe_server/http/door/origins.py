@@ -6,13 +6,11 @@ the pages of this machine may: else any page that somebody here opens could use 
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Scope, Send
 
-from coe_server.http.door.guard import OUR_NAMES, Guard, is_for_clients
+from coe_server.http.door.guard import Guard, is_for_clients, is_of_this_machine
 
 _ASKS_FOR = "access-control-request-method"
 _REMEMBERED_SECONDS = 600  # a browser need not ask again for so long
@@ -23,7 +21,7 @@ def welcome_origin(scope: Scope, guard: Guard) -> str | None:
     origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
     if origin is None or not is_for_clients(scope["path"]):
         return None
-    return origin if guard.keyring.keys or _is_of_this_machine(origin) else None
+    return origin if guard.keyring.keys or is_of_this_machine(origin) else None
 
 
 def preflight(scope: Scope, origin: str) -> Response | None:
@@ -54,10 +52,3 @@ def readable_by(origin: str, send: Send) -> Send:
 
 def _told(origin: str) -> dict[str, str]:
     return {"access-control-allow-origin": origin, "access-control-expose-headers": "*", "vary": "origin"}
-
-
-def _is_of_this_machine(origin: str) -> bool:
-    try:
-        return urlsplit(origin).hostname in OUR_NAMES
-    except ValueError:
-        return False
