@@ -202,20 +202,20 @@ class ExpertCache:
         )
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
-        slot.use(self._conductor.inflation)
-        self.guesses.right(Guess.DEVICE, slot.name)
         granted, life = self._clock(), slot.gone
+        slot.use(granted, self._conductor.inflation)
+        self.guesses.right(Guess.DEVICE, slot.name)
         acts = LeaseActs(
-            give_back=partial(self._give_back, slot, life),
+            give_back=partial(self._give_back, slot, life, granted),
             suspect=partial(self._suspect, slot, life),
             is_alive=partial(self._is_alive, slot, life),
             answered=partial(self._answered, slot, life, granted),
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
 
-    def _give_back(self, slot: Slot, life: asyncio.Event) -> None:
+    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
         if slot.gone is life:  # else its engine died meanwhile, and with it the lease
-            slot.leases -= 1
+            slot.end_use(granted)
         slot.last_used = self._clock()
         self._admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end

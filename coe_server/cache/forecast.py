@@ -14,7 +14,7 @@ class Ahead(NamedTuple):
     expert: str
     from_disk: bool
     switch_seconds: float
-    serving_seconds: float  # of those who wait for it, once it is there
+    serving_seconds: float  # of those who wait for it, once it is there, and of its way off the device again
 
 
 class Expected(NamedTuple):
@@ -27,7 +27,18 @@ class Expected(NamedTuple):
     from_disk: bool  # else it has to start, or is woken from where it rests
     up_seconds: float  # which takes so long
     serving_seconds: float  # of those who go in before, once it is up
+    makes_room: float | None  # of those, when the one inside was let in who has to end first
+    answer_seconds: float  # that an answer usually takes
     turn: Ahead  # of those who wait for it
+
+    def left_to_serve(self, now: float) -> float:
+        """`serving_seconds`, less what is over of the answer that goes on inside."""
+        return self.serving_seconds - passed(self.makes_room, self.answer_seconds, now)
+
+
+def passed(since: float | None, usual_seconds: float, now: float) -> float:
+    """Of an answer that began then and takes as long as usual: none where there is none, never more than all of it."""
+    return 0.0 if since is None else min(now - since, usual_seconds)
 
 
 class Forecast:

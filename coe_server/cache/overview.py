@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from coe_server.cache.forecast import Ahead, Expected, Forecast
+from coe_server.cache.forecast import Ahead, Expected, Forecast, passed
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Queue, turns
@@ -189,6 +189,8 @@ class Overview:
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
     up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
+    ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
+    must_end = ahead >= max_concurrency and not slot.draining
     return Expected(
         slot.residency,
         slot.failure.reason if slot.failure else None,
@@ -196,12 +198,14 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
         slot.moving is not None and slot.moving.target is Tier.DEVICE,
         up_from is Tier.DISK,
         slot.costs.move(up_from, Tier.DEVICE),
-        (len(slot.waiters) + (slot.leases if slot.settled else 0)) // max_concurrency * slot.costs.service,
+        ahead // max_concurrency * slot.costs.service,
+        slot.makes_room(ahead, max_concurrency) if must_end else None,
+        slot.costs.service,
         Ahead(
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            slot.serving_seconds(len(slot.waiters), max_concurrency),
+            slot.serving_seconds(len(slot.waiters), max_concurrency) + slot.costs.move(Tier.DEVICE, slot.resting_tier),
         ),
     )
 
@@ -210,7 +214,9 @@ def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else len(slot.waiters))
     down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
-    return slot.seconds_left(now) + slot.serving_seconds(goes_on, limits.max_concurrency) + down
+    last = slot.makes_room(goes_on - 1, limits.max_concurrency) if goes_on else None
+    left = slot.serving_seconds(goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
+    return slot.seconds_left(now) + left + down
 
 
 def _keep_last(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:

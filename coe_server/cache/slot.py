@@ -74,7 +74,7 @@ class Slot:
     tier: Tier = Tier.DISK
     moving: Move | None = None
     moving_since: float | None = None  # None: it still waits for room, or in line
-    leases: int = 0
+    let_in: tuple[float, ...] = ()  # when each of those who use it was let in, oldest first
     gate: int = 0  # waiters that were there when its turn began: they are served before it may be drained
     draining: bool = False
     failure: Failure | None = None
@@ -162,13 +162,29 @@ class Slot:
         """Where it goes when it leaves the device and nobody is short of memory."""
         return Tier.HOST if self.engine.footprint.can_sleep else Tier.DISK
 
-    def use(self, inflation: float) -> None:
+    @property
+    def leases(self) -> int:
+        """How many use it."""
+        return len(self.let_in)
+
+    def use(self, now: float, inflation: float) -> None:
         """Count one more use and raise its credit: frequency x reload cost / bytes, above what has left so far."""
-        self.leases += 1
+        self.let_in = (*self.let_in, now)
         self.uses += 1
         self.uses_here += 1
         reload_seconds = self.costs.move(self.resting_tier, Tier.DEVICE)
         self.credit = inflation + self.uses_here * reload_seconds / max(self.engine.footprint.device_awake, 1)
+
+    def end_use(self, let_in: float) -> None:
+        """One that began at that moment is over."""
+        position = self.let_in.index(let_in)
+        self.let_in = self.let_in[:position] + self.let_in[position + 1 :]
+
+    def makes_room(self, place: int, max_concurrency: int) -> float | None:
+        """When the one was let in after whom, sooner or later, the request at this place goes in (0: the oldest
+        inside; those who wait come after them). None where nobody has to end first."""
+        position = place % max_concurrency
+        return self.let_in[position] if position < len(self.let_in) else None
 
     def worth(self, retention: Retention) -> float:
         match retention:
@@ -240,7 +256,7 @@ class Slot:
         """The engine's process is over: leases of it no longer count, their holders are told."""
         self.gone.set()
         self.gone = asyncio.Event()
-        self.leases = 0
+        self.let_in = ()
         self.gate = 0
         self.uses_here = 0
         self.draining = False

@@ -42,9 +42,10 @@ class Waits:
     def outlooks(self) -> dict[str, Outlook]:
         """Each expert by name."""
         found: dict[str, Outlook] = {}
+        now = self._clock()
         forecast: Forecast | None = None  # the same for all of them; nobody needs it while all are at hand
         for name, one in self._overview.expected().items():
-            seconds = one.serving_seconds
+            seconds = one.left_to_serve(now)
             if not one.at_hand:
                 forecast = forecast or self._forecast()
                 seconds += self._until_up(name, one, forecast)
@@ -54,7 +55,7 @@ class Waits:
     def predicted_seconds(self, name: str) -> float:
         """Until a request that came now would be granted a lease, as the queues are now."""
         one = self._overview.expected()[name]
-        return one.serving_seconds + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
+        return one.left_to_serve(self._clock()) + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
 
     def bound_seconds(self) -> float:
         """The longest anybody waits, with the costs measured so far."""
