@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -16,7 +16,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
-from coe_server.errors import ExpertBusy, ExpertUnavailable, Overloaded, UnknownModel
+from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from tests.cache.fakes import FakeEngine, Memory
 
 
@@ -985,6 +985,11 @@ requests = st.lists(
 faults = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["start", "sleep", "wake", "die"])), max_size=4)
 
 
+wishes = st.lists(
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["load", "unload", *Tier]), st.integers(0, 12)), max_size=4
+)
+
+
 async def one_request(cache, engine, delay, hold):
     for _ in range(delay):
         await asyncio.sleep(0)
@@ -1007,8 +1012,23 @@ def break_things(engines, broken):
             engines[name].fail.add(fault)
 
 
-async def traffic_ends_clean(cache, engines, traffic, broken):
+async def one_wish(cache, name, act, delay):
+    """An operator's; where it cannot be granted now, nothing is done."""
+    for _ in range(delay):
+        await asyncio.sleep(0)
+    with suppress(ExpertBusy, NoRoom, ExpertUnavailable):
+        match act:
+            case "unload":
+                cache.unload(name)
+            case "load":
+                await cache.load(name)
+            case tier:
+                cache.pin(name, tier)
+
+
+async def traffic_ends_clean(cache, engines, traffic, broken, wishes):
     break_things(engines, broken)
+    operator = [asyncio.create_task(one_wish(cache, *wish)) for wish in wishes]
     tasks = []
     for name, delay, hold, patience in traffic:
         tasks.append(asyncio.create_task(one_request(cache, engines[name], delay, hold)))
@@ -1017,6 +1037,7 @@ async def traffic_ends_clean(cache, engines, traffic, broken):
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {o for o in outcomes if not isinstance(o, asyncio.CancelledError)} <= {"served", "refused", "dead"}
     assert broken or "refused" not in outcomes
+    await asyncio.gather(*operator)
     await settle()
     for slot in cache._slots.values():
         assert (slot.leases, len(slot.waiters)) == (0, 0)
@@ -1025,8 +1046,8 @@ async def traffic_ends_clean(cache, engines, traffic, broken):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(requests, faults, st.integers(20, 40), st.integers(15, 60))
-def test_under_random_traffic_and_faults_no_promise_is_broken(traffic, broken, device, host):
+@given(requests, faults, wishes, st.integers(20, 40), st.integers(15, 60))
+def test_under_random_traffic_wishes_and_faults_no_promise_is_broken(traffic, broken, wishes, device, host):
     """No tier over capacity (the fakes' memory), no leased expert moved (the fakes' users), no lease left."""
 
     async def story():
@@ -1035,6 +1056,6 @@ def test_under_random_traffic_and_faults_no_promise_is_broken(traffic, broken, d
             cache,
             engines,
         ):
-            await traffic_ends_clean(cache, engines, traffic, broken)
+            await traffic_ends_clean(cache, engines, traffic, broken, wishes)
 
     run(story())
