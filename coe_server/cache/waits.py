@@ -45,7 +45,7 @@ class Waits:
         now = self._clock()
         forecast: Forecast | None = None  # the same for all of them; nobody needs it while all are at hand
         for name, one in self._overview.expected().items():
-            seconds = one.left_to_serve(now)
+            seconds = one.serving_seconds if one.makes_room is None else one.left_to_serve(now)  # most have room
             if not one.at_hand:
                 forecast = forecast or self._forecast()
                 seconds += self._until_up(name, one, forecast)
