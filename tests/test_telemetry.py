@@ -112,6 +112,9 @@ def test_nothing_a_client_makes_up_becomes_a_label_or_a_log_line(caplog):
         server.ask("POST", f"/admin/experts/{SECRET}/load")
         assert SECRET not in server.ask("GET", "/metrics")[2].decode()
         assert value(server, "coe_requests_total", endpoint="other", status="404") >= 1
+        for name in ("gone", "gone/too"):
+            server.ask("GET", f"/v1/models/{name}")
+        assert value(server, "coe_requests_total", endpoint="/v1/models/{name}", status="404") == 2
         assert value(server, "coe_errors_total", code="model_not_found") >= 1
     lines = [JsonLines().format(record) for record in caplog.records if record.name.startswith("coe")]
     assert any("decision_id" in json.loads(line) for line in lines)

@@ -130,7 +130,7 @@ class Entrance:
         """The path as it is declared; what no endpoint answers is `other`, so that nobody makes up labels."""
         if scope["path"] in self._straight:
             return str(scope["path"])
-        return getattr(scope.get("route"), "path", None) or "other"
+        return getattr(scope.get("route"), "path_format", None) or "other"
 
 
 class _Counting:
