@@ -111,8 +111,8 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
             waiter = slot.waiters.pop()
             waiter.granted.set_result(cache._grant(slot, waiter))
 
-    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event) -> None:
-        give_back(cache, slot, life)
+    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event, granted: float) -> None:
+        give_back(cache, slot, life, granted)
         cache._changed.set()
 
     ExpertCache._admit = admit_alone  # type: ignore[method-assign]
