@@ -9,6 +9,7 @@ from functools import partial
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
+from coe_server.cache.deaths import Deaths
 from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
 from coe_server.cache.lookahead import WeightReader
@@ -59,9 +60,9 @@ class ExpertCache:
             self.events,
             clock,
             self._changed.set,
-            limits.sign_of_life_seconds,
             one_move_at_a_time,
         )
+        self._deaths = Deaths(self._slots, mover, self._changed.set, limits.sign_of_life_seconds)
         overview = Overview(self._slots, policy, limits, capacity)
         self._conductor = Conductor(
             self._slots,
@@ -224,10 +225,10 @@ class ExpertCache:
 
     def _suspect(self, slot: Slot, life: asyncio.Event) -> None:
         if slot.gone is life:
-            self._mover.examine(slot)
+            self._deaths.examine(slot)
 
     async def _is_alive(self, slot: Slot, life: asyncio.Event) -> bool:
-        return slot.gone is life and await asyncio.shield(self._mover.examine(slot))
+        return slot.gone is life and await asyncio.shield(self._deaths.examine(slot))
 
     def _answered(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
         if slot.gone is life:

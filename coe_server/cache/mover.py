@@ -1,4 +1,4 @@
-"""Carries plans out: talks to engines, keeps the ledger, measures, buries the dead. Decides nothing."""
+"""Carries plans out: talks to engines, keeps the ledger, measures. Decides nothing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any, TypeVar
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import Failure, MoveRecord, Slot
 from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
-from coe_server.engines.engine import EngineRequest
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
 
-_SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
 _Found = TypeVar("_Found")
 
 
@@ -51,15 +49,14 @@ class Mover:
         events: EventLog,
         clock: Callable[[], float],
         changed: Callable[[], None],
-        sign_of_life_seconds: float,
         one_at_a_time: bool,
     ) -> None:
+        self.started: Callable[[Slot], None] = _nobody_watches  # told of each engine whose life has begun
         self._slots = slots
         self._ledger = ledger
         self._events = events
         self._clock = clock
         self._changed = changed
-        self._sign_of_life_seconds = sign_of_life_seconds
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._one_at_a_time = one_at_a_time
@@ -71,7 +68,7 @@ class Mover:
         for move in plan.moves:
             self._slots[move.expert].depart(move)
         venture = self._ventures[plan.moves[-1].expert] = _Venture(plan)
-        venture.task = self._own(self._carry_out(venture))
+        venture.task = self.own(self._carry_out(venture))
 
     def give_up(self, slot: Slot) -> None:
         """End the plan that brings this expert: it ends on disk, or where it was if its move had not begun.
@@ -87,14 +84,10 @@ class Mover:
             if move.expert != venture.under_way and self._slots[move.expert].moving is move:
                 self._slots[move.expert].halt()
 
-    def examine(self, slot: Slot) -> asyncio.Task[bool]:
-        """Ask an engine for a sign of life; whether it gave one. One that is silent is buried."""
-        return self._own(self._gives_sign_of_life(slot))
-
     async def put_everything_away(self) -> None:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
         await self._end_tasks()
-        await asyncio.gather(*(self._put_on_disk(slot) for slot in self._slots.values()))
+        await asyncio.gather(*(self.put_on_disk(slot) for slot in self._slots.values()))
         await self._end_tasks()  # somebody may have doubted an engine meanwhile
 
     async def _end_tasks(self) -> None:
@@ -137,11 +130,11 @@ class Mover:
                 await self._act(slot, move)
                 seconds = self._clock() - began
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
-            self._count_failure(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
-            await self._put_on_disk(slot)
+            self.count_failure(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
+            await self.put_on_disk(slot)
             raise
         except (asyncio.CancelledError, _PlanIsStale):
-            await asyncio.shield(self._own(self._put_on_disk(slot)))
+            await asyncio.shield(self.own(self.put_on_disk(slot)))
             raise
         slot.tier = move.target
         slot.since = self._clock()
@@ -168,94 +161,19 @@ class Mover:
             case Tier.DEVICE, Tier.HOST:
                 await slot.engine.sleep()
             case _:
-                await self._put_on_disk(slot)
+                await self.put_on_disk(slot)
 
     async def _start(self, slot: Slot) -> None:
         """Start the engine and let the measured footprint replace the estimate that was reserved."""
         await slot.engine.start(slot.costs.patience(slot.restarts.rests))
-        self._own(self._bury_when_dead(slot))
+        self.started(slot)
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):
             reason = (
                 f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)}"
             )
-            self._count_failure(slot, f"{reason} of host memory, more than was free", hopeless=False)
+            self.count_failure(slot, f"{reason} of host memory, more than was free", hopeless=False)
             raise _PlanIsStale(reason)
-
-    async def _bury_when_dead(self, slot: Slot) -> None:
-        """Wait for the end of this life of the engine; if nobody asked for it, clean up after it."""
-        gone = asyncio.create_task(slot.gone.wait())
-        died = asyncio.create_task(slot.engine.died())
-        try:
-            await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
-            while not gone.done() and slot.moving is not None:  # a move that meets a dead engine cleans up by itself
-                still = asyncio.create_task(slot.still.wait())
-                await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
-                still.cancel()
-            if not gone.done():
-                self._bury_or_revive(slot, died.result())
-        finally:
-            gone.cancel()
-            died.cancel()
-
-    async def _gives_sign_of_life(self, slot: Slot) -> bool:
-        life = slot.gone
-        try:
-            async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
-                return True
-        except EngineError:  # the death of an engine of ours has been noticed, or soon will be
-            if slot.expert.remote and slot.gone is life:
-                self._count_failure(slot, f"expert '{slot.name}' cannot be reached", hopeless=False)
-                self._changed()
-            return False
-        except TimeoutError:
-            if slot.gone is life and slot.moving is None:
-                seconds = self._sign_of_life_seconds
-                self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
-            return False
-
-    def _bury(self, slot: Slot, reason: str) -> None:
-        """Nobody gets it any more from this moment on; its end may take a while."""
-        self._note_end(slot, reason)
-        self._take_down(slot)
-
-    def _bury_or_revive(self, slot: Slot, reason: str) -> None:
-        self._note_end(slot, reason)
-        if self._is_to_start_at_once(slot):
-            self._revive(slot)
-        else:
-            self._take_down(slot)
-
-    def _note_end(self, slot: Slot, reason: str) -> None:
-        assert slot.moving is None, "whoever moves an engine cleans up after it"
-        logger.warning("expert '%s': %s", slot.name, reason)
-        self._count_failure(slot, reason, hopeless=slot.expert.remote)  # a new process there is not ours to start
-
-    def _take_down(self, slot: Slot) -> None:
-        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._own(self._lay_to_rest(slot))
-
-    def _is_to_start_at_once(self, slot: Slot) -> bool:
-        """Nobody but those who wait for it, or its pin, has a use for the room that it leaves on the device."""
-        if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
-            return False
-        wanted = slot.waiters or slot.pin is not Tier.DISK
-        return bool(wanted) and not any(other.waits_for_a_turn for other in self._slots.values())
-
-    def _revive(self, slot: Slot) -> None:
-        """Start it where it died, without a stop: its engine may load from the image that the dead one left."""
-        slot.tier = Tier.DISK
-        slot.end_life()
-        slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
-        slot.gate = len(slot.waiters)
-        self.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
-
-    async def _lay_to_rest(self, slot: Slot) -> None:
-        try:
-            await self._put_on_disk(slot)
-        finally:
-            slot.halt()
-            self._changed()
 
     async def _reserve(self, slot: Slot, target: Tier) -> None:
         """Hold the room, as soon as the moves that make it have been seen to free it.
@@ -269,13 +187,13 @@ class Mover:
         while not self._ledger.room_for(slot.name, goal):
             if not any(other.is_leaving for other in self._slots.values()):
                 reason = f"the room planned for expert '{slot.name}' did not become free"
-                self._count_failure(slot, reason, hopeless=False)
+                self.count_failure(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
             self._freed.clear()
             await self._freed.wait()
         self._ledger.reserve(slot.name, goal)
 
-    async def _put_on_disk(self, slot: Slot) -> None:
+    async def put_on_disk(self, slot: Slot) -> None:
         """Stop the engine, whatever it was doing; afterwards it holds nothing."""
         await slot.engine.stop()
         slot.tier = Tier.DISK
@@ -286,7 +204,8 @@ class Mover:
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
         self._freed.set()
 
-    def _count_failure(self, slot: Slot, reason: str, hopeless: bool) -> None:
+    def count_failure(self, slot: Slot, reason: str, hopeless: bool) -> None:
+        """One more against its restart budget; it may have to rest now."""
         now = self._clock()
         rest_seconds = slot.restarts.fail(now, hopeless)
         self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
@@ -303,7 +222,8 @@ class Mover:
         )
         logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
-    def _own(self, work: Coroutine[None, None, _Found]) -> asyncio.Task[_Found]:
+    def own(self, work: Coroutine[None, None, _Found]) -> asyncio.Task[_Found]:
+        """A task that ends with the mover, at the latest."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._disown)
@@ -313,3 +233,7 @@ class Mover:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())
+
+
+def _nobody_watches(slot: Slot) -> None:
+    """Until it is told whom to tell."""
