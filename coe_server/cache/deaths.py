@@ -107,7 +107,7 @@ class Deaths:
 
     async def _lay_to_rest(self, slot: Slot) -> None:
         try:
-            await self._mover.put_on_disk(slot)
+            await self._mover.put_on_disk(slot, at_once=True)
         finally:
             slot.halt()
             self._changed()

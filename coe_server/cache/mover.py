@@ -131,7 +131,7 @@ class Mover:
                 seconds = self._clock() - began
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
             self.count_failure(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
-            await self.put_on_disk(slot)
+            await self.put_on_disk(slot, at_once=True)
             raise
         except (asyncio.CancelledError, _PlanIsStale):
             await asyncio.shield(self.own(self.put_on_disk(slot)))
@@ -193,9 +193,9 @@ class Mover:
             await self._freed.wait()
         self._ledger.reserve(slot.name, goal)
 
-    async def put_on_disk(self, slot: Slot) -> None:
-        """Stop the engine, whatever it was doing; afterwards it holds nothing."""
-        await slot.engine.stop()
+    async def put_on_disk(self, slot: Slot, at_once: bool = False) -> None:
+        """Stop the engine, whatever it was doing, and at once if it has failed; afterwards it holds nothing."""
+        await slot.engine.stop(at_once)
         slot.tier = Tier.DISK
         slot.end_life()
         self._settle(slot)

@@ -80,8 +80,11 @@ class Engine(Protocol):
     async def wake(self) -> None:
         """Back onto the device, checked with a canary; raises `EngineError` if the answer is wrong."""
 
-    async def stop(self) -> None:
-        """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine."""
+    async def stop(self, at_once: bool = False) -> None:
+        """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine.
+
+        `at_once` is for one that has failed: it hardly gets time to end by itself.
+        """
 
     async def died(self) -> str:
         """Wait until the process ends, or hangs, without being asked to; returns the reason with the last log lines.

@@ -38,7 +38,7 @@ class RemoteEngine:
     async def wake(self) -> None:
         """Nothing to do."""
 
-    async def stop(self) -> None:
+    async def stop(self, at_once: bool = False) -> None:
         http, self._http = self._http, None
         if http is not None:
             await http.close()

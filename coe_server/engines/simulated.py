@@ -63,7 +63,7 @@ class SimulatedEngine:
         await self._pause(self._wake_seconds)
         self._awake.set()
 
-    async def stop(self) -> None:
+    async def stop(self, at_once: bool = False) -> None:
         self._running = False
         self._awake.clear()
 

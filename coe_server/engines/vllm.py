@@ -61,7 +61,7 @@ class VllmEngine:
         return self._launch.move_timeout_seconds + self._footprint.device_awake / _SLOWEST_BYTES_PER_SECOND
 
     async def start(self, within_seconds: float | None = None) -> None:
-        await self._end_run()  # what is left of a run that died; its image serves this one
+        await self._end_run(at_once=True)  # what is left of a run that died; its image serves this one
         self._died.clear()
         limit_seconds = self._launch.start_timeout_seconds
         try:
@@ -69,11 +69,11 @@ class VllmEngine:
                 run = await self._come_up()
         except (EngineError, OSError) as error:
             lines = last_lines(self._log)
-            await self.stop()
+            await self.stop(at_once=True)
             reason = _in_words(error, limit_seconds, within_seconds)
             raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {reason}\n{lines}") from error
         except BaseException:
-            await self.stop()
+            await self.stop(at_once=True)
             raise
         run.watch = asyncio.create_task(self._notice_loss(run))
 
@@ -89,9 +89,9 @@ class VllmEngine:
         with self._log_quoted():
             await self._get_up(run)
 
-    async def stop(self) -> None:
+    async def stop(self, at_once: bool = False) -> None:
         try:
-            await self._end_run()
+            await self._end_run(at_once)
         finally:
             image, self._image, self._canary = self._image, None, None
             if image is not None:
@@ -142,10 +142,10 @@ class VllmEngine:
             asleep = max(0, self._footprint.device_awake - freed_bytes)
             self._footprint = self._footprint._replace(device_asleep=asleep)
 
-    async def _end_run(self) -> None:
+    async def _end_run(self, at_once: bool) -> None:
         async with self._one_end:
             if (run := self._run) is not None:
-                await run.end()
+                await run.end(at_once)
                 if self._launch.platform == "cuda":
                     await self._device_given_back(run)
                 self._run = None

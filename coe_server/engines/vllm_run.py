@@ -17,6 +17,7 @@ CONTROL_SECONDS = 30.0
 
 _HEALTH_POLL_SECONDS = 0.1  # vLLM does not announce that it is ready, and asking costs it nothing
 _LAST_BREATH_SECONDS = 5.0  # from the loss of its core to the end of vLLM's process
+_FAILED_GRACE_SECONDS = 1.0  # vLLM without its core does not end on SIGTERM; others may wait for its memory
 _SIGNALLED = 128  # added to a signal's number in an exit status
 
 
@@ -71,15 +72,16 @@ class VllmRun:
                     return f"hangs: its worker did not answer within {self._launch.pulse_timeout_seconds:g} s"
         return _ending(self.process.over.result())
 
-    async def end(self) -> None:
+    async def end(self, at_once: bool) -> None:
         """Nobody is left when this returns. It may be called again if it was cancelled."""
+        grace_seconds = self._launch.stop_timeout_seconds
         self.ending = True
         if self.watch is not None:
             self.watch.cancel()
         try:
             await self.http.close()
         finally:
-            await self.process.end(self._launch.stop_timeout_seconds)
+            await self.process.end(min(grace_seconds, _FAILED_GRACE_SECONDS) if at_once else grace_seconds)
 
     async def _healthy(self) -> bool:
         try:

@@ -238,7 +238,7 @@ class _TimedEngine:
     async def wake(self) -> None:
         await asyncio.sleep(self._timing.wake_seconds)
 
-    async def stop(self) -> None:
+    async def stop(self, at_once: bool = False) -> None:
         await asyncio.sleep(self._timing.stop_seconds)
 
     async def died(self) -> str:

@@ -50,6 +50,7 @@ class FakeEngine:
         self.footprint = footprint or Footprint(device_awake=10, host_process=10, host_image=5)
         self.memory = memory
         self.calls = []
+        self.stops_at_once = []  # of each stop, whether it was to be at once
         self.fail = set()
         self.hangs = False
         self.is_out_of_reach = False
@@ -72,10 +73,11 @@ class FakeEngine:
     async def wake(self):
         await self._move("wake", self.footprint.device_awake, self.footprint.host)
 
-    async def stop(self):
+    async def stop(self, at_once=False):
         idle = self.life.users == 0 or self.life.over.is_set() or "closing" in self.calls
         self.memory.promise(idle, f"{self.name} was stopped while in use")
         self.calls.append("stop")
+        self.stops_at_once.append(at_once)
         self._hold(0, 0)
 
     async def died(self):

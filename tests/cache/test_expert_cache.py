@@ -174,6 +174,7 @@ def test_waking_is_used_where_a_process_sleeps_and_starting_where_none_is():
             assert [engines[n].calls for n in "ab"] == [["start", "sleep", "wake", "sleep"], ["start", "sleep", "wake"]]
             (await cache.lease("c")).release()
             assert engines["a"].calls[-1] == "stop"  # no host room for three: the sleeper goes to disk
+            assert engines["a"].stops_at_once == [False]
             assert engines["b"].calls[-1] == "sleep"
 
     run(story())
@@ -244,6 +245,7 @@ def test_a_failed_wake_or_sleep_stops_the_engine_and_the_request_is_served_all_t
                 (await cache.lease(name)).release()
             calls = engines["a"].calls
             assert calls[calls.index(call) + 1 :] == then
+            assert engines["a"].stops_at_once == [True]  # others wait for its memory, and it has nothing to finish
 
     run(story())
 
@@ -262,6 +264,7 @@ def test_an_engine_that_dies_frees_its_bytes_and_the_next_request_starts_it_agai
             assert status(cache, "a").leases == 1
             again.release()
             assert engines["a"].calls == ["start", "stop", "start"]
+            assert engines["a"].stops_at_once == [True]
 
     run(story())
 

@@ -228,6 +228,18 @@ def test_an_engine_that_ignores_sigterm_is_killed(stand_in: StandInLaunch) -> No
     assert not any(runs(pid) for pid in asyncio.run(story()))
 
 
+def test_an_engine_that_has_failed_is_not_given_the_time_of_one_that_works(stand_in: StandInLaunch) -> None:
+    async def story() -> list[int]:
+        engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=600))
+        await engine.start()
+        pids = process_tree(keeper_of(engine))
+        async with asyncio.timeout(60):
+            await engine.stop(at_once=True)
+        return pids
+
+    assert not any(runs(pid) for pid in asyncio.run(story()))
+
+
 def test_whoever_stops_while_a_stop_is_under_way_waits_for_its_end(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
