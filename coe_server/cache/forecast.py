@@ -60,13 +60,10 @@ class Forecast:
                 later.append(turn)
             else:
                 self._give(turn)
-        self._wakes_from = self._places[0]
+        self.wake_after_all = self._places[0]  # when an expert whose turn is the last can begin to come
         for turn in later:
             self._give(turn)
-
-    def after_all(self, from_disk: bool) -> float:
-        """When an expert can begin to come whose turn is the last."""
-        return max(self._places[0], self._starts_from) if from_disk else self._wakes_from
+        self.start_after_all = max(self._places[0], self._starts_from)
 
     def _give(self, turn: Ahead) -> None:
         begins = max(heapq.heappop(self._places), self._starts_from if turn.from_disk else 0.0)

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from functools import partial
 
 from coe_server.cache.forecast import Ahead, Expected, Forecast, passed
+from coe_server.cache.planner import Move
 from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Queue, turns
-from coe_server.cache.slot import Slot
+from coe_server.cache.slot import Failure, Slot
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
+
+_State = tuple[bool, Tier, Move | None, Failure | None, Tier, bool]  # all that says which of the sets a slot belongs to
 
 
 class Overview:
@@ -37,6 +40,7 @@ class Overview:
         self._in_turn_off_disk: dict[str, Slot] = {}  # of those, the ones that need no start
         self._queues: dict[str, Queue] = {}  # of those, the ones that somebody has asked for
         self._standing = Standing.of(())
+        self._states: dict[str, _State] = {}  # of each slot, when it was last looked at
         self._changed: dict[str, Slot] = dict(slots)
         self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
         self._prospects_here: dict[str, Prospect] = {}
@@ -171,20 +175,33 @@ class Overview:
         if not self._changed:
             return
         for name, slot in self._changed.items():
-            waits, settled = bool(slot.waiters), slot.settled
-            _keep(self._settled, slot, settled)
-            _keep(self._waiting, slot, waits)
-            _keep(self._at_hand, slot, waits and settled)
-            _keep(self._moving, slot, slot.moving is not None)
-            _keep(self._starting, slot, slot.is_starting)
-            _keep(self._failed, slot, slot.failure is not None)
-            _keep(self._below_pin, slot, slot.tier.depth > slot.pin.depth)
-            in_turn = waits and slot.waits_for_a_turn
-            _keep_last(self._in_turn, slot, in_turn)
-            _keep_last(self._in_turn_off_disk, slot, in_turn and slot.tier is not Tier.DISK)
+            state = (bool(slot.waiters), slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
+            if state != self._states.get(name):
+                self._states[name] = state
+                self._sort_in(name, slot)
+            _keep_last(self._in_turn, name, slot)
+            _keep_last(self._in_turn_off_disk, name, slot)
             self._queues.pop(name, None)
             self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
         self._changed.clear()
+
+    def _sort_in(self, name: str, slot: Slot) -> None:
+        waits, settled, in_turn = bool(slot.waiters), slot.settled, slot.waits_for_a_turn
+        for where, belongs in (
+            (self._settled, settled),
+            (self._waiting, waits),
+            (self._at_hand, waits and settled),
+            (self._moving, slot.moving is not None),
+            (self._starting, slot.is_starting),
+            (self._failed, slot.failure is not None),
+            (self._below_pin, slot.tier.depth > slot.pin.depth),
+            (self._in_turn, in_turn),
+            (self._in_turn_off_disk, in_turn and slot.tier is not Tier.DISK),
+        ):
+            if belongs:
+                where[name] = slot
+            else:
+                where.pop(name, None)
 
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
@@ -219,14 +236,7 @@ def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     return slot.seconds_left(now) + left + down
 
 
-def _keep_last(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:
-    where.pop(slot.name, None)
-    if belongs:
-        where[slot.name] = slot
-
-
-def _keep(where: dict[str, Slot], slot: Slot, belongs: bool) -> None:
-    if belongs:
-        where[slot.name] = slot
-    else:
-        where.pop(slot.name, None)
+def _keep_last(where: dict[str, Slot], name: str, slot: Slot) -> None:
+    """Whoever is in there at all comes last now."""
+    if where.pop(name, None) is not None:
+        where[name] = slot

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from heapq import heapify, heappop
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -116,11 +117,11 @@ def _make_room(standing: Standing, short: Bytes, may_leave: Callable[[Holding], 
         if not draft.gains_from(standing.held[way.source]):
             continue
         gain = draft.gain_from(way)
-        there = standing.tiers[way.source].values()
-        for holding in way.in_order([one for one in there if gain(one.footprint) > 0 and may_leave(one)]):
+        for holding in way.in_order(standing.tiers[way.source].values()):
             if draft.fits:
                 break
-            draft.demote(holding, way.target(holding))
+            if gain(holding.footprint) > 0 and may_leave(holding):
+                draft.demote(holding, way.target(holding))
     if not draft.fits:
         return None
     draft.spare_the_unneeded()
@@ -136,13 +137,14 @@ class _WayDown:
     worth: Callable[[Holding], tuple[bool, float, str]]
     device_gain: Callable[[Footprint], int]  # at most, by lowering somebody who is there
 
-    def in_order(self, leaving: list[Holding]) -> list[Holding]:
-        """The first one to leave first: who drains already, then who is not wanted, then the least worth."""
-        if len(leaving) > 1:
-            leaving.sort(key=self.worth)
-            if any(map(_IS_LEAVING, leaving)):
-                leaving.sort(key=_IS_LEAVING, reverse=True)
-        return leaving
+    def in_order(self, there: Collection[Holding]) -> Iterator[Holding]:
+        """The first one to leave first: who drains already, then who is not wanted, then the least worth. One after the
+        other, because most plans need one or two of 150."""
+        worth = self.worth
+        line = [(not one.leaving, worth(one), one) for one in there]
+        heapify(line)
+        while line:
+            yield heappop(line)[2]
 
 
 def _rests_in(holding: Holding) -> Tier:

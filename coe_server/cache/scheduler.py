@@ -15,6 +15,7 @@ from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.engines.engine import Footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ def conduct(
     return orders.so_far()
 
 
+_Kind = tuple[Tier, Footprint, Tier]  # where they are, what they hold, where they are pinned: they need the same room
+
+
 class _Orders:
     """The orders of one pass in the making: what has been decided stands for those who come later in it."""
 
@@ -98,6 +102,7 @@ class _Orders:
         self._plans: list[Plan] = []
         self._unseen: list[Plan] = []  # begun, but not yet in the standing: few passes come to a next turn
         self._moving: set[str] = set()  # by those plans
+        self._in_vain: set[_Kind] = set()  # there is no room yet for any of this kind
         self._draining: set[str] = set()
         self._staying: set[str] = set()
         self._never: dict[str, str] = {}
@@ -113,12 +118,20 @@ class _Orders:
         """Decide about one turn; True if it waits for room that nobody behind it may take."""
         while self._unseen:
             self._standing = _after(self._standing, self._unseen.pop())
+            self._in_vain.clear()
         goal = self._standing.holding(turn.expert)
         assert goal is not None, "who waits takes part"
         if goal.tier is Tier.DEVICE:
             self._let_stay(goal, turn)
             return False
+        return self._bring(goal, turn, tenured_since)
+
+    def _bring(self, goal: Holding, turn: Turn, tenured_since: float) -> bool:
+        kind = goal.tier, goal.footprint, goal.pin
+        if kind in self._in_vain and not turn.overdue:
+            return True  # whoever was before it is at least as pressing, and waits for the same
         if not turn.pressing and nobody_can_leave(self._standing, goal, self._capacity):
+            self._in_vain.add(kind)
             return True
         match plan(self._standing, goal, self._capacity, tenured_since):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
@@ -127,8 +140,10 @@ class _Orders:
             case Never(sentence):
                 self._never[goal.name] = sentence
                 return False
-            case NotYet(leaving) if turn.pressing:
-                self._draining.update(leaving)
+            case NotYet(leaving):
+                self._in_vain.add(kind)
+                if turn.pressing:
+                    self._draining.update(leaving)
         return True
 
     def _let_stay(self, goal: Holding, turn: Turn) -> None:
@@ -156,28 +171,23 @@ def turns(
     One after the other, because whoever asks seldom needs all of them, and who is `concerned` may depend on what was
     done about those before.
     """
-    overdue: list[Queue] = []
-    others: list[Queue] = []
-    for queue in queues:
-        late = policy.bounded and now - queue.arrivals[0] >= max_wait_seconds
-        (overdue if late else others).append(queue)
-
-    def urgency(queue: Queue) -> float:
-        return -queue.waited(now) / max(queue.switch_seconds, _INSTANT) if policy.weighs_waiting else queue.arrivals[0]
-
-    def pressing(queue: Queue) -> bool:
-        return not policy.collates or (policy.weighs_waiting and queue.waited(now) >= queue.switch_seconds)
-
-    for queue in _in_order(overdue, lambda queue: queue.arrivals[0]):
-        if concerned(queue.expert):
-            yield Turn(queue.expert, pressing=True, overdue=True)
-    for queue in _in_order([queue for queue in others if concerned(queue.expert)], urgency):
-        if concerned(queue.expert):
-            yield Turn(queue.expert, pressing(queue), overdue=False)
-
-
-def _in_order(queues: list[Queue], key: Callable[[Queue], float]) -> list[Queue]:
-    return queues if len(queues) <= 1 else sorted(queues, key=key)
+    overdue: list[tuple[float, int, Turn]] = []
+    others: list[tuple[float, int, Turn]] = []
+    for number, queue in enumerate(queues):
+        oldest = queue.arrivals[0]
+        if policy.bounded and now - oldest >= max_wait_seconds:
+            overdue.append((oldest, number, Turn(queue.expert, pressing=True, overdue=True)))
+        elif policy.weighs_waiting:
+            waited, switch_seconds = queue.waited(now), queue.switch_seconds
+            turn = Turn(queue.expert, waited >= switch_seconds or not policy.collates, overdue=False)
+            others.append((-waited / max(switch_seconds, _INSTANT), number, turn))
+        else:
+            others.append((oldest, number, Turn(queue.expert, not policy.collates, overdue=False)))
+    for line in overdue, others:
+        line.sort()
+        for _, _, turn in line:
+            if concerned(turn.expert):
+                yield turn
 
 
 def seconds_until_pressing(

@@ -195,12 +195,6 @@ class Slot:
             case "lfu":
                 return float(self.uses)
 
-    def worth_in_host(self, retention: Retention) -> float:
-        """The same where leaving costs a cold start and frees host memory."""
-        if retention != "gdsf":
-            return self.worth(retention)
-        return self.credit * self.costs.start / max(self.engine.footprint.host, 1)
-
     def serving_seconds(self, requests: int, max_concurrency: int) -> float:
         """Seconds in which it has answered so many, going by those it has answered so far."""
         return ceil(requests / max_concurrency) * self.costs.service
@@ -226,16 +220,20 @@ class Slot:
 
     def holding(self, retention: Retention) -> Holding:
         """Itself as the planner sees it: where it will stand once the move under way is done."""
+        footprint = self.engine.footprint
+        worth = in_host = self.worth(retention)
+        if retention == "gdsf":  # leaving host memory costs a cold start and frees other bytes
+            in_host = self.credit * self.costs.start / max(footprint.host, 1)
         return Holding(
             self.name,
             self.moving.target if self.moving else self.tier,
-            self.engine.footprint,
+            footprint,
             busy=self.busy,
             wanted=bool(self.waiters),
             leaving=self.draining,
             since=self.since,
-            worth=self.worth(retention),
-            worth_in_host=self.worth_in_host(retention),
+            worth=worth,
+            worth_in_host=in_host,
             pin=self.pin,
         )
 

@@ -99,11 +99,12 @@ class Waits:
 
     def _until_up(self, name: str, expected: Expected, forecast: Forecast) -> float:
         """Seconds until it is on the device and lets in those who come now."""
-        if name in forecast.until:
-            return forecast.until[name]
+        turn = forecast.until.get(name)
+        if turn is not None:
+            return turn
         if expected.on_its_way:
             return self._slots[name].seconds_left(self._clock())
-        return forecast.after_all(expected.from_disk) + expected.up_seconds
+        return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
 
 
 def _sharer(slot: Slot) -> Sharer:

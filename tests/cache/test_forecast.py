@@ -71,7 +71,7 @@ def ahead(expert, from_disk=False, switch=2.0, serving=5.0):
 def test_turns_follow_each_other_on_the_places_there_are():
     one = Forecast([ahead("a"), ahead("b"), ahead("c")], [4.0], 0.0)
     assert one.until == {"a": 6, "b": 13, "c": 20}
-    assert one.after_all(from_disk=False) == 25
+    assert one.wake_after_all == 25
     two = Forecast([ahead("a"), ahead("b"), ahead("c")], [4.0, 0.0], 0.0)
     assert two.until == {"a": 2, "b": 6, "c": 9}
 
@@ -80,8 +80,8 @@ def test_a_start_waits_for_the_one_before_and_no_wake_waits_for_it():
     turns = [ahead("a", from_disk=True, switch=40), ahead("b", from_disk=True, switch=40), ahead("c")]
     found = Forecast(turns, [0.0, 0.0], starts_from=0.0)
     assert found.until == {"a": 40, "c": 2, "b": 80}
-    assert found.after_all(from_disk=False) == 7
-    assert found.after_all(from_disk=True) == 80
+    assert found.wake_after_all == 7
+    assert found.start_after_all == 80
 
 
 def test_where_nobody_can_leave_there_is_nothing_to_foretell():

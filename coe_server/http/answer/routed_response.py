@@ -156,7 +156,7 @@ class RoutedResponse(Response):
         if self._errand.due is None:
             return True
         left_seconds = self._errand.due - asyncio.get_running_loop().time()
-        return self._cache.waits.outlooks()[expert].predicted_wait_seconds < left_seconds
+        return self._cache.waits.predicted_seconds(expert) < left_seconds
 
     def _follow(self, decision: RoutingDecision) -> None:
         self._decision, self._waited = decision, {}
