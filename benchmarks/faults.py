@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import aiohttp
@@ -59,6 +60,7 @@ BLOWS_FOR_EACH_TO_REAL = 40  # it takes half a minute and more to be back
 REAL_PATIENCE_SECONDS = 100.0  # for an answer of the real one, as its clients say
 REAL_START_SECONDS = 300.0
 QUIET_WITHIN_SECONDS = 90.0
+_LOOKS = 20  # at the memory, one a second; the median of the last ones counts
 LEAST_SECONDS_FOR_MEMORY = 120.0  # before, logs of events and decisions have not reached their bounds
 
 
@@ -140,18 +142,30 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+async def _look_at_memory(server: Server, sizes: list[int]) -> None:
+    while True:
+        sizes.append(server.resident_bytes)
+        await asyncio.sleep(1.0)
+
+
 async def _story(server: Server, options: argparse.Namespace, findings: Findings) -> tuple[int, int]:
-    """Warm up under the same load and faults, look at the memory, go on for the whole time, look again."""
+    """Warm up under the same load and faults, look at the memory, go on for the whole time, look again.
+
+    It rises and falls by some MiB with what is in flight, so what counts is the median of the last seconds of each.
+    """
     chance = random.Random(options.seed)
     timeout = aiohttp.ClientTimeout(total=180)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         await _all_is_up(session, server)
         if server.has_real:
             await _hear_real(session, server)
+        sizes: list[int] = []
+        looking = asyncio.create_task(_look_at_memory(server, sizes))
         await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2), findings)
-        before = server.resident_bytes
+        before = round(median(sizes[-_LOOKS:]))
         await _trouble(session, server, chance, options.clients, options.seconds, findings)
-        after = server.resident_bytes
+        after = round(median(sizes[-_LOOKS:]))
+        looking.cancel()
     if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
         findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
     findings.must(findings.answered > 0, "nothing was answered at all")
@@ -476,7 +490,8 @@ def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, in
         *(f"| {outcome} | {count:,} |" for outcome, count in sorted(findings.outcomes.items())),
         "",
         f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "
-        f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end.",
+        f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end "
+        f"(medians of {_LOOKS} seconds).",
         "",
         verdict,
         *(f"- {sentence}" for sentence in findings.wrong[:50]),
