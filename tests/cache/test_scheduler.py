@@ -1,10 +1,13 @@
 """Whose turn it is: overdue by deadline, then by waiting worth a switch."""
 
+import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cache import scheduler
 from coe_server.cache.policy import FIFO
 from coe_server.cache.queue import WEIGHTS
 from coe_server.cache.scheduler import (
@@ -139,6 +142,43 @@ def test_no_two_plans_of_a_pass_move_the_same_expert(world, arrivals, starting):
     orders = conduct(Standing.of(holdings), queues, capacity, 100.0, Limits(max_wait_seconds=30), starting=starting)
     moved = [move.expert for ready in orders.plans for move in ready.moves]
     assert len(moved) == len(set(moved))
+
+
+KINDS = [Footprint(device_awake=size, host_image=image) for size, image in ((10, 10), (10, 12), (6, 6))]
+
+
+def crowd(chance):
+    """A full device, and many who wait for room on it, most of them alike; what they need a switch for costs time."""
+    sizes = chance.sample(KINDS, chance.randint(1, 2))
+    here = [
+        Holding(f"here {at}", Tier.DEVICE, chance.choice(sizes), busy=chance.random() < 0.7, worth=chance.random())
+        for at in range(chance.randint(1, 3))
+    ]
+    away = []
+    for at in range(chance.randint(2, 6)):
+        tier = chance.choice([Tier.HOST, Tier.HOST, Tier.DISK])
+        pin, worth = chance.choice([Tier.DISK, Tier.DISK, tier]), chance.random()
+        away.append(Holding(f"away {at}", tier, chance.choice(sizes), wanted=True, worth_in_host=worth, pin=pin))
+    queues = [Queue(one.name, (chance.uniform(0, 99),), chance.uniform(1, 99)) for one in away]
+    standing = Standing.of([*here, *away])
+    return standing, queues, standing.used + Bytes(chance.randint(0, 8), chance.randint(0, 12))
+
+
+@pytest.mark.parametrize("starting", [True, False])
+def test_to_plan_once_for_all_who_need_the_same_room_orders_the_same(starting, monkeypatch):
+    class Forgetful(scheduler._Orders):
+        def _bring(self, *turn):
+            self._in_vain.clear()
+            return super()._bring(*turn)
+
+    chance = random.Random(0)
+    for _ in range(3000):
+        standing, queues, capacity = crowd(chance)
+        how = {"now": 100.0, "limits": Limits(max_wait_seconds=80), "starting": starting}
+        once = conduct(standing, queues, capacity, **how)
+        with monkeypatch.context() as patched:
+            patched.setattr(scheduler, "_Orders", Forgetful)
+            assert conduct(standing, queues, capacity, **how) == once
 
 
 def test_who_is_lowered_for_a_start_is_not_started_itself_in_the_same_pass():
