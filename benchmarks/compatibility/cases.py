@@ -124,12 +124,12 @@ def raw(path: str, embedder: bool = False, **fields: Any) -> Ask:
 
 def anthropic(stream: bool = False, temperature: float = 0.0, **options: Any) -> Ask:
     def ask(side: Side) -> Any:
-        client = anthropic_client.Anthropic(base_url=side.url, api_key="none", max_retries=0)
         fields = {"model": side.model, "max_tokens": 12, "messages": MESSAGES, **options}
         fields["extra_body"] = {"temperature": temperature}  # the library has no argument for it any more
-        if not stream:
-            return plain(client.messages.create(**fields))
-        return [plain(one) for one in client.messages.create(**fields, stream=True)]
+        with anthropic_client.Anthropic(base_url=side.url, api_key="none", max_retries=0) as client:
+            if not stream:
+                return plain(client.messages.create(**fields))
+            return [plain(one) for one in client.messages.create(**fields, stream=True)]
 
     return ask
 
