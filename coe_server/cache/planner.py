@@ -152,7 +152,6 @@ def _rests_in(holding: Holding) -> Tier:
 
 
 _NOTHING = Bytes()
-_IS_LEAVING = attrgetter("leaving")
 _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_asleep"), attrgetter("host")
 
 # cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does

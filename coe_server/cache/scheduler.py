@@ -129,7 +129,7 @@ class _Orders:
     def _bring(self, goal: Holding, turn: Turn, tenured_since: float) -> bool:
         kind = goal.tier, goal.footprint, goal.pin
         if kind in self._in_vain and not turn.overdue:
-            return True  # whoever was before it is at least as pressing, and waits for the same
+            return True  # one before it waits for the same, and is as pressing, unless a switch costs nothing
         if not turn.pressing and nobody_can_leave(self._standing, goal, self._capacity):
             self._in_vain.add(kind)
             return True

@@ -83,7 +83,7 @@ class Engine(Protocol):
     async def stop(self, at_once: bool = False) -> None:
         """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine.
 
-        `at_once` is for one that has failed: it hardly gets time to end by itself.
+        `at_once` is for one that has failed or whose start was given up: it hardly gets time to end by itself.
         """
 
     async def died(self) -> str:
