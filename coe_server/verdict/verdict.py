@@ -1,0 +1,233 @@
+"""What an expert sent: an answer, the caller's mistake, or the expert's failure. Every API, streamed or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from coe_server.verdict.answer import Says, has_good_choice, said_in_body, said_in_event, tokens_counted
+from coe_server.verdict.complaint import Cause, Complaint, cause_of, read_complaint, speaks_of_account
+
+LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
+BacksOff = Literal["at once", "in a row", "never"]
+
+_AT_ONCE = frozenset((401, 402, 407, 429, 503, 529))
+# What depends on the request, not on the expert: the next request may well be answered.
+_NEVER = frozenset((Cause.CALLER, Cause.CONTEXT, Cause.PATH, Cause.UNSUPPORTED, Cause.SILENT))
+_CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # of a response that failed
+_END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
+_MOST_TRIED = 32  # places with the word, from the end of a long body
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`cause` is None for an answer. `status`: HTTP's, or the one that an error under HTTP 200 stands for.
+
+    `message` is the expert's own word, for the operator's log; it may repeat what was asked.
+    """
+
+    cause: Cause | None
+    status: int = 200
+    message: str = ""
+    about_account: bool = False  # whatever the cause: its words are not for callers
+
+    @property
+    def is_failure(self) -> bool:
+        """The expert's, so that another one may be asked."""
+        return self.cause not in {None, Cause.CALLER}
+
+    @property
+    def backs_off(self) -> BacksOff:
+        """When this failure keeps requests away from the expert: at once, as the third in a row, or never."""
+        if self.cause in _NEVER:
+            return "never"
+        return "at once" if self.status in _AT_ONCE else "in a row"
+
+
+ANSWER = Verdict(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One whole event of a stream. `counted`: it tells of at least one token of the answer."""
+
+    says: Says
+    verdict: Verdict | None = None  # where it tells of an error
+    counted: bool = False
+
+
+def judge_status(status: int, body: bytes) -> Verdict:
+    """An answer with a status that is no success; of the body at least the beginning."""
+    payload = _json_of(body)
+    told = payload[0] if isinstance(payload, list) and payload else payload
+    error = told.get("error") or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
+    return _judged(read_complaint(error, status))
+
+
+def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
+    """The whole body of a 200 that is no stream. `may_be_silent`: the caller asked for a stop or a length, or for no
+    token at all, so that an empty text may be all there is."""
+    if not body.strip():
+        return _broken("an empty body")
+    payload = _json_of(body)
+    if payload is None:
+        return _judge_text(body, endpoint)
+    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
+        return error
+    match said_in_body(payload, endpoint):
+        case Says.WORD:
+            return ANSWER
+        case Says.NOTHING:
+            return _broken("no answer in its body")
+    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
+
+
+def judge_beginning(body: bytes) -> Verdict:
+    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's."""
+    start = body.lstrip()[:1]
+    if start not in {b"{", b"["}:
+        return _judge_text(body, "")
+    opening = re.match(rb'\s*\{\s*"error"\s*:\s*(?!\s|null)', body)
+    return _broken("an error") if opening is not None else ANSWER
+
+
+def judge_end(end: bytes) -> Verdict:
+    """What the end of a long body says of it: an error beside no good choice, or choices that all ended in one."""
+    payload = _last_member(end, b'"error"')
+    reasons = re.findall(rb'(?<!\\)"finish_reason"\s*:\s*"(\w+)"', end)
+    if reasons and set(reasons) == {b"error"}:
+        return _judged(read_complaint(payload or "a choice that ended in an error", None))
+    return ANSWER if payload is None or reasons else _judged(read_complaint(payload, None))
+
+
+def judge_event(event: bytes) -> Event:
+    """One whole event. A comment says nothing; `[DONE]` alone is the end of nothing."""
+    name, data = _fields_of(event)
+    if data is None:
+        return Event(Says.NOTHING)
+    payload = _json_of(data)
+    if not isinstance(payload, Mapping):
+        if name == "error":
+            return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
+        return Event(Says.SILENCE if data.strip() == b"[DONE]" else Says.WORD)
+    verdict = _error_in_event(name, payload)
+    if verdict is not None:
+        return Event(Says.NOTHING, verdict)
+    return Event(said_in_event(payload), counted=tokens_counted(payload))
+
+
+def events_in(events: bytes) -> Iterator[bytes]:
+    """Each of several whole events; what follows the last of them is one more."""
+    start = 0
+    for match in _END_OF_EVENT.finditer(events):
+        yield events[start : match.end()]
+        start = match.end()
+    if start < len(events):
+        yield events[start:]
+
+
+def _judged(complaint: Complaint) -> Verdict:
+    return Verdict(cause_of(complaint), complaint.status, complaint.message, speaks_of_account(complaint))
+
+
+def _broken(what: str) -> Verdict:
+    return Verdict(Cause.BROKEN, 502, what)
+
+
+SILENT = Verdict(Cause.SILENT, 502, "an answer without a word or a token")
+NO_EVENTS = _broken("a stream without an answer")
+NO_STREAM = _broken("a body where a stream was asked for")
+
+
+def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
+    """An error where an answer was due; what stands beside one good choice is none."""
+    if has_good_choice(payload):
+        return None
+    error = payload.get("error")
+    if not error and payload.get("object") == "error":
+        error = payload
+    choices = payload.get("choices")
+    if not error and isinstance(choices, list) and choices:  # all of them failed
+        own = (one.get("error") for one in choices if isinstance(one, Mapping))
+        error = next((one for one in own if one), "a choice that ended in an error")
+    if not error:
+        return None
+    return _judged(read_complaint(error, None, _unstated(error) if payload.get("status") == "failed" else 502))
+
+
+def _error_in_event(name: str, payload: Mapping[str, Any]) -> Verdict | None:
+    """An error that ends a stream, in any of the four APIs."""
+    if payload.get("type") == "response.failed":
+        response = payload.get("response")
+        error = response.get("error") if isinstance(response, Mapping) else None
+        return _judged(read_complaint(error or "a response that failed", None, _unstated(error)))
+    is_error = name == "error" or payload.get("type") == "error" or payload.get("object") == "error"
+    error = payload.get("error") or (payload if is_error else None)
+    if error is None or (has_good_choice(payload) and not is_error):
+        choices = payload.get("choices")
+        failed = isinstance(choices, list) and bool(choices) and not has_good_choice(payload)
+        return _judged(read_complaint("a choice that ended in an error", None)) if failed else None
+    code = {"code": payload["code"]} if isinstance(error, str) and "code" in payload else {}
+    return _judged(read_complaint({"message": error, **code} if code else error, None))
+
+
+def _unstated(error: object) -> int:
+    """The status of an error that states none."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return 400 if isinstance(code, str) and (code in _CALLERS_OWN or "image" in code) else 502
+
+
+def _judge_text(body: bytes, endpoint: str) -> Verdict:
+    """A body that is no JSON: events, or JSON by the line, that were called something else; a page; or a text."""
+    start = body.lstrip()
+    if start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
+        found = [judge_event(event) for event in events_in(body)]
+        failure = next((one.verdict for one in found if one.verdict is not None), None)
+        return failure or (ANSWER if any(one.says is Says.WORD for one in found) else NO_EVENTS)
+    first = _json_of(start.splitlines()[0]) if start else None
+    if isinstance(first, Mapping):
+        return judge_body(start.splitlines()[0], "" if "error" not in first else endpoint, may_be_silent=True)
+    return _broken("a web page" if start.startswith(b"<") else "no JSON")
+
+
+def _fields_of(event: bytes) -> tuple[str, bytes | None]:
+    """The name and the data of an event; None for one without data (WHATWG, server-sent events, 9.2.6)."""
+    name, lines = "", []
+    for line in re.split(rb"\r\n|\n|\r", event):
+        if line.startswith(b"data:"):
+            lines.append(line[5:].removeprefix(b" "))
+        elif line.startswith(b"event:"):
+            name = line[6:].strip().decode("utf-8", "replace")
+    return name, b"\n".join(lines) if lines else None
+
+
+def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
+    """The value of a top-level member `word` that an object ends with; None where there is none.
+
+    From the word on there is an object's rest, which with a brace before it is JSON exactly where the word was a key.
+    """
+    start = len(end)
+    for _ in range(_MOST_TRIED):
+        start = end.rfind(word, 0, start)
+        if start < 0:
+            return None
+        payload = _json_of(b"{" + end[start:])
+        if isinstance(payload, Mapping):
+            found = payload[word.strip(b'"').decode()]
+            return found or None
+    return None
+
+
+def _text_of(payload: object, data: bytes) -> str:
+    return payload if isinstance(payload, str) else data.decode("utf-8", "replace")
+
+
+def _json_of(data: bytes) -> Any:
+    """The JSON value; None where it is none, or `null`."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
