@@ -30,11 +30,18 @@ CoeError
 ├── JournalUnavailable (503)   the decision log cannot be written or read now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
+    ├── TooLongForExpert (400) the request is longer than it takes
     ├── EngineRefused (4xx)    it answered with an error that no client of OpenAI's could read
+    ├── ConnectionLost (502)   a connection used before was closed in place of an answer; the request is not sent again
     └── EngineDied (502)
+        └── EngineUnreachable (502)    no connection to it could be made: it has not seen the request
 """
 
 from __future__ import annotations
+
+from typing import Literal
+
+BacksOff = Literal["at once", "in a row", "never"]
 
 
 def first_line(message: str) -> str:
@@ -49,6 +56,7 @@ class CoeError(Exception):
     type = "server_error"
     code = "internal_error"
     retry_after_seconds: float | None = None  # when trying again makes sense
+    should_retry = False  # the caller may send the same again at once; here it was not, for it may count twice
 
     @property
     def sentence(self) -> str:
@@ -207,9 +215,18 @@ class Overloaded(CoeError):
 
 
 class UpstreamLimited(Overloaded):
-    """An expert that is answered elsewhere takes no more requests there for now: no queue of ours is full."""
+    """An expert that is answered elsewhere takes no more requests there for now: no queue of ours is full.
+
+    `asked_seconds`: what its server asked to wait; None where it did not say.
+    """
 
     code = "upstream_rate_limited"
+    cause = "429"
+    backs_off: BacksOff = "at once"
+
+    def __init__(self, message: str, asked_seconds: float | None) -> None:
+        super().__init__(message, 1.0 if asked_seconds is None else asked_seconds)
+        self.asked_seconds = asked_seconds
 
 
 class RateLimited(Overloaded):
@@ -260,10 +277,17 @@ class JournalUnavailable(CoeError):
 
 
 class EngineError(CoeError):
-    """An engine did not do what was asked of it."""
+    """An engine did not do what was asked of it.
+
+    `cause`, a word or a status, and `backs_off` say what follows for an expert that is answered elsewhere: requests are
+    kept away from it at once, after the third such failure in a row, or never.
+    """
 
     status = 502
     code = "engine_error"
+    cause = "no answer"
+    backs_off: BacksOff = "in a row"
+    asked_seconds: float | None = None  # what its server asked to wait
 
 
 class EngineStartFailed(EngineError):
@@ -272,6 +296,15 @@ class EngineStartFailed(EngineError):
     status = 503
     code = "engine_start_failed"
     retry_after_seconds = 1.0
+
+
+class TooLongForExpert(EngineError):
+    """A request is too long for this expert; one that holds more may take it."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "context_length_exceeded"  # as OpenAI says it
+    backs_off = "never"
 
 
 class EngineRefused(EngineError):
@@ -297,3 +330,23 @@ class EngineDied(EngineError):
     """An engine's process ended, or its connection broke, while it was needed."""
 
     code = "engine_died"
+
+
+class EngineUnreachable(EngineDied):
+    """No connection to an engine could be made, so it has not seen the request."""
+
+    code = "engine_unreachable"
+    cause = "unreachable"
+    backs_off = "at once"
+
+
+class ConnectionLost(EngineError):
+    """A connection used before was closed before a byte of the answer came.
+
+    That says nothing of the engine: servers close what has been idle for long, and this request crossed that. Whether it was
+    read is not known, so it is not sent again by itself: what answers may have been paid for it.
+    """
+
+    code = "connection_lost"
+    should_retry = True
+    backs_off = "never"

@@ -59,12 +59,13 @@ class Deaths:
             async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
                 return True
         except EngineError:  # the death of an engine of ours has been noticed, or soon will be
-            if slot.expert.remote and slot.gone is life:
-                self._mover.count_failure(slot, f"expert '{slot.name}' cannot be reached", hopeless=False)
-                self._changed()
+            if slot.expert.remote:
+                self._mover.count_remote_failure(slot, "unreachable", at_once=True)
             return False
         except TimeoutError:
-            if slot.gone is life and slot.moving is None:
+            if slot.expert.remote:
+                self._mover.count_remote_failure(slot, "not responding", at_once=True)
+            elif slot.gone is life and slot.moving is None:
                 seconds = self._sign_of_life_seconds
                 self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
             return False
@@ -84,7 +85,7 @@ class Deaths:
     def _note_end(self, slot: Slot, reason: str) -> None:
         assert slot.moving is None, "whoever moves an engine cleans up after it"
         logger.warning("expert '%s': %s", slot.name, reason)
-        self._mover.count_failure(slot, reason, hopeless=slot.expert.remote)  # a new process there is not ours to start
+        self._mover.count_failure(slot, reason, hopeless=False)
 
     def _take_down(self, slot: Slot) -> None:
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))

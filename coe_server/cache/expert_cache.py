@@ -113,14 +113,20 @@ class ExpertCache:
         self._refuse_what_cannot_be(slot)
         self._conductor.foresight.asked_for(name)
         waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
+        is_try = slot.backoff.begin_try()
         self._waiting += 1
         self._admit(slot)
         if not waiter.granted.done():
             self._changed.set()
         try:
-            return await waiter.granted
-        except asyncio.CancelledError:
-            self._forget(slot, waiter)
+            lease = await waiter.granted
+            lease.is_try = is_try
+            return lease
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError):
+                self._forget(slot, waiter)
+            if is_try:
+                slot.backoff.end_try()
             raise
         finally:
             self._waiting -= 1
@@ -131,6 +137,19 @@ class ExpertCache:
         has_room = slot.admits and slot.leases < self.limits.max_concurrency
         return has_room and not slot.waiters and self._policy.collates
 
+    def count_failure(self, name: str, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
+        """An expert that is answered elsewhere gave no answer, for that reason, and asked to be left alone for so long.
+
+        The engines that run here have health checks instead: of them nothing is counted.
+        """
+        slot = self._slot(name)
+        if slot.expert.remote:
+            self._mover.count_remote_failure(slot, cause, at_once, asked_seconds)
+
+    def end_try(self, name: str) -> None:
+        """The request that tried an expert after its backoff is over, and said nothing of it."""
+        self._slot(name).backoff.end_try()
+
     def departure_of(self, name: str) -> asyncio.Event:
         """Set when the expert has left the device, the next time it does."""
         return self._slot(name).left
@@ -138,6 +157,7 @@ class ExpertCache:
     async def load(self, name: str) -> None:
         """Bring an expert to the device, waiting its turn like a request. One that failed is tried again at once."""
         slot = self._slot(name)
+        slot.backoff.forgive()
         if slot.failure is not None:
             slot.failure = None
             slot.restarts.forgive()
@@ -233,6 +253,7 @@ class ExpertCache:
     def _answered(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
         if slot.gone is life:
             slot.restarts.answer()
+            slot.backoff.answer(granted)
             slot.costs.learn_service(self._clock() - granted)
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
@@ -247,6 +268,9 @@ class ExpertCache:
             raise ExpertUnavailable(_CLOSING)
         if slot.failure is not None:
             raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - self._clock()))
+        if (refusal := slot.backoff.refusal(self._clock())) is not None:
+            seconds = slot.backoff.seconds_left(self._clock())
+            raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", seconds)
         if len(slot.waiters) >= self.limits.queue_limit:
             raise self._overloaded(f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", slot)
         if self.grants_at_once(slot.name):

@@ -38,7 +38,8 @@ class Lease:
         self.waited_seconds = waited_seconds
         self._gone = gone
         self._acts = acts
-        self._mortal = mortal  # false: nobody will ever tell us that this engine died
+        self.mortal = mortal  # false: it is answered elsewhere, and its process is not ours to watch
+        self.is_try = False  # of an expert whose backoff is over: how it ends says whether others follow
         self._held = True
 
     def release(self) -> None:
@@ -62,7 +63,7 @@ class Lease:
     async def engine_is_gone(self, within_seconds: float) -> bool:
         """Whether the engine behind this lease turns out to be dead; waits that long for the news."""
         try:
-            async with asyncio.timeout(within_seconds if self._mortal else 0):
+            async with asyncio.timeout(within_seconds if self.mortal else 0):
                 await self._gone.wait()
         except TimeoutError:
             return False

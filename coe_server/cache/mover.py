@@ -212,6 +212,16 @@ class Mover:
         if rest_seconds is not None:
             slot.failure = Failure(reason, now + rest_seconds)
 
+    def count_remote_failure(self, slot: Slot, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
+        """One more of an expert that is answered elsewhere; requests may be kept away from it now."""
+        now = self._clock()
+        seconds = slot.backoff.fail(now, cause, at_once, asked_seconds)
+        self._events.record("failure", expert=slot.name, reason=cause, rest_seconds=seconds)
+        if seconds is not None:
+            told = f"expert '{slot.name}' is {slot.backoff.refusal(now)}"
+            logger.warning("%s", told)
+            slot.refuse_waiters(told, seconds)
+
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)
         before = 0 if move.source is Tier.DISK else held.device  # what a dead engine held is held for the next one

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
+from coe_server.cache.backoff import Backoff
 from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Move
 from coe_server.cache.policy import Retention
@@ -79,6 +80,7 @@ class Slot:
     draining: bool = False
     failure: Failure | None = None
     restarts: Restarts = field(default_factory=Restarts)
+    backoff: Backoff = field(default_factory=Backoff)  # of one that is answered elsewhere, in the place of restarts
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # this life of the engine is over
     left: asyncio.Event = field(default_factory=asyncio.Event)  # it is off the device; a new one for the next time

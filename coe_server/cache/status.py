@@ -23,12 +23,13 @@ class ExpertStatus:
     last_move: MoveRecord | None
     failure: str | None
     predicted_wait_seconds: float
+    returns_seconds: float | None  # of one that has failed: until a request may be let in again
 
     @classmethod
     def of(cls, slot: Slot, outlook: Outlook, held: Bytes) -> ExpertStatus:
         return cls(
             name=slot.name,
-            state=slot.state,
+            state=slot.state if outlook.failure is None else State.FAILED,
             residency=outlook.residency,
             held=held,
             leases=slot.leases,
@@ -37,4 +38,5 @@ class ExpertStatus:
             last_move=slot.last_move,
             failure=outlook.failure,
             predicted_wait_seconds=outlook.predicted_wait_seconds,
+            returns_seconds=outlook.returns_seconds,
         )

@@ -20,6 +20,7 @@ class Outlook(NamedTuple):
     residency: str
     predicted_wait_seconds: float
     failure: str | None
+    returns_seconds: float | None = None  # of one that has failed: until a request may be let in again
 
 
 class Waits:
@@ -49,7 +50,7 @@ class Waits:
             if not one.at_hand:
                 forecast = forecast or self._forecast()
                 seconds += self._until_up(name, one, forecast)
-            found[name] = Outlook(one.residency, seconds, one.failure)
+            found[name] = Outlook(one.residency, seconds, *self._absence(name, one.failure, now))
         return found
 
     def predicted_seconds(self, name: str) -> float:
@@ -65,6 +66,14 @@ class Waits:
         """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
         seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
         return self._bound(replace(self._limits, max_generation_seconds=seconds))
+
+    def _absence(self, name: str, failure: str | None, now: float) -> tuple[str | None, float | None]:
+        """Why no request is let in now, and for how long; (None, None) for most."""
+        slot = self._slots[name]
+        if slot.backoff.since is not None:
+            refusal = slot.backoff.refusal(now)
+            return refusal, None if refusal is None else slot.backoff.seconds_left(now)
+        return failure, None if slot.failure is None else max(0.0, slot.failure.until - now)
 
     @property
     def usual_answer_seconds(self) -> float:

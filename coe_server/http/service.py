@@ -136,6 +136,7 @@ class Service:
                 cast(Residency, now.residency),
                 now.predicted_wait_seconds,
                 first_line(now.failure) if now.failure is not None else None,
+                now.returns_seconds,
             )
             for name, now in self.cache.waits.outlooks().items()
         }

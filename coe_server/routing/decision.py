@@ -16,11 +16,15 @@ GENERAL = "general"
 
 
 class Availability(NamedTuple):
-    """Where an expert's weights are now, how long a lease would take, and why it cannot be had (or None)."""
+    """Where an expert's weights are now, how long a lease would take, and why it cannot be had (or None).
+
+    `returns_seconds`: until it may be had again, where that is known.
+    """
 
     residency: Residency
     predicted_wait_seconds: float
     unavailable: str | None = None
+    returns_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

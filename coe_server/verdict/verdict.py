@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from coe_server.errors import BacksOff
 from coe_server.verdict.answer import Says, has_good_choice, said_in_body, said_in_event, tokens_counted
 from coe_server.verdict.complaint import Cause, Complaint, cause_of, read_complaint, speaks_of_account
 
 LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
-BacksOff = Literal["at once", "in a row", "never"]
 
 _AT_ONCE = frozenset((401, 402, 407, 429, 503, 529))
 # What depends on the request, not on the expert: the next request may well be answered.

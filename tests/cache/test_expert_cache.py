@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease, LeaseActs
-from coe_server.cache.restarts import SHORTEST_REST_SECONDS
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -699,38 +698,75 @@ def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not
     run(story())
 
 
-def test_a_remote_expert_that_cannot_be_reached_rests_while_its_other_answers_go_on():
+@pytest.mark.parametrize("way", ["is_out_of_reach", "hangs"])
+def test_a_remote_expert_that_gives_no_sign_of_life_is_backed_off_from_while_its_other_answers_go_on(way):
     async def story():
-        async with running(remote=True) as (cache, engines):
-            engines["a"].is_out_of_reach = True
-            with await cache.lease("a") as streaming:
-                for _ in range(2):
-                    with await cache.lease("a") as lease:
-                        lease.suspect_engine()
-                    await settle()
-                assert status(cache, "a").failure == "expert 'a' cannot be reached"
-                with pytest.raises(ExpertUnavailable, match="cannot be reached"):
+        clock = Clock()
+        async with running(clock=clock, remote=True, limits=Limits(sign_of_life_seconds=0.01)) as (cache, engines):
+            setattr(engines["a"], way, True)
+            with await cache.lease("a") as streaming, await cache.lease("a") as lease:
+                assert not await lease.engine_is_alive()
+                told = "backing off 1 s: " + ("not responding" if way == "hangs" else "unreachable")
+                assert (status(cache, "a").failure, status(cache, "a").state) == (told, "failed")
+                with pytest.raises(ExpertUnavailable, match=told) as refused:
                     await cache.lease("a")
+                assert refused.value.retry_after_seconds == 1.0
                 assert "stop" not in engines["a"].calls
                 assert not await streaming.engine_is_gone(within_seconds=0)
+            clock.now += 1.0
+            with await cache.lease("a") as back:
+                assert back.is_try
+                with pytest.raises(ExpertUnavailable, match="one request tries it now"):
+                    await cache.lease("a")
+                back.answered()
+            with await cache.lease("a") as again:
+                assert not again.is_try
 
     run(story())
 
 
-def test_a_remote_expert_that_is_frozen_rests_at_once():
-    """Nothing is started anew there: the next request would wait just as long for the same."""
+def test_failures_count_against_remote_experts_and_never_against_engines_that_run_here():
+    async def story():
+        async with running(remote=True) as (cache, _):
+            for _ in range(3):
+                assert status(cache, "a").failure is None
+                cache.count_failure("a", "500", at_once=False)
+            assert status(cache, "a").failure == "backing off 1 s: 500"
+            assert cache.waits.outlooks()["a"].returns_seconds == pytest.approx(1.0, abs=0.5)
+        async with running() as (cache, _):
+            cache.count_failure("a", "503", at_once=True)
+            assert status(cache, "a").failure is None
 
+    run(story())
+
+
+def test_who_waits_for_an_expert_that_is_backed_off_from_is_told_at_once():
+    async def story():
+        async with running(remote=True, limits=Limits(max_concurrency=1)) as (cache, _):
+            with await cache.lease("a"):
+                waiting = asyncio.create_task(cache.lease("a"))
+                await settle()
+                cache.count_failure("a", "429", at_once=True, asked_seconds=42.0)
+                with pytest.raises(ExpertUnavailable, match="backing off 42 s: 429") as refused:
+                    await waiting
+                assert refused.value.retry_after_seconds == 42.0
+
+    run(story())
+
+
+def test_a_try_that_is_given_up_leaves_the_next_request_to_try():
     async def story():
         clock = Clock()
-        async with running(clock=clock, remote=True, limits=Limits(sign_of_life_seconds=0.01)) as (cache, engines):
-            engines["a"].hangs = True
-            streaming, lease = await cache.lease("a"), await cache.lease("a")
-            with streaming, lease:
-                assert not await lease.engine_is_alive()
-                assert await streaming.engine_is_gone(within_seconds=0)  # and waits no longer, either
-            with pytest.raises(ExpertUnavailable, match="no sign of life") as refused:
-                await cache.lease("a")
-            assert refused.value.retry_after_seconds == SHORTEST_REST_SECONDS
+        async with running(clock=clock, remote=True, limits=Limits(max_concurrency=1)) as (cache, _):
+            with await cache.lease("a"):
+                cache.count_failure("a", "429", at_once=True)
+                clock.now += 1.0
+                waiting = asyncio.create_task(cache.lease("a"))
+                await settle()
+                waiting.cancel()
+                await settle()
+            with await cache.lease("a") as lease:
+                assert lease.is_try
 
     run(story())
 
