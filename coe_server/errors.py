@@ -343,8 +343,8 @@ class EngineUnreachable(EngineDied):
 class ConnectionLost(EngineError):
     """A connection used before was closed before a byte of the answer came.
 
-    That says nothing of the engine: servers close what has been idle for long, and this request crossed that. Whether it was
-    read is not known, so it is not sent again by itself: what answers may have been paid for it.
+    That says nothing of the engine: servers close what has been idle for long, and this request crossed that. Whether
+    it was read is not known, so it is not sent again by itself: the answer may have been paid for.
     """
 
     code = "connection_lost"

@@ -95,6 +95,12 @@ ROUTER = Metric("coe_router_info", "gauge", "1, labelled with the version of the
 # tiers
 RESIDENCY = Metric("coe_residency", "gauge", "1 for the fastest tier that holds the expert.", ("expert", "tier"))
 FAILED = Metric("coe_expert_failed", "gauge", "1 while the expert cools down after failures.", ("expert",))
+BACKOFF = Metric(
+    "coe_expert_backoff_seconds",
+    "gauge",
+    "Seconds until a request is let in again after failures; 0 while requests are let in.",
+    ("expert",),
+)
 LEASES = Metric("coe_leases", "gauge", "Leases held.", ("expert",))
 QUEUED = Metric("coe_queued", "gauge", "Requests that wait for the expert.", ("expert",))
 WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "The longest anybody waits, with the costs measured so far.")

@@ -1,4 +1,4 @@
-"""Pure: how long requests are kept away from an expert that is answered elsewhere and fails. Seconds in, seconds out."""
+"""Pure: how long requests are kept away from a remote expert that fails. Seconds in, seconds out."""
 
 from __future__ import annotations
 

@@ -11,6 +11,16 @@ from coe_server.routing.conversation import BYTES_PER_TOKEN, Conversation
 
 # What is read of a body beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")
+# With one of these an answer may end before its first word.
+_ENDINGS = (
+    "stop",
+    "stop_sequences",
+    "stop_token_ids",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "echo",
+)
 LONGEST_OPTION_BYTES = 64 * 1024
 KEPT_CHARACTERS = 20_000  # of each end of a text: more than routing reads, and too much for a log to take it for whole
 _LONGEST_KEY = 64  # a longer one is none of ours
@@ -18,11 +28,12 @@ _LONGEST_KEY = 64  # a longer one is none of ours
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What somebody asks, and over which surface."""
+    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer."""
 
     surface: Surface
     body: Body
     conversation: Conversation
+    may_be_silent: bool = False
 
     def without_bytes(self) -> Question:
         """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
@@ -34,6 +45,7 @@ class Question:
             self.surface,
             Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
             _shortened(self.conversation),
+            self.may_be_silent,
         )
 
     def with_bytes(self, raw: bytes) -> Question:
@@ -48,7 +60,8 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     conversation = found.conversation(body.fields)
     if conversation.has_tools:
         conversation = replace(conversation, needed_tokens=conversation.needed_tokens + _tokens_of_tools(body))
-    return Question(found, body, conversation)
+    may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
+    return Question(found, body, conversation, may_be_silent)
 
 
 def _tokens_of_tools(body: Body) -> int:

@@ -49,6 +49,9 @@ class Decides(Protocol):
     def price(self, objective: str) -> BudgetReading:
         """What an objective's budget, its spending and its multiplier are now."""
 
+    def context_tokens(self, expert: str) -> int | None:
+        """How many tokens an expert holds; None where that is not known."""
+
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
         """Held while a decision is followed; what it gives is called once an expert began to answer."""
 
@@ -76,6 +79,7 @@ class Asked:
     conversation: Conversation
     options: RouteOptions
     session: bytes | None = None
+    may_be_silent: bool = False  # an empty text may be the whole answer
 
 
 @dataclass(slots=True)
@@ -114,7 +118,8 @@ class Service:
             conversation = await self._embedded(conversation, serving.embedder)
         session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
-        return Asked(serving, conversation, replace(options, kept=kept) if kept else options, session)
+        options = replace(options, kept=kept) if kept else options
+        return Asked(serving, conversation, options, session, question.may_be_silent)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""
@@ -128,6 +133,12 @@ class Service:
             self.telemetry.count(EMBEDDING_FAILURES)
             logger.warning("a prompt is routed without its embedding: %s", error)
             return conversation
+
+    def has_more_room(self, than: str, expert: str) -> bool:
+        """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
+        router = self.serving.router
+        ours, theirs = router.context_tokens(expert), router.context_tokens(than)
+        return ours is None or theirs is None or ours > theirs
 
     def availability(self) -> dict[str, Availability]:
         """Each expert by name; of a failure what a caller may read."""

@@ -121,7 +121,9 @@ def nobody(candidates: Sequence[Candidate]) -> CoeError:
     absent = [one for one in candidates if one.obstacle is None]
     reasons = "; ".join(f"{one.name}: {one.excluded}" for one in absent or candidates)
     if absent:
-        return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})")
+        returns = [one.availability.returns_seconds for one in absent if one.availability is not None]
+        soonest = min((seconds for seconds in returns if seconds is not None), default=1.0)
+        return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})", soonest)
     return NoCapableExpert(f"no expert can take this request ({reasons})")
 
 

@@ -77,6 +77,10 @@ class NamedRouter:
         """There are no objectives to ask for."""
         raise UnknownModel(f"there is no objective {objective!r}", "objective")
 
+    def context_tokens(self, expert: str) -> int | None:
+        """How many tokens an expert holds; None where that is not known."""
+        return self._capabilities.get(expert, UNKNOWN).context_tokens
+
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
         """There is no budget to hold."""
         del decision

@@ -127,6 +127,10 @@ class Router:
         """What this objective's budget, its spending and its multiplier are now."""
         return self._meters.price(objective)
 
+    def context_tokens(self, expert: str) -> int | None:
+        """How many tokens an expert holds; None where that is not known."""
+        return self._capabilities.get(expert, UNKNOWN).context_tokens
+
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
         """To be held around a request while this decision is followed; what it gives is called on its answer.
 

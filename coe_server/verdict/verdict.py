@@ -33,6 +33,7 @@ class Verdict:
     status: int = 200
     message: str = ""
     about_account: bool = False  # whatever the cause: its words are not for callers
+    is_ours: bool = False  # what was seen here, where the expert itself tells of no error
 
     @property
     def is_failure(self) -> bool:
@@ -112,7 +113,7 @@ def judge_event(event: bytes) -> Event:
     if not isinstance(payload, Mapping):
         if name == "error":
             return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
-        return Event(Says.SILENCE if data.strip() == b"[DONE]" else Says.WORD)
+        return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
     verdict = _error_in_event(name, payload)
     if verdict is not None:
         return Event(Says.NOTHING, verdict)
@@ -130,14 +131,16 @@ def events_in(events: bytes) -> Iterator[bytes]:
 
 
 def _judged(complaint: Complaint) -> Verdict:
-    return Verdict(cause_of(complaint), complaint.status, complaint.message, speaks_of_account(complaint))
+    cause = cause_of(complaint)
+    about_account = cause is Cause.ACCOUNT or speaks_of_account(complaint)
+    return Verdict(cause, complaint.status, complaint.message, about_account)
 
 
 def _broken(what: str) -> Verdict:
-    return Verdict(Cause.BROKEN, 502, what)
+    return Verdict(Cause.BROKEN, 502, what, is_ours=True)
 
 
-SILENT = Verdict(Cause.SILENT, 502, "an answer without a word or a token")
+SILENT = Verdict(Cause.SILENT, 502, "no word and no token", is_ours=True)
 NO_EVENTS = _broken("a stream without an answer")
 NO_STREAM = _broken("a body where a stream was asked for")
 

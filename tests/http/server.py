@@ -87,14 +87,18 @@ def running_server(
     journal=None,
     reader=None,
     tracing=None,
+    remote=(),
     **serving_settings,
 ):
-    """`engines` by name; `serving_settings` are fields of `Serving`. The conductor runs on the server's own loop."""
+    """`engines` by name, those in `remote` answered elsewhere; `serving_settings` are fields of `Serving`.
+
+    The conductor runs on the server's own loop.
+    """
     ready = threading.Event()
     box = {}
 
     def build():
-        experts = [Expert(name, engine) for name, engine in engines.items()]
+        experts = [Expert(name, engine, remote=name in remote) for name, engine in engines.items()]
         telemetry, events = Telemetry(), EventLog()
         events.tell(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)

@@ -1,17 +1,16 @@
 """Events cut out of chunks: whole, byte for byte, and told apart from failures, however the network cuts them."""
 
-import json
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, events_in, first_failure, is_opening
+from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, Opening, before_error
+from coe_server.verdict.verdict import NO_EVENTS, SILENT, events_in
 
 WORD = b'data: {"choices": [{"delta": {"content": "an \\"error\\" of mine"}}]}'
 DEATH = b'data: {"error": {"message": "EngineCore died", "code": 500}}'
 MISTAKE = b'data: {"error": {"message": "temperature", "code": 400}}'
-ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n", b"\n\r\n"])
+ENDS = st.sampled_from([b"\n\n", b"\r\n\r\n", b"\n\r\n", b"\r\r"])
 EVENT = st.builds(lambda line, end: line + end, st.sampled_from([WORD, DEATH, MISTAKE, b": a comment", b"x\ny"]), ENDS)
 
 
@@ -22,7 +21,7 @@ def test_however_a_stream_is_cut_whole_events_leave_and_nothing_is_lost(events, 
     cutter, out = EventCutter(), []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         piece = cutter.whole_events(stream[start:end])
-        assert not piece or piece.endswith((b"\n\n", b"\n\r\n"))
+        assert not piece or piece.endswith((b"\n\n", b"\n\r\n", b"\r\r"))
         out.append(piece)
     assert b"".join(out) + cutter.rest == stream
     assert cutter.rest == rest
@@ -36,51 +35,43 @@ def test_the_beginning_of_an_event_is_not_held_without_end():
     assert cutter.rest == b""
 
 
-@given(st.lists(st.sampled_from([WORD, MISTAKE]).map(lambda line: line + b"\n\n")))
-def test_a_failure_is_found_where_it_stands_and_a_callers_mistake_is_none(before):
+@given(st.lists(st.sampled_from([WORD, b": a comment"]).map(lambda line: line + b"\n\n")))
+def test_an_error_is_found_where_it_stands(before):
     sound = b"".join(before)
-    assert first_failure(sound) is None
-    failure = first_failure(sound + DEATH + b"\n\n" + DEATH + b"\n\n")
-    assert (failure.start, failure.message) == (len(sound), "EngineCore died")
+    assert before_error(sound) == (sound, None)
+    found, verdict = before_error(sound + DEATH + b"\n\n" + MISTAKE + b"\n\n")
+    assert (found, verdict.message, verdict.status) == (sound, "EngineCore died", 500)
+    found, verdict = before_error(sound + MISTAKE + b"\n\n" + DEATH + b"\n\n")
+    assert (found, verdict.message, verdict.is_failure) == (sound, "temperature", False)
 
 
-def event(**payload):
-    return b"event: x\ndata: " + json.dumps(payload).encode() + b"\n\n"
+STOP = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
+COUNTED = b'data: {"choices": [], "usage": {"completion_tokens": 1}}\n\n'
+ROLE = b'data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
-FAILED = {"type": "response.failed", "response": {"id": "resp_1", "error": {"code": "server_error", "message": "oops"}}}
-FAILURES = {
-    "chat": event(error={"message": "oops", "type": "server_error", "code": "x"}),
-    "chat, as a choice": event(
-        choices=[{"delta": {"content": ""}, "finish_reason": "error"}], error={"message": "oops"}
-    ),
-    "responses": event(type="error", code="server_error", message="oops", param=None),
-    "responses, as a state": event(**FAILED),
-    "messages": event(type="error", error={"type": "overloaded_error", "message": "oops"}),
-}
-NONE = {
-    "chat": event(error={"message": "no", "type": "invalid_request_error", "code": "context_length_exceeded"}),
-    "a choice that goes on": event(choices=[{"delta": {"content": "x"}}], error={"message": "no"}),
-    "choices that are none": event(choices=5, error=None),
-    "responses, as a state": event(type="response.failed", response={"error": {"code": "invalid_prompt"}}),
-    "a state that is none": event(type="response.failed", response="error"),
-    "a response that goes on": event(type="response.created", response={"id": "resp_1", "error": None}),
-    "messages": event(type="error", error={"type": "invalid_request_error", "message": "no"}),
-}
+def test_a_word_ends_the_opening_and_what_was_held_comes_with_it():
+    opening = Opening()
+    assert not opening.hear(b": ping\n\n" + ROLE)
+    assert opening.hear(WORD + b"\n\n" + STOP)
+    assert bytes(opening.held) == b": ping\n\n" + ROLE + WORD + b"\n\n" + STOP
 
 
-@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
-def test_every_api_tells_of_a_failure_in_words_of_its_own(failure):
-    assert (first_failure(failure).start, first_failure(failure).message) == (0, "oops")
-
-
-@pytest.mark.parametrize("none", NONE.values(), ids=NONE)
-def test_every_api_tells_of_a_callers_mistake_in_words_of_its_own(none):
-    assert first_failure(none) is None
-
-
-def test_a_comment_opens_and_a_word_does_not():
-    assert is_opening(b": ping\n\n")
-    assert is_opening(b'data: {"choices": [{"delta": {"role": "assistant"}}]}\n\n')
-    assert not is_opening(WORD + b"\n\n")
-    assert not is_opening(b"data: [DONE]\n\n")
+@pytest.mark.parametrize(
+    ("events", "verdict", "where_it_may_be_silent"),
+    [
+        (b"", NO_EVENTS, NO_EVENTS),
+        (DONE, NO_EVENTS, NO_EVENTS),
+        (ROLE + DONE, NO_EVENTS, NO_EVENTS),
+        (ROLE + STOP + DONE, SILENT, None),
+        (ROLE + STOP + COUNTED + DONE, None, None),
+    ],
+)
+def test_a_stream_without_a_word_is_no_answer_unless_it_ended_and_was_counted_or_may_be_silent(
+    events, verdict, where_it_may_be_silent
+):
+    opening = Opening()
+    assert not opening.hear(events)
+    assert opening.verdict(may_be_silent=False) == verdict
+    assert opening.verdict(may_be_silent=True) == where_it_may_be_silent

@@ -252,7 +252,7 @@ def test_what_an_upstream_says_of_its_own_address_and_our_account_there_is_not_f
     theirs = ["Set-Cookie", "Alt-Svc", "Strict-Transport-Security", "OpenAI-Organization", "OpenAI-Project"]
     theirs += ["X-RateLimit-Remaining-Requests", "Anthropic-Ratelimit-Tokens-Limit", "Access-Control-Allow-Origin"]
     passed_on = ("openai-processing-ms", "x-coded-by")
-    answer = Says(200, b"{}", headers=[(name, "theirs") for name in (*theirs, *passed_on)])
+    answer = Says(200, b'{"choices":[{"text":"bon"}]}', headers=[(name, "theirs") for name in (*theirs, *passed_on)])
     with running_server({"a": Breaking("a", [answer])}) as server:
         _, headers, _ = server.chat(model="a")
     assert [name for name, value in headers.items() if value == "theirs"] == list(passed_on)
@@ -262,7 +262,7 @@ def test_how_an_upstream_refuses_our_key_is_for_the_log(caplog):
     with running_server({"a": Breaking("a", [Says(401, b"bad key sk-1234")])}) as server:
         status, error = error_of(server.chat(model="a"))
     assert (status, error["code"]) == (502, "engine_error")
-    assert error["message"] == "expert 'a' did not accept this server's own credentials"
+    assert error["message"] == "expert 'a' did not accept this server's own account or credentials"
     assert "401: bad key sk-1234" in warned(caplog)[0]
 
 

@@ -203,7 +203,7 @@ EVENTS = {
     "a call": (chunk(tool_calls=[{"index": 0}]), Says.WORD),
     "a length": (chunk("length"), Says.WORD),
     "a stop": (chunk("stop"), Says.SILENCE),
-    "the end": (b"data: [DONE]\n\n", Says.SILENCE),
+    "the end": (b"data: [DONE]\n\n", Says.NOTHING),
     "a response begins": (event("response.created", type="response.created", response={}), Says.NOTHING),
     "a response's message begins": (event(type="response.output_item.added", item={"type": "message"}), Says.NOTHING),
     "a response's call begins": (event(type="response.output_item.added", item={"type": "function_call"}), Says.WORD),

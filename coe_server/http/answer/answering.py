@@ -12,7 +12,7 @@ from starlette.responses import Response
 from coe_server.engines.engine import EngineRequest
 from coe_server.http.answer.account import Account
 from coe_server.http.answer.deadline import by, deadline_of
-from coe_server.http.answer.passing import Listener
+from coe_server.http.answer.passing import Expectation, Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
 from coe_server.http.answer.trace import Trace
 from coe_server.http.body import LARGE_BYTES, Body
@@ -64,6 +64,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
             listener_for=_listener_for(service, surface, request),
+            expects=Expectation(surface.endpoint, asked.may_be_silent),
+            has_more_room=service.has_more_room,
         )
         prompt = _prompt(body) if service.log_prompts else None
         owner, own_id = key.name if key else None, callers_id(passed_on)

@@ -1,20 +1,14 @@
-"""Server-sent events as bytes: where one ends, whether the answer has begun in it, whether it is an error. Pure."""
+"""Server-sent events as bytes: where one ends, and those before the first word of an answer. Pure."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
-LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet
-_END = re.compile(rb"\r?\n\r?\n")
-# What OpenAI's responses and Anthropic's messages say before the first word of an answer.
-_OPENING_KINDS = (
-    *("response.created", "response.queued", "response.in_progress", "response.output_item.added"),
-    *("response.content_part.added", "message_start", "content_block_start", "ping"),
-)
+from coe_server.verdict.answer import Says
+from coe_server.verdict.verdict import NO_EVENTS, SILENT, Verdict, events_in, judge_event
+
+LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
+_ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
 class EventCutter:
@@ -33,98 +27,50 @@ class EventCutter:
         return data[:end]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An event that tells of an engine's failure: where it begins, and what it says."""
+@dataclass(slots=True)
+class Opening:
+    """The events before the first word of an answer: until it comes another expert may still answer instead."""
 
-    start: int
-    message: str
+    held: bytearray = field(default_factory=bytearray)
+    _has_ended: bool = False
+    _counted: bool = False
+
+    def hear(self, events: bytes) -> bool:
+        """Hold these events, none of which tells of an error; True if a word is among them."""
+        self.held += events
+        for event in events_in(events):
+            found = judge_event(event)
+            if found.says is Says.WORD:
+                return True
+            self._has_ended = self._has_ended or found.says is Says.SILENCE
+            self._counted = self._counted or found.counted
+        return False
+
+    def verdict(self, may_be_silent: bool) -> Verdict | None:
+        """What a stream that is over without a word is; None for an answer."""
+        if not self._has_ended:
+            return NO_EVENTS
+        return None if may_be_silent or self._counted else SILENT
 
 
-def first_failure(events: bytes) -> Failure | None:
-    """The first event that tells of a failure. vLLM tells so, under HTTP 200, of an engine that died mid-answer."""
-    if b'"error"' not in events:
-        return None
+def before_error(events: bytes) -> tuple[bytes, Verdict | None]:
+    """The events before the first that tells of an error, and what that one tells; all of them and None if none does.
+
+    vLLM tells so, under HTTP 200, of an engine that died in the middle of an answer.
+    """
+    if b"error" not in events and b"failed" not in events:
+        return events, None
     start = 0
     for event in events_in(events):
-        error = _error_of(event)
-        if error is not None and not _is_callers(error):
-            return Failure(start, str(error.get("message")))
+        verdict = judge_event(event).verdict
+        if verdict is not None:
+            return events[:start], verdict
         start += len(event)
-    return None
-
-
-def events_in(events: bytes) -> Iterator[bytes]:
-    """Each of several whole events; what follows the last of them is one more."""
-    start = 0
-    for match in _END.finditer(events):
-        yield events[start : match.end()]
-        start = match.end()
-    if start < len(events):
-        yield events[start:]
-
-
-def is_opening(event: bytes) -> bool:
-    """Whether an event comes before the first word of an answer: another expert may still answer instead."""
-    payload = _payload_of(event)
-    if payload is None:
-        return True  # a comment
-    if payload.get("type") in _OPENING_KINDS:
-        return True
-    choices = payload.get("choices")
-    return isinstance(choices, list) and bool(choices) and all(_says_nothing(choice) for choice in choices)
-
-
-def _payload_of(event: bytes) -> dict[str, Any] | None:
-    """The JSON object of an event's data, or None."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    try:
-        payload = json.loads(b"\n".join(lines))
-    except ValueError:
-        return {} if lines else None
-    return payload if isinstance(payload, dict) else {}
-
-
-def _says_nothing(choice: object) -> bool:
-    if not isinstance(choice, dict) or choice.get("finish_reason") is not None:
-        return False
-    delta = choice.get("delta")
-    return isinstance(delta, dict) and not any(value for key, value in delta.items() if key != "role")
-
-
-def _error_of(event: bytes) -> Mapping[str, Any] | None:
-    """What went wrong, where an event ends an answer with that, in any of the four APIs."""
-    payload = _payload_of(event) or {}
-    error = payload.get("error")
-    match payload.get("type"):
-        case "error" if "error" not in payload:  # OpenAI's responses
-            return payload
-        case "response.failed":
-            return _engines_own(payload.get("response"))
-    return error if isinstance(error, dict) and _has_ended(payload.get("choices")) else None
-
-
-def _has_ended(choices: object) -> bool:
-    """Beside an error: there are no choices, or they say that it is why they ended."""
-    if not isinstance(choices, list):
-        return not choices
-    return all(isinstance(one, dict) and one.get("finish_reason") == "error" for one in choices)
-
-
-def _engines_own(response: object) -> dict[str, Any] | None:
-    """The error of a response that failed, unless it is about what was asked (`invalid_prompt`, images, ...)."""
-    error = response.get("error") if isinstance(response, dict) else None
-    return error if isinstance(error, dict) and error.get("code") in ("server_error", "rate_limit_exceeded") else None
-
-
-def _is_callers(error: Mapping[str, object]) -> bool:
-    """An error in a stream that tells of the request and not of the engine."""
-    code = error.get("code")
-    return error.get("type") == "invalid_request_error" or (isinstance(code, int) and 400 <= code < 500)
+    return events, None
 
 
 def _end_of_last_event(data: bytes) -> int:
     if data.endswith(b"\n\n"):
         return len(data)
-    ends = ((data.rfind(blank), len(blank)) for blank in (b"\n\n", b"\n\r\n"))
+    ends = ((data.rfind(blank), len(blank)) for blank in _ENDS)
     return max((start + length for start, length in ends if start >= 0), default=0)

@@ -14,7 +14,9 @@ from coe_server.http.answer.headers import answering
 from coe_server.http.openai_errors import error_event, error_response, event_of
 
 LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
+_UNBUFFERED = ("x-accel-buffering", "no")  # nginx holds words and comments back until a buffer is full
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_CHANGED_IN_STREAMS = frozenset(("content-length", _UNBUFFERED[0]))
 
 
 class Outgoing:
@@ -27,6 +29,7 @@ class Outgoing:
         self.status: int | None = None
         self.spoken = False
         self.ended = False
+        self.said_at = 0.0  # in the loop's time, when the last piece left
         self.is_event_stream = False
         self._scope = scope
         self._send = send
@@ -45,13 +48,18 @@ class Outgoing:
     async def say(self, piece: bytes) -> None:
         """A part of the answer."""
         self.spoken = True
+        self.said_at = asyncio.get_running_loop().time()
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def wait(self, headers: Mapping[str, str], state: str) -> None:
-        """A sign of life for whoever sits between us and the caller, while there is no answer yet."""
+        """A comment for the proxies between us and the caller, while nothing is to be said: before the first word the
+        headers too, where they are not out; later between two events."""
+        if self.ended:
+            return
         if not self.headed:
             await self._head(200, (*_STREAM_HEADERS, *headers.items()))
-        await self._comment(state)
+        if self.is_event_stream:
+            await self._comment(state)
 
     async def end(self) -> None:
         """The answer is whole."""
@@ -77,7 +85,10 @@ class Outgoing:
     async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         self.status = status
         pairs = [(name.lower(), value) for name, value in headers]
-        self.is_event_stream = any(n == "content-type" and v.startswith("text/event-stream") for n, v in pairs)
+        self.is_event_stream = any(n == "content-type" and v.lower().startswith("text/event-stream") for n, v in pairs)
+        if self.is_event_stream:  # an error event, or comments, may be added to it
+            pairs = [pair for pair in pairs if pair[0] not in _CHANGED_IN_STREAMS]
+            pairs.append(_UNBUFFERED)
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 

@@ -8,15 +8,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from coe_server.engines.engine import EngineResponse
-from coe_server.errors import EngineDied, EngineError, EngineRefused, UpstreamLimited
-from coe_server.http.answer.event_stream import EventCutter, events_in, first_failure, is_opening
+from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
+from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, Opening, before_error
 from coe_server.http.answer.outgoing import Outgoing
 from coe_server.http.request_id import REQUEST_ID
 from coe_server.retry_after import retry_after_seconds
+from coe_server.verdict.complaint import Cause
+from coe_server.verdict.verdict import (
+    LOOKED_AT_BYTES,
+    NO_STREAM,
+    Verdict,
+    judge_beginning,
+    judge_body,
+    judge_end,
+    judge_status,
+)
 
 LONGEST_COMPLAINT_BYTES = 1 << 20
 _QUOTED_CHARACTERS = 300
-_NOT_THE_CALLERS_FAULT = frozenset((401, 403, 407))  # our key is wrong over there, not the caller's here
+_NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: nothing there is for the caller
+_ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the words
+_MAY_REPEAT_THE_PROMPT = frozenset((400, 404, 413, 422))
 # Of an answer's headers: what uvicorn or we write ourselves, cookies, and what a server elsewhere says of its own
 # address and of our account there. Its limits beside those of the caller's key would be two answers to one question.
 _OURS = ("date", "server", "set-cookie", REQUEST_ID)
@@ -29,67 +41,163 @@ Listener = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a request may be answered with: over which API, and whether an empty text may be all there is."""
+
+    endpoint: str
+    may_be_silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Passage:
     """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
 
-    `is_last`: nobody else can answer, so an engine's own error is the best there is. `listeners` hear every piece.
+    `has_another`: whether another expert can be asked after this failure; else an engine's own error is the best there
+    is. `is_remote`: what it says of an account is the operator's alone. `listeners` hear every piece.
     """
 
     expert: str
     out: Outgoing
     headers: Mapping[str, str]
     begun: Callable[[int], None]
-    is_last: bool
+    expects: Expectation
+    has_another: Callable[[Verdict], bool]
+    is_remote: bool
     listeners: tuple[Listener, ...] = ()
 
     async def carry(self, answer: EngineResponse) -> None:
         """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
-        if answer.status >= 300:
+        if not 200 <= answer.status < 300:
             await self._complaint(answer)
+        elif _is_encoded(answer):  # in a way that cannot be read here
+            await self._unread(answer)
         elif is_event_stream(answer):
             await self._events(answer)
         else:
-            async for chunk in answer.chunks():
-                await self._say(answer, chunk)
-            await self._begin(answer)
+            await self._body(answer)
         await self.out.end()
 
     async def _events(self, answer: EngineResponse) -> None:
         """Events leave whole, and those before the first word with it: until then another expert may take over."""
-        cutter, held = EventCutter(), b""
+        cutter, opening = EventCutter(), Opening()
         async for chunk in answer.chunks():
-            events = cutter.whole_events(chunk)
-            failure = first_failure(events)
-            sound = events if failure is None else events[: failure.start]
-            held += sound
-            if sound and (self.out.spoken or not all(map(is_opening, events_in(sound)))):
-                await self._say(answer, held)
-                held = b""
-            if failure is not None:
-                raise EngineDied(f"expert '{self.expert}' broke off its answer\n{failure.message}")
+            await self._hear(answer, opening, cutter.whole_events(chunk))
+        await self._hear(answer, opening, cutter.rest)
+        if self.out.spoken:
+            return
+        verdict = opening.verdict(self.expects.may_be_silent)
+        if verdict is not None and self._is_to_fail(answer, verdict):
+            raise self._failure(answer, verdict)
+        await self._say(answer, bytes(opening.held))
+
+    async def _hear(self, answer: EngineResponse, opening: Opening, events: bytes) -> None:
+        sound, verdict = before_error(events)
+        if verdict is not None and not self._is_to_fail(answer, verdict):  # the caller's to read, with what follows
+            sound = events
+        if self.out.spoken:
+            if sound:
+                await self._say(answer, sound)
+        elif opening.hear(sound) or (verdict is not None and sound is events):
+            await self._say(answer, bytes(opening.held))
+        elif len(opening.held) > LONGEST_HELD_BYTES:
+            raise EngineError(f"expert '{self.expert}' sent {LONGEST_HELD_BYTES} bytes of events without a word")
+        if verdict is not None and sound is not events:
+            raise self._broken_off(answer, verdict)
+
+    async def _body(self, answer: EngineResponse) -> None:
+        """A body that is no stream of events is looked at before it leaves: whole, or a long one at both ends."""
+        held = bytearray()
+        async for chunk in answer.chunks():
+            held += chunk
+            if len(held) > 2 * LOOKED_AT_BYTES:
+                if not self.out.spoken:
+                    self._require_answer(answer, judge_beginning(bytes(held[:LOOKED_AT_BYTES])))
+                await self._say(answer, bytes(held[:-LOOKED_AT_BYTES]))
+                del held[:-LOOKED_AT_BYTES]
+        body = bytes(held)
+        if self.out.spoken:
+            self._require_answer(answer, judge_end(body))
+        else:
+            self._require_answer(answer, judge_body(body, self.expects.endpoint, self.expects.may_be_silent))
+        await self._say(answer, body)
+
+    def _require_answer(self, answer: EngineResponse, verdict: Verdict) -> None:
+        if self._is_to_fail(answer, verdict):
+            raise self._failure(answer, verdict)
+        if self.out.headed and not self.out.spoken:  # the caller was told that events follow
+            raise self._failure(answer, NO_STREAM)
+
+    async def _unread(self, answer: EngineResponse) -> None:
+        """Bytes as they came, each as it comes."""
+        if self.out.headed:
+            raise self._failure(answer, NO_STREAM)
+        async for chunk in answer.chunks():
+            await self._say(answer, chunk)
         await self._begin(answer)
-        if held + cutter.rest:
-            await self._say(answer, held + cutter.rest)
 
     async def _complaint(self, answer: EngineResponse) -> None:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
-        body = await _all_of(answer.chunks())
-        quoted = body[:_QUOTED_CHARACTERS].decode(errors="replace")
-        told = f"expert '{self.expert}' answered with status {answer.status}"
-        if answer.status == 429:
-            sentence = f"expert '{self.expert}' takes no more requests for now: its own server is at its limit"
-            raise UpstreamLimited(f"{sentence}\n{quoted}", _retry_after(answer))
-        if answer.status < 400:
-            raise EngineError(f"{told}: it is to be asked at another address\n{_header(answer, 'location')}")
-        if answer.status in _NOT_THE_CALLERS_FAULT:
-            raise EngineError(f"expert '{self.expert}' did not accept this server's own credentials\n{told}: {quoted}")
-        if answer.status >= 500 and not (self.is_last and _is_openai_error(body)):
-            raise EngineError(f"{told}\n{quoted}")
+        body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
+        verdict = judge_status(answer.status, body)
+        if self._is_to_fail(answer, verdict) or answer.status < 400:
+            raise self._failure(answer, verdict)
         if not _is_openai_error(body):
-            raise EngineRefused(told, answer.status, quoted)
+            raise self._refusal(answer, verdict, body)
         if self.out.headed:  # the caller waits for a stream that has begun
             body = self.out.error_event(json.loads(body))
         await self._say(answer, body)
+
+    def _is_to_fail(self, answer: EngineResponse, verdict: Verdict) -> bool:
+        """Another expert is asked, or the words are not for the caller; else it reads them."""
+        is_about_account = verdict.about_account and (self.is_remote or answer.status in _ABOUT_ACCOUNT)
+        if verdict.cause is Cause.LIMITED or is_about_account:
+            return True
+        if not verdict.is_failure:
+            return False
+        no_answer = answer.status < 400 and verdict.cause in _NO_ANSWER
+        return no_answer or self.has_another(verdict)
+
+    def _broken_off(self, answer: EngineResponse, verdict: Verdict) -> CoeError:
+        """An error in a stream: where the engine runs here, it may be dead."""
+        if self.out.spoken or verdict.cause in {Cause.BROKEN, Cause.BUSY}:
+            return self._because(EngineDied(self._told("broke off its answer", verdict)), answer, verdict)
+        return self._failure(answer, verdict)
+
+    def _failure(self, answer: EngineResponse, verdict: Verdict) -> CoeError:
+        """Why the expert gave no answer, in words that every caller may read."""
+        expert, status = f"expert '{self.expert}'", verdict.status
+        match verdict.cause:
+            case Cause.LIMITED:
+                told = self._told("takes no more requests for now: its own server is at its limit", verdict)
+                return UpstreamLimited(told, _asked_seconds(answer))
+            case Cause.CONTEXT if not verdict.about_account:
+                return TooLongForExpert(f"the request is longer than {expert} takes")
+            case Cause.ACCOUNT:
+                error = EngineError(self._told("did not accept this server's own account or credentials", verdict))
+            case _ if answer.status < 400 and answer.status >= 300:
+                where = _header(answer, "location")
+                error = EngineError(f"{expert} answered with status {status}: it is to be asked elsewhere\n{where}")
+            case _:
+                error = EngineError(self._told(_what_happened(answer, verdict), verdict))
+        return self._because(error, answer, verdict)
+
+    def _because(self, error: EngineError, answer: EngineResponse, verdict: Verdict) -> EngineError:
+        error.cause, error.backs_off = str(verdict.status), verdict.backs_off
+        error.asked_seconds = _asked_seconds(answer)
+        return error
+
+    def _refusal(self, answer: EngineResponse, verdict: Verdict, body: bytes) -> EngineError:
+        """An error in a shape of its own, said again in OpenAI's."""
+        told = f"expert '{self.expert}' answered with status {answer.status}"
+        if answer.status >= 500:  # of itself: that is the operator's
+            error = self._because(EngineError(f"{told}\n{_quoted(verdict)}"), answer, verdict)
+            error.status, error.retry_after_seconds = answer.status, error.asked_seconds
+            return error
+        refused = EngineRefused(told, answer.status, body[:_QUOTED_CHARACTERS].decode(errors="replace"))
+        return self._because(refused, answer, verdict)
+
+    def _told(self, what: str, verdict: Verdict) -> str:
+        return f"expert '{self.expert}' {what}\n{_quoted(verdict)}"
 
     async def _say(self, answer: EngineResponse, piece: bytes) -> None:
         await self._begin(answer)
@@ -106,7 +214,23 @@ class Passage:
 
 def is_event_stream(answer: EngineResponse) -> bool:
     """Whether an answer comes as server-sent events, by its own word."""
-    return any(n.lower() == "content-type" and v.startswith("text/event-stream") for n, v in answer.headers)
+    return (_header(answer, "content-type") or "").lower().startswith("text/event-stream")
+
+
+def _is_encoded(answer: EngineResponse) -> bool:
+    return (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
+
+
+def _what_happened(answer: EngineResponse, verdict: Verdict) -> str:
+    if answer.status >= 400:
+        return f"answered with status {answer.status}"
+    return f"gave no answer: {verdict.message}" if verdict.is_ours else "answered with an error"
+
+
+def _quoted(verdict: Verdict) -> str:
+    """The expert's own words for the log, unless they may repeat what was asked."""
+    told = verdict.message[:_QUOTED_CHARACTERS]
+    return f"status {verdict.status}" if verdict.status in _MAY_REPEAT_THE_PROMPT else f"{verdict.status}: {told}"
 
 
 def _is_openai_error(body: bytes) -> bool:
@@ -120,18 +244,18 @@ def _header(answer: EngineResponse, name: str) -> str | None:
     return next((value for given, value in answer.headers if given.lower() == name), None)
 
 
-def _retry_after(answer: EngineResponse) -> float:
-    seconds = retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
-    return 1.0 if seconds is None else seconds
+def _asked_seconds(answer: EngineResponse) -> float | None:
+    """What its server asked to wait; None where it did not say."""
+    return retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
 
 
 async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:
-    body = b""
+    body = bytearray()
     async for chunk in chunks:
         body += chunk
         if len(body) > LONGEST_COMPLAINT_BYTES:
             break
-    return body
+    return bytes(body)
 
 
 def _is_not_for_callers(header: str) -> bool:

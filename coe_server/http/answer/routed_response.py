@@ -25,19 +25,23 @@ from coe_server.errors import (
     ExpertUnavailable,
     GenerationTimeout,
     Overloaded,
+    TooLongForExpert,
     UpstreamLimited,
     first_line,
 )
 from coe_server.http.answer.account import Account
 from coe_server.http.answer.deadline import by
+from coe_server.http.answer.failures import Failures
 from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.headers import decision_headers, wait_header
 from coe_server.http.answer.outgoing import Outgoing
-from coe_server.http.answer.passing import Listener, Passage, is_event_stream
+from coe_server.http.answer.passing import Expectation, Listener, Passage, is_event_stream
 from coe_server.http.answer.signs_of_life import SignsOfLife
 from coe_server.http.answer.usage import Usage, UsageInBody, UsageInEvents, UsageReader
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
+from coe_server.verdict.complaint import Cause
+from coe_server.verdict.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class Errand:
     answered: Callable[[RoutingDecision], None]  # told of the one whose expert gave a whole answer
     spending: Callable[[RoutingDecision], AbstractContextManager[Callable[[], None]]]
     listener_for: Callable[[str], Listener] | None  # by expert: what its answer is heard by, piece by piece
+    expects: Expectation
+    has_more_room: Callable[[str, str], bool]  # may the second expert take what is too long for the first?
 
 
 class RoutedResponse(Response):
@@ -71,6 +77,7 @@ class RoutedResponse(Response):
         self._cache = cache
         self._errand = errand
         self._account = account
+        self._failures = Failures(cache)
         self._decision = errand.decision
         self._may_choose_again = errand.decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the expert that is asked now
@@ -84,6 +91,7 @@ class RoutedResponse(Response):
         except Exception as error:  # noqa: BLE001  a mistake of ours; the caller may be in the middle of a stream
             await self._fail(unexpected(error))
         finally:
+            self._failures.close()
             self._account.close()
 
     async def _fail(self, error: CoeError) -> None:
@@ -135,6 +143,7 @@ class RoutedResponse(Response):
             except _ChosenAgain as change:
                 self._follow(change.decision)
             except (EngineError, ExpertUnavailable, Overloaded) as error:
+                self._failures.note(self._decision.expert, error)
                 another = None if self._out.spoken else self._another(error)
                 if another is None:
                     raise
@@ -144,13 +153,25 @@ class RoutedResponse(Response):
 
     def _another(self, error: CoeError) -> RoutingDecision | None:
         """The next in the ranking of whom an answer may come before the caller's deadline; None if nobody is left."""
-        decision, why = self._decision, f"failed: {first_line(str(error))}"
+        failed, decision, why = self._decision.expert, self._decision, f"failed: {first_line(str(error))}"
         while decision.has_another:
             decision = decision.without_first(why)
-            if self._may_come_in_time(decision.expert):
+            if isinstance(error, TooLongForExpert) and not self._errand.has_more_room(failed, decision.expert):
+                why = f"takes no more tokens than expert '{failed}'"
+            elif self._may_come_in_time(decision.expert):
                 return decision
-            why = "the wait for it is longer than the caller's deadline allows"
+            else:
+                why = "the wait for it is longer than the caller's deadline allows"
         return None
+
+    def _could_take_it(self, verdict: Verdict) -> bool:
+        """Whether another expert in the ranking may still answer after this failure of the one that was asked."""
+        if self._out.spoken:
+            return False
+        others = (one.expert for one in self._decision.ranking[1:] if one.excluded is None)
+        if verdict.cause is not Cause.CONTEXT:
+            return any(True for _ in others)
+        return any(self._errand.has_more_room(self._decision.expert, other) for other in others)
 
     def _may_come_in_time(self, expert: str) -> bool:
         if self._errand.due is None:
@@ -167,13 +188,15 @@ class RoutedResponse(Response):
         """One expert, one lease. When it raises, the lease is given back already: who does not read holds nothing."""
         with self._errand.spending(self._decision) as spent, await self._lease() as lease:
             self._waited = wait_header(self._account.granted(lease.expert, lease.waited_seconds))
+            self._failures.asks(lease)
             may_retry = not is_retry and not self._decision.has_another
             try:
                 if await self._carry(lease, spent, may_retry):
                     lease.answered()
                     self._errand.answered(self._decision)
             except EngineDied as error:
-                lease.suspect_engine()
+                if lease.mortal:
+                    lease.suspect_engine()
                 if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     self._log(error)
                     self._account.retried(error)
@@ -212,27 +235,31 @@ class RoutedResponse(Response):
             async with longest, lease.engine.send(self._errand.request_for(lease.expert)) as answer:
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
-                await self._pass_on(answer, lease.expert, spent)
+                await self._pass_on(answer, lease, spent)
                 return answer.status < 400
         except TimeoutError as error:
             if not longest.expired():
                 raise
             raise await self._took_too_long(lease) from error
 
-    async def _pass_on(self, answer: EngineResponse, expert: str, spent: Callable[[], None]) -> None:
+    async def _pass_on(self, answer: EngineResponse, lease: Lease, spent: Callable[[], None]) -> None:
         """Byte for byte, while what counts its tokens listens."""
 
         def begun(status: int) -> None:
             self._account.first_bytes(status, self._out.status or status, self._errand.is_streamed)
             if status < 400:
+                self._failures.settle()
                 spent()
 
-        is_last = not self._decision.has_another
+        expert, expects = lease.expert, self._errand.expects
         usage: UsageReader = UsageInEvents() if is_event_stream(answer) else UsageInBody()
         listener_for = self._errand.listener_for
         listeners = (usage.hear,) if listener_for is None else (usage.hear, listener_for(expert))
+        passage = Passage(
+            expert, self._out, self._told(), begun, expects, self._could_take_it, not lease.mortal, listeners
+        )
         try:
-            await Passage(expert, self._out, self._told(), begun, is_last, listeners).carry(answer)
+            await passage.carry(answer)
         finally:  # of an answer that broke off, what it said before
             stated = usage.usage()
             self._account.used(stated)
@@ -244,20 +271,24 @@ class RoutedResponse(Response):
         if self._out.spoken or not self._decision.has_another:
             lease.suspect_engine()
         elif not await lease.engine_is_alive():
-            return EngineError(f"expert '{lease.expert}' is frozen: {told}, and it gives no sign of life")
+            error = EngineError(f"expert '{lease.expert}' is frozen: {told}, and it gives no sign of life")
+            error.backs_off = "never"  # what looked after it has counted that
+            return error
         return GenerationTimeout(f"{told} (scheduling.max_generation_seconds)")
 
     def _signs_of_life(self) -> AbstractContextManager[None]:
-        """Until the first word: the head once that has taken long, and a comment each time that long has passed."""
+        """The headers once the first word has taken long; a comment whenever nothing was said for so long."""
         if not self._errand.is_streamed:
             return nullcontext()
         return SignsOfLife(
             self._errand.keepalive_seconds,
             say=lambda: self._out.wait(decision_headers(self._decision), self._state()),
-            is_wanted=lambda: not self._out.spoken,
+            silent_since=lambda: self._out.said_at,
         )
 
     def _state(self) -> str:
+        if self._out.spoken:
+            return f"answering expert={self._decision.expert}"
         expert = next(one for one in self._cache.status() if one.name == self._decision.expert)
         return f"waiting expert={expert.name} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 

@@ -1,4 +1,4 @@
-"""Something said from time to time until an answer begins, so that nobody in between takes it for dead."""
+"""Something said from time to time while an answer says nothing, so that no proxy in between takes it for dead."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from types import TracebackType
 
 
 class SignsOfLife:
-    """A context in which `say` is called each time `every_seconds` have passed, while `is_wanted` holds.
+    """A context in which `say` is called whenever nothing was said for `every_seconds`.
 
-    Most answers begin before the first time has passed; until then there is a timer and no task.
+    `silent_since` is when something was said last, in the loop's time. Most answers are over before the first time has
+    passed; until then there is a timer and no task.
     """
 
-    def __init__(self, every_seconds: float, say: Callable[[], Awaitable[None]], is_wanted: Callable[[], bool]) -> None:
+    def __init__(
+        self, every_seconds: float, say: Callable[[], Awaitable[None]], silent_since: Callable[[], float]
+    ) -> None:
         self._every_seconds = every_seconds
         self._say = say
-        self._is_wanted = is_wanted
+        self._silent_since = silent_since
         self._saying: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
@@ -33,6 +36,10 @@ class SignsOfLife:
         self._saying = asyncio.create_task(self._go_on())
 
     async def _go_on(self) -> None:
-        while self._is_wanted():
-            await self._say()
-            await asyncio.sleep(self._every_seconds)
+        loop = asyncio.get_running_loop()
+        while True:
+            left_seconds = self._silent_since() + self._every_seconds - loop.time()
+            if left_seconds <= 0:
+                await self._say()
+                left_seconds = self._every_seconds
+            await asyncio.sleep(left_seconds)

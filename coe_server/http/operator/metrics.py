@@ -66,6 +66,7 @@ def _experts(cache: ExpertCache) -> Iterator[Family]:
     where = {(one.name, tier): float(one.residency == tier) for one in found for tier in TIERS}
     yield _family(named.RESIDENCY, where)
     yield _family(named.FAILED, {(one.name,): float(one.failure is not None) for one in found})
+    yield _family(named.BACKOFF, {(one.name,): one.returns_seconds or 0.0 for one in found})
     yield _family(named.LEASES, {(one.name,): one.leases for one in found})
     yield _family(named.QUEUED, {(one.name,): one.queued for one in found})
     yield _family(named.WAIT_BOUND, {(): cache.waits.bound_seconds()})
