@@ -28,6 +28,11 @@ class Surface:
     read: Callable[[Fields], Conversation]
     routed: bool = True
 
+    @property
+    def answered_as(self) -> str:
+        """The API that says what an answer is; of counted tokens, ranks and scores any JSON is one."""
+        return self.endpoint if self.routed or self.endpoint == "embeddings" else "any"
+
     def conversation(self, fields: Fields) -> Conversation:
         """What routing reads of a body. Raises RequestError naming the field that cannot be read."""
         read = self.read(fields)

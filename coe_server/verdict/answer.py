@@ -126,7 +126,7 @@ def _block_says(block: object) -> bool:
 
 def _said_in_embeddings(payload: Payload) -> Says:
     data = payload.get("data", payload.get("embeddings"))
-    return Says.WORD if isinstance(data, list) and data else Says.NOTHING
+    return Says.WORD if isinstance(data, list) else Says.NOTHING  # of no text there are none
 
 
 def _item_opens(payload: Payload) -> Says:

@@ -96,7 +96,7 @@ NO_ANSWERS = {
     "a failed response": ("responses", response(status="failed", error={"code": "server_error", "message": "boom"})),
     "a response of nothing": ("responses", {"id": "resp_1"}),
     "an error of a message": ("messages", {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}),
-    "no embeddings": ("embeddings", {"data": []}),
+    "no embeddings": ("embeddings", {"data": None}),
     "an error of tokens": ("tokenize", {"error": "boom"}),
 }
 
