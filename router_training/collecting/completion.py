@@ -11,7 +11,7 @@ _QUOTED_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A chat completion's first choice; `output_tokens` is None where the endpoint does not count."""
+    """A chat completion's first choice that did not fail; `output_tokens` is None where the endpoint does not count."""
 
     text: str
     output_tokens: int | None
@@ -22,10 +22,10 @@ def read_completion(raw: bytes) -> Completion | None:
     """The answer in the body of a 200; None if the body is no chat completion. No content at all is an empty text."""
     try:
         body: Any = json.loads(raw)
-        choice = body["choices"][0]
+        choice = next(one for one in body["choices"] if one.get("finish_reason") != "error")
         text = choice["message"]["content"]
         usage, finish_reason = body.get("usage"), choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
         return None
     if text is not None and not isinstance(text, str):
         return None

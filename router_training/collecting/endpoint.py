@@ -18,14 +18,19 @@ import aiohttp
 
 from coe_server.connecting import why_not_connected
 from coe_server.retry_after import retry_after_seconds
+from coe_server.verdict.complaint import Cause
+from coe_server.verdict.verdict import Verdict, judge_body, judge_status
 from router_training.collecting.completion import Completion, complaint, read_completion
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_BODY_BYTES = 32 * 2**20
-PASSING = frozenset((408, 409, 425, 429))  # and every 5xx: the same request may succeed later
+# What may pass: the same request may succeed later.
+_PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
+# No other request to this endpoint and model will succeed either.
+_HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
+_ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these an empty text may be all there is
 UNREACHED_RETRIES = 2  # a second or so, where nobody has been met yet: a wrong address must not take minutes to be told
-HOPELESS = frozenset((401, 403, 404))  # no other request to this endpoint and model will succeed either
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +142,21 @@ class Endpoint:
             return _Problem(why, passing=True, hopeless=not self._reached)
         except (aiohttp.ClientError, OSError) as error:
             return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
-        if response.status == 200:
-            return read_completion(raw) or _Problem(f"not a chat completion: {complaint(raw)}", passing=True)
-        return _Problem(
-            f"HTTP {response.status}: {complaint(raw)}",
-            passing=response.status in PASSING or response.status >= 500,
-            hopeless=response.status in HOPELESS,
-            wait_seconds=retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)) or 0.0,
-        )
+        wait_seconds = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)) or 0.0
+        if response.status != 200:
+            why = f"HTTP {response.status}: {complaint(raw)}"
+            return _problem(judge_status(response.status, raw), why, response.status, wait_seconds)
+        verdict = judge_body(raw, "chat", may_be_silent=any(name in self.options for name in _ENDINGS))
+        if verdict.cause is not None:
+            return _problem(verdict, f"no answer: {complaint(raw)}", response.status, wait_seconds)
+        return read_completion(raw) or _Problem(f"not a chat completion: {complaint(raw)}", passing=True)
+
+
+def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) -> _Problem:
+    """A failure of the endpoint's, or a request that it refuses: no answer, so never a score."""
+    is_elsewhere = 300 <= status < 400
+    passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
+    return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

@@ -98,3 +98,59 @@ def test_an_answer_without_end_is_ended() -> None:
         (refusal,) = ask(stand_in, retries=0)
     assert isinstance(refusal, Refusal)
     assert "more than 32 MiB" in refusal.reason
+
+
+NO_ANSWERS = {
+    "an error": b'{"error": {"message": "Provider returned error", "code": 502}}',
+    "a choice that failed": b'{"choices": [{"finish_reason": "error", "message": {"content": ""}}]}',
+    "no choices": b'{"choices": []}',
+    "silence": b'{"choices": [{"finish_reason": "stop", "message": {"content": ""}}]}',
+    "a page": b"<html>Sign in</html>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("raw", NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_what_is_no_answer_is_asked_for_again_and_then_missing(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router_training.collecting.endpoint.FIRST_PAUSE_SECONDS", 0.001)
+    with endpoint(lambda body, times: Says(raw=raw) if times < 3 else Says()) as stand_in:
+        (reply,) = ask(stand_in, retries=2)
+    assert isinstance(reply, Reply)
+    assert (reply.completion.text, reply.attempts) == ("yes", 3)
+    with endpoint(lambda body, times: Says(raw=raw)) as stand_in:
+        (refusal,) = ask(stand_in, retries=1)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.reason.startswith("no answer"), refusal.hopeless, refusal.attempts) == (True, False, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "raw"),
+    [
+        (401, b""),
+        (402, b""),
+        (404, b"not found"),
+        (410, b""),
+        (400, b'{"error": {"message": "credit balance too low"}}'),
+    ],
+)
+def test_what_no_other_request_will_get_past_is_hopeless(status: int, raw: bytes) -> None:
+    with endpoint(lambda body, times: Says(status=status, raw=raw)) as stand_in:
+        (refusal,) = ask(stand_in, retries=3)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.hopeless, refusal.attempts) == (True, 1)
+
+
+def test_a_prompt_that_is_too_long_is_missing_and_the_next_is_asked() -> None:
+    too_long = b'{"error": {"message": "maximum context length is 5 tokens", "code": "context_length_exceeded"}}'
+    with endpoint(lambda body, times: Says(status=400, raw=too_long)) as stand_in:
+        (refusal,) = ask(stand_in, retries=3)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.hopeless, refusal.attempts) == (False, 1)
+
+
+def test_one_good_choice_of_two_is_the_answer() -> None:
+    raw = b'{"choices": [{"finish_reason": "error", "message": {"content": "ye"}}, {"message": {"content": "yes"}}]}'
+    with endpoint(lambda body, times: Says(raw=raw)) as stand_in:
+        (reply,) = ask(stand_in, retries=0)
+    assert isinstance(reply, Reply)
+    assert reply.completion.text == "yes"
