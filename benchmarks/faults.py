@@ -4,10 +4,11 @@
     python benchmarks/faults.py --seconds 600 --clients 200 --vllm .venv-vllm/bin/vllm --write
 
 A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
-frozen every few seconds, and three simulated engines, in memory for three of the five; with `--vllm` a sixth expert on
-real vLLM, which one client in twenty asks, and which is hurt now and then. A tenth of the requests is hung up on at a
-random moment, others are read slowly, the router's artifact is replaced by a good and a damaged one in turn. Exit code
-1 if anything that is promised is not so.
+frozen every few seconds, two simulated engines, in memory for three of the four, and a remote server of bad manners
+(`bad_manners.py`), which counts what it is sent; with `--vllm` a sixth expert on real vLLM, which one client in twenty
+asks, and which is hurt now and then. A tenth of the requests is hung up on at a random moment, others are read slowly,
+the router's artifact is replaced by a good and a damaged one in turn. Exit code 1 if anything that is promised is not
+so.
 """
 
 from __future__ import annotations
@@ -37,15 +38,17 @@ import aiohttp
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks.bad_manners import CODE
 from benchmarks.document import document
 from benchmarks.leftovers import engine_cores
 from coe_server import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
+BAD_MANNERS = ROOT / "benchmarks/bad_manners.py"
 EITHER = ROOT / "benchmarks/in_vllm/real_or_stand_in.py"
 REAL_MODEL = ROOT / "demo/experts/generalist"
-PROCESSES, SIMULATED, REAL = ("french", "python"), ("generalist", "sql", "units"), "real"
+PROCESSES, SIMULATED, REMOTE, REAL = ("french", "python"), ("generalist", "sql"), "units", "real"
 PROMPTS = {
     "french": "English to French: your beautiful round boats",
     "python": "Give me a Python one-liner for all but the last price",
@@ -70,7 +73,7 @@ def every_code() -> set[str]:
     return {kind.code for kind in kinds}
 
 
-CODES = every_code() - {"internal_error"}
+CODES = (every_code() - {"internal_error"}) | {CODE}  # by name, a remote's own error passes
 
 
 @dataclass(slots=True)
@@ -81,6 +84,7 @@ class Findings:
     wrong: list[str] = field(default_factory=list)
     answered: int = 0
     answered_by_real: int = 0
+    manners: Counter[str] = field(default_factory=Counter)  # what the remote server did
     rebuilt: Counter[str] = field(default_factory=Counter)
     hurt: Counter[str] = field(default_factory=Counter)
 
@@ -95,6 +99,7 @@ class Server:
 
     process: subprocess.Popen[bytes]
     url: str
+    remote_url: str
     folder: Path
     digests: dict[str, str]
     has_real: bool
@@ -161,16 +166,25 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
             await _hear_real(session, server)
         sizes: list[int] = []
         looking = asyncio.create_task(_look_at_memory(server, sizes))
-        await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2), findings)
+        await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2) - 1.0, findings)
         before = round(median(sizes[-_LOOKS:]))
         await _trouble(session, server, chance, options.clients, options.seconds, findings)
         after = round(median(sizes[-_LOOKS:]))
         looking.cancel()
+        await _nothing_was_sent_twice(session, server, findings)
     if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
         findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
     findings.must(findings.answered > 0, "nothing was answered at all")
     findings.must(not server.has_real or findings.answered_by_real > 0, "real vLLM answered nothing at all")
     return before, after
+
+
+async def _nothing_was_sent_twice(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:
+    async with session.get(f"{server.remote_url}/counts") as response:
+        counts = await response.json()
+    findings.manners.update(counts["done"])
+    findings.must(counts["read"] > 0, "the remote server was asked nothing at all")
+    findings.must(not counts["twice"], f"sent upstream more than once: {counts['twice'][:5]}")
 
 
 async def _trouble(
@@ -184,7 +198,8 @@ async def _trouble(
     ends = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
         for number in range(clients):
-            group.create_task(_client(session, server, random.Random(chance.random()), f"{number}", ends, findings))
+            name = f"{round(seconds)}-{number}"  # no two requests of a run are alike
+            group.create_task(_client(session, server, random.Random(chance.random()), name, ends, findings))
         group.create_task(_saboteur(server, random.Random(chance.random()), ends, findings))
         group.create_task(_reloads(session, server, ends, findings))
     await _all_is_quiet(session, server, findings)
@@ -194,7 +209,7 @@ async def _client(
     session: aiohttp.ClientSession, server: Server, chance: random.Random, name: str, ends: float, findings: Findings
 ) -> None:
     count = 0
-    asks_real = server.has_real and int(name) % CLIENTS_FOR_EACH_OF_REAL == 0
+    asks_real = server.has_real and int(name.partition("-")[2]) % CLIENTS_FOR_EACH_OF_REAL == 0
     while time.monotonic() < ends:
         count += 1
         mark = f"ask-{name}-{count}"
@@ -215,7 +230,7 @@ async def _client(
 async def _ask(
     session: aiohttp.ClientSession, server: Server, chance: random.Random, mark: str, findings: Findings
 ) -> None:
-    expert = chance.choice((*PROCESSES, *SIMULATED))
+    expert = chance.choice((*PROCESSES, *SIMULATED, REMOTE))
     model = "auto" if chance.random() < SHARE_ROUTED else expert
     streamed = chance.random() < SHARE_STREAMED
     body = {"model": model, "stream": streamed, "messages": [{"role": "user", "content": f"{PROMPTS[expert]} {mark}"}]}
@@ -303,7 +318,7 @@ def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Serv
 
 def _owner(text: str, server: Server) -> str:
     """Whose answer this is: an engine process shows a digest of its weights, a simulated engine its name."""
-    signs = {**server.digests, **{name: f'"model": "{name}"' for name in SIMULATED}}
+    signs = {**server.digests, **{name: f'"model": "{name}"' for name in (*SIMULATED, REMOTE)}}
     return next((name for name, sign in signs.items() if sign in text), "nobody")
 
 
@@ -381,26 +396,35 @@ def _running(folder: Path, artifact: Path, vllm: Path | None) -> Iterator[Server
     manifest = folder / "damaged/manifest.json"
     manifest.write_text(manifest.read_text()[:-100])
     _point(folder / "router", folder / "good")
-    port = _free_port()
-    settings = _settings(folder, port)
+    port, remote_port = _free_port(), _free_port()
+    settings = _settings(folder, port, remote_port)
     if vllm is not None:
         _add_real(settings, folder, vllm)
     (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
     command = (str(Path(sys.executable).with_name("coe")), "serve", str(folder / "serve.yaml"))
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    remote = subprocess.Popen((sys.executable, str(BAD_MANNERS), str(remote_port)))
     try:
-        yield Server(process, f"http://127.0.0.1:{port}", folder, digests, vllm is not None)
-    finally:
-        process.terminate()
+        with (folder / "server.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            urls = (f"http://127.0.0.1:{one}" for one in (port, remote_port))
+            yield Server(process, *urls, folder, digests, vllm is not None)
+        finally:
+            _end(process)
+    finally:
+        _end(remote)
 
 
-def _settings(folder: Path, port: int) -> dict[str, Any]:
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _settings(folder: Path, port: int, remote_port: int) -> dict[str, Any]:
     timing = {"start_seconds": 0.5, "wake_seconds": 0.05, "sleep_seconds": 0.05, "ttft_seconds": 0.02}
     simulated = {"engine": "simulated", "weights_bytes": "64MiB", "tokens_per_second": 200, **timing}
     real = {"engine": "vllm", "kv_cache": "32MiB"}
@@ -420,6 +444,7 @@ def _settings(folder: Path, port: int) -> dict[str, Any]:
         "experts": [
             *({"name": name, "model": str(folder / name), **real} for name in PROCESSES),
             *({"name": name, **simulated} for name in SIMULATED),
+            {"name": REMOTE, "engine": "remote", "base_url": f"http://127.0.0.1:{remote_port}/v1", "model": REMOTE},
         ],
     }
 
@@ -475,13 +500,13 @@ def _free_port() -> int:
 def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:
     verdict = "Everything that is promised held." if not findings.wrong else "NOT kept:"
     real = options.vllm is not None
-    room = f"{'one real vLLM, ' if real else ''}room for three of the {'six' if real else 'five'}"
+    room = f"{'one real vLLM, ' if real else ''}room for three of the {'five' if real else 'four'}"
     lines = [
         "## Faults",
         "",
         f"`python benchmarks/faults.py --seconds {options.seconds:g} --clients {options.clients}"
         f"{' --vllm VLLM' if real else ''}`: two engine processes that speak vLLM's protocol,",
-        f"three simulated engines, {room}.",
+        f"two simulated engines, {room}, and a remote server of bad manners, which counts what it is sent.",
         "",
         "| what came back | times |",
         "|---|---|",
@@ -491,7 +516,7 @@ def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, in
         "",
         f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "
         f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end "
-        f"(medians of {_LOOKS} seconds).",
+        f"(medians of {_LOOKS} seconds). The remote server: {_counts(findings.manners)}.",
         "",
         verdict,
         *(f"- {sentence}" for sentence in findings.wrong[:50]),
