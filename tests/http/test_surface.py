@@ -163,10 +163,22 @@ def test_the_official_client_reads_every_kind_of_answer(server):
         ({"endpoints": frozenset({"chat"})}, "/v1/messages", {}, "does not serve messages requests"),
         ({"tools": False}, "/v1/chat/completions", {"tools": [{}]}, "cannot call tools"),
         (
-            {"vision": False},
+            {"modalities": {"image": False}},
             "/v1/messages",
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "cannot see images",
+        ),
+        (
+            {"modalities": {"audio": False}},
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA"}}]}]},
+            "cannot take audio",
+        ),
+        (
+            {"modalities": {"file": False}},
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_data": "AA"}]}]},
+            "cannot take files",
         ),
     ],
 )
