@@ -13,5 +13,5 @@ def contradiction(vision: bool | None, modalities: Sequence[Modality] | None) ->
     """What is wrong where both are given, `vision` being the older word for images; None if they agree."""
     if vision is None or modalities is None or vision == ("image" in modalities):
         return None
-    said = ", ".join(modalities) or "none"
-    return f"vision is {str(vision).lower()}, and of the modalities ({said}) image is {'not ' if vision else ''}one"
+    listed = ", ".join(modalities) or "none"
+    return f"vision is {str(vision).lower()}, and image is {'not ' if vision else ''}among the modalities ({listed})"

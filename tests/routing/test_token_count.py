@@ -20,7 +20,7 @@ MEASURED = {
     "a table": ("\n".join(f"| {row['name']:<30} | {'paris':<30} | {'yes':<20} |" for row in ROWS), 4_000, 4_516, 6_199),
     "deep code": ("\n".join(f"{'':16}if value.alice is None:\n{'':20}return None" for _ in ROWS), 4_400, 4_939, 6_398),
     "prose": ("The quick brown fox jumps over the lazy dog and then it runs away. " * 300, 4_501, 4_582, 5_101),
-    "Chinese": ("今天天气很好我们一起去公园散步吧" * 200, 1_600, 2_615, 4_000),  # noqa: RUF001  # as people write it
+    "Chinese": ("今天天气很好我们一起去公园散步吧" * 200, 1_600, 2_615, 4_000),
     "German": ("Die Rechtsschutzversicherungsgesellschaften beantragen eine Begrenzung. " * 200, 2_801, 3_786, 4_601),
     "Russian": ("Правительство Российской Федерации утвердило государственную программу. " * 100, 1_101, 1_811, 3_501),
     "a rule": ("\n".join("|" + "-" * 40 + "|" + "-" * 40 + "|" for _ in range(400)), 2_399, 2_882, 3_999),
