@@ -13,7 +13,7 @@ from coe_server.errors import ReloadRefused
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
     "aliases.*",
-    *("experts.*.context_tokens", "experts.*.vision", "experts.*.tools", "experts.*.endpoints"),
+    *("experts.*.context_tokens", "experts.*.vision", "experts.*.modalities", "experts.*.tools", "experts.*.endpoints"),
 )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
 from coe_server.settings.mistakes import first_mistake
+from coe_server.settings.modalities import Modality, contradiction
 from coe_server.settings.served_name import Alias, ServedName
 from coe_server.settings.settings_file import read_settings_file
 from coe_server.settings.web_address import WebAddress
@@ -117,6 +118,7 @@ class _ExpertSettings(_Settings):
     ttl_seconds: float | None = Field(default=None, gt=0)
     context_tokens: int | None = Field(default=None, gt=0)
     vision: bool | None = None
+    modalities: list[Modality] | None = None
     tools: bool | None = None
     endpoints: list[EndpointName] | None = Field(default=None, min_length=1)
 
@@ -178,6 +180,7 @@ def load_config(path: Path) -> ServerConfig:
     _refuse_twins(config, path)
     _refuse_false_aliases(config, path)
     _refuse_impossible_tiers(config, path)
+    _refuse_contradictions(config, path)
     return _with_paths_from(config, path.resolve().parent)
 
 
@@ -222,6 +225,12 @@ def _refuse_impossible_tiers(config: ServerConfig, path: Path) -> None:
             for name, tier in (("pin", expert.pin), ("preload", expert.preload)):
                 if tier == "host":
                     raise ConfigError(f"{key}.{name}: 'host' needs `sleep: true`; without it: device or disk")
+
+
+def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
+    for expert in config.experts:
+        if fault := contradiction(expert.vision, expert.modalities):
+            raise ConfigError(f"{path}: experts.{expert.name}.modalities: {fault}; leave one of the two out")
 
 
 def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:

@@ -16,6 +16,7 @@ from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
 from coe_server.settings.mistakes import first_mistake
+from coe_server.settings.modalities import Modality, contradiction
 from coe_server.settings.served_name import ServedName
 from coe_server.settings.settings_file import read_settings_file
 
@@ -48,8 +49,20 @@ class ExpertSettings(_Settings):
     total_params_b: Positive | None = None
     price_per_million_tokens: Positive | None = None
     context_tokens: Annotated[int, Field(gt=0)] | None = None
-    vision: bool = False
+    vision: bool | None = None
+    modalities: list[Modality] | None = None
     tools: bool = True
+
+    @model_validator(mode="after")
+    def _agrees_on_images(self) -> ExpertSettings:
+        if fault := contradiction(self.vision, self.modalities):
+            raise ValueError(f"{fault}; leave one of the two out")
+        return self
+
+    @property
+    def sees(self) -> bool:
+        """Can it see images? Not unless it is said to."""
+        return bool(self.vision) or "image" in (self.modalities or ())
 
     @property
     def hosted_params_b(self) -> float:

@@ -27,6 +27,7 @@ def test_nothing_differs_between_a_configuration_and_itself(tmp_path):
         ({"http": {"keepalive_seconds": 5, "body_seconds": 5}}, ("http.body_seconds", "http.keepalive_seconds")),
         ({"log": {"prompts": True}}, ("log.prompts",)),
         ({"experts": [{**EXPERT, "vision": True}]}, ("experts.a.vision",)),
+        ({"experts": [{**EXPERT, "modalities": ["audio"]}]}, ("experts.a.modalities",)),
         ({"experts": [{**EXPERT, "endpoints": ["chat"]}]}, ("experts.a.endpoints",)),
     ],
 )

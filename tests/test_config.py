@@ -8,7 +8,7 @@ import yaml
 
 from coe_server.assembly.experts import build_experts, logs_folder
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
-from coe_server.assembly.routers import build_router
+from coe_server.assembly.routers import build_capabilities, build_router
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, _Settings, load_config
 from coe_server.errors import ArtifactError, ConfigError
@@ -70,6 +70,18 @@ def write(folder, **settings):
             "experts.a.pin: 'host' needs `sleep: true`; without it: device or disk",
         ),
         ({"experts": [{**VLLM, "sleep": False, "preload": "host"}]}, "experts.a.preload: 'host' needs `sleep: true`"),
+        (
+            {"experts": [{**SIMULATED, "vision": True, "modalities": ["audio"]}]},
+            "experts.a.modalities: vision is true, and image is not among the modalities (audio); leave one of",
+        ),
+        (
+            {"experts": [{**SIMULATED, "vision": False, "modalities": ["audio", "image"]}]},
+            "experts.a.modalities: vision is false, and image is among the modalities (audio, image)",
+        ),
+        (
+            {"experts": [{**SIMULATED, "modalities": ["sound"]}]},
+            "experts.a.modalities.0: 'sound' is not one of 'image'",
+        ),
         ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
         (
             {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "args": {"seed": [1]}}]},
@@ -227,6 +239,22 @@ def all_keys(model):
         yield name
         for inner in settings_in(field.annotation):
             yield from all_keys(inner)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({}, {}),
+        ({"vision": True}, {"image": True}),
+        ({"vision": False}, {"image": False}),
+        ({"modalities": []}, {"image": False, "audio": False, "video": False, "file": False}),
+        ({"modalities": ["image", "file"]}, {"image": True, "audio": False, "video": False, "file": True}),
+        ({"vision": True, "modalities": ["image"]}, {"image": True, "audio": False, "video": False, "file": False}),
+    ],
+)
+def test_what_an_expert_takes_is_known_from_vision_or_from_a_whole_list(tmp_path, said, known):
+    config = load_config(write(tmp_path, experts=[{**SIMULATED, **said}]))
+    assert build_capabilities(config)["a"].modalities == known
 
 
 def test_every_key_is_explained_in_serve_yaml():

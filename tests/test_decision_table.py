@@ -10,7 +10,7 @@ from coe_server.cli import app
 from coe_server.commands.decision_table import print_decision
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.decision import BudgetReading, GateReading, RankedExpert, ResidentTrade, RoutingDecision
-from tests.routing.small_artifact import SIZES, held_out, small_artifact
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
 
 
 def decision(category, reason, inside, **probabilities):
@@ -49,6 +49,18 @@ def decision(category, reason, inside, **probabilities):
 def test_a_confidence_is_told_with_the_category_that_it_is_of(capsys, made, sentence):
     print_decision(made)
     assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_an_expert_that_comes_behind_is_told_with_the_reason(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    experts = [{"name": name, "engine": "simulated"} for name in SIZES]
+    experts = [{**one, "context_tokens": 150, "modalities": []} if one["name"] == "big" else one for one in experts]
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"router": {"artifact": "router"}, "experts": experts}))
+    done = CliRunner().invoke(app, ["route", str(path), f"{TEXTS['code']} {'1, ' * 100}"], env={"COLUMNS": "200"})
+    assert "│ holds 150 tokens and the request needs about 178 │" in done.stdout
+    assert done.stdout.startswith("coder, ")
+    assert done.stdout.count("holds ") == 1
 
 
 def test_nothing_is_taken_to_be_on_the_device_and_a_remote_expert_is_remote(tmp_path):

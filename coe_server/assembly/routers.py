@@ -19,7 +19,7 @@ from coe_server.http.page.quality import quality_of
 from coe_server.http.service import Decides, Serving
 from coe_server.http.traffic import Traffic, reference_of
 from coe_server.routing.artifact import read_held_out
-from coe_server.routing.capabilities import Capabilities
+from coe_server.routing.capabilities import Capabilities, known_modalities
 from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedder import Embedder, OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
@@ -106,7 +106,7 @@ def _capabilities(expert: ExpertSettings) -> Capabilities:
     endpoints = expert.endpoints if expert.endpoints is not None else _endpoints(expert)
     return Capabilities(
         context_tokens=expert.context_tokens or _context_tokens(expert),
-        vision=expert.vision,
+        modalities=known_modalities(expert.vision, expert.modalities),
         tools=expert.tools,
         endpoints=frozenset(endpoints) if endpoints is not None else None,
     )

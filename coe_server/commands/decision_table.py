@@ -13,12 +13,11 @@ def print_decision(decision: RoutingDecision) -> None:
     console = Console()
     category = f"{decision.category} ({_how_sure(decision)})"
     console.print(f"[bold]{decision.expert}[/bold], category {category}, reason {decision.reason}", soft_wrap=True)
-    table = Table("expert", "expected score", "active params (B)", "value", "left out because")
+    table = Table("expert", "expected score", "active params (B)", "value", "left out or behind because")
     for ranked in decision.ranking:
         numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
-        table.add_row(
-            ranked.expert, *("-" if number is None else f"{number:.4g}" for number in numbers), ranked.excluded or ""
-        )
+        why = ranked.excluded or ranked.doubt or ""
+        table.add_row(ranked.expert, *("-" if number is None else f"{number:.4g}" for number in numbers), why)
     console.print(table)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from coe_server.errors import RequestError
 from coe_server.http.body import Body, Member, read_body
 from coe_server.http.surfaces import Surface, surface_of
-from coe_server.routing.conversation import BYTES_PER_TOKEN, Conversation
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.token_count import TokenCount
 
 # What is read of a body beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")
@@ -59,14 +60,17 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     found = surface or surface_of(body.fields)
     conversation = found.conversation(body.fields)
     if conversation.has_tools:
-        conversation = replace(conversation, needed_tokens=conversation.needed_tokens + _tokens_of_tools(body))
+        conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
     may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
     return Question(found, body, conversation, may_be_silent)
 
 
-def _tokens_of_tools(body: Body) -> int:
-    """About what their descriptions take of the context: chat templates write them down much as they came."""
-    return sum(member.end - member.value_start for member in body.members if member.key == "tools") // BYTES_PER_TOKEN
+def _tokens_of_tools(body: Body) -> TokenCount:
+    """What their descriptions take of the context: most chat templates write them down as they came, the most sparing
+    ones write their words without the marks of JSON Schema, about half of it."""
+    written = b"".join(body.raw[member.value_start : member.end] for member in body.members if member.key == "tools")
+    whole = TokenCount.of(written.decode("utf-8", "replace"))
+    return TokenCount(whole.least // 2, whole.likely)
 
 
 def _with_short_key(member: Member) -> Member:

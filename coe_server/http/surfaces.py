@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from coe_server.errors import RequestError
-from coe_server.routing.conversation import BYTES_PER_TOKEN, Conversation, Endpoint, read_messages
+from coe_server.routing.conversation import Conversation, Endpoint, read_messages
 from coe_server.routing.features import Turn
+from coe_server.routing.token_count import TokenCount
 
 MOST_MESSAGES = 10_000
 
@@ -52,7 +53,7 @@ def read_completion(fields: Fields) -> Conversation:
     if any(not isinstance(one, str) and not _is_tokens(one) for one in prompts):
         raise RequestError("prompt must be text, a list of tokens, or a list of either", "prompt")
     text = "\n".join(one for one in prompts if isinstance(one, str))
-    return Conversation((Turn(text),), max(map(_tokens, prompts)) + _count(fields.get("max_tokens")))
+    return Conversation((Turn(text),), _longest(prompts), _count(fields.get("max_tokens")))
 
 
 def read_response(fields: Fields) -> Conversation:
@@ -116,8 +117,10 @@ def _require_few(entries: list[Any], field: str) -> None:
         raise RequestError(f"{field} has {len(entries)} entries; {MOST_MESSAGES} are allowed", field)
 
 
-def _tokens(prompt: str | list[int]) -> int:
-    return len(prompt.encode("utf-8", "replace")) // BYTES_PER_TOKEN if isinstance(prompt, str) else len(prompt)
+def _longest(prompts: list[Any]) -> TokenCount:
+    """Each of several prompts is answered by itself."""
+    counts = [TokenCount.of(one) if isinstance(one, str) else TokenCount(len(one), len(one)) for one in prompts]
+    return TokenCount(max(one.least for one in counts), max(one.likely for one in counts))
 
 
 def _count(limit: object) -> int:

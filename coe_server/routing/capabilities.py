@@ -5,21 +5,30 @@ Knows nothing of categories, scores or where weights are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from coe_server.routing.conversation import Conversation, Endpoint
 from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.settings.modalities import MODALITIES, Modality
+
+_CANNOT: dict[Modality, str] = {
+    "image": "see images",
+    "audio": "take audio",
+    "video": "take video",
+    "file": "take files",
+}
 
 Known = TypeVar("Known")
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an expert can take; None means unknown, and is not held against it."""
+    """What an expert can take; what is None, or missing among the modalities, is unknown and not held against it."""
 
     context_tokens: int | None = None
-    vision: bool | None = None
+    modalities: Mapping[Modality, bool] = field(default_factory=dict)
     tools: bool | None = None
     endpoints: frozenset[Endpoint] | None = None
 
@@ -27,13 +36,20 @@ class Capabilities:
         """What is known here, and what `other` knows of the rest."""
         return Capabilities(
             _first(self.context_tokens, other.context_tokens),
-            _first(self.vision, other.vision),
+            {**other.modalities, **self.modalities},
             _first(self.tools, other.tools),
             _first(self.endpoints, other.endpoints),
         )
 
 
 UNKNOWN = Capabilities()
+
+
+def known_modalities(vision: bool | None, listed: Collection[Modality] | None) -> dict[Modality, bool]:
+    """What is known where an expert is said to see images or not, or all that it takes is listed."""
+    if listed is not None:
+        return {modality: modality in listed for modality in MODALITIES}
+    return {} if vision is None else {"image": vision}
 
 
 def obstacle(
@@ -67,10 +83,19 @@ def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> 
     if capabilities.endpoints is not None and conversation.endpoint not in capabilities.endpoints:
         return f"does not serve {conversation.endpoint} requests"
     limit = capabilities.context_tokens
-    if limit is not None and conversation.needed_tokens > limit:
-        return f"holds {limit} tokens and the request needs about {conversation.needed_tokens}"
-    if conversation.has_images and capabilities.vision is False:
-        return "cannot see images"
+    if limit is not None and conversation.least_tokens > limit:
+        return f"holds {limit} tokens and the request needs at least about {conversation.least_tokens}"
+    for modality in MODALITIES:
+        if modality in conversation.modalities and capabilities.modalities.get(modality) is False:
+            return f"cannot {_CANNOT[modality]}"
     if conversation.has_tools and capabilities.tools is False:
         return "cannot call tools"
     return None
+
+
+def doubt(capabilities: Capabilities, conversation: Conversation) -> str | None:
+    """Why this expert may turn out to be too small, and others come first; None if it likely has the room."""
+    limit = capabilities.context_tokens
+    if limit is None or conversation.likely_tokens <= limit:
+        return None
+    return f"holds {limit} tokens and the request needs about {conversation.likely_tokens}"

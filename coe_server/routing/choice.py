@@ -17,7 +17,7 @@ WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversa
 
 class Candidate(NamedTuple):
     """One expert; `cost` is in the objective's unit, `obstacle` says why it cannot take the request, `absence` why it
-    cannot be had now."""
+    cannot be had now, `doubt` why it may prove unable; without an `availability` it is not served here."""
 
     name: str
     expected_score: float | None
@@ -27,6 +27,7 @@ class Candidate(NamedTuple):
     availability: Availability | None = None
     absence: str | None = None
     cost: float = 0.0
+    doubt: str | None = None
 
     @property
     def excluded(self) -> str | None:
@@ -42,6 +43,7 @@ class Candidate(NamedTuple):
             where.residency if where else None,
             where.predicted_wait_seconds if where else None,
             self.excluded,
+            None if self.excluded else self.doubt,
         )
 
 
@@ -55,29 +57,30 @@ class Choice:
 
 
 def stay(candidates: Sequence[Candidate], kept: Kept | None) -> Choice | None:
-    """The expert that the conversation has, if it can take this request too."""
+    """The expert that the conversation has, if it can take this request too; in doubt if no other is without."""
     if kept is None:
         return None
-    return next((Choice(one, "sticky") for one in candidates if one.name == kept.expert and not one.excluded), None)
+    return choose_named(_likeliest(candidates), kept.expert, "sticky")
 
 
 def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
     """Whether somebody is so much better at what is asked now that a conversation should change its expert."""
     here = next(_value(one) for one in candidates if one.name == chosen.expert.name)
-    return any(one.excluded is None and _value(one) - here >= WORTH_LEAVING for one in candidates)
+    return any(_value(one) - here >= WORTH_LEAVING for one in _likeliest(candidates))
 
 
 def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best value first, ties go to the smaller expert, then by name; those excluded last, in the same order."""
-    return sorted(candidates, key=lambda one: (one.excluded is not None, -_value(one), one.cost, one.name))
+    """Best value first, ties go to the smaller expert, then by name; in the same order those in doubt, and last those
+    excluded."""
+    return sorted(candidates, key=lambda one: (_distance(one), -_value(one), one.cost, one.name))
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those not excluded.
+    """Those not excluded, and without those in doubt unless there is no other.
 
     Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where only absence is in the way.
     """
-    free = [candidate for candidate in candidates if candidate.excluded is None]
+    free = _likeliest(candidates)
     if not free:
         raise nobody(candidates)
     return free
@@ -117,14 +120,26 @@ def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpe
 
 
 def nobody(candidates: Sequence[Candidate]) -> CoeError:
-    """Why no expert takes this request, as the error to raise."""
-    absent = [one for one in candidates if one.obstacle is None]
-    reasons = "; ".join(f"{one.name}: {one.excluded}" for one in absent or candidates)
+    """Why no expert takes this request, as the error to raise. An expert that is not served here will not come back."""
+    served = [one for one in candidates if one.availability is not None]
+    absent = [one for one in served if one.obstacle is None]
+    reasons = "; ".join(f"{one.name}: {one.excluded}" for one in absent or served or candidates)
     if absent:
         returns = [one.availability.returns_seconds for one in absent if one.availability is not None]
         soonest = min((seconds for seconds in returns if seconds is not None), default=1.0)
         return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})", soonest)
     return NoCapableExpert(f"no expert can take this request ({reasons})")
+
+
+def _distance(candidate: Candidate) -> int:
+    """How far from answering: 0 likely can, 1 in doubt, 2 excluded."""
+    return 2 if candidate.excluded is not None else 0 if candidate.doubt is None else 1
+
+
+def _likeliest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those not excluded: all without a doubt, or where there is none, all in doubt."""
+    nearest = min((_distance(one) for one in candidates), default=2)
+    return [one for one in candidates if _distance(one) == nearest < 2]
 
 
 def _value(candidate: Candidate) -> float:

@@ -6,21 +6,29 @@ reminders that a program writes into a user's turn. They are not read, but they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from coe_server.errors import RequestError
 from coe_server.routing.features import Turn
+from coe_server.routing.token_count import NOTHING, TokenCount
+from coe_server.settings.modalities import Modality
 
 REMEMBERED_TURNS = 4
 WEIGHT_PER_STEP_BACK = 0.5
-BYTES_PER_TOKEN = 4  # English prose; only used to leave out experts whose context is clearly too small
+DEEPEST_PART = 3  # a message's part, a document in a tool's result, its source, a part of that
 
 Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
-_IMAGES = ("image_url", "input_image", "image")  # chat, responses, Anthropic's messages
+# Parts of chat, responses and Anthropic's messages, and what vLLM takes beside them.
+_MODALITIES: dict[str, Modality] = {
+    **dict.fromkeys(("image_url", "input_image", "image", "image_embeds", "computer_screenshot"), "image"),
+    **dict.fromkeys(("input_audio", "audio_url", "audio", "audio_embeds"), "audio"),
+    **dict.fromkeys(("video_url", "input_video", "video", "video_embeds"), "video"),
+    **dict.fromkeys(("file", "input_file", "document", "container_upload"), "file"),
+}
 _ASKING = ("user", "system", "developer")  # any other message, or an item of no role, followed an answer
 _REMINDERS = ("<system-reminder>", "</system-reminder>")
 
@@ -29,12 +37,14 @@ _REMINDERS = ("<system-reminder>", "</system-reminder>")
 class Conversation:
     """The user's turns, newest last, and what an expert needs to take the request.
 
-    `opening` is the user's first turn, by which a conversation is known again; `continues` once it was answered.
+    `prompt` estimates all that stands in the context before the answer, which may have `answer_tokens`. `opening` is
+    the user's first turn, by which a conversation is known again; `continues` once it was answered.
     """
 
     turns: tuple[Turn, ...]
-    needed_tokens: int = 0
-    has_images: bool = False
+    prompt: TokenCount = NOTHING
+    answer_tokens: int = 0
+    modalities: frozenset[Modality] = frozenset()
     has_tools: bool = False
     endpoint: Endpoint = "chat"
     opening: str = ""
@@ -43,7 +53,22 @@ class Conversation:
     @classmethod
     def of_prompt(cls, prompt: str) -> Conversation:
         """One prompt that stands alone."""
-        return cls((Turn(prompt),), len(prompt.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
+        return cls((Turn(prompt),), TokenCount.of(prompt))
+
+    @property
+    def likely_tokens(self) -> int:
+        """About what the prompt takes of the context, with the longest answer that is allowed."""
+        return self.prompt.likely + self.answer_tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """No context below this takes the request. vLLM ends an answer where the context does (`get_max_tokens`), and
+        refuses an `answer_tokens` over the whole context."""
+        return max(self.prompt.least, self.answer_tokens)
+
+    def of_any_length(self) -> Conversation:
+        """The same for an expert that was asked for by name: it counts the tokens itself, and says what is too long."""
+        return replace(self, prompt=NOTHING, answer_tokens=0)
 
 
 def read_messages(
@@ -59,23 +84,25 @@ def read_messages(
     Raises RequestError naming the message whose content is neither text nor a list of parts.
     """
     texts: list[str] = []
-    length_bytes, has_images, answered = len(beside.encode("utf-8", "replace")), False, False
+    all_texts, answered = [beside], False
+    modalities: set[Modality] = set()
     for position, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise RequestError(f"{field}[{position}] is not an object", param=field)
         parts = _parts(message.get("content"), position, field)
         answered = answered or message.get("role") not in _ASKING
         is_plain = len(message) == 2 and "content" in message  # a role and this, as most have
-        everything = parts if is_plain else [*parts, *_beside_content(message)]
-        length_bytes += sum(len(text.encode("utf-8", "replace")) for text in _all_texts(everything))
-        has_images = has_images or any(_is_image(part) for part in _with_results(everything))
+        everything = tuple(_with_inner(parts if is_plain else [*parts, *_beside_content(message)]))
+        all_texts.extend(_all_texts(everything))
+        modalities.update(_all_modalities(everything))
         text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
         if message.get("role") == "user" and (own := without_reminders(text)).strip():
             texts.append(own)
     return Conversation(
         _weighted(texts),
-        length_bytes // BYTES_PER_TOKEN + max_tokens,
-        has_images,
+        TokenCount.of("".join(all_texts)),
+        max_tokens,
+        frozenset(modalities),
         has_tools,
         opening=texts[0] if texts else "",
         continues=answered or len(texts) > 1,
@@ -107,13 +134,20 @@ def _parts(content: object, position: int, field: str) -> list[Mapping[str, Any]
     raise RequestError(f"{field}[{position}].content is neither text nor a list of parts", param=field)
 
 
-def _with_results(parts: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The parts, and those inside a tool's result."""
+def _with_inner(parts: Iterable[Mapping[str, Any]], levels: int = DEEPEST_PART) -> Iterator[Mapping[str, Any]]:
+    """The parts, and those inside a tool's result or a document."""
     for part in parts:
         yield part
         inner = part.get("content")
-        if isinstance(inner, list):
-            yield from (one for one in inner if isinstance(one, Mapping))
+        if levels and isinstance(inner, list):
+            yield from _with_inner((one for one in inner if isinstance(one, Mapping)), levels - 1)
+        elif levels and isinstance(source := part.get("source"), Mapping):
+            yield from _with_inner([_readable(source)], levels - 1)
+
+
+def _readable(source: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a document's source is text, or parts; the rest is bytes or an address."""
+    return {"text": source.get("data") if source.get("type") == "text" else None, "content": source.get("content")}
 
 
 def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -121,6 +155,8 @@ def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for said in (message.get("arguments"), message.get("output")):
         if isinstance(said, str):
             yield {"text": said}
+        elif isinstance(said, Mapping):
+            yield said
         elif isinstance(said, list):
             yield from (part for part in said if isinstance(part, Mapping))
     calls = message.get("tool_calls")
@@ -130,13 +166,19 @@ def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield {"text": function.get("arguments")}
 
 
-def _is_image(part: Mapping[str, Any]) -> bool:
-    return part.get("type") in _IMAGES or ("type" not in part and "image_url" in part)  # vLLM takes the latter, too
+def _all_modalities(parts: Sequence[Mapping[str, Any]]) -> Iterator[Modality]:
+    for part in parts:
+        kind = part.get("type")
+        if kind is None:  # vLLM takes a part that says what it is by its content alone
+            yield from (modality for name, modality in _MODALITIES.items() if part.get(name) is not None)
+        elif isinstance(kind, str) and kind in _MODALITIES:
+            yield _MODALITIES[kind]
 
 
 def _all_texts(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for part in _with_results(parts):
-        yield from (text for text in (part.get("text"), part.get("content")) if isinstance(text, str))
+    for part in parts:
+        said = (part.get("text"), part.get("content"), part.get("refusal"))
+        yield from (text for text in said if isinstance(text, str))
         given = part.get("input")  # of a tool that Anthropic's messages tell was called
         if isinstance(given, Mapping):
             yield from (text for text in given.values() if isinstance(text, str))

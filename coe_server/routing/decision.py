@@ -50,7 +50,8 @@ class RouteOptions:
 
 
 class RankedExpert(NamedTuple):
-    """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None.
+    """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None. `doubt` says why one
+    that is not ruled out comes behind those without a doubt.
 
     `expected_score`, `active_params_b` and `value` are None for an expert the router was not trained on
     (it can be asked for by name); the first and last also where nothing was scored.
@@ -63,6 +64,7 @@ class RankedExpert(NamedTuple):
     residency: Residency | None
     predicted_wait_seconds: float | None
     excluded: str | None
+    doubt: str | None = None
 
 
 class GateReading(NamedTuple):

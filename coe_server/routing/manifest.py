@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from coe_server.settings.modalities import Modality, contradiction
+
 FORMAT_VERSION = 1
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -68,7 +70,11 @@ class Thresholds(_Strict):
 
 
 class ExpertEntry(_Strict):
-    """An expert has active parameters, a price, or both; one that is hosted elsewhere may have no parameters here."""
+    """An expert has active parameters, a price, or both; one that is hosted elsewhere may have no parameters here.
+
+    `modalities` lists all that it takes beside text; where that was not said, `vision` alone is known, and nothing is
+    written: the file and its version stay what they were before there were modalities.
+    """
 
     name: Name
     active_params_b: Positive | None
@@ -77,6 +83,13 @@ class ExpertEntry(_Strict):
     context_tokens: Annotated[int, Field(gt=0)] | None
     vision: bool
     tools: bool
+    modalities: Annotated[list[Modality] | None, Field(exclude_if=lambda listed: listed is None)] = None
+
+    @model_validator(mode="after")
+    def _agrees_on_images(self) -> ExpertEntry:
+        if fault := contradiction(self.vision, self.modalities):
+            raise ValueError(fault)
+        return self
 
 
 class ScoreEntry(_Strict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
@@ -51,7 +50,7 @@ class NamedRouter:
             expected_score=None,
             active_params_b=None,
             value=None,
-            obstacle=obstacle(name, None, able, replace(conversation, needed_tokens=0), options),
+            obstacle=obstacle(name, None, able, conversation.of_any_length(), options),
             availability=here,
             absence=absence(here),
         )

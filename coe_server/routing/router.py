@@ -19,7 +19,7 @@ from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, choice, spread
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, obstacle
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, doubt, known_modalities, obstacle
 from coe_server.routing.choice import Candidate, Choice
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -30,6 +30,7 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
+from coe_server.routing.manifest import ExpertEntry
 from coe_server.routing.meters import Meters
 from coe_server.routing.reading import Reader, Reading
 
@@ -68,7 +69,7 @@ class Router:
         self.expert_names = artifact.expert_names
         self.objectives = tuple(name for name, entry in manifest.objectives.items() if entry.shipped)
         self._residency_tolerance = residency_tolerance
-        own = {one.name: Capabilities(one.context_tokens, one.vision, one.tools) for one in manifest.experts}
+        own = {one.name: _said_of(one) for one in manifest.experts}
         said = capabilities or {}
         self._capabilities = {name: said.get(name, UNKNOWN).over(own.get(name, UNKNOWN)) for name in {*own, *said}}
         self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
@@ -159,10 +160,7 @@ class Router:
         if name not in request.availability and name not in self.expert_names:
             known = ", ".join(sorted({*request.availability, *self.expert_names}))
             raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
-        request = replace(
-            request, conversation=replace(request.conversation, needed_tokens=0)
-        )  # it knows its own limit
-        candidate = self._candidate(name, request)
+        candidate = self._candidate(name, replace(request, conversation=request.conversation.of_any_length()))
         if candidate.excluded is not None:
             raise choice.nobody([candidate])
         return candidate
@@ -196,7 +194,8 @@ class Router:
         able = self._capabilities.get(name, UNKNOWN)
         stopped_by = forbidden or obstacle(name, size, able, request.conversation, request.options)
         where = request.availability.get(name)
-        return Candidate(name, score, size, value, stopped_by, where, absence(where), cost)
+        unsure = doubt(able, request.conversation)
+        return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, unsure)
 
     def _is_new_topic(self, newest: Reading, kept: Kept | None) -> bool:
         """Whether the newest turn alone is clearly about something else: "thanks, go on" is about nothing."""
@@ -248,3 +247,7 @@ class Router:
             resident=chosen.trade,
             routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
         )
+
+
+def _said_of(entry: ExpertEntry) -> Capabilities:
+    return Capabilities(entry.context_tokens, known_modalities(entry.vision, entry.modalities), entry.tools)

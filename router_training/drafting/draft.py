@@ -125,7 +125,8 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
                 total_params_b=expert.hosted_params_b,
                 price_per_million_tokens=expert.price_per_million_tokens,
                 context_tokens=expert.context_tokens,
-                vision=expert.vision,
+                vision=expert.sees,
+                modalities=expert.modalities,
                 tools=expert.tools,
             )
             for expert in config.experts

@@ -11,6 +11,7 @@ from coe_server.http.question import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, read
 from coe_server.http.surfaces import SURFACES
 from coe_server.journal.journal import LONGEST_TEXT
 from coe_server.routing.features import normalised
+from coe_server.routing.token_count import TokenCount
 
 CHAT = SURFACES[0]
 
@@ -35,15 +36,16 @@ def test_it_is_passed_on_and_routed_as_with_its_bytes(texts, fields, times):
     assert b"".join(again.body.for_engine("expert")) == b"".join(whole.body.for_engine("expert"))
     for kept, turn in zip(again.conversation.turns, whole.conversation.turns, strict=True):
         assert normalised(kept.text).tobytes() == normalised(turn.text).tobytes()
-    assert again.conversation.needed_tokens == whole.conversation.needed_tokens
+    assert again.conversation.prompt == whole.conversation.prompt
 
 
 def test_descriptions_of_tools_fill_the_context():
-    described = [{"type": "function", "function": {"name": "f", "description": "d" * 4000}}]
-    question = read_question(chat("hello", tools=described), CHAT)
-    assert 1000 < question.conversation.needed_tokens < 1030
-    assert question.without_bytes().conversation.needed_tokens == question.conversation.needed_tokens
-    assert read_question(chat("hello", tools=[]), CHAT).conversation.needed_tokens == 1
+    described = [{"type": "function", "function": {"name": "f", "description": "what it is for " * 1000}}]
+    bare, question = read_question(chat("hello"), CHAT), read_question(chat("hello", tools=described), CHAT)
+    added = TokenCount.of(json.dumps(described))
+    assert question.conversation.prompt == bare.conversation.prompt + TokenCount(added.least // 2, added.likely)
+    assert question.without_bytes().conversation.prompt == question.conversation.prompt
+    assert read_question(chat("hello", tools=[]), CHAT).conversation.prompt == bare.conversation.prompt
 
 
 def test_nothing_in_it_grows_with_the_body():

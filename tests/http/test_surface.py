@@ -163,10 +163,22 @@ def test_the_official_client_reads_every_kind_of_answer(server):
         ({"endpoints": frozenset({"chat"})}, "/v1/messages", {}, "does not serve messages requests"),
         ({"tools": False}, "/v1/chat/completions", {"tools": [{}]}, "cannot call tools"),
         (
-            {"vision": False},
+            {"modalities": {"image": False}},
             "/v1/messages",
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
             "cannot see images",
+        ),
+        (
+            {"modalities": {"audio": False}},
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AA"}}]}]},
+            "cannot take audio",
+        ),
+        (
+            {"modalities": {"file": False}},
+            "/v1/responses",
+            {"input": [{"role": "user", "content": [{"type": "input_file", "file_data": "AA"}]}]},
+            "cannot take files",
         ),
     ],
 )
@@ -177,6 +189,24 @@ def test_a_request_that_an_expert_cannot_take_never_reaches_it(able, path, field
         assert (status, error["code"]) == (400, "no_capable_expert")
         assert sentence in error["message"]
         assert engine.seen == []
+
+
+TABLE = "\n".join(f"| {name:<30} | {'paris':<30} | {'yes':<20} |" for name in ("alice", "bob") * 200)  # 4,516 tokens
+
+
+@pytest.mark.parametrize("served", [tuple(SIZES), ("coder", "linguist")])
+def test_a_text_that_bytes_overrate_is_taken_by_who_has_the_room(tmp_path, served):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    router = Router.load(tmp_path / "router", capabilities=dict.fromkeys(SIZES, Capabilities(context_tokens=8192)))
+    with running_server({name: simulated(name) for name in served}, router=router) as server:
+        body = {"messages": [{"role": "user", "content": f"which city?\n{TABLE}"}], "max_tokens": 200}
+        assert len(TABLE) / 4 > 8192
+        assert post(server, "/v1/chat/completions", **body)[0] == 200
+        body["messages"][0]["content"] = "word " * 12_000
+        status, headers, raw = post(server, "/v1/chat/completions", **body)
+        assert (status, raw["error"]["code"], "retry-after" in headers) == (400, "no_capable_expert", False)
+        for name in SIZES:
+            assert (f"{name}: holds 8192 tokens" in raw["error"]["message"]) == (name in served)
 
 
 def test_a_dry_run_takes_any_kind_of_body(server):

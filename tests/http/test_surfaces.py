@@ -5,31 +5,41 @@ import pytest
 from coe_server.errors import RequestError
 from coe_server.http.surfaces import SURFACES, read_anthropic, read_chat, read_completion, read_response, surface_of
 from coe_server.routing.conversation import ENDPOINTS, without_reminders
+from coe_server.routing.token_count import TokenCount
 
 USER = {"role": "user", "content": "what is a prime?"}
+
+
+SYSTEM = "be brief, and say what you know " * 10
+SAID = "it is six degrees. " * 10
 
 
 def texts(conversation):
     return [turn.text for turn in conversation.turns]
 
 
+def tokens(*said):
+    return TokenCount.of("".join(said))
+
+
 def test_a_chat_request_is_read_for_its_user_turns():
     conversation = read_chat(
-        {"messages": [{"role": "system", "content": "s" * 40}, USER], "max_tokens": 7, "tools": [{}]}
+        {"messages": [{"role": "system", "content": SYSTEM}, USER], "max_tokens": 7, "tools": [{}]}
     )
     assert texts(conversation) == ["what is a prime?"]
-    assert (conversation.needed_tokens, conversation.has_tools, conversation.continues) == (14 + 7, True, False)
+    assert (conversation.prompt, conversation.answer_tokens) == (tokens(SYSTEM, USER["content"]), 7)
+    assert (conversation.has_tools, conversation.continues) == (True, False)
 
 
 def test_a_tools_output_is_not_the_users_words_but_fills_the_context():
     messages = [
         USER,
         {"role": "assistant", "content": None, "tool_calls": [{}]},
-        {"role": "tool", "content": "x" * 400},
+        {"role": "tool", "content": SYSTEM},
     ]
     conversation = read_chat({"messages": messages})
     assert texts(conversation) == ["what is a prime?"]
-    assert conversation.needed_tokens == 104
+    assert conversation.prompt == tokens(USER["content"], SYSTEM)
     assert conversation.continues
 
 
@@ -45,22 +55,22 @@ def test_a_turn_of_reminders_alone_is_no_turn():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "tokens"),
+    ("prompt", "text", "count"),
     [
-        ("a" * 40, "a" * 40, 10 + 5),
-        (["ab", "c" * 80], "ab\n" + "c" * 80, 20 + 5),
-        ([1, 2, 3], "", 3 + 5),
-        ([[1, 2], [3, 4, 5, 6]], "", 4 + 5),
+        (SYSTEM, SYSTEM, tokens(SYSTEM)),
+        (["ab", SYSTEM], "ab\n" + SYSTEM, tokens(SYSTEM)),
+        ([1, 2, 3], "", TokenCount(3, 3)),
+        ([[1, 2], [3, 4, 5, 6]], "", TokenCount(4, 4)),
     ],
 )
-def test_a_completion_may_be_text_or_tokens_or_several(prompt, text, tokens):
+def test_a_completion_may_be_text_or_tokens_or_several(prompt, text, count):
     conversation = read_completion({"prompt": prompt, "max_tokens": 5})
-    assert (texts(conversation), conversation.needed_tokens) == ([text], tokens)
+    assert (texts(conversation), conversation.prompt, conversation.answer_tokens) == ([text], count, 5)
 
 
 def test_a_response_request_may_be_text_or_items():
-    assert texts(read_response({"input": "hi", "instructions": "s" * 400})) == ["hi"]
-    assert read_response({"input": "hi", "instructions": "s" * 400}).needed_tokens == 100
+    assert texts(read_response({"input": "hi", "instructions": SYSTEM})) == ["hi"]
+    assert read_response({"input": "hi", "instructions": SYSTEM}).prompt == tokens(SYSTEM, "hi")
     items = [
         {
             "role": "user",
@@ -70,15 +80,15 @@ def test_a_response_request_may_be_text_or_items():
         {"type": "function_call_output", "output": "42"},
     ]
     conversation = read_response({"input": items})
-    assert (texts(conversation), conversation.has_images) == (["look"], True)
+    assert (texts(conversation), conversation.modalities) == (["look"], {"image"})
     assert conversation.continues, "its expert has called a tool"
     assert not read_response({"input": items[:1]}).continues
 
 
 def test_anthropics_messages_are_read_without_system_and_tool_results():
-    result = {"type": "tool_result", "content": [{"type": "text", "text": "r" * 80}, {"type": "image", "source": {}}]}
+    result = {"type": "tool_result", "content": [{"type": "text", "text": SAID}, {"type": "image", "source": {}}]}
     fields = {
-        "system": [{"type": "text", "text": "s" * 40}],
+        "system": [{"type": "text", "text": SYSTEM}],
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "bonjour"}]},
             {"role": "assistant", "content": [{"type": "tool_use", "name": "f", "input": {}}]},
@@ -88,13 +98,13 @@ def test_anthropics_messages_are_read_without_system_and_tool_results():
     }
     conversation = read_anthropic(fields)
     assert texts(conversation) == ["bonjour"]
-    assert conversation.has_images
-    assert conversation.needed_tokens == (40 + 7 + 80) // 4 + 9
-    assert read_anthropic({"system": "s" * 40, "messages": [USER]}).needed_tokens == 14
+    assert conversation.modalities == {"image"}
+    assert (conversation.prompt, conversation.answer_tokens) == (tokens(SYSTEM, "bonjour", SAID), 9)
+    assert read_anthropic({"system": SYSTEM, "messages": [USER]}).prompt == tokens(SYSTEM, USER["content"])
 
 
-CALLED = "c" * 400
-SAID = [{"type": "input_text", "text": "s" * 80}, {"type": "input_image", "image_url": "x" * 400}]
+CALLED = "compile this file and run it " * 20
+OUTPUT = [{"type": "input_text", "text": SAID}, {"type": "input_image", "image_url": "x" * 400}]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +114,7 @@ SAID = [{"type": "input_text", "text": "s" * 80}, {"type": "input_image", "image
         (
             read_response,
             "input",
-            [{"type": "function_call", "arguments": CALLED[80:]}, {"type": "function_call_output", "output": SAID}],
+            [{"type": "function_call", "arguments": CALLED}, {"type": "function_call_output", "output": OUTPUT}],
         ),
         (
             read_anthropic,
@@ -115,16 +125,19 @@ SAID = [{"type": "input_text", "text": "s" * 80}, {"type": "input_image", "image
 )
 def test_what_tools_are_called_with_fills_the_context_in_every_api(read, name, calls):
     conversation = read({name: [USER, *calls], "max_tokens": 7, "max_output_tokens": 7})
-    assert (texts(conversation), conversation.needed_tokens) == (["what is a prime?"], 104 + 7)
+    has_output = OUTPUT in [one.get("output") for one in calls]
+    assert texts(conversation) == ["what is a prime?"]
+    assert conversation.prompt == tokens(USER["content"], CALLED, SAID if has_output else "")
+    assert conversation.answer_tokens == 7
     assert conversation.continues
-    assert conversation.has_images == (SAID in [one.get("output") for one in calls])
+    assert conversation.modalities == ({"image"} if has_output else set())
 
 
 @pytest.mark.parametrize(
     "odd", [{"tool_calls": [5]}, {"tool_calls": 5}, {"tool_calls": [{"function": 5}]}, {"output": [5]}]
 )
 def test_calls_that_are_none_are_left_to_the_engine(odd):
-    assert read_chat({"messages": [USER, {"role": "assistant", **odd}]}).needed_tokens == 4
+    assert read_chat({"messages": [USER, {"role": "assistant", **odd}]}).prompt == tokens(USER["content"])
 
 
 @pytest.mark.parametrize(

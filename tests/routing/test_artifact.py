@@ -24,6 +24,7 @@ from coe_server.routing.router import Router
 from tests.routing.small_artifact import TEXTS, everywhere, held_out, small_artifact
 
 WEIGHTS = "weights.safetensors"
+SEEING = small_artifact().manifest.experts[0].model_copy(update={"vision": True}).model_dump()
 
 
 def refusal(folder: Path) -> str:
@@ -77,6 +78,18 @@ def test_equal_artifacts_have_equal_versions_and_others_do_not(tmp_path: Path) -
         artifacts.save(small_artifact(**changes), held_out(), None, tmp_path / name)
     versions = [artifacts.load(tmp_path / name).version for name in "abc"]
     assert versions[0] == versions[1] != versions[2]
+
+
+def test_modalities_are_kept_and_where_none_are_said_nothing_is_written(tmp_path: Path) -> None:
+    experts = small_artifact().manifest.experts
+    hearing = [one.model_copy(update={"modalities": ["audio"]}) for one in experts]
+    for name, entries in (("plain", experts), ("hearing", hearing)):
+        artifacts.save(small_artifact(experts=entries), held_out(), None, tmp_path / name)
+    assert "modalities" not in (tmp_path / "plain" / "manifest.json").read_text()
+    plain, heard = (artifacts.load(tmp_path / name) for name in ("plain", "hearing"))
+    assert [one.modalities for one in plain.manifest.experts] == [None, None, None]
+    assert heard.manifest.experts == hearing
+    assert plain.version != heard.version
 
 
 def test_saving_replaces_an_artifact_and_leaves_nothing_beside_it(folder: Path) -> None:
@@ -282,6 +295,8 @@ def test_a_manifest_that_names_other_files_is_refused(folder: Path, name: str) -
         ({"categories": ["code", "french"]}, "maths"),
         ({"categories": ["code", "french", "maths", "maths"]}, "twice"),
         ({"overall": {}}, "'coder' is missing"),
+        ({"experts": [{**SEEING, "modalities": ["audio"]}]}, "image is not among the modalities (audio)"),
+        ({"experts": [{**SEEING, "modalities": ["smell"]}]}, "experts.0.modalities"),
         ({"bans": {"cooking": ["coder"]}}, "unknown category 'cooking'"),
         ({"pins": {"french": "nobody"}}, "unknown expert 'nobody'"),
         ({"checksums": {}}, "nothing"),

@@ -7,6 +7,7 @@ import pytest
 from coe_server.errors import RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import Turn
+from coe_server.routing.token_count import TokenCount
 
 
 def test_only_the_last_turns_are_remembered() -> None:
@@ -16,14 +17,91 @@ def test_only_the_last_turns_are_remembered() -> None:
 
 
 def test_every_turn_fills_the_context_and_so_does_the_answer() -> None:
-    messages = [{"role": "system", "content": "x" * 400}, {"role": "user", "content": "y" * 40}]
-    assert read_messages(messages, max_tokens=50).needed_tokens == 160
+    messages = [{"role": "system", "content": "one two " * 200}, {"role": "user", "content": "three " * 100}]
+    conversation = read_messages(messages, max_tokens=50)
+    assert conversation.prompt == TokenCount.of("one two " * 200 + "three " * 100)
+    assert conversation.likely_tokens == conversation.prompt.likely + 50
+    assert conversation.least_tokens == conversation.prompt.least > 300
+
+
+def test_an_answer_may_be_cut_short_but_not_be_allowed_more_than_the_context() -> None:
+    messages = [{"role": "user", "content": "three " * 100}]
+    assert read_messages(messages, max_tokens=4000).least_tokens == 4000
+    assert read_messages(messages, max_tokens=1).least_tokens == read_messages(messages).least_tokens
 
 
 def test_an_image_is_noticed_and_its_text_is_read() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     conversation = read_messages([{"role": "user", "content": [picture, {"type": "text", "text": "what is it?"}]}])
-    assert (conversation.has_images, conversation.turns) == (True, (Turn("what is it?"),))
+    assert (conversation.modalities, conversation.turns) == ({"image"}, (Turn("what is it?"),))
+
+
+BYTES = "QUFB" * 1000
+BINARY = {"type": "base64", "media_type": "x/y", "data": BYTES}
+PARTS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"type": "image_url", "image_url": {"url": BYTES}}, {"image"}),
+    ({"type": "input_image", "image_url": BYTES}, {"image"}),
+    ({"type": "image", "source": BINARY}, {"image"}),
+    ({"type": "input_audio", "input_audio": {"data": BYTES, "format": "wav"}}, {"audio"}),
+    ({"type": "audio_url", "audio_url": {"url": BYTES}}, {"audio"}),
+    ({"type": "video_url", "video_url": {"url": BYTES}}, {"video"}),
+    ({"type": "input_video", "input_video": {"data": BYTES}}, {"video"}),
+    ({"type": "file", "file": {"file_data": BYTES, "filename": "a.pdf"}}, {"file"}),
+    ({"type": "input_file", "file_data": BYTES}, {"file"}),
+    ({"type": "document", "source": BINARY}, {"file"}),
+    ({"type": "tool_result", "content": [{"type": "image", "source": BINARY}]}, {"image"}),
+    ({"type": "tool_result", "content": [{"type": "document", "source": BINARY}, {"type": "text"}]}, {"file"}),
+    ({"type": "document", "source": {"type": "content", "content": [{"type": "image"}]}}, {"file", "image"}),
+    ({"audio_url": {"url": BYTES}}, {"audio"}),
+    ({"type": None, "image_url": BYTES, "video_url": None}, {"image"}),
+    ({"type": "text", "text": "", "image_url": BYTES}, set()),
+    ({"type": ["image_url"]}, set()),
+    ({"type": "thinking", "signature": BYTES}, set()),
+]
+
+
+@pytest.mark.parametrize(("part", "modalities"), PARTS)
+def test_a_part_says_what_an_expert_must_take_and_its_bytes_are_no_text(
+    part: dict[str, Any], modalities: set[str]
+) -> None:
+    conversation = read_messages([{"role": "user", "content": [part, {"type": "text", "text": "hello"}]}])
+    assert conversation.modalities == modalities
+    assert conversation.prompt == TokenCount.of("hello")
+
+
+def test_all_that_stands_in_a_conversation_is_needed() -> None:
+    said = [{"role": "user", "content": [part]} for part, _ in PARTS]
+    assert read_messages(said).modalities == {"image", "audio", "video", "file"}
+    shown = {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": BYTES}}
+    assert read_messages([{"role": "user", "content": "hi"}, shown]).modalities == {"image"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "one two three"}},
+        {"type": "document", "source": {"type": "content", "content": "one two three"}},
+        {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "one two three"}]}},
+        {"type": "tool_result", "content": [{"type": "search_result", "content": [{"text": "one two three"}]}]},
+        {"type": "refusal", "refusal": "one two three"},
+        {"type": "tool_use", "input": {"file": "one two three"}},
+    ],
+)
+def test_text_in_any_part_fills_the_context(part: dict[str, Any]) -> None:
+    assert read_messages([{"role": "assistant", "content": [part]}]).prompt == TokenCount.of("one two three")
+
+
+def test_an_image_that_is_written_into_a_text_is_text() -> None:
+    text = f"what is ![this](data:image/png;base64,{BYTES})?"
+    conversation = read_messages([{"role": "user", "content": text}])
+    assert (conversation.modalities, conversation.prompt) == (set(), TokenCount.of(text))
+
+
+def test_parts_that_are_nested_without_end_are_read_to_some_depth() -> None:
+    part: dict[str, Any] = {"type": "image"}
+    for _ in range(5_000):
+        part = {"type": "tool_result", "content": [part]}
+    assert read_messages([{"role": "user", "content": [part]}]).modalities == set()
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "user", "content": None}], [{"role": "system", "content": "s"}]])
@@ -40,12 +118,7 @@ def test_content_that_is_neither_text_nor_parts_is_refused(content: Any) -> None
 def test_words_may_stand_among_the_parts_as_they_are() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     conversation = read_messages([{"role": "user", "content": ["what is it?", picture]}])
-    assert (conversation.has_images, conversation.turns) == (True, (Turn("what is it?"),))
-
-
-def test_an_image_without_its_type_is_noticed_and_a_type_that_is_none_harms_nobody() -> None:
-    for part, is_image in (({"image_url": "https://x"}, True), ({"type": ["image_url"], "text": "x"}, False)):
-        assert read_messages([{"role": "user", "content": [part]}]).has_images is is_image
+    assert (conversation.modalities, conversation.turns) == ({"image"}, (Turn("what is it?"),))
 
 
 def test_a_message_that_is_no_object_is_refused() -> None:
@@ -54,4 +127,4 @@ def test_a_message_that_is_no_object_is_refused() -> None:
 
 
 def test_a_prompt_that_stands_alone_is_one_turn() -> None:
-    assert Conversation.of_prompt("abcd" * 10) == Conversation((Turn("abcd" * 10),), needed_tokens=10)
+    assert Conversation.of_prompt("abcd" * 10) == Conversation((Turn("abcd" * 10),), TokenCount.of("abcd" * 10))

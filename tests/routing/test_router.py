@@ -11,13 +11,17 @@ import pytest
 
 from coe_server.errors import ExpertUnavailable, NoCapableExpert, RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.capabilities import Capabilities
+from coe_server.routing.capabilities import Capabilities, known_modalities
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.corrections import Corrections
-from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.decision import Availability, Kept, RouteOptions, RoutingDecision
+from coe_server.routing.features import Turn
 from coe_server.routing.manifest import Thresholds
+from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
 from coe_server.routing.spread import SPREAD
+from coe_server.routing.token_count import TokenCount
+from coe_server.settings.modalities import MODALITIES, Modality
 from tests.routing.small_artifact import (
     BEST,
     FOREIGN,
@@ -182,8 +186,9 @@ def test_if_nobody_can_be_had_the_error_says_to_come_back(router: Router) -> Non
 @pytest.mark.parametrize(
     ("conversation", "sentence"),
     [
-        (Conversation.of_prompt("word " * 2000), "holds 1000 tokens and the request needs about 2500"),
-        (Conversation(Conversation.of_prompt("x").turns, has_images=True), "cannot see images"),
+        (Conversation.of_prompt("word " * 2000), "holds 1000 tokens and the request needs at least about 1580"),
+        (Conversation((Turn("x"),), answer_tokens=1001), "holds 1000 tokens and the request needs at least about 1001"),
+        (Conversation((Turn("x"),), modalities=frozenset({"image"})), "cannot see images"),
     ],
 )
 def test_a_request_nobody_can_take_names_the_limit(router: Router, conversation: Conversation, sentence: str) -> None:
@@ -192,9 +197,126 @@ def test_a_request_nobody_can_take_names_the_limit(router: Router, conversation:
 
 
 def test_the_server_knows_capabilities_better_than_the_artifact(folder: Path) -> None:
-    able = Router.load(folder, capabilities={"coder": Capabilities(None, vision=True)})
-    seeing = Conversation(Conversation.of_prompt(TEXTS["french"]).turns, has_images=True)
+    able = Router.load(folder, capabilities={"coder": Capabilities(modalities={"image": True})})
+    seeing = Conversation((Turn(TEXTS["french"]),), modalities=frozenset({"image"}))
     assert able.route(seeing, RouteOptions(), everywhere()).expert == "coder"
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_request_goes_to_an_expert_that_takes_all_its_parts(tmp_path: Path, modality: Modality) -> None:
+    experts = [
+        one.model_copy(update={"vision": modality == "image", "modalities": [modality]}) if one.name == "coder" else one
+        for one in small_artifact().manifest.experts
+    ]
+    said = {"linguist": Capabilities(modalities=known_modalities(None, [])), "big": Capabilities()}
+    artifacts.save(small_artifact(experts=experts), held_out(), None, tmp_path / "made")
+    router = Router.load(tmp_path / "made", capabilities=said)
+    conversation = Conversation((Turn(TEXTS["french"]),), modalities=frozenset({modality}))
+    excluded = {one.expert: one.excluded for one in router.route(conversation, RouteOptions(), everywhere()).ranking}
+    word = {"image": "see images", "audio": "take audio", "video": "take video", "file": "take files"}[modality]
+    assert excluded["coder"] is None
+    assert excluded["linguist"] == f"cannot {word}"
+    assert excluded["big"] == ("cannot see images" if modality == "image" else None)  # unknown is not held against it
+
+
+def test_every_part_must_be_taken_by_the_same_expert(router: Router) -> None:
+    said = {"coder": known_modalities(None, ["image"]), "linguist": known_modalities(None, ["audio"])}
+    able = Router(router.artifact, capabilities={name: Capabilities(modalities=one) for name, one in said.items()})
+    both = Conversation((Turn("x"),), modalities=frozenset({"image", "audio"}))
+    with pytest.raises(NoCapableExpert, match="coder: cannot take audio") as caught:
+        able.route(both, RouteOptions(), everywhere())
+    assert "linguist: cannot see images" in str(caught.value)
+
+
+LONG = Conversation((Turn(TEXTS["french"]),), TokenCount(900, 1500))  # the artifact's experts hold 1000
+ROOMY = {"big": Capabilities(context_tokens=8000)}
+
+
+def test_an_expert_that_likely_has_the_room_comes_first(folder: Path) -> None:
+    decision = Router.load(folder, capabilities=ROOMY).route(LONG, RouteOptions(), everywhere())
+    assert [one.expert for one in decision.ranking] == ["big", "linguist", "coder"]
+    assert decision.expert == "big"
+    assert all(one.excluded is None for one in decision.ranking)
+    sentence = "holds 1000 tokens and the request needs about 1500"
+    assert [one.doubt for one in decision.ranking] == [None, sentence, sentence]
+
+
+def test_where_no_expert_likely_has_the_room_the_best_is_asked(router: Router) -> None:
+    decision = router.route(LONG, RouteOptions(), everywhere())
+    assert (decision.expert, decision.reason) == ("linguist", "mapped")
+    assert decision.has_another
+    gone = {**everywhere(), "linguist": Availability("disk", 0.0, "draining")}
+    decision = router.route(LONG, RouteOptions(), gone)
+    assert (decision.expert, decision.ranking[-1].excluded, decision.ranking[-1].doubt) == ("big", "draining", None)
+
+
+@pytest.mark.parametrize("changes", [{"pins": {"french": "linguist"}}, {"mode": "hard"}])
+def test_a_pin_or_a_mapping_to_an_expert_that_likely_lacks_the_room_gives_way(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    router = made(tmp_path, **changes)
+    assert router.route(LONG, RouteOptions(), everywhere()).expert == "linguist"
+    roomy = Router(router.artifact, capabilities=ROOMY)
+    assert roomy.route(LONG, RouteOptions(), everywhere()).expert == "big"
+
+
+def test_a_conversation_that_outgrows_its_expert_moves_to_one_with_room(router: Router) -> None:
+    options = RouteOptions(kept=Kept("linguist", "french"))
+    roomy = Router(router.artifact, capabilities=ROOMY)
+    assert router.route(LONG, options, everywhere()).reason == "sticky"
+    decision = roomy.route(LONG, options, everywhere())
+    assert (decision.expert, decision.reason) == ("big", "mapped")
+
+
+def test_a_resident_expert_that_likely_lacks_the_room_is_left_alone(tmp_path: Path) -> None:
+    artifact = made(tmp_path).artifact
+    router = Router(artifact, residency_tolerance=1.0, capabilities=ROOMY)
+    assert router.route(LONG, RouteOptions(), everywhere(linguist=DEVICE)).expert == "big"
+
+
+def test_an_expert_asked_for_by_name_counts_the_tokens_itself(router: Router) -> None:
+    conversation = Conversation((Turn("x"),), TokenCount(5000, 9000), answer_tokens=100_000)
+    decision = router.route(conversation, RouteOptions(expert="coder"), everywhere())
+    assert (decision.expert, decision.ranking[0].doubt) == ("coder", None)
+
+
+HERE = {"coder": DEVICE, "linguist": DEVICE}
+
+
+@pytest.mark.parametrize(
+    ("options", "conversation"),
+    [
+        ({}, Conversation((Turn("x"),), TokenCount(5000, 9000))),
+        ({}, Conversation((Turn("x"),), modalities=frozenset({"image"}))),
+        ({"allow": frozenset({"big"})}, Conversation((Turn("x"),))),
+        ({"max_active_params_b": 1.0}, Conversation((Turn("x"),))),
+        ({"expert": "big"}, Conversation((Turn("x"),))),
+    ],
+)
+def test_an_expert_that_is_not_served_is_no_reason_to_come_back(
+    router: Router, options: dict[str, Any], conversation: Conversation
+) -> None:
+    roomy = Router(router.artifact, capabilities={"big": Capabilities(100_000, {"image": True})})
+    with pytest.raises(NoCapableExpert) as caught:
+        roomy.route(conversation, RouteOptions(**options), HERE)
+    assert ("not served here" in str(caught.value)) == ("expert" in options)
+    assert ("coder: " in str(caught.value)) == ("expert" not in options)
+
+
+def test_an_expert_that_could_take_it_once_it_is_back_is_a_reason_to_come_back(router: Router) -> None:
+    roomy = Router(router.artifact, capabilities={"linguist": Capabilities(100_000)})
+    here = {"coder": DEVICE, "linguist": Availability("disk", 0.0, "draining")}
+    with pytest.raises(ExpertUnavailable) as caught:
+        roomy.route(Conversation((Turn("x"),), TokenCount(5000, 9000)), RouteOptions(), here)
+    assert str(caught.value).endswith("(linguist: draining)")
+
+
+@pytest.mark.parametrize(
+    ("here", "error"), [({}, NoCapableExpert), ({"a": DEVICE._replace(unavailable="draining")}, ExpertUnavailable)]
+)
+def test_without_an_artifact_the_same_holds(here: dict[str, Availability], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        NamedRouter(["a"]).route(Conversation((Turn("x"),)), RouteOptions(expert="a"), here)
 
 
 def test_a_resident_expert_within_the_tolerance_is_taken_and_the_trade_is_told(tmp_path: Path) -> None:
@@ -294,7 +416,7 @@ def test_the_decision_as_json_has_the_agreed_keys(router: Router) -> None:
         " budget, resident, routing_ms"
     )
     assert ", ".join(plain["ranking"][0]) == (
-        "expert, expected_score, active_params_b, value, residency, predicted_wait_seconds, excluded"
+        "expert, expected_score, active_params_b, value, residency, predicted_wait_seconds, excluded, doubt"
     )
     assert list(plain["gate"]) == ["similarity", "threshold", "inside"]
     assert list(plain["budget"]) == ["target", "mean", "multiplier"]

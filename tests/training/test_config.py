@@ -79,6 +79,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             {"objectives": {"cheap": {"active_params_b": 1, "price_per_million_tokens": 1}}},
             "a budget is on active_params_b or price_per_million_tokens, not on both",
         ),
+        (
+            {"experts": [{"name": "a", "active_params_b": 1, "vision": True, "modalities": []}]},
+            r"experts.a: vision is true, and image is not among the modalities \(none\); leave one of the two out",
+        ),
         ({"experts": LEAST["experts"] * 2}, "a name occurs twice"),
         (
             {"experts": [{"name": "Qwen/Q", "active_params_b": 1}]},

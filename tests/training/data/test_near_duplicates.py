@@ -188,7 +188,7 @@ def test_conversations_read_the_same_from_parquet_and_jsonl(tmp_path: Path) -> N
     pq.write_table(pa.Table.from_pylist([{"prompt_id": "0", "messages": parts}]), tmp_path / "parts.parquet")
     (talk,) = read_dataset([tmp_path / "parts.parquet"], [tmp_path / "o.jsonl"], tuple(SIZES)).conversations
     assert talk.turns[0].text == "hello"
-    assert talk.has_images
+    assert talk.modalities == {"image"}
 
 
 def _sides(dataset: Dataset) -> tuple[Dataset, Dataset]:

@@ -158,9 +158,10 @@ function bar(share) {
 function ranking(decision) {
   const rows = decision.ranking.map((one, place) => {
     const chosen = place === 0;
+    const why = one.excluded || one.doubt;
     const score = one.expected_score === null ? "" : (100 * one.expected_score).toFixed(1);
     return element("tr", { class: chosen ? "first" : one.excluded ? "excluded" : null },
-      element("th", { scope: "row" }, one.expert, one.excluded ? element("span", { class: "excluded-why" }, one.excluded) : null),
+      element("th", { scope: "row" }, one.expert, why ? element("span", { class: "excluded-why" }, why) : null),
       element("td", { class: "number" }, score),
       element("td", { class: "number" }, billions(one.active_params_b)),
       element("td", {}, one.residency ? element("span", { class: "tier", "data-tier": one.residency }, one.residency) : ""),
