@@ -44,6 +44,7 @@ class Listener(uvicorn.Server):
                 host=host,
                 port=port,
                 http=partial(Connection, refused=app.refused),  # type: ignore[arg-type]  # uvicorn only calls it
+                ws="none",
                 log_level="warning",
                 log_config=None,  # its lines go where ours go, in the same shape
                 access_log=False,
