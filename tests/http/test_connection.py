@@ -334,7 +334,9 @@ def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
 
 
 def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgrade(server):
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n" % len(CHAT)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n" % len(
+        CHAT
+    )
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
         wire.sendall(head + OFFERS["as Java's client"] + b"\r\n")
         with wire.makefile("rb") as stream:

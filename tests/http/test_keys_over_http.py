@@ -116,10 +116,30 @@ def test_a_wrong_path_is_told_to_everybody_where_there_are_no_keys():
 
 
 def test_a_slash_too_many_changes_nothing_about_who_may_ask(server):
-    assert server.ask("GET", "/v1/models/", headers=bearer(CLIENT))[0] == 307
-    assert server.ask("GET", "/v1/models/")[0] == 401
-    assert server.ask("GET", "/healthz/")[0] == 307
-    assert server.ask("GET", "/admin/experts/", headers=bearer(CLIENT))[0] == 403
+    for end in ("/", "//", "%2F"):
+        assert server.ask("GET", f"/v1/models{end}", headers=bearer(CLIENT))[0] == 200
+        assert server.ask("GET", f"/v1/models{end}")[0] == 401
+        assert server.ask("GET", f"/healthz{end}")[0] == 200
+        assert server.ask("GET", f"/admin/experts{end}", headers=bearer(CLIENT))[0] == 403
+        assert server.ask("GET", f"/admin/experts{end}", headers=bearer(ADMIN))[0] == 200
+        assert server.ask("GET", f"/metrics{end}")[0] == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["//admin/experts", "/admin//experts", "/v1//admin/experts", "//v1/models", "/v1//models"]
+)
+def test_slashes_in_front_or_within_open_nothing(server, path):
+    assert server.ask("GET", path)[0] == 401
+    assert code_of(server.ask("GET", path, headers=bearer(CLIENT))) == (404, "unknown_url")
+
+
+def test_a_slash_at_the_end_counts_against_the_same_limits():
+    ring = Keyring((Key(name="slow", sha256=hashed(SLOW), requests_per_minute=2),))
+    with running_server({"math": simulated("math")}, keyring=ring) as server:
+        ask(server, SLOW)
+        body = json.dumps({"model": "math", "messages": [{"role": "user", "content": "hi"}]})
+        assert server.ask("POST", "/v1/chat/completions/", body, bearer(SLOW))[0] == 200
+        assert server.ask("POST", "/v1/chat/completions/", body, bearer(SLOW))[0] == 429
 
 
 def test_the_admin_key_opens_everything_also_as_a_browsers_password(server):

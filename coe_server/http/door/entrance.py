@@ -55,6 +55,8 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].endswith("/"):  # from here on there is one spelling of each path, for keys and limits, too
+            scope["path"] = scope["path"].rstrip("/") or "/"
         guard = self._guard()
         origin = welcome_origin(scope, guard)
         if origin is not None:

@@ -31,7 +31,6 @@ class Guard:
 
     def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
-        path = path.rstrip("/") or "/"  # with one more at its end it is only ever redirected
         if path in FOR_EVERYBODY:
             return None
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
