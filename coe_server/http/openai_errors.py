@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UpgradeRequired
+from coe_server.content_coding import TAKEN
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if isinstance(error, BodyTooLarge | BodyTooSlow):
         all_headers["connection"] = "close"  # what is still to come of the body is not read
+    if isinstance(error, UnsupportedCoding):
+        all_headers["accept-encoding"] = ", ".join(TAKEN)  # RFC 9110, 15.5.16
     body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
     return Response(body, error.status, all_headers, media_type="application/json")
 
