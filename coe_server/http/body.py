@@ -65,7 +65,7 @@ class Body:
 def read_body(raw: bytes) -> Body:
     """Parse a request body. Raises RequestError with a sentence if it is not one JSON object.
 
-    In UTF-8, or in UTF-16 or UTF-32, each with a byte order mark or without; kept and passed on as UTF-8 without a mark.
+    In UTF-8, UTF-16 or UTF-32, with a byte order mark or without; kept, and passed on, as UTF-8 without a mark.
     """
     raw = _without_mark(raw)
     if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:

@@ -322,9 +322,8 @@ def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
     async def story():
         application = Answers()
         async with connected(application) as (connection, transport, answers):
-            connection.data_received(
-                b"POST / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: h2c\r\ncontent-length: 1\r\n\r\nx"
-            )
+            offer = b"connection: upgrade, close\r\nupgrade: h2c\r\n"
+            connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: 1\r\n\r\nx")
             answer = await answers.read()
             assert statuses(answer) == [b"200"]
             assert b"connection: close" in answer

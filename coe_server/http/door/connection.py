@@ -1,6 +1,6 @@
 """One client's connection: uvicorn's, with an end to heads that are too long, too slow or none. Knows no endpoints.
 
-HTTP/1.1 is all that is spoken here: an offer to speak something else (`Upgrade`) is passed over, as RFC 9110, 7.8 allows.
+HTTP/1.1 is all that is spoken here: an offer to speak something else (`Upgrade`) is passed over (RFC 9110, 7.8).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Connection(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
-                value = b",".join(part for part in value.split(b",") if part.strip().lower() != b"upgrade")
-            if name != b"upgrade":
+                lines.append(b"connection: %b\r\n" % _other_options(value))
+            elif name != b"upgrade":
                 lines.append(b"%b: %b\r\n" % (name, value))
         return b"".join((*lines, b"\r\n"))
 
@@ -172,3 +172,8 @@ class Connection(HttpToolsProtocol):
         self._refused(error)
         told = {**headers, REQUEST_ID: new_request_id()}
         await error_response(error, told, scope["path"])(scope, receive, send)
+
+
+def _other_options(connection: bytes) -> bytes:
+    """What a Connection header says beside `upgrade`."""
+    return b",".join(option for option in connection.split(b",") if option.strip().lower() != b"upgrade")
