@@ -29,7 +29,7 @@ def allow_many_open_files() -> None:
 class OpenFilesWatch:
     """Says when no more can be opened, once a minute.
 
-    It has to look: the event loop closes a connection that it cannot accept (libuv's way), and tells nobody.
+    It has to look: the event loop closes a connection that it cannot accept (libuv's way) and reports nothing.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
