@@ -44,6 +44,7 @@ from coe_server.process.allocator import give_back_free_memory, share_one_arena
 from coe_server.process.log_lines import write_log_to_stderr
 from coe_server.process.open_files import allow_many_open_files
 from coe_server.process.state_lock import state_lock
+from coe_server.settings.web_address import host_and_port
 
 app = typer.Typer(
     name="coe",
@@ -187,7 +188,7 @@ def experts(
     """
     with mistakes_as_sentences():
         settings = load_config(config)
-        server = RunningServer(f"http://{settings.http.host}:{port or settings.http.port}", admin_key)
+        server = RunningServer(f"http://{host_and_port(settings.http.host, port or settings.http.port)}", admin_key)
         console = table_console()
         if as_json and watch:
             raise ConfigError("--json shows once, --watch goes on showing: give one of them")

@@ -14,7 +14,9 @@ CoeError
 │   ├── HeadTooSlow (408)      the request line and headers did not come in time
 │   ├── HeadTooLong (431)      they are longer than they may be
 │   ├── BodyTooSlow (408)      the body did not come in time
-│   └── BodyTooLarge (413)     the body is longer than it may be
+│   ├── BodyTooLarge (413)     the body is longer than it may be
+│   ├── UnsupportedCoding (415) the body is compressed in a way that is not read here
+│   └── UpgradeRequired (426)  a WebSocket was asked for; there is HTTP/1.1 alone
 ├── ExpertBusy (409)       an operator's wish cannot be granted while the expert is used
 ├── NoRoom (409)           an operator's wish would leave no room for somebody
 ├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
@@ -160,6 +162,20 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "body_too_large"
+
+
+class UnsupportedCoding(RequestError):
+    """The body's content-encoding is not read here; the message names it, and those that are."""
+
+    status = 415
+    code = "unsupported_content_encoding"
+
+
+class UpgradeRequired(RequestError):
+    """A WebSocket was asked for; clients that can do without one go over to HTTP/1.1 at this status."""
+
+    status = 426
+    code = "upgrade_required"
 
 
 class Forbidden(CoeError):

@@ -30,7 +30,9 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entrance:
     """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
-    app = FastAPI(title="Composition of Experts", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Composition of Experts", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+    )
     install_error_handlers(app, service.telemetry)
     straight = {surface.path: answering(service, surface) for surface in SURFACES}
     for surface in SURFACES:

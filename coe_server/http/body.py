@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -62,7 +63,11 @@ class Body:
 
 
 def read_body(raw: bytes) -> Body:
-    """Parse a request body. Raises RequestError with a sentence if it is not one JSON object in UTF-8."""
+    """Parse a request body. Raises RequestError with a sentence if it is not one JSON object.
+
+    In UTF-8, UTF-16 or UTF-32, with a byte order mark or without; kept, and passed on, as UTF-8 without a mark.
+    """
+    raw = _without_mark(raw)
     if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
         raise RequestError(f"the body has more than {MOST_MARKS:,} values (commas and opening brackets are counted)")
     try:
@@ -70,7 +75,7 @@ def read_body(raw: bytes) -> Body:
         members, fields = _scan_object(text)
     except UnicodeDecodeError as error:
         if raw.startswith(_GZIP):
-            raise RequestError("the body is compressed (gzip); send it as it is, without content-encoding") from error
+            raise RequestError("the body is compressed; say so: `content-encoding: gzip`") from error
         raise RequestError(f"the body is not UTF-8 (byte {error.start})") from error
     except json.JSONDecodeError as error:
         raise RequestError(
@@ -81,6 +86,20 @@ def read_body(raw: bytes) -> Body:
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
     return Body(raw, fields, members if len(text) == len(raw) else tuple(_in_bytes(members, text)))
+
+
+def _without_mark(raw: bytes) -> bytes:
+    """The same in UTF-8 without a byte order mark; what is that already stays as it is."""
+    encoding = json.detect_encoding(raw)
+    if encoding == "utf-8":
+        return raw
+    if encoding == "utf-8-sig":
+        return raw[len(BOM_UTF8) :]
+    try:
+        text = raw.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not {encoding.upper()} (byte {error.start})") from error
+    return text.encode("utf-8", "backslashreplace")  # half a surrogate: \\ud800, as JSON writes it
 
 
 def _in_bytes(members: Iterable[Member], text: str) -> Iterator[Member]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse
 
 from coe_server.errors import UnknownModel
 from coe_server.http.door.entrance import CALLER
@@ -28,11 +27,6 @@ def build_models(service: Service) -> APIRouter:
     async def every_model(request: Request) -> dict[str, Any]:
         """Every name that the caller may put under `model`: objectives of the router, experts, and aliases of both."""
         return {"object": "list", "data": [entry(name) for name in names(request)]}
-
-    @models.get("/v1/models/", include_in_schema=False)  # else it would be a model of no name
-    async def with_a_slash() -> RedirectResponse:
-        """As the framework does elsewhere."""
-        return RedirectResponse("/v1/models")
 
     @models.get("/v1/models/{name:path}")
     async def one_model(name: str, request: Request) -> dict[str, Any]:

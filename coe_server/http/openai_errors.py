@@ -13,7 +13,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError
+from coe_server.content_coding import TAKEN
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ _ANTHROPICS_TYPES = {  # https://docs.anthropic.com/en/api/errors
     503: "overloaded_error",
     504: "timeout_error",
 }
+NO_WEBSOCKET = "there are no WebSockets here; send the request over HTTP/1.1, streams come as server-sent events"
+IN_PLACE_OF_WEBSOCKET = {"connection": "Upgrade", "upgrade": "HTTP/1.1"}  # RFC 9110, 15.5.22 asks for both
+_WEBSOCKET_KEY = "sec-websocket-key"  # what is left of a WebSocket's beginning behind a proxy that knows none
 _OUR_MISTAKE = "the server met an error of its own; its log has the details"
 
 
@@ -68,6 +72,8 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
         all_headers["x-should-retry"] = "true"  # as OpenAI's and Anthropic's clients read it
     if isinstance(error, BodyTooLarge | BodyTooSlow):
         all_headers["connection"] = "close"  # what is still to come of the body is not read
+    if isinstance(error, UnsupportedCoding):
+        all_headers["accept-encoding"] = ", ".join(TAKEN)  # RFC 9110, 15.5.16
     body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
     return Response(body, error.status, all_headers, media_type="application/json")
 
@@ -97,6 +103,8 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 405 and _WEBSOCKET_KEY in request.headers:
+            return told(request, UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET)
         shaped = RequestError(f"{request.method} {request.scope['path']}: {error.detail}")
         shaped.status = error.status_code
         shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"

@@ -86,7 +86,9 @@ _ERRORS = {
     "408": "The headers or the body did not come in time.",
     "409": "It cannot be done now.",
     "413": "The body is longer than it may be (http.max_body; 64 KiB for feedback).",
+    "415": "The body's content-encoding is not read here; Accept-Encoding names those that are.",
     "422": "The expert's engine cannot process what was asked.",
+    "426": "A WebSocket was asked for; there is HTTP/1.1 alone.",
     "429": "A queue is full here or at a remote expert's own server, or the key's limit is reached;"
     " Retry-After says when to come back.",
     "431": "The request line and headers are longer than 64 KiB.",
@@ -131,7 +133,8 @@ def describe(app: FastAPI, models: Callable[[], Sequence[str]]) -> None:
 
 def _body(path: str, models: Sequence[str]) -> dict[str, Any]:
     required, properties = _BODIES[path]
-    known = {"model": {"type": "string", "enum": list(models)}, **properties, "coe": CoeOptions.model_json_schema()}
+    options = {**CoeOptions.model_json_schema(), "type": ["object", "null"]}
+    known = {"model": {"type": "string", "enum": list(models)}, **properties, "coe": options}
     schema = {"type": "object", "required": list(required), "properties": known}
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 

@@ -1,11 +1,11 @@
-"""What a caller asks for beside the conversation: `model` and `coe` in the body. Knows no endpoints."""
+"""What a caller asks for beside the conversation: `model`, `coe` and `stream` in the body. Knows no endpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing.decision import Priority, RouteOptions
@@ -23,7 +23,18 @@ class CoeOptions(BaseModel):
     max_active_params_b: float | None = Field(default=None, gt=0)
     session: str | None = Field(default=None, min_length=1, max_length=256)
     min_confidence: float | None = Field(default=None, ge=0, le=1)
-    priority: Priority = "normal"
+    priority: Priority | None = None  # normal
+
+
+def wants_stream(fields: Mapping[str, Any]) -> bool:
+    """Will an engine stream? `stream` is read as vLLM reads it, also 1 or "yes"; what is neither it will refuse."""
+    given = fields.get("stream")
+    if given is None or isinstance(given, bool):
+        return bool(given)
+    try:
+        return _FLAG.validate_python(given)
+    except ValidationError:
+        return False
 
 
 def model_names(objectives: Collection[str], experts: Collection[str]) -> tuple[str, ...]:
@@ -35,7 +46,7 @@ def read_options(
     fields: Mapping[str, Any], objectives: Collection[str], experts: Collection[str], default_objective: str
 ) -> RouteOptions:
     """The options in a body. Raises RequestError or UnknownModel naming the field and what is allowed."""
-    coe = _coe_options(fields.get("coe", {}))
+    coe = _coe_options(fields.get("coe"))
     expert, objective = _read_model(fields.get("model", AUTO), model_names(objectives, experts), experts)
     if unknown := sorted(set(coe.allow or ()) - set(experts)):
         raise RequestError(f"coe.allow names '{unknown[0]}'; the experts are {', '.join(experts)}", "coe.allow")
@@ -46,7 +57,7 @@ def read_options(
         max_active_params_b=coe.max_active_params_b,
         session=coe.session,
         min_confidence=coe.min_confidence,
-        priority=coe.priority,
+        priority=coe.priority or "normal",
     )
 
 
@@ -72,7 +83,7 @@ def _read_model(model: object, names: Collection[str], experts: Collection[str])
 
 
 def _coe_options(given: object) -> CoeOptions:
-    if given == {}:
+    if given is None or given == {}:
         return _NOTHING_ASKED
     try:
         return CoeOptions.model_validate(given)
@@ -85,3 +96,4 @@ def _coe_options(given: object) -> CoeOptions:
 
 
 _NOTHING_ASKED = CoeOptions()
+_FLAG = TypeAdapter(bool)

@@ -20,4 +20,9 @@ def parse_web_address(text: str) -> str:
     return text
 
 
+def host_and_port(host: str, port: int) -> str:
+    """As they stand in an address: with brackets where the host has colons of its own, ::1 say (RFC 3986, 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 WebAddress = Annotated[str, AfterValidator(parse_web_address)]

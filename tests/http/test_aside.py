@@ -31,6 +31,12 @@ def test_a_question_comes_back_as_if_it_had_been_read_here(reader):
     assert b"".join(found.body.for_engine("b")) == b"".join(here.body.for_engine("b"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_a_question_in_another_encoding_comes_back_with_its_bytes_in_utf_8(reader, encoding):
+    found = reader.read([RAW.decode().encode(encoding)], CHAT)
+    assert b"".join(found.body.for_engine("b")) == b"".join(read_question(RAW, CHAT).body.for_engine("b"))
+
+
 def test_a_refusal_comes_back_with_its_field(reader):
     with pytest.raises(RequestError, match="at least one message") as caught:
         reader.read([b'{"messages": []}'], CHAT)

@@ -70,7 +70,12 @@ def test_removing_coe_leaves_valid_json_wherever_it_stands(raw):
         (b'{"a": 1} x', "Extra data"),
         (b'{"a": NaN}', "NaN is not JSON"),
         (b'{"a": "\xff"}', "not UTF-8"),
-        (gzip.compress(b"{}", mtime=0), "is compressed (gzip"),
+        (gzip.compress(b"{}", mtime=0), "is compressed; say so"),
+        (b"\xef\xbb\xbf", "must be a JSON object"),
+        (b'\xef\xbb\xbf{"a": "\xff"}', "not UTF-8"),
+        (b"\xff\xfe{\0}\0\0", "not UTF-16"),
+        ('{"a": 1}x'.encode("utf-16"), "Extra data"),
+        (b"\0\0\0{\0\x11\0\0", "not UTF-32-BE"),
         (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
     ],
@@ -87,6 +92,52 @@ def test_a_large_body_of_very_many_values_is_refused_before_it_is_parsed():
         read_body(many)
     text = b'{"a": "' + b"word " * MOST_MARKS + b'"}'
     assert b"".join(read_body(text).for_engine("m")) == text[:-1] + b', "model": "m"}'
+
+
+ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["as it is", "with a mark"])
+def test_a_body_in_another_encoding_of_unicode_is_passed_on_as_utf_8_without_a_mark(encoding, mark):
+    text = '{ "a": 1.50e+3,"model":"auto", "ü":"\\u00e9 é 🜁", "coe": {"allow": ["x"]} }'
+    expected = text.replace('"auto"', '"math"').partition(', "coe"')[0] + " }"
+    named_order_only = encoding.endswith(("le", "be"))
+    raw = ((mark if named_order_only else "") + text).encode(encoding)
+    body = read_body(raw)
+    assert b"".join(body.for_engine("math")) == expected.encode()
+    assert body.fields["ü"] == "é é 🜁"
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=3), st.sampled_from(ENCODINGS))
+def test_what_json_reads_in_any_encoding_is_read(fields, encoding):
+    raw = json.dumps(fields, ensure_ascii=False).encode(encoding, "surrogatepass")
+    assert json.loads(b"".join(read_body(raw).for_engine("m"))) == fields | {"model": "m"}
+    assert dict(read_body(raw).fields) == fields
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-le"])
+def test_half_a_surrogate_in_utf_16_or_utf_32_becomes_an_escape(encoding):
+    body = read_body('{"a": "x\ud800y\udfff", "b": "é"}'.encode(encoding, "surrogatepass"))
+    assert body.fields["a"] == "x\ud800y\udfff"
+    assert b"".join(body.for_engine("m")) == '{"a": "x\\ud800y\\udfff", "b": "é", "model": "m"}'.encode()
+
+
+def test_a_body_in_plain_utf_8_is_not_copied():
+    raw = '{"a": "é"}'.encode()
+    assert read_body(raw).raw is raw
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+@pytest.mark.parametrize("times", [1, LARGE_BYTES // 4], ids=["small", "large"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/route"])
+def test_a_body_of_any_size_in_another_encoding_is_answered(encoding, times, path):
+    with running_server({"a": simulated("a")}, max_body_bytes=1 << 20) as server:
+        fields = {"model": "a", "messages": [{"role": "user", "content": "wörd " * times}], "max_tokens": 5, "x": "é"}
+        raw = json.dumps(fields, ensure_ascii=False).encode(encoding)
+        status, _, answer = server.ask("POST", path, raw)
+        assert status == 200, answer
+        assert path == "/v1/route" or "wörd" in json.dumps(json.loads(answer), ensure_ascii=False)
 
 
 @pytest.mark.parametrize("word", ["word", "wörd"])

@@ -250,3 +250,150 @@ def test_a_trailer_without_end_is_not_read():
             assert not transport.is_reading()
 
     asyncio.run(asyncio.wait_for(story(), 20))
+
+
+CHAT = json.dumps({"model": "a", "messages": [{"role": "user", "content": "hello there"}]}).encode()
+OFFERS = {
+    "as Java's client": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAAAAIAAAAB\r\n",
+    "something unheard of": b"upgrade: foo/2, bar\r\nconnection: upgrade\r\n",
+    "a WebSocket in a POST": b"connection: Upgrade\r\nupgrade: websocket\r\n",
+    "with words around": b"connection: keep-alive\r\nconnection: x-hop , UPGRADE\r\nupgrade: TLS/1.0\r\n",
+}
+PARTED = b"%x\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % (9, CHAT[:9], len(CHAT) - 9, CHAT[9:])
+FRAMED = {
+    "whole": b"content-length: %d\r\n\r\n%b" % (len(CHAT), CHAT),
+    "chunked": b"transfer-encoding: chunked\r\n\r\n" + PARTED,
+}
+
+
+def reading(wire, answers):
+    """So many answers, as status and JSON."""
+    with wire.makefile("rb") as stream:
+        for _ in range(answers):
+            status, headers = int(stream.readline().split()[1]), {}
+            while line := stream.readline().strip():
+                name, _, value = line.partition(b":")
+                headers[name.lower()] = value.strip()
+            yield status, json.loads(b"".join(pieces_of(stream, headers)))
+
+
+def pieces_of(stream, headers):
+    if b"content-length" in headers:
+        yield stream.read(int(headers[b"content-length"]))
+        return
+    while size := int(stream.readline(), 16):
+        yield stream.read(size)
+        stream.readline()
+    stream.readline()
+
+
+@pytest.mark.parametrize("framed", FRAMED.values(), ids=FRAMED)
+@pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
+def test_a_request_that_offers_an_upgrade_is_answered_in_http_1_1_with_its_body(server, offer, framed):
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + offer + framed
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(request * 3 + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        answers = list(reading(wire, 4))
+        assert [status for status, _ in answers] == [200] * 4
+        assert [body["choices"][0]["message"]["content"] for _, body in answers[:3]] == ["a answers: hello there"] * 3
+        wire.sendall(request)  # and the connection goes on
+        assert [status for status, _ in reading(wire, 1)] == [200]
+
+
+def test_an_offered_upgrade_is_passed_over_wherever_the_reads_end():
+    sent = b"POST /one HTTP/1.1\r\nhost: x\r\n" + OFFERS["as Java's client"] + b"content-length: 4\r\n\r\nbody"
+
+    async def story(end):
+        application = Answers()
+        async with connected(application) as (connection, _transport, answers):
+            connection.data_received(sent[:end])
+            connection.data_received(sent[end:] + sent.replace(b"one", b"two"))
+            assert statuses(await answers.readuntil(b"ok")) == [b"200"]
+            assert statuses(await answers.readuntil(b"ok")) == [b"200"]
+            assert application.started == ["/one", "/two"]
+            read = b"".join(application.pieces.get_nowait() for _ in range(application.pieces.qsize()))
+            assert read == b"bodybody"
+
+    for end in range(1, len(sent)):
+        asyncio.run(asyncio.wait_for(story(end), 20))
+
+
+def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
+    async def story():
+        application = Answers()
+        async with connected(application) as (connection, transport, answers):
+            offer = b"connection: upgrade, close\r\nupgrade: h2c\r\n"
+            connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: 1\r\n\r\nx")
+            answer = await answers.read()
+            assert statuses(answer) == [b"200"]
+            assert b"connection: close" in answer
+            assert transport.is_closing()
+
+    asyncio.run(asyncio.wait_for(story(), 20))
+
+
+def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgrade(server):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n" % len(
+        CHAT
+    )
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(head + OFFERS["as Java's client"] + b"\r\n")
+        with wire.makefile("rb") as stream:
+            assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
+            stream.readline()
+        wire.sendall(CHAT)
+        assert [status for status, _ in reading(wire, 1)] == [200]
+
+
+def test_the_limit_of_a_head_holds_beside_an_offered_upgrade(server):
+    request = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n" + OFFERS["as Java's client"]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(request + b"x-long: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n")
+        assert everything(wire).startswith(b"HTTP/1.1 431")
+
+
+HANDSHAKE = (
+    b" HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/v1/responses", b"/v1/responses?model=a", b"/v1/realtime", b"/", b"/admin/events", b"/v1/models/"]
+)
+def test_a_websocket_is_refused_with_426_on_any_path(server, path):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(b"GET " + path + HANDSHAKE + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        first, _, rest = everything(wire).partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 426 ")
+    told = [line.lower() for line in first.split(b"\r\n")]
+    assert b"upgrade: http/1.1" in told
+    assert b"connection: upgrade" in told
+    body, _ = json.JSONDecoder().raw_decode(rest.decode())
+    assert body["error"]["code"] == "upgrade_required"
+    assert "WebSocket" in body["error"]["message"]
+    assert b"HTTP/1.1 200" in rest  # and the connection goes on
+
+
+def test_a_websocket_that_a_proxy_made_a_plain_request_is_refused_with_426(server):
+    headers = {"sec-websocket-version": "13", "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    status, answered, raw = server.ask("GET", "/v1/responses", headers=headers)
+    assert (status, json.loads(raw)["error"]["code"]) == (426, "upgrade_required")
+    assert answered["upgrade"] == "HTTP/1.1"
+    assert server.ask("GET", "/v1/responses")[0] == 405
+    assert server.ask("GET", "/healthz", headers=headers)[0] == 200
+
+
+def test_an_upgrade_in_http_1_0_means_nothing(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(b"GET /healthz" + HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert everything(wire).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("target", [b"example.com:443", b"/v1/chat/completions", b"/"])
+def test_a_tunnel_is_refused_in_our_shape(server, target):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        wire.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        head, _, body = everything(wire).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["error"]["code"] == "no_http"

@@ -1,6 +1,7 @@
 """Who may do what, over real sockets: keys, limits, and what is the operator's alone."""
 
 import asyncio
+import http.client
 import json
 import logging
 import re
@@ -10,7 +11,7 @@ import openai
 import pytest
 
 from coe_server.errors import Forbidden, RateLimited
-from coe_server.http.door.guard import Guard
+from coe_server.http.door.guard import MOST_CREDENTIALS, Guard
 from coe_server.http.door.rate_limits import RateLimits
 from coe_server.http.operator.reloading import Fresh
 from coe_server.keys import Key, Keyring, hashed
@@ -60,6 +61,69 @@ def test_a_key_opens_the_api_in_either_header(server):
     assert server.ask("GET", "/v1/models", headers=bearer(CLIENT))[0] == 200
     assert server.ask("GET", "/v1/models", headers={"x-api-key": CLIENT})[0] == 200
     assert ask(server, CLIENT)[0] == 200
+
+
+BASIC = "Basic dXNlcjpwdw=="  # a proxy's own, user:pw
+BESIDE = {
+    "a proxy's password": BASIC,
+    "an empty Bearer": "Bearer ",
+    "Bearer alone": "Bearer",
+    "nothing": "",
+    "a wrong key": "Bearer dummy",
+    "another scheme": "Digest username=x",
+    "a scheme unheard of": "AWS4-HMAC-SHA256 Credential=x",
+    "no base64": "Basic !!",
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_a_right_key_opens_beside_any_other_credential(server, beside):
+    headers = {"x-api-key": CLIENT, "authorization": beside}
+    assert server.ask("GET", "/v1/models", headers=headers)[0] == 200
+    assert server.ask("GET", "/metrics", headers={**headers, "x-api-key": ADMIN})[0] == 200
+    assert code_of(server.ask("GET", "/v1/models", headers={**headers, "x-api-key": "wrong"})) == (
+        401,
+        "invalid_api_key",
+    )
+    assert server.ask("GET", "/v1/models", headers={"authorization": f"bearer  {CLIENT} ", "x-api-key": "x"})[0] == 200
+
+
+def raw_status(server, *lines):
+    wire = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        wire.putrequest("GET", "/v1/models")
+        for name, value in lines:
+            wire.putheader(name, value)
+        wire.endheaders()
+        return wire.getresponse().status
+    finally:
+        wire.close()
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_a_right_key_opens_in_any_of_several_lines_or_in_one_that_a_proxy_made_of_them(server, beside):
+    right = f"Bearer {CLIENT}"
+    for values in ((beside, right), (right, beside), (f"{beside}, {right}",), (f"{right},{beside}",)):
+        assert raw_status(server, *(("authorization", value) for value in values)) == 200
+    assert raw_status(server, ("x-api-key", "wrong"), ("x-api-key", CLIENT)) == 200
+    assert raw_status(server, ("authorization", beside), ("x-api-key", "wrong")) == 401
+
+
+def test_a_request_cannot_try_many_keys_at_once(server):
+    guesses = [("x-api-key", f"guess-{number}") for number in range(MOST_CREDENTIALS)]
+    assert raw_status(server, *guesses[1:], ("x-api-key", CLIENT)) == 200
+    assert raw_status(server, *guesses, ("x-api-key", CLIENT)) == 401
+
+
+def test_an_admin_key_opens_beside_a_key_that_is_none(server):
+    assert server.ask("GET", "/metrics", headers={**bearer(CLIENT), "x-api-key": ADMIN})[0] == 200
+    assert code_of(server.ask("GET", "/metrics", headers={**bearer(CLIENT), "x-api-key": "x"})) == (403, "forbidden")
+
+
+def test_without_any_credential_the_refusal_says_how_to_send_one(server):
+    for headers in ({}, {"authorization": "Bearer "}, {"authorization": "Digest x"}, {"x-api-key": " "}):
+        message = json.loads(server.ask("GET", "/v1/models", headers=headers)[2])["error"]["message"]
+        assert message.startswith("no API key was given: send `Authorization: Bearer KEY`")
 
 
 def test_the_official_client_knows_the_refusal(server):
@@ -116,10 +180,30 @@ def test_a_wrong_path_is_told_to_everybody_where_there_are_no_keys():
 
 
 def test_a_slash_too_many_changes_nothing_about_who_may_ask(server):
-    assert server.ask("GET", "/v1/models/", headers=bearer(CLIENT))[0] == 307
-    assert server.ask("GET", "/v1/models/")[0] == 401
-    assert server.ask("GET", "/healthz/")[0] == 307
-    assert server.ask("GET", "/admin/experts/", headers=bearer(CLIENT))[0] == 403
+    for end in ("/", "//", "%2F"):
+        assert server.ask("GET", f"/v1/models{end}", headers=bearer(CLIENT))[0] == 200
+        assert server.ask("GET", f"/v1/models{end}")[0] == 401
+        assert server.ask("GET", f"/healthz{end}")[0] == 200
+        assert server.ask("GET", f"/admin/experts{end}", headers=bearer(CLIENT))[0] == 403
+        assert server.ask("GET", f"/admin/experts{end}", headers=bearer(ADMIN))[0] == 200
+        assert server.ask("GET", f"/metrics{end}")[0] == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["//admin/experts", "/admin//experts", "/v1//admin/experts", "//v1/models", "/v1//models"]
+)
+def test_slashes_in_front_or_within_open_nothing(server, path):
+    assert server.ask("GET", path)[0] == 401
+    assert code_of(server.ask("GET", path, headers=bearer(CLIENT))) == (404, "unknown_url")
+
+
+def test_a_slash_at_the_end_counts_against_the_same_limits():
+    ring = Keyring((Key(name="slow", sha256=hashed(SLOW), requests_per_minute=2),))
+    with running_server({"math": simulated("math")}, keyring=ring) as server:
+        ask(server, SLOW)
+        body = json.dumps({"model": "math", "messages": [{"role": "user", "content": "hi"}]})
+        assert server.ask("POST", "/v1/chat/completions/", body, bearer(SLOW))[0] == 200
+        assert server.ask("POST", "/v1/chat/completions/", body, bearer(SLOW))[0] == 429
 
 
 def test_the_admin_key_opens_everything_also_as_a_browsers_password(server):

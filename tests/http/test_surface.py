@@ -113,6 +113,34 @@ def test_the_engine_is_told_nothing_of_the_callers_keys(server, engines):
     assert dict(engines["coder"].seen[-1].headers) == {"content-type": "application/json", "anthropic-version": "1"}
 
 
+@pytest.mark.parametrize("end", ["/", "//", "%2f", "/?x=1"])
+@pytest.mark.parametrize("path", [*BODIES, "/v1/route"])
+def test_a_slash_at_the_end_is_served_as_without(server, engines, path, end):
+    body = json.dumps({**BODIES.get(path, BODIES["/v1/chat/completions"]), "model": "coder"})
+    behind_tls = {"host": "ai.example.com", "x-forwarded-proto": "https"}
+    status, headers, _ = server.ask("POST", path + end, body, behind_tls)
+    assert status == 200
+    assert "location" not in headers
+    if path in BODIES:
+        assert headers["x-coe-expert"] == "coder"
+        assert engines["coder"].seen[-1].path == path
+
+
+def test_a_slash_at_the_end_has_the_label_of_the_path_without_in_the_metrics(server):
+    body = json.dumps({**BODIES["/v1/completions"], "model": "coder"})
+
+    def counted():
+        lines = server.ask("GET", "/metrics/")[2].decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if "/v1/completions" in line}
+
+    server.ask("POST", "/v1/completions", body)
+    before = counted()
+    server.ask("POST", "/v1/completions/", body)
+    label = 'coe_requests_total{endpoint="/v1/completions",status="200"}'
+    assert counted()[label] == before[label] + 1
+    assert counted().keys() == before.keys()
+
+
 ENGINE_ONLY = [
     *(
         "/sleep",

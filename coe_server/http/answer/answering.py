@@ -18,6 +18,7 @@ from coe_server.http.answer.trace import Trace
 from coe_server.http.body import LARGE_BYTES, Body
 from coe_server.http.door.entrance import CALLER
 from coe_server.http.made_responses import ResponseId
+from coe_server.http.options import wants_stream
 from coe_server.http.request_id import callers_id
 from coe_server.http.service import Asked, Service, Serving
 from coe_server.http.surfaces import Surface
@@ -54,7 +55,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
-            is_streamed=body.fields.get("stream") is True,
+            is_streamed=wants_stream(body.fields),
             keepalive_seconds=serving.keepalive_seconds,
             due=due,
             request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),

@@ -10,6 +10,7 @@ import socket
 from contextlib import suppress
 
 from coe_server.errors import CoeError
+from coe_server.settings.web_address import host_and_port
 
 _NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _NAME_OR_ADDRESS = "http.host is an address or a name of this machine: 127.0.0.1, or 0.0.0.0 for all of its addresses"
@@ -60,4 +61,4 @@ def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
 
 
 def _cannot_listen(host: str, port: int, reason: str, way_out: str) -> CoeError:
-    return CoeError(f"cannot listen on {host}:{port}: {reason[0].lower()}{reason[1:]}; {way_out}")
+    return CoeError(f"cannot listen on {host_and_port(host, port)}: {reason[0].lower()}{reason[1:]}; {way_out}")

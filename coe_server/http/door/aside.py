@@ -45,7 +45,7 @@ class Aside:
             return read_question(raw, surface)
         if isinstance(found, RequestError):
             raise found
-        return found.with_bytes(raw)
+        return found if found.body.raw else found.with_bytes(raw)
 
     def close(self) -> None:
         """End the process; the next body starts another one."""
@@ -89,8 +89,11 @@ def main() -> None:
 
 
 def _answer(raw: bytes, surface: Surface | None) -> Question | RequestError:
+    """Without the bytes, unless they came in another encoding than they go on in."""
     try:
-        return read_question(raw, surface).without_bytes()
+        question = read_question(raw, surface)
+        bare = question.without_bytes()
+        return bare if question.body.raw is raw else bare.with_bytes(question.body.raw)
     except RequestError as error:
         return error.with_traceback(None)
 

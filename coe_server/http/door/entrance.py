@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.datastructures import Headers
@@ -9,7 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coe_server.errors import BodyTooSlow, CoeError, InvalidApiKey, ModelWithheld, RateLimited, UnknownPath
+from coe_server.errors import (
+    BodyTooSlow,
+    CoeError,
+    ExpertUnavailable,
+    InvalidApiKey,
+    ModelWithheld,
+    RateLimited,
+    UnknownPath,
+)
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.origins import preflight, readable_by, welcome_origin
 from coe_server.http.door.paths import Paths
@@ -55,6 +64,8 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].endswith("/"):  # from here on there is one spelling of each path, for keys and limits, too
+            scope["path"] = scope["path"].rstrip("/") or "/"
         guard = self._guard()
         origin = welcome_origin(scope, guard)
         if origin is not None:
@@ -89,8 +100,10 @@ class Entrance:
                 await self._app(scope, receive, counting)
             else:
                 await self._answer(endpoint, scope, receive, counting)
+        except asyncio.CancelledError:  # the server stops and has waited long enough, for a body that comes, say
+            await self._last_words(ExpertUnavailable("the server is stopping"), scope, receive, counting)
         except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
-            await self._own_up(error, scope, receive, counting)
+            await self._last_words(unexpected(error), scope, receive, counting)
         finally:
             if admission is not None:
                 admission.end()
@@ -114,9 +127,8 @@ class Entrance:
         advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists those that there are"
         raise UnknownPath(f"{request.method} {request.scope['path']}: there is no such path; {advice}")
 
-    async def _own_up(self, error: Exception, scope: Scope, receive: Receive, counting: _Counting) -> None:
+    async def _last_words(self, told: CoeError, scope: Scope, receive: Receive, counting: _Counting) -> None:
         """An answer that has begun stays incomplete, so that nobody takes it for whole."""
-        told = unexpected(error)
         self._telemetry.count(ERRORS, told.code)
         if not counting.begun:
             await error_response(told, path=scope["path"])(scope, receive, counting)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers
 
 from coe_server.errors import Forbidden, InvalidApiKey
 from coe_server.keys import Key, Keyring
@@ -18,6 +21,7 @@ from coe_server.keys import Key, Keyring
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 CLIENTS_PREFIX = "/v1/"
+MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
 _OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
@@ -31,7 +35,6 @@ class Guard:
 
     def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
-        path = path.rstrip("/") or "/"  # with one more at its end it is only ever redirected
         if path in FOR_EVERYBODY:
             return None
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
@@ -40,12 +43,14 @@ class Guard:
         """The same for what every client may ask."""
         if not self.keyring.keys:
             return None
-        return self._key(headers)
+        key = self.owner(headers)
+        if key is None:
+            raise _not_ours(headers)
+        return key
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
         """Whose key was presented, whether it opens the door or not; None if it is none of ours."""
-        presented = _presented(headers)
-        return self.keyring.find(presented) if presented else None
+        return next(self._known(headers), None)
 
     def _operator(self, headers: Mapping[str, str]) -> Key | None:
         """Whoever has an admin key; where none was made, whoever is on this machine: no proxy, no page elsewhere."""
@@ -53,10 +58,13 @@ class Guard:
             self._refuse_unless_local(headers)
             return None
         _refuse_other_origins(headers)
-        key = self._key(headers)
-        if not key.admin:
-            raise Forbidden(f"key '{key.name}' is not an admin key")
-        return key
+        known = list(self._known(headers))
+        if not known:
+            raise _not_ours(headers)
+        admin = next((key for key in known if key.admin), None)
+        if admin is None:
+            raise Forbidden(f"key '{known[0].name}' is not an admin key")
+        return admin
 
     def _refuse_unless_local(self, headers: Mapping[str, str]) -> None:
         if not self.on_loopback:
@@ -66,14 +74,15 @@ class Guard:
                 raise Forbidden(f"this came through a proxy ({sign}); make an admin key (coe keys add --admin)")
         _refuse_other_names(headers)
 
-    def _key(self, headers: Mapping[str, str]) -> Key:
-        presented = _presented(headers)
-        if not presented:
-            raise InvalidApiKey("no API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
-        key = self.keyring.find(presented)
-        if key is None:
-            raise InvalidApiKey("the API key is not one of this server's")
-        return key
+    def _known(self, headers: Mapping[str, str]) -> Iterator[Key]:
+        """The keys of ours among all that was presented."""
+        return (key for one in _presented(headers) if (key := self.keyring.find(one)) is not None)
+
+
+def _not_ours(headers: Mapping[str, str]) -> InvalidApiKey:
+    if any(_presented(headers)):
+        return InvalidApiKey("the API key is not one of this server's")
+    return InvalidApiKey("no API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
 
 
 def is_for_clients(path: str) -> bool:
@@ -81,16 +90,42 @@ def is_for_clients(path: str) -> bool:
     return path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS
 
 
-def _presented(headers: Mapping[str, str]) -> str:
-    """The key in `Authorization: Bearer`, in `x-api-key` (Anthropic's clients), or as a browser's password."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
+def _presented(headers: Mapping[str, str]) -> Iterator[str]:
+    """All that may be a key: in `Authorization: Bearer`, in `x-api-key` (Anthropic's clients), as a browser's password.
+
+    A proxy may add credentials of its own in front of a client's or behind them.
+    """
+    return islice(filter(None, _all_presented(headers)), MOST_CREDENTIALS)
+
+
+def _all_presented(headers: Mapping[str, str]) -> Iterator[str]:
+    for line in _lines(headers, "authorization"):
+        yield from map(_credential, _listed(line))
+    for line in _lines(headers, "x-api-key"):
+        yield line.strip()
+
+
+def _lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
+    """Every line of that name; a mapping that is not a request's has one at most."""
+    if isinstance(headers, Headers):
+        return headers.getlist(name)
+    return [headers[name]] if name in headers else []
+
+
+def _listed(line: str) -> list[str]:
+    """A line, and where it has commas its parts: some proxies make one line of several."""
+    return [line, *line.split(",", MOST_CREDENTIALS)] if "," in line else [line]
+
+
+def _credential(value: str) -> str:
+    scheme, _, given = value.strip().partition(" ")
     match scheme.lower():
         case "bearer":
             return given.strip()
         case "basic":
-            return _password(given)
+            return _password(given.strip())
         case _:
-            return headers.get("x-api-key", "").strip()
+            return ""
 
 
 def _password(credentials: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError
+from coe_server.content_coding import CHUNK_BYTES, TAKEN, Decoder, TooLong, UnknownCoding, WrongData, codings_of
+from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError, UnsupportedCoding
 from coe_server.http.body import LARGE_BYTES
 from coe_server.http.door.aside import Aside
 from coe_server.http.question import Question, read_question
@@ -70,6 +72,9 @@ async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: f
 
 
 async def _pieces(request: Request, limit_bytes: int, keys: _Keys) -> list[bytes]:
+    codings = _codings(request)
+    if codings:
+        return await _decoded_pieces(request, Decoder(codings, limit_bytes), limit_bytes, keys)
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():
@@ -77,6 +82,37 @@ async def _pieces(request: Request, limit_bytes: int, keys: _Keys) -> list[bytes
         if size > limit_bytes:
             raise _too_large(limit_bytes, keys)
         pieces.append(piece)
+    return pieces
+
+
+def _codings(request: Request) -> Sequence[str]:
+    try:
+        return codings_of(request.headers.getlist("content-encoding"))
+    except UnknownCoding as error:
+        taken = ", ".join(TAKEN)
+        raise UnsupportedCoding(f"content-encoding {str(error)[:40]!r} is not taken here; {taken} are") from error
+
+
+async def _decoded_pieces(request: Request, decoder: Decoder, limit_bytes: int, keys: _Keys) -> list[bytes]:
+    """As it comes and in a thread: little is held that is not decoded, and what expands without end ends early."""
+    pieces: list[bytes] = []
+    waiting = bytearray()
+    size = 0
+    try:
+        async for piece in request.stream():
+            size += len(piece)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes, keys)
+            waiting += piece
+            if len(waiting) >= CHUNK_BYTES:
+                pieces += await asyncio.to_thread(decoder.decode, bytes(waiting))
+                waiting.clear()
+        pieces += await asyncio.to_thread(decoder.decode, bytes(waiting))
+        decoder.end()
+    except WrongData as error:
+        raise RequestError(f"the body is not what its content-encoding says: {error}") from error
+    except TooLong as error:
+        raise _too_large(limit_bytes, keys) from error
     return pieces
 
 

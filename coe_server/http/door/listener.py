@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from coe_server.errors import CoeError
 from coe_server.http.door.connection import Connection
+from coe_server.process.open_files import OpenFilesWatch
+from coe_server.settings.web_address import host_and_port
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Listener(uvicorn.Server):
                 host=host,
                 port=port,
                 http=partial(Connection, refused=app.refused),  # type: ignore[arg-type]  # uvicorn only calls it
+                ws="none",
                 log_level="warning",
                 log_config=None,  # its lines go where ours go, in the same shape
                 access_log=False,
@@ -53,13 +56,19 @@ class Listener(uvicorn.Server):
             )
         )
         self._before_stop = before_stop
+        self._open_files = OpenFilesWatch()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._open_files.look()
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             for listening in server.sockets:
-                host, port = listening.getsockname()[:2]
-                logger.info("listening on http://%s:%s/v1; GET /readyz tells when the experts are up", host, port)
+                address = host_and_port(*listening.getsockname()[:2])
+                logger.info("listening on http://%s/v1; GET /readyz tells when the experts are up", address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_seconds = self.config.timeout_graceful_shutdown

@@ -20,8 +20,8 @@ class Paths:
         self._routes = routes
 
     def has(self, path: str) -> bool:
-        """Does an endpoint answer it, by whatever method? A slash at the end is forgiven: the framework redirects."""
-        asked = {"type": "http", "method": "GET", "path": path.rstrip("/") or "/", "root_path": ""}
+        """Does an endpoint answer it, by whatever method?"""
+        asked = {"type": "http", "method": "GET", "path": path, "root_path": ""}
         return any(route.matches(asked)[0] is not Match.NONE for route in self._routes)
 
     def declared(self, path: str) -> str | None:

@@ -1,0 +1,143 @@
+"""`coe serve` as a process: over IPv6, told to stop in the middle of bodies, and out of open files."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+COE = Path(sys.executable).with_name("coe")
+EXPERT = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "start_seconds": 0, "preload": "device"}
+GENEROUS_SECONDS = 40.0
+
+
+@contextmanager
+def serving(folder, host="127.0.0.1", **http):
+    """The process, its address, its configuration and its log; ended at the end."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    config, log = folder / "serve.yaml", folder / "server.log"
+    settings = {"memory": {"device": "2GiB", "host": "2GiB"}, "experts": [EXPERT]}
+    config.write_text(yaml.safe_dump({**settings, "http": {"host": host, "port": port, **http}}))
+    with log.open("wb") as output:
+        process = subprocess.Popen([COE, "serve", config], stdout=output, stderr=output)
+    try:
+        until(lambda: process.poll() is not None or "200 OK" in asked((host, port), "GET", "/readyz"))
+        assert process.poll() is None, log.read_text()
+        yield process, (host, port), config, log
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(GENEROUS_SECONDS)
+
+
+def until(condition):
+    deadline = time.monotonic() + GENEROUS_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def asked(address, method, path):
+    """All that comes back; nothing where nothing answers."""
+    try:
+        with closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)) as wire:
+            wire.sendall(f"{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+            return everything(wire)
+    except ConnectionError:
+        return ""
+
+
+def everything(wire):
+    raw = b""
+    while piece := wire.recv(65536):
+        raw += piece
+    return raw.decode()
+
+
+def has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no ::1")
+def test_an_ipv6_address_has_brackets_wherever_it_is_written(tmp_path):
+    with serving(tmp_path, "::1") as (_, (_, port), config, log):
+        assert f"listening on http://[::1]:{port}/v1;" in log.read_text()
+        shown = subprocess.run([COE, "experts", config], capture_output=True, text=True, timeout=60, check=False)
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.splitlines()[1].split()[0] == "a"
+        again = subprocess.run([COE, "serve", config], capture_output=True, text=True, timeout=60, check=False)
+        assert again.returncode == 1
+        assert f"cannot listen on [::1]:{port}: address already in use" in again.stderr
+    gone = subprocess.run([COE, "experts", config], capture_output=True, text=True, timeout=60, check=False)
+    assert f"no server answers at http://[::1]:{port} (" in gone.stderr
+
+
+HALF = {
+    "with a length": b"content-length: 500\r\n\r\n{",
+    "without a first byte": b"content-length: 500\r\n\r\n",
+    "chunked": b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n",
+    "compressed": b"content-length: 500\r\ncontent-encoding: gzip\r\n\r\n\x1f\x8b",
+    "large": b"content-length: 65000\r\n\r\n{" + b" " * 60_000,
+    "beside an offer": b"connection: Upgrade\r\nupgrade: h2c\r\ncontent-length: 500\r\n\r\n{",
+}
+PATHS = ("/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/tokenize", "/v1/route", "/v1/feedback")
+
+
+def test_a_server_that_stops_in_the_middle_of_bodies_says_so_in_our_shape(tmp_path):
+    with serving(tmp_path, shutdown_seconds=1) as (process, address, _, log), ExitStack() as open_:
+        wires = {}
+        for path in PATHS:
+            for kind, half in HALF.items():
+                wire = open_.enter_context(closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)))
+                wire.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\n".encode() + half)
+                wires[path, kind] = wire
+        assert "200 OK" in asked(address, "GET", "/healthz")  # what came before is read by now
+        process.send_signal(signal.SIGTERM)
+        for (path, kind), wire in wires.items():
+            head, _, body = everything(wire).partition("\r\n\r\n")
+            assert head.startswith("HTTP/1.1 503 "), (path, kind, head)
+            assert "retry-after" in head
+            error = json.loads(body)["error"]
+            assert error["message"] == "the server is stopping"
+            assert error["code"] == "expert_unavailable"
+            assert path != "/v1/messages" or error["type"] == "overloaded_error"
+        assert process.wait(GENEROUS_SECONDS) == -signal.SIGTERM
+    assert "Traceback" not in log.read_text()
+
+
+def open_files_of(pid):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_at_the_limit_of_open_files_one_line_says_so_and_what_to_do(tmp_path):
+    with serving(tmp_path) as (process, address, _, log):
+        hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
+        limit = open_files_of(process.pid) + 5
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, hard))
+        with ExitStack() as open_:
+            for _ in range(20):
+                open_.enter_context(closing(socket.create_connection(address, timeout=GENEROUS_SECONDS)))
+            until(lambda: "limit of open files" in log.read_text())
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        until(lambda: "200 OK" in asked(address, "GET", "/healthz"))
+    told = [line for line in map(json.loads, log.read_text().splitlines()) if "open files" in line["message"]]
+    assert len(told) == 1
+    assert told[0]["level"] == "error"
+    assert f"({limit} for this process" in told[0]["message"]
+    assert "ulimit -n" in told[0]["message"]
