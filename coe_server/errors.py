@@ -31,7 +31,9 @@ CoeError
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
     ├── EngineRefused (4xx)    it answered with an error that no client of OpenAI's could read
+    ├── ConnectionLost (502)   a connection used before was closed in place of an answer; the request is not sent again
     └── EngineDied (502)
+        └── EngineUnreachable (502)    no connection to it could be made: it has not seen the request
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class CoeError(Exception):
     type = "server_error"
     code = "internal_error"
     retry_after_seconds: float | None = None  # when trying again makes sense
+    should_retry = False  # the caller may send the same again at once; here it was not, for it may count twice
 
     @property
     def sentence(self) -> str:
@@ -297,3 +300,20 @@ class EngineDied(EngineError):
     """An engine's process ended, or its connection broke, while it was needed."""
 
     code = "engine_died"
+
+
+class EngineUnreachable(EngineDied):
+    """No connection to an engine could be made, so it has not seen the request."""
+
+    code = "engine_unreachable"
+
+
+class ConnectionLost(EngineError):
+    """A connection used before was closed before a byte of the answer came.
+
+    That says nothing of the engine: servers close what has been idle for long, and this request crossed that. It is
+    not sent again by itself: it may have been read over there, and be paid for.
+    """
+
+    code = "connection_lost"
+    should_retry = True

@@ -64,6 +64,8 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
     all_headers = dict(headers or {})
     if error.retry_after_seconds is not None:
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if error.should_retry:
+        all_headers["x-should-retry"] = "true"  # as OpenAI's and Anthropic's clients read it
     if isinstance(error, BodyTooLarge | BodyTooSlow):
         all_headers["connection"] = "close"  # what is still to come of the body is not read
     body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
