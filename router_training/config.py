@@ -243,7 +243,7 @@ def read_config(path: Path) -> TrainingConfig:
     A key that is set is checked now; whether one is needed shows when a text is to be embedded.
     """
     config = read_settings(path, TrainingConfig)
-    if config.features.api_key_env in os.environ:
+    if (variable := config.features.api_key_env) is not None and os.environ.get(variable):
         assert config.features.api_key is not None, "a key that cannot be used is refused"
     return _with_paths_from(path.resolve().parent, config)
 

@@ -26,7 +26,7 @@ _OF_THE_BODY = frozenset(("content-encoding", "accept-encoding"))
 def parse_request_headers(value: object) -> object:
     """The headers as they are, if each can be sent. Raises ValueError, one sentence that names the header."""
     if not isinstance(value, Mapping):
-        return value  # pydantic says what it must be
+        raise ValueError("must be a mapping of names to texts: {X-Name: value}")
     seen: set[str] = set()
     for name, content in value.items():
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
