@@ -9,7 +9,7 @@ import select
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 from aiohttp import ClientRequest, ClientTimeout
@@ -18,39 +18,44 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 
-class _Sound(aiohttp.BaseConnector):
-    """A pool that gives out a connection again only while nothing has come on it: neither bytes nor its end."""
+class Pool(aiohttp.BaseConnector):
+    """Gives out a connection again only while nothing has come on it: neither bytes nor its end."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         self._given_out: WeakSet[ResponseHandler] = WeakSet()
+        self._given_to: WeakKeyDictionary[ClientRequest, ResponseHandler] = WeakKeyDictionary()
 
     async def connect(self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout) -> Connection:
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
             assert protocol is not None, "a connection that was just given out"
-            if protocol not in self._given_out:
+            if protocol not in self._given_out or not _has_spoken(protocol):
                 self._given_out.add(protocol)
-                return connection
-            if not _has_spoken(protocol):
+                self._given_to[req] = protocol
                 return connection
             connection.close()
 
+    def retire(self, request: ClientRequest) -> None:
+        """Use the connection that a request went over for no other, whether it is at rest already or not."""
+        if (protocol := self._given_to.get(request)) is not None:
+            protocol.force_close()
 
-class _SoundTcp(_Sound, aiohttp.TCPConnector):
+
+class _TcpPool(Pool, aiohttp.TCPConnector):
     pass
 
 
-class _SoundUnix(_Sound, aiohttp.UnixConnector):
+class _UnixPool(Pool, aiohttp.UnixConnector):
     pass
 
 
-def connector(socket: Path | None, idle_seconds: float) -> aiohttp.BaseConnector:
-    """A pool without a limit, whose unused connections are not used again after `idle_seconds`."""
+def pool(socket: Path | None, idle_seconds: float) -> Pool:
+    """Without a limit. Unused connections are not used again after `idle_seconds`."""
     if socket is None:
-        return _SoundTcp(limit=0, keepalive_timeout=idle_seconds)
-    return _SoundUnix(str(socket), limit=0, keepalive_timeout=idle_seconds)
+        return _TcpPool(limit=0, keepalive_timeout=idle_seconds)
+    return _UnixPool(str(socket), limit=0, keepalive_timeout=idle_seconds)
 
 
 def _has_spoken(protocol: ResponseHandler) -> bool:

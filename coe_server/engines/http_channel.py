@@ -10,13 +10,14 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from coe_server.connecting import LONGEST_HEADER_BYTES
-from coe_server.engines.connections import Way, connector, way_watcher
+from coe_server.engines.connections import Pool, Way, pool, way_watcher
 from coe_server.engines.decoding import Decoder
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
@@ -69,15 +70,16 @@ class HttpChannel:
         self._base_url = base_url.rstrip("/")
         self._loss = reuse.loss
         self._detour = Detour.of(proxy, base_url)
+        connections = pool(socket, reuse.idle_seconds)
         self._session = aiohttp.ClientSession(
-            connector=connector(socket, reuse.idle_seconds),
+            connector=connections,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_NOT_ADDED,
             timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
             max_line_size=LONGEST_HEADER_BYTES,
             max_field_size=LONGEST_HEADER_BYTES,
-            middlewares=(_once,),
+            middlewares=(partial(_once, connections),),
             trace_configs=[way_watcher()],
         )
 
@@ -216,10 +218,15 @@ class _Lost(Exception):
 _CLOSED = ConnectionError("its channel is closed")
 
 
-async def _once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+async def _once(
+    connections: Pool, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
     """aiohttp sends a GET or DELETE again on another connection when it meets the error of a lost one."""
     try:
-        return await handler(request)
+        response = await handler(request)
+        if response.status >= 500:  # uvicorn, for one, closes without a word where its application failed
+            connections.retire(request)
+        return response
     except aiohttp.ClientConnectorError:
         raise
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:

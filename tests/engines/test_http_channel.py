@@ -366,6 +366,31 @@ def test_a_connection_that_has_been_idle_for_too_long_is_not_used_again(tmp_path
     assert ELSEWHERE.idle_seconds == 4.0, "the shortest keep-alive that servers usually have is five seconds"
 
 
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_connection_is_not_used_again_after_a_failure_of_its_server(tmp_path: Path, is_short: bool) -> None:
+    """An application that failed has its connection closed by uvicorn, a moment after the answer and without a word."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        connections.append(writer)
+        if len(connections) == 2:
+            writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n" + (b"no" if is_short else b"n"))
+            await writer.drain()
+            writer.write(b"" if is_short else b"o")
+        else:
+            writer.write(whole(b"yes"))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            for _ in range(4):
+                await body_of(channel)
+
+    asyncio.run(story())
+    first, second, third, fourth = connections
+    assert first is second is not third is fourth
+
+
 STRAY = whole(b"no")
 
 
