@@ -8,6 +8,7 @@ from typing import Any
 
 from coe_server.config import ServerConfig
 from coe_server.errors import ReloadRefused
+from coe_server.settings.web_address import shown_address
 
 # Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
 LIVE = (
@@ -24,7 +25,7 @@ def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
     for key in changed:
         if not any(fnmatchcase(key, pattern) for pattern in LIVE):
-            was, now = (repr(side[key]) if key in side else "not there" for side in (before, after))
+            was, now = (_shown(key, side[key]) if key in side else "not there" for side in (before, after))
             raise ReloadRefused(
                 f"{key}: was {was} and is {now} in the file; that needs a restart, nothing was reloaded"
             )
@@ -53,6 +54,13 @@ def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
             yield from _keys(f"{prefix}.{key}" if prefix else str(key), value)
     else:
         yield prefix, node
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value for a message: headers and the query of an address may hold a secret."""
+    if fnmatchcase(key, "experts.*.headers.*"):
+        return "'...'"
+    return repr(shown_address(value)) if key.endswith(".base_url") and isinstance(value, str) else repr(value)
 
 
 _ABSENT = object()

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import unquote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -13,9 +14,12 @@ from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
 from coe_server.settings.mistakes import first_mistake
 from coe_server.settings.modalities import Modality, contradiction
+from coe_server.settings.proxies import Proxies
+from coe_server.settings.request_headers import RequestHeaders
+from coe_server.settings.secret import clean_secret
 from coe_server.settings.served_name import Alias, ServedName
 from coe_server.settings.settings_file import read_settings_file
-from coe_server.settings.web_address import WebAddress
+from coe_server.settings.web_address import BaseUrl, WebAddress
 
 TierName = Literal["device", "host", "disk"]
 EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
@@ -69,7 +73,7 @@ class EmbeddingSettings(_Settings):
     """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
 
     model: str
-    base_url: WebAddress | None = None
+    base_url: BaseUrl | None = None
     api_key_env: str | None = None
     timeout_seconds: float = Field(default=5.0, gt=0)
 
@@ -133,9 +137,10 @@ class VllmExpert(_ExpertSettings):
 
 class RemoteExpert(_ExpertSettings):
     engine: Literal["remote"]
-    base_url: WebAddress
+    base_url: BaseUrl
     model: str
     api_key_env: str | None = None
+    headers: RequestHeaders = {}
 
 
 class SimulatedExpert(_ExpertSettings):
@@ -190,11 +195,25 @@ def inherited_environment() -> dict[str, str]:
 
 
 def secret_from_environment(key: str, variable: str) -> str:
-    """The value of an environment variable that a setting names; ConfigError if it is not set."""
-    value = os.environ.get(variable)
-    if not value:
-        raise ConfigError(f"{key}: the environment variable '{variable}' is not set")
-    return value
+    """The value of an environment variable that a setting names, blanks around it left out.
+
+    ConfigError if it is not set, or holds what no header can carry.
+    """
+    return clean_secret(os.environ.get(variable), key, variable)
+
+
+def proxies_of_environment() -> Proxies:
+    """HTTP_PROXY and its like as they are now."""
+    return Proxies.of(os.environ)
+
+
+def check_tracing_headers() -> None:
+    """Raises ConfigError if a header that the SDK is to send with traces cannot be sent: it would fail each time."""
+    for variable in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+        for header in os.environ.get(variable, "").split(","):
+            name, _, value = header.partition("=")
+            if value.strip():
+                clean_secret(unquote(value), f"tracing: header '{name.strip()}'", variable)
 
 
 def _refuse_twins(config: ServerConfig, path: Path) -> None:

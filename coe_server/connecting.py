@@ -1,8 +1,16 @@
-"""Why a connection could not be made, in the system's words. Knows no client."""
+"""What every client of ours has in common: its name, its limits, why it could not connect. Knows no client."""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
+
+LONGEST_HEADER_BYTES = 64 * 1024  # of an answer, name and value; a content-security-policy alone may have ten thousand
+
+
+def user_agent() -> str:
+    """What this program calls itself: firewalls refuse requests that name no program."""
+    return f"coe-server/{version('coe-server')}"
 
 
 def why_not_connected(error: OSError) -> str:

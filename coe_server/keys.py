@@ -8,14 +8,16 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from coe_server.errors import ConfigError
 from coe_server.settings.mistakes import first_mistake
@@ -25,13 +27,20 @@ MOST_A_MINUTE = 1_000_000
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
+def _require_digest(text: str) -> str:
+    """Raises ValueError without the text: it may be the key itself."""
+    if re.fullmatch(r"[0-9a-f]{64}", text) is None:
+        raise ValueError("is not the SHA-256 of a key, 64 hexadecimal digits; `coe keys add` writes it")
+    return text
+
+
 class Key(BaseModel):
     """Who may do what; None is no limit. The key itself is known to its owner alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=NAME)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True), AfterValidator(_require_digest)]
     created: date | None = None
     admin: bool = False
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)

@@ -17,8 +17,11 @@ from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
 from coe_server.settings.mistakes import first_mistake
 from coe_server.settings.modalities import Modality, contradiction
+from coe_server.settings.proxies import Proxies, Proxy
+from coe_server.settings.secret import clean_secret
 from coe_server.settings.served_name import ServedName
 from coe_server.settings.settings_file import read_settings_file
+from coe_server.settings.web_address import BaseUrl
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -82,7 +85,7 @@ class FeatureSettings(_Settings):
     min_prompts: Annotated[int, Field(ge=1)] = 2
     max_columns: Annotated[int, Field(ge=100)] = 65536
     model: Name | None = None
-    base_url: Name | None = None
+    base_url: BaseUrl | None = None
     api_key_env: Name | None = None
     timeout_seconds: Positive = 30.0
     batch_size: Annotated[int, Field(ge=1, le=2048)] = 64
@@ -100,13 +103,15 @@ class FeatureSettings(_Settings):
 
     @property
     def api_key(self) -> str | None:
-        """The endpoint's key. Raises ConfigError where the named variable is not set."""
+        """The endpoint's key. Raises ConfigError where the named variable is not set, or holds what cannot be sent."""
         if self.api_key_env is None:
             return None
-        value = os.environ.get(self.api_key_env)
-        if not value:
-            raise ConfigError(f"features.api_key_env: the environment variable {self.api_key_env!r} is not set")
-        return value
+        return clean_secret(os.environ.get(self.api_key_env), "features.api_key_env", self.api_key_env)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """What the environment names as the way to the endpoint. Raises ConfigError for a proxy that cannot be used."""
+        return Proxies.of(os.environ).for_address(self.base_url) if self.base_url is not None else None
 
 
 class ClassifierSettings(_Settings):
@@ -246,8 +251,14 @@ def nobody_left(pins: Mapping[str, str], bans: Mapping[str, Sequence[str]], expe
 
 
 def read_config(path: Path) -> TrainingConfig:
-    """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does."""
-    return _with_paths_from(path.resolve().parent, read_settings(path, TrainingConfig))
+    """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does.
+
+    A key that is set is checked now; whether one is needed shows when a text is to be embedded.
+    """
+    config = read_settings(path, TrainingConfig)
+    if (variable := config.features.api_key_env) is not None and os.environ.get(variable):
+        assert config.features.api_key is not None, "a key that cannot be used is refused"
+    return _with_paths_from(path.resolve().parent, config)
 
 
 def read_settings(path: Path, model: type[Read], explained_in: str = "configs/train.yaml") -> Read:

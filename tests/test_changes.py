@@ -65,3 +65,23 @@ def test_every_live_key_is_told_in_the_explained_configuration(root):
     head = (root / "configs/serve.yaml").read_text().split("http:")[0].replace("\n#", "")
     for pattern in LIVE:
         assert pattern.removeprefix("experts.*.").removesuffix(".*") in head, pattern
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        ({"headers": {"X-A": "s3cret-2"}}, r"experts\.a\.headers\.X-A: was '\.\.\.' and is '\.\.\.' in the file"),
+        ({"headers": {}}, r"experts\.a\.headers\.X-A: was '\.\.\.' and is not there in the file"),
+        (
+            {"base_url": "http://b/v1?key=s3cret-2"},
+            r"base_url: was 'http://a/v1\?\.\.\.' and is 'http://b/v1\?\.\.\.' in",
+        ),
+    ],
+)
+def test_a_change_of_what_may_be_secret_is_told_without_it(tmp_path, wanted, sentence):
+    remote = {"name": "a", "engine": "remote", "model": "m", "base_url": "http://a/v1?key=s3cret"}
+    remote |= {"headers": {"X-A": "s3cret"}}
+    running = config(tmp_path, experts=[remote])
+    with pytest.raises(ReloadRefused, match=sentence) as told:
+        live_changes(running, config(tmp_path, experts=[remote | wanted]))
+    assert "s3cret" not in str(told.value)

@@ -225,3 +225,30 @@ def test_json_output_is_nothing_but_json(root):
         pytest.skip("the demo's router has not been trained: `make demo` does")
     done = coe("route", root / "configs/demo.yaml", "What is 3 km in m?", "--json")
     assert json.loads(done.stdout)["expert"]
+
+
+def test_validate_names_a_secret_that_no_header_can_carry_and_never_shows_it(tmp_path, monkeypatch):
+    remote = {"name": "a", "engine": "remote", "model": "m", "base_url": "https://a.example/v1"}
+    remote |= {"api_key_env": "THEIRS", "headers": {"X-Team": "t0p-{env.TEAM}"}}
+    path = config(tmp_path, experts=[remote])
+    monkeypatch.setenv("THEIRS", "s3cret\n")
+    monkeypatch.setenv("TEAM", "s3cret")
+    done = coe("validate", path)
+    assert done.returncode == 0, done.stderr
+    assert "s3cret" not in done.stdout + done.stderr
+    assert "t0p" not in done.stdout + done.stderr
+    monkeypatch.setenv("THEIRS", "s3cret\nword")
+    for command in "validate", "serve":
+        done = coe(command, path)
+        assert done.returncode == 2
+        assert "experts.a.api_key_env: the environment variable 'THEIRS' holds a line break" in done.stderr
+        assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_running_server_of_this_machine_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "")
+    with serving(tmp_path) as (_, port):
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+        done = coe("experts", tmp_path / "serve.yaml", "--port", port)
+        monkeypatch.delenv("http_proxy")
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ import yaml
 from coe_server.assembly.experts import build_experts, logs_folder
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_capabilities, build_router
+from coe_server.assembly.tracing import require_tracing
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, _Settings, load_config
 from coe_server.errors import ArtifactError, ConfigError
@@ -51,6 +52,33 @@ def write(folder, **settings):
             "experts.a.base_url: '127.0.0.1:1/v1' is not an address",
         ),
         ({"tracing": {"endpoint": "http://a:b/v1"}}, "tracing.endpoint: 'http://a:b/v1' is not an address"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://u:pw@a/v1"}]},
+            "experts.a.base_url: 'http://...@a/v1' has credentials in it; leave them out",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1/chat/completions"}]},
+            "write what stands before '/chat/completions': http://a/v1",
+        ),
+        ({"experts": [{**REMOTE, "base_url": "http://a/v1#x"}]}, "experts.a.base_url: 'http://a/v1#x' has a fragment"),
+        ({"experts": [{**REMOTE, "base_url": "http://a/v1 "}]}, "experts.a.base_url: 'http://a/v1 ' has a blank"),
+        (
+            {"router": {"artifact": "r", "embeddings": {"model": "m", "base_url": "http://a/v1/embeddings"}}},
+            "router.embeddings.base_url: 'http://a/v1/embeddings' is the address of one endpoint",
+        ),
+        ({"tracing": {"endpoint": "http://u:pw@a/v1/traces"}}, "tracing.endpoint: 'http://...@a/v1/traces' has cred"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"Host": "b"}}]},
+            "experts.a.headers: 'Host' cannot be set: it belongs to the connection",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"X-A": 1}}]},
+            "experts.a.headers: 'X-A' must have a text as its value; put the value in quotes",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": ["X-A: 1"]}]},
+            "experts.a.headers: must be a mapping of names to texts: {X-Name: value}",
+        ),
         ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
         ({"experts": []}, "experts: must have at least one entry"),
         ({"http": None}, "http: must be a mapping of settings, not None"),
@@ -219,6 +247,53 @@ def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares
 def test_a_missing_artifact_stops_the_start(tmp_path):
     with pytest.raises(ArtifactError, match="nowhere"):
         build_router(load_config(write(tmp_path, router={"artifact": "nowhere"})))
+
+
+REMOTE_HERE = {**REMOTE, "base_url": "http://a.example/v1"}
+
+
+@pytest.mark.parametrize(
+    ("expert", "key"),
+    [
+        ({"api_key_env": "SECRET"}, "experts.a.api_key_env"),
+        ({"headers": {"X-A": "Token {env.SECRET}"}}, "experts.a.headers.X-A"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(None, "is not set"), (" ", "holds nothing but blanks"), ("s3\ncret", "holds a line break")],
+)
+def test_a_secret_that_is_missing_or_cannot_be_sent_stops_the_start_unseen(
+    tmp_path, monkeypatch, expert, key, value, sentence
+):
+    config = load_config(write(tmp_path, experts=[{**REMOTE_HERE, **expert}]))
+    if value is None:
+        monkeypatch.delenv("SECRET", raising=False)
+    else:
+        monkeypatch.setenv("SECRET", value)
+    with pytest.raises(ConfigError, match=f"^{key}: the environment variable 'SECRET' {sentence}") as refused:
+        build_experts(config)
+    assert "cret" not in str(refused.value)
+
+
+def test_tracing_headers_that_cannot_be_sent_stop_the_start_unseen(tmp_path, monkeypatch):
+    config = load_config(write(tmp_path, tracing={}))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1, authorization=Bearer%20abc\n")
+    require_tracing(config)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Bearer%20s3cret%0Aword")
+    told = "^tracing: header 'authorization': the environment variable 'OTEL_EXPORTER_OTLP_TRACES_HEADERS' holds a line"
+    with pytest.raises(ConfigError, match=told) as refused:
+        require_tracing(config)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_proxy_of_another_kind_stops_the_start_where_it_would_be_used(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:s3cret@p.example:1")
+    with pytest.raises(ConfigError, match=r"^ALL_PROXY: 'socks5://\.\.\.@p\.example:1' is not an HTTP proxy"):
+        build_experts(load_config(write(tmp_path, experts=[REMOTE_HERE])))
+    build_experts(load_config(write(tmp_path, experts=[{**REMOTE_HERE, "base_url": "http://127.0.0.1:1/v1"}])))
 
 
 def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):

@@ -6,6 +6,7 @@ import stat
 import pytest
 
 from coe_server.assembly.keyring import build_guard
+from coe_server.commands.credentials import bearer
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import Key, Keyring, hashed, new_key, read_keys, write_keys
@@ -47,7 +48,7 @@ def test_what_came_went_or_changed_is_named():
         ("{", "is not JSON"),
         ("[]", "keys.json must be a mapping with the list `keys`; `coe keys add` makes such a file"),
         ('{"keys": [{"name": "a"}]}', "keys.a.sha256: is missing"),
-        (json.dumps({"keys": [{"name": "a", "sha256": "secret"}]}), "keys.a.sha256"),
+        (json.dumps({"keys": [{"name": "a", "sha256": "secret"}]}), "keys.a.sha256: is not the SHA-256 of a key"),
         (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64, "rpm": 1}]}), "keys.a.rpm: there is no such key"),
         (json.dumps({"keys": [{"name": "a", "sha256": "0" * 64}] * 2}), "the key 'a' stands twice"),
     ],
@@ -123,3 +124,40 @@ def test_a_key_for_an_expert_that_is_not_there_stops_the_start(tmp_path):
     write_keys(tmp_path / "keys.json", [Key(name="a", sha256=hashed("one"), experts=frozenset({"gone"}))])
     with pytest.raises(ConfigError, match="key 'a' may use expert 'gone'; the experts are a"):
         guard_of(tmp_path, keys={"file": "keys.json"})
+
+
+def test_blanks_around_a_key_are_left_out_wherever_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURS", "a-long-word\n")
+    assert guard_of(tmp_path, keys={"api_key_env": "OURS"}).keyring.find("a-long-word").name == "api_key_env"
+    digest = f" {hashed('one').upper()}\n"
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [{"name": "a", "sha256": digest}]}))
+    assert guard_of(tmp_path, keys={"file": "keys.json"}).keyring.find("one").name == "a"
+
+
+@pytest.mark.parametrize("name", ["api_key_env", "admin_key_env"])
+def test_a_key_that_no_header_can_carry_stops_the_start_unseen(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OURS", "s3cret\nword")
+    with pytest.raises(
+        ConfigError, match=rf"^keys\.{name}: the environment variable 'OURS' holds a line break"
+    ) as told:
+        guard_of(tmp_path, keys={name: "OURS"})
+    assert "s3cret" not in str(told.value)
+
+
+def test_a_key_in_the_place_of_its_hash_is_not_shown(tmp_path):
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [{"name": "a", "sha256": "s3cret"}]}))
+    with pytest.raises(ConfigError, match=r"sha256: is not the SHA-256 of a key") as told:
+        guard_of(tmp_path, keys={"file": "keys.json"})
+    assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize("key", ["k", " k\n", "\tk\r\n"])
+def test_blanks_around_a_key_of_the_command_line_are_left_out(key):
+    assert bearer("--key", key) == {"authorization": "Bearer k"}
+    assert bearer("--key", " \n") == bearer("--key", None) == {}
+
+
+def test_a_key_of_the_command_line_that_no_header_can_carry_is_refused_unseen():
+    with pytest.raises(ConfigError, match=r"^--key: a key is printable ASCII in one line") as told:
+        bearer("--key", "s3cret\nword")
+    assert "s3cret" not in str(told.value)

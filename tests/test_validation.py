@@ -152,3 +152,11 @@ def test_a_pin_that_is_banned_is_never_obeyed(router):
     manifest = router.artifact.manifest.model_copy(update={"pins": {"code": "coder"}, "bans": {"code": ["coder"]}})
     found = said(config(*SIZES), Router(replace(router.artifact, manifest=manifest)))
     assert any("'code' is pinned to 'coder'" in sentence and "never obeyed" in sentence for sentence in found)
+
+
+def test_a_key_that_a_header_takes_the_place_of_is_named():
+    remote = {"name": "a", "engine": "remote", "model": "m", "base_url": "http://a/v1", "api_key_env": "KEY"}
+    replaced = ServerConfig.model_validate({"experts": [{**remote, "headers": {"authorization": "Token t"}}]})
+    (sentence,) = said(replaced)
+    assert sentence == "experts.a.api_key_env: is never sent, headers has an Authorization in its place"
+    assert said(ServerConfig.model_validate({"experts": [{**remote, "headers": {"X-A": "1"}}]})) == []

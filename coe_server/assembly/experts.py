@@ -17,6 +17,7 @@ from coe_server.config import (
     SimulatedExpert,
     VllmExpert,
     inherited_environment,
+    proxies_of_environment,
     secret_from_environment,
 )
 from coe_server.engines.engine import Engine
@@ -28,6 +29,7 @@ from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
 from coe_server.engines.weight_files import downloaded_files
 from coe_server.errors import ConfigError
+from coe_server.settings.request_headers import filled_in
 
 
 def build_experts(config: ServerConfig) -> list[Expert]:
@@ -83,9 +85,8 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
     match settings:
         case VllmExpert():
             return VllmEngine(_launch(settings, config, platform))
-        case RemoteExpert(name=name, base_url=base_url, api_key_env=variable):
-            key = secret_from_environment(f"experts.{name}.api_key_env", variable) if variable else None
-            return RemoteEngine(name, base_url, key)
+        case RemoteExpert():
+            return _remote(settings)
         case SimulatedExpert():
             return SimulatedEngine(
                 settings.name,
@@ -96,6 +97,18 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
                 ttft_seconds=settings.ttft_seconds,
                 tokens_per_second=settings.tokens_per_second,
             )
+
+
+def _remote(settings: RemoteExpert) -> RemoteEngine:
+    """With its secrets and the proxy on the way to it, as the environment has them now."""
+    key, variable = f"experts.{settings.name}", settings.api_key_env
+    return RemoteEngine(
+        settings.name,
+        settings.base_url,
+        secret_from_environment(f"{key}.api_key_env", variable) if variable else None,
+        filled_in(settings.headers, lambda header, name: secret_from_environment(f"{key}.headers.{header}", name)),
+        proxies_of_environment().for_address(settings.base_url),
+    )
 
 
 def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> VllmLaunch:

@@ -11,6 +11,7 @@ from coe_server.config import (
     RouterSettings,
     ServerConfig,
     VllmExpert,
+    proxies_of_environment,
     secret_from_environment,
 )
 from coe_server.errors import ConfigError
@@ -153,5 +154,14 @@ def _embedder(settings: EmbeddingSettings) -> Embedder:
     if settings.base_url is None:
         return SentenceEmbedder(settings.model)
     key = secret_from_environment("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
-    timeout = settings.timeout_seconds
-    return EndpointEmbedder(Endpoint(settings.base_url, settings.model, key, timeout, tries=2, first_pause_seconds=0.1))
+    return EndpointEmbedder(
+        Endpoint(
+            settings.base_url,
+            settings.model,
+            key,
+            settings.timeout_seconds,
+            tries=2,
+            first_pause_seconds=0.1,
+            proxy=proxies_of_environment().for_address(settings.base_url),
+        )
+    )

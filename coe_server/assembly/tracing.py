@@ -5,24 +5,25 @@ from __future__ import annotations
 from importlib import import_module
 
 from coe_server.assembly.experts import model_name
-from coe_server.config import ServerConfig
+from coe_server.config import ServerConfig, check_tracing_headers
 from coe_server.errors import ConfigError
 from coe_server.http.answer.trace import NoTracing, Tracing
 
 
 def build_tracing(config: ServerConfig) -> Tracing:
-    """What begins and sends traces. Raises ConfigError as `require_packages` does."""
+    """What begins and sends traces. Raises ConfigError as `require_tracing` does."""
     if config.tracing is None:
         return NoTracing()
-    require_packages(config)
+    require_tracing(config)
     from coe_server.assembly.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
 
     return span_tracing(config.tracing, {expert.name: model_name(expert) for expert in config.experts})
 
 
-def require_packages(config: ServerConfig) -> None:
-    """Raises ConfigError if tracing is on and its packages are not installed."""
+def require_tracing(config: ServerConfig) -> None:
+    """Raises ConfigError if tracing is on and its packages are not installed, or its headers cannot be sent."""
     if config.tracing is not None:
+        check_tracing_headers()
         try:
             import_module("coe_server.assembly.otel")
         except ImportError as error:

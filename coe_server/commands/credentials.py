@@ -6,7 +6,11 @@ from coe_server.errors import ConfigError
 
 
 def bearer(option: str, key: str | None) -> dict[str, str]:
-    """The header to send, none without a key. Raises ConfigError for what no header can carry; the key is not shown."""
+    """The header to send, none without a key; blanks around a key are left out.
+
+    Raises ConfigError for what no header can carry; the key is not shown.
+    """
+    key = (key or "").strip()
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()):

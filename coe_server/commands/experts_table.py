@@ -24,6 +24,7 @@ from coe_server.errors import CoeError
 
 _PATIENCE_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class RunningServer:
         address = f"{self.url}/admin/experts"
         request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key))
         try:
-            with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
+            with _DIRECTLY.open(request, timeout=_PATIENCE_SECONDS) as answer:
                 found: list[dict[str, Any]] = json.load(answer)
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error

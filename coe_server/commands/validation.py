@@ -93,6 +93,7 @@ def dead_configuration(
         *lifetimes(experts),
         *_preloads(experts, capacity),
         *_remote_tiers(config),
+        *_replaced_keys(config),
         *_limits(config),
         *_keys(keys, router),
         *(_routing(router, config) if isinstance(router, Router) else ()),
@@ -151,6 +152,14 @@ def _remote_tiers(config: ServerConfig) -> Iterator[str]:
             for key in ("pin", "preload"):
                 if (tier := getattr(expert, key)) is not None:
                     yield f"experts.{expert.name}.{key}: '{tier}' never applies, it is remote and takes no memory here"
+
+
+def _replaced_keys(config: ServerConfig) -> Iterator[str]:
+    for expert in config.experts:
+        if not isinstance(expert, RemoteExpert) or expert.api_key_env is None:
+            continue
+        if any(name.lower() == "authorization" for name in expert.headers):
+            yield f"experts.{expert.name}.api_key_env: is never sent, headers has an Authorization in its place"
 
 
 def _limits(config: ServerConfig) -> Iterator[str]:

@@ -1,4 +1,7 @@
-"""HTTP to one engine, over a Unix socket or TCP: bodies pass through untouched. Knows nothing of what they say."""
+"""HTTP to one engine, over a Unix socket or TCP: bodies pass through untouched. Knows nothing of what they say.
+
+A request is sent once, whatever happens: what is lost may have been read over there, and been paid for.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 
+from coe_server.connecting import LONGEST_HEADER_BYTES
+from coe_server.engines.connections import Pool, Way, pool, way_watcher
+from coe_server.engines.decoding import Decoder
 from coe_server.engines.engine import EngineRequest
-from coe_server.errors import EngineDied, EngineError
+from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
+from coe_server.settings.proxies import Detour, Proxy
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
+_IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not tell
 
 _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
     frozenset(("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
@@ -23,10 +32,24 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
 _NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
-_CONNECT_SECONDS = 10.0
-_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_CODED = frozenset(("content-encoding", "content-length"))  # of the body before it was decoded
+_CONNECT_SECONDS = 10.0  # for name, connection, TLS and proxy together
+_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+_NOT_SENDABLE = (ValueError, TypeError, aiohttp.NonHttpUrlClientError)  # what aiohttp raises for a header or an address
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
 _SENT_BYTES = 64 * 1024  # of a large body, at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How long an unused connection is good, and what the loss of one that was used before means."""
+
+    idle_seconds: float
+    loss: type[EngineError]
+
+
+OUR_ENGINES = Reuse(IDLE_SECONDS, EngineDied)  # they close no idle connection: they were told to wait longer
+ELSEWHERE = Reuse(_IDLE_ELSEWHERE_SECONDS, ConnectionLost)
 
 
 class HttpChannel:
@@ -35,23 +58,29 @@ class HttpChannel:
     What it raises says in its first line what a caller may read, and below it what only an operator may.
     """
 
-    def __init__(self, name: str, base_url: str, socket: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        socket: Path | None = None,
+        reuse: Reuse = OUR_ENGINES,
+        proxy: Proxy | None = None,
+    ) -> None:
         self._name = name
         self._base_url = base_url.rstrip("/")
-        connector: aiohttp.BaseConnector
-        if socket is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
-        else:
-            connector = aiohttp.UnixConnector(str(socket), limit=0, keepalive_timeout=IDLE_SECONDS)
-        reuse = aiohttp.TraceConfig()
-        reuse.on_connection_reuseconn.append(_note_reuse)
+        self._loss = reuse.loss
+        self._detour = Detour.of(proxy, base_url)
+        connections = pool(socket, reuse.idle_seconds)
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=connections,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=_NOT_ADDED,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            trace_configs=[reuse],
+            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
+            max_line_size=LONGEST_HEADER_BYTES,
+            max_field_size=LONGEST_HEADER_BYTES,
+            middlewares=(partial(_once, connections),),
+            trace_configs=[way_watcher()],
         )
 
     @asynccontextmanager
@@ -89,49 +118,67 @@ class HttpChannel:
         await self._session.close()
 
     async def _deliver(self, request: EngineRequest) -> aiohttp.ClientResponse:
-        """Try again, once, where the engine closed an idle connection just as we reused it (RFC 9112, 9.3.1)."""
-        reused = SimpleNamespace(connection=False)
+        """Send it, once; the answer's head."""
+        way = Way()
         try:
-            return await self._attempt(request, reused)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            if not reused.connection:
-                raise self._undelivered(error) from error
+            return await self._sent(request, way)
+        except _NOT_REACHED as error:
+            raise EngineUnreachable(self._told("could not be reached", error)) from error
+        except _Lost as lost:
+            raise self._lost(lost.error, way) from lost.error
+        except aiohttp.ClientResponseError as error:
+            raise EngineError(self._told("answered with what is no HTTP", error)) from error
+        except _NOT_SENDABLE as error:
+            told = "cannot be asked: its address, or a header of the request, cannot be sent as it is"
+            raise EngineError(self._told(told, type(error).__name__)) from error  # its words may show a secret
         except (aiohttp.ClientError, OSError) as error:
-            raise self._undelivered(error) from error
-        try:
-            return await self._attempt(request, reused)
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._undelivered(error) from error
+            raise EngineDied(self._told("did not take the request", error)) from error
 
-    async def _attempt(self, request: EngineRequest, reused: SimpleNamespace) -> aiohttp.ClientResponse:
-        if self._session.closed:  # between two attempts, too: the engine is being stopped
-            raise self._undelivered(ConnectionError("its channel is closed"))
+    async def _sent(self, request: EngineRequest, way: Way) -> aiohttp.ClientResponse:
+        if self._session.closed:
+            raise _Lost(_CLOSED)
         headers, body = _end_to_end(request.headers, _SET_BY_CLIENT), request.body
         if not isinstance(body, bytes):
             headers += (("content-length", str(sum(map(len, body)))),)
+        headers += tuple(self._detour.headers.items())
         return await self._session.request(
             request.method,
             self._base_url + request.path,
             headers=headers,
             data=(body or None) if isinstance(body, bytes) else _one_by_one(body),
             allow_redirects=False,
-            trace_request_ctx=reused,
+            trace_request_ctx=way,
+            **self._detour.arguments,
         )
 
-    def _undelivered(self, error: Exception) -> EngineDied:
-        told = "could not be reached" if isinstance(error, _NOT_REACHED) else "did not take the request"
-        return EngineDied(f"expert '{self._name}' {told}\n{self._base_url}: {error or type(error).__name__}")
+    def _lost(self, error: Exception, way: Way) -> EngineError:
+        """What the loss of a connection means before the answer's head was there."""
+        if self._session.closed:  # the engine is being stopped
+            return EngineDied(self._told("did not take the request", _CLOSED))
+        if not way.connected:
+            return EngineUnreachable(self._told("could not be reached", error))
+        if _has_begun(error):
+            return EngineDied(self._told("broke off its answer", error))
+        if not way.reused or self._loss is EngineDied:
+            return EngineDied(self._told("did not take the request", error))
+        return self._loss(
+            self._told("closed its connection in place of an answer; the request was not sent again", error)
+        )
+
+    def _told(self, what: str, error: Exception | str) -> str:
+        return f"expert '{self._name}' {what}\n{self._base_url}: {error or type(error).__name__}"
 
 
 class HttpResponse:
-    """An `EngineResponse` over aiohttp."""
+    """An `EngineResponse` over aiohttp, plain where the coding of its body is known here."""
 
     def __init__(self, name: str, base_url: str, response: aiohttp.ClientResponse) -> None:
         self._name = name
         self._base_url = base_url
         self._response = response
+        self._decoder = Decoder.of(response.headers.getall("content-encoding", []))
         pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in response.raw_headers)
-        self._headers = _end_to_end(tuple(pairs), frozenset())
+        self._headers = _end_to_end(tuple(pairs), frozenset() if self._decoder is None else _CODED)
 
     @property
     def status(self) -> int:
@@ -144,9 +191,51 @@ class HttpResponse:
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._response.content.iter_any():
-                yield chunk
+                if self._decoder is None:
+                    yield chunk
+                    continue
+                for piece in self._decoder.pieces(chunk):
+                    yield piece
+                    await asyncio.sleep(0)  # a small chunk may have no end of pieces
+            if self._decoder is not None:
+                self._decoder.end()
         except (aiohttp.ClientError, OSError) as error:
             raise EngineDied(f"expert '{self._name}' broke off its answer\n{self._base_url}: {error}") from error
+        except ValueError as error:
+            raise EngineError(
+                f"expert '{self._name}' sent an answer that cannot be decompressed\n{self._base_url}: {error}"
+            ) from error
+
+
+class _Lost(Exception):
+    """A connection that was lost, out of aiohttp's sight."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+_CLOSED = ConnectionError("its channel is closed")
+
+
+async def _once(
+    connections: Pool, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """aiohttp sends a GET or DELETE again on another connection when it meets the error of a lost one."""
+    try:
+        response = await handler(request)
+        if response.status >= 500:  # uvicorn, for one, closes without a word where its application failed
+            connections.retire(request)
+        return response
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise _Lost(error) from error
+
+
+def _has_begun(error: Exception) -> bool:
+    """Had an answer begun? aiohttp then has what there was of its head as the message."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 
 async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:
@@ -164,7 +253,3 @@ def _end_to_end(headers: tuple[tuple[str, str], ...], also_dropped: frozenset[st
     }
     dropped = _HOP_BY_HOP | also_dropped | named
     return tuple((name, value) for name, value in headers if name.lower() not in dropped)
-
-
-async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: Any) -> None:
-    context.trace_request_ctx.connection = True

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
+from coe_server.connecting import user_agent
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
-from coe_server.engines.http_channel import HttpChannel
+from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
+from coe_server.settings.proxies import Proxy
+from coe_server.settings.web_address import ApiBase
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
 # The caller's other headers (its key for us above all) are nobody else's business.
 _PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
 # Without a word any coding is acceptable (RFC 9110, 12.5.3); an answer must be read here for its events and its usage.
-_UNCOMPRESSED = (("Accept-Encoding", "identity"),)
+_UNCOMPRESSED = ("Accept-Encoding", "identity")
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class RemoteEngine:
-    """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing."""
+    """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing.
 
-    def __init__(self, name: str, base_url: str, api_key: str | None) -> None:
+    `headers` are sent with every request, in place of the caller's and ours of the same names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        api_key: str | None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+        proxy: Proxy | None = None,
+    ) -> None:
         self._name = name
-        self._base_url = base_url.rstrip("/")
-        self._has_our_prefix = self._base_url.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
-        self._credentials = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
+        self._base = ApiBase.of(base_url)
+        self._has_our_prefix = self._base.root.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
+        self._proxy = proxy
+        configured = frozenset(name.lower() for name in headers)
+        self._passed_on = _PASSED_ON - configured
+        ours = [_UNCOMPRESSED, ("User-Agent", user_agent())]
+        if api_key:
+            ours.append(("Authorization", f"Bearer {api_key}"))
+        self._added = (*(pair for pair in ours if pair[0].lower() not in configured), *headers.items())
         self._http: HttpChannel | None = None
 
     @property
@@ -49,9 +70,10 @@ class RemoteEngine:
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         if self._http is None:
-            self._http = HttpChannel(self._name, self._base_url.removesuffix(_OUR_PREFIX))
-        passed_on = tuple(pair for pair in request.headers if pair[0].lower() in _PASSED_ON)
+            root = self._base.root.removesuffix(_OUR_PREFIX)
+            self._http = HttpChannel(self._name, root, reuse=ELSEWHERE, proxy=self._proxy)
+        passed_on = tuple(pair for pair in request.headers if pair[0].lower() in self._passed_on)
         path = request.path if self._has_our_prefix else request.path.removeprefix(_OUR_PREFIX)
         return self._http.send(
-            EngineRequest(request.method, path, passed_on + _UNCOMPRESSED + self._credentials, request.body)
+            EngineRequest(request.method, self._base.with_query(path), passed_on + self._added, request.body)
         )

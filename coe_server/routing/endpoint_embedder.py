@@ -12,9 +12,12 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from coe_server.connecting import LONGEST_HEADER_BYTES, user_agent
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.retry_after import retry_after_seconds
 from coe_server.routing.features import Floats, of_length_one
+from coe_server.settings.proxies import Detour, Proxy
+from coe_server.settings.web_address import ApiBase, shown_address
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
@@ -32,6 +35,7 @@ class Endpoint:
     tries: int = 5
     batch_size: int = 64
     first_pause_seconds: float = 0.5
+    proxy: Proxy | None = None
 
 
 class _Busy(Exception):
@@ -47,7 +51,12 @@ class EndpointEmbedder:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._url = endpoint.base_url.rstrip("/") + "/embeddings"
+        self._address = ApiBase.of(endpoint.base_url).url("/embeddings")
+        self._url = shown_address(self._address)
+        self._detour = Detour.of(endpoint.proxy, endpoint.base_url)
+        self._headers = {"User-Agent": user_agent(), **self._detour.headers}
+        if endpoint.api_key:
+            self._headers["Authorization"] = f"Bearer {endpoint.api_key}"
         self._session: aiohttp.ClientSession | None = None
 
     async def embed(self, texts: Sequence[str]) -> Floats:
@@ -83,19 +92,22 @@ class EndpointEmbedder:
                 if attempt == self._endpoint.tries:
                     raise EmbeddingUnavailable(f"no embeddings from {self._url}: {reason}") from error
                 asked = error.pause_seconds if isinstance(error, _Busy) else None
+            except (ValueError, TypeError) as error:  # of aiohttp's; its words may show a secret
+                raise EmbeddingUnavailable(
+                    f"{self._url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+                ) from error
             await asyncio.sleep(min(asked if asked is not None else pause_seconds, LONGEST_PAUSE_SECONDS))
             pause_seconds *= 2.0
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, texts: Sequence[str]) -> Floats:
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            self._session = _session(self._endpoint)
         endpoint = self._endpoint
-        headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         # an empty text is refused by some endpoints, and means the same as a blank one
         body = {"model": endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
-        timeout = aiohttp.ClientTimeout(total=endpoint.timeout_seconds)
-        async with self._session.post(self._url, json=body, headers=headers, timeout=timeout) as response:
+        request = self._session.post(self._address, json=body, headers=self._headers, **self._detour.arguments)
+        async with request as response:
             content = await response.read()
             if response.status in BUSY:
                 asked = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
@@ -114,3 +126,12 @@ class EndpointEmbedder:
         if rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
         return of_length_one(rows)
+
+
+def _session(endpoint: Endpoint) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=endpoint.timeout_seconds),
+        max_line_size=LONGEST_HEADER_BYTES,
+        max_field_size=LONGEST_HEADER_BYTES,
+    )

@@ -16,8 +16,10 @@ from typing import Any
 
 import aiohttp
 
-from coe_server.connecting import why_not_connected
+from coe_server.connecting import LONGEST_HEADER_BYTES, user_agent, why_not_connected
 from coe_server.retry_after import retry_after_seconds
+from coe_server.settings.proxies import Detour, Proxy
+from coe_server.settings.web_address import ApiBase, shown_address
 from coe_server.verdict.complaint import Cause
 from coe_server.verdict.verdict import Verdict, judge_body, judge_status
 from router_training.collecting.completion import Completion, complaint, read_completion
@@ -74,11 +76,16 @@ class Endpoint:
         *,
         timeout_seconds: float,
         retries: int,
+        proxy: Proxy | None = None,
     ) -> None:
-        self.url = base_url.rstrip("/") + "/chat/completions"
+        self._address = ApiBase.of(base_url).url("/chat/completions")
+        self.url = shown_address(self._address)
         self.model = model
         self.options = {key: value for key, value in options.items() if value is not None}
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._detour = Detour.of(proxy, base_url)
+        self._headers = {"User-Agent": user_agent(), **self._detour.headers}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._not_before = 0.0
@@ -90,6 +97,8 @@ class Endpoint:
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
+            max_line_size=LONGEST_HEADER_BYTES,
+            max_field_size=LONGEST_HEADER_BYTES,
         )
         return self
 
@@ -131,7 +140,7 @@ class Endpoint:
         assert self._session is not None, "`async with endpoint` comes first"
         try:
             async with self._session.post(
-                self.url, json=body, headers=self._headers, allow_redirects=False
+                self._address, json=body, headers=self._headers, allow_redirects=False, **self._detour.arguments
             ) as response:
                 self._reached = True
                 raw = await _read_body(response)
@@ -140,15 +149,20 @@ class Endpoint:
         except aiohttp.ClientConnectorError as error:
             why = f"{self.url}: cannot connect, {why_not_connected(error.os_error)}"
             return _Problem(why, passing=True, hopeless=not self._reached)
+        except (ValueError, TypeError):  # of aiohttp's; its words may show a secret
+            why = f"{self.url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+            return _Problem(why, passing=False, hopeless=True)
         except (aiohttp.ClientError, OSError) as error:
             return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
-        wait_seconds = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC)) or 0.0
-        if response.status != 200:
-            why = f"HTTP {response.status}: {complaint(raw)}"
-            return _problem(judge_status(response.status, raw), why, response.status, wait_seconds)
+        return self._read(response.status, response.headers.get("Retry-After"), raw)
+
+    def _read(self, status: int, retry_after: str | None, raw: bytes) -> Completion | _Problem:
+        wait_seconds = retry_after_seconds(retry_after, datetime.now(UTC)) or 0.0
+        if status != 200:
+            return _problem(judge_status(status, raw), f"HTTP {status}: {complaint(raw)}", status, wait_seconds)
         verdict = judge_body(raw, "chat", may_be_silent=any(name in self.options for name in _ENDINGS))
         if verdict.cause is not None:
-            return _problem(verdict, f"no answer: {complaint(raw)}", response.status, wait_seconds)
+            return _problem(verdict, f"no answer: {complaint(raw)}", status, wait_seconds)
         return read_completion(raw) or _Problem(f"not a chat completion: {complaint(raw)}", passing=True)
 
 

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from coe_server.errors import ConfigError
+from coe_server.settings.proxies import Proxies, Proxy
+from coe_server.settings.secret import clean_secret
+from coe_server.settings.web_address import BaseUrl, parse_base_url
 from router_training.config import Name, read_settings
 
-BaseUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s]+\S*$")]
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Tolerance = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Options = dict[Name, Any]
@@ -124,7 +126,7 @@ def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfi
     """
     config = read_settings(path, CollectConfig, "configs/collect.yaml")
     if base_url is not None:
-        config = config.model_copy(update={"base_url": base_url})
+        config = config.model_copy(update={"base_url": _option("--base-url", base_url)})
     scorer = config.scorer
     if not isinstance(scorer, JudgeSettings) or scorer.template is None:
         return config
@@ -132,11 +134,21 @@ def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfi
     return config.model_copy(update={"scorer": scorer.model_copy(update={"template": template})})
 
 
-def api_key(variable: str | None) -> str | None:
-    """The value of the environment variable that a setting names; ConfigError if it is not set."""
-    if variable is None:
-        return None
-    value = os.environ.get(variable)
-    if not value:
-        raise ConfigError(f"api_key_env: the environment variable {variable!r} is not set")
-    return value
+def api_key(variable: str | None, key: str = "api_key_env") -> str | None:
+    """The value of the environment variable that a setting names.
+
+    Raises ConfigError, which names the setting's `key`, if it is not set or holds what cannot be sent.
+    """
+    return None if variable is None else clean_secret(os.environ.get(variable), key, variable)
+
+
+def proxy_for(address: str) -> Proxy | None:
+    """The proxy that the environment names for an address. Raises ConfigError for one that cannot be used."""
+    return Proxies.of(os.environ).for_address(address)
+
+
+def _option(name: str, base_url: str) -> str:
+    try:
+        return parse_base_url(base_url)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error

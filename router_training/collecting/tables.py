@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from coe_server.settings.web_address import shown_address
 from router_training.collecting.collection import Step
 from router_training.collecting.tally import Tally
 
@@ -19,7 +20,9 @@ def show_steps(steps: Sequence[Step], console: Console) -> None:
         table.add_column(column, justify="right")
     for step in steps:
         target = step.target
-        table.add_row(target.name, target.base_url, target.model, f"{step.recorded:,}", f"{step.to_send:,}")
+        table.add_row(
+            target.name, shown_address(target.base_url), target.model, f"{step.recorded:,}", f"{step.to_send:,}"
+        )
     console.print(table)
     console.print("Everything needed is there; nothing was sent. A judge's requests are counted at their most.")
 

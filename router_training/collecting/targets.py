@@ -8,7 +8,7 @@ from typing import Any
 
 from router_training.collecting.endpoint import Endpoint
 from router_training.collecting.questions import Message, fingerprint
-from router_training.collecting.settings import CollectConfig, JudgeSettings, RequestSettings, api_key
+from router_training.collecting.settings import CollectConfig, JudgeSettings, RequestSettings, api_key, proxy_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +20,15 @@ class Target:
     model: str
     api_key_env: str | None
     options: Mapping[str, Any]
+    key_setting: str = "api_key_env"  # which setting names the variable
 
     def asked(self, messages: Sequence[Message]) -> str:
         """The fingerprint of a request. The address is no part of it: a service may move."""
         return fingerprint(list(messages), self.model, self.options)
 
     def endpoint(self, request: RequestSettings) -> Endpoint:
-        """Raises ConfigError if the key's environment variable is not set."""
-        key = api_key(self.api_key_env)
+        """Raises ConfigError if the key's environment variable is not set, or it or the proxy cannot be used."""
+        key = api_key(self.api_key_env, self.key_setting)
         return Endpoint(
             self.base_url,
             self.model,
@@ -35,6 +36,7 @@ class Target:
             self.options,
             timeout_seconds=request.timeout_seconds,
             retries=request.retries,
+            proxy=proxy_for(self.base_url),
         )
 
 
@@ -47,6 +49,7 @@ def expert_targets(config: CollectConfig) -> tuple[Target, ...]:
             model=expert.model or expert.name,
             api_key_env=expert.api_key_env or (None if expert.base_url else config.api_key_env),
             options={**config.request.options, **expert.options},
+            key_setting=f"experts.{expert.name}.api_key_env" if expert.api_key_env else "api_key_env",
         )
         for expert in config.experts
     )
@@ -60,4 +63,5 @@ def judge_target(config: CollectConfig, judge: JudgeSettings) -> Target:
         model=judge.model,
         api_key_env=judge.api_key_env or (None if judge.base_url else config.api_key_env),
         options=judge.options,
+        key_setting="scorer.api_key_env" if judge.api_key_env else "api_key_env",
     )

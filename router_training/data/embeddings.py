@@ -66,6 +66,7 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
         api_key=settings.api_key,
         timeout_seconds=settings.timeout_seconds,
         batch_size=settings.batch_size,
+        proxy=settings.proxy,
     )
     return EndpointEmbedder(endpoint)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,15 +12,19 @@ from pathlib import Path
 import pytest
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.http_channel import HttpChannel
-from coe_server.errors import EngineDied, EngineError
+from coe_server.engines.http_channel import ELSEWHERE, HttpChannel, Reuse
+from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
+from tests.engines.idle_server import Idle, idle_server
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 
 @asynccontextmanager
-async def server(folder: Path, answer: Answer) -> AsyncIterator[HttpChannel]:
-    """A scripted server: `answer` gets each request's head and body, and returns whether the connection stays."""
+async def server(folder: Path, answer: Answer, reuse: Reuse | None = None) -> AsyncIterator[HttpChannel]:
+    """A scripted server: `answer` gets each request's head and body, and returns whether the connection stays.
+
+    It is one of our engines on a Unix socket; with `reuse` one elsewhere, over TCP.
+    """
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -36,9 +41,14 @@ async def server(folder: Path, answer: Answer) -> AsyncIterator[HttpChannel]:
         finally:
             writer.close()
 
-    socket = folder / "engine.sock"
-    listener = await asyncio.start_unix_server(converse, socket, backlog=2048)
-    channel = HttpChannel("french", "http://engine", socket)
+    if reuse is None:
+        path = folder / "engine.sock"
+        listener = await asyncio.start_unix_server(converse, path, backlog=2048)
+        channel = HttpChannel("french", "http://engine", path)
+    else:
+        listener = await asyncio.start_server(converse, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        channel = HttpChannel("french", f"http://127.0.0.1:{port}", reuse=reuse)
     try:
         yield channel
     finally:
@@ -84,18 +94,121 @@ def test_the_body_arrives_as_sent_and_hop_by_hop_headers_do_not(tmp_path: Path) 
     assert sorted(lines[1:]) == expected, "nothing was added, nothing of one hop was kept"
 
 
-def test_a_compressed_answer_stays_compressed(tmp_path: Path) -> None:
-    packed = gzip.compress(b"words " * 100)
+PACKED = {"gzip": gzip.compress, "X-GZip": gzip.compress, "deflate": zlib.compress}
+
+
+@pytest.mark.parametrize("coding", sorted(PACKED))
+def test_a_compressed_answer_is_plain_here_and_says_nothing_of_its_coding(tmp_path: Path, coding: str) -> None:
+    packed = PACKED[coding](b"words " * 100)
 
     async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        writer.write(whole(packed, b"Content-Encoding: gzip\r\n"))
+        writer.write(whole(packed, b"Content-Encoding: %s\r\nX-Kept: 1\r\n" % coding.encode()))
         return True
 
-    async def story() -> bytes:
-        async with server(tmp_path, answer) as channel:
-            return await body_of(channel)
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"words " * 100
+            assert response.headers == (("X-Kept", "1"),)
 
-    assert asyncio.run(story()) == packed
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("coding", [b"br", b"zstd", b"gzip, br", b"aes128gcm"])
+def test_a_coding_that_is_not_known_here_leaves_bytes_and_headers_as_they_are(tmp_path: Path, coding: bytes) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(b"\x8b\x00\xff", b"Content-Encoding: %s\r\n" % coding))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"\x8b\x00\xff"
+            assert response.headers == (("Content-Length", "3"), ("Content-Encoding", coding.decode()))
+
+    asyncio.run(story())
+
+
+def test_each_word_of_a_compressed_stream_arrives_before_the_next_is_sent(tmp_path: Path) -> None:
+    received = asyncio.Queue[bytes]()
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        packer = zlib.compressobj(wbits=31)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for word in (b"one", b"two", b"three"):
+            packed = packer.compress(word) + packer.flush(zlib.Z_SYNC_FLUSH)
+            writer.write(b"%x\r\n%s\r\n" % (len(packed), packed))
+            assert await received.get() == word
+        packed = packer.flush()
+        writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed))
+        return True
+
+    async def story() -> list[bytes]:
+        pieces = []
+        async with server(tmp_path, answer) as channel, channel.send(POST) as response:
+            async for chunk in response.chunks():
+                pieces.append(chunk)
+                received.put_nowait(chunk)
+        return pieces
+
+    assert asyncio.run(story()) == [b"one", b"two", b"three"]
+
+
+@pytest.mark.parametrize("body", [b'{"plain": 1}', gzip.compress(b"words " * 100)[:-9]])
+def test_compressed_data_that_are_damaged_are_the_engines_error(tmp_path: Path, body: bytes) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(body, b"Content-Encoding: gzip\r\n"))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            with pytest.raises(EngineError, match=r"^expert 'french' sent an answer that cannot be decompressed\n"):
+                await body_of(channel)
+
+    asyncio.run(story())
+
+
+def test_a_header_of_an_answer_may_have_sixty_thousand_bytes(tmp_path: Path) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(b"yes", b"Content-Security-Policy: %s\r\n" % (b"a" * int(request.rpartition(b"=")[2]))))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            long = EngineRequest("POST", "/x", (), b"length=60000")
+            async with channel.send(long) as response:
+                assert len(dict(response.headers)["Content-Security-Policy"]) == 60_000
+                assert b"".join([chunk async for chunk in response.chunks()]) == b"yes"
+            with pytest.raises(EngineError, match=r"^expert 'french' answered with what is no HTTP\n"):
+                await body_of(channel, EngineRequest("POST", "/x", (), b"length=70000"))
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("value", ["s3cret\nX-B: 1", "s3cret\x00"])
+def test_what_the_client_refuses_to_send_is_an_error_of_this_engine(tmp_path: Path, value: str) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        raise AssertionError("it was sent")
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            with pytest.raises(
+                EngineError, match=r"^expert 'french' cannot be asked: its address, or a header"
+            ) as told:
+                await body_of(channel, EngineRequest("POST", "/x", (("X-A", value),), b"{}"))
+            assert not isinstance(told.value, EngineDied)
+            assert "s3cret" not in str(told.value)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("address", ["http://", "http://a:b", "http://a..b", "ftp://a", f"http://{'a' * 64}.invalid"])
+def test_an_address_that_the_client_cannot_use_is_an_error_of_this_engine(address: str) -> None:
+    async def story() -> None:
+        channel = HttpChannel("french", address, reuse=ELSEWHERE)
+        with pytest.raises(EngineError, match=r"^expert 'french' (cannot be asked|could not be reached)"):
+            await body_of(channel)
+        await channel.close()
+
+    asyncio.run(story())
 
 
 def test_each_piece_of_a_stream_arrives_before_the_next_is_sent(tmp_path: Path) -> None:
@@ -139,26 +252,84 @@ def test_leaving_an_unfinished_answer_closes_the_connection(tmp_path: Path) -> N
     asyncio.run(story())
 
 
-def test_a_connection_that_closed_while_idle_is_replaced_once(tmp_path: Path) -> None:
-    connections: dict[asyncio.StreamWriter, int] = {}
+METHODS = ("POST", "GET", "PUT", "DELETE")  # some clients send what they take to be idempotent again
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("reuse", [None, ELSEWHERE])
+def test_a_request_that_is_read_and_not_answered_is_sent_once(tmp_path: Path, method: str, reuse: Reuse | None) -> None:
+    requests: list[bytes] = []
 
     async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        connections[writer] = connections.get(writer, 0) + 1
-        if connections[writer] == 2:
-            return False  # closes without a word, as a server does whose idle timer just fired
+        requests.append(request)
+        if len(requests) > 1:
+            return False
         writer.write(whole(b"yes"))
         return True
 
     async def story() -> None:
-        async with server(tmp_path, answer) as channel:
+        async with server(tmp_path, answer, reuse) as channel:
             assert await body_of(channel) == b"yes"
-            assert await body_of(channel) == b"yes"
+            with pytest.raises(EngineDied if reuse is None else ConnectionLost):
+                await body_of(channel, EngineRequest(method, "/x", (), b""))
 
     asyncio.run(story())
-    assert sorted(connections.values()) == [1, 2]
+    assert len(requests) == 2
 
 
-def test_a_new_connection_that_breaks_is_not_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_the_loss_of_a_connection_used_before_is_no_death_of_a_server_elsewhere(tmp_path: Path, is_reset: bool) -> None:
+    requests: list[bytes] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        requests.append(request)
+        if len(requests) != 2:
+            writer.write(whole(b"yes"))
+            return True
+        if is_reset:
+            writer.transport.abort()
+        return False
+
+    async def story() -> None:
+        async with server(tmp_path, answer, ELSEWHERE) as channel:
+            assert await body_of(channel) == b"yes"
+            with pytest.raises(ConnectionLost) as lost:
+                await body_of(channel)
+            assert not isinstance(lost.value, EngineDied)
+            assert lost.value.sentence == (
+                "expert 'french' closed its connection in place of an answer; the request was not sent again"
+            )
+            assert (lost.value.status, lost.value.code, lost.value.should_retry) == (502, "connection_lost", True)
+            assert await body_of(channel) == b"yes", "the next one has a connection of its own"
+
+    asyncio.run(story())
+    assert len(requests) == 3
+
+
+@pytest.mark.parametrize("begun", [b"H", b"HTTP/1.1 200 OK\r\nContent-Len"])
+def test_an_answer_that_has_begun_is_broken_off_on_whatever_connection(tmp_path: Path, begun: bytes) -> None:
+    requests: list[bytes] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        requests.append(request)
+        writer.write(whole(b"yes") if len(requests) == 1 else begun)
+        return len(requests) == 1
+
+    async def story() -> None:
+        async with server(tmp_path, answer, ELSEWHERE) as channel:
+            assert await body_of(channel) == b"yes"
+            with pytest.raises(EngineDied, match=r"^expert 'french' broke off its answer\n"):
+                await body_of(channel)
+
+    asyncio.run(story())
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize("reuse", [None, ELSEWHERE])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_new_connection_that_breaks_is_a_dead_engine_and_nothing_is_sent_again(
+    tmp_path: Path, reuse: Reuse | None, method: str
+) -> None:
     requests: list[bytes] = []
 
     async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -166,22 +337,121 @@ def test_a_new_connection_that_breaks_is_not_tried_again(tmp_path: Path) -> None
         return False
 
     async def story() -> None:
-        async with server(tmp_path, answer) as channel:
-            with pytest.raises(EngineDied, match="'french' did not take the request"):
-                await body_of(channel)
+        async with server(tmp_path, answer, reuse) as channel:
+            with pytest.raises(EngineDied, match="'french' did not take the request") as died:
+                await body_of(channel, EngineRequest(method, "/x", (), b""))
+            assert not isinstance(died.value, EngineUnreachable)
 
     asyncio.run(story())
     assert len(requests) == 1
 
 
+def test_a_connection_that_has_been_idle_for_too_long_is_not_used_again(tmp_path: Path) -> None:
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        connections.add(writer)
+        writer.write(whole(b"yes"))
+        return True
+
+    async def story(reuse: Reuse) -> int:
+        connections.clear()
+        async with server(tmp_path, answer, reuse) as channel:
+            for _ in range(3):
+                assert await body_of(channel) == b"yes"
+        return len(connections)
+
+    assert asyncio.run(story(Reuse(0.0, ConnectionLost))) == 3
+    assert asyncio.run(story(Reuse(600.0, ConnectionLost))) == 1
+    assert ELSEWHERE.idle_seconds == 4.0, "the shortest keep-alive that servers usually have is five seconds"
+
+
+@pytest.mark.parametrize("is_short", [True, False])
+def test_a_connection_is_not_used_again_after_a_failure_of_its_server(tmp_path: Path, is_short: bool) -> None:
+    """An application that failed has its connection closed by uvicorn, a moment after the answer and without a word."""
+    connections: list[asyncio.StreamWriter] = []
+
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        connections.append(writer)
+        if len(connections) == 2:
+            writer.write(b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n" + (b"no" if is_short else b"n"))
+            await writer.drain()
+            writer.write(b"" if is_short else b"o")
+        else:
+            writer.write(whole(b"yes"))
+        return True
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            for _ in range(4):
+                await body_of(channel)
+
+    asyncio.run(story())
+    first, second, third, fourth = connections
+    assert first is second is not third is fourth
+
+
+STRAY = whole(b"no")
+
+
+@pytest.mark.parametrize(("parting", "ends"), [(b"", True), (STRAY, False), (STRAY, True), (b"HTTP/1.1 408", True)])
+@pytest.mark.parametrize("is_noticed", [False, True])
+def test_a_connection_that_was_closed_or_spoke_while_idle_is_not_used_again(
+    parting: bytes, ends: bool, is_noticed: bool
+) -> None:
+    """Whether the client's loop has noticed it by then or not."""
+
+    async def story(idle: Idle) -> None:
+        channel = HttpChannel("french", f"http://127.0.0.1:{idle.port}", reuse=ELSEWHERE)
+        request = EngineRequest("POST", "/x", (), b"{}")
+        assert await body_of(channel, request) == b"yes"
+        idle.may_part.set()
+        if is_noticed:
+            assert await asyncio.to_thread(idle.has_parted.wait, 60)
+            await asyncio.sleep(0)
+        else:
+            assert idle.has_parted.wait(60), "the loop stands still meanwhile, on purpose"
+        assert await body_of(channel, request) == b"yes"
+        await channel.close()
+
+    with idle_server(parting, ends) as idle:
+        asyncio.run(story(idle))
+        assert (idle.requests, idle.connections) == (2, 2)
+
+
 def test_nobody_listening_is_a_dead_engine(tmp_path: Path) -> None:
     async def story() -> None:
         channel = HttpChannel("french", "http://engine", tmp_path / "nothing.sock")
-        with pytest.raises(EngineDied, match=r"^expert 'french' could not be reached\nhttp://engine: "):
+        with pytest.raises(EngineUnreachable, match=r"^expert 'french' could not be reached\nhttp://engine: ") as gone:
             await body_of(channel)
+        assert isinstance(gone.value, EngineDied)
         await channel.close()
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "https://127.0.0.1:{port}", "http://[::1]:1"])
+def test_an_address_without_a_connection_is_unreachable(tmp_path: Path, address: str) -> None:
+    """Refused, unknown, or no TLS behind it: nothing has seen the request."""
+    heard: list[bytes] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(100))
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async def story() -> None:
+        listener = await asyncio.start_server(converse, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        channel = HttpChannel("french", address.format(port=port), reuse=ELSEWHERE)
+        with pytest.raises(EngineUnreachable, match=r"^expert 'french' could not be reached\n"):
+            await body_of(channel)
+        await channel.close()
+        listener.close()
+        await listener.wait_closed()
+
+    asyncio.run(story())
+    assert not any(b"POST" in words for words in heard)
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100", b"Transfer-Encoding: chunked"])

@@ -234,7 +234,11 @@ def test_an_expert_that_cannot_be_reached_is_named_and_its_address_is_for_the_lo
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with running_server({"coder": RemoteEngine("coder", base_url, None)}) as server:
             status, error = error_of(server.chat(model="coder"))
-    assert (status, error["code"], error["message"]) == (502, "engine_died", "expert 'coder' could not be reached")
+    assert (status, error["code"], error["message"]) == (
+        502,
+        "engine_unreachable",
+        "expert 'coder' could not be reached",
+    )
     (line,) = warned(caplog)
     assert base_url.removesuffix("/v1") in line
 

@@ -41,6 +41,11 @@ def test_what_may_be_tried_again_says_when():
     assert "retry-after" not in error_response(errors.EngineDied("x")).headers
 
 
+def test_what_was_not_sent_again_here_may_be_sent_again_by_the_client():
+    assert error_response(errors.ConnectionLost("x")).headers["x-should-retry"] == "true"
+    assert "x-should-retry" not in error_response(errors.EngineDied("x")).headers
+
+
 def test_what_is_refused_at_the_door_and_behind_it_has_anthropics_types():
     ring = Keyring((Key(name="alice", sha256=hashed("coe-alice")),))
     with running_server({"a": simulated("a")}, keyring=ring) as server:

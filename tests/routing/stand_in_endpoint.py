@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class StandIn:
     texts: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
+    agents: list[str | None] = field(default_factory=list)
 
 
 @contextmanager
@@ -47,7 +50,9 @@ def endpoint() -> Iterator[StandIn]:
             if stand_in.faults:
                 self._answer(*stand_in.faults.pop(0))
                 return
-            assert self.path == "/v1/embeddings"
+            stand_in.paths.append(self.path)
+            stand_in.agents.append(self.headers.get("User-Agent"))
+            assert urlsplit(self.path).path == "/v1/embeddings"
             assert body["model"] == "words"
             stand_in.texts += body["input"]
             stand_in.batches.append(len(body["input"]))

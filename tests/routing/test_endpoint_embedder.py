@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from coe_server.errors import EmbeddingUnavailable
 from coe_server.routing.embedder import OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.features import Floats
+from coe_server.settings.proxies import Proxy
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
 
 GOOD = b'{"data": [{"index": 0, "embedding": [1, 0]}]}'
@@ -105,3 +107,41 @@ def test_another_models_embeddings_are_refused_by_their_length(there: StandIn) -
     assert asyncio.run(once(24)).shape == (1, 24)
     with pytest.raises(EmbeddingUnavailable, match="24 dimensions, the router was trained with 25"):
         asyncio.run(once(25))
+
+
+def test_a_query_of_the_base_url_stands_behind_the_path_and_is_not_shown(there: StandIn) -> None:
+    async def once(base_url: str) -> Floats:
+        embedder = EndpointEmbedder(Endpoint(base_url, "words", tries=1))
+        try:
+            return await embedder.embed(["one"])
+        finally:
+            await embedder.close()
+
+    assert asyncio.run(once(there.base_url + "/?api-version=s3cret")).shape == (1, 24)
+    assert there.paths[-1] == "/v1/embeddings?api-version=s3cret"
+    with pytest.raises(EmbeddingUnavailable) as told:
+        asyncio.run(once("http://127.0.0.1:1/v1?key=s3cret"))
+    assert "s3cret" not in str(told.value)
+
+
+def test_a_key_that_cannot_be_sent_is_told_and_not_shown(there: StandIn) -> None:
+    with pytest.raises(EmbeddingUnavailable, match="cannot be asked: the address, or the key for it") as told:
+        embed(there, ["one"], api_key="s3cret\nword")
+    assert "s3cret" not in str(told.value)
+    assert there.texts == []
+
+
+def test_embeddings_are_asked_for_through_the_proxy(there: StandIn) -> None:
+    """The stand-in plays the proxy: it gets the whole address."""
+    proxy = Proxy(there.base_url.removesuffix("/v1"), "user", "word")
+
+    async def once() -> None:
+        embedder = EndpointEmbedder(Endpoint("http://embeddings.invalid/v1", "words", tries=1, proxy=proxy))
+        try:
+            assert (await embedder.embed(["one"])).shape == (1, 24)
+        finally:
+            await embedder.close()
+
+    asyncio.run(once())
+    assert there.paths == ["http://embeddings.invalid/v1/embeddings"]
+    assert there.agents == [f"coe-server/{version('coe-server')}"]

@@ -22,7 +22,7 @@ from router_training.cli import app
 from router_training.collect import Files, collect, plan
 from router_training.collecting import patience
 from router_training.collecting.bars import SilentBars
-from router_training.collecting.settings import CollectConfig
+from router_training.collecting.settings import CollectConfig, read_collect_config
 from router_training.collecting.tally import Tally
 from router_training.data.dataset import read_dataset
 from router_training.progress import in_silence
@@ -113,6 +113,81 @@ def test_a_missing_key_is_said_before_anything_is_sent(tmp_path: Path) -> None:
     with endpoint(echo) as stand_in, pytest.raises(ConfigError, match="'NO_SUCH_KEY' is not set"):
         run(config(stand_in, api_key_env="NO_SUCH_KEY"), files(tmp_path, 1))
     assert not stand_in.bodies
+
+
+def test_blanks_around_a_key_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_KEY", " ours\n")
+    with endpoint(echo) as stand_in:
+        run(config(stand_in, experts=[{"name": "a"}], api_key_env="OUR_KEY"), files(tmp_path, 1))
+    assert stand_in.keys == ["Bearer ours"]
+
+
+JUDGE = {"kind": "judge", "mode": "grade", "model": "j", "api_key_env": "BROKEN"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"api_key_env": "BROKEN"}, "api_key_env"),
+        ({"experts": [{"name": "a", "api_key_env": "BROKEN"}]}, r"experts\.a\.api_key_env"),
+        ({"scorer": JUDGE}, r"scorer\.api_key_env"),
+    ],
+)
+def test_a_key_that_no_header_can_carry_is_refused_unseen_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str
+) -> None:
+    monkeypatch.setenv("BROKEN", "s3cret\nword")
+    told = f"^{key}: the environment variable 'BROKEN' holds a line break"
+    with endpoint(echo) as stand_in, pytest.raises(ConfigError, match=told) as refused:
+        run(config(stand_in, **changes), files(tmp_path, 1))
+    assert "s3cret" not in str(refused.value)
+    assert not stand_in.bodies
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"base_url": "http://a/v1/chat/completions"},
+            "base_url: 'http://a/v1/chat/completions' is the address of one",
+        ),
+        ({"base_url": "http://u:s3cret@a/v1"}, "base_url: 'http://...@a/v1' has credentials in it"),
+        ({"experts": [{"name": "a", "base_url": "a/v1"}]}, "experts.a.base_url: 'a/v1' is not an address"),
+        ({"scorer": JUDGE | {"base_url": "http://a/v1#x"}}, "scorer.base_url: 'http://a/v1#x' has a fragment"),
+    ],
+)
+def test_an_address_that_cannot_be_asked_is_refused(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
+    least = {"experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
+    path = tmp_path / "collect.yaml"
+    path.write_text(yaml.safe_dump({**least, **settings}))
+    with pytest.raises(ConfigError) as refused:
+        read_collect_config(path)
+    assert sentence in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_address_of_the_option_is_checked_as_the_files_is(tmp_path: Path) -> None:
+    path = tmp_path / "collect.yaml"
+    path.write_text(yaml.safe_dump({"experts": [{"name": "a"}], "scorer": {"kind": "exact"}}))
+    with pytest.raises(ConfigError, match=r"^--base-url: 'nowhere' is not an address"):
+        read_collect_config(path, "nowhere")
+
+
+def test_a_query_of_the_base_url_stands_behind_the_path(tmp_path: Path) -> None:
+    with endpoint(echo) as stand_in:
+        run(config(stand_in, base_url=f"{stand_in.base_url}/?api-version=1"), files(tmp_path, 1))
+        assert set(stand_in.asked.values()) == {1}
+
+
+def test_an_endpoint_is_asked_through_the_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with endpoint(echo) as stand_in:
+        monkeypatch.setenv("HTTP_PROXY", stand_in.base_url.removesuffix("/v1"))
+        run(config(stand_in, base_url="http://somewhere.invalid/v1"), files(tmp_path, 1))
+    assert len(stand_in.bodies) == 2
 
 
 def test_the_same_command_again_asks_nothing_and_writes_the_same(tmp_path: Path) -> None:

@@ -142,3 +142,50 @@ def test_a_slip_in_the_yaml_is_told_with_its_line(tmp_path: Path, text: str, sen
 def test_a_missing_config_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "nothing.yaml")
+
+
+ENDPOINT = {"kind": "endpoint", "model": "m", "base_url": "http://a.example/v1"}
+
+
+@pytest.mark.parametrize(
+    ("base_url", "sentence"),
+    [
+        ("a.example/v1", "'a.example/v1' is not an address"),
+        ("http://u:s3cret@a/v1", "has credentials in it; leave them out"),
+        ("http://a/v1/embeddings", "write what stands before '/embeddings': http://a/v1"),
+        ("http://a/v1#x", "has a fragment"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_asked_is_refused(tmp_path: Path, base_url: str, sentence: str) -> None:
+    settings = {**LEAST, "features": {**ENDPOINT, "base_url": base_url}}
+    with pytest.raises(ConfigError, match=r"features\.base_url: '") as refused:
+        read_config(written(tmp_path, settings))
+    assert sentence in str(refused.value)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_the_endpoints_key_is_clean_or_refused_at_load_and_missing_only_when_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, {**LEAST, "features": {**ENDPOINT, "api_key_env": "EMBED_KEY"}})
+    monkeypatch.setenv("EMBED_KEY", "sk-1\n")
+    assert read_config(path).features.api_key == "sk-1"
+    monkeypatch.setenv("EMBED_KEY", "s3cret\nword")
+    with pytest.raises(
+        ConfigError, match=r"^features\.api_key_env: the environment variable 'EMBED_KEY' holds"
+    ) as told:
+        read_config(path)
+    assert "s3cret" not in str(told.value)
+    monkeypatch.delenv("EMBED_KEY")
+    features = read_config(path).features
+    with pytest.raises(ConfigError, match="'EMBED_KEY' is not set"):
+        _ = features.api_key
+
+
+def test_the_way_to_the_endpoint_is_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("http_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://p:1")
+    features = read_config(written(tmp_path, {**LEAST, "features": ENDPOINT})).features
+    assert features.proxy is not None
+    assert features.proxy.url == "http://p:1"

@@ -16,6 +16,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from coe_server.errors import CoeError
 from coe_server.http.answer.trace import CONTEXT, Pairs, Trace, Untraced
 from coe_server.http.answer.usage import UNSTATED, Usage
+from coe_server.http.options import wants_stream
 from coe_server.http.surfaces import Surface
 from coe_server.routing.decision import RoutingDecision
 
@@ -173,7 +174,7 @@ def _asked(surface: Surface, fields: Mapping[str, Any]) -> Attributes:
         "url.path": surface.path,
         "url.scheme": "http",
         "gen_ai.operation.name": _OPERATIONS.get(surface.endpoint, surface.endpoint),
-        "gen_ai.request.stream": fields.get("stream") is True,
+        "gen_ai.request.stream": wants_stream(fields),
     }
     if isinstance(model := fields.get("model"), str):
         asked["gen_ai.request.model"] = model

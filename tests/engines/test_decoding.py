@@ -1,0 +1,107 @@
+"""Compressed answers come out as they were, piece by piece, and never larger than a piece may be."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coe_server.engines.decoding import PIECE_BYTES, Decoder
+
+
+def bare_deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+PACKERS = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compress, "Deflate ": bare_deflate}
+
+
+def unpacked(coding: str, *data: bytes) -> bytes:
+    decoder = Decoder.of([coding])
+    assert decoder is not None
+    out = b"".join(piece for chunk in data for piece in decoder.pieces(chunk))
+    decoder.end()
+    return out
+
+
+@given(
+    coding=st.sampled_from(sorted(PACKERS)),
+    data=st.binary() | st.binary(min_size=1, max_size=3).map(lambda part: part * PIECE_BYTES),
+    cuts=st.lists(st.integers(0, 400)),
+)
+def test_what_was_packed_comes_out_wherever_it_was_cut(coding: str, data: bytes, cuts: list[int]) -> None:
+    packed, at = PACKERS[coding](data), sorted(cuts)
+    chunks = [packed[start:end] for start, end in zip([0, *at], [*at, len(packed)], strict=True)]
+    assert unpacked(coding, *chunks) == data
+
+
+def test_each_word_of_a_stream_comes_out_before_the_next_goes_in() -> None:
+    packer, decoder = zlib.compressobj(wbits=31), Decoder.of(["gzip"])
+    assert decoder is not None
+    for word in (b"one", b"two", b"three"):
+        assert b"".join(decoder.pieces(packer.compress(word) + packer.flush(zlib.Z_SYNC_FLUSH))) == word
+
+
+def test_codings_upon_each_other_are_undone_in_reverse() -> None:
+    assert unpacked("deflate, gzip", gzip.compress(zlib.compress(b"words"))) == b"words"
+    decoder = Decoder.of(["gzip", "identity, gzip"])
+    assert decoder is not None
+    assert b"".join(decoder.pieces(gzip.compress(gzip.compress(b"words")))) == b"words"
+
+
+@pytest.mark.parametrize("named", [[], [""], ["identity"], ["br"], ["zstd"], ["gzip, br"], ["gzip"] * 4, ["gzip;q=1"]])
+def test_what_needs_no_decoding_or_cannot_be_decoded_has_no_decoder(named: list[str]) -> None:
+    assert Decoder.of(named) is None
+
+
+def test_members_of_gzip_are_read_on_and_padding_is_not() -> None:
+    members = gzip.compress(b"one") + gzip.compress(b"") + gzip.compress(b"two")
+    assert unpacked("gzip", members) == b"onetwo"
+    assert unpacked("gzip", *(members[at : at + 1] for at in range(len(members)))) == b"onetwo"
+    assert unpacked("gzip", members + bytes(1000)) == b"onetwo"
+    assert unpacked("gzip", members, b"", bytes(3), b"\x1f\x8bno") == b"onetwo"
+    assert unpacked("deflate", zlib.compress(b"one") + b"more") == b"one"
+
+
+def test_a_body_that_is_empty_was_not_cut_short() -> None:
+    assert unpacked("gzip") == b""
+    assert unpacked("deflate", b"") == b""
+
+
+@pytest.mark.parametrize("coding", sorted(PACKERS))
+def test_data_cut_short_are_told(coding: str) -> None:
+    with pytest.raises(ValueError, match="the compressed data end too early"):
+        unpacked(coding, PACKERS[coding](b"words " * 100)[:-9])
+
+
+@pytest.mark.parametrize(
+    ("coding", "data"),
+    [
+        ("gzip", b'{"plain": "text"}'),
+        ("deflate", b"\x78\x9cnot so"),
+        ("deflate", b"\xff\xff\xff"),
+        ("gzip", gzip.compress(b"words " * 100)[:-8] + b"12345678"),
+        ("gzip", gzip.compress(b"one") + b"\x1f\x8bno"),
+    ],
+)
+def test_data_of_another_kind_are_told(coding: str, data: bytes) -> None:
+    with pytest.raises(ValueError, match="the compressed data are damaged"):
+        unpacked(coding, data)
+
+
+def test_a_kilobyte_that_stands_for_a_megabyte_comes_in_small_pieces() -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    decoder = Decoder.of(["gzip"])
+    assert decoder is not None
+    sizes = [len(piece) for piece in decoder.pieces(bomb)]
+    decoder.end()
+    assert sum(sizes) == 64 << 20
+    assert max(sizes) <= PIECE_BYTES
+    upon = gzip.compress(gzip.compress(bytes(8 << 20)))
+    decoder = Decoder.of(["gzip, gzip"])
+    assert decoder is not None
+    assert max(len(piece) for piece in decoder.pieces(upon)) <= PIECE_BYTES
