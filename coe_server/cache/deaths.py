@@ -11,7 +11,7 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import EngineRequest
-from coe_server.errors import EngineError
+from coe_server.errors import ConnectionLost, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class Deaths:
         try:
             async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
                 return True
+        except ConnectionLost:  # an idle connection was closed: that says nothing
+            return True
         except EngineError:  # the death of an engine of ours has been noticed, or soon will be
             if slot.expert.remote:
                 self._mover.count_remote_failure(slot, "unreachable", at_once=True)
