@@ -14,6 +14,8 @@ from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.errors import EngineDied, EngineError
 
+from .conftest import DEADLINE_SECONDS
+
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 
@@ -134,7 +136,7 @@ def test_leaving_an_unfinished_answer_closes_the_connection(tmp_path: Path) -> N
         async with server(tmp_path, answer) as channel:
             async with channel.send(POST) as response:
                 assert await anext(response.chunks()) == b"one"
-            await asyncio.wait_for(closed.wait(), 30)
+            await asyncio.wait_for(closed.wait(), DEADLINE_SECONDS)
 
     asyncio.run(story())
 
