@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.left_processes import LeftProcesses
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):  # not where the workers are started
+        config.pluginmanager.register(LeftProcesses())
 
 
 @pytest.fixture(scope="session")
