@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFTEST = """
 from tests.left_processes import LeftProcesses
 
@@ -48,10 +49,11 @@ def outcome(folder: Path, tests: str) -> tuple[str, list[int]]:
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = ignore\n")
     (folder / "test_it.py").write_text(SHARED + tests)
     words = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", "-c", "pytest.ini", "test_it.py"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False)
     pids = list({int(line.removeprefix("pid=")) for line in done.stdout.splitlines() if line.startswith("pid=")})
     return done.stdout, pids
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
@@ -18,6 +18,7 @@ from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from tests.cache.fakes import FakeEngine, Memory
+from tests.examples import examples
 
 
 class Faults(logging.Handler):
@@ -1048,7 +1049,7 @@ async def traffic_ends_clean(cache, engines, traffic, broken, wishes):
             assert cache.ledger.held(slot.name) == bytes_in(slot.engine.footprint, slot.tier)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150)
 @given(requests, faults, wishes, st.integers(20, 40), st.integers(15, 60))
 def test_under_random_traffic_wishes_and_faults_no_promise_is_broken(traffic, broken, wishes, device, host):
     """No tier over capacity (the fakes' memory), no leased expert moved (the fakes' users), no lease left."""

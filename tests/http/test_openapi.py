@@ -106,7 +106,7 @@ def test_made_up_requests_get_documented_answers(server):
 def test_ten_thousand_made_up_requests_get_documented_answers(server):
     seen, share = Counter(), 200
     while sum(seen.values()) < 10_000:
-        seen += exercise(server, share)
+        seen += exercise(server, share, derandomize=False)  # other ones each time
     print(dict(seen))  # noqa: T201  the figure that is reported
     assert seen[200] > 1000
 
