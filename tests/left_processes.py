@@ -18,8 +18,8 @@ LONGEST_NAME = 200
 class LeftProcesses:
     """A plugin of pytest that looks after each test once its fixtures have ended.
 
-    Orphans come to this process, so none can slip away. Fixtures that live longer than a test may start processes; what
-    a test starts for such a fixture is allowed where it is marked `keeps_processes`, until the last test of its module.
+    Orphans come to this process, so none can slip away. Where a fixture of the whole module takes part, what a test
+    starts may be that fixture's: it is looked for after the module's last test, and the test that started it is named.
     """
 
     def __init__(self, seconds_to_end=30.0):
@@ -27,6 +27,7 @@ class LeftProcesses:
         self._of_session = set()
         self._of_module = set()
         self._before = set()
+        self._begun_in = {}
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
     @pytest.hookimpl(wrapper=True)
@@ -50,10 +51,11 @@ class LeftProcesses:
         try:
             return (yield)
         finally:
-            module_ends = nextitem is None or nextitem.path != item.path
-            if module_ends:
+            for pid in living(self._begun_in.keys()):
+                self._begun_in[pid] = item.name
+            if nextitem is None or nextitem.path != item.path:
                 self._of_module, self._before = set(), set()
-            elif item.get_closest_marker("keeps_processes"):
+            elif has_fixture_of_module(item):
                 self._of_module |= living()
             self._look_after(self._of_session | self._of_module | self._before)
 
@@ -64,11 +66,16 @@ class LeftProcesses:
         deadline = time.monotonic() + self._seconds_to_end
         while (left := living(allowed)) and time.monotonic() < deadline:
             time.sleep(PAUSE_SECONDS)
-        names = [name_of(pid) for pid in left]
+        names = [f"{name_of(pid)} (started in {self._begun_in.get(pid)})" for pid in left]
         end(left, allowed)
         bury()
         if names:
             pytest.fail(f"processes were left behind: {'; '.join(names)}", pytrace=False)
+
+
+def has_fixture_of_module(item):
+    found = item._fixtureinfo.name2fixturedefs
+    return any(definition.scope in {"module", "class"} for name in found for definition in found[name])
 
 
 def living(allowed=frozenset()):

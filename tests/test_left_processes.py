@@ -12,7 +12,6 @@ CONFTEST = """
 from tests.left_processes import LeftProcesses
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "keeps_processes: starts some for a fixture of its module")
     config.pluginmanager.register(LeftProcesses(seconds_to_end=0.1))
 """
 SHARED = """
@@ -85,8 +84,9 @@ def test_a_process_that_a_longer_living_fixture_forgets_fails_the_last_test_of_i
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_what_a_marked_test_starts_is_looked_for_at_the_end_of_its_module(tmp_path):
-    marked = "@pytest.mark.keeps_processes\ndef test_one(): started()\ndef test_two(): pass\n"
-    said, (pid,) = outcome(tmp_path, marked)
+def test_what_a_test_starts_beside_a_fixture_of_the_module_is_looked_for_at_its_end_and_the_test_named(tmp_path):
+    said, _ = outcome(tmp_path, "def test_one(careful): started()\ndef test_two(): pass\n")
+    (pid,) = [int(line.removeprefix("pid=")) for line in said.splitlines() if line.startswith("pid=")][:1]
     assert "ERROR test_it.py::test_two" in said
+    assert f"{pid} {sys.executable} -c import time; time.sleep(600) (started in test_one)" in said
     assert not Path(f"/proc/{pid}").exists()
