@@ -21,8 +21,9 @@ lint: .venv/installed ## format, lint, types and import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-check-long: .venv/installed engines artifacts/demo-router/manifest.json ## what takes longer than `make test` may
-	$(BIN)/pytest -m long --timeout 1800
+check-long: .venv/installed engines artifacts/demo-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
+	$(BIN)/pytest -m "hypothesis and not long" --hypothesis-profile long -n 2 --timeout 1800
+	$(BIN)/pytest -m long --hypothesis-profile long --timeout 1800
 
 check-deploy: ## build the CPU image, bring the composition up, look at it, take it down (root, Debian, no Docker)
 	deploy/check.sh

@@ -4,9 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+
+from tests.examples import register_profiles
+from tests.left_processes import LeftProcesses
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    if config.getoption("dist", "no") == "no" or hasattr(config, "workerinput"):  # not where the workers are started
+        config.pluginmanager.register(LeftProcesses())
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +30,7 @@ def vllm_environment():
     return folder
 
 
-settings.register_profile("ours", deadline=None)  # a busy machine is slow, and slow is not wrong
-settings.load_profile("ours")
+register_profiles()
 
 
 def pytest_collection_modifyitems(items):

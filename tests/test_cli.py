@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import PATIENCE_SECONDS
+
 COE = Path(sys.executable).with_name("coe")
 
 
 def coe(*words):
-    done = subprocess.run([COE, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([COE, *words], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 
@@ -139,7 +141,7 @@ def test_every_command_explains_itself():
 
 def test_the_shell_completes_commands():
     environment = {**os.environ, "_COE_COMPLETE": "complete_bash", "COMP_WORDS": "coe va", "COMP_CWORD": "1"}
-    done = subprocess.run([COE], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run([COE], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=environment)
     assert done.stdout.split() == ["validate"]
 
 
@@ -170,19 +172,19 @@ def serving(folder, **settings):
         yield server, str(port)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(PATIENCE_SECONDS)
 
 
 def answers(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_SECONDS) as answer:
             return answer.status == 200
     except (urllib.error.URLError, ConnectionError):
         return False
 
 
 def post(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", b"", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", b"", timeout=PATIENCE_SECONDS) as answer:
         return json.load(answer)
 
 
@@ -213,7 +215,7 @@ def test_a_watched_server_is_shown_again_at_each_change_until_it_ends(tmp_path):
         assert watch.stdout.readline().startswith("expert")
         assert watch.stdout.readline().split()[:2] == ["a", "device"]
         server.terminate()
-        rest, mistake = watch.communicate(timeout=30)
+        rest, mistake = watch.communicate(timeout=PATIENCE_SECONDS)
     assert watch.returncode == 1
     assert "no server answers at http://127.0.0.1:" in mistake
     assert "Traceback" not in rest + mistake

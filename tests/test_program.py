@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from coe_server.cli import app as coe
 from coe_server.interruption import quiet_interruption
 from router_training.cli import app as coe_train
+from tests.patience import PATIENCE_SECONDS
 
 PROGRAMS = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["scripts"]
 # The program as its script calls it, with Ctrl-C where a module begins to be imported.
@@ -35,7 +36,7 @@ getattr(import_module(module), name)()
 @pytest.mark.parametrize("program", PROGRAMS.values())
 def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(program):
     words = [sys.executable, "-c", INTERRUPTED.format(program=program), "--version"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

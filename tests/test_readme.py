@@ -11,6 +11,7 @@ import typer
 from coe_server.cli import app as coe
 from coe_server.config import load_config
 from router_training.cli import app as coe_train
+from tests.patience import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,7 +30,7 @@ def test_every_command_exists(command):
         [Path(sys.executable).with_name(program), word, "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     assert done.returncode == 0, f"README names `{command}`: {done.stderr}"

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from coe_server.routing import artifact as artifacts
+from tests.patience import PATIENCE_SECONDS, received_until, until
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, objective, small_artifact
 
 BETTER = {"code": "coder", "french": "linguist", "maths": "coder", "general": "coder"}
@@ -62,7 +62,7 @@ def serving(folder, **changes):
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(40)
+            process.wait(PATIENCE_SECONDS)
 
 
 def answers(port):
@@ -72,15 +72,8 @@ def answers(port):
         return False
 
 
-def until(condition, seconds=40):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def ask(port, method, path, body=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=40)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     try:
         connection.request(method, path, json.dumps(body) if body is not None else None)
         response = connection.getresponse()
@@ -106,24 +99,19 @@ def replace_artifact(folder, **changes):
 
 
 @contextmanager
-def long_stream(port, words=60):
-    """A stream that is being answered: about three seconds of it are still to come."""
+def long_stream(port, words=100):
+    """A stream that is being answered: twenty words a second."""
     body = json.dumps({"stream": True, "model": "auto", "messages": [{"role": "user", "content": "bonjour " * words}]})
-    wire = socket.create_connection(("127.0.0.1", port), timeout=40)
+    wire = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
     wire.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
     try:
-        yield wire, wire.recv(4096)
+        yield wire, received_until(wire, b"\r\n\r\n")
     finally:
         wire.close()
 
 
 def the_rest(wire):
-    raw = b""
-    while piece := wire.recv(65536):
-        raw += piece
-        if raw.endswith(b"0\r\n\r\n"):
-            break
-    return raw
+    return received_until(wire, b"\r\n0\r\n\r\n")
 
 
 def test_artifact_and_configuration_are_reloaded_while_requests_go_on(folder):
@@ -199,7 +187,7 @@ def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
             until(lambda: refused(port))
             assert process.poll() is None
             assert b"data: [DONE]" in the_rest(wire)
-        assert process.wait(30) == -signal.SIGTERM, log.read_text()  # uvicorn ends as the signal would have
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, log.read_text()  # it ends as the signal would have
         assert "Traceback" not in log.read_text()
         told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
         assert "stopping: nobody is admitted any more, answers in progress may take 20 s" in told[:-1]
@@ -212,12 +200,12 @@ def test_a_stream_that_does_not_end_in_time_is_ended_with_a_reason(folder):
         rest = the_rest(wire)
         assert b"the server is stopping" in rest
         assert b"[DONE]" not in rest
-        assert process.wait(30) == -signal.SIGTERM, log.read_text()  # uvicorn ends as the signal would have
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, log.read_text()  # it ends as the signal would have
 
 
 def refused(port):
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS).close()
     except ConnectionRefusedError:
         return True
     return False

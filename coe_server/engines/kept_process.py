@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
+from coe_server.engines.log_file import open_log, previous_log
 from coe_server.engines.process_memory import session_members
 
 _KEEPER = Path(__file__).with_name("keeper.py")
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.02
+_CATCH_UP_SECONDS = 10.0  # a keeper that does not answer is stopped, or its disk is
 _LONGEST_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
 _ROOM_FOR_NAMES = 60  # vLLM puts sockets with names of 36 characters beside ours
 
@@ -33,9 +36,17 @@ def make_run_directory() -> Path:
 class KeptProcess:
     """Started with `start`, over when `over` is done; whatever happens, no process of it stays behind."""
 
-    def __init__(self, keeper: asyncio.subprocess.Process, pipe: int, run_directory: Path) -> None:
+    def __init__(
+        self,
+        keeper: asyncio.subprocess.Process,
+        answers: asyncio.StreamReader,
+        connection: asyncio.StreamWriter,
+        run_directory: Path,
+    ) -> None:
         self._keeper = keeper
-        self._pipe = pipe
+        self._answers = answers
+        self._connection = connection
+        self._one_question = asyncio.Lock()
         self._run_directory = run_directory
         self.over: asyncio.Task[int] = asyncio.create_task(self._watch())  # its result: the exit status
 
@@ -43,32 +54,40 @@ class KeptProcess:
     async def start(
         cls, command: Sequence[str], environment: Mapping[str, str], run_directory: Path, log: Path
     ) -> KeptProcess:
-        """The command in a session of its own, its output appended to `log`. Raises `OSError`."""
-        reading_end, writing_end = os.pipe()
-        try:
-            with log.open("ab") as output:
-                keeper = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *("-I", "-S", str(_KEEPER), str(reading_end), str(run_directory)),
-                    *command,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=dict(environment),
-                    start_new_session=True,
-                    pass_fds=(reading_end,),
-                )
-        except BaseException:
-            os.close(writing_end)
-            raise
-        finally:
-            os.close(reading_end)
-        return cls(keeper, writing_end, run_directory)
+        """The command in a session of its own, its output kept in `log`, bounded. Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            answers, connection = await asyncio.open_unix_connection(sock=ours)
+            try:
+                with open_log(log) as output:
+                    keeper = await asyncio.create_subprocess_exec(
+                        sys.executable,
+                        *("-I", "-S", str(_KEEPER), str(theirs.fileno()), str(run_directory), str(previous_log(log))),
+                        *command,
+                        stdin=asyncio.subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        env=dict(environment),
+                        start_new_session=True,
+                        pass_fds=(theirs.fileno(),),
+                    )
+            except BaseException:
+                connection.close()
+                raise
+        return cls(keeper, answers, connection, run_directory)
 
     @property
     def pid(self) -> int:
         """The keeper's process id, root of the tree and id of the session."""
         return self._keeper.pid
+
+    async def written(self) -> None:
+        """Returns when all that the command has written is in its log."""
+        async with self._one_question:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_CATCH_UP_SECONDS):
+                    self._connection.write(b"?")
+                    await self._answers.read(512)  # nothing comes from a keeper that has ended, and all is written then
 
     async def end(self, grace_seconds: float) -> None:
         """SIGTERM; after the grace SIGKILL for everything. Returns when nobody is left."""
@@ -76,7 +95,7 @@ class KeptProcess:
             self._signal(signal.SIGTERM)
             await self._over_within(grace_seconds)
         finally:
-            self._close_pipe()  # from here the keeper kills, even if we are cancelled
+            self._connection.close()  # from here the keeper kills, even if we are cancelled
         if not await self._over_within(_KILL_SECONDS):
             self._signal(signal.SIGKILL)
         await asyncio.shield(self.over)
@@ -90,10 +109,12 @@ class KeptProcess:
         return bool(done)
 
     async def _watch(self) -> int:
-        status = await self._keeper.wait()
-        await self._end_session()  # empty, unless the keeper itself was killed
-        shutil.rmtree(self._run_directory, ignore_errors=True)
-        self._close_pipe()
+        try:
+            status = await self._keeper.wait()
+            await self._end_session()  # empty, unless the keeper itself was killed
+            shutil.rmtree(self._run_directory, ignore_errors=True)
+        finally:
+            self._connection.close()  # when we are cancelled our loop ends: so does the engine
         return status
 
     async def _end_session(self) -> None:
@@ -106,8 +127,3 @@ class KeptProcess:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(_POLL_SECONDS)  # not our children: nobody tells us when they are gone
-
-    def _close_pipe(self) -> None:
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
-LONGEST_BYTES = 16 << 20
-KEPT_BYTES = 4 << 20
+from coe_server.engines.keeper import LONGEST_BYTES, shorten
 
 _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 6
+_LOOKS = 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TELLING = re.compile(r"\b(\w*Error|\w*Exception|error|cannot|refused|killed)\b[: ]")
 _WARNING = re.compile(r"\b(DEBUG|INFO|WARNING) \d\d-\d\d ")  # as vLLM begins a line
@@ -20,12 +20,15 @@ _TRACEBACK = re.compile(r'^\s*(File "|\^+|~|Traceback)|^\s{4,}')
 
 
 def fresh_log(directory: Path, name: str) -> Path:
-    """An empty `<name>.log`; what the run before wrote becomes `<name>.previous.log`."""
+    """An empty `<name>.log`; the newest of what the run before wrote becomes `<name>.previous.log`."""
     directory.mkdir(parents=True, exist_ok=True)
     log = log_path(directory, name)
     if log.exists():
-        os.replace(log, log.with_suffix(".previous.log"))
-    log.touch()
+        with open_log(log) as file:
+            if log.stat().st_size > LONGEST_BYTES // 2:
+                shorten(file.fileno(), LONGEST_BYTES // 2)
+        os.replace(log, previous_log(log))
+    open_log(log).close()
     return log
 
 
@@ -33,20 +36,14 @@ def log_path(directory: Path, name: str) -> Path:
     return directory / f"{quote(name, safe='')}.log"  # a name may hold a slash
 
 
-def bound_log(log: Path, longest_bytes: int = LONGEST_BYTES, kept_bytes: int = KEPT_BYTES) -> None:
-    """Shorten a log that has grown too long to its newest lines, while the engine goes on appending to it.
+def previous_log(log: Path) -> Path:
+    """Where the run before stands. It gives way when a log becomes long: together they hold `LONGEST_BYTES`."""
+    return log.with_suffix(".previous.log")
 
-    The file stays the same one, and its writers append (O_APPEND) after what is left. What they write between our
-    reading and our cut is lost.
-    """
-    with suppress(OSError), open(os.open(log, os.O_RDWR | os.O_APPEND), "r+b", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size <= longest_bytes:
-            return
-        file.seek(size - kept_bytes)
-        newest = file.read(kept_bytes).partition(b"\n")[2]  # from the first whole line on
-        file.truncate(0)
-        file.write(b"(earlier lines were dropped)\n" + newest)
+
+def open_log(log: Path) -> BinaryIO:
+    """Its engine's words may be its users' words: only the owner can read a log that is made here."""
+    return open(os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
 
 
 def last_lines(log: Path) -> str:
@@ -59,12 +56,20 @@ def last_lines(log: Path) -> str:
 def _tail(log: Path) -> list[str]:
     try:
         with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            text = _newest(file).decode(errors="replace")
     except OSError:
         return []
     lines = (_COLOUR.sub("", line).rstrip() for line in text.splitlines())
     return list(dict.fromkeys(line for line in lines if line and not _is_traceback_body(line)))
+
+
+def _newest(file: BinaryIO) -> bytes:
+    """The last of a file that may be shortened while we look: what stood behind its new end stands before it then."""
+    for _ in range(_LOOKS):
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        if newest := file.read():
+            return newest
+    return b""
 
 
 def _is_traceback_body(line: str) -> bool:

@@ -9,9 +9,8 @@ import asyncio
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from coe_server.engines.canary import canary_question, canary_tokens
 from coe_server.engines.device_memory import used_device_bytes
@@ -68,8 +67,10 @@ class VllmEngine:
             async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
                 run = await self._come_up()
         except (EngineError, OSError) as error:
-            lines = last_lines(self._log)
-            await self.stop(at_once=True)
+            try:
+                lines = await self._last_lines()
+            finally:
+                await self.stop(at_once=True)
             reason = _in_words(error, limit_seconds, within_seconds)
             raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {reason}\n{lines}") from error
         except BaseException:
@@ -81,12 +82,12 @@ class VllmEngine:
         run = self._living_run()
         if not self._launch.can_sleep:
             raise EngineError(f"engine '{self._launch.name}' was started without the means to sleep")
-        with self._log_quoted():
+        async with self._log_quoted():
             await self._fall_asleep(run)
 
     async def wake(self) -> None:
         run = self._living_run()
-        with self._log_quoted():
+        async with self._log_quoted():
             await self._get_up(run)
 
     async def stop(self, at_once: bool = False) -> None:
@@ -234,7 +235,7 @@ class VllmEngine:
 
     async def _notice_loss(self, run: VllmRun) -> None:
         ending = await run.loss()
-        self._death = f"engine '{self._launch.name}' {ending}\n{last_lines(self._log)}"
+        self._death = f"engine '{self._launch.name}' {ending}\n{await self._last_lines()}"
         self._died.set()
 
     def _living_run(self) -> VllmRun:
@@ -242,17 +243,19 @@ class VllmEngine:
             raise EngineDied(f"engine '{self._launch.name}' is not running")
         return self._run
 
-    @contextmanager
-    def _log_quoted(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _log_quoted(self) -> AsyncIterator[None]:
         """What goes wrong is told with the last telling lines of the engine's log."""
         try:
             yield
         except EngineError as error:
-            raise type(error)(f"{error}\n{last_lines(self._log)}") from error
+            raise type(error)(f"{error}\n{await self._last_lines()}") from error
 
-    @property
-    def _log(self) -> Path:
-        return log_path(self._launch.log_directory, self._launch.name)
+    async def _last_lines(self) -> str:
+        """What tells most in the engine's log, its last words included."""
+        if self._run is not None:
+            await self._run.process.written()
+        return last_lines(log_path(self._launch.log_directory, self._launch.name))
 
 
 def _in_words(error: Exception, limit_seconds: float, within_seconds: float | None) -> str:

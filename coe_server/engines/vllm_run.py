@@ -9,7 +9,6 @@ from typing import Any
 
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.kept_process import KeptProcess
-from coe_server.engines.log_file import bound_log, log_path
 from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.errors import EngineError
 
@@ -61,11 +60,9 @@ class VllmRun:
             self._moving = False
 
     async def loss(self) -> str:
-        """Wait until the process ends, or lives on without doing anything; its log is kept short meanwhile."""
-        log = log_path(self._launch.log_directory, self._launch.name)
+        """Wait until the process ends, or lives on without doing anything."""
         while not self.process.over.done():
             await asyncio.wait({self.process.over}, timeout=self._launch.pulse_seconds)
-            await asyncio.to_thread(bound_log, log)
             if not self.process.over.done() and not await self._has_pulse():
                 await asyncio.wait({self.process.over}, timeout=_LAST_BREATH_SECONDS)
                 if not self.process.over.done():

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
@@ -17,6 +17,8 @@ from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from tests.cache.fakes import FakeEngine, Memory
+from tests.examples import examples
+from tests.patience import PATIENCE_SECONDS
 
 
 class Faults(logging.Handler):
@@ -78,7 +80,7 @@ def status(cache, name):
 
 
 def run(story):
-    asyncio.run(asyncio.wait_for(story, 20))
+    asyncio.run(asyncio.wait_for(story, PATIENCE_SECONDS))
 
 
 def test_twenty_simultaneous_requests_cause_one_load():
@@ -254,7 +256,7 @@ def test_an_engine_that_dies_frees_its_bytes_and_the_next_request_starts_it_agai
         async with running() as (cache, engines):
             lease = await cache.lease("a")
             engines["a"].die()
-            assert await lease.engine_is_gone(within_seconds=5)
+            assert await lease.engine_is_gone(within_seconds=PATIENCE_SECONDS)
             await settle()
             assert status(cache, "a").residency == "disk"
             assert cache.ledger.used == Bytes()
@@ -274,7 +276,7 @@ def test_an_engine_that_keeps_dying_is_given_a_rest():
             for _ in range(2):
                 lease = await cache.lease("a")
                 engines["a"].die()
-                await lease.engine_is_gone(within_seconds=5)
+                await lease.engine_is_gone(within_seconds=PATIENCE_SECONDS)
                 lease.release()
                 await settle()
             assert status(cache, "a").failure == "engine 'a' was killed"
@@ -456,7 +458,7 @@ def test_an_expert_elsewhere_never_waits_for_those_here():
 def test_a_pinned_expert_whose_engine_dies_is_brought_back():
     async def story():
         async with running(device=20, pin=Tier.DEVICE, preload=Tier.DEVICE) as (cache, engines):
-            await asyncio.wait_for(cache.ready.wait(), 5)
+            await asyncio.wait_for(cache.ready.wait(), PATIENCE_SECONDS)
             engines["a"].die()
             await settle()
             assert status(cache, "a").residency == "device"
@@ -478,7 +480,7 @@ def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_oth
                 chosen_for_being_there = cache.departure_of("a")
                 engines["a"].die()
                 await settle()
-                assert await lost.engine_is_gone(within_seconds=1)
+                assert await lost.engine_is_gone(within_seconds=PATIENCE_SECONDS)
                 assert chosen_for_being_there.is_set()
             for lease in waiting:
                 (await lease).release()
@@ -542,7 +544,7 @@ def test_an_engine_that_is_doubted_while_the_server_stops_keeps_nobody_busy_afte
 def test_what_is_to_be_preloaded_is_up_before_the_cache_is_ready():
     async def story():
         async with running("abc", device=20, preload=Tier.HOST, pin=Tier.DISK) as (cache, engines):
-            await asyncio.wait_for(cache.ready.wait(), 5)
+            await asyncio.wait_for(cache.ready.wait(), PATIENCE_SECONDS)
             assert [s.residency for s in cache.status()] == ["host"] * 3
             assert engines["c"].calls == ["start", "sleep"]
 
@@ -560,7 +562,7 @@ def test_a_pinned_expert_never_leaves_its_tier():
         ]
         cache = ExpertCache(experts, memory.capacity, PLENTY)
         conductor = asyncio.create_task(cache.run())
-        await asyncio.wait_for(cache.ready.wait(), 5)
+        await asyncio.wait_for(cache.ready.wait(), PATIENCE_SECONDS)
         for name in "bcbc":
             (await cache.lease(name)).release()
         assert engines["a"].calls == ["start"]
@@ -690,7 +692,7 @@ def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not
                 engines["a"].hangs = True
                 lease.suspect_engine()
                 assert not await lease.engine_is_alive()
-                assert await lease.engine_is_gone(within_seconds=5)
+                assert await lease.engine_is_gone(within_seconds=PATIENCE_SECONDS)
                 assert not await lease.engine_is_alive()
             await settle()
             assert engines["a"].calls == ["start", "stop"]
@@ -1084,7 +1086,7 @@ async def traffic_ends_clean(cache, engines, traffic, broken, wishes):
             assert cache.ledger.held(slot.name) == bytes_in(slot.engine.footprint, slot.tier)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@examples(150)
 @given(requests, faults, wishes, st.integers(20, 40), st.integers(15, 60))
 def test_under_random_traffic_wishes_and_faults_no_promise_is_broken(traffic, broken, wishes, device, host):
     """No tier over capacity (the fakes' memory), no leased expert moved (the fakes' users), no lease left."""

@@ -2,7 +2,7 @@
 
 from unittest import mock
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.conductor import Conductor
@@ -10,6 +10,7 @@ from coe_server.cache.overview import Overview
 from coe_server.cache.policy import POLICIES
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played
+from tests.examples import examples
 
 
 def picture(overview):
@@ -38,7 +39,7 @@ def fresh(slots, *others):
     return overview
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(played(), st.sampled_from([policy for policy in POLICIES.values() if policy.collates]))
 def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
     scenario, trace = played

@@ -1,7 +1,7 @@
 """The longest that anybody waits: stated in full, and kept where moves take unequal times and turns are short."""
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coe_server.cache.policy import OURS
@@ -12,6 +12,7 @@ from coe_server.engines.engine import Footprint
 from coe_server.simulation.measures import measure
 from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing, simulate
 from tests.cache.machines import trace_of
+from tests.examples import examples
 
 LIMITS = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)
 
@@ -93,7 +94,7 @@ traffic = st.lists(st.tuples(st.integers(0, 80).map(lambda n: n / 2), st.sampled
 
 @given(machines, traffic)
 @example(slow_way_down, [(0.0, "a"), (0.0, "b"), (0.5, "a"), (22.0, "a"), (22.0, "b")])
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_where_moves_are_uneven_and_turns_short_nobody_waits_longer_than_stated(machine, traffic):
     names = {expert.name for expert in machine.experts}
     requests = sorted((at, name, 1) for at, name in traffic if name in names)

@@ -12,6 +12,7 @@ import yaml
 
 from coe_server.config import load_config
 from deploy.check.plain_compose import plain
+from tests.patience import PATIENCE_SECONDS
 
 BIN = Path(sys.executable).parent
 
@@ -29,7 +30,7 @@ def stages(root):
 
 
 def run(*command):
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def test_hadolint_finds_nothing_in_the_dockerfile(root):

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 Adapt = Callable[[str, int], str]  # the guide's serve.yaml and a free port -> one that runs here
 
@@ -69,7 +71,7 @@ class Reader:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
@@ -81,7 +83,7 @@ class Reader:
             self.server = subprocess.Popen(
                 ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not self.is_ready():
             assert self.server.poll() is None, (self.folder / "server.log").read_text()
             assert time.monotonic() < deadline, "the server did not get ready"
@@ -89,7 +91,7 @@ class Reader:
 
     def is_ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=PATIENCE_SECONDS) as answer:
                 return answer.status == 200
         except (urllib.error.URLError, ConnectionError):
             return False
@@ -97,7 +99,7 @@ class Reader:
     def stop(self) -> None:
         if self.server is not None:
             self.server.terminate()
-            self.server.wait(30)
+            self.server.wait(PATIENCE_SECONDS)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tests.docs.reader import ROOT, Reader, blocks, reading
 GUIDE, FEEDBACK = ROOT / "docs/train-your-own.md", ROOT / "docs/feedback.md"
 SPECIALIST = {"code": "coder", "sums": "maths", "talk": "generalist"}
 PROMPTS_EACH = 60
-pytestmark = pytest.mark.timeout(300)  # a dozen programs start, each with its imports: minutes on a busy machine
+pytestmark = pytest.mark.timeout(1200)  # a dozen programs start, each with its imports: minutes on a busy machine
 FAST = (
     "engine: simulated, weights_bytes: 1MiB, start_seconds: 0.05, wake_seconds: 0.01, sleep_seconds: 0.01,"
     " ttft_seconds: 0, tokens_per_second: 1e5}"

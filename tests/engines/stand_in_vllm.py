@@ -65,9 +65,14 @@ async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]
 
 
 async def talk() -> None:
-    while True:
+    for _ in range(1 << 20):  # an end all the same, at 5 GB: even if all else goes wrong it fills no disk
         print("blah " * 1000, flush=True)  # noqa: T201  goes to the engine's log
         await asyncio.sleep(0)
+
+
+def report() -> None:
+    """Last words, longer than what is read at once."""
+    print("blah\n" * 100_000 + "RuntimeError: the last word", flush=True)  # noqa: T201  goes to the engine's log
 
 
 class StandIn:
@@ -91,6 +96,9 @@ class StandIn:
         if "hangs on sleep" in FAULT:
             print("RuntimeError: the pillow is gone", flush=True)  # noqa: T201  goes to the engine's log
             await asyncio.Event().wait()
+        if FAULT == "dies on sleep":
+            report()
+            os._exit(1)
         if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
             return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
         self.write_image()
@@ -115,7 +123,7 @@ class StandIn:
             "check_health": lambda: None,
         }
         method = (await request.json())["method"]
-        if f"hangs on {method}" == FAULT:
+        if f"hangs on {method}" in FAULT:
             await asyncio.Event().wait()
         return web.json_response({"results": [results[method]()]})
 
@@ -141,7 +149,9 @@ class StandIn:
         await response.prepare(request)
         for word in (asked["messages"][-1]["content"], self.digest(), "[DONE]"):
             await response.write(f"data: {word}\n\n".encode())
-            if FAULT == "dies mid-stream":
+            if FAULT == "dies mid-stream with a report":
+                report()
+            if "dies mid-stream" in FAULT:
                 os.kill(os.getpid(), signal.SIGKILL)
         return response
 

@@ -16,6 +16,8 @@ from coe_server.engines.http_channel import ELSEWHERE, HttpChannel, Reuse
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from tests.engines.idle_server import Idle, idle_server
 
+from .conftest import DEADLINE_SECONDS
+
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 
 
@@ -247,7 +249,7 @@ def test_leaving_an_unfinished_answer_closes_the_connection(tmp_path: Path) -> N
         async with server(tmp_path, answer) as channel:
             async with channel.send(POST) as response:
                 assert await anext(response.chunks()) == b"one"
-            await asyncio.wait_for(closed.wait(), 30)
+            await asyncio.wait_for(closed.wait(), DEADLINE_SECONDS)
 
     asyncio.run(story())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
-from coe_server.engines.log_file import bound_log, fresh_log, last_lines
+from coe_server.engines.keeper import DROPPED, LONGEST_BYTES, shorten
+from coe_server.engines.log_file import fresh_log, last_lines, open_log, previous_log
 
 FAILED_START = """\
 INFO 11-23 03:25:11 [api_utils.py:347] version 0.32.0
@@ -55,22 +58,44 @@ def test_each_start_begins_a_new_log_and_keeps_the_one_before(tmp_path: Path) ->
     assert files == {"org%2Fmodel.log": "third", "org%2Fmodel.previous.log": "second"}
 
 
-def test_a_log_that_grew_too_long_keeps_its_newest_lines_and_its_writer_goes_on(tmp_path: Path) -> None:
+def test_of_a_log_that_is_long_the_next_start_keeps_the_newest_half(tmp_path: Path) -> None:
     log = fresh_log(tmp_path, "french")
-    with log.open("ab", buffering=0) as engine:
-        engine.write(b"".join(b"line %04d\n" % number for number in range(1000)))
-        bound_log(log, longest_bytes=10_000, kept_bytes=1_000)
-        assert log.read_text().startswith("line 0000\n"), "10,000 bytes are not too many"
-        engine.write(b"one more\n")
-        bound_log(log, longest_bytes=10_000, kept_bytes=1_000)
-        engine.write(b"the engine goes on\n")
-    lines = log.read_text().splitlines()
-    assert lines[0] == "(earlier lines were dropped)"
-    assert lines[1].startswith("line 09"), "it begins with a whole line"
-    assert lines[-3:] == ["line 0999", "one more", "the engine goes on"]
-    assert log.stat().st_size < 1_100
+    log.write_bytes(b"".join(b"line %010d\n" % number for number in range(LONGEST_BYTES // 16)))
+    log = fresh_log(tmp_path, "french")
+    before = previous_log(log)
+    assert log.read_bytes() == b""
+    assert 0.99 * LONGEST_BYTES // 2 < before.stat().st_size <= LONGEST_BYTES // 2
+    lines = before.read_bytes().splitlines()
+    assert lines[0] + b"\n" == DROPPED
+    assert lines[-1] == b"line %010d" % (LONGEST_BYTES // 16 - 1)
+    assert {len(line) for line in lines[1:]} == {len("line 0000000000")}, "it begins with a whole line"
 
 
-def test_bounding_a_log_that_is_gone_does_nothing(tmp_path: Path) -> None:
-    bound_log(tmp_path / "nothing.log")
-    assert list(tmp_path.iterdir()) == []
+def test_a_log_is_its_owners_alone(tmp_path: Path) -> None:
+    assert fresh_log(tmp_path, "french").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_log_is_never_seen_empty_while_it_is_shortened(tmp_path: Path) -> None:
+    """A reader looks again and again while a writer appends and shortens."""
+    log = fresh_log(tmp_path, "french")
+    seen: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            seen.add(last_lines(log))
+
+    with open_log(log) as file:
+        file.write(b"a line\n")
+        reader = threading.Thread(target=look)
+        reader.start()
+        try:
+            for _ in range(50):
+                os.lseek(file.fileno(), 0, os.SEEK_END)
+                file.write(b"another line\n" * 100_000)
+                shorten(file.fileno(), 500_000)
+        finally:
+            done.set()
+            reader.join()
+    assert seen
+    assert "(its log is empty)" not in seen

@@ -11,6 +11,7 @@ import pytest
 from coe_server.engines.machine import available_host_bytes, free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.weight_files import downloaded_files, weight_files
+from tests.patience import PATIENCE_SECONDS
 
 MIB = 2**20
 
@@ -62,14 +63,14 @@ def test_whoever_cancels_waits_for_one_chunk_at_most(weights):
 
     def files():
         found.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE_SECONDS)
         for _ in range(1000):
             opened.append(weights)
             yield weights
 
     async def story():
         reading = asyncio.create_task(PageCache({"a": files}, lambda: 100_000 * MIB).read("a", 0))
-        await asyncio.to_thread(found.wait, 10)
+        await asyncio.to_thread(found.wait, PATIENCE_SECONDS)
         reading.cancel()
         await asyncio.sleep(0)
         go_on.set()

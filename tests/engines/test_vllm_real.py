@@ -22,7 +22,7 @@ from coe_server.errors import EngineDied, EngineError
 
 from .conftest import eventually, run_directory_of, runs
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]  # an engine needs 20 s to start on a quiet machine
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20 s to start on a quiet machine
 
 KV_CACHE_BYTES = 128 << 20
 
@@ -78,7 +78,7 @@ def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         command=(str(vllm_environment / "bin/vllm"),),
         args={"max_model_len": 512, "max_num_seqs": 8},
         environment={"HF_HUB_OFFLINE": "1"},
-        start_timeout_seconds=400,
+        start_timeout_seconds=900,
     )
     with asyncio.Runner() as runner:
         engine = VllmEngine(launch)
@@ -190,7 +190,7 @@ def test_level_2_is_refused_and_the_engine_stays_well(real: Real) -> None:
 def test_a_killed_engine_core_is_noticed_and_the_next_start_takes_its_weights_from_the_image(real: Real) -> None:
     before, pids, folder = real.tokens("hello"), process_tree(real.keeper), run_directory_of(real.keeper)
     os.kill(real.core, signal.SIGKILL)
-    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 60))
+    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 300))
     assert reason.startswith("engine 'french' ended with status ")
     assert not any(runs(pid) for pid in pids)
     assert not folder.exists()
@@ -213,7 +213,7 @@ def test_without_its_keeper_the_core_still_dies_with_the_api_server(real: Real) 
     os.kill(pids[1], signal.SIGKILL)
     assert eventually(lambda: not runs(core))
     os.kill(keeper, signal.SIGCONT)
-    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 60))
+    reason = real.runner.run(asyncio.wait_for(real.engine.died(), 300))
     assert reason.startswith("engine 'french' was killed by signal 9")
     assert not any(runs(pid) for pid in pids)
     assert not folder.exists()

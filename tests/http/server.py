@@ -18,12 +18,39 @@ from coe_server.http.answer.trace import NoTracing
 from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
-from coe_server.http.door.listener import Listener
+from coe_server.http.door.listener import GRACE_SECONDS, Listener
 from coe_server.http.operator.reloading import Reloader
 from coe_server.http.service import Service, Serving
 from coe_server.keys import Keyring
 from coe_server.routing.named import NamedRouter
 from coe_server.telemetry import Telemetry
+from tests.patience import PATIENCE_SECONDS
+
+
+class Door:
+    """The application, and which requests it has in hand, by their client's port."""
+
+    def __init__(self, api):
+        self._api = api
+        self._in_hand = set()
+        self._ended = threading.Condition()
+
+    async def __call__(self, scope, receive, send):
+        asker = scope["client"][1] if scope["type"] == "http" else None
+        self._in_hand.add(asker)
+        try:
+            await self._api(scope, receive, send)
+        finally:
+            with self._ended:
+                self._in_hand.discard(asker)
+                self._ended.notify_all()
+
+    def refused(self, error):
+        self._api.refused(error)
+
+    def wait_for_end(self, asker):
+        with self._ended:
+            assert self._ended.wait_for(lambda: asker not in self._in_hand, PATIENCE_SECONDS)
 
 
 class Watched:
@@ -43,7 +70,7 @@ class Watched:
         async def look():
             return part()
 
-        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(look(), self._loop).result(PATIENCE_SECONDS)
 
 
 @dataclass
@@ -52,13 +79,18 @@ class Running:
 
     port: int
     cache: Watched
+    door: Door | None = None
 
     def ask(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        """The answer, once the server has done with the request: it may count what it answered after the last byte."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
+            asker = connection.sock.getsockname()[1]
             response = connection.getresponse()
             raw = response.read()
+            if self.door is not None:
+                self.door.wait_for_end(asker)
             return response.status, {k.lower(): v for k, v in response.getheaders()}, raw
         finally:
             connection.close()
@@ -88,6 +120,7 @@ def running_server(
     reader=None,
     tracing=None,
     remote=(),
+    grace_seconds=GRACE_SECONDS,
     **serving_settings,
 ):
     """`engines` by name, those in `remote` answered elsewhere; `serving_settings` are fields of `Serving`.
@@ -140,19 +173,19 @@ def running_server(
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()  # a request may come before the server accepts
-        api = build()
+        door = Door(build())
 
         def before_stop():
             box["cache"].stop_admitting()
             box["cache"].events.close()
 
-        server = Listener(api, "127.0.0.1", 0, before_stop)
+        server = Listener(door, "127.0.0.1", 0, before_stop, grace_seconds)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(PATIENCE_SECONDS)
         try:
-            yield Running(listening.getsockname()[1], box["watched"])
+            yield Running(listening.getsockname()[1], box["watched"], door)
         finally:
             server.should_exit = True
-            thread.join(15)
+            thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive(), "the server did not stop"

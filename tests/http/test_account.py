@@ -10,6 +10,7 @@ from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
 from tests.http.test_failure import FOREVER, FRENCH, Says, open_stream, router, stream, team
+from tests.patience import PATIENCE_SECONDS
 from tests.test_telemetry import value
 
 __all__ = ["router"]  # a fixture
@@ -173,7 +174,7 @@ def test_who_leaves_took_what_was_stated_by_then(caplog):
     with caplog.at_level(logging.INFO), running_server({"a": Breaking("a", [answer])}) as server:
         with open_stream(server, model="a") as client:
             client.read_until(b"usage")
-        assert answer.closed.wait(10)
+        assert answer.closed.wait(PATIENCE_SECONDS)
         assert tokens(server, "coe_tokens_total", expert="a")["prompt"] == 5
     assert (told(caplog)["hung_up"], told(caplog)["completion_tokens"]) == (True, 1)
 

@@ -13,6 +13,7 @@ from coe_server.http.door import aside
 from coe_server.http.door.aside import Aside
 from coe_server.http.question import read_question
 from coe_server.http.surfaces import SURFACES
+from tests.patience import PATIENCE_SECONDS
 
 CHAT = SURFACES[0]
 RAW = b'{"messages": [{"role": "user", "content": "h\xc3\xa9llo"}], "model": "a", "seed": 7}'
@@ -21,6 +22,7 @@ RAW = b'{"messages": [{"role": "user", "content": "h\xc3\xa9llo"}], "model": "a"
 @pytest.fixture(scope="module")
 def reader():
     made = Aside()
+    made._patience_seconds = PATIENCE_SECONDS
     yield made
     made.close()
 

@@ -13,22 +13,13 @@ from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
 from coe_server.http.door.listener import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
+from tests.patience import PATIENCE_SECONDS, received, received_answer
 
 
 @pytest.fixture(scope="module")
 def server():
     with running_server({"a": simulated("a")}) as running:
         yield running
-
-
-def everything(wire):
-    raw = b""
-    try:
-        while piece := wire.recv(65536):
-            raw += piece
-    except ConnectionResetError:  # it was closed while we were still sending
-        pass
-    return raw
 
 
 def pour(wire, line):
@@ -38,7 +29,7 @@ def pour(wire, line):
 
 @pytest.mark.parametrize("line", [b"x-%d: " + b"a" * 5000 + b"\r\n", b"%d" + b"a" * 5000], ids=["many", "one endless"])
 def test_a_head_without_end_is_refused(server, line):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-first: ")
         with pytest.raises(ConnectionError):  # not all of it is taken
             pour(wire, line)
@@ -52,18 +43,18 @@ def test_a_long_head_that_is_within_the_limit_is_read(server):
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost"], ids=["silent", "half a head"])
 def test_a_head_that_does_not_come_is_not_waited_for(server, sent, monkeypatch):
     monkeypatch.setattr(Connection, "head_seconds", 0.3)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(sent)
-        answer = everything(wire)
+        answer = received(wire)
     assert answer.startswith(b"HTTP/1.1 408")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_slow"
 
 
 def test_a_second_request_on_a_connection_has_its_own_time(server):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         for _ in range(3):
             wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert wire.recv(4096).startswith(b"HTTP/1.1 200")
+            assert received_answer(wire).startswith(b"HTTP/1.1 200")
 
 
 def head(size_bytes, path=b"/healthz"):
@@ -73,10 +64,10 @@ def head(size_bytes, path=b"/healthz"):
 
 
 def test_a_head_far_over_the_limit_is_told_so(server):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         with suppress(ConnectionError):  # it may be refused before the last of it is sent
             wire.sendall(head(100 * 1024))
-        answer = everything(wire)
+        answer = received(wire)
     assert answer.startswith(b"HTTP/1.1 431")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
 
@@ -143,7 +134,7 @@ def test_the_limit_of_a_head_is_exact_even_where_one_read_brings_all_of_it(path)
             assert application.refused == ["headers_too_large"]
             assert transport.is_closing()
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +154,7 @@ def test_a_long_head_among_pipelined_ones_is_refused_in_its_turn(sent, started, 
             assert application.started == started
             assert application.refused == ["headers_too_large"]
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_answer():
@@ -182,7 +173,7 @@ def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_an
             assert statuses(answer) == [b"200"]
             assert answer.endswith(b"\r\n\r\nok")
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 def test_an_idle_connection_is_kept_for_longer_than_proxies_keep_theirs():
@@ -196,7 +187,7 @@ def test_an_idle_connection_is_kept_for_longer_than_proxies_keep_theirs():
             left_seconds = connection.timeout_keep_alive_task.when() - asyncio.get_running_loop().time()
             assert left_seconds > 60  # nginx's, and the load balancers' of the clouds
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 CHUNKED = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -204,9 +195,9 @@ CHUNKED = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\
 
 @pytest.mark.parametrize("sent", [b"HELO\r\n\r\n", CHUNKED + b"zz\r\n"], ids=["no head", "no chunk"])
 def test_what_is_no_http_is_refused_in_our_shape(server, sent):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(sent)
-        head, _, body = everything(wire).partition(b"\r\n\r\n")
+        head, _, body = received(wire).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert b"\r\nx-request-id: " in head
     assert json.loads(body)["error"]["code"] == "no_http"
@@ -226,7 +217,7 @@ def test_what_is_no_http_does_not_break_into_the_answer_to_what_is():
             assert statuses(answer) == [b"200"]
             assert answer.endswith(b"\r\n\r\nok")
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 def test_a_head_that_is_too_long_is_refused_in_the_shape_of_the_api_that_was_called(server):
@@ -249,7 +240,7 @@ def test_a_trailer_without_end_is_not_read():
                 connection.data_received(b"x-%d: " % number + b"a" * 8000 + b"\r\n")
             assert not transport.is_reading()
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 CHAT = json.dumps({"model": "a", "messages": [{"role": "user", "content": "hello there"}]}).encode()
@@ -291,7 +282,7 @@ def pieces_of(stream, headers):
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
 def test_a_request_that_offers_an_upgrade_is_answered_in_http_1_1_with_its_body(server, offer, framed):
     request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + offer + framed
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(request * 3 + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
         answers = list(reading(wire, 4))
         assert [status for status, _ in answers] == [200] * 4
@@ -315,7 +306,7 @@ def test_an_offered_upgrade_is_passed_over_wherever_the_reads_end():
             assert read == b"bodybody"
 
     for end in range(1, len(sent)):
-        asyncio.run(asyncio.wait_for(story(end), 20))
+        asyncio.run(asyncio.wait_for(story(end), PATIENCE_SECONDS))
 
 
 def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
@@ -329,14 +320,14 @@ def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
             assert b"connection: close" in answer
             assert transport.is_closing()
 
-    asyncio.run(asyncio.wait_for(story(), 20))
+    asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
 def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgrade(server):
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n" % len(
         CHAT
     )
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(head + OFFERS["as Java's client"] + b"\r\n")
         with wire.makefile("rb") as stream:
             assert stream.readline() == b"HTTP/1.1 100 Continue\r\n"
@@ -347,9 +338,9 @@ def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgra
 
 def test_the_limit_of_a_head_holds_beside_an_offered_upgrade(server):
     request = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n" + OFFERS["as Java's client"]
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(request + b"x-long: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n")
-        assert everything(wire).startswith(b"HTTP/1.1 431")
+        assert received(wire).startswith(b"HTTP/1.1 431")
 
 
 HANDSHAKE = (
@@ -362,9 +353,9 @@ HANDSHAKE = (
     "path", [b"/v1/responses", b"/v1/responses?model=a", b"/v1/realtime", b"/", b"/admin/events", b"/v1/models/"]
 )
 def test_a_websocket_is_refused_with_426_on_any_path(server, path):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(b"GET " + path + HANDSHAKE + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        first, _, rest = everything(wire).partition(b"\r\n\r\n")
+        first, _, rest = received(wire).partition(b"\r\n\r\n")
     assert first.startswith(b"HTTP/1.1 426 ")
     told = [line.lower() for line in first.split(b"\r\n")]
     assert b"upgrade: http/1.1" in told
@@ -385,15 +376,15 @@ def test_a_websocket_that_a_proxy_made_a_plain_request_is_refused_with_426(serve
 
 
 def test_an_upgrade_in_http_1_0_means_nothing(server):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(b"GET /healthz" + HANDSHAKE.replace(b"HTTP/1.1", b"HTTP/1.0"))
-        assert everything(wire).startswith(b"HTTP/1.1 200")
+        assert received(wire).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("target", [b"example.com:443", b"/v1/chat/completions", b"/"])
 def test_a_tunnel_is_refused_in_our_shape(server, target):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
-        head, _, body = everything(wire).partition(b"\r\n\r\n")
+        head, _, body = received(wire).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "no_http"

@@ -19,6 +19,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import simulated
+from tests.patience import PATIENCE_SECONDS
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
 
 CLIENT, ADMIN, SLOW = "coe-client", "coe-admin", "coe-slow"
@@ -343,10 +344,10 @@ def test_requests_at_a_time_are_given_back_when_they_end():
     with running_server({"math": held("math", answering, end)}, keyring=one) as server:
         first = threading.Thread(target=ask, args=(server, "one"))
         first.start()
-        assert answering.wait(10)
+        assert answering.wait(PATIENCE_SECONDS)
         assert code_of(ask(server, "one")) == (429, "rate_limit_exceeded")
         end.set()
-        first.join(10)
+        first.join(PATIENCE_SECONDS)
         assert ask(server, "one")[0] == 200
         assert ask(server, "one", model=7)[0] == 400  # an error gives it back too
         assert ask(server, "one")[0] == 200
@@ -419,7 +420,7 @@ def held(name, answering, end):
     async def pause(seconds):
         if engine._running:
             answering.set()
-            await asyncio.to_thread(end.wait, 10)
+            await asyncio.to_thread(end.wait, PATIENCE_SECONDS)
 
     engine._pause = pause
     return engine

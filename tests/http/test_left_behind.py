@@ -10,7 +10,7 @@ from coe_server.http.answer.account import Account
 from coe_server.http.answer.hang_up import HangUp
 from coe_server.http.answer.routed_response import RoutedResponse
 from tests.http.server import running_server
-from tests.http.test_api import until
+from tests.patience import until
 
 
 @pytest.fixture

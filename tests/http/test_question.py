@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import RequestError
@@ -12,6 +12,7 @@ from coe_server.http.surfaces import SURFACES
 from coe_server.journal.journal import LONGEST_TEXT
 from coe_server.routing.features import normalised
 from coe_server.routing.token_count import TokenCount
+from tests.examples import examples
 
 CHAT = SURFACES[0]
 
@@ -21,7 +22,7 @@ def chat(*texts, **fields):
     return json.dumps({"messages": messages, **fields}, ensure_ascii=False).encode()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(
     st.lists(st.text("aé🜁 \\\n", min_size=1), min_size=1, max_size=3),
     st.dictionaries(st.sampled_from(["model", "coe", "x" * 100, "ü"]), st.text(), max_size=4),

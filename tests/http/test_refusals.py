@@ -18,6 +18,7 @@ from coe_server.telemetry import Telemetry
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.http.test_keys_over_http import ADMIN, CLIENT, RING, SLOW, ask, bearer
+from tests.patience import PATIENCE_SECONDS, received
 
 SECRET = "xylophone-diary"
 LIMITED = "coe-limited"
@@ -88,12 +89,10 @@ def test_a_head_that_is_refused_is_counted_and_told_without_a_word_of_it(
     before = counted()
     with monkeypatch.context() as patient:
         patient.setattr(Connection, "head_seconds", 0.2 if status == 408 else 20.0)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
             with suppress(ConnectionError):  # it may be refused before the last of it is sent
                 wire.sendall(sent.encode())
-            with suppress(ConnectionResetError):
-                while wire.recv(65536):
-                    pass
+            received(wire)
     assert told(caplog) == (status, code, None, None)
     assert counted() == [one + 1 for one in before]
 
@@ -101,9 +100,9 @@ def test_a_head_that_is_refused_is_counted_and_told_without_a_word_of_it(
 def test_a_body_that_does_not_come_is_told_with_its_path(server, caplog):
     with running_server({"math": simulated("math")}, body_seconds=0.1) as impatient:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{SECRET}"
-        with socket.create_connection(("127.0.0.1", impatient.port), timeout=20) as wire:
+        with socket.create_connection(("127.0.0.1", impatient.port), timeout=PATIENCE_SECONDS) as wire:
             wire.sendall(head.encode())
-            assert wire.recv(65536).startswith(b"HTTP/1.1 408")
+            assert received(wire).startswith(b"HTTP/1.1 408")
     assert told(caplog) == (408, "body_too_slow", "/v1/chat/completions", None)
 
 

@@ -37,6 +37,7 @@ from coe_server.routing.router import Router
 from tests.http.server import Running, running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
 from tests.http.test_failure import FRENCH, Says, open_stream
+from tests.patience import PATIENCE_SECONDS, received_until
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 CALLERS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -59,7 +60,7 @@ class Spans(InMemorySpanExporter):
     def of_one_request(self):
         """The request's span, and its children in order of their beginning."""
         with self._arrived:
-            assert self._arrived.wait_for(lambda: any(map(is_request, self.get_finished_spans())), 20)
+            assert self._arrived.wait_for(lambda: any(map(is_request, self.get_finished_spans())), PATIENCE_SECONDS)
         (request,) = filter(is_request, self.get_finished_spans())
         children = [span for span in self.get_finished_spans() if span is not request]
         assert {child.parent.span_id for child in children} == {request.context.span_id}
@@ -233,10 +234,10 @@ def test_a_client_that_leaves_is_told_of(spans, tracing):
     slow = simulated("a", tokens_per_second=5)
     with running_server({"a": slow}, limits=Limits(max_concurrency=1), tracing=tracing) as server:
         body = json.dumps({"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 200}]})
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             wire.sendall(head.encode() + body.encode())
-            assert wire.recv(100).startswith(b"HTTP/1.1 200")
+            assert received_until(wire, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
         request, children = spans.of_one_request()
     assert request.attributes["coe.hung_up"] is True
     assert names(children)[-1] == "chat a"
@@ -308,7 +309,9 @@ print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "co
 
 
 def test_without_tracing_no_sdk_is_loaded():
-    done = subprocess.run([sys.executable, "-c", STARTS], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -352,7 +355,7 @@ def serve_one(tracing):
             return ask(Running(listening.getsockname()[1], None))[0]
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENCE_SECONDS)
             assert not thread.is_alive()
 
 
@@ -397,7 +400,7 @@ def test_a_collector_that_does_not_answer_holds_up_neither_requests_nor_the_end(
 def test_after_an_early_head_the_request_has_the_status_that_the_caller_saw(spans, tracing):
     class StartsLate(Breaking):
         async def start(self, within_seconds=None):
-            await asyncio.to_thread(may_start.wait, 20)
+            await asyncio.to_thread(may_start.wait, PATIENCE_SECONDS)
             await super().start(within_seconds)
 
     may_start = threading.Event()
@@ -419,10 +422,10 @@ def test_lines_of_one_header_reach_the_engine_as_one():
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{twice}content-length: {len(body)}\r\n\r\n"
     with (
         running_server({"a": engine}) as server,
-        socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire,
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire,
     ):
         wire.sendall((head + body).encode())
-        assert wire.recv(100).startswith(b"HTTP/1.1 200")
+        assert received_until(wire, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
     assert engine.heard[0]["tracestate"] == "a=1, b=2"
 
 
@@ -433,7 +436,7 @@ class Stuck(SpanProcessor):
         self.may_end, self.ended = threading.Event(), threading.Event()
 
     def shutdown(self):
-        self.may_end.wait(20)
+        self.may_end.wait(PATIENCE_SECONDS)
         self.ended.set()
 
 
@@ -443,7 +446,7 @@ def test_the_end_waits_for_what_is_still_to_be_sent_but_not_for_ever(monkeypatch
     span_tracing(TracingSettings(), {}, stuck).close()
     assert not stuck.ended.is_set()
     stuck.may_end.set()
-    assert stuck.ended.wait(20)
+    assert stuck.ended.wait(PATIENCE_SECONDS)
 
 
 def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):

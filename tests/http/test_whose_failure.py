@@ -12,6 +12,7 @@ from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import Breaking
 from tests.http.test_failure import DONE, EVENTS, FRENCH, ROLE, WORD, Says, events_in, stream
+from tests.patience import PATIENCE_SECONDS
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -266,7 +267,7 @@ def test_a_long_body_passes_and_one_that_ends_in_an_error_is_not_taken_for_whole
 
 def read_until(server, mark, then, **fields):
     """What a stream says up to a mark, then, once the event is set, the rest."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)
     body = json.dumps({"stream": True, "messages": FRENCH, **fields})
     connection.request("POST", "/v1/chat/completions", body)
     answer = connection.getresponse()

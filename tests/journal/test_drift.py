@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.journal.drift import OUTSIDE, Detectors, DriftWatch, Reference
+from tests.examples import examples
 
 MIX = {"code": 0.3, "french": 0.25, "maths": 0.2, "sql": 0.15, "units": 0.05, OUTSIDE: 0.05}
 
@@ -72,7 +73,7 @@ def test_little_training_data_widens_the_band():
     assert "categories" in flagged_at(other, 0.8, 3000, 1)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(edge=st.floats(0.01, 0.99), history=st.lists(st.floats(0, 1), max_size=60))
 def test_a_bet_is_fair_at_best_whatever_was_seen_before(edge, history):
     """E[factor] <= 1 for values whose mean is the edge: this is what bounds the false alarms."""

@@ -11,6 +11,7 @@ from coe_server.journal.entries import Retention
 from coe_server.journal.journal import LONGEST_TEXT, Journal
 from coe_server.journal.store import Store
 from tests.journal.decided import MadeUp, said
+from tests.patience import PATIENCE_SECONDS
 
 PLENTY = Retention(100_000, 1e9)
 
@@ -48,7 +49,7 @@ class Gate:
 
     def as_json(self):
         self.reached.set()
-        assert self.open.wait(20)
+        assert self.open.wait(PATIENCE_SECONDS)
         return {"decision_id": "gate"}
 
 
@@ -90,7 +91,7 @@ async def test_what_waits_is_written_in_one_transaction(open_journal, monkeypatc
     await journal.newest(1)
     gate, before = Gate(), len(commits)
     journal.record(gate)
-    gate.reached.wait(20)
+    gate.reached.wait(PATIENCE_SECONDS)
     for number in range(300):
         journal.record(MadeUp(str(number)))
         journal.took(str(number), {"prompt": number})
@@ -104,7 +105,7 @@ async def test_a_full_queue_drops_decisions_counts_them_and_refuses_feedback(ope
     await journal.newest(1)
     gate = Gate()
     journal.record(gate)
-    gate.reached.wait(20)
+    gate.reached.wait(PATIENCE_SECONDS)
     for number in range(15):
         journal.record(MadeUp(str(number)))
     with pytest.raises(JournalUnavailable, match="cannot keep up"):
@@ -193,7 +194,7 @@ async def test_nobody_waits_for_an_owner_that_has_failed(open_journal, monkeypat
 
     journal.record(Wrong())
     with pytest.raises(JournalUnavailable):
-        await asyncio.wait_for(_ask_until_refused(journal), 20)
+        await asyncio.wait_for(_ask_until_refused(journal), PATIENCE_SECONDS)
     journal.stop()
     assert seen == [KeyError]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import PATIENCE_SECONDS
+
 COE = Path(sys.executable).with_name("coe")
 CLIENTS = 4
 
@@ -56,7 +58,7 @@ class Client:
         self.asked = 0
 
     def work(self, port, enough):
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)) as connection:
             try:
                 while not enough(self):
                     self._ask_and_rate(connection)

@@ -6,13 +6,14 @@ import stat
 from contextlib import closing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import Entry, Feedback, Retention
 from coe_server.journal.store import Store
 from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
+from tests.examples import examples
 from tests.journal.decided import MadeUp, said
 
 
@@ -146,7 +147,7 @@ def test_retention_takes_the_oldest_first_and_leaves_no_text_of_them(store, by):
     assert all((f"secret-{number}-".encode() in left) == (number >= 6) for number in range(10))
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(length=st.integers(0, 70_000) | st.integers(3580, 4100) | st.integers(7660, 8200))
 def test_a_text_of_any_length_comes_back_and_lies_in_pages_of_its_own(tmp_path_factory, length):
     path = tmp_path_factory.mktemp("packed") / "file"

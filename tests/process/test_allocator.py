@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_SECONDS
+
 ALLOCATE_IN_THREADS = """
 import ctypes, sys, threading
 from coe_server.process.allocator import share_one_arena
@@ -40,7 +42,11 @@ of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C
 def test_threads_share_one_arena_once_they_are_told_to():
     def arenas(how):
         done = subprocess.run(
-            [sys.executable, "-c", ALLOCATE_IN_THREADS, how], capture_output=True, text=True, timeout=30, check=True
+            [sys.executable, "-c", ALLOCATE_IN_THREADS, how],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=True,
         )
         return done.stderr.count("Arena ")
 
@@ -51,6 +57,10 @@ def test_threads_share_one_arena_once_they_are_told_to():
 @of_glibc
 def test_what_is_free_in_the_midst_of_an_arena_goes_back_to_the_system():
     done = subprocess.run(
-        [sys.executable, "-c", FREE_ALL_BUT_THE_LAST], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", FREE_ALL_BUT_THE_LAST],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=True,
     )
     assert int(done.stdout) > 35_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
@@ -21,6 +21,7 @@ from coe_server.routing.calibration import Temperature
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
+from tests.examples import examples
 from tests.routing.small_artifact import TEXTS, everywhere, held_out, small_artifact
 
 WEIGHTS = "weights.safetensors"
@@ -50,7 +51,7 @@ def with_tensor(folder: Path, name: str, tensor: Any) -> None:
     replace_weights(folder, save({**load_file(folder / WEIGHTS), name: tensor}))
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.text(max_size=200) | st.sampled_from(list(TEXTS.values())))
 def test_a_router_read_back_decides_as_the_one_that_was_saved(tmp_path_factory: Any, text: str) -> None:
     folder = tmp_path_factory.mktemp("round") / "router"
@@ -183,7 +184,7 @@ def test_a_pickle_named_as_weights_is_refused_and_runs_no_code(folder: Path) -> 
     assert not mark.exists()
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.data())
 def test_truncated_weights_are_refused(tmp_path_factory: Any, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("cut") / "router"

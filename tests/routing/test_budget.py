@@ -8,7 +8,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing.budget import (
@@ -28,6 +28,7 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
 from coe_server.routing.spread import factor
+from tests.examples import examples
 from tests.routing.small_artifact import SIZES, TEXTS, everywhere
 
 COSTS = np.array([8.0, 30.0, 70.0])
@@ -68,7 +69,7 @@ def spend(traffic: Traffic, shares: list[float], balance: Balance, held: Goal, c
     return balance
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.integers(0, 10_000), st.floats(12.0, 60.0), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 0.004, 0.0112])
 )
@@ -87,7 +88,7 @@ def test_a_wide_range_of_multipliers_that_spends_almost_the_target_is_crossed_in
     assert balance.mean == pytest.approx(target, rel=0.015)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.integers(0, 10_000), st.floats(15.0, 55.0))
 def test_other_traffic_is_back_at_the_target_two_windows_later(seed: int, target: float) -> None:
     """On the way there the mean is never further off than what moving the multiplier from end to end takes."""
@@ -100,7 +101,7 @@ def test_other_traffic_is_back_at_the_target_two_windows_later(seed: int, target
     assert balance.mean == pytest.approx(target, rel=0.04)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     st.lists(st.tuples(st.sampled_from(COSTS.tolist()), st.sampled_from([answered, dropped])), max_size=200),
     st.floats(1.0, 100.0),

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing.conversation import read_messages
 from coe_server.routing.features import WINDOW_BYTES, Features, SparseVector, Turn, buckets, distinct, normalised
+from tests.examples import examples
 
 BITS = 18
 
@@ -30,7 +31,7 @@ def everything(bits: int = BITS) -> Features:
     return Features.of(bits, np.arange(1 << bits), np.ones(1 << bits, dtype=np.float32))
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.text(max_size=60))
 def test_there_is_one_bucket_for_each_word_pair_and_run(text: str) -> None:
     data = normalised(text).tobytes()
@@ -59,7 +60,7 @@ def slow_buckets(data: bytes, bits: int) -> Counter[int]:
     return found
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.text(max_size=40) | st.text(alphabet="ab C.\n", max_size=80))
 def test_every_ngram_is_in_the_bucket_of_its_hash(text: str) -> None:
     assert Counter(buckets(text, BITS).tolist()) == slow_buckets(normalised(text).tobytes(), BITS)
@@ -139,7 +140,7 @@ def test_the_newest_turn_weighs_most() -> None:
     assert conversation.turns == (Turn("first", 0.5), Turn("second\npart", 1.0))
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(st.integers(0, 400), st.sampled_from([1, 3, 900]))
 def test_a_product_in_blocks_is_the_product(entries: int, width: int) -> None:
     generator = np.random.default_rng(entries)

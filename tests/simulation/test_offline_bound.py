@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from coe_server.cache.policy import LRU, OURS, POLICIES
 from coe_server.cache.tiers import Bytes, Tier
@@ -12,6 +12,7 @@ from coe_server.simulation.measures import measure
 from coe_server.simulation.offline_bound import lower_bound
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import machine, machines, played, trace_of
+from tests.examples import examples
 
 
 def optimum(scenario, trace):
@@ -55,7 +56,7 @@ def test_a_wait_limit_can_cost_seconds():
 
 
 @given(played(longest=5, scenarios=machines(most=3)))
-@settings(max_examples=80, deadline=None)
+@examples(80)
 def test_the_proven_bound_is_at_most_the_optimum_and_that_at_most_every_policy(stage):
     scenario, trace = stage
     found = compare(scenario, trace, POLICIES.values())
@@ -67,7 +68,7 @@ def test_the_proven_bound_is_at_most_the_optimum_and_that_at_most_every_policy(s
 
 
 @given(played(longest=40))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_the_proven_bound_is_at_most_what_any_policy_reaches(stage):
     scenario, trace = stage
     for policy in (OURS, LRU):
@@ -75,7 +76,7 @@ def test_the_proven_bound_is_at_most_what_any_policy_reaches(stage):
 
 
 @given(played(longest=4, scenarios=machines(most=3)))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_more_memory_never_raises_the_optimum(stage):
     scenario, trace = stage
     roomier = replace(scenario, capacity=scenario.capacity + Bytes(10, 10))
@@ -83,7 +84,7 @@ def test_more_memory_never_raises_the_optimum(stage):
 
 
 @given(played(longest=20))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_slower_moves_never_lower_the_proven_bound(stage):
     scenario, trace = stage
     slower = tuple(

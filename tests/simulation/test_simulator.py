@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from coe_server.cache.costs import Costs
 from coe_server.cache.policy import FIFO, LRU, OURS, POLICIES
@@ -14,6 +14,7 @@ from coe_server.simulation.scenario import timing_of
 from coe_server.simulation.simulator import simulate
 from coe_server.simulation.traces import Request, Trace
 from tests.cache.machines import machine, played, trace_of
+from tests.examples import examples
 
 KEEP_APART = {"max_wait_seconds": 1000, "prefetch": False}
 
@@ -80,7 +81,7 @@ def test_an_expert_nobody_knows_is_a_mistake_in_the_trace():
 
 
 @given(played(longest=30))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_under_every_policy_everybody_is_answered_in_full_and_ours_keeps_its_bound(stage):
     scenario, trace = stage
     for policy in POLICIES.values():

@@ -13,6 +13,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.patience import PATIENCE_SECONDS
+
 Body = dict[str, Any]
 
 
@@ -89,12 +91,12 @@ def endpoint(script: Callable[[Body, int], Says]) -> Iterator[StandIn]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(PATIENCE_SECONDS)
     try:
         yield stand_in
     finally:
         loop.call_soon_threadsafe(stopping[0].set)
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive(), "the stand-in did not stop"
         loop.close()
 

@@ -26,6 +26,7 @@ from router_training.collecting.settings import CollectConfig, read_collect_conf
 from router_training.collecting.tally import Tally
 from router_training.data.dataset import read_dataset
 from router_training.progress import in_silence
+from tests.patience import PATIENCE_SECONDS
 from tests.training.recorded import write_jsonl
 from tests.training.stand_in_endpoint import Body, Says, StandIn, endpoint
 
@@ -372,9 +373,9 @@ def test_a_collection_that_was_stopped_goes_on_without_a_lost_or_doubled_row(
         }
         process = start(tmp_path, settings)
         for _ in range(at_once):
-            assert stand_in.held.acquire(timeout=60)
+            assert stand_in.held.acquire(timeout=PATIENCE_SECONDS)
         process.send_signal(how)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         answered = len(where.raw.read_text().splitlines())
         assert answered == len(stand_in.bodies) - at_once
         assert not where.out.exists()
@@ -384,7 +385,7 @@ def test_a_collection_that_was_stopped_goes_on_without_a_lost_or_doubled_row(
             assert "Traceback" not in said
         holding[0] = False
         process = start(tmp_path, settings)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, said
     twice = {question for question, times in stand_in.asked.items() if times > 1}
     assert twice == {("b", question) for question in stuck}
@@ -398,11 +399,11 @@ def test_a_second_collection_into_the_same_files_is_refused(tmp_path: Path) -> N
     with endpoint(lambda body, times: Says(held=True)) as stand_in:
         settings = {"base_url": stand_in.base_url, "experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
         first = start(tmp_path, settings)
-        assert stand_in.held.acquire(timeout=60)
+        assert stand_in.held.acquire(timeout=PATIENCE_SECONDS)
         with pytest.raises(DatasetError, match="another `coe-train collect` is writing to it"):
             run(config(stand_in), where)
         first.kill()
-        first.communicate(timeout=60)
+        first.communicate(timeout=PATIENCE_SECONDS)
 
 
 def test_a_full_disk_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -410,14 +411,14 @@ def test_a_full_disk_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path:
     with endpoint(echo) as stand_in:
         settings = {"base_url": stand_in.base_url, "experts": [{"name": "a"}], "scorer": {"kind": "exact"}}
         process = start(tmp_path, settings, largest_file_kib=3)
-        said, _ = process.communicate(timeout=60)
+        said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 2
         assert "outcomes.raw.jsonl takes no more: File too large; all before is kept" in said
         kept = len(where.raw.read_text().splitlines())
         assert 0 < kept < 40
         stand_in.bodies.clear()
         process = start(tmp_path, settings)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE_SECONDS)
     assert len(stand_in.bodies) == 40 - kept
     assert [row["prompt_id"] for row in written(where)] == [f"p{n}" for n in range(40)]
 

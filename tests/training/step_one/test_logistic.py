@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 
 from router_training.step_one.gram import Gram, inner_products
 from router_training.step_one.logistic import fitted_logistic
+from tests.examples import examples
 
 
 def drawn(seed: int, prompts: int, columns: int, classes: int) -> tuple[sp.csr_array, np.ndarray]:
@@ -22,7 +23,7 @@ def drawn(seed: int, prompts: int, columns: int, classes: int) -> tuple[sp.csr_a
     return sp.csr_array(dense.astype(np.float32)), labels
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(0, 1000), st.integers(2, 5), st.sampled_from([0.1, 1.0, 10.0]), st.booleans())
 def test_it_ends_where_scikit_learn_ends(seed: int, classes: int, strength: float, kept: bool) -> None:
     vectors, labels = drawn(seed, 60, 90, classes)
@@ -51,7 +52,7 @@ def loss(vectors: sp.csr_array, labels: np.ndarray, weights: np.ndarray, constan
     return float(surprises.sum() + (np.asarray(weights, dtype=np.float64) ** 2).sum() / (2.0 * c))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(6, 40), st.sampled_from([1.0, 100.0, 1e5]))
 def test_no_step_goes_uphill(seed: int, classes: int, prompts: int, strength: float) -> None:
     """Also where few prompts are told apart without effort and hardly anything holds the coefficients back."""

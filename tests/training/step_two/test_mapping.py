@@ -4,13 +4,14 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from router_training.step_two.front import front
 from router_training.step_two.mapping import solve
 from router_training.step_two.pricing import choices, fitted_multiplier, mean_cost
 from router_training.step_two.problem import Problem, Solution
+from tests.examples import examples
 
 TOLERANCE = 1e-6  # HiGHS's own
 
@@ -62,7 +63,7 @@ def cost(problem: Problem, mapping: tuple[int, ...]) -> float:
     return float(problem.shares @ problem.active_params_b[list(mapping)])
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(problems(), st.none() | st.floats(0.05, 1.2))
 def test_the_solution_is_the_best_of_all_mappings(problem: Problem, budget_share: float | None) -> None:
     budget = None if budget_share is None else budget_share * float(problem.active_params_b.max())
@@ -79,7 +80,7 @@ def test_the_solution_is_the_best_of_all_mappings(problem: Problem, budget_share
     assert solution.mean_active_params_b == pytest.approx(cost(problem, mapping))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(problems(), st.lists(st.floats(0.05, 1.2), min_size=2, max_size=5))
 def test_a_larger_budget_never_scores_less(problem: Problem, shares: list[float]) -> None:
     largest = float(problem.active_params_b.max())
@@ -88,7 +89,7 @@ def test_a_larger_budget_never_scores_less(problem: Problem, shares: list[float]
     assert all(low <= high + TOLERANCE for low, high in pairwise(scores))
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(problems())
 def test_the_front_is_the_hull_of_all_mappings(problem: Problem) -> None:
     points = front(problem)
@@ -110,7 +111,7 @@ def height(points: list[Solution], at: float) -> float:
 SIZED = st.sampled_from([(0.0007, 0.0025), (7.0, 9.0, 70.0), (1.0, 1.0, 4.0)])
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.data(), SIZED, st.floats(0.0, 1.0))
 def test_the_multiplier_meets_the_budget_and_wastes_little_of_it(
     data: st.DataObject, sizes: tuple[float, ...], richness: float

@@ -1,0 +1,22 @@
+"""How many examples a property is tried with. `make test` tries the same ones each time, `make check-long` ten times as
+many, with a new seed each time."""
+
+from hypothesis import HealthCheck, settings
+
+USUAL, LONG = "usual", "long"
+USUAL_EXAMPLES = 100
+
+# A busy machine is slow, and slow is not wrong.
+_ANY_SPEED = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow], "database": None}
+
+
+def register_profiles():
+    """`--hypothesis-profile long` chooses the other one."""
+    settings.register_profile(USUAL, derandomize=True, max_examples=USUAL_EXAMPLES, **_ANY_SPEED)
+    settings.register_profile(LONG, max_examples=10 * USUAL_EXAMPLES, print_blob=True, **_ANY_SPEED)
+    settings.load_profile(USUAL)
+
+
+def examples(number):
+    """Decorates a property that needs another number than the usual one."""
+    return settings(max_examples=number * settings.default.max_examples // USUAL_EXAMPLES)

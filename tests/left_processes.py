@@ -1,0 +1,131 @@
+"""A test leaves no process behind: what it started and did not end is ended, and the test fails with its name."""
+
+import ctypes
+import os
+import signal
+import time
+from contextlib import suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import pytest
+
+PR_SET_CHILD_SUBREAPER = 36
+PAUSE_SECONDS = 0.01
+LONGEST_NAME = 200
+
+
+class LeftProcesses:
+    """A plugin of pytest that looks after each test once its fixtures have ended.
+
+    Orphans come to this process, so none can slip away. Where a fixture of the whole module takes part, what a test
+    starts may be that fixture's: it is looked for after the module's last test, and the test that started it is named.
+    """
+
+    def __init__(self, seconds_to_end=30.0):
+        self._seconds_to_end = seconds_to_end  # for what has been told to end, or does so by itself
+        self._of_session = set()
+        self._of_module = set()
+        self._before = set()
+        self._begun_in = {}
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef):
+        before = living()
+        try:
+            return (yield)
+        finally:
+            if fixturedef.scope in {"module", "class"}:
+                self._of_module |= living() - before
+            elif fixturedef.scope != "function":
+                self._of_session |= living() - before
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self):
+        self._before = living()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item, nextitem):
+        try:
+            return (yield)
+        finally:
+            for pid in living(self._begun_in.keys()):
+                self._begun_in[pid] = item.name
+            if nextitem is None or nextitem.path != item.path:
+                self._of_module, self._before = set(), set()
+            elif has_fixture_of_module(item):
+                self._of_module |= living()
+            self._look_after(self._of_session | self._of_module | self._before)
+
+    def pytest_unconfigure(self):
+        end(living())
+
+    def _look_after(self, allowed):
+        deadline = time.monotonic() + self._seconds_to_end
+        while (left := living(allowed)) and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+        names = [f"{name_of(pid)} (started in {self._begun_in.get(pid)})" for pid in left]
+        end(left, allowed)
+        bury()
+        if names:
+            pytest.fail(f"processes were left behind: {'; '.join(names)}", pytrace=False)
+
+
+def has_fixture_of_module(item):
+    found = item._fixtureinfo.name2fixturedefs
+    return any(definition.scope in {"module", "class"} for name in found for definition in found[name])
+
+
+def living(allowed=frozenset()):
+    """Every running process below this one; not Python's own helper, the allowed ones, and what is below those."""
+    skipped = allowed | {resource_tracker._resource_tracker._pid}
+    found = set()
+    queue = [os.getpid()]
+    for pid in queue:  # grows while we walk
+        children = [child for child in children_of(pid) if child not in skipped]
+        queue.extend(children)
+        found.update(child for child in children if state_of(child) not in "ZX")
+    return found
+
+
+def end(pids, allowed=frozenset()):
+    """Kill them, and what comes to this process as they end."""
+    while pids:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(PAUSE_SECONDS)
+        pids = living(allowed)
+
+
+def bury():
+    """Orphans that came here and ended. A child that its test has not waited for is Python's to complain about."""
+    for pid in children_of(os.getpid()):
+        if state_of(pid) == "Z":
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def children_of(pid):
+    with suppress(OSError):
+        return [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    return []
+
+
+def state_of(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
+
+
+def name_of(pid):
+    with suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return f"{pid} {' '.join(words.split())[:LONGEST_NAME]}"
+    return str(pid)
