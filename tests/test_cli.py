@@ -209,13 +209,16 @@ def test_a_watched_server_is_shown_again_at_each_change_until_it_ends(tmp_path):
     with serving(tmp_path, experts=[QUICK]) as (server, port):
         words = [COE, "experts", tmp_path / "serve.yaml", "--watch", "--port", port]
         watch = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert watch.stdout.readline().startswith("expert")
-        assert watch.stdout.readline().split()[:2] == ["a", "disk"]
-        post(port, "/admin/experts/a/load")
-        assert watch.stdout.readline().startswith("expert")
-        assert watch.stdout.readline().split()[:2] == ["a", "device"]
-        server.terminate()
-        rest, mistake = watch.communicate(timeout=PATIENCE_SECONDS)
+        try:
+            assert watch.stdout.readline().startswith("expert")
+            assert watch.stdout.readline().split()[:2] == ["a", "disk"]
+            post(port, "/admin/experts/a/load")
+            assert watch.stdout.readline().startswith("expert")
+            assert watch.stdout.readline().split()[:2] == ["a", "device"]
+            server.terminate()
+            rest, mistake = watch.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            watch.kill()
     assert watch.returncode == 1
     assert "no server answers at http://127.0.0.1:" in mistake
     assert "Traceback" not in rest + mistake

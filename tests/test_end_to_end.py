@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.patience import PATIENCE_SECONDS, until
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -28,7 +29,7 @@ def demo(root, vllm_environment, tmp_path_factory):
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=540,
+        timeout=1700,
         check=False,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
@@ -88,28 +89,21 @@ def one_real_expert(root, vllm_environment, folder, run_directories):
             env=os.environ | {"TMPDIR": str(run_directories)},
         )
     try:
-        until(lambda: ready(port) or server.poll() is not None, 240)
+        until(lambda: ready(port) or server.poll() is not None, 900)
         assert server.poll() is None, log.read_text()
         yield server, port
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)
-            server.wait(60)
+            server.wait(PATIENCE_SECONDS)
 
 
 def ready(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=PATIENCE_SECONDS) as answer:
             return answer.status == 200
     except (urllib.error.URLError, ConnectionError):
         return False
-
-
-def until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def ask_french(port):
@@ -122,7 +116,7 @@ def ask_french(port):
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=240) as answer:
+    with urllib.request.urlopen(request, timeout=900) as answer:
         return json.load(answer)["choices"][0]["message"]["content"]
 
 
@@ -167,7 +161,7 @@ def test_a_killed_engine_is_restarted_and_a_killed_server_leaves_nothing(root, v
         shared = {path for pid in engine for path in shared_memory_of(pid)}
         assert os.listdir(run_directories) != []
         server.kill()
-        until(lambda: not alive(engine), 30)
+        until(lambda: not alive(engine))
         server.wait()
-        until(lambda: not any(path.exists() for path in shared), 10)
-        until(lambda: os.listdir(run_directories) == [], 10)
+        until(lambda: not any(path.exists() for path in shared))
+        until(lambda: os.listdir(run_directories) == [])

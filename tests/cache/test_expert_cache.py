@@ -104,6 +104,7 @@ def test_an_expert_that_is_used_stays_until_it_is_given_back():
             in_use.__enter__()
             other = asyncio.create_task(cache.lease("b"))
             await asyncio.sleep(0.1)  # far beyond max_wait: b is overdue and still has to wait
+            await settle()
             assert not other.done()
             assert status(cache, "a").state is State.DRAINING
             in_use.__exit__(None, None, None)
@@ -156,6 +157,7 @@ def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
             first = await cache.lease("a")
             other = asyncio.create_task(cache.lease("b"))
             await asyncio.sleep(0.1)
+            await settle()
             late = asyncio.create_task(cache.lease("a"))
             await settle()
             assert not late.done()
@@ -611,6 +613,7 @@ def test_an_expert_idle_for_its_ttl_leaves_the_device():
         async with running(ttl_seconds=0.05) as (cache, engines):
             (await cache.lease("a")).release()
             await asyncio.sleep(0.2)
+            await settle()
             assert engines["a"].calls == ["start", "sleep"]
 
     run(story())
@@ -683,10 +686,10 @@ def test_a_plan_that_ends_leaves_alone_who_has_been_moved_again_meanwhile():
 
 def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not():
     async def story():
-        async with running(limits=Limits(sign_of_life_seconds=0.05)) as (cache, engines):
+        async with running(limits=Limits(sign_of_life_seconds=0.3)) as (cache, engines):
             with await cache.lease("a") as lease:
                 lease.suspect_engine()
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.6)
                 assert status(cache, "a").residency == "device"
                 assert await lease.engine_is_alive()
                 engines["a"].hangs = True
@@ -996,6 +999,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
             first, second = await cache.lease("a"), await cache.lease("b")
             large = asyncio.create_task(cache.lease("c"))
             await asyncio.sleep(0.1)  # it is overdue now and needs both places
+            await settle()
             first.release()
             small = asyncio.create_task(cache.lease("a"))
             await settle()

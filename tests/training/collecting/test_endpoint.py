@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from router_training.collecting.endpoint import Endpoint, Refusal, Reply
+from tests.patience import PATIENCE_SECONDS
 from tests.training.stand_in_endpoint import Says, StandIn, endpoint
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -14,7 +15,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def ask(stand_in: StandIn, retries: int, times: int = 1) -> list[Reply | Refusal]:
     async def story() -> list[Reply | Refusal]:
-        async with Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=10, retries=retries) as it:
+        async with Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=PATIENCE_SECONDS, retries=retries) as it:
             return [await it.ask(HELLO) for _ in range(times)]
 
     return asyncio.run(story())
@@ -79,7 +80,7 @@ def test_who_was_there_before_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
 
     async def story() -> Reply | Refusal:
         with endpoint(lambda body, times: Says(status=500)) as stand_in:
-            it = Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=10, retries=5)
+            it = Endpoint(stand_in.base_url, "m", None, {}, timeout_seconds=PATIENCE_SECONDS, retries=5)
             await it.__aenter__()
             await it.ask(HELLO)
         refusal = await it.ask(HELLO)
