@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import random
 import sys
 from collections import Counter
@@ -174,6 +175,7 @@ BAD: list[Behaviour] = [
 
 
 def main() -> None:
+    logging.getLogger("aiohttp.server").disabled = True  # it closes where an answer is due, and means it
     manners = Manners()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", manners.answer)

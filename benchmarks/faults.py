@@ -160,7 +160,8 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
     """
     chance = random.Random(options.seed)
     timeout = aiohttp.ClientTimeout(total=180)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, max_field_size=2**16) as session:
         await _all_is_up(session, server)
         if server.has_real:
             await _hear_real(session, server)

@@ -84,6 +84,8 @@ class KeptProcess:
     async def written(self) -> None:
         """Returns when all that the command has written is in its log."""
         async with self._one_question:
+            if self._connection.is_closing():  # the keeper has ended, and its log is whole
+                return
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_CATCH_UP_SECONDS):
                     self._connection.write(b"?")

@@ -149,6 +149,7 @@ class RoutedResponse(Response):
                     raise
                 self._log(error)
                 self._account.fell_back(error)
+                self._may_choose_again = False  # a new decision would know nothing of those that have failed
                 self._follow(another)
 
     def _another(self, error: CoeError) -> RoutingDecision | None:

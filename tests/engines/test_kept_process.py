@@ -1,0 +1,52 @@
+"""The server's side of a keeper, on the event loop that the server runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from tests.patience import PATIENCE_SECONDS
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_the_last_words_of_an_engine_that_ended_are_had_at_once_and_more_than_once(loop, tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+
+    async def story() -> None:
+        command = (sys.executable, "-c", "print('the last word')")
+        process = await KeptProcess.start(command, {}, make_run_directory(), log)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.gather(process.written(), asyncio.shield(process.over))
+            assert process.over.result() == 0
+            for _ in range(2):
+                await process.written()
+        assert log.read_text() == "the last word\n"
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_what_a_living_engine_has_written_is_in_its_log_when_that_was_asked_for(loop, tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    command = (sys.executable, "-c", "import time; print('a word', flush=True); time.sleep(600)")
+
+    async def story() -> None:
+        process = await KeptProcess.start(command, {}, make_run_directory(), log)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not log.read_text():
+                    await process.written()
+            assert log.read_text() == "a word\n"
+        finally:
+            await process.end(grace_seconds=0.0)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
