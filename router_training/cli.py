@@ -24,6 +24,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
+from coe_server.routing.visible import visible
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
 from router_training.sentences import in_one_sentence
 
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 
 EXIT_PROBE_FAILED, EXIT_REFUSED, EXIT_INCOMPLETE = 1, 3, 4
 
-console = Console(stderr=True, soft_wrap=True, highlight=False)
+console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -304,5 +305,5 @@ def _report(result: FitResult) -> None:
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
     for failure in result.failing_probes:
-        console.print(f"note: a {failure}", style="yellow", markup=False)
+        console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

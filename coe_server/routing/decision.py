@@ -48,7 +48,7 @@ class RouteOptions:
 class RankedExpert(NamedTuple):
     """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None.
 
-    `expected_score`, `active_params_b` and `value` are None for an expert the router was not trained on
+    `expected_score`, in [0, 1], `active_params_b` and `value` are None for an expert the router was not trained on
     (it can be asked for by name); the first and last also where nothing was scored.
     """
 

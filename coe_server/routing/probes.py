@@ -17,10 +17,12 @@ from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
+from coe_server.routing.visible import visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
 SHOWN_CHARACTERS = 60
+LONGEST_READ = 10_000  # characters of a prompt that its beginning is looked for in
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -108,5 +110,5 @@ def failing(router: Router, folder: Path) -> list[str]:
 
 def shown(prompt: str) -> str:
     """The beginning of a prompt, on one line."""
-    line = " ".join(prompt.split())
+    line = visible(" ".join(prompt[:LONGEST_READ].split()))
     return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

@@ -16,6 +16,7 @@ Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
+ROUNDING = 1e-9  # relative: costs this close are one cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Hull:
 
 
 def upper_hull(costs: Vector, scores: Vector) -> Hull:
-    """The smallest concave, non-decreasing curve above all points."""
+    """The smallest concave, non-decreasing curve above all points; of those at one cost, up to rounding, the best."""
     corners: list[tuple[float, float]] = []
     for cost, score in sorted(zip(costs.tolist(), scores.tolist(), strict=True), key=lambda p: (p[0], -p[1])):
         if corners and score <= corners[-1][1]:
             continue
+        if corners and cost <= corners[-1][0] * (1.0 + ROUNDING):
+            corners.pop()
         while len(corners) >= 2 and _is_below(corners[-2], corners[-1], (cost, score)):
             corners.pop()
         corners.append((cost, score))
@@ -57,8 +60,8 @@ def aiq(hull: Hull, cheapest: float, dearest: float) -> float:
 
 
 def mean(values: Vector, weights: Vector) -> float:
-    """Weighted mean."""
-    return float(values @ weights / weights.sum())
+    """Weighted mean, kept between the least and the largest value, where rounding would leave it."""
+    return float(np.clip(values @ weights / weights.sum(), values.min(), values.max()))
 
 
 def category_ceiling(outcomes: Vector, labels: Ints, weights: Vector) -> float | None:

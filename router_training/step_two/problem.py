@@ -60,9 +60,13 @@ class Solution:
 
 def solution(problem: Problem, chosen: Ints, gap: float) -> Solution:
     """What choosing these experts [categories] gives."""
-    rows = np.arange(len(chosen))
-    score = float(problem.shares @ problem.scores[rows, chosen])
-    return Solution(chosen, score, float(problem.shares @ problem.active_params_b[chosen]), gap)
+    scores, costs = problem.scores[np.arange(len(chosen)), chosen], problem.active_params_b[chosen]
+    return Solution(chosen, _mean(scores, problem.shares), _mean(costs, problem.shares), gap)
+
+
+def _mean(values: Vector, shares: Vector) -> float:
+    """By shares that sum to 1 up to rounding, which never leads out of the values."""
+    return float(np.clip(shares @ values, values.min(), values.max()))
 
 
 def judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> Solution:
