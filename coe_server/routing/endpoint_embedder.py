@@ -14,7 +14,8 @@ import numpy as np
 
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.retry_after import retry_after_seconds
-from coe_server.routing.features import Floats, of_length_one
+from coe_server.routing.embedder import finite
+from coe_server.routing.features import Floats, of_length_one, well_formed
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
@@ -66,7 +67,7 @@ class EndpointEmbedder:
         parts = [task.result() for task in tasks]
         if len({part.shape[1] for part in parts}) > 1:
             raise EmbeddingUnavailable(f"{self._url} answers with embeddings of different lengths")
-        return np.concatenate(parts)
+        return of_length_one(finite(np.concatenate(parts), self._url))
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -93,7 +94,8 @@ class EndpointEmbedder:
         endpoint = self._endpoint
         headers = {"Authorization": f"Bearer {endpoint.api_key}"} if endpoint.api_key else {}
         # an empty text is refused by some endpoints, and means the same as a blank one
-        body = {"model": endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
+        inputs = [well_formed(text) or " " for text in texts]
+        body = {"model": endpoint.model, "input": inputs, "encoding_format": "float"}
         timeout = aiohttp.ClientTimeout(total=endpoint.timeout_seconds)
         async with self._session.post(self._url, json=body, headers=headers, timeout=timeout) as response:
             content = await response.read()
@@ -108,9 +110,12 @@ class EndpointEmbedder:
     def _rows(self, content: bytes, count: int) -> Floats:
         try:
             entries: list[Any] = sorted(json.loads(content)["data"], key=lambda entry: entry["index"])
-            rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+                rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise EmbeddingUnavailable(f"{self._url} does not answer as OpenAI's embeddings do: {error}") from error
-        if rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
+            raise EmbeddingUnavailable(
+                f"{self._url} does not answer as OpenAI's embeddings do: {str(error)[:200]}"
+            ) from error
+        if rows.ndim != 2 or len(rows) != count:
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
-        return of_length_one(rows)
+        return rows

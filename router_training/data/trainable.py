@@ -43,7 +43,8 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
     for name, part in (("train on", training), ("measure by", sides.held_out)):
         if not len(part):
             raise DatasetError(
-                f"data.held_out_share: {share:g} leaves none of the {prompts} prompts to {name}{_why_so_few(sides, config)}"
+                f"data.held_out_share: {share:g} leaves none of the {prompts} prompts to {name}"
+                + _why_so_few(sides, config)
             )
     _, first = np.unique(training.copies, return_index=True)
     if np.bincount(training.labels[first] + 1).max() < 2:
@@ -74,7 +75,8 @@ def require_room(categories: int, prompts: int, different: int) -> None:
     """Raises DatasetError where so many categories would leave none of them two different prompts."""
     if categories >= different:
         raise DatasetError(
-            f"data.categories: {categories} categories cannot be found in {prompts} prompts, {different} of them different"
+            f"data.categories: {categories} categories cannot be found in {prompts} prompts,"
+            f" {different} of them different"
         )
 
 

@@ -33,8 +33,9 @@ PERTURBED_PROMPTS = 1000  # drawn for the flip rate and robustness
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] as it compared them (a
-    little outside of [0, 1] where corrections lead there; -inf: excluded), `probabilities` [n, categories], `confidences`, `inside` the gate and `routing_ms` [n]."""
+    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] as it compared them
+    (where corrections lead a little outside of [0, 1]; -inf: excluded), `probabilities` [n, categories], `confidences`,
+    `inside` the gate and `routing_ms` [n]."""
 
     chosen: Ints
     expected: Vector

@@ -56,7 +56,7 @@ def aiq(hull: Hull, cheapest: float, dearest: float) -> float:
     inner = hull.costs[(hull.costs > cheapest) & (hull.costs < dearest)]
     costs = np.concatenate(([cheapest], inner, [dearest]))
     heights = np.interp(costs, hull.costs, hull.scores)
-    return float(np.trapezoid(heights, costs) / (dearest - cheapest))
+    return float(np.clip(np.trapezoid(heights, costs) / (dearest - cheapest), heights.min(), heights.max()))
 
 
 def mean(values: Vector, weights: Vector) -> float:
@@ -72,7 +72,7 @@ def category_ceiling(outcomes: Vector, labels: Ints, weights: Vector) -> float |
     if (labels < 0).all():
         return None
     total = sum(float((weights[labels == label] @ outcomes[labels == label]).max()) for label in np.unique(labels))
-    return total / float(weights.sum())
+    return min(total / float(weights.sum()), float(outcomes.max()))  # up to rounding
 
 
 def expected_calibration_error(confidences: Vector, hits: Vector, weights: Vector) -> float:
@@ -107,7 +107,7 @@ def risk_coverage(confidences: Vector, scores: Vector, weights: Vector, steps: i
         last = min(int(np.searchsorted(mass, step / steps - 1e-12)), len(order) - 1)
         covered = mass[last] * weights.sum()
         if covered > 0.0:
-            curve.append((step / steps, float(gained[last] / covered)))
+            curve.append((step / steps, float(np.clip(gained[last] / covered, scores.min(), scores.max()))))
     return curve
 
 

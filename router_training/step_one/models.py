@@ -106,6 +106,8 @@ def perceptron(hidden_units: int, prompts: int, seed: int) -> MLPClassifier:
 def main_directions(vectors: Matrix, count: int, seed: int) -> Floats:
     """[columns, at most `count`]: the directions in which the vectors differ most (truncated SVD)."""
     rows, columns = vectors.shape
+    if columns < 2:
+        return np.eye(columns, 1, dtype=np.float32)
     drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:REDUCTION_PROMPTS])
     found = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed).fit(vectors[drawn])
     return np.ascontiguousarray(found.components_.T, dtype=np.float32)

@@ -65,7 +65,8 @@ class Grounds:
 
     def problem(self, costs: Vector) -> Problem:
         """The program's data, with these costs of the experts."""
-        traffic = np.bincount(self.rows, self.weights, len(self.scores)) / self.weights.sum()
+        total = self.weights.sum() or 1.0  # of prompts that all weigh nothing
+        traffic = np.bincount(self.rows, self.weights, len(self.scores)) / total
         shares = np.maximum(traffic, LEAST_SHARE)
         # `general` is the last row unless it is a label of the data as well
         row_of = {GENERAL: len(self.categories)} | {name: row for row, name in enumerate(self.categories)}

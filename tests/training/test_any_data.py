@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +23,7 @@ SHIPPED, WRONG_INPUT, REFUSED = 0, 2, 3
 runner = CliRunner()
 
 
-def run(*arguments: str | Path) -> tuple[int, str]:
+def run(*arguments: str | float | Path) -> tuple[int, str]:
     """Exit code and what was said; any error but the one that ends a command is the test's."""
     result = runner.invoke(app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
@@ -57,8 +59,40 @@ def fits_or_says_why(drawn: Drawn) -> None:
             assert checked == WRONG_INPUT, f"check found nothing, and fit said {said}"
             return
         assert checked == SHIPPED
-        folder = out if code == SHIPPED else out.with_name("router.refused")
-        route_one(folder)
+        fitted = out if code == SHIPPED else out.with_name("router.refused")
+        route_one(fitted)
+        follow_up(drawn, folder, fitted)
+
+
+def follow_up(drawn: Drawn, folder: Path, fitted: Path) -> None:
+    """One of the commands that read an artifact, with the data that it was trained on."""
+    ending = "parquet" if drawn.parquet else "jsonl"
+    data = ("--prompts", folder / f"prompts.{ending}", "--outcomes", folder / f"outcomes.{ending}")
+    numbers = folder / "numbers.json"
+    budget = ("--out", folder / "new", "--budget", max(drawn.sizes))
+    words: tuple[str | float | Path, ...] = (
+        ("report", fitted),
+        ("probe", fitted),
+        ("evaluate", fitted, *data, "--json", numbers, "--resamples", 100),
+        ("map", fitted, *budget),
+        ("map", fitted, *budget, *data),
+    )[drawn.seed % 5]
+    code, said = run(*words)
+    assert code == 0 or (words[0] == "probe" and "has no probes" in said), said
+    if words[0] == "evaluate":
+        assert_within_0_and_1(json.loads(numbers.read_text(encoding="utf-8")))
+    if words[0] == "map":
+        route_one(folder / "new")
+
+
+def assert_within_0_and_1(evaluation: dict[str, Any]) -> None:
+    scores = [*evaluation["experts"].values(), evaluation["random"], evaluation["oracle"], evaluation["aiq"]]
+    scores += [row["score"] for row in (evaluation["router"], *evaluation["by_budget"], *evaluation["risk_coverage"])]
+    scores += [row[key] for row in evaluation["worst_prompts"] for key in ("score", "expected_score", "better_score")]
+    scores += [row["score"] for key in ("hull", "curve") for row in evaluation[key]]
+    scores += [evaluation["flip_rate"], evaluation["category_ceiling"] or 0.0, evaluation["router"]["ood_share"]]
+    scores += [share for row in evaluation["confusion"] for share in row]
+    assert all(0.0 <= score <= 1.0 for score in scores)
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -33,7 +33,8 @@ def test_an_expert_that_is_always_right_scores_1_and_not_a_hair_more(prompts: in
     outcomes = np.column_stack((np.ones(prompts), np.zeros(prompts), np.full(prompts, 0.1)))
     table = score_table(probabilities, outcomes, weights, 5.0)
     assert table.overall_scores[:2].tolist() == [1.0, 0.0]
-    assert (table.scores >= 0.0).all() and (table.scores <= 1.0).all()
+    assert (table.scores >= 0.0).all()
+    assert (table.scores <= 1.0).all()
     assert table.scores[:, 0] == pytest.approx(1.0)
 
 
