@@ -62,7 +62,7 @@ class Drawn:
 SCORES = ["right", "wrong", "equal", "coin", "real", "own", "own or right", "almost right", "same as first"]
 SILENCES = ["none", "none", "none", "none", "few", "many", "nulls", "nulls", "one category", "all"]
 SIZES = [1.0, 1.0, 7.0, 7.000000000000001, 70.0, 0.0007, 1000.0]
-TEXT_KINDS = ["telling", "telling", "telling", "noise", "same", "odd", "talks", "copies"]
+TEXT_KINDS = ["telling", "telling", "telling", "telling", "noise", "noise", "odd", "odd", "talks", "same", "copies"]
 
 
 @st.composite
@@ -110,13 +110,13 @@ def data_sets(draw: st.DrawFn) -> Drawn:
     sizes = draw(st.lists(st.sampled_from(SIZES), min_size=experts, max_size=experts))
     return Drawn(
         seed=draw(st.integers(0, 10_000)),
-        prompts=draw(st.sampled_from([3, 8, 15, *range(20, 60)])),
+        prompts=draw(st.sampled_from([3, 8, 15, *range(20, 60), 120, 120])),
         categories=draw(st.lists(st.sampled_from(NAMES), max_size=4, unique=True)),
         unlabelled=draw(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         singletons=draw(st.sampled_from([0, 0, 1, 3])),
         groups=draw(st.lists(st.sampled_from(["", *NAMES]), max_size=5, unique=True)),
         texts=draw(st.sampled_from(TEXT_KINDS)),
-        scores=draw(st.lists(st.sampled_from(SCORES), min_size=experts, max_size=experts)),
+        scores=draw(st.lists(st.sampled_from(SCORES), min_size=experts, max_size=experts) | st.just(["own"] * experts)),
         silences=draw(st.lists(st.sampled_from(SILENCES), min_size=experts, max_size=experts)),
         weights=draw(st.sampled_from(["none", "none", "drawn", "zeros", "one heavy"])),
         parquet=draw(st.booleans()),

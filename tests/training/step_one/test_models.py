@@ -231,3 +231,10 @@ def test_vectors_of_one_column_have_one_direction(columns: int) -> None:
     directions = main_directions(vectors, 8, seed=0)
     assert directions.shape == (columns, 1)
     assert (vectors @ directions).tolist() == [[float(columns)]] * 4
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_directions_of_vectors_that_do_not_differ_are_numbers(value: float) -> None:
+    directions = main_directions(sp.csr_array(np.full((6, 5), value, dtype=np.float32)), 3, seed=0)
+    assert directions.shape == (5, 3)
+    assert np.isfinite(directions).all()
