@@ -148,7 +148,8 @@ def evaluate(
         evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
         show_evaluation(evaluation, Console())
         if json_file is not None:
-            json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(evaluation, indent=2, ensure_ascii=False)
+            json_file.write_text(text + "\n", encoding="utf-8", errors="replace")
             console.print(f"all numbers: {json_file}", markup=False)
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.features import well_formed
 from coe_server.routing.router import Router
 from coe_server.routing.visible import visible
 
@@ -72,7 +73,8 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
 
 def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
     """Writes the file, even without a probe in it: a place to add some."""
-    plain = {"probes": [probe.model_dump(exclude_none=True) for probe in probes]}
+    written = [probe.model_copy(update={"prompt": well_formed(probe.prompt)}) for probe in probes]
+    plain = {"probes": [probe.model_dump(exclude_none=True) for probe in written]}
     text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=110)
     (folder / PROBES).write_text(text, encoding="utf-8")
 

@@ -110,7 +110,9 @@ def main_directions(vectors: Matrix, count: int, seed: int) -> Floats:
         return np.eye(columns, 1, dtype=np.float32)
     drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:REDUCTION_PROMPTS])
     svd = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of shares of a variance that copies of one vector do not have
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # of shares of a variance that copies of one vector do not have
         found = svd.fit(vectors[drawn])
     return np.ascontiguousarray(found.components_.T, dtype=np.float32)
 

@@ -70,7 +70,9 @@ def _mean(values: Vector, shares: Vector) -> float:
 
 
 def judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> Solution:
-    """The same with how far the optimum, which is at most `bound`, may lie above it."""
+    """The same with how far the optimum, which is at most `bound` (infinite: no program said), may lie above it."""
+    values = np.where(problem.possible, problem.scores - multiplier * problem.active_params_b, -np.inf)
+    bound = min(bound, float(problem.shares @ values.max(axis=1)))  # each category at its best
     found = solution(problem, chosen, gap=0.0)
     reached = found.score - multiplier * found.mean_active_params_b
     return replace(found, gap=max(bound - reached, 0.0) / max(abs(reached), 1e-12))

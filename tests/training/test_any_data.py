@@ -56,7 +56,8 @@ def fits_or_says_why(drawn: Drawn) -> None:
             assert said.strip(), "an exit without a word"
             assert said.strip().count("\n") == 0, said
             assert not out.exists()
-            assert checked == WRONG_INPUT, f"check found nothing, and fit said {said}"
+            # n-grams are counted by `fit` alone
+            assert checked == WRONG_INPUT or "have no n-gram in common" in said, f"check found nothing; fit said {said}"
             return
         assert checked == SHIPPED
         fitted = out if code == SHIPPED else out.with_name("router.refused")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router_training.step_two.front import front
 from router_training.step_two.mapping import solve
 from router_training.step_two.pricing import choices, fitted_multiplier, mean_cost
-from router_training.step_two.problem import Problem, Solution
+from router_training.step_two.problem import Problem, Solution, judged
 
 TOLERANCE = 1e-6  # HiGHS's own
 
@@ -171,6 +171,13 @@ def test_scores_and_costs_of_a_solution_are_within_those_of_its_experts() -> Non
     found = solve(problem)
     assert found is not None
     assert (found.score, found.mean_active_params_b) == (1.0, 7.0)
+
+
+def test_a_solution_without_a_proven_bound_has_a_gap_that_is_a_number() -> None:
+    """Each category at its best expert is a bound of its own."""
+    problem = Problem(np.array([[0.2, 0.9]]), np.ones(1), np.array([1.0, 7.0]), np.array([1.0, 7.0]))
+    assert judged(problem, np.array([0]), 0.0, np.inf).gap == pytest.approx(0.7 / 0.2)
+    assert judged(problem, np.array([1]), 0.0, np.inf).gap == 0.0
 
 
 def test_a_front_whose_ends_cost_the_same_is_one_point() -> None:
