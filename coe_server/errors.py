@@ -29,6 +29,7 @@ CoeError
 ├── DeadlineExceeded (504)     the caller's own deadline passed
 ├── GenerationTimeout (504)    an answer took longer than one may
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
+│   └── EmbeddingNotFinite (503)   an embedding has values that are not numbers
 ├── JournalUnavailable (503)   the decision log cannot be written or read now
 └── EngineError (502)      an engine misbehaved
     ├── EngineStartFailed (503)
@@ -41,6 +42,7 @@ CoeError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 BacksOff = Literal["at once", "in a row", "never"]
@@ -282,6 +284,14 @@ class EmbeddingUnavailable(CoeError):
     status = 503
     code = "embedding_unavailable"
     retry_after_seconds = 1.0
+
+
+class EmbeddingNotFinite(EmbeddingUnavailable):
+    """An embedding has NaN or an infinite value; `places` are those of the texts, from 0, among all that were given."""
+
+    def __init__(self, message: str, places: Sequence[int]) -> None:
+        super().__init__(message)
+        self.places = tuple(places)
 
 
 class JournalUnavailable(CoeError):

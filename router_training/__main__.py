@@ -1,5 +1,8 @@
 """The program `coe-train`, which is `python -m router_training`, too."""
 
+import sys
+from io import TextIOWrapper
+
 from coe_server.interruption import quiet_interruption
 
 
@@ -11,6 +14,9 @@ def main() -> None:
         from router_training.cli import app  # noqa: PLC0415 - most of a second
 
         command = get_command(app)
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding does not have is no reason to fail
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     command(prog_name="coe-train")
 
 

@@ -24,6 +24,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
+from coe_server.routing.visible import visible
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
 from router_training.sentences import in_one_sentence
 
@@ -35,7 +36,7 @@ Item = TypeVar("Item")
 
 EXIT_PROBE_FAILED, EXIT_REFUSED, EXIT_INCOMPLETE = 1, 3, 4
 
-console = Console(stderr=True, soft_wrap=True, highlight=False)
+console = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -147,7 +148,8 @@ def evaluate(
         evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
         show_evaluation(evaluation, Console())
         if json_file is not None:
-            json_file.write_text(json.dumps(evaluation, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(evaluation, indent=2, ensure_ascii=False)
+            json_file.write_text(text + "\n", encoding="utf-8", errors="replace")
             console.print(f"all numbers: {json_file}", markup=False)
 
 
@@ -304,5 +306,5 @@ def _report(result: FitResult) -> None:
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
     for failure in result.failing_probes:
-        console.print(f"note: a {failure}", style="yellow", markup=False)
+        console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

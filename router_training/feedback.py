@@ -6,6 +6,7 @@ The file is JSONL, one decision a line: `expert`, `inside`, `probabilities{categ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def with_feedback(artifact: Artifact, path: Path) -> Rated:
     known = [(number, row) for number, row in rows if _of(manifest, row)]
     ratings = _ratings(path, known, manifest)
     used = int((~np.isnan(ratings.scores)).sum())
-    given = sum(row.get("score") is not None for _, row in rows)
+    given = sum(_is_rated(row) for _, row in rows)
     if used == 0:
         raise DatasetError(
             f"{path}: none of its {given} ratings is of an expert and the categories that this artifact knows"
@@ -68,14 +69,27 @@ def _ratings(path: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], manifest
         ).reshape(len(rows), len(manifest.categories)),
         inside=np.array([bool(row.get("inside", True)) for _, row in rows], dtype=np.bool_),
         experts=np.array([names.index(row["expert"]) for _, row in rows], dtype=np.int64),
-        expected=np.array([_share(path, n, row.get("expected_score")) for n, row in rows]),
-        scores=np.array([np.nan if row.get("score") is None else _share(path, n, row["score"]) for n, row in rows]),
+        expected=np.clip([_number(path, n, row.get("expected_score")) for n, row in rows], 0.0, 1.0),
+        scores=np.array([_share(path, n, row["score"]) if _is_rated(row) else np.nan for n, row in rows]),
     )
 
 
+def _is_rated(row: Mapping[str, Any]) -> bool:
+    score = row.get("score")
+    return score is not None and not (isinstance(score, float) and math.isnan(score))
+
+
 def _share(path: Path, number: int, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+    amount = _number(path, number, value)
+    if not 0.0 <= amount <= 1.0:
         raise DatasetError(f"{path}, row {number}: {value!r} is not in [0, 1]")
+    return amount
+
+
+def _number(path: Path, number: int, value: object) -> float:
+    """Of what a router expected, earlier ones wrote a hair more than 1 or less than 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DatasetError(f"{path}, row {number}: {value!r} is not a number")
     return float(value)
 
 

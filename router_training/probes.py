@@ -9,9 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from coe_server.errors import NoCapableExpert
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
 from coe_server.routing.router import Router
+from coe_server.routing.visible import visible
 from router_training.data.dataset import Dataset
 
 LONGEST_PROMPT = 400
@@ -36,8 +38,11 @@ def chosen_probes(router: Router, held_out: Dataset, per_category: int) -> list[
         text = conversation.turns[-1].text
         if label < 0 or len(conversation.turns) > 1 or not 0 < len(text.strip()) <= LONGEST_PROMPT:
             continue
-        decision = router.route(conversation, options, away)
         category = held_out.categories[label]
+        try:
+            decision = router.route(conversation, options, away)
+        except NoCapableExpert:  # of experts that are not used or banned where this prompt belongs
+            continue
         if decision.category == category and decision.confidence is not None:
             found.setdefault(category, []).append(_Sure(text, category, decision.confidence))
     surest = [sorted(sure, key=lambda one: -one.confidence)[:per_category] for _, sure in sorted(found.items())]
@@ -75,5 +80,6 @@ def print_results(results: Sequence[ProbeResult]) -> None:
     for result in results:
         experts = ", ".join(f"{objective}: {expert}" for objective, expert in result.experts.items())
         mark = "fails" if result.failures else "ok"
-        table.add_row(mark, shown(result.probe.prompt), result.category or "-", experts, "; ".join(result.failures))
-    Console().print(table, markup=False)
+        wrong = visible("; ".join(result.failures))
+        table.add_row(mark, shown(result.probe.prompt), visible(result.category or "-"), experts, wrong)
+    Console().print(table, markup=False, emoji=False)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from coe_server.errors import CoeError
 from coe_server.interruption import EXIT_INTERRUPTED
+from coe_server.routing.visible import visible
 
 # what the extra `train` brings, by the names that are imported
 EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
@@ -22,7 +23,7 @@ def in_one_sentence(console: Console) -> Iterator[None]:
     try:
         yield
     except CoeError as error:
-        console.print(str(error), style="red", markup=False)
+        console.print(visible(str(error)), style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -34,7 +35,7 @@ def in_one_sentence(console: Console) -> Iterator[None]:
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        console.print(f"{where}{error.strerror or error}", style="red", markup=False)
+        console.print(visible(f"{where}{error.strerror or error}"), style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except KeyboardInterrupt as error:
         console.print("interrupted; nothing was written")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from coe_server.routing.decision import RoutingDecision
@@ -10,8 +11,8 @@ from coe_server.routing.decision import RoutingDecision
 
 def print_decision(decision: RoutingDecision) -> None:
     """To standard output. Somebody chose: an expert asked for by name has no probabilities to show."""
-    console = Console()
-    category = f"{decision.category} ({_how_sure(decision)})"
+    console = Console(emoji=False)
+    category = escape(f"{decision.category} ({_how_sure(decision)})")
     console.print(f"[bold]{decision.expert}[/bold], category {category}, reason {decision.reason}", soft_wrap=True)
     table = Table("expert", "expected score", "active params (B)", "value", "left out or behind because")
     for ranked in decision.ranking:

@@ -197,4 +197,4 @@ def _weights(artifact: Artifact) -> dict[str, npt.NDArray[Any]]:
 
 def _write_json(path: Path, value: object) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8", errors="replace")

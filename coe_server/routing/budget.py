@@ -19,6 +19,7 @@ Vector = npt.NDArray[np.float64]
 # A lasting error is worked off in about an eightieth of the window. Where requests are alike, a range of multipliers
 # spends the same and the multiplier wanders through it: the mean is off by what that takes, less the harder the push.
 CORRECTIONS_PER_WINDOW = 80
+ROUNDING = 1e-9  # of the largest cost: what costs so little more costs the same
 LEAST_STEPS = 10.0  # in which an error is worked off, however short the window
 HEADROOM = (
     1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little
@@ -157,5 +158,5 @@ def _dearest_unit(scores: Vector, costs: Vector) -> float:
     """The most score that one unit of cost buys between any two experts, in any row."""
     gained = scores[:, :, np.newaxis] - scores[:, np.newaxis, :]
     paid = costs[:, np.newaxis] - costs
-    dearer = paid > 0.0
+    dearer = paid > ROUNDING * costs.max()
     return max(float((gained[:, dearer] / paid[dearer]).max(initial=0.0)), 0.0)

@@ -72,4 +72,4 @@ def normalised_entropy(probabilities: Vector) -> Vector:
     if categories < 2:
         return np.zeros(probabilities.shape[:-1])
     logs = np.log(np.maximum(probabilities, 1e-300))
-    return np.asarray(-(probabilities * logs).sum(axis=-1) / np.log(categories))
+    return np.asarray(np.clip(-(probabilities * logs).sum(axis=-1) / np.log(categories), 0.0, 1.0))

@@ -12,12 +12,14 @@ from typing import NamedTuple
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
 from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade
 
+TIE_DECIMALS = 9  # values that are equal to so many differ by rounding, as training has it
 WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversation again, and may have to be loaded
 
 
 class Candidate(NamedTuple):
-    """One expert; `cost` is in the objective's unit, `obstacle` says why it cannot take the request, `absence` why it
-    cannot be had now, `doubt` why it may prove unable; without an `availability` it is not served here."""
+    """One expert; corrections may lead `expected_score` a little outside of [0, 1]; `cost` is in the objective's unit,
+    `obstacle` says why it cannot take the request, `absence` why it cannot be had now, `doubt` why it may prove unable;
+    without an `availability` it is not served here."""
 
     name: str
     expected_score: float | None
@@ -34,10 +36,10 @@ class Candidate(NamedTuple):
         return self.obstacle or self.absence
 
     def ranked(self) -> RankedExpert:
-        where = self.availability
+        where, score = self.availability, self.expected_score
         return RankedExpert(
             self.name,
-            self.expected_score,
+            None if score is None else min(max(score, 0.0), 1.0),
             self.active_params_b,
             self.value,
             where.residency if where else None,
@@ -72,7 +74,7 @@ def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
 def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Best value first, ties go to the smaller expert, then by name; in the same order those in doubt, and last those
     excluded."""
-    return sorted(candidates, key=lambda one: (_distance(one), -_value(one), one.cost, one.name))
+    return sorted(candidates, key=lambda one: (_distance(one), -round(_value(one), TIE_DECIMALS), one.cost, one.name))
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -88,7 +90,7 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
     """The best value, the first; `budget` if the multiplier changed who that is."""
-    without_budget = min(free, key=lambda one: (-(one.expected_score or 0.0), one.cost, one.name))
+    without_budget = min(free, key=lambda one: (-round(one.expected_score or 0.0, TIE_DECIMALS), one.cost, one.name))
     return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
 
 

@@ -53,7 +53,7 @@ class RankedExpert(NamedTuple):
     """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None. `doubt` says why one
     that is not ruled out comes behind those without a doubt.
 
-    `expected_score`, `active_params_b` and `value` are None for an expert the router was not trained on
+    `expected_score`, in [0, 1], `active_params_b` and `value` are None for an expert the router was not trained on
     (it can be asked for by name); the first and last also where nothing was scored.
     """
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from coe_server.errors import EmbeddingUnavailable
+import numpy as np
+
+from coe_server.errors import EmbeddingNotFinite, EmbeddingUnavailable
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import Floats, windowed
 
@@ -39,6 +41,20 @@ class OfLength:
 
     async def close(self) -> None:
         await self.embedder.close()
+
+
+def finite(rows: Floats, source: str) -> Floats:
+    """The rows [n, dimensions] as they are. Raises EmbeddingNotFinite naming the first text whose row has NaN."""
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(wrong) == 0:
+        return rows
+    what = "NaN" if np.isnan(rows[wrong[0]]).any() else "an infinite value"
+    others = f" and of {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise EmbeddingNotFinite(
+        f"{source} answers {len(rows)} texts with embeddings of shape {rows.shape} that have {what}:"
+        f" that of text {wrong[0] + 1}{others}",
+        wrong.tolist(),
+    )
 
 
 async def with_embeddings(conversation: Conversation, embedder: Embedder) -> Conversation:

@@ -15,7 +15,8 @@ import numpy as np
 from coe_server.connecting import LONGEST_HEADER_BYTES, user_agent
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.retry_after import retry_after_seconds
-from coe_server.routing.features import Floats, of_length_one
+from coe_server.routing.embedder import finite
+from coe_server.routing.features import Floats, of_length_one, well_formed
 from coe_server.settings.proxies import Detour, Proxy
 from coe_server.settings.web_address import ApiBase, shown_address
 
@@ -75,7 +76,7 @@ class EndpointEmbedder:
         parts = [task.result() for task in tasks]
         if len({part.shape[1] for part in parts}) > 1:
             raise EmbeddingUnavailable(f"{self._url} answers with embeddings of different lengths")
-        return np.concatenate(parts)
+        return of_length_one(finite(np.concatenate(parts), self._url))
 
     async def close(self) -> None:
         session, self._session = self._session, None
@@ -105,7 +106,8 @@ class EndpointEmbedder:
             self._session = _session(self._endpoint)
         endpoint = self._endpoint
         # an empty text is refused by some endpoints, and means the same as a blank one
-        body = {"model": endpoint.model, "input": [text or " " for text in texts], "encoding_format": "float"}
+        inputs = [well_formed(text) or " " for text in texts]
+        body = {"model": endpoint.model, "input": inputs, "encoding_format": "float"}
         request = self._session.post(self._address, json=body, headers=self._headers, **self._detour.arguments)
         async with request as response:
             content = await response.read()
@@ -120,12 +122,15 @@ class EndpointEmbedder:
     def _rows(self, content: bytes, count: int) -> Floats:
         try:
             entries: list[Any] = sorted(json.loads(content)["data"], key=lambda entry: entry["index"])
-            rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
+            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+                rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise EmbeddingUnavailable(f"{self._url} does not answer as OpenAI's embeddings do: {error}") from error
-        if rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
+            raise EmbeddingUnavailable(
+                f"{self._url} does not answer as OpenAI's embeddings do: {str(error)[:200]}"
+            ) from error
+        if rows.ndim != 2 or len(rows) != count:
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
-        return of_length_one(rows)
+        return rows
 
 
 def _session(endpoint: Endpoint) -> aiohttp.ClientSession:

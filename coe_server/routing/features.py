@@ -137,6 +137,11 @@ def normalised(text: str) -> npt.NDArray[np.uint8]:
     return np.frombuffer(data, dtype=np.uint8)
 
 
+def well_formed(text: str) -> str:
+    """The text with "?" for each half of a surrogate pair, as `normalised` reads it: no file or request can hold it."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def windowed(text: str) -> str:
     """What is read of a text: all of it, or the start and the end of a long one."""
     if len(text) <= 2 * WINDOW_BYTES:

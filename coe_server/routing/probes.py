@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.features import well_formed
 from coe_server.routing.router import Router
+from coe_server.routing.visible import visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
 SHOWN_CHARACTERS = 60
+LONGEST_READ = 10_000  # characters of a prompt that its beginning is looked for in
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -70,7 +73,8 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
 
 def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
     """Writes the file, even without a probe in it: a place to add some."""
-    plain = {"probes": [probe.model_dump(exclude_none=True) for probe in probes]}
+    written = [probe.model_copy(update={"prompt": well_formed(probe.prompt)}) for probe in probes]
+    plain = {"probes": [probe.model_dump(exclude_none=True) for probe in written]}
     text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=110)
     (folder / PROBES).write_text(text, encoding="utf-8")
 
@@ -108,5 +112,5 @@ def failing(router: Router, folder: Path) -> list[str]:
 
 def shown(prompt: str) -> str:
     """The beginning of a prompt, on one line."""
-    line = " ".join(prompt.split())
+    line = visible(" ".join(prompt[:LONGEST_READ].split()))
     return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"

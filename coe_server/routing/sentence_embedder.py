@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from coe_server.errors import ConfigError, EmbeddingUnavailable
-from coe_server.routing.features import Floats, of_length_one
+from coe_server.routing.embedder import finite
+from coe_server.routing.features import Floats, of_length_one, well_formed
 
 PACKAGE = "sentence_transformers"
 
@@ -39,7 +40,8 @@ class SentenceEmbedder:
                 from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - it brings torch
 
                 self._model = SentenceTransformer(self._name, trust_remote_code=False)
-            rows = self._model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+            written = [well_formed(text) for text in texts]
+            rows = self._model.encode(written, convert_to_numpy=True, show_progress_bar=False)
         except Exception as error:
             raise EmbeddingUnavailable(f"the embedding model {self._name!r} failed: {error}") from error
-        return of_length_one(np.asarray(rows))
+        return of_length_one(finite(np.asarray(rows), f"the embedding model {self._name!r}"))

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from coe_server.routing.visible import visible
 from router_training.data.dataset_check import DataReport
 
 LONGEST_TABLE = 40  # rows
@@ -33,7 +35,7 @@ def _counts(title: str, counts: Iterable[tuple[str, int]], prompts: int) -> Tabl
     rows = list(counts)
     table = Table("name", "prompts", "share", title=f"{len(rows)} {title}")
     for name, count in rows[:LONGEST_TABLE]:
-        table.add_row(name, str(count), f"{count / prompts:.1%}")
+        table.add_row(Text(visible(name)), str(count), f"{count / prompts:.1%}")
     if len(rows) > LONGEST_TABLE:
         table.add_row(f"and {len(rows) - LONGEST_TABLE} more", str(sum(count for _, count in rows[LONGEST_TABLE:])), "")
     return table

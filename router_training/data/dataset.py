@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,16 @@ import pyarrow.parquet as pq
 
 from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
+from coe_server.routing.features import well_formed
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
 HEAVIEST = 1e9  # of a prompt's weight: sums of squares of thousands of such are still numbers
+LONGEST_NAME = 200  # characters of a category, as an artifact's manifest keeps it
+MOST_NAMED = 5  # prompts in a sentence
+LONGEST_SHOWN = 80  # characters of a wrong value
 ONE_A_LINE = "a file has one JSON object a line, or is Parquet and its name ends in .parquet"
 
 
@@ -35,7 +40,8 @@ class Dataset:
 
     `labels` [n] index `categories`, -1 where there is none; `scores` [n, experts] in [0, 1], NaN where missing;
     `groups` [n], "" where there is none; `weights` [n], 1 unless given. Near-duplicates have the same number in
-    `copies` [n], once they were looked for; until then each prompt has its own.
+    `copies` [n], once they were looked for; until then each prompt has its own. `unscored` outcomes were read that
+    have no score; some rows of a data set do not know of them.
     """
 
     prompt_ids: tuple[str, ...]
@@ -47,6 +53,7 @@ class Dataset:
     experts: tuple[str, ...]
     scores: Vector
     copies: Ints
+    unscored: int = 0
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -97,12 +104,14 @@ def read_dataset(
 
     Raises DatasetError naming file and row.
     """
-    rows = [(path, number, row) for path in prompts for number, row in read_rows(path)]
+    columns = ("prompt_id", "prompt", "messages", label, "group", "weight")
+    rows = [(path, number, row) for path in prompts for number, row in read_rows(path, columns)]
     ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
     _refuse_duplicates(ids, prompts)
-    labels = [_name(path, number, row, label) for path, number, row in rows]
+    labels = [_category(path, number, row, label) for path, number, row in rows]
     categories = tuple(sorted({name for name in labels if name is not None}))
     index = {name: position for position, name in enumerate(categories)}
+    scores, unscored = _read_scores(outcomes, ids, experts)
     return Dataset(
         prompt_ids=ids,
         conversations=tuple(_conversation(path, number, row) for path, number, row in rows),
@@ -111,8 +120,9 @@ def read_dataset(
         groups=np.array([_name(path, number, row, "group") or "" for path, number, row in rows]),
         weights=np.array([_weight(path, number, row) for path, number, row in rows]),
         experts=tuple(experts),
-        scores=_read_scores(outcomes, ids, experts),
+        scores=scores,
         copies=np.arange(len(ids)),
+        unscored=unscored,
     )
 
 
@@ -160,44 +170,66 @@ def content_hash(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> Vector:
+def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> tuple[Vector, int]:
+    """The scores [prompts, experts], NaN where missing, and how many outcomes are there whose score is null."""
     row_of = {name: position for position, name in enumerate(ids)}
     column_of = {name: position for position, name in enumerate(experts)}
     scores = np.full((len(ids), len(experts)), np.nan)
+    null = np.zeros(scores.shape, dtype=np.bool_)
     for path in outcomes:
-        for number, row in read_rows(path):
+        for number, row in read_rows(path, ("prompt_id", "expert", "score")):
             column = column_of.get(_text(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
-                    f"{path}, row {number}: unknown expert {row['expert']!r} (known: {', '.join(experts)})"
+                    f"{path}, row {number}: unknown expert {_shown(row['expert'])} (known: {', '.join(experts)})"
                 )
             position = row_of.get(_text(path, number, row, "prompt_id"))
             if position is None:
                 continue  # an outcome file may cover more prompts than this run uses
+            if "score" in row and _is_nothing(row["score"]):
+                null[position, column] = True
+                continue
             if not math.isnan(scores[position, column]):
                 raise DatasetError(
-                    f"{path}, row {number}: a second outcome of {row['expert']!r} for prompt {row['prompt_id']!r}"
+                    f"{path}, row {number}: a second outcome of {_shown(row['expert'])} for prompt"
+                    f" {_shown(row['prompt_id'])}"
                 )
             scores[position, column] = _number(path, number, row, "score", 1.0)
     if np.isnan(scores).all():
-        raise DatasetError(f"{_names(outcomes)}: no outcome belongs to any of the {len(ids)} prompts")
-    return scores
+        raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(len(ids), int(null.sum()))}")
+    return scores, int((null & np.isnan(scores)).sum())
 
 
-def read_rows(path: Path) -> Iterable[tuple[int, Row]]:
-    """The rows of a JSONL or Parquet file, numbered from 1. Raises DatasetError naming file and row."""
+def _nothing_recorded(prompts: int, null: int) -> str:
+    if null:
+        return f"no outcome of the {prompts} prompts has a score: {null} {'is' if null == 1 else 'are'} null"
+    return f"no outcome belongs to any of the {prompts} prompts"
+
+
+def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterable[tuple[int, Row]]:
+    """The rows of a JSONL or Parquet file, numbered from 1; of Parquet only these `columns`, if any are named.
+
+    Half a surrogate pair, which JSON may spell and no file can hold, is read as "?", as serving reads it.
+    Raises DatasetError naming file and row.
+    """
     if not path.is_file():
         raise DatasetError(f"there is no file {path}")
     if path.suffix == ".parquet":
-        return enumerate(_parquet_rows(path), start=1)
+        return enumerate(_parquet_rows(path, columns), start=1)
     return _json_rows(path)
 
 
-def _parquet_rows(path: Path) -> list[Row]:
+def _parquet_rows(path: Path, columns: Collection[str] | None) -> list[Row]:
     try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as file:
+            wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            table = file.read(wanted)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
+    try:
+        rows: list[Row] = table.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is not UTF-8, times of no calendar
+        raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     return rows
 
 
@@ -207,12 +239,23 @@ def _json_rows(path: Path) -> Iterable[tuple[int, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _well_formed(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise DatasetError(f"{path}, row {number} is not JSON ({error}); {ONE_A_LINE}") from error
             if not isinstance(row, dict):
                 raise DatasetError(f"{path}, row {number} is not an object; {ONE_A_LINE}")
             yield number, row
+
+
+def _well_formed(value: Any) -> Any:
+    """The same without halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value if value.isascii() else well_formed(value)
+    if isinstance(value, list):
+        return [_well_formed(one) for one in value]
+    if isinstance(value, dict):
+        return {well_formed(key): _well_formed(one) for key, one in value.items()}
+    return value
 
 
 def _conversation(path: Path, number: int, row: Row) -> Conversation:
@@ -234,31 +277,55 @@ def _text(path: Path, number: int, row: Row, column: str) -> str:
 
 
 def _name(path: Path, number: int, row: Row, column: str) -> str | None:
-    """A text, or a number as text (0 too); None where there is nothing, or NaN, which is nothing in some tables."""
+    """A text, or a number as text (0 too); None where there is nothing."""
     value = row.get(column)
-    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+    if value == "" or _is_nothing(value):
         return None
-    if not isinstance(value, str | int | float) or not _storable(str(value)):
-        raise DatasetError(f"{path}, row {number}: {column} {value!r} is not a text")
+    if not isinstance(value, str | int | float):
+        raise DatasetError(f"{path}, row {number}: {column} {_shown(value)} is not a text")
     return str(value)
 
 
-def _storable(text: str) -> bool:
-    """Can it be written to a file? Half a surrogate pair, which JSON may spell, cannot."""
-    return text.encode("utf-8", "replace").decode() == text
+def _category(path: Path, number: int, row: Row, column: str) -> str | None:
+    name = _name(path, number, row, column)
+    if name is not None and len(name) > LONGEST_NAME:
+        raise DatasetError(
+            f"{path}, row {number}: a {column} of {len(name)} characters; {LONGEST_NAME} are kept at most"
+        )
+    return name
+
+
+def _is_nothing(value: object) -> bool:
+    """Null, or NaN, which stands for it in some tables."""
+    return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
 def _weight(path: Path, number: int, row: Row) -> float:
-    return 1.0 if row.get("weight") is None else _number(path, number, row, "weight", HEAVIEST)
+    return 1.0 if _is_nothing(row.get("weight")) else _number(path, number, row, "weight", HEAVIEST)
 
 
 def _number(path: Path, number: int, row: Row, column: str, largest: float) -> float:
     value = row.get(column)
     if value is None:
         raise DatasetError(f"{path}, row {number} has no {column!r}")
-    if not isinstance(value, int | float) or not 0.0 <= value <= largest:
-        raise DatasetError(f"{path}, row {number}: {column} must be a number from 0 to {largest:g}, not {value!r}")
+    if not isinstance(value, int | float | Decimal) or not 0.0 <= value <= largest:
+        raise DatasetError(
+            f"{path}, row {number}: {column} must be a number from 0 to {largest:g}, not {_shown(value)}"
+        )
     return float(value)
+
+
+def _shown(value: object) -> str:
+    """A value in a sentence: as Python writes it, the end of a long one left out."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def named_prompts(ids: Sequence[str]) -> str:
+    """How many prompts, and the first few by their ids."""
+    few = ", ".join(_shown(name) for name in ids[:MOST_NAMED])
+    more = ", ..." if len(ids) > MOST_NAMED else ""
+    return f"{len(ids)} prompt{'' if len(ids) == 1 else 's'} ({few}{more})"
 
 
 def _refuse_duplicates(ids: Sequence[str], prompts: Sequence[Path]) -> None:
@@ -267,7 +334,7 @@ def _refuse_duplicates(ids: Sequence[str], prompts: Sequence[Path]) -> None:
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise DatasetError(f"{_names(prompts)}: prompt_id {name!r} occurs twice")
+            raise DatasetError(f"{_names(prompts)}: prompt_id {_shown(name)} occurs twice")
         seen.add(name)
 
 
@@ -276,4 +343,4 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8], "big") / 2.0**64

@@ -28,13 +28,14 @@ class DuplicateReport:
 @dataclass(frozen=True, slots=True)
 class DataReport:
     """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome; `silent`
-    prompts say nothing."""
+    prompts say nothing, `unscored` outcomes have no score."""
 
     prompts: int
     conversations: int
     complete: int
     unlabelled: int
     silent: int
+    unscored: int
     training: int
     held_out: int
     categories: dict[str, int]
@@ -56,6 +57,7 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
         complete=int(dataset.has_all_outcomes.sum()),
         unlabelled=int((dataset.labels < 0).sum()),
         silent=sum(not any(turn.text.strip() for turn in talk.turns) for talk in dataset.conversations),
+        unscored=dataset.unscored,
         training=len(sides.training),
         held_out=len(sides.held_out),
         categories=dict(Counter(labels).most_common()),
@@ -100,6 +102,7 @@ def _warnings(report: DataReport, folds: int) -> list[str]:
         (len(small), "category has", "categories have", few),
         (report.unlabelled, "prompt has", "prompts have", "no category"),
         (report.silent, "prompt has", "prompts have", "no text of a user"),
+        (report.unscored, "outcome has", "outcomes have", "no score (null or NaN): it counts as missing"),
         (incomplete, "prompt lacks", "prompts lack", unjudged),
     )
     found = [" ".join((str(count), one if count == 1 else many, *rest)) for count, one, many, *rest in counted if count]

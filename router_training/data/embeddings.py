@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,16 +17,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from coe_server.errors import DatasetError
+from coe_server.errors import DatasetError, EmbeddingNotFinite
 from coe_server.routing.embedded import EmbeddedFeatures, mean_embedding
-from coe_server.routing.embedder import Embedder
+from coe_server.routing.embedder import Embedder, finite
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
 from coe_server.routing.manifest import FeatureSettings as FeatureEntry
 from coe_server.routing.sentence_embedder import SentenceEmbedder
 from coe_server.routing.static_embeddings import StaticEmbeddings, read_static_embeddings
 from router_training.config import FeatureSettings
-from router_training.data.dataset import Dataset
+from router_training.data.dataset import Dataset, named_prompts
 from router_training.progress import Track
 
 TEXTS_PER_STEP = 256  # embedded, then written: what an interruption may cost
@@ -74,7 +74,8 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
 def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -> Dataset:
     """The data set with an embedding on every turn; as it is where the features have none.
 
-    Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache.
+    Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache and for embeddings that are no
+    numbers, naming the prompts.
     """
     if settings.kind == "hashed-ngrams":
         return dataset
@@ -82,7 +83,11 @@ def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -
     cache = EmbeddingCache(settings.cache / _folder_name(settings))
     known = cache.read()
     missing = [text for text, digest in texts.items() if digest not in known]
-    known |= _embedded(missing, embedder_of(settings), cache, track) if missing else {}
+    try:
+        known |= _embedded(missing, embedder_of(settings), cache, track) if missing else {}
+    except EmbeddingNotFinite as error:
+        wrong = {missing[place] for place in error.places}
+        raise DatasetError(f"{error}; {_prompts_with(wrong, dataset)}") from error
     conversations = tuple(
         replace(
             conversation,
@@ -136,9 +141,13 @@ class EmbeddingCache:
             try:
                 tensors = load_file(path)
                 digests, vectors = tensors["digests"], tensors["vectors"]
+                if not np.isfinite(vectors).all():
+                    raise ValueError("a vector has NaN or an infinite value")
                 found |= {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
             except (SafetensorError, KeyError, ValueError) as error:
-                raise DatasetError(f"{path} is damaged; delete it and its texts are embedded again") from error
+                raise DatasetError(
+                    f"{path} is damaged; delete it and its texts are embedded again ({error})"
+                ) from error
         return found
 
     def write(self, vectors: dict[bytes, Floats]) -> None:
@@ -158,14 +167,28 @@ def _embedded(texts: Sequence[str], embedder: Embedder, cache: EmbeddingCache, t
     steps = [texts[at : at + TEXTS_PER_STEP] for at in range(0, len(texts), TEXTS_PER_STEP)]
     with asyncio.Runner() as runner:
         try:
-            for step in track(steps, f"embedding {len(texts)} texts"):
-                rows = runner.run(embedder.embed(step))
+            for number, step in enumerate(track(steps, f"embedding {len(texts)} texts")):
+                rows = _rows_of(step, number * TEXTS_PER_STEP, embedder, runner)
                 fresh = {_digest(text): row for text, row in zip(step, rows, strict=True)}
                 cache.write(fresh)
                 found |= fresh
         finally:
             runner.run(embedder.close())
     return found
+
+
+def _rows_of(step: Sequence[str], first: int, embedder: Embedder, runner: asyncio.Runner) -> Floats:
+    """The embeddings of these texts, the first of which has this place among all."""
+    try:
+        return finite(runner.run(embedder.embed(step)), "the table of static embeddings")
+    except EmbeddingNotFinite as error:
+        raise EmbeddingNotFinite(str(error), [first + place for place in error.places]) from error
+
+
+def _prompts_with(texts: Collection[str], dataset: Dataset) -> str:
+    """The prompts that say one of these, in words."""
+    told = zip(dataset.prompt_ids, dataset.conversations, strict=True)
+    return named_prompts([name for name, talk in told if any(windowed(turn.text) in texts for turn in talk.turns)])
 
 
 def _turns(dataset: Dataset) -> Iterable[Turn]:

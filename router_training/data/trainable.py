@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from coe_server.errors import ConfigError, DatasetError
-from coe_server.routing.decision import GENERAL
+from coe_server.routing.capabilities import Capabilities, known_modalities, obstacle
+from coe_server.routing.decision import GENERAL, RouteOptions
 from router_training.config import DEFAULT_LABEL, TrainingConfig
-from router_training.data.dataset import Dataset, Split
+from router_training.data.dataset import Dataset, Split, named_prompts
+
+ANY = RouteOptions()
 
 
 def require_trainable(sides: Split, config: TrainingConfig) -> None:
@@ -18,6 +21,7 @@ def require_trainable(sides: Split, config: TrainingConfig) -> None:
     _require_prompts(sides, config)
     _require_label(sides.training, config)
     _require_outcomes(sides, config)
+    _require_takers(sides, config)
     if (sides.training.labels >= 0).any():
         require_categories(sides.training, config)
 
@@ -38,7 +42,10 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
     prompts = len(training) + len(sides.held_out)
     for name, part in (("train on", training), ("measure by", sides.held_out)):
         if not len(part):
-            raise DatasetError(f"data.held_out_share: {share:g} leaves none of the {prompts} prompts to {name}")
+            raise DatasetError(
+                f"data.held_out_share: {share:g} leaves none of the {prompts} prompts to {name}"
+                + _why_so_few(sides, config)
+            )
     _, first = np.unique(training.copies, return_index=True)
     if np.bincount(training.labels[first] + 1).max() < 2:
         raise DatasetError(
@@ -47,9 +54,30 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
         )
 
 
+def _why_so_few(sides: Split, config: TrainingConfig) -> str:
+    """What stays on one side of the split together."""
+    copies = np.concatenate((sides.training.copies, sides.held_out.copies))
+    if config.data.split_by == "prompt" and (different := len(np.unique(copies))) < len(copies):
+        return f": near-duplicates stay together, and {different} of them are different"
+    return ""
+
+
 def _require_label(training: Dataset, config: TrainingConfig) -> None:
-    if config.data.label != DEFAULT_LABEL and (training.labels < 0).all():
+    if (training.labels >= 0).any():
+        return
+    if config.data.label != DEFAULT_LABEL:
         raise DatasetError(f"no training prompt has a {config.data.label!r}; data.label names the column")
+    if config.data.categories != "auto":
+        require_room(config.data.categories, len(training), len(np.unique(training.copies)))
+
+
+def require_room(categories: int, prompts: int, different: int) -> None:
+    """Raises DatasetError where so many categories would leave none of them two different prompts."""
+    if categories >= different:
+        raise DatasetError(
+            f"data.categories: {categories} categories cannot be found in {prompts} prompts,"
+            f" {different} of them different"
+        )
 
 
 def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
@@ -65,3 +93,24 @@ def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
             )
         if not (part.has_all_outcomes & (part.weights > 0.0)).any():
             raise DatasetError(f"every {name} prompt with an outcome from every expert has weight 0")
+
+
+def _require_takers(sides: Split, config: TrainingConfig) -> None:
+    """Every prompt, held out or not, needs an expert that could take it: with images one that sees."""
+    able = {
+        one.name: Capabilities(one.context_tokens, known_modalities(one.sees, one.modalities), one.tools)
+        for one in config.experts
+    }
+    untaken: list[str] = []
+    obstacles: list[str] = []
+    for part in (sides.training, sides.held_out):
+        for name, conversation in zip(part.prompt_ids, part.conversations, strict=True):
+            found = [obstacle(expert, None, one, conversation, ANY) for expert, one in able.items()]
+            if None not in found:
+                untaken.append(name)
+                obstacles = obstacles or [f"{expert} {why}" for expert, why in zip(able, found, strict=True)]
+    if untaken:
+        raise DatasetError(
+            f"no expert of the configuration can take {named_prompts(untaken)} ({'; '.join(obstacles)}):"
+            " set vision, modalities or context_tokens of an expert that can, or leave these prompts out"
+        )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
-from router_training.drafting.settling import Reading, max_entropy_of, table_of, view_of
+from router_training.drafting.settling import Reading, max_entropy_of, table_of, telling, view_of
 from router_training.progress import Track
 from router_training.step_one.basis import Basis
 from router_training.step_one.classifier import Fold, Unseen, cross_fit, group_folds
@@ -98,7 +98,8 @@ def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, familiar: R
     soft = np.zeros_like(dataset.scores)
     overall = np.zeros_like(dataset.scores)
     for fold in folds:
-        others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
+        seen = telling(dataset, fold.seen)
+        others, known = dataset.rows(seen), familiar.probabilities[seen]
         table = table_of(known, others, config)
         limit = max_entropy_of(known, table, others, config)
         view = view_of(reading.rows(fold.left_out), table, limit, config)
@@ -118,8 +119,10 @@ def _corrections(
     """[n, experts]: as fitted without the prompt's group, scores and all."""
     found = np.zeros_like(dataset.scores)
     for fold in track(folds, "correcting without some groups") if share > 0.0 else ():
+        seen = telling(dataset, fold.seen)
+        table = table_of(familiar.probabilities[seen], dataset.rows(seen), config)
         others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
-        left = residuals(others.scores, known @ table_of(known, others, config).scores)
+        left = residuals(others.scores, known @ table.scores)
         fitted = fitted_corrections(basis.gram.rows(fold.seen), left, others.weights)
         vectors = basis.unseen(fold.left_out, fold.seen, config.features.min_prompts)
         found[fold.left_out] = share * (vectors @ fitted.coefficients)

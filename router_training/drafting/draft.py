@@ -21,6 +21,7 @@ from router_training.progress import Track
 from router_training.step_one.basis import Basis, basis_of
 from router_training.step_one.classifier import StepOne, calibrated, fit_step_one
 from router_training.step_one.corrections import fitted_corrections, residuals
+from router_training.step_one.models import kind_of
 from router_training.step_one.selection import with_named_classifier
 from router_training.step_one.vectors import Matrix, count_ngrams
 
@@ -72,14 +73,17 @@ def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> 
     config, rehearsal = learned.config, learned.rehearsal
     (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
+    manifest = learned.draft.manifest
+    kind = kind_of(step_one.classifier.model, config.classifier.named_kind)
     update = {
         "features": feature_entry(step_one.features, config.features),
+        "classifier": manifest.classifier.model_copy(update={"kind": kind}),
         "prototypes": step_one.gate.prototypes,
         "prompts": len(everything),
     }
     return replace(
         learned.draft,
-        manifest=learned.draft.manifest.model_copy(update=update),
+        manifest=manifest.model_copy(update=update),
         features=served(step_one.features, config.features),
         classifier=step_one.classifier,
         gate=step_one.gate,
@@ -102,7 +106,7 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
         features=feature_entry(step_one.features, config.features),
         categories=list(training.categories),
         classifier=ClassifierEntry(
-            kind=config.classifier.named_kind,
+            kind=kind_of(step_one.classifier.model, config.classifier.named_kind),
             calibration=config.classifier.calibration,
             neighbours=config.classifier.neighbours,
         ),

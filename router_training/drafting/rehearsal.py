@@ -16,7 +16,7 @@ from coe_server.routing.calibration import Calibration
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.drafting.abroad import Abroad, abroad
-from router_training.drafting.settling import Reading, Settled, settled, table_of, view_of
+from router_training.drafting.settling import Reading, Settled, settled, table_of, telling, view_of
 from router_training.progress import Track
 from router_training.step_one.basis import Basis
 from router_training.step_one.calibration import fitted_calibration
@@ -101,10 +101,9 @@ def rehearse(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Trac
 
 
 def _expected_by(probabilities: Vector, dataset: Dataset, config: TrainingConfig, seen: Ints) -> Vector:
-    """[n, experts]: the scores to expect of every prompt by the score table of the prompts `seen`; by that of all where
-    those show nothing of some expert."""
-    if np.isnan(dataset.scores[seen]).all(axis=0).any():
-        seen = np.arange(len(dataset))
+    """[n, experts]: the scores to expect of every prompt by the score table of the prompts `seen`, if they show every
+    expert."""
+    seen = telling(dataset, seen)
     return np.asarray(probabilities @ table_of(probabilities[seen], dataset.rows(seen), config).scores)
 
 

@@ -60,6 +60,12 @@ def view_of(reading: Reading, table: ScoreTable, max_entropy: float, config: Tra
     return View(reading.similarities, soft, overall)
 
 
+def telling(dataset: Dataset, seen: Ints) -> Ints:
+    """The prompts `seen`; all of them where those show nothing of some expert, which no score table can do without."""
+    known = ~np.isnan(dataset.scores[seen]) & (dataset.weights[seen] > 0.0)[:, np.newaxis]
+    return seen if known.any(axis=0).all() else np.arange(len(dataset))
+
+
 def table_of(probabilities: Vector, dataset: Dataset, config: TrainingConfig) -> ScoreTable:
     """The score table, of lower bounds where the configuration asks for them."""
     table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from router_training.evaluating import metrics
 from router_training.evaluating.gains import Judged
-from router_training.step_two.pricing import choices
+from router_training.step_two.pricing import choices, least_step
+from router_training.step_two.problem import SLACK
 
 Vector = npt.NDArray[np.float64]
 
+ROUNDING = 1e-9  # of a score: experts this close do not differ
 DIAL_SETTINGS = 60  # multipliers tried
 THRESHOLDS = (0.5, 0.8)  # of RouteLLM's CPT
 
@@ -38,7 +40,7 @@ def curve_keys(judged: Judged, expected: Vector) -> dict[str, Any]:
 
 def _of_two(judged: Judged, expected: Vector) -> dict[str, Any]:
     cheap, dear = int(judged.active_params_b.argmin()), int(judged.active_params_b.argmax())
-    if expected.shape[1] != 2 or cheap == dear or judged.expert_means[dear] <= judged.expert_means[cheap]:
+    if expected.shape[1] != 2 or cheap == dear or judged.expert_means[dear] <= judged.expert_means[cheap] + ROUNDING:
         return {"apgr": None, "cpt": None}
     advantage = np.clip(expected[:, dear], -1.0, 1.0) - np.clip(expected[:, cheap], -1.0, 1.0)
     recovered = metrics.gap_recovered(advantage, judged.outcomes[:, cheap], judged.outcomes[:, dear], judged.weights)
@@ -47,8 +49,7 @@ def _of_two(judged: Judged, expected: Vector) -> dict[str, Any]:
 
 def _dial(costs: Vector) -> Vector:
     """Multipliers from none to one that leaves only the cheapest expert."""
-    steps = np.diff(np.unique(costs))
-    if len(steps) == 0:
+    if np.ptp(costs) <= SLACK * costs.max():
         return np.zeros(1)
-    largest = 1.01 / float(steps.min())
+    largest = 1.01 / least_step(costs)
     return np.concatenate(([0.0], np.geomspace(largest * 1e-5, largest, DIAL_SETTINGS)))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from router_training.evaluating.gains import Judged
-from router_training.evaluating.metrics import CALIBRATION_BINS
+from router_training.evaluating.metrics import CALIBRATION_BINS, mean
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -34,8 +34,8 @@ def reliability(confidences: Vector, hits: Vector, weights: Vector) -> list[dict
     bins = np.array_split(order, max(min(CALIBRATION_BINS, len(order)), 1))
     return [
         {
-            "confidence": float(np.average(confidences[rows], weights=weights[rows])),
-            "accuracy": float(np.average(hits[rows], weights=weights[rows])),
+            "confidence": mean(confidences[rows], weights[rows]),
+            "accuracy": mean(hits[rows], weights[rows]),
             "share": float(weights[rows].sum() / weights.sum()),
         }
         for rows in bins

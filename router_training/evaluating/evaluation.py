@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.errors import DatasetError
+from coe_server.errors import DatasetError, NoCapableExpert
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.calibration import Temperature
-from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.reading import Reader
 from coe_server.routing.router import Router
-from router_training.data.dataset import Dataset
+from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluating import details, metrics
 from router_training.evaluating.curves import curve_keys
@@ -32,8 +33,9 @@ PERTURBED_PROMPTS = 1000  # drawn for the flip rate and robustness
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] (-inf: excluded),
-    `probabilities` [n, categories], `confidences`, `inside` the gate and `routing_ms` [n]."""
+    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] as it compared them
+    (where corrections lead a little outside of [0, 1]; -inf: excluded), `probabilities` [n, categories], `confidences`,
+    `inside` the gate and `routing_ms` [n]."""
 
     chosen: Ints
     expected: Vector
@@ -99,19 +101,19 @@ def evaluate(
 
 
 def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> Decisions:
-    """Every prompt routed under one objective, with all experts equally far away."""
-    availability = dict.fromkeys(router.expert_names, AT_REST)
-    options = RouteOptions(objective=objective)
+    """Every prompt routed under one objective, with all experts equally far away.
+
+    Raises DatasetError naming prompts that no expert can take.
+    """
+    costs = router.artifact.manifest.costs(objective)
     column = {name: position for position, name in enumerate(dataset.experts)}
-    n, experts = len(dataset), len(dataset.experts)
-    expected = np.full((n, experts), -np.inf)
-    rows = []
-    for at, conversation in enumerate(track(dataset.conversations, f"routing for {objective}")):
-        decision = router.route(conversation, options, availability)
+    expected = np.full((len(dataset), len(dataset.experts)), -np.inf)
+    rows = _routed(router, dataset, objective, track)
+    for at, decision in enumerate(rows):
         for ranked in decision.ranking:
-            if ranked.excluded is None and ranked.expected_score is not None:
-                expected[at, column[ranked.expert]] = ranked.expected_score
-        rows.append(decision)
+            if ranked.excluded is None and ranked.value is not None:
+                place = column[ranked.expert]
+                expected[at, place] = ranked.value + decision.budget.multiplier * costs[place]
     return Decisions(
         chosen=np.array([column[row.expert] for row in rows], dtype=np.int64),
         expected=expected,
@@ -122,13 +124,29 @@ def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> De
     )
 
 
+def _routed(router: Router, dataset: Dataset, objective: str, track: Track) -> list[RoutingDecision]:
+    availability = dict.fromkeys(router.expert_names, AT_REST)
+    options = RouteOptions(objective=objective)
+    found: list[RoutingDecision] = []
+    untaken: dict[str, str] = {}
+    for name, conversation in zip(
+        dataset.prompt_ids, track(dataset.conversations, f"routing for {objective}"), strict=True
+    ):
+        try:
+            found.append(router.route(conversation, options, availability))
+        except NoCapableExpert as error:
+            untaken[name] = str(error)
+    if untaken:
+        why = next(iter(untaken.values()))
+        raise DatasetError(f"{named_prompts(list(untaken))} cannot be answered under objective {objective!r}: {why}")
+    return found
+
+
 def predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> Vector:
     """[n, categories]: what the artifact's step one says of each prompt."""
-    router = Router(_all_shipped(artifact))
-    away = dict.fromkeys(router.expert_names, AT_REST)
-    options = RouteOptions(objective=main_objective(artifact))
+    reader = Reader(artifact)
     conversations = track(dataset.conversations, "reading the new expert's prompts")
-    return np.array([list(router.route(one, options, away).probabilities.values()) for one in conversations])
+    return np.array([reader.read(one.turns, min_confidence=None).probabilities for one in conversations])
 
 
 def _robustness(
@@ -188,7 +206,7 @@ def _details(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[s
         "confusion": details.confusion(labels, predicted, judged.weights, len(categories)),
         "reliability": details.reliability(decisions.confidences[rows], hits[rows], judged.weights[rows]),
         "worst_prompts": details.worst_prompts(
-            judged, decisions.chosen, decisions.expected, decisions.probabilities, categories
+            judged, decisions.chosen, np.clip(decisions.expected, 0.0, 1.0), decisions.probabilities, categories
         ),
     }
 
@@ -202,7 +220,7 @@ def _calibration(judged: Judged, decisions: Decisions, artifact: Artifact) -> di
     hits = (probabilities.argmax(axis=1) == labels[rows]).astype(np.float64)
     before = _uncalibrated(artifact, judged.dataset.rows(rows))
     hits_before = (before.argmax(axis=1) == labels[rows]).astype(np.float64)
-    promised = decisions.expected[np.arange(len(decisions.chosen)), decisions.chosen]
+    promised = np.clip(decisions.expected[np.arange(len(decisions.chosen)), decisions.chosen], 0.0, 1.0)
     error = metrics.expected_calibration_error
     return {
         "ece": error(decisions.confidences[rows], hits, weights) if len(rows) else None,

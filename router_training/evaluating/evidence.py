@@ -17,6 +17,7 @@ from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.drafting.objectives import grounds_of, solve_objectives
 from router_training.drafting.rehearsal import Rehearsal, refitted
+from router_training.drafting.settling import telling
 from router_training.evaluating.gains import Gain, Judged, budget_gain, unlimited_gain
 from router_training.evaluating.metrics import Bootstrap
 from router_training.step_two.solving import decided
@@ -37,11 +38,13 @@ class Evidence:
 
 
 def cross_validated(rehearsal: Rehearsal, dataset: Dataset, config: TrainingConfig) -> dict[str, Ints]:
-    """objective -> expert [n] of each prompt, chosen by those that had not seen it."""
+    """objective -> expert [n] of each prompt, chosen by those that had not seen it, if what they saw shows every
+    expert."""
     chosen = {name: np.zeros(len(dataset), dtype=np.int64) for name in config.objectives}
     for fold in rehearsal.folds:
-        again = refitted(rehearsal, dataset, fold.seen, config)
-        entries = solve_objectives(dataset.rows(fold.seen), again.rows(fold.seen), config)
+        seen = telling(dataset, fold.seen)
+        again = refitted(rehearsal, dataset, seen, config)
+        entries = solve_objectives(dataset.rows(seen), again.rows(seen), config)
         grounds = grounds_of(dataset.rows(fold.left_out), again.rows(fold.left_out), config)
         for name, entry in entries.items():
             costs = np.array(config.costs(entry.budget_unit or config.cost_unit))

@@ -33,7 +33,7 @@ class Judged:
 
     @property
     def expert_means(self) -> Vector:
-        return np.asarray(self.weights @ self.outcomes / self.weights.sum())
+        return np.array([metrics.mean(column, self.weights) for column in self.outcomes.T])
 
     @property
     def best_single(self) -> int:

@@ -16,6 +16,7 @@ Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
+ROUNDING = 1e-9  # relative: costs this close are one cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class Hull:
 
 
 def upper_hull(costs: Vector, scores: Vector) -> Hull:
-    """The smallest concave, non-decreasing curve above all points."""
+    """The smallest concave, non-decreasing curve above all points; of those at one cost, up to rounding, the best."""
     corners: list[tuple[float, float]] = []
     for cost, score in sorted(zip(costs.tolist(), scores.tolist(), strict=True), key=lambda p: (p[0], -p[1])):
         if corners and score <= corners[-1][1]:
             continue
+        if corners and cost <= corners[-1][0] * (1.0 + ROUNDING):
+            corners.pop()
         while len(corners) >= 2 and _is_below(corners[-2], corners[-1], (cost, score)):
             corners.pop()
         corners.append((cost, score))
@@ -53,12 +56,12 @@ def aiq(hull: Hull, cheapest: float, dearest: float) -> float:
     inner = hull.costs[(hull.costs > cheapest) & (hull.costs < dearest)]
     costs = np.concatenate(([cheapest], inner, [dearest]))
     heights = np.interp(costs, hull.costs, hull.scores)
-    return float(np.trapezoid(heights, costs) / (dearest - cheapest))
+    return float(np.clip(np.trapezoid(heights, costs) / (dearest - cheapest), heights.min(), heights.max()))
 
 
 def mean(values: Vector, weights: Vector) -> float:
-    """Weighted mean."""
-    return float(values @ weights / weights.sum())
+    """Weighted mean, kept between the least and the largest value, where rounding would leave it."""
+    return float(np.clip(values @ weights / weights.sum(), values.min(), values.max()))
 
 
 def category_ceiling(outcomes: Vector, labels: Ints, weights: Vector) -> float | None:
@@ -69,7 +72,7 @@ def category_ceiling(outcomes: Vector, labels: Ints, weights: Vector) -> float |
     if (labels < 0).all():
         return None
     total = sum(float((weights[labels == label] @ outcomes[labels == label]).max()) for label in np.unique(labels))
-    return total / float(weights.sum())
+    return min(total / float(weights.sum()), float(outcomes.max()))  # up to rounding
 
 
 def expected_calibration_error(confidences: Vector, hits: Vector, weights: Vector) -> float:
@@ -104,7 +107,7 @@ def risk_coverage(confidences: Vector, scores: Vector, weights: Vector, steps: i
         last = min(int(np.searchsorted(mass, step / steps - 1e-12)), len(order) - 1)
         covered = mass[last] * weights.sum()
         if covered > 0.0:
-            curve.append((step / steps, float(gained[last] / covered)))
+            curve.append((step / steps, float(np.clip(gained[last] / covered, scores.min(), scores.max()))))
     return curve
 
 

@@ -15,6 +15,8 @@ from router_training.evaluating.gains import Judged, unlimited_gain
 from router_training.evaluating.metrics import Bootstrap
 from router_training.step_two.pricing import choices
 
+ROUNDING = 1e-9  # of a score: a gain or a loss this small is none
+
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -85,7 +87,7 @@ def _first(means: Vector) -> float:
 def exam_failed(held_out_high: float, has_budget: bool) -> str | None:
     """Why an objective is not shipped though its evidence is good: the router as saved certainly lost on prompts held
     out; None if it did not. `held_out_high` is the upper bound of its gain there."""
-    if held_out_high >= 0.0:
+    if held_out_high >= -ROUNDING:
         return None
     rival = _rival(has_budget)
     return f"on the prompts held out it loses against {rival}: the upper bound is {100 * held_out_high:+.2f} points"
@@ -96,9 +98,9 @@ def refusal(inside_low: float, outside_gain: float | None, has_budget: bool, har
 
     `inside_low` is the lower bound of its gain on prompts not trained on, `outside_gain` that on unseen groups.
     """
-    if inside_low <= 0.0:
+    if inside_low <= ROUNDING:
         return f"its gain over {_rival(has_budget)} is not certain: the lower bound is {100 * inside_low:+.2f} points"
-    if outside_gain is not None and outside_gain < -harm_limit:
+    if outside_gain is not None and outside_gain < -harm_limit - ROUNDING:
         return (
             f"on groups left out of training it changes the score by {100 * outside_gain:+.2f} points,"
             f" and the harm limit is {100 * harm_limit:.2f}"

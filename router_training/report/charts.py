@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
 from io import StringIO
 from typing import Any
 from warnings import catch_warnings, filterwarnings
@@ -19,6 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from coe_server.routing.manifest import Manifest
+from coe_server.routing.visible import visible
+from router_training.report.escaping import escape
 from router_training.report.labels import GAP, Label, along, placed
 
 # what is drawn in these is given the style's colour of that name afterwards
@@ -207,6 +208,7 @@ def _draw_labels(
 
 
 def _short(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= 28 else name[:27] + "…"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from coe_server.routing import inspection
 from coe_server.routing.artifact import Artifact
 from router_training.data.dataset import Dataset
 from router_training.report import charts, tables
+from router_training.report.escaping import escape
 from router_training.report.style import STYLE
 
 REPORT = "report.html"
@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
     if evaluation is None or not set(evaluation) >= NEEDED:
         raise NothingToReport(f"{folder} has no evaluation that a report could be made of; `coe-train fit` writes one")
     path, draft = folder / REPORT, folder / f".{REPORT}"
-    draft.write_text(page(artifact, evaluation), encoding="utf-8")
+    draft.write_text(page(artifact, evaluation), encoding="utf-8", errors="replace")
     os.replace(draft, path)
     return path
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
 from coe_server.routing.manifest import Manifest, ObjectiveEntry
+from router_training.report.escaping import escape
 
 LONGEST_PROMPT = 200
 

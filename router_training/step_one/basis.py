@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from coe_server.errors import DatasetError
 from coe_server.routing.embedded import EmbeddedFeatures
 from coe_server.routing.features import Features, Vectoriser
 from router_training.config import FeatureSettings
@@ -53,7 +54,7 @@ class Basis:
 
 
 def basis_of(counts: Matrix, dataset: Dataset, settings: FeatureSettings, track: Track = in_silence) -> Basis:
-    """Features chosen from these prompts, and the prompts in them."""
+    """Features chosen from these prompts, and the prompts in them. Raises DatasetError where there are none."""
     features = _chosen(counts, dataset, settings)
     return Basis(features, Gram(vectorised(counts, dataset, features, track)))
 
@@ -91,6 +92,8 @@ def _chosen(counts: Matrix, dataset: Dataset, settings: FeatureSettings) -> Vect
     ngrams = None
     if settings.ngrams:
         ngrams = choose_features(counts, settings.bucket_bits, settings.min_prompts, settings.max_columns)
+        if ngrams.columns == 0:
+            raise DatasetError(f"{len(dataset)} training prompts have no n-gram in common to learn from")
     if ngrams is None or settings.kind != "hashed-ngrams":
         return EmbeddedFeatures(ngrams, embedding_matrix(dataset).shape[1])
     return ngrams

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-from coe_server.errors import DatasetError
 from coe_server.routing.calibration import Calibration, Temperature
 from coe_server.routing.classifier import CategoryModel, Classifier
 from coe_server.routing.embedded import EmbeddedGate, NgramGate
@@ -54,7 +53,8 @@ class Unseen:
 
 
 def fit_step_one(basis: Basis, dataset: Dataset, config: TrainingConfig) -> StepOne:
-    """Classifier (not calibrated) and gate (open) from these prompts."""
+    """Classifier (not calibrated) and gate (open) from these prompts; what the prompts of a fold have no n-gram for is
+    far from all of them."""
     gate = fitted_gate(basis.gram.vectors, basis.features, config)
     return StepOne(basis.features, _fit_classifier(basis, dataset, config), gate)
 
@@ -89,7 +89,8 @@ def prompt_folds(dataset: Dataset, count: int, seed: int) -> list[Fold]:
 
 
 def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
-    """Folds that leave whole groups out, and near-duplicates of theirs in other groups are not seen either.
+    """Folds that leave whole groups out, and near-duplicates of theirs in other groups are not seen either, unless
+    there is hardly anything else: then the group is not foreign to the others.
 
     None where there are fewer than three groups to judge by.
     """
@@ -99,8 +100,8 @@ def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
     splitter = GroupKFold(min(count, len(names)))
     folds = []
     for seen, left_out in splitter.split(dataset.labels, groups=dataset.groups):
-        copied = np.isin(dataset.copies[seen], dataset.copies[left_out])
-        folds.append(Fold(seen[~copied], left_out))
+        others = seen[~np.isin(dataset.copies[seen], dataset.copies[left_out])]
+        folds.append(Fold(others if len(others) >= 2 else seen, left_out))
     return folds
 
 
@@ -114,8 +115,7 @@ def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) ->
 
 
 def _fit_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig) -> Classifier:
-    if (dataset.labels < 0).all():
-        raise DatasetError(f"no training prompt has a {config.data.label!r}")
+    """Of prompts without a single label, which a fold may be where few have one: it tells no categories apart."""
 
     def fit(rows: Gram, labels: Ints) -> CategoryModel:
         return fit_model(rows, labels, len(dataset.categories), config.classifier, config.seed)

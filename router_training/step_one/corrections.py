@@ -88,7 +88,7 @@ def earned_share(unseen: Vector, left: Vector, weights: Vector) -> float:
 
 def _counted(weights: Vector) -> Vector:
     roots = np.sqrt(weights)
-    return np.asarray(roots / roots.mean())
+    return np.asarray(roots / (roots.mean() or 1.0))  # where all weigh nothing there is nothing to divide
 
 
 def _solved(matrix: Callable[[Vector], Vector], right: Vector) -> Vector:

@@ -9,19 +9,21 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.metrics import silhouette_score
 
-from coe_server.errors import DatasetError
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.features import Floats, of_length_one, windowed
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.data.embeddings import embedding_matrix
+from router_training.data.trainable import require_room
 from router_training.progress import Track
 from router_training.step_one.models import main_directions
 from router_training.step_one.vectors import choose_features, count_ngrams, weigh
@@ -41,7 +43,7 @@ def with_categories(dataset: Dataset, config: TrainingConfig, track: Track) -> D
     """The data set as it is if any prompt has a category, else with discovered ones."""
     if (dataset.labels >= 0).any():
         return dataset
-    labels = _clusters(_points(dataset, config), config, track)
+    labels = _clusters(_points(dataset, config), len(np.unique(dataset.copies)), config, track)
     return replace(dataset, labels=labels, categories=telling_names(_texts(dataset), labels))
 
 
@@ -84,27 +86,36 @@ def _points(dataset: Dataset, config: TrainingConfig) -> Floats:
     return of_length_one(np.asarray(vectors @ main_directions(vectors, DIRECTIONS, config.seed)))
 
 
-def _clusters(points: Floats, config: TrainingConfig, track: Track) -> Ints:
+def _clusters(points: Floats, different: int, config: TrainingConfig, track: Track) -> Ints:
+    """`different` prompts are no copies of each other. One more than there are categories puts two into one of them,
+    which is what folds need; and no more categories are found than there are different points."""
     drawn = np.random.default_rng(config.seed).permutation(len(points))[:CLUSTERED]
+    room = min(different - 1, len(np.unique(points[drawn], axis=0)))
     count = config.data.categories
     if count == "auto":
-        most = max(CANDIDATES[0], len(points) // PROMPTS_PER_CATEGORY)
-        candidates = [candidate for candidate in CANDIDATES if candidate <= most]
+        most = min(max(CANDIDATES[0], len(points) // PROMPTS_PER_CATEGORY), room)
+        candidates = [candidate for candidate in CANDIDATES if candidate <= most] or [max(most, 1)]
         sample = points[drawn[:JUDGED]]
         apart = [_silhouette(sample, number, config.seed) for number in track(candidates, "discovering categories")]
         count = candidates[int(np.argmax(apart))]
-    if count >= len(points):
-        raise DatasetError(f"data.categories: {count} categories cannot be found in {len(points)} prompts")
-    found = KMeans(count, n_init=STARTS, random_state=config.seed).fit(points[drawn])
+    else:
+        require_room(count, len(points), room + 1)
+    found = _means(points[drawn], count, config.seed)
     _, labels = np.unique(found.predict(points), return_inverse=True)
     return labels.astype(np.int64)
 
 
+def _means(points: Floats, count: int, seed: int) -> KMeans:
+    with catch_warnings():  # points that are the same up to rounding make fewer clusters, which does no harm
+        simplefilter("ignore", ConvergenceWarning)
+        return KMeans(count, n_init=STARTS, random_state=seed).fit(points)
+
+
 def _silhouette(points: Floats, count: int, seed: int) -> float:
     """How much nearer a prompt is to its own cluster than to the next one, -1 to 1 (Rousseeuw, 1987)."""
-    if count >= len(points):
+    if not 1 < count < len(np.unique(points, axis=0)):
         return -1.0
-    labels = KMeans(count, n_init=STARTS, random_state=seed).fit_predict(points)
+    labels = _means(points, count, seed).labels_
     return float(silhouette_score(points, labels)) if len(np.unique(labels)) > 1 else -1.0
 
 

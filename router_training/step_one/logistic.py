@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 
 CLOSE = 0.02  # of the gradient's first length is where it stops; unseen prompts notice nothing of the rest
+NOTHING = 1e-16  # squared length of a gradient, for each prompt, that is rounding: nothing tells the prompts apart
 REMEMBERED = 6  # steps
 TURNS = 20  # of the search for the length of a step
 STEADY = 0.01  # relative change of that length at which it is found
@@ -71,7 +72,7 @@ def fitted_logistic(
     task = Task(gram, np.eye(int(labels.max()) + 1)[labels], 1.0 / inverse_regularisation)
     at = task.start
     gradient = task.gradient(at)
-    enough = close**2 * gradient.dot(gradient)
+    enough = max(close**2 * gradient.dot(gradient), NOTHING * len(labels))
     steps: deque[Step] = deque(maxlen=REMEMBERED)
     for _ in range(most_steps):
         if gradient.dot(gradient) <= enough:

@@ -32,11 +32,14 @@ WEIGHT_DECAY = 1e-3
 
 
 def fit_model(gram: Gram, labels: Ints, categories: int, settings: ClassifierSettings, seed: int) -> CategoryModel:
-    """A classifier of `settings.kind` (not `auto`) from n prompts and their labels [n], none below 0."""
+    """A classifier of `settings.kind` (not `auto`) from n prompts and their labels [n], none below 0.
+
+    Fewer than two categories tell nothing apart: a linear model says the one there is of every prompt, or none.
+    """
     present, known = np.unique(labels, return_inverse=True)
-    if len(present) == 1:
-        coefficients = np.zeros((gram.vectors.shape[1], categories), dtype=np.float32)
-        return _spread(LinearModel(coefficients[:, :1], np.zeros(1, dtype=np.float32)), present, categories)
+    if len(present) < 2:
+        coefficients = np.zeros((gram.vectors.shape[1], len(present)), dtype=np.float32)
+        return _spread(LinearModel(coefficients, np.zeros(len(present), dtype=np.float32)), present, categories)
     if settings.kind == "logistic":
         return _spread(_fit_logistic(gram, known, settings), present, categories)
     fits: dict[str, Callable[[Matrix, Ints, ClassifierSettings, int], CategoryModel]] = {
@@ -45,6 +48,11 @@ def fit_model(gram: Gram, labels: Ints, categories: int, settings: ClassifierSet
         "mlp": _fit_perceptron,
     }
     return _spread(fits[settings.kind](gram.vectors, known, settings, seed), present, categories)
+
+
+def kind_of(model: CategoryModel, asked: Kind) -> Kind:
+    """What a manifest calls the model that came of asking for this kind."""
+    return "logistic" if isinstance(model, LinearModel) and asked != "svm" else asked
 
 
 def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float64]:
@@ -98,8 +106,14 @@ def perceptron(hidden_units: int, prompts: int, seed: int) -> MLPClassifier:
 def main_directions(vectors: Matrix, count: int, seed: int) -> Floats:
     """[columns, at most `count`]: the directions in which the vectors differ most (truncated SVD)."""
     rows, columns = vectors.shape
+    if columns < 2:
+        return np.eye(columns, 1, dtype=np.float32)
     drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:REDUCTION_PROMPTS])
-    found = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed).fit(vectors[drawn])
+    svd = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed)
+    with np.errstate(
+        divide="ignore", invalid="ignore"
+    ):  # of shares of a variance that copies of one vector do not have
+        found = svd.fit(vectors[drawn])
     return np.ascontiguousarray(found.components_.T, dtype=np.float32)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from coe_server.errors import DatasetError
 from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate, NgramGate
 from coe_server.routing.features import Features, Vectoriser, of_length_one
 from coe_server.routing.gate import Gate, nearest_mean, postings
@@ -51,8 +50,6 @@ def _filed_by_column(prototypes: Matrix, words: int, config: TrainingConfig) -> 
     kept = np.flatnonzero(telling[prototypes.indices] & (prototypes.data != 0.0))
     weights = prototypes.data[kept] * (1.0 / lengths).astype(np.float32)[rows[kept]]
     by_column = sp.csc_array(sp.coo_array((weights, (rows[kept], prototypes.indices[kept])), shape=prototypes.shape))
-    if by_column.nnz == 0:
-        raise DatasetError(f"{prototypes.shape[0]} training prompts have no n-gram in common to learn from")
     return Gate(
         starts=by_column.indptr.astype(np.int64),
         postings=postings(by_column.indices, by_column.data),

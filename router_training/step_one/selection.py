@@ -17,9 +17,14 @@ JUDGED_PROMPTS = 4_000  # labelled ones, drawn at random; more would not change 
 
 
 def with_named_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> TrainingConfig:
-    """The configuration with `auto` replaced by the kind that cross-validation prefers."""
+    """The configuration with `auto` replaced by the kind that cross-validation prefers; `logistic` where no category
+    has two prompts to tell by."""
     if config.classifier.kind != "auto":
         return config
+    _, first = np.unique(dataset.copies, return_index=True)
+    labelled = dataset.labels[first][dataset.labels[first] >= 0]
+    if len(labelled) == 0 or np.bincount(labelled).max() < 2:
+        return named(config, "logistic")
     surprises = {kind: surprise(basis, dataset, named(config, kind)) for kind in track(KINDS, "comparing classifiers")}
     return named(config, min(surprises, key=lambda kind: surprises[kind]))
 

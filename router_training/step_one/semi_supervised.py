@@ -29,7 +29,7 @@ def self_trained(
     """
     known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
     model = fit(gram.rows(known), labels[known])
-    if confidence is None or len(unknown) == 0:
+    if confidence is None or len(unknown) == 0 or len(known) == 0:
         return model
     taken = np.full(len(unknown), -1, dtype=np.int64)
     for _ in range(ROUNDS):

@@ -16,6 +16,8 @@ def front(problem: Problem) -> list[Solution]:
     if best.score - cheapest.score <= 1e-12:
         return [cheapest]
     best = solve(problem, active_params_b=_least_cost_at(problem, best)) or best
+    if best.mean_active_params_b <= cheapest.mean_active_params_b * (1.0 + SLACK):
+        return [best]
     return [cheapest, *_between(problem, cheapest, best), best]
 
 

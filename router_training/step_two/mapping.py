@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.optimize import OptimizeResult
 
 from router_training.step_two import program
 from router_training.step_two.expert_sets import improved_set
@@ -24,7 +25,7 @@ def solve(problem: Problem, active_params_b: float | None = None, multiplier: fl
     result = program.solved(problem, active_params_b, multiplier, whole_pairs=not problem.joins_categories)
     if result.status == program.INFEASIBLE:
         return None
-    bound = np.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound)
+    bound = _bound_of(result)
     if not problem.joins_categories:
         nothing = result.x is None
         chosen = _at_a_price(problem, active_params_b, multiplier) if nothing else program.read(problem, result.x)
@@ -33,6 +34,11 @@ def solve(problem: Problem, active_params_b: float | None = None, multiplier: fl
         bound = min(bound, _bound_without_hosting(problem, active_params_b, multiplier))
     hosted = program.hosted_in(problem, result.x)
     return _with_hosted_set(problem, active_params_b, multiplier, hosted=hosted, bound=bound)
+
+
+def _bound_of(result: OptimizeResult) -> float:
+    """What no mapping exceeds; infinite where HiGHS had no time to say."""
+    return np.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound)
 
 
 def _row_by_row(problem: Problem, multiplier: float) -> Solution | None:
@@ -72,7 +78,7 @@ def _with_hosted_set(
     result = program.solved(problem, active_params_b, multiplier, whole_pairs=True)
     if result.x is None:
         return best
-    bound = min(bound, -float(result.mip_dual_bound))
+    bound = min(bound, _bound_of(result))
     found = judged(problem, program.read(problem, result.x), multiplier, bound)
     return found if best is None else min(found, judged(problem, best.experts, multiplier, bound), key=lambda s: s.gap)
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from router_training.step_two.problem import SLACK, Ints, Vector
 
+TIE_DECIMALS = 9  # values that are equal to so many differ by rounding
 PLATEAU = 0.01  # relative change of cost within which a multiplier is moved to safe ground
 
 
@@ -30,7 +31,7 @@ def fitted_multiplier(expected: Vector, active_params_b: Vector, weights: Vector
 def choices(expected: Vector, active_params_b: Vector, multiplier: float) -> Ints:
     """The expert of most value for each prompt [n]; ties go to the smaller expert, then to the earlier one."""
     by_size = np.argsort(active_params_b, kind="stable")
-    values = expected - multiplier * active_params_b
+    values = np.round(expected - multiplier * active_params_b, TIE_DECIMALS)
     return np.asarray(by_size[values[:, by_size].argmax(axis=1)])
 
 
@@ -40,11 +41,17 @@ def mean_cost(expected: Vector, active_params_b: Vector, weights: Vector, multip
     return float(np.average(spent, weights=weights))
 
 
+def least_step(costs: Vector) -> float:
+    """The smallest difference between two costs that is more than rounding; 1 where there is none."""
+    steps = np.diff(np.unique(costs))
+    real = steps[steps > SLACK * costs.max()]
+    return float(real.min()) if len(real) else 1.0
+
+
 def _smallest_within(expected: Vector, active_params_b: Vector, weights: Vector, limit: float) -> float:
     """Bisection: the mean cost never rises with the multiplier."""
-    sizes = np.unique(active_params_b)
     possible = expected[np.isfinite(expected)]
-    low, high = 0.0, 1.01 * float(np.ptp(possible)) / float(np.diff(sizes).min()) + 1e-12
+    low, high = 0.0, 1.01 * float(np.ptp(possible)) / least_step(active_params_b) + 1e-12
     for _ in range(60):
         middle = (low + high) / 2.0
         if mean_cost(expected, active_params_b, weights, middle) <= limit:

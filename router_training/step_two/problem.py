@@ -60,13 +60,19 @@ class Solution:
 
 def solution(problem: Problem, chosen: Ints, gap: float) -> Solution:
     """What choosing these experts [categories] gives."""
-    rows = np.arange(len(chosen))
-    score = float(problem.shares @ problem.scores[rows, chosen])
-    return Solution(chosen, score, float(problem.shares @ problem.active_params_b[chosen]), gap)
+    scores, costs = problem.scores[np.arange(len(chosen)), chosen], problem.active_params_b[chosen]
+    return Solution(chosen, _mean(scores, problem.shares), _mean(costs, problem.shares), gap)
+
+
+def _mean(values: Vector, shares: Vector) -> float:
+    """By shares that sum to 1 up to rounding, which never leads out of the values."""
+    return float(np.clip(shares @ values, values.min(), values.max()))
 
 
 def judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> Solution:
-    """The same with how far the optimum, which is at most `bound`, may lie above it."""
+    """The same with how far the optimum, which is at most `bound` (infinite: no program said), may lie above it."""
+    values = np.where(problem.possible, problem.scores - multiplier * problem.active_params_b, -np.inf)
+    bound = min(bound, float(problem.shares @ values.max(axis=1)))  # each category at its best
     found = solution(problem, chosen, gap=0.0)
     reached = found.score - multiplier * found.mean_active_params_b
     return replace(found, gap=max(bound - reached, 0.0) / max(abs(reached), 1e-12))

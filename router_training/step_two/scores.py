@@ -71,7 +71,7 @@ def _fill(
     """Ridge regression around the overall mean; errors by the sandwich formula (White, 1980)."""
     shares = (weights / weights.mean())[:, np.newaxis]
     count = len(weights)
-    overall = shares[:, 0] @ outcomes / count
+    overall = np.clip(shares[:, 0] @ outcomes / count, outcomes.min(axis=0), outcomes.max(axis=0))  # rounding
     # the smallest amount keeps a category that nobody has at the overall mean instead of nowhere
     drawn = max(shrinkage_prompts, 1e-6) * np.eye(probabilities.shape[1])
     influence = shares * probabilities @ np.linalg.inv((shares * probabilities).T @ probabilities + drawn)

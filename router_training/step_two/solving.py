@@ -65,7 +65,8 @@ class Grounds:
 
     def problem(self, costs: Vector) -> Problem:
         """The program's data, with these costs of the experts."""
-        traffic = np.bincount(self.rows, self.weights, len(self.scores)) / self.weights.sum()
+        total = self.weights.sum() or 1.0  # of prompts that all weigh nothing
+        traffic = np.bincount(self.rows, self.weights, len(self.scores)) / total
         shares = np.maximum(traffic, LEAST_SHARE)
         # `general` is the last row unless it is a label of the data as well
         row_of = {GENERAL: len(self.categories)} | {name: row for row, name in enumerate(self.categories)}
@@ -100,7 +101,9 @@ def solve_objective(name: str, budget: Budget, costs: Vector, grounds: Grounds) 
     cost = float(np.average(costs[chosen], weights=grounds.weights))
     if budget.amount is not None and cost > budget.amount * (1.0 + SLACK):
         raise ConfigError(f"objectives.{name}: pins, bans and limits leave {cost:g} of the {budget.amount:g} asked for")
-    expected = float(np.average(grounds.expected[np.arange(len(chosen)), chosen], weights=grounds.weights))
+    # corrections may expect a little more of an expert than any score can be
+    taken = np.clip(grounds.expected[np.arange(len(chosen)), chosen], 0.0, 1.0)
+    expected = min(float(np.average(taken, weights=grounds.weights)), 1.0)
     return ObjectiveEntry(
         active_params_b=budget.amount if budget.unit == "active_params_b" else None,
         price_per_million_tokens=budget.amount if budget.unit == "price_per_million_tokens" else None,

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from coe_server.errors import EmbeddingUnavailable
+from coe_server.errors import EmbeddingNotFinite, EmbeddingUnavailable
 from coe_server.routing.embedder import OfLength
 from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.features import Floats
@@ -58,7 +59,12 @@ def test_a_busy_endpoint_is_asked_again(there: StandIn, fault: tuple[int, bytes]
         ((200, b"hello"), "does not answer as OpenAI's embeddings do"),
         ((200, b'{"data": [{"index": 0}]}'), "does not answer as OpenAI's embeddings do"),
         ((200, b'{"data": []}'), r"answers 1 texts with embeddings of shape \(0,\)"),
-        ((200, b'{"data": [{"index": 0, "embedding": [NaN, 1]}]}'), "with embeddings of shape"),
+        (
+            (200, b'{"data": [{"index": 0, "embedding": [NaN, 1]}]}'),
+            r"/embeddings answers 1 texts with embeddings of shape \(1, 2\) that have NaN: that of text 1$",
+        ),
+        ((200, b'{"data": [{"index": 0, "embedding": [null, 1]}]}'), "that have NaN: that of text 1"),
+        ((200, b'{"data": [{"index": 0, "embedding": [1e300, 1]}]}'), "that have an infinite value: that of text 1"),
     ],
 )
 def test_a_wrong_answer_is_refused_at_once_in_a_sentence(
@@ -69,6 +75,20 @@ def test_a_wrong_answer_is_refused_at_once_in_a_sentence(
         embed(there, ["one"])
     assert "\n" not in str(caught.value)
     assert there.texts == []
+
+
+def test_the_texts_whose_embeddings_are_no_numbers_are_told(there: StandIn) -> None:
+    """Their places are among all texts, whichever request they were sent in."""
+    entries = [{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [float("nan")]}]
+    there.faults = [(200, json.dumps({"data": entries}).encode())] * 2
+    with pytest.raises(EmbeddingNotFinite, match=r"that of text 2 and of 1 more$") as caught:
+        embed(there, ["a", "b", "c", "d"], batch_size=2)
+    assert caught.value.places == (1, 3)
+
+
+def test_half_a_surrogate_pair_is_sent_as_training_and_features_read_it(there: StandIn) -> None:
+    embed(there, ["half \ud83d"])
+    assert there.texts == ["half ?"]
 
 
 def test_patience_ends(there: StandIn) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from coe_server.errors import ArtifactError
+from coe_server.routing.features import well_formed
 from coe_server.routing.probes import PROBES, Probe, failing, read_probes, run_probe, write_probes
 from coe_server.routing.router import Router
 from tests.routing.small_artifact import BEST, SMALL, TEXTS
@@ -21,6 +25,15 @@ def test_probes_come_back_as_they_were_written(folder: Path) -> None:
     assert read_probes(folder) == probes
     write_probes(folder, [])
     assert read_probes(folder) == ()
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=()), min_size=1, max_size=30), min_size=1, max_size=3))
+@example(["half \ud83d", "\0", "a\rb", "\x85\u2028\ufeff", "\u202e", "# : - {", "\ud83d\ude00"])
+def test_a_probe_may_say_anything(texts: list[str]) -> None:
+    """Half a surrogate pair comes back as features read it."""
+    with tempfile.TemporaryDirectory() as name:
+        write_probes(Path(name), [Probe.model_construct(prompt=text) for text in texts])
+        assert [probe.prompt for probe in read_probes(Path(name))] == [well_formed(text) for text in texts]
 
 
 def test_probes_that_hold_say_nothing(folder: Path) -> None:

@@ -21,9 +21,10 @@ from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.cli import app as coe_train
 from router_training.config import read_config
+from router_training.feedback import with_feedback
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from tests.training.recorded import SIZES, WORDS, write_run
+from tests.training.recorded import SIZES, WORDS, outcomes, prompts, write_jsonl, write_run
 
 NEARBY = dict.fromkeys(SIZES, Availability("disk", 1.0))
 runner = CliRunner()
@@ -102,6 +103,72 @@ def test_a_rating_that_is_no_share_is_refused_by_its_row(trained: Path, tmp_path
     result = runner.invoke(coe_train, words)
     assert result.exit_code == 2
     assert "row 1: 5 is not in [0, 1]" in " ".join(result.output.split())
+
+
+def test_an_expected_score_a_hair_over_1_and_a_rating_of_nothing_are_read(trained: Path, tmp_path: Path) -> None:
+    categories = artifacts.load(trained).manifest.categories
+    line = {"expert": "fr", "probabilities": dict.fromkeys(categories, 0.25), "expected_score": 1.0005, "score": 0.0}
+    lines = [line, {**line, "expected_score": -1e-17}, {**line, "score": float("nan")}, {**line, "score": None}]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    rated = with_feedback(artifacts.load(trained), tmp_path / "f.jsonl")
+    assert (rated.used, rated.given) == (2, 2)
+
+
+def test_what_a_router_expects_of_an_expert_that_is_always_right_comes_back_as_feedback(tmp_path: Path) -> None:
+    """Corrections expect more than 1 of it, and the log says 1: from a decision to its rating and into the scores."""
+    folder = tmp_path / "always"
+    folder.mkdir()
+    recipe = write_run(folder, per_category=60)
+    rows = prompts(60)
+    always = [{**row, "score": 1.0} if row["expert"] == "gen" else row for row in outcomes(rows)]
+    write_jsonl(folder / "outcomes.jsonl", always)
+    fit(read_config(recipe), folder / "router", force=True, track=in_silence)
+    router = Router.load(folder / "router")
+    expected = [
+        one.expected_score
+        for row in rows
+        for one in router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), NEARBY).ranking
+    ]
+    assert all(score is not None and 0.0 <= score <= 1.0 for score in expected)
+    assert 1.0 in expected
+    export(served(folder, router, {}, per_category=20), folder / "out")
+    words = ["map", str(folder / "router"), "--feedback", str(folder / "out/feedback.jsonl"), "--out"]
+    result = runner.invoke(coe_train, [*words, str(folder / "new")])
+    assert result.exit_code == 0, result.output
+
+
+def test_prompts_that_hold_half_a_surrogate_pair_come_out_of_the_log_and_are_trained_on(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, objectives={"quality": {}})
+    texts = [{**row, "prompt": row["prompt"] + " half \ud83d \0 a\rb \u202e"} for row in prompts(60)]
+    write_jsonl(tmp_path / "prompts.jsonl", texts)
+    fit(read_config(recipe), tmp_path / "router", force=True, track=in_silence)
+    router, store = Router.load(tmp_path / "router"), Store(tmp_path / "state" / "journal.sqlite3")
+    store.begin()
+    for row in texts:
+        decision = router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), NEARBY)
+        store.add(Entry(0.0, decision, [{"role": "user", "content": row["prompt"]}]))
+        store.rate(Feedback(decision.decision_id, 1.0, "half \udfff", 0.0))
+    store.commit()
+    store.close()
+    config = tmp_path / "serve.yaml"
+    experts = [{"name": name, "engine": "simulated"} for name in SIZES]
+    config.write_text(yaml.safe_dump({"experts": experts, "state_directory": "state"}))
+    assert "240 prompts, 240 outcomes" in export(config, tmp_path / "out")
+    data = yaml.safe_load(recipe.read_text())
+    data["data"] = {
+        "prompts": ["prompts.jsonl", "out/prompts.jsonl"],
+        "outcomes": ["outcomes.jsonl", "out/outcomes.jsonl"],
+    }
+    recipe.write_text(yaml.safe_dump(data))
+    again = fit(read_config(recipe), tmp_path / "again", force=True, track=in_silence)
+    assert artifacts.load(again.folder).manifest.prompts == 480
+    for command in ("report", "probe"):
+        result = runner.invoke(coe_train, [command, str(again.folder)])
+        assert result.exit_code == 0, result.output
+    words = ["evaluate", str(again.folder), "--prompts", str(tmp_path / "prompts.jsonl"), "--json"]
+    words += [str(tmp_path / "numbers.json"), "--outcomes", str(tmp_path / "outcomes.jsonl")]
+    result = runner.invoke(coe_train, words)
+    assert result.exit_code == 0, result.output
 
 
 def test_kept_prompts_and_their_ratings_are_data_to_train_on(trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from coe_server.errors import DatasetError
-from router_training.data.dataset import Dataset, read_dataset, split
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.features import buckets
+from router_training.data.dataset import Dataset, read_dataset, read_rows, split
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl
 
 ROW = {"prompt_id": "a", "prompt": "hello", "category": "greeting"}
@@ -74,15 +77,18 @@ def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> Non
         ([ROW], [OUTCOME, {**OUTCOME, "score": 1.5}], "row 2: a second outcome of 'x' for prompt 'a'"),
         ([ROW], [{**OUTCOME, "score": 1.5}], "row 1: score must be a number from 0 to 1, not 1.5"),
         ([ROW], [{**OUTCOME, "score": -0.1}], "score must be a number from 0 to 1, not -0.1"),
-        ([ROW], [{**OUTCOME, "score": float("nan")}], "score must be a number from 0 to 1, not nan"),
+        ([ROW], [{**OUTCOME, "score": float("inf")}], "o.jsonl, row 1: score must be a number from 0 to 1, not inf"),
+        ([ROW], [{**OUTCOME, "score": float("-inf")}], "score must be a number from 0 to 1, not -inf"),
         ([ROW], [{**OUTCOME, "score": "good"}], "score must be a number from 0 to 1, not 'good'"),
+        ([ROW], [{**OUTCOME, "score": "good" * 1000}], r"score must be a number from 0 to 1, not '(good)+goo\.\.\.$"),
+        ([ROW], [{**OUTCOME, "score": None}], "no outcome of the 1 prompts has a score: 1 is null"),
         ([ROW], [{"prompt_id": "a", "expert": "x"}], "row 1 has no 'score'"),
         ([{"prompt_id": "a"}], [OUTCOME], "row 1 has neither a text 'prompt' nor a list of 'messages'"),
         ([{"prompt": "x"}], [OUTCOME], "row 1 has no 'prompt_id'"),
         ([{**ROW, "weight": -1}], [OUTCOME], "weight must be a number from 0 to 1e\\+09, not -1"),
         ([{**ROW, "weight": 1e300}], [OUTCOME], "not 1e\\+300"),
-        ([{**ROW, "prompt_id": "a \ud800"}], [OUTCOME], r"row 1: prompt_id 'a \\ud800' is not a text"),
-        ([{**ROW, "category": "a \ud800"}], [OUTCOME], r"row 1: category 'a \\ud800' is not a text"),
+        ([{**ROW, "category": "a" * 201}], [OUTCOME], "row 1: a category of 201 characters; 200 are kept at most"),
+        ([ROW, {**ROW, "prompt_id": ["a" * 1000]}], [OUTCOME], r"row 2: prompt_id \['a+\.\.\. is not a text"),
         ([{**ROW, "category": ["a", "b"]}], [OUTCOME], r"row 1: category \['a', 'b'\] is not a text"),
         ([{**ROW, "group": {"a": 1}}], [OUTCOME], "row 1: group"),
         ([{"prompt_id": "a", "messages": [{"content": 5}]}], [OUTCOME], r"row 1: messages\[0\].content"),
@@ -94,6 +100,76 @@ def test_wrong_data_is_refused_with_file_and_row(
 ) -> None:
     with pytest.raises(DatasetError, match=sentence):
         read(tmp_path, prompt_rows, outcome_rows)
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_an_outcome_without_a_score_is_missing_and_counted(tmp_path: Path, nothing: object, ending: str) -> None:
+    """The score may come in another row, and only a second score is one too many."""
+    rows = [
+        {**OUTCOME, "score": nothing},
+        {**OUTCOME, "expert": "y", "score": 0.25},
+        {**OUTCOME, "prompt_id": "b", "score": nothing},
+        {**OUTCOME, "prompt_id": "b", "score": 0.5},
+        {**OUTCOME, "prompt_id": "of no prompt", "score": nothing},
+    ]
+    write_jsonl(tmp_path / "p.jsonl", [ROW, {**ROW, "prompt_id": "b"}])
+    write_jsonl(tmp_path / "o.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "o.parquet")
+    dataset = read_dataset([tmp_path / "p.jsonl"], [tmp_path / f"o.{ending}"], ("x", "y"))
+    assert np.array_equal(dataset.scores, [[np.nan, 0.25], [0.5, np.nan]], equal_nan=True)
+    assert dataset.unscored == 1
+
+
+def test_scores_and_weights_may_be_decimals(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([{**ROW, "weight": Decimal("2.5")}]), tmp_path / "p.parquet")
+    pq.write_table(pa.Table.from_pylist([{**OUTCOME, "score": Decimal("0.25")}]), tmp_path / "o.parquet")
+    dataset = read_dataset([tmp_path / "p.parquet"], [tmp_path / "o.parquet"], ("x", "y"))
+    assert (dataset.scores[0, 0], dataset.weights[0]) == (0.25, 2.5)
+
+
+def test_a_weight_that_is_not_there_is_1(tmp_path: Path) -> None:
+    rows = [{**ROW, "prompt_id": str(at), "weight": weight} for at, weight in enumerate((None, float("nan"), 3))]
+    assert read(tmp_path, rows, [{**OUTCOME, "prompt_id": "0"}]).weights.tolist() == [1.0, 1.0, 3.0]
+
+
+def test_half_a_surrogate_pair_is_read_as_serving_reads_it(tmp_path: Path) -> None:
+    """As a question mark, in prompts, names and ids alike: nothing else could be written to a file again."""
+    rows = [
+        {"prompt_id": "a \ud800", "prompt": "\ud83d hello \ude00", "category": "c \udfff", "group": "g \ud83d"},
+        {"prompt_id": "b", "messages": [{"role": "user", "content": "x \ud83d"}], "category": "\U0001f600"},
+    ]
+    dataset = read(tmp_path, rows, [{**OUTCOME, "prompt_id": "a \ud800"}])
+    assert dataset.prompt_ids == ("a ?", "b")
+    assert dataset.categories == ("c ?", "\U0001f600")
+    assert dataset.groups.tolist() == ["g ?", ""]
+    assert [talk.turns[0].text for talk in dataset.conversations] == ["? hello ?", "x ?"]
+    assert dataset.scores[0, 0] == 1.0
+    raw = Conversation.of_prompt(rows[0]["prompt"])
+    assert np.array_equal(buckets(raw.turns[0].text, 12), buckets(dataset.conversations[0].turns[0].text, 12))
+
+
+def test_surrogates_in_bytes_and_in_keys_are_read_too(tmp_path: Path) -> None:
+    """Some programs write UTF-8 of halves of pairs (CESU-8)."""
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt_id": "a", "prompt": "x \xed\xa0\xbd y", "odd \\ud800": 1}\n')
+    ((_, row),) = read_rows(tmp_path / "p.jsonl")
+    assert row == {"prompt_id": "a", "prompt": "x ? y", "odd ?": 1}
+
+
+def test_columns_that_nobody_asks_for_are_not_even_read(tmp_path: Path) -> None:
+    """Of a time in nanoseconds pyarrow makes no Python value without pandas."""
+    table = pa.Table.from_pylist([ROW]).append_column("when", pa.array([1], pa.timestamp("ns")))
+    pq.write_table(table, tmp_path / "p.parquet")
+    write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
+    assert read_dataset([tmp_path / "p.parquet"], [tmp_path / "o.jsonl"], ("x",)).prompt_ids == ("a",)
+
+
+def test_parquet_whose_text_is_not_utf8_is_named(tmp_path: Path) -> None:
+    wrong = pa.array([b"a \xff"]).view(pa.string())
+    pq.write_table(pa.table({"prompt_id": ["a"], "prompt": wrong}), tmp_path / "p.parquet")
+    write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
+    with pytest.raises(DatasetError, match=r"p.parquet cannot be read: 'utf-8' codec can't decode byte 0xff"):
+        read_dataset([tmp_path / "p.parquet"], [tmp_path / "o.jsonl"], ("x",))
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])

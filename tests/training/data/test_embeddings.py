@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
@@ -294,6 +294,36 @@ def test_an_endpoint_that_refuses_stops_training_in_a_sentence(there: StandIn, t
         fit(config, tmp_path / "router", force=False, track=in_silence)
     there.faults = []
     assert not (tmp_path / "router").exists()
+
+
+def test_prompts_whose_embeddings_are_no_numbers_are_named_and_not_kept(there: StandIn, tmp_path: Path) -> None:
+    features = {"kind": "endpoint", "model": "words", "base_url": there.base_url, "batch_size": 256}
+    path = write_run(tmp_path, features=features)
+    settings = read_config(path)
+    asked = len({row["prompt"] for row in prompts(60)})
+    entries = [{"index": at, "embedding": [float("nan")]} for at in range(asked)]
+    there.faults = [(200, json.dumps({"data": entries}).encode())]
+    result = CliRunner().invoke(app, ["fit", str(path), "--out", str(tmp_path / "router")])
+    there.faults = []
+    assert result.exit_code == 2
+    assert "that have NaN: that of text 1 and of " in result.output
+    assert "prompts ('french-0-0', 'french-0-1', 'french-0-2', 'french-0-3', 'french-0-4', ...)" in result.output
+    assert result.output.count("\n") == 1
+    assert not list(settings.features.cache.rglob("*.safetensors"))
+
+
+def test_a_kept_embedding_that_is_no_number_is_a_damaged_cache(there: StandIn, tmp_path: Path) -> None:
+    config = read_config(
+        write_run(tmp_path, features={"kind": "endpoint", "model": "words", "base_url": there.base_url})
+    )
+    dataset = read_dataset(config.data.prompts, config.data.outcomes, config.expert_names)
+    with_embeddings(dataset, config.features, in_silence)
+    (part, *_) = config.features.cache.rglob("*.safetensors")
+    kept = load_file(part)
+    kept["vectors"][0, 0] = np.inf
+    save_file(kept, part)
+    with pytest.raises(DatasetError, match=r"is damaged; delete it .*a vector has NaN or an infinite value"):
+        with_embeddings(dataset, config.features, in_silence)
 
 
 def test_embeddings_are_asked_for_by_settings_that_fit_together() -> None:

@@ -140,6 +140,17 @@ def test_no_fold_judges_by_near_duplicates_of_what_it_saw(dataset: Dataset) -> N
     assert sorted(left_out) == list(range(len(dataset)))
 
 
+def test_a_group_whose_prompts_are_all_copies_of_the_others_is_left_out_by_itself(dataset: Dataset) -> None:
+    """Without its copies nothing would be left to learn from; the other groups are left out as ever."""
+    many = np.flatnonzero(dataset.groups == dataset.groups[0])
+    groups = np.array(["all"] * len(dataset), dtype="<U3")
+    groups[many[0]], groups[many[1]] = "one", "two"
+    alike = replace(dataset, groups=groups, copies=np.zeros(len(dataset), dtype=np.int64))
+    folds = group_folds(alike, 5)
+    assert folds is not None
+    assert [len(fold.seen) for fold in folds] == [2, len(dataset) - 1, len(dataset) - 1]
+
+
 def test_check_prints_what_is_in_the_data(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     lines = (tmp_path / "prompts.jsonl").read_text().splitlines()

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.pipeline import fit
 from router_training.progress import in_silence
-from tests.training.recorded import write_jsonl, write_run
+from tests.training.recorded import SIZES, write_jsonl, write_run
 
 
 def run(*words: str | Path) -> tuple[int, str]:
@@ -81,6 +82,70 @@ def test_check_counts_one_prompt_as_one(tmp_path: Path) -> None:
     told = " ".join(CliRunner().invoke(app, ["check", str(rare)]).stdout.split())
     assert "note: 1 category has fewer prompts than there are folds (3): rare" in told
     assert "note: 1 prompt has no text of a user" in told
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+def test_prompts_with_images_that_no_expert_sees_are_named(tmp_path: Path) -> None:
+    def with_image(row: dict[str, Any]) -> dict[str, Any]:
+        if row["prompt_id"] not in {"french-0-3", "units-0-11"}:
+            return row
+        said = [{"role": "user", "content": [{"type": "text", "text": row["prompt"]}, IMAGE]}]
+        return {**row, "prompt": None, "messages": said}
+
+    config = recorded_anew(tmp_path, "prompts.jsonl", with_image)
+    for words in (("check", config), ("fit", config, "--out", tmp_path / "router")):
+        status, told = run(*words)
+        assert (status, told.count("\n")) == (2, 1)
+        assert told.startswith(
+            "no expert of the configuration can take 2 prompts ('french-0-3', 'units-0-11') (fr cannot see images;"
+        )
+        assert told.endswith("set vision, modalities or context_tokens of an expert that can, or leave these prompts out\n")
+    seeing = [{"name": n, "active_params_b": s, "vision": n == "gen"} for n, s in SIZES.items()]
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**settings, "experts": seeing}))
+    assert run("check", config)[0] == 0
+    assert run("fit", config, "--out", tmp_path / "router", "--force")[0] == 0
+    blind = [{**one, "vision": False} for one in seeing]
+    config.write_text(yaml.safe_dump({**settings, "experts": blind}))
+    manifest = tmp_path / "router/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"vision": true', '"vision": false'))
+    recorded = ("--prompts", tmp_path / "prompts.jsonl", "--outcomes", tmp_path / "outcomes.jsonl")
+    status, told = run("evaluate", tmp_path / "router", *recorded)
+    assert status == 2
+    assert told.startswith("2 prompts ('french-0-3', 'units-0-11') cannot be answered under objective 'cheap': no")
+
+
+def test_many_prompts_that_no_expert_can_take_are_counted(tmp_path: Path) -> None:
+    small = [{"name": n, "active_params_b": s, "context_tokens": 2} for n, s in SIZES.items()]
+    status, told = run("check", write_run(tmp_path, experts=small))
+    assert status == 2
+    assert "can take 240 prompts (" in told
+    assert ", ...) (fr holds 2 tokens and the request needs at least about" in told
+
+
+def test_check_counts_outcomes_without_a_score_and_takes_any_name(tmp_path: Path) -> None:
+    """Names that a terminal, or what draws its tables, would take for orders."""
+    config = recorded_anew(
+        tmp_path, "outcomes.jsonl", lambda row: {**row, "score": None if row["prompt_id"] == "french-0-1" else 0.5}
+    )
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    odd = {"french": "[/red]", "units": ":warning:", "python": "\x1b[31m\n\ud83d", "general": "a" * 200}
+    write_jsonl(tmp_path / "prompts.jsonl", [{**row, "category": odd[row["category"]]} for row in rows])
+    done = CliRunner().invoke(app, ["check", str(config)], env={"COLUMNS": "300"})
+    assert done.exit_code == 0, done.output
+    assert "note: 4 outcomes have no score (null or NaN): it counts as missing" in done.stdout
+    assert all(name in done.stdout for name in ("[/red]", ":warning:", r"\x1b[31m\n?", "a" * 200))
+
+
+def test_near_duplicates_that_leave_a_side_empty_are_told(tmp_path: Path) -> None:
+    config = recorded_anew(tmp_path, "prompts.jsonl", lambda row: {**row, "prompt": "the same words every time"})
+    assert run("check", config) == (
+        2,
+        "data.held_out_share: 0.2 leaves none of the 240 prompts to measure by:"
+        " near-duplicates stay together, and 1 of them are different\n",
+    )
 
 
 def test_a_label_that_no_prompt_has_is_not_measured_without_a_word(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from router_training.evaluating.metrics import (
@@ -32,20 +32,40 @@ def test_the_hull_leaves_out_what_mixing_beats() -> None:
 
 
 @given(points)
+@example([(0.1, 0.0), (0.10000000000000002, 1.0)])
+@example([(0.1, 0.0), (0.10000000001, 1.0), (100.0, 1.0)])
 def test_no_mixture_of_two_points_lies_above_the_hull(drawn: list[tuple[float, float]]) -> None:
+    """At a cost that is a little larger than the mixture's: a mean cost is known up to rounding, and a hull may be as
+    good as upright there."""
     costs, scores = np.array([c for c, _ in drawn]), np.array([s for _, s in drawn])
     hull = upper_hull(costs, scores)
     for first in range(len(drawn)):
         for second in range(len(drawn)):
             for part in (0.0, 0.25, 0.5):
                 cost = part * costs[first] + (1 - part) * costs[second]
-                assert hull.score_at(cost) >= part * scores[first] + (1 - part) * scores[second] - 1e-9
+                assert hull.score_at(cost * (1.0 + 1e-8)) >= part * scores[first] + (1 - part) * scores[second] - 1e-9
 
 
 @given(points)
 def test_every_corner_of_the_hull_is_one_of_the_points(drawn: list[tuple[float, float]]) -> None:
     hull = upper_hull(np.array([c for c, _ in drawn]), np.array([s for _, s in drawn]))
     assert set(zip(hull.costs.tolist(), hull.scores.tolist(), strict=True)) <= set(drawn)
+
+
+def test_points_closer_than_rounding_are_one() -> None:
+    hull = upper_hull(np.array([7.0, 7.000000000000001, 70.0, 70.00000000000001]), np.array([0.5, 0.6, 0.9, 0.8]))
+    assert hull.costs.tolist() == [7.000000000000001, 70.0]
+    assert hull.scores.tolist() == [0.6, 0.9]
+    assert hull.score_at(7.0) == 0.6
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1e9)), min_size=1, max_size=40))
+@example([(1.0, 0.1)] * 10)
+@example([(0.1, 0.3)] * 3)
+def test_a_mean_is_never_outside_its_values(drawn: list[tuple[float, float]]) -> None:
+    values, weights = np.array([v for v, _ in drawn]), np.array([w for _, w in drawn])
+    if weights.sum() > 0.0:
+        assert values.min() <= mean(values, weights) <= values.max()
 
 
 def test_aiq_is_the_mean_height_of_the_hull() -> None:

@@ -17,9 +17,11 @@ from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.config import ClassifierSettings, TrainingConfig, read_config
 from router_training.data.dataset import Dataset, Split, read_dataset
+from router_training.data.near_duplicates import with_near_duplicates
 from router_training.data.trainable import require_trainable
 from router_training.pipeline import fit
 from router_training.progress import in_silence
+from router_training.step_one.classifier import prompt_folds
 from router_training.step_one.discovery import telling_names, with_categories
 from router_training.step_one.gram import Gram
 from router_training.step_one.models import batch_logits, fit_model
@@ -90,6 +92,25 @@ def test_more_categories_than_prompts_are_refused(tmp_path: Path) -> None:
     config = unlabelled_run(tmp_path, categories=900)
     with pytest.raises(DatasetError, match="900 categories cannot be found in 240 prompts"):
         with_categories(read(config), config, in_silence)
+
+
+@pytest.mark.parametrize(("different", "categories"), [(2, 1), (3, 2), (5, 4)])
+def test_copies_of_few_prompts_fall_into_fewer_categories_than_there_are_prompts(
+    tmp_path: Path, different: int, categories: int
+) -> None:
+    """So that some category has two that are no copies of each other, which folds need."""
+    config = unlabelled_run(tmp_path)
+    rows = prompts(60)
+    texts = [row["prompt"] for row in rows[:: 240 // different]][:different]
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        [{**row, "category": None, "prompt": texts[at % different]} for at, row in enumerate(rows)],
+    )
+    dataset = with_near_duplicates(read(config), in_silence)
+    assert len(np.unique(dataset.copies)) == different
+    found = with_categories(dataset, config, in_silence)
+    assert len(found.categories) <= categories
+    assert len(prompt_folds(found, 5, seed=0)) >= 2
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=10), st.randoms(use_true_random=False))

@@ -89,3 +89,17 @@ def test_prompts_fewer_than_parts_are_fitted() -> None:
     vectors, labels = drawn(0, 3, 5, 3)
     coefficients, intercepts = fitted_logistic(Gram(vectors), labels, 1000.0, 500)
     assert list((vectors @ coefficients + intercepts).argmax(axis=1)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("columns", [[], [0, 3]])
+def test_prompts_that_nothing_tells_apart_are_as_likely_of_one_class_as_of_another(
+    classes: int, columns: list[int]
+) -> None:
+    """Without a known n-gram, or all with the same ones: the gradient is rounding from the start."""
+    dense = np.zeros((2 * classes, 5), dtype=np.float32)
+    dense[:, columns] = 0.5
+    labels = np.arange(2 * classes) % classes
+    coefficients, intercepts = fitted_logistic(Gram(sp.csr_array(dense)), labels, 10.0, 100)
+    logits = dense @ coefficients + intercepts
+    assert np.abs(logits - logits[0, 0]).max() < 1e-6

@@ -26,7 +26,7 @@ from coe_server.routing.manifest import ClassifierEntry
 from router_training.config import ClassifierSettings
 from router_training.step_one.calibration import Method, fitted_calibration
 from router_training.step_one.gram import Gram
-from router_training.step_one.models import KINDS, Kind, batch_logits, fit_model, main_directions, perceptron
+from router_training.step_one.models import KINDS, Kind, batch_logits, fit_model, kind_of, main_directions, perceptron
 from tests.routing.small_artifact import BITS, held_out, small_artifact
 
 CATEGORIES = 3
@@ -210,3 +210,31 @@ def test_a_classifier_out_of_shape_is_refused(
     with pytest.raises(ArtifactError, match=sentence) as caught:
         artifacts.load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labels", [[1, 1, 1, 1], []])
+def test_fewer_than_two_categories_are_a_linear_model_of_any_kind(kind: Kind, labels: list[int]) -> None:
+    """It says the one there is of every prompt; of no labels, nothing."""
+    vectors, _ = drawn(4, seed=0)
+    asked = SETTINGS.model_copy(update={"kind": kind})
+    model = fit_model(Gram(vectors[: len(labels)]), np.array(labels, dtype=np.int64), CATEGORIES, asked, seed=0)
+    assert kind_of(model, kind) == ("svm" if kind == "svm" else "logistic")
+    probabilities = Temperature().probabilities(batch_logits(model, vectors))
+    expected = [0.0, 1.0, 0.0] if labels else [1 / 3, 1 / 3, 1 / 3]
+    assert probabilities == pytest.approx(np.tile(expected, (4, 1)), abs=1e-9)
+
+
+@pytest.mark.parametrize("columns", [0, 1])
+def test_vectors_of_one_column_have_one_direction(columns: int) -> None:
+    vectors = sp.csr_array(np.ones((4, columns), dtype=np.float32))
+    directions = main_directions(vectors, 8, seed=0)
+    assert directions.shape == (columns, 1)
+    assert (vectors @ directions).tolist() == [[float(columns)]] * 4
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_directions_of_vectors_that_do_not_differ_are_numbers(value: float) -> None:
+    directions = main_directions(sp.csr_array(np.full((6, 5), value, dtype=np.float32)), 3, seed=0)
+    assert directions.shape == (5, 3)
+    assert np.isfinite(directions).all()

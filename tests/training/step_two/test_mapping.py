@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router_training.step_two.front import front
 from router_training.step_two.mapping import solve
 from router_training.step_two.pricing import choices, fitted_multiplier, mean_cost
-from router_training.step_two.problem import Problem, Solution
+from router_training.step_two.problem import Problem, Solution, judged
 from tests.examples import examples
 
 TOLERANCE = 1e-6  # HiGHS's own
@@ -150,8 +150,42 @@ def test_a_multiplier_stands_clear_of_the_prompts_it_turned() -> None:
 
 
 def test_equal_values_go_to_the_smaller_expert() -> None:
-    expected = np.array([[0.5, 0.5, 0.5]])
-    assert choices(expected, np.array([9.0, 3.0, 7.0]), 0.0).tolist() == [1]
+    """What differs by rounding is equal: 0.1 + 0.2 is no better than 0.3."""
+    expected = np.array([[0.5, 0.5, 0.5], [0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3 + 1e-6]])
+    assert choices(expected, np.array([9.0, 3.0, 7.0]), 0.0).tolist() == [1, 1, 2]
+
+
+def test_a_budget_is_spent_where_two_experts_cost_the_same_up_to_rounding() -> None:
+    """Between costs that differ by nothing no multiplier decides, and none is searched for."""
+    expected = np.random.default_rng(0).random((400, 3))
+    costs = np.array([7.0, 7.000000000000001, 70.0])
+    weights = np.ones(400)
+    multiplier = fitted_multiplier(expected, costs, weights, 20.0)
+    assert 19.0 <= mean_cost(expected, costs, weights, multiplier) <= 20.0
+
+
+def test_scores_and_costs_of_a_solution_are_within_those_of_its_experts() -> None:
+    """Shares of traffic sum to 1 up to rounding."""
+    shares = np.full(6, 1 / 6) + 1e-16
+    assert shares.sum() > 1.0
+    problem = Problem(np.ones((6, 1)), shares, np.array([7.0]), np.array([7.0]))
+    found = solve(problem)
+    assert found is not None
+    assert (found.score, found.mean_active_params_b) == (1.0, 7.0)
+
+
+def test_a_solution_without_a_proven_bound_has_a_gap_that_is_a_number() -> None:
+    """Each category at its best expert is a bound of its own."""
+    problem = Problem(np.array([[0.2, 0.9]]), np.ones(1), np.array([1.0, 7.0]), np.array([1.0, 7.0]))
+    assert judged(problem, np.array([0]), 0.0, np.inf).gap == pytest.approx(0.7 / 0.2)
+    assert judged(problem, np.array([1]), 0.0, np.inf).gap == 0.0
+
+
+def test_a_front_whose_ends_cost_the_same_is_one_point() -> None:
+    scores = np.array([[0.2, 0.9], [0.3, 0.8]])
+    costs = np.array([7.0, 7.000000000000001])
+    (point,) = front(Problem(scores, np.array([0.5, 0.5]), costs, costs))
+    assert point.experts.tolist() == [1, 1]
 
 
 def test_two_hundred_categories_and_a_hundred_experts_are_solved_to_the_optimum() -> None:

@@ -26,6 +26,18 @@ def test_sure_categories_get_their_mean_drawn_towards_the_overall_mean(seed: int
     assert table.counts[:, 0].tolist() == np.bincount(labels, minlength=3).tolist()
 
 
+@given(st.integers(1, 60), st.integers(0, 1000))
+def test_an_expert_that_is_always_right_scores_1_and_not_a_hair_more(prompts: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    probabilities, weights = generator.dirichlet(np.ones(3), prompts), generator.random(prompts) + 0.1
+    outcomes = np.column_stack((np.ones(prompts), np.zeros(prompts), np.full(prompts, 0.1)))
+    table = score_table(probabilities, outcomes, weights, 5.0)
+    assert table.overall_scores[:2].tolist() == [1.0, 0.0]
+    assert (table.scores >= 0.0).all()
+    assert (table.scores <= 1.0).all()
+    assert table.scores[:, 0] == pytest.approx(1.0)
+
+
 def test_unsure_probabilities_are_unmixed() -> None:
     """With scores 0 and 1 and probabilities that mean what they say, averages by likeliest category say 0.2 and 0.8."""
     probabilities = np.tile([[0.8, 0.2], [0.2, 0.8]], (500, 1))

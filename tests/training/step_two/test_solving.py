@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coe_server.routing import artifact as artifacts
@@ -60,6 +60,7 @@ def test_sizes_and_prices_may_both_be_budgeted(tmp_path: Path) -> None:
 
 
 @given(st.floats(8.0, 69.0))
+@example(float(np.nextafter(10.15, 0.0)))
 def test_prompts_that_are_all_alike_meet_any_budget_one_after_the_other(budget: float) -> None:
     """A single multiplier would give all of them the one expert or the other."""
     prompts = 2000
@@ -78,7 +79,7 @@ def test_prompts_that_are_all_alike_meet_any_budget_one_after_the_other(budget: 
     costs = np.array([7.0, 70.0])
     entry = solve_objective("some", Budget(budget, "active_params_b"), costs, grounds)
     spent = costs[decided(entry, grounds, costs)].mean()
-    assert 0.98 * budget <= spent <= budget
+    assert 0.98 * budget <= spent <= budget * (1.0 + 1e-9)  # up to rounding
 
 
 def test_lower_bounds_take_z_errors_off_and_the_most_where_nobody_knows() -> None:

@@ -1,0 +1,19 @@
+"""Text from outside as a person may read it: what a terminal or a page would obey is written as an escape."""
+
+from __future__ import annotations
+
+from unicodedata import category
+
+OBEYED = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # controls, formats, halves of surrogate pairs, line separators
+NEEDED = frozenset("\u200c\u200d\u200e\u200f")  # to write Persian, Hindi or families of emoji: they change no neighbour
+
+
+def visible(text: str) -> str:
+    """The same on one line, without what moves the cursor or turns the direction of what follows."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(one) if category(one) in OBEYED and one not in NEEDED else one for one in text)
+
+
+def _escaped(one: str) -> str:
+    return one.encode("unicode_escape").decode("ascii")
