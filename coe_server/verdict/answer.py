@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -23,7 +23,7 @@ _OPENING_ITEMS = frozenset(("message", "reasoning"))  # of OpenAI's responses: t
 _OPENING_BLOCKS = frozenset(("text", "thinking"))  # of Anthropic's messages, likewise
 _OPENING_EVENTS = frozenset(
     ("response.created", "response.queued", "response.in_progress", "response.content_part.added")
-) | frozenset(("message_start", "content_block_stop", "ping"))
+) | frozenset(("message_start", "content_block_stop", "ping", "keepalive"))
 
 
 def said_in_body(payload: object, endpoint: str) -> Says:
@@ -38,11 +38,13 @@ def said_in_event(payload: Payload) -> Says:
     """What one event of a stream adds, in any of the four APIs."""
     kind = payload.get("type")
     if isinstance(payload.get("choices"), list):
-        return _said_in_choices(payload["choices"], "delta")
-    if _is_one_of(kind, _OPENING_EVENTS):
+        return _said_in_choices(payload["choices"], is_event=True)
+    if not isinstance(kind, str) or kind in _OPENING_EVENTS:
         return Says.NOTHING
-    read = _EVENTS.get(kind) if isinstance(kind, str) else None
-    return Says.WORD if read is None else read(payload)
+    read = _EVENTS.get(kind)
+    if read is not None:
+        return read(payload)
+    return Says.WORD if payload.get("delta", kind) else Says.NOTHING
 
 
 def tokens_counted(payload: object) -> bool:
@@ -55,27 +57,33 @@ def tokens_counted(payload: object) -> bool:
     return any(isinstance(count, int) and count > 0 for count in counts)
 
 
-def has_good_choice(payload: Payload) -> bool:
+def has_word_in_choice(payload: Payload) -> bool:
     """Whether one of the choices is an answer, whatever stands beside it."""
     choices = payload.get("choices")
-    return isinstance(choices, list) and any(not _is_failed(one) for one in choices)
+    return isinstance(choices, list) and _said_in_choices(choices, is_event=False) is Says.WORD
 
 
-def _said_in_choices(choices: list[Any], member: str) -> Says:
+def failed_choices(payload: Payload) -> Sequence[object]:
+    """The choices, where all of them ended in an error."""
+    choices = payload.get("choices")
+    return choices if isinstance(choices, list) and all(map(_is_failed, choices)) else ()
+
+
+def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
     """The most that any of them says."""
-    said = [_said_in_choice(one, member) for one in choices if isinstance(one, Mapping)]
+    said = [_said_in_choice(one, is_event) for one in choices if isinstance(one, Mapping)]
     return next((one for one in (Says.WORD, Says.SILENCE) if one in said), Says.NOTHING)
 
 
-def _said_in_choice(choice: Payload, member: str) -> Says:
+def _said_in_choice(choice: Payload, is_event: bool) -> Says:
     if _is_failed(choice):
         return Says.NOTHING
-    told = choice.get(member)
+    told = choice.get("delta") or choice.get("message")  # some send a whole answer as one event
     words = [value for name, value in told.items() if name != "role"] if isinstance(told, Mapping) else []
     if any(words) or choice.get("text"):
         return Says.WORD
     ended = choice.get("finish_reason")
-    if ended is None and member == "delta":
+    if ended is None and is_event:
         return Says.NOTHING
     return Says.SILENCE if _is_one_of(ended, _ENDED_BY_ITSELF) else Says.WORD
 
@@ -86,7 +94,7 @@ def _is_failed(choice: object) -> bool:
 
 def _said_in_completion(payload: Payload) -> Says:
     choices = payload.get("choices")
-    return _said_in_choices(choices, "message") if isinstance(choices, list) else Says.NOTHING
+    return _said_in_choices(choices, is_event=False) if isinstance(choices, list) else Says.NOTHING
 
 
 def _said_in_response(payload: Payload) -> Says:
@@ -105,7 +113,11 @@ def _item_says(item: object) -> bool:
     content = item.get("content")
     if not isinstance(content, list):
         return bool(content)
-    return any(not isinstance(part, Mapping) or part.get("text") or part.get("refusal") for part in content)
+    return any(map(_part_says, content))
+
+
+def _part_says(part: object) -> bool:
+    return not isinstance(part, Mapping) or bool(part.get("text") or part.get("refusal"))
 
 
 def _said_in_message(payload: Payload) -> Says:
@@ -139,6 +151,24 @@ def _block_opens(payload: Payload) -> Says:
     return Says.WORD if _block_says(payload.get("content_block")) else Says.NOTHING
 
 
+def _block_goes_on(payload: Payload) -> Says:
+    delta = payload.get("delta")
+    words = [value for name, value in delta.items() if name != "type"] if isinstance(delta, Mapping) else []
+    return Says.WORD if any(words) else Says.NOTHING
+
+
+def _text_ends(payload: Payload) -> Says:
+    return Says.WORD if payload.get("text") else Says.NOTHING
+
+
+def _part_ends(payload: Payload) -> Says:
+    return Says.WORD if _part_says(payload.get("part")) else Says.NOTHING
+
+
+def _item_ends(payload: Payload) -> Says:
+    return Says.WORD if _item_says(payload.get("item")) else Says.NOTHING
+
+
 def _message_ends(payload: Payload) -> Says:
     delta = payload.get("delta")
     ended = delta.get("stop_reason") if isinstance(delta, Mapping) else None
@@ -168,8 +198,12 @@ _READ = {
 }
 _EVENTS = {
     "response.output_item.added": _item_opens,
+    "response.output_text.done": _text_ends,
+    "response.content_part.done": _part_ends,
+    "response.output_item.done": _item_ends,
     "response.completed": _response_ends,
     "content_block_start": _block_opens,
+    "content_block_delta": _block_goes_on,
     "message_delta": _message_ends,
     "message_stop": _is_silence,
 }

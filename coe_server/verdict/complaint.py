@@ -9,10 +9,15 @@ from typing import Any, NamedTuple
 
 UNSTATED_STATUS = 502  # of an error inside a 200 that does not say what it is
 _LONGEST_READ = 4_000  # characters of an error's text; a sentence is shorter
+_CODES = ("code", "type", "status", "error_type")
 _DEEPEST = 8  # levels of an error's members that are read
 _USUAL = frozenset(("message", "detail", "msg", "error", "code", "type", "status", "param", "object"))
 # What an error repeats of the request is not what the error says.
-_REPEATED = frozenset(("input", "ctx", "loc", "body", "prompt", "messages", "content", "url"))
+_REPEATED = frozenset(("input", "ctx", "loc", "body", "prompt", "messages", "content", "url", "failed_generation"))
+# The same inside a sentence: what a validator was given stands last, and names or values stand in quotation marks. A
+# value in quotation marks after a colon may be another error's message.
+_INPUT_WORDS = re.compile(r"""['"]?\binput(_value)?['"]?( was)?\s*[=:]\s*['"\[{(].*""", re.DOTALL)
+_QUOTED = re.compile(r"""(?<!\w)(?<!['"]:)(?<!['"]: )(['"`])(?:(?!\1).){1,400}\1(?!\w)""")
 
 
 class Cause(StrEnum):
@@ -44,13 +49,13 @@ def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_S
     """`error` is the value of a member `error`, a whole body that has none, or text. `status` is HTTP's, where that
     is an error's."""
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
-    codes = tuple(str(fields[name]).lower() for name in ("code", "type", "status") if _is_said(fields.get(name)))
+    codes = tuple(str(fields[name]).lower() for name in _CODES if _is_said(fields.get(name)))
     message = next((fields[name] for name in ("message", "detail", "msg") if fields.get(name)), error)
-    words = " ".join(_words(error))[:_LONGEST_READ]
+    words = _INPUT_WORDS.sub("", " ".join(_words(error))[:_LONGEST_READ])
     told = message if isinstance(message, str) else words
     param = fields.get("param")
     return Complaint(
-        status or _status_of(codes) or unstated,
+        status or _status_of(codes) or _status_in(words.lower()) or unstated,
         codes,
         param if isinstance(param, str) else "",
         told[:_LONGEST_READ],
@@ -74,30 +79,38 @@ def cause_of(complaint: Complaint) -> Cause:
 
 def speaks_of_account(complaint: Complaint) -> bool:
     """Whether it tells of credit, billing, keys or limits between the expert's server and the operator."""
-    return _has_code(complaint, _ACCOUNT_CODES) or _ACCOUNT_WORDS.search(complaint.words) is not None
+    if _speaks_of(complaint, _ACCOUNT_CODES, _ACCOUNT_IDS):
+        return True
+    return _ACCOUNT_WORDS.search(_QUOTED.sub("", complaint.words)) is not None
 
 
 def _what_is_not_found(complaint: Complaint) -> Cause:
     """404: an id that the caller gave, the model, or the path."""
     if complaint.param.endswith("_id") or complaint.param == "conversation":
         return Cause.CALLER
-    if _has_code(complaint, _MODEL_CODES) or _MODEL_WORDS.search(complaint.words):
+    if _speaks_of(complaint, _MODEL_CODES, _MODEL_WORDS) or _MODEL_ALONE.fullmatch(complaint.message):
         return Cause.MODEL
-    if _ID_WORDS.search(complaint.words):
+    is_page = complaint.message.lstrip().startswith("<")
+    if not is_page and _ID_WORDS.search(complaint.words):
         return Cause.CALLER
     return Cause.ACCOUNT if speaks_of_account(complaint) else Cause.PATH
 
 
 def _what_is_refused(complaint: Complaint) -> Cause:
     """400, 413 or 422: mostly the caller's mistake, but servers say other things with them, too."""
-    for cause, codes, words in _REFUSALS:
-        if _has_code(complaint, codes) or words.search(complaint.words):
-            return cause
+    if _speaks_of(complaint, _CONTEXT_CODES, _CONTEXT_WORDS):
+        return Cause.CONTEXT
+    if speaks_of_account(complaint):
+        return Cause.ACCOUNT
+    if _speaks_of(complaint, _MODEL_CODES, _MODEL_WORDS):
+        return Cause.MODEL
+    if _speaks_of(complaint, _UNSUPPORTED_CODES, _UNSUPPORTED_WORDS):
+        return Cause.UNSUPPORTED
     return Cause.CONTEXT if complaint.status == 413 else Cause.CALLER
 
 
-def _has_code(complaint: Complaint, codes: frozenset[str]) -> bool:
-    return any(code in codes for code in complaint.codes)
+def _speaks_of(complaint: Complaint, codes: frozenset[str], words: re.Pattern[str]) -> bool:
+    return not codes.isdisjoint(complaint.codes) or words.search(complaint.words) is not None
 
 
 def _is_said(value: object) -> bool:
@@ -109,6 +122,11 @@ def _status_of(codes: tuple[str, ...]) -> int | None:
         if code.isdecimal() and 400 <= int(code) < 600:
             return int(code)
     return next((_STATUS_OF[code] for code in codes if code in _STATUS_OF), None)
+
+
+def _status_in(words: str) -> int | None:
+    """Of an error inside a 200 that states nothing else."""
+    return next((status for status, pattern in _STATUS_WORDS if pattern.search(words)), None)
 
 
 def _words(value: object, depth: int = 0) -> Iterator[str]:
@@ -161,57 +179,65 @@ _STATUS_OF = {
 
 _CONTEXT_CODES = _codes("context_length_exceeded exceed_context_size_error string_above_max_length request_too_large")
 _CONTEXT_WORDS = re.compile(
-    r"context (length|size|window)|(maximum|max) (prompt|input|sequence|model) length|max_model_len"
+    r"context[ _]?(length|size|window|limit)|(maximum|max) (prompt|input|sequence|model) length|max_model_len"
     r"|(prompt|input|request|message|conversation)s? (\(.{0,60}\) )?(is|are|was) too (long|large)"
     r"|max(_completion|_output)?_tokens.{0,60}(too large|maximum allowed)|at most \d+ (completion|output) tokens"
-    r"|too many (input |prompt )?tokens|(request|prompt|input) too (large|long)|input validation error: `inputs`"
-    r"|token.{0,80}(exceed|longer than|greater than|must be <=).{0,80}(maximum|limit|allowed|context|\d)"
+    r"|too many (input |prompt )?tokens|valid range of max_tokens|(request|prompt|input) too (large|long)"
+    r"|input validation error: `inputs`"
+    r"|token.{0,80}(exceed|longer than|(?<!be )greater than|must be <=).{0,80}(maximum|limit|allowed|context|\d)"
 )
 _ACCOUNT_CODES = _codes(
     "billing_error billing_hard_limit_reached billing_not_active insufficient_quota insufficient_balance"
     " insufficient_credits insufficient_user_quota payment_required invalid_api_key authentication_error"
     " permission_error permission_denied access_denied access_terminated account_deactivated account_disabled"
     " arrearage organization_restricted quota_exceeded credit_limit_exceeded api_key_invalid unauthenticated"
+    " budget_exceeded"
 )
 _ACCOUNT_WORDS = re.compile(
-    r"api[ _-]?key|access token|credential|credit balance|(insufficient|out of|not enough|no|more|remaining|add|buy)"
-    r" (credit|balance|fund)|balance (is )?(too low|insufficient|exhausted)|\bbilling\b|\bpayment\b|prepaid|unpaid"
+    r"api[ _-]?(key|token)|access token|credential|credit balance"
+    r"|(insufficient|out of|not enough|no|more|remaining|add|buy) (credit|balance|fund)"
+    r"|balance (is )?(too low|insufficient|exhausted)"
+    r"|\bbilling\b|\bpayment\b|prepaid|unpaid"
     r"|\b(current|your|monthly|daily|usage|token|free|request|exceeded|insufficient)[ _]quota\b|invoice|subscription"
-    r"|\bquota (is )?(exceeded|exhausted)|(spend|spending|usage|credit|hard|soft) (limit|cap)\b|overdue|arrear"
-    r"|good standing|free (tier|plan|trial)"
+    r"|\bquota (is )?(exceeded|exhausted)|(spend|spending|usage|credit) (limit|cap)s?\b|overdue|arrear"
+    r"|budget has been exceeded|good standing|free (tier|plan|trial)"
     r"|(account|organi[sz]ation|workspace|tenant)\b.{0,60}(disabled|restricted|suspended|deactivated|blocked|banned"
-    r"|inactive|not active|verified|terminated|limit)|\bin organi[sz]ation\b|\b(org|proj|acct)[-_][a-z0-9]{6,}"
-    r"|\buser_id\b|service tier|余额|欠费|充值|账户|密钥|额度"
+    r"|inactive|not active|verified|terminated|limit)|\bin organi[sz]ation\b"
+    r"|service tier|余额|欠费|充值|账户|密钥|额度"
 )
+_ACCOUNT_IDS = re.compile(r"\b(org|proj|acct)[-_](?=[a-z]*\d)[a-z0-9]{6,}")
 _MODEL_CODES = _codes(
     "model_not_found model_not_available model_not_supported model_decommissioned model_deprecated model_retired"
     " model_gone invalid_model unknown_model modelnotfound deploymentnotfound deployment_not_found model_unavailable"
 )
 _MODEL_WORDS = re.compile(
-    r"\b(model|deployment)\b.{0,120}(not exist|not (be )?found|not loaded|not (a )?valid|not available|no longer"
-    r"|not (currently )?served|is unavailable|retired|deprecated|decommission|discontinu|sunset|been removed"
-    r"|shut ?down|end[ -]of[ -]life)"
+    r"\b(models?|deployment)\b(?:(?![.;,] | (parameter|argument|option|field|file|image|function|tool)).){0,120}"
+    r"(not exist|not (be )?found|not loaded|not (a )?valid|not available|no longer|not (currently )?served"
+    r"|is unavailable|retired|deprecated|decommission|discontinu|sunset|been removed"
+    r"|shut ?down|end[ -]of[ -](its )?life)|\bmodel (identifier|id|name) is invalid"
     r"|\b(model|deployment) ['\"`]?[\w./:@-]+['\"`]? is not supported"
-    r"|(unknown|invalid|no such|not a valid|retired|deprecated|nonexistent) (model|deployment)\b(?! length)"
+    r"|(unknown|invalid|no such|not a valid|retired|deprecated|nonexistent) (model|deployment)\b"
+    r"(?! (length|parameter|argument|option|output))"
 )
+_MODEL_ALONE = re.compile(r"models?[:/] ?\S+")  # all that Anthropic's 404 says
 _UNSUPPORTED_CODES = _codes(
     "unsupported_parameter unsupported_value unknown_parameter unsupported_feature extra_forbidden"
     " unsupported_content_type not_implemented notimplementederror unsupported_operation unrecognized_argument"
+    " operationnotsupported"
 )
 _UNSUPPORTED_WORDS = re.compile(
-    r"unsupported|not (currently |yet )?(be )?supported|(does not|doesn't|do not|don't|cannot|can't) support"
-    r"|(unrecogni[sz]ed|unknown|unexpected|unpermitted) (request )?(argument|parameter|field|key|option|name|member)"
+    r"unsupported|(not|n['\u2019]t) (currently |yet )?(be )?supported|(does not|doesn't|do not|don't|cannot|can't) support"
+    r"|(unrecogni[sz]ed|unknown|unexpected|unpermitted) (request )?(argument|parameter|field|key|option)"
+    r"|(unrecogni[sz]ed|unknown|unexpected|unpermitted) (name|member|variant)"
     r"|extra (inputs?|fields?) (is |are )?not (permitted|allowed)|additional propert|not implemented"
-    r"|requires? (the )?--[a-z]|is not a multimodal model"
+    r"|requires? (the )?--[a-z]|is not a multimodal model|at most 0 |does not work with the specified model"
+    r"|enabled only for"
 )
+_NOT_THERE = r"(not (be )?found|not exist|no such|expired)"
 _ID_WORDS = re.compile(
-    r"\b(resp|conv|msg|file|item|thread|asst|vs|run|batch|cmpl|chatcmpl|rs|fc)[-_][a-z0-9-]{3,}"
-    r"|previous[ _]response|\b(response|conversation|file|thread|assistant|vector store|message|item)\b(?! format)"
-    r".{0,80}(not (be )?found|not exist|no such|expired)|no (response|conversation|file|thread|item)\b.{0,40}found"
+    r"\b(resp|conv|msg|file|item|thread|asst|vs|run|batch|cmpl|chatcmpl|rs|fc)[-_](?=[a-z-]*\d)[a-z0-9-]{3,}"
+    rf"|previous[ _]response|\b(response|conversation|thread|assistant|vector store)\b(?! format).{{0,80}}{_NOT_THERE}"
+    rf"|\b(file|message|item)\b.{{0,20}}(\bid\b|['\"`:]).{{0,60}}{_NOT_THERE}"
+    r"|no (response|conversation|file|thread|item)\b.{0,40}found"
 )
-_REFUSALS = (
-    (Cause.CONTEXT, _CONTEXT_CODES, _CONTEXT_WORDS),
-    (Cause.ACCOUNT, _ACCOUNT_CODES, _ACCOUNT_WORDS),
-    (Cause.MODEL, _MODEL_CODES, _MODEL_WORDS),
-    (Cause.UNSUPPORTED, _UNSUPPORTED_CODES, _UNSUPPORTED_WORDS),
-)
+_STATUS_WORDS = ((400, _CONTEXT_WORDS), (404, re.compile(r"unexpected endpoint")))

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from coe_server.errors import BacksOff
-from coe_server.verdict.answer import Says, has_good_choice, said_in_body, said_in_event, tokens_counted
+from coe_server.verdict.answer import (
+    Says,
+    failed_choices,
+    has_word_in_choice,
+    said_in_body,
+    said_in_event,
+    tokens_counted,
+)
 from coe_server.verdict.complaint import Cause, Complaint, cause_of, read_complaint, speaks_of_account
 
 LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
@@ -64,7 +71,7 @@ def judge_status(status: int, body: bytes) -> Verdict:
     """An answer with a status that is no success; of the body at least the beginning."""
     payload = _json_of(body)
     told = payload[0] if isinstance(payload, list) and payload else payload
-    error = told.get("error") or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
+    error = _error_beside(told) or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
     return _judged(read_complaint(error, status))
 
 
@@ -146,16 +153,11 @@ NO_STREAM = _broken("a body where a stream was asked for")
 
 
 def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
-    """An error where an answer was due; what stands beside one good choice is none."""
-    if has_good_choice(payload):
+    """An error where an answer was due; what stands beside a choice that says something is none."""
+    if has_word_in_choice(payload):
         return None
-    error = payload.get("error")
-    if not error and payload.get("object") == "error":
-        error = payload
-    choices = payload.get("choices")
-    if not error and isinstance(choices, list) and choices:  # all of them failed
-        own = (one.get("error") for one in choices if isinstance(one, Mapping))
-        error = next((one for one in own if one), "a choice that ended in an error")
+    is_error = payload.get("object") == "error"
+    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
     if not error:
         return None
     return _judged(read_complaint(error, None, _unstated(error) if payload.get("status") == "failed" else 502))
@@ -168,13 +170,25 @@ def _error_in_event(name: str, payload: Mapping[str, Any]) -> Verdict | None:
         error = response.get("error") if isinstance(response, Mapping) else None
         return _judged(read_complaint(error or "a response that failed", None, _unstated(error)))
     is_error = name == "error" or payload.get("type") == "error" or payload.get("object") == "error"
-    error = payload.get("error") or (payload if is_error else None)
-    if error is None or (has_good_choice(payload) and not is_error):
-        choices = payload.get("choices")
-        failed = isinstance(choices, list) and bool(choices) and not has_good_choice(payload)
-        return _judged(read_complaint("a choice that ended in an error", None)) if failed else None
-    code = {"code": payload["code"]} if isinstance(error, str) and "code" in payload else {}
-    return _judged(read_complaint({"message": error, **code} if code else error, None))
+    if not is_error and has_word_in_choice(payload):
+        return None
+    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
+    return _judged(read_complaint(error, None)) if error else None
+
+
+def _error_beside(payload: Mapping[str, Any]) -> object:
+    """The member `error`, with the code that stands beside it where it is a text."""
+    error = payload.get("error")
+    if not error or not isinstance(error, str):
+        return error
+    return {**{name: payload[name] for name in ("code", "error_type") if name in payload}, "message": error}
+
+
+def _error_of_choices(payload: Mapping[str, Any]) -> object:
+    """Of choices that all failed; None where one did not."""
+    failed = failed_choices(payload)
+    own = (one.get("error") for one in failed if isinstance(one, Mapping))
+    return next((one for one in own if one), "a choice that ended in an error") if failed else None
 
 
 def _unstated(error: object) -> int:

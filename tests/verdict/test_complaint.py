@@ -60,6 +60,17 @@ ACCOUNT = {
     "not in English": (400, openai("账户余额不足")),
     "a plain text": (422, b"payment required: add a card"),
     "as a conflict": (409, openai("Your account is suspended")),
+    "usage limits": (400, openai("You have reached your specified API usage limits.")),
+    "a budget": (400, openai("Budget has been exceeded! Current cost: 12.3, Max budget: 10.0", "budget_exceeded")),
+    "a token of the API": (498, {"message": "invalid api token"}),
+    "inside another error": (
+        400,
+        openai('BadRequestError: AnthropicException - {"type": "error", "message": "Your credit balance is too low"}'),
+    ),
+    "inside a client's words": (
+        400,
+        openai("Error code: 400 - {'error': {'message': 'Your credit balance is too low'}}"),
+    ),
     "one that ends": (422, {"detail": [{"msg": "Subscription expired", "input": "x"}]}),
 }
 
@@ -115,6 +126,12 @@ CONTEXT = {
         openai("Request too large for model `x` on tokens per minute (TPM)", "tokens", "rate_limit_exceeded"),
     ),
     "nginx": (413, b"<html><head><title>413 Request Entity Too Large</title></head></html>"),
+    "Groq, an answer's length": (
+        400,
+        openai("max_tokens must be less than or equal to 8192, it is less than the `context_window` for this model"),
+    ),
+    "DeepSeek": (400, openai("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]")),
+    "LiteLLM": (400, openai("litellm.ContextWindowExceededError: litellm.BadRequestError: no")),
     "an answer's length": (
         400,
         openai("max_tokens is too large: 100000. This model supports at most 4096 completion tokens"),
@@ -140,6 +157,11 @@ MODEL = {
     ),
     "DeepSeek": (400, openai("Model Not Exist")),
     "OpenRouter": (400, openai("x/y is not a valid model ID", None, 400)),
+    "Anthropic": (404, {"type": "error", "error": {"type": "not_found_error", "message": "model: claude-9"}}),
+    "Google": (404, [{"error": {"code": 404, "message": "models/x is not found for API version v1main"}}]),
+    "Bedrock": (400, {"message": "The provided model identifier is invalid."}),
+    "Bedrock, retired": (404, {"message": "This model version has reached the end of its life."}),
+    "an image in its name": (404, openai("The model `gpt-image-1` does not exist")),
     "not served": (400, openai("model 'x' is not supported")),
 }
 
@@ -156,6 +178,9 @@ def test_a_model_that_is_gone_is_the_experts(status, body):
         b"",
         b"404 page not found",
         b"<html>Not Found</html>",
+        b"<html><h2>404 - File or directory not found.</h2></html>",
+        b"File not found.",
+        {"message": "Route POST /run-service/x not found"},
         {"detail": "Not Found"},
         openai("Invalid URL (POST /v1/x)"),
         openai("Resource not found", code="404"),
@@ -197,6 +222,11 @@ def test_an_id_that_the_caller_gave_is_the_callers(body):
             ]
         },
         openai("registry/x does not support tools", "api_error"),
+        openai("The chatCompletion operation does not work with the specified model, x.", code="OperationNotSupported"),
+        openai("Model x is enabled only for api versions 2024-12-01-preview and later"),
+        openai("unknown variant `image_url`, expected `text` at line 1 column 234"),
+        openai("At most 0 image(s) may be provided in one prompt."),
+        {"message": "Invocation of model ID x with on-demand throughput isn\u2019t supported."},
         openai(
             '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
             "BadRequestError",
@@ -212,7 +242,7 @@ def test_a_parameter_that_an_expert_does_not_know_may_be_known_elsewhere(status,
 
 
 CALLERS = {
-    "a value": (400, openai("temperature must be between 0 and 2", param="temperature")),
+    "a range": (400, openai("temperature must be between 0 and 2", param="temperature")),
     "a field": (
         422,
         {"detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required", "input": {}}]},
@@ -230,6 +260,28 @@ CALLERS = {
             ]
         },
     ),
+    "what a validator repeats": (
+        400,
+        openai("{'type': 'string_type', 'msg': 'Input should be a valid string', 'input': {'text': 'my api key'}}"),
+    ),
+    "what a validator repeats in its own words": (
+        400,
+        openai("Input should be a valid list [type=list_type, input_value='an unpaid invoice', input_type=str]"),
+    ),
+    "the name of a tool": (400, openai("Invalid schema for function 'create_invoice': array schema missing items.")),
+    "a name like an id": (400, openai("Invalid schema for function proj_settings: array schema missing items.")),
+    "a value": (400, openai("Invalid value: 'my api key'. The values are: 'system', 'user'.", code="invalid_value")),
+    "an address": (400, openai("Expected a valid URL, got 'https://x.example/?api_key=1'")),
+    "an answer that failed": (
+        400,
+        {"error": {"message": "Failed to call a function.", "failed_generation": "pay the invoice, add credit"}},
+    ),
+    "the caller's own user_id": (400, openai("metadata.user_id: String should have at most 256 characters")),
+    "a length that is too small": (400, openai("max_tokens must be greater than 0")),
+    "a budget of thought": (400, openai("thinking.budget_tokens: Input should be greater than or equal to 1024")),
+    "a limit of its own": (400, openai("Too many images: the hard limit is 10")),
+    "an old parameter": (400, openai("For this model, the parameter functions is deprecated")),
+    "a file": (400, openai("The model read no words. File not found")),
     "a method": (405, openai("method not allowed")),
     "a form": (415, b"unsupported media type"),
     "a conflict": (409, openai("the response is still in progress")),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from coe_server.verdict.answer import Says
 from coe_server.verdict.complaint import Cause
-from coe_server.verdict.verdict import judge_beginning, judge_body, judge_end, judge_event
+from coe_server.verdict.verdict import judge_beginning, judge_body, judge_end, judge_event, judge_status
 
 
 def chat(*choices, **more):
@@ -151,6 +151,18 @@ def test_an_error_under_200_is_what_its_code_or_type_stands_for():
     assert verdict({"message": "x", "code": 400}).cause is Cause.CALLER
     assert verdict({"message": "temperature", "type": "invalid_request_error"}).cause is Cause.CALLER
     assert verdict({"message": "context length", "type": "invalid_request_error"}).cause is Cause.CONTEXT
+    assert verdict({"message": "loaded with a context length of only 4096 tokens"}).cause is Cause.CONTEXT
+    assert verdict("Unexpected endpoint or method. (POST /v1/messages)").cause is Cause.PATH
+
+
+def test_the_code_of_an_error_in_text_stands_beside_it():
+    def status(**payload):
+        return judge_body(json.dumps(payload).encode(), "chat", may_be_silent=False).status
+
+    assert status(error="boom", code=429) == 429
+    assert status(error="boom", error_type="overloaded") == 529
+    assert judge_event(event(error="boom", error_type="overloaded")).verdict.status == 529
+    assert judge_status(400, b'{"error": "no", "code": "model_not_found"}').cause is Cause.MODEL
 
 
 @pytest.mark.parametrize(
@@ -217,6 +229,23 @@ EVENTS = {
         Says.NOTHING,
     ),
     "a message's call begins": (event(type="content_block_start", content_block={"type": "tool_use"}), Says.WORD),
+    "null choices": (event(id="1", choices=None), Says.NOTHING),
+    "nothing at all": (b"data: {}\n\n", Says.NOTHING),
+    "a sign of life": (event("keepalive", type="keepalive", sequence_number=3), Says.NOTHING),
+    "a whole answer as an event": (event(choices=[choice(content="a")]), Says.WORD),
+    "a response's empty word": (event(type="response.output_text.delta", delta=""), Says.NOTHING),
+    "the end of a response's empty text": (event(type="response.output_text.done", text=""), Says.NOTHING),
+    "the end of a response's text": (event(type="response.output_text.done", text="a"), Says.WORD),
+    "the end of an empty part": (
+        event(type="response.content_part.done", part={"type": "output_text", "text": ""}),
+        Says.NOTHING,
+    ),
+    "the end of an empty item": (event(type="response.output_item.done", item={"type": "message"}), Says.NOTHING),
+    "the end of a call": (event(type="response.output_item.done", item={"type": "function_call"}), Says.WORD),
+    "a message's empty word": (
+        event(type="content_block_delta", delta={"type": "text_delta", "text": ""}),
+        Says.NOTHING,
+    ),
     "a message's word": (event(type="content_block_delta", delta={"text": "a"}), Says.WORD),
     "a message ends": (event(type="message_delta", delta={"stop_reason": "end_turn"}), Says.SILENCE),
     "a message is cut": (event(type="message_delta", delta={"stop_reason": "max_tokens"}), Says.WORD),
@@ -251,6 +280,8 @@ ERRORS = {
         503,
     ),
     "a choice's, without more": (event(choices=[{"delta": {}, "finish_reason": "error"}]), 502),
+    "a choice's own": (event(choices=[{"delta": {}, "finish_reason": "error", "error": {"code": 503}}]), 503),
+    "beside a choice that says nothing": (event(choices=[{"delta": {"content": ""}}], error={"code": 503}), 503),
     "over several lines": (b'data: {"error":\ndata: {"message": "boom", "code": 503}}\n\n', 503),
     "with other line ends": (b'event: error\rdata: {"message": "boom", "code": 503}\r\r', 503),
 }
