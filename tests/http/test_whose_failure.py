@@ -232,7 +232,7 @@ def test_a_silence_after_the_first_word_is_kept_alive():
     late = threading.Event()
     answer = events(ROLE, WORD, late, STOP, DONE)
     with serving(experts=team(linguist=[answer]), keepalive_seconds=0.05) as server:
-        first, rest = read_until(server, b": coe answering expert=linguist\n\n", late, model="linguist")
+        first, rest = read_until(server, b": coe generating expert=linguist\n\n", late, model="linguist")
     assert first.startswith(ROLE + WORD)
     assert rest.endswith(STOP + DONE)
 

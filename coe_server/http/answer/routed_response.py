@@ -289,7 +289,7 @@ class RoutedResponse(Response):
 
     def _state(self) -> str:
         if self._out.spoken:
-            return f"answering expert={self._decision.expert}"
+            return f"generating expert={self._decision.expert}"
         expert = next(one for one in self._cache.status() if one.name == self._decision.expert)
         return f"waiting expert={expert.name} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 
