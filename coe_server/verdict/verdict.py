@@ -60,11 +60,13 @@ ANSWER = Verdict(None)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One whole event of a stream. `counted`: it tells of at least one token of the answer."""
+    """One whole event of a stream. `counted`: it tells of at least one token of the answer. `is_of_choice`: the error
+    is of one choice alone."""
 
     says: Says
     verdict: Verdict | None = None  # where it tells of an error
     counted: bool = False
+    is_of_choice: bool = False
 
 
 def judge_status(status: int, body: bytes) -> Verdict:
@@ -123,7 +125,7 @@ def judge_event(event: bytes) -> Event:
         return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
     verdict = _error_in_event(name, payload)
     if verdict is not None:
-        return Event(Says.NOTHING, verdict)
+        return Event(Says.NOTHING, verdict, is_of_choice=bool(failed_choices(payload)) and not payload.get("error"))
     return Event(said_in_event(payload), counted=tokens_counted(payload))
 
 

@@ -42,10 +42,12 @@ Listener = Callable[[bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a request may be answered with: over which API, and whether an empty text may be all there is."""
+    """What a request may be answered with: over which API, whether an empty text may be all there is, and whether
+    there are several choices."""
 
     endpoint: str
     may_be_silent: bool = False
+    has_several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class Passage:
     """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
 
     `has_another`: whether another expert can be asked after this failure; else an engine's own error is the best there
-    is. `is_remote`: what it says of an account is the operator's alone. `listeners` hear every piece.
+    is. `failed` is told of a failure that the caller reads in the expert's own words. `is_remote`: what it says of an
+    account is the operator's alone. `listeners` hear every piece.
     """
 
     expert: str
@@ -62,6 +65,7 @@ class Passage:
     begun: Callable[[int], None]
     expects: Expectation
     has_another: Callable[[Verdict], bool]
+    failed: Callable[[CoeError], None]
     is_remote: bool
     listeners: tuple[Listener, ...] = ()
 
@@ -86,13 +90,14 @@ class Passage:
         if self.out.spoken:
             return
         verdict = opening.verdict(self.expects.may_be_silent)
-        if verdict is not None and self._is_to_fail(answer, verdict):
-            raise self._failure(answer, verdict)
+        if verdict is not None:
+            self._let_pass(answer, verdict)
         await self._say(answer, bytes(opening.held))
 
     async def _hear(self, answer: EngineResponse, opening: Opening, events: bytes) -> None:
-        sound, verdict = before_error(events)
+        sound, verdict = before_error(events, self.expects.has_several)
         if verdict is not None and not self._is_to_fail(answer, verdict):  # the caller's to read, with what follows
+            self._let_pass(answer, verdict)
             sound = events
         if self.out.spoken:
             if sound:
@@ -122,8 +127,7 @@ class Passage:
         await self._say(answer, body)
 
     def _require_answer(self, answer: EngineResponse, verdict: Verdict) -> None:
-        if self._is_to_fail(answer, verdict):
-            raise self._failure(answer, verdict)
+        self._let_pass(answer, verdict)
         if self.out.headed and not self.out.spoken:  # the caller was told that events follow
             raise self._failure(answer, NO_STREAM)
 
@@ -139,13 +143,21 @@ class Passage:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
         body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
-        if self._is_to_fail(answer, verdict) or answer.status < 400:
+        if answer.status < 400:
             raise self._failure(answer, verdict)
+        self._let_pass(answer, verdict)
         if not _is_openai_error(body):
             raise self._refusal(answer, verdict, body)
         if self.out.headed:  # the caller waits for a stream that has begun
             body = self.out.error_event(json.loads(body))
         await self._say(answer, body)
+
+    def _let_pass(self, answer: EngineResponse, verdict: Verdict) -> None:
+        """Raise a failure, unless the caller is to read what came."""
+        if self._is_to_fail(answer, verdict):
+            raise self._failure(answer, verdict)
+        if verdict.is_failure:
+            self.failed(self._failure(answer, verdict))
 
     def _is_to_fail(self, answer: EngineResponse, verdict: Verdict) -> bool:
         """Another expert is asked, or the words are not for the caller; else it reads them."""
