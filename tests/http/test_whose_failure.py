@@ -171,6 +171,15 @@ def test_by_name_the_rest_passes(answer):
     assert headers.get("retry-after") == dict(answer.headers).get("retry-after")
 
 
+def test_by_name_no_caller_reads_who_we_are_over_there():
+    headers = (("content-type", "application/json"), ("x-litellm-key-spend", "12.3"))
+    told = {"error": {"message": "temperature", "code": 400}, "user_id": "user_2abc"}
+    with serving(experts=team(linguist=[Says(400, json.dumps(told).encode(), headers=headers)])) as server:
+        status, headers, raw = stream(server, stream=False, model="linguist")
+    assert (status, json.loads(raw)) == (400, told | {"user_id": "*********"})
+    assert "x-litellm-key-spend" not in headers
+
+
 def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape():
     page = Says(504, b"<html>Gateway Time-out</html>", headers=(("content-type", "text/html"),))
     with serving(experts=team(linguist=[page])) as server:

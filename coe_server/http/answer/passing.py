@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,7 +36,8 @@ _OURS = ("date", "server", "set-cookie", REQUEST_ID)
 _ELSEWHERE = ("alt-svc", "strict-transport-security")
 _ACCOUNT = ("openai-organization", "openai-project", "anthropic-organization-id")
 _NOT_FOR_CALLERS = frozenset((*_OURS, *_ELSEWHERE, *_ACCOUNT))
-_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-")
+_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-", "x-litellm-")
+_ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, beside an error
 
 Listener = Callable[[bytes], None]
 
@@ -148,6 +150,7 @@ class Passage:
         self._let_pass(answer, verdict)
         if not _is_openai_error(body):
             raise self._refusal(answer, verdict, body)
+        body = _without_account(body) if self.is_remote else body
         if self.out.headed:  # the caller waits for a stream that has begun
             body = self.out.error_event(json.loads(body))
         await self._say(answer, body)
@@ -250,6 +253,11 @@ def _is_openai_error(body: bytes) -> bool:
         return isinstance(json.loads(body)["error"], dict)
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def _without_account(body: bytes) -> bytes:
+    """An error as it came and as long as it was, but for who we are over there."""
+    return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
 
 
 def _header(answer: EngineResponse, name: str) -> str | None:
