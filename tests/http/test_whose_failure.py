@@ -242,6 +242,14 @@ def test_by_name_json_where_a_stream_has_begun_is_an_error_event():
     assert "a body where a stream was asked for" in json.loads(event)["error"]["message"]
 
 
+def test_events_that_are_called_something_else_are_events_where_a_stream_has_begun():
+    late = threading.Event()
+    answer = Says(200, late, ROLE + WORD, STOP + DONE, headers=(("content-type", "text/plain"),))
+    with serving(experts=team(linguist=[answer]), keepalive_seconds=0.05) as server:
+        _, rest = read_until(server, b": coe waiting", late, model="linguist")
+    assert rest.endswith(ROLE + WORD + STOP + DONE)
+
+
 def test_a_silence_after_the_first_word_is_kept_alive():
     late = threading.Event()
     answer = events(ROLE, WORD, late, STOP, DONE)

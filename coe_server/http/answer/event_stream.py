@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from coe_server.verdict.answer import Says
 from coe_server.verdict.verdict import NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
+_MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 
 
@@ -65,8 +67,8 @@ def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdi
         return events, None
     start = 0
     for event in events_in(events):
-        found = judge_event(event)
-        if found.verdict is not None and not (has_several and found.is_of_choice):
+        found = judge_event(event) if _MAY_TELL_OF_ERROR.search(event) else None  # an answer may speak of errors, too
+        if found is not None and found.verdict is not None and not (has_several and found.is_of_choice):
             return events[:start], found.verdict
         start += len(event)
     return events, None

@@ -19,6 +19,7 @@ from coe_server.verdict.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,
     Verdict,
+    is_events,
     judge_beginning,
     judge_body,
     judge_end,
@@ -118,19 +119,21 @@ class Passage:
             held += chunk
             if len(held) > 2 * LOOKED_AT_BYTES:
                 if not self.out.spoken:
-                    self._require_answer(answer, judge_beginning(bytes(held[:LOOKED_AT_BYTES])))
+                    beginning = bytes(held[:LOOKED_AT_BYTES])
+                    self._require_answer(answer, beginning, judge_beginning(beginning))
                 await self._say(answer, bytes(held[:-LOOKED_AT_BYTES]))
                 del held[:-LOOKED_AT_BYTES]
         body = bytes(held)
         if self.out.spoken:
-            self._require_answer(answer, judge_end(body))
+            self._require_answer(answer, body, judge_end(body))
         else:
-            self._require_answer(answer, judge_body(body, self.expects.endpoint, self.expects.may_be_silent))
+            verdict = judge_body(body, self.expects.endpoint, self.expects.may_be_silent)
+            self._require_answer(answer, body, verdict)
         await self._say(answer, body)
 
-    def _require_answer(self, answer: EngineResponse, verdict: Verdict) -> None:
+    def _require_answer(self, answer: EngineResponse, body: bytes, verdict: Verdict) -> None:
         self._let_pass(answer, verdict)
-        if self.out.headed and not self.out.spoken:  # the caller was told that events follow
+        if self.out.headed and not self.out.spoken and not is_events(body):  # the caller was told that events follow
             raise self._failure(answer, NO_STREAM)
 
     async def _unread(self, answer: EngineResponse) -> None:
