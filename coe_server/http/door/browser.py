@@ -60,6 +60,9 @@ def host_of_origin(origin: str) -> HostPort | None:
 
 def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
     """Is it the address that the request was sent to, as the client or a proxy in front writes it?"""
+    scheme, _, rest = origin.partition("://")
+    if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
+        return True
     asked = host_of_origin(origin)
     if asked is None:
         return False

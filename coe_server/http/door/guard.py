@@ -47,10 +47,11 @@ class Guard:
         """The same for what every client may ask; the password that a browser remembers is for our page alone."""
         if not self.keyring.keys:
             return None
-        given = list(_presented(headers) if is_from_our_page(headers) else presented_on_purpose(headers))
-        key = next(self._known(given), None)
+        key = next(self._known(presented_on_purpose(headers)), None)
+        if key is None and is_from_our_page(headers):
+            key = self.owner(headers)
         if key is None:
-            raise _not_ours(given)
+            raise _not_ours(presented_on_purpose(headers))
         return key
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
