@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
+from coe_server.settings.host_name import HostName
 from coe_server.settings.mistakes import first_mistake
 from coe_server.settings.modalities import Modality, contradiction
 from coe_server.settings.proxies import Proxies
@@ -19,7 +20,7 @@ from coe_server.settings.request_headers import RequestHeaders
 from coe_server.settings.secret import clean_secret
 from coe_server.settings.served_name import Alias, ServedName
 from coe_server.settings.settings_file import read_settings_file
-from coe_server.settings.web_address import BaseUrl, WebAddress
+from coe_server.settings.web_address import BaseUrl, WebAddress, is_loopback_address
 
 TierName = Literal["device", "host", "disk"]
 EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
@@ -32,6 +33,7 @@ class _Settings(BaseModel):
 class HttpSettings(_Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
+    allowed_hosts: list[HostName] = []  # names beside this machine's own by which it may be asked without a key
     max_body: ByteCount = 32 * 2**20
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
@@ -39,7 +41,7 @@ class HttpSettings(_Settings):
 
     @property
     def is_loopback(self) -> bool:
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        return self.host.lower() == "localhost" or is_loopback_address(self.host)
 
 
 class LogSettings(_Settings):

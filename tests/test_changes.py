@@ -25,6 +25,7 @@ def test_nothing_differs_between_a_configuration_and_itself(tmp_path):
     [
         ({"http": {"max_body": "1MiB"}}, ("http.max_body",)),
         ({"http": {"keepalive_seconds": 5, "body_seconds": 5}}, ("http.body_seconds", "http.keepalive_seconds")),
+        ({"http": {"allowed_hosts": ["coe"]}}, ("http.allowed_hosts",)),
         ({"log": {"prompts": True}}, ("log.prompts",)),
         ({"experts": [{**EXPERT, "vision": True}]}, ("experts.a.vision",)),
         ({"experts": [{**EXPERT, "modalities": ["audio"]}]}, ("experts.a.modalities",)),

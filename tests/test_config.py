@@ -33,6 +33,11 @@ def write(folder, **settings):
     [
         ({"htpp": {}}, "htpp: there is no such key"),
         ({"http": {"prot": 1}}, "http.prot: there is no such key"),
+        (
+            {"http": {"allowed_hosts": ["coe", "*"]}},
+            "http.allowed_hosts.1: '*' is not a host's name or address; allowed: ",
+        ),
+        ({"http": {"allowed_hosts": ["coe:80"]}}, "'coe:80' is not a host's name or address; write it without a port"),
         ({"http": {"port": 70000}}, "http.port: input should be less than or equal to 65535, not 70000"),
         (
             {"memory": {"device": "much"}},

@@ -109,6 +109,25 @@ def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
     assert "anybody who reaches 0.0.0.0 may use every expert" in caplog.text
 
 
+@pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "localhost.example", "10.0.0.1", "::"])
+def test_a_name_that_looks_like_loopback_is_reached_by_others(tmp_path, host):
+    with pytest.raises(ConfigError, match="can be reached by others and there are no keys"):
+        guard_of(tmp_path, http={"host": host})
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.0.0.2", "127.1", "::1"])
+def test_a_loopback_address_needs_no_keys(tmp_path, host):
+    assert guard_of(tmp_path, http={"host": host}).on_loopback
+
+
+def test_the_names_of_a_server_are_its_address_and_those_that_are_allowed(tmp_path):
+    settings = {"host": "Coe.internal", "allowed_hosts": ["AI.example.com", "[FE80::1]"]}
+    hosts = guard_of(tmp_path, http=settings, keys={"open": True}).hosts
+    assert hosts.allowed == {"coe.internal", "ai.example.com", "fe80::1"}
+    assert hosts.any_for_clients
+    assert not guard_of(tmp_path).hosts.any_for_clients
+
+
 def test_keys_come_from_the_environment_too(tmp_path, monkeypatch):
     monkeypatch.setenv("OURS", "a-long-word")
     monkeypatch.setenv("BOSS", "a-longer-word")

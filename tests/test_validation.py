@@ -95,7 +95,7 @@ def test_a_remote_expert_has_no_tier(key):
     ("sections", "sentence"),
     [
         ({"scheduling": {"queue_limit": 50, "queue_limit_total": 10}}, "scheduling.queue_limit: 50 is never reached"),
-        ({"keys": {"open": True}}, "keys.open: changes nothing"),
+        ({"keys": {"open": True}}, "keys.open: 127.0.0.1 cannot be reached from elsewhere; all that changes"),
         ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: changes nothing"),
     ],
 )

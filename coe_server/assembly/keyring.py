@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable
 from coe_server.config import ServerConfig, secret_from_environment
 from coe_server.errors import ConfigError
 from coe_server.http.door.guard import Guard
+from coe_server.http.door.hosts import Hosts
 from coe_server.keys import Key, Keyring, hashed, read_keys
+from coe_server.settings.host_name import canonical_host
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,12 @@ def build_guard(config: ServerConfig) -> Guard:
                 "(keys.file, `coe keys add`), or say keys.open: true"
             )
         logger.warning("anybody who reaches %s may use every expert: there are no keys (keys.open)", config.http.host)
-    return Guard(Keyring(keys), config.http.is_loopback)
+    return Guard(Keyring(keys), config.http.is_loopback, _hosts(config))
+
+
+def _hosts(config: ServerConfig) -> Hosts:
+    bound = canonical_host(config.http.host)
+    return Hosts(frozenset((bound, *config.http.allowed_hosts)), any_for_clients=config.keys.open)
 
 
 def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:

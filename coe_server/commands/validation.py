@@ -168,7 +168,10 @@ def _limits(config: ServerConfig) -> Iterator[str]:
         total = limits.queue_limit_total
         yield f"scheduling.queue_limit: {limits.queue_limit} is never reached, queue_limit_total is {total}"
     if config.keys.open and config.http.is_loopback:
-        yield f"keys.open: changes nothing, {config.http.host} cannot be reached from elsewhere"
+        yield (
+            f"keys.open: {config.http.host} cannot be reached from elsewhere; all that changes is that requests without"
+            " a key may ask for any Host, which web pages can make use of (http.allowed_hosts lists some)"
+        )
     if config.router is not None and config.router.residency_tolerance > 0 and len(config.experts) == 1:
         yield "router.residency_tolerance: changes nothing, there is one expert"
 

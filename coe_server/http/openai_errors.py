@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from coe_server.content_coding import TAKEN
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
+from coe_server.http.harmless import HARMLESS
 from coe_server.telemetry import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def _anthropics_type(status: int) -> str:
 
 def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
     """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
-    all_headers = dict(headers or {})
+    all_headers = {**HARMLESS, **(headers or {})}
     if error.retry_after_seconds is not None:
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if error.should_retry:

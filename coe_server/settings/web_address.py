@@ -19,6 +19,7 @@ _CREDENTIALS = (
 )
 _LONGEST_HOST = 253  # RFC 1035, section 2.3.4
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)  # names of containers have underscores
+_SHORT_IPV4 = re.compile(r"[0-9][0-9a-fx.]*", re.IGNORECASE | re.ASCII)  # the resolver passes over what follows a blank
 _ENDPOINT = re.compile(  # what clients and this server append to a base
     r"/(chat/completions|completions|responses|messages(/count_tokens)?|embeddings"
     r"|rerank|score|tokenize|detokenize|(?<=/v1/)models)$",
@@ -100,6 +101,11 @@ def is_loopback_host(host: str) -> bool:
     host = host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
         return True
+    return is_loopback_address(host)
+
+
+def is_loopback_address(host: str) -> bool:
+    """The same for addresses alone, never for a name: 127.example.com is one."""
     address = _numeric_host(host)
     return address is not None and (ip_address(address).is_loopback or _is_mapped_loopback(address))
 
@@ -139,7 +145,7 @@ def _numeric_host(host: str) -> str | None:
     except ValueError:
         pass
     try:
-        return socket.inet_ntoa(socket.inet_aton(host)) if host[:1].isdigit() else None
+        return socket.inet_ntoa(socket.inet_aton(host)) if _SHORT_IPV4.fullmatch(host) else None
     except OSError:
         return None
 

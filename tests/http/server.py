@@ -18,6 +18,7 @@ from coe_server.http.answer.trace import NoTracing
 from coe_server.http.api import build_api
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
+from coe_server.http.door.hosts import Hosts
 from coe_server.http.door.listener import GRACE_SECONDS, Listener
 from coe_server.http.operator.reloading import Reloader
 from coe_server.http.service import Service, Serving
@@ -116,6 +117,7 @@ def running_server(
     log_prompts=False,
     keyring=None,
     on_loopback=True,
+    hosts=None,
     journal=None,
     reader=None,
     tracing=None,
@@ -147,7 +149,7 @@ def running_server(
             cache=cache,
             chronicle=Chronicle(cache.events, journal),
             engine_models={name: name for name in engines},
-            guard=Guard(keyring or Keyring(), on_loopback=on_loopback),
+            guard=Guard(keyring or Keyring(), on_loopback=on_loopback, hosts=hosts or Hosts()),
             started=1,
             telemetry=telemetry,
             log_prompts=log_prompts,

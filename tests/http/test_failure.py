@@ -255,7 +255,8 @@ def test_where_an_upstream_sends_callers_is_for_the_log(caplog):
 def test_what_an_upstream_says_of_its_own_address_and_our_account_there_is_not_for_callers():
     theirs = ["Set-Cookie", "Alt-Svc", "Strict-Transport-Security", "OpenAI-Organization", "OpenAI-Project"]
     theirs += ["X-RateLimit-Remaining-Requests", "Anthropic-Ratelimit-Tokens-Limit", "Access-Control-Allow-Origin"]
-    passed_on = ("openai-processing-ms", "x-coded-by")
+    theirs += ["X-Coded-By"]
+    passed_on = ("openai-processing-ms",)
     answer = Says(200, b'{"choices":[{"text":"bon"}]}', headers=[(name, "theirs") for name in (*theirs, *passed_on)])
     with running_server({"a": Breaking("a", [answer])}) as server:
         _, headers, _ = server.chat(model="a")

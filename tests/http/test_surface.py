@@ -6,6 +6,7 @@ import openai
 import pytest
 
 from coe_server.engines.engine import EngineRequest
+from coe_server.http.door.hosts import Hosts
 from coe_server.http.surfaces import SURFACES
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities
@@ -55,7 +56,8 @@ def engines():
 def server(engines, tmp_path_factory):
     folder = tmp_path_factory.mktemp("surface") / "router"
     artifacts.save(small_artifact(), held_out(), None, folder)
-    with running_server(engines, router=Router.load(folder)) as running:
+    names = Hosts(frozenset({"ai.example.com"}))
+    with running_server(engines, router=Router.load(folder), hosts=names) as running:
         yield running
 
 

@@ -30,6 +30,14 @@ EVALUATION = {
     "worst_prompts": ["a text that is nobody's business"],
 }
 
+ARGUMENTS = [
+    "--no-sandbox",  # tests may run as root
+    "--host-resolver-rules=MAP *.example 127.0.0.1",  # names that were pointed at this machine
+    "--disable-features=LocalNetworkAccessChecks",  # what this server refuses by itself is to be seen
+    *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
 
 def engine(name, start_seconds=0.3):
     timing = {"start_seconds": start_seconds, "wake_seconds": 0.1, "sleep_seconds": 0.05, "ttft_seconds": 0.01}
@@ -77,7 +85,7 @@ def chromium():
     if program is None:
         pytest.skip("there is no Chromium: apt-get install chromium, or name one in COE_TEST_CHROMIUM")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])  # tests may run as root
+        browser = driver.chromium.launch(executable_path=program, args=ARGUMENTS)
         yield browser
         browser.close()
 

@@ -6,6 +6,7 @@ import pytest
 
 from coe_server.settings.web_address import (
     ApiBase,
+    is_loopback_address,
     is_loopback_host,
     parse_base_url,
     parse_web_address,
@@ -147,7 +148,13 @@ def test_what_is_shown_of_an_address_holds_neither_credentials_nor_a_querys_valu
         *((host, True) for host in ("localhost", "LOCALHOST.", "a.localhost", "127.0.0.1", "127.8.8.8", "::1")),
         *((host, True) for host in ("127.1", "::ffff:127.0.0.1")),
         *((host, False) for host in ("10.0.0.1", "localhost.example", "127.example", "::2", "a", "")),
+        *((host, False) for host in ("127.evil.example", "127.0.0.1.evil.example", "127.0.0.1 evil.example", "127.")),
     ],
 )
 def test_a_loopback_host_is_known_in_every_spelling(host: str, is_ours: bool) -> None:
     assert is_loopback_host(host) == is_ours
+
+
+@pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.evil.example", "127.0.0.1.evil.example"])
+def test_a_name_is_no_address_whatever_it_begins_with(name: str) -> None:
+    assert not is_loopback_address(name)

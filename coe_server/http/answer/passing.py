@@ -12,7 +12,7 @@ from coe_server.engines.engine import EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
 from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, Opening, before_error
 from coe_server.http.answer.outgoing import Outgoing
-from coe_server.http.request_id import REQUEST_ID
+from coe_server.http.answer.passed_headers import content_type, passed_headers
 from coe_server.retry_after import retry_after_seconds
 from coe_server.verdict.complaint import Cause
 from coe_server.verdict.verdict import (
@@ -31,13 +31,6 @@ _QUOTED_CHARACTERS = 300
 _NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: nothing there is for the caller
 _ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the words
 _MAY_REPEAT_THE_PROMPT = frozenset((400, 404, 413, 422))
-# Of an answer's headers: what uvicorn or we write ourselves, cookies, and what a server elsewhere says of its own
-# address and of our account there. Its limits beside those of the caller's key would be two answers to one question.
-_OURS = ("date", "server", "set-cookie", REQUEST_ID)
-_ELSEWHERE = ("alt-svc", "strict-transport-security")
-_ACCOUNT = ("openai-organization", "openai-project", "anthropic-organization-id")
-_NOT_FOR_CALLERS = frozenset((*_OURS, *_ELSEWHERE, *_ACCOUNT))
-_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-", "x-litellm-")
 _ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, beside an error
 
 Listener = Callable[[bytes], None]
@@ -225,14 +218,13 @@ class Passage:
 
     async def _begin(self, answer: EngineResponse) -> None:
         if not self.out.spoken:
-            passed_on = (pair for pair in answer.headers if not _is_not_for_callers(pair[0].lower()))
-            await self.out.begin(answer.status, self.headers, passed_on)
+            await self.out.begin(answer.status, self.headers, passed_headers(answer.headers))
             self.begun(answer.status)
 
 
 def is_event_stream(answer: EngineResponse) -> bool:
     """Whether an answer comes as server-sent events, by its own word."""
-    return (_header(answer, "content-type") or "").lower().startswith("text/event-stream")
+    return content_type(answer.headers) == "text/event-stream"
 
 
 def _is_encoded(answer: EngineResponse) -> bool:
@@ -279,7 +271,3 @@ async def _all_of(chunks: AsyncIterator[bytes]) -> bytes:
         if len(body) > LONGEST_COMPLAINT_BYTES:
             break
     return bytes(body)
-
-
-def _is_not_for_callers(header: str) -> bool:
-    return header in _NOT_FOR_CALLERS or header.startswith(_NOT_FOR_CALLERS_EITHER)

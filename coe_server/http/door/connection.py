@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from coe_server.errors import CoeError, HeadTooLong, HeadTooSlow, NoHttp, UpgradeRequired
+from coe_server.http.harmless import HARMLESS
 from coe_server.http.openai_errors import IN_PLACE_OF_WEBSOCKET, NO_WEBSOCKET, error_body, error_response
 from coe_server.http.request_id import REQUEST_ID, new_request_id
 
@@ -150,7 +151,8 @@ class Connection(HttpToolsProtocol):
             return
         body = json.dumps(error_body(error)).encode()
         head = f"HTTP/1.1 {error.status} Refused\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        head += f"connection: close\r\n{REQUEST_ID}: {new_request_id()}\r\n\r\n"
+        told = {"connection": "close", REQUEST_ID: new_request_id(), **HARMLESS}
+        head += "".join(f"{name}: {value}\r\n" for name, value in told.items()) + "\r\n"
         self.transport.write(head.encode() + body)
         self.transport.close()
 

@@ -20,10 +20,17 @@ from coe_server.errors import (
     UnknownPath,
 )
 from coe_server.http.door.guard import Guard, is_for_clients
-from coe_server.http.door.origins import preflight, readable_by, welcome_origin
+from coe_server.http.door.origins import (
+    preflight,
+    readable_by,
+    refuse_other_hosts,
+    refuse_other_pages,
+    welcome_origin,
+)
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import Admission, RateLimits
 from coe_server.http.door.refusals import Refusals
+from coe_server.http.harmless import harmless
 from coe_server.http.openai_errors import error_response, unexpected
 from coe_server.http.request_id import REQUEST_ID, identified, new_request_id
 from coe_server.keys import Key
@@ -80,7 +87,7 @@ class Entrance:
         path, headers = scope["path"], Headers(scope=scope)
         exists = path in self._straight or self._paths.has(path)
         try:
-            key = guard.admit(path, headers) if exists else guard.client(headers)
+            key = _admitted(guard, scope, headers, exists)
             admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
         except CoeError as error:
             owner = guard.owner(headers)
@@ -145,6 +152,15 @@ class Entrance:
         return getattr(scope.get("route"), "path_format", None) or "other"
 
 
+def _admitted(guard: Guard, scope: Scope, headers: Headers, exists: bool) -> Key | None:
+    """The key that opened the door, None where none was needed. Raises InvalidApiKey or Forbidden."""
+    refuse_other_pages(scope, headers, guard)
+    key = guard.admit(scope["path"], headers) if exists else guard.client(headers)
+    if key is None:
+        refuse_other_hosts(scope, headers, guard)
+    return key
+
+
 class _Counting:
     """`send`, which tells of an answer's status, gives it an id, and ends the admission with its last piece.
 
@@ -161,7 +177,7 @@ class _Counting:
         if message["type"] == "http.response.start":
             self.begun = True
             self._count(message["status"])
-            headers = identified(message["headers"])
+            headers = harmless(identified(message["headers"]))
             if self._admission is not None:
                 told = [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
                 headers = [*headers, *told]

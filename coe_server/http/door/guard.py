@@ -8,30 +8,34 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
-from urllib.parse import SplitResult, urlsplit
-
-from starlette.datastructures import Headers
 
 from coe_server.errors import Forbidden, InvalidApiKey
+from coe_server.http.door.browser import host_of_origin, is_from_our_page, lines
+from coe_server.http.door.hosts import Hosts
 from coe_server.keys import Key, Keyring
+from coe_server.settings.host_name import HostPort
+from coe_server.settings.web_address import is_loopback_host
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 CLIENTS_PREFIX = "/v1/"
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
-_OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """`on_loopback`: the server listens on a loopback address alone, so that whoever reaches it is on this machine."""
+    """`on_loopback`: the server listens on a loopback address alone, so that whoever reaches it is on this machine.
+
+    `hosts`: the names by which it may be asked without a key.
+    """
 
     keyring: Keyring
     on_loopback: bool
+    hosts: Hosts = field(default_factory=Hosts)
 
     def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
@@ -40,27 +44,29 @@ class Guard:
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
-        """The same for what every client may ask."""
+        """The same for what every client may ask; the password that a browser remembers is for our page alone."""
         if not self.keyring.keys:
             return None
-        key = self.owner(headers)
+        key = next(self._known(presented_on_purpose(headers)), None)
+        if key is None and is_from_our_page(headers):
+            key = self.owner(headers)
         if key is None:
-            raise _not_ours(headers)
+            raise _not_ours(presented_on_purpose(headers))
         return key
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
         """Whose key was presented, whether it opens the door or not; None if it is none of ours."""
-        return next(self._known(headers), None)
+        return next(self._known(_presented(headers)), None)
 
     def _operator(self, headers: Mapping[str, str]) -> Key | None:
-        """Whoever has an admin key; where none was made, whoever is on this machine: no proxy, no page elsewhere."""
+        """An admin key opens; where none was made, a request of this machine that came through no proxy."""
         if not self.keyring.has_admin:
             self._refuse_unless_local(headers)
             return None
-        _refuse_other_origins(headers)
-        known = list(self._known(headers))
+        given = list(_presented(headers))
+        known = list(self._known(given))
         if not known:
-            raise _not_ours(headers)
+            raise _not_ours(given)
         admin = next((key for key in known if key.admin), None)
         if admin is None:
             raise Forbidden(f"key '{known[0].name}' is not an admin key")
@@ -72,15 +78,14 @@ class Guard:
         for sign in _SIGNS_OF_A_PROXY:
             if sign in headers:
                 raise Forbidden(f"this came through a proxy ({sign}); make an admin key (coe keys add --admin)")
-        _refuse_other_names(headers)
 
-    def _known(self, headers: Mapping[str, str]) -> Iterator[Key]:
+    def _known(self, given: Iterable[str]) -> Iterator[Key]:
         """The keys of ours among all that was presented."""
-        return (key for one in _presented(headers) if (key := self.keyring.find(one)) is not None)
+        return (key for one in given if (key := self.keyring.find(one)) is not None)
 
 
-def _not_ours(headers: Mapping[str, str]) -> InvalidApiKey:
-    if any(_presented(headers)):
+def _not_ours(given: Iterable[str]) -> InvalidApiKey:
+    if any(given):
         return InvalidApiKey("the API key is not one of this server's")
     return InvalidApiKey("no API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
 
@@ -90,42 +95,37 @@ def is_for_clients(path: str) -> bool:
     return path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS
 
 
+def presented_on_purpose(headers: Mapping[str, str]) -> Iterator[str]:
+    """What may be a key in `Authorization: Bearer` or `x-api-key` (Anthropic's clients): no browser adds these."""
+    return _first(_in_headers(headers, {"bearer": str}))
+
+
 def _presented(headers: Mapping[str, str]) -> Iterator[str]:
-    """All that may be a key: in `Authorization: Bearer`, in `x-api-key` (Anthropic's clients), as a browser's password.
+    """All that may be a key, a browser's password among it.
 
     A proxy may add credentials of its own in front of a client's or behind them.
     """
-    return islice(filter(None, _all_presented(headers)), MOST_CREDENTIALS)
+    return _first(_in_headers(headers, {"bearer": str, "basic": _password}))
 
 
-def _all_presented(headers: Mapping[str, str]) -> Iterator[str]:
-    for line in _lines(headers, "authorization"):
-        yield from map(_credential, _listed(line))
-    for line in _lines(headers, "x-api-key"):
+def _first(credentials: Iterator[str]) -> Iterator[str]:
+    return islice(filter(None, credentials), MOST_CREDENTIALS)
+
+
+def _in_headers(headers: Mapping[str, str], schemes: Mapping[str, Callable[[str], str]]) -> Iterator[str]:
+    """`schemes` of `Authorization`, each with how a key is read from what it gives; others give none."""
+    for line in lines(headers, "authorization"):
+        for one in _listed(line):
+            scheme, _, given = one.strip().partition(" ")
+            read = schemes.get(scheme.lower())
+            yield read(given.strip()) if read is not None else ""
+    for line in lines(headers, "x-api-key"):
         yield line.strip()
-
-
-def _lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
-    """Every line of that name; a mapping that is not a request's has one at most."""
-    if isinstance(headers, Headers):
-        return headers.getlist(name)
-    return [headers[name]] if name in headers else []
 
 
 def _listed(line: str) -> list[str]:
     """A line, and where it has commas its parts: some proxies make one line of several."""
     return [line, *line.split(",", MOST_CREDENTIALS)] if "," in line else [line]
-
-
-def _credential(value: str) -> str:
-    scheme, _, given = value.strip().partition(" ")
-    match scheme.lower():
-        case "bearer":
-            return given.strip()
-        case "basic":
-            return _password(given.strip())
-        case _:
-            return ""
 
 
 def _password(credentials: str) -> str:
@@ -135,29 +135,7 @@ def _password(credentials: str) -> str:
         return ""
 
 
-def _refuse_other_origins(headers: Mapping[str, str]) -> None:
-    """A browser sends the password that it remembers for any page; the page must be ours."""
-    origin = headers.get("origin")
-    if origin is not None and _split(origin).netloc not in {headers.get("host"), headers.get("x-forwarded-host")}:
-        raise Forbidden(f"this is for the operator, not for pages of {origin!r}")
-
-
-def _refuse_other_names(headers: Mapping[str, str]) -> None:
-    """What a web page elsewhere could send through the operator's browser, also by a name pointed at this address."""
-    for header in ("host", "origin"):
-        value = headers.get(header)
-        if value is not None and not is_of_this_machine(value):
-            raise Forbidden(f"this answers this machine only, not {header} {value!r}")
-
-
 def is_of_this_machine(address: str) -> bool:
-    """Does an origin, or a Host header, name this machine?"""
-    return _split(address if "//" in address else f"//{address}").hostname in _OUR_NAMES
-
-
-def _split(address: str) -> SplitResult:
-    """Nothing, where it is no address at all: what stands in a header may be anything."""
-    try:
-        return urlsplit(address)
-    except ValueError:
-        return urlsplit("")
+    """Does an origin, or a Host header, name this machine by its loopback interface?"""
+    host = host_of_origin(address) if "//" in address else HostPort.of(address)
+    return host is not None and is_loopback_host(host.name)

@@ -3,10 +3,13 @@
 export class Refused extends Error {}
 
 export async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, ours(options));
   if (!answer.ok) throw new Refused(await complaint(answer));
   return answer.status === 204 ? null : answer.json();
 }
+
+// What the browser lets this page alone send, so that the password it remembers opens what is any client's, too.
+const ours = (options) => ({ ...options, headers: { ...options.headers, "x-coe-page": "1" } });
 
 async function complaint(answer) {
   try {
@@ -35,7 +38,7 @@ export function follow(seen, open) {
 // Streams one answer: `begun(headers)` first, then `word(text)` as they come. Where the head left early, before that
 // `waiting({expert, state, eta})` now and then, and `answering({expert, reason, wait_ms})` once.
 export async function stream(body, { begun, ...hear }) {
-  const answer = await fetch("/v1/chat/completions", asJson("POST", { ...body, stream: true }));
+  const answer = await fetch("/v1/chat/completions", ours(asJson("POST", { ...body, stream: true })));
   begun(answer.headers);
   if (!answer.ok) throw new Refused(await complaint(answer));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();

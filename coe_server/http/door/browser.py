@@ -1,0 +1,78 @@
+"""What a browser tells of the page that had it send a request, and whether that page is this server's own. Pure.
+
+A page elsewhere can have a browser send forms and requests of its making, with the password that the browser remembers.
+It can change neither `Origin` nor `Sec-Fetch-Site`, and may add headers only where this server agreed before (CORS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from starlette.datastructures import Headers
+
+from coe_server.settings.host_name import HostPort
+
+OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
+ANOTHER_SITE = "another site"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_OTHER_SITES = frozenset({"cross-site", "same-site"})  # another port, or another name of the same domain
+
+
+def other_page(headers: Mapping[str, str]) -> str | None:
+    """The origin of the page elsewhere that sent a request; None where no page did, or ours."""
+    for origin in lines(headers, "origin"):
+        if not _is_ours(origin, headers):
+            return origin
+    if any(site.strip().lower() in _OTHER_SITES for site in lines(headers, "sec-fetch-site")):
+        return ANOTHER_SITE
+    return None
+
+
+def is_from_our_page(headers: Mapping[str, str]) -> bool:
+    """Did this server's own page send it? A client that is no browser may say so, too."""
+    if other_page(headers) is not None:
+        return False
+    says_so = headers.get("sec-fetch-site", "").strip().lower() == "same-origin"
+    return says_so or "origin" in headers or OUR_PAGE in headers
+
+
+def is_visit(headers: Mapping[str, str]) -> bool:
+    """Does the request fill a tab, by a link say? The page that led there neither reads nor frames the answer."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
+    """Every line of that name; a mapping that is not a request's has one at most."""
+    if isinstance(headers, Headers):
+        return headers.getlist(name)
+    return [headers[name]] if name in headers else []
+
+
+def host_of_origin(origin: str) -> HostPort | None:
+    """Where a page came from, with its scheme's port; None for `null` and what no browser sends for a web page."""
+    scheme, separator, rest = origin.strip().partition("://")
+    default = _DEFAULT_PORTS.get(scheme.lower())
+    if not separator or default is None:
+        return None
+    host = HostPort.of(rest)
+    return host and HostPort(host.name, host.port or default)
+
+
+def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
+    """Is it the address that the request was sent to, as the client or a proxy in front writes it?"""
+    scheme, _, rest = origin.partition("://")
+    if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
+        return True
+    asked = host_of_origin(origin)
+    if asked is None:
+        return False
+    default = _DEFAULT_PORTS[origin.strip().partition("://")[0].lower()]
+    return any(
+        (host := HostPort.of(one)) is not None and host.name == asked.name and (host.port or default) == asked.port
+        for one in _own_addresses(headers)
+    )
+
+
+def _own_addresses(headers: Mapping[str, str]) -> list[str]:
+    forwarded = (one for line in lines(headers, "x-forwarded-host") for one in line.split(","))
+    return [*lines(headers, "host"), *forwarded]
