@@ -18,6 +18,7 @@ from pathlib import Path
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import Entry, Feedback, Kept, Retention
 from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
+from coe_server.private_files import open_private, private_folder
 
 VERSION = 2  # 1 had no tokens
 BUSY_SECONDS = 5.0  # for another process that reads, an export say
@@ -52,8 +53,8 @@ class Store:
         self.path = path
         self._traces = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are for the server's own user
+            private_folder(path.parent)
+            os.close(open_private(path, os.O_RDWR))  # prompts are for the server's own user
             # autocommit: transactions are begun and ended here and nowhere else
             self._file = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
