@@ -66,6 +66,7 @@ class KeySettings(_Settings):
     file: Path | None = None
     api_key_env: str | None = None
     admin_key_env: str | None = None
+    scrape_key_env: str | None = None
     open: bool = False  # serve beyond this machine without keys
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
 from coe_server.private_files import private_folder, replacing
@@ -45,10 +45,17 @@ class Key(BaseModel):
     sha256: Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True), AfterValidator(_require_digest)]
     created: date | None = None
     admin: bool = False
+    scrape: bool = False  # opens GET /metrics and nothing else
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.scrape and self.admin:
+            raise ValueError(f"the key '{self.name}' is both admin and scrape; a scrape key opens /metrics alone")
+        return self
 
 
 class _KeyFile(BaseModel):

@@ -154,9 +154,8 @@ def test_a_log_that_others_could_read_is_its_owners_alone_from_the_next_run_on(t
 
 def test_what_fails_half_way_leaves_the_file_as_it_was_and_no_draft(tmp_path):
     (tmp_path / "file").write_text("before")
-    with pytest.raises(RuntimeError), replacing(tmp_path / "file") as out:
-        out.write("half")
-        raise RuntimeError
+    with pytest.raises(UnicodeEncodeError), replacing(tmp_path / "file") as out:
+        out.write("half \ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "before")]
 
 

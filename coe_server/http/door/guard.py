@@ -20,6 +20,7 @@ from coe_server.keys import Key, Keyring
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
+SCRAPED = "/metrics"
 CLIENTS_PREFIX = "/v1/"
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
 _OUR_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -37,16 +38,25 @@ class Guard:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
         if path in FOR_EVERYBODY:
             return None
+        if path == SCRAPED and (key := self._scraper(headers)) is not None:
+            return key
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
         """The same for what every client may ask."""
         if not self.keyring.keys:
             return None
-        key = self.owner(headers)
-        if key is None:
+        known = list(self._known(headers))
+        if not known:
             raise _not_ours(headers)
+        key = next((one for one in known if not one.scrape), None)
+        if key is None:
+            raise Forbidden(f"key '{known[0].name}' opens {SCRAPED} and nothing else")
         return key
+
+    def _scraper(self, headers: Mapping[str, str]) -> Key | None:
+        """The key that may read the metrics and do nothing else, where one was presented."""
+        return next((key for key in self._known(headers) if key.scrape), None)
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
         """Whose key was presented, whether it opens the door or not; None if it is none of ours."""
