@@ -2,7 +2,7 @@
 #   docker build --target cpu --tag coe-server:cpu .
 # hadolint global ignore=DL3008
 # (DL3008 wants pinned Debian packages: the archive drops a version with the next security fix, and the build with it.)
-# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys and /tmp.
+# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys, /scrape and /tmp.
 # A package index of your own: --secret id=pip,src=pip.conf. docs/deploy.md says what was checked, and how.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
