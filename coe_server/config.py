@@ -19,7 +19,7 @@ from coe_server.settings.request_headers import RequestHeaders
 from coe_server.settings.secret import clean_secret
 from coe_server.settings.served_name import Alias, ServedName
 from coe_server.settings.settings_file import read_settings_file
-from coe_server.settings.web_address import BaseUrl, WebAddress
+from coe_server.settings.web_address import BaseUrl, WebAddress, is_loopback_host
 
 TierName = Literal["device", "host", "disk"]
 EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
@@ -39,7 +39,7 @@ class HttpSettings(_Settings):
 
     @property
     def is_loopback(self) -> bool:
-        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
+        return is_loopback_host(self.host)
 
 
 class LogSettings(_Settings):
