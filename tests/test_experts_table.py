@@ -54,3 +54,15 @@ def test_a_long_name_is_folded_and_not_cut():
     shown = lines([expert("a" * 60)], 50)
     assert "".join(line.split(" ")[0] for line in shown).count("a") == 60
     assert "…" not in "".join(shown)
+
+
+def test_what_a_failed_experts_server_said_colours_and_forges_nothing():
+    failure = "answered 500: \x1b[2J\x1b]0;PWNED\x07 [bold]\nevil device"
+    found = [expert("ev[red]il\x1b[31m", failure=failure, state="fai\x9bled\nx", pin="\r")]
+    shown = lines(found, IN_FULL)
+    assert not any(one in "".join(shown) for one in "\x1b\x07\x9b\r")
+    assert shown[1].startswith(r"ev[red]il\x1b[31m")
+    assert shown[-2:] == [
+        r"ev[red]il\x1b[31m failed: answered 500: \x1b[2J\x1b]0;PWNED\x07 [bold]",
+        "    evil device",
+    ]

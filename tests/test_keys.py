@@ -139,6 +139,36 @@ def test_keys_come_from_the_environment_too(tmp_path, monkeypatch):
         guard_of(tmp_path, keys={"api_key_env": "OURS"})
 
 
+def test_a_key_to_scrape_with_is_made_and_taken_from_the_environment(tmp_path, monkeypatch):
+    path = config(tmp_path, keys={"file": "keys.json"})
+    made = coe("keys", "add", path, "prometheus", "--scrape")
+    assert made.returncode == 0
+    (entry,) = read_keys(tmp_path / "keys.json")
+    assert (entry.scrape, entry.admin) == (True, False)
+    assert "/metrics" in coe("keys", "list", path).stdout
+    assert (
+        "--scrape: such a key opens /metrics and nothing else"
+        in coe("keys", "add", path, "x", "--scrape", "--admin").stderr
+    )
+    monkeypatch.setenv("SCRAPER", "a-word")
+    key = guard_of(tmp_path, keys={"scrape_key_env": "SCRAPER"}).keyring.find("a-word")
+    assert (key.scrape, key.admin) == (True, False)
+
+
+def test_a_key_is_not_admins_and_prometheus_at_once(tmp_path):
+    both = {"name": "a", "sha256": hashed("one"), "admin": True, "scrape": True}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [both]}))
+    with pytest.raises(ConfigError, match="is both admin and scrape"):
+        read_keys(tmp_path / "keys.json")
+
+
+def test_a_key_of_the_file_has_no_name_of_one_from_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("OURS", "a-long-word")
+    write_keys(tmp_path / "keys.json", [Key(name="api_key_env", sha256=hashed("one"))])
+    with pytest.raises(ConfigError, match=r"keys\.api_key_env: keys.file has a key of the name 'api_key_env'"):
+        guard_of(tmp_path, keys={"file": "keys.json", "api_key_env": "OURS"})
+
+
 def test_a_key_for_an_expert_that_is_not_there_stops_the_start(tmp_path):
     write_keys(tmp_path / "keys.json", [Key(name="a", sha256=hashed("one"), experts=frozenset({"gone"}))])
     with pytest.raises(ConfigError, match="key 'a' may use expert 'gone'; the experts are a"):

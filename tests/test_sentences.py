@@ -6,6 +6,7 @@ import pytest
 import typer
 
 from coe_server.commands.sentences import mistakes_as_sentences
+from coe_server.errors import CoeError
 
 
 def test_what_the_file_system_refuses_is_one_sentence_with_path_and_reason(capsys):
@@ -25,3 +26,9 @@ def test_a_reader_who_has_enough_hears_nothing(capsys):
     with pytest.raises(BrokenPipeError), mistakes_as_sentences():  # the commands' framework ends quietly at it
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
     assert capsys.readouterr().err == ""
+
+
+def test_what_a_server_said_moves_no_cursor(capsys):
+    with pytest.raises(typer.Exit), mistakes_as_sentences():
+        raise CoeError("answers 500: \x1b[2J\x07\r\nnext")
+    assert capsys.readouterr().err == "coe: answers 500: \\x1b[2J\\x07\\r\nnext\n"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
-from coe_server.config import ServerConfig, secret_from_environment
+from coe_server.config import KeySettings, ServerConfig, secret_from_environment
 from coe_server.errors import ConfigError
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.hosts import Hosts
@@ -14,18 +14,14 @@ from coe_server.settings.host_name import canonical_host
 
 logger = logging.getLogger(__name__)
 
+_ADMIN, _SCRAPE = "admin_key_env", "scrape_key_env"
+
 
 def build_guard(config: ServerConfig) -> Guard:
     """Who may come in. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
     settings = config.keys
     keys = read_keys(settings.file) if settings.file is not None else ()
-    for name, variable, admin in (
-        ("api_key_env", settings.api_key_env, False),
-        ("admin_key_env", settings.admin_key_env, True),
-    ):
-        if variable is not None:
-            digest = hashed(secret_from_environment(f"keys.{name}", variable))
-            keys += (Key(name=f"{name}", sha256=digest, admin=admin),)
+    keys += tuple(_keys_of_environment(settings, {key.name for key in keys}))
     _refuse_unknown_names(keys, {expert.name for expert in config.experts})
     if not keys and not config.http.is_loopback:
         if not config.keys.open:
@@ -40,6 +36,21 @@ def build_guard(config: ServerConfig) -> Guard:
 def _hosts(config: ServerConfig) -> Hosts:
     bound = canonical_host(config.http.host)
     return Hosts(frozenset((bound, *config.http.allowed_hosts)), any_for_clients=config.keys.open)
+
+
+def _keys_of_environment(settings: KeySettings, taken: Collection[str]) -> Iterator[Key]:
+    """A key is called after its setting: a decision is its key's, and a key is known by its name."""
+    for name, variable in (
+        ("api_key_env", settings.api_key_env),
+        (_ADMIN, settings.admin_key_env),
+        (_SCRAPE, settings.scrape_key_env),
+    ):
+        if variable is None:
+            continue
+        if name in taken:
+            raise ConfigError(f"keys.{name}: keys.file has a key of the name '{name}'; give that one another name")
+        digest = hashed(secret_from_environment(f"keys.{name}", variable))
+        yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE)
 
 
 def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from coe_server.private_files import private_folder, replacing
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,10 +30,9 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
 
 def write_costs(path: Path, costs: Mapping[str, Mapping[str, float]]) -> None:
     """Replace the file as a whole, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    draft.write_text(json.dumps(costs, indent=1), encoding="utf-8")
-    draft.replace(path)
+    private_folder(path.parent)
+    with replacing(path) as out:
+        json.dump(costs, out, indent=1)
 
 
 def _seconds(value: object) -> float:

@@ -18,6 +18,7 @@ from coe_server.commands.load import Measured, Plan, send_load
 from coe_server.commands.questions import made_up_questions, read_questions
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.errors import ConfigError
+from coe_server.visible import visible
 
 CHAT = "/chat/completions"
 CONCURRENCY, REQUESTS = 8, 100  # where nobody says how many
@@ -84,7 +85,7 @@ def _run(plan: Plan, shown: bool) -> Measured:
 
 def _print(found: dict[str, Any]) -> None:
     console = Console(soft_wrap=True)
-    console.print(_headline(found), highlight=False)
+    console.print(visible(_headline(found)), highlight=False, markup=False)
     if found["answered"]:
         console.print(_table(found))
 

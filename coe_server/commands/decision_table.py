@@ -7,19 +7,28 @@ from rich.markup import escape
 from rich.table import Table
 
 from coe_server.routing.decision import RoutingDecision
+from coe_server.visible import visible
 
 
 def print_decision(decision: RoutingDecision) -> None:
     """To standard output. Somebody chose: an expert asked for by name has no probabilities to show."""
     console = Console(emoji=False)
-    category = escape(f"{decision.category} ({_how_sure(decision)})")
-    console.print(f"[bold]{decision.expert}[/bold], category {category}, reason {decision.reason}", soft_wrap=True)
+    category = _shown(f"{decision.category} ({_how_sure(decision)})")
+    console.print(
+        f"[bold]{_shown(decision.expert)}[/bold], category {category}, reason {decision.reason}", soft_wrap=True
+    )
     table = Table("expert", "expected score", "active params (B)", "value", "left out or behind because")
     for ranked in decision.ranking:
         numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
         why = ranked.excluded or ranked.doubt or ""
-        table.add_row(ranked.expert, *("-" if number is None else f"{number:.4g}" for number in numbers), why)
+        figures = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        table.add_row(_shown(ranked.expert), *figures, _shown(why))
     console.print(table)
+
+
+def _shown(word: str) -> str:
+    """Names come from an artifact's files."""
+    return escape(visible(word))
 
 
 def _how_sure(decision: RoutingDecision) -> str:

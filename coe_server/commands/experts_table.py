@@ -21,6 +21,7 @@ from coe_server.cache.planner import mib
 from coe_server.commands.credentials import bearer
 from coe_server.commands.narrow_tables import no_room_for, that_fits
 from coe_server.errors import CoeError
+from coe_server.visible import visible, visible_lines
 
 _PATIENCE_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
@@ -80,8 +81,18 @@ def experts_table(found: list[dict[str, Any]], width: int) -> Group:
     tell_least = dict.fromkeys((*(("pin",) if nobody_pinned else ()), *_TELL_LEAST))
     table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), tell_least, width)
     missing = [name for name in left_out if not (name == "pin" and nobody_pinned)]
-    failures = [f"[red]{escape(one['name'])} failed:[/red] {escape(one['failure'])}" for one in found if one["failure"]]
-    return Group(table, *no_room_for(missing), *failures)
+    return Group(table, *no_room_for(missing), *(_failure(one) for one in found if one["failure"]))
+
+
+def _failure(expert: dict[str, Any]) -> str:
+    """In full; what looks like a row of the table is indented."""
+    told = visible_lines(str(expert["failure"])).replace("\n", "\n    ")
+    return f"[red]{_shown(expert['name'])} failed:[/red] {escape(told)}"
+
+
+def _shown(word: object) -> str:
+    """What a server says: nothing in it colours, moves or links anything here."""
+    return escape(visible(str(word)))
 
 
 def _table(found: list[dict[str, Any]], columns: Sequence[str]) -> Table:
@@ -95,12 +106,12 @@ def _table(found: list[dict[str, Any]], columns: Sequence[str]) -> Table:
 
 def _state(expert: dict[str, Any]) -> str:
     """A remote expert is always at hand and takes nothing here."""
-    state = "remote" if expert["residency"] == "remote" and expert["state"] == "device" else str(expert["state"])
+    state = "remote" if expert["residency"] == "remote" and expert["state"] == "device" else _shown(expert["state"])
     return f"[red]{state}[/red]" if state == "failed" else state
 
 
 def _move(move: dict[str, Any] | None) -> str:
-    return f"{move['from']} -> {move['to']}, {move['seconds']:.2f} s" if move else ""
+    return f"{_shown(move['from'])} -> {_shown(move['to'])}, {move['seconds']:.2f} s" if move else ""
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
@@ -108,19 +119,19 @@ def _reason(error: urllib.error.HTTPError) -> str:
     if error.code in {401, 403, 404}:
         return "it takes an admin key (COE_ADMIN_KEY), or none on a loopback address"
     try:
-        return str(json.load(error)["error"]["message"])
+        return visible(str(json.load(error)["error"]["message"]))
     except (ValueError, KeyError, TypeError):
-        return str(error.reason)
+        return visible(str(error.reason))
 
 
 _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "expert": lambda expert: escape(expert["name"]),
+    "expert": lambda expert: _shown(expert["name"]),
     "state": _state,
-    "pin": lambda expert: expert["pin"] or "",
+    "pin": lambda expert: _shown(expert["pin"] or ""),
     "device": lambda expert: mib(expert["bytes"]["device"]),
     "host": lambda expert: mib(expert["bytes"]["host"]),
-    "leases": lambda expert: str(expert["leases"]),
-    "queued": lambda expert: str(expert["queued"]),
+    "leases": lambda expert: _shown(expert["leases"]),
+    "queued": lambda expert: _shown(expert["queued"]),
     "last move": lambda expert: _move(expert["last_move"]),
 }
 _NUMBERS = frozenset({"device", "host", "leases", "queued"})

@@ -31,6 +31,7 @@ def add(
     config: ConfigPath,
     name: Name,
     admin: Annotated[bool, typer.Option("--admin", help="It also opens /admin, /metrics and the page.")] = False,
+    scrape: Annotated[bool, typer.Option("--scrape", help="It opens /metrics and nothing else: Prometheus's.")] = False,
     requests_per_minute: Annotated[
         int | None, typer.Option(help="At most so many. Default: no limit.", min=1, max=MOST_A_MINUTE)
     ] = None,
@@ -51,6 +52,8 @@ def add(
         file = _file(settings.keys.file)
         if re.fullmatch(NAME, name) is None:
             raise ConfigError(f"NAME: '{name}' is not up to 64 letters, digits, dots, dashes and underscores")
+        if scrape and (admin or expert or objective or requests_per_minute or concurrency):
+            raise ConfigError("--scrape: such a key opens /metrics and nothing else; give it no other option")
         _refuse_unknown(expert or (), {one.name for one in settings.experts})
         known = read_keys(file) if file.exists() else ()
         if any(key.name == name for key in known):
@@ -61,6 +64,7 @@ def add(
             sha256=hashed(key),
             created=datetime.now(UTC).date(),
             admin=admin,
+            scrape=scrape,
             requests_per_minute=requests_per_minute,
             concurrency=concurrency,
             experts=frozenset(expert) if expert else None,
@@ -77,13 +81,13 @@ def show(config: ConfigPath) -> None:
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "created", "admin", "a minute", "at a time", "experts", "objectives"):
+    for title in ("name", "created", "opens", "a minute", "at a time", "experts", "objectives"):
         table.add_column(title, overflow="fold", no_wrap=title == "created")
     for key in found:
         table.add_row(
             key.name,
             key.created.isoformat() if key.created else "",
-            "yes" if key.admin else "",
+            "all" if key.admin else "/metrics" if key.scrape else "/v1",
             *("-" if limit is None else str(limit) for limit in (key.requests_per_minute, key.concurrency)),
             *("all" if names is None else ", ".join(sorted(names)) for names in (key.experts, key.objectives)),
         )

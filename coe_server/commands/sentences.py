@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import typer
 
 from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
+from coe_server.visible import visible_lines
 
 
 @contextmanager
@@ -17,14 +18,19 @@ def mistakes_as_sentences() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ArtifactError, DatasetError) as error:
-        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  the one line a person needs, whatever the log's settings
+        _tell(error)
         raise typer.Exit(2) from error
     except CoeError as error:
-        print(f"coe: {error}", file=sys.stderr)  # noqa: T201  as above
+        _tell(error)
         raise typer.Exit(1) from error
     except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"coe: {where}{error.strerror or error}", file=sys.stderr)  # noqa: T201  as above
+        _tell(f"{where}{error.strerror or error}")
         raise typer.Exit(1) from error
+
+
+def _tell(told: object) -> None:
+    """The one line a person needs, whatever the log's settings; it may quote a server's words."""
+    print(visible_lines(f"coe: {told}"), file=sys.stderr)  # noqa: T201

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from coe_server.engines.keeper import LONGEST_BYTES, shorten
+from coe_server.private_files import open_private, private_folder
 
 _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 6
@@ -21,8 +22,10 @@ _TRACEBACK = re.compile(r'^\s*(File "|\^+|~|Traceback)|^\s{4,}')
 
 def fresh_log(directory: Path, name: str) -> Path:
     """An empty `<name>.log`; the newest of what the run before wrote becomes `<name>.previous.log`."""
-    directory.mkdir(parents=True, exist_ok=True)
+    private_folder(directory)
     log = log_path(directory, name)
+    if log.is_symlink():
+        log.unlink()
     if log.exists():
         with open_log(log) as file:
             if log.stat().st_size > LONGEST_BYTES // 2:
@@ -43,7 +46,7 @@ def previous_log(log: Path) -> Path:
 
 def open_log(log: Path) -> BinaryIO:
     """Its engine's words may be its users' words: only the owner can read a log that is made here."""
-    return open(os.open(log, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0)
+    return open(open_private(log, os.O_RDWR), "r+b", buffering=0)
 
 
 def last_lines(log: Path) -> str:

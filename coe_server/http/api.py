@@ -31,7 +31,12 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entrance:
     """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
     app = FastAPI(
-        title="Composition of Experts", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
+        title="Composition of Experts",
+        openapi_url=None,  # FastAPI's own would be the same for every caller
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
     )
     install_error_handlers(app, service.telemetry)
     straight = {surface.path: answering(service, surface) for surface in SURFACES}
@@ -44,14 +49,16 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
         """The decision for a request, without the answer."""
         serving = service.serving
         question = await service.incoming.question(request, None, serving.max_body_bytes, serving.body_seconds)
-        asked = await service.asked(question, request.scope.get(CALLER))
+        key = request.scope[CALLER]
+        asked = await service.asked(question, key)
         decision = service.decide(asked)
-        return JSONResponse(decision.as_json(), headers={REQUEST_ID: decision.decision_id})
+        told = service.reach(key).seen(decision.as_json())
+        return JSONResponse(told, headers={REQUEST_ID: decision.decision_id})
 
     straight["/v1/route"] = route  # refused as what it decides about would be, with the same line in the log
 
     app.include_router(build_models(service))
-    app.include_router(build_feedback(service.chronicle.journal))
+    app.include_router(build_feedback(service.chronicle.journal, service.reach))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -71,7 +78,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
     app.include_router(build_page(service))
     app.include_router(build_admin(service.cache, reloader))
     app.include_router(build_metrics(service))
-    describe(app, lambda: service.reach(None).models)
+    describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
     refusals = Refusals(service.telemetry, paths)
     return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), paths, refusals, straight)

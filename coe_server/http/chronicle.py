@@ -18,8 +18,8 @@ class Chronicle:
     events: EventLog
     journal: Journal | None = None
 
-    def record(self, decision: RoutingDecision, conversation: Conversation) -> None:
-        """One decision that is being followed; returns at once."""
+    def record(self, decision: RoutingDecision, conversation: Conversation, owner: str | None) -> None:
+        """One decision that is being followed, for the key of this name; returns at once."""
         self.events.record(
             "decision",
             decision_id=decision.decision_id,
@@ -31,7 +31,7 @@ class Chronicle:
         )
         if self.journal is not None:
             texts = [turn.text for turn in conversation.turns] if self.journal.keeps_prompts else []
-            self.journal.record(decision, [{"role": "user", "content": text} for text in texts] or None)
+            self.journal.record(decision, [{"role": "user", "content": text} for text in texts] or None, owner)
 
     def took(self, decision: RoutingDecision, usage: Usage) -> None:
         """What the answer to it stated that it took; returns at once."""

@@ -1,61 +1,59 @@
-"""Which expert made which response: `previous_response_id` means state that its engine alone holds."""
+"""Which expert made which response, for whose key: `previous_response_id` means state that its engine alone holds."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from coe_server.errors import RequestError
 from coe_server.routing.decision import RouteOptions
 
-MOST_RESPONSES = 10_000
+MOST_RESPONSES = 10_000  # of each key: none can have another's forgotten
 FIELD = "previous_response_id"
 _BEGINNING_BYTES = 64 * 1024  # of an answer, in which its id stands
 _ID = re.compile(rb'"id"\s*:\s*"(resp_[\x21\x23-\x5b\x5d-\x7e]{1,200})"')  # quoted inside a text it has backslashes
 
 
-@dataclass(frozen=True, slots=True)
-class Maker:
-    """Who made a response, and whose key asked for it."""
-
-    expert: str
-    owner: str | None
-
-
 class MadeResponses:
-    """Response id -> its maker. The oldest are forgotten first."""
+    """The owner's key -> response id -> the expert that made it. Of each key the oldest are forgotten first."""
 
     def __init__(self, most: int = MOST_RESPONSES) -> None:
         self._most = most
-        self._makers: OrderedDict[str, Maker] = OrderedDict()
+        self._makers: defaultdict[str | None, OrderedDict[str, str]] = defaultdict(OrderedDict)
 
     def remember(self, response_id: str, expert: str, owner: str | None) -> None:
-        self._makers[response_id] = Maker(expert, owner)
-        if len(self._makers) > self._most:
-            self._makers.popitem(last=False)
+        own = self._makers[owner]
+        own[response_id] = expert
+        if len(own) > self._most:
+            own.popitem(last=False)
 
     def continued(self, previous: object, options: RouteOptions, owner: str | None) -> RouteOptions:
         """The options with the expert that made `previous`. Raises RequestError where that is unknown, or another one.
 
-        An expert asked for by name may know a response that we do not: it says so itself if not.
+        An expert asked for by name may know a response that we do not: it says so itself if not. It is not asked for
+        what it told another key, which is unknown to this one.
         """
         if not isinstance(previous, str):
             return options
-        maker = self._makers.get(previous)
-        if maker is None or maker.owner != owner:
-            if options.expert is not None:
+        maker = self._makers[owner].get(previous)
+        if maker is None:
+            if options.expert is not None and not self._is_known(previous):
                 return options
             raise RequestError(
-                f"nobody here remembers who made the response {previous!r}; name its expert under model", FIELD
-            )
-        if options.expert not in {None, maker.expert}:
-            raise RequestError(
-                f"the response {previous!r} was made by expert '{maker.expert}', not by '{options.expert}'",
+                f"no expert is known to have made the response {previous!r} for this caller; name its expert under"
+                " model, or send the whole conversation",
                 FIELD,
             )
-        return replace(options, expert=maker.expert)
+        if options.expert not in {None, maker}:
+            raise RequestError(
+                f"the response {previous!r} was made by expert '{maker}', not by '{options.expert}'", FIELD
+            )
+        return replace(options, expert=maker)
+
+    def _is_known(self, response_id: str) -> bool:
+        return any(response_id in made for made in self._makers.values())
 
 
 class ResponseId:

@@ -19,7 +19,7 @@ class Decided(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One decision; `time` is in seconds since the epoch.
+    """One decision; `time` is in seconds since the epoch, `owner` the name of the key that asked; None without one.
 
     `messages` are the user's turns that routing read, newest last; None where texts are not kept.
     """
@@ -27,11 +27,12 @@ class Entry:
     time: float
     decision: Decided
     messages: Sequence[Mapping[str, str]] | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What somebody thought of the answer to one decision; `score` is in [0, 1]."""
+    """What a caller thought of the answer to one decision; `score` is in [0, 1]."""
 
     decision_id: str
     score: float

@@ -11,6 +11,7 @@ from typing import Any
 from coe_server.errors import ConfigError
 from coe_server.journal.entries import Kept
 from coe_server.journal.store import Store
+from coe_server.private_files import private_folder, replacing
 
 FEEDBACK, PROMPTS, OUTCOMES = "feedback.jsonl", "prompts.jsonl", "outcomes.jsonl"
 
@@ -26,7 +27,7 @@ class Exported:
 
 
 def export(journal: Path, folder: Path) -> Exported:
-    """Writes the three files into `folder`. A server may go on writing meanwhile. Raises ConfigError."""
+    """Writes the three files, for their owner alone, into `folder`. A server may go on writing. Raises ConfigError."""
     if not journal.is_file():
         raise ConfigError(f"{journal}: there is no decision log; a server with log.decisions: true writes one")
     store = Store(journal)
@@ -34,13 +35,14 @@ def export(journal: Path, folder: Path) -> Exported:
         kept = list(store.everything())
     finally:
         store.close()
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     feedback = [line for one in kept if (line := _feedback(one)) is not None]
     texts = [one for one in kept if one.messages]
     prompts = [{"prompt_id": one.decision["decision_id"], "messages": one.messages} for one in texts]
     outcomes = [_outcome(one) for one in texts if one.score is not None]
     for name, lines in ((FEEDBACK, feedback), (PROMPTS, prompts), (OUTCOMES, outcomes)):
-        (folder / name).write_text("".join(_as_lines(lines)), encoding="utf-8")
+        with replacing(folder / name) as out:
+            out.writelines(_as_lines(lines))
     rated = sum(line["score"] is not None for line in feedback)
     return Exported(len(feedback), rated, len(prompts), len(outcomes))
 

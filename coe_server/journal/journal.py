@@ -90,30 +90,36 @@ class Journal:
         self._hurry.set()
         self._owner.join()
 
-    def record(self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None) -> None:
-        """Hands a decision in and returns at once. `messages` are kept only where the journal keeps prompts."""
+    def record(
+        self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None, owner: str | None = None
+    ) -> None:
+        """Hands a decision in and returns at once. `messages` are kept only where the journal keeps prompts.
+
+        `owner` is the name of the key that asked. Where `rate`, `delete` and `one` are given one, another key's
+        decision is as unknown to them as one that was never made.
+        """
         if not self.keeps_prompts or sum(len(m["content"]) for m in messages or ()) > LONGEST_TEXT:
             messages = None
-        entry = Entry(time.time(), decision, messages)
+        entry = Entry(time.time(), decision, messages, owner)
         self._hand_in(lambda store: store.add(entry))
 
     def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
         """Hands in what the answer to a recorded decision took, by kind of token, and returns at once."""
         self._hand_in(lambda store: store.took(decision_id, tokens))
 
-    async def rate(self, decision_id: str, score: float, comment: str | None) -> None:
+    async def rate(self, decision_id: str, score: float, comment: str | None, owner: str | None = None) -> None:
         """Returns when the feedback is on the disk. Raises UnknownDecision or JournalUnavailable."""
         feedback = Feedback(decision_id, score, comment, time.time())
-        await self._done(lambda store: store.rate(feedback))
+        await self._done(lambda store: store.rate(feedback, owner))
         self.counts.feedback += 1
 
-    async def delete(self, decision_id: str) -> None:
+    async def delete(self, decision_id: str, owner: str | None = None) -> None:
         """Returns when nothing of the decision is in the files. Raises UnknownDecision or JournalUnavailable."""
-        await self._done(lambda store: store.delete(decision_id), erases=True)
+        await self._done(lambda store: store.delete(decision_id, owner), erases=True)
 
-    async def one(self, decision_id: str) -> Kept:
+    async def one(self, decision_id: str, owner: str | None = None) -> Kept:
         """Raises UnknownDecision or JournalUnavailable."""
-        return await self._done(lambda store: store.one(decision_id))
+        return await self._done(lambda store: store.one(decision_id, owner))
 
     async def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first. Raises JournalUnavailable."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import Entry, Feedback, Kept, Retention
 from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
+from coe_server.private_files import open_private, private_folder
 
-VERSION = 2  # 1 had no tokens
+VERSION = 3  # 1 had no tokens, 2 no owners
 BUSY_SECONDS = 5.0  # for another process that reads, an export say
 
 _TABLE = """
@@ -29,7 +30,8 @@ CREATE TABLE decisions (
     time REAL NOT NULL,
     decision TEXT NOT NULL,
     score REAL,
-    feedback_time REAL
+    feedback_time REAL,
+    owner TEXT
 );
 CREATE INDEX decisions_by_time ON decisions (time);
 CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
@@ -37,6 +39,8 @@ CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 """
 # Of its own: many to a page, where a decision's row would be written once more for them.
 _TOKENS = "CREATE TABLE IF NOT EXISTS tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL);"
+_OWNERS = "ALTER TABLE decisions ADD COLUMN owner TEXT;"
+_OWN = "id = ? AND (? IS NULL OR owner = ?)"
 _KEPT = """
 SELECT time, decision, prompts.packed, score, comments.packed, tokens.stated
 FROM decisions LEFT JOIN prompts USING (seq) LEFT JOIN comments USING (seq) LEFT JOIN tokens USING (seq)
@@ -50,10 +54,11 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._traces = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # prompts are for the server's own user
+            private_folder(path.parent)
+            log = path.with_name(f"{path.name}-wal")
+            self._traces = log.exists() and log.stat().st_size > 0  # a killed server may not have erased all of them
+            os.close(open_private(path, os.O_RDWR))  # prompts are for the server's own user
             # autocommit: transactions are begun and ended here and nowhere else
             self._file = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
@@ -73,8 +78,8 @@ class Store:
         (version,) = self._file.execute("PRAGMA user_version").fetchone()
         if version == 0:
             self._file.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
-        elif version == 1:
-            self._file.executescript(f"BEGIN IMMEDIATE; {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
+        elif version in {1, 2}:
+            self._file.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {_OWNERS} PRAGMA user_version = {VERSION}; COMMIT")
         elif version != VERSION:
             raise ConfigError(f"{self.path}: is a journal of version {version}, and this server writes {VERSION}")
 
@@ -92,9 +97,9 @@ class Store:
     def add(self, entry: Entry) -> None:
         """A decision; one that changed hands since replaces what was written of it."""
         (seq,) = self._file.execute(
-            "INSERT INTO decisions (id, time, decision) VALUES (?, ?, ?)"
+            "INSERT INTO decisions (id, time, decision, owner) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET decision = excluded.decision RETURNING seq",
-            (entry.decision.decision_id, entry.time, json.dumps(entry.decision.as_json())),
+            (entry.decision.decision_id, entry.time, json.dumps(entry.decision.as_json()), entry.owner),
         ).fetchone()
         if entry.messages is not None:
             self._file.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
@@ -105,9 +110,9 @@ class Store:
             "INSERT OR REPLACE INTO tokens SELECT seq, ? FROM decisions WHERE id = ?", (json.dumps(tokens), decision_id)
         )
 
-    def rate(self, feedback: Feedback) -> None:
-        """The last word on a decision. Raises UnknownDecision."""
-        seq = self._seq(feedback.decision_id)
+    def rate(self, feedback: Feedback, owner: str | None = None) -> None:
+        """The last word on a decision; with an `owner` on one of its own. Raises UnknownDecision."""
+        seq = self._seq(feedback.decision_id, owner)
         self._file.execute(
             "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
         )
@@ -115,10 +120,9 @@ class Store:
         if feedback.comment is not None:
             self._file.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
 
-    def delete(self, decision_id: str) -> None:
-        """The decision, its text, its tokens and its feedback. Raises UnknownDecision."""
-        self._traces = True  # also of an earlier attempt that could not be ended
-        seq = self._seq(decision_id)
+    def delete(self, decision_id: str, owner: str | None = None) -> None:
+        """The decision, its text, its tokens and its feedback; as `rate`. Raises UnknownDecision."""
+        seq = self._seq(decision_id, owner)
         for table in _EVERYTHING:
             self._erase(table, "seq = ?", seq)
 
@@ -135,8 +139,8 @@ class Store:
         gone = self._file.execute(f"DELETE FROM {table} WHERE {condition}", (seq,)).rowcount
         self._traces = self._traces or (gone > 0 and table in _WITH_TEXTS)
 
-    def _seq(self, decision_id: str) -> int:
-        row = self._file.execute("SELECT seq FROM decisions WHERE id = ?", (decision_id,)).fetchone()
+    def _seq(self, decision_id: str, owner: str | None) -> int:
+        row = self._file.execute(f"SELECT seq FROM decisions WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
         if row is None:
             raise _unknown(decision_id)
         return int(row[0])
@@ -150,9 +154,9 @@ class Store:
             raise JournalUnavailable("deleted, but another program reads the decision log: its text is not erased yet")
         self._traces = False
 
-    def one(self, decision_id: str) -> Kept:
-        """Raises UnknownDecision."""
-        row = self._file.execute(f"{_KEPT} WHERE id = ?", (decision_id,)).fetchone()
+    def one(self, decision_id: str, owner: str | None = None) -> Kept:
+        """One decision; with an `owner` one of its own. Raises UnknownDecision."""
+        row = self._file.execute(f"{_KEPT} WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
         if row is None:
             raise _unknown(decision_id)
         return _kept(row)

@@ -1,4 +1,7 @@
-"""How the log is written: JSON lines for machines, plain lines for a person. Knows nothing of what is logged."""
+"""How the log is written: JSON lines for machines, plain lines for a person. Knows nothing of what is logged.
+
+A message may quote what a server elsewhere said: no line has a character that a terminal obeys or that begins a line.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
+
+from coe_server.visible import visible, visible_lines
 
 Format = Literal["auto", "json", "text"]
+_INDENT = "    "
 
 
 def write_log_to_stderr(form: Format) -> None:
@@ -34,11 +40,12 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True)
+        return json.dumps(line, ensure_ascii=True).replace("\x7f", r"\u007f")  # the only control that JSON leaves
 
 
 class TextLines(logging.Formatter):
-    """`time LEVEL logger: message key=value ...`; a value is written as JSON, so it stays on its line."""
+    """`time LEVEL logger: message key=value ...` on one line, a value written as JSON; a traceback stands below it,
+    indented, so that nothing in it looks like a line of the log."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -46,4 +53,7 @@ class TextLines(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is the standard library's
         fields = getattr(record, "fields", {})
         pairs = (f" {key}={json.dumps(value)}" for key, value in fields.items() if value is not None)
-        return super().formatMessage(record) + "".join(pairs)
+        return visible(super().formatMessage(record) + "".join(pairs))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  as above
+        return "\n".join(_INDENT + line for line in visible_lines(super().formatException(ei)).split("\n"))

@@ -5,6 +5,7 @@ Knows nothing of what is kept there.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -14,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from coe_server.errors import CoeError
+from coe_server.private_files import open_private, private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,19 @@ def state_lock(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as held:
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = held.enter_context(FileIO(folder / LOCK_FILE, "a+"))  # no program that we start inherits it
+            private_folder(folder)
+            file = held.enter_context(FileIO(_opened(folder / LOCK_FILE), "a+"))  # no program that we start inherits it
             _lock(file, folder)
         yield
+
+
+def _opened(file: Path) -> int:
+    try:
+        return open_private(file, os.O_RDWR | os.O_APPEND)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CoeError(f"state_directory: {file} is a symbolic link, and it would be written to; remove it") from error
 
 
 def _lock(file: FileIO, folder: Path) -> None:

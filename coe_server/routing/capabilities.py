@@ -43,6 +43,7 @@ class Capabilities:
 
 
 UNKNOWN = Capabilities()
+NOT_ALLOWED = "not in the request's allow list"
 
 
 def known_modalities(vision: bool | None, listed: Collection[Modality] | None) -> dict[Modality, bool]:
@@ -50,6 +51,11 @@ def known_modalities(vision: bool | None, listed: Collection[Modality] | None) -
     if listed is not None:
         return {modality: modality in listed for modality in MODALITIES}
     return {} if vision is None else {"image": vision}
+
+
+def is_allowed(name: str, options: RouteOptions) -> bool:
+    """May the request, or the key that it came with, use this expert?"""
+    return options.allow is None or name in options.allow
 
 
 def obstacle(
@@ -60,8 +66,8 @@ def obstacle(
     options: RouteOptions,
 ) -> str | None:
     """Why this expert cannot take this request, whatever its state; None if it can."""
-    if options.allow is not None and name not in options.allow:
-        return "not in the request's allow list"
+    if not is_allowed(name, options):
+        return NOT_ALLOWED
     cap = options.max_active_params_b
     if cap is not None and active_params_b is None:
         return f"its active parameters are unknown and the request's cap is {cap:g} B"

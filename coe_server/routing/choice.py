@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
+from coe_server.routing.capabilities import NOT_ALLOWED
 from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade
 
 TIE_DECIMALS = 9  # values that are equal to so many differ by rounding, as training has it
@@ -122,10 +123,15 @@ def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpe
 
 
 def nobody(candidates: Sequence[Candidate]) -> CoeError:
-    """Why no expert takes this request, as the error to raise. An expert that is not served here will not come back."""
+    """Why no expert takes this request, as the error to raise. An expert that is not served here will not come back.
+
+    Those that the request may not use are not named.
+    """
+    candidates = [one for one in candidates if one.obstacle != NOT_ALLOWED]
     served = [one for one in candidates if one.availability is not None]
     absent = [one for one in served if one.obstacle is None]
-    reasons = "; ".join(f"{one.name}: {one.excluded}" for one in absent or served or candidates)
+    named = (f"{one.name}: {one.excluded}" for one in absent or served or candidates)
+    reasons = "; ".join(named) or "the router knows none of those that it may use"
     if absent:
         returns = [one.availability.returns_seconds for one in absent if one.availability is not None]
         soonest = min((seconds for seconds in returns if seconds is not None), default=1.0)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
-from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, obstacle
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, is_allowed, obstacle
 from coe_server.routing.choice import Candidate, nobody
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -40,7 +40,7 @@ class NamedRouter:
         if name not in self._experts:
             raise UnknownModel(
                 "this server has no router yet (router.artifact); ask for one of the experts by name: "
-                + ", ".join(self._experts),
+                + ", ".join(one for one in self._experts if is_allowed(one, options)),
                 "model",
             )
         able = self._capabilities.get(name, UNKNOWN)

@@ -19,7 +19,16 @@ from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, choice, spread
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, doubt, known_modalities, obstacle
+from coe_server.routing.capabilities import (
+    NOT_ALLOWED,
+    UNKNOWN,
+    Capabilities,
+    absence,
+    doubt,
+    is_allowed,
+    known_modalities,
+    obstacle,
+)
 from coe_server.routing.choice import Candidate, Choice
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
@@ -192,6 +201,8 @@ class Router:
         """The expert with what this request and this moment hold against it."""
         size = self._active_params_b.get(name)
         able = self._capabilities.get(name, UNKNOWN)
+        if not is_allowed(name, request.options):
+            forbidden = NOT_ALLOWED  # before all else: what stops an expert is told to those who may use it
         stopped_by = forbidden or obstacle(name, size, able, request.conversation, request.options)
         where = request.availability.get(name)
         unsure = doubt(able, request.conversation)

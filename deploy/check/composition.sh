@@ -72,8 +72,8 @@ see_user_and_file_system() {
         if inside sh -c "touch $place/written 2>/dev/null"; then fail "$place can be written"; fi
     done
     expect "root file system" "ro" "$(inside sh -c "sed -n 's|^[^ ]* / [^ ]* \(r[ow]\),.*|\1|p' /proc/mounts")"
-    for place in /var/lib/coe /models /keys /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
-    echo "may be written: /var/lib/coe /models /keys /tmp"
+    for place in /var/lib/coe /models /keys /scrape /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
+    echo "may be written: /var/lib/coe /models /keys /scrape /tmp"
 }
 
 see_answers() {
@@ -86,6 +86,8 @@ see_keys() {
     expect "without a key" 401 "$(curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/v1/models)"
     expect "with the secret's" 200 "$(curl -s -o /dev/null -w '%{http_code}' -H "authorization: Bearer $(cat "$folder/api-key")" http://127.0.0.1:8080/v1/models)"
     expect "a client's key on /admin/experts" 403 "$(curl -s -o /dev/null -w '%{http_code}' -H "authorization: Bearer $(cat "$folder/api-key")" http://127.0.0.1:8080/admin/experts)"
+    expect "Prometheus's on /metrics" 200 "$(curl -s -o /dev/null -w '%{http_code}' -H "authorization: Bearer $(inside cat /scrape/COE_SCRAPE_KEY)" http://127.0.0.1:8080/metrics)"
+    expect "Prometheus's on /admin/experts" 403 "$(curl -s -o /dev/null -w '%{http_code}' -H "authorization: Bearer $(inside cat /scrape/COE_SCRAPE_KEY)" http://127.0.0.1:8080/admin/experts)"
     expect "the admin's, made at the first start" 200 "$(curl -s -o /dev/null -w '%{http_code}' -H "authorization: Bearer $(inside cat /keys/COE_ADMIN_KEY)" http://127.0.0.1:8080/admin/experts)"
 }
 

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as TimeLeftColumn
 
+from coe_server.visible import visible
+
 EVERYTHING = "everything"
 
 
@@ -77,4 +79,4 @@ class TerminalBars:
             self._progress.advance(task)
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False)
+        self._console.print(visible(sentence), markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,15 +33,13 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
     """JSONL or Parquet, by the file's name; a file of that name is replaced when the new one is complete."""
     refuse_unknown_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
+        unfinished = Path(workplace) / path.name
         if path.suffix == ".parquet":
             _write_parquet(unfinished, outcomes)
         else:
             _write_jsonl(unfinished, outcomes)
         unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def refuse_unknown_format(path: Path) -> None:

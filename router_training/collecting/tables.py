@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from coe_server.settings.web_address import shown_address
+from coe_server.visible import visible
 from router_training.collecting.collection import Step
 from router_training.collecting.tally import Tally
 
@@ -39,7 +40,7 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
         table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
     console.print(table)
     for problem in tally.problems:
-        console.print(problem, style="yellow", markup=False)
+        console.print(visible(problem), style="yellow", markup=False)
     if tally.may_grow:
         console.print("Some requests failed: the same command again asks only those.", style="yellow")
     written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} is not written"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ def write_report(folder: Path) -> Path:
     evaluation = inspection.read_evaluation(folder, artifact.manifest)
     if evaluation is None or not set(evaluation) >= NEEDED:
         raise NothingToReport(f"{folder} has no evaluation that a report could be made of; `coe-train fit` writes one")
-    path, draft = folder / REPORT, folder / f".{REPORT}"
-    draft.write_text(page(artifact, evaluation), encoding="utf-8", errors="replace")
-    os.replace(draft, path)
+    path, text = folder / REPORT, page(artifact, evaluation)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{REPORT}.") as workplace:
+        draft = Path(workplace) / REPORT
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        draft.replace(path)
     return path
 
 

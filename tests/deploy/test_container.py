@@ -144,20 +144,53 @@ def test_scripts_are_well_formed(root):
 @pytest.fixture
 def start(root, tmp_path):
     """`coe WORDS` as the image starts it, with other folders: (exit code, its keys or what it said)."""
-    secrets, keys, program = tmp_path / "secrets", tmp_path / "keys", tmp_path / "coe"
-    secrets.mkdir()
-    keys.mkdir()
+    secrets, keys, scrape, program = (tmp_path / name for name in ("secrets", "keys", "scrape", "coe"))
+    for folder in (secrets, keys, scrape):
+        folder.mkdir()
     program.write_text('#!/bin/sh\nprintf "%s %s" "$COE_API_KEY" "${HF_TOKEN-none}"\n')
     program.chmod(0o755)
     script = (root / "deploy/image/bin/coe").read_text().replace("/run/secrets/", f"{secrets}/")
     script = script.replace("/opt/coe/bin/coe", str(program)).replace("/opt/coe/bin/python", sys.executable)
-    (tmp_path / "start").write_text(re.sub(r"/keys\b(?=[/ ])", str(keys), script))
+    (tmp_path / "start").write_text(re.sub(r"(?<=[ \"])/(keys|scrape)\b(?=[/ ])", rf"{tmp_path}/\1", script))
 
     def started(*words):
         done = run("/bin/sh", tmp_path / "start", *words)
         return done.returncode, done.stdout or done.stderr
 
     return started
+
+
+def test_the_services_keys_are_its_own_and_the_scrapers_is_its_groups(start, tmp_path):
+    (tmp_path / "keys" / ".COE_API_KEY").symlink_to(tmp_path / "victim")
+    assert start("serve")[0] == 0
+    modes = {
+        file.name: oct(file.lstat().st_mode & 0o777)
+        for name in ("keys", "scrape")
+        for file in (tmp_path / name).iterdir()
+    }
+    assert modes == {"COE_API_KEY": "0o600", "COE_ADMIN_KEY": "0o600", "COE_SCRAPE_KEY": "0o640"}
+    assert not (tmp_path / "victim").exists()
+    written = [
+        (tmp_path / path).read_text() for path in ("keys/COE_API_KEY", "keys/COE_ADMIN_KEY", "scrape/COE_SCRAPE_KEY")
+    ]
+    assert len(set(written)) == 3
+
+
+def test_prometheus_sees_no_key_but_the_one_for_the_metrics(root):
+    services = plain(root / "compose.yaml")["services"]
+    assert [volume for volume in services["prometheus"]["volumes"] if "keys" in volume] == []
+    assert "scrape:/scrape:ro" in services["prometheus"]["volumes"]
+    (job,) = yaml.safe_load((root / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": "/scrape/COE_SCRAPE_KEY"}
+    assert [name for name, service in services.items() if any("keys:" in one for one in service["volumes"])] == ["coe"]
+
+
+def test_grafana_has_no_user_that_could_log_in(root):
+    settings = plain(root / "compose.yaml")["services"]["grafana"]["environment"]
+    assert settings["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert settings["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_a_secret_is_the_variable_of_its_name_and_an_empty_file_is_none(start, tmp_path):

@@ -51,6 +51,8 @@ def test_an_alias_is_asked_like_what_it_stands_for(server, alias):
 def test_an_alias_reaches_what_its_goal_reaches_and_no_more(server):
     status, _, refusal = ask(server, "qwen:7b", key="coe-few")
     assert (status, refusal["error"]["code"]) == (403, "model_not_found")
+    assert "no access to 'qwen:7b'" in refusal["error"]["message"]
+    assert ALIASES["qwen:7b"] not in refusal["error"]["message"]  # what it stands for is not told
     assert ask(server, "gpt-4o-mini", key="coe-few")[1]["x-coe-expert"] == "linguist"
 
 

@@ -276,7 +276,7 @@ def test_a_refusal_that_repeats_the_prompt_is_for_its_caller_alone(router, caplo
     experts = {name: Breaking(name, [Says(422, fastapis)]) for name in SIZES}
     kept = []
     journal = SimpleNamespace(
-        keeps_prompts=False, record=lambda decision, _: kept.append(json.dumps(decision.as_json()))
+        keeps_prompts=False, record=lambda decision, *_: kept.append(json.dumps(decision.as_json()))
     )
     with running_server(experts, router=router, journal=journal) as server:
         status, error = error_of(server.chat(messages=FRENCH))
@@ -360,7 +360,7 @@ class Notes:
     def __init__(self):
         self.decisions = []
 
-    def record(self, decision, messages):
+    def record(self, decision, messages, owner):
         self.decisions.append(decision)
 
     def why(self, expert):

@@ -113,15 +113,21 @@ PRAGMA user_version = 1;
 """
 
 
-def test_a_log_from_before_there_were_tokens_is_read_and_gone_on_with(tmp_path):
+VERSION_2 = f"{VERSION_1} CREATE TABLE tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL); PRAGMA user_version = 2;"
+
+
+@pytest.mark.parametrize("before", [VERSION_1, VERSION_2])
+def test_a_log_from_before_there_were_tokens_or_owners_is_read_and_gone_on_with(tmp_path, before):
     with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as file:
-        file.executescript(VERSION_1)
+        file.executescript(before)
     for _ in range(2):  # and what it has become is opened again
         with closing(Store(tmp_path / "j")) as store:
             assert (store.one("old").score, store.one("old").tokens) == (0.5, None)
     with closing(Store(tmp_path / "j")) as store:
         took(store, "old", completion=3)
         assert store.one("old").tokens == {"completion": 3}
+        with pytest.raises(UnknownDecision):  # it is known to no key in particular
+            store.one("old", "ann")
 
 
 def test_an_unknown_decision_is_named(store):
@@ -248,3 +254,63 @@ def test_what_cannot_be_opened_is_a_sentence_with_the_way_out(tmp_path):
     newer.close()
     with pytest.raises(ConfigError, match="version 99"):
         Store(tmp_path / "newer")
+
+
+def test_a_decision_is_its_owners_and_to_others_like_one_that_never_was(store):
+    commit(store, lambda: store.add(Entry(0.0, MadeUp("anns"), said("a secret"), "ann")))
+    add(store, "without")
+    acts = {
+        "read": store.one,
+        "rate": lambda name, owner: store.rate(Feedback(name, 1.0, "mine", 0.0), owner),
+        "delete": store.delete,
+    }
+    for act in acts.values():
+        for name, owner in (("anns", "bob"), ("without", "bob"), ("without", "ann"), ("never", "ann")):
+            with pytest.raises(UnknownDecision, match=f"there is no decision '{name}' in the log"):
+                act(name, owner)
+    assert store.one("anns", "ann").score is None
+    assert b"a secret" in bytes_of(store)
+    for owner in ("ann", None):
+        commit(store, lambda owner=owner: acts["rate"]("anns", owner))
+    commit(store, lambda: store.delete("anns", "ann"))
+    assert b"a secret" not in bytes_of(store)
+
+
+def test_a_decision_that_changed_hands_is_still_its_first_owners(store):
+    for owner in ("ann", "bob"):
+        commit(store, lambda owner=owner: store.add(Entry(0.0, MadeUp("one"), None, owner)))
+    assert store.one("one", "ann").decision["decision_id"] == "one"
+    with pytest.raises(UnknownDecision):
+        store.one("one", "bob")
+
+
+def test_deleting_what_is_not_there_cuts_no_log_and_waits_for_no_disk(store):
+    add(store, "one", "a secret")
+    size = (store.path.parent / f"{store.path.name}-wal").stat().st_size
+    assert size > 0
+    store.begin()
+    for number in range(100):
+        with pytest.raises(UnknownDecision):
+            store.delete(f"none-{number}", "ann")
+    store.commit()
+    store.erase_traces()
+    assert (store.path.parent / f"{store.path.name}-wal").stat().st_size == size
+
+
+def test_what_a_killed_server_had_deleted_and_not_erased_is_erased_by_the_next(tmp_path):
+    killed = Store(tmp_path / "j")
+    add(killed, "one", "a secret")
+    killed.begin()
+    killed.delete("one")
+    killed.commit()
+    assert b"a secret" in bytes_of(killed)  # in the write-ahead log
+    after = tmp_path / "after"
+    after.mkdir()
+    for file in tmp_path.glob("j*"):
+        (after / file.name).write_bytes(file.read_bytes())
+    killed.close()
+    with closing(Store(after / "j")) as store:
+        store.begin()
+        store.commit()
+        store.erase_traces()
+        assert b"a secret" not in bytes_of(store)

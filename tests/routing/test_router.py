@@ -299,8 +299,18 @@ def test_an_expert_that_is_not_served_is_no_reason_to_come_back(
     roomy = Router(router.artifact, capabilities={"big": Capabilities(100_000, {"image": True})})
     with pytest.raises(NoCapableExpert) as caught:
         roomy.route(conversation, RouteOptions(**options), HERE)
-    assert ("not served here" in str(caught.value)) == ("expert" in options)
-    assert ("coder: " in str(caught.value)) == ("expert" not in options)
+    of_big_alone = not {"expert", "allow"}.isdisjoint(options)
+    assert ("not served here" in str(caught.value)) == of_big_alone
+    assert ("coder: " in str(caught.value)) == (not of_big_alone)
+
+
+def test_what_the_request_may_not_use_is_in_no_refusal(router: Router) -> None:
+    options = RouteOptions(allow=frozenset({"linguist"}), max_active_params_b=1e-9)
+    with pytest.raises(NoCapableExpert, match=r"\(linguist: .* over the request's cap") as caught:
+        router.route(Conversation((Turn("x"),)), options, HERE)
+    assert "coder" not in str(caught.value)
+    with pytest.raises(NoCapableExpert, match="knows none of those that it may use"):
+        router.route(Conversation((Turn("x"),)), RouteOptions(allow=frozenset({"elsewhere"})), HERE)
 
 
 def test_an_expert_that_could_take_it_once_it_is_back_is_a_reason_to_come_back(router: Router) -> None:

@@ -46,8 +46,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         else:
             async with by(due):
                 body, asked = await read(request, serving, key)
-        decision = service.decide(asked)
-        service.chronicle.record(decision, asked.conversation)
+        decision, owner = service.decide(asked), key.name if key else None
+        service.chronicle.record(decision, asked.conversation, owner)
         if serving.traffic is not None:
             serving.traffic.see(decision)
         passed_on = _passed_on(request)
@@ -60,7 +60,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             due=due,
             request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),
             decide_again=lambda: service.decide(asked),
-            decided=lambda again: service.chronicle.record(again, asked.conversation),
+            decided=lambda again: service.chronicle.record(again, asked.conversation, owner),
             took=service.chronicle.took,
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
@@ -69,8 +69,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             has_more_room=service.has_more_room,
         )
         prompt = _prompt(body) if service.log_prompts else None
-        owner, own_id = key.name if key else None, callers_id(passed_on)
-        account = Account(service.telemetry, decision, began, owner, own_id, prompt, trace)
+        account = Account(service.telemetry, decision, began, owner, callers_id(passed_on), prompt, trace)
         return RoutedResponse(service.cache, errand, account)
 
     return answer

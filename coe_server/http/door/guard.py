@@ -21,6 +21,7 @@ from coe_server.settings.web_address import is_loopback_host
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
+SCRAPED = "/metrics"
 CLIENTS_PREFIX = "/v1/"
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -41,18 +42,28 @@ class Guard:
         """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
         if path in FOR_EVERYBODY:
             return None
+        if path == SCRAPED and (key := self._scraper(headers)) is not None:
+            return key
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
         """The same for what every client may ask; the password that a browser remembers is for our page alone."""
         if not self.keyring.keys:
             return None
-        key = next(self._known(presented_on_purpose(headers)), None)
-        if key is None and is_from_our_page(headers):
-            key = self.owner(headers)
+        given = list(presented_on_purpose(headers))
+        known = list(self._known(given))
+        if not known and is_from_our_page(headers):
+            known = list(self._known(_presented(headers)))
+        if not known:
+            raise _not_ours(given)
+        key = next((one for one in known if not one.scrape), None)
         if key is None:
-            raise _not_ours(presented_on_purpose(headers))
+            raise Forbidden(f"key '{known[0].name}' opens {SCRAPED} and nothing else")
         return key
+
+    def _scraper(self, headers: Mapping[str, str]) -> Key | None:
+        """The key that may read the metrics and do nothing else, where one was presented."""
+        return next((key for key in self._known(presented_on_purpose(headers)) if key.scrape), None)
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
         """Whose key was presented, whether it opens the door or not; None if it is none of ours."""

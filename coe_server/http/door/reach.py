@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coe_server.errors import ModelWithheld
+from coe_server.errors import ModelWithheld, UnknownModel
 from coe_server.http.options import AUTO, model_names, read_options
 from coe_server.keys import Key
 from coe_server.routing.decision import RouteOptions
@@ -20,6 +20,7 @@ class Reach:
     objectives: tuple[str, ...]
     default_objective: str
     is_limited: bool = False
+    has_own_objectives: bool = False
     withheld: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)  # further names, those of what is withheld among them
 
@@ -41,8 +42,15 @@ class Reach:
         reachable = allowed_objectives is None or default_objective in own_objectives
         default = default_objective if reachable else next(iter(own_objectives), default_objective)
         withheld = set(model_names(objectives, experts)) - set(model_names(own_objectives, own_experts))
-        is_limited = allowed_experts is not None
-        return cls(own_experts, own_objectives, default, is_limited, frozenset(withheld), aliases)
+        return cls(
+            own_experts,
+            own_objectives,
+            default,
+            is_limited=allowed_experts is not None,
+            has_own_objectives=allowed_objectives is not None,
+            withheld=frozenset(withheld),
+            aliases=aliases,
+        )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -55,10 +63,10 @@ class Reach:
         model = fields.get("model")
         if isinstance(model, str) and model in self.aliases:
             fields = {**fields, "model": self.aliases[model]}
-        self._require(fields.get("model"), "model")
+        self._require(fields.get("model"), "model", model)
         coe = fields.get("coe")
         if isinstance(coe, Mapping):
-            self._require(f"{AUTO}:{coe.get('objective')}", "coe.objective")
+            self._require_objective(coe.get("objective"))
             allow = coe.get("allow")
             for name in allow if isinstance(allow, list) else ():
                 self._require(name, "coe.allow")
@@ -67,6 +75,20 @@ class Reach:
             return replace(options, allow=frozenset(self.experts))
         return options
 
-    def _require(self, name: object, param: str) -> None:
+    def seen(self, decision: Mapping[str, Any]) -> dict[str, Any]:
+        """A decision as plain values, with the experts of this key alone in its ranking."""
+        mine = [one for one in decision["ranking"] if one["expert"] in self.experts] if self.is_limited else None
+        return {**decision} if mine is None else {**decision, "ranking": mine}
+
+    def _require(self, name: object, param: str, asked: object = None) -> None:
+        """`asked` is what the caller calls it: what an alias stands for is told to those alone who may use it."""
         if isinstance(name, str) and name in self.withheld:
-            raise ModelWithheld(f"this key has no access to '{name}'; it has to {', '.join(self.models)}", param)
+            raise ModelWithheld(
+                f"this key has no access to '{asked or name}'; it has to {', '.join(self.models)}", param
+            )
+
+    def _require_objective(self, name: object) -> None:
+        self._require(f"{AUTO}:{name}", "coe.objective")
+        if self.has_own_objectives and isinstance(name, str) and name not in self.objectives:
+            known = ", ".join(self.objectives) or "none for this key"
+            raise UnknownModel(f"there is no objective '{name}'; there are {known}", "coe.objective")

@@ -15,5 +15,10 @@ def visible(text: str) -> str:
     return "".join(_escaped(one) if category(one) in OBEYED and one not in NEEDED else one for one in text)
 
 
+def visible_lines(text: str) -> str:
+    """The same of a text whose line breaks are ours."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def _escaped(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
