@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 
-from coe_server.config import ServerConfig, secret_from_environment
+from coe_server.config import ServerConfig
 from coe_server.errors import ConfigError
 from coe_server.http.door.guard import Guard
 from coe_server.keys import Key, Keyring, hashed, read_keys
@@ -22,7 +22,7 @@ def build_guard(config: ServerConfig) -> Guard:
         ("admin_key_env", settings.admin_key_env, True),
     ):
         if variable is not None:
-            digest = hashed(secret_from_environment(f"keys.{name}", variable))
+            digest = hashed(config.environment.secret(f"keys.{name}", variable))
             keys += (Key(name=f"{name}", sha256=digest, admin=admin),)
     _refuse_unknown_names(keys, {expert.name for expert in config.experts})
     if not keys and not config.http.is_loopback:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -161,7 +160,7 @@ class VllmEngine:
             image_path = await self._image_path()
             process = await KeptProcess.start(
                 serve_command(launch, socket),
-                engine_environment(launch, os.environ, run_directory, image_path),
+                engine_environment(launch, run_directory, image_path),
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
             )

@@ -13,6 +13,7 @@ from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.weight_files import weight_files
+from coe_server.environment import FOR_EVERY_ENGINE
 from coe_server.errors import ConfigError
 
 Platform = Literal["cpu", "cuda"]
@@ -29,13 +30,7 @@ _OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_pa
 )
 _ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
 
-# What an engine may need of our environment. All else, above all keys to other services, stays with us.
-_INHERITED = (
-    frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"))
-    | frozenset(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
-    | frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"))
-    | frozenset(("http_proxy", "https_proxy", "all_proxy", "no_proxy"))
-)
+# What an engine may need of our environment, beside what all get. All else stays with us.
 _INHERITED_PREFIXES = (
     *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
     *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_"),
@@ -74,6 +69,7 @@ class VllmLaunch:
     platform: Platform
     command: tuple[str, ...] = ("vllm",)
     args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
+    inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
@@ -116,11 +112,9 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
     return [*launch.command, "serve", launch.model, *flags]
 
 
-def engine_environment(
-    launch: VllmLaunch, inherited: Mapping[str, str], run_directory: Path, image_path: str | None
-) -> dict[str, str]:
+def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
     """What the engine may know of our environment, and what we tell it."""
-    environment = {key: value for key, value in inherited.items() if _may_inherit(key)}
+    environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
     environment |= _COMMON_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
@@ -203,4 +197,4 @@ def _flag(key: str, value: ArgValue) -> list[str]:
 
 
 def _may_inherit(key: str) -> bool:
-    return key not in _NEVER_INHERITED and (key in _INHERITED or key.startswith(_INHERITED_PREFIXES))
+    return key not in _NEVER_INHERITED and (key in FOR_EVERY_ENGINE or key.startswith(_INHERITED_PREFIXES))

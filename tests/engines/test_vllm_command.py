@@ -102,7 +102,7 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
         **{"OPENAI_API_KEY": "secret", "HOSTED_KEY": "secret", "AWS_SECRET_ACCESS_KEY": "secret"},
         **{"VLLM_API_KEY": "secret", "PYTHONPATH": "/ours", "TMPDIR": "/elsewhere"},
     }
-    environment = engine_environment(launch(), inherited, RUN, "/proc/1/fd/7")
+    environment = engine_environment(launch(inherited=inherited), RUN, "/proc/1/fd/7")
     assert "secret" not in environment.values()
     assert environment["PATH"] == "/bin"
     assert environment["HF_TOKEN"] == "hub"
@@ -117,12 +117,12 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
 
 
 def test_the_engine_keeps_idle_connections_longer_than_we_do() -> None:
-    environment = engine_environment(launch(), {}, RUN, None)
+    environment = engine_environment(launch(), RUN, None)
     assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > IDLE_SECONDS
 
 
 def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
-    environment = engine_environment(launch(), {}, RUN, None)
+    environment = engine_environment(launch(), RUN, None)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["OMP_NUM_THREADS"] == "1"
     modules = {file.stem for file in Path(environment["PYTHONPATH"]).glob("*.py")}
@@ -132,12 +132,14 @@ def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
 
 
 def test_cuda_gets_none_of_the_cpus_settings() -> None:
-    environment = engine_environment(launch(platform="cuda"), {}, RUN, None)
+    environment = engine_environment(launch(platform="cuda"), RUN, None)
     assert not {"PYTHONPATH", "OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(environment)
 
 
 def test_an_experts_own_environment_wins() -> None:
-    environment = engine_environment(launch(environment={"OMP_NUM_THREADS": "2"}), {"OMP_NUM_THREADS": "3"}, RUN, None)
+    environment = engine_environment(
+        launch(environment={"OMP_NUM_THREADS": "2"}, inherited={"OMP_NUM_THREADS": "3"}), RUN, None
+    )
     assert environment["OMP_NUM_THREADS"] == "2"
 
 

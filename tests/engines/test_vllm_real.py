@@ -77,6 +77,7 @@ def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         platform="cpu",
         command=(str(vllm_environment / "bin/vllm"),),
         args={"max_model_len": 512, "max_num_seqs": 8},
+        inherited=os.environ,
         environment={"HF_HUB_OFFLINE": "1"},
         start_timeout_seconds=900,
     )
