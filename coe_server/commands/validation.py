@@ -139,13 +139,14 @@ def dangers(config: ServerConfig) -> Iterator[str]:
         key = f"experts.{expert.name}.args"
         if args.get("trust_remote_code") not in {None, False}:
             yield (
-                f"{key}.trust_remote_code: Python code that comes with '{expert.model}' runs here as the engine's user: "
-                "it can read and change all files that this user can (models, other engines' memory, the decision log) "
-                "and reach every address that this machine can; read it first, and pin args.revision and "
+                f"{key}.trust_remote_code: Python code that comes with '{expert.model}' runs here as the user of the "
+                "engine: it can read and change all files that this user can (models, other engines' memory, the "
+                "decision log) and reach every address that this machine can; read it first, and pin args.revision and "
                 "args.code_revision to what was read"
             )
         if folder := args.get("allowed_local_media_path"):
-            yield f"{key}.allowed_local_media_path: every caller of '{expert.name}' can have it look at any file in {folder}"
+            told = f"every caller of '{expert.name}' can have it look at any file in {folder}"
+            yield f"{key}.allowed_local_media_path: {told}"
 
 
 def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:

@@ -49,6 +49,12 @@ _COMMON_ENVIRONMENT = {
     "VLLM_LOGGING_COLOR": "0",
     "PYTHONUNBUFFERED": "1",  # the last words of a dying engine reach its log
 }
+# The processes of one engine are on one machine. Gloo and NCCL, left to themselves, listen on the address of the host's
+# name, which in a container is not the loopback one.
+_LOOPBACK_ENVIRONMENT = {
+    **{"VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"},
+    **{"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"},
+}
 # One process and one thread per small engine: a spinning worker process would starve its own API server on two cores.
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 _CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforce_eager": True}
@@ -124,7 +130,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
 def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
     """What the engine may know of our environment, and what we tell it."""
     environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
-    environment |= _COMMON_ENVIRONMENT
+    environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
     if launch.platform == "cpu":

@@ -140,6 +140,14 @@ def test_the_engine_keeps_idle_connections_longer_than_we_do() -> None:
     assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > IDLE_SECONDS
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_the_processes_of_an_engine_speak_to_each_other_over_loopback_alone(platform: str) -> None:
+    elsewhere = {"VLLM_HOST_IP": "10.0.0.1", "NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
+    environment = engine_environment(launch(platform=platform, inherited=elsewhere), RUN, None)
+    assert environment["VLLM_HOST_IP"] == environment["VLLM_LOOPBACK_IP"] == environment["MASTER_ADDR"] == "127.0.0.1"
+    assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo"
+
+
 def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
     environment = engine_environment(launch(), RUN, None)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
