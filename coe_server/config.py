@@ -116,6 +116,7 @@ class VllmSettings(_Settings):
     process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
     log_directory: Path | None = None  # logs in state_directory, which is one server's alone
     allowed_media_domains: list[HostName] = []
+    user: str | None = None  # the server's own
 
 
 class _ExpertSettings(_Settings):

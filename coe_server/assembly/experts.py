@@ -19,6 +19,7 @@ from coe_server.config import (
     proxies_of_environment,
 )
 from coe_server.engines.engine import Engine
+from coe_server.engines.engine_user import EngineUser
 from coe_server.engines.machine import free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.remote import RemoteEngine
@@ -123,6 +124,7 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         command=tuple(vllm.command),
         args=settings.args,
         allowed_media_domains=tuple(vllm.allowed_media_domains if own_domains is None else own_domains),
+        user=EngineUser.called(vllm.user) if vllm.user else None,
         inherited=config.environment.without(config.secret_variables),
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
         platform=platform,

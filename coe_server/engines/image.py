@@ -9,11 +9,11 @@ import asyncio
 import fcntl
 import os
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from coe_server.engines.engine_user import EngineUser, python_of
 from coe_server.errors import EngineError
 
 _HOLDER = Path(__file__).with_name("image_holder.py")
@@ -58,13 +58,13 @@ class WeightImage:
         self.path = ""
 
     @classmethod
-    async def held(cls, name: str) -> WeightImage:
-        """An empty image for the expert `name` in a new process. Raises `OSError` or `EngineError`."""
+    async def held(cls, name: str, user: EngineUser | None = None) -> WeightImage:
+        """An empty image for the expert `name` in a new process of `user`. Raises `OSError` or `EngineError`."""
         ours, theirs = socket.socketpair()
         with theirs:
             answers, connection = await asyncio.open_unix_connection(sock=ours)
             try:
-                holder = await _start_holder(theirs, name)
+                holder = await _start_holder(theirs, name, user)
             except BaseException:
                 connection.close()
                 raise
@@ -128,11 +128,11 @@ class WeightImage:
             self._connection.close()  # when we are cancelled our loop ends: so does the image
 
 
-async def _start_holder(connection: socket.socket, name: str) -> asyncio.subprocess.Process:
+async def _start_holder(connection: socket.socket, name: str, user: EngineUser | None) -> asyncio.subprocess.Process:
     """In a session of its own: a Ctrl-C on the server's terminal does not reach it before the engines have ended."""
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-I", "-S", str(_HOLDER), str(connection.fileno()), name),
+        *python_of(user),
+        *(str(_HOLDER), str(connection.fileno()), name),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,  # the server's log, were it open there, would be open to engines
         stderr=asyncio.subprocess.DEVNULL,

@@ -95,7 +95,7 @@ class _Log:
     def _append(self, piece: bytes) -> None:
         size = os.lseek(self._file, 0, os.SEEK_END) + len(piece)
         if self._previous_log and size > LONGEST_BYTES // 2:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is gone, or its folder is another user's
                 os.unlink(self._previous_log)  # the older one gives way
             self._previous_log = ""
         if size > LONGEST_BYTES:

@@ -154,7 +154,7 @@ class VllmEngine:
         """The child's process and its channel, with an image at hand; answering comes later."""
         launch = self._launch
         bytes_before = self._device_bytes() if launch.platform == "cuda" else 0
-        run_directory = make_run_directory()
+        run_directory = make_run_directory(launch.user)
         socket = run_directory / "engine.sock"
         try:
             image_path = await self._image_path()
@@ -163,6 +163,7 @@ class VllmEngine:
                 engine_environment(launch, run_directory, image_path),
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
+                launch.user,
             )
         except BaseException:
             shutil.rmtree(run_directory, ignore_errors=True)
@@ -174,7 +175,7 @@ class VllmEngine:
         if self._image is not None and self._image.over:
             self._image = None  # lost: the next one is written from the files
         if self._image is None and self._launch.can_sleep and self._launch.platform == "cpu":
-            self._image = await WeightImage.held(self._launch.name)
+            self._image = await WeightImage.held(self._launch.name, self._launch.user)
         return self._image.path if self._image else None
 
     async def _secure_image(self, run: VllmRun) -> None:

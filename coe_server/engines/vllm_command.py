@@ -11,6 +11,7 @@ from typing import Literal
 
 from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
+from coe_server.engines.engine_user import EngineUser
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.weight_files import weight_files
 from coe_server.environment import FOR_EVERY_ENGINE
@@ -81,6 +82,7 @@ class VllmLaunch:
     inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
     allowed_media_domains: tuple[str, ...] = ()  # whose images, audio and video a caller may name by URL
+    user: EngineUser | None = None  # None: the server's own
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
     move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
@@ -130,6 +132,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
 def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
     """What the engine may know of our environment, and what we tell it."""
     environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
+    environment |= launch.user.environment if launch.user else {}
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for

@@ -65,7 +65,7 @@ see_user_and_file_system() {
     see "who runs, and where it may write"
     expect "user" "10001" "$(inside id -u)"
     expect "group" "10001" "$(inside id -g)"
-    expect "users of all its processes" "10001" "$(inside sh -c 'cat /proc/[0-9]*/status' 2>/dev/null | awk '$1 == "Uid:" { print $2 }' | sort -u)"
+    expect "users of all its processes" "10001" "$(inside sh -c 'stat -c %u /proc/[0-9]*' 2>/dev/null | sort -u)"
     expect "capabilities" "0000000000000000" "$(inside sed -n 's/^CapEff:\s*//p' /proc/self/status)"
     expect "no new privileges" "1" "$(inside sed -n 's/^NoNewPrivs:\s*//p' /proc/self/status)"
     for place in / /etc /usr/local/bin /opt/coe /opt/vllm/bin /opt/demo /etc/coe; do
@@ -162,7 +162,7 @@ take_down() {
     see "taking it down"
     as_documented docker compose down >"$folder/down.log" 2>&1 || fail "podman-compose down: $(tail -5 "$folder/down.log")"
     expect "containers left" 0 "$(podman ps --all --quiet | wc -l)"
-    expect "processes of user 10001 left" 0 "$(cat /proc/[0-9]*/status 2>/dev/null | awk '$1 == "Uid:" && $2 == 10001' | wc -l)"
+    expect "processes of user 10001 left" 0 "$(stat -c %u /proc/[0-9]* 2>/dev/null | grep -cx 10001 || true)"
 }
 
 # One sentence and exit code 2, no traceback.
