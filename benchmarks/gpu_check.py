@@ -62,6 +62,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="coe-gpu-") as folder:
         launch = VllmLaunch(
             name="expert",
+            inherited=os.environ,
             model=str(asked.model),
             kv_cache_bytes=asked.kv_cache_gib << 30,
             log_directory=Path(folder),

@@ -100,6 +100,7 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
     engine = VllmEngine(
         VllmLaunch(
             name="expert",
+            inherited=os.environ,
             model=str(model),
             kv_cache_bytes=KV_CACHE_BYTES,
             log_directory=folder,

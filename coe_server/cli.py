@@ -30,17 +30,19 @@ from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.commands.simulation import Question, run_simulation
 from coe_server.commands.validation import (
     container_limit,
+    dangers,
     dead_configuration,
     lifetimes,
     placement,
     plan_table,
     wait_bound,
 )
-from coe_server.config import ServerConfig, load_config
+from coe_server.config import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.destination import require_writable_folder
 from coe_server.errors import ConfigError
 from coe_server.journal.export import export
 from coe_server.process.allocator import give_back_free_memory, share_one_arena
+from coe_server.process.inspection import refuse_inspection
 from coe_server.process.log_lines import write_log_to_stderr
 from coe_server.process.open_files import allow_many_open_files
 from coe_server.process.state_lock import state_lock
@@ -93,14 +95,18 @@ def serve(
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
     """
+    refuse_inspection()  # before a secret is read
     from coe_server.app import build_server  # the web framework, which no other command waits for
     from coe_server.http.door.address import taken_address
 
     share_one_arena()
     allow_many_open_files()
+    environment = process_environment()
 
     def reread() -> ServerConfig:
-        return _with_options(load_config(config), port, names_only)
+        settings = load_config(config, environment)
+        environment.take_out(settings.secret_variables)
+        return _with_options(settings, port, names_only)
 
     with mistakes_as_sentences():
         settings = reread()
@@ -108,7 +114,8 @@ def serve(
         sockets = taken_address(settings.http.host, settings.http.port)
         with state_lock(settings.state_directory):
             server = build_server(settings, reread)
-            for warning in lifetimes(build_experts(settings)):
+            environment.take_out(TRACING_SECRETS)
+            for warning in (*lifetimes(build_experts(settings)), *dangers(settings)):
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
             gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request

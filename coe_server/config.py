@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
+from coe_server.environment import Environment, secret_variables
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Amount, ByteCount
 from coe_server.settings.host_name import HostName
@@ -116,6 +117,8 @@ class VllmSettings(_Settings):
     kv_cache: ByteCount = 4 * 2**30
     process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
     log_directory: Path | None = None  # logs in state_directory, which is one server's alone
+    allowed_media_domains: list[HostName] = []
+    user: str | None = None  # the server's own
 
 
 class _ExpertSettings(_Settings):
@@ -135,6 +138,7 @@ class VllmExpert(_ExpertSettings):
     model: str
     args: dict[str, bool | int | float | str] = {}
     kv_cache: ByteCount | None = None
+    allowed_media_domains: list[HostName] | None = None
     sleep: bool = True  # false: on the device or on disk, nothing in between
 
 
@@ -159,6 +163,11 @@ class SimulatedExpert(_ExpertSettings):
 ExpertSettings = Annotated[VllmExpert | RemoteExpert | SimulatedExpert, Field(discriminator="engine")]
 
 
+def process_environment() -> Environment:
+    """The variables that this process has now."""
+    return Environment(os.environ)
+
+
 class ServerConfig(_Settings):
     """The whole of `configs/serve.yaml`; that file explains every key."""
 
@@ -173,11 +182,23 @@ class ServerConfig(_Settings):
     state_directory: Path = Path("state")
     experts: list[ExpertSettings] = Field(min_length=1)
     aliases: dict[Alias, str] = {}
+    _environment: Environment = PrivateAttr(default_factory=process_environment)
+
+    @property
+    def environment(self) -> Environment:
+        """Where the values are of the variables that these settings name."""
+        return self._environment
+
+    @property
+    def secret_variables(self) -> frozenset[str]:
+        """The environment variables that these settings name as holding secrets."""
+        return secret_variables(self.model_dump())
 
 
-def load_config(path: Path) -> ServerConfig:
+def load_config(path: Path, environment: Environment | None = None) -> ServerConfig:
     """Read and check a configuration file; relative paths in it start at its folder.
 
+    `environment` knows what was taken out of this process' environment.
     Raises ConfigError with one sentence that names the key, the value and what is allowed.
     """
     raw = read_settings_file(path, "configs/serve.yaml")
@@ -185,6 +206,8 @@ def load_config(path: Path) -> ServerConfig:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
+    if environment is not None:
+        config._environment = environment
     _refuse_twins(config, path)
     _refuse_false_aliases(config, path)
     _refuse_impossible_tiers(config, path)
@@ -192,27 +215,18 @@ def load_config(path: Path) -> ServerConfig:
     return _with_paths_from(config, path.resolve().parent)
 
 
-def inherited_environment() -> dict[str, str]:
-    """The environment of this process as it is now; engines find their downloads by it."""
-    return dict(os.environ)
-
-
-def secret_from_environment(key: str, variable: str) -> str:
-    """The value of an environment variable that a setting names, blanks around it left out.
-
-    ConfigError if it is not set, or holds what no header can carry.
-    """
-    return clean_secret(os.environ.get(variable), key, variable)
-
-
 def proxies_of_environment() -> Proxies:
     """HTTP_PROXY and its like as they are now."""
     return Proxies.of(os.environ)
 
 
+# What OpenTelemetry's SDK reads by itself, once, as tracing is built.
+TRACING_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+
+
 def check_tracing_headers() -> None:
     """Raises ConfigError if a header that the SDK is to send with traces cannot be sent: it would fail each time."""
-    for variable in ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"):
+    for variable in TRACING_SECRETS:
         for header in os.environ.get(variable, "").split(","):
             name, _, value = header.partition("=")
             if value.strip():

@@ -1,5 +1,6 @@
 """Configuration: every mistake stops the start with one sentence that names the key."""
 
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -114,6 +115,14 @@ def write(folder, **settings):
         (
             {"experts": [{**SIMULATED, "modalities": ["sound"]}]},
             "experts.a.modalities.0: 'sound' is not one of 'image'",
+        ),
+        (
+            {"vllm": {"allowed_media_domains": ["a.example", "https://b.example"]}},
+            "vllm.allowed_media_domains.1: 'https://b.example' is not a host's name: write images.example.com",
+        ),
+        (
+            {"experts": [{**VLLM, "allowed_media_domains": [""]}]},
+            "experts.a.allowed_media_domains.0: '' is not a host's",
         ),
         ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
         (
@@ -299,6 +308,22 @@ def test_a_proxy_of_another_kind_stops_the_start_where_it_would_be_used(tmp_path
     with pytest.raises(ConfigError, match=r"^ALL_PROXY: 'socks5://\.\.\.@p\.example:1' is not an HTTP proxy"):
         build_experts(load_config(write(tmp_path, experts=[REMOTE_HERE])))
     build_experts(load_config(write(tmp_path, experts=[{**REMOTE_HERE, "base_url": "http://127.0.0.1:1/v1"}])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "allowed"),
+    [
+        ({}, {}, ()),
+        ({"allowed_media_domains": ["A.example"]}, {}, ("a.example",)),
+        ({"allowed_media_domains": ["a.example"]}, {"allowed_media_domains": []}, ()),
+        ({"allowed_media_domains": ["a.example"]}, {"allowed_media_domains": ["[::1]"]}, ("[::1]",)),
+    ],
+)
+def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp_path, settings, own, allowed):
+    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", **own}
+    vllm = {"command": sys.executable, "platform": "cpu", **settings}
+    (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
+    assert built.engine._launch.allowed_media_domains == allowed
 
 
 def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):

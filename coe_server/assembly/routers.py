@@ -12,8 +12,8 @@ from coe_server.config import (
     ServerConfig,
     VllmExpert,
     proxies_of_environment,
-    secret_from_environment,
 )
+from coe_server.environment import Environment
 from coe_server.errors import ConfigError
 from coe_server.http.options import model_names
 from coe_server.http.page.quality import quality_of
@@ -147,13 +147,13 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
         raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
     if settings.base_url is not None and settings.model != needed.model:
         raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
-    return OfLength(_embedder(settings), needed.dimensions)
+    return OfLength(_embedder(settings, config.environment), needed.dimensions)
 
 
-def _embedder(settings: EmbeddingSettings) -> Embedder:
+def _embedder(settings: EmbeddingSettings, environment: Environment) -> Embedder:
     if settings.base_url is None:
         return SentenceEmbedder(settings.model)
-    key = secret_from_environment("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
+    key = environment.secret("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
     return EndpointEmbedder(
         Endpoint(
             settings.base_url,

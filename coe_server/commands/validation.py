@@ -12,7 +12,7 @@ from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_bound import turn_seconds, turns_ahead
-from coe_server.config import RemoteExpert, ServerConfig
+from coe_server.config import RemoteExpert, ServerConfig, VllmExpert
 from coe_server.http.service import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
@@ -91,6 +91,7 @@ def dead_configuration(
     """What is allowed and yet can never take effect, or is probably not meant; one sentence each."""
     return [
         *lifetimes(experts),
+        *dangers(config),
         *_preloads(experts, capacity),
         *_remote_tiers(config),
         *_replaced_keys(config),
@@ -127,6 +128,25 @@ def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
                 f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to {rest} "
                 f"and back ({seconds:.1f} s, {known}): it will come and go all the time"
             )
+
+
+def dangers(config: ServerConfig) -> Iterator[str]:
+    """What gives models or callers more of this machine than an answer needs; a sentence each."""
+    for expert in config.experts:
+        if not isinstance(expert, VllmExpert):
+            continue
+        args = {key.replace("-", "_"): value for key, value in expert.args.items()}
+        key = f"experts.{expert.name}.args"
+        if args.get("trust_remote_code") not in {None, False}:
+            yield (
+                f"{key}.trust_remote_code: Python code that comes with '{expert.model}' runs here as the user of the "
+                "engine: it can read and change all files that this user can (models, other engines' memory, the "
+                "decision log) and reach every address that this machine can; read it first, and pin args.revision and "
+                "args.code_revision to what was read"
+            )
+        if folder := args.get("allowed_local_media_path"):
+            told = f"every caller of '{expert.name}' can have it look at any file in {folder}"
+            yield f"{key}.allowed_local_media_path: {told}"
 
 
 def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:

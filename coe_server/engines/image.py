@@ -1,45 +1,147 @@
-"""The memory that holds one expert's image: a sealed memfd owned by the server. Knows nothing of what is in it.
+"""One expert's image: a sealed memfd in a small process of its own. Knows nothing of what is in it.
 
 Nothing here, and nothing in the file's form (`vllm_worker/coe_weight_image.py`), depends on the device that reads it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
+from coe_server.engines.engine_user import EngineUser, python_of
+from coe_server.errors import EngineError
+
+_HOLDER = Path(__file__).with_name("image_holder.py")
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_ANSWER_SECONDS = 30.0  # a holder that does not answer is stopped, or is not what we started
+_END_SECONDS = 10.0
 
 
-class WeightImage:
-    """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with us, even on SIGKILL."""
+class ImageState(NamedTuple):
+    """What the holder says of its memfd."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._descriptor = self._fresh()
-        self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
-
-    @property
-    def size_bytes(self) -> int:
-        return 0 if self._descriptor < 0 else os.fstat(self._descriptor).st_size
+    descriptor: int
+    size_bytes: int
+    seals: int
 
     @property
     def sealed(self) -> bool:
-        """True once nobody, we included, can change, shorten or lengthen the image."""
-        return self._descriptor >= 0 and fcntl.fcntl(self._descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        """True once no process, the holder included, can change, shorten or lengthen the image."""
+        return self.seals & _SEALS == _SEALS
 
-    def renew(self) -> None:
-        """Empty again, at the same path; for an image that its engine would not use."""
-        fresh = self._fresh()
-        os.dup2(fresh, self._descriptor, inheritable=False)
-        os.close(fresh)
 
-    def close(self) -> None:
+class WeightImage:
+    """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with us, even on SIGKILL.
+
+    The memory belongs to a holder process (`image_holder.py`), since an engine cannot open what the server has open:
+    the server cannot be looked into by other processes, because it knows secrets.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        holder: asyncio.subprocess.Process,
+        answers: asyncio.StreamReader,
+        connection: asyncio.StreamWriter,
+    ) -> None:
+        self._name = name
+        self._holder = holder
+        self._answers = answers
+        self._connection = connection
+        self._one_question = asyncio.Lock()
+        self._over: asyncio.Task[int] = asyncio.create_task(self._watch())
+        self.path = ""
+
+    @classmethod
+    async def held(cls, name: str, user: EngineUser | None = None) -> WeightImage:
+        """An empty image for the expert `name` in a new process of `user`. Raises `OSError` or `EngineError`."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            answers, connection = await asyncio.open_unix_connection(sock=ours)
+            try:
+                holder = await _start_holder(theirs, name, user)
+            except BaseException:
+                connection.close()
+                raise
+        image = cls(name, holder, answers, connection)
+        try:
+            image.path = f"/proc/{holder.pid}/fd/{(await image._answered()).descriptor}"
+        except BaseException:
+            await image.close()
+            raise
+        return image
+
+    @property
+    def pid(self) -> int:
+        """The holder's process id."""
+        return self._holder.pid
+
+    @property
+    def over(self) -> bool:
+        """Whether the memory is gone, closed by us or lost."""
+        return self._over.done()
+
+    async def state(self) -> ImageState:
+        """Raises `EngineError` if the holder is gone or does not answer."""
+        return await self._ask(b"state\n")
+
+    async def renew(self) -> None:
+        """Empty again, at the same path; for an image that its engine would not use. Raises `EngineError`."""
+        await self._ask(b"renew\n")
+
+    async def lost(self) -> str:
+        """Wait until the holder ends without being asked to; how it ended."""
+        status = await asyncio.shield(self._over)
+        return f"lost its image: the process that held it {_ending(status)}"
+
+    async def close(self) -> None:
         """Give the memory back; engines that still have it open keep it alive. Closing twice is fine."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._connection.close()
+        done, _ = await asyncio.wait({self._over}, timeout=_END_SECONDS)
+        if not done:  # it is stopped
+            with suppress(ProcessLookupError):
+                self._holder.kill()
+        await asyncio.shield(self._over)
 
-    def _fresh(self) -> int:
-        # Linux allows 249 bytes for the name, which only shows in /proc.
-        return os.memfd_create(f"coe-image-{self._name}"[:200], os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    async def _ask(self, question: bytes) -> ImageState:
+        async with self._one_question:
+            if not self._connection.is_closing():  # else the next line says so: there is none
+                self._connection.write(question)
+            return await self._answered()
+
+    async def _answered(self) -> ImageState:
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return ImageState(*map(int, (await self._answers.readline()).split()))
+        except (OSError, TimeoutError, ValueError, TypeError) as error:
+            raise EngineError(f"the image of engine '{self._name}' is lost: its holder does not answer") from error
+
+    async def _watch(self) -> int:
+        try:
+            return await self._holder.wait()
+        finally:
+            self._connection.close()  # when we are cancelled our loop ends: so does the image
+
+
+async def _start_holder(connection: socket.socket, name: str, user: EngineUser | None) -> asyncio.subprocess.Process:
+    """In a session of its own: a Ctrl-C on the server's terminal does not reach it before the engines have ended."""
+    return await asyncio.create_subprocess_exec(
+        *python_of(user),
+        *(str(_HOLDER), str(connection.fileno()), name),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,  # the server's log, were it open there, would be open to engines
+        stderr=asyncio.subprocess.DEVNULL,
+        env={},
+        cwd=os.sep,
+        start_new_session=True,
+        pass_fds=(connection.fileno(),),
+    )
+
+
+def _ending(status: int) -> str:
+    return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -39,6 +39,8 @@ _LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-)[^/]*")
 
 def main() -> int:
     server, run_directory, previous_log, command = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
+    os.closerange(3, server)  # what the server's own parent left open comes along under uvloop, and is not the engine's
+    os.closerange(server + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(server, False)
     os.set_blocking(server, False)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the engine become our children, so none can slip away
@@ -93,7 +95,7 @@ class _Log:
     def _append(self, piece: bytes) -> None:
         size = os.lseek(self._file, 0, os.SEEK_END) + len(piece)
         if self._previous_log and size > LONGEST_BYTES // 2:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # it is gone, or its folder is another user's
                 os.unlink(self._previous_log)  # the older one gives way
             self._previous_log = ""
         if size > LONGEST_BYTES:

@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from coe_server.engines.engine_user import EngineUser, python_of
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
 from coe_server.engines.log_file import open_log, previous_log
 from coe_server.engines.process_memory import session_members
@@ -25,12 +25,15 @@ _LONGEST_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
 _ROOM_FOR_NAMES = 60  # vLLM puts sockets with names of 36 characters beside ours
 
 
-def make_run_directory() -> Path:
+def make_run_directory(user: EngineUser | None = None) -> Path:
     """A short private folder (mode 0700) for sockets and temporary files; the keeper removes it."""
     system = tempfile.gettempdir()
     if len(system) + _ROOM_FOR_NAMES > _LONGEST_SOCKET_PATH:
         system = "/tmp"
-    return Path(tempfile.mkdtemp(prefix="coe-", dir=system))
+    folder = Path(tempfile.mkdtemp(prefix="coe-", dir=system))
+    if user is not None:
+        user.owns(folder)
+    return folder
 
 
 class KeptProcess:
@@ -52,7 +55,12 @@ class KeptProcess:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], environment: Mapping[str, str], run_directory: Path, log: Path
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        run_directory: Path,
+        log: Path,
+        user: EngineUser | None = None,
     ) -> KeptProcess:
         """The command in a session of its own, its output kept in `log`, bounded. Raises `OSError`."""
         ours, theirs = socket.socketpair()
@@ -61,8 +69,8 @@ class KeptProcess:
             try:
                 with open_log(log) as output:
                     keeper = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        *("-I", "-S", str(_KEEPER), str(theirs.fileno()), str(run_directory), str(previous_log(log))),
+                        *python_of(user),
+                        *(str(_KEEPER), str(theirs.fileno()), str(run_directory), str(previous_log(log))),
                         *command,
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=output,

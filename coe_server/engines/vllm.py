@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 
 from coe_server.engines.canary import canary_question, canary_tokens
@@ -96,7 +95,7 @@ class VllmEngine:
         finally:
             image, self._image, self._canary = self._image, None, None
             if image is not None:
-                image.close()
+                await image.close()
 
     async def died(self) -> str:
         await self._died.wait()
@@ -155,22 +154,29 @@ class VllmEngine:
         """The child's process and its channel, with an image at hand; answering comes later."""
         launch = self._launch
         bytes_before = self._device_bytes() if launch.platform == "cuda" else 0
-        run_directory = make_run_directory()
+        run_directory = make_run_directory(launch.user)
         socket = run_directory / "engine.sock"
-        if self._image is None and launch.can_sleep and launch.platform == "cpu":
-            self._image = WeightImage(launch.name)
-        image_path = self._image.path if self._image else None
         try:
+            image_path = await self._image_path()
             process = await KeptProcess.start(
                 serve_command(launch, socket),
-                engine_environment(launch, os.environ, run_directory, image_path),
+                engine_environment(launch, run_directory, image_path),
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
+                launch.user,
             )
         except BaseException:
             shutil.rmtree(run_directory, ignore_errors=True)
             raise
         return VllmRun(launch, process, HttpChannel(launch.name, "http://engine", socket), bytes_before)
+
+    async def _image_path(self) -> str | None:
+        """Of the image that an earlier run left, else of an empty one; None where the engine has no use for one."""
+        if self._image is not None and self._image.over:
+            self._image = None  # lost: the next one is written from the files
+        if self._image is None and self._launch.can_sleep and self._launch.platform == "cpu":
+            self._image = await WeightImage.held(self._launch.name, self._launch.user)
+        return self._image.path if self._image else None
 
     async def _secure_image(self, run: VllmRun) -> None:
         """Have the image written now, so that no sleep has to; or know that the engine was loaded from it."""
@@ -179,10 +185,10 @@ class VllmEngine:
         report = await run.ask_worker("memory_report")
         if not report["loaded_from_image"]:
             self._canary = None
-            if self._image.sealed:  # the worker found a reason not to trust it
-                self._image.renew()
+            if (await self._image.state()).sealed:  # the worker found a reason not to trust it
+                await self._image.renew()
             await run.ask_worker("write_image", self._move_seconds)
-        if not self._image.sealed:
+        if not (await self._image.state()).sealed:
             raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
 
     async def _measured(self, run: VllmRun) -> Footprint:
@@ -192,8 +198,8 @@ class VllmEngine:
             return self._footprint._replace(device_awake=awake, host_process=private)
         report = await run.ask_worker("memory_report")
         awake = int(report["weights_bytes"]) + int(report["kv_cache_bytes"])
-        image = self._image.size_bytes if self._image else 0
-        return Footprint(device_awake=awake, host_process=max(0, private - awake), host_image=image)
+        image_bytes = (await self._image.state()).size_bytes if self._image else 0
+        return Footprint(device_awake=awake, host_process=max(0, private - awake), host_image=image_bytes)
 
     async def _check_canary(self, run: VllmRun) -> None:
         """The first answer is the right one; every later one, of a restart from the image too, must agree with it."""
@@ -234,7 +240,7 @@ class VllmEngine:
         return self._device_bytes() if self._launch.platform == "cuda" else private_bytes(run.process.pid)
 
     async def _notice_loss(self, run: VllmRun) -> None:
-        ending = await run.loss()
+        ending = await _first([run.loss(), *([self._image.lost()] if self._image else [])])
         self._death = f"engine '{self._launch.name}' {ending}\n{await self._last_lines()}"
         self._died.set()
 
@@ -256,6 +262,17 @@ class VllmEngine:
         if self._run is not None:
             await self._run.process.written()
         return last_lines(log_path(self._launch.log_directory, self._launch.name))
+
+
+async def _first(losses: Iterable[Coroutine[None, None, str]]) -> str:
+    """What the first of them to come tells; the others are no longer waited for."""
+    waiting = [asyncio.create_task(loss) for loss in losses]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return next(loss for loss in waiting if loss in done).result()
+    finally:
+        for loss in waiting:
+            loss.cancel()
 
 
 def _in_words(error: Exception, limit_seconds: float, within_seconds: float | None) -> str:

@@ -11,8 +11,10 @@ from typing import Literal
 
 from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
+from coe_server.engines.engine_user import EngineUser
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.weight_files import weight_files
+from coe_server.environment import FOR_EVERY_ENGINE
 from coe_server.errors import ConfigError
 
 Platform = Literal["cpu", "cuda"]
@@ -27,15 +29,11 @@ _WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
 _OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_path", "api_key")) | frozenset(
     ("kv_cache_memory_bytes", "worker_cls", "enable_sleep_mode")
 )
+# vLLM takes an empty list for "all". A slash ends the name of a host, so no host has this one.
+_NO_MEDIA_DOMAIN = "no-domain/"
 _ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
 
-# What an engine may need of our environment. All else, above all keys to other services, stays with us.
-_INHERITED = (
-    frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"))
-    | frozenset(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
-    | frozenset(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"))
-    | frozenset(("http_proxy", "https_proxy", "all_proxy", "no_proxy"))
-)
+# What an engine may need of our environment, beside what all get. All else stays with us.
 _INHERITED_PREFIXES = (
     *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
     *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_"),
@@ -48,8 +46,15 @@ _COMMON_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # else an allowed domain may lead to one that is not
     "VLLM_LOGGING_COLOR": "0",
     "PYTHONUNBUFFERED": "1",  # the last words of a dying engine reach its log
+}
+# The processes of one engine are on one machine. Gloo and NCCL, left to themselves, listen on the address of the host's
+# name, which in a container is not the loopback one.
+_LOOPBACK_ENVIRONMENT = {
+    **{"VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"},
+    **{"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"},
 }
 # One process and one thread per small engine: a spinning worker process would starve its own API server on two cores.
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
@@ -74,7 +79,10 @@ class VllmLaunch:
     platform: Platform
     command: tuple[str, ...] = ("vllm",)
     args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
+    inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
+    allowed_media_domains: tuple[str, ...] = ()  # whose images, audio and video a caller may name by URL
+    user: EngineUser | None = None  # None: the server's own
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
     move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
@@ -89,6 +97,10 @@ class VllmLaunch:
             name = key.replace("-", "_")
             if name in _OURS:
                 raise ConfigError(f"experts.{self.name}.args.{key}: is set by the server, leave it out")
+            if name == "allowed_media_domains":
+                raise ConfigError(
+                    f"experts.{self.name}.args.{key}: give experts.{self.name}.{name}: [HOST, ...] instead"
+                )
             if name in _ONE_DEVICE and value != 1:
                 raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
 
@@ -106,6 +118,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
         "served_model_name": launch.name,
         "kv_cache_memory_bytes": launch.kv_cache_bytes,
         "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
+        "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     if launch.platform == "cpu":
         args |= _CPU_ARGS | {"worker_cls": _WORKER_CLASS}
@@ -116,12 +129,11 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
     return [*launch.command, "serve", launch.model, *flags]
 
 
-def engine_environment(
-    launch: VllmLaunch, inherited: Mapping[str, str], run_directory: Path, image_path: str | None
-) -> dict[str, str]:
+def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
     """What the engine may know of our environment, and what we tell it."""
-    environment = {key: value for key, value in inherited.items() if _may_inherit(key)}
-    environment |= _COMMON_ENVIRONMENT
+    environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
+    environment |= launch.user.environment if launch.user else {}
+    environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
     if launch.platform == "cpu":
@@ -203,4 +215,4 @@ def _flag(key: str, value: ArgValue) -> list[str]:
 
 
 def _may_inherit(key: str) -> bool:
-    return key not in _NEVER_INHERITED and (key in _INHERITED or key.startswith(_INHERITED_PREFIXES))
+    return key not in _NEVER_INHERITED and (key in FOR_EVERY_ENGINE or key.startswith(_INHERITED_PREFIXES))

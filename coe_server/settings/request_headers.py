@@ -50,6 +50,11 @@ def filled_in(headers: Mapping[str, str], secret: Callable[[str, str], str]) -> 
     }
 
 
+def variables_in(value: str) -> list[str]:
+    """The names of the environment variables that a header's value holds."""
+    return _VARIABLE.findall(value)
+
+
 def _fault(name: str, content: object) -> str | None:
     if name in _OF_THE_CONNECTION:
         return "cannot be set: it belongs to the connection, and the HTTP client writes it; leave it out"

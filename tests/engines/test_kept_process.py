@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -49,4 +50,26 @@ def test_what_a_living_engine_has_written_is_in_its_log_when_that_was_asked_for(
             await process.end(grace_seconds=0.0)
 
     with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_an_engine_has_nothing_open_that_the_servers_own_parent_left_open(loop, tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    command = (
+        sys.executable,
+        "-c",
+        "import os; print([os.readlink(f'/proc/self/fd/{n}') for n in range(3, 256)"
+        " if os.path.exists(f'/proc/self/fd/{n}')])",
+    )
+
+    async def story() -> None:
+        process = await KeptProcess.start(command, {}, make_run_directory(), log)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await asyncio.shield(process.over)
+        assert __file__ not in log.read_text()
+        assert process.over.result() == 0
+
+    with open(__file__) as left_open, asyncio.Runner(loop_factory=loop) as runner:
+        os.set_inheritable(left_open.fileno(), True)
         runner.run(story())

@@ -60,6 +60,7 @@ def test_on_a_cpu_one_process_serves_with_our_worker_on_a_private_socket() -> No
 def test_on_cuda_vllms_own_sleep_mode_is_used_where_sleeping_is_allowed() -> None:
     cuda = serve_command(launch(platform="cuda"), SOCKET)
     ours = ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--disable-uvicorn-access-log"]
+    ours += ["--allowed-media-domains"]
     assert flags(cuda) == [*ours, "--enable-sleep-mode"]
     assert "--enable-sleep-mode" not in serve_command(launch(platform="cuda", can_sleep=False), SOCKET)
 
@@ -90,6 +91,24 @@ def test_an_arg_that_is_ours_to_set_is_refused(key: str) -> None:
         launch(args={key: "x"})
 
 
+def test_no_media_domain_is_allowed_unless_it_is_listed() -> None:
+    def allowed(*domains: str) -> list[str]:
+        command = serve_command(launch(allowed_media_domains=domains), SOCKET)
+        rest = command[command.index("--allowed-media-domains") + 1 :]
+        return rest[: next(place for place, word in enumerate(rest) if word.startswith("--"))]
+
+    assert allowed("a.example", "b.example") == ["a.example", "b.example"]
+    (none,) = allowed()
+    assert "/" in none, "which no host's name has; an empty list would allow every domain"
+    assert engine_environment(launch(), RUN, None)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+
+
+@pytest.mark.parametrize("key", ["allowed_media_domains", "allowed-media-domains"])
+def test_media_domains_have_a_key_of_their_own(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"experts\.french\.allowed_media_domains: \[HOST, \.\.\.\] instead"):
+        launch(args={key: "a.example"})
+
+
 def test_more_than_one_device_is_refused_with_a_sentence() -> None:
     launch(args={"tensor_parallel_size": 1})
     with pytest.raises(ConfigError, match=r"args\.tensor-parallel-size: 2 is not supported, one device for now"):
@@ -102,7 +121,7 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
         **{"OPENAI_API_KEY": "secret", "HOSTED_KEY": "secret", "AWS_SECRET_ACCESS_KEY": "secret"},
         **{"VLLM_API_KEY": "secret", "PYTHONPATH": "/ours", "TMPDIR": "/elsewhere"},
     }
-    environment = engine_environment(launch(), inherited, RUN, "/proc/1/fd/7")
+    environment = engine_environment(launch(inherited=inherited), RUN, "/proc/1/fd/7")
     assert "secret" not in environment.values()
     assert environment["PATH"] == "/bin"
     assert environment["HF_TOKEN"] == "hub"
@@ -117,12 +136,20 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
 
 
 def test_the_engine_keeps_idle_connections_longer_than_we_do() -> None:
-    environment = engine_environment(launch(), {}, RUN, None)
+    environment = engine_environment(launch(), RUN, None)
     assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > IDLE_SECONDS
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_the_processes_of_an_engine_speak_to_each_other_over_loopback_alone(platform: str) -> None:
+    elsewhere = {"VLLM_HOST_IP": "10.0.0.1", "NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
+    environment = engine_environment(launch(platform=platform, inherited=elsewhere), RUN, None)
+    assert environment["VLLM_HOST_IP"] == environment["VLLM_LOOPBACK_IP"] == environment["MASTER_ADDR"] == "127.0.0.1"
+    assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo"
+
+
 def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
-    environment = engine_environment(launch(), {}, RUN, None)
+    environment = engine_environment(launch(), RUN, None)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["OMP_NUM_THREADS"] == "1"
     modules = {file.stem for file in Path(environment["PYTHONPATH"]).glob("*.py")}
@@ -132,12 +159,14 @@ def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
 
 
 def test_cuda_gets_none_of_the_cpus_settings() -> None:
-    environment = engine_environment(launch(platform="cuda"), {}, RUN, None)
+    environment = engine_environment(launch(platform="cuda"), RUN, None)
     assert not {"PYTHONPATH", "OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(environment)
 
 
 def test_an_experts_own_environment_wins() -> None:
-    environment = engine_environment(launch(environment={"OMP_NUM_THREADS": "2"}), {"OMP_NUM_THREADS": "3"}, RUN, None)
+    environment = engine_environment(
+        launch(environment={"OMP_NUM_THREADS": "2"}, inherited={"OMP_NUM_THREADS": "3"}), RUN, None
+    )
     assert environment["OMP_NUM_THREADS"] == "2"
 
 

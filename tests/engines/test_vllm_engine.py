@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from coe_server.engines.engine import EngineRequest
+from coe_server.engines.image import WeightImage
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
 from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.log_file import log_path
@@ -29,6 +30,11 @@ AWAKE_BYTES = KV_CACHE_BYTES + WEIGHTS_BYTES
 def keeper_of(engine: VllmEngine) -> int:
     assert engine._run is not None
     return engine._run.process.pid
+
+
+def image_of(engine: VllmEngine) -> WeightImage:
+    assert engine._image is not None
+    return engine._image
 
 
 async def whole_tree(engine: VllmEngine) -> list[int]:
@@ -103,16 +109,16 @@ def test_sleep_gives_the_memory_back_and_wake_brings_the_same_answers(stand_in: 
         before, awake_bytes = await say(engine, "bonjour"), private_bytes(keeper_of(engine))
         image = engine._image
         assert image is not None
-        assert image.sealed, "it was written before the engine served"
+        assert (await image.state()).sealed, "it was written before the engine served"
         for _ in range(2):
             await engine.sleep()
             assert awake_bytes - private_bytes(keeper_of(engine)) >= 0.9 * AWAKE_BYTES
             await engine.wake()
             assert private_bytes(keeper_of(engine)) >= 0.9 * awake_bytes
         assert b"".join(await say(engine, "bonjour")) == b"".join(before)
-        assert image.size_bytes == engine.footprint.host_image == WEIGHTS_BYTES
+        assert (await image.state()).size_bytes == engine.footprint.host_image == WEIGHTS_BYTES
         await engine.stop()
-        assert image.size_bytes == 0, "the image went with the engine"
+        assert image.over, "the image went with the engine"
 
     asyncio.run(story())
 
@@ -385,9 +391,10 @@ def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_
         engine = await dead(VllmEngine(stand_in()))
         image = engine._image
         assert image is not None
-        assert image.size_bytes == engine.footprint.host_image
+        assert (await image.state()).size_bytes == engine.footprint.host_image
         await engine.stop()
-        assert image.size_bytes == 0
+        assert image.over
+        assert not runs(image.pid)
         await engine.start()
         assert not await loaded_from_image(engine)
         await engine.stop()
@@ -403,7 +410,8 @@ def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: Stand
         path = image.path
         await engine.start()
         assert not await loaded_from_image(engine)
-        assert (image.sealed, image.path, image.size_bytes) == (True, path, WEIGHTS_BYTES)
+        state = await image.state()
+        assert (state.sealed, image.path, state.size_bytes) == (True, path, WEIGHTS_BYTES)
         await engine.sleep()
         await engine.wake()
         await engine.stop()
@@ -418,9 +426,66 @@ def test_a_restart_that_answers_otherwise_than_before_fails_and_drops_the_image(
         assert image is not None
         with pytest.raises(EngineStartFailed, match="'french' woke up wrong"):
             await engine.start()
-        assert image.size_bytes == 0
+        assert image.over
         await engine.start()
         assert not await loaded_from_image(engine)
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("asleep", [False, True], ids=["awake", "asleep"])
+def test_an_image_that_is_lost_is_a_death_and_the_next_start_writes_a_new_one(
+    stand_in: StandInLaunch, asleep: bool
+) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in(stop_timeout_seconds=0.5))
+        await engine.start()
+        lost, pids = image_of(engine), process_tree(keeper_of(engine))
+        if asleep:
+            await engine.sleep()
+        os.kill(lost.pid, signal.SIGKILL)
+        reason = await asyncio.wait_for(engine.died(), DEADLINE_SECONDS)
+        told = "engine 'french' lost its image: the process that held it was killed by signal 9\n"
+        assert reason.startswith(told)
+        with pytest.raises(EngineDied, match="is not running"):
+            await say(engine, "bonjour")
+        await engine.start()
+        assert not any(runs(pid) for pid in pids), "what had no image any more was ended first"
+        assert image_of(engine) is not lost
+        assert (await image_of(engine).state()).size_bytes == WEIGHTS_BYTES
+        await engine.sleep()
+        await engine.wake()
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_image_that_is_lost_after_a_death_is_written_anew_from_the_files(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = await dead(VllmEngine(stand_in()))
+        lost = image_of(engine)
+        os.kill(lost.pid, signal.SIGKILL)
+        await lost.lost()
+        await engine.start()
+        assert not await loaded_from_image(engine)
+        assert (await image_of(engine).state()).sealed
+        await engine.stop()
+
+    asyncio.run(story())
+
+
+def test_an_image_that_is_lost_while_its_engine_starts_is_a_start_that_failed(stand_in: StandInLaunch) -> None:
+    async def story() -> None:
+        engine = VllmEngine(stand_in(stop_timeout_seconds=0.5))
+        starting = asyncio.create_task(engine.start())
+        pids = await whole_tree(engine)
+        os.kill(image_of(engine).pid, signal.SIGKILL)
+        with pytest.raises(EngineStartFailed, match="'french' did not start"):
+            await starting
+        assert not any(runs(pid) for pid in pids)
+        await engine.start()
+        assert (await image_of(engine).state()).sealed
         await engine.stop()
 
     asyncio.run(story())

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def real(vllm_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         platform="cpu",
         command=(str(vllm_environment / "bin/vllm"),),
         args={"max_model_len": 512, "max_num_seqs": 8},
+        inherited=os.environ,
         environment={"HF_HUB_OFFLINE": "1"},
         start_timeout_seconds=900,
     )
@@ -123,6 +125,21 @@ def running_requests(real: Real) -> float:
     lines = real.runner.run(metrics()).decode().splitlines()
     (line,) = (line for line in lines if line.startswith("vllm:num_requests_running{"))
     return float(line.rsplit(" ", 1)[1])
+
+
+def test_every_port_that_it_listens_on_is_on_the_loopback_address(real: Real) -> None:
+    ports = listening(process_tree(real.keeper))
+    assert set(ports) <= {"0100007F", "00000000000000000000000001000000"}, ports
+
+
+def listening(pids: list[int]) -> list[str]:
+    """The addresses, as the kernel writes them, on which processes listen."""
+    sockets = set()
+    for one in (file for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()):
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            sockets.add(os.readlink(one))
+    rows = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
 
 
 def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real) -> None:

@@ -7,6 +7,8 @@ import fcntl
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 from coe_weight_image import Image, digest
@@ -14,42 +16,57 @@ from coe_weight_layout import Block, Layout, aligned
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.engines.image import WeightImage
-
 DATA = random.Random(0).randbytes((5 << 20) + 3)
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 LAYOUT = Layout((Block((), len(DATA)).at(0, aligned(len(DATA))),))  # a worker writes whole arenas
 
 
+@dataclass
+class Offered:
+    """An empty memfd, as a server offers it to an engine."""
+
+    descriptor: int
+
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+@contextmanager
+def offered() -> Iterator[Offered]:
+    descriptor = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    yield Offered(descriptor)
+    os.close(descriptor)
+
+
 @pytest.fixture
-def owner() -> Iterator[WeightImage]:
-    image = WeightImage("french")
-    yield image
-    image.close()
+def owner() -> Iterator[Offered]:
+    with offered() as memory:
+        yield memory
 
 
-def written(owner: WeightImage) -> Image:
+def written(owner: Offered) -> Image:
     image = Image(owner.path)
     image.write(memoryview(DATA.ljust(LAYOUT.size_bytes, b"\0")), LAYOUT, "these files")
     return image
 
 
-def test_what_one_life_wrote_the_next_one_reads(owner: WeightImage) -> None:
+def test_what_one_life_wrote_the_next_one_reads(owner: Offered) -> None:
     written(owner)
-    assert owner.sealed
+    assert fcntl.fcntl(owner.descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
     later = Image(owner.path)
     assert later.left_from("these files") == LAYOUT
-    assert later.size_bytes == owner.size_bytes
+    assert later.size_bytes == os.fstat(owner.descriptor).st_size
     assert ctypes.string_at(later.address, len(DATA)) == DATA
 
 
-def test_the_writer_can_read_it_at_once(owner: WeightImage) -> None:
+def test_the_writer_can_read_it_at_once(owner: Offered) -> None:
     image = written(owner)
     assert (image.present, image.writes) == (True, 1)
     assert ctypes.string_at(image.address, len(DATA)) == DATA
 
 
-def test_an_empty_image_an_absent_one_and_one_of_other_files_are_not_used(owner: WeightImage) -> None:
+def test_an_empty_image_an_absent_one_and_one_of_other_files_are_not_used(owner: Offered) -> None:
     assert Image(None).left_from("these files") is None
     assert Image(owner.path).left_from("these files") is None
     written(owner)
@@ -78,19 +95,17 @@ def swap_two_huge_pages(content: bytearray) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, lose_the_end, lose_all, swap_two_huge_pages])
-def test_a_damaged_image_is_not_used(owner: WeightImage, damage: Callable[[bytearray], None]) -> None:
+def test_a_damaged_image_is_not_used(owner: Offered, damage: Callable[[bytearray], None]) -> None:
     written(owner)
     with open(owner.path, "rb") as file:
         content = bytearray(file.read())
     damage(content)
-    owner.renew()
-    descriptor = os.open(owner.path, os.O_RDWR)
-    os.write(descriptor, content)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
-    os.close(descriptor)
-    image = Image(owner.path)
-    assert image.left_from("these files") is None
-    assert not image.present
+    with offered() as damaged:
+        os.write(damaged.descriptor, content)
+        fcntl.fcntl(damaged.descriptor, fcntl.F_ADD_SEALS, SEALS)
+        image = Image(damaged.path)
+        assert image.left_from("these files") is None
+        assert not image.present
 
 
 @given(st.binary(max_size=40), st.integers(0, 39), st.integers(1, 255))

@@ -1,4 +1,4 @@
-"""The write-once copy of a model's bytes in a memfd the server owns, with what is needed to use it after a restart.
+"""The write-once copy of a model's bytes in a memfd that outlives the engine, and what is needed to use it later.
 
 File: the bytes, filled up to a page; a manifest (JSON); its length and a magic word. Sealed means complete. Knows no
 device: whoever fills its memory from here, a CPU's or a GPU's, asks for `address`.
