@@ -97,6 +97,7 @@ class SchedulingSettings(_Settings):
     queue_limit: int = Field(default=64, ge=1)
     queue_limit_total: int = Field(default=1024, ge=1)
     max_concurrency: int = Field(default=16, ge=1)
+    max_fan_out: int = Field(default=128, ge=1)
     max_generation_seconds: float = Field(default=120.0, gt=0)
     min_tenure_seconds: float = Field(default=0.0, ge=0)
     prefetch: bool = True

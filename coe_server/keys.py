@@ -45,6 +45,7 @@ class Key(BaseModel):
     admin: bool = False
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
+    max_fan_out: int | None = Field(default=None, ge=1)  # answers that one request may ask for
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
 

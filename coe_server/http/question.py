@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from coe_server.errors import RequestError
 from coe_server.http.body import Body, Member, read_body
+from coe_server.http.fan_out import read_fan_out
 from coe_server.http.surfaces import Surface, surface_of
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.token_count import TokenCount
@@ -29,12 +30,16 @@ _LONGEST_KEY = 64  # a longer one is none of ours
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer."""
+    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer.
+
+    `fan_out`: how many answers it asks for at once.
+    """
 
     surface: Surface
     body: Body
     conversation: Conversation
     may_be_silent: bool = False
+    fan_out: int = 1
 
     def without_bytes(self) -> Question:
         """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
@@ -47,6 +52,7 @@ class Question:
             Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
             _shortened(self.conversation),
             self.may_be_silent,
+            self.fan_out,
         )
 
     def with_bytes(self, raw: bytes) -> Question:
@@ -62,7 +68,7 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     if conversation.has_tools:
         conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
     may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
-    return Question(found, body, conversation, may_be_silent)
+    return Question(found, body, conversation, may_be_silent, read_fan_out(found, body.fields))
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:

@@ -15,6 +15,7 @@ from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.incoming import Incoming
 from coe_server.http.door.reach import Reach
+from coe_server.http.fan_out import require_fan_out
 from coe_server.http.made_responses import FIELD as PREVIOUS
 from coe_server.http.made_responses import MadeResponses
 from coe_server.http.options import AUTO, require_expert
@@ -80,6 +81,7 @@ class Asked:
     options: RouteOptions
     session: bytes | None = None
     may_be_silent: bool = False  # an empty text may be the whole answer
+    fan_out: int = 1  # how many answers it asks for at once
 
 
 @dataclass(slots=True)
@@ -109,6 +111,7 @@ class Service:
         """How a question is to be routed. Raises RequestError naming the field that is wrong."""
         serving, reach, owner = self.serving, self.reach(key), key.name if key else None
         surface, fields, conversation = question.surface, question.body.fields, question.conversation
+        self._require_fan_out(question.fan_out, key)
         options = reach.options(fields)
         if surface.endpoint == "responses":
             options = self.made.continued(fields.get(PREVIOUS), options, owner)
@@ -119,7 +122,11 @@ class Service:
         session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
         options = replace(options, kept=kept) if kept else options
-        return Asked(serving, conversation, options, session, question.may_be_silent)
+        return Asked(serving, conversation, options, session, question.may_be_silent, question.fan_out)
+
+    def _require_fan_out(self, asked: int, key: Key | None) -> None:
+        server_limit = self.cache.limits.max_fan_out
+        require_fan_out(asked, server_limit, key.name if key else None, key.max_fan_out if key else None)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""
