@@ -103,18 +103,19 @@ class ExpertCache:
         for slot in self._slots.values():
             slot.refuse_waiters(_CLOSING)
 
-    async def lease(self, name: str, priority: Priority = "normal") -> Lease:
-        """Wait until the expert is on the device and has room, then hold it there.
+    async def lease(self, name: str, priority: Priority = "normal", fan_out: int = 1) -> Lease:
+        """Wait until the expert is on the device and has room for that many answers, then hold it there.
 
-        Raises UnknownModel, Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the
+        A request that asks for more answers than there is room for in an engine takes all of it. Raises UnknownModel, Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the
         queue; a load that has begun goes on.
         """
-        slot = self._slot(name)
-        self._refuse_what_cannot_be(slot)
+        slot, leases = self._slot(name), self._leases(fan_out)
+        self._refuse_what_cannot_be(slot, leases)
+        self.waits.saw(leases)
         self._conductor.foresight.asked_for(name)
-        waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
+        waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future(), leases)
         is_try = slot.backoff.begin_try()
-        self._waiting += 1
+        self._waiting += leases
         self._admit(slot)
         if not waiter.granted.done():
             self._changed.set()
@@ -129,13 +130,17 @@ class ExpertCache:
                 slot.backoff.end_try()
             raise
         finally:
-            self._waiting -= 1
+            self._waiting -= leases
 
-    def grants_at_once(self, name: str) -> bool:
+    def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """Whether a lease that is asked for now does not have to wait."""
         slot = self._slot(name)
-        has_room = slot.admits and slot.leases < self.limits.max_concurrency
+        has_room = slot.admits and slot.leases + self._leases(fan_out) <= self.limits.max_concurrency
         return has_room and not slot.waiters and self._policy.collates
+
+    def _leases(self, fan_out: int) -> int:
+        """What a request takes that asks for so many answers; an engine that it has to itself makes them in turn."""
+        return min(fan_out, self.limits.max_concurrency)
 
     def count_failure(self, name: str, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
         """An expert that is answered elsewhere gave no answer, for that reason, and asked to be left alone for so long.
@@ -203,16 +208,24 @@ class ExpertCache:
         return {slot.name: slot.costs.measured for slot in self._slots.values()}
 
     def _admit(self, slot: Slot) -> None:
-        while slot.waiters and slot.admits and slot.leases < self.limits.max_concurrency:
+        while (first := slot.waiters.first()) is not None and slot.admits:
+            if slot.leases + first.leases > self.limits.max_concurrency:
+                self._hold_the_door(slot, first)
+                return
             if not self._policy.collates and self._somebody_came_earlier(slot):
                 return
             waiter = slot.waiters.pop()
             if waiter.granted.done():  # cancelled, and not yet out of the queue
                 continue
-            slot.gate = max(0, slot.gate - 1)
+            slot.gate = max(0, slot.gate - waiter.leases)
             waiter.granted.set_result(self._grant(slot, waiter))
             if not self._policy.collates:  # in strict order somebody else may be next
                 self._changed.set()
+
+    def _hold_the_door(self, slot: Slot, first: Waiter) -> None:
+        """What needs room for several would never find it if others went in before, one by one."""
+        if first.leases > 1:
+            slot.waiters.keep_first()
 
     def _somebody_came_earlier(self, slot: Slot) -> bool:
         """In strict order of arrival nobody is served before an older request for another expert."""
@@ -224,19 +237,19 @@ class ExpertCache:
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
         granted, life = self._clock(), slot.gone
-        slot.use(granted, self._conductor.inflation)
+        slot.use(granted, self._conductor.inflation, waiter.leases)
         self.guesses.right(Guess.DEVICE, slot.name)
         acts = LeaseActs(
-            give_back=partial(self._give_back, slot, life, granted),
+            give_back=partial(self._give_back, slot, life, granted, waiter.leases),
             suspect=partial(self._suspect, slot, life),
             is_alive=partial(self._is_alive, slot, life),
             answered=partial(self._answered, slot, life, granted),
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
 
-    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
+    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
         if slot.gone is life:  # else its engine died meanwhile, and with it the lease
-            slot.end_use(granted)
+            slot.end_use(granted, leases)
         slot.last_used = self._clock()
         self._admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
@@ -258,12 +271,12 @@ class ExpertCache:
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):
-            slot.gate = min(slot.gate, len(slot.waiters))
+            slot.gate = min(slot.gate, slot.waiters.leases)
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             waiter.granted.result().release()
         self._changed.set()
 
-    def _refuse_what_cannot_be(self, slot: Slot) -> None:
+    def _refuse_what_cannot_be(self, slot: Slot, leases: int) -> None:
         if self._closing:
             raise ExpertUnavailable(_CLOSING)
         if slot.failure is not None:
@@ -271,14 +284,17 @@ class ExpertCache:
         if (refusal := slot.backoff.refusal(self._clock())) is not None:
             seconds = slot.backoff.seconds_left(self._clock())
             raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", seconds)
-        if len(slot.waiters) >= self.limits.queue_limit:
-            raise self._overloaded(f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", slot)
-        if self.grants_at_once(slot.name):
+        if _is_full(slot.waiters.leases, leases, self.limits.queue_limit):
+            already = f"{len(slot.waiters)} requests already wait for expert '{slot.name}'"
+            raise self._overloaded(already, slot.waiters.leases, "queue_limit", slot)
+        if self.grants_at_once(slot.name, leases):
             return
-        if self._waiting >= self.limits.queue_limit_total:
-            raise self._overloaded(f"{self._waiting} requests already wait", slot)
+        if _is_full(self._waiting, leases, self.limits.queue_limit_total):
+            already = f"{sum(len(one.waiters) for one in self._slots.values())} requests already wait"
+            raise self._overloaded(already, self._waiting, "queue_limit_total", slot)
 
-    def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
+    def _overloaded(self, already: str, answers: int, limit: str, slot: Slot) -> Overloaded:
+        sentence = f"{already}, for {answers} answers of {getattr(self.limits, limit)} (scheduling.{limit})"
         return Overloaded(sentence, self.waits.predicted_seconds(slot.name))
 
     def _slot(self, name: str) -> Slot:
@@ -297,6 +313,11 @@ def _why_it_stays(slot: Slot) -> str | None:
         f"is waited for by {len(slot.waiters)} requests": bool(slot.waiters),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _is_full(waiting: int, leases: int, limit: int) -> bool:
+    """Whether a queue has no room for so many more. An empty one takes any request: it is no longer than that one."""
+    return waiting > 0 and waiting + leases > limit
 
 
 _CLOSING = "the server is stopping"
