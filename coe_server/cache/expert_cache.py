@@ -106,8 +106,9 @@ class ExpertCache:
     async def lease(self, name: str, priority: Priority = "normal", fan_out: int = 1) -> Lease:
         """Wait until the expert is on the device and has room for that many answers, then hold it there.
 
-        A request that asks for more answers than there is room for in an engine takes all of it. Raises UnknownModel, Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the
-        queue; a load that has begun goes on.
+        A request that asks for more answers than an engine has room for takes all of it. Raises UnknownModel,
+        Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
+        begun goes on.
         """
         slot, leases = self._slot(name), self._leases(fan_out)
         self._refuse_what_cannot_be(slot, leases)

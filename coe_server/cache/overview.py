@@ -222,7 +222,8 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            slot.serving_seconds(slot.waiters.leases, max_concurrency) + slot.costs.move(Tier.DEVICE, slot.resting_tier),
+            slot.serving_seconds(slot.waiters.leases, max_concurrency)
+            + slot.costs.move(Tier.DEVICE, slot.resting_tier),
         ),
     )
 

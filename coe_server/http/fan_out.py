@@ -1,6 +1,6 @@
 """Pure: how many answers one request asks for at once. An engine works on each of them, so each of them counts.
 
-Requests whose answer is not generated (embeddings, ranks, scores, tokens) are one unit of work, with a list of inputs too.
+Requests without a generated answer (embeddings, ranks, scores, tokens) are one unit of work, with a list of inputs too.
 """
 
 from __future__ import annotations

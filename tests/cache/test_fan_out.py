@@ -2,20 +2,23 @@
 
 import asyncio
 import json
+import random
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coe_server.cache.costs import Costs
 from coe_server.cache.policy import OURS
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.tiers import Tier
 from coe_server.cache.wait_bound import turn_seconds, widest_request
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.simulation.measures import measure
-from coe_server.simulation.simulator import simulate
+from coe_server.simulation.simulator import Timing, simulate
 from coe_server.simulation.traces import Request, Trace, read_trace, write_trace
 from tests.cache.machines import machine
 from tests.cache.test_expert_cache import run, running, settle, status
@@ -144,12 +147,12 @@ def test_the_queues_count_leases():
             assert status(cache, "a").queued == 5
             with pytest.raises(
                 Overloaded,
-                match="2 requests already wait for expert 'a', for 5 answers of 6 \\(scheduling.queue_limit\\)",
+                match=r"2 requests already wait for expert 'a', for 5 answers of 6 \(scheduling.queue_limit\)",
             ):
                 await cache.lease("a", fan_out=2)
             waiting += asking(cache, 1) + asking(cache, 3, name="b")
             await settle()
-            with pytest.raises(Overloaded, match="for 9 answers of 9 \\(scheduling.queue_limit_total\\)"):
+            with pytest.raises(Overloaded, match=r"for 9 answers of 9 \(scheduling.queue_limit_total\)"):
                 await cache.lease("b")
             for engine in engines.values():
                 engine.gate.set()
@@ -248,38 +251,54 @@ def test_the_bound_that_is_stated_grows_with_the_widest_request_so_far():
     run(story())
 
 
-@st.composite
-def crowded(draw):
-    """Machines whose answers all take as long as they may, and traffic in which several wide requests meet."""
-    places = draw(st.integers(1, 4))
-    number = draw(st.integers(1, 3))
+IN_NO_TIME = Timing(
+    start_seconds=0.1, wake_seconds=0.1, sleep_seconds=0.1, stop_seconds=0.1, ttft_seconds=0, tokens_per_second=1
+)
+
+
+def crowd(seed):
+    """Bursts of wide requests that fill the queues, and at times narrow ones that keep coming; answers take as long
+    as they may and moves next to nothing, so what is waited for is other answers."""
+    r = random.Random(seed)
+    places = r.choice([2, 3, 4])
     scenario = machine(
-        number,
-        max_wait_seconds=draw(st.sampled_from([0.5, 5.0])),
-        queue_limit=draw(st.integers(1, 8)),
+        r.choice([1, 1, 2, 3]),
+        timing=IN_NO_TIME,
+        prefetch=False,
+        max_wait_seconds=r.choice([0.5, 20.0]),
+        queue_limit=places * r.choice([2, 4]),
         max_concurrency=places,
-        max_generation_seconds=draw(st.sampled_from([0.5, 4.0])),
-        prefetch=draw(st.booleans()),
+        max_generation_seconds=4,
     )
-    one = st.builds(
-        Request,
-        arrival_seconds=st.integers(0, 60).map(lambda n: n / 4),
-        output_tokens=st.sampled_from([1, 4]),
-        expert=st.sampled_from([expert.name for expert in scenario.experts]),
-        priority=st.sampled_from(["high", "normal", "batch"]),
-        fan_out=st.integers(1, places + 1),
-    )
-    requests = draw(st.lists(one, min_size=1, max_size=40))
+
+    def one(at, fan_out):
+        name, priority = r.choice(scenario.experts).name, r.choice(["normal", "normal", "normal", "high"])
+        return Request(at, r.choice([4, 4, 4, 4, 1]), name, priority=priority, fan_out=fan_out)
+
+    half = (places + 2) // 2
+    burst = [one(r.choice([0.0, 0.0, 0.25, 4.0, 20.5]), r.choice([1, half, half, places])) for _ in range(36)]
+    drip = [one(number * 4 / places, 1) for number in range(r.choice([0, 0, 60]))]
+    requests = burst[: r.choice([6, 12, 36])] + drip
     return scenario, Trace("crowd", tuple(sorted(requests, key=lambda request: request.arrival_seconds)))
 
 
-@given(crowded())
+@given(st.integers(0, 2**32).map(crowd))
 @examples(150)
 def test_whatever_the_fan_outs_nobody_waits_longer_than_stated(stage):
     scenario, trace = stage
     played = simulate(scenario, trace, OURS)
     assert len(played.answers) + played.refused == len(trace.requests)
     assert measure(played).bound_kept
+
+
+@pytest.mark.parametrize(("gate", "admits"), [(0, False), (3, False), (4, True)])
+def test_what_overtakes_those_a_turn_is_for_goes_in_only_if_the_turn_grows_no_longer(gate, admits):
+    slot = Slot.of(Expert("a", None), WaitingLine(20), Costs())
+    slot.tier, slot.draining, slot.gate = Tier.DEVICE, True, gate
+    slot.waiters.join(0.0, "normal", None, 3)
+    slot.waiters.join(1.0, "high", None, 4)
+    assert slot.admits is admits
+    assert slot.busy is admits  # else it can leave
 
 
 def one_expert(queue_limit):

@@ -55,6 +55,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
+            fan_out=asked.fan_out,
             is_streamed=wants_stream(body.fields),
             keepalive_seconds=serving.keepalive_seconds,
             due=due,

@@ -55,6 +55,7 @@ class Errand:
 
     decision: RoutingDecision
     priority: Priority
+    fan_out: int  # how many answers it asks for at once
     is_streamed: bool
     keepalive_seconds: float
     due: float | None
@@ -206,11 +207,11 @@ class RoutedResponse(Response):
 
     async def _lease(self) -> Lease:
         """A lease of the chosen expert; if it leaves the device while we wait, the choice is made once more."""
-        name, priority = self._decision.expert, self._errand.priority
+        name, priority, fan_out = self._decision.expert, self._errand.priority, self._errand.fan_out
         here = self._may_choose_again and self._decision.ranking[0].residency == "device"
-        if not here or self._cache.grants_at_once(name):
-            return await self._cache.lease(name, priority)
-        waiting = asyncio.create_task(self._cache.lease(name, priority))
+        if not here or self._cache.grants_at_once(name, fan_out):
+            return await self._cache.lease(name, priority, fan_out)
+        waiting = asyncio.create_task(self._cache.lease(name, priority, fan_out))
         leaving = asyncio.create_task(self._cache.departure_of(name).wait())
         try:
             await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
