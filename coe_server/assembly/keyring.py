@@ -23,7 +23,7 @@ def build_guard(config: ServerConfig) -> Guard:
     ):
         if variable is not None:
             digest = hashed(secret_from_environment(f"keys.{name}", variable))
-            keys += (Key(name=f"{name}", sha256=digest, admin=admin),)
+            keys += (Key(name=f"{name}", sha256=digest, admin=admin, priority=True),)
     _refuse_unknown_names(keys, {expert.name for expert in config.experts})
     if not keys and not config.http.is_loopback:
         if not config.keys.open:

@@ -20,6 +20,7 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.shares import Owner, WaitedFor
 from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier
@@ -51,7 +52,7 @@ class ExpertCache:
             expert.name: Slot.of(expert, WaitingLine(limits.max_wait_seconds), Costs(expert.costs))
             for expert in experts
         }
-        self._waiting = 0
+        self._waited_for = WaitedFor()
         self._closing = False
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
@@ -103,7 +104,9 @@ class ExpertCache:
         for slot in self._slots.values():
             slot.refuse_waiters(_CLOSING)
 
-    async def lease(self, name: str, priority: Priority = "normal", fan_out: int = 1) -> Lease:
+    async def lease(
+        self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
+    ) -> Lease:
         """Wait until the expert is on the device and has room for that many answers, then hold it there.
 
         A request that asks for more answers than an engine has room for takes all of it. Raises UnknownModel,
@@ -111,17 +114,19 @@ class ExpertCache:
         begun goes on.
         """
         slot, leases = self._slot(name), self._leases(fan_out)
-        self._refuse_what_cannot_be(slot, leases)
+        self._refuse_what_cannot_be(slot)
+        self._refuse_what_finds_no_room(slot, leases, owner)
         self.waits.saw(leases)
         self._conductor.foresight.asked_for(name)
-        waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future(), leases)
+        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        waiter = slot.waiters.join(self._clock(), priority, granted, leases, owner)
         is_try = slot.backoff.begin_try()
-        self._waiting += leases
+        self._waited_for.add(leases, owner)
         self._admit(slot)
-        if not waiter.granted.done():
+        if not granted.done():
             self._changed.set()
         try:
-            lease = await waiter.granted
+            lease = await granted
             lease.is_try = is_try
             return lease
         except BaseException as error:
@@ -131,7 +136,7 @@ class ExpertCache:
                 slot.backoff.end_try()
             raise
         finally:
-            self._waiting -= leases
+            self._waited_for.add(-leases, owner)
 
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """Whether a lease that is asked for now does not have to wait."""
@@ -277,7 +282,7 @@ class ExpertCache:
             waiter.granted.result().release()
         self._changed.set()
 
-    def _refuse_what_cannot_be(self, slot: Slot, leases: int) -> None:
+    def _refuse_what_cannot_be(self, slot: Slot) -> None:
         if self._closing:
             raise ExpertUnavailable(_CLOSING)
         if slot.failure is not None:
@@ -285,17 +290,25 @@ class ExpertCache:
         if (refusal := slot.backoff.refusal(self._clock())) is not None:
             seconds = slot.backoff.seconds_left(self._clock())
             raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", seconds)
-        if _is_full(slot.waiters.leases, leases, self.limits.queue_limit):
-            already = f"{len(slot.waiters)} requests already wait for expert '{slot.name}'"
-            raise self._overloaded(already, slot.waiters.leases, "queue_limit", slot)
+
+    def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
+        """A full queue takes nothing, a half full one nothing of an owner that has its share in it."""
+        line, limits = slot.waiters, self.limits
+        if line.waited_for.is_full(leases, limits.queue_limit):
+            already = f"{len(line)} requests already wait for expert '{slot.name}'"
+            raise self._overloaded(f"{already}, for {line.leases} answers", "queue_limit", slot)
         if self.grants_at_once(slot.name, leases):
             return
-        if _is_full(self._waiting, leases, self.limits.queue_limit_total):
+        if self._waited_for.is_full(leases, limits.queue_limit_total):
             already = f"{sum(len(one.waiters) for one in self._slots.values())} requests already wait"
-            raise self._overloaded(already, self._waiting, "queue_limit_total", slot)
+            raise self._overloaded(f"{already}, for {self._waited_for.leases} answers", "queue_limit_total", slot)
+        for queue, limit in ((line.waited_for, "queue_limit"), (self._waited_for, "queue_limit_total")):
+            if owner is not None and queue.is_over_share(leases, getattr(limits, limit), owner):
+                already = f"key '{owner.name}' already waits for {queue.by(owner)} answers, its share"
+                raise self._overloaded(already, limit, slot)
 
-    def _overloaded(self, already: str, answers: int, limit: str, slot: Slot) -> Overloaded:
-        sentence = f"{already}, for {answers} answers of {getattr(self.limits, limit)} (scheduling.{limit})"
+    def _overloaded(self, already: str, limit: str, slot: Slot) -> Overloaded:
+        sentence = f"{already} of {getattr(self.limits, limit)} (scheduling.{limit})"
         return Overloaded(sentence, self.waits.predicted_seconds(slot.name))
 
     def _slot(self, name: str) -> Slot:
@@ -314,11 +327,6 @@ def _why_it_stays(slot: Slot) -> str | None:
         f"is waited for by {len(slot.waiters)} requests": bool(slot.waiters),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
-
-
-def _is_full(waiting: int, leases: int, limit: int) -> bool:
-    """Whether a queue has no room for so many more. An empty one takes any request: it is no longer than that one."""
-    return waiting > 0 and waiting + leases > limit
 
 
 _CLOSING = "the server is stopping"

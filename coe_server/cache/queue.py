@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coe_server.cache.lease import Lease
+from coe_server.cache.shares import Owner, WaitedFor
 
 Priority = Literal["high", "normal", "batch"]
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
@@ -28,6 +29,7 @@ class Waiter:
     weight: float = field(compare=False)
     granted: asyncio.Future[Lease] = field(compare=False)
     leases: int = field(default=1, compare=False)
+    owner: Owner | None = field(default=None, compare=False)
 
 
 class WaitingLine:
@@ -38,7 +40,7 @@ class WaitingLine:
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
         self._arrivals: list[float] = []  # oldest first
-        self.leases = 0  # that all together wait for
+        self.waited_for = WaitedFor()
         self._weight = 0.0  # of all together; a sum of fourths, so that nothing is lost by adding and taking away
 
     def __len__(self) -> int:
@@ -47,13 +49,25 @@ class WaitingLine:
     def __iter__(self) -> Iterator[Waiter]:
         return iter(self._waiters)
 
-    def join(self, now: float, priority: Priority, granted: asyncio.Future[Lease], leases: int = 1) -> Waiter:
+    @property
+    def leases(self) -> int:
+        """That all together wait for."""
+        return self.waited_for.leases
+
+    def join(
+        self,
+        now: float,
+        priority: Priority,
+        granted: asyncio.Future[Lease],
+        leases: int = 1,
+        owner: Owner | None = None,
+    ) -> Waiter:
         place = now + _HEAD_START[priority] * self._max_wait_seconds
-        waiter = Waiter(place, now, WEIGHTS[priority], granted, leases)
+        waiter = Waiter(place, now, WEIGHTS[priority], granted, leases, owner)
         insort(self._waiters, waiter)
         insort(self._arrivals, now)
         self._weight += waiter.weight
-        self.leases += leases
+        self.waited_for.add(leases, owner)
         self.changed()
         return waiter
 
@@ -91,7 +105,7 @@ class WaitingLine:
         waiter = self._waiters.pop(position)
         del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
         self._weight -= waiter.weight
-        self.leases -= waiter.leases
+        self.waited_for.add(-waiter.leases, waiter.owner)
         self.changed()
         return waiter
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.errors import EmbeddingUnavailable, first_line
+from coe_server.cache.shares import Owner
+from coe_server.errors import EmbeddingUnavailable, Forbidden, first_line
 from coe_server.http.answer.trace import NoTracing, Tracing
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
@@ -113,6 +114,7 @@ class Service:
         surface, fields, conversation = question.surface, question.body.fields, question.conversation
         self._require_fan_out(question.fan_out, key)
         options = reach.options(fields)
+        _require_permission(options, key)
         if surface.endpoint == "responses":
             options = self.made.continued(fields.get(PREVIOUS), options, owner)
         if not surface.routed:
@@ -141,6 +143,10 @@ class Service:
             logger.warning("a prompt is routed without its embedding: %s", error)
             return conversation
 
+    def owner(self, key: Key | None) -> Owner | None:
+        """On whose behalf leases are asked for, with its share of the queues."""
+        return None if key is None else Owner(key.name, self.guard.keyring.share(key))
+
     def has_more_room(self, than: str, expert: str) -> bool:
         """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
         router = self.serving.router
@@ -158,3 +164,12 @@ class Service:
             )
             for name, now in self.cache.waits.outlooks().items()
         }
+
+
+def _require_permission(options: RouteOptions, key: Key | None) -> None:
+    """Raises Forbidden where a key asks to overtake others and may not."""
+    if options.priority == "high" and key is not None and not (key.priority or key.admin):
+        raise Forbidden(
+            f"key '{key.name}' may not ask for coe.priority 'high'; leave it out, or have a key made that may "
+            "(coe keys add --priority)"
+        )

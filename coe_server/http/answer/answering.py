@@ -56,6 +56,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             decision=decision,
             priority=asked.options.priority,
             fan_out=asked.fan_out,
+            owner=service.owner(key),
             is_streamed=wants_stream(body.fields),
             keepalive_seconds=serving.keepalive_seconds,
             due=due,

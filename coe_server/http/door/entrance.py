@@ -14,6 +14,7 @@ from coe_server.errors import (
     BodyTooSlow,
     CoeError,
     ExpertUnavailable,
+    Forbidden,
     InvalidApiKey,
     ModelWithheld,
     RateLimited,
@@ -117,7 +118,7 @@ class Entrance:
             response = await endpoint(Request(scope, receive, send))
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
-            if isinstance(error, ModelWithheld | BodyTooSlow):
+            if isinstance(error, ModelWithheld | Forbidden | BodyTooSlow):
                 self._refusals.tell(error, scope["path"], scope[CALLER])
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
