@@ -33,6 +33,7 @@ class HttpSettings(_Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
     max_body: ByteCount = 32 * 2**20
+    bodies: ByteCount = 512 * 2**20
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, ge=0)
@@ -187,6 +188,7 @@ def load_config(path: Path) -> ServerConfig:
     _refuse_false_aliases(config, path)
     _refuse_impossible_tiers(config, path)
     _refuse_contradictions(config, path)
+    _refuse_small_room_for_bodies(config.http, path)
     return _with_paths_from(config, path.resolve().parent)
 
 
@@ -251,6 +253,14 @@ def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
     for expert in config.experts:
         if fault := contradiction(expert.vision, expert.modalities):
             raise ConfigError(f"{path}: experts.{expert.name}.modalities: {fault}; leave one of the two out")
+
+
+def _refuse_small_room_for_bodies(http: HttpSettings, path: Path) -> None:
+    if http.bodies < http.max_body:
+        raise ConfigError(
+            f"{path}: http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
+            f"(http.max_body, {http.max_body:,})"
+        )
 
 
 def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:

@@ -66,6 +66,7 @@ class Serving:
     default_objective: str
     embedder: Embedder | None = None  # where the router's features need what `route` cannot compute
     max_body_bytes: int = 32 * 2**20
+    bodies_bytes: int = 512 * 2**20  # of all requests in progress together; a quarter of it of one key's
     body_seconds: float = 60.0
     keepalive_seconds: float = 10.0
     quality: dict[str, Any] | None = None  # what the router was measured to be worth

@@ -20,6 +20,7 @@ from coe_server.errors import (
     RateLimited,
     UnknownPath,
 )
+from coe_server.http.door.bodies import HOLD, Bodies
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.origins import preflight, readable_by, welcome_origin
 from coe_server.http.door.paths import Paths
@@ -49,6 +50,7 @@ class Entrance:
         telemetry: Telemetry,
         guard: Callable[[], Guard],
         limits: RateLimits,
+        bodies: Bodies,
         paths: Paths,
         refusals: Refusals,
         straight: Mapping[str, Endpoint],
@@ -60,6 +62,7 @@ class Entrance:
         self._telemetry = telemetry
         self._guard = guard
         self._limits = limits
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -82,7 +85,7 @@ class Entrance:
         exists = path in self._straight or self._paths.has(path)
         try:
             key = guard.admit(path, headers) if exists else guard.client(headers)
-            admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
+            admission = self._limits.enter(key) if key is not None else None
         except CoeError as error:
             owner = guard.owner(headers)
             self._refusals.count(error, path, owner)
@@ -92,6 +95,7 @@ class Entrance:
             await error_response(error, {REQUEST_ID: new_request_id(), **told}, path)(scope, receive, send)
             return
         scope[CALLER] = key
+        scope[HOLD] = hold = self._bodies.hold(key)
         endpoint = self._straight.get(path) if scope["method"] == "POST" else None
         if not exists:
             endpoint = self._nowhere
@@ -106,6 +110,7 @@ class Entrance:
         except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
             await self._last_words(unexpected(error), scope, receive, counting)
         finally:
+            hold.release()
             if admission is not None:
                 admission.end()
 
