@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Owner(NamedTuple):
-    """On whose behalf a lease is asked for; `share`, above 0 and at most 1, is that of every queue."""
+    """What a lease is asked for by; `share`, above 0 and at most 1, is that of every queue."""
 
     name: str
     share: float

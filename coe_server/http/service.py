@@ -145,7 +145,7 @@ class Service:
             return conversation
 
     def owner(self, key: Key | None) -> Owner | None:
-        """On whose behalf leases are asked for, with its share of the queues."""
+        """What leases are asked for by, with its share of the queues."""
         return None if key is None else Owner(key.name, self.guard.keyring.share(key))
 
     def has_more_room(self, than: str, expert: str) -> bool:

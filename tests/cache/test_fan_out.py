@@ -284,7 +284,7 @@ def crowd(seed):
 
 @given(st.integers(0, 2**32).map(crowd))
 @examples(150)
-def test_whatever_the_fan_outs_nobody_waits_longer_than_stated(stage):
+def test_whatever_the_fan_outs_no_request_waits_longer_than_stated(stage):
     scenario, trace = stage
     played = simulate(scenario, trace, OURS)
     assert len(played.answers) + played.refused == len(trace.requests)

@@ -58,7 +58,7 @@ class Errand:
     decision: RoutingDecision
     priority: Priority
     fan_out: int  # how many answers it asks for at once
-    owner: Owner | None  # on whose behalf
+    owner: Owner | None  # by what key, with its share of the queues
     is_streamed: bool
     keepalive_seconds: float
     due: float | None
