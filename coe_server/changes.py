@@ -13,7 +13,7 @@ from coe_server.settings.web_address import shown_address
 # Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
-    *("http.allowed_hosts", "aliases.*"),
+    *("http.bodies", "http.allowed_hosts", "aliases.*"),
     *("experts.*.context_tokens", "experts.*.vision", "experts.*.modalities", "experts.*.tools", "experts.*.endpoints"),
 )
 

@@ -36,6 +36,7 @@ class HttpSettings(_Settings):
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
     allowed_hosts: list[HostName] = []  # names beside this machine's own by which it may be asked without a key
     max_body: ByteCount = 32 * 2**20
+    bodies: ByteCount = 512 * 2**20
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, ge=0)
@@ -101,6 +102,7 @@ class SchedulingSettings(_Settings):
     queue_limit: int = Field(default=64, ge=1)
     queue_limit_total: int = Field(default=1024, ge=1)
     max_concurrency: int = Field(default=16, ge=1)
+    max_fan_out: int = Field(default=128, ge=1)
     max_generation_seconds: float = Field(default=120.0, gt=0)
     min_tenure_seconds: float = Field(default=0.0, ge=0)
     prefetch: bool = True
@@ -212,6 +214,7 @@ def load_config(path: Path, environment: Environment | None = None) -> ServerCon
     _refuse_false_aliases(config, path)
     _refuse_impossible_tiers(config, path)
     _refuse_contradictions(config, path)
+    _refuse_small_room_for_bodies(config.http, path)
     return _with_paths_from(config, path.resolve().parent)
 
 
@@ -267,6 +270,14 @@ def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
     for expert in config.experts:
         if fault := contradiction(expert.vision, expert.modalities):
             raise ConfigError(f"{path}: experts.{expert.name}.modalities: {fault}; leave one of the two out")
+
+
+def _refuse_small_room_for_bodies(http: HttpSettings, path: Path) -> None:
+    if http.bodies < http.max_body:
+        raise ConfigError(
+            f"{path}: http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
+            f"(http.max_body, {http.max_body:,})"
+        )
 
 
 def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:

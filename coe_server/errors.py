@@ -25,6 +25,7 @@ CoeError
 ├── Overloaded (429)       the queue is full; try again later
 │   ├── UpstreamLimited (429)  an expert's own server takes no more
 │   └── RateLimited (429)      a key has used up what it may ask for
+├── BodiesFull (503)       requests in progress hold as many bytes of bodies as they may
 ├── ExpertUnavailable (503)    an expert cannot be brought to the device now
 ├── DeadlineExceeded (504)     the caller's own deadline passed
 ├── GenerationTimeout (504)    an answer took longer than one may
@@ -251,6 +252,14 @@ class RateLimited(Overloaded):
     """A key has used up what it may ask for; the message names the limit."""
 
     code = "rate_limit_exceeded"
+
+
+class BodiesFull(CoeError):
+    """The bodies of requests in progress take all the memory they may; the message names the limit."""
+
+    status = 503
+    code = "bodies_full"
+    retry_after_seconds = 1.0
 
 
 class ExpertUnavailable(CoeError):

@@ -26,6 +26,7 @@ from coe_server.settings.mistakes import first_mistake
 
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000
+MOST_WEIGHT = 1000.0
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -48,6 +49,9 @@ class Key(BaseModel):
     scrape: bool = False  # opens GET /metrics and nothing else
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
+    max_fan_out: int | None = Field(default=None, ge=1)  # answers that one request may ask for
+    priority: bool = False  # may ask for `coe.priority: high`; an admin key may, too
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT, allow_inf_nan=False)  # of its share of the queues
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
 
@@ -82,6 +86,10 @@ class Keyring:
             if hmac.compare_digest(digest, known):
                 found = key
         return found
+
+    def share(self, key: Key) -> float:
+        """Of what keys share: its weight of all weights."""
+        return min(1.0, key.weight / max(sum(one.weight for one in self.keys), key.weight))
 
     @property
     def has_admin(self) -> bool:

@@ -109,6 +109,12 @@ def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(
     told = " ".join(coe("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
     assert "Nobody waits longer than 22 s: max_wait 2 s + a turn of 20 s, for no experts share the device." in told
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 12 s" in told
+    assert "lists of prompts; up to 128, scheduling.max_fan_out) can make it 42 s." in told  # four rounds, not two
+
+
+def test_where_a_request_asks_for_one_answer_the_wait_bound_has_no_condition(tmp_path):
+    limits = {"max_fan_out": 1}
+    assert "several answers" not in coe("validate", config(tmp_path, scheduling=limits)).stdout
 
 
 @pytest.mark.parametrize(

@@ -210,3 +210,14 @@ def test_a_key_of_the_command_line_that_no_header_can_carry_is_refused_unseen():
     with pytest.raises(ConfigError, match=r"^--key: a key is printable ASCII in one line") as told:
         bearer("--key", "s3cret\nword")
     assert "s3cret" not in str(told.value)
+
+
+def test_a_key_is_made_with_its_width_its_weight_and_its_permission(tmp_path):
+    path = config(tmp_path, keys={"file": "keys.json"})
+    made = coe("keys", "add", path, "alice", "--max-fan-out", "4", "--priority", "--weight", "2.5")
+    assert made.returncode == 0, made.stderr
+    (key,) = read_keys(tmp_path / "keys.json")
+    assert (key.max_fan_out, key.priority, key.weight) == (4, True, 2.5)
+    (plain,) = (Key(name="b", sha256=hashed("b")),)
+    assert (plain.max_fan_out, plain.priority, plain.weight) == (None, False, 1.0)
+    assert coe("keys", "add", path, "bob", "--weight", "0").returncode == 2

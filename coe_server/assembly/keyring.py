@@ -51,7 +51,7 @@ def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterat
         if name in taken:
             raise ConfigError(f"keys.{name}: keys.file has a key of the name '{name}'; give that one another name")
         digest = hashed(config.environment.secret(f"keys.{name}", variable))
-        yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE)
+        yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE, priority=name != _SCRAPE)
 
 
 def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:

@@ -43,6 +43,7 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         default_objective=config.router.objective if config.router else "",
         embedder=embedder,
         max_body_bytes=config.http.max_body,
+        bodies_bytes=config.http.bodies,
         body_seconds=config.http.body_seconds,
         keepalive_seconds=config.http.keepalive_seconds,
         quality=build_quality(config, router),

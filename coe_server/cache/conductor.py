@@ -72,7 +72,7 @@ class Conductor:
         for name in victims:
             self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
-        goal.gate = len(goal.waiters) if self._policy.collates else 1  # in strict order only the oldest has a turn
+        goal.gate = goal.waiters.leases if self._policy.collates else _oldest(goal)
         goal.pushed_out = False
         for name in victims:
             self._slots[name].pushed_out = name != goal.name
@@ -109,7 +109,7 @@ class Conductor:
         )
         self._let_drain(orders.draining)
         for name in orders.staying:
-            self._slots[name].gate = len(self._slots[name].waiters)
+            self._slots[name].gate = self._slots[name].waiters.leases
         for expert, sentence in orders.never.items():
             self._slots[expert].refuse_waiters(sentence)
         for ready in orders.plans:
@@ -219,6 +219,12 @@ class Conductor:
             slot for slot in self._slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK
         ]
         return [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
+
+
+def _oldest(slot: Slot) -> int:
+    """The leases of the one that has a turn in strict order."""
+    first = slot.waiters.first()
+    return 1 if first is None else first.leases
 
 
 _A_HAIR = 1e-6  # seconds; a rounding error must not make it look in vain just before something falls due

@@ -105,7 +105,7 @@ class Deaths:
         slot.tier = Tier.DISK
         slot.end_life()
         slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
-        slot.gate = len(slot.waiters)
+        slot.gate = slot.waiters.leases
         self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
 
     async def _lay_to_rest(self, slot: Slot) -> None:

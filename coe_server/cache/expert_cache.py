@@ -20,6 +20,7 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.shares import Owner, WaitedFor
 from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Ledger, Tier
@@ -51,7 +52,7 @@ class ExpertCache:
             expert.name: Slot.of(expert, WaitingLine(limits.max_wait_seconds), Costs(expert.costs))
             for expert in experts
         }
-        self._waiting = 0
+        self._waited_for = WaitedFor()
         self._closing = False
         self._changed = asyncio.Event()
         mover = self._mover = Mover(
@@ -103,23 +104,29 @@ class ExpertCache:
         for slot in self._slots.values():
             slot.refuse_waiters(_CLOSING)
 
-    async def lease(self, name: str, priority: Priority = "normal") -> Lease:
-        """Wait until the expert is on the device and has room, then hold it there.
+    async def lease(
+        self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
+    ) -> Lease:
+        """Wait until the expert is on the device and has room for that many answers, then hold it there.
 
-        Raises UnknownModel, Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the
-        queue; a load that has begun goes on.
+        A request that asks for more answers than an engine has room for takes all of it. Raises UnknownModel,
+        Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
+        begun goes on.
         """
-        slot = self._slot(name)
+        slot, leases = self._slot(name), self._leases(fan_out)
         self._refuse_what_cannot_be(slot)
+        self._refuse_what_finds_no_room(slot, leases, owner)
+        self.waits.saw(leases)
         self._conductor.foresight.asked_for(name)
-        waiter = slot.waiters.join(self._clock(), priority, asyncio.get_running_loop().create_future())
+        granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        waiter = slot.waiters.join(self._clock(), priority, granted, leases, owner)
         is_try = slot.backoff.begin_try()
-        self._waiting += 1
+        self._waited_for.add(leases, owner)
         self._admit(slot)
-        if not waiter.granted.done():
+        if not granted.done():
             self._changed.set()
         try:
-            lease = await waiter.granted
+            lease = await granted
             lease.is_try = is_try
             return lease
         except BaseException as error:
@@ -129,13 +136,17 @@ class ExpertCache:
                 slot.backoff.end_try()
             raise
         finally:
-            self._waiting -= 1
+            self._waited_for.add(-leases, owner)
 
-    def grants_at_once(self, name: str) -> bool:
+    def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """Whether a lease that is asked for now does not have to wait."""
         slot = self._slot(name)
-        has_room = slot.admits and slot.leases < self.limits.max_concurrency
+        has_room = slot.admits and slot.leases + self._leases(fan_out) <= self.limits.max_concurrency
         return has_room and not slot.waiters and self._policy.collates
+
+    def _leases(self, fan_out: int) -> int:
+        """What a request takes that asks for so many answers; an engine that it has to itself makes them in turn."""
+        return min(fan_out, self.limits.max_concurrency)
 
     def count_failure(self, name: str, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
         """An expert that is answered elsewhere gave no answer, for that reason, and asked to be left alone for so long.
@@ -203,16 +214,24 @@ class ExpertCache:
         return {slot.name: slot.costs.measured for slot in self._slots.values()}
 
     def _admit(self, slot: Slot) -> None:
-        while slot.waiters and slot.admits and slot.leases < self.limits.max_concurrency:
+        while (first := slot.waiters.first()) is not None and slot.admits:
+            if slot.leases + first.leases > self.limits.max_concurrency:
+                self._hold_the_door(slot, first)
+                return
             if not self._policy.collates and self._somebody_came_earlier(slot):
                 return
             waiter = slot.waiters.pop()
             if waiter.granted.done():  # cancelled, and not yet out of the queue
                 continue
-            slot.gate = max(0, slot.gate - 1)
+            slot.gate = max(0, slot.gate - waiter.leases)
             waiter.granted.set_result(self._grant(slot, waiter))
             if not self._policy.collates:  # in strict order somebody else may be next
                 self._changed.set()
+
+    def _hold_the_door(self, slot: Slot, first: Waiter) -> None:
+        """What needs room for several would never find it if others went in before, one by one."""
+        if first.leases > 1:
+            slot.waiters.keep_first()
 
     def _somebody_came_earlier(self, slot: Slot) -> bool:
         """In strict order of arrival nobody is served before an older request for another expert."""
@@ -224,10 +243,10 @@ class ExpertCache:
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
         granted, life = self._clock(), slot.gone
-        slot.use(granted, self._conductor.inflation)
+        slot.use(granted, self._conductor.inflation, waiter.leases)
         self.guesses.right(Guess.DEVICE, slot.name)
         acts = LeaseActs(
-            give_back=partial(self._give_back, slot, life, granted),
+            give_back=partial(self._give_back, slot, life, granted, waiter.leases),
             suspect=partial(self._suspect, slot, life),
             is_alive=partial(self._is_alive, slot, life),
             speaks=partial(slot.backoff.speak, granted),
@@ -235,9 +254,9 @@ class ExpertCache:
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
 
-    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
+    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
         if slot.gone is life:  # else its engine died meanwhile, and with it the lease
-            slot.end_use(granted)
+            slot.end_use(granted, leases)
         slot.last_used = self._clock()
         self._admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
@@ -259,7 +278,7 @@ class ExpertCache:
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):
-            slot.gate = min(slot.gate, len(slot.waiters))
+            slot.gate = min(slot.gate, slot.waiters.leases)
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             waiter.granted.result().release()
         self._changed.set()
@@ -272,14 +291,25 @@ class ExpertCache:
         if (refusal := slot.backoff.refusal(self._clock())) is not None:
             seconds = slot.backoff.seconds_left(self._clock())
             raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", seconds)
-        if len(slot.waiters) >= self.limits.queue_limit:
-            raise self._overloaded(f"{len(slot.waiters)} requests already wait for expert '{slot.name}'", slot)
-        if self.grants_at_once(slot.name):
-            return
-        if self._waiting >= self.limits.queue_limit_total:
-            raise self._overloaded(f"{self._waiting} requests already wait", slot)
 
-    def _overloaded(self, sentence: str, slot: Slot) -> Overloaded:
+    def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
+        """A full queue takes nothing, a half full one nothing of an owner that has its share in it."""
+        line, limits = slot.waiters, self.limits
+        if line.waited_for.is_full(leases, limits.queue_limit):
+            already = f"{len(line)} requests already wait for expert '{slot.name}'"
+            raise self._overloaded(f"{already}, for {line.leases} answers", "queue_limit", slot)
+        if self.grants_at_once(slot.name, leases):
+            return
+        if self._waited_for.is_full(leases, limits.queue_limit_total):
+            already = f"{sum(len(one.waiters) for one in self._slots.values())} requests already wait"
+            raise self._overloaded(f"{already}, for {self._waited_for.leases} answers", "queue_limit_total", slot)
+        for queue, limit in ((line.waited_for, "queue_limit"), (self._waited_for, "queue_limit_total")):
+            if owner is not None and queue.is_over_share(leases, getattr(limits, limit), owner):
+                already = f"key '{owner.name}' already waits for {queue.by(owner)} answers, its share"
+                raise self._overloaded(already, limit, slot)
+
+    def _overloaded(self, already: str, limit: str, slot: Slot) -> Overloaded:
+        sentence = f"{already} of {getattr(self.limits, limit)} (scheduling.{limit})"
         return Overloaded(sentence, self.waits.predicted_seconds(slot.name))
 
     def _slot(self, name: str) -> Slot:

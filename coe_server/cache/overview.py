@@ -206,7 +206,7 @@ class Overview:
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
     up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
-    ahead = len(slot.waiters) + (slot.leases if slot.settled else 0)
+    ahead = slot.waiters.leases + (slot.leases if slot.settled else 0)
     must_end = ahead >= max_concurrency and not slot.draining
     return Expected(
         slot.residency,
@@ -222,14 +222,15 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            slot.serving_seconds(len(slot.waiters), max_concurrency) + slot.costs.move(Tier.DEVICE, slot.resting_tier),
+            slot.serving_seconds(slot.waiters.leases, max_concurrency)
+            + slot.costs.move(Tier.DEVICE, slot.resting_tier),
         ),
     )
 
 
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
-    goes_on = slot.leases + (slot.gate if slot.draining else len(slot.waiters))
+    goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
     down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
     last = slot.makes_room(goes_on - 1, limits.max_concurrency) if goes_on else None
     left = slot.serving_seconds(goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)

@@ -1,4 +1,8 @@
-"""The requests that wait for one expert: oldest first, the urgent a little earlier. Grants nothing by itself."""
+"""The requests that wait for one expert: oldest first, the urgent a little earlier. Grants nothing by itself.
+
+A request waits for as many leases as it asks for answers; what has room for fewer goes on waiting, and nothing goes in
+before it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coe_server.cache.lease import Lease
+from coe_server.cache.shares import Owner, WaitedFor
 
 Priority = Literal["high", "normal", "batch"]
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
@@ -17,12 +22,14 @@ _HEAD_START: dict[Priority, float] = {"high": -0.5, "normal": 0.0, "batch": 0.5}
 
 @dataclass(slots=True, order=True)
 class Waiter:
-    """One request in a queue; `place` is its arrival, shifted by its priority."""
+    """One request in a queue; `place` is its arrival, shifted by its priority; `leases` are what it waits for."""
 
     place: float
     arrived: float = field(compare=False)
     weight: float = field(compare=False)
     granted: asyncio.Future[Lease] = field(compare=False)
+    leases: int = field(default=1, compare=False)
+    owner: Owner | None = field(default=None, compare=False)
 
 
 class WaitingLine:
@@ -33,6 +40,7 @@ class WaitingLine:
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
         self._arrivals: list[float] = []  # oldest first
+        self.waited_for = WaitedFor()
         self._weight = 0.0  # of all together; a sum of fourths, so that nothing is lost by adding and taking away
 
     def __len__(self) -> int:
@@ -41,17 +49,34 @@ class WaitingLine:
     def __iter__(self) -> Iterator[Waiter]:
         return iter(self._waiters)
 
-    def join(self, now: float, priority: Priority, granted: asyncio.Future[Lease]) -> Waiter:
+    @property
+    def leases(self) -> int:
+        """That all together wait for."""
+        return self.waited_for.leases
+
+    def join(
+        self,
+        now: float,
+        priority: Priority,
+        granted: asyncio.Future[Lease],
+        leases: int = 1,
+        owner: Owner | None = None,
+    ) -> Waiter:
         place = now + _HEAD_START[priority] * self._max_wait_seconds
-        waiter = Waiter(place, now, WEIGHTS[priority], granted)
+        waiter = Waiter(place, now, WEIGHTS[priority], granted, leases, owner)
         insort(self._waiters, waiter)
         insort(self._arrivals, now)
         self._weight += waiter.weight
+        self.waited_for.add(leases, owner)
         self.changed()
         return waiter
 
     def first(self) -> Waiter | None:
         return self._waiters[0] if self._waiters else None
+
+    def keep_first(self) -> None:
+        """The first one is not overtaken any more, whatever comes: it holds the door until it has room."""
+        self._waiters[0].place = _AT_THE_DOOR
 
     def pop(self) -> Waiter:
         return self._take(0)
@@ -80,8 +105,12 @@ class WaitingLine:
         waiter = self._waiters.pop(position)
         del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
         self._weight -= waiter.weight
+        self.waited_for.add(-waiter.leases, waiter.owner)
         self.changed()
         return waiter
+
+
+_AT_THE_DOOR = float("-inf")
 
 
 def _nobody_looks() -> None:

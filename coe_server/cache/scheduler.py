@@ -23,9 +23,10 @@ class Limits:
     """What the cache promises its callers."""
 
     max_wait_seconds: float = 30.0
-    queue_limit: int = 64  # requests waiting for one expert
-    queue_limit_total: int = 1024  # requests waiting for all experts
-    max_concurrency: int = 16  # requests inside one engine
+    queue_limit: int = 64  # leases waited for of one expert
+    queue_limit_total: int = 1024  # leases waited for of all experts
+    max_concurrency: int = 16  # leases of one engine at a time: a request takes one for each answer it asks for
+    max_fan_out: int = 128  # answers that one request may ask for; it never takes more than `max_concurrency` leases
     max_generation_seconds: float = 120.0  # one answer may take no longer
     prefetch: bool = True  # bring experts in demand to free room before they are asked for
     sign_of_life_seconds: float = 5.0  # a suspected engine has this long to answer before it is buried

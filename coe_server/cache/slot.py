@@ -75,8 +75,8 @@ class Slot:
     tier: Tier = Tier.DISK
     moving: Move | None = None
     moving_since: float | None = None  # None: it still waits for room, or in line
-    let_in: tuple[float, ...] = ()  # when each of those who use it was let in, oldest first
-    gate: int = 0  # waiters that were there when its turn began: they are served before it may be drained
+    let_in: tuple[float, ...] = ()  # when each lease of those who use it was granted, oldest first
+    gate: int = 0  # leases that were waited for when its turn began: they are served before it may be drained
     draining: bool = False
     failure: Failure | None = None
     restarts: Restarts = field(default_factory=Restarts)
@@ -119,11 +119,17 @@ class Slot:
 
     @property
     def admits(self) -> bool:
-        return self.settled and (not self.draining or self.gate > 0)
+        return self.settled and (not self.draining or self._gate_is_open)
 
     @property
     def busy(self) -> bool:
-        return self.leases > 0 or self.moving is not None or (self.gate > 0 and bool(self.waiters))
+        return self.leases > 0 or self.moving is not None or (self._gate_is_open and bool(self.waiters))
+
+    @property
+    def _gate_is_open(self) -> bool:
+        """What goes in next takes no more leases than those waited for when the turn began: turns grow no longer."""
+        first = self.waiters.first()
+        return self.gate >= (1 if first is None else first.leases)
 
     @property
     def waits_for_a_turn(self) -> bool:
@@ -166,21 +172,21 @@ class Slot:
 
     @property
     def leases(self) -> int:
-        """How many use it."""
+        """How many are held; a request holds one for each answer it asks for."""
         return len(self.let_in)
 
-    def use(self, now: float, inflation: float) -> None:
+    def use(self, now: float, inflation: float, leases: int = 1) -> None:
         """Count one more use and raise its credit: frequency x reload cost / bytes, above what has left so far."""
-        self.let_in = (*self.let_in, now)
+        self.let_in += (now,) * leases
         self.uses += 1
         self.uses_here += 1
         reload_seconds = self.costs.move(self.resting_tier, Tier.DEVICE)
         self.credit = inflation + self.uses_here * reload_seconds / max(self.engine.footprint.device_awake, 1)
 
-    def end_use(self, let_in: float) -> None:
+    def end_use(self, let_in: float, leases: int = 1) -> None:
         """One that began at that moment is over."""
         position = self.let_in.index(let_in)
-        self.let_in = self.let_in[:position] + self.let_in[position + 1 :]
+        self.let_in = self.let_in[:position] + self.let_in[position + leases :]
 
     def makes_room(self, place: int, max_concurrency: int) -> float | None:
         """When the one was let in after whom, sooner or later, the request at this place goes in (0: the oldest
@@ -197,9 +203,9 @@ class Slot:
             case "lfu":
                 return float(self.uses)
 
-    def serving_seconds(self, requests: int, max_concurrency: int) -> float:
-        """Seconds in which it has answered so many, going by those it has answered so far."""
-        return ceil(requests / max_concurrency) * self.costs.service
+    def serving_seconds(self, leases: int, max_concurrency: int) -> float:
+        """Seconds in which so many have been held and given back, going by the answers so far."""
+        return ceil(leases / max_concurrency) * self.costs.service
 
     def switch_seconds(self) -> float:
         """Measured seconds until it could answer: its own move to the device (0 if it is there)."""

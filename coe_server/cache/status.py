@@ -18,7 +18,7 @@ class ExpertStatus:
     residency: str
     held: Bytes
     leases: int
-    queued: int
+    queued: int  # leases that are waited for
     pin: Tier
     last_move: MoveRecord | None
     failure: str | None
@@ -33,7 +33,7 @@ class ExpertStatus:
             residency=outlook.residency,
             held=held,
             leases=slot.leases,
-            queued=len(slot.waiters),
+            queued=slot.waiters.leases,
             pin=slot.pin,
             last_move=slot.last_move,
             failure=outlook.failure,

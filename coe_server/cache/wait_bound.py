@@ -19,12 +19,12 @@ class Sharer(NamedTuple):
     down_seconds: float  # from wherever it may be to wherever it has to go
 
 
-def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float) -> float:
-    """`max_wait + turns * (turn + switch)`, for so many experts that share the device.
+def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
+    """`max_wait + turns * (turn + switch)`, for so many experts that share the device; see `turn_seconds`.
 
     Where nobody shares the device there are no switches, but there is a turn: that of the requests for the same expert.
     """
-    waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits)
+    waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits, widest)
     return waiting + turns_ahead(sharing) * switch_seconds if sharing else waiting
 
 
@@ -36,9 +36,24 @@ def turns_ahead(sharing: int) -> int:
     return max(sharing, 1) + (sharing > 1)
 
 
-def turn_seconds(limits: Limits) -> float:
-    """The longest an expert may keep the device once others are overdue: what was queued when its turn began."""
-    return ceil(limits.queue_limit / limits.max_concurrency) * limits.max_generation_seconds
+def turn_seconds(limits: Limits, widest: int = 1) -> float:
+    """The longest an expert may keep the device once others are overdue: what was queued when its turn began.
+
+    `widest`: the most leases that one request takes. Requests go in strictly in order, so a wide one leaves places
+    empty until it fits. Deal q leases to rounds in that order, a new round whenever the next request does not fit into
+    c places: what is in round k has gone in when k - 1 answers of the longest kind are over. Two rounds in a row take
+    more than c leases, each but the last at least c - widest + 1: there are no more rounds than `_rounds`.
+    """
+    return _rounds(limits.queue_limit, limits.max_concurrency, widest) * limits.max_generation_seconds
+
+
+def _rounds(queued: int, places: int, widest: int) -> int:
+    return min(2 * ceil(queued / places), ceil(queued / (places - widest + 1)))
+
+
+def widest_request(limits: Limits) -> int:
+    """The most leases that one request may take."""
+    return min(limits.max_fan_out, limits.max_concurrency)
 
 
 def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> float:

@@ -11,7 +11,7 @@ from coe_server.cache.overview import Overview
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes
-from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, wait_bound_seconds
+from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, wait_bound_seconds, widest_request
 
 
 class Outlook(NamedTuple):
@@ -39,6 +39,11 @@ class Waits:
         self._capacity = capacity
         self._limits = limits
         self._clock = clock
+        self._widest = 1  # leases that one request has taken so far
+
+    def saw(self, leases: int) -> None:
+        """A request takes that many leases."""
+        self._widest = max(self._widest, leases)
 
     def outlooks(self) -> dict[str, Outlook]:
         """Each expert by name."""
@@ -59,13 +64,17 @@ class Waits:
         return one.left_to_serve(self._clock()) + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
 
     def bound_seconds(self) -> float:
-        """The longest anybody waits, with the costs measured so far."""
-        return self._bound(self._limits)
+        """The longest anybody waits, with the costs measured and the fan-outs seen so far."""
+        return self._bound(self._limits, self._widest)
+
+    def widest_bound_seconds(self) -> float:
+        """The same once a request has asked for as many answers as one may."""
+        return self._bound(self._limits, widest_request(self._limits))
 
     def usual_bound_seconds(self) -> float:
         """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
         seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
-        return self._bound(replace(self._limits, max_generation_seconds=seconds))
+        return self._bound(replace(self._limits, max_generation_seconds=seconds), self._widest)
 
     def _absence(self, name: str, failure: str | None, now: float) -> tuple[str | None, float | None]:
         """Why no request is let in now, and for how long; (None, None) for most."""
@@ -100,8 +109,8 @@ class Waits:
     def _sharers(self) -> list[Slot]:
         return [slot for slot in self._slots.values() if slot.shares_the_device]
 
-    def _bound(self, limits: Limits) -> float:
-        return wait_bound_seconds(limits, self.sharing, self.switch_seconds)
+    def _bound(self, limits: Limits, widest: int) -> float:
+        return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
 
     def _forecast(self) -> Forecast:
         return self._overview.forecast(self._clock())

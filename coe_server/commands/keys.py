@@ -14,7 +14,7 @@ from coe_server.commands.narrow_tables import table_console
 from coe_server.commands.sentences import mistakes_as_sentences
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
-from coe_server.keys import MOST_A_MINUTE, NAME, Key, hashed, new_key, read_keys, write_keys
+from coe_server.keys import MOST_A_MINUTE, MOST_WEIGHT, NAME, Key, hashed, new_key, read_keys, write_keys
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,6 +36,14 @@ def add(
         int | None, typer.Option(help="At most so many. Default: no limit.", min=1, max=MOST_A_MINUTE)
     ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Requests in progress at a time.", min=1)] = None,
+    max_fan_out: Annotated[
+        int | None,
+        typer.Option(help="Answers that one request may ask for (n, prompts). Default: the server's.", min=1),
+    ] = None,
+    priority: Annotated[bool, typer.Option("--priority", help="It may ask for `priority: high`.")] = False,
+    weight: Annotated[
+        float, typer.Option(help="Of its share of half full queues, beside the other keys.", min=0.001, max=MOST_WEIGHT)
+    ] = 1.0,
     expert: Annotated[
         list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")
     ] = None,
@@ -67,6 +75,9 @@ def add(
             scrape=scrape,
             requests_per_minute=requests_per_minute,
             concurrency=concurrency,
+            max_fan_out=max_fan_out,
+            priority=priority,
+            weight=weight,
             experts=frozenset(expert) if expert else None,
             objectives=frozenset(objective) if objective else None,
         )
@@ -81,14 +92,30 @@ def show(config: ConfigPath) -> None:
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "created", "opens", "a minute", "at a time", "experts", "objectives"):
+    for title in (
+        "name",
+        "created",
+        "opens",
+        "a minute",
+        "at a time",
+        "answers",
+        "high",
+        "weight",
+        "experts",
+        "objectives",
+    ):
         table.add_column(title, overflow="fold", no_wrap=title == "created")
     for key in found:
         table.add_row(
             key.name,
             key.created.isoformat() if key.created else "",
             "all" if key.admin else "/metrics" if key.scrape else "/v1",
-            *("-" if limit is None else str(limit) for limit in (key.requests_per_minute, key.concurrency)),
+            *(
+                "-" if limit is None else str(limit)
+                for limit in (key.requests_per_minute, key.concurrency, key.max_fan_out)
+            ),
+            "yes" if key.priority or key.admin else "",
+            f"{key.weight:g}",
             *("all" if names is None else ", ".join(sorted(names)) for names in (key.experts, key.objectives)),
         )
     table_console().print(table)

@@ -70,7 +70,18 @@ def wait_bound(cache: ExpertCache) -> str:
         f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
         f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
         f"{waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
-        f"{waits.usual_bound_seconds():,.0f} s."
+        f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
+    )
+
+
+def _with_fan_out(cache: ExpertCache) -> str:
+    """A sentence where requests that ask for several answers may make it longer."""
+    widest = cache.waits.widest_bound_seconds()
+    if widest == cache.waits.bound_seconds():
+        return ""
+    return (
+        f" Requests that ask for several answers at once (n, best_of, lists of prompts; up to "
+        f"{cache.limits.max_fan_out}, scheduling.max_fan_out) can make it {widest:,.0f} s."
     )
 
 

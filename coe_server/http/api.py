@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from coe_server.http.answer.answering import answering
+from coe_server.http.door.bodies import Bodies, BodyLimits
 from coe_server.http.door.entrance import CALLER, Entrance
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import RateLimits
@@ -81,4 +82,5 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
     refusals = Refusals(service.telemetry, paths)
-    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), paths, refusals, straight)
+    bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
+    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, refusals, straight)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from coe_server.errors import RequestError
 from coe_server.http.body import Body, Member, read_body
+from coe_server.http.fan_out import read_fan_out
 from coe_server.http.surfaces import Surface, surface_of
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.token_count import TokenCount
@@ -30,14 +30,16 @@ _LONGEST_KEY = 64  # a longer one is none of ours
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer;
-    `has_several`: it has more than one choice."""
+    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer.
+
+    `fan_out`: how many answers it asks for at once.
+    """
 
     surface: Surface
     body: Body
     conversation: Conversation
     may_be_silent: bool = False
-    has_several: bool = False
+    fan_out: int = 1
 
     def without_bytes(self) -> Question:
         """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
@@ -50,7 +52,7 @@ class Question:
             Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
             _shortened(self.conversation),
             self.may_be_silent,
-            self.has_several,
+            self.fan_out,
         )
 
     def with_bytes(self, raw: bytes) -> Question:
@@ -66,12 +68,7 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     if conversation.has_tools:
         conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
     may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
-    return Question(found, body, conversation, may_be_silent, _has_several(body.fields))
-
-
-def _has_several(fields: Mapping[str, object]) -> bool:
-    count = fields.get("n")
-    return (isinstance(count, int) and count > 1) or isinstance(fields.get("prompt"), list)
+    return Question(found, body, conversation, may_be_silent, read_fan_out(found, body.fields))
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.errors import EmbeddingUnavailable, first_line
+from coe_server.cache.shares import Owner
+from coe_server.errors import EmbeddingUnavailable, Forbidden, first_line
 from coe_server.http.answer.trace import NoTracing, Tracing
 from coe_server.http.chronicle import Chronicle
 from coe_server.http.door.guard import Guard
 from coe_server.http.door.incoming import Incoming
 from coe_server.http.door.reach import Reach
+from coe_server.http.fan_out import require_fan_out
 from coe_server.http.made_responses import FIELD as PREVIOUS
 from coe_server.http.made_responses import MadeResponses
 from coe_server.http.options import AUTO, require_expert
@@ -64,6 +66,7 @@ class Serving:
     default_objective: str
     embedder: Embedder | None = None  # where the router's features need what `route` cannot compute
     max_body_bytes: int = 32 * 2**20
+    bodies_bytes: int = 512 * 2**20  # of all requests in progress together; a quarter of it of one key's
     body_seconds: float = 60.0
     keepalive_seconds: float = 10.0
     quality: dict[str, Any] | None = None  # what the router was measured to be worth
@@ -80,7 +83,7 @@ class Asked:
     options: RouteOptions
     session: bytes | None = None
     may_be_silent: bool = False  # an empty text may be the whole answer
-    has_several: bool = False  # choices
+    fan_out: int = 1  # how many answers it asks for at once
 
 
 @dataclass(slots=True)
@@ -110,7 +113,9 @@ class Service:
         """How a question is to be routed. Raises RequestError naming the field that is wrong."""
         serving, reach, owner = self.serving, self.reach(key), key.name if key else None
         surface, fields, conversation = question.surface, question.body.fields, question.conversation
+        self._require_fan_out(question.fan_out, key)
         options = reach.options(fields)
+        _require_permission(options, key)
         if surface.endpoint == "responses":
             options = self.made.continued(fields.get(PREVIOUS), options, owner)
         if not surface.routed:
@@ -120,7 +125,11 @@ class Service:
         session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
         options = replace(options, kept=kept) if kept else options
-        return Asked(serving, conversation, options, session, question.may_be_silent, question.has_several)
+        return Asked(serving, conversation, options, session, question.may_be_silent, question.fan_out)
+
+    def _require_fan_out(self, asked: int, key: Key | None) -> None:
+        server_limit = self.cache.limits.max_fan_out
+        require_fan_out(asked, server_limit, key.name if key else None, key.max_fan_out if key else None)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""
@@ -134,6 +143,10 @@ class Service:
             self.telemetry.count(EMBEDDING_FAILURES)
             logger.warning("a prompt is routed without its embedding: %s", error)
             return conversation
+
+    def owner(self, key: Key | None) -> Owner | None:
+        """What leases are asked for by, with its share of the queues."""
+        return None if key is None else Owner(key.name, self.guard.keyring.share(key))
 
     def has_more_room(self, than: str, expert: str) -> bool:
         """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
@@ -152,3 +165,12 @@ class Service:
             )
             for name, now in self.cache.waits.outlooks().items()
         }
+
+
+def _require_permission(options: RouteOptions, key: Key | None) -> None:
+    """Raises Forbidden where a key asks to overtake others and may not."""
+    if options.priority == "high" and key is not None and not (key.priority or key.admin):
+        raise Forbidden(
+            f"key '{key.name}' may not ask for coe.priority 'high'; leave it out, or have a key made that may "
+            "(coe keys add --priority)"
+        )

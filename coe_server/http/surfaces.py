@@ -49,8 +49,8 @@ def read_chat(fields: Fields) -> Conversation:
 def read_completion(fields: Fields) -> Conversation:
     """`prompt`: text, tokens, or a list of either."""
     prompt = fields.get("prompt")
-    prompts = prompt if isinstance(prompt, list) and prompt and not _is_tokens(prompt) else [prompt]
-    if any(not isinstance(one, str) and not _is_tokens(one) for one in prompts):
+    prompts = prompt if isinstance(prompt, list) and prompt and not is_tokens(prompt) else [prompt]
+    if any(not isinstance(one, str) and not is_tokens(one) for one in prompts):
         raise RequestError("prompt must be text, a list of tokens, or a list of either", "prompt")
     text = "\n".join(one for one in prompts if isinstance(one, str))
     return Conversation((Turn(text),), _longest(prompts), _count(fields.get("max_tokens")))
@@ -127,5 +127,6 @@ def _count(limit: object) -> int:
     return limit if isinstance(limit, int) and limit > 0 else 0
 
 
-def _is_tokens(value: object) -> bool:
+def is_tokens(value: object) -> bool:
+    """A text that is given as its tokens."""
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)

@@ -1,7 +1,8 @@
 """The server's own cache under a virtual clock: real leases, plans and turns; engines that only pass the time.
 
-An engine serves up to `max_concurrency` requests at once without getting slower; a request stays inside for
-`ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`.
+An engine serves up to `max_concurrency` answers at once without getting slower; a request stays inside for
+`ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`. One with a fan-out
+takes as many places for that long.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class _Player:
         arrived = self._diary.now
         expert, lost, saved = self._route(request)
         try:
-            lease = await self._cache.lease(expert, request.priority)
+            lease = await self._cache.lease(expert, request.priority, request.fan_out)
         except Overloaded:
             self.refused += 1
             return

@@ -21,6 +21,7 @@ class Request:
     scores: Mapping[str, float] = field(default_factory=dict)
     prompt_tokens: int | None = None
     priority: Priority = "normal"
+    fan_out: int = 1  # answers it asks for at once
 
     @property
     def best(self) -> str:
@@ -57,6 +58,8 @@ def write_trace(trace: Trace) -> Iterable[str]:
         fields |= {"expert": request.expert} if request.expert is not None else {"scores": dict(request.scores)}
         if request.prompt_tokens is not None:
             fields["prompt_tokens"] = request.prompt_tokens
+        if request.fan_out > 1:
+            fields["fan_out"] = request.fan_out
         yield json.dumps(fields | {"priority": request.priority})
 
 
@@ -82,6 +85,7 @@ def _request(where: str, line: str) -> Request:
         scores={} if scores is None else _scores(where, scores),
         prompt_tokens=int(_number(where, fields, "prompt_tokens")) if "prompt_tokens" in fields else None,
         priority=priority,
+        fan_out=_fan_out(where, fields.get("fan_out", 1)),
     )
 
 
@@ -94,6 +98,12 @@ def _scores(where: str, scores: object) -> dict[str, float]:
     return {name: float(score) for name, score in scores.items()}
 
 
+def _fan_out(where: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise DatasetError(f"{where}: fan_out must be a whole number >= 1, not {value!r}")
+    return value
+
+
 def _number(where: str, fields: Mapping[str, object], key: str) -> float:
     value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
@@ -101,4 +111,4 @@ def _number(where: str, fields: Mapping[str, object], key: str) -> float:
     return float(value)
 
 
-_KEYS = {"arrival_seconds", "expert", "scores", "output_tokens", "prompt_tokens", "priority"}
+_KEYS = {"arrival_seconds", "expert", "scores", "output_tokens", "prompt_tokens", "priority", "fan_out"}

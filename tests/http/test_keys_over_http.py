@@ -292,7 +292,10 @@ def test_a_key_that_asked_often_enough_is_told_when_to_come_back(server):
     limits = [refused[1][f"x-ratelimit-{what}-requests"] for what in ("limit", "remaining", "reset")]
     assert limits[:2] == ["2", "0"]
     assert 0.0 < float(limits[2].removesuffix("s")) <= 60.0
-    assert server.ask("GET", "/v1/models", headers=bearer(SLOW))[0] == 200  # only what costs is counted
+    for method in ("GET", "HEAD", "DELETE", "PUT"):
+        for path in ("/v1/models", "/v1/decisions/none"):
+            assert server.ask(method, path, headers=bearer(SLOW))[0] == 429
+    assert server.ask("GET", "/healthz", headers=bearer(SLOW))[0] == 200  # open, with a key or without
     assert ask(server, CLIENT)[0] == 200
 
 

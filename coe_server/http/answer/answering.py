@@ -55,6 +55,8 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
         errand = Errand(
             decision=decision,
             priority=asked.options.priority,
+            fan_out=asked.fan_out,
+            owner=service.owner(key),
             is_streamed=wants_stream(body.fields),
             keepalive_seconds=serving.keepalive_seconds,
             due=due,
@@ -65,7 +67,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
             listener_for=_listener_for(service, surface, request),
-            expects=Expectation(surface.answered_as, asked.may_be_silent, asked.has_several),
+            expects=Expectation(surface.answered_as, asked.may_be_silent, asked.fan_out > 1),
             has_more_room=service.has_more_room,
         )
         prompt = _prompt(body) if service.log_prompts else None

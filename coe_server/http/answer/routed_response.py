@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.lease import Lease
 from coe_server.cache.queue import Priority
+from coe_server.cache.shares import Owner
 from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import (
     CoeError,
@@ -55,6 +57,8 @@ class Errand:
 
     decision: RoutingDecision
     priority: Priority
+    fan_out: int  # how many answers it asks for at once
+    owner: Owner | None  # by what key, with its share of the queues
     is_streamed: bool
     keepalive_seconds: float
     due: float | None
@@ -206,11 +210,12 @@ class RoutedResponse(Response):
 
     async def _lease(self) -> Lease:
         """A lease of the chosen expert; if it leaves the device while we wait, the choice is made once more."""
-        name, priority = self._decision.expert, self._errand.priority
+        name, errand = self._decision.expert, self._errand
+        asked = partial(self._cache.lease, name, errand.priority, errand.fan_out, errand.owner)
         here = self._may_choose_again and self._decision.ranking[0].residency == "device"
-        if not here or self._cache.grants_at_once(name):
-            return await self._cache.lease(name, priority)
-        waiting = asyncio.create_task(self._cache.lease(name, priority))
+        if not here or self._cache.grants_at_once(name, errand.fan_out):
+            return await asked()
+        waiting = asyncio.create_task(asked())
         leaving = asyncio.create_task(self._cache.departure_of(name).wait())
         try:
             await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)

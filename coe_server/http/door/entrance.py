@@ -14,11 +14,13 @@ from coe_server.errors import (
     BodyTooSlow,
     CoeError,
     ExpertUnavailable,
+    Forbidden,
     InvalidApiKey,
     ModelWithheld,
     RateLimited,
     UnknownPath,
 )
+from coe_server.http.door.bodies import HOLD, Bodies
 from coe_server.http.door.guard import Guard, is_for_clients
 from coe_server.http.door.origins import (
     preflight,
@@ -55,6 +57,7 @@ class Entrance:
         telemetry: Telemetry,
         guard: Callable[[], Guard],
         limits: RateLimits,
+        bodies: Bodies,
         paths: Paths,
         refusals: Refusals,
         straight: Mapping[str, Endpoint],
@@ -66,6 +69,7 @@ class Entrance:
         self._telemetry = telemetry
         self._guard = guard
         self._limits = limits
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -88,7 +92,7 @@ class Entrance:
         exists = path in self._straight or self._paths.has(path)
         try:
             key = _admitted(guard, scope, headers, exists)
-            admission = self._limits.enter(key) if key is not None and scope["method"] == "POST" else None
+            admission = self._limits.enter(key) if key is not None else None
         except CoeError as error:
             owner = guard.owner(headers)
             self._refusals.count(error, path, owner)
@@ -98,6 +102,7 @@ class Entrance:
             await error_response(error, {REQUEST_ID: new_request_id(), **told}, path)(scope, receive, send)
             return
         scope[CALLER] = key
+        scope[HOLD] = hold = self._bodies.hold(key)
         endpoint = self._straight.get(path) if scope["method"] == "POST" else None
         if not exists:
             endpoint = self._nowhere
@@ -112,6 +117,7 @@ class Entrance:
         except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
             await self._last_words(unexpected(error), scope, receive, counting)
         finally:
+            hold.release()
             if admission is not None:
                 admission.end()
 
@@ -124,7 +130,7 @@ class Entrance:
             response = await endpoint(Request(scope, receive, send))
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
-            if isinstance(error, ModelWithheld | BodyTooSlow):
+            if isinstance(error, ModelWithheld | Forbidden | BodyTooSlow):
                 self._refusals.tell(error, scope["path"], scope[CALLER])
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)

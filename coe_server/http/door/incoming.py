@@ -14,6 +14,7 @@ from coe_server.content_coding import CHUNK_BYTES, TAKEN, Decoder, TooLong, Unkn
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError, UnsupportedCoding
 from coe_server.http.body import LARGE_BYTES
 from coe_server.http.door.aside import Aside
+from coe_server.http.door.bodies import HOLD, Hold
 from coe_server.http.question import Question, read_question
 from coe_server.http.surfaces import Surface
 
@@ -59,28 +60,31 @@ async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -
 
 
 async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: float, keys: _Keys) -> list[bytes]:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
-        raise _too_large(limit_bytes, keys)
+    announced, hold = request.headers.get("content-length", ""), request.scope[HOLD]
+    if announced.isdecimal():
+        if int(announced) > limit_bytes:
+            raise _too_large(limit_bytes, keys)
+        hold.reach(int(announced))
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _pieces(request, limit_bytes, keys)
+            return await _pieces(request, hold, limit_bytes, keys)
     except TimeoutError as error:
         raise BodyTooSlow(f"the body was not whole after {timeout_seconds:g} s{keys.seconds}") from error
     except ClientDisconnect as error:
         raise RequestError("the client left before its body was whole") from error
 
 
-async def _pieces(request: Request, limit_bytes: int, keys: _Keys) -> list[bytes]:
+async def _pieces(request: Request, hold: Hold, limit_bytes: int, keys: _Keys) -> list[bytes]:
     codings = _codings(request)
     if codings:
-        return await _decoded_pieces(request, Decoder(codings, limit_bytes), limit_bytes, keys)
+        return await _decoded_pieces(request, hold, Decoder(codings, limit_bytes), limit_bytes, keys)
     pieces: list[bytes] = []
     size = 0
     async for piece in request.stream():
         size += len(piece)
         if size > limit_bytes:
             raise _too_large(limit_bytes, keys)
+        hold.reach(size)
         pieces.append(piece)
     return pieces
 
@@ -93,7 +97,7 @@ def _codings(request: Request) -> Sequence[str]:
         raise UnsupportedCoding(f"content-encoding {str(error)[:40]!r} is not taken here; {taken} are") from error
 
 
-async def _decoded_pieces(request: Request, decoder: Decoder, limit_bytes: int, keys: _Keys) -> list[bytes]:
+async def _decoded_pieces(request: Request, hold: Hold, decoder: Decoder, limit_bytes: int, keys: _Keys) -> list[bytes]:
     """As it comes and in a thread: little is held that is not decoded, and what expands without end ends early."""
     pieces: list[bytes] = []
     waiting = bytearray()
@@ -107,7 +111,9 @@ async def _decoded_pieces(request: Request, decoder: Decoder, limit_bytes: int, 
             if len(waiting) >= CHUNK_BYTES:
                 pieces += await asyncio.to_thread(decoder.decode, bytes(waiting))
                 waiting.clear()
+                hold.reach(sum(map(len, pieces)))
         pieces += await asyncio.to_thread(decoder.decode, bytes(waiting))
+        hold.reach(sum(map(len, pieces)))
         decoder.end()
     except WrongData as error:
         raise RequestError(f"the body is not what its content-encoding says: {error}") from error
