@@ -195,7 +195,8 @@ class HttpResponse:
                     yield chunk
                     continue
                 for piece in self._decoder.pieces(chunk):
-                    yield piece
+                    if piece:
+                        yield piece
                     await asyncio.sleep(0)  # a small chunk may have no end of pieces
             if self._decoder is not None:
                 self._decoder.end()
