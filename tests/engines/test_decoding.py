@@ -118,7 +118,10 @@ def test_what_expands_a_thousandfold_is_refused_early(layers: int) -> None:
     packed = bytes(64 << 20)
     for _ in range(layers):
         packed = gzip.compress(packed)
-    coding, told = ", ".join(["gzip"] * layers), f"the compressed data expand to more than {MOST_TIMES} times their size"
+    coding, told = (
+        ", ".join(["gzip"] * layers),
+        f"the compressed data expand to more than {MOST_TIMES} times their size",
+    )
     decoder = Decoder.of([coding])
     assert decoder is not None
     out = 0

@@ -16,6 +16,7 @@ from tests.patience import PATIENCE_SECONDS
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DEEP = b"[" * 5_000 + b"]" * 5_000
 SECRET = "org-Abc123456"
 
 
@@ -91,6 +92,15 @@ NO_ANSWERS = {
     "a text as an event": events(b'data: {"error":"boom","code":502}\n\n', DONE),
     "an event by its name": events(b'event: error\ndata: {"message":"boom"}\n\n'),
     "an error after no choices": events(b'data: {"choices":[]}\n\n', b'data: {"error":{"message":"boom"}}\n\n'),
+    "JSON of a hundred thousand levels": body(b"[" * 100_000),
+    "an answer that nests deeply": body(b'{"choices":[{"message":{"content":"boom"},"x":' + DEEP + b"}]}"),
+    "an error that nests deeply": Says(400, b'{"error":{"message":"boom","x":' + DEEP + b"}}"),
+    "a long body that nests deeply": body(b'{"choices":' + b"[" * 1_000_000),
+    "a body of many parts": body(b'{"choices":[' + b"{}," * 40_000 + b"{}]}"),
+    "an event that nests deeply": events(ROLE, b"data: " + b"[" * 500_000 + b"\n\n", DONE),
+    "a word that nests deeply": events(b'data: {"choices":[{"delta":{"content":"boom"},"x":' + DEEP + b"}]}\n\n", DONE),
+    "comments without a word": events(*(b": " + b"x" * 4_000 + b"\n\n" for _ in range(400))),
+    "small comments without a word": events(*(b":\n\n" * 20_000 for _ in range(20))),
     "an error without an end": events(b'data: {"error":{"message":"boom"}}'),
 }
 
