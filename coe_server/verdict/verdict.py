@@ -71,12 +71,10 @@ class Event:
 def judge_status(status: int, body: bytes) -> Verdict:
     """An answer with a status that is no success; of the body at least the beginning."""
     try:
-        payload = json_value(body)
+        payload = _json_of(body)
     except TooComplex:
         verdict = _judged(read_complaint(TOO_COMPLEX, status))
         return verdict if verdict.is_failure else replace(_COMPLEX, status=status)
-    except ValueError:
-        payload = None
     told = payload[0] if isinstance(payload, list) and payload else payload
     error = _error_beside(told) or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
     return _judged(read_complaint(error, status))
@@ -88,21 +86,10 @@ def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
     if not body.strip():
         return _broken("an empty body")
     try:
-        payload = json_value(body)
+        payload = _json_of(body)
     except TooComplex:
         return _COMPLEX
-    except ValueError:
-        payload = None
-    if payload is None:
-        return _judge_text(body, endpoint)
-    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
-        return error
-    match said_in_body(payload, endpoint):
-        case Says.WORD:
-            return ANSWER
-        case Says.NOTHING:
-            return _broken("no answer in its body")
-    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
+    return _judge_text(body, endpoint) if payload is None else _judge_value(payload, endpoint, may_be_silent)
 
 
 def judge_beginning(body: bytes) -> Verdict:
@@ -132,11 +119,9 @@ def judge_event(event: bytes) -> Event:
     if data is None:
         return Event(Says.NOTHING)
     try:
-        payload = json_value(data)
+        payload = _json_of(data)
     except TooComplex:
         return Event(Says.NOTHING, _COMPLEX)
-    except ValueError:
-        payload = None
     if not isinstance(payload, Mapping):
         if name == "error":
             return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
@@ -155,6 +140,17 @@ def events_in(events: bytes) -> Iterator[bytes]:
         start = match.end()
     if start < len(events):
         yield events[start:]
+
+
+def _judge_value(payload: Any, endpoint: str, may_be_silent: bool) -> Verdict:
+    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
+        return error
+    match said_in_body(payload, endpoint):
+        case Says.WORD:
+            return ANSWER
+        case Says.NOTHING:
+            return _broken("no answer in its body")
+    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
 
 
 def _judged(complaint: Complaint) -> Verdict:
@@ -252,7 +248,10 @@ def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
         start = end.rfind(word, 0, start)
         if start < 0:
             return None
-        payload = _json_of(b"{" + end[start:])
+        try:
+            payload = _json_of(b"{" + end[start:])
+        except TooComplex:
+            continue
         if isinstance(payload, Mapping):
             found = payload[word.strip(b'"').decode()]
             return found or None
@@ -264,8 +263,10 @@ def _text_of(payload: object, data: bytes) -> str:
 
 
 def _json_of(data: bytes) -> Any:
-    """The JSON value; None where it is none, or `null`."""
+    """The JSON value; None where it is none, or `null`. Raises TooComplex."""
     try:
         return json_value(data)
+    except TooComplex:
+        raise
     except ValueError:
         return None
