@@ -184,6 +184,16 @@ def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape(
     assert json.loads(raw)["error"]["message"] == "expert 'linguist' answered with status 504"
 
 
+@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+def test_by_name_json_beyond_bounds_is_the_experts_failure(status, is_streamed):
+    bare = Says(status, b"[" * 500_000)
+    with serving(experts=team(linguist=[bare] * 4)) as server:
+        told, _, raw = stream(server, model="linguist", stream=is_streamed)
+        assert stream(server, stream=False, model="linguist")[0] == 502
+    assert (told, json.loads(raw)["error"]["code"]) == (502, "engine_error")
+
+
 def test_by_name_silence_is_all_there_is():
     silent = {"choices": [{"finish_reason": "stop", "message": {"content": ""}}]}
     with serving(experts=team(linguist=[body(silent), events(ROLE, STOP, DONE)])) as server:

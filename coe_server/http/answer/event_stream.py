@@ -12,7 +12,7 @@ from coe_server.verdict.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict,
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _BEFORE_SEAM_BYTES = 2  # of an end that comes in two chunks
-JUDGED_BYTES = 8 * 1024  # at a time: a thousand events may have room in it
+JUDGED_BYTES = 2 * 1024  # at a time: hundreds of events may have room in it, and many streams do so at once
 
 
 class EventCutter:
@@ -70,7 +70,7 @@ def before_error(events: bytes) -> tuple[bytes, Verdict | None]:
 
     vLLM tells so, under HTTP 200, of an engine that died in the middle of an answer.
     """
-    if b"error" not in events and b"failed" not in events and not is_complex(events):
+    if is_plain(events):
         return events, None
     start = 0
     for event in events_in(events):
@@ -79,6 +79,11 @@ def before_error(events: bytes) -> tuple[bytes, Verdict | None]:
             return events[:start], verdict
         start += len(event)
     return events, None
+
+
+def is_plain(events: bytes) -> bool:
+    """Whether none of them can tell of an error: a search, no more."""
+    return b"error" not in events and b"failed" not in events and not is_complex(events)
 
 
 def parts_of(events: bytes) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from coe_server.http.answer.event_stream import (
     EventCutter,
     Opening,
     before_error,
+    is_plain,
     parts_of,
 )
 from coe_server.http.answer.outgoing import Outgoing
@@ -90,7 +91,8 @@ class Passage:
         """Events leave whole, and those before the first word with it: until then another expert may take over."""
         cutter, opening = EventCutter(), Opening()
         async for chunk in answer.chunks():
-            for events in parts_of(cutter.whole_events(chunk)):
+            whole = cutter.whole_events(chunk)
+            for events in (whole,) if self.out.spoken and is_plain(whole) else parts_of(whole):
                 await self._hear(answer, opening, events)
                 if len(events) > JUDGED_BYTES:  # others wait for their turn
                     await asyncio.sleep(0)
@@ -151,7 +153,7 @@ class Passage:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
         body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
-        if self._is_to_fail(answer, verdict) or answer.status < 400:
+        if self._is_to_fail(answer, verdict) or verdict.is_ours or answer.status < 400:
             raise self._failure(answer, verdict)
         error = _openai_error(body)
         if error is None:
