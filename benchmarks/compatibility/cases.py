@@ -107,11 +107,11 @@ def embedding(**options: Any) -> Ask:
     return ask
 
 
-def raw(path: str, embedder: bool = False, **fields: Any) -> Ask:
+def raw(path: str, embedder: bool = False, encoding: str = "utf-8", **fields: Any) -> Ask:
     """A request without a client library; its status and its JSON."""
 
     def ask(side: Side) -> Any:
-        body = json.dumps({"model": side.embedder if embedder else side.model, **fields}).encode()
+        body = json.dumps({"model": side.embedder if embedder else side.model, **fields}).encode(encoding)
         request = urllib.request.Request(side.url + path, body, {"content-type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=120) as answer:
@@ -161,6 +161,9 @@ CASES: dict[str, dict[str, Ask]] = {
         "a tool's answer": chat(CALLED, tools=[TOOL]),
         "a tool's answer, streamed": chat_stream(CALLED, tools=[TOOL]),
         "a field nobody knows": chat(extra_body={"x_of_next_year": {"a": [1.50, None]}}),
+        "a byte order mark": raw("/v1/chat/completions", encoding="utf-8-sig", messages=MESSAGES, **GREEDY),
+        "UTF-16": raw("/v1/chat/completions", encoding="utf-16", messages=MESSAGES, **GREEDY),
+        "UTF-16 without a mark": raw("/v1/chat/completions", encoding="utf-16-le", messages=MESSAGES, **GREEDY),
         "vLLM's own fields": chat(extra_body={"min_tokens": 5, "ignore_eos": True, "return_token_ids": True}),
     },
     "chat, refused": {

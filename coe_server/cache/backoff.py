@@ -40,10 +40,20 @@ class Backoff:
         self.cause, self.since, self.until, self.is_tried = cause, now, now + seconds, False
         return seconds
 
+    def speak(self, asked: float) -> None:
+        """It begins to answer a request that it was asked at that moment: the others may follow, for a whole answer
+        may take long. If it breaks off, the next backoff is longer still."""
+        if self._is_news(asked):
+            self.since, self.is_tried = None, False
+
     def answer(self, asked: float) -> None:
-        """It answered a request that it was asked at that moment; from before a backoff that says nothing."""
-        if self.since is None or asked >= self.since:
+        """It answered that request."""
+        if self._is_news(asked):
             self.forgive()
+
+    def _is_news(self, asked: float) -> bool:
+        """From before a backoff an answer says nothing of it."""
+        return self.since is None or asked >= self.since
 
     def forgive(self) -> None:
         """A person wants it tried again."""

@@ -230,6 +230,7 @@ class ExpertCache:
             give_back=partial(self._give_back, slot, life, granted),
             suspect=partial(self._suspect, slot, life),
             is_alive=partial(self._is_alive, slot, life),
+            speaks=partial(slot.backoff.speak, granted),
             answered=partial(self._answered, slot, life, granted),
         )
         return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)

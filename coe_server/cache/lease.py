@@ -18,6 +18,7 @@ class LeaseActs:
     give_back: Callable[[], None]
     suspect: Callable[[], None]
     is_alive: Callable[[], Awaitable[bool]]
+    speaks: Callable[[], None]
     answered: Callable[[], None]
 
 
@@ -55,6 +56,10 @@ class Lease:
     async def engine_is_alive(self) -> bool:
         """The same, for who needs to know: whether it gives a sign of life, within `Limits.sign_of_life_seconds`."""
         return await self._acts.is_alive()
+
+    def speaks(self) -> None:
+        """Its answer has begun: requests that were kept away from it may come."""
+        self._acts.speaks()
 
     def answered(self) -> None:
         """It gave a whole answer: its earlier failures are forgiven, and how long that took is learned."""

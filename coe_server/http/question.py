@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from coe_server.errors import RequestError
@@ -29,12 +30,14 @@ _LONGEST_KEY = 64  # a longer one is none of ours
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer."""
+    """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer;
+    `has_several`: it has more than one choice."""
 
     surface: Surface
     body: Body
     conversation: Conversation
     may_be_silent: bool = False
+    has_several: bool = False
 
     def without_bytes(self) -> Question:
         """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
@@ -47,6 +50,7 @@ class Question:
             Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
             _shortened(self.conversation),
             self.may_be_silent,
+            self.has_several,
         )
 
     def with_bytes(self, raw: bytes) -> Question:
@@ -62,7 +66,12 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
     if conversation.has_tools:
         conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
     may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
-    return Question(found, body, conversation, may_be_silent)
+    return Question(found, body, conversation, may_be_silent, _has_several(body.fields))
+
+
+def _has_several(fields: Mapping[str, object]) -> bool:
+    count = fields.get("n")
+    return (isinstance(count, int) and count > 1) or isinstance(fields.get("prompt"), list)
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:

@@ -80,6 +80,7 @@ class Asked:
     options: RouteOptions
     session: bytes | None = None
     may_be_silent: bool = False  # an empty text may be the whole answer
+    has_several: bool = False  # choices
 
 
 @dataclass(slots=True)
@@ -119,7 +120,7 @@ class Service:
         session = session_key(conversation, options, owner)
         kept = self.sessions.last(session, conversation, options)
         options = replace(options, kept=kept) if kept else options
-        return Asked(serving, conversation, options, session, question.may_be_silent)
+        return Asked(serving, conversation, options, session, question.may_be_silent, question.has_several)
 
     def decide(self, asked: Asked) -> RoutingDecision:
         """The decision, given where every expert is now."""

@@ -232,7 +232,8 @@ _UNSUPPORTED_CODES = _codes(
     " operationnotsupported"
 )
 _UNSUPPORTED_WORDS = re.compile(
-    r"unsupported|(not|n['\u2019]t) (currently |yet )?(be )?supported|(does not|doesn't|do not|don't|cannot|can't) support"
+    r"unsupported|(not|n['\u2019]t) (currently |yet )?(be )?supported"
+    r"|(does not|doesn't|do not|don't|cannot|can't) support"
     r"|(unrecogni[sz]ed|unknown|unexpected|unpermitted) (request )?(argument|parameter|field|key|option)"
     r"|(unrecogni[sz]ed|unknown|unexpected|unpermitted) (name|member|variant)"
     r"|extra (inputs?|fields?) (is |are )?not (permitted|allowed)|additional propert|not implemented"

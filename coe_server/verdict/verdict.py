@@ -27,6 +27,7 @@ _NEVER = frozenset((Cause.CALLER, Cause.CONTEXT, Cause.PATH, Cause.UNSUPPORTED, 
 _CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # of a response that failed
 END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 _FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
+_BOM = b"\xef\xbb\xbf"
 _MOST_TRIED = 32  # places with the word, from the end of a long body
 
 
@@ -61,11 +62,13 @@ ANSWER = Verdict(None)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One whole event of a stream. `counted`: it tells of at least one token of the answer."""
+    """One whole event of a stream. `counted`: it tells of at least one token of the answer. `is_of_choice`: the error
+    is of one choice alone."""
 
     says: Says
     verdict: Verdict | None = None  # where it tells of an error
     counted: bool = False
+    is_of_choice: bool = False
 
 
 def judge_status(status: int, body: bytes) -> Verdict:
@@ -93,10 +96,10 @@ def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
 
 
 def judge_beginning(body: bytes) -> Verdict:
-    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's,
-    or too complex."""
+    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's, or too complex."""
     if is_complex(body):
         return _COMPLEX
+    body = body.removeprefix(_BOM)
     start = body.lstrip()[:1]
     if start not in {b"{", b"["}:
         return _judge_text(body, "")
@@ -128,8 +131,13 @@ def judge_event(event: bytes) -> Event:
         return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
     verdict = _error_in_event(name, payload)
     if verdict is not None:
-        return Event(Says.NOTHING, verdict)
+        return Event(Says.NOTHING, verdict, is_of_choice=bool(failed_choices(payload)) and not payload.get("error"))
     return Event(said_in_event(payload), counted=tokens_counted(payload))
+
+
+def is_events(body: bytes) -> bool:
+    """Whether a body is a stream of events, whatever it was called."""
+    return body.removeprefix(_BOM).lstrip().startswith((b"data:", b"event:", b":", b"id:", b"retry:"))
 
 
 def events_in(events: bytes) -> Iterator[bytes]:
@@ -217,7 +225,7 @@ def _unstated(error: object) -> int:
 def _judge_text(body: bytes, endpoint: str) -> Verdict:
     """A body that is no JSON: events, or JSON by the line, that were called something else; a page; or a text."""
     start = body.lstrip()
-    if start.startswith((b"data:", b"event:", b":", b"id:", b"retry:")):
+    if is_events(body):
         found = [judge_event(event) for event in events_in(body)]
         failure = next((one.verdict for one in found if one.verdict is not None), None)
         return failure or (ANSWER if any(one.says is Says.WORD for one in found) else NO_EVENTS)
@@ -230,7 +238,7 @@ def _judge_text(body: bytes, endpoint: str) -> Verdict:
 def _fields_of(event: bytes) -> tuple[str, bytes | None]:
     """The name and the data of an event; None for one without data (WHATWG, server-sent events, 9.2.6)."""
     name, lines = "", []
-    for field, value in _FIELD.findall(event):
+    for field, value in _FIELD.findall(event.removeprefix(_BOM)):
         if field == b"data":
             lines.append(value.removeprefix(b" "))
         else:

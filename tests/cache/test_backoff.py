@@ -57,6 +57,24 @@ def test_when_the_time_is_over_one_request_tries_and_the_others_are_kept_away():
     assert backoff.fail(2.0, "429", at_once=True) == SHORTEST_SECONDS, "the answer began everything anew"
 
 
+def test_the_first_word_of_the_one_that_tries_lets_the_others_in_and_a_break_after_it_is_one_more_failure():
+    backoff = Backoff()
+    for _ in range(3):
+        backoff.fail(0.0, "500", at_once=False)
+    assert backoff.begin_try()
+    backoff.speak(asked=0.5)
+    assert backoff.refusal(1.0) is None
+    assert not backoff.begin_try()
+    assert backoff.fail(2.0, "502", at_once=False) == 2.0
+
+
+def test_a_first_word_to_a_request_from_before_the_backoff_says_nothing_of_it():
+    backoff = Backoff()
+    backoff.fail(10.0, "429", at_once=True, asked_seconds=60.0)
+    backoff.speak(asked=9.0)
+    assert backoff.refusal(11.0) == "backing off 59 s: 429"
+
+
 def test_requests_that_fail_together_are_one_failure():
     backoff = Backoff()
     assert backoff.fail(0.0, "503", at_once=True) == 1.0

@@ -1013,7 +1013,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
 
 
 def test_a_lease_that_is_lost_says_so():
-    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 4))
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 5))
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
         del lease
 

@@ -1,18 +1,23 @@
 """Whose failure it is, as callers see it: another expert's answer, their own mistake, or an error in our words."""
 
+import asyncio
 import http.client
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import pytest
 
+from coe_server.errors import EngineError
+from coe_server.http.answer.outgoing import Outgoing
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import Breaking
 from tests.http.test_failure import DONE, EVENTS, FRENCH, ROLE, WORD, Says, events_in, stream
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, until
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -176,6 +181,15 @@ def test_by_name_the_rest_passes(answer):
     assert headers.get("retry-after") == dict(answer.headers).get("retry-after")
 
 
+def test_by_name_no_caller_reads_who_we_are_over_there():
+    headers = (("content-type", "application/json"), ("x-litellm-key-spend", "12.3"))
+    told = {"error": {"message": "temperature", "code": 400}, "user_id": "user_2abc"}
+    with serving(experts=team(linguist=[Says(400, json.dumps(told).encode(), headers=headers)])) as server:
+        status, headers, raw = stream(server, stream=False, model="linguist")
+    assert (status, json.loads(raw)) == (400, told | {"user_id": "*********"})
+    assert "x-litellm-key-spend" not in headers
+
+
 def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape():
     page = Says(504, b"<html>Gateway Time-out</html>", headers=(("content-type", "text/html"),))
     with serving(experts=team(linguist=[page])) as server:
@@ -184,14 +198,13 @@ def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape(
     assert json.loads(raw)["error"]["message"] == "expert 'linguist' answered with status 504"
 
 
-@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize(("status", "expected"), [(200, 502), (400, 502), (500, 500)])
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
-def test_by_name_json_beyond_bounds_is_the_experts_failure(status, is_streamed):
+def test_by_name_json_beyond_bounds_is_the_experts_failure(status, expected, is_streamed):
     bare = Says(status, b"[" * 500_000)
     with serving(experts=team(linguist=[bare] * 4)) as server:
         told, _, raw = stream(server, model="linguist", stream=is_streamed)
-        assert stream(server, stream=False, model="linguist")[0] == 502
-    assert (told, json.loads(raw)["error"]["code"]) == (502, "engine_error")
+    assert (told, json.loads(raw)["error"]["code"]) == (expected, "engine_error")
 
 
 def test_by_name_silence_is_all_there_is():
@@ -248,11 +261,19 @@ def test_by_name_json_where_a_stream_has_begun_is_an_error_event():
     assert "a body where a stream was asked for" in json.loads(event)["error"]["message"]
 
 
+def test_events_that_are_called_something_else_are_events_where_a_stream_has_begun():
+    late = threading.Event()
+    answer = Says(200, late, ROLE + WORD, STOP + DONE, headers=(("content-type", "text/plain"),))
+    with serving(experts=team(linguist=[answer]), keepalive_seconds=0.05) as server:
+        _, rest = read_until(server, b": coe waiting", late, model="linguist")
+    assert rest.endswith(ROLE + WORD + STOP + DONE)
+
+
 def test_a_silence_after_the_first_word_is_kept_alive():
     late = threading.Event()
     answer = events(ROLE, WORD, late, STOP, DONE)
     with serving(experts=team(linguist=[answer]), keepalive_seconds=0.05) as server:
-        first, rest = read_until(server, b": coe answering expert=linguist\n\n", late, model="linguist")
+        first, rest = read_until(server, b": coe generating expert=linguist\n\n", late, model="linguist")
     assert first.startswith(ROLE + WORD)
     assert rest.endswith(STOP + DONE)
 
@@ -285,21 +306,25 @@ def test_a_long_body_passes_and_one_that_ends_in_an_error_is_not_taken_for_whole
             stream(server, stream=False)
 
 
+@contextmanager
+def client(server, **fields):
+    """A stream that is read piece by piece."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)) as connection:
+        body = json.dumps({"stream": True, "messages": FRENCH, **fields})
+        connection.request("POST", "/v1/chat/completions", body)
+        yield connection.getresponse()
+
+
 def read_until(server, mark, then, **fields):
     """What a stream says up to a mark, then, once the event is set, the rest."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)
-    body = json.dumps({"stream": True, "messages": FRENCH, **fields})
-    connection.request("POST", "/v1/chat/completions", body)
-    answer = connection.getresponse()
-    first = b""
-    while mark not in first:
-        piece = answer.read1()
-        assert piece, first
-        first += piece
-    then.set()
-    rest = answer.read()
-    connection.close()
-    return first, rest
+    with client(server, **fields) as answer:
+        first = b""
+        while mark not in first:
+            piece = answer.read1()
+            assert piece, first
+            first += piece
+        then.set()
+        return first, answer.read()
 
 
 def admin(server):
@@ -350,6 +375,99 @@ def test_a_request_that_fails_on_two_experts_counts_against_neither(router):
         for _ in range(3):
             assert stream(server, stream=False)[1]["x-coe-expert"] == "big"
         assert admin(server)["linguist"]["failure"] == "backing off 1 s: 500"
+
+
+@pytest.mark.parametrize(
+    ("answer", "count"),
+    [
+        (openai(503, "busy", ("retry-after", "42")), 1),
+        (openai(500, "oops"), 3),
+        (openai(404, "The model `x` does not exist"), 3),
+        (body({"error": {"message": "The model `x` does not exist", "code": 404}}), 3),
+        (events(b'data: {"error":{"message":"The model `x` does not exist","code":404}}\n\n'), 3),
+    ],
+    ids=["busy", "broken", "gone", "gone under 200", "gone as an event"],
+)
+def test_a_failure_counts_where_the_caller_reads_it_in_the_experts_words(answer, count):
+    experts = team(linguist=[answer] * count)
+    with serving(experts=experts) as server:
+        for _ in range(count):
+            assert stream(server, stream=False, model="linguist")[2] == answer.script[0]
+        assert admin(server)["linguist"]["failure"].endswith(f": {404 if answer.status == 200 else answer.status}")
+        assert experts["linguist"].asked == count
+
+
+def test_poison_for_the_only_two_experts_that_may_answer_counts_against_neither(router):
+    poison = [openai(500, "I choke on this")] * 4
+    with serving(router, team(linguist=poison, big=poison)) as server:
+        for _ in range(4):
+            assert stream(server, stream=False, coe={"allow": ["linguist", "big"]})[0] == 500
+        assert all(one["failure"] is None for one in admin(server).values())
+
+
+def until_it_may_be_tried(server):
+    until(lambda: admin(server)["linguist"]["failure"] is None)
+
+
+def test_a_try_that_another_expert_answers_at_length_is_over_before_that_answer(router):
+    late = threading.Event()
+    refused = openai(400, "Unsupported parameter: 'top_k'")
+    experts = team(linguist=[openai(429, "limit"), refused], big=[events(WORD, DONE), events(ROLE, late, WORD, DONE)])
+    with serving(router, experts, keepalive_seconds=0.05) as server:
+        stream(server)
+        until_it_may_be_tried(server)
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(read_until, server, b": coe waiting expert=big", late)
+            until(lambda: experts["linguist"].asked == 2)
+            assert stream(server)[1]["x-coe-expert"] == "linguist"
+            assert slow.result()[1].endswith(DONE)
+
+
+def test_the_first_word_of_the_one_that_tries_lets_the_others_in(router):
+    late = threading.Event()
+    experts = team(linguist=[openai(429, "limit"), events(ROLE, WORD, late, STOP, DONE)])
+    with serving(router, experts) as server:
+        stream(server)
+        until_it_may_be_tried(server)
+        with client(server) as answer:
+            assert answer.read1() == ROLE + WORD
+            assert stream(server)[1]["x-coe-expert"] == "linguist"
+            late.set()
+
+
+def test_one_failed_choice_of_several_ends_no_stream(router):
+    """Without a word of any the stream is none."""
+    failed = b'data: {"choices":[{"index":1,"delta":{},"finish_reason":"error"}]}\n\n'
+    good = ROLE + failed + WORD + failed + STOP
+    silent = ROLE + failed + failed.replace(b'"index":1', b'"index":0')
+    with serving(router, team(linguist=[events(good, DONE), events(silent, DONE)])) as server:
+        assert stream(server, n=2)[2] == good + DONE
+        assert stream(server, n=2)[1]["x-coe-expert"] == "big"
+
+
+@pytest.mark.parametrize(
+    ("headers", "piece"),
+    [((*EVENTS, ("content-encoding", "br")), b"\x01\n\n"), (EVENTS, b'data: {"type":"image","delta":"AAAA')],
+    ids=["coded", "in the middle of an event"],
+)
+def test_no_sign_of_life_stands_inside_what_it_would_break(headers, piece):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def talk():
+        out = Outgoing({"path": "/v1/chat/completions"}, send)
+        await out.begin(200, {}, headers)
+        await out.say(piece)
+        await out.wait({}, "answering")
+        return out
+
+    out = asyncio.run(talk())
+    assert [message["body"] for message in sent[1:]] == [piece]
+    asyncio.run(out.fail(EngineError("no more"), {}))
+    told = [message["body"] for message in sent[2:]]
+    assert told == [] if headers != EVENTS else told[0].startswith(b"\n\ndata: ")
 
 
 @pytest.mark.parametrize("count", [1, 5])

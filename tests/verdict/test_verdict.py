@@ -183,6 +183,7 @@ def test_a_long_body_is_looked_at_at_both_ends():
     answer = json.dumps(chat(choice(content='an \\"error\\": {"finish_reason": "error"}' * 5_000))).encode()
     assert judge_beginning(answer[:65_536]).cause is None
     assert judge_end(answer[-65_536:]).cause is None
+    assert judge_beginning(b"\xef\xbb\xbf" + answer[:65_536]).cause is None
     assert judge_beginning(b"<html>" + b"x" * 70_000).is_failure
     assert judge_beginning(b' {"error": {"message": "' + b"x" * 70_000).is_failure
     assert judge_beginning(b'{"error": null, "choices": [' + b" " * 70_000).cause is None
@@ -211,6 +212,7 @@ EVENTS = {
     "an empty text": (event(choices=[{"text": "", "finish_reason": None}]), Says.NOTHING),
     "a word": (chunk(content="a"), Says.WORD),
     "a text": (event(choices=[{"text": "a"}]), Says.WORD),
+    "a word after a byte order mark": (b"\xef\xbb\xbf" + chunk(content="a"), Says.WORD),
     "a thought": (chunk(reasoning_content="a"), Says.WORD),
     "a call": (chunk(tool_calls=[{"index": 0}]), Says.WORD),
     "a length": (chunk("length"), Says.WORD),

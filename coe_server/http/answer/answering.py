@@ -65,7 +65,7 @@ def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitab
             answered=lambda followed: service.sessions.remember(asked.session, followed),
             spending=asked.serving.router.spending,
             listener_for=_listener_for(service, surface, request),
-            expects=Expectation(surface.answered_as, asked.may_be_silent),
+            expects=Expectation(surface.answered_as, asked.may_be_silent, asked.has_several),
             has_more_room=service.has_more_room,
         )
         prompt = _prompt(body) if service.log_prompts else None

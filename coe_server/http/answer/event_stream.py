@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from coe_server.verdict.payload import is_complex
 from coe_server.verdict.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
+_MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _BEFORE_SEAM_BYTES = 2  # of an end that comes in two chunks
 JUDGED_BYTES = 2 * 1024  # at a time: hundreds of events may have room in it, and many streams do so at once
@@ -46,6 +48,7 @@ class Opening:
     held: bytearray = field(default_factory=bytearray)
     _has_ended: bool = False
     _counted: bool = False
+    _failed: Verdict | None = None  # of one of several choices
 
     def hear(self, events: bytes) -> bool:
         """Hold these events, none of which tells of an error; True if a word is among them."""
@@ -56,17 +59,19 @@ class Opening:
                 return True
             self._has_ended = self._has_ended or found.says is Says.SILENCE
             self._counted = self._counted or found.counted
+            self._failed = self._failed or found.verdict
         return False
 
     def verdict(self, may_be_silent: bool) -> Verdict | None:
         """What a stream that is over without a word is; None for an answer."""
         if not self._has_ended:
-            return NO_EVENTS
+            return self._failed or NO_EVENTS
         return None if may_be_silent or self._counted else SILENT
 
 
-def before_error(events: bytes) -> tuple[bytes, Verdict | None]:
+def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdict | None]:
     """The events before the first that tells of an error, and what that one tells; all of them and None if none does.
+    One of several choices may fail, and the others go on.
 
     vLLM tells so, under HTTP 200, of an engine that died in the middle of an answer.
     """
@@ -74,9 +79,10 @@ def before_error(events: bytes) -> tuple[bytes, Verdict | None]:
         return events, None
     start = 0
     for event in events_in(events):
-        verdict = judge_event(event).verdict
-        if verdict is not None:
-            return events[:start], verdict
+        may_tell = _MAY_TELL_OF_ERROR.search(event) or is_complex(event)  # an answer may speak of errors, too
+        found = judge_event(event) if may_tell else None
+        if found is not None and found.verdict is not None and not (has_several and found.is_of_choice):
+            return events[:start], found.verdict
         start += len(event)
     return events, None
 

@@ -32,6 +32,10 @@ class Failures:
         if lease.is_try:
             self._tried.add(lease.expert)
 
+    def have_seen(self, expert: str) -> bool:
+        """Whether this expert failed."""
+        return expert in self._failed
+
     def note(self, expert: str, error: CoeError) -> None:
         """An expert gave no answer."""
         if not isinstance(error, EngineError | UpstreamLimited):
@@ -41,16 +45,23 @@ class Failures:
                 self._cache.count_failure(expert, error.cause, at_once=True, asked_seconds=error.asked_seconds)
             case "in a row":
                 self._uncounted.append(_Uncounted(expert, error.cause, error.asked_seconds))
+            case "never":
+                self._end_tries({expert})
         self._failed.add(expert)
 
     def settle(self) -> None:
-        """An expert has begun to answer, or the request is over."""
+        """An expert has begun to answer, or the request is over. Another answer may take long: nothing waits for it."""
         for expert, cause, asked_seconds in self._uncounted if len(self._failed) == 1 else ():
             self._cache.count_failure(expert, cause, at_once=False, asked_seconds=asked_seconds)
         self._uncounted.clear()
+        self._end_tries(self._failed)
 
     def close(self) -> None:
         """The request is over."""
         self.settle()
-        for expert in self._tried:
+        self._end_tries(self._tried.copy())
+
+    def _end_tries(self, experts: set[str]) -> None:
+        for expert in self._tried & experts:
             self._cache.end_try(expert)
+        self._tried -= experts

@@ -16,6 +16,7 @@ from coe_server.http.openai_errors import error_event, error_response, event_of
 LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
 _UNBUFFERED = ("x-accel-buffering", "no")  # nginx holds words and comments back until a buffer is full
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_ENDS_OF_EVENTS = (b"\n\n", b"\n\r\n", b"\r\r")
 _CHANGED_IN_STREAMS = frozenset(("content-length", _UNBUFFERED[0]))
 
 
@@ -30,7 +31,8 @@ class Outgoing:
         self.spoken = False
         self.ended = False
         self.said_at = 0.0  # in the loop's time, when the last piece left
-        self.is_event_stream = False
+        self.is_event_stream = False  # one that something may be added to
+        self._is_between_events = True
         self._scope = scope
         self._send = send
 
@@ -49,6 +51,7 @@ class Outgoing:
         """A part of the answer."""
         self.spoken = True
         self.said_at = asyncio.get_running_loop().time()
+        self._is_between_events = piece.endswith(_ENDS_OF_EVENTS)
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def wait(self, headers: Mapping[str, str], state: str) -> None:
@@ -58,7 +61,7 @@ class Outgoing:
             return
         if not self.headed:
             await self._head(200, (*_STREAM_HEADERS, *headers.items()))
-        if self.is_event_stream:
+        if self.is_event_stream and self._is_between_events:
             await self._comment(state)
 
     async def end(self) -> None:
@@ -74,6 +77,8 @@ class Outgoing:
             return
         if self.is_event_stream:
             event = error_event(error, self._scope["path"])
+            if not self._is_between_events:
+                event = b"\n\n" + event
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_WORDS_SECONDS):
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
@@ -85,7 +90,7 @@ class Outgoing:
     async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         self.status = status
         pairs = [(name.lower(), value) for name, value in headers]
-        self.is_event_stream = any(n == "content-type" and v.lower().startswith("text/event-stream") for n, v in pairs)
+        self.is_event_stream = _is_plain_event_stream(dict(pairs))
         if self.is_event_stream:  # an error event, or comments, may be added to it
             pairs = [pair for pair in pairs if pair[0] not in _CHANGED_IN_STREAMS]
             pairs.append(_UNBUFFERED)
@@ -94,6 +99,12 @@ class Outgoing:
 
     async def _comment(self, words: str) -> None:
         await self._send({"type": "http.response.body", "body": f": coe {words}\n\n".encode(), "more_body": True})
+
+
+def _is_plain_event_stream(headers: Mapping[str, str]) -> bool:
+    """What is coded cannot be added to."""
+    is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
+    return is_plain and headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
 async def _nobody() -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from coe_server.verdict.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,
     Verdict,
+    is_events,
     judge_beginning,
     judge_body,
     judge_end,
@@ -45,17 +47,20 @@ _OURS = ("date", "server", "set-cookie", REQUEST_ID)
 _ELSEWHERE = ("alt-svc", "strict-transport-security")
 _ACCOUNT = ("openai-organization", "openai-project", "anthropic-organization-id")
 _NOT_FOR_CALLERS = frozenset((*_OURS, *_ELSEWHERE, *_ACCOUNT))
-_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-")
+_NOT_FOR_CALLERS_EITHER = ("x-coe-", "x-ratelimit-", "anthropic-ratelimit-", "access-control-", "x-litellm-")
+_ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, beside an error
 
 Listener = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a request may be answered with: over which API, and whether an empty text may be all there is."""
+    """What a request may be answered with: over which API, whether an empty text may be all there is, and whether
+    there are several choices."""
 
     endpoint: str
     may_be_silent: bool = False
+    has_several: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,8 @@ class Passage:
     """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
 
     `has_another`: whether another expert can be asked after this failure; else an engine's own error is the best there
-    is. `is_remote`: what it says of an account is the operator's alone. `listeners` hear every piece.
+    is. `failed` is told of a failure that the caller reads in the expert's own words. `is_remote`: what it says of an
+    account is the operator's alone. `listeners` hear every piece.
     """
 
     expert: str
@@ -72,6 +78,7 @@ class Passage:
     begun: Callable[[int], None]
     expects: Expectation
     has_another: Callable[[Verdict], bool]
+    failed: Callable[[CoeError], None]
     is_remote: bool
     listeners: tuple[Listener, ...] = ()
 
@@ -100,13 +107,14 @@ class Passage:
         if self.out.spoken:
             return
         verdict = opening.verdict(self.expects.may_be_silent)
-        if verdict is not None and self._is_to_fail(answer, verdict):
-            raise self._failure(answer, verdict)
+        if verdict is not None:
+            self._let_pass(answer, verdict)
         await self._say(answer, bytes(opening.held))
 
     async def _hear(self, answer: EngineResponse, opening: Opening, events: bytes) -> None:
-        sound, verdict = before_error(events)
+        sound, verdict = before_error(events, self.expects.has_several)
         if verdict is not None and not self._is_to_fail(answer, verdict):  # the caller's to read, with what follows
+            self._let_pass(answer, verdict)
             sound = events
         if self.out.spoken:
             if sound:
@@ -125,20 +133,21 @@ class Passage:
             held += chunk
             if len(held) > 2 * LOOKED_AT_BYTES:
                 if not self.out.spoken:
-                    self._require_answer(answer, judge_beginning(bytes(held[:LOOKED_AT_BYTES])))
+                    beginning = bytes(held[:LOOKED_AT_BYTES])
+                    self._require_answer(answer, beginning, judge_beginning(beginning))
                 await self._say(answer, bytes(held[:-LOOKED_AT_BYTES]))
                 del held[:-LOOKED_AT_BYTES]
         body = bytes(held)
         if self.out.spoken:
-            self._require_answer(answer, judge_end(body))
+            self._require_answer(answer, body, judge_end(body))
         else:
-            self._require_answer(answer, judge_body(body, self.expects.endpoint, self.expects.may_be_silent))
+            verdict = judge_body(body, self.expects.endpoint, self.expects.may_be_silent)
+            self._require_answer(answer, body, verdict)
         await self._say(answer, body)
 
-    def _require_answer(self, answer: EngineResponse, verdict: Verdict) -> None:
-        if self._is_to_fail(answer, verdict):
-            raise self._failure(answer, verdict)
-        if self.out.headed and not self.out.spoken:  # the caller was told that events follow
+    def _require_answer(self, answer: EngineResponse, body: bytes, verdict: Verdict) -> None:
+        self._let_pass(answer, verdict)
+        if self.out.headed and not self.out.spoken and not is_events(body):  # the caller was told that events follow
             raise self._failure(answer, NO_STREAM)
 
     async def _unread(self, answer: EngineResponse) -> None:
@@ -153,14 +162,22 @@ class Passage:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
         body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
-        if self._is_to_fail(answer, verdict) or verdict.is_ours or answer.status < 400:
+        if verdict.is_ours or answer.status < 400:
             raise self._failure(answer, verdict)
-        error = _openai_error(body)
-        if error is None:
+        self._let_pass(answer, verdict)
+        if _openai_error(body) is None:
             raise self._refusal(answer, verdict, body)
+        body = _without_account(body) if self.is_remote else body
         if self.out.headed:  # the caller waits for a stream that has begun
-            body = self.out.error_event(error)
+            body = self.out.error_event(_openai_error(body) or {})
         await self._say(answer, body)
+
+    def _let_pass(self, answer: EngineResponse, verdict: Verdict) -> None:
+        """Raise a failure, unless the caller is to read what came."""
+        if self._is_to_fail(answer, verdict):
+            raise self._failure(answer, verdict)
+        if verdict.is_failure:
+            self.failed(self._failure(answer, verdict))
 
     def _is_to_fail(self, answer: EngineResponse, verdict: Verdict) -> bool:
         """Another expert is asked, or the words are not for the caller; else it reads them."""
@@ -255,6 +272,11 @@ def _openai_error(body: bytes) -> Mapping[str, Any] | None:
     except ValueError:
         return None
     return told if isinstance(told, dict) and isinstance(told.get("error"), dict) else None
+
+
+def _without_account(body: bytes) -> bytes:
+    """An error as it came and as long as it was, but for who we are over there."""
+    return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
 
 
 def _header(answer: EngineResponse, name: str) -> str | None:

@@ -237,7 +237,7 @@ class RoutedResponse(Response):
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
                 await self._pass_on(answer, lease, spent)
-                return answer.status < 400
+                return answer.status < 400 and not self._failures.have_seen(lease.expert)
         except TimeoutError as error:
             if not longest.expired():
                 raise
@@ -251,13 +251,18 @@ class RoutedResponse(Response):
             if status < 400:
                 self._failures.settle()
                 spent()
+                if not self._failures.have_seen(expert):
+                    lease.speaks()
+
+        def failed(error: CoeError) -> None:
+            self._failures.note(expert, error)
 
         expert, expects = lease.expert, self._errand.expects
         usage: UsageReader = UsageInEvents() if is_event_stream(answer) else UsageInBody()
         listener_for = self._errand.listener_for
         listeners = (usage.hear,) if listener_for is None else (usage.hear, listener_for(expert))
         passage = Passage(
-            expert, self._out, self._told(), begun, expects, self._could_take_it, not lease.mortal, listeners
+            expert, self._out, self._told(), begun, expects, self._could_take_it, failed, not lease.mortal, listeners
         )
         try:
             await passage.carry(answer)
@@ -289,7 +294,7 @@ class RoutedResponse(Response):
 
     def _state(self) -> str:
         if self._out.spoken:
-            return f"answering expert={self._decision.expert}"
+            return f"generating expert={self._decision.expert}"
         expert = next(one for one in self._cache.status() if one.name == self._decision.expert)
         return f"waiting expert={expert.name} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 
