@@ -24,7 +24,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
-from coe_server.routing.visible import visible
+from coe_server.visible import visible
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
 from router_training.sentences import in_one_sentence
 

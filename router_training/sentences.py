@@ -10,7 +10,7 @@ from rich.console import Console
 
 from coe_server.errors import CoeError
 from coe_server.interruption import EXIT_INTERRUPTED
-from coe_server.routing.visible import visible
+from coe_server.visible import visible
 
 # what the extra `train` brings, by the names that are imported
 EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}

@@ -16,10 +16,10 @@ from coe_server.errors import EmbeddingUnavailable
 from coe_server.retry_after import retry_after_seconds
 from coe_server.routing.embedder import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
-from coe_server.routing.visible import visible
 from coe_server.settings.proxies import Detour, Proxy
 from coe_server.settings.web_address import ApiBase, shown_address
 from coe_server.verdict.payload import json_value
+from coe_server.visible import visible
 from coe_server.whole_answer import UNPACKED, UnusableBody, bounded_session, plain_body
 
 MOST_AT_ONCE = 4  # requests in flight

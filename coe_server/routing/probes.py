@@ -18,7 +18,7 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import well_formed
 from coe_server.routing.router import Router
-from coe_server.routing.visible import visible
+from coe_server.visible import visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000

@@ -15,5 +15,16 @@ def visible(text: str) -> str:
     return "".join(_escaped(one) if category(one) in OBEYED and one not in NEEDED else one for one in text)
 
 
+def visible_lines(text: str) -> str:
+    """The same of a text whose line breaks are ours."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def _escaped(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
+
+
+def brief(text: str, most: int = 300) -> str:
+    """No more than so many characters of it, visible: for a sentence about something of any length."""
+    line = visible(text[: most + 1])
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.routing.visible import visible
+from coe_server.visible import visible
 
 
 @pytest.mark.parametrize(
