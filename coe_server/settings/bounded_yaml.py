@@ -29,7 +29,13 @@ def parse_yaml(text: str, most_characters: int, loader: type[yaml.SafeLoader] = 
         raise UnusableYaml(f"is not YAML: {error.problem}{_tab(error)}", line) from error
     except (yaml.YAMLError, RecursionError) as error:
         raise UnusableYaml(f"is not YAML: {error}") from error
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # a date, or a number, of old
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # a date, or a number, of old
         raise UnusableYaml(f"is not YAML: a value is not what it looks like ({error})") from error
 
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
+from coe_server.visible import visible
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -291,6 +292,10 @@ def _category(path: Path, number: int, row: Row, column: str) -> str | None:
     if name is not None and len(name) > LONGEST_NAME:
         raise DatasetError(
             f"{path}, row {number}: a {column} of {len(name)} characters; {LONGEST_NAME} are kept at most"
+        )
+    if name is not None and visible(name) != name:
+        raise DatasetError(
+            f"{path}, row {number}: the {column} '{visible(name)}' has a control character or a line break"
         )
     return name
 
