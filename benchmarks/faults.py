@@ -6,9 +6,9 @@
 A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
 frozen every few seconds, two simulated engines, in memory for three of the four, and a remote server of bad manners
 (`bad_manners.py`), which counts what it is sent; with `--vllm` a sixth expert on real vLLM, which one client in twenty
-asks, and which is hurt now and then. Throughout, a process of its own asks for /healthz. A tenth of the requests is hung up on at a random moment, others are read slowly,
-the router's artifact is replaced by a good and a damaged one in turn. Exit code 1 if anything that is promised is not
-so.
+asks, and which is hurt now and then. A process of its own asks for /healthz throughout. A tenth of the requests is hung
+up on at a random moment, others are read slowly, the router's artifact is replaced by a good and a damaged one in turn.
+Exit code 1 if anything that is promised is not so.
 """
 
 from __future__ import annotations
@@ -203,9 +203,9 @@ def _health_watched(server: Server, findings: Findings) -> Iterator[None]:
     share = 0.5 if is_busy else 0.99
     median_ms, most_ms = _share(answers, 0.5), _share(answers, 0.99)
     findings.health = (
-        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in 99 of "
-        f"100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of 100, so "
-        f"{'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
+        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in 99 "
+        f"of 100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of 100,"
+        f" so {'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
     )
     findings.must(_share(answers, share) < MOST_HEALTH_MS, f"/healthz took too long: {findings.health}")
 
