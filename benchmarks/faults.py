@@ -203,9 +203,9 @@ def _health_watched(server: Server, findings: Findings) -> Iterator[None]:
     share = 0.5 if is_busy else 0.99
     median_ms, most_ms = _share(answers, 0.5), _share(answers, 0.99)
     findings.health = (
-        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in 99 "
-        f"of 100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of 100,"
-        f" so {'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
+        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in "
+        f"99 of 100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of "
+        f"100, so {'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
     )
     findings.must(_share(answers, share) < MOST_HEALTH_MS, f"/healthz took too long: {findings.health}")
 

@@ -22,7 +22,7 @@ _READ_BYTES = 4 * 1024  # of a head, at a time: a hundred interim answers have r
 
 def bound(connector: BaseConnector) -> None:
     """Connections that this connector makes from now on take no head beyond the bounds."""
-    connector._factory = partial(BoundedHead, loop=connector._loop)
+    connector._factory = partial[ResponseHandler](BoundedHead, loop=connector._loop)
 
 
 class BoundedHead(ResponseHandler):

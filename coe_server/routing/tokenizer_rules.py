@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ _SPLITTERS = {
     **{"Metaspace": 2, "ByteLevel": 4},
 }
 _MODELS = frozenset(("WordPiece", "WordLevel", "BPE", "Unigram"))
-_UNREAD = frozenset(("vocab", "merges", "precompiled_charsmap"))
+_UNREAD = frozenset(("vocab", "merges", "precompiled_charsmap", "Regex"))
 # Of GPT-2, Llama 3 and Qwen 2, CLIP: no part of them can match a text in two ways.
 _KNOWN = frozenset(
     (
@@ -73,11 +72,10 @@ def _require_known_patterns(node: object, level: int) -> None:
     if level > _MOST_LEVELS:
         raise UnsafeRule(f"its rules are nested more than {_MOST_LEVELS} levels deep")
     if isinstance(node, Mapping):
-        for name, value in node.items():
-            if name == "Regex":
-                _require_linear(value)
-            elif name not in _UNREAD:
-                _require_known_patterns(value, level + 1)
+        if "Regex" in node:
+            _require_linear(node["Regex"])
+        for name in node.keys() - _UNREAD:
+            _require_known_patterns(node[name], level + 1)
     elif isinstance(node, list):
         for value in node:
             _require_known_patterns(value, level)
@@ -145,7 +143,7 @@ def _growth_of_replacements(rules: list[Mapping[str, Any]]) -> float:
     """An upper bound: how many characters there are of each kind, from one of any kind."""
     pairs = [(*_pattern_of(rule), str(rule.get("content", ""))) for rule in rules]
     kinds = {character for _, pattern, content in pairs for character in pattern + content} | {" ", ""}
-    return max(_grown(Counter({kind: 1.0}), pairs) for kind in kinds)
+    return max(_grown({kind: 1.0}, pairs) for kind in kinds)
 
 
 def _pattern_of(rule: Mapping[str, Any]) -> tuple[bool, str]:
@@ -163,18 +161,18 @@ def _pattern_of(rule: Mapping[str, Any]) -> tuple[bool, str]:
     return True, ""
 
 
-def _grown(counts: Counter[str], pairs: list[tuple[bool, str, str]]) -> float:
+def _grown(counts: dict[str, float], pairs: list[tuple[bool, str, str]]) -> float:
     """All characters after these replacements. A pattern of several characters occurs no more often than the mean of
     them; one of a regular expression stands for at least one character, and may leave it."""
     for is_regex, pattern, content in pairs:
         if is_regex:
-            counts[content] = max(counts[content], sum(counts.values()))
+            counts[content] = sum(counts.values())
             continue
-        found = sum(counts[one] for one in set(pattern)) / len(pattern)
+        found = sum(counts.get(one, 0.0) for one in set(pattern)) / len(pattern)
         if len(pattern) == 1:
-            del counts[pattern]
+            counts.pop(pattern, None)
         for one in content if found else "":
-            counts[one] += found
+            counts[one] = counts.get(one, 0.0) + found
         if sum(counts.values()) > MOST_GROWTH:
             break
     return float(sum(counts.values()))
