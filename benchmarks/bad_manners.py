@@ -23,6 +23,8 @@ from aiohttp import web
 
 CODE = "bad_manners"  # of every error that it makes in OpenAI's shape
 GOOD = 60  # of its answers are good for each bad one below: what makes requests stay away is rare enough to go on
+BOMB = gzip.compress(bytes(100 << 20))
+_MOST_UNSENT_BYTES = 256 * 1024
 
 Behaviour = Callable[["Manners", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -168,9 +170,60 @@ async def long_header(manners: Manners, request: web.Request, body: dict[str, An
     return web.json_response(_whole(body), headers={"content-security-policy": "x" * 9_000})
 
 
+async def _without_end(request: web.Request, piece: bytes) -> web.StreamResponse:
+    """Raw bytes in the place of an answer, as fast as they are taken, until the other end hangs up."""
+    transport = request.transport
+    while transport is not None and not transport.is_closing():
+        if transport.get_write_buffer_size() < _MOST_UNSENT_BYTES:
+            transport.write(piece)
+        await asyncio.sleep(0.001)
+    raise web.HTTPBadGateway
+
+
+async def endless_hints(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await _without_end(request, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 1_000)
+
+
+async def endless_comments(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await _stream_without_end(request, b":\n\n" * 20_000)
+
+
+async def endless_event(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return await _stream_without_end(request, b": an event whose end never comes")
+
+
+async def _stream_without_end(request: web.Request, piece: bytes) -> web.StreamResponse:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+    if request.transport is not None:
+        request.transport.write(head)
+    return await _without_end(request, piece)
+
+
+async def switched(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
+    return await _without_end(request, head)
+
+
+async def bomb(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A hundred kilobytes that stand for a hundred megabytes, in a coding that was not asked for."""
+    return web.Response(body=BOMB, headers={"content-encoding": "gzip", "content-type": "application/json"})
+
+
+async def deep(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    nested = b"[" * 100_000
+    if body.get("stream"):
+        return await _stream(request, [b"data: " + nested + b"\n\n"])
+    return web.Response(body=nested, content_type="application/json")
+
+
+async def deep_error(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    return web.Response(body=b'{"error":' + b"[" * 100_000, status=400, content_type="application/json")
+
+
 BAD: list[Behaviour] = [
     *(limited, overloaded, unpaid, broken, moved, page, nothing, error_under_200, failed_choice, error_event),
     *(named_error_event, late_error_event, compressed, closed, cut, long_header),
+    *(endless_hints, endless_comments, endless_event, switched, bomb, deep, deep_error),
 ]
 
 

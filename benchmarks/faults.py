@@ -6,9 +6,9 @@
 A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
 frozen every few seconds, two simulated engines, in memory for three of the four, and a remote server of bad manners
 (`bad_manners.py`), which counts what it is sent; with `--vllm` a sixth expert on real vLLM, which one client in twenty
-asks, and which is hurt now and then. A tenth of the requests is hung up on at a random moment, others are read slowly,
-the router's artifact is replaced by a good and a damaged one in turn. Exit code 1 if anything that is promised is not
-so.
+asks, and which is hurt now and then. A process of its own asks for /healthz throughout. A tenth of the requests is hung
+up on at a random moment, others are read slowly, the router's artifact is replaced by a good and a damaged one in turn.
+Exit code 1 if anything that is promised is not so.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from coe_server import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
+HEALTH_PROBE = ROOT / "benchmarks/health_probe.py"
 BAD_MANNERS = ROOT / "benchmarks/bad_manners.py"
 EITHER = ROOT / "benchmarks/in_vllm/real_or_stand_in.py"
 REAL_MODEL = ROOT / "demo/experts/generalist"
@@ -64,6 +65,8 @@ REAL_PATIENCE_SECONDS = 100.0  # for an answer of the real one, as its clients s
 REAL_START_SECONDS = 300.0
 QUIET_WITHIN_SECONDS = 90.0
 _LOOKS = 20  # at the memory, one a second; the median of the last ones counts
+MOST_HEALTH_MS = 100.0  # for /healthz
+BUSY_MS = 10.0  # a timer that is later than this in one case of a hundred tells of a machine without a free processor
 LEAST_SECONDS_FOR_MEMORY = 120.0  # before, logs of events and decisions have not reached their bounds
 
 
@@ -87,6 +90,7 @@ class Findings:
     manners: Counter[str] = field(default_factory=Counter)  # what the remote server did
     rebuilt: Counter[str] = field(default_factory=Counter)
     hurt: Counter[str] = field(default_factory=Counter)
+    health: str = ""  # what /healthz took
 
     def must(self, holds: bool, sentence: str) -> None:
         if not holds:
@@ -167,10 +171,11 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
             await _hear_real(session, server)
         sizes: list[int] = []
         looking = asyncio.create_task(_look_at_memory(server, sizes))
-        await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2) - 1.0, findings)
-        before = round(median(sizes[-_LOOKS:]))
-        await _trouble(session, server, chance, options.clients, options.seconds, findings)
-        after = round(median(sizes[-_LOOKS:]))
+        with _health_watched(server, findings):
+            await _trouble(session, server, chance, options.clients, min(60.0, options.seconds / 2) - 1.0, findings)
+            before = round(median(sizes[-_LOOKS:]))
+            await _trouble(session, server, chance, options.clients, options.seconds, findings)
+            after = round(median(sizes[-_LOOKS:]))
         looking.cancel()
         await _nothing_was_sent_twice(session, server, findings)
     if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
@@ -178,6 +183,36 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
     findings.must(findings.answered > 0, "nothing was answered at all")
     findings.must(not server.has_real or findings.answered_by_real > 0, "real vLLM answered nothing at all")
     return before, after
+
+
+@contextmanager
+def _health_watched(server: Server, findings: Findings) -> Iterator[None]:
+    """What /healthz took meanwhile, as a process sees it that does nothing else.
+
+    Of 99 in 100 answers it is required; where that process itself is not given a processor in time, of the median.
+    """
+    command = (sys.executable, str(HEALTH_PROBE), server.url)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as probe:
+        try:
+            yield
+            seen: dict[str, list[float]] = json.loads(probe.communicate(timeout=QUIET_WITHIN_SECONDS)[0])
+        finally:
+            probe.kill()
+    answers, late = seen["answers_ms"], seen["late_ms"]
+    is_busy = _share(late, 0.99) > BUSY_MS
+    share = 0.5 if is_busy else 0.99
+    median_ms, most_ms = _share(answers, 0.5), _share(answers, 0.99)
+    findings.health = (
+        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in "
+        f"99 of 100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of "
+        f"100, so {'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
+    )
+    findings.must(_share(answers, share) < MOST_HEALTH_MS, f"/healthz took too long: {findings.health}")
+
+
+def _share(values: list[float], share: float) -> float:
+    """The value that this share of all does not exceed."""
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
 async def _nothing_was_sent_twice(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:
@@ -518,6 +553,8 @@ def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, in
         f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "
         f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end "
         f"(medians of {_LOOKS} seconds). The remote server: {_counts(findings.manners)}.",
+        "",
+        findings.health,
         "",
         verdict,
         *(f"- {sentence}" for sentence in findings.wrong[:50]),

@@ -16,7 +16,7 @@ from coe_server.assembly.experts import build_experts
 from coe_server.assembly.journals import journal_file
 from coe_server.assembly.keyring import build_guard
 from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what_never_fits
-from coe_server.assembly.routers import build_embedder, build_router
+from coe_server.assembly.routers import build_router, build_serving
 from coe_server.assembly.tracing import require_tracing
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
@@ -148,7 +148,7 @@ def validate(config: ConfigPath) -> None:
         refuse_what_never_fits(found, capacity)
         keys = build_guard(settings).keyring.keys
         require_tracing(settings)
-        build_embedder(settings, router)
+        build_serving(settings, router)  # whatever serving reads of the artifact
     cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
     console = Console()
     console.print(plan_table(settings, found, capacity))

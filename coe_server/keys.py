@@ -27,6 +27,7 @@ from coe_server.settings.mistakes import first_mistake
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000
 MOST_WEIGHT = 1000.0
+LARGEST_FILE_BYTES = 8 << 20  # some twenty thousand keys
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
@@ -118,7 +119,7 @@ def hashed(key: str) -> str:
 def read_keys(file: Path) -> tuple[Key, ...]:
     """The keys in a file. Raises ConfigError if it is not one of ours."""
     try:
-        raw = json.loads(_own_words(file))
+        raw = json.loads(_text_of(file))
         if not isinstance(raw, dict):
             raise ConfigError(
                 f"keys.file: {file} must be a mapping with the list `keys`; `coe keys add` makes such a file"
@@ -128,18 +129,10 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` makes it") from error
     except ValidationError as error:
         raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw)}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"keys.file: {file} is not JSON: {error}") from error
     _refuse_twins(found, file)
     return tuple(found)
-
-
-def _own_words(file: Path) -> str:
-    """The text of a file that not every user of this machine could have written."""
-    with file.open(encoding="utf-8") as opened:
-        if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & stat.S_IWOTH:
-            raise ConfigError(f"keys.file: {file} can be written by every user of this machine; chmod 600 {file}")
-        return opened.read()
 
 
 def write_keys(file: Path, keys: Iterable[Key]) -> None:
@@ -160,8 +153,24 @@ def _as_json(key: Key) -> dict[str, object]:
     return {name: sorted(value) if isinstance(value, list) else value for name, value in told.items()}
 
 
+def _text_of(file: Path) -> str:
+    """The text of a file that not every user of this machine could have written, as long as such a file may be."""
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"keys.file: {file} is no file, so it may have no end")
+    with file.open("rb") as opened:
+        if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & stat.S_IWOTH:
+            raise ConfigError(f"keys.file: {file} can be written by every user of this machine; chmod 600 {file}")
+        data = opened.read(LARGEST_FILE_BYTES + 1)
+    if len(data) > LARGEST_FILE_BYTES:
+        raise ConfigError(f"keys.file: {file} has more than {LARGEST_FILE_BYTES:,} bytes")
+    return data.decode("utf-8")
+
+
 def _refuse_twins(keys: list[Key], file: Path) -> None:
-    for position, key in enumerate(keys):
-        earlier = keys[:position]
-        if any(key.name == other.name or key.sha256 == other.sha256 for other in earlier):
+    names: set[str] = set()
+    digests: set[str] = set()
+    for key in keys:
+        if key.name in names or key.sha256 in digests:
             raise ConfigError(f"keys.file: {file}: the key '{key.name}' stands twice")
+        names.add(key.name)
+        digests.add(key.sha256)

@@ -22,3 +22,9 @@ def visible_lines(text: str) -> str:
 
 def _escaped(one: str) -> str:
     return one.encode("unicode_escape").decode("ascii")
+
+
+def brief(text: str, most: int = 300) -> str:
+    """No more than so many characters of it, visible: for a sentence about something of any length."""
+    line = visible(text[: most + 1])
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,6 +1,7 @@
 """Keys: kept as hashes, made and removed by commands, wrong files refused with a sentence."""
 
 import json
+import os
 import stat
 
 import pytest
@@ -9,7 +10,7 @@ from coe_server.assembly.keyring import build_guard
 from coe_server.commands.credentials import bearer
 from coe_server.config import load_config
 from coe_server.errors import ConfigError
-from coe_server.keys import Key, Keyring, hashed, new_key, read_keys, write_keys
+from coe_server.keys import LARGEST_FILE_BYTES, Key, Keyring, hashed, new_key, read_keys, write_keys
 from tests.test_cli import coe, config
 
 
@@ -22,6 +23,21 @@ def test_what_is_written_is_read_back_and_only_its_owner_may(tmp_path):
     assert read_keys(tmp_path / "new/keys.json") == keys
     assert stat.S_IMODE((tmp_path / "new/keys.json").stat().st_mode) == 0o600
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["keys.json"]
+
+
+def test_a_file_of_any_size_and_depth_is_told_in_one_sentence(tmp_path):
+    path = tmp_path / "keys.json"
+    path.write_text('{"keys": ' + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"keys.json is not JSON: ") as caught:
+        read_keys(path)
+    assert "\n" not in str(caught.value)
+    os.truncate(path, LARGEST_FILE_BYTES + 1)
+    with pytest.raises(ConfigError, match="has more than 8,388,608 bytes"):
+        read_keys(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is no file, so it may have no end"):
+        read_keys(path)
 
 
 def test_a_key_is_found_by_itself_alone():

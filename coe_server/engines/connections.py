@@ -17,12 +17,15 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
+from coe_server.answer_head import bound
+
 
 class Pool(aiohttp.BaseConnector):
     """Gives out a connection again only while nothing has come on it: neither bytes nor its end."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        bound(self)
         self._given_out: WeakSet[ResponseHandler] = WeakSet()
         self._given_to: WeakKeyDictionary[ClientRequest, ResponseHandler] = WeakKeyDictionary()
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 PIECE_BYTES = 64 * 1024  # decoded at a time: a kilobyte may stand for a megabyte
 _READ_BYTES = 16 * 1024  # encoded, at a time: what follows a member of gzip is copied once for each member
 _MOST_CODINGS = 3  # one upon another
+MOST_TIMES = 200  # as many bytes as were sent; JSON is packed to a tenth, zeros to a thousandth
+FREE_BYTES = 1 << 20  # before that is asked: an answer of one word, repeated, may be packed to less
 _GZIP, _DEFLATE = frozenset(("gzip", "x-gzip")), "deflate"  # RFC 9110, section 8.4.1
 _GZIP_BEGINS = b"\x1f\x8b"
 _GZIP_FORMAT = 16 + zlib.MAX_WBITS
@@ -18,6 +20,7 @@ class Decoder:
 
     def __init__(self, layers: Sequence[_Layer]) -> None:
         self._layers = layers
+        self._growth = _Growth()
 
     @classmethod
     def of(cls, content_encodings: Sequence[str]) -> Decoder | None:
@@ -29,13 +32,33 @@ class Decoder:
         return cls([_Layer(coding in _GZIP) for coding in reversed(codings)])
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        """What these bytes, and the ones before them, tell by now."""
-        return _through(self._layers, data)
+        """What these bytes, and the ones before them, tell by now; empty where a step of the work told nothing."""
+        self._growth.took(data)
+        for piece in _through(self._layers, data):
+            self._growth.gave(piece)
+            yield piece
 
     def end(self) -> None:
         """There are no more bytes. Raises ValueError where that is too early."""
         for layer in self._layers:
             layer.end()
+
+
+class _Growth:
+    """How much longer the data became."""
+
+    def __init__(self) -> None:
+        self._most_bytes = FREE_BYTES
+        self._bytes = 0
+
+    def took(self, encoded: bytes) -> None:
+        self._most_bytes += MOST_TIMES * len(encoded)
+
+    def gave(self, piece: bytes) -> None:
+        """Raises ValueError where that is too much."""
+        self._bytes += len(piece)
+        if self._bytes > self._most_bytes:
+            raise ValueError(f"the compressed data expand to more than {MOST_TIMES} times their size")
 
 
 class _Layer:
@@ -45,10 +68,13 @@ class _Layer:
         self._is_gzip = is_gzip
         self._member: zlib._Decompress | None = None
         self._is_over = False  # what follows is padding
+        self._growth = _Growth()  # what it gives may be nothing to the next layer
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
         for start in range(0, len(data), _READ_BYTES):
-            yield from self._decoded(data[start : start + _READ_BYTES])
+            encoded = data[start : start + _READ_BYTES]
+            self._growth.took(encoded)
+            yield from self._decoded(encoded)
 
     def end(self) -> None:
         """An answer without a body has none that could be cut short."""
@@ -63,8 +89,8 @@ class _Layer:
             except zlib.error as error:
                 raise ValueError(f"the compressed data are damaged ({error})") from error
             data = member.unused_data if member.eof else member.unconsumed_tail
-            if piece:
-                yield piece
+            self._growth.gave(piece)
+            yield piece
             more = bool(data) or (len(piece) == PIECE_BYTES and not member.eof)
 
     def _open_member(self, data: bytes) -> zlib._Decompress | None:
@@ -86,7 +112,10 @@ def _through(layers: Sequence[_Layer], data: bytes) -> Iterator[bytes]:
         yield data
         return
     for piece in layers[0].pieces(data):
-        yield from _through(layers[1:], piece)
+        if piece:
+            yield from _through(layers[1:], piece)
+        else:
+            yield piece
 
 
 def _deflate_format(data: bytes) -> int:

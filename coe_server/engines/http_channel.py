@@ -22,6 +22,7 @@ from coe_server.engines.decoding import Decoder
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.settings.proxies import Detour, Proxy
+from coe_server.verdict.payload import json_value
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
 _IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not tell
@@ -37,6 +38,7 @@ _CONNECT_SECONDS = 10.0  # for name, connection, TLS and proxy together
 _NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 _NOT_SENDABLE = (ValueError, TypeError, aiohttp.NonHttpUrlClientError)  # what aiohttp raises for a header or an address
 _QUOTED_CHARACTERS = 300  # of an engine's complaint
+_LONGEST_CONTROL_BYTES = 1 << 20  # of the answer to a control call
 _SENT_BYTES = 64 * 1024  # of a large body, at a time
 
 
@@ -100,7 +102,7 @@ class HttpChannel:
         request = EngineRequest(method, path, headers, body)
         try:
             async with asyncio.timeout(timeout_seconds), self.send(request) as response:
-                answer = b"".join([chunk async for chunk in response.chunks()])
+                answer = await self._control_answer(response, f"{method} {path}")
         except TimeoutError as error:
             raise EngineError(
                 f"engine '{self._name}' did not answer {method} {path} within {timeout_seconds:.3g} s"
@@ -109,10 +111,20 @@ class HttpChannel:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
             raise EngineError(f"engine '{self._name}' answered {method} {path} with {response.status}\n{quoted}")
         try:
-            return json.loads(answer) if answer else None
+            return json_value(answer) if answer else None
         except ValueError as error:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
             raise EngineError(f"engine '{self._name}' answered {method} {path} with no JSON\n{quoted}") from error
+
+    async def _control_answer(self, response: HttpResponse, asked: str) -> bytes:
+        answer = bytearray()
+        async for chunk in response.chunks():
+            answer += chunk
+            if len(answer) > _LONGEST_CONTROL_BYTES:
+                raise EngineError(
+                    f"engine '{self._name}' answered {asked} with more than {_LONGEST_CONTROL_BYTES:,} bytes"
+                )
+        return bytes(answer)
 
     async def close(self) -> None:
         await self._session.close()
@@ -195,7 +207,8 @@ class HttpResponse:
                     yield chunk
                     continue
                 for piece in self._decoder.pieces(chunk):
-                    yield piece
+                    if piece:
+                        yield piece
                     await asyncio.sleep(0)  # a small chunk may have no end of pieces
             if self._decoder is not None:
                 self._decoder.end()

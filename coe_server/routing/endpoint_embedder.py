@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,22 +11,29 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from coe_server.connecting import LONGEST_HEADER_BYTES, user_agent
+from coe_server.connecting import user_agent
 from coe_server.errors import EmbeddingUnavailable
 from coe_server.retry_after import retry_after_seconds
 from coe_server.routing.embedder import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
 from coe_server.settings.proxies import Detour, Proxy
 from coe_server.settings.web_address import ApiBase, shown_address
+from coe_server.verdict.payload import json_value
+from coe_server.visible import visible
+from coe_server.whole_answer import UNPACKED, UnusableBody, bounded_session, plain_body
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
 LONGEST_PAUSE_SECONDS = 30.0
+LEAST_ANSWER_BYTES, BYTES_FOR_EACH_TEXT = (
+    1 << 20,
+    256 << 10,
+)  # ten thousand numbers of 22 digits have room in the latter
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where embeddings come from; `timeout_seconds` is for each request, `tries` in all."""
+    """Where embeddings come from; `timeout_seconds` is for each request and the longest pause, `tries` in all."""
 
     base_url: str
     model: str
@@ -55,7 +61,7 @@ class EndpointEmbedder:
         self._address = ApiBase.of(endpoint.base_url).url("/embeddings")
         self._url = shown_address(self._address)
         self._detour = Detour.of(endpoint.proxy, endpoint.base_url)
-        self._headers = {"User-Agent": user_agent(), **self._detour.headers}
+        self._headers = {"User-Agent": user_agent(), **UNPACKED, **self._detour.headers}
         if endpoint.api_key:
             self._headers["Authorization"] = f"Bearer {endpoint.api_key}"
         self._session: aiohttp.ClientSession | None = None
@@ -88,6 +94,8 @@ class EndpointEmbedder:
         for attempt in range(1, self._endpoint.tries + 1):
             try:
                 return await self._ask(texts)
+            except UnusableBody as error:
+                raise EmbeddingUnavailable(f"{self._url} gives {error}") from error
             except (_Busy, aiohttp.ClientError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
                 if attempt == self._endpoint.tries:
@@ -97,46 +105,41 @@ class EndpointEmbedder:
                 raise EmbeddingUnavailable(
                     f"{self._url} cannot be asked: the address, or the key for it, cannot be sent as it is"
                 ) from error
-            await asyncio.sleep(min(asked if asked is not None else pause_seconds, LONGEST_PAUSE_SECONDS))
+            longest_seconds = min(LONGEST_PAUSE_SECONDS, self._endpoint.timeout_seconds)
+            await asyncio.sleep(min(asked if asked is not None else pause_seconds, longest_seconds))
             pause_seconds *= 2.0
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, texts: Sequence[str]) -> Floats:
         if self._session is None:
-            self._session = _session(self._endpoint)
+            self._session = bounded_session(self._endpoint.timeout_seconds)
         endpoint = self._endpoint
         # an empty text is refused by some endpoints, and means the same as a blank one
         inputs = [well_formed(text) or " " for text in texts]
         body = {"model": endpoint.model, "input": inputs, "encoding_format": "float"}
-        request = self._session.post(self._address, json=body, headers=self._headers, **self._detour.arguments)
+        request = self._session.post(
+            self._address, json=body, headers=self._headers, allow_redirects=False, **self._detour.arguments
+        )
         async with request as response:
-            content = await response.read()
+            content = await plain_body(response, LEAST_ANSWER_BYTES + BYTES_FOR_EACH_TEXT * len(texts))
             if response.status in BUSY:
                 asked = retry_after_seconds(response.headers.get("Retry-After"), datetime.now(UTC))
                 raise _Busy(f"status {response.status}", asked)
             if response.status != 200:
-                said = content[:200].decode("utf-8", "replace")
-                raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {said}")
+                is_elsewhere = 300 <= response.status < 400
+                said = "it is to be asked elsewhere" if is_elsewhere else content[:200].decode("utf-8", "replace")
+                raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {visible(said)}")
         return self._rows(content, len(texts))
 
     def _rows(self, content: bytes, count: int) -> Floats:
         try:
-            entries: list[Any] = sorted(json.loads(content)["data"], key=lambda entry: entry["index"])
+            entries: list[Any] = sorted(json_value(content)["data"], key=lambda entry: entry["index"])
             with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
                 rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise EmbeddingUnavailable(
-                f"{self._url} does not answer as OpenAI's embeddings do: {str(error)[:200]}"
+                f"{self._url} does not answer as OpenAI's embeddings do: {visible(str(error)[:200])}"
             ) from error
         if rows.ndim != 2 or len(rows) != count:
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
         return rows
-
-
-def _session(endpoint: Endpoint) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=endpoint.timeout_seconds),
-        max_line_size=LONGEST_HEADER_BYTES,
-        max_field_size=LONGEST_HEADER_BYTES,
-    )

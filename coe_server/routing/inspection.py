@@ -27,12 +27,15 @@ from coe_server.routing.feature_tensors import (
 )
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
 from coe_server.routing.static_embeddings import StaticEmbeddings
+from coe_server.visible import brief
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
 EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
-LARGEST_JSON_BYTES, LARGEST_FILE_BYTES = 64 << 20, 4 << 30  # far beyond any router; more would fill the memory
+# Far beyond any router; more would fill the memory, or take long to read while requests go on.
+LARGEST_MANIFEST_BYTES, LARGEST_JSON_BYTES, LARGEST_FILE_BYTES = 8 << 20, 64 << 20, 1 << 30
+_LARGEST_BYTES = {MANIFEST: LARGEST_MANIFEST_BYTES, MAPPING: LARGEST_MANIFEST_BYTES, EVALUATION: LARGEST_MANIFEST_BYTES}
 HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights", "factors")
 
 T = TypeVar("T")
@@ -103,7 +106,7 @@ def read_table(folder: Path, manifest: Manifest) -> StaticEmbeddings | None:
         vocabulary = _checked_bytes(folder, TOKENIZER, manifest).decode("utf-8")
         return StaticEmbeddings.of(tensors["vectors"], vocabulary)
     except (UnicodeDecodeError, ConfigError) as error:
-        raise ArtifactError(f"router artifact: {folder / TOKENIZER}: {error}") from error
+        raise ArtifactError(f"router artifact: {folder / TOKENIZER}: {brief(str(error))}") from error
 
 
 def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
@@ -118,6 +121,11 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
         "factors": (np.float32, (prompts,)),
     }
     _require_shapes(folder / HELD_OUT, tensors, shapes)
+    for name, largest in (("probabilities", 1.001), ("weights", np.inf)):
+        if tensors[name].min() < 0.0 or tensors[name].max() > largest:
+            raise ArtifactError(
+                f"router artifact: tensor {name!r} in {folder / HELD_OUT} has values that are no {name}"
+            )
     return tensors
 
 
@@ -132,7 +140,14 @@ def read_evaluation(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
 def require_undamaged(folder: Path, manifest: Manifest) -> None:
     """Every file that the manifest has a checksum of, also those that serving does not read."""
     for name in manifest.checksums:
-        _checked_bytes(folder, name, manifest)
+        path = folder / name
+        _require_size(path)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ArtifactError(f"router artifact: {path} cannot be read: {error.strerror}") from error
+        _require_sum(path, found, manifest)
 
 
 def digest(data: bytes) -> str:
@@ -141,15 +156,19 @@ def digest(data: bytes) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise ArtifactError(f"router artifact: {path} is missing")
-    largest = LARGEST_JSON_BYTES if path.suffix == ".json" else LARGEST_FILE_BYTES
+    _require_size(path)
     try:
-        if (size := path.stat().st_size) > largest:
-            raise ArtifactError(f"router artifact: {path} has {size:,} bytes, more than the {largest:,} that are read")
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"router artifact: {path} cannot be read: {error.strerror}") from error
+
+
+def _require_size(path: Path) -> None:
+    if not path.is_file():
+        raise ArtifactError(f"router artifact: {path} is missing")
+    largest = _LARGEST_BYTES.get(path.name, LARGEST_JSON_BYTES if path.suffix == ".json" else LARGEST_FILE_BYTES)
+    if (size := path.stat().st_size) > largest:
+        raise ArtifactError(f"router artifact: {path} has {size:,} bytes, more than the {largest:,} that are read")
 
 
 def _parsed(path: Path, shape: TypeAdapter[T], data: bytes) -> T:
@@ -157,10 +176,9 @@ def _parsed(path: Path, shape: TypeAdapter[T], data: bytes) -> T:
         return shape.validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"router artifact: {path} is not valid{f' at {place}' if place else ''}: {first['msg']}"
-        ) from error
+        place = brief(".".join(str(part) for part in first["loc"]))
+        told = f"is not valid{f' at {place}' if place else ''}: {brief(first['msg'])}"
+        raise ArtifactError(f"router artifact: {path} {told}") from error
 
 
 def _require_consistency(path: Path, manifest: Manifest) -> None:
@@ -170,7 +188,7 @@ def _require_consistency(path: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"router artifact: {path} names a {what} twice")
     table = {EMBEDDINGS, TOKENIZER} if manifest.features.kind == "static" else set()
     if not {WEIGHTS, HELD_OUT} | table <= set(manifest.checksums) <= {WEIGHTS, HELD_OUT, EVALUATION} | table:
-        listed = ", ".join(repr(name) for name in manifest.checksums) or "nothing"
+        listed = brief(", ".join(repr(name) for name in manifest.checksums)) or "nothing"
         raise ArtifactError(f"router artifact: {path} has checksums of {listed} instead of {', '.join(CHECKED)}")
     _require_same(path, "category", manifest.categories, manifest.score)
     for scores in (manifest.overall, *manifest.score.values()):
@@ -205,7 +223,7 @@ def _require_pairs(path: Path, objective: str, pairs: dict[str, str], manifest: 
 def _require_known(path: Path, what: str, names: Any, known: list[str]) -> None:
     for name in names:
         if name not in known:
-            raise ArtifactError(f"router artifact: {path} names an unknown {what} {name!r}")
+            raise ArtifactError(f"router artifact: {path} names an unknown {what} '{brief(name)}'")
 
 
 def _require_same(path: Path, what: str, expected: Any, found: Any) -> None:
@@ -217,9 +235,13 @@ def _require_same(path: Path, what: str, expected: Any, found: Any) -> None:
 
 def _checked_bytes(folder: Path, name: str, manifest: Manifest) -> bytes:
     data = _bytes(folder / name)
-    if digest(data) != manifest.checksums[name]:
-        raise ArtifactError(f"router artifact: {folder / name} is damaged: its checksum is not the manifest's")
+    _require_sum(folder / name, digest(data), manifest)
     return data
+
+
+def _require_sum(path: Path, found: str, manifest: Manifest) -> None:
+    if found != manifest.checksums[path.name]:
+        raise ArtifactError(f"router artifact: {path} is damaged: its checksum is not the manifest's")
 
 
 def _checked_tensors(folder: Path, name: str, manifest: Manifest) -> Tensors:
@@ -228,13 +250,13 @@ def _checked_tensors(folder: Path, name: str, manifest: Manifest) -> Tensors:
     try:
         return dict(load_tensors(data))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"router artifact: {path} is not a safetensors file: {error}") from error
+        raise ArtifactError(f"router artifact: {path} is not a safetensors file: {brief(str(error))}") from error
 
 
 def _require_shapes(path: Path, tensors: Tensors, shapes: Shapes) -> None:
     if set(tensors) != set(shapes):
         raise ArtifactError(
-            f"router artifact: {path} holds the tensors {', '.join(sorted(tensors)) or 'none'}"
+            f"router artifact: {path} holds the tensors {brief(', '.join(sorted(tensors))) or 'none'}"
             f" instead of {', '.join(shapes)}"
         )
     for name, (dtype, shape) in shapes.items():

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_server.settings.modalities import Modality, contradiction
+from coe_server.visible import brief, visible
 
 FORMAT_VERSION = 1
 
-Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+def require_visible(text: str) -> str:
+    """The text itself. Raises ValueError where a terminal, a header or a page would obey a part of it."""
+    if visible(text) != text:
+        raise ValueError(f"'{brief(text)}' has a control character or a line break")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(require_visible)]
+Line = Annotated[str, Field(max_length=2_000), AfterValidator(require_visible)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 CostUnit = Literal["active_params_b", "price_per_million_tokens"]
@@ -128,7 +138,7 @@ class ObjectiveEntry(_Strict):
     expected_active_params_b: Annotated[float, Field(ge=0.0)]
     gap: Annotated[float, Field(ge=0.0)]
     shipped: bool = True
-    refusal: str | None = None
+    refusal: Line | None = None
     measured: bool = True
 
     @property
@@ -162,11 +172,11 @@ class Manifest(_Strict):
     bans: dict[Name, list[Name]]
     front: list[FrontPoint]
     seed: int
-    data_hash: str
+    data_hash: Line
     prompts: int
-    versions: dict[str, str]
-    evaluation: dict[str, float | None] = {}
-    checksums: dict[str, str] = {}
+    versions: dict[Line, Line]
+    evaluation: dict[Line, float | None] = {}
+    checksums: dict[Line, Line] = {}
 
     @property
     def cost_unit(self) -> CostUnit:

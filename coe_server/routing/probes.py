@@ -17,15 +17,16 @@ from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import well_formed
+from coe_server.routing.manifest import Name
 from coe_server.routing.router import Router
-from coe_server.visible import visible
+from coe_server.settings.bounded_yaml import UnusableYaml, parse_yaml
+from coe_server.visible import brief, visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
 SHOWN_CHARACTERS = 60
+MOST_PROBES = 10_000  # a self-test of a second or two
 LONGEST_READ = 10_000  # characters of a prompt that its beginning is looked for in
-
-Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Probe(BaseModel):
@@ -35,13 +36,13 @@ class Probe(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1)]
     category: Name | None = None
-    experts: dict[Name, Name] = {}
+    experts: Annotated[dict[Name, Name], Field(max_length=1_000)] = {}
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    probes: list[Probe]
+    probes: Annotated[list[Probe], Field(max_length=MOST_PROBES)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,16 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
             raise ArtifactError(f"router artifact: {path} is larger than {LARGEST_FILE_BYTES:,} bytes")
-        return tuple(_File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).probes)
+        raw = parse_yaml(path.read_text(encoding="utf-8"), LARGEST_FILE_BYTES)
+        return tuple(_File.model_validate(raw).probes)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"router artifact: {path} is not valid at {place or 'the top'}: {first['msg']}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        told = brief(f"is not valid at {place or 'the top'}: {first['msg']}")
+        raise ArtifactError(f"router artifact: {path} {told}") from error
+    except UnusableYaml as error:
+        raise ArtifactError(f"router artifact: {path} {brief(' '.join(str(error).split()))}") from error
+    except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"router artifact: {path} cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -7,7 +7,8 @@ The package `tokenizers` is imported only where such features are used.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,17 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from coe_server.errors import ConfigError
+from coe_server.errors import ConfigError, EmbeddingUnavailable
 from coe_server.routing.features import Floats, of_length_one, windowed
+from coe_server.routing.tokenizer_rules import UnsafeRule, require_safe
+from coe_server.visible import brief
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TABLE, TOKENIZER = "model.safetensors", "tokenizer.json"
+LARGEST_TABLE_BYTES, LARGEST_TOKENIZER_BYTES = 1 << 30, 64 << 20  # as in an artifact
+_TRIED = ["", "a word", "\U0001f600 中 é \ufdfa \0\x7f", bytes(range(33, 127)).decode() * 8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,11 @@ class StaticEmbeddings:
     def embed(self, texts: Sequence[str]) -> Floats:
         """[n, dimensions], each row of length 1; zeros for a text without a known token."""
         read = [windowed(text).encode("utf-8", "replace").decode() for text in texts]
-        encodings = self.tokenizer.encode_batch_fast(read, add_special_tokens=False)
+        try:
+            with _panics_as_errors():
+                encodings = self.tokenizer.encode_batch_fast(read, add_special_tokens=False)
+        except Exception as error:  # a rule that does not know this text
+            raise EmbeddingUnavailable(f"static embeddings: {TOKENIZER} fails: {brief(str(error))}") from error
         nothing = np.zeros(self.dimensions, dtype=np.float32)
         means = [self.vectors[one.ids].mean(axis=0) if one.ids else nothing for one in encodings]
         return of_length_one(np.stack(means))
@@ -61,6 +70,8 @@ class StaticEmbeddings:
 def read_static_embeddings(folder: Path) -> StaticEmbeddings:
     """The table in a folder. Raises ConfigError, one sentence, for anything missing or unreadable."""
     try:
+        _require_size(folder / TABLE, LARGEST_TABLE_BYTES)
+        _require_size(folder / TOKENIZER, LARGEST_TOKENIZER_BYTES)
         tensors = dict(load_tensors((folder / TABLE).read_bytes()))
         vocabulary = (folder / TOKENIZER).read_text(encoding="utf-8")
     except OSError as error:
@@ -70,6 +81,11 @@ def read_static_embeddings(folder: Path) -> StaticEmbeddings:
     if "embeddings" not in tensors:
         raise ConfigError(f"static embeddings: {folder / TABLE} has no tensor 'embeddings'")
     return StaticEmbeddings.of(_without_unknown(_weighted(tensors, folder), vocabulary, folder), vocabulary)
+
+
+def _require_size(path: Path, largest: int) -> None:
+    if (size := path.stat().st_size) > largest:
+        raise ConfigError(f"static embeddings: {path} has {size:,} bytes, more than the {largest:,} that are read")
 
 
 def _weighted(tensors: dict[str, npt.NDArray[Any]], folder: Path) -> Floats:
@@ -104,10 +120,36 @@ def _tokenizer(vocabulary: str) -> Tokenizer:
         from tokenizers import Tokenizer as Loaded  # noqa: PLC0415 - only where static embeddings are configured
     except ImportError as error:
         raise ConfigError("static embeddings need the package tokenizers: pip install tokenizers") from error
+    _require_safe(vocabulary)
     try:
-        tokenizer = Loaded.from_str(vocabulary)
+        with _panics_as_errors():
+            tokenizer = Loaded.from_str(vocabulary)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            tokenizer.encode_batch_fast(_TRIED, add_special_tokens=False)
     except Exception as error:
-        raise ConfigError(f"static embeddings: {TOKENIZER} is not valid: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+        raise ConfigError(f"static embeddings: {TOKENIZER} is not valid: {brief(str(error))}") from error
     return tokenizer
+
+
+def _require_safe(vocabulary: str) -> None:
+    try:
+        rules = json.loads(vocabulary)
+        if not isinstance(rules, dict):
+            raise ValueError("it is no object")
+        require_safe(rules)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"static embeddings: {TOKENIZER} is not valid: {brief(str(error))}") from error
+    except UnsafeRule as error:
+        raise ConfigError(f"static embeddings: {TOKENIZER} is not used: {brief(str(error))}") from error
+
+
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """What Rust calls a panic is no `Exception`, and would end more than what asked for it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error

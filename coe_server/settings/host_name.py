@@ -45,9 +45,7 @@ def parse_host_name(text: str) -> str:
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     name = canonical_host(bare)
     if ":" in name and HostPort.of(f"[{name}]") is None:
-        raise ValueError(
-            f"{text!r} is not a host's name or address; write it without scheme, port and path"
-        )
+        raise ValueError(f"{text!r} is not a host's name or address; write it without scheme, port and path")
     if ":" not in name and _NAME.fullmatch(_ascii(name)) is None:
         raise ValueError(f"{text!r} is not a host's name or address; allowed: ai.example.com, coe, 10.1.2.3, ::1")
     return _ascii(name)

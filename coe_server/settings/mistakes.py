@@ -7,7 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from coe_server.visible import brief
+
 _TAGS = {"engine": "vllm, remote, simulated"}  # where pydantic does not say what may stand there
+_LONGEST_CHARACTERS = 600  # of a sentence with a value of any length
 _UNKNOWN = "extra_forbidden"
 _SENTENCES = {
     _UNKNOWN: "{key}: there is no such key",
@@ -43,7 +46,7 @@ def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
         tag=tag,
         tags=str(context.get("expected_tags", _TAGS.get(tag, "those that the example shows"))).replace("'", ""),
     )
-    return told.removeprefix(": ")  # what concerns the whole names its keys itself
+    return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # what concerns the whole names its keys itself
 
 
 def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:

@@ -9,18 +9,25 @@ from typing import Any
 import yaml
 
 from coe_server.errors import ConfigError
+from coe_server.settings.bounded_yaml import UnusableYaml, parse_yaml
+from coe_server.visible import brief
+
+LONGEST_FILE_BYTES = 1 << 20
 
 
 def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
     """The settings in a file, whose keys `explained_in` explains. Raises ConfigError with one sentence."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        with path.open("rb") as file:
+            data = file.read(LONGEST_FILE_BYTES + 1)  # a pipe has no size
+        raw = parse_yaml(data.decode("utf-8"), LONGEST_FILE_BYTES, _UniqueKeys)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{path}{_place(error)}: is not YAML: {error.problem}{_tab(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    except UnusableYaml as error:
+        place = f", line {error.line}" if error.line is not None else ""
+        raise ConfigError(f"{path}{place}: {brief(' '.join(str(error).split()))}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: must be a mapping of settings (key: value); {explained_in} explains them")
     return raw
@@ -34,11 +41,3 @@ class _UniqueKeys(yaml.SafeLoader):
         if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _place(error: yaml.MarkedYAMLError) -> str:
-    return f", line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
-
-
-def _tab(error: yaml.MarkedYAMLError) -> str:
-    return "; indent with blanks" if "'\\t'" in str(error.problem) else ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from itertools import islice
 from typing import Any, NamedTuple
 
 UNSTATED_STATUS = 502  # of an error inside a 200 that does not say what it is
 _LONGEST_READ = 4_000  # characters of an error's text; a sentence is shorter
+_MOST_READ = 4_000  # values in an error, texts or not
 _CODES = ("code", "type", "status", "error_type")
 _DEEPEST = 8  # levels of an error's members that are read
 _USUAL = frozenset(("message", "detail", "msg", "error", "code", "type", "status", "param", "object"))
@@ -51,7 +53,8 @@ def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_S
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
     codes = tuple(str(fields[name]).lower() for name in _CODES if _is_said(fields.get(name)))
     message = next((fields[name] for name in ("message", "detail", "msg") if fields.get(name)), error)
-    words = _INPUT_WORDS.sub("", " ".join(_words(error))[:_LONGEST_READ])
+    found = [word for word in islice(_words(error), _MOST_READ) if word is not None]
+    words = _INPUT_WORDS.sub("", " ".join(found)[:_LONGEST_READ])
     told = message if isinstance(message, str) else words
     param = fields.get("param")
     return Complaint(
@@ -119,7 +122,7 @@ def _is_said(value: object) -> bool:
 
 def _status_of(codes: tuple[str, ...]) -> int | None:
     for code in codes:
-        if code.isdecimal() and 400 <= int(code) < 600:
+        if len(code) == 3 and code.isdecimal() and 400 <= int(code) < 600:
             return int(code)
     return next((_STATUS_OF[code] for code in codes if code in _STATUS_OF), None)
 
@@ -129,11 +132,12 @@ def _status_in(words: str) -> int | None:
     return next((status for status, pattern in _STATUS_WORDS if pattern.search(words)), None)
 
 
-def _words(value: object, depth: int = 0) -> Iterator[str]:
-    """The texts in an error, and the names of its unusual members (`user_id`)."""
+def _words(value: object, depth: int = 0) -> Iterator[str | None]:
+    """The texts in an error, and the names of its unusual members (`user_id`); None for any other value."""
+    yield value if isinstance(value, str) else None
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, list) and depth < _DEEPEST:
+        return
+    if isinstance(value, list) and depth < _DEEPEST:
         for one in value:
             yield from _words(one, depth + 1)
     elif isinstance(value, Mapping) and depth < _DEEPEST:
@@ -141,6 +145,8 @@ def _words(value: object, depth: int = 0) -> Iterator[str]:
             if name not in _REPEATED:
                 yield "" if name in _USUAL else str(name)
                 yield from _words(one, depth + 1)
+            else:
+                yield None
 
 
 def _codes(text: str) -> frozenset[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coe_server.errors import BacksOff
@@ -18,6 +17,7 @@ from coe_server.verdict.answer import (
     tokens_counted,
 )
 from coe_server.verdict.complaint import Cause, Complaint, cause_of, read_complaint, speaks_of_account
+from coe_server.verdict.payload import TOO_COMPLEX, TooComplex, is_complex, json_value
 
 LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
 
@@ -25,7 +25,8 @@ _AT_ONCE = frozenset((401, 402, 407, 429, 503, 529))
 # What depends on the request, not on the expert: the next request may well be answered.
 _NEVER = frozenset((Cause.CALLER, Cause.CONTEXT, Cause.PATH, Cause.UNSUPPORTED, Cause.SILENT))
 _CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # of a response that failed
-_END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
+END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
+_FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
 _BOM = b"\xef\xbb\xbf"
 _MOST_TRIED = 32  # places with the word, from the end of a long body
 
@@ -72,7 +73,11 @@ class Event:
 
 def judge_status(status: int, body: bytes) -> Verdict:
     """An answer with a status that is no success; of the body at least the beginning."""
-    payload = _json_of(body)
+    try:
+        payload = _json_of(body)
+    except TooComplex:
+        verdict = _judged(read_complaint(TOO_COMPLEX, status))
+        return verdict if verdict.is_failure else replace(_COMPLEX, status=status)
     told = payload[0] if isinstance(payload, list) and payload else payload
     error = _error_beside(told) or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
     return _judged(read_complaint(error, status))
@@ -83,21 +88,17 @@ def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
     token at all, so that an empty text may be all there is."""
     if not body.strip():
         return _broken("an empty body")
-    payload = _json_of(body)
-    if payload is None:
-        return _judge_text(body, endpoint)
-    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
-        return error
-    match said_in_body(payload, endpoint):
-        case Says.WORD:
-            return ANSWER
-        case Says.NOTHING:
-            return _broken("no answer in its body")
-    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
+    try:
+        payload = _json_of(body)
+    except TooComplex:
+        return _COMPLEX
+    return _judge_text(body, endpoint) if payload is None else _judge_value(payload, endpoint, may_be_silent)
 
 
 def judge_beginning(body: bytes) -> Verdict:
-    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's."""
+    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's, or too complex."""
+    if is_complex(body):
+        return _COMPLEX
     body = body.removeprefix(_BOM)
     start = body.lstrip()[:1]
     if start not in {b"{", b"["}:
@@ -120,7 +121,10 @@ def judge_event(event: bytes) -> Event:
     name, data = _fields_of(event)
     if data is None:
         return Event(Says.NOTHING)
-    payload = _json_of(data)
+    try:
+        payload = _json_of(data)
+    except TooComplex:
+        return Event(Says.NOTHING, _COMPLEX)
     if not isinstance(payload, Mapping):
         if name == "error":
             return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
@@ -139,11 +143,22 @@ def is_events(body: bytes) -> bool:
 def events_in(events: bytes) -> Iterator[bytes]:
     """Each of several whole events; what follows the last of them is one more."""
     start = 0
-    for match in _END_OF_EVENT.finditer(events):
+    for match in END_OF_EVENT.finditer(events):
         yield events[start : match.end()]
         start = match.end()
     if start < len(events):
         yield events[start:]
+
+
+def _judge_value(payload: Any, endpoint: str, may_be_silent: bool) -> Verdict:
+    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
+        return error
+    match said_in_body(payload, endpoint):
+        case Says.WORD:
+            return ANSWER
+        case Says.NOTHING:
+            return _broken("no answer in its body")
+    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
 
 
 def _judged(complaint: Complaint) -> Verdict:
@@ -159,6 +174,7 @@ def _broken(what: str) -> Verdict:
 SILENT = Verdict(Cause.SILENT, 502, "no word and no token", is_ours=True)
 NO_EVENTS = _broken("a stream without an answer")
 NO_STREAM = _broken("a body where a stream was asked for")
+_COMPLEX = _broken(TOO_COMPLEX)
 
 
 def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
@@ -222,11 +238,11 @@ def _judge_text(body: bytes, endpoint: str) -> Verdict:
 def _fields_of(event: bytes) -> tuple[str, bytes | None]:
     """The name and the data of an event; None for one without data (WHATWG, server-sent events, 9.2.6)."""
     name, lines = "", []
-    for line in re.split(rb"\r\n|\n|\r", event.removeprefix(_BOM)):
-        if line.startswith(b"data:"):
-            lines.append(line[5:].removeprefix(b" "))
-        elif line.startswith(b"event:"):
-            name = line[6:].strip().decode("utf-8", "replace")
+    for field, value in _FIELD.findall(event.removeprefix(_BOM)):
+        if field == b"data":
+            lines.append(value.removeprefix(b" "))
+        else:
+            name = value.strip().decode("utf-8", "replace")
     return name, b"\n".join(lines) if lines else None
 
 
@@ -240,7 +256,10 @@ def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
         start = end.rfind(word, 0, start)
         if start < 0:
             return None
-        payload = _json_of(b"{" + end[start:])
+        try:
+            payload = _json_of(b"{" + end[start:])
+        except TooComplex:
+            continue
         if isinstance(payload, Mapping):
             found = payload[word.strip(b'"').decode()]
             return found or None
@@ -252,8 +271,10 @@ def _text_of(payload: object, data: bytes) -> str:
 
 
 def _json_of(data: bytes) -> Any:
-    """The JSON value; None where it is none, or `null`."""
+    """The JSON value; None where it is none, or `null`. Raises TooComplex."""
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return json_value(data)
+    except TooComplex:
+        raise
+    except ValueError:
         return None

@@ -16,12 +16,13 @@ from typing import Any
 
 import aiohttp
 
-from coe_server.connecting import LONGEST_HEADER_BYTES, user_agent, why_not_connected
+from coe_server.connecting import user_agent, why_not_connected
 from coe_server.retry_after import retry_after_seconds
 from coe_server.settings.proxies import Detour, Proxy
 from coe_server.settings.web_address import ApiBase, shown_address
 from coe_server.verdict.complaint import Cause
 from coe_server.verdict.verdict import Verdict, judge_body, judge_status
+from coe_server.whole_answer import UNPACKED, bounded_session, plain_body
 from router_training.collecting.completion import Completion, complaint, read_completion
 
 FIRST_PAUSE_SECONDS = 0.5
@@ -83,7 +84,7 @@ class Endpoint:
         self.model = model
         self.options = {key: value for key, value in options.items() if value is not None}
         self._detour = Detour.of(proxy, base_url)
-        self._headers = {"User-Agent": user_agent(), **self._detour.headers}
+        self._headers = {"User-Agent": user_agent(), **UNPACKED, **self._detour.headers}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._timeout_seconds = timeout_seconds
@@ -93,13 +94,7 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Endpoint:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_seconds),
-            max_line_size=LONGEST_HEADER_BYTES,
-            max_field_size=LONGEST_HEADER_BYTES,
-        )
+        self._session = bounded_session(self._timeout_seconds)
         return self
 
     async def __aexit__(
@@ -143,7 +138,7 @@ class Endpoint:
                 self._address, json=body, headers=self._headers, allow_redirects=False, **self._detour.arguments
             ) as response:
                 self._reached = True
-                raw = await _read_body(response)
+                raw = await plain_body(response, LONGEST_BODY_BYTES)
         except TimeoutError:
             return _Problem(f"no answer within {self._timeout_seconds:g} s", passing=True)
         except aiohttp.ClientConnectorError as error:
@@ -171,15 +166,6 @@ def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) ->
     is_elsewhere = 300 <= status < 400
     passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
     return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
-
-
-async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > LONGEST_BODY_BYTES:
-            raise aiohttp.ClientPayloadError(f"an answer of more than {LONGEST_BODY_BYTES >> 20} MiB")
-    return bytes(body)
 
 
 def _backoff_seconds(attempts: int) -> float:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
+from coe_server.visible import visible
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -287,7 +288,9 @@ def _name(path: Path, number: int, row: Row, column: str) -> str | None:
 
 
 def _category(path: Path, number: int, row: Row, column: str) -> str | None:
-    name = _name(path, number, row, column)
+    """What a terminal would obey stands in the name as an escape: an artifact takes no other names."""
+    said = _name(path, number, row, column)
+    name = visible(said) if said is not None else None
     if name is not None and len(name) > LONGEST_NAME:
         raise DatasetError(
             f"{path}, row {number}: a {column} of {len(name)} characters; {LONGEST_NAME} are kept at most"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.engines.decoding import PIECE_BYTES, Decoder
+from coe_server.engines.decoding import FREE_BYTES, MOST_TIMES, PIECE_BYTES, Decoder
 
 
 def bare_deflate(data: bytes) -> bytes:
@@ -93,15 +93,46 @@ def test_data_of_another_kind_are_told(coding: str, data: bytes) -> None:
         unpacked(coding, data)
 
 
-def test_a_kilobyte_that_stands_for_a_megabyte_comes_in_small_pieces() -> None:
-    bomb = gzip.compress(bytes(64 << 20), mtime=0)
-    decoder = Decoder.of(["gzip"])
+def opened(coding: str, packed: bytes) -> tuple[list[int], str]:
+    """The sizes of the pieces until it ends or is refused, and why it is."""
+    decoder = Decoder.of([coding])
     assert decoder is not None
-    sizes = [len(piece) for piece in decoder.pieces(bomb)]
-    decoder.end()
-    assert sum(sizes) == 64 << 20
-    assert max(sizes) <= PIECE_BYTES
-    upon = gzip.compress(gzip.compress(bytes(8 << 20), mtime=0))
+    sizes: list[int] = []
+    try:
+        for piece in decoder.pieces(packed):
+            sizes.append(len(piece))
+        decoder.end()
+    except ValueError as error:
+        return sizes, str(error)
+    return sizes, ""
+
+
+def test_what_expands_much_comes_in_small_pieces() -> None:
+    packed = gzip.compress(bytes(FREE_BYTES), mtime=0)
+    for coding, data in (("gzip", packed), ("gzip, gzip", gzip.compress(packed, mtime=0))):
+        sizes, why = opened(coding, data)
+        assert (sum(sizes), why) == (FREE_BYTES, "")
+        assert max(sizes) <= PIECE_BYTES
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_what_expands_a_thousandfold_is_refused_early(layers: int) -> None:
+    packed = bytes(64 << 20)
+    for _ in range(layers):
+        packed = gzip.compress(packed, mtime=0)
+    sizes, why = opened(", ".join(["gzip"] * layers), packed)
+    assert why == f"the compressed data expand to more than {MOST_TIMES} times their size"
+    assert sum(sizes) <= FREE_BYTES + MOST_TIMES * len(packed) + PIECE_BYTES
+
+
+def test_text_is_never_taken_for_a_bomb() -> None:
+    events = b"".join(b'data: {"choices":[{"delta":{"content":"%d"}}]}\n\n' % number for number in range(100_000))
+    assert unpacked("gzip", gzip.compress(events, 9)) == events
+
+
+def test_members_that_hold_nothing_give_a_turn_each() -> None:
+    """A piece is a step of bounded work, after which others have their turn."""
+    members = gzip.compress(b"", mtime=0) * 500
     decoder = Decoder.of(["gzip, gzip"])
     assert decoder is not None
-    assert max(len(piece) for piece in decoder.pieces(upon)) <= PIECE_BYTES
+    assert len(list(decoder.pieces(gzip.compress(members, mtime=0)))) >= 500

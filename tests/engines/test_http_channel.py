@@ -551,3 +551,20 @@ def test_many_requests_share_an_engine_without_waiting_for_each_other(tmp_path: 
             return await asyncio.gather(*(body_of(channel) for _ in range(150)))
 
     assert asyncio.run(story()) == [b"yes"] * 150
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [(b"[" * 100_000, "with no JSON"), (b" " * (2 << 20), "with more than 1,048,576 bytes")],
+)
+def test_an_answer_to_a_control_call_is_bounded(tmp_path: Path, said: bytes, told: str) -> None:
+    async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(whole(said))
+        return False
+
+    async def story() -> None:
+        async with server(tmp_path, answer) as channel:
+            with pytest.raises(EngineError, match=f"engine 'french' answered POST /wake_up {told}"):
+                await channel.ask("POST", "/wake_up", DEADLINE_SECONDS)
+
+    asyncio.run(story())

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, Opening, before_error
+from coe_server.http.answer.event_stream import (
+    JUDGED_BYTES,
+    LONGEST_HELD_BYTES,
+    EventCutter,
+    Opening,
+    before_error,
+    parts_of,
+)
 from coe_server.verdict.verdict import NO_EVENTS, SILENT, events_in
 
 WORD = b'data: {"choices": [{"delta": {"content": "an \\"error\\" of mine"}}]}'
@@ -33,6 +40,24 @@ def test_the_beginning_of_an_event_is_not_held_without_end():
     assert cutter.whole_events(b"x" * LONGEST_HELD_BYTES) == b""
     assert cutter.whole_events(b"x") == b"x" * (LONGEST_HELD_BYTES + 1)
     assert cutter.rest == b""
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\n\r\n", b"\r\r"])
+def test_an_event_in_small_pieces_is_whole_at_its_end_wherever_that_is_cut(end):
+    event = b"data: " + b"x" * 5_000 + end
+    cutter = EventCutter()
+    pieces = [cutter.whole_events(event[at : at + 1]) for at in range(len(event))]
+    assert pieces == [b""] * (len(event) - 1) + [event]
+    assert cutter.rest == b""
+
+
+@given(st.lists(EVENT, max_size=30), st.integers(1, 3))
+def test_parts_of_events_are_those_events_and_each_but_the_last_is_of_whole_ones(events, times):
+    stream = b"".join(events) * times * 100
+    parts = list(parts_of(stream))
+    assert b"".join(parts) == stream
+    assert [event for part in parts for event in events_in(part)] == list(events_in(stream))
+    assert all(len(part) <= JUDGED_BYTES + 100 for part in parts)
 
 
 @given(st.lists(st.sampled_from([WORD, b": a comment"]).map(lambda line: line + b"\n\n")))

@@ -21,6 +21,7 @@ from tests.patience import PATIENCE_SECONDS, until
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DEEP = b"[" * 5_000 + b"]" * 5_000
 SECRET = "org-Abc123456"
 
 
@@ -96,6 +97,15 @@ NO_ANSWERS = {
     "a text as an event": events(b'data: {"error":"boom","code":502}\n\n', DONE),
     "an event by its name": events(b'event: error\ndata: {"message":"boom"}\n\n'),
     "an error after no choices": events(b'data: {"choices":[]}\n\n', b'data: {"error":{"message":"boom"}}\n\n'),
+    "JSON of a hundred thousand levels": body(b"[" * 100_000),
+    "an answer that nests deeply": body(b'{"choices":[{"message":{"content":"boom"},"x":' + DEEP + b"}]}"),
+    "an error that nests deeply": Says(400, b'{"error":{"message":"boom","x":' + DEEP + b"}}"),
+    "a long body that nests deeply": body(b'{"choices":' + b"[" * 1_000_000),
+    "a body of many parts": body(b'{"choices":[' + b"{}," * 40_000 + b"{}]}"),
+    "an event that nests deeply": events(ROLE, b"data: " + b"[" * 500_000 + b"\n\n", DONE),
+    "a word that nests deeply": events(b'data: {"choices":[{"delta":{"content":"boom"},"x":' + DEEP + b"}]}\n\n", DONE),
+    "comments without a word": events(*(b": " + b"x" * 4_000 + b"\n\n" for _ in range(400))),
+    "small comments without a word": events(*(b":\n\n" * 20_000 for _ in range(20))),
     "an error without an end": events(b'data: {"error":{"message":"boom"}}'),
 }
 
@@ -186,6 +196,15 @@ def test_by_name_a_page_with_a_status_keeps_the_status_and_is_said_in_our_shape(
         status, headers, raw = stream(server, stream=False, model="linguist")
     assert (status, headers["content-type"]) == (504, "application/json")
     assert json.loads(raw)["error"]["message"] == "expert 'linguist' answered with status 504"
+
+
+@pytest.mark.parametrize(("status", "expected"), [(200, 502), (400, 502), (500, 500)])
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+def test_by_name_json_beyond_bounds_is_the_experts_failure(status, expected, is_streamed):
+    bare = Says(status, b"[" * 500_000)
+    with serving(experts=team(linguist=[bare] * 4)) as server:
+        told, _, raw = stream(server, model="linguist", stream=is_streamed)
+    assert (told, json.loads(raw)["error"]["code"]) == (expected, "engine_error")
 
 
 def test_by_name_silence_is_all_there_is():

@@ -29,6 +29,7 @@ class StandIn:
 
     base_url: str
     faults: list[tuple[int, bytes]] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)  # of the faults
     texts: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
@@ -44,11 +45,15 @@ def endpoint() -> Iterator[StandIn]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a client may leave when it has read enough
+                super().handle()
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             stand_in.keys.add(self.headers.get("Authorization"))
             if stand_in.faults:
-                self._answer(*stand_in.faults.pop(0))
+                self._answer(*stand_in.faults.pop(0), **stand_in.headers)
                 return
             stand_in.paths.append(self.path)
             stand_in.agents.append(self.headers.get("User-Agent"))
@@ -62,10 +67,12 @@ def endpoint() -> Iterator[StandIn]:
             ]
             self._answer(200, json.dumps({"data": entries[::-1]}).encode())
 
-        def _answer(self, status: int, content: bytes) -> None:
+        def _answer(self, status: int, content: bytes, **headers: str) -> None:
             with suppress(ConnectionError):  # a client may leave when another of its requests failed
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in headers.items():
+                    self.send_header(name.replace("_", "-"), value)
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import sys
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
 
+import brotli
 import numpy as np
 import pytest
 
@@ -14,6 +19,11 @@ from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
 from coe_server.routing.features import Floats
 from coe_server.settings.proxies import Proxy
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 GOOD = b'{"data": [{"index": 0, "embedding": [1, 0]}]}'
 
@@ -58,6 +68,10 @@ def test_a_busy_endpoint_is_asked_again(there: StandIn, fault: tuple[int, bytes]
         ((401, b"no such key"), "answers with status 401: no such key"),
         ((200, b"hello"), "does not answer as OpenAI's embeddings do"),
         ((200, b'{"data": [{"index": 0}]}'), "does not answer as OpenAI's embeddings do"),
+        ((200, b"[" * 100_000), "does not answer as OpenAI's embeddings do"),
+        ((200, b'{"data": [{"index": 0, "embedding": [1' + b"0" * 400 + b"]}]}"), "does not answer as OpenAI's"),
+        ((200, b" " * (2 << 20)), "gives an answer of more than 1.25 MiB"),
+        ((401, b"\x1b[31mno"), r"answers with status 401: \\x1b\[31mno"),
         ((200, b'{"data": []}'), r"answers 1 texts with embeddings of shape \(0,\)"),
         (
             (200, b'{"data": [{"index": 0, "embedding": [NaN, 1]}]}'),
@@ -75,6 +89,36 @@ def test_a_wrong_answer_is_refused_at_once_in_a_sentence(
         embed(there, ["one"])
     assert "\n" not in str(caught.value)
     assert there.texts == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_prompt_goes_nowhere_else_when_the_endpoint_says_so(there: StandIn, status: int) -> None:
+    with endpoint() as other:
+        there.faults, there.headers = [(status, b"")], {"Location": f"{other.base_url}/embeddings"}
+        with pytest.raises(EmbeddingUnavailable, match=f"answers with status {status}: it is to be asked elsewhere"):
+            embed(there, ["a secret"], api_key="secret")
+        assert (other.texts, other.keys) == ([], set())
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd"])
+def test_an_answer_that_expands_beyond_the_bound_is_refused_early(there: StandIn, coding: str) -> None:
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress, "br": brotli.compress, "zstd": zstd.compress}[coding]
+    there.faults, there.headers = [(200, packed(bytes(64 << 20)))], {"Content_Encoding": coding}
+    tracemalloc.start()
+    try:
+        with pytest.raises(EmbeddingUnavailable, match=r"gives an answer of more than 1.25 MiB$"):
+            embed(there, ["one"])
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_answer_in_a_coding_that_was_not_asked_for_is_read(there: StandIn) -> None:
+    there.faults, there.headers = [(200, gzip.compress(GOOD))], {"Content_Encoding": "gzip"}
+    assert embed(there, ["one"]).tolist() == [[1.0, 0.0]]
+    there.faults = [(200, b"no gzip")]
+    with pytest.raises(EmbeddingUnavailable, match="gives an answer that cannot be decoded: gzip"):
+        embed(there, ["one"])
 
 
 def test_the_texts_whose_embeddings_are_no_numbers_are_told(there: StandIn) -> None:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from coe_server.verdict.answer import Says
-from coe_server.verdict.verdict import NO_EVENTS, SILENT, Verdict, events_in, judge_event
+from coe_server.verdict.payload import is_complex
+from coe_server.verdict.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
 _MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
+_BEFORE_SEAM_BYTES = 2  # of an end that comes in two chunks
+JUDGED_BYTES = 2 * 1024  # at a time: hundreds of events may have room in it, and many streams do so at once
 
 
 class EventCutter:
     """Gives whole events, byte for byte as they came; holds back the beginning of one that is not whole yet."""
 
     def __init__(self) -> None:
-        self.rest = b""
+        self._rest = bytearray()
+
+    @property
+    def rest(self) -> bytes:
+        return bytes(self._rest)
 
     def whole_events(self, chunk: bytes) -> bytes:
-        """All that are whole now, one after the other."""
-        data = self.rest + chunk if self.rest else chunk
-        end = _end_of_last_event(data)
-        if len(data) - end > LONGEST_HELD_BYTES:
-            end = len(data)
-        self.rest = data[end:]
-        return data[:end]
+        """All that are whole now, one after the other. What is held is neither copied nor searched again."""
+        seam = bytes(self._rest[-_BEFORE_SEAM_BYTES:])
+        end = _end_of_last_event(seam + chunk if seam else chunk) - len(seam)  # in the chunk
+        if end <= 0 or len(chunk) - end > LONGEST_HELD_BYTES:
+            end = len(chunk) if len(self._rest) + len(chunk) > LONGEST_HELD_BYTES else 0
+        if not end:
+            self._rest += chunk
+            return b""
+        whole = bytes(self._rest) + chunk[:end] if self._rest else chunk[:end]
+        self._rest = bytearray(chunk[end:])
+        return whole
 
 
 @dataclass(slots=True)
@@ -63,15 +75,30 @@ def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdi
 
     vLLM tells so, under HTTP 200, of an engine that died in the middle of an answer.
     """
-    if b"error" not in events and b"failed" not in events:
+    if is_plain(events):
         return events, None
     start = 0
     for event in events_in(events):
-        found = judge_event(event) if _MAY_TELL_OF_ERROR.search(event) else None  # an answer may speak of errors, too
+        may_tell = _MAY_TELL_OF_ERROR.search(event) or is_complex(event)  # an answer may speak of errors, too
+        found = judge_event(event) if may_tell else None
         if found is not None and found.verdict is not None and not (has_several and found.is_of_choice):
             return events[:start], found.verdict
         start += len(event)
     return events, None
+
+
+def is_plain(events: bytes) -> bool:
+    """Whether none of them can tell of an error: a search, no more."""
+    return b"error" not in events and b"failed" not in events and not is_complex(events)
+
+
+def parts_of(events: bytes) -> Iterator[bytes]:
+    """Whole events, a few kilobytes of them at a time: what is looked at before others have their turn."""
+    start = 0
+    while len(events) - start > JUDGED_BYTES and (end := END_OF_EVENT.search(events, start + JUDGED_BYTES)):
+        yield events[start : end.end()]
+        start = end.end()
+    yield events[start:] if start else events
 
 
 def _end_of_last_event(data: bytes) -> int:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
-from coe_server.http.answer.event_stream import LONGEST_HELD_BYTES, EventCutter, Opening, before_error
+from coe_server.http.answer.event_stream import (
+    JUDGED_BYTES,
+    LONGEST_HELD_BYTES,
+    EventCutter,
+    Opening,
+    before_error,
+    is_plain,
+    parts_of,
+)
 from coe_server.http.answer.outgoing import Outgoing
 from coe_server.http.answer.passed_headers import content_type, passed_headers
 from coe_server.retry_after import retry_after_seconds
 from coe_server.verdict.complaint import Cause
+from coe_server.verdict.payload import json_value
 from coe_server.verdict.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,
@@ -26,7 +36,7 @@ from coe_server.verdict.verdict import (
     judge_status,
 )
 
-LONGEST_COMPLAINT_BYTES = 1 << 20
+LONGEST_COMPLAINT_BYTES = 2 * LOOKED_AT_BYTES
 _QUOTED_CHARACTERS = 300
 _NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: nothing there is for the caller
 _ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the words
@@ -81,7 +91,11 @@ class Passage:
         """Events leave whole, and those before the first word with it: until then another expert may take over."""
         cutter, opening = EventCutter(), Opening()
         async for chunk in answer.chunks():
-            await self._hear(answer, opening, cutter.whole_events(chunk))
+            whole = cutter.whole_events(chunk)
+            for events in (whole,) if self.out.spoken and is_plain(whole) else parts_of(whole):
+                await self._hear(answer, opening, events)
+                if len(events) > JUDGED_BYTES:  # others wait for their turn
+                    await asyncio.sleep(0)
         await self._hear(answer, opening, cutter.rest)
         if self.out.spoken:
             return
@@ -141,14 +155,14 @@ class Passage:
         """What it says of the request is the caller's to read; what it says of itself is the operator's."""
         body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
-        if answer.status < 400:
+        if verdict.is_ours or answer.status < 400:
             raise self._failure(answer, verdict)
         self._let_pass(answer, verdict)
-        if not _is_openai_error(body):
+        if _openai_error(body) is None:
             raise self._refusal(answer, verdict, body)
         body = _without_account(body) if self.is_remote else body
         if self.out.headed:  # the caller waits for a stream that has begun
-            body = self.out.error_event(json.loads(body))
+            body = self.out.error_event(_openai_error(body) or {})
         await self._say(answer, body)
 
     def _let_pass(self, answer: EngineResponse, verdict: Verdict) -> None:
@@ -243,11 +257,13 @@ def _quoted(verdict: Verdict) -> str:
     return f"status {verdict.status}" if verdict.status in _MAY_REPEAT_THE_PROMPT else f"{verdict.status}: {told}"
 
 
-def _is_openai_error(body: bytes) -> bool:
+def _openai_error(body: bytes) -> Mapping[str, Any] | None:
+    """The body of an error in OpenAI's shape; None for any other."""
     try:
-        return isinstance(json.loads(body)["error"], dict)
-    except (ValueError, TypeError, KeyError):
-        return False
+        told = json_value(body)
+    except ValueError:
+        return None
+    return told if isinstance(told, dict) and isinstance(told.get("error"), dict) else None
 
 
 def _without_account(body: bytes) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import tracemalloc
 
 import pytest
 
@@ -55,6 +57,19 @@ def test_a_redirect_is_not_followed_with_a_key() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.reason.startswith("HTTP 307")
     assert refusal.attempts == 1
+
+
+def test_an_answer_that_expands_beyond_the_bound_is_refused_early() -> None:
+    packed = gzip.compress(bytes(256 << 20))
+    with endpoint(lambda body, times: Says(raw=packed, headers={"Content-Encoding": "gzip"})) as stand_in:
+        tracemalloc.start()
+        try:
+            (refusal,) = ask(stand_in, retries=0)
+            assert tracemalloc.get_traced_memory()[1] < 128 << 20
+        finally:
+            tracemalloc.stop()
+    assert isinstance(refusal, Refusal)
+    assert "more than 32 MiB" in refusal.reason
 
 
 def test_nobody_there_is_a_reason() -> None:

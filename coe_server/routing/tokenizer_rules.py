@@ -1,0 +1,178 @@
+"""Which rules of a tokenizer.json may be used: those whose time and memory grow as the text does. Knows no vectors.
+
+The package `tokenizers` does what such a file says, in this process: a rule may make gigabytes of ten letters, which
+aborts it, or take exponential time. What can be read off the rules is refused before they are loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coe_server.visible import brief
+
+MOST_GROWTH = 1_000  # characters for each of a text, at the very most; NFKC alone makes 18 of one
+LONGEST_TEXT = 64  # in a rule
+LONGEST_WORD = 200  # that WordPiece looks up piece by piece, in the square of its length
+_MOST_RULES, _MOST_LEVELS = 300, 6
+_GROWTH = {  # of what maps characters, each alone; after one of these any character may have become any other
+    **dict.fromkeys(("NFC", "Nmt", "Strip", "StripAccents", "Prepend"), 1),
+    **{"Lowercase": 2, "BertNormalizer": 3, "NFD": 4, "ByteLevel": 4, "NFKC": 18, "NFKD": 18},
+}
+_SPLITTERS = {
+    **dict.fromkeys(("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits", "Split"), 1),
+    **dict.fromkeys(("UnicodeScripts", "CharDelimiterSplit", "FixedLength"), 1),
+    **{"Metaspace": 2, "ByteLevel": 4},
+}
+_MODELS = frozenset(("WordPiece", "WordLevel", "BPE", "Unigram"))
+_UNREAD = frozenset(("vocab", "merges", "precompiled_charsmap", "Regex"))
+# Of GPT-2, Llama 3 and Qwen 2, CLIP: no part of them can match a text in two ways.
+_KNOWN = frozenset(
+    (
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+        r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+    )
+)
+_ATOM = r"(?:\\[sSdDwWnrt]|\\[pP]\{\w+\}|\[[^\[\]\\&]+\]|[^\\\[\](){}*+?|.^$])"
+_ONE_REPEATED = re.compile(rf"{_ATOM}(?:\+|\{{[1-9]\d?(?:,\d{{0,2}})?\}})?")  # at least once, so linear
+
+
+class UnsafeRule(Exception):
+    """A rule that is not used here; the message says which and why."""
+
+
+def require_safe(tokenizer: Mapping[str, Any]) -> None:
+    """Raises UnsafeRule for the first that is not."""
+    _require_known_patterns(tokenizer, 0)
+    model = tokenizer.get("model")
+    kind = model.get("type") if isinstance(model, Mapping) else None
+    if not isinstance(model, Mapping) or not (kind is None or kind in _MODELS):
+        raise UnsafeRule(f"the model {kind!r} is none of {', '.join(sorted(_MODELS))}")
+    longest = model.get("max_input_chars_per_word", 100)
+    if not isinstance(longest, int) or longest > LONGEST_WORD:
+        raise UnsafeRule(f"max_input_chars_per_word is {longest!r}, more than {LONGEST_WORD}")
+    growth = _growth_of_normalizers(list(_rules(tokenizer.get("normalizer"), "normalizers")))
+    for rule in _rules(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        if rule["type"] not in _SPLITTERS:
+            raise UnsafeRule(f"the pre-tokenizer {rule['type']!r} is not known here")
+        growth *= _SPLITTERS[rule["type"]]
+    if growth > MOST_GROWTH:
+        raise UnsafeRule(f"its rules may make {min(growth, 10**9):,.0f} characters of one, more than {MOST_GROWTH}")
+
+
+def _require_known_patterns(node: object, level: int) -> None:
+    """Every regular expression, and the length of every text, wherever it stands; the tables of words apart."""
+    if level > _MOST_LEVELS:
+        raise UnsafeRule(f"its rules are nested more than {_MOST_LEVELS} levels deep")
+    if isinstance(node, Mapping):
+        if "Regex" in node:
+            _require_linear(node["Regex"])
+        for name in node.keys() - _UNREAD:
+            _require_known_patterns(node[name], level + 1)
+    elif isinstance(node, list):
+        for value in node:
+            _require_known_patterns(value, level)
+    elif isinstance(node, str) and len(node) > LONGEST_TEXT and level > 1:
+        raise UnsafeRule(f"a text of {len(node):,} characters in a rule, more than {LONGEST_TEXT}")
+
+
+def _require_linear(pattern: object) -> None:
+    is_known = isinstance(pattern, str) and (pattern in _KNOWN or _ONE_REPEATED.fullmatch(pattern) is not None)
+    if not is_known:
+        raise UnsafeRule(f"the regular expression {brief(repr(pattern), 100)} is not known to take linear time")
+
+
+def _rules(node: object, parts: str, level: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The rules of a sequence, one after the other."""
+    if node is None:
+        return
+    if not isinstance(node, Mapping) or not isinstance(node.get("type"), str) or level > _MOST_LEVELS:
+        raise UnsafeRule(f"the {parts} are no rules")
+    if node["type"] != "Sequence":
+        yield node
+        return
+    listed = node.get(parts)
+    if not isinstance(listed, list) or len(listed) > _MOST_RULES:
+        raise UnsafeRule(f"the {parts} are no list of at most {_MOST_RULES} rules")
+    for one in listed:
+        yield from _rules(one, parts, level + 1)
+
+
+def _growth_of_normalizers(rules: list[Mapping[str, Any]]) -> float:
+    """The most characters that they make of one."""
+    growth, replacements = 1.0, []
+    for rule in rules[: _MOST_RULES + 1]:
+        if rule["type"] == "Replace":
+            replacements.append(rule)
+            continue
+        growth *= _growth_of_replacements(replacements) * _growth_of_map(rule)
+        replacements = []
+    if len(rules) > _MOST_RULES:
+        raise UnsafeRule(f"there are more than {_MOST_RULES} normalizers")
+    return growth * _growth_of_replacements(replacements)
+
+
+def _growth_of_map(rule: Mapping[str, Any]) -> int:
+    if rule["type"] == "Precompiled":
+        return _longest_in_charsmap(rule.get("precompiled_charsmap"))
+    if rule["type"] not in _GROWTH:
+        raise UnsafeRule(f"the normalizer {rule['type']!r} is not known here")
+    return _GROWTH[rule["type"]]
+
+
+def _longest_in_charsmap(encoded: object) -> int:
+    """SentencePiece's: the length of a trie, the trie, and the texts that it leads to, each with a zero at its end."""
+    try:
+        blob = base64.b64decode(encoded if isinstance(encoded, str) else "", validate=True)
+        texts = blob[4 + int.from_bytes(blob[:4], "little") :].decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise UnsafeRule("its precompiled_charsmap is none") from error
+    if not texts.endswith("\0"):
+        raise UnsafeRule("its precompiled_charsmap is none")
+    return max(1, *(len(text) for text in texts.split("\0")))
+
+
+def _growth_of_replacements(rules: list[Mapping[str, Any]]) -> float:
+    """An upper bound: how many characters there are of each kind, from one of any kind."""
+    pairs = [(*_pattern_of(rule), str(rule.get("content", ""))) for rule in rules]
+    kinds = {character for _, pattern, content in pairs for character in pattern + content} | {" ", ""}
+    return max(_grown({kind: 1.0}, pairs) for kind in kinds)
+
+
+def _pattern_of(rule: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether it is a regular expression, and the text that is looked for: of those, any character."""
+    pattern = rule.get("pattern")
+    text = pattern.get("String") if isinstance(pattern, Mapping) else None
+    if isinstance(text, str) and text:
+        return False, text
+    if (
+        not isinstance(pattern, Mapping)
+        or not isinstance(pattern.get("Regex"), str)
+        or len(rule.get("content", "")) > 1
+    ):
+        raise UnsafeRule("a replacement of nothing, or of a regular expression by more than one character")
+    return True, ""
+
+
+def _grown(counts: dict[str, float], pairs: list[tuple[bool, str, str]]) -> float:
+    """All characters after these replacements. A pattern of several characters occurs no more often than the mean of
+    them; one of a regular expression stands for at least one character, and may leave it."""
+    for is_regex, pattern, content in pairs:
+        if is_regex:
+            counts[content] = sum(counts.values())
+            continue
+        found = sum(counts.get(one, 0.0) for one in set(pattern)) / len(pattern)
+        if len(pattern) == 1:
+            counts.pop(pattern, None)
+        for one in content if found else "":
+            counts[one] = counts.get(one, 0.0) + found
+        if sum(counts.values()) > MOST_GROWTH:
+            break
+    return float(sum(counts.values()))
