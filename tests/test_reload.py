@@ -103,7 +103,9 @@ def long_stream(port, words=100):
     """A stream that is being answered: twenty words a second."""
     body = json.dumps({"stream": True, "model": "auto", "messages": [{"role": "user", "content": "bonjour " * words}]})
     wire = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS)
-    wire.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+    wire.sendall(
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode()
+    )
     try:
         yield wire, received_until(wire, b"\r\n\r\n")
     finally:

@@ -230,7 +230,7 @@ def test_a_client_that_does_not_read_holds_nothing_for_longer_than_one_answer_ma
         body = json.dumps({"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 300_000}]})
         wire = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         wire.sendall(head.encode() + body.encode())
         until(lambda: server.cache.status()[0].leases == 1)
         until(lambda: server.cache.status()[0].leases == 0)
@@ -242,7 +242,7 @@ def test_who_waits_when_the_server_stops_gets_a_clear_error():
     with running_server({"a": slow}) as server:
         body = b'{"model":"a","messages":[{"role":"user","content":"x"}]}'
         wire = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         wire.sendall(head.encode() + body)
         until(lambda: server.cache.status()[0].queued == 1)
     answer = received(wire)
@@ -403,7 +403,7 @@ def test_a_client_that_leaves_takes_its_place_in_queue_or_engine_with_it(when):
             {"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 200}]}
         ).encode()
         wire = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         wire.sendall(head.encode() + body)
         if when == "streaming":
             assert received_until(wire, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
@@ -417,7 +417,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back():
     with running_server({"a": slow}, limits=Limits(queue_limit=1)) as server:
         body = b'{"model":"a","messages":[{"role":"user","content":"x"}]}'
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
             wire.sendall(head.encode() + body)
             until(lambda: server.cache.status()[0].queued == 1)
             status, headers, answer = server.chat(model="a")

@@ -30,7 +30,7 @@ def pour(wire, line):
 @pytest.mark.parametrize("line", [b"x-%d: " + b"a" * 5000 + b"\r\n", b"%d" + b"a" * 5000], ids=["many", "one endless"])
 def test_a_head_without_end_is_refused(server, line):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-first: ")
+        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nx-first: ")
         with pytest.raises(ConnectionError):  # not all of it is taken
             pour(wire, line)
     assert server.chat(model="a")[0] == 200
@@ -53,13 +53,13 @@ def test_a_head_that_does_not_come_is_not_waited_for(server, sent, monkeypatch):
 def test_a_second_request_on_a_connection_has_its_own_time(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         for _ in range(3):
-            wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert received_answer(wire).startswith(b"HTTP/1.1 200")
 
 
 def head(size_bytes, path=b"/healthz"):
     """A whole head of that length."""
-    start = b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nx-long: "
+    start = b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\nx-long: "
     return start + b"a" * (size_bytes - len(start) - 4) + b"\r\n\r\n"
 
 
@@ -190,7 +190,7 @@ def test_an_idle_connection_is_kept_for_longer_than_proxies_keep_theirs():
     asyncio.run(asyncio.wait_for(story(), PATIENCE_SECONDS))
 
 
-CHUNKED = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize("sent", [b"HELO\r\n\r\n", CHUNKED + b"zz\r\n"], ids=["no head", "no chunk"])
@@ -230,7 +230,7 @@ def test_a_trailer_without_end_is_not_read():
     async def story():
         application = Answers()
         async with connected(application) as (connection, transport, _answers):
-            connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            connection.data_received(b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
             for _ in range(20):
                 connection.data_received(b"1f40\r\n" + b"a" * 8000 + b"\r\n")
                 assert len(await application.pieces.get()) == 8000  # a body may be long
@@ -281,9 +281,9 @@ def pieces_of(stream, headers):
 @pytest.mark.parametrize("framed", FRAMED.values(), ids=FRAMED)
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
 def test_a_request_that_offers_an_upgrade_is_answered_in_http_1_1_with_its_body(server, offer, framed):
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + offer + framed
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n" + offer + framed
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-        wire.sendall(request * 3 + b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        wire.sendall(request * 3 + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
         answers = list(reading(wire, 4))
         assert [status for status, _ in answers] == [200] * 4
         assert [body["choices"][0]["message"]["content"] for _, body in answers[:3]] == ["a answers: hello there"] * 3
@@ -292,7 +292,7 @@ def test_a_request_that_offers_an_upgrade_is_answered_in_http_1_1_with_its_body(
 
 
 def test_an_offered_upgrade_is_passed_over_wherever_the_reads_end():
-    sent = b"POST /one HTTP/1.1\r\nhost: x\r\n" + OFFERS["as Java's client"] + b"content-length: 4\r\n\r\nbody"
+    sent = b"POST /one HTTP/1.1\r\nhost: localhost\r\n" + OFFERS["as Java's client"] + b"content-length: 4\r\n\r\nbody"
 
     async def story(end):
         application = Answers()
@@ -314,7 +314,7 @@ def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
         application = Answers()
         async with connected(application) as (connection, transport, answers):
             offer = b"connection: upgrade, close\r\nupgrade: h2c\r\n"
-            connection.data_received(b"POST / HTTP/1.1\r\nhost: x\r\n" + offer + b"content-length: 1\r\n\r\nx")
+            connection.data_received(b"POST / HTTP/1.1\r\nhost: localhost\r\n" + offer + b"content-length: 1\r\n\r\nx")
             answer = await answers.read()
             assert statuses(answer) == [b"200"]
             assert b"connection: close" in answer
@@ -324,8 +324,9 @@ def test_an_offered_upgrade_leaves_the_other_options_of_the_connection():
 
 
 def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgrade(server):
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: %d\r\n" % len(
-        CHAT
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: %d\r\n"
+        % len(CHAT)
     )
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(head + OFFERS["as Java's client"] + b"\r\n")
@@ -337,14 +338,14 @@ def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgra
 
 
 def test_the_limit_of_a_head_holds_beside_an_offered_upgrade(server):
-    request = b"POST /v1/messages HTTP/1.1\r\nhost: x\r\n" + OFFERS["as Java's client"]
+    request = b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\n" + OFFERS["as Java's client"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(request + b"x-long: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n")
         assert received(wire).startswith(b"HTTP/1.1 431")
 
 
 HANDSHAKE = (
-    b" HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
+    b" HTTP/1.1\r\nhost: localhost\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
@@ -354,7 +355,9 @@ HANDSHAKE = (
 )
 def test_a_websocket_is_refused_with_426_on_any_path(server, path):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-        wire.sendall(b"GET " + path + HANDSHAKE + b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        wire.sendall(
+            b"GET " + path + HANDSHAKE + b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        )
         first, _, rest = received(wire).partition(b"\r\n\r\n")
     assert first.startswith(b"HTTP/1.1 426 ")
     told = [line.lower() for line in first.split(b"\r\n")]
@@ -384,7 +387,7 @@ def test_an_upgrade_in_http_1_0_means_nothing(server):
 @pytest.mark.parametrize("target", [b"example.com:443", b"/v1/chat/completions", b"/"])
 def test_a_tunnel_is_refused_in_our_shape(server, target):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-        wire.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+        wire.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\n\r\n")
         head, _, body = received(wire).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "no_http"

@@ -453,7 +453,7 @@ def test_an_error_before_anybody_was_granted_knows_no_wait():
 
 def test_the_callers_deadline_ends_the_reading_of_its_body():
     with running_server({"a": simulated("a")}) as server:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-request-timeout: 0.1\r\ncontent-length: 9\r\n\r\n{"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-timeout: 0.1\r\ncontent-length: 9\r\n\r\n{"
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
             wire.sendall(head)
             answer = received_answer(wire)
@@ -496,7 +496,7 @@ class open_stream:  # noqa: N801  reads as a verb: with open_stream(...)
     def __init__(self, server, messages=FRENCH, **fields):
         body = json.dumps({"stream": True, "messages": messages, **fields}).encode()
         self.wire = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         self.wire.sendall(head.encode() + body)
         self.raw = b""
 

@@ -137,7 +137,7 @@ def test_a_nasty_body_is_answered_in_our_shape_and_harms_nobody(server, path, bo
 
 def drip(server, announced, *pieces):
     wire = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {announced}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {announced}\r\n\r\n"
     wire.sendall(head.encode())
     for piece in pieces:
         wire.sendall(piece)

@@ -54,7 +54,7 @@ def foreign(server):
         {"origin": "http://localhost:3000", "sec_fetch_site": "same-site"},
         {"origin": f"http://127.0.0.1:{server.port + 1}"},
         {"origin": "http://127.0.0.1"},
-        {"origin": f"http://localhost:{server.port}"},
+        {"origin": f"http://localhost:{server.port}", "sec_fetch_site": "cross-site"},
         {"origin": f"http://127.0.0.1:{server.port}@evil.example"},
         {"origin": f"http://127.0.0.1:{server.port}.evil.example"},
         {"origin": f"chrome-extension://127.0.0.1:{server.port}"},
@@ -146,6 +146,7 @@ def test_our_own_page_asks_whatever_its_browser_tells(bare):
     for sent in (
         {},
         {"origin": own},
+        {"origin": f"http://localhost:{bare.port}"},
         {"origin": own.upper().replace("HTTP", "http")},
         {"origin": own, "sec_fetch_site": "same-origin"},
         {"sec_fetch_site": "same-origin"},

@@ -99,7 +99,7 @@ def test_a_head_that_is_refused_is_counted_and_told_without_a_word_of_it(
 
 def test_a_body_that_does_not_come_is_told_with_its_path(server, caplog):
     with running_server({"math": simulated("math")}, body_seconds=0.1) as impatient:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{SECRET}"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{SECRET}"
         with socket.create_connection(("127.0.0.1", impatient.port), timeout=PATIENCE_SECONDS) as wire:
             wire.sendall(head.encode())
             assert received(wire).startswith(b"HTTP/1.1 408")

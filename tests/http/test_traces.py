@@ -235,7 +235,7 @@ def test_a_client_that_leaves_is_told_of(spans, tracing):
     with running_server({"a": slow}, limits=Limits(max_concurrency=1), tracing=tracing) as server:
         body = json.dumps({"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 200}]})
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
             wire.sendall(head.encode() + body.encode())
             assert received_until(wire, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
         request, children = spans.of_one_request()
@@ -419,7 +419,7 @@ def test_lines_of_one_header_reach_the_engine_as_one():
     engine = Hears("a")
     body = json.dumps({"model": "a", "messages": [{"role": "user", "content": "w"}]})
     twice = f"traceparent: {CALLERS}\r\ntracestate: a=1\r\ntracestate: b=2\r\n"
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{twice}content-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{twice}content-length: {len(body)}\r\n\r\n"
     with (
         running_server({"a": engine}) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from starlette.datastructures import Headers
 
 from coe_server.settings.host_name import HostPort
+from coe_server.settings.web_address import is_loopback_host
 
 OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
 ANOTHER_SITE = "another site"
@@ -60,17 +61,22 @@ def host_of_origin(origin: str) -> HostPort | None:
 
 def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
     """Is it the address that the request was sent to, as the client or a proxy in front writes it?"""
-    scheme, _, rest = origin.partition("://")
+    scheme, _, rest = origin.strip().partition("://")
     if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
         return True
     asked = host_of_origin(origin)
     if asked is None:
         return False
-    default = _DEFAULT_PORTS[origin.strip().partition("://")[0].lower()]
+    default = _DEFAULT_PORTS[scheme.lower()]
     return any(
-        (host := HostPort.of(one)) is not None and host.name == asked.name and (host.port or default) == asked.port
+        (host := HostPort.of(one)) is not None and (host.port or default) == asked.port and _is_one(host, asked)
         for one in _own_addresses(headers)
     )
+
+
+def _is_one(host: HostPort, other: HostPort) -> bool:
+    """Do both name the same server, given that the port is the same? Loopback has many names."""
+    return host.name == other.name or (is_loopback_host(host.name) and is_loopback_host(other.name))
 
 
 def _own_addresses(headers: Mapping[str, str]) -> list[str]:
