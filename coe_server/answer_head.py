@@ -22,8 +22,7 @@ _READ_BYTES = 4 * 1024  # of a head, at a time: a hundred interim answers have r
 
 def bound(connector: BaseConnector) -> None:
     """Connections that this connector makes from now on take no head beyond the bounds."""
-    handler: type[ResponseHandler] = BoundedHead
-    connector._factory = partial(handler, loop=connector._loop)
+    connector._factory = partial(_bounded, connector._loop)
 
 
 class BoundedHead(ResponseHandler):
@@ -73,3 +72,7 @@ class BoundedHead(ResponseHandler):
             self.set_exception(HttpProcessingError(message=why))
             if self.transport is not None:
                 self.transport.close()
+
+
+def _bounded(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+    return BoundedHead(loop)

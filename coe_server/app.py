@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -99,12 +100,12 @@ class _Rebuild:
         """Raises ReloadRefused, ConfigError or ArtifactError; then everything stays as it is."""
         wanted = self._reread()
         changed = live_changes(self._running, wanted)
-        router = build_router(wanted)
-        decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
-        if decides_alike and router.version == serving.router.version:
-            router = serving.router  # it knows what was spent of its budgets
         before = None if any(key.startswith("router.embeddings") for key in changed) else serving
-        fresh = Fresh(build_serving(wanted, router, before), build_guard(wanted), wanted.log.prompts, changed)
+        built = build_serving(wanted, build_router(wanted), before)  # all that is on disk, also what does not decide
+        decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
+        if decides_alike and built.router.version == serving.router.version:
+            built = replace(built, router=serving.router, traffic=serving.traffic)  # they know what has been so far
+        fresh = Fresh(built, build_guard(wanted), wanted.log.prompts, changed)
         self._running = wanted
         return fresh
 

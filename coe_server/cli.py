@@ -215,7 +215,9 @@ def simulate(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(help="JSON lines: arrival_seconds, expert or scores, output_tokens; prompt_tokens, priority, fan_out."),
+        typer.Option(
+            help="JSON lines: arrival_seconds, expert or scores, output_tokens; prompt_tokens, priority, fan_out."
+        ),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Made-up traffic: balanced, bursty, dominant, interleaved, zipf or shift.")

@@ -102,7 +102,9 @@ BACKOFF = Metric(
     ("expert",),
 )
 LEASES = Metric("coe_leases", "gauge", "Leases held.", ("expert",))
-QUEUED = Metric("coe_queued", "gauge", "Leases that are waited for: one for each answer a request asks for.", ("expert",))
+QUEUED = Metric(
+    "coe_queued", "gauge", "Leases that are waited for: one for each answer a request asks for.", ("expert",)
+)
 WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "The longest anybody waits, with the costs measured so far.")
 TIER_BYTES = Metric("coe_tier_bytes", "gauge", "Bytes held in the tier.", ("tier",))
 TIER_CAPACITY = Metric("coe_tier_capacity_bytes", "gauge", "Bytes the tier may hold.", ("tier",))

@@ -1,5 +1,6 @@
 """A whole server of simulated experts: what is loaded while it serves, and how it ends when it is told to."""
 
+import hashlib
 import http.client
 import json
 import os
@@ -96,6 +97,37 @@ def reload(port, expected=200):
 
 def replace_artifact(folder, **changes):
     artifacts.save(small_artifact(**changes), held_out(), None, folder / "router")
+
+
+def test_what_is_made_to_harm_is_refused_in_a_sentence_and_the_server_goes_on(folder):
+    bomb = "".join(f"- &n{level} [{', '.join([f'*n{level - 1}'] * 10)}]\n" for level in range(1, 9))
+    with serving(folder) as (_, port, config, _):
+        manifest = folder / "router/manifest.json"
+        sound, plain = manifest.read_text(), config.read_text()
+
+        def refused():
+            told = reload(port, 409)["error"]["message"]
+            assert told.startswith("nothing was reloaded: ")
+            assert told.isprintable()
+            assert len(told) < 1_000
+            assert ask(port, "GET", "/healthz")[0] == 200
+            return told
+
+        config.write_text(plain + "state_directory:\n- &n0 [x, x, x, x, x, x, x, x, x, x]\n" + bomb)
+        assert "when its aliases are replaced" in refused()
+        config.write_text(plain)
+        (folder / "router/probes.yaml").write_text("probes:\n- &n0 [x, x, x, x, x, x, x, x, x, x]\n" + bomb)
+        assert "when its aliases are replaced" in refused()
+        (folder / "router/probes.yaml").unlink()
+        manifest.write_text(json.dumps({**json.loads(sound), "data_hash": "\x1b[31m"}))
+        assert r"\x1b[31m" in refused()
+        content = b"{}"
+        sums = {**json.loads(sound)["checksums"], "evaluation.json": hashlib.sha256(content).hexdigest()}
+        (folder / "router/evaluation.json").write_bytes(content)
+        manifest.write_text(json.dumps({**json.loads(sound), "checksums": sums}))
+        assert "evaluation.json is not valid at n_prompts" in refused()
+        manifest.write_text(sound)
+        reload(port)
 
 
 @contextmanager

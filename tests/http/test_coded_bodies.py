@@ -75,7 +75,8 @@ def test_codings_in_several_headers_are_one_list(server):
     raw = zstd.compress(zlib.compress(body))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
         wire.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: deflate\r\ncontent-encoding: zstd\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-encoding: deflate\r\ncontent-encoding: zstd\r\n"
             b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(raw), raw)
         )
         assert wire.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"
@@ -126,7 +127,8 @@ def test_a_compressed_body_in_many_chunks_is_read(server):
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(raw[i : i + 99]), raw[i : i + 99]) for i in range(0, len(raw), 99))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
         wire.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-encoding: gzip\r\ntransfer-encoding: chunked\r\n"
             b"connection: close\r\n\r\n" + chunks + b"0\r\n\r\n"
         )
         assert wire.makefile("rb").readline() == b"HTTP/1.1 200 OK\r\n"

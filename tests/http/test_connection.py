@@ -345,7 +345,8 @@ def test_the_limit_of_a_head_holds_beside_an_offered_upgrade(server):
 
 
 HANDSHAKE = (
-    b" HTTP/1.1\r\nhost: localhost\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
+    b" HTTP/1.1\r\nhost: localhost\r\n"
+    b"connection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\nsec-websocket-version: 13\r\n"
     b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 

@@ -453,7 +453,8 @@ def test_an_error_before_anybody_was_granted_knows_no_wait():
 
 def test_the_callers_deadline_ends_the_reading_of_its_body():
     with running_server({"a": simulated("a")}) as server:
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-timeout: 0.1\r\ncontent-length: 9\r\n\r\n{"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-request-timeout: 0.1\r\n"
+        head += b"content-length: 9\r\n\r\n{"
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
             wire.sendall(head)
             answer = received_answer(wire)
