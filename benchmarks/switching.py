@@ -111,8 +111,8 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
             waiter = slot.waiters.pop()
             waiter.granted.set_result(cache._grant(slot, waiter))
 
-    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event, granted: float) -> None:
-        give_back(cache, slot, life, granted)
+    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
+        give_back(cache, slot, life, granted, leases)
         cache._changed.set()
 
     ExpertCache._admit = admit_alone  # type: ignore[method-assign]
@@ -251,11 +251,17 @@ class Watch:
 
             return watched
 
-        def asked(cache: ExpertCache, name: str, priority: Priority = "normal") -> Coroutine[None, None, Lease]:
+        def asked(
+            cache: ExpertCache,
+            name: str,
+            priority: Priority = "normal",
+            fan_out: int = 1,
+            owner: Owner | None = None,
+        ) -> Coroutine[None, None, Lease]:
             began = time.thread_time()
             cache.waits.outlooks()
             self.outlooks.append(time.thread_time() - began)
-            return lease(cache, name, priority)
+            return lease(cache, name, priority, fan_out, owner)
 
         Conductor._conduct = timed  # type: ignore[method-assign]
         Conductor.begin = carried_out(begin)  # type: ignore[method-assign]

@@ -29,6 +29,7 @@ from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, Vllm
 from coe_server.engines.weight_files import downloaded_files
 from coe_server.environment import Environment
 from coe_server.errors import ConfigError
+from coe_server.settings.host_name import in_url
 from coe_server.settings.request_headers import filled_in
 
 
@@ -123,7 +124,7 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         model=settings.model,
         command=tuple(vllm.command),
         args=settings.args,
-        allowed_media_domains=tuple(vllm.allowed_media_domains if own_domains is None else own_domains),
+        allowed_media_domains=tuple(map(in_url, vllm.allowed_media_domains if own_domains is None else own_domains)),
         user=EngineUser.called(vllm.user) if vllm.user else None,
         inherited=config.environment.without(config.secret_variables),
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,

@@ -40,6 +40,11 @@ def canonical_host(name: str) -> str:
         return name
 
 
+def in_url(name: str) -> str:
+    """A canonical name as it stands in a URL: an IPv6 address has brackets there."""
+    return f"[{name}]" if ":" in name else name
+
+
 def parse_host_name(text: str) -> str:
     """The canonical name or address. Raises ValueError, saying what is allowed."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text

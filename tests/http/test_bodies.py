@@ -115,7 +115,7 @@ def test_a_body_without_a_length_is_refused_when_it_has_grown_too_large(server):
         unfinished(server, "alice", 50_000, stack)
         unfinished(server, "alice", 40_000, stack)
         wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS))
-        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer alice\r\n"
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer alice\r\n"
         wire.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
         wire.sendall(b"2ee0\r\n" + b" " * 12_000 + b"\r\n")
         assert received_answer(wire).startswith(b"HTTP/1.1 429")
