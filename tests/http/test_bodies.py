@@ -82,7 +82,8 @@ def ask(server, name, body=None):
 def unfinished(server, name, size, stack):
     """A request with a body of that size of which nothing has come; it is held once the server asks for it."""
     wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE_SECONDS))
-    head = ("POST /v1/chat/completions HTTP/1.1", "Host: a", f"Authorization: Bearer {name}", "Expect: 100-continue")
+    request, expects = "POST /v1/chat/completions HTTP/1.1", "Expect: 100-continue"
+    head = (request, "Host: localhost", f"Authorization: Bearer {name}", expects)
     wire.sendall("\r\n".join((*head, f"Content-Length: {size}", "\r\n")).encode())
     return wire, wire.recv(65536)
 
