@@ -289,7 +289,7 @@ class EmbeddingUnavailable(CoeError):
 class EmbeddingNotFinite(EmbeddingUnavailable):
     """An embedding has NaN or an infinite value; `places` are those of the texts, from 0, among all that were given."""
 
-    def __init__(self, message: str, places: Sequence[int]) -> None:
+    def __init__(self, message: str, places: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.places = tuple(places)
 

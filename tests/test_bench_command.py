@@ -99,7 +99,7 @@ WHOLE = Says(200, b'{"choices":[{"message":{"content":"bon"}}]}')
 
 @pytest.mark.parametrize(
     ("answer", "errors", "tokens"),
-    [(ODD, ["error"], 0), (NO_ERROR, [], 1), (THOUGHT, [], 2), (WHOLE, ["not a stream of events"], 0)],
+    [(ODD, ["engine_died"], 0), (NO_ERROR, [], 1), (THOUGHT, [], 2), (WHOLE, ["not a stream of events"], 0)],
     ids=["odd", "no error", "thought", "whole"],
 )
 def test_what_other_servers_say_is_counted_and_never_a_traceback(answer, errors, tokens):

@@ -27,6 +27,7 @@ class Interrupts:
         if name == "numpy":
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.meta_path.insert(0, Interrupts())
 module, _, name = "{program}".partition(":")
 getattr(import_module(module), name)()
