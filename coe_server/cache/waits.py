@@ -64,7 +64,7 @@ class Waits:
         return one.left_to_serve(self._clock()) + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
 
     def bound_seconds(self) -> float:
-        """The longest anybody waits, with the costs measured and the fan-outs seen so far."""
+        """The longest wait, with the costs measured and the fan-outs seen so far."""
         return self._bound(self._limits, self._widest)
 
     def widest_bound_seconds(self) -> float:

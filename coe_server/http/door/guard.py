@@ -29,7 +29,7 @@ _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """`on_loopback`: the server listens on a loopback address alone, so that whoever reaches it is on this machine.
+    """`on_loopback`: the server listens on a loopback address alone, so that every client is on this machine.
 
     `hosts`: the names by which it may be asked without a key.
     """
