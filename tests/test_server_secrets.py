@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -81,10 +82,17 @@ def found(tmp_path_factory):
     memory = {"device": "64MiB", "host": "64MiB"}
     log = folder / "state/logs/nosy.log"
     with serving(folder, powerless(), vllm=vllm, memory=memory, experts=experts) as (process, *_):
-        until(lambda: log.exists() and "found" in log.read_text())
-        line = next(line for line in log.read_text().splitlines() if line.startswith("found "))
-        seen = {**json.loads(line.removeprefix("found ")), "server log": (folder / "server.log").read_text()}
+        told = []
+        until(lambda: told.extend(findings(log)) or told)
+        seen = {**json.loads(told[0]), "server log": (folder / "server.log").read_text()}
         yield seen, shown_environment(process.pid)
+
+
+def findings(log):
+    """Each whole line of what it found; the expert ends and is started again, and then its log is a new file."""
+    if not log.exists():
+        return []
+    return [line.removeprefix("found ") for line in log.read_text().splitlines(True) if re.match(r"found .*\n", line)]
 
 
 def shown_environment(pid):
