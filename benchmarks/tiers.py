@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch
 

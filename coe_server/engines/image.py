@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from coe_server.engines.engine_user import EngineUser, python_of
+from coe_server.engines.user import EngineUser, python_of
 from coe_server.errors import EngineError
 
 _HOLDER = Path(__file__).with_name("image_holder.py")

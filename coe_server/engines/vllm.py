@@ -12,15 +12,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 
 from coe_server.engines.canary import canary_question, canary_tokens
-from coe_server.engines.device_memory import used_device_bytes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.image import WeightImage
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.log_file import fresh_log, last_lines, log_path
-from coe_server.engines.process_memory import private_bytes
+from coe_server.engines.memory import private_bytes, used_device_bytes
 from coe_server.engines.vllm_command import VllmLaunch, engine_environment, estimated_footprint, serve_command
-from coe_server.engines.vllm_run import CONTROL_SECONDS, VllmRun
+from coe_server.engines.vllm_process import CONTROL_SECONDS, KeptProcess, VllmRun, make_run_directory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from coe_server.engines.device_memory import DeviceBytes, device_bytes, visible_device
-from coe_server.engines.machine import card_bytes
+from coe_server.engines.memory import DeviceBytes, card_bytes, device_bytes, visible_device
 from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import ConfigError, EngineError
 

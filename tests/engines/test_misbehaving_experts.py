@@ -19,7 +19,7 @@ from coe_server.cache.slot import Expert, State
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import process_tree
+from coe_server.engines.memory import process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.errors import EngineDied, ExpertUnavailable
 

@@ -15,11 +15,11 @@ import pytest
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.image import WeightImage
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.log_file import log_path
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 from .conftest import DEADLINE_SECONDS, KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, eventually, run_directory_of, runs
@@ -577,7 +577,7 @@ def test_a_killed_keeper_leaves_the_resource_trackers_time_to_remove_shared_memo
 LOOP_ENDS = """
 import asyncio, os, sys
 from pathlib import Path
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 
 async def main():
     command = (sys.executable, "-c", "import time; time.sleep(1e6)")
@@ -678,7 +678,7 @@ def test_without_a_driver_to_ask_an_engine_for_cuda_does_not_start(stand_in: Sta
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path
-from coe_server.engines.process_memory import process_tree
+from coe_server.engines.memory import process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, model_bytes
 from coe_server.errors import EngineDied, EngineError

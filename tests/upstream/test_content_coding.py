@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.content_coding import (
+from coe_server.upstream.content_coding import (
     CHUNK_BYTES,
     MOST_CODINGS,
     MOST_PARTS,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coe_server.engines import as_user
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm_command import VllmLaunch, engine_environment
 from coe_server.errors import ConfigError
 from tests.patience import PATIENCE_SECONDS
@@ -27,9 +27,9 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a pr
 STORY = """
 import asyncio, json, os, sys
 from pathlib import Path
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser
 from coe_server.engines.image import WeightImage
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 
 ENGINE = '''
 import json, os, sys
@@ -111,7 +111,7 @@ def test_a_user_that_is_not_there_or_is_root_is_refused_with_a_sentence() -> Non
 
 REFUSED = """
 import os
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser
 if os.geteuid() == 0:
     os.setuid(65534)
 EngineUser.called("nobody")
