@@ -671,7 +671,7 @@ def test_device_memory_that_never_comes_back_is_told_and_does_not_hold_a_stop_up
 def test_without_a_driver_to_ask_an_engine_for_cuda_does_not_start(stand_in: StandInLaunch) -> None:
     if detect_platform() == "cuda":
         pytest.skip("this machine has a driver")
-    with pytest.raises(EngineStartFailed, match="cannot see the device's memory"):
+    with pytest.raises(EngineStartFailed, match="cannot read the GPU's memory"):
         asyncio.run(VllmEngine(stand_in(platform="cuda")).start())
 
 

@@ -104,7 +104,7 @@ def test_of_what_expands_a_thousandfold_no_more_is_held_than_the_limit_and_a_chu
     assert len(bomb) < 100_000
     limit_bytes = 1 << 20
     held = []
-    chunks = Decoder((coding,), limit_bytes)._decoded(bomb, 0)
+    chunks = Decoder((coding,), limit_bytes).chunks(bomb)
     with pytest.raises(TooLong):
         held.extend(map(len, chunks))
     assert max(held) <= 2 * CHUNK_BYTES
