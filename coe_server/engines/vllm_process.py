@@ -15,10 +15,10 @@ from typing import Any
 
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
-from coe_server.engines.log_file import open_log, previous_log
+from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.engines.memory import session_members
 from coe_server.engines.user import EngineUser, python_of
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm_command import VllmLaunch, engine_environment, serve_command
 from coe_server.errors import EngineError
 
 CONTROL_SECONDS = 30.0
@@ -30,37 +30,58 @@ _SIGNALLED = 128  # added to a signal's number in an exit status
 
 
 class VllmRun:
-    """From the start of the process to its end. `ending` is set by whoever ends it: from then on nobody is let in."""
+    """One run of `vllm serve`, from the start of the process to its end, with a channel for its requests."""
 
     def __init__(self, launch: VllmLaunch, process: KeptProcess, http: HttpChannel, device_bytes_before: int) -> None:
+        self.launch = launch
         self.process = process
         self.http = http
         self.device_bytes_before = device_bytes_before  # 0 where there is no GPU
         self.watch: asyncio.Task[None] | None = None
-        self.ending = False
-        self._launch = launch
+        self.one_end = asyncio.Lock()
+        self.gone = False  # ended, and its memory given back
+        self._ending = False
         self._moving = False
         self._moves = 0  # begun so far
 
+    @classmethod
+    async def start(cls, launch: VllmLaunch, image_path: str | None, device_bytes_before: int) -> VllmRun:
+        """Starts the process and opens the channel; it answers later. Raises `OSError`."""
+        run_directory = make_run_directory(launch.user)
+        socket = run_directory / "engine.sock"
+        try:
+            process = await KeptProcess.start(
+                serve_command(launch, socket),
+                engine_environment(launch, run_directory, image_path),
+                run_directory,
+                fresh_log(launch.log_directory, launch.name),
+                launch.user,
+            )
+        except BaseException:
+            shutil.rmtree(run_directory, ignore_errors=True)
+            raise
+        return cls(launch, process, HttpChannel(launch.name, "http://engine", socket), device_bytes_before)
+
     @property
     def over(self) -> bool:
-        return self.ending or self.process.over.done()
+        """Whether the process has ended, or its end has begun; then no request is sent to it."""
+        return self._ending or self.process.over.done()
 
     async def until_healthy(self) -> None:
-        """Raises `EngineError` if the process ends before it is ready. How long to wait is the caller's to say."""
-        while not await self._healthy():
+        """Raises `EngineError` if the process ends before it is ready. The caller sets a time limit."""
+        while not await _is_healthy(self.http):
             await asyncio.wait({self.process.over}, timeout=_HEALTH_POLL_SECONDS)
             if self.process.over.done():
                 raise EngineError(_ending(self.process.over.result()))
 
     async def ask_worker(self, method: str, timeout_seconds: float = CONTROL_SECONDS) -> Any:
-        """Have a method of the process with the weights called; its answer."""
+        """Call a method of the worker, the process with the weights. Returns its result."""
         answer = await self.http.ask("POST", "/collective_rpc", timeout_seconds, {"method": method})
         return answer["results"][0]
 
     @contextmanager
     def on_the_move(self) -> Iterator[None]:
-        """A move may keep the worker busy for longer than a pulse, and has a deadline of its own."""
+        """No liveness probes meanwhile: a move may keep the worker busy, and has a time limit of its own."""
         self._moves += 1
         self._moving = True
         try:
@@ -69,19 +90,19 @@ class VllmRun:
             self._moving = False
 
     async def loss(self) -> str:
-        """Wait until the process ends, or lives on without doing anything."""
+        """Wait until the process ends, or its worker stops answering liveness probes. Returns what happened."""
         while not self.process.over.done():
-            await asyncio.wait({self.process.over}, timeout=self._launch.pulse_seconds)
-            if not self.process.over.done() and not await self._has_pulse():
+            await asyncio.wait({self.process.over}, timeout=self.launch.pulse_seconds)
+            if not self.process.over.done() and not await self._is_alive():
                 await asyncio.wait({self.process.over}, timeout=_LAST_BREATH_SECONDS)
                 if not self.process.over.done():
-                    return f"hangs: its worker did not answer within {self._launch.pulse_timeout_seconds:g} s"
+                    return f"hangs: its worker did not answer within {self.launch.pulse_timeout_seconds:g} s"
         return _ending(self.process.over.result())
 
     async def end(self, at_once: bool) -> None:
-        """Nobody is left when this returns. It may be called again if it was cancelled."""
-        grace_seconds = self._launch.stop_timeout_seconds
-        self.ending = True
+        """No process is left when this returns. It may be called again if it was cancelled."""
+        grace_seconds = self.launch.stop_timeout_seconds
+        self._ending = True
         if self.watch is not None:
             self.watch.cancel()
         try:
@@ -89,23 +110,24 @@ class VllmRun:
         finally:
             await self.process.end(min(grace_seconds, _FAILED_GRACE_SECONDS) if at_once else grace_seconds)
 
-    async def _healthy(self) -> bool:
-        try:
-            await self.http.ask("GET", "/health", CONTROL_SECONDS)
-        except EngineError:
-            return False
-        return True
-
-    async def _has_pulse(self) -> bool:
-        """Ask the worker itself: vLLM's `/health` is answered even while the process with the weights stands still."""
+    async def _is_alive(self) -> bool:
+        """Ask the worker itself: vLLM answers `/health` even while the process with the weights stands still."""
         moves = self._moves
         if self._moving:
             return True
         try:
-            await self.ask_worker("check_health", self._launch.pulse_timeout_seconds)
+            await self.ask_worker("check_health", self.launch.pulse_timeout_seconds)
         except EngineError:
             return self._moves != moves
         return True
+
+
+async def _is_healthy(http: HttpChannel) -> bool:
+    try:
+        await http.ask("GET", "/health", CONTROL_SECONDS)
+    except EngineError:
+        return False
+    return True
 
 
 def _ending(status: int) -> str:
