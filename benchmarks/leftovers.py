@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 
 _PATIENCE_SECONDS = 15.0
 

@@ -38,7 +38,7 @@ from benchmarks.document import document
 from benchmarks.leftovers import Leftovers, engine_cores, is_frozen
 from benchmarks.load_client import Asker, Seen
 from benchmarks.prediction import MEDIAN_OF, predicted_waits
-from coe_server.engines.process_memory import private_bytes
+from coe_server.engines.memory import private_bytes
 from demo.service import Service, running_service
 
 ROOT = Path(__file__).resolve().parent.parent

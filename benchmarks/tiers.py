@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch
 
@@ -115,7 +115,7 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
         cold_start = await timed(engine.start)
         await answers(engine, answer_tokens)  # the first ones are slower
         before, decode = await answers(engine, answer_tokens)
-        report = await engine.memory_report()
+        report = await engine.running().ask_worker("memory_report")
         sizes = int(report["weights_bytes"]), int(report["image_bytes"])
         measured = Measured(*sizes, cold_start, report["load_seconds"], decode, answer_tokens)
         await alternate(engine, vllm, measured, before, rounds)
@@ -127,9 +127,9 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
 
 async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: list[list[int]], rounds: int) -> None:
     """One round more than asked for: the first sleep has a line of its own."""
-    assert engine._image is not None, "an engine that may sleep has an image"
+    assert engine._memory.image is not None, "an engine that may sleep has an image"
     reference = await asyncio.create_subprocess_exec(
-        *(vllm / "bin/python", IN_VLLM / "copy_reference.py", engine._image.path, str(measured.weights_bytes)),
+        *(vllm / "bin/python", IN_VLLM / "copy_reference.py", engine._memory.image.path, str(measured.weights_bytes)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},
@@ -146,7 +146,7 @@ async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: 
             measured.reference.append(min(copies["torch"], copies["memcpy"]))
             measured.warm.append(copies["warm"])
             measured.wake.append(await timed(engine.wake))
-            report = await engine.memory_report()
+            report = await engine.running().ask_worker("memory_report")
             measured.worker_wake.append(report["last_wake_seconds"])
             measured.worker_copy.append(report["last_copy_seconds"])
             measured.answers_equal &= (await answers(engine, measured.answer_tokens))[0] == before
@@ -162,7 +162,7 @@ async def restart(engine: VllmEngine, measured: Measured, before: list[list[int]
     os.kill(max(process_tree(engine._run.process.pid)[2:], key=private_bytes), signal.SIGKILL)
     await engine.died()
     measured.restart = await timed(engine.start)
-    report = await engine.memory_report()
+    report = await engine.running().ask_worker("memory_report")
     assert report["loaded_from_image"], "the image was there"
     measured.reload = report["load_seconds"]
     measured.answers_equal &= (await answers(engine, measured.answer_tokens))[0] == before

@@ -28,7 +28,7 @@ from coe_server.config import (
     ServerConfig,
     VllmExpert,
 )
-from coe_server.engines.machine import copy_bytes_per_second
+from coe_server.engines.memory import copy_bytes_per_second
 from coe_server.events import EventLog
 from coe_server.http.api import Lifespan, build_api
 from coe_server.http.chronicle import Chronicle

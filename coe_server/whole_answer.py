@@ -11,7 +11,7 @@ import aiohttp
 
 from coe_server.answer_head import bound
 from coe_server.connecting import LONGEST_HEADER_BYTES
-from coe_server.content_coding import Decoder, TooLong, UnknownCoding, WrongData, codings_of
+from coe_server.upstream.content_coding import Decoder, TooLong, UnknownCoding, WrongData, codings_of
 
 UNPACKED = {"Accept-Encoding": "identity"}  # to be sent with each request
 _DECODED_BYTES = 1024  # at a time: they may stand for a megabyte

@@ -19,11 +19,11 @@ from coe_server.config import (
     proxies_of_environment,
 )
 from coe_server.engines.engine import Engine
-from coe_server.engines.engine_user import EngineUser
-from coe_server.engines.machine import free_host_bytes
+from coe_server.engines.memory import free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
+from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
 from coe_server.engines.weight_files import downloaded_files

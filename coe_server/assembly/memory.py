@@ -10,7 +10,7 @@ from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, VllmExpert
-from coe_server.engines.machine import available_host_bytes, card_bytes
+from coe_server.engines.memory import available_host_bytes, card_bytes
 from coe_server.errors import ConfigError
 from coe_server.settings.amounts import Share
 

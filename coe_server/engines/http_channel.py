@@ -18,10 +18,10 @@ import aiohttp
 
 from coe_server.connecting import LONGEST_HEADER_BYTES
 from coe_server.engines.connections import Pool, Way, pool, way_watcher
-from coe_server.engines.decoding import Decoder
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.settings.proxies import Detour, Proxy
+from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
 from coe_server.verdict.payload import json_value
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
@@ -188,7 +188,7 @@ class HttpResponse:
         self._name = name
         self._base_url = base_url
         self._response = response
-        self._decoder = Decoder.of(response.headers.getall("content-encoding", []))
+        self._decoder = StreamDecoder.of(response.headers.getall("content-encoding", []))
         pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in response.raw_headers)
         self._headers = _end_to_end(tuple(pairs), frozenset() if self._decoder is None else _CODED)
 
@@ -206,7 +206,7 @@ class HttpResponse:
                 if self._decoder is None:
                     yield chunk
                     continue
-                for piece in self._decoder.pieces(chunk):
+                for piece in self._decoder.chunks(chunk):
                     if piece:
                         yield piece
                     await asyncio.sleep(0)  # a small chunk may have no end of pieces
@@ -214,7 +214,7 @@ class HttpResponse:
                 self._decoder.end()
         except (aiohttp.ClientError, OSError) as error:
             raise EngineDied(f"expert '{self._name}' broke off its answer\n{self._base_url}: {error}") from error
-        except ValueError as error:
+        except (WrongData, TooLong) as error:
             raise EngineError(
                 f"expert '{self._name}' sent an answer that cannot be decompressed\n{self._base_url}: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""One expert's image: a sealed memfd in a small process of its own. Knows nothing of what is in it.
+"""One expert's image: a sealed memfd in a small process of its own. Knows nothing of its content.
 
 Nothing here, and nothing in the file's form (`vllm_worker/coe_weight_image.py`), depends on the device that reads it.
 """
@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from coe_server.engines.engine_user import EngineUser, python_of
+from coe_server.engines.user import EngineUser, python_of
 from coe_server.errors import EngineError
 
 _HOLDER = Path(__file__).with_name("image_holder.py")
@@ -23,7 +23,7 @@ _END_SECONDS = 10.0
 
 
 class ImageState(NamedTuple):
-    """What the holder says of its memfd."""
+    """What the holder reports of its memfd."""
 
     descriptor: int
     size_bytes: int
@@ -36,10 +36,10 @@ class ImageState(NamedTuple):
 
 
 class WeightImage:
-    """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with us, even on SIGKILL.
+    """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with the server, even on SIGKILL.
 
-    The memory belongs to a holder process (`image_holder.py`), since an engine cannot open what the server has open:
-    the server cannot be looked into by other processes, because it knows secrets.
+    The memory belongs to a holder process (`image_holder.py`, `pid`). An engine could not open a file of the server:
+    other processes cannot look into the server, because it knows secrets.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class WeightImage:
         answers: asyncio.StreamReader,
         connection: asyncio.StreamWriter,
     ) -> None:
+        self.pid = holder.pid
         self._name = name
         self._holder = holder
         self._answers = answers
@@ -77,13 +78,8 @@ class WeightImage:
         return image
 
     @property
-    def pid(self) -> int:
-        """The holder's process id."""
-        return self._holder.pid
-
-    @property
     def over(self) -> bool:
-        """Whether the memory is gone, closed by us or lost."""
+        """Whether the memory is gone, closed or lost."""
         return self._over.done()
 
     async def state(self) -> ImageState:
@@ -91,11 +87,11 @@ class WeightImage:
         return await self._ask(b"state\n")
 
     async def renew(self) -> None:
-        """Empty again, at the same path; for an image that its engine would not use. Raises `EngineError`."""
+        """Make it empty again, at the same path, after its engine refused to use it. Raises `EngineError`."""
         await self._ask(b"renew\n")
 
     async def lost(self) -> str:
-        """Wait until the holder ends without being asked to; how it ended."""
+        """Wait until the holder ends without being asked to; returns how it ended."""
         status = await asyncio.shield(self._over)
         return f"lost its image: the process that held it {_ending(status)}"
 

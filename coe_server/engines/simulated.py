@@ -1,4 +1,4 @@
-"""A timing-accurate engine without a model or a process: a server can be load- and fault-tested without weights."""
+"""A timing-accurate engine without a model or a process, for load and fault tests without weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coe_server.errors import EngineDied, EngineStartFailed
 
 
 class SimulatedEngine:
-    """An `Engine` (see `engine.py`) that names itself and repeats the last user message, at the stated speed."""
+    """An `Engine` (see `engine.py`) that names itself and repeats the last user message, at the configured speed."""
 
     def __init__(
         self,
@@ -27,8 +27,8 @@ class SimulatedEngine:
         tokens_per_second: float,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.footprint = Footprint(device_awake=weights_bytes, host_image=weights_bytes)
         self._name = name
-        self._weights_bytes = weights_bytes
         self._start_seconds = start_seconds
         self._wake_seconds = wake_seconds
         self._sleep_seconds = sleep_seconds
@@ -39,10 +39,6 @@ class SimulatedEngine:
         self._awake = asyncio.Event()
         self._died = asyncio.Event()
         self._death = ""
-
-    @property
-    def footprint(self) -> Footprint:
-        return Footprint(device_awake=self._weights_bytes, host_image=self._weights_bytes)
 
     async def start(self, within_seconds: float | None = None) -> None:
         if within_seconds is not None and within_seconds < self._start_seconds:
@@ -72,10 +68,10 @@ class SimulatedEngine:
         return self._death
 
     def kill(self, reason: str) -> None:
-        """What SIGKILL does to a real engine; streams break where they are."""
+        """Do what SIGKILL does to a real engine: streams break where they are."""
         self._running = False
         self._death = f"engine '{self._name}' {reason}"
-        self._awake.set()  # whoever waits for it finds out
+        self._awake.set()  # requests that wait for it fail
         self._died.set()
 
     @asynccontextmanager
@@ -83,15 +79,12 @@ class SimulatedEngine:
         self._require_life()
         await self._awake.wait()  # as vLLM does: a request to a sleeping engine waits
         self._require_life()
-        yield self._answer(request)
-
-    def _answer(self, request: EngineRequest) -> _SimulatedResponse:
         path = request.path if request.method == "POST" else f"{request.method} {request.path}"
         played = script(self._name, path, request.whole_body, int(time.time()))
-        return _SimulatedResponse(played.status, played.content_type, self._play(played))
+        yield _SimulatedResponse(played.status, played.content_type, self._play(played))
 
     async def _play(self, played: Script) -> AsyncIterator[bytes]:
-        """The opening at once, then the tokens at the stated speed."""
+        """The opening at once, then the tokens at the configured speed."""
         for chunk in played.opening:
             yield chunk
         for position, piece in enumerate(played.pieces):

@@ -13,10 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.content_coding import TAKEN
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.harmless import HARMLESS
 from coe_server.telemetry import ERRORS, Telemetry
+from coe_server.upstream.content_coding import TAKEN
 
 logger = logging.getLogger(__name__)
 

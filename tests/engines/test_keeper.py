@@ -18,7 +18,7 @@ import pytest
 
 from coe_server.engines import keeper
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
-from coe_server.engines.process_memory import process_tree
+from coe_server.engines.memory import process_tree
 
 from .conftest import DEADLINE_SECONDS, eventually, runs
 

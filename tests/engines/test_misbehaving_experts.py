@@ -19,7 +19,7 @@ from coe_server.cache.slot import Expert, State
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import process_tree
+from coe_server.engines.memory import process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.errors import EngineDied, ExpertUnavailable
 
@@ -126,7 +126,7 @@ def test_garbage_after_a_wake_is_never_served(stand_in: StandInLaunch) -> None:
             assert seen.status("bad").state is State.HOST
             assert await seen.ask("bad") == right, "it was started anew, from its files"
             (reason,) = await seen.failures()
-            assert reason.startswith("engine 'bad' woke up wrong: it says ")
+            assert reason.startswith("engine 'bad' answers its canary wrongly: ")
 
     run(story)
 
@@ -171,7 +171,7 @@ def test_a_pinned_expert_whose_engine_dies_comes_back_from_its_image(stand_in: S
                 os.kill(seen.note("bad")[1], signal.SIGKILL)
                 assert await lease.engine_is_gone(within_seconds=DEADLINE_SECONDS)
             assert await seen.ask("bad") == right
-            report = await seen.engines["bad"].memory_report()
+            report = await seen.engines["bad"].running().ask_worker("memory_report")
             assert report["loaded_from_image"]
 
     run(story)

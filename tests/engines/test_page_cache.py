@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from coe_server.engines.machine import available_host_bytes, free_host_bytes
+from coe_server.engines.memory import available_host_bytes, free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.weight_files import downloaded_files, weight_files
 from tests.patience import PATIENCE_SECONDS

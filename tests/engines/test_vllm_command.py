@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from coe_server.engines.http_channel import IDLE_SECONDS
-from coe_server.engines.kept_process import make_run_directory
 from coe_server.engines.vllm_command import (
     IMAGE_VARIABLE,
     VllmLaunch,
@@ -23,6 +22,7 @@ from coe_server.engines.vllm_command import (
     model_bytes,
     serve_command,
 )
+from coe_server.engines.vllm_process import make_run_directory
 from coe_server.errors import ConfigError
 
 RUN = Path("/tmp/coe-12345678")

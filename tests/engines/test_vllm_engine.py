@@ -15,11 +15,11 @@ import pytest
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.image import WeightImage
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.log_file import log_path
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 from .conftest import DEADLINE_SECONDS, KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, eventually, run_directory_of, runs
@@ -33,8 +33,8 @@ def keeper_of(engine: VllmEngine) -> int:
 
 
 def image_of(engine: VllmEngine) -> WeightImage:
-    assert engine._image is not None
-    return engine._image
+    assert engine._memory.image is not None
+    return engine._memory.image
 
 
 async def whole_tree(engine: VllmEngine) -> list[int]:
@@ -95,7 +95,7 @@ def test_an_engine_that_may_not_sleep_has_no_image_and_refuses_to(stand_in: Stan
         assert not engine.footprint.can_sleep
         await engine.start()
         assert not engine.footprint.can_sleep
-        with pytest.raises(EngineError, match="without the means to sleep"):
+        with pytest.raises(EngineError, match="started without sleep mode"):
             await engine.sleep()
         await engine.stop()
 
@@ -107,7 +107,7 @@ def test_sleep_gives_the_memory_back_and_wake_brings_the_same_answers(stand_in: 
         engine = VllmEngine(stand_in())
         await engine.start()
         before, awake_bytes = await say(engine, "bonjour"), private_bytes(keeper_of(engine))
-        image = engine._image
+        image = engine._memory.image
         assert image is not None
         assert (await image.state()).sealed, "it was written before the engine served"
         for _ in range(2):
@@ -205,7 +205,7 @@ def test_an_image_that_could_still_be_changed_is_refused(stand_in: StandInLaunch
 @pytest.mark.parametrize(
     ("fault", "why"),
     [
-        ("says nothing", "'french' gave no answer to its test question"),
+        ("says nothing", "'french' gave no usable answer to its canary"),
         ("speaks no JSON", "'french' answered POST /v1/completions with no JSON"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_wrong_canary_after_a_wake_is_an_error(stand_in: StandInLaunch) -> Non
         engine = VllmEngine(stand_in("answers garbage after wake"))
         await engine.start()
         await engine.sleep()
-        with pytest.raises(EngineError, match="'french' woke up wrong"):
+        with pytest.raises(EngineError, match="'french' answers its canary wrongly"):
             await engine.wake()
         await engine.stop()
 
@@ -368,7 +368,7 @@ async def dead(engine: VllmEngine) -> VllmEngine:
 
 
 async def loaded_from_image(engine: VllmEngine) -> bool:
-    return bool((await engine.memory_report())["loaded_from_image"])
+    return bool((await engine.running().ask_worker("memory_report"))["loaded_from_image"])
 
 
 def test_after_a_death_the_next_start_loads_from_the_image_and_not_from_the_files(stand_in: StandInLaunch) -> None:
@@ -389,7 +389,7 @@ def test_after_a_death_the_next_start_loads_from_the_image_and_not_from_the_file
 def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_files(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in()))
-        image = engine._image
+        image = engine._memory.image
         assert image is not None
         assert (await image.state()).size_bytes == engine.footprint.host_image
         await engine.stop()
@@ -405,7 +405,7 @@ def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_
 def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in("does not trust its image")))
-        image = engine._image
+        image = engine._memory.image
         assert image is not None
         path = image.path
         await engine.start()
@@ -422,9 +422,9 @@ def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: Stand
 def test_a_restart_that_answers_otherwise_than_before_fails_and_drops_the_image(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in("answers garbage after restart")))
-        image = engine._image
+        image = engine._memory.image
         assert image is not None
-        with pytest.raises(EngineStartFailed, match="'french' woke up wrong"):
+        with pytest.raises(EngineStartFailed, match="'french' answers its canary wrongly"):
             await engine.start()
         assert image.over
         await engine.start()
@@ -577,7 +577,7 @@ def test_a_killed_keeper_leaves_the_resource_trackers_time_to_remove_shared_memo
 LOOP_ENDS = """
 import asyncio, os, sys
 from pathlib import Path
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 
 async def main():
     command = (sys.executable, "-c", "import time; time.sleep(1e6)")
@@ -621,7 +621,7 @@ def test_on_cuda_the_devices_own_books_are_believed(
         assert engine.footprint.device_asleep == context_bytes - 1000
         await engine.wake()
         assert b"".join(await say(engine, "bonjour")) == b"".join(before)
-        assert engine._image is None, "vLLM keeps its own copy there"
+        assert engine._memory.image is None, "vLLM keeps its own copy there"
         await engine.stop()
         assert device.read_text() == "1000"
 
@@ -630,7 +630,7 @@ def test_on_cuda_the_devices_own_books_are_believed(
 
 @pytest.mark.parametrize(
     ("fault", "why"),
-    [("keeps the device", "sleeps but freed 0 bytes"), ("answers garbage after wake", "woke up wrong")],
+    [("keeps the device", "sleeps but freed 0 bytes"), ("answers garbage after wake", "answers its canary wrongly")],
 )
 def test_on_cuda_an_engine_that_cannot_sleep_or_wake_does_not_begin_to_serve(
     stand_in: StandInLaunch, tmp_path: Path, fault: str, why: str
@@ -665,20 +665,20 @@ def test_device_memory_that_never_comes_back_is_told_and_does_not_hold_a_stop_up
         await engine.stop()
 
     asyncio.run(story())
-    assert caplog.messages == ["engine 'french' has ended and the device holds 3600 bytes more than it may"]
+    assert caplog.messages == ["engine 'french' ended; the GPU holds 3600 bytes more than expected"]
 
 
 def test_without_a_driver_to_ask_an_engine_for_cuda_does_not_start(stand_in: StandInLaunch) -> None:
     if detect_platform() == "cuda":
         pytest.skip("this machine has a driver")
-    with pytest.raises(EngineStartFailed, match="cannot see the device's memory"):
+    with pytest.raises(EngineStartFailed, match="cannot read the GPU's memory"):
         asyncio.run(VllmEngine(stand_in(platform="cuda")).start())
 
 
 SERVER = """
 import asyncio, json, sys
 from pathlib import Path
-from coe_server.engines.process_memory import process_tree
+from coe_server.engines.memory import process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 

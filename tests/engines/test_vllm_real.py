@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.process_memory import private_bytes, process_tree
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, model_bytes
 from coe_server.errors import EngineDied, EngineError
@@ -143,7 +143,7 @@ def listening(pids: list[int]) -> list[str]:
 
 
 def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real) -> None:
-    report = real.runner.run(real.engine.memory_report())
+    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
     footprint, file_bytes = real.engine.footprint, model_bytes(str(real.model))
     assert file_bytes is not None
     assert footprint.device_awake == report["weights_bytes"] + report["kv_cache_bytes"]
@@ -165,13 +165,13 @@ def test_sleep_frees_weights_and_kv_cache_wake_restores_them_and_no_sleep_copies
         assert awake_bytes - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
         real.runner.run(real.engine.wake())
         assert private_bytes(real.core) - asleep_bytes >= 0.9 * real.engine.footprint.device_awake
-        report = real.runner.run(real.engine.memory_report())
+        report = real.runner.run(real.engine.running().ask_worker("memory_report"))
         assert report["image_writes"] == 1, round_number
         assert [real.tokens(text) for text in ("hello", "the lazy dog", "1 2 3")] == before
 
 
 def test_linear_layers_are_packed_for_speed_and_sleep_all_the_same(real: Real) -> None:
-    report = real.runner.run(real.engine.memory_report())
+    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
     four_in_each = 4 * 4  # of four layers; the output layer is tied to the embedding
     assert report["packed_layers"] == (four_in_each if multiplies_16_bits() else 0)
 
@@ -184,8 +184,8 @@ def multiplies_16_bits() -> bool:
 
 def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real) -> None:
     """The proof that wake really reads the image: its bytes contain the model's embedding, word for word."""
-    assert real.engine._image is not None
-    with open(real.engine._image.path, "rb") as file:
+    assert real.engine._memory.image is not None
+    with open(real.engine._memory.image.path, "rb") as file:
         image = file.read()
     weights = (real.model / "model.safetensors").read_bytes()
     header_bytes = int.from_bytes(weights[:8], "little")
@@ -214,7 +214,7 @@ def test_a_killed_engine_core_is_noticed_and_the_next_start_takes_its_weights_fr
     with pytest.raises(EngineDied):
         real.tokens("hello")
     real.runner.run(real.engine.start())
-    report = real.runner.run(real.engine.memory_report())
+    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
     assert (report["loaded_from_image"], report["image_writes"]) == (True, 0)
     assert real.tokens("hello") == before
     real.runner.run(real.engine.sleep())

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from coe_weight_image import Image, digest
-from coe_weight_layout import Block, Layout, aligned
+from coe_weight_image import Block, Image, Layout, aligned, digest
 from hypothesis import given
 from hypothesis import strategies as st
 

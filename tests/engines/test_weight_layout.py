@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from coe_weight_layout import ALIGNMENT, Block, Layout, View, next_offset
+from coe_weight_image import ALIGNMENT, Block, Layout, View, next_offset
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from coe_pages import Arena, Pages, die_with_parent, return_free_memory
 from coe_resident_weights import find_resident, flat_tensors, make_resident, unique_storages
-from coe_weight_image import Image
-from coe_weight_layout import Layout
+from coe_weight_image import Image, Layout
 from vllm import _custom_ops
 from vllm.model_executor.layers import utils as linear_layers
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -30,7 +29,7 @@ from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 # vLLM's oneDNN and AMX kernels keep a packed copy of every linear layer in C++ where no sleep can reach it. Without
-# them vLLM leaves the parameters as they are, and we pack them into our own arena (`coe_packed_linear`).
+# them vLLM leaves the parameters as they are, and we pack them into our own arena (`coe_resident_weights`).
 _custom_ops._supports_onednn = False
 linear_layers.check_cpu_sgl_kernel = lambda n, k, dtype: False
 

@@ -10,13 +10,21 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from coe_server.content_coding import CHUNK_BYTES, TAKEN, Decoder, TooLong, UnknownCoding, WrongData, codings_of
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError, UnsupportedCoding
 from coe_server.http.body import LARGE_BYTES
 from coe_server.http.door.aside import Aside
 from coe_server.http.door.bodies import HOLD, Hold
 from coe_server.http.question import Question, read_question
 from coe_server.http.surfaces import Surface
+from coe_server.upstream.content_coding import (
+    CHUNK_BYTES,
+    TAKEN,
+    Decoder,
+    TooLong,
+    UnknownCoding,
+    WrongData,
+    codings_of,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.engines.decoding import FREE_BYTES, MOST_TIMES, PIECE_BYTES, Decoder
+from coe_server.upstream.content_coding import CHUNK_BYTES, FREE_BYTES, MOST_TIMES, StreamDecoder, TooLong, WrongData
 
 
 def bare_deflate(data: bytes) -> bytes:
@@ -21,16 +21,16 @@ PACKERS = {"gzip": gzip.compress, "x-gzip": gzip.compress, "deflate": zlib.compr
 
 
 def unpacked(coding: str, *data: bytes) -> bytes:
-    decoder = Decoder.of([coding])
+    decoder = StreamDecoder.of([coding])
     assert decoder is not None
-    out = b"".join(piece for chunk in data for piece in decoder.pieces(chunk))
+    out = b"".join(piece for chunk in data for piece in decoder.chunks(chunk))
     decoder.end()
     return out
 
 
 @given(
     coding=st.sampled_from(sorted(PACKERS)),
-    data=st.binary() | st.binary(min_size=1, max_size=3).map(lambda part: part * PIECE_BYTES),
+    data=st.binary() | st.binary(min_size=1, max_size=3).map(lambda part: part * CHUNK_BYTES),
     cuts=st.lists(st.integers(0, 400)),
 )
 def test_what_was_packed_comes_out_wherever_it_was_cut(coding: str, data: bytes, cuts: list[int]) -> None:
@@ -40,22 +40,22 @@ def test_what_was_packed_comes_out_wherever_it_was_cut(coding: str, data: bytes,
 
 
 def test_each_word_of_a_stream_comes_out_before_the_next_goes_in() -> None:
-    packer, decoder = zlib.compressobj(wbits=31), Decoder.of(["gzip"])
+    packer, decoder = zlib.compressobj(wbits=31), StreamDecoder.of(["gzip"])
     assert decoder is not None
     for word in (b"one", b"two", b"three"):
-        assert b"".join(decoder.pieces(packer.compress(word) + packer.flush(zlib.Z_SYNC_FLUSH))) == word
+        assert b"".join(decoder.chunks(packer.compress(word) + packer.flush(zlib.Z_SYNC_FLUSH))) == word
 
 
 def test_codings_upon_each_other_are_undone_in_reverse() -> None:
     assert unpacked("deflate, gzip", gzip.compress(zlib.compress(b"words"), mtime=0)) == b"words"
-    decoder = Decoder.of(["gzip", "identity, gzip"])
+    decoder = StreamDecoder.of(["gzip", "identity, gzip"])
     assert decoder is not None
-    assert b"".join(decoder.pieces(gzip.compress(gzip.compress(b"words"), mtime=0))) == b"words"
+    assert b"".join(decoder.chunks(gzip.compress(gzip.compress(b"words"), mtime=0))) == b"words"
 
 
 @pytest.mark.parametrize("named", [[], [""], ["identity"], ["br"], ["zstd"], ["gzip, br"], ["gzip"] * 4, ["gzip;q=1"]])
 def test_what_needs_no_decoding_or_cannot_be_decoded_has_no_decoder(named: list[str]) -> None:
-    assert Decoder.of(named) is None
+    assert StreamDecoder.of(named) is None
 
 
 def test_members_of_gzip_are_read_on_and_padding_is_not() -> None:
@@ -74,7 +74,7 @@ def test_a_body_that_is_empty_was_not_cut_short() -> None:
 
 @pytest.mark.parametrize("coding", sorted(PACKERS))
 def test_data_cut_short_are_told(coding: str) -> None:
-    with pytest.raises(ValueError, match="the compressed data end too early"):
+    with pytest.raises(WrongData, match="it ends too early"):
         unpacked(coding, PACKERS[coding](b"words " * 100)[:-9])
 
 
@@ -89,20 +89,20 @@ def test_data_cut_short_are_told(coding: str) -> None:
     ],
 )
 def test_data_of_another_kind_are_told(coding: str, data: bytes) -> None:
-    with pytest.raises(ValueError, match="the compressed data are damaged"):
+    with pytest.raises(WrongData, match=rf"^{coding}: error"):
         unpacked(coding, data)
 
 
 def opened(coding: str, packed: bytes) -> tuple[list[int], str]:
     """The sizes of the pieces until it ends or is refused, and why it is."""
-    decoder = Decoder.of([coding])
+    decoder = StreamDecoder.of([coding])
     assert decoder is not None
     sizes: list[int] = []
     try:
-        for piece in decoder.pieces(packed):
+        for piece in decoder.chunks(packed):
             sizes.append(len(piece))
         decoder.end()
-    except ValueError as error:
+    except (WrongData, TooLong) as error:
         return sizes, str(error)
     return sizes, ""
 
@@ -112,7 +112,7 @@ def test_what_expands_much_comes_in_small_pieces() -> None:
     for coding, data in (("gzip", packed), ("gzip, gzip", gzip.compress(packed, mtime=0))):
         sizes, why = opened(coding, data)
         assert (sum(sizes), why) == (FREE_BYTES, "")
-        assert max(sizes) <= PIECE_BYTES
+        assert max(sizes) <= CHUNK_BYTES
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -122,7 +122,7 @@ def test_what_expands_a_thousandfold_is_refused_early(layers: int) -> None:
         packed = gzip.compress(packed, mtime=0)
     sizes, why = opened(", ".join(["gzip"] * layers), packed)
     assert why == f"the compressed data expand to more than {MOST_TIMES} times their size"
-    assert sum(sizes) <= FREE_BYTES + MOST_TIMES * len(packed) + PIECE_BYTES
+    assert sum(sizes) <= FREE_BYTES + MOST_TIMES * len(packed) + CHUNK_BYTES
 
 
 def test_text_is_never_taken_for_a_bomb() -> None:
@@ -133,6 +133,6 @@ def test_text_is_never_taken_for_a_bomb() -> None:
 def test_members_that_hold_nothing_give_a_turn_each() -> None:
     """A piece is a step of bounded work, after which others have their turn."""
     members = gzip.compress(b"", mtime=0) * 500
-    decoder = Decoder.of(["gzip, gzip"])
+    decoder = StreamDecoder.of(["gzip, gzip"])
     assert decoder is not None
-    assert len(list(decoder.pieces(gzip.compress(members, mtime=0)))) >= 500
+    assert len(list(decoder.chunks(gzip.compress(members, mtime=0)))) >= 500

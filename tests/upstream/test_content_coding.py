@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.content_coding import (
+from coe_server.upstream.content_coding import (
     CHUNK_BYTES,
     MOST_CODINGS,
     MOST_PARTS,
@@ -104,7 +104,7 @@ def test_of_what_expands_a_thousandfold_no_more_is_held_than_the_limit_and_a_chu
     assert len(bomb) < 100_000
     limit_bytes = 1 << 20
     held = []
-    chunks = Decoder((coding,), limit_bytes)._decoded(bomb, 0)
+    chunks = Decoder((coding,), limit_bytes).chunks(bomb)
     with pytest.raises(TooLong):
         held.extend(map(len, chunks))
     assert max(held) <= 2 * CHUNK_BYTES

@@ -13,23 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from coe_server.engines import as_user
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser, as_user
 from coe_server.engines.vllm_command import VllmLaunch, engine_environment
 from coe_server.errors import ConfigError
 from tests.patience import PATIENCE_SECONDS
 
 OTHER = "nobody"
-AS_USER = Path(as_user.__file__)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process as another user")
 
 # Both a server's and, with its first word, the engine's: what the other user's processes are and can open.
 STORY = """
 import asyncio, json, os, sys
 from pathlib import Path
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser
 from coe_server.engines.image import WeightImage
-from coe_server.engines.kept_process import KeptProcess, make_run_directory
+from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 
 ENGINE = '''
 import json, os, sys
@@ -74,7 +72,7 @@ def folder_for_all() -> Iterator[Path]:
 def python_for_all() -> str:
     """A Python of this version that the other user can run, too; it may not look into root's home."""
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
-        command = [sys.executable, "-I", "-S", AS_USER, OTHER, python, "-I", "-c", ""]
+        command = [*as_user(OTHER), python, "-I", "-c", ""]
         if subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
             return python
     pytest.skip(f"user {OTHER} can run no Python of this version")
@@ -105,13 +103,13 @@ def test_an_engine_its_keeper_and_its_images_holder_are_the_other_users(folder_f
 def test_a_user_that_is_not_there_or_is_root_is_refused_with_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^vllm\.user: this system has no user 'no-such-user'; make it"):
         EngineUser.called("no-such-user")
-    with pytest.raises(ConfigError, match=r"^vllm\.user: 'root' is root, who may read everything; name another user$"):
+    with pytest.raises(ConfigError, match=r"^vllm\.user: 'root' is root, which may read every file; name"):
         EngineUser.called("root")
 
 
 REFUSED = """
 import os
-from coe_server.engines.engine_user import EngineUser
+from coe_server.engines.user import EngineUser
 if os.geteuid() == 0:
     os.setuid(65534)
 EngineUser.called("nobody")

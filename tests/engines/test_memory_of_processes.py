@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from coe_server.engines.process_memory import private_bytes, process_tree, session_members
+from coe_server.engines.memory import private_bytes, process_tree, session_members
 
 GROW = 64 << 20
 CHILD = f"""

@@ -1,0 +1,215 @@
+"""Memory of this machine, of its GPU and of processes, from /proc, the control group and NVML. Knows no engine.
+
+GPU figures are for the whole card. Inside a container the driver does not report memory per process.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from coe_server.errors import ConfigError, EngineError
+
+
+def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that can be had: what the kernel calls available, or a control group's limit if that is less."""
+    return min([_memory_available(proc), *(group.limit for group in _limited_groups(proc, cgroups))])
+
+
+def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Host memory that could be taken now.
+
+    In a control group it is rather too little: page cache counts as used there.
+    """
+    free = (group.limit - group.used for group in _limited_groups(proc, cgroups) if group.used is not None)
+    return min([_memory_available(proc), *free])
+
+
+def card_bytes() -> int:
+    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
+    try:
+        return device_bytes().total
+    except EngineError as error:
+        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
+
+
+def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> float:
+    """How fast one thread copies memory here: the best of a few rounds over pages that have been touched."""
+    source, target = np.zeros(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)
+    source[:], target[:] = 1, 2
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - began)
+    return size_bytes / best
+
+
+def _memory_available(proc: Path) -> int:
+    match = re.search(r"^MemAvailable:\s+(\d+) kB$", (proc / "meminfo").read_text(), re.MULTILINE)
+    assert match is not None, "Linux has had MemAvailable since 3.14"
+    return int(match[1]) * 1024
+
+
+class _Group(NamedTuple):
+    """A control group that limits memory; bytes."""
+
+    limit: int
+    used: int | None
+
+
+def _limited_groups(proc: Path, cgroups: Path) -> Iterator[_Group]:
+    """The groups of this process, each within the next: a container's seem to be the outermost, a service's are not."""
+    for controllers, place in _own_groups(proc):
+        if "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        elif not controllers:
+            root, names = cgroups, ("memory.max", "memory.current")
+        else:
+            continue
+        for folder in (place, *place.parents):
+            limit, used = (_cgroup_bytes(root / folder / name) for name in names)
+            if limit is not None:
+                yield _Group(limit, used)
+
+
+def _own_groups(proc: Path) -> Iterator[tuple[str, Path]]:
+    """Controllers and place, below the root of their hierarchy, of each group that this process is in."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = ["0::/", "0:memory:/"]
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        yield controllers, Path(place.lstrip("/"))
+
+
+def _cgroup_bytes(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max" means no limit
+
+
+_PROC = Path("/proc")
+
+
+def process_tree(root: int) -> list[int]:
+    """The process and its living descendants; empty if it is gone."""
+    if not (_PROC / str(root)).exists():
+        return []
+    found = [root]
+    for pid in found:  # grows while we walk
+        found.extend(_children(pid))
+    return found
+
+
+def private_bytes(root: int) -> int:
+    """`RssAnon` summed over the process tree: memory that is really held and no file or memfd stands behind."""
+    return sum(_anonymous_bytes(pid) for pid in process_tree(root))
+
+
+def session_members(session: int) -> list[int]:
+    """Every living process of a session, wherever its parent went."""
+    pids = (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if _session(pid) == session]
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    try:
+        for task in (_PROC / str(pid) / "task").iterdir():
+            children.extend(int(child) for child in (task / "children").read_text().split())
+    except OSError:
+        pass  # it ended while we looked
+    return children
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return 0
+    lines = (line.split() for line in status.splitlines() if line.startswith("RssAnon:"))
+    return sum(int(fields[1]) * 1024 for fields in lines)  # the kernel's "kB" are 1024 bytes
+
+
+def _session(pid: int) -> int | None:
+    """None for a process that ended, a zombie included: only its parent can end that."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return None
+    state, _parent, _group, session = stat.rpartition(")")[2].split()[:4]  # the name may hold spaces and brackets
+    return None if state == "Z" else int(session)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """Memory of one card, in bytes."""
+
+    total: int
+    used: int
+
+
+def used_device_bytes() -> int:
+    """Bytes in use on the card that engines use. Raises `EngineError` where the driver does not answer."""
+    return device_bytes().used
+
+
+def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> DeviceBytes:
+    """Memory of the card that engines use; `nvml` is the module `pynvml`. Raises `EngineError` without an answer."""
+    device = visible_device(environment)
+    if device is None:
+        raise EngineError("cannot read the GPU's memory: CUDA_VISIBLE_DEVICES hides every card")
+    nvml = nvml or _nvml()
+    try:
+        _initialise(nvml)
+        memory = nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, device))
+    except nvml.NVMLError as error:
+        raise EngineError(f"cannot read the GPU's memory: {error} (CUDA device {device})") from error
+    return DeviceBytes(int(memory.total), int(memory.used))
+
+
+def visible_device(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The first card that CUDA sees, which engines use: its index, its UUID, or the beginning of its UUID.
+
+    None if `CUDA_VISIBLE_DEVICES` hides every card. Indices are in PCI order, as in NVML; engines are told to use it.
+    """
+    listed = environment.get("CUDA_VISIBLE_DEVICES", "0")
+    first = listed.split(",")[0].strip()
+    return None if first in {"", "-1", "NoDevFiles"} else first
+
+
+def _nvml() -> Any:
+    import pynvml  # noqa: PLC0415  hosts without a GPU never need it, and its import takes 30 ms
+
+    return pynvml
+
+
+@cache
+def _initialise(nvml: Any) -> None:
+    """Once per process; a failure is not cached, so the next reading tries again."""
+    nvml.nvmlInit()
+
+
+def _handle(nvml: Any, device: str) -> Any:
+    if device.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(device))
+    with suppress(nvml.NVMLError):
+        return nvml.nvmlDeviceGetHandleByUUID(device)  # a whole card or a MIG instance
+    for index in range(nvml.nvmlDeviceGetCount()):  # CUDA accepts the beginning of a UUID
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if nvml.nvmlDeviceGetUUID(handle).startswith(device):
+            return handle
+    raise EngineError(f"cannot read the GPU's memory: CUDA_VISIBLE_DEVICES names {device!r}, there is no such card")

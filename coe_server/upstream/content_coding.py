@@ -1,0 +1,318 @@
+"""Content codings of HTTP (RFC 9110, 8.4.1), decoded piece by piece within a bound. Knows no requests.
+
+Each coding gives its output in chunks, so that little is held of data that expand a thousandfold.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import brotli
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CHUNK_BYTES = 64 * 1024  # of output at a time; a chunk of brotli may be half as long again
+MOST_CODINGS = 4  # one on top of the other
+MOST_PARTS = 1000  # members of gzip, frames of zstd; a thousand empty ones take milliseconds
+MOST_TIMES = 200  # bytes out per byte in, for a stream; JSON compresses to a tenth, zeros to a thousandth
+FREE_BYTES = 1 << 20  # of output that a stream may have before MOST_TIMES counts; short answers may compress better
+_READ_BYTES = 16 * 1024  # of input at a time: what follows a gzip member is copied once for each member
+_STREAM_CODINGS = frozenset(("gzip", "deflate"))  # a caller that asks for others gets them as they come
+_MOST_STREAM_CODINGS = 3
+_WINDOW_LOG = 23  # 8 MiB: more than RFC 9659 lets a zstd encoder ask for is memory for an attacker
+_GZIP_BEGINS = b"\x1f\x8b"
+
+
+class UnknownCoding(Exception):
+    """A coding that is not decoded here; the message is its name."""
+
+
+class WrongData(Exception):
+    """Data that are not in the coding that was named; the message names the coding and what is wrong."""
+
+
+class TooLong(Exception):
+    """The output is longer than the bound; the message says which bound."""
+
+
+class Decoder:
+    """Decodes one body of at most `limit_bytes`, and takes nothing that its codings do not allow.
+
+    `codings` are in the order in which they were applied, as `codings_of` gives them.
+    """
+
+    def __init__(self, codings: Sequence[str], limit_bytes: int) -> None:
+        limits = [limit_bytes] + [2 * limit_bytes + CHUNK_BYTES] * (len(codings) - 1)
+        pairs = zip(codings, limits, strict=True)
+        self._stages: Sequence[_Stage] = [_Stage(name, limit, MOST_PARTS) for name, limit in pairs][::-1]
+
+    def decode(self, piece: bytes) -> list[bytes]:
+        """The output for a piece. Takes long for a piece that gives much. Raises WrongData or TooLong."""
+        return [chunk for chunk in self.chunks(piece) if chunk]
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        """The same in steps of bounded work; a step without output gives an empty chunk."""
+        return _decoded(self._stages, piece)
+
+    def end(self) -> None:
+        """There is no further piece. Raises WrongData if there should be one."""
+        for stage in self._stages:
+            stage.end()
+
+
+class StreamDecoder(Decoder):
+    """Decodes a stream of any length, within MOST_TIMES its size, and as leniently as browsers do.
+
+    Padding behind gzip or deflate is ignored, and so is the absence of any data.
+    """
+
+    def __init__(self, codings: Sequence[str]) -> None:
+        self._whole = _Growth()
+        self._stages = [_LenientStage(name) for name in reversed(codings)]
+
+    @classmethod
+    def of(cls, lines: Iterable[str]) -> StreamDecoder | None:
+        """For the lines of a Content-Encoding header; None where the stream passes through undecoded.
+
+        That is a stream without a coding, with another one than gzip and deflate, or with too many.
+        """
+        try:
+            codings = codings_of(lines)
+        except UnknownCoding:
+            return None
+        if not 0 < len(codings) <= _MOST_STREAM_CODINGS or not set(codings) <= _STREAM_CODINGS:
+            return None
+        return cls(codings)
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        self._whole.take(len(piece))
+        for chunk in super().chunks(piece):
+            self._whole.give(len(chunk))
+            yield chunk
+
+
+def codings_of(lines: Iterable[str]) -> tuple[str, ...]:
+    """The codings that the lines of a Content-Encoding header name, in the order in which they were applied.
+
+    Raises UnknownCoding for one that is not decoded here, or for too many.
+    """
+    named = [name.strip().lower() for line in lines for name in line.split(",")]
+    found = tuple(_ALIASES.get(name, name) for name in named if name not in {"", "identity"})
+    for name in found:
+        if name not in TAKEN:
+            raise UnknownCoding(name)
+    if len(found) > MOST_CODINGS:
+        raise UnknownCoding(f"{len(found)} codings, one on top of the other")
+    return found
+
+
+def _decoded(stages: Sequence[_Stage], piece: bytes) -> Iterator[bytes]:
+    if not stages:
+        yield piece
+        return
+    for chunk in stages[0].feed(piece):
+        if chunk:
+            yield from _decoded(stages[1:], chunk)
+        else:
+            yield chunk
+
+
+class _Stage:
+    """One coding: a part, or several one behind the other where the coding has such."""
+
+    def __init__(self, coding: str, limit_bytes: int, most_parts: int) -> None:
+        self._coding = coding
+        self._limit_bytes = limit_bytes
+        self._most_parts = most_parts
+        self._part = _BEGINNINGS[coding]()
+        self._parts = 1
+        self._given_bytes = 0
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        for start in range(0, len(piece), _READ_BYTES):
+            for chunk in self._decoded(piece[start : start + _READ_BYTES]):
+                self._given_bytes += len(chunk)
+                if self._given_bytes > self._limit_bytes:
+                    raise TooLong(f"the data expand to more than {self._limit_bytes} bytes")
+                yield chunk
+
+    def end(self) -> None:
+        if not self._part.eof:
+            raise WrongData(f"{self._coding}: it ends too early")
+
+    def _decoded(self, piece: bytes) -> Iterator[bytes]:
+        while piece and self._open_part(piece):
+            try:
+                yield from self._part.chunks(piece)
+            except _ERRORS as error:
+                raise WrongData(f"{self._coding}: {str(error)[0].lower()}{str(error)[1:]}") from error
+            piece = self._part.unused_data if self._part.eof else b""
+
+    def _open_part(self, piece: bytes) -> bool:
+        """Whether there is a part to which the piece belongs; if not, the piece is padding."""
+        if self._part.eof:
+            if not self._part.repeats:
+                raise WrongData(f"{self._coding}: something follows its end")
+            if self._parts == self._most_parts:
+                raise WrongData(f"{self._coding}: it has more than {self._most_parts} parts")
+            self._part = _BEGINNINGS[self._coding]()
+            self._parts += 1
+        return True
+
+
+class _LenientStage(_Stage):
+    """A coding of a stream. Its growth is bounded as well: its output may be nothing to the next stage."""
+
+    def __init__(self, coding: str) -> None:
+        super().__init__(coding, limit_bytes=sys.maxsize, most_parts=sys.maxsize)
+        self._growth = _Growth()
+        self._has_data = self._is_over = False
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        self._has_data = self._has_data or bool(piece)
+        self._growth.take(len(piece))
+        for chunk in super().feed(piece):
+            self._growth.give(len(chunk))
+            yield chunk
+
+    def end(self) -> None:
+        if self._has_data:
+            super().end()
+
+    def _open_part(self, piece: bytes) -> bool:
+        if self._part.eof and isinstance(self._part, _Zlib):
+            follows = self._part.repeats and _GZIP_BEGINS.startswith(piece[:2])
+            self._is_over = self._is_over or not follows
+        return not self._is_over and super()._open_part(piece)
+
+
+class _Growth:
+    """How much longer the data became."""
+
+    def __init__(self) -> None:
+        self._most_bytes = FREE_BYTES
+        self._bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        self._most_bytes += MOST_TIMES * size_bytes
+
+    def give(self, size_bytes: int) -> None:
+        """Raises TooLong where that is too much."""
+        self._bytes += size_bytes
+        if self._bytes > self._most_bytes:
+            raise TooLong(f"the compressed data expand to more than {MOST_TIMES} times their size")
+
+
+class _Part(Protocol):
+    """One gzip member, zstd frame or the like; `repeats`: another one may follow."""
+
+    repeats: bool
+
+    @property
+    def eof(self) -> bool:
+        """Whether its end has come."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """The bytes behind its end."""
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        """All output for a piece. Raises an error of the coding's own."""
+
+
+class _Zlib:
+    """A member of gzip, or deflate in zlib's format or without it."""
+
+    def __init__(self, window_bits: int, repeats: bool = False) -> None:
+        self.repeats = repeats
+        self._stream = zlib.decompressobj(window_bits)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        while True:
+            chunk = self._stream.decompress(piece, CHUNK_BYTES)
+            yield chunk
+            piece = self._stream.unconsumed_tail
+            if not piece and (len(chunk) < CHUNK_BYTES or self.eof):
+                return
+
+
+class _Deflate(_Zlib):
+    """In zlib's format, as the standard says, or without it, as many servers send it: the first two bytes tell."""
+
+    def __init__(self) -> None:
+        super().__init__(zlib.MAX_WBITS)
+        self._first = b""
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        if len(self._first) < 2:
+            self._first += piece
+            if len(self._first) < 2:
+                return
+            piece = self._first
+            if piece[0] & 0x0F != zlib.DEFLATED or int.from_bytes(piece[:2], "big") % 31:
+                self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+        yield from super().chunks(piece)
+
+
+class _Brotli:
+    repeats = False
+    unused_data = b""  # its decoder fails where something follows
+
+    def __init__(self) -> None:
+        self._stream = brotli.Decompressor()
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._stream.is_finished())
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        chunk = self._stream.process(piece, output_buffer_limit=CHUNK_BYTES)
+        yield chunk
+        while not self.eof and (chunk or not self._stream.can_accept_more_data()):  # it may hold output beside input
+            chunk = self._stream.process(b"", output_buffer_limit=CHUNK_BYTES)
+            yield chunk
+
+
+class _Zstd:
+    repeats = True
+
+    def __init__(self) -> None:
+        self._stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _WINDOW_LOG})
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def chunks(self, piece: bytes) -> Iterator[bytes]:
+        yield self._stream.decompress(piece, CHUNK_BYTES)
+        while not self._stream.eof and not self._stream.needs_input:
+            yield self._stream.decompress(b"", CHUNK_BYTES)
+
+
+_BEGINNINGS: dict[str, Callable[[], _Part]] = {
+    "gzip": lambda: _Zlib(16 + zlib.MAX_WBITS, repeats=True),
+    "deflate": _Deflate,
+    "br": _Brotli,
+    "zstd": _Zstd,
+}
+_ERRORS = (zlib.error, brotli.error, zstd.ZstdError)
+_ALIASES = {"x-gzip": "gzip"}
+TAKEN = tuple(_BEGINNINGS)
