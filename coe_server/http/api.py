@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 
 from coe_server.http.answer.answering import answering
 from coe_server.http.door.bodies import Bodies, BodyLimits
-from coe_server.http.door.entrance import CALLER, Entrance
+from coe_server.http.door.entrance import Entrance
+from coe_server.http.door.guard import CALLER
 from coe_server.http.door.paths import Paths
 from coe_server.http.door.rate_limits import RateLimits
 from coe_server.http.door.refusals import Refusals
@@ -81,6 +82,6 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
     app.include_router(build_metrics(service))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
-    refusals = Refusals(service.telemetry, paths)
+    refusals = Refusals(service.telemetry, paths.declared)
     bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
     return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, refusals, straight)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.body import read_body
-from coe_server.http.door.entrance import CALLER
+from coe_server.http.door.guard import CALLER
 from coe_server.http.door.incoming import read_all
 from coe_server.http.door.reach import Reach
 from coe_server.journal.journal import Journal

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from coe_server.errors import UnknownModel
-from coe_server.http.door.entrance import CALLER
+from coe_server.http.door.guard import CALLER
 from coe_server.http.options import AUTO
 from coe_server.http.service import Service
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from uuid import uuid4
 
 REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`
-_NAME = REQUEST_ID.encode()
+_ID_NAME = REQUEST_ID.encode()
 _PLAIN = re.compile(
     r"[A-Za-z0-9._:;=@/+-]{1,128}"
 )  # a UUID, a hash, a load balancer's id: nothing that a log must fear
@@ -24,9 +24,9 @@ def new_request_id() -> str:
 
 def identified(headers: Headers) -> Headers:
     """The headers of an answer, with an id if they have none yet."""
-    if any(name == _NAME for name, _ in headers):
+    if any(name == _ID_NAME for name, _ in headers):
         return headers
-    return [*headers, (_NAME, new_request_id().encode())]
+    return [*headers, (_ID_NAME, new_request_id().encode())]
 
 
 def callers_id(headers: Mapping[str, str]) -> str | None:

@@ -10,7 +10,6 @@ import pytest
 
 from coe_server.errors import InvalidApiKey
 from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
-from coe_server.http.door.paths import Paths
 from coe_server.http.door.refusals import MOST_LINES, WINDOW_SECONDS, Refusals
 from coe_server.http.surfaces import SURFACES
 from coe_server.keys import Key, Keyring, hashed
@@ -136,7 +135,7 @@ def test_what_is_answered_is_no_refusal(server, caplog):
 
 def test_a_flood_has_so_many_lines_a_minute_and_then_a_number(caplog):
     now = [0.0]
-    door = Refusals(Telemetry(), Paths(()), clock=lambda: now[0])
+    door = Refusals(Telemetry(), lambda path: None, clock=lambda: now[0])
     for _ in range(MOST_LINES + 5):
         door.count(InvalidApiKey("no"), "/v1/models", None)
     assert len(refusals(caplog)) == MOST_LINES

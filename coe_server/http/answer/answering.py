@@ -16,7 +16,7 @@ from coe_server.http.answer.passing import Expectation, Listener
 from coe_server.http.answer.routed_response import Errand, RoutedResponse
 from coe_server.http.answer.trace import Trace
 from coe_server.http.body import LARGE_BYTES, Body
-from coe_server.http.door.entrance import CALLER
+from coe_server.http.door.guard import CALLER
 from coe_server.http.made_responses import ResponseId
 from coe_server.http.options import wants_stream
 from coe_server.http.request_id import callers_id

@@ -21,7 +21,7 @@ from coe_server.errors import (
     UnknownPath,
 )
 from coe_server.http.door.bodies import HOLD, Bodies
-from coe_server.http.door.guard import Guard, is_for_clients
+from coe_server.http.door.guard import CALLER, Guard, is_for_clients
 from coe_server.http.door.origins import (
     preflight,
     readable_by,
@@ -39,7 +39,6 @@ from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-CALLER = "coe.caller"  # in a request's scope: the `Key` that opened the door, or None
 # Lets a browser ask the operator for the admin key; a client library needs no such thing.
 _CHALLENGE = {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
 

@@ -23,6 +23,7 @@ FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 SCRAPED = "/metrics"
 CLIENTS_PREFIX = "/v1/"
+CALLER = "coe.caller"  # in a request's scope: the `Key` that was presented, or None
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
 _SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from coe_server.errors import CoeError
-from coe_server.http.door.paths import Paths
 from coe_server.keys import Key
 from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
@@ -22,11 +21,11 @@ LONGEST_SENTENCE = 200  # characters; it may quote a header
 
 
 class Refusals:
-    """One for the server's life."""
+    """One for the server's life. `declared` gives a path as its endpoint declares it; None where there is none."""
 
-    def __init__(self, telemetry: Telemetry, paths: Paths, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, telemetry: Telemetry, declared: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic) -> None:
         self._telemetry = telemetry
-        self._paths = paths
+        self._declared = declared
         self._clock = clock
         self._since = clock()
         self._told = 0
@@ -49,7 +48,7 @@ class Refusals:
         self._told += 1
         fields = {"status": error.status, "code": error.code}
         if path is not None:
-            fields["path"] = self._paths.declared(path) or "other"
+            fields["path"] = self._declared(path) or "other"
         if key is not None:
             fields["key"] = key.name
         logger.warning("refused: %s", str(error)[:LONGEST_SENTENCE], extra={"fields": fields})
