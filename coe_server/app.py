@@ -30,11 +30,10 @@ from coe_server.config import (
 )
 from coe_server.engines.memory import copy_bytes_per_second
 from coe_server.events import EventLog
-from coe_server.http.api import Lifespan, build_api
-from coe_server.http.chronicle import Chronicle
-from coe_server.http.door.listener import Listener
-from coe_server.http.operator.reloading import Fresh, Reloader
-from coe_server.http.service import Service, Serving
+from coe_server.http.request_log import Chronicle
+from coe_server.http.routes.admin import Fresh, Reloader
+from coe_server.http.server import Lifespan, Listener, build_api
+from coe_server.http.serving import Service, Serving
 from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)

@@ -97,7 +97,7 @@ def serve(
     """
     refuse_inspection()  # before a secret is read
     from coe_server.app import build_server  # the web framework, which no other command waits for
-    from coe_server.http.door.address import taken_address
+    from coe_server.http.server import taken_address
 
     share_one_arena()
     allow_many_open_files()

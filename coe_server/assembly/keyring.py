@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from coe_server.config import ServerConfig
 from coe_server.errors import ConfigError
-from coe_server.http.door.guard import Guard
-from coe_server.http.door.hosts import Hosts
+from coe_server.http.auth import Guard
+from coe_server.http.browsers import Hosts
 from coe_server.keys import Key, Keyring, hashed, read_keys
 from coe_server.settings.host_name import canonical_host
 

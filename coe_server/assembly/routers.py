@@ -16,9 +16,8 @@ from coe_server.config import (
 from coe_server.environment import Environment
 from coe_server.errors import ConfigError
 from coe_server.http.options import model_names
-from coe_server.http.page.quality import quality_of
-from coe_server.http.service import Decides, Serving
-from coe_server.http.traffic import Traffic, reference_of
+from coe_server.http.routes.page import quality_of
+from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.routing.artifact import read_held_out
 from coe_server.routing.capabilities import Capabilities, known_modalities
 from coe_server.routing.conversation import Endpoint as EndpointKind

@@ -7,7 +7,7 @@ from importlib import import_module
 from coe_server.assembly.experts import model_name
 from coe_server.config import ServerConfig, check_tracing_headers
 from coe_server.errors import ConfigError
-from coe_server.http.answer.trace import NoTracing, Tracing
+from coe_server.http.trace import NoTracing, Tracing
 
 
 def build_tracing(config: ServerConfig) -> Tracing:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from coe_server.errors import RequestError
+from coe_server.http.apis import Surface, read_fan_out, surface_of
 from coe_server.http.body import Body, Member, read_body
-from coe_server.http.fan_out import read_fan_out
-from coe_server.http.surfaces import Surface, surface_of
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.token_count import TokenCount
 

@@ -14,14 +14,13 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
-from coe_server.http.answer.trace import NoTracing
-from coe_server.http.api import build_api
-from coe_server.http.chronicle import Chronicle
-from coe_server.http.door.guard import Guard
-from coe_server.http.door.hosts import Hosts
-from coe_server.http.door.listener import GRACE_SECONDS, Listener
-from coe_server.http.operator.reloading import Reloader
-from coe_server.http.service import Service, Serving
+from coe_server.http.auth import Guard
+from coe_server.http.browsers import Hosts
+from coe_server.http.request_log import Chronicle
+from coe_server.http.routes.admin import Reloader
+from coe_server.http.server import GRACE_SECONDS, Listener, build_api
+from coe_server.http.serving import Service, Serving
+from coe_server.http.trace import NoTracing
 from coe_server.keys import Keyring
 from coe_server.routing.named import NamedRouter
 from coe_server.telemetry import Telemetry

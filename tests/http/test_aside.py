@@ -9,10 +9,10 @@ import sys
 import pytest
 
 from coe_server.errors import RequestError
-from coe_server.http.door import aside
-from coe_server.http.door.aside import Aside
+from coe_server.http import aside
+from coe_server.http.apis import SURFACES
+from coe_server.http.aside import Aside
 from coe_server.http.question import read_question
-from coe_server.http.surfaces import SURFACES
 from tests.patience import PATIENCE_SECONDS
 
 CHAT = SURFACES[0]

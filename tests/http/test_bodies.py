@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coe_server.cache.scheduler import Limits
 from coe_server.errors import BodiesFull, RateLimited
-from coe_server.http.door.bodies import Bodies, BodyLimits
+from coe_server.http.rate_limits import Bodies, BodyLimits
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

@@ -9,8 +9,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from coe_server.http.door.connection import MOST_HEAD_BYTES, Connection
-from coe_server.http.door.listener import Listener
+from coe_server.http.connection import MOST_HEAD_BYTES, Connection
+from coe_server.http.server import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.patience import PATIENCE_SECONDS, received, received_answer

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from coe_server.errors import RequestError
-from coe_server.http.made_responses import MadeResponses, ResponseId
+from coe_server.http.previous_responses import MadeResponses, ResponseId
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router

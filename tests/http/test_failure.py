@@ -659,7 +659,7 @@ def test_a_mistake_of_ours_is_a_500_in_our_shape_and_one_traceback_in_the_log(pa
         assert b"secret" not in raw
         assert server.cache.status()[0].leases == 0
         assert server.chat(model="a")[0] == 200
-    assert [record.name for record in tracebacks(caplog)] == ["coe_server.http.openai_errors"]
+    assert [record.name for record in tracebacks(caplog)] == ["coe_server.http.errors"]
 
 
 def test_a_mistake_of_ours_in_the_middle_of_a_stream_ends_it_with_an_event(caplog):

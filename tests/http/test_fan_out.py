@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from coe_server.cache.scheduler import Limits
 from coe_server.errors import RequestError
+from coe_server.http.apis import MOST_INPUTS, SURFACES
 from coe_server.http.body import LARGE_BYTES
-from coe_server.http.fan_out import MOST_INPUTS
 from coe_server.http.question import read_question
-from coe_server.http.surfaces import SURFACES
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

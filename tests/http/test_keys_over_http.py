@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from coe_server.errors import Forbidden, RateLimited
-from coe_server.http.door.guard import MOST_CREDENTIALS, Guard
-from coe_server.http.door.rate_limits import RateLimits
-from coe_server.http.operator.reloading import Fresh
+from coe_server.http.auth import MOST_CREDENTIALS, Guard
+from coe_server.http.rate_limits import RateLimits
+from coe_server.http.routes.admin import Fresh
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from coe_server.engines.simulated import SimulatedEngine
-from coe_server.http.answer.account import Account
-from coe_server.http.answer.hang_up import HangUp
-from coe_server.http.answer.routed_response import RoutedResponse
+from coe_server.http.client_stream import HangUp
+from coe_server.http.request_log import Account
+from coe_server.http.routed_response import RoutedResponse
 from tests.http.server import running_server
 from tests.patience import until
 

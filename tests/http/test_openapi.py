@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from coe_server import errors
 from coe_server.errors import CoeError
-from coe_server.http.surfaces import SURFACES
+from coe_server.http.apis import SURFACES
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from tests.http.server import running_server

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from coe_server.http.door.guard import Guard
-from coe_server.http.door.origins import welcome_origin
+from coe_server.http.auth import Guard
+from coe_server.http.middleware import welcome_origin
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

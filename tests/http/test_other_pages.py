@@ -6,8 +6,8 @@ import socket
 import openai
 import pytest
 
-from coe_server.http.door.guard import is_of_this_machine
-from coe_server.http.door.hosts import Hosts
+from coe_server.http.auth import is_of_this_machine
+from coe_server.http.browsers import Hosts
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

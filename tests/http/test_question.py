@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import RequestError
+from coe_server.http.apis import SURFACES
 from coe_server.http.question import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, read_question
-from coe_server.http.surfaces import SURFACES
 from coe_server.journal.journal import LONGEST_TEXT
 from coe_server.routing.features import normalised
 from coe_server.routing.token_count import TokenCount

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from coe_server.errors import ConfigError, ReloadRefused
-from coe_server.http.operator import reloading
-from coe_server.http.operator.reloading import Fresh, Reloader
+from coe_server.http.routes import admin as reloading
+from coe_server.http.routes.admin import Fresh, Reloader
 
 
 def test_memory_is_given_back_after_a_reload_and_after_a_refused_one(monkeypatch):

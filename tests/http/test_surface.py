@@ -6,8 +6,8 @@ import openai
 import pytest
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.http.door.hosts import Hosts
-from coe_server.http.surfaces import SURFACES
+from coe_server.http.apis import SURFACES
+from coe_server.http.browsers import Hosts
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.named import NamedRouter

@@ -26,8 +26,8 @@ from coe_server.assembly.tracing import build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
-from coe_server.http.answer.usage import Usage
-from coe_server.http.surfaces import SURFACES
+from coe_server.http.apis import SURFACES
+from coe_server.http.usage import Usage
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
@@ -304,7 +304,7 @@ import sys
 from coe_server.app import build_server
 from coe_server.config import ServerConfig
 build_server(ServerConfig(log={"decisions": False}, experts=[{"name": "a", "engine": "simulated"}]))
-print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.answer.spans"))])
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.otel_spans"))])
 """
 
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 from coe_server.errors import EngineError
-from coe_server.http.answer.outgoing import Outgoing
+from coe_server.http.client_stream import Outgoing
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.router import Router

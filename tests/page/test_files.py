@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-STATIC = "coe_server/http/page/static"
+STATIC = "coe_server/http/routes/static"
 
 
 @pytest.fixture(scope="module")

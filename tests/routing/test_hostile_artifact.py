@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 from coe_server.assembly.routers import build_router, build_serving
 from coe_server.config import load_config
 from coe_server.errors import ArtifactError
-from coe_server.http.page.quality import quality_of
+from coe_server.http.routes.page import quality_of
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import inspection
 from coe_server.routing.probes import MOST_PROBES, read_probes

@@ -1,0 +1,195 @@
+"""What goes through to an expert: each path, how a conversation is read from its body, and whether it may be routed.
+
+Pure. The bodies themselves are passed on untouched; only what routing needs is read here.
+
+Pure: how many answers one request asks for at once. An engine works on each of them, so each of them counts.
+
+Requests without a generated answer (embeddings, ranks, scores, tokens) are one unit of work, with a list of inputs too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, inf, isnan
+from typing import Any
+
+from coe_server.errors import RequestError
+from coe_server.routing.conversation import Conversation, Endpoint, read_messages
+from coe_server.routing.features import Turn
+from coe_server.routing.token_count import TokenCount
+
+MOST_MESSAGES = 10_000
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One path of an engine that is open to callers. `routed` is false where an answer means nothing without knowing
+    whose it is: embeddings of two models do not compare, nor do their tokens."""
+
+    path: str
+    endpoint: Endpoint
+    read: Callable[[Fields], Conversation]
+    routed: bool = True
+
+    @property
+    def answered_as(self) -> str:
+        """The API that says what an answer is; of counted tokens, ranks and scores any JSON is one."""
+        return self.endpoint if self.routed or self.endpoint == "embeddings" else "any"
+
+    def conversation(self, fields: Fields) -> Conversation:
+        """What routing reads of a body. Raises RequestError naming the field that cannot be read."""
+        read = self.read(fields)
+        return read if read.endpoint == self.endpoint else replace(read, endpoint=self.endpoint)
+
+
+def read_chat(fields: Fields) -> Conversation:
+    """`messages` of a chat request."""
+    limit = fields.get("max_completion_tokens") or fields.get("max_tokens")
+    return read_messages(_messages(fields), bool(fields.get("tools")), _count(limit))
+
+
+def read_completion(fields: Fields) -> Conversation:
+    """`prompt`: text, tokens, or a list of either."""
+    prompt = fields.get("prompt")
+    prompts = prompt if isinstance(prompt, list) and prompt and not is_tokens(prompt) else [prompt]
+    if any(not isinstance(one, str) and not is_tokens(one) for one in prompts):
+        raise RequestError("prompt must be text, a list of tokens, or a list of either", "prompt")
+    text = "\n".join(one for one in prompts if isinstance(one, str))
+    return Conversation((Turn(text),), _longest(prompts), _count(fields.get("max_tokens")))
+
+
+def read_response(fields: Fields) -> Conversation:
+    """`input` of a request to `/v1/responses`: text, or a list of items of which the user's messages are read."""
+    given = fields.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    if not isinstance(items, list) or not items:
+        raise RequestError("input must be text or a list with at least one item", "input")
+    _require_few(items, "input")
+    limit, beside = fields.get("max_output_tokens"), fields.get("instructions")
+    return read_messages(
+        items, bool(fields.get("tools")), _count(limit), beside=beside if isinstance(beside, str) else "", field="input"
+    )
+
+
+def read_anthropic(fields: Fields) -> Conversation:
+    """`messages` of a request in Anthropic's shape; `system` stands beside them, a tool's result inside them."""
+    system = fields.get("system")
+    blocks = system if isinstance(system, list) else [{"text": system}]
+    texts = (block.get("text") for block in blocks if isinstance(block, Mapping))
+    beside = "".join(text for text in texts if isinstance(text, str))
+    return read_messages(_messages(fields), bool(fields.get("tools")), _count(fields.get("max_tokens")), beside=beside)
+
+
+def read_nothing(fields: Fields) -> Conversation:
+    """For requests to a named expert whose text nobody routes."""
+    del fields
+    return Conversation((Turn(""),))
+
+
+SURFACES = (
+    Surface("/v1/chat/completions", "chat", read_chat),
+    Surface("/v1/completions", "completions", read_completion),
+    Surface("/v1/responses", "responses", read_response),
+    Surface("/v1/messages", "messages", read_anthropic),
+    Surface("/v1/messages/count_tokens", "messages", read_nothing, routed=False),
+    Surface("/v1/embeddings", "embeddings", read_nothing, routed=False),
+    Surface("/v1/rerank", "rerank", read_nothing, routed=False),
+    Surface("/v1/score", "score", read_nothing, routed=False),
+    Surface("/tokenize", "tokenize", read_nothing, routed=False),
+    Surface("/detokenize", "tokenize", read_nothing, routed=False),
+)
+
+
+def surface_of(fields: Fields) -> Surface:
+    """The surface a body is meant for, told by its fields; for a dry run, which takes any."""
+    chat, completions, responses = SURFACES[:3]
+    return completions if "prompt" in fields else responses if "input" in fields else chat
+
+
+def _messages(fields: Fields) -> list[Any]:
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError("messages must be a list with at least one message", "messages")
+    _require_few(messages, "messages")
+    return messages
+
+
+def _require_few(entries: list[Any], field: str) -> None:
+    if len(entries) > MOST_MESSAGES:
+        raise RequestError(f"{field} has {len(entries)} entries; {MOST_MESSAGES} are allowed", field)
+
+
+def _longest(prompts: list[Any]) -> TokenCount:
+    """Each of several prompts is answered by itself."""
+    counts = [TokenCount.of(one) if isinstance(one, str) else TokenCount(len(one), len(one)) for one in prompts]
+    return TokenCount(max(one.least for one in counts), max(one.likely for one in counts))
+
+
+def _count(limit: object) -> int:
+    return limit if isinstance(limit, int) and limit > 0 else 0
+
+
+def is_tokens(value: object) -> bool:
+    """A text that is given as its tokens."""
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+MOST_INPUTS = 2048  # what OpenAI's API takes in one request for embeddings
+
+# `n` as OpenAI has it, `best_of` of completions, and what llama.cpp calls the same.
+_TIMES = ("n", "best_of", "n_cmpl")
+_PROMPTS = ("prompt", "prompt_embeds")
+_INPUTS = ("input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
+
+
+def read_fan_out(surface: Surface, fields: Mapping[str, Any]) -> int:
+    """The answers that a body asks for; 1 for most. Raises RequestError for more inputs than one request may have."""
+    if not surface.routed:
+        _require_few_inputs(fields)
+        return 1
+    prompts = _entries_of(fields, _PROMPTS) if surface.endpoint == "completions" else 1
+    return max(1, prompts) * max(_number(fields.get(name)) for name in _TIMES)
+
+
+def require_fan_out(asked: int, server_limit: int, key_name: str | None, key_limit: int | None) -> None:
+    """Raises RequestError where a request asks for more answers than the server, or its key, allows."""
+    meant = f"the request asks for {asked:,} answers at once (n or best_of, times the prompts)"
+    if asked > server_limit:
+        raise RequestError(f"{meant}; {server_limit:,} are allowed (scheduling.max_fan_out)", "n")
+    if key_limit is not None and asked > key_limit:
+        raise RequestError(f"{meant}; key '{key_name}' may ask for {key_limit:,}", "n")
+
+
+def _require_few_inputs(fields: Mapping[str, Any]) -> None:
+    for name in _INPUTS:
+        number = _entries(fields.get(name))
+        if number > MOST_INPUTS:
+            raise RequestError(f"{name} has {number:,} entries; {MOST_INPUTS:,} are allowed in one request", name)
+
+
+def _entries_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return sum(_entries(fields[name]) for name in names if fields.get(name) is not None)
+
+
+def _entries(value: object) -> int:
+    """Of a list how many inputs there are in it; a list of tokens is one, like a text."""
+    if isinstance(value, Mapping):  # parts of several kinds, as vLLM takes them for scores
+        value = value.get("content")
+    return len(value) if isinstance(value, list) and not is_tokens(value) else 1
+
+
+def _number(value: object) -> int:
+    """A count as the most lenient engine reads it: `"4"`, 4.0 and 3.5 as 4; what no engine takes for one is 1."""
+    if isinstance(value, int):
+        return max(1, value)
+    try:
+        number = float(value) if isinstance(value, float | str) else 1.0
+    except ValueError:
+        return 1
+    if isnan(number):
+        return 1
+    return sys.maxsize if number == inf else max(1, ceil(max(number, 1.0)))

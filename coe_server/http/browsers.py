@@ -1,0 +1,121 @@
+"""What a browser tells of the page that had it send a request, and whether that page is this server's own. Pure.
+
+A page elsewhere can have a browser send forms and requests of its making, with the password that the browser remembers.
+It can change neither `Origin` nor `Sec-Fetch-Site`, and may add headers only where this server agreed before (CORS).
+
+The names by which this server may be asked without a key. Pure.
+
+A name elsewhere can be pointed at this machine (DNS rebinding): its pages are then of one origin with what answers
+here, and read everything. The name that a browser asked for stands in `Host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+
+from coe_server.settings.host_name import HostPort, canonical_host
+from coe_server.settings.web_address import is_loopback_host
+
+OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
+ANOTHER_SITE = "another site"
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_OTHER_SITES = frozenset({"cross-site", "same-site"})  # another port, or another name of the same domain
+
+
+def other_page(headers: Mapping[str, str]) -> str | None:
+    """The origin of the page elsewhere that sent a request; None where no page did, or ours."""
+    for origin in lines(headers, "origin"):
+        if not _is_ours(origin, headers):
+            return origin
+    if any(site.strip().lower() in _OTHER_SITES for site in lines(headers, "sec-fetch-site")):
+        return ANOTHER_SITE
+    return None
+
+
+def is_from_our_page(headers: Mapping[str, str]) -> bool:
+    """Did this server's own page send it? A client that is no browser may say so, too."""
+    if other_page(headers) is not None:
+        return False
+    says_so = headers.get("sec-fetch-site", "").strip().lower() == "same-origin"
+    return says_so or "origin" in headers or OUR_PAGE in headers
+
+
+def is_visit(headers: Mapping[str, str]) -> bool:
+    """Does the request fill a tab, by a link say? The page that led there neither reads nor frames the answer."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
+    """Every line of that name; a mapping that is not a request's has one at most."""
+    if isinstance(headers, Headers):
+        return headers.getlist(name)
+    return [headers[name]] if name in headers else []
+
+
+def host_of_origin(origin: str) -> HostPort | None:
+    """Where a page came from, with its scheme's port; None for `null` and what no browser sends for a web page."""
+    scheme, separator, rest = origin.strip().partition("://")
+    default = _DEFAULT_PORTS.get(scheme.lower())
+    if not separator or default is None:
+        return None
+    host = HostPort.of(rest)
+    return host and HostPort(host.name, host.port or default)
+
+
+def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
+    """Is it the address that the request was sent to, as the client or a proxy in front writes it?"""
+    scheme, _, rest = origin.strip().partition("://")
+    if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
+        return True
+    asked = host_of_origin(origin)
+    if asked is None:
+        return False
+    default = _DEFAULT_PORTS[scheme.lower()]
+    return any(
+        (host := HostPort.of(one)) is not None and (host.port or default) == asked.port and _is_one(host, asked)
+        for one in _own_addresses(headers)
+    )
+
+
+def _is_one(host: HostPort, other: HostPort) -> bool:
+    """Do both name the same server, given that the port is the same? Loopback has many names."""
+    return host.name == other.name or (is_loopback_host(host.name) and is_loopback_host(other.name))
+
+
+def _own_addresses(headers: Mapping[str, str]) -> list[str]:
+    forwarded = (one for line in lines(headers, "x-forwarded-host") for one in line.split(","))
+    return [*lines(headers, "host"), *forwarded]
+
+
+_USUAL = frozenset({"localhost", "127.0.0.1", "::1"})
+_LONGEST_QUOTED = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Beside this machine's own names and the address that was connected to: `allowed`, in canonical form.
+
+    `any_for_clients` (keys.open): what checks the callers in front of this server checks their names as well.
+    """
+
+    allowed: frozenset[str] = frozenset()
+    any_for_clients: bool = False
+
+    def unknown(self, asked: Iterable[str], bound: str | None) -> str | None:
+        """The first of the `Host` lines that is no name of this server's, for a message; None if there is none.
+
+        `bound`: the address of this side of the connection.
+        """
+        return next((host[:_LONGEST_QUOTED] for host in asked if host.strip() and not self._has(host, bound)), None)
+
+    def _has(self, host: str, bound: str | None) -> bool:
+        asked = HostPort.of(host)
+        if asked is None:
+            return False
+        name = asked.name
+        if name in _USUAL or name in self.allowed or is_loopback_host(name):
+            return True
+        return bound is not None and name == canonical_host(bound)

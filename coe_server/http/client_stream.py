@@ -1,0 +1,224 @@
+"""The caller's side of one answer: what was sent already, and what can therefore still be sent. Knows no engines.
+
+Ends what is done for a client when the client leaves, as `asyncio.timeout` does when the time is up.
+
+The caller's own deadline for a whole answer: `x-request-timeout`, in seconds from the request's arrival.
+
+Something said from time to time while an answer says nothing, so that no proxy in between takes it for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from coe_server.errors import CoeError, DeadlineExceeded, RequestError
+from coe_server.http.errors import error_event, error_response, event_of
+from coe_server.http.headers import answering
+
+LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
+_UNBUFFERED = ("x-accel-buffering", "no")  # nginx holds words and comments back until a buffer is full
+_STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_ENDS_OF_EVENTS = (b"\n\n", b"\n\r\n", b"\r\r")
+_CHANGED_IN_STREAMS = frozenset(("content-length", _UNBUFFERED[0]))
+
+
+class Outgoing:
+    """`status` is out, None before. `spoken`: so is a part of the answer, and nobody else can give it any more.
+
+    `ended`: the last of it is out, too.
+    """
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.status: int | None = None
+        self.spoken = False
+        self.ended = False
+        self.said_at = 0.0  # in the loop's time, when the last piece left
+        self.is_event_stream = False  # one that something may be added to
+        self._is_between_events = True
+        self._scope = scope
+        self._send = send
+
+    @property
+    def headed(self) -> bool:
+        return self.status is not None
+
+    async def begin(self, status: int, headers: Mapping[str, str], others: Iterable[tuple[str, str]] = ()) -> None:
+        """The status and the headers, ours and others'. Where they are out already, a comment says what became true."""
+        if not self.headed:
+            await self._head(status, (*others, *headers.items()))
+        elif not self.spoken:
+            await self._comment(answering(headers))
+
+    async def say(self, piece: bytes) -> None:
+        """A part of the answer."""
+        self.spoken = True
+        self.said_at = asyncio.get_running_loop().time()
+        self._is_between_events = piece.endswith(_ENDS_OF_EVENTS)
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def wait(self, headers: Mapping[str, str], state: str) -> None:
+        """A comment for the proxies between us and the caller, while nothing is to be said: before the first word the
+        headers too, where they are not out; later between two events."""
+        if self.ended:
+            return
+        if not self.headed:
+            await self._head(200, (*_STREAM_HEADERS, *headers.items()))
+        if self.is_event_stream and self._is_between_events:
+            await self._comment(state)
+
+    async def end(self) -> None:
+        """The answer is whole."""
+        self.spoken = self.ended = True
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def fail(self, error: CoeError, headers: Mapping[str, str]) -> None:
+        """Say why as a response or, later, as an event; any other body stays incomplete and is not taken for whole."""
+        if not self.headed:
+            self.status = error.status
+            await error_response(error, headers, self._scope["path"])(self._scope, _nobody, self._send)
+            return
+        if self.is_event_stream:
+            event = error_event(error, self._scope["path"])
+            if not self._is_between_events:
+                event = b"\n\n" + event
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                    await self._send({"type": "http.response.body", "body": event, "more_body": False})
+
+    def error_event(self, told: Mapping[str, Any]) -> bytes:
+        """An engine's own error for a caller whose stream has begun."""
+        return event_of(told, self._scope["path"])
+
+    async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+        self.status = status
+        pairs = [(name.lower(), value) for name, value in headers]
+        self.is_event_stream = _is_plain_event_stream(dict(pairs))
+        if self.is_event_stream:  # an error event, or comments, may be added to it
+            pairs = [pair for pair in pairs if pair[0] not in _CHANGED_IN_STREAMS]
+            pairs.append(_UNBUFFERED)
+        encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+        await self._send({"type": "http.response.start", "status": status, "headers": encoded})
+
+    async def _comment(self, words: str) -> None:
+        await self._send({"type": "http.response.body", "body": f": coe {words}\n\n".encode(), "more_body": True})
+
+
+def _is_plain_event_stream(headers: Mapping[str, str]) -> bool:
+    """What is coded cannot be added to."""
+    is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
+    return is_plain and headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
+async def _nobody() -> Message:
+    return {"type": "http.disconnect"}
+
+
+class HangUp:
+    """A context whose content is cancelled when the client has left, unless `is_answered` says that it may go.
+
+    `happened` tells so afterwards; nothing is raised. The request's body must have been read already.
+    """
+
+    def __init__(self, receive: Receive, is_answered: Callable[[], bool]) -> None:
+        self.happened = False
+        self._receive = receive
+        self._is_answered = is_answered
+
+    async def __aenter__(self) -> HangUp:
+        task = asyncio.current_task()
+        assert task is not None, "a request is answered inside a task"
+        self._answering = task
+        self._listening: asyncio.Task[None] | None = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        listening, self._listening = self._listening, None  # its last words know us: a circle would be left behind
+        assert listening is not None, "it was entered"
+        listening.cancel()
+        if not self.happened:
+            return False
+        self._answering.uncancel()
+        return kind is asyncio.CancelledError
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self._is_answered():
+            self.happened = True
+            self._answering.cancel()
+
+
+DEADLINE = "x-request-timeout"
+
+
+def deadline_of(headers: Mapping[str, str]) -> float | None:
+    """When it passes, in the running loop's time; None if the caller does not say."""
+    given = headers.get(DEADLINE)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise RequestError(f"{DEADLINE}: {given!r} is not a number of seconds above 0", DEADLINE)
+    return asyncio.get_running_loop().time() + seconds
+
+
+@asynccontextmanager
+async def by(due: float) -> AsyncIterator[None]:
+    """Ends what goes on inside when the deadline passes. Raises DeadlineExceeded."""
+    deadline = asyncio.timeout_at(due)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise DeadlineExceeded(f"the time given with {DEADLINE} is over") from error
+
+
+class SignsOfLife:
+    """A context in which `say` is called whenever nothing was said for `every_seconds`.
+
+    `silent_since` is when something was said last, in the loop's time. Most answers are over before the first time has
+    passed; until then there is a timer and no task.
+    """
+
+    def __init__(
+        self, every_seconds: float, say: Callable[[], Awaitable[None]], silent_since: Callable[[], float]
+    ) -> None:
+        self._every_seconds = every_seconds
+        self._say = say
+        self._silent_since = silent_since
+        self._saying: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._every_seconds, self._begin)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._saying is not None:
+            self._saying.cancel()
+
+    def _begin(self) -> None:
+        self._saying = asyncio.create_task(self._go_on())
+
+    async def _go_on(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            left_seconds = self._silent_since() + self._every_seconds - loop.time()
+            if left_seconds <= 0:
+                await self._say()
+                left_seconds = self._every_seconds
+            await asyncio.sleep(left_seconds)

@@ -1,1 +1,0 @@
-"""From the socket to the first endpoint: connections, keys, limits, bodies."""

@@ -1,0 +1,122 @@
+"""Errors in OpenAI's shape. The only place that turns an error into a response."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
+from coe_server.http.headers import HARMLESS
+from coe_server.telemetry import ERRORS, Telemetry
+from coe_server.upstream.content_coding import TAKEN
+
+logger = logging.getLogger(__name__)
+
+_ANTHROPICS_TYPES = {  # https://docs.anthropic.com/en/api/errors
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+NO_WEBSOCKET = "there are no WebSockets here; send the request over HTTP/1.1, streams come as server-sent events"
+IN_PLACE_OF_WEBSOCKET = {"connection": "Upgrade", "upgrade": "HTTP/1.1"}  # RFC 9110, 15.5.22 asks for both
+_WEBSOCKET_KEY = "sec-websocket-key"  # what is left of a WebSocket's beginning behind a proxy that knows none
+_OUR_MISTAKE = "the server met an error of its own; its log has the details"
+
+
+def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; as Anthropic's do on their paths."""
+    param = error.param if isinstance(error, RequestError) else None
+    told = {"message": error.sentence, "type": error.type, "param": param, "code": error.code}
+    if not _is_anthropics(path):
+        return {"error": told}
+    return {"type": "error", "error": told | {"type": _anthropics_type(error.status)}}
+
+
+def error_event(error: CoeError, path: str = "") -> bytes:
+    """The same as the last event of a stream that cannot go on."""
+    return event_of(error_body(error, path), path)
+
+
+def event_of(told: Mapping[str, Any], path: str) -> bytes:
+    """An error's body, ours or an engine's own, as an event; Anthropic's clients pass over one without its name."""
+    if not _is_anthropics(path):
+        return f"data: {json.dumps(told)}\n\n".encode()
+    return f"event: error\ndata: {json.dumps({'type': 'error', **told})}\n\n".encode()
+
+
+def _is_anthropics(path: str) -> bool:
+    return path.startswith("/v1/messages")
+
+
+def _anthropics_type(status: int) -> str:
+    return _ANTHROPICS_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+
+
+def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
+    """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
+    all_headers = {**HARMLESS, **(headers or {})}
+    if error.retry_after_seconds is not None:
+        all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
+    if error.should_retry:
+        all_headers["x-should-retry"] = "true"  # as OpenAI's and Anthropic's clients read it
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
+        all_headers["connection"] = "close"  # what is still to come of the body is not read
+    if isinstance(error, UnsupportedCoding):
+        all_headers["accept-encoding"] = ", ".join(TAKEN)  # RFC 9110, 15.5.16
+    body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
+    return Response(body, error.status, all_headers, media_type="application/json")
+
+
+def unexpected(error: Exception) -> CoeError:
+    """What a caller is told of a mistake of ours; the log gets all of it."""
+    logger.error("a request failed unexpectedly", exc_info=error)
+    return CoeError(_OUR_MISTAKE)
+
+
+def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
+    """What the framework refuses or fails at leaves in our shape, too."""
+
+    def told(request: Request, error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
+        telemetry.count(ERRORS, error.code)
+        return error_response(error, headers, request.scope["path"])
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, CoeError)
+        return told(request, error)
+
+    async def malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"][1:])
+        return told(request, RequestError(f"{where}: {first['msg']}", param=where or None))
+
+    async def by_the_framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405 and _WEBSOCKET_KEY in request.headers:
+            return told(request, UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET)
+        shaped = RequestError(f"{request.method} {request.scope['path']}: {error.detail}")
+        shaped.status = error.status_code
+        shaped.code = "unknown_url" if error.status_code == 404 else "method_not_allowed"
+        return told(request, shaped, error.headers)
+
+    app.add_exception_handler(CoeError, ours)
+    app.add_exception_handler(RequestValidationError, malformed)
+
+    async def mistaken(request: Request, error: Exception) -> Response:
+        """The framework raises it again afterwards, for `Entrance` to log and to count."""
+        return error_response(CoeError(_OUR_MISTAKE), path=request.scope["path"])
+
+    app.add_exception_handler(HTTPException, by_the_framework)
+    app.add_exception_handler(Exception, mistaken)

@@ -1,0 +1,132 @@
+"""The decision and the wait as response headers.
+
+Which headers of an expert's answer its caller gets, and as what kind of content. Pure.
+
+An answer leaves from this server's own address: what its expert says must not become a page there, nor speak to
+browsers, caches or proxies in this server's name.
+
+Two headers that keep a browser from taking an answer for a page of this server's: what experts say is no program.
+
+The id by which a caller reports an answer: its decision's where there is one, else one made up here.
+
+The caller's own id for its request is told to the log and to engines of this machine, never back.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from uuid import uuid4
+
+from coe_server.routing.decision import RoutingDecision
+
+
+def decision_headers(decision: RoutingDecision) -> dict[str, str]:
+    """The decision as response headers; text that is not ASCII is written as JSON escapes."""
+    headers = {
+        REQUEST_ID: decision.decision_id,
+        "x-coe-decision-id": decision.decision_id,
+        "x-coe-expert": decision.expert,
+        "x-coe-reason": decision.reason,
+        "x-coe-residency": decision.ranking[0].residency or "",
+        "x-coe-routing-ms": f"{decision.routing_ms:.3f}",
+        "x-coe-router-version": decision.router_version,
+    }
+    if decision.category is not None and decision.confidence is not None:
+        headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
+        headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
+    return headers
+
+
+def wait_header(waited_seconds: float) -> dict[str, str]:
+    """`waited_seconds`: from the request's arrival until the expert that answers was granted, failed ones included."""
+    return {"x-coe-wait-ms": f"{waited_seconds * 1000:.1f}"}
+
+
+def answering(headers: Mapping[str, str]) -> str:
+    """Who answers, for a stream whose headers had to leave before that was settled."""
+    told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
+    return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
+
+
+Pairs = Iterable[tuple[str, str]]
+
+_PASSED = frozenset(
+    (
+        *("cache-control", "content-encoding", "content-language", "content-length"),
+        *("retry-after", "retry-after-ms", "x-should-retry"),  # OpenAI's and Anthropic's clients read them
+        *("openai-model", "openai-processing-ms", "openai-version", "request-id"),
+    )
+)
+_SHOWN = frozenset(  # no browser runs these; SVG, XML and HTML it would
+    (
+        *("application/json", "application/problem+json", "application/x-ndjson", "application/jsonl"),
+        *("text/event-stream", "text/plain"),
+        *("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp", "image/tiff"),
+        *("audio/mpeg", "audio/mp3", "audio/mp4", "audio/aac", "audio/ogg", "audio/opus", "audio/flac", "audio/webm"),
+        *("audio/wav", "audio/wave", "audio/x-wav", "audio/vnd.wave", "audio/x-flac", "audio/x-m4a", "audio/basic"),
+        *("audio/pcm", "audio/l16", "audio/l24"),
+    )
+)
+_ATTACHED = (("content-type", "application/octet-stream"), ("content-disposition", "attachment"))
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_TYPE = re.compile(  # RFC 9110, 8.3.1; of two types in one value browsers take the last, so a comma is none of it
+    rf"[ \t]*({_TOKEN}/{_TOKEN})(?:[ \t]*;[ \t]*(?:{_TOKEN}=(?:{_TOKEN}|\"[^\",\\\x00-\x1f\x7f-\uffff]*\"))?)*[ \t]*"
+)
+
+
+def passed_headers(headers: Pairs) -> Iterator[tuple[str, str]]:
+    """What of an expert's headers the caller gets; content of another kind than `_SHOWN` to be saved, not shown."""
+    headers = tuple(headers)
+    yield from ((name, value) for name, value in headers if name.lower() in _PASSED)
+    if content_type(headers) in _SHOWN:
+        yield from ((name, value) for name, value in headers if name.lower() == "content-type")
+    else:
+        yield from _ATTACHED
+
+
+def content_type(headers: Pairs) -> str | None:
+    """The one type that the headers name, in lower case and without parameters; None where it is none or unclear."""
+    values = [value for name, value in headers if name.lower() == "content-type"]
+    found = _TYPE.fullmatch(values[0]) if len(values) == 1 else None
+    return found and found[1].lower()
+
+
+_POLICY = "content-security-policy"
+HARMLESS = {"x-content-type-options": "nosniff", _POLICY: "sandbox"}
+_POLICY_NAME = _POLICY.encode()
+_PAIRS = tuple((name.encode(), value.encode()) for name, value in HARMLESS.items())
+
+
+def harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer with both, unless it has a policy of its own, as the page's files have."""
+    if any(name == _POLICY_NAME for name, _ in headers):
+        return headers
+    return [*headers, *_PAIRS]
+
+
+REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`
+_ID_NAME = REQUEST_ID.encode()
+_PLAIN = re.compile(
+    r"[A-Za-z0-9._:;=@/+-]{1,128}"
+)  # a UUID, a hash, a load balancer's id: nothing that a log must fear
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def new_request_id() -> str:
+    return uuid4().hex
+
+
+def identified(headers: Headers) -> Headers:
+    """The headers of an answer, with an id if they have none yet."""
+    if any(name == _ID_NAME for name, _ in headers):
+        return headers
+    return [*headers, (_ID_NAME, new_request_id().encode())]
+
+
+def callers_id(headers: Mapping[str, str]) -> str | None:
+    """The caller's own id for its request, fit for a log; None where it gives none that is short and plain."""
+    given = headers.get(REQUEST_ID, "")
+    return given if _PLAIN.fullmatch(given) else None

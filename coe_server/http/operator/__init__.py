@@ -1,1 +1,0 @@
-"""The operator's side: experts and events, metrics, reloading."""

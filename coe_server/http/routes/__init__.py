@@ -1,0 +1,1 @@
+"""The endpoints beside those that reach an expert: the operator's, the page's, metrics, models, feedback."""

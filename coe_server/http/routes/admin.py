@@ -1,0 +1,178 @@
+"""The operator's view: where every expert is, and what happens, as it happens.
+
+Takes a changed artifact, configuration or key file over while requests go on: all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+from fastapi.responses import StreamingResponse
+
+from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.status import ExpertStatus
+from coe_server.cache.tiers import Tier
+from coe_server.errors import CoeError, ReloadRefused
+from coe_server.events import EventLog
+from coe_server.http.auth import Guard
+from coe_server.http.serving import Service, Serving
+from coe_server.process.allocator import give_back_free_memory
+from coe_server.routing.embedder import Embedder
+
+
+def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
+    """The routes under `/admin`."""
+    admin = APIRouter(prefix="/admin")
+
+    @admin.get("/experts")
+    async def experts() -> list[dict[str, Any]]:
+        """Where every expert is, what it holds, who uses it and who waits."""
+        return [_expert_json(status) for status in cache.status()]
+
+    @admin.get("/events")
+    async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
+        """Every move, switch, decision, failure and prefetch as server-sent events; `Last-Event-ID` resumes."""
+        return StreamingResponse(_event_stream(cache.events, last_event_id), media_type="text/event-stream")
+
+    @admin.post("/experts/{name}/load")
+    async def load(name: str) -> dict[str, Any]:
+        """Bring an expert to the device; answers when it is there. It waits its turn like a request."""
+        await cache.load(name)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/unload")
+    async def unload(name: str) -> dict[str, Any]:
+        """Send an idle expert to disk; 409 if it is used, waited for or pinned."""
+        cache.unload(name)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/pin")
+    async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
+        """Never let an expert go below `tier` (query parameter, default device); it comes up when nobody waits, and
+        idle ones leave for it. 409 if some expert could then never come to the device."""
+        cache.pin(name, tier)
+        return _one(cache, name)
+
+    @admin.post("/experts/{name}/unpin")
+    async def unpin(name: str) -> dict[str, Any]:
+        """Let an expert go to disk again."""
+        cache.pin(name, Tier.DISK)
+        return _one(cache, name)
+
+    @admin.post("/reload")
+    async def reload() -> dict[str, Any]:
+        """Take over the artifact, the configuration and the keys as they are on disk now; 409 if any of it is wrong."""
+        return await reloader.reload()
+
+    return admin
+
+
+def _one(cache: ExpertCache, name: str) -> dict[str, Any]:
+    return next(_expert_json(status) for status in cache.status() if status.name == name)
+
+
+async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
+    yield ": coe events\n\n"
+    async for event in events.after(last_seq):
+        yield f"id: {event.seq}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"
+
+
+def _expert_json(status: ExpertStatus) -> dict[str, Any]:
+    move = status.last_move
+    return {
+        "name": status.name,
+        "state": status.state,
+        "residency": status.residency,
+        "bytes": {"device": status.held.device, "host": status.held.host},
+        "leases": status.leases,
+        "queued": status.queued,
+        "pin": None if status.pin == "disk" or status.residency == "remote" else status.pin,
+        "last_move": move
+        and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
+        "failure": status.failure,
+    }
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """What was built anew, checked, to take the place of what serves."""
+
+    serving: Serving
+    guard: Guard
+    log_prompts: bool
+    changed: tuple[str, ...]  # keys of the configuration
+
+
+class Reloader:
+    """`build` reads and checks everything, in a thread; what it builds replaces what serves between two requests.
+
+    Requests that were decided before go on with the router that decided them.
+    """
+
+    def __init__(self, service: Service, build: Callable[[Serving], Fresh]) -> None:
+        self._service = service
+        self._build = build
+        self._one_at_a_time = asyncio.Lock()
+        self._retired: list[Embedder] = []  # somebody's prompt may be on its way through one
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def reload(self) -> dict[str, Any]:
+        """Take over what is on disk now. Raises ReloadRefused with the reason; then nothing has changed."""
+        try:
+            return await self._take_over()
+        finally:
+            give_back_free_memory()  # of what was replaced, or built in vain
+
+    async def _take_over(self) -> dict[str, Any]:
+        async with self._one_at_a_time:
+            serving = self._service.serving
+            try:
+                fresh = await asyncio.to_thread(self._build, serving)
+            except CoeError as error:
+                logger.error("nothing was reloaded: %s", error)
+                if isinstance(error, ReloadRefused):
+                    raise
+                raise ReloadRefused(f"nothing was reloaded: {error}") from error
+            if serving.embedder is not None and fresh.serving.embedder is not serving.embedder:
+                self._retired.append(serving.embedder)
+            self._service.serving = fresh.serving
+            api_keys = fresh.guard.keyring.since(self._service.guard.keyring)
+            self._service.guard = fresh.guard
+            self._service.log_prompts = fresh.log_prompts
+        version = fresh.serving.router.version
+        keys = (f"{word} {', '.join(names)}" for word, names in api_keys.items() if names)
+        logger.info(
+            "reloaded: router %s; configuration: %s; API keys: %s",
+            *(version, ", ".join(fresh.changed) or "as before", "; ".join(keys) or "as before"),
+        )
+        return {"router_version": version, "changed": list(fresh.changed), "api_keys": api_keys}
+
+    def begin(self) -> None:
+        """The same for a signal, which waits for nothing; the log has the outcome."""
+        task = asyncio.get_running_loop().create_task(self._reload_quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """End what a signal began, and every embedder that serves or did."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for embedder in (*self._retired, self._service.serving.embedder):
+            if embedder is not None:
+                await embedder.close()
+
+    async def _reload_quietly(self) -> None:
+        try:
+            await self.reload()
+        except ReloadRefused:
+            return  # `reload` has said why

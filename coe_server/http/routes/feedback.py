@@ -1,0 +1,98 @@
+"""What a caller thought of an answer, and what was decided about it: `/v1/feedback` and `/v1/decisions`.
+
+A decision belongs to the key that asked for it; to every other key, an admin's excepted, it does not exist. Where there
+are no keys its id, which cannot be guessed and is told to the caller alone, is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import Response
+
+from coe_server.errors import RequestError, UnknownDecision
+from coe_server.http.auth import CALLER, Reach
+from coe_server.http.body import read_body
+from coe_server.http.incoming import read_all
+from coe_server.journal.journal import Journal
+from coe_server.keys import Key
+
+MOST_BYTES = 65_536
+BODY_SECONDS = 10.0
+SAFE_ID = r"^[\x20-\x7e]{1,100}$"
+AT_A_TIME = 16  # of one key's requests in the decision log's queue; its further ones wait for these, and no one else's
+
+
+class FeedbackBody(BaseModel):
+    """The body of `POST /v1/feedback`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    decision_id: str = Field(pattern=SAFE_ID)
+    score: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+    comment: str | None = Field(default=None, max_length=10_000)
+
+
+def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]) -> APIRouter:
+    """The routes over `journal`; without one they say how to get one. `reach`: what a key may see."""
+    routes = APIRouter(prefix="/v1")
+    turns: dict[str | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_A_TIME))
+
+    @routes.post("/feedback")
+    async def rate(request: Request) -> dict[str, Any]:
+        """Rate the answer to a decision, from 0 to 1; the last word counts. Answered when it is on the disk."""
+        given = _read_feedback(await read_all(request, MOST_BYTES, BODY_SECONDS))
+        key = request.scope[CALLER]
+        async with turns[_name(key)]:
+            await _there(journal).rate(given.decision_id, given.score, given.comment, _owner(key))
+        return {"decision_id": given.decision_id, "score": given.score}
+
+    @routes.get("/decisions/{decision_id}")
+    async def decision(decision_id: str, request: Request) -> dict[str, Any]:
+        """What was decided and why, and the feedback on it; the prompt is no part of it."""
+        key = request.scope[CALLER]
+        async with turns[_name(key)]:
+            kept = await _there(journal).one(decision_id, _owner(key))
+        return reach(key).seen(kept.as_json())
+
+    @routes.delete("/decisions/{decision_id}", status_code=204)
+    async def delete(decision_id: str, request: Request) -> Response:
+        """Erase a decision with its text and feedback: answered when no file holds any of it."""
+        key = request.scope[CALLER]
+        async with turns[_name(key)]:
+            await _there(journal).delete(decision_id, _owner(key))
+        return Response(status_code=204)
+
+    return routes
+
+
+def _name(key: Key | None) -> str | None:
+    return None if key is None else key.name
+
+
+def _owner(key: Key | None) -> str | None:
+    """As whom a decision is asked for; None sees all of them."""
+    return None if key is None or key.admin else key.name
+
+
+def _there(journal: Journal | None) -> Journal:
+    if journal is None:
+        raise UnknownDecision("this server keeps no decisions (log.decisions: false)")
+    return journal
+
+
+def _read_feedback(raw: bytes) -> FeedbackBody:
+    try:
+        return FeedbackBody.model_validate(dict(read_body(raw).fields))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(FeedbackBody.model_fields)
+            raise RequestError(f"{key}: there is no such field ({known})", key) from error
+        raise RequestError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", key) from error

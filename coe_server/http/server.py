@@ -1,0 +1,215 @@
+"""Listens for HTTP until a signal asks it to stop, then ends what would never end by itself. Knows no endpoints.
+
+Takes the address to listen at before anything else is begun; says in a sentence why it cannot be had.
+
+That is no mistake in the configuration: who holds the port may leave it, and trying again is worth while.
+
+The endpoints, one function each, in the order a client meets them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import socket
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
+from typing import Protocol
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from coe_server.errors import CoeError
+from coe_server.http.apis import SURFACES
+from coe_server.http.auth import CALLER
+from coe_server.http.connection import Connection
+from coe_server.http.errors import install_error_handlers
+from coe_server.http.generate import answering
+from coe_server.http.headers import REQUEST_ID
+from coe_server.http.middleware import Entrance, Paths
+from coe_server.http.openapi import describe
+from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Refusals
+from coe_server.http.routes.admin import Reloader, build_admin
+from coe_server.http.routes.feedback import build_feedback
+from coe_server.http.routes.metrics import build_metrics
+from coe_server.http.routes.models import build_models
+from coe_server.http.routes.page import build_page
+from coe_server.http.serving import Service
+from coe_server.process.open_files import OpenFilesWatch
+from coe_server.settings.web_address import host_and_port
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 30.0  # what answers in progress may still take
+# An idle connection is kept for longer than proxies and load balancers keep theirs (nginx and AWS' 60 s), so that it is
+# they who close it: a request on its way over a connection that we are closing would be lost.
+IDLE_SECONDS = 75
+
+
+class Door(Protocol):
+    """An ASGI application that is also told what never reaches it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def refused(self, error: CoeError) -> None:
+        """A request was refused before it was whole enough to be one."""
+
+
+class Listener(uvicorn.Server):
+    """uvicorn's server; `before_stop` is called when it stops accepting, before it waits for open connections."""
+
+    def __init__(
+        self, app: Door, host: str, port: int, before_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                http=partial(Connection, refused=app.refused),  # type: ignore[arg-type]  # uvicorn only calls it
+                ws="none",
+                log_level="warning",
+                log_config=None,  # its lines go where ours go, in the same shape
+                access_log=False,
+                proxy_headers=False,  # nothing here believes what a proxy says of its clients
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=math.ceil(grace_seconds),
+            )
+        )
+        self._before_stop = before_stop
+        self._open_files = OpenFilesWatch()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._open_files.look()
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            for listening in server.sockets:
+                address = host_and_port(*listening.getsockname()[:2])
+                logger.info("listening on http://%s/v1; GET /readyz tells when the experts are up", address)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace_seconds = self.config.timeout_graceful_shutdown
+        logger.info("stopping: nobody is admitted any more, answers in progress may take %d s", grace_seconds)
+        self._before_stop()
+        await super().shutdown(sockets)
+        logger.info("stopped")
+
+
+_NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+_NAME_OR_ADDRESS = "http.host is an address or a name of this machine: 127.0.0.1, or 0.0.0.0 for all of its addresses"
+
+
+def taken_address(host: str, port: int) -> list[socket.socket]:
+    """Sockets bound to every address of `host`, not listening yet. Raises CoeError with the reason and a way out."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no name"
+        raise _cannot_listen(host, port, reason, _NAME_OR_ADDRESS) from error
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            with suppress(_NotOurs):
+                sockets.append(_bound(family, address))
+        if not sockets:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+    except OSError as error:
+        for one in sockets:
+            one.close()
+        way_out = _NAME_OR_ADDRESS if error.errno in _NOT_OURS else "give another port (http.port or --port)"
+        raise _cannot_listen(host, port, error.strerror or str(error), way_out) from error
+    return sockets
+
+
+class _NotOurs(Exception):
+    """An address that `host` has and this machine has not, ::1 of localhost say."""
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    try:
+        one = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.bind(address)
+        except BaseException:
+            one.close()
+            raise
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            raise _NotOurs from error
+        raise
+    return one
+
+
+def _cannot_listen(host: str, port: int, reason: str, way_out: str) -> CoeError:
+    return CoeError(f"cannot listen on {host_and_port(host, port)}: {reason[0].lower()}{reason[1:]}; {way_out}")
+
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entrance:
+    """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
+    app = FastAPI(
+        title="Composition of Experts",
+        openapi_url=None,  # FastAPI's own would be the same for every caller
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    install_error_handlers(app, service.telemetry)
+    straight = {surface.path: answering(service, surface) for surface in SURFACES}
+    for surface in SURFACES:
+        summary = f"{surface.endpoint.capitalize()}: {'routed, or by' if surface.routed else 'by'} an expert's name"
+        app.add_api_route(surface.path, straight[surface.path], methods=["POST"], summary=summary)
+
+    @app.post("/v1/route")
+    async def route(request: Request) -> JSONResponse:
+        """The decision for a request, without the answer."""
+        serving = service.serving
+        question = await service.incoming.question(request, None, serving.max_body_bytes, serving.body_seconds)
+        key = request.scope[CALLER]
+        asked = await service.asked(question, key)
+        decision = service.decide(asked)
+        told = service.reach(key).seen(decision.as_json())
+        return JSONResponse(told, headers={REQUEST_ID: decision.decision_id})
+
+    straight["/v1/route"] = route  # refused as what it decides about would be, with the same line in the log
+
+    app.include_router(build_models(service))
+    app.include_router(build_feedback(service.chronicle.journal, service.reach))
+
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health")
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """What is to be preloaded has been; 503 until then."""
+        ready = service.cache.ready.is_set()
+        return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
+
+    app.include_router(build_page(service))
+    app.include_router(build_admin(service.cache, reloader))
+    app.include_router(build_metrics(service))
+    describe(app, lambda request: service.reach(request.scope[CALLER]).models)
+    paths = Paths(app.routes)
+    refusals = Refusals(service.telemetry, paths.declared)
+    bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
+    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, refusals, straight)

@@ -1,0 +1,75 @@
+"""What a trace is told of one request. Knows nothing of OpenTelemetry: where tracing is off, nobody listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from coe_server.errors import CoeError
+from coe_server.http.apis import Surface
+from coe_server.http.usage import UNSTATED, Usage
+from coe_server.routing.decision import RoutingDecision
+
+Pairs = tuple[tuple[str, str], ...]
+CONTEXT = frozenset(("traceparent", "tracestate"))  # W3C Trace Context: whose child a request is
+
+
+class Trace(Protocol):
+    """One request from its decision to its end; told by its `Account`."""
+
+    def follows(self, decision: RoutingDecision) -> None:
+        """Another decision takes the place of the one it began with."""
+
+    def granted(self, expert: str, waited_seconds: float, since_arrival_seconds: float) -> None:
+        """A lease, after this wait for it, and so long after the request came: the expert is asked now."""
+
+    def first_bytes(self, status: int) -> None:
+        """The expert's answer begins."""
+
+    def lost(self, error: CoeError) -> None:
+        """The expert gave no answer; what happens next is told next."""
+
+    def close(self, status: int | None, error: CoeError | None, hung_up: bool, usage: Usage = UNSTATED) -> None:
+        """It is over. `status` is what the caller was told, None where nothing was; `usage` what the answer took."""
+
+    def onto(self, headers: Pairs) -> Pairs:
+        """The headers for the expert, with the context that its own trace continues."""
+
+
+class Tracing(Protocol):
+    """Where traces are begun, and what sends them."""
+
+    def begin(
+        self,
+        surface: Surface,
+        headers: Mapping[str, str],
+        fields: Mapping[str, Any],
+        decision: RoutingDecision,
+        began: float,
+    ) -> Trace:
+        """For a request that came at `began` (`time.perf_counter`'s seconds) with these headers and body fields."""
+
+    def close(self) -> None:
+        """Send what is left, within a few seconds. Waits."""
+
+
+class Untraced:
+    """No trace: the caller's own context reaches the engine as it came."""
+
+    def _not_told(self, *_: object, **__: object) -> None:
+        """Nobody listens."""
+
+    follows = granted = first_bytes = lost = close = _not_told
+
+    def onto(self, headers: Pairs) -> Pairs:
+        return headers
+
+
+class NoTracing:
+    """Tracing that is off."""
+
+    def begin(self, *_: object, **__: object) -> Trace:
+        return Untraced()
+
+    def close(self) -> None:
+        """Nothing is left."""

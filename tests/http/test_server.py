@@ -1,0 +1,46 @@
+"""Where the server listens: taken before anything begins, refused in a sentence; what it logs goes where all goes."""
+
+import logging
+import socket
+from contextlib import closing
+from types import SimpleNamespace
+
+import pytest
+
+from coe_server.errors import CoeError
+from coe_server.http.server import Listener, taken_address
+
+
+def test_every_address_of_a_host_is_taken():
+    sockets = taken_address("localhost", 0)
+    try:
+        known = {address[0] for *_, address in socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)}
+        assert "127.0.0.1" in {one.getsockname()[0] for one in sockets} <= known
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def test_what_somebody_listens_at_cannot_be_taken_and_is_not_half_taken():
+    with closing(socket.create_server(("127.0.0.1", 0))) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(CoeError, match=rf"cannot listen on localhost:{port}: address already in use; give another"):
+            taken_address("localhost", port)
+    for one in taken_address("localhost", port):
+        one.close()
+
+
+@pytest.mark.parametrize("host", ["not a host", "a..b", "192.0.2.1"])  # the last one is nobody's: RFC 5737
+def test_a_host_that_is_not_this_machine_is_refused_with_a_way_out(host):
+    with pytest.raises(CoeError, match=r"cannot listen on .*:0: .*; http\.host is an address or a name of this"):
+        taken_address(host, 0)
+
+
+def test_the_lines_of_the_web_server_are_lines_of_our_log(monkeypatch, caplog):
+    for name in ("uvicorn", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    Listener(SimpleNamespace(refused=print), "127.0.0.1", 0, lambda: None)
+    logging.getLogger("uvicorn.error").error("Cancel 1 running task(s)")
+    assert caplog.messages == ["Cancel 1 running task(s)"]
+    assert logging.getLogger("uvicorn").handlers == []
