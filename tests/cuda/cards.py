@@ -1,0 +1,139 @@
+"""A pretend machine with CUDA cards: the books of their memory, in one small file that every process of a test shares.
+
+What a process holds is its own until it gives it back or ends, as with a CUDA context. Knows nothing of vLLM.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "NVIDIA_PRETEND_CARDS"  # names the file; engines inherit what begins with NVIDIA_
+MIB, GIB = 1 << 20, 1 << 30
+DRIVER_BYTES = 450 * MIB  # what a driver keeps of an idle card: 425 to 510 MiB in NVML's reading of 24 to 80 GB cards
+
+
+class OutOfMemory(Exception):
+    """`torch.OutOfMemoryError` of a process that asked for more than its card had free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One card as NVML shows it; bytes."""
+
+    total: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        return self.total - self.used
+
+
+class Cards:
+    """All cards of the machine, by index in PCI order. Every method reads and writes the file under a lock."""
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self._path = Path(path or os.environ[VARIABLE])
+
+    @classmethod
+    def create(cls, path: Path, totals: Sequence[int], name: str = "Pretend 24GB", driver: int = DRIVER_BYTES) -> Cards:
+        cards = [
+            {"uuid": f"GPU-{index:08x}-0000-4000-8000-000000000000", "name": name, "total": total, "others": driver}
+            for index, total in enumerate(totals)
+        ]
+        path.write_text(json.dumps({"cards": cards, "held": [], "lost": []}))
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self._read()["cards"])
+
+    def uuid(self, card: int) -> str:
+        return str(self._read()["cards"][card]["uuid"])
+
+    def name(self, card: int) -> str:
+        return str(self._read()["cards"][card]["name"])
+
+    def reading(self, card: int) -> Reading:
+        state = self._read()
+        return Reading(state["cards"][card]["total"], _used(state, card))
+
+    def held(self, pid: int | None = None, card: int | None = None) -> dict[str, int]:
+        """Bytes by what they are for: of one process or of all, on one card or on all."""
+        found: dict[str, int] = {}
+        for entry in self._read()["held"]:
+            if pid in {None, entry["pid"]} and card in {None, entry["card"]}:
+                found[entry["what"]] = found.get(entry["what"], 0) + entry["bytes"]
+        return found
+
+    def processes(self, card: int) -> dict[int, int]:
+        """Bytes of each process on a card."""
+        found: dict[int, int] = {}
+        for entry in self._read()["held"]:
+            if entry["card"] == card:
+                found[entry["pid"]] = found.get(entry["pid"], 0) + entry["bytes"]
+        return found
+
+    def take(self, card: int, what: str, size_bytes: int) -> None:
+        """Raises `OutOfMemory` if the card has less free, or is lost."""
+        with self._changed() as state:
+            free = state["cards"][card]["total"] - _used(state, card)
+            if card in state["lost"] or size_bytes > free:
+                raise OutOfMemory(f"CUDA out of memory. Tried to allocate {size_bytes / GIB:.2f} GiB. GPU {card}")
+            state["held"].append({"pid": os.getpid(), "card": card, "what": what, "bytes": size_bytes, "until": None})
+
+    def give_back(self, card: int, what: str, after_seconds: float = 0.0) -> None:
+        """All of that kind which this process holds on the card; the card shows it as free only after a while."""
+        with self._changed() as state:
+            for entry in state["held"]:
+                if (entry["pid"], entry["card"], entry["what"]) == (os.getpid(), card, what):
+                    entry["until"] = time.time() + after_seconds
+
+    def neighbour(self, card: int, size_bytes: int) -> None:
+        """From now on other programs, the driver included, hold that much of the card."""
+        with self._changed() as state:
+            state["cards"][card]["others"] = size_bytes
+
+    def lose(self, card: int) -> None:
+        """The card fell off the bus: nothing can be taken there any more, and NVML knows it no longer."""
+        with self._changed() as state:
+            state["lost"].append(card)
+
+    def is_lost(self, card: int) -> bool:
+        return card in self._read()["lost"]
+
+    def _read(self) -> dict[str, Any]:
+        with self._changed() as state:
+            return state
+
+    @contextmanager
+    def _changed(self) -> Iterator[dict[str, Any]]:
+        with self._path.open("r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            state = json.load(file)
+            state["held"] = [entry for entry in state["held"] if _still_held(entry)]
+            yield state
+            file.seek(0)
+            file.truncate()
+            json.dump(state, file)
+
+
+def _used(state: dict[str, Any], card: int) -> int:
+    held = sum(entry["bytes"] for entry in state["held"] if entry["card"] == card)
+    return int(min(state["cards"][card]["total"], state["cards"][card]["others"] + held))
+
+
+def _still_held(entry: dict[str, Any]) -> bool:
+    """A process that ended holds nothing; one that is a zombie has given back its memory too."""
+    if entry["until"] is not None and time.time() >= entry["until"]:
+        return False
+    try:
+        return Path(f"/proc/{entry['pid']}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""In the place of vLLM within a stand-in engine."""

@@ -1,0 +1,72 @@
+"""vLLM's own word on a command line and a card. Runs in vLLM's environment, one process for all tests.
+
+    python vllm_rules.py SOCKET        answers one JSON line for each JSON line; ends when its standard input is closed
+
+Importing vLLM takes 20 s, so a stand-in engine asks this process instead of doing so itself. `rules.py` asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socketserver
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.core.kv_cache_utils import _check_enough_kv_cache_memory
+from vllm.v1.worker.utils import request_memory
+
+WANTED = (
+    *("model_tag", "uds", "host", "port", "served_model_name", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+    *("max_model_len", "max_num_seqs", "enable_sleep_mode", "enforce_eager", "tensor_parallel_size"),
+    *("pipeline_parallel_size", "data_parallel_size", "api_server_count", "worker_cls", "worker_extension_cls"),
+    *("sleep_mode_offload_cudagraph", "enable_nccl_comm_suspend", "numa_bind", "distributed_executor_backend"),
+    *("allowed_media_domains", "disable_uvicorn_access_log", "enable_lora", "max_loras", "max_lora_rank"),
+)
+PARSER = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """What vLLM's parser makes of the words after `serve`; only values that we look at."""
+    parsed = PARSER.parse_args(words)
+    validate_parsed_serve_args(parsed)
+    return {name: getattr(parsed, name, None) for name in WANTED}
+
+
+def check_free(total: int, free: int, utilization: float) -> int:
+    snapshot = SimpleNamespace(total_memory=total, free_memory=free, device_="cuda")
+    return int(request_memory(snapshot, SimpleNamespace(gpu_memory_utilization=utilization)))
+
+
+def check_kv_cache(available: int, token_bytes: int, max_model_len: int) -> None:
+    _check_enough_kv_cache_memory(
+        available, lambda: token_bytes * max_model_len, max_model_len, lambda memory: memory // token_bytes
+    )
+
+
+class Handler(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        for line in self.rfile:
+            asked = json.loads(line)
+            action = {"parse": parse, "check_free": check_free, "check_kv_cache": check_kv_cache}[asked.pop("what")]
+            try:
+                answer: dict[str, Any] = {"value": action(**asked)}
+            except (Exception, SystemExit) as error:  # noqa: BLE001  vLLM's code: what it says is the answer
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            self.wfile.write(json.dumps(answer, default=str).encode() + b"\n")
+
+
+def end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with socketserver.ThreadingUnixStreamServer(sys.argv[1], Handler) as server:
+        print("ready", flush=True)  # noqa: T201  its parent waits for this
+        server.serve_forever()
