@@ -12,23 +12,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coe_server.assembly.experts import build_experts
-from coe_server.assembly.journals import journal_file
-from coe_server.assembly.keyring import build_guard
-from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what_never_fits
-from coe_server.assembly.routers import build_router, build_serving
-from coe_server.assembly.tracing import require_tracing
+from coe_server.build.experts import build_capacity, build_experts, ram_of_tiers, refuse_what_never_fits
+from coe_server.build.keys import build_guard
+from coe_server.build.router import build_router, build_serving, journal_file
+from coe_server.build.tracing import require_tracing
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
-from coe_server.commands.decision_table import print_decision
-from coe_server.commands.dry_run import decide_at_rest
-from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
-from coe_server.commands.narrow_tables import table_console
-from coe_server.commands.sentences import mistakes_as_sentences
-from coe_server.commands.simulation import Question, run_simulation
-from coe_server.commands.validation import (
+from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.route import decide_at_rest, print_decision
+from coe_server.commands.simulate import Question, run_simulation
+from coe_server.commands.terminal import mistakes_as_sentences, table_console
+from coe_server.commands.validate import (
     container_limit,
     dangers,
     dead_configuration,
@@ -37,16 +33,19 @@ from coe_server.commands.validation import (
     plan_table,
     wait_bound,
 )
-from coe_server.config import TRACING_SECRETS, ServerConfig, load_config, process_environment
-from coe_server.destination import require_writable_folder
+from coe_server.config.addresses import host_and_port
+from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError
-from coe_server.journal.export import export
-from coe_server.process.allocator import give_back_free_memory, share_one_arena
-from coe_server.process.inspection import refuse_inspection
-from coe_server.process.log_lines import write_log_to_stderr
-from coe_server.process.open_files import allow_many_open_files
-from coe_server.process.state_lock import state_lock
-from coe_server.settings.web_address import host_and_port
+from coe_server.journal.store import export
+from coe_server.system.files import require_writable_folder
+from coe_server.system.process import (
+    allow_many_open_files,
+    give_back_free_memory,
+    refuse_inspection,
+    share_one_arena,
+    state_lock,
+    write_log_to_stderr,
+)
 
 app = typer.Typer(
     name="coe",

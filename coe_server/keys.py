@@ -20,9 +20,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from coe_server.config.file import first_mistake
 from coe_server.errors import ConfigError
-from coe_server.private_files import private_folder, replacing
-from coe_server.settings.mistakes import first_mistake
+from coe_server.system.files import private_folder, replacing
 
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000

@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from coe_server.assembly.keyring import build_guard
-from coe_server.commands.credentials import bearer
-from coe_server.config import load_config
+from coe_server.build.keys import build_guard
+from coe_server.commands.terminal import bearer
+from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import LARGEST_FILE_BYTES, Key, Keyring, hashed, new_key, read_keys, write_keys
 from tests.test_cli import coe, config

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from coe_server.commands.narrow_tables import table_console
-from coe_server.commands.sentences import mistakes_as_sentences
-from coe_server.config import load_config
+from coe_server.commands.terminal import mistakes_as_sentences, table_console
+from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import MOST_A_MINUTE, MOST_WEIGHT, NAME, Key, hashed, new_key, read_keys, write_keys
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from coe_server.content_coding import TAKEN
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.harmless import HARMLESS
-from coe_server.telemetry import ERRORS, Telemetry
+from coe_server.metrics import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 

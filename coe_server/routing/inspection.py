@@ -27,7 +27,7 @@ from coe_server.routing.feature_tensors import (
 )
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
 from coe_server.routing.static_embeddings import StaticEmbeddings
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"

@@ -13,14 +13,14 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from coe_server.config.file import UnusableYaml, parse_yaml
 from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import well_formed
 from coe_server.routing.manifest import Name
 from coe_server.routing.router import Router
-from coe_server.settings.bounded_yaml import UnusableYaml, parse_yaml
-from coe_server.visible import brief, visible
+from coe_server.system.visible import brief, visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from coe_server.config import load_config
+from coe_server.config.schema import load_config
 from tests.docs.reader import ROOT, blocks, reading
 from tests.patience import PATIENCE_SECONDS
 

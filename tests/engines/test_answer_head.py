@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from coe_server.answer_head import LONGEST_HEAD_BYTES, MOST_INTERIM
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.errors import EngineError
+from coe_server.upstream.reply import LONGEST_HEAD_BYTES, MOST_INTERIM
 from tests.patience import PATIENCE_SECONDS
 
 GET = EngineRequest("GET", "/v1/models", (), b"")

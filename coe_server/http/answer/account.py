@@ -9,12 +9,12 @@ import logging
 import time
 from typing import Any
 
-from coe_server import telemetry as named
+from coe_server import metrics as named
 from coe_server.errors import CoeError
 from coe_server.http.answer.trace import Trace
 from coe_server.http.answer.usage import UNSTATED, Usage
+from coe_server.metrics import Telemetry
 from coe_server.routing.decision import RoutingDecision
-from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger("coe.requests")
 

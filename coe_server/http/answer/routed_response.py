@@ -42,8 +42,8 @@ from coe_server.http.answer.signs_of_life import SignsOfLife
 from coe_server.http.answer.usage import Usage, UsageInBody, UsageInEvents, UsageReader
 from coe_server.http.openai_errors import unexpected
 from coe_server.routing.decision import RoutingDecision
-from coe_server.verdict.complaint import Cause
-from coe_server.verdict.verdict import Verdict
+from coe_server.upstream.complaint import Cause
+from coe_server.upstream.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import errno
 import socket
 from contextlib import suppress
 
+from coe_server.config.addresses import host_and_port
 from coe_server.errors import CoeError
-from coe_server.settings.web_address import host_and_port
 
 _NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 _NAME_OR_ADDRESS = "http.host is an address or a name of this machine: 127.0.0.1, or 0.0.0.0 for all of its addresses"

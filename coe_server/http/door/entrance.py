@@ -36,7 +36,7 @@ from coe_server.http.harmless import harmless
 from coe_server.http.openai_errors import error_response, unexpected
 from coe_server.http.request_id import REQUEST_ID, identified, new_request_id
 from coe_server.keys import Key
-from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
+from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 CALLER = "coe.caller"  # in a request's scope: the `Key` that opened the door, or None

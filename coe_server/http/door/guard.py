@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
+from coe_server.config.addresses import HostPort, is_loopback_host
 from coe_server.errors import Forbidden, InvalidApiKey
 from coe_server.http.door.browser import host_of_origin, is_from_our_page, lines
 from coe_server.http.door.hosts import Hosts
 from coe_server.keys import Key, Keyring
-from coe_server.settings.host_name import HostPort
-from coe_server.settings.web_address import is_loopback_host
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})

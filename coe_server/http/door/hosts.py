@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from coe_server.settings.host_name import HostPort, canonical_host
-from coe_server.settings.web_address import is_loopback_host
+from coe_server.config.addresses import HostPort, canonical_host, is_loopback_host
 
 _USUAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _LONGEST_QUOTED = 80

@@ -12,10 +12,10 @@ from typing import Protocol
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from coe_server.config.addresses import host_and_port
 from coe_server.errors import CoeError
 from coe_server.http.door.connection import Connection
-from coe_server.process.open_files import OpenFilesWatch
-from coe_server.settings.web_address import host_and_port
+from coe_server.system.process import OpenFilesWatch
 
 logger = logging.getLogger(__name__)
 

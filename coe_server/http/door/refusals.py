@@ -12,7 +12,7 @@ from collections.abc import Callable
 from coe_server.errors import CoeError
 from coe_server.http.door.paths import Paths
 from coe_server.keys import Key
-from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
+from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 logger = logging.getLogger(__name__)
 

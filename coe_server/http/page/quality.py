@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coe_server.errors import ArtifactError
 from coe_server.routing.manifest import Manifest, Name
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 ACTIVE = "active_params_b"
 _MOST = 10_000  # points of a curve, experts, budgets
