@@ -10,7 +10,8 @@ A configuration mistake as one sentence that names key, value and what is allowe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,31 @@ _SENTENCES = {
     "value_error": "{key}: {error}",
 }
 _ANY_OTHER = "{key}: {message}, not {input!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What pydantic found first in a value from outside, without that value. `str` is one sentence with the key."""
+
+    key: str  # dotted; empty where the whole value is wrong
+    message: str
+
+    @classmethod
+    def first(cls, errors: Sequence[Any], root: str = "", known: Collection[str] = ()) -> Mistake:
+        """`errors` is what a pydantic error lists, below the key `root`; `known` are the allowed keys."""
+        error = errors[0]
+        key = ".".join(map(str, ([root] if root else []) + list(error["loc"])))
+        if error["type"] == _UNKNOWN and known:
+            return cls(brief(key), f"there is no such key; allowed: {', '.join(known)}")
+        return cls(brief(key), brief(error["msg"][0].lower() + error["msg"][1:]))
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+    @property
+    def invalid(self) -> str:
+        """The predicate of a sentence about a file."""
+        return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
 
 
 def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:

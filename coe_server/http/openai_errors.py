@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from coe_server.config.file import Mistake
 from coe_server.content_coding import TAKEN
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.harmless import HARMLESS
@@ -99,8 +100,8 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"][1:])
-        return told(request, RequestError(f"{where}: {first['msg']}", param=where or None))
+        mistake = Mistake.first([{**first, "loc": first["loc"][1:]}])  # without "body" or "query"
+        return told(request, RequestError(str(mistake), param=mistake.key or None))
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from coe_server.config.file import Mistake
 from coe_server.errors import ArtifactError
 from coe_server.routing.manifest import Manifest, Name
-from coe_server.system.visible import brief
 
 ACTIVE = "active_params_b"
 _MOST = 10_000  # points of a curve, experts, budgets
@@ -76,11 +76,9 @@ def _said(evaluation: dict[str, Any]) -> _Evaluation:
     try:
         return _Evaluation.model_validate(evaluation)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = brief(".".join(str(part) for part in first["loc"]))
+        mistake = Mistake.first(error.errors(include_url=False, include_input=False))
         raise ArtifactError(
-            f"router artifact: evaluation.json is not valid at {place}: {brief(first['msg'])};"
-            " `coe-train fit` writes one that is"
+            f"router artifact: evaluation.json {mistake.invalid}; `coe-train fit` writes one that is"
         ) from error
 
 
