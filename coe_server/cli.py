@@ -89,7 +89,7 @@ def serve(
         bool, typer.Option("--names-only", help="Leave the router out: to record outcomes before there is one.")
     ] = False,
 ) -> None:
-    """Start the server and stay up until it is told to stop (Ctrl-C or SIGTERM).
+    """Start the server; it runs until Ctrl-C or SIGTERM.
 
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
@@ -136,8 +136,8 @@ def _with_options(settings: ServerConfig, port: int | None, names_only: bool) ->
 def validate(config: ConfigPath) -> None:
     """Check a configuration without starting anything, and show the plan.
 
-    Who fits where, how long anybody waits at most, who can be reached by the router at all, and what in the
-    configuration can never take effect. Exit code 2 and one sentence where something is wrong.
+    Which experts fit where, the longest wait, which experts the router can reach, and what in the configuration can
+    never take effect. Exit code 2 and one sentence where something is wrong.
     """
     with mistakes_as_sentences():
         settings = load_config(config)
@@ -147,7 +147,7 @@ def validate(config: ConfigPath) -> None:
         refuse_what_never_fits(found, capacity)
         keys = build_guard(settings).keyring.keys
         require_tracing(settings)
-        build_serving(settings, router)  # whatever serving reads of the artifact
+        build_serving(settings, router)  # all that serving reads of the artifact
     cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
     console = Console()
     console.print(plan_table(settings, found, capacity))
@@ -243,7 +243,7 @@ def simulate(
 
     No engine is started; hours of traffic take seconds. An engine answers up to max_concurrency requests at once
     without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
-    seconds in which somebody waits and nobody generates.
+    seconds in which a request waits and none generates.
     """
     question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
     with mistakes_as_sentences():

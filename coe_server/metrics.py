@@ -105,7 +105,7 @@ LEASES = Metric("coe_leases", "gauge", "Leases held.", ("expert",))
 QUEUED = Metric(
     "coe_queued", "gauge", "Leases that are waited for: one for each answer a request asks for.", ("expert",)
 )
-WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "The longest anybody waits, with the costs measured so far.")
+WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "Upper bound on the wait, with the costs measured so far.")
 TIER_BYTES = Metric("coe_tier_bytes", "gauge", "Bytes held in the tier.", ("tier",))
 TIER_CAPACITY = Metric("coe_tier_capacity_bytes", "gauge", "Bytes the tier may hold.", ("tier",))
 MOVES = Metric("coe_moves", "counter", "Moves carried out.", ("expert", "from", "to"))
@@ -128,7 +128,7 @@ FAILURES = Metric("coe_expert_failures", "counter", "Failures of engines and mov
 PREFETCHES = Metric(
     "coe_prefetches",
     "counter",
-    "Done before anybody asked: brought to the device, sent to sleep for room, read into the page cache.",
+    "Done before a request asked: brought to the device, sent to sleep for room, read into the page cache.",
     ("kind",),
 )
 USEFUL_PREFETCHES = Metric("coe_useful_prefetches", "counter", "Of those, the ones that turned out useful.", ("kind",))
@@ -141,7 +141,7 @@ class Telemetry:
     """Counts what it is told. What can be looked up at any time (queues, residency) is no business of its own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, read by nobody
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series for every counter
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._counters = {one.name: _counter(one, self.registry) for one in METRICS if one in _COUNTED}

@@ -122,7 +122,7 @@ def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
         guard_of(tmp_path, http=beyond)
     guard = guard_of(tmp_path, http=beyond, keys={"open": True})
     assert (guard.keyring.keys, guard.on_loopback) == ((), False)
-    assert "anybody who reaches 0.0.0.0 may use every expert" in caplog.text
+    assert "every client that reaches 0.0.0.0 may use every expert" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "localhost.example", "10.0.0.1", "::"])

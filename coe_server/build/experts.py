@@ -1,7 +1,4 @@
-"""Every expert with its engine, built from settings; nothing is started.
-
-How much the tiers hold, and whether every expert can ever come to the device.
-"""
+"""Experts with their engines and the memory of the tiers, built from settings; nothing is started."""
 
 from __future__ import annotations
 
@@ -174,7 +171,7 @@ def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
 
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
-    """Raises ConfigError naming the first expert that cannot come to the device, whoever leaves."""
+    """Raises ConfigError naming the first expert that cannot fit on the device even after every permitted eviction."""
     at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin) for expert in experts)
     for name, why in left_out(at_their_pins, capacity).items():
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")

@@ -1,4 +1,4 @@
-"""Who may come in, built from settings, key file and environment."""
+"""The guard, built from settings, key file and environment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ADMIN, _SCRAPE = "admin_key_env", "scrape_key_env"
 
 
 def build_guard(config: ServerConfig) -> Guard:
-    """Who may come in. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
+    """The guard of all requests. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
     settings = config.keys
     keys = read_keys(settings.file) if settings.file is not None else ()
     keys += tuple(_keys_of_environment(config, {key.name for key in keys}))
@@ -26,10 +26,12 @@ def build_guard(config: ServerConfig) -> Guard:
     if not keys and not config.http.is_loopback:
         if not config.keys.open:
             raise ConfigError(
-                f"http.host: '{config.http.host}' can be reached by others and there are no keys; make one "
-                "(keys.file, `coe keys add`), or say keys.open: true"
+                f"http.host: '{config.http.host}' can be reached from other machines and there are no keys; make one "
+                "(keys.file, `coe keys add`), or set keys.open: true"
             )
-        logger.warning("anybody who reaches %s may use every expert: there are no keys (keys.open)", config.http.host)
+        logger.warning(
+            "every client that reaches %s may use every expert: there are no keys (keys.open)", config.http.host
+        )
     return Guard(Keyring(keys), config.http.is_loopback, _hosts(config))
 
 

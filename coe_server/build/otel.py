@@ -33,10 +33,10 @@ def span_tracing(
     provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(settings.endpoint)))
 
     def flush() -> None:
-        """The SDK waits for half a minute for a collector that does not answer; we do not."""
-        last_words = threading.Thread(target=provider.shutdown, daemon=True)
-        last_words.start()
-        last_words.join(FLUSH_SECONDS)
+        """Send what is left, for at most FLUSH_SECONDS; the SDK waits half a minute for a silent collector."""
+        shutdown = threading.Thread(target=provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_SECONDS)
 
     return SpanTracing(provider.get_tracer("coe_server"), models, flush)
 

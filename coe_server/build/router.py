@@ -1,7 +1,4 @@
-"""What decides, built from settings: an artifact's router, what embeds for it, what page and drift watch know of it.
-
-The decision log that settings ask for.
-"""
+"""What decides and what keeps decisions, built from settings: router, embedder, drift watch, decision log."""
 
 from __future__ import annotations
 

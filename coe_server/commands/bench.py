@@ -19,7 +19,7 @@ from coe_server.errors import ConfigError
 from coe_server.system.visible import visible
 
 CHAT = "/chat/completions"
-CONCURRENCY, REQUESTS = 8, 100  # where nobody says how many
+CONCURRENCY, REQUESTS = 8, 100  # defaults
 
 
 def bench(
@@ -53,7 +53,7 @@ def bench(
     """
     with mistakes_as_sentences():
         if rate is not None and concurrency is not None:
-            raise ConfigError("--rate sends whatever is under way, --concurrency so many at a time: give one of them")
+            raise ConfigError("--rate and --concurrency exclude each other; give one of them")
         plan = Plan(
             url=_chat_url(url),
             model=model,

@@ -22,9 +22,9 @@ from coe_server.commands.terminal import bearer, no_room_for, that_fits
 from coe_server.errors import CoeError
 from coe_server.system.visible import visible, visible_lines
 
-_PATIENCE_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
-_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever HTTP_PROXY says
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through HTTP_PROXY
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,14 @@ class RunningServer:
         address = f"{self.url}/admin/experts"
         request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key))
         try:
-            with _DIRECTLY.open(request, timeout=_PATIENCE_SECONDS) as answer:
+            with _DIRECTLY.open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 found: list[dict[str, Any]] = json.load(answer)
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error
         except ValueError as error:
             raise CoeError(f"what answers at {self.url} is not this server: /admin/experts is no JSON") from error
         except TimeoutError as error:
-            raise CoeError(f"the server at {self.url} says nothing within {_PATIENCE_SECONDS:g} s") from error
+            raise CoeError(f"the server at {self.url} did not answer within {_TIMEOUT_SECONDS:g} s") from error
         except OSError as error:
             cause = getattr(error, "reason", error)
             why = getattr(cause, "strerror", None) or cause
@@ -55,7 +55,7 @@ class RunningServer:
 
 
 def watch_experts(server: RunningServer, console: Console) -> None:
-    """Show the table until Ctrl-C or the server's end; where nobody looks (a file, a pipe), each time it changes."""
+    """Show the table until Ctrl-C or the server's end; into a file or pipe, each time it changes."""
     shown = server.experts()
     with suppress(KeyboardInterrupt):
         if console.is_terminal:
@@ -76,10 +76,10 @@ def experts_table(found: list[dict[str, Any]], width: int) -> Group:
 
     Columns that do not fit are left out, those that tell least first, and named below.
     """
-    nobody_pinned = all(not expert["pin"] for expert in found)
-    tell_least = dict.fromkeys((*(("pin",) if nobody_pinned else ()), *_TELL_LEAST))
+    none_pinned = all(not expert["pin"] for expert in found)
+    tell_least = dict.fromkeys((*(("pin",) if none_pinned else ()), *_TELL_LEAST))
     table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), tell_least, width)
-    missing = [name for name in left_out if not (name == "pin" and nobody_pinned)]
+    missing = [name for name in left_out if not (name == "pin" and none_pinned)]
     return Group(table, *no_room_for(missing), *(_failure(one) for one in found if one["failure"]))
 
 

@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The server's YAML file; its keys.file is changed.")]
-Name = Annotated[str, typer.Argument(help="Whose key it is; it appears in metrics and in the log.")]
+Name = Annotated[str, typer.Argument(help="Name of the key; it appears in metrics and in the log.")]
 
 
 @app.command()
@@ -41,7 +41,7 @@ def add(
     ] = None,
     priority: Annotated[bool, typer.Option("--priority", help="It may ask for `priority: high`.")] = False,
     weight: Annotated[
-        float, typer.Option(help="Of its share of half full queues, beside the other keys.", min=0.001, max=MOST_WEIGHT)
+        float, typer.Option(help="Share of half-full queues relative to the other keys.", min=0.001, max=MOST_WEIGHT)
     ] = 1.0,
     expert: Annotated[
         list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")
@@ -87,7 +87,7 @@ def add(
 
 @app.command(name="list")
 def show(config: ConfigPath) -> None:
-    """Show whose keys there are and what each may do; the keys themselves are not known."""
+    """Show the names of the keys and what each may do; the keys themselves are not stored."""
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
     table = Table(box=None, pad_edge=False, header_style="bold")

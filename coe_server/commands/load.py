@@ -1,6 +1,6 @@
 """Load on any OpenAI-compatible endpoint: sends chat requests, streams the answers and times them. Prints nothing.
 
-What a load asks: prompts from a file, one a line, or made up. Knows nothing of how they are sent.
+Its prompts come from a file or are generated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from coe_server.upstream.reply import why_not_connected
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: `concurrency` at a time, or `rate` a second whatever is under way (None: as fast as answers come).
+    """What is sent: `concurrency` at a time, or `rate` a second (None: as fast as answers come).
 
     It ends after `requests` or `seconds`, whichever is given.
     """
@@ -179,7 +179,7 @@ def _has_content(event: Mapping[str, Any]) -> bool:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object, or an empty one in place of whatever else a server sends."""
+    """A JSON object, or an empty one in place of anything else that a server sends."""
     return value if isinstance(value, dict) else {}
 
 
@@ -231,7 +231,7 @@ MADE_UP = (
 
 
 def made_up_questions(count: int, seed: int = 0) -> list[Messages]:
-    """Questions nobody wrote, the same for the same seed."""
+    """Generated questions, the same for the same seed."""
     chance = random.Random(seed)
     return [
         _asked(chance.choice(MADE_UP).format(a=chance.randint(2, 99), b=chance.randint(2, 99))) for _ in range(count)

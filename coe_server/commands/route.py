@@ -1,7 +1,4 @@
-"""A decision without a server: nothing is started, and nobody is resident.
-
-One decision for a person: who answers and why in a line, then every expert with what it is worth.
-"""
+"""`coe route`: one decision without a server, as a line and a table. No expert is started, none counts as loaded."""
 
 from __future__ import annotations
 
@@ -47,7 +44,7 @@ async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Con
 
 
 def print_decision(decision: RoutingDecision) -> None:
-    """To standard output. Somebody chose: an expert asked for by name has no probabilities to show."""
+    """To standard output. For routed decisions: an expert asked for by name has no probabilities."""
     console = Console(emoji=False)
     category = _shown(f"{decision.category} ({_how_sure(decision)})")
     console.print(

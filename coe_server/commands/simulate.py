@@ -25,7 +25,7 @@ from coe_server.simulation.timeline import draw_timeline
 from coe_server.simulation.traces import Profile, Trace, make_trace, read_trace
 from coe_server.system.files import require_writable_file
 
-EXPERTS, REQUESTS = 5, 300  # of a profile, where nobody says how many
+EXPERTS, REQUESTS = 5, 300  # of a profile, by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _print(found: Comparison) -> None:
     console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s")
     table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), _TELL_LEAST, console.width)
     console.print(table, *no_room_for(left_out), sep="\n")
-    kind = "the optimum, found by search" if bound.exact else "proven: nobody can do better, perhaps nobody as well"
+    kind = "the optimum, found by search" if bound.exact else "proven: no schedule is better, perhaps none is as good"
     console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
     for name, m in found.policies.items():
         for sentence in _remarks(m):
@@ -157,7 +157,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _remarks(m: Measures) -> Iterator[str]:
-    kept = "nobody waited longer than" if m.bound_kept else f"[red]{m.wait_max:,.0f} s of waiting break[/red]"
+    kept = "no request waited longer than" if m.bound_kept else f"[red]{m.wait_max:,.0f} s of waiting break[/red]"
     yield f"{kept} the bound of {m.wait_bound_seconds:,.0f} s."
     if m.refused:
         yield f"{m.refused} requests were refused with 429: its figures are not comparable."

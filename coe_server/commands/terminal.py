@@ -1,9 +1,4 @@
-"""How a command ends when something is wrong: one sentence on standard error and an exit code, never a traceback.
-
-Tables in which no value is cut: what has no room is a whole column, left out and named. Knows no table.
-
-A key as the header that carries it. Knows nothing of what it opens.
-"""
+"""What commands share: errors as one sentence with an exit code, tables whose values are never cut, keys as headers."""
 
 from __future__ import annotations
 
@@ -30,7 +25,7 @@ def mistakes_as_sentences() -> Iterator[None]:
     except CoeError as error:
         _tell(error)
         raise typer.Exit(1) from error
-    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
+    except BrokenPipeError:  # the reader of our output left: the command ends silently
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -47,7 +42,7 @@ IN_FULL = 10_000  # characters: wider than any table
 
 
 def table_console() -> Console:
-    """Standard output; where it is no terminal, nothing is cut to a width that nobody has."""
+    """Standard output; where it is no terminal, nothing is cut."""
     console = Console()
     return console if console.is_terminal else Console(width=IN_FULL)
 

@@ -1,4 +1,4 @@
-"""What a configuration comes to before anything is started: who fits where, and what in it can never take effect."""
+"""What a configuration amounts to before a start: which experts fit where, and what can never take effect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def container_limit(tiers_bytes: int) -> str:
 
 
 def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
-    """How many experts fit on the device at once, and who is where when the server gets ready; a sentence each."""
+    """How many experts fit on the device at once, and the tier of each when the server is ready; a sentence each."""
     local = [expert for expert in experts if not expert.remote]
     if not local:
         return ["Every expert is remote: nothing is moved here."]
@@ -51,9 +51,9 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
     most, fewest = _how_many(sizes, capacity.device), _how_many(sizes[::-1], capacity.device)
     at_once = f"{fewest}" if most == fewest else f"{fewest} (the largest) to {most} (the smallest)"
     sentences = [f"On the device at once: {at_once} of {len(local)} local experts."]
-    cannot_rest = [one.name for one in local if not one.engine.footprint.can_sleep]
-    if cannot_rest:
-        sentences.append(f"On the device or on disk, never in host memory: {', '.join(cannot_rest)}.")
+    never_in_host = [one.name for one in local if not one.engine.footprint.can_sleep]
+    if never_in_host:
+        sentences.append(f"On the device or on disk, never in host memory: {', '.join(never_in_host)}.")
     for tier in (Tier.DEVICE, Tier.HOST):
         names = [one.name for one in local if min(one.preload, one.pin, key=lambda goal: goal.depth) is tier]
         if names:
@@ -62,10 +62,10 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
 
 
 def wait_bound(cache: ExpertCache) -> str:
-    """The longest that anybody waits and what it is made of, as one paragraph."""
+    """The longest wait for a lease and its parts, as one paragraph."""
     limits, waits = cache.limits, cache.waits
     return (
-        f"Nobody waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
+        f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
         f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
         f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
@@ -88,10 +88,10 @@ def _with_fan_out(cache: ExpertCache) -> str:
 def _turns(cache: ExpertCache) -> str:
     waits, turn = cache.waits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
     if not waits.sharing:
-        return f"{turn}, for no experts share the device"
+        return f"{turn}, since no experts share the device"
     switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"
     if waits.sharing == 1:
-        return f"{turn} and {switch}, for one expert that shares the device with nobody"
+        return f"{turn} and {switch}, for one expert that has the device to itself"
     ahead = f"one for each of the {waits.sharing} experts that share the device and the one under way"
     return f"{turns_ahead(waits.sharing)} x ({turn} and {switch}), {ahead}"
 
@@ -125,9 +125,9 @@ def _how_many(sizes: Sequence[int], room: int) -> int:
 def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
     """Times to live that are shorter than what they cause, or that never apply; a sentence each."""
     for expert in experts:
-        rest = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
+        below = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
         costs = Costs(expert.costs)
-        seconds = costs.move(Tier.DEVICE, rest) + costs.move(rest, Tier.DEVICE)
+        seconds = costs.move(Tier.DEVICE, below) + costs.move(below, Tier.DEVICE)
         if expert.ttl_seconds is None:
             continue
         if expert.pin is Tier.DEVICE or expert.remote:
@@ -136,8 +136,8 @@ def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
         elif expert.ttl_seconds < seconds:
             known = "measured" if expert.costs else "guessed"
             yield (
-                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to {rest} "
-                f"and back ({seconds:.1f} s, {known}): it will come and go all the time"
+                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to "
+                f"{below} and back ({seconds:.1f} s, {known}): it will be loaded and unloaded all the time"
             )
 
 
@@ -156,7 +156,7 @@ def dangers(config: ServerConfig) -> Iterator[str]:
                 "args.code_revision to what was read"
             )
         if folder := args.get("allowed_local_media_path"):
-            told = f"every caller of '{expert.name}' can have it look at any file in {folder}"
+            told = f"every caller of '{expert.name}' can have it read any media file in {folder}"
             yield f"{key}.allowed_local_media_path: {told}"
 
 
@@ -251,6 +251,6 @@ def _disobeyed_pins(router: Router, objective: str) -> Iterator[str]:
 
 
 def _chosen(router: Router, objective: str) -> set[str]:
-    """Who is mapped to under an objective, fallback and pins included."""
+    """The experts mapped to under an objective, fallback and pins included."""
     entry = router.artifact.manifest.objectives[objective]
     return {*router.artifact.mapping[objective].values(), *router.artifact.pins(objective).values(), entry.fallback}

@@ -1,7 +1,4 @@
-"""A server's name as it stands in a `Host` header: `ai.example.com`, `10.1.2.3`, `[::1]`. Resolves no name.
-
-Where an HTTP server is, as people write it: `http://127.0.0.1:8000/v1`. Knows no settings and resolves no name.
-"""
+"""Hosts and URLs as configurations and requests write them, `[::1]` or `http://127.0.0.1:8000/v1`. Resolves no name."""
 
 from __future__ import annotations
 

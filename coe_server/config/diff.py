@@ -25,20 +25,16 @@ def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
     for key in changed:
         if not any(fnmatchcase(key, pattern) for pattern in LIVE):
-            was, now = (_shown(key, side[key]) if key in side else "not there" for side in (before, after))
-            raise ReloadRefused(
-                f"{key}: was {was} and is {now} in the file; that needs a restart, nothing was reloaded"
-            )
+            was, now = (_shown(key, side[key]) if key in side else "absent" for side in (before, after))
+            raise ReloadRefused(f"{key}: was {was} and is {now} in the file; restart required, nothing was reloaded")
     return tuple(changed)
 
 
 def _refuse_other_experts(running: Collection[str], wanted: Collection[str]) -> None:
     new, gone = (", ".join(sorted(set(one) - set(other))) for one, other in ((wanted, running), (running, wanted)))
     if new or gone:
-        told = "; ".join(f"{word}: {names}" for word, names in (("new", new), ("gone", gone)) if names)
-        raise ReloadRefused(
-            f"experts: they are others in the file ({told}); that needs a restart, nothing was reloaded"
-        )
+        told = "; ".join(f"{word} {names}" for word, names in (("added", new), ("removed", gone)) if names)
+        raise ReloadRefused(f"experts changed ({told}); restart required, nothing was reloaded")
 
 
 def _plain(config: ServerConfig) -> dict[str, Any]:

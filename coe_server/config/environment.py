@@ -1,7 +1,4 @@
-"""The environment variables of this process, and which of them are secrets that it keeps for itself.
-
-The environment as this process was given it: a piece of its memory that /proc/PID/environ shows.
-"""
+"""The environment variables of this process, and which of them are secrets that it keeps for itself."""
 
 from __future__ import annotations
 

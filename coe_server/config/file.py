@@ -1,10 +1,7 @@
-"""A YAML file of settings -> a mapping, or one sentence that says where it is wrong. Knows no particular setting.
+"""A YAML file of settings -> a mapping; a mistake in it -> one sentence with key, value and what is allowed.
 
-YAML of bounded length, also after each alias has been replaced by what it names. Knows no setting.
-
-A few hundred bytes of aliases of aliases stand for gigabytes, which whatever checks or prints them would make.
-
-A configuration mistake as one sentence that names key, value and what is allowed. Knows no particular setting.
+YAML is bounded, also after each alias has been replaced by what it names: a few hundred bytes of aliases of aliases
+stand for gigabytes. Knows no particular setting.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ LONGEST_FILE_BYTES = 1 << 20
 
 
 def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
-    """The settings in a file, whose keys `explained_in` explains. Raises ConfigError with one sentence."""
+    """The settings in a file; `explained_in` explains its keys. Raises ConfigError with one sentence."""
     try:
         with path.open("rb") as file:
             data = file.read(LONGEST_FILE_BYTES + 1)  # a pipe has no size
@@ -186,7 +183,7 @@ def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
 
 
 def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
-    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin'): a step that nobody wrote is left out.
+    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin'): a step that is not in the file is left out.
 
     Those are the members of a union that pydantic tried, by their tag (`engine`, `kind`) or by their type.
     """

@@ -37,7 +37,7 @@ class Detour:
 
     @classmethod
     def of(cls, proxy: Proxy | None, address: str) -> Detour:
-        """https goes through a tunnel, whose opening has the proxy's credentials; else each request has them."""
+        """https goes through a tunnel: CONNECT has the proxy's credentials; else each request has them."""
         if proxy is None:
             return cls()
         told = _authorization(proxy)

@@ -53,7 +53,7 @@ class LogSettings(_Settings):
     """The log of lines, and the decision log in `state_directory`."""
 
     format: Literal["auto", "json", "text"] = "auto"
-    prompts: bool = False  # nobody's words are kept unless the operator says so
+    prompts: bool = False  # prompts are kept only where the operator says so
     decisions: bool = True
     keep_rows: int = Field(default=100_000, ge=1)
     keep_days: float = Field(default=30.0, gt=0)
@@ -68,7 +68,7 @@ class TracingSettings(_Settings):
 
 
 class KeySettings(_Settings):
-    """Whose requests are taken. Without any key everybody who reaches the server is."""
+    """The keys that are accepted. Without any key every client that reaches the server is."""
 
     file: Path | None = None
     api_key_env: str | None = None

@@ -1,16 +1,6 @@
-"""Amounts of memory as people write them: `70GiB`, `80%`, `auto`. Knows no settings.
+"""Types of values in configurations: amounts of memory, names, modalities, secrets, headers. Pure.
 
-What experts and objectives may be called: it stands in requests, headers, file names and metrics as it is.
-
-An alias stands in requests alone, and may hold more signs.
-
-What may stand beside text in a request, as configurations and artifacts name it.
-
-A secret as the environment holds it -> what a header can carry, or a sentence that does not show it. Pure.
-
-Headers that a configuration adds to requests: `{name: value}`, where a value may hold `{env.NAME}`. Pure.
-
-A value may be a secret: no sentence here shows one.
+A value may be a secret: no sentence about secrets or headers shows one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""The values that go into the journal and come out of it. Knows nothing of files, threads or routing's own types.
+"""The values that go into the journal and come out of it, and texts in a shape that SQLite can erase. Pure.
 
-Texts in a shape that SQLite can erase: whole pages of their own. Pure.
-
-secure_delete zeroes what is freed, but rows that move between pages when the tree is balanced leave copies behind in
-the unused part of a page. Overflow pages never move and are zeroed whole when they are freed. How much of a row stays
-on the tree's page is settled by the file format (https://www.sqlite.org/fileformat2.html, section 1.6): of a payload of
-LOCAL + n * OVERFLOW bytes exactly LOCAL. Those are zeros here, and the text is what follows.
+Texts get whole pages of their own. secure_delete zeroes what is freed, but rows that move between pages when the tree
+is balanced leave copies behind in the unused part of a page. Overflow pages never move and are zeroed whole when they
+are freed. How much of a row stays on the tree's page is settled by the file format
+(https://www.sqlite.org/fileformat2.html, section 1.6): of a payload of LOCAL + n * OVERFLOW bytes exactly LOCAL. Those
+are zeros here, and the text is what follows.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
-"""Decisions, what their answers took, and feedback in one SQLite file.
+"""Decisions, what their answers took, and feedback in one SQLite file, and its export for training.
 
 Used by one thread at a time; knows nothing of queues or of HTTP.
 
 Every commit is on the disk when it returns (WAL with synchronous=FULL): what was acknowledged survives SIGKILL and a
 power cut. Texts lie in pages of their own, which are overwritten with zeros when they are deleted (secure_delete); then
 the write-ahead log is cut to nothing.
-
-The journal as files that training reads: ratings always, prompts and outcomes where texts were kept.
 """
 
 from __future__ import annotations
@@ -149,7 +147,7 @@ class Store:
         return int(row[0])
 
     def erase_traces(self) -> None:
-        """After a commit: what was deleted is in no file any more. Raises JournalUnavailable while somebody reads."""
+        """After a commit: what was deleted is in no file. Raises JournalUnavailable while another process reads."""
         if not self._traces:
             return
         (busy, _, _) = self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -237,7 +235,7 @@ def export(journal: Path, folder: Path) -> Exported:
 
 
 def _feedback(one: Kept) -> dict[str, Any] | None:
-    """None for an expert that was asked for by name: nobody chose, and nothing was expected.
+    """None for an expert that was asked for by name: there was no choice, and nothing was expected.
 
     A decision is `inside` where its category was believed: elsewhere the experts' overall means decided.
     """

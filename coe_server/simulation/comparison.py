@@ -1,7 +1,4 @@
-"""Pure story: one trace under every policy, beside the offline bound. The clock in it is a virtual one.
-
-Pure: a played trace as the figures by which policies are compared.
-"""
+"""Pure: one trace under every policy, its figures, and the offline bound. The clock in it is a virtual one."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ def compare(
 ) -> Comparison:
     """Play the trace under each policy; `done` is told the name of each that is finished.
 
-    The policies that ours is compared with bring nobody on a guess: that is part of ours.
+    The policies that ours is compared with prefetch nothing: that is part of ours.
     """
     runs: dict[str, Run] = {}
     for policy in policies:
@@ -100,7 +97,7 @@ def offline_bound(
     `first_tiers`: where experts are when the trace begins; those that are not in it are on disk.
     """
     if tolerance and any(request.scores for request in trace.requests):
-        return _bound(0.0, 0, False, scenario, trace)  # who answers is open: nothing stronger is proven
+        return _bound(0.0, 0, False, scenario, trace)  # which expert answers is open: nothing stronger is proven
     jobs = tuple(
         Job(request.arrival_seconds, request.best, scenario.service_seconds(request.best, request.output_tokens))
         for request in trace.requests

@@ -2,9 +2,7 @@
 
 An engine serves up to `max_concurrency` answers at once without getting slower; a request stays inside for
 `ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`. One with a fan-out
-takes as many places for that long.
-
-An event loop whose seconds pass at once: when nothing is ready it jumps to the next timer. Waits for no I/O.
+takes as many places for that long. When no task is ready, the event loop jumps to the next timer.
 """
 
 from __future__ import annotations

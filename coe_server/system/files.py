@@ -1,8 +1,5 @@
-"""Files for their owner alone, whatever the umask: made new or replaced as a whole, never through a symbolic link.
-
-Knows nothing of what is in them.
-
-Can a place be written? Asked before the work whose result goes there; knows nothing of what is written.
+"""Private files, whatever the umask: created or replaced as a whole, never through a symbolic link; and whether a place
+can be written, asked before the work that ends there. Knows nothing of what is in them.
 """
 
 from __future__ import annotations

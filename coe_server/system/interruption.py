@@ -15,8 +15,8 @@ EXIT_INTERRUPTED = 130  # what a shell shows of a program that SIGINT ended
 def quiet_interruption() -> Iterator[None]:
     """Meanwhile Ctrl-C ends the process at once, without a word: nothing has begun that would have to be ended.
 
-    As an exception it would come up in the middle of somebody's module, as a traceback or as whatever that makes of
-    it. Who was told to ignore the signal (`nohup`, `&` in a script) goes on ignoring it.
+    As an exception it would come up in the middle of an import, as a traceback or as what that module makes of it. A
+    process that was told to ignore the signal (`nohup`, `&` in a script) goes on ignoring it.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:

@@ -1,16 +1,6 @@
-"""The C library's allocator, told to keep memory together. Knows nothing of what is allocated.
+"""What this process asks of the machine once, before it serves: allocator, inspection, open files, state lock, log.
 
-Keeps other processes of this process' own user from looking into it. Knows nothing of what there is to see.
-
-How many files and connections this process may have open at once. Knows nothing of what they are.
-
-Keeps a second server out of a state directory: it would overwrite what the first one has measured and decided.
-
-Knows nothing of what is kept there.
-
-How the log is written: JSON lines for machines, plain lines for a person. Knows nothing of what is logged.
-
-A message may quote what a server elsewhere said: no line has a character that a terminal obeys or that begins a line.
+No line of the log has a character that a terminal obeys or that begins a line: a message may quote another server.
 """
 
 from __future__ import annotations
@@ -131,7 +121,7 @@ _LONGEST_NAME_BYTES = 200
 def state_lock(folder: Path) -> Iterator[None]:
     """Held for a server's life; the kernel lets go of it however the server ends. Raises CoeError if another holds it.
 
-    Where no file can be made nothing is held: whoever writes there later says so.
+    Where no file can be made nothing is held: the first write there reports why.
     """
     with ExitStack() as held:
         with suppress(OSError):
@@ -166,7 +156,7 @@ def _lock(file: FileIO, folder: Path) -> None:
 
 
 def _holder(file: FileIO) -> str:
-    """Who wrote its name last; it may be about to write it."""
+    """The process that wrote its name last; it may be about to write it."""
     file.seek(0)
     return file.read(_LONGEST_NAME_BYTES).decode(errors="replace") or "it is just starting"
 

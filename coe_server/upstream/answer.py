@@ -58,7 +58,7 @@ def tokens_counted(payload: object) -> bool:
 
 
 def has_word_in_choice(payload: Payload) -> bool:
-    """Whether one of the choices is an answer, whatever stands beside it."""
+    """Whether one of the choices is an answer, whatever the others are."""
     choices = payload.get("choices")
     return isinstance(choices, list) and _said_in_choices(choices, is_event=False) is Says.WORD
 

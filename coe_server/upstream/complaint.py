@@ -1,7 +1,4 @@
-"""An error as servers write it, in whatever shape -> what it stands for. Knows no answers.
-
-The JSON of an answer: bytes in, a value out, of bounded depth and so many objects and lists. Knows no API.
-"""
+"""An error as servers write it, in any shape -> its cause; and JSON read within bounds. Knows no answers. Pure."""
 
 from __future__ import annotations
 

@@ -1,14 +1,7 @@
-"""What a client of an endpoint does to get one whole answer: plain, never longer than it takes, from nowhere else.
+"""One whole answer of an endpoint, within bounds: interim answers (1xx), headers, body, time, Retry-After.
 
-Knows no API. A redirect is not followed: what is asked is meant for the address in the configuration alone.
-
-The head of an answer, bounded: so many interim answers (1xx), so many bytes, no switch of protocols. Knows no body.
-
-aiohttp's client reads interim answers without end, on the event loop. Every connection of ours is made by `bound`.
-
-What every client of ours has in common: its name, its limits, why it could not connect. Knows no client.
-
-How long a Retry-After header asks to wait (RFC 9110, 10.2.3). Pure; the header is read without trust.
+A redirect is not followed: what is asked is meant for the address in the configuration alone. aiohttp's client reads
+interim answers without end, on the event loop; every connection of ours is made by `bound`. Knows no API.
 """
 
 from __future__ import annotations
@@ -83,38 +76,38 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
 
 
 MOST_INTERIM = 16  # of one answer: 100 once, 103 for a few hints
-LONGEST_HEAD_BYTES = 1 << 20  # with all interim answers
-_READ_BYTES = 4 * 1024  # of a head, at a time: a hundred interim answers have room in it
+LONGEST_HEADERS_BYTES = 1 << 20  # with all interim answers
+_READ_BYTES = 4 * 1024  # of the headers, at a time: a hundred interim answers fit
 
 
 def bound(connector: BaseConnector) -> None:
-    """Connections that this connector makes from now on take no head beyond the bounds."""
+    """Connections that this connector makes from now on read no headers beyond the bounds."""
     connector._factory = partial(_bounded, connector._loop)
 
 
-class BoundedHead(ResponseHandler):
-    """aiohttp's side of a connection, which fails where the head of an answer goes on and on."""
+class BoundedHeaders(ResponseHandler):
+    """aiohttp's side of a connection; it fails where the headers of an answer exceed the bounds."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._interim = 0
-        self._head_bytes = 0
-        self._has_head = True  # between two answers there is none to be bounded
+        self._header_bytes = 0
+        self._has_headersers = True  # between two answers there are none to bound
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
-        self._interim = self._head_bytes = 0
-        self._has_head = False
+        self._interim = self._header_bytes = 0
+        self._has_headers = False
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
         start = 0
-        while not self._has_head and start < len(data):
+        while not self._has_headers and start < len(data):
             piece = data[start : start + _READ_BYTES]
             start += len(piece)
-            self._head_bytes += len(piece)
-            if self._head_bytes > LONGEST_HEAD_BYTES:
-                self._fail(f"the head of its answer is longer than {LONGEST_HEAD_BYTES:,} bytes")
+            self._header_bytes += len(piece)
+            if self._header_bytes > LONGEST_HEADERS_BYTES:
+                self._fail(f"the headers of its answer are longer than {LONGEST_HEADERS_BYTES:,} bytes")
             if self._exception is not None:
                 return
             super().data_received(piece)
@@ -130,7 +123,7 @@ class BoundedHead(ResponseHandler):
             if self._interim > MOST_INTERIM:
                 self._fail(f"more than {MOST_INTERIM} interim answers (1xx) before the answer")
         else:
-            self._has_head = True
+            self._has_headers = True
         if self._exception is None:
             super().feed_data(data, size)
 
@@ -142,7 +135,7 @@ class BoundedHead(ResponseHandler):
 
 
 def _bounded(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
-    return BoundedHead(loop)
+    return BoundedHeaders(loop)
 
 
 LONGEST_HEADER_BYTES = 64 * 1024  # of an answer, name and value; a content-security-policy alone may have ten thousand
