@@ -30,7 +30,7 @@ from types import CodeType, FrameType
 import coe_server
 from benchmarks.document import document
 from coe_server.app import build_server
-from coe_server.config import ServerConfig
+from coe_server.config.schema import ServerConfig
 
 ROOT = str(Path(coe_server.__file__).parent) + "/"
 WARM, ASLEEP = "python", "sql"

@@ -32,12 +32,10 @@ from coe_server.cache.queue import Priority
 from coe_server.cache.shares import Owner
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
-from coe_server.simulation.comparison import Comparison, compare
-from coe_server.simulation.measures import Measures, measure
-from coe_server.simulation.profiles import PROFILES, Profile, make_trace
+from coe_server.simulation.comparison import Comparison, Measures, compare, measure
 from coe_server.simulation.scenario import expert_names, made_up_scenario
 from coe_server.simulation.simulator import Run, Scenario, simulate
-from coe_server.simulation.traces import Trace
+from coe_server.simulation.traces import PROFILES, Profile, Trace, make_trace
 
 SEED = 0
 SEEDS = range(8)

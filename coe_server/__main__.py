@@ -1,6 +1,6 @@
 """The program `coe`, which is `python -m coe_server`, too."""
 
-from coe_server.interruption import quiet_interruption
+from coe_server.system.interruption import quiet_interruption
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Builds every object and joins them. The only file that does; `assembly` has the parts."""
+"""Builds every object and joins them. The only file that does; `build` has the parts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from coe_server.assembly.experts import FilesAhead, build_experts, costs_file, model_name, platform_of
-from coe_server.assembly.journals import build_journal
-from coe_server.assembly.keyring import build_guard
-from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
-from coe_server.assembly.routers import build_router, build_serving
-from coe_server.assembly.tracing import build_tracing
+from coe_server.build.experts import (
+    FilesAhead,
+    build_capacity,
+    build_experts,
+    costs_file,
+    model_name,
+    platform_of,
+    refuse_what_never_fits,
+)
+from coe_server.build.keys import build_guard
+from coe_server.build.router import build_journal, build_router, build_serving
+from coe_server.build.tracing import build_tracing
 from coe_server.cache.cost_file import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Tier
-from coe_server.changes import live_changes
-from coe_server.config import (
+from coe_server.config.diff import live_changes
+from coe_server.config.schema import (
     ServerConfig,
     VllmExpert,
 )
@@ -34,7 +40,13 @@ from coe_server.http.request_log import Chronicle
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
-from coe_server.telemetry import Telemetry
+from coe_server.metrics import Telemetry
+from coe_server.http.server import Lifespan, build_api
+from coe_server.http.request_log import Chronicle
+from coe_server.http.door.listener import Listener
+from coe_server.http.operator.reloading import Fresh, Reloader
+from coe_server.http.serving import Service, Serving
+from coe_server.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
 

@@ -12,23 +12,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coe_server.assembly.experts import build_experts
-from coe_server.assembly.journals import journal_file
-from coe_server.assembly.keyring import build_guard
-from coe_server.assembly.memory import build_capacity, ram_of_tiers, refuse_what_never_fits
-from coe_server.assembly.routers import build_router, build_serving
-from coe_server.assembly.tracing import require_tracing
+from coe_server.build.experts import build_capacity, build_experts, ram_of_tiers, refuse_what_never_fits
+from coe_server.build.keys import build_guard
+from coe_server.build.router import build_router, build_serving, journal_file
+from coe_server.build.tracing import require_tracing
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
-from coe_server.commands.decision_table import print_decision
-from coe_server.commands.dry_run import decide_at_rest
-from coe_server.commands.experts_table import RunningServer, experts_table, watch_experts
-from coe_server.commands.narrow_tables import table_console
-from coe_server.commands.sentences import mistakes_as_sentences
-from coe_server.commands.simulation import Question, run_simulation
-from coe_server.commands.validation import (
+from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.route import decide_at_rest, print_decision
+from coe_server.commands.simulate import Question, run_simulation
+from coe_server.commands.terminal import mistakes_as_sentences, table_console
+from coe_server.commands.validate import (
     container_limit,
     dangers,
     dead_configuration,
@@ -37,16 +33,19 @@ from coe_server.commands.validation import (
     plan_table,
     wait_bound,
 )
-from coe_server.config import TRACING_SECRETS, ServerConfig, load_config, process_environment
-from coe_server.destination import require_writable_folder
+from coe_server.config.addresses import host_and_port
+from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError
-from coe_server.journal.export import export
-from coe_server.process.allocator import give_back_free_memory, share_one_arena
-from coe_server.process.inspection import refuse_inspection
-from coe_server.process.log_lines import write_log_to_stderr
-from coe_server.process.open_files import allow_many_open_files
-from coe_server.process.state_lock import state_lock
-from coe_server.settings.web_address import host_and_port
+from coe_server.journal.store import export
+from coe_server.system.files import require_writable_folder
+from coe_server.system.process import (
+    allow_many_open_files,
+    give_back_free_memory,
+    refuse_inspection,
+    share_one_arena,
+    state_lock,
+    write_log_to_stderr,
+)
 
 app = typer.Typer(
     name="coe",
@@ -90,7 +89,7 @@ def serve(
         bool, typer.Option("--names-only", help="Leave the router out: to record outcomes before there is one.")
     ] = False,
 ) -> None:
-    """Start the server and stay up until it is told to stop (Ctrl-C or SIGTERM).
+    """Start the server; it runs until Ctrl-C or SIGTERM.
 
     The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
     before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
@@ -137,8 +136,8 @@ def _with_options(settings: ServerConfig, port: int | None, names_only: bool) ->
 def validate(config: ConfigPath) -> None:
     """Check a configuration without starting anything, and show the plan.
 
-    Who fits where, how long anybody waits at most, who can be reached by the router at all, and what in the
-    configuration can never take effect. Exit code 2 and one sentence where something is wrong.
+    Which experts fit where, the longest wait, which experts the router can reach, and what in the configuration can
+    never take effect. Exit code 2 and one sentence where something is wrong.
     """
     with mistakes_as_sentences():
         settings = load_config(config)
@@ -148,7 +147,7 @@ def validate(config: ConfigPath) -> None:
         refuse_what_never_fits(found, capacity)
         keys = build_guard(settings).keyring.keys
         require_tracing(settings)
-        build_serving(settings, router)  # whatever serving reads of the artifact
+        build_serving(settings, router)  # all that serving reads of the artifact
     cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
     console = Console()
     console.print(plan_table(settings, found, capacity))
@@ -244,7 +243,7 @@ def simulate(
 
     No engine is started; hours of traffic take seconds. An engine answers up to max_concurrency requests at once
     without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
-    seconds in which somebody waits and nobody generates.
+    seconds in which a request waits and none generates.
     """
     question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
     with mistakes_as_sentences():

@@ -10,15 +10,15 @@ CoeError
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
-│   ├── NoHttp (400)           what came is no request in HTTP
+│   ├── NoHttp (400)           malformed HTTP request
 │   ├── HeadTooSlow (408)      the request line and headers did not come in time
 │   ├── HeadTooLong (431)      they are longer than they may be
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   ├── BodyTooLarge (413)     the body is longer than it may be
 │   ├── UnsupportedCoding (415) the body is compressed in a way that is not read here
 │   └── UpgradeRequired (426)  a WebSocket was asked for; there is HTTP/1.1 alone
-├── ExpertBusy (409)       an operator's wish cannot be granted while the expert is used
-├── NoRoom (409)           an operator's wish would leave no room for somebody
+├── ExpertBusy (409)       an operator's request cannot be met while the expert is in use
+├── NoRoom (409)           an operator's request would leave another expert without room
 ├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
 ├── InvalidApiKey (401)    no key, or not one of ours
 ├── Forbidden (403)        the key, or the place a request comes from, does not allow it
@@ -55,7 +55,7 @@ def first_line(message: str) -> str:
 
 
 class CoeError(Exception):
-    """A failure we name. `str(error)` is one sentence for a person, and sometimes more lines for the operator alone."""
+    """`str(error)` is one sentence for the caller, sometimes with more lines for the operator alone."""
 
     status = 500
     type = "server_error"
@@ -134,7 +134,7 @@ class NoCapableExpert(RequestError):
 
 
 class NoHttp(RequestError):
-    """What came is no request in HTTP."""
+    """Malformed HTTP request."""
 
     code = "no_http"
 
@@ -198,7 +198,7 @@ class InvalidApiKey(CoeError):
 
 
 class ExpertBusy(CoeError):
-    """An operator's wish cannot be granted while the expert is used."""
+    """An operator's request cannot be met while the expert is in use."""
 
     status = 409
     type = "invalid_request_error"
@@ -206,7 +206,7 @@ class ExpertBusy(CoeError):
 
 
 class NoRoom(CoeError):
-    """An operator's wish would take memory that others cannot do without; the message has the figures."""
+    """An operator's request would take memory that other experts need; the message has the figures."""
 
     status = 409
     type = "invalid_request_error"
@@ -222,7 +222,7 @@ class ReloadRefused(CoeError):
 
 
 class Overloaded(CoeError):
-    """A queue is full. `retry_after_seconds`: by then those who wait now should have been let in."""
+    """A queue is full. `retry_after_seconds`: by then the requests that wait now should have been admitted."""
 
     status = 429
     type = "rate_limit_error"
@@ -288,7 +288,7 @@ class GenerationTimeout(CoeError):
 
 
 class EmbeddingUnavailable(CoeError):
-    """What embeds prompts does not answer as it should; the message says who and why."""
+    """What embeds prompts does not answer as it should; the message names the endpoint and the reason."""
 
     status = 503
     code = "embedding_unavailable"

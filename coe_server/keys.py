@@ -1,6 +1,6 @@
 """API keys: what each may do, kept as hashes in a file that one command writes. Knows nothing of HTTP.
 
-Keys are 256 random bits, so one round of SHA-256 is as good as a slow hash; a key somebody made up is not made here.
+Keys are 256 random bits, so one round of SHA-256 is as good as a slow hash; a key cannot be chosen by hand.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from coe_server.config.file import first_mistake
 from coe_server.errors import ConfigError
-from coe_server.private_files import private_folder, replacing
-from coe_server.settings.mistakes import first_mistake
+from coe_server.system.files import private_folder, replacing
 
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000
@@ -39,7 +39,7 @@ def _require_digest(text: str) -> str:
 
 
 class Key(BaseModel):
-    """Who may do what; None is no limit. The key itself is known to its owner alone."""
+    """What a key may do; None is no limit. The key itself is known to its owner alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,7 +107,7 @@ class Keyring:
 
 
 def new_key() -> str:
-    """A key nobody can guess."""
+    """A new random key."""
     return PREFIX + secrets.token_urlsafe(32)
 
 

@@ -3,7 +3,7 @@
 import sys
 from io import TextIOWrapper
 
-from coe_server.interruption import quiet_interruption
+from coe_server.system.interruption import quiet_interruption
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ import typer
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from coe_server.destination import require_writable_file
 from coe_server.errors import ConfigError, DatasetError
-from coe_server.interruption import EXIT_INTERRUPTED
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
 from coe_server.routing.router import Router
-from coe_server.visible import visible
+from coe_server.system.files import require_writable_file
+from coe_server.system.interruption import EXIT_INTERRUPTED
+from coe_server.system.visible import visible
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
 from router_training.sentences import in_one_sentence
 

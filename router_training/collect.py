@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_server.destination import require_writable_folder
 from coe_server.errors import DatasetError
+from coe_server.system.files import require_writable_folder
 from router_training.collecting.bars import Bars
 from router_training.collecting.collection import Collection, Step, prepare
 from router_training.collecting.outcomes import refuse_unknown_format, write_outcomes

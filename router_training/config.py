@@ -12,16 +12,13 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from coe_server.config.addresses import BaseUrl
+from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.proxies import Proxies, Proxy
+from coe_server.config.types import Modality, ServedName, clean_secret, contradiction
 from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
-from coe_server.settings.mistakes import first_mistake
-from coe_server.settings.modalities import Modality, contradiction
-from coe_server.settings.proxies import Proxies, Proxy
-from coe_server.settings.secret import clean_secret
-from coe_server.settings.served_name import ServedName
-from coe_server.settings.settings_file import read_settings_file
-from coe_server.settings.web_address import BaseUrl
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from coe_server.destination import require_writable_folder
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
+from coe_server.system.files import require_writable_folder
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, joined, read_dataset, split
 from router_training.data.dataset_check import duplicate_report

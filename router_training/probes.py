@@ -13,7 +13,7 @@ from coe_server.errors import NoCapableExpert
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
 from coe_server.routing.router import Router
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 from router_training.data.dataset import Dataset
 
 LONGEST_PROMPT = 400

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.destination import require_writable_folder
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import inspection
@@ -25,6 +24,7 @@ from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.calibration import normalised_entropy
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
+from coe_server.system.files import require_writable_folder
 from router_training.config import nobody_left
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed

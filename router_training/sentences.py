@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from coe_server.errors import CoeError
-from coe_server.interruption import EXIT_INTERRUPTED
-from coe_server.visible import visible
+from coe_server.system.interruption import EXIT_INTERRUPTED
+from coe_server.system.visible import visible
 
 # what the extra `train` brings, by the names that are imported
 EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from coe_server.config.types import require_served_name
 from coe_server.errors import ConfigError
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.manifest import ExpertEntry
-from coe_server.settings.served_name import require_served_name
 from router_training.remap import Wishes, budget_name
 from router_training.step_two.solving import Limits
 

@@ -81,7 +81,7 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     expert = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "ttl_seconds": 0.5}
     limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
     done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
-    assert "Nobody waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
+    assert "No request waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
     told = " ".join(done.stdout.split())
     assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that shares" in told
     assert "experts.a.ttl_seconds: 0.5 s is less than its switch takes, to host and back (2.0 s, guessed)" in told
@@ -98,7 +98,7 @@ def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_pat
     room = {"device": "1GiB", "host": "3GiB"}
     told = " ".join(coe("validate", config(tmp_path, memory=room, experts=experts, scheduling=limits)).stdout.split())
     assert (
-        "Nobody waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
+        "No request waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
         "one for each of the 3 experts that share the device and the one under way." in told
     )
 
@@ -107,7 +107,7 @@ def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(
     expert = {"name": "a", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "a"}
     limits = {"max_wait_seconds": 2, "queue_limit": 8, "max_concurrency": 4, "max_generation_seconds": 10}
     told = " ".join(coe("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
-    assert "Nobody waits longer than 22 s: max_wait 2 s + a turn of 20 s, for no experts share the device." in told
+    assert "No request waits longer than 22 s: max_wait 2 s + a turn of 20 s, since no experts share the device" in told
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 12 s" in told
     assert "lists of prompts; up to 128, scheduling.max_fan_out) can make it 42 s." in told  # four rounds, not two
 

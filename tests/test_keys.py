@@ -6,9 +6,9 @@ import stat
 
 import pytest
 
-from coe_server.assembly.keyring import build_guard
-from coe_server.commands.credentials import bearer
-from coe_server.config import load_config
+from coe_server.build.keys import build_guard
+from coe_server.commands.terminal import bearer
+from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import LARGEST_FILE_BYTES, Key, Keyring, hashed, new_key, read_keys, write_keys
 from tests.test_cli import coe, config
@@ -122,7 +122,7 @@ def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
         guard_of(tmp_path, http=beyond)
     guard = guard_of(tmp_path, http=beyond, keys={"open": True})
     assert (guard.keyring.keys, guard.on_loopback) == ((), False)
-    assert "anybody who reaches 0.0.0.0 may use every expert" in caplog.text
+    assert "every client that reaches 0.0.0.0 may use every expert" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "localhost.example", "10.0.0.1", "::"])

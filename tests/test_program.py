@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from coe_server.cli import app as coe
-from coe_server.interruption import quiet_interruption
+from coe_server.system.interruption import quiet_interruption
 from router_training.cli import app as coe_train
 from tests.patience import PATIENCE_SECONDS
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from coe_server.cli import app as coe
-from coe_server.config import load_config
+from coe_server.config.schema import load_config
 from router_training.cli import app as coe_train
 from tests.patience import PATIENCE_SECONDS
 

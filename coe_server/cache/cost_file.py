@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from coe_server.private_files import private_folder, replacing
+from coe_server.system.files import private_folder, replacing
 
 logger = logging.getLogger(__name__)
 

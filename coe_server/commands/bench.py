@@ -13,15 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from coe_server.commands.credentials import bearer
-from coe_server.commands.load import Measured, Plan, send_load
-from coe_server.commands.questions import made_up_questions, read_questions
-from coe_server.commands.sentences import mistakes_as_sentences
+from coe_server.commands.load import Measured, Plan, made_up_questions, read_questions, send_load
+from coe_server.commands.terminal import bearer, mistakes_as_sentences
 from coe_server.errors import ConfigError
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 
 CHAT = "/chat/completions"
-CONCURRENCY, REQUESTS = 8, 100  # where nobody says how many
+CONCURRENCY, REQUESTS = 8, 100  # defaults
 
 
 def bench(
@@ -55,7 +53,7 @@ def bench(
     """
     with mistakes_as_sentences():
         if rate is not None and concurrency is not None:
-            raise ConfigError("--rate sends whatever is under way, --concurrency so many at a time: give one of them")
+            raise ConfigError("--rate and --concurrency exclude each other; give one of them")
         plan = Plan(
             url=_chat_url(url),
             model=model,

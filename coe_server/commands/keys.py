@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from coe_server.commands.narrow_tables import table_console
-from coe_server.commands.sentences import mistakes_as_sentences
-from coe_server.config import load_config
+from coe_server.commands.terminal import mistakes_as_sentences, table_console
+from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.keys import MOST_A_MINUTE, MOST_WEIGHT, NAME, Key, hashed, new_key, read_keys, write_keys
 
@@ -23,7 +22,7 @@ app = typer.Typer(
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The server's YAML file; its keys.file is changed.")]
-Name = Annotated[str, typer.Argument(help="Whose key it is; it appears in metrics and in the log.")]
+Name = Annotated[str, typer.Argument(help="Name of the key; it appears in metrics and in the log.")]
 
 
 @app.command()
@@ -42,7 +41,7 @@ def add(
     ] = None,
     priority: Annotated[bool, typer.Option("--priority", help="It may ask for `priority: high`.")] = False,
     weight: Annotated[
-        float, typer.Option(help="Of its share of half full queues, beside the other keys.", min=0.001, max=MOST_WEIGHT)
+        float, typer.Option(help="Share of half-full queues relative to the other keys.", min=0.001, max=MOST_WEIGHT)
     ] = 1.0,
     expert: Annotated[
         list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")
@@ -88,7 +87,7 @@ def add(
 
 @app.command(name="list")
 def show(config: ConfigPath) -> None:
-    """Show whose keys there are and what each may do; the keys themselves are not known."""
+    """Show the names of the keys and what each may do; the keys themselves are not stored."""
     with mistakes_as_sentences():
         found = read_keys(_file(load_config(config).keys.file))
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -1,25 +1,30 @@
-"""Load on any OpenAI-compatible endpoint: sends chat requests, streams the answers and times them. Prints nothing."""
+"""Load on any OpenAI-compatible endpoint: sends chat requests, streams the answers and times them. Prints nothing.
+
+Its prompts come from a file or are generated.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from coe_server.commands.questions import Messages
-from coe_server.connecting import why_not_connected
+from coe_server.errors import ConfigError
+from coe_server.upstream.reply import why_not_connected
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: `concurrency` at a time, or `rate` a second whatever is under way (None: as fast as answers come).
+    """What is sent: `concurrency` at a time, or `rate` a second (None: as fast as answers come).
 
     It ends after `requests` or `seconds`, whichever is given.
     """
@@ -174,7 +179,7 @@ def _has_content(event: Mapping[str, Any]) -> bool:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object, or an empty one in place of whatever else a server sends."""
+    """A JSON object, or an empty one in place of anything else that a server sends."""
     return value if isinstance(value, dict) else {}
 
 
@@ -212,3 +217,60 @@ def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
         name: round(1000 * ranked[math.ceil(share * len(ranked)) - 1], 3)
         for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0))
     }
+
+
+Messages = list[Mapping[str, Any]]
+
+MADE_UP = (
+    "What is {a} plus {b}?",
+    "Write a function that returns every {a}th element of a list.",
+    "Name {a} rivers that flow into the sea.",
+    "How many minutes are {a} hours and {b} minutes?",
+    "Translate into French: I have {a} apples and {b} pears.",
+)
+
+
+def made_up_questions(count: int, seed: int = 0) -> list[Messages]:
+    """Generated questions, the same for the same seed."""
+    chance = random.Random(seed)
+    return [
+        _asked(chance.choice(MADE_UP).format(a=chance.randint(2, 99), b=chance.randint(2, 99))) for _ in range(count)
+    ]
+
+
+def read_questions(file: Path) -> list[Messages]:
+    """`prompt` or `messages` of each JSON line; in a file that is not .jsonl any other line is a prompt itself.
+
+    Raises ConfigError naming file and line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--prompts: {file} is not text in UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"--prompts: {file} cannot be read ({error.strerror})") from error
+    questions = [_question(file, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not questions:
+        raise ConfigError(f"--prompts: {file} is empty")
+    return questions
+
+
+def _question(file: Path, number: int, line: str) -> Messages:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict):
+        if file.suffix == ".jsonl":
+            raise ConfigError(f"--prompts: {file}, line {number} is not a JSON object")
+        return _asked(line)
+    if isinstance(entry.get("prompt"), str):
+        return _asked(entry["prompt"])
+    messages = entry.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(message, dict) for message in messages):
+        return messages
+    raise ConfigError(f"--prompts: {file}, line {number} has neither a text 'prompt' nor a list of 'messages'")
+
+
+def _asked(prompt: str) -> Messages:
+    return [{"role": "user", "content": prompt}]

@@ -17,7 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-from coe_server.answer_head import bound
+from coe_server.upstream.reply import bound
 
 
 class Pool(aiohttp.BaseConnector):

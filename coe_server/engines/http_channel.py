@@ -16,13 +16,15 @@ from typing import Any
 
 import aiohttp
 
-from coe_server.connecting import LONGEST_HEADER_BYTES
+from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.connections import Pool, Way, pool, way_watcher
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
-from coe_server.settings.proxies import Detour, Proxy
+from coe_server.config.proxies import Detour, Proxy
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
-from coe_server.verdict.payload import json_value
+from coe_server.upstream.complaint import json_value
+from coe_server.upstream.complaint import json_value
+from coe_server.upstream.reply import LONGEST_HEADER_BYTES
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
 _IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not tell

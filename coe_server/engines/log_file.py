@@ -9,7 +9,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from coe_server.engines.keeper import LONGEST_BYTES, shorten
-from coe_server.private_files import open_private, private_folder
+from coe_server.system.files import open_private, private_folder
 
 _TAIL_BYTES = 64 << 10
 _TAIL_LINES = 6

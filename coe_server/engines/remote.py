@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
-from coe_server.connecting import user_agent
+from coe_server.config.addresses import ApiBase
+from coe_server.config.proxies import Proxy
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
-from coe_server.settings.proxies import Proxy
-from coe_server.settings.web_address import ApiBase
+from coe_server.upstream.reply import user_agent
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
 # The caller's other headers (its key for us above all) are nobody else's business.

@@ -20,8 +20,13 @@ from coe_server.http.browsers import Hosts, host_of_origin, is_from_our_page, li
 from coe_server.http.options import AUTO, model_names, read_options
 from coe_server.keys import Key, Keyring
 from coe_server.routing.decision import RouteOptions
-from coe_server.settings.host_name import HostPort
-from coe_server.settings.web_address import is_loopback_host
+from coe_server.config.addresses import HostPort
+from coe_server.config.addresses import is_loopback_host
+from coe_server.config.addresses import HostPort, is_loopback_host
+from coe_server.errors import Forbidden, InvalidApiKey
+from coe_server.http.browsers import host_of_origin, is_from_our_page, lines
+from coe_server.http.door.hosts import Hosts
+from coe_server.keys import Key, Keyring
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
-from coe_server.settings.host_name import HostPort, canonical_host
-from coe_server.settings.web_address import is_loopback_host
+from coe_server.config.addresses import HostPort, canonical_host
+from coe_server.config.addresses import is_loopback_host
+from coe_server.config.addresses import HostPort, is_loopback_host
 
 OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
 ANOTHER_SITE = "another site"

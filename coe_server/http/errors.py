@@ -15,8 +15,13 @@ from starlette.exceptions import HTTPException
 
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.headers import HARMLESS
-from coe_server.telemetry import ERRORS, Telemetry
+from coe_server.metrics import ERRORS, Telemetry
 from coe_server.upstream.content_coding import TAKEN
+from coe_server.config.file import Mistake
+from coe_server.upstream.content_coding import TAKEN
+from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
+from coe_server.http.headers import HARMLESS
+from coe_server.metrics import ERRORS, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +104,8 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"][1:])
-        return told(request, RequestError(f"{where}: {first['msg']}", param=where or None))
+        mistake = Mistake.first([{**first, "loc": first["loc"][1:]}])  # without "body" or "query"
+        return told(request, RequestError(str(mistake), param=mistake.key or None))
 
     async def by_the_framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

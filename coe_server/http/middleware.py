@@ -44,7 +44,7 @@ from coe_server.http.errors import error_response, unexpected
 from coe_server.http.headers import HARMLESS, REQUEST_ID, harmless, identified, new_request_id
 from coe_server.http.rate_limits import HOLD, Admission, Bodies, RateLimits, Refusals
 from coe_server.keys import Key
-from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
+from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 # Lets a browser ask the operator for the admin key; a client library needs no such thing.

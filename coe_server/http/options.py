@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from coe_server.config.file import Mistake
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing.decision import Priority, RouteOptions
 
@@ -88,11 +89,8 @@ def _coe_options(given: object) -> CoeOptions:
     try:
         return CoeOptions.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(("coe", *map(str, first["loc"])))
-        if first["type"] == "extra_forbidden":
-            raise RequestError(f"{key}: there is no such option ({', '.join(CoeOptions.model_fields)})", key) from error
-        raise RequestError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", key) from error
+        mistake = Mistake.first(error.errors(include_url=False), "coe", CoeOptions.model_fields)
+        raise RequestError(str(mistake), mistake.key) from error
 
 
 _NOTHING_ASKED = CoeOptions()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from coe_server.errors import BodiesFull, CoeError, RateLimited
 from coe_server.keys import Key
-from coe_server.telemetry import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
+from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
 WINDOW_SECONDS = 60.0
 

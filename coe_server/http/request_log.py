@@ -12,15 +12,17 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from coe_server import telemetry as named
+from coe_server import metrics as named
 from coe_server.errors import CoeError
 from coe_server.events import EventLog
 from coe_server.http.trace import Trace
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.journal.journal import Journal
 from coe_server.routing.conversation import Conversation
+from coe_server.http.trace import Trace
+from coe_server.http.usage import UNSTATED, Usage
+from coe_server.metrics import Telemetry
 from coe_server.routing.decision import RoutingDecision
-from coe_server.telemetry import Telemetry
 
 logger = logging.getLogger("coe.requests")
 

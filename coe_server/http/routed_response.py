@@ -41,8 +41,8 @@ from coe_server.http.relay import Expectation, Listener, Passage, is_event_strea
 from coe_server.http.request_log import Account
 from coe_server.http.usage import Usage, UsageInBody, UsageInEvents, UsageReader
 from coe_server.routing.decision import RoutingDecision
-from coe_server.verdict.complaint import Cause
-from coe_server.verdict.verdict import Verdict
+from coe_server.upstream.complaint import Cause
+from coe_server.upstream.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 

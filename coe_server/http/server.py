@@ -39,8 +39,8 @@ from coe_server.http.routes.metrics import build_metrics
 from coe_server.http.routes.models import build_models
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
-from coe_server.process.open_files import OpenFilesWatch
-from coe_server.settings.web_address import host_and_port
+from coe_server.system.process import OpenFilesWatch
+from coe_server.config.addresses import host_and_port
 
 logger = logging.getLogger(__name__)
 

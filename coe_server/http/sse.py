@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coe_server.verdict.answer import Says
-from coe_server.verdict.payload import is_complex
-from coe_server.verdict.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
+from coe_server.upstream.answer import Says
+from coe_server.upstream.complaint import is_complex
+from coe_server.upstream.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
 LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
 _MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')

@@ -1,4 +1,4 @@
-"""Is the traffic still like the training data? Watched with e-detectors, whose false alarms are bounded. Pure.
+"""Is the traffic still like the training data? Watched with e-detectors: their false alarms are bounded. Pure.
 
 Of each routed prompt these values in [0, 1] are followed: is it of this category (one value each), is it outside the
 gate, the classifier's confidence, and 1 minus that. Each has a band: its mean is at most `edge`, a little above what

@@ -1,6 +1,6 @@
 """The journal's one owner: a thread that writes what it is handed, many things in one transaction.
 
-Whoever decides only puts into a queue. The queue has an end: a decision that finds it full is not logged, and counted.
+Callers put jobs into a bounded queue. A decision that finds it full is counted and not logged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ logger = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 4096
 BATCH = 512  # things written in one transaction, at most
-GATHER_SECONDS = (
-    0.25  # decisions that nobody waits for are written together: each waking takes time from the event loop
-)
-EXPIRE_EVERY = 256  # things written that nobody waits for
+GATHER_SECONDS = 0.25  # decisions that no caller awaits are written together: each wake-up costs event loop time
+EXPIRE_EVERY = 256  # jobs written that no caller awaits
 IDLE_SECONDS = 600.0  # without any news the owner looks for what has become too old
 LONGEST_TEXT = 32_768  # characters of a prompt that is kept; a longer one is logged without its text
 
@@ -39,7 +37,7 @@ CLOSED = "the decision log is closed"
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Something to do with the store; `done` is None where nobody waits for it."""
+    """Something to do with the store; `done` is None where no caller awaits it."""
 
     act: Callable[[Store], Any]
     done: Future[Any] | None = None
@@ -74,7 +72,7 @@ class Journal:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
         self._most_jobs = queue_length
         self._owner = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
-        self._hurry = threading.Event()  # somebody waits, or there is enough for one transaction
+        self._hurry = threading.Event()  # a caller waits, or there is enough for one transaction
         self._ended = False
         self._since_expiry = EXPIRE_EVERY
 
@@ -158,7 +156,7 @@ class Journal:
             while jobs is not None:
                 self._carry_out(jobs)
                 jobs = self._next_batch()
-        finally:  # also after a mistake of ours: nobody waits for an owner that is no more
+        finally:  # also after a bug of ours: no caller waits for a thread that has ended
             self._ended = True
             self._store.close()
             while not self._jobs.empty():
@@ -172,7 +170,7 @@ class Journal:
         try:
             job = self._jobs.get(timeout=IDLE_SECONDS)
             self._hurry.wait(GATHER_SECONDS)
-            self._hurry.clear()  # before the rest is taken: whoever put something since will be seen, or hurries again
+            self._hurry.clear()  # before the remaining jobs are taken: a later job is either seen now or sets it again
             while job is not None:
                 jobs.append(job)
                 if len(jobs) == BATCH:
@@ -188,7 +186,7 @@ class Journal:
         return None
 
     def _carry_out(self, jobs: Sequence[_Job]) -> None:
-        """One transaction; who waits is answered after the commit, or told why there was none."""
+        """One transaction; callers are answered after the commit, or told why there was none."""
         try:
             self._store.begin()
             answers = [_attempt(job, self._store) for job in jobs]

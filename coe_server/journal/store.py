@@ -1,4 +1,4 @@
-"""Decisions, what their answers took, and feedback in one SQLite file.
+"""Decisions, what their answers took, and feedback in one SQLite file, and its export for training.
 
 Used by one thread at a time; knows nothing of queues or of HTTP.
 
@@ -13,12 +13,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
-from coe_server.journal.entries import Entry, Feedback, Kept, Retention
-from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
-from coe_server.private_files import open_private, private_folder
+from coe_server.journal.entries import PAGE_SIZE, Entry, Feedback, Kept, Retention, packed, unpacked
+from coe_server.system.files import open_private, private_folder, replacing
 
 VERSION = 3  # 1 had no tokens, 2 no owners
 BUSY_SECONDS = 5.0  # for another process that reads, an export say
@@ -146,7 +147,7 @@ class Store:
         return int(row[0])
 
     def erase_traces(self) -> None:
-        """After a commit: what was deleted is in no file any more. Raises JournalUnavailable while somebody reads."""
+        """After a commit: what was deleted is in no file. Raises JournalUnavailable while another process reads."""
         if not self._traces:
             return
         (busy, _, _) = self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -197,3 +198,72 @@ def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None, str |
         None if comment is None else json.loads(unpacked(comment)),
         None if tokens is None else json.loads(tokens),
     )
+
+
+FEEDBACK, PROMPTS, OUTCOMES = "feedback.jsonl", "prompts.jsonl", "outcomes.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many lines are in each file."""
+
+    feedback: int
+    rated: int
+    prompts: int
+    outcomes: int
+
+
+def export(journal: Path, folder: Path) -> Exported:
+    """Writes the three files, for their owner alone, into `folder`. A server may go on writing. Raises ConfigError."""
+    if not journal.is_file():
+        raise ConfigError(f"{journal}: there is no decision log; a server with log.decisions: true writes one")
+    store = Store(journal)
+    try:
+        kept = list(store.everything())
+    finally:
+        store.close()
+    private_folder(folder)
+    feedback = [line for one in kept if (line := _feedback(one)) is not None]
+    texts = [one for one in kept if one.messages]
+    prompts = [{"prompt_id": one.decision["decision_id"], "messages": one.messages} for one in texts]
+    outcomes = [_outcome(one) for one in texts if one.score is not None]
+    for name, lines in ((FEEDBACK, feedback), (PROMPTS, prompts), (OUTCOMES, outcomes)):
+        with replacing(folder / name) as out:
+            out.writelines(_as_lines(lines))
+    rated = sum(line["score"] is not None for line in feedback)
+    return Exported(len(feedback), rated, len(prompts), len(outcomes))
+
+
+def _feedback(one: Kept) -> dict[str, Any] | None:
+    """None for an expert that was asked for by name: there was no choice, and nothing was expected.
+
+    A decision is `inside` where its category was believed: elsewhere the experts' overall means decided.
+    """
+    decision = one.decision
+    probabilities: Mapping[str, float] = decision["probabilities"]
+    if not probabilities:
+        return None
+    return {
+        "decision_id": decision["decision_id"],
+        "router_version": decision["router_version"],
+        "expert": decision["expert"],
+        "inside": decision["category"] == max(probabilities, key=lambda name: probabilities[name]),
+        "probabilities": probabilities,
+        "expected_score": decision["ranking"][0]["expected_score"],
+        "score": one.score,
+        "tokens": one.tokens,
+    }
+
+
+def _outcome(one: Kept) -> dict[str, Any]:
+    """In the words of `coe-train collect`: what an answer took is what was written of it."""
+    return {
+        "prompt_id": one.decision["decision_id"],
+        "expert": one.decision["expert"],
+        "score": one.score,
+        "output_tokens": (one.tokens or {}).get("completion"),
+    }
+
+
+def _as_lines(values: list[dict[str, Any]]) -> Iterator[str]:
+    return (json.dumps(value, ensure_ascii=True) + "\n" for value in values)

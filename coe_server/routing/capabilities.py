@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from coe_server.config.types import MODALITIES, Modality
 from coe_server.routing.conversation import Conversation, Endpoint
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.settings.modalities import MODALITIES, Modality
 
 _CANNOT: dict[Modality, str] = {
     "image": "see images",

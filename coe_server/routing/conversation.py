@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from coe_server.config.types import Modality
 from coe_server.errors import RequestError
 from coe_server.routing.features import Turn
 from coe_server.routing.token_count import NOTHING, TokenCount
-from coe_server.settings.modalities import Modality
 
 REMEMBERED_TURNS = 4
 WEIGHT_PER_STEP_BACK = 0.5

@@ -11,16 +11,21 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from coe_server.connecting import user_agent
+from coe_server.config.addresses import ApiBase, shown_address
+from coe_server.config.proxies import Detour, Proxy
 from coe_server.errors import EmbeddingUnavailable
-from coe_server.retry_after import retry_after_seconds
 from coe_server.routing.embedder import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
-from coe_server.settings.proxies import Detour, Proxy
-from coe_server.settings.web_address import ApiBase, shown_address
-from coe_server.verdict.payload import json_value
-from coe_server.visible import visible
-from coe_server.whole_answer import UNPACKED, UnusableBody, bounded_session, plain_body
+from coe_server.system.visible import visible
+from coe_server.upstream.complaint import json_value
+from coe_server.upstream.reply import (
+    UNPACKED,
+    UnusableBody,
+    bounded_session,
+    plain_body,
+    retry_after_seconds,
+    user_agent,
+)
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try

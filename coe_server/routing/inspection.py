@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
+from coe_server.config.file import Mistake
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing.classifier_tensors import Shapes, Tensors, classifier_fault, classifier_shapes
 from coe_server.routing.decision import GENERAL
@@ -27,7 +28,7 @@ from coe_server.routing.feature_tensors import (
 )
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
 from coe_server.routing.static_embeddings import StaticEmbeddings
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
@@ -175,10 +176,8 @@ def _parsed(path: Path, shape: TypeAdapter[T], data: bytes) -> T:
     try:
         return shape.validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = brief(".".join(str(part) for part in first["loc"]))
-        told = f"is not valid{f' at {place}' if place else ''}: {brief(first['msg'])}"
-        raise ArtifactError(f"router artifact: {path} {told}") from error
+        mistake = Mistake.first(error.errors(include_url=False, include_input=False))
+        raise ArtifactError(f"router artifact: {path} {mistake.invalid}") from error
 
 
 def _require_consistency(path: Path, manifest: Manifest) -> None:

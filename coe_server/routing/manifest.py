@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from coe_server.settings.modalities import Modality, contradiction
-from coe_server.visible import brief, visible
+from coe_server.config.types import Modality, contradiction
+from coe_server.system.visible import brief, visible
 
 FORMAT_VERSION = 1
 

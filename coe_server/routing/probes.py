@@ -13,14 +13,14 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from coe_server.config.file import Mistake, UnusableYaml, parse_yaml
 from coe_server.errors import ArtifactError, CoeError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import well_formed
 from coe_server.routing.manifest import Name
 from coe_server.routing.router import Router
-from coe_server.settings.bounded_yaml import UnusableYaml, parse_yaml
-from coe_server.visible import brief, visible
+from coe_server.system.visible import brief, visible
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
@@ -66,10 +66,8 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
         raw = parse_yaml(path.read_text(encoding="utf-8"), LARGEST_FILE_BYTES)
         return tuple(_File.model_validate(raw).probes)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        told = brief(f"is not valid at {place or 'the top'}: {first['msg']}")
-        raise ArtifactError(f"router artifact: {path} {told}") from error
+        mistake = Mistake.first(error.errors(include_url=False, include_input=False))
+        raise ArtifactError(f"router artifact: {path} {mistake.invalid}") from error
     except UnusableYaml as error:
         raise ArtifactError(f"router artifact: {path} {brief(' '.join(str(error).split()))}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_tensors
 from coe_server.errors import ConfigError, EmbeddingUnavailable
 from coe_server.routing.features import Floats, of_length_one, windowed
 from coe_server.routing.tokenizer_rules import UnsafeRule, require_safe
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

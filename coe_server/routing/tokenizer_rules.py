@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 MOST_GROWTH = 1_000  # characters for each of a text, at the very most; NFKC alone makes 18 of one
 LONGEST_TEXT = 64  # in a rule

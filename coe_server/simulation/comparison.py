@@ -1,14 +1,14 @@
-"""Pure story: one trace under every policy, beside the offline bound. The clock in it is a virtual one."""
+"""Pure: one trace under every policy, its figures, and the offline bound. The clock in it is a virtual one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 from coe_server.cache.policy import OURS, Policy
 from coe_server.cache.tiers import Tier
-from coe_server.simulation.measures import Measures, measure, serving_share
 from coe_server.simulation.offline_bound import Bringing, Job, lower_bound
 from coe_server.simulation.offline_search import Board, Player, fewest_blocked_seconds
 from coe_server.simulation.simulator import Run, Scenario, SimulatedExpert, simulate
@@ -72,7 +72,7 @@ def compare(
 ) -> Comparison:
     """Play the trace under each policy; `done` is told the name of each that is finished.
 
-    The policies that ours is compared with bring nobody on a guess: that is part of ours.
+    The policies that ours is compared with prefetch nothing: that is part of ours.
     """
     runs: dict[str, Run] = {}
     for policy in policies:
@@ -97,7 +97,7 @@ def offline_bound(
     `first_tiers`: where experts are when the trace begins; those that are not in it are on disk.
     """
     if tolerance and any(request.scores for request in trace.requests):
-        return _bound(0.0, 0, False, scenario, trace)  # who answers is open: nothing stronger is proven
+        return _bound(0.0, 0, False, scenario, trace)  # which expert answers is open: nothing stronger is proven
     jobs = tuple(
         Job(request.arrival_seconds, request.best, scenario.service_seconds(request.best, request.output_tokens))
         for request in trace.requests
@@ -151,3 +151,93 @@ def _most_together(experts: Iterable[SimulatedExpert], device_bytes: int) -> int
         used += size
         number += used <= device_bytes
     return number
+
+
+Interval = tuple[float, float]  # from, to
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """How one policy did on one trace. Seconds, bytes, counts."""
+
+    switches: int
+    serving_share: float
+    blocked_seconds: float
+    makespan_seconds: float
+    wait_mean: float
+    wait_p95: float
+    wait_max: float
+    wait_bound_seconds: float
+    bytes_moved: int
+    refused: int
+    resident_choices: int
+    score_lost: float
+    wait_saved_seconds: float
+
+    @property
+    def bound_kept(self) -> bool:
+        return self.wait_max <= self.wait_bound_seconds
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "switches": self.switches,
+            "serving_share": self.serving_share,
+            "blocked_seconds": self.blocked_seconds,
+            "makespan_seconds": self.makespan_seconds,
+            "wait_seconds": {"mean": self.wait_mean, "p95": self.wait_p95, "max": self.wait_max},
+            "wait_bound_seconds": self.wait_bound_seconds,
+            "wait_bound_kept": self.bound_kept,
+            "bytes_moved": self.bytes_moved,
+            "refused": self.refused,
+            "resident": {
+                "choices": self.resident_choices,
+                "score_lost": self.score_lost,
+                "wait_saved_seconds": self.wait_saved_seconds,
+            },
+        }
+
+
+def measure(run: Run) -> Measures:
+    """The figures of one run.
+
+    `serving_share` is W / (W + blocked): W the solo service seconds of all requests of the trace, blocked the seconds
+    in which some request is unfinished and none is generating. Bytes count once, on the way to the device. The wait
+    at p95 is that of the nearest rank.
+    """
+    blocked = blocked_seconds(run)
+    waits = sorted(answer.waited for answer in run.answers) or [0.0]
+    return Measures(
+        switches=run.switches,
+        serving_share=serving_share(run.work_seconds, blocked),
+        blocked_seconds=blocked,
+        makespan_seconds=max((answer.finished for answer in run.answers), default=0.0),
+        wait_mean=sum(waits) / len(waits),
+        wait_p95=waits[ceil(0.95 * len(waits)) - 1],
+        wait_max=waits[-1],
+        wait_bound_seconds=run.wait_bound_seconds,
+        bytes_moved=sum(move.size_bytes for move in run.moves if move.target is Tier.DEVICE),
+        refused=run.refused,
+        resident_choices=sum(answer.resident for answer in run.answers),
+        score_lost=sum(answer.score_lost for answer in run.answers),
+        wait_saved_seconds=sum(answer.wait_saved_seconds for answer in run.answers),
+    )
+
+
+def blocked_seconds(run: Run) -> float:
+    """Seconds in which some request is unfinished and none is generating."""
+    unfinished = covered_seconds((answer.arrived, answer.finished) for answer in run.answers)
+    generating = covered_seconds((answer.granted, answer.finished) for answer in run.answers)
+    return max(0.0, unfinished - generating)
+
+
+def serving_share(work_seconds: float, blocked: float) -> float:
+    return work_seconds / (work_seconds + blocked) if work_seconds else 1.0
+
+
+def covered_seconds(intervals: Iterable[Interval]) -> float:
+    """The length of the intervals' union."""
+    covered, end = 0.0, float("-inf")
+    for begins, ends in sorted(intervals):
+        covered += max(0.0, ends - max(begins, end))
+        end = max(end, ends)
+    return covered

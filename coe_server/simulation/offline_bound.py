@@ -1,8 +1,8 @@
-"""Pure: the fewest blocked seconds that anybody could reach who knew the whole trace.
+"""Pure: the fewest blocked seconds that any schedule could reach, knowing the whole trace.
 
 Blocked are the seconds in which some request is unfinished and none is generating. `lower_bound` holds for every
 schedule whatever, also for one that brings experts before they are asked for, serves one request after the other
-although an engine could take them together, and lets anybody wait. Proof, with
+although an engine could take them together, and lets requests wait. Proof, with
 
     ready[e]  seconds until expert e can be on the device for the first time (0, a wake or a start, by where it begins)
     k(t)      how many experts that begin on disk can be up at t: engines start one at a time, so the k fastest
@@ -15,10 +15,10 @@ although an engine could take them together, and lets anybody wait. Proof, with
 2. At t some request is certainly unfinished if max(a[r], ready[e[r]]) + s[r] > t >= a[r] for some r, or if more
    experts that begin on disk have been asked for by t than k(t). X is the set of these moments.
 3. In [0, T] at least |X up to T| - G(T) seconds are therefore blocked. The bound takes the best T.
-4. If no two of the experts asked for fit on the device together, nobody generates while one is brought. Each of them
-   is brought at least once (but for one that begins on the device). Moves while nobody is unfinished block nobody;
+4. If no two of the experts asked for fit on the device together, no request generates while one is brought. Each is
+   brought at least once (but for one that begins on the device). Moves while no request is unfinished block none;
    request r is unfinished from a[r] for s[r] at least, so until the last arrival at most its moment less the length
-   of the union of all [a, a + s] is such time. After it a first move serves somebody who is unfinished. What remains
+   of the union of all [a, a + s] is such time. After it a first move serves an unfinished request. What remains
    of the sum of the first moves is blocked. (The seconds in which their victims leave are not counted.)
 """
 

@@ -1,13 +1,13 @@
 """Pure: the fewest blocked seconds of any schedule of a short trace, found by search.
 
 Exact over all schedules whose steps (letting a request in, beginning a start, wake, sleep or stop) happen when
-something else does: a request arrives, an answer ends or a move ends. Whoever schedules may leave a request waiting
-although it could be let in, bring experts before they are asked for, and knows the trace. Every policy of this server
-acts only at such moments, unless `ttl_seconds` or `min_tenure_seconds` are set; so the optimum is at most what any of
-them reaches, and it is never less than `offline_bound.lower_bound`, which holds for every schedule whatever.
+something else does: a request arrives, an answer ends or a move ends. A schedule may leave a request waiting
+although it could be admitted, may bring experts before they are asked for, and knows the trace. Every policy of this
+server acts only at such moments, unless `ttl_seconds` or `min_tenure_seconds` are set; so the optimum is at most what
+any of them reaches. It is never less than `offline_bound.lower_bound`, which holds for every schedule.
 
-Best-first search: a state is what stands where, what runs and who waits; its price is what has been blocked so far,
-plus the lower bound of the rest. The first finished state that comes up has the lowest price.
+Best-first search: a state is where experts are, what runs and which requests wait. Its price is what has been blocked
+so far, plus the lower bound of the rest. The first finished state that comes up has the lowest price.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Board:
 class _Spot:
     """Where an expert is, or where it goes and when it will be there.
 
-    `unused_from` is where it came from, until it lets somebody in: it does not go back there unused, for it could as
+    `unused_from` is where it came from, until it admits a request: it does not go back there unused, for it could as
     well have stayed.
     """
 
@@ -102,7 +102,7 @@ class _Search:
         self._board = board
         self._names = list(board.players)
         self._players = list(board.players.values())
-        self._bounds: dict[tuple[object, ...], float] = {}  # by what stands where, whatever was decided last
+        self._bounds: dict[tuple[object, ...], float] = {}  # by where experts are, whatever was decided last
         self._footprints = [(name, player.footprint) for name, player in board.players.items()]
         self._owner = [self._names.index(job.expert) for job in board.jobs]
         spent = sum(job.seconds for job in board.jobs) + sum(
@@ -121,7 +121,7 @@ class _Search:
             if price >= reached - _TICK:
                 return reached
             if state.arrived == len(self._board.jobs) and not state.waiting:
-                return blocked  # what runs still ends without blocking anybody
+                return blocked  # what runs still ends without blocking a request
             key = self._key(state)
             if best.get(key, _NEVER) <= blocked:
                 continue
@@ -138,7 +138,7 @@ class _Search:
         return state.key(state.arrived == len(self._board.jobs) and not self._limited)
 
     def _successors(self, state: _State) -> Iterator[tuple[float, _State]]:
-        """What is yielded last is looked at first, if it is as good as the rest: letting somebody in."""
+        """What is yielded last is looked at first, if it is as good as the rest: admitting a request."""
         later = self._pass_time(state)
         if later is not None:
             nobody_generates = bool(state.waiting) and not state.running
@@ -159,7 +159,7 @@ class _Search:
         return None if late else later
 
     def _settle(self, state: _State) -> _State:
-        """Take note of what has arrived or ended by now; who is not needed any more leaves at once."""
+        """Take note of what has arrived or ended by now; an expert that is not needed any more is unloaded at once."""
         arrived, now = state.arrived, state.now
         while arrived < len(self._board.jobs) and self._board.jobs[arrived].arrived <= now + _TICK:
             arrived += 1
@@ -197,7 +197,7 @@ class _Search:
                 yield replace(state, waiting=state.waiting - {job}, running=running, spots=spots, rank=rank)
 
     def _crowded(self, state: _State) -> bool:
-        """Not all that are needed or still here fit on the device together; else nobody has to leave for another."""
+        """Not all that are needed or still here fit on the device together; else none has to be evicted for another."""
         here = (
             bytes_in(player.footprint, Tier.DEVICE)
             for index, player in enumerate(self._players)

@@ -2,16 +2,17 @@
 
 An engine serves up to `max_concurrency` answers at once without getting slower; a request stays inside for
 `ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`. One with a fan-out
-takes as many places for that long.
+takes as many places for that long. When no task is ready, the event loop jumps to the next timer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import selectors
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.policy import Policy
@@ -22,7 +23,6 @@ from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.events import EventLog, Kind
 from coe_server.simulation.traces import Request, Trace
-from coe_server.simulation.virtual_clock import run_virtually
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,3 +258,36 @@ def _expert(one: SimulatedExpert) -> Expert:
         "stop": one.timing.stop_seconds,
     }  # as if an earlier server had measured them
     return Expert(one.name, engine, one.pin, one.preload, one.ttl_seconds, costs=known)
+
+
+Result = TypeVar("Result")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """`time()` starts at 0 and moves only when every task waits; what runs is single-threaded and repeatable."""
+
+    def __init__(self) -> None:
+        self._jumps = _JumpingSelector()
+        super().__init__(self._jumps)
+
+    def time(self) -> float:
+        return self._jumps.now
+
+
+class _JumpingSelector(selectors.SelectSelector):
+    """Lets time pass instead of waiting for files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "every task waits for another one: nothing can ever happen again"
+        self.now += max(0.0, timeout)
+        return []
+
+
+def run_virtually(story: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end under a clock of its own."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(story)

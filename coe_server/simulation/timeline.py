@@ -1,4 +1,4 @@
-"""Pure: a played trace as a picture (SVG): who is on the device when, who generates, and how long requests wait."""
+"""Pure: a played trace as a picture (SVG): moves, stays on the device, answers and waits."""
 
 from __future__ import annotations
 

@@ -16,13 +16,18 @@ from typing import Any
 
 import aiohttp
 
-from coe_server.connecting import user_agent, why_not_connected
-from coe_server.retry_after import retry_after_seconds
-from coe_server.settings.proxies import Detour, Proxy
-from coe_server.settings.web_address import ApiBase, shown_address
-from coe_server.verdict.complaint import Cause
-from coe_server.verdict.verdict import Verdict, judge_body, judge_status
-from coe_server.whole_answer import UNPACKED, bounded_session, plain_body
+from coe_server.config.addresses import ApiBase, shown_address
+from coe_server.config.proxies import Detour, Proxy
+from coe_server.upstream.complaint import Cause
+from coe_server.upstream.reply import (
+    UNPACKED,
+    bounded_session,
+    plain_body,
+    retry_after_seconds,
+    user_agent,
+    why_not_connected,
+)
+from coe_server.upstream.verdict import Verdict, judge_body, judge_status
 from router_training.collecting.completion import Completion, complaint, read_completion
 
 FIRST_PAUSE_SECONDS = 0.5

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from coe_server.config.addresses import BaseUrl, parse_base_url
+from coe_server.config.proxies import Proxies, Proxy
+from coe_server.config.types import clean_secret
 from coe_server.errors import ConfigError
-from coe_server.settings.proxies import Proxies, Proxy
-from coe_server.settings.secret import clean_secret
-from coe_server.settings.web_address import BaseUrl, parse_base_url
 from router_training.config import Name, read_settings
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]

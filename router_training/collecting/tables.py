@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from coe_server.settings.web_address import shown_address
-from coe_server.visible import visible
+from coe_server.config.addresses import shown_address
+from coe_server.system.visible import visible
 from router_training.collecting.collection import Step
 from router_training.collecting.tally import Tally
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 from router_training.data.dataset_check import DataReport
 
 LONGEST_TABLE = 40  # rows

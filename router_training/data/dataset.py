@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from coe_server.routing.manifest import Manifest
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 from router_training.report.escaping import escape
 from router_training.report.labels import GAP, Label, along, placed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from coe_server.visible import visible
+from coe_server.system.visible import visible
 
 
 def escape(text: str) -> str:

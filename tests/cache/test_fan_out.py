@@ -17,7 +17,7 @@ from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.tiers import Tier
 from coe_server.cache.wait_bound import turn_seconds, widest_request
 from coe_server.errors import DatasetError, Overloaded
-from coe_server.simulation.measures import measure
+from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Timing, simulate
 from coe_server.simulation.traces import Request, Trace, read_trace, write_trace
 from tests.cache.machines import machine

@@ -11,7 +11,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.errors import Overloaded
-from coe_server.simulation.virtual_clock import run_virtually
+from coe_server.simulation.simulator import run_virtually
 
 COSTS = {"start": 8.0, "wake": 2.0, "sleep": 1.0, "stop": 0.0, "service": 5.0}
 

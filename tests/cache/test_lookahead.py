@@ -11,7 +11,7 @@ from coe_server.cache.lookahead import LIFETIME_SECONDS
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.simulation.virtual_clock import run_virtually
+from coe_server.simulation.simulator import run_virtually
 from tests.cache.fakes import FakeEngine, Memory
 
 COSTS = {"start": 20.0, "wake": 0.4, "sleep": 0.3, "stop": 1.0}

@@ -9,7 +9,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, turn_seconds, wait_bound_seconds
 from coe_server.engines.engine import Footprint
-from coe_server.simulation.measures import measure
+from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing, simulate
 from tests.cache.machines import trace_of
 from tests.examples import examples

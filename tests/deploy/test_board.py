@@ -9,7 +9,7 @@ import sys
 import pytest
 import yaml
 
-from coe_server.telemetry import METRICS
+from coe_server.metrics import METRICS
 from deploy.check_board import filled_in, queries
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from coe_server.config import load_config
+from coe_server.config.schema import load_config
 from deploy.check.plain_compose import plain
 from tests.patience import PATIENCE_SECONDS
 

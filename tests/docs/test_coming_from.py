@@ -8,7 +8,7 @@ import yaml
 from typer.main import get_command
 
 from coe_server.cli import app as coe
-from coe_server.config import load_config
+from coe_server.config.schema import load_config
 from router_training.cli import app as coe_train
 from tests.docs.reader import ROOT, blocks
 from tests.http.server import running_server

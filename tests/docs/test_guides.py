@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from coe_server.config import load_config
+from coe_server.config.schema import load_config
 from tests.docs.reader import ROOT, blocks, reading
 from tests.patience import PATIENCE_SECONDS
 
@@ -45,7 +45,7 @@ def test_getting_started_ends_with_answers_and_an_expert_asleep(followed):
 
 
 def test_what_operating_looks_at_is_there(followed):
-    assert "Nobody waits longer than" in answer_to(followed, "coe validate")
+    assert "No request waits longer than" in answer_to(followed, "coe validate")
     assert answer_to(followed, "coe keys add serve.yaml alice").strip()
     assert "boss" in answer_to(followed, "coe keys list")
     assert "coe_wait_bound_seconds" in answer_to(followed, "curl -sf http://127.0.0.1:8080/metrics")

@@ -10,10 +10,10 @@ from importlib.metadata import version
 import pytest
 from aiohttp import web
 
+from coe_server.config.proxies import Proxy
 from coe_server.engines.engine import EngineRequest, Footprint
 from coe_server.engines.remote import RemoteEngine
 from coe_server.errors import ConnectionLost, EngineDied, EngineUnreachable
-from coe_server.settings.proxies import Proxy
 
 REQUEST = EngineRequest(
     "POST",

@@ -22,8 +22,8 @@ from coe_server.http.server import GRACE_SECONDS, Listener, build_api
 from coe_server.http.serving import Service, Serving
 from coe_server.http.trace import NoTracing
 from coe_server.keys import Keyring
+from coe_server.metrics import Telemetry
 from coe_server.routing.named import NamedRouter
-from coe_server.telemetry import Telemetry
 from tests.patience import PATIENCE_SECONDS
 
 

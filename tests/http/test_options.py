@@ -51,7 +51,7 @@ def test_null_for_all_options_or_for_each_is_none():
 
 
 def test_null_for_an_option_that_does_not_exist_is_refused_like_any_other_value():
-    with pytest.raises(RequestError, match=r"coe\.surprise: there is no such option"):
+    with pytest.raises(RequestError, match=r"coe\.surprise: there is no such key"):
         read({"surprise": None})
 
 

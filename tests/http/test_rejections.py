@@ -13,7 +13,7 @@ from coe_server.http.apis import SURFACES
 from coe_server.http.connection import MOST_HEAD_BYTES, Connection
 from coe_server.http.rate_limits import MOST_LINES, WINDOW_SECONDS, Refusals
 from coe_server.keys import Key, Keyring, hashed
-from coe_server.telemetry import Telemetry
+from coe_server.metrics import Telemetry
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.http.test_keys_over_http import ADMIN, CLIENT, RING, SLOW, ask, bearer

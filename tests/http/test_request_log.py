@@ -11,7 +11,7 @@ from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated
 from tests.http.test_failure import FOREVER, FRENCH, Says, open_stream, router, stream, team
 from tests.patience import PATIENCE_SECONDS
-from tests.test_telemetry import value
+from tests.test_metrics import value
 
 __all__ = ["router"]  # a fixture
 ALICE = Keyring((Key(name="alice", sha256=hashed("coe-alice")),))

@@ -12,7 +12,7 @@ from coe_server.http.sse import (
     before_error,
     parts_of,
 )
-from coe_server.verdict.verdict import NO_EVENTS, SILENT, events_in
+from coe_server.upstream.verdict import NO_EVENTS, SILENT, events_in
 
 WORD = b'data: {"choices": [{"delta": {"content": "an \\"error\\" of mine"}}]}'
 DEATH = b'data: {"error": {"message": "EngineCore died", "code": 500}}'

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
-from coe_server.journal.entries import Entry, Feedback, Retention
+from coe_server.journal.entries import PAGE_SIZE, Entry, Feedback, Retention, packed, unpacked
 from coe_server.journal.store import Store
-from coe_server.journal.texts import PAGE_SIZE, packed, unpacked
 from tests.examples import examples
 from tests.journal.decided import MadeUp, said
 

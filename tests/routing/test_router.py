@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from coe_server.config.types import MODALITIES, Modality
 from coe_server.errors import ExpertUnavailable, NoCapableExpert, RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.capabilities import Capabilities, known_modalities
@@ -21,7 +22,6 @@ from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
 from coe_server.routing.spread import SPREAD
 from coe_server.routing.token_count import TokenCount
-from coe_server.settings.modalities import MODALITIES, Modality
 from tests.routing.small_artifact import (
     BEST,
     FOREIGN,

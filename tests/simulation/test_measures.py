@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.tiers import Tier
-from coe_server.simulation.measures import blocked_seconds, covered_seconds, measure, serving_share
+from coe_server.simulation.comparison import blocked_seconds, covered_seconds, measure, serving_share
 from coe_server.simulation.simulator import Answer, Run, TimedMove
 
 answers = st.lists(

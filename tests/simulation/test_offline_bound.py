@@ -7,8 +7,7 @@ from hypothesis import given
 
 from coe_server.cache.policy import LRU, OURS, POLICIES
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.simulation.comparison import compare, offline_bound
-from coe_server.simulation.measures import measure
+from coe_server.simulation.comparison import compare, measure, offline_bound
 from coe_server.simulation.offline_bound import lower_bound
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import machine, machines, played, trace_of

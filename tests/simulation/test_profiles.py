@@ -5,7 +5,7 @@ from itertools import groupby
 
 import pytest
 
-from coe_server.simulation.profiles import MEAN_GAP_SECONDS, MEAN_OUTPUT_TOKENS, PROFILES, make_trace
+from coe_server.simulation.traces import MEAN_GAP_SECONDS, MEAN_OUTPUT_TOKENS, PROFILES, make_trace
 
 EXPERTS = [f"e{n}" for n in range(10)]
 

@@ -9,7 +9,7 @@ from coe_server.cache.costs import Costs
 from coe_server.cache.policy import FIFO, LRU, OURS, POLICIES
 from coe_server.cache.tiers import Tier
 from coe_server.errors import DatasetError
-from coe_server.simulation.measures import measure
+from coe_server.simulation.comparison import measure
 from coe_server.simulation.scenario import timing_of
 from coe_server.simulation.simulator import simulate
 from coe_server.simulation.traces import Request, Trace

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.simulation.virtual_clock import run_virtually
+from coe_server.simulation.simulator import run_virtually
 
 
 @given(st.lists(st.integers(0, 10**6).map(lambda n: n / 8), max_size=20))

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 
+from coe_server.config.file import Mistake
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.auth import CALLER, Reach
 from coe_server.http.body import read_body
@@ -90,9 +91,5 @@ def _read_feedback(raw: bytes) -> FeedbackBody:
     try:
         return FeedbackBody.model_validate(dict(read_body(raw).fields))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(FeedbackBody.model_fields)
-            raise RequestError(f"{key}: there is no such field ({known})", key) from error
-        raise RequestError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", key) from error
+        mistake = Mistake.first(error.errors(include_url=False), known=FeedbackBody.model_fields)
+        raise RequestError(str(mistake), mistake.key) from error

@@ -12,11 +12,14 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from coe_server import telemetry as named
+from coe_server import metrics as named
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.guesses import Guess
 from coe_server.http.serving import Service, Traffic
-from coe_server.telemetry import Metric, Telemetry
+from coe_server.metrics import Metric, Telemetry
+from coe_server.http.serving import Service
+from coe_server.http.serving import Traffic
+from coe_server.metrics import Metric, Telemetry
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 TIERS = ("device", "host", "disk", "remote")

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from coe_server.config.file import Mistake
 from coe_server.errors import ArtifactError
 from coe_server.http.serving import Service
 from coe_server.routing.manifest import Manifest, Name
-from coe_server.visible import brief
+from coe_server.system.visible import brief
 
 _FILES = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -152,11 +153,9 @@ def _said(evaluation: dict[str, Any]) -> _Evaluation:
     try:
         return _Evaluation.model_validate(evaluation)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = brief(".".join(str(part) for part in first["loc"]))
+        mistake = Mistake.first(error.errors(include_url=False, include_input=False))
         raise ArtifactError(
-            f"router artifact: evaluation.json is not valid at {place}: {brief(first['msg'])};"
-            " `coe-train fit` writes one that is"
+            f"router artifact: evaluation.json {mistake.invalid}; `coe-train fit` writes one that is"
         ) from error
 
 

@@ -1,0 +1,190 @@
+"""What decides and what keeps decisions, built from settings: router, embedder, drift watch, decision log."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from coe_server.config.environment import Environment
+from coe_server.config.schema import (
+    EmbeddingSettings,
+    ExpertSettings,
+    RouterSettings,
+    ServerConfig,
+    VllmExpert,
+    proxies_of_environment,
+)
+from coe_server.errors import ConfigError
+from coe_server.http.options import model_names
+from coe_server.http.routes.page import quality_of
+from coe_server.http.serving import Decides, Serving, Traffic, reference_of
+from coe_server.http.page.quality import quality_of
+from coe_server.http.serving import Decides, Serving
+from coe_server.http.serving import Traffic, reference_of
+from coe_server.journal.entries import Retention
+from coe_server.journal.journal import Journal
+from coe_server.routing.artifact import read_held_out
+from coe_server.routing.capabilities import Capabilities, known_modalities
+from coe_server.routing.conversation import Endpoint as EndpointKind
+from coe_server.routing.embedder import Embedder, OfLength
+from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.inspection import read_evaluation
+from coe_server.routing.named import NamedRouter
+from coe_server.routing.probes import failing
+from coe_server.routing.router import Router
+from coe_server.routing.sentence_embedder import SentenceEmbedder
+
+logger = logging.getLogger(__name__)
+
+
+def build_serving(config: ServerConfig, router: Decides, before: Serving | None = None) -> Serving:
+    """What the HTTP layer works with for as long as nothing is reloaded; the embedder of `before` stays if it fits."""
+    embedder = build_embedder(config, router)
+    if before is not None and _embed_alike(before.embedder, embedder):
+        embedder = before.embedder
+    return Serving(
+        router=router,
+        default_objective=config.router.objective if config.router else "",
+        embedder=embedder,
+        max_body_bytes=config.http.max_body,
+        bodies_bytes=config.http.bodies,
+        body_seconds=config.http.body_seconds,
+        keepalive_seconds=config.http.keepalive_seconds,
+        quality=build_quality(config, router),
+        traffic=before.traffic if before and before.router is router else build_traffic(config, router),
+        aliases=build_aliases(config, router),
+    )
+
+
+def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
+    """Further names for what may stand under `model`. Raises ConfigError for one that stands for nothing."""
+    names = model_names(router.objectives, [expert.name for expert in config.experts])
+    for alias, goal in config.aliases.items():
+        if goal not in names:
+            raise ConfigError(f"aliases.{alias}: there is no model '{goal}'; there are {', '.join(names)}")
+    return dict(config.aliases)
+
+
+def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | None:
+    """What the router was measured to be worth, for the page."""
+    if config.router is None or not isinstance(router, Router):
+        return None
+    manifest = router.artifact.manifest
+    return quality_of(manifest, read_evaluation(config.router.artifact, manifest))
+
+
+def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
+    """The watch over drift, where there is a router and its artifact has kept what unseen prompts looked like."""
+    if config.router is None or not isinstance(router, Router):
+        return None
+    held_out = read_held_out(config.router.artifact)
+    reference = reference_of(held_out, router.artifact.manifest.categories)
+    return None if reference is None else Traffic(reference, router.version)
+
+
+def _embed_alike(one: Embedder | None, other: Embedder | None) -> bool:
+    return isinstance(one, OfLength) and isinstance(other, OfLength) and one.dimensions == other.dimensions
+
+
+def build_router(config: ServerConfig) -> Decides:
+    """The router of the configured artifact, checked against the experts; without one, experts are taken by name."""
+    names = [expert.name for expert in config.experts]
+    if config.router is None:
+        return NamedRouter(names, build_capabilities(config))
+    settings = config.router
+    router = Router.load(
+        settings.artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window
+    )
+    for name in router.artifact.unserved(names):
+        logger.warning("router.artifact: it knows expert '%s', which is not among experts; the next best answers", name)
+    if config.router.objective not in router.objectives:
+        raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
+    _try_probes(router, config.router)
+    return router
+
+
+def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
+    """What the configuration says, or tells, of what each expert can take; the artifact knows the rest."""
+    return {expert.name: _capabilities(expert) for expert in config.experts}
+
+
+def _capabilities(expert: ExpertSettings) -> Capabilities:
+    endpoints = expert.endpoints if expert.endpoints is not None else _endpoints(expert)
+    return Capabilities(
+        context_tokens=expert.context_tokens or _context_tokens(expert),
+        modalities=known_modalities(expert.vision, expert.modalities),
+        tools=expert.tools,
+        endpoints=frozenset(endpoints) if endpoints is not None else None,
+    )
+
+
+def _endpoints(expert: ExpertSettings) -> tuple[EndpointKind, ...] | None:
+    """What vLLM serves follows from its runner; where that is left to vLLM, it is not known here."""
+    runner = expert.args.get("runner") if isinstance(expert, VllmExpert) else None
+    if runner == "pooling":
+        return ("embeddings", "tokenize", "rerank", "score")
+    return ("chat", "completions", "responses", "messages", "tokenize") if runner == "generate" else None
+
+
+def _context_tokens(expert: ExpertSettings) -> int | None:
+    limit = expert.args.get("max_model_len") if isinstance(expert, VllmExpert) else None
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def _try_probes(router: Router, settings: RouterSettings) -> None:
+    """Raises ConfigError at the first probe that fails, where the configuration says so; else warns of each."""
+    for failure in failing(router, settings.artifact):
+        if settings.failing_probes == "refuse":
+            raise ConfigError(f"router.failing_probes is refuse, and a {failure}")
+        logger.warning("a router's self-test fails: %s", failure)
+
+
+def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
+    """What embeds prompts for this router, where its features need that. Raises ConfigError if it is not configured.
+
+    It comes from the server's own configuration: an artifact cannot make the server call an address or load a model.
+    """
+    needed = router.artifact.manifest.features if isinstance(router, Router) else None
+    if config.router is None or needed is None or not needed.embedded_before_routing:
+        return None
+    settings = config.router.embeddings
+    if settings is None:
+        raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
+    if settings.base_url is not None and settings.model != needed.model:
+        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
+    return OfLength(_embedder(settings, config.environment), needed.dimensions)
+
+
+def _embedder(settings: EmbeddingSettings, environment: Environment) -> Embedder:
+    if settings.base_url is None:
+        return SentenceEmbedder(settings.model)
+    key = environment.secret("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
+    return EndpointEmbedder(
+        Endpoint(
+            settings.base_url,
+            settings.model,
+            key,
+            settings.timeout_seconds,
+            tries=2,
+            first_pause_seconds=0.1,
+            proxy=proxies_of_environment().for_address(settings.base_url),
+        )
+    )
+
+
+SECONDS_PER_DAY = 86_400.0
+
+
+def build_journal(config: ServerConfig) -> Journal | None:
+    """The decision log, open and ready; None where no decisions are kept. Raises ConfigError if it cannot be opened."""
+    if not config.log.decisions:
+        return None
+    keep = Retention(config.log.keep_rows, config.log.keep_days * SECONDS_PER_DAY)
+    journal = Journal(journal_file(config), keep, keeps_prompts=config.log.prompts)
+    journal.start()
+    return journal
+
+
+def journal_file(config: ServerConfig) -> Path:
+    return config.state_directory / "journal.sqlite3"

@@ -1,0 +1,73 @@
+"""`coe route`: one decision without a server, as a line and a table. No expert is started, none counts as loaded."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from coe_server.build.router import build_embedder, build_router
+from coe_server.config.schema import RemoteExpert, ServerConfig
+from coe_server.errors import ConfigError
+from coe_server.http.serving import AUTO, Decides
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.embedder import with_embeddings
+from coe_server.system.visible import visible
+
+
+def decide_at_rest(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
+    """The decision while every local expert is on disk. Raises ConfigError or ArtifactError."""
+    if settings.router is None:
+        raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
+    at_rest = {
+        expert.name: Availability("remote" if isinstance(expert, RemoteExpert) else "disk", 0.0)
+        for expert in settings.experts
+    }
+    options = RouteOptions(objective=objective or settings.router.objective)
+    router = build_router(settings)
+    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, at_rest)
+
+
+async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:
+    """The prompt with an embedding, where the router's features need one."""
+    conversation = Conversation.of_prompt(prompt)
+    embedder = build_embedder(settings, router)
+    if embedder is None:
+        return conversation
+    try:
+        return await with_embeddings(conversation, embedder)
+    finally:
+        await embedder.close()
+
+
+def print_decision(decision: RoutingDecision) -> None:
+    """To standard output. For routed decisions: an expert asked for by name has no probabilities."""
+    console = Console(emoji=False)
+    category = _shown(f"{decision.category} ({_how_sure(decision)})")
+    console.print(
+        f"[bold]{_shown(decision.expert)}[/bold], category {category}, reason {decision.reason}", soft_wrap=True
+    )
+    table = Table("expert", "expected score", "active params (B)", "value", "left out or behind because")
+    for ranked in decision.ranking:
+        numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
+        why = ranked.excluded or ranked.doubt or ""
+        figures = ("-" if number is None else f"{number:.4g}" for number in numbers)
+        table.add_row(_shown(ranked.expert), *figures, _shown(why))
+    console.print(table)
+
+
+def _shown(word: str) -> str:
+    """Names come from an artifact's files."""
+    return escape(visible(word))
+
+
+def _how_sure(decision: RoutingDecision) -> str:
+    """The confidence belongs to the likeliest category, which is not the decision's where that was not believed."""
+    likeliest, probability = max(decision.probabilities.items(), key=lambda pair: pair[1])
+    if decision.gate.inside and decision.category == likeliest:
+        return f"{probability:.0%} sure"
+    why = "too unsure" if decision.gate.inside else "unlike the training prompts"
+    return f"{why}; likeliest category: {likeliest}, {probability:.0%}"

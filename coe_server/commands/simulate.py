@@ -1,0 +1,197 @@
+"""What `coe simulate` does: a machine, a trace, every policy, a table and files. Decides nothing about the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from rich.progress import Progress
+from rich.table import Table
+
+from coe_server.build.experts import build_capacity, build_experts, refuse_what_never_fits
+from coe_server.cache.policy import POLICIES, Policy
+from coe_server.cache.scheduler import Limits
+from coe_server.commands.terminal import no_room_for, table_console, that_fits
+from coe_server.config.schema import ServerConfig, SimulatedExpert, load_config
+from coe_server.errors import ConfigError, DatasetError
+from coe_server.simulation.comparison import Bound, Comparison, Measures, compare
+from coe_server.simulation.scenario import expert_names, made_up_scenario, scenario_of
+from coe_server.simulation.simulator import Scenario, Timing
+from coe_server.simulation.timeline import draw_timeline
+from coe_server.simulation.traces import Profile, Trace, make_trace, read_trace
+from coe_server.system.files import require_writable_file
+
+EXPERTS, REQUESTS = 5, 300  # of a profile, by default
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to simulate; None where the caller left it open."""
+
+    config: Path | None = None
+    trace: Path | None = None
+    profile: str | None = None
+    experts: int | None = None
+    requests: int | None = None
+    seed: int | None = None
+    on_device: int | None = None
+    in_host: int | None = None
+    policy: str | None = None
+    tolerance: float = 0.0
+
+
+def run_simulation(question: Question, json_file: Path | None, timeline: Path | None) -> None:
+    """Answer the question as a table, and in files where asked. Raises ConfigError or DatasetError."""
+    for option, file in (("--json", json_file), ("--timeline", timeline)):
+        if file is not None:
+            require_writable_file(option, file)
+    policies = _policies(question.policy)
+    scenario, trace = _stage(question)
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"{trace.name}, {len(trace.requests)} requests", total=len(policies))
+        found = compare(scenario, trace, policies, question.tolerance, lambda _: progress.advance(task))
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+    if timeline is not None:
+        name = policies[0].name
+        title = f"{trace.name}: {len(trace.requests)} requests for {len(trace.experts)} experts, policy {name}"
+        timeline.write_text(draw_timeline(found.runs[name], title), encoding="utf-8")
+    _print(found)
+
+
+def _policies(name: str | None) -> list[Policy]:
+    if name is None:
+        return list(POLICIES.values())
+    if name not in POLICIES:
+        raise ConfigError(f"--policy: '{name}' is not one of {', '.join(POLICIES)}")
+    return [POLICIES[name]]
+
+
+def _stage(question: Question) -> tuple[Scenario, Trace]:
+    """The machine and what is asked of it."""
+    if (question.trace is None) == (question.profile is None):
+        raise ConfigError("give either --trace FILE or --profile NAME")
+    _refuse_unused(question)
+    if question.config is not None:
+        scenario = _configured(load_config(question.config))
+        return scenario, _trace(question, [expert.name for expert in scenario.experts])
+    if question.trace is not None:
+        trace = _trace(question, [])
+        names = list(trace.experts)
+    else:
+        names = expert_names(question.experts or EXPERTS)
+        trace = _trace(question, names)
+    return made_up_scenario(names, question.on_device, question.in_host), trace
+
+
+def _refuse_unused(question: Question) -> None:
+    """Raises ConfigError at an option that could change nothing: what it would make up is given."""
+    made_up_experts = {"--experts": question.experts, "--on-device": question.on_device, "--in-host": question.in_host}
+    if question.config is not None:
+        _refuse_any(made_up_experts, f"the experts and the machine are those of {question.config}")
+    if question.trace is not None:
+        made_up_requests = {"--experts": question.experts, "--requests": question.requests, "--seed": question.seed}
+        _refuse_any(made_up_requests, f"the requests and their experts are those of {question.trace}")
+
+
+def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{option}: changes nothing, {why}; leave one of the two out")
+
+
+def _trace(question: Question, names: list[str]) -> Trace:
+    if question.trace is not None:
+        try:
+            with question.trace.open(encoding="utf-8") as lines:
+                return read_trace(question.trace.name, lines)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(f"{question.trace}: cannot be read ({error})") from error
+    for profile in get_args(Profile):
+        if profile == question.profile:
+            return make_trace(profile, names, question.requests or REQUESTS, question.seed or 0)
+    raise ConfigError(f"--profile: '{question.profile}' is not one of {', '.join(get_args(Profile))}")
+
+
+def _configured(config: ServerConfig) -> Scenario:
+    experts, capacity = build_experts(config), build_capacity(config)
+    refuse_what_never_fits(experts, capacity)
+    timings = {
+        expert.name: Timing(
+            start_seconds=expert.start_seconds,
+            wake_seconds=expert.wake_seconds,
+            sleep_seconds=expert.sleep_seconds,
+            ttft_seconds=expert.ttft_seconds,
+            tokens_per_second=expert.tokens_per_second,
+        )
+        for expert in config.experts
+        if isinstance(expert, SimulatedExpert)
+    }
+    scenario = scenario_of(experts, timings, capacity, Limits(**config.scheduling.model_dump()))
+    if not scenario.experts:
+        raise ConfigError("experts: all of them are answered elsewhere; there is nothing to simulate")
+    return scenario
+
+
+def _print(found: Comparison) -> None:
+    trace, bound = found.trace, found.bound
+    seconds = trace.requests[-1].arrival_seconds
+    console = table_console()
+    requests, experts = _counted(len(trace.requests), "request"), _counted(len(trace.experts), "expert")
+    console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s")
+    table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), _TELL_LEAST, console.width)
+    console.print(table, *no_room_for(left_out), sep="\n")
+    kind = "the optimum, found by search" if bound.exact else "proven: no schedule is better, perhaps none is as good"
+    console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
+    for name, m in found.policies.items():
+        for sentence in _remarks(m):
+            console.print(f"{name}: {sentence}")
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what if count == 1 else what + 's'}"
+
+
+def _remarks(m: Measures) -> Iterator[str]:
+    kept = "no request waited longer than" if m.bound_kept else f"[red]{m.wait_max:,.0f} s of waiting break[/red]"
+    yield f"{kept} the bound of {m.wait_bound_seconds:,.0f} s."
+    if m.refused:
+        yield f"{m.refused} requests were refused with 429: its figures are not comparable."
+    if m.resident_choices:
+        yield (
+            f"{m.resident_choices} requests took a resident expert; {m.score_lost:.3f} of score lost, "
+            f"{m.wait_saved_seconds:,.1f} s of waiting saved."
+        )
+
+
+def _table(found: Comparison, columns: Sequence[str]) -> Table:
+    table = Table("policy", *columns, padding=(0, 0, 0, 1))
+    bound = found.bound
+    for name, m in found.policies.items():
+        table.add_row(name, *(_COLUMNS[column](m, bound) for column in columns))
+    table.add_section()
+    least = {
+        "switches": f">={bound.switches}",
+        "share": f"{bound.serving_share:.3f}",
+        "blocked s": f"{bound.blocked_seconds:,.1f}",
+    }
+    table.add_row("bound", *(least.get(column, "") for column in columns))
+    return table
+
+
+_COLUMNS: dict[str, Callable[[Measures, Bound], str]] = {
+    "switches": lambda m, _: str(m.switches),
+    "share": lambda m, _: f"{m.serving_share:.3f}",
+    "of bound": lambda m, bound: f"{m.serving_share / bound.serving_share:.3f}",
+    "blocked s": lambda m, _: f"{m.blocked_seconds:,.1f}",
+    "wait s: mean": lambda m, _: f"{m.wait_mean:,.1f}",
+    "p95": lambda m, _: f"{m.wait_p95:,.1f}",
+    "max": lambda m, _: f"{m.wait_max:,.1f}",
+    "makespan s": lambda m, _: f"{m.makespan_seconds:,.0f}",
+    "GiB": lambda m, _: f"{m.bytes_moved / 2**30:,.0f}",
+}
+_TELL_LEAST = ("GiB", "makespan s", "p95", "switches", "blocked s", "of bound")

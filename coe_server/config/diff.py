@@ -1,0 +1,62 @@
+"""What differs between two configurations, and what of it a running server can take over. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from coe_server.config.addresses import shown_address
+from coe_server.config.schema import ServerConfig
+from coe_server.errors import ReloadRefused
+
+# Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
+LIVE = (
+    *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
+    *("http.bodies", "http.allowed_hosts", "aliases.*"),
+    *("experts.*.context_tokens", "experts.*.vision", "experts.*.modalities", "experts.*.tools", "experts.*.endpoints"),
+)
+
+
+def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]:
+    """The keys that differ. Raises ReloadRefused if one of them needs a restart."""
+    _refuse_other_experts([one.name for one in running.experts], [one.name for one in wanted.experts])
+    before, after = dict(_keys("", _plain(running))), dict(_keys("", _plain(wanted)))
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key, _ABSENT) != after.get(key, _ABSENT))
+    for key in changed:
+        if not any(fnmatchcase(key, pattern) for pattern in LIVE):
+            was, now = (_shown(key, side[key]) if key in side else "absent" for side in (before, after))
+            raise ReloadRefused(f"{key}: was {was} and is {now} in the file; restart required, nothing was reloaded")
+    return tuple(changed)
+
+
+def _refuse_other_experts(running: Collection[str], wanted: Collection[str]) -> None:
+    new, gone = (", ".join(sorted(set(one) - set(other))) for one, other in ((wanted, running), (running, wanted)))
+    if new or gone:
+        told = "; ".join(f"{word} {names}" for word, names in (("added", new), ("removed", gone)) if names)
+        raise ReloadRefused(f"experts changed ({told}); restart required, nothing was reloaded")
+
+
+def _plain(config: ServerConfig) -> dict[str, Any]:
+    """The settings as nested mappings, experts by name; `log` and `http` keep their own keys."""
+    plain = config.model_dump()
+    plain["experts"] = {expert["name"]: expert for expert in plain["experts"]}
+    return plain
+
+
+def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _keys(f"{prefix}.{key}" if prefix else str(key), value)
+    else:
+        yield prefix, node
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value for a message: headers and the query of an address may hold a secret."""
+    if fnmatchcase(key, "experts.*.headers.*"):
+        return "'...'"
+    return repr(shown_address(value)) if key.endswith(".base_url") and isinstance(value, str) else repr(value)
+
+
+_ABSENT = object()

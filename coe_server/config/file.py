@@ -1,0 +1,201 @@
+"""A YAML file of settings -> a mapping; a mistake in it -> one sentence with key, value and what is allowed.
+
+YAML is bounded, also after each alias has been replaced by what it names: a few hundred bytes of aliases of aliases
+stand for gigabytes. Knows no particular setting.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from coe_server.errors import ConfigError
+from coe_server.system.visible import brief
+
+LONGEST_FILE_BYTES = 1 << 20
+
+
+def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
+    """The settings in a file; `explained_in` explains its keys. Raises ConfigError with one sentence."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LONGEST_FILE_BYTES + 1)  # a pipe has no size
+        raw = parse_yaml(data.decode("utf-8"), LONGEST_FILE_BYTES, _UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    except UnusableYaml as error:
+        place = f", line {error.line}" if error.line is not None else ""
+        raise ConfigError(f"{path}{place}: {brief(' '.join(str(error).split()))}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings (key: value); {explained_in} explains them")
+    return raw
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Safe YAML in which a key may stand once: of two, the first would be ignored without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class UnusableYaml(Exception):
+    """What is no YAML, or too long; the message says what is wrong, after `line` where one is known."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+def parse_yaml(text: str, most_characters: int, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The value. Raises UnusableYaml."""
+    if len(text) > most_characters:
+        raise UnusableYaml(f"is longer than {most_characters:,} characters")
+    try:
+        return _value(loader(text), most_characters)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else None
+        raise UnusableYaml(f"is not YAML: {error.problem}{_tab(error)}", line) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UnusableYaml(f"is not YAML: {error}") from error
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:  # a date, or a number, of old
+        raise UnusableYaml(f"is not YAML: a value is not what it looks like ({error})") from error
+
+
+def _value(loader: yaml.SafeLoader, most_characters: int) -> Any:
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, most_characters, {}) > most_characters:
+            raise UnusableYaml(f"is longer than {most_characters:,} characters when its aliases are replaced")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, most: int, known: dict[int, int]) -> int:
+    """Characters of the scalars and one for each node, aliases replaced; more than `most` without an end.
+
+    `known` has a node while it is looked at, too: an alias inside of what it names has no size.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = most + 1
+    size = 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+    for part in _parts(node):
+        size = min(size + _size(part, most, known), most + 1)
+    known[id(node)] = size
+    return size
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return []
+
+
+def _tab(error: yaml.MarkedYAMLError) -> str:
+    return "; indent with blanks" if "'\\t'" in str(error.problem) else ""
+
+
+_TAGS = {"engine": "vllm, remote, simulated"}  # where pydantic does not say what may stand there
+_LONGEST_CHARACTERS = 600  # of a sentence with a value of any length
+_UNKNOWN = "extra_forbidden"
+_SENTENCES = {
+    _UNKNOWN: "{key}: there is no such key",
+    "missing": "{key}: is missing",
+    "union_tag_invalid": "{key}.{tag}: must be one of {tags}",
+    "union_tag_not_found": "{key}.{tag}: must be one of {tags}",
+    "literal_error": "{key}: '{input}' is not one of {expected}",
+    "model_type": "{key}: must be a mapping of settings, not {input!r}",
+    "model_attributes_type": "{key}: must be a mapping of settings, not {input!r}",
+    "dict_type": "{key}: must be a mapping of settings, not {input!r}",
+    "list_type": "{key}: must be a list, not {input!r}",
+    "too_short": "{key}: must have at least one entry",
+    "value_error": "{key}: {error}",
+}
+_ANY_OTHER = "{key}: {message}, not {input!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What pydantic found first in a value from outside, without that value. `str` is one sentence with the key."""
+
+    key: str  # dotted; empty where the whole value is wrong
+    message: str
+
+    @classmethod
+    def first(cls, errors: Sequence[Any], root: str = "", known: Collection[str] = ()) -> Mistake:
+        """`errors` is what a pydantic error lists, below the key `root`; `known` are the allowed keys."""
+        error = errors[0]
+        key = ".".join(map(str, ([root] if root else []) + list(error["loc"])))
+        if error["type"] == _UNKNOWN and known:
+            return cls(brief(key), f"there is no such key; allowed: {', '.join(known)}")
+        return cls(brief(key), brief(error["msg"][0].lower() + error["msg"][1:]))
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+    @property
+    def invalid(self) -> str:
+        """The predicate of a sentence about a file."""
+        return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
+
+
+def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
+    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them."""
+    mistakes = error.errors(include_url=False)
+    first = next((one for one in mistakes if one["type"] == _UNKNOWN), mistakes[0])
+    missing = [one for one in mistakes if one["type"] == "missing" and one["loc"][:-1] == first["loc"][:-1]]
+    if first["type"] == _UNKNOWN and missing:
+        return f"{_dotted(first['loc'], raw)}: there is no such key; {_dotted(missing[0]['loc'], raw)} is missing"
+    context = first.get("ctx", {})
+    tag = str(context.get("discriminator", "")).strip("'")
+    told = _SENTENCES.get(first["type"], _ANY_OTHER).format(
+        key=_dotted(first["loc"], raw),
+        input=first["input"],
+        message=first["msg"][0].lower() + first["msg"][1:],
+        expected=context.get("expected"),
+        error=context.get("error"),
+        tag=tag,
+        tags=str(context.get("expected_tags", _TAGS.get(tag, "those that the example shows"))).replace("'", ""),
+    )
+    return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # what concerns the whole names its keys itself
+
+
+def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
+    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin'): a step that is not in the file is left out.
+
+    Those are the members of a union that pydantic tried, by their tag (`engine`, `kind`) or by their type.
+    """
+    parts: list[str] = []
+    node: Any = raw
+    for step in location:
+        if isinstance(node, list) and isinstance(step, int):
+            node = node[step]
+            parts.append(str(node.get("name", step)) if isinstance(node, dict) else str(step))
+        elif step == "[key]":  # what is wrong is the key that stands before it
+            continue
+        elif isinstance(node, dict) and (step in node or step not in {node.get("engine"), node.get("kind")}):
+            parts.append(str(step))
+            node = node.get(step)
+    return ".".join(parts)

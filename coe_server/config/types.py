@@ -1,0 +1,193 @@
+"""Types of values in configurations: amounts of memory, names, modalities, secrets, headers. Pure.
+
+A value may be a secret: no sentence about secrets or headers shows one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from coe_server.errors import ConfigError
+
+
+class Share(BaseModel):
+    """A part of the memory that is there, `0 < fraction <= 1`."""
+
+    model_config = ConfigDict(frozen=True)
+    fraction: float
+
+
+def parse_bytes(value: object) -> object:
+    """`70GiB`, `512MiB`, `1048576` as bytes, `80%` as a Share, `auto` as None."""
+    if value == "auto":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
+    if isinstance(value, int):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]?i?B)", value.strip())
+    if match is None:
+        raise ValueError(f"'{value}' is not an amount of memory ({_AMOUNTS})")
+    number, unit = float(match[1]), match[2]
+    if unit == "%":
+        if not 0 < number <= 100:
+            raise ValueError(f"'{value}' is not between 0 and 100 %")
+        return Share(fraction=number / 100)
+    return int(number * _UNITS[unit])
+
+
+_AMOUNTS = "70GiB, 512MiB, 80% or auto"
+_UNITS = {"B": 1} | {
+    f"{prefix}{suffix}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for suffix, base in (("iB", 1024), ("B", 1000))
+}
+
+
+def parse_amount(value: object) -> object:
+    """As `parse_bytes`, and not less than nothing."""
+    size = parse_bytes(value)
+    if isinstance(size, int) and size < 0:
+        raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
+    return size
+
+
+def parse_byte_count(value: object) -> object:
+    """As `parse_bytes`, but neither a share nor `auto`, and more than nothing."""
+    size = parse_bytes(value)
+    if not isinstance(size, int) or size <= 0:
+        raise ValueError(f"{value!r} is not a number of bytes (70GiB, 512MiB)")
+    return size
+
+
+Amount = Annotated[int | Share | None, BeforeValidator(parse_amount)]
+ByteCount = Annotated[int, BeforeValidator(parse_byte_count)]
+
+
+def require_served_name(name: str) -> str:
+    """The name itself. Raises ValueError, saying what is allowed."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is None:
+        raise ValueError(
+            f"{name!r} is not a name: up to 64 letters, digits, '.', '_' and '-', no sign at its beginning"
+        )
+    return name
+
+
+def require_alias(name: str) -> str:
+    """The name itself: what clients have built in, `openai/gpt-4o` say. Raises ValueError, saying what is allowed."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", name) is None:
+        raise ValueError(
+            f"{name!r} is no alias: up to 128 letters, digits, '.', '_', '-', ':', '/' and '@', no sign at its start"
+        )
+    return name
+
+
+ServedName = Annotated[str, AfterValidator(require_served_name)]
+Alias = Annotated[str, AfterValidator(require_alias)]
+
+
+Modality = Literal["image", "audio", "video", "file"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
+
+
+def contradiction(vision: bool | None, modalities: Sequence[Modality] | None) -> str | None:
+    """What is wrong where both are given, `vision` being the older word for images; None if they agree."""
+    if vision is None or modalities is None or vision == ("image" in modalities):
+        return None
+    listed = ", ".join(modalities) or "none"
+    return f"vision is {str(vision).lower()}, and image is {'not ' if vision else ''}among the modalities ({listed})"
+
+
+def clean_secret(value: str | None, key: str, variable: str) -> str:
+    """The value without the blanks and newlines around it, as `echo KEY | base64` or an editor leaves them there.
+
+    Raises ConfigError, which names the setting's key and the environment variable and never shows the value.
+    """
+    if not value:
+        raise ConfigError(f"{key}: the environment variable '{variable}' is not set")
+    stripped = value.strip()
+    if not stripped:
+        raise ConfigError(f"{key}: the environment variable '{variable}' holds nothing but blanks")
+    if (fault := unfit_for_a_header(stripped)) is not None:
+        raise ConfigError(f"{key}: the environment variable '{variable}' holds {fault}; set it to the key alone")
+    return stripped
+
+
+def unfit_for_a_header(text: str) -> str | None:
+    """What in a text no HTTP header can carry, in words that do not show the text; None if all of it can stand there.
+
+    RFC 9110, section 5.5: no control characters; what is not Latin-1 has no agreed encoding.
+    """
+    if "\n" in text or "\r" in text:
+        return "a line break, which no HTTP header can carry"
+    if any(unicodedata.category(character) == "Cc" for character in text):
+        return "a control character, which no HTTP header can carry"
+    if any(ord(character) > 0xFF for character in text):
+        return "a character outside Latin-1, which no HTTP header can carry"
+    return None
+
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_VARIABLE = re.compile(r"\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
+_OF_THE_CONNECTION = (  # RFC 9110, section 7.6.1, and what frames or addresses a message
+    frozenset(("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"))
+    | frozenset(("proxy-authenticate", "proxy-authorization", "proxy-connection"))
+    | frozenset(("host", "content-length", "expect"))
+)
+_OF_THE_BODY = frozenset(("content-encoding", "accept-encoding"))
+
+
+def parse_request_headers(value: object) -> object:
+    """The headers as they are, if each can be sent. Raises ValueError, one sentence that names the header."""
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping of names to texts: {X-Name: value}")
+    seen: set[str] = set()
+    for name, content in value.items():
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is not a header's name: letters, digits and any of !#$%&'*+-.^_`|~")
+        if (fault := _fault(name.lower(), content)) is not None:
+            raise ValueError(f"'{name}' {fault}")
+        if name.lower() in seen:
+            raise ValueError(f"'{name}' stands twice; upper and lower case are the same header")
+        seen.add(name.lower())
+    return value
+
+
+RequestHeaders = Annotated[dict[str, str], BeforeValidator(parse_request_headers)]
+
+
+def filled_in(headers: Mapping[str, str], secret: Callable[[str, str], str]) -> dict[str, str]:
+    """The headers with every `{env.NAME}` replaced by what `secret(header, NAME)` gives."""
+    return {
+        name: _VARIABLE.sub(lambda match, name=name: secret(name, match[1]), content.strip())  # type: ignore[misc]
+        for name, content in headers.items()
+    }
+
+
+def variables_in(value: str) -> list[str]:
+    """The names of the environment variables that a header's value holds."""
+    return _VARIABLE.findall(value)
+
+
+def _fault(name: str, content: object) -> str | None:
+    if name in _OF_THE_CONNECTION:
+        return "cannot be set: it belongs to the connection, and the HTTP client writes it; leave it out"
+    if name in _OF_THE_BODY:
+        return "cannot be set: answers are read here, and requests are sent as they came; leave it out"
+    return _fault_of_value(content)
+
+
+def _fault_of_value(content: object) -> str | None:
+    if not isinstance(content, str):
+        return "must have a text as its value; put the value in quotes"
+    if "{env." in _VARIABLE.sub("", content):
+        return "has '{env.' in it and no variable's name behind it; write {env.NAME}"
+    if not content.strip():
+        return "is empty; give it a value or leave it out"
+    unfit = unfit_for_a_header(content.strip())
+    return None if unfit is None else f"holds {unfit}"

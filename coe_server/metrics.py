@@ -1,0 +1,241 @@
+"""Every metric, named once, and the registry that counts what is told to it. Knows nothing of HTTP or experts' moves.
+
+No label carries free text: values are names from the configuration and the artifact, or codes of our own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+
+from coe_server.events import Event
+from coe_server.routing.decision import RoutingDecision
+
+RECENT = 1000  # routed requests over which the out-of-domain share is taken
+_SHORT = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds
+_LONG = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric as Prometheus knows it; counters get `_total`, histograms `_bucket`, `_sum` and `_count`."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+# requests
+REQUESTS = Metric("coe_requests", "counter", "Requests by endpoint and HTTP status.", ("endpoint", "status"))
+KEY_REQUESTS = Metric("coe_key_requests", "counter", "Requests by API key and HTTP status.", ("key", "status"))
+ERRORS = Metric("coe_errors", "counter", "Errors told to clients, by their code.", ("code",))
+HANG_UPS = Metric("coe_hang_ups", "counter", "Clients that left before their answer was whole.", ("expert",))
+FALLBACKS = Metric(
+    "coe_fallbacks", "counter", "Requests that left a failed expert, by its error's code.", ("expert", "reason")
+)
+WAIT = Metric("coe_wait_seconds", "histogram", "Wait for a lease on the expert.", ("expert",), _LONG)
+FIRST_TOKEN = Metric(
+    "coe_time_to_first_token_seconds", "histogram", "From the request to a stream's first bytes.", ("expert",), _LONG
+)
+ANSWER = Metric("coe_answer_seconds", "histogram", "From the request to the end of its answer.", ("expert",), _LONG)
+TOKENS = Metric(
+    "coe_tokens",
+    "counter",
+    "Tokens that answers stated; cached_prompt is part of prompt.",
+    ("expert", "kind"),
+)
+KEY_TOKENS = Metric("coe_key_tokens", "counter", "Tokens that answers stated, by API key.", ("key", "kind"))
+# decisions
+DECISIONS = Metric(
+    "coe_decisions",
+    "counter",
+    "Decisions that were followed; a fallback is one more.",
+    ("category", "expert", "reason"),
+)
+ROUTING = Metric("coe_routing_seconds", "histogram", "Time one decision took.", (), _SHORT)
+OUT_OF_DOMAIN = Metric("coe_out_of_domain", "counter", "Routed requests outside the gate.")
+OUT_OF_DOMAIN_SHARE = Metric(
+    "coe_out_of_domain_share", "gauge", f"Share of the last {RECENT} routed requests that was outside the gate."
+)
+LEFT_BAND = Metric(
+    "coe_drift",
+    "gauge",
+    "1 while the traffic's categories, out_of_domain share or confidence are outside the band of the training data.",
+    ("reading",),
+)
+MIX_DISTANCE = Metric(
+    "coe_category_mix_distance", "gauge", "Half the sum of differences between categories' shares now and in training."
+)
+CONFIDENCE = Metric("coe_mean_confidence", "gauge", "Mean confidence of about the last 100 routed requests.")
+TRAINING_CONFIDENCE = Metric("coe_training_confidence", "gauge", "Mean confidence on unseen training prompts.")
+TRAINING_OUT_OF_DOMAIN = Metric(
+    "coe_training_out_of_domain_share", "gauge", "Share of unseen training prompts outside the gate."
+)
+UNLOGGED = Metric(
+    "coe_unlogged_decisions", "counter", "Decisions and answers' tokens that are not in the decision log."
+)
+FEEDBACK = Metric("coe_feedback", "counter", "Ratings written to the decision log.")
+EMBEDDING_FAILURES = Metric("coe_embedding_failures", "counter", "Prompts routed without the embedding they need.")
+BUDGET_TARGET = Metric("coe_budget_target", "gauge", "Mean cost to be held, in the budget's unit.", ("objective",))
+BUDGET_MEAN = Metric("coe_budget_mean", "gauge", "Mean cost of the last answered requests.", ("objective",))
+BUDGET_MULTIPLIER = Metric("coe_budget_multiplier", "gauge", "Score that one unit of cost must buy.", ("objective",))
+RESIDENT_SCORE_LOST = Metric(
+    "coe_resident_score_lost", "counter", "Expected score given up for experts already on the device."
+)
+RESIDENT_WAIT_SAVED = Metric(
+    "coe_resident_wait_saved_seconds", "counter", "Predicted wait saved by experts already on the device."
+)
+ROUTER = Metric("coe_router_info", "gauge", "1, labelled with the version of the router that decides.", ("version",))
+# tiers
+RESIDENCY = Metric("coe_residency", "gauge", "1 for the fastest tier that holds the expert.", ("expert", "tier"))
+FAILED = Metric("coe_expert_failed", "gauge", "1 while the expert cools down after failures.", ("expert",))
+BACKOFF = Metric(
+    "coe_expert_backoff_seconds",
+    "gauge",
+    "Seconds until a request is let in again after failures; 0 while requests are let in.",
+    ("expert",),
+)
+LEASES = Metric("coe_leases", "gauge", "Leases held.", ("expert",))
+QUEUED = Metric(
+    "coe_queued", "gauge", "Leases that are waited for: one for each answer a request asks for.", ("expert",)
+)
+WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "Upper bound on the wait, with the costs measured so far.")
+TIER_BYTES = Metric("coe_tier_bytes", "gauge", "Bytes held in the tier.", ("tier",))
+TIER_CAPACITY = Metric("coe_tier_capacity_bytes", "gauge", "Bytes the tier may hold.", ("tier",))
+MOVES = Metric("coe_moves", "counter", "Moves carried out.", ("expert", "from", "to"))
+MOVE_BYTES = Metric("coe_move_bytes", "counter", "Device bytes taken or freed by moves.", ("from", "to"))
+MOVE_SECONDS = Metric("coe_move_seconds", "histogram", "Time one move took.", ("from", "to"), _LONG)
+MOVE_SHARE = Metric(
+    "coe_move_bandwidth_share",
+    "gauge",
+    "Bytes per second of the last move, as a share of coe_tier_bandwidth_bytes_per_second.",
+    ("from", "to"),
+)
+BANDWIDTH = Metric(
+    "coe_tier_bandwidth_bytes_per_second",
+    "gauge",
+    "Measured: the machine's memory copy where that is the limit, else the fastest move so far.",
+    ("from", "to"),
+)
+SWITCHES = Metric("coe_switches", "counter", "Moves to the device that pushed another expert off.", ("expert",))
+FAILURES = Metric("coe_expert_failures", "counter", "Failures of engines and moves.", ("expert",))
+PREFETCHES = Metric(
+    "coe_prefetches",
+    "counter",
+    "Done before a request asked: brought to the device, sent to sleep for room, read into the page cache.",
+    ("kind",),
+)
+USEFUL_PREFETCHES = Metric("coe_useful_prefetches", "counter", "Of those, the ones that turned out useful.", ("kind",))
+WASTED_PREFETCHES = Metric("coe_wasted_prefetches", "counter", "Of those, the ones that did not.", ("kind",))
+
+METRICS: tuple[Metric, ...] = tuple(value for value in list(vars().values()) if isinstance(value, Metric))
+
+
+class Telemetry:
+    """Counts what it is told. What can be looked up at any time (queues, residency) is no business of its own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series for every counter
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._counters = {one.name: _counter(one, self.registry) for one in METRICS if one in _COUNTED}
+        self._histograms = {
+            one.name: Histogram(one.name, one.help, one.labels, registry=self.registry, buckets=one.buckets)
+            for one in METRICS
+            if one.kind == "histogram"
+        }
+        self._counter = cache(self._labelled_counter)  # labels are bounded, and looking them up locks and checks
+        self._histogram = cache(self._labelled_histogram)
+        self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (expert, kind) -> tokens
+        self.key_tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (key, kind) -> tokens
+        self._recently_outside: deque[bool] = deque(maxlen=RECENT)
+        self._last_pace: dict[tuple[str, str], float] = {}
+        self.bandwidth: dict[tuple[str, str], float] = {}  # (from, to) -> bytes per second
+        self._measured: set[tuple[str, str]] = set()
+
+    def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
+        """Add to a counter."""
+        self._counter(metric.name, *labels).inc(by)
+
+    def observe(self, metric: Metric, seconds: float, *labels: str) -> None:
+        """Add one observation to a histogram."""
+        self._histogram(metric.name, *labels).observe(seconds)
+
+    def _labelled_counter(self, name: str, *labels: str) -> Counter:
+        counter = self._counters[name]
+        return counter.labels(*labels) if labels else counter
+
+    def _labelled_histogram(self, name: str, *labels: str) -> Histogram:
+        histogram = self._histograms[name]
+        return histogram.labels(*labels) if labels else histogram
+
+    def decided(self, decision: RoutingDecision) -> None:
+        """The first decision of a request that is going to be followed."""
+        self.followed(decision)
+        self.observe(ROUTING, decision.routing_ms / 1000)
+        if decision.gate.inside is not None:
+            self._recently_outside.append(not decision.gate.inside)
+            if not decision.gate.inside:
+                self.count(OUT_OF_DOMAIN)
+
+    def followed(self, decision: RoutingDecision) -> None:
+        """A decision that is followed from now on: the first one, or what takes its place."""
+        self.count(DECISIONS, decision.category or "", decision.expert, decision.reason)
+        if decision.reason == "resident":
+            self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
+            self.count(RESIDENT_WAIT_SAVED, by=decision.resident.wait_saved_seconds)
+
+    def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
+        """What an answer stated; added here and looked up, for a labelled counter takes four times as long."""
+        self.tokens[expert, kind] += tokens
+        if key is not None:
+            self.key_tokens[key, kind] += tokens
+
+    @property
+    def out_of_domain_share(self) -> float:
+        recent = self._recently_outside
+        return sum(recent) / len(recent) if recent else 0.0
+
+    @property
+    def bandwidth_shares(self) -> dict[tuple[str, str], float]:
+        """(from, to) -> how fast the last move was, of what these tiers have been measured to do."""
+        return {tiers: pace / self.bandwidth[tiers] for tiers, pace in self._last_pace.items()}
+
+    def measured_bandwidth(self, source: str, target: str, bytes_per_second: float) -> None:
+        """What the machine can do between two tiers; without it the fastest move so far stands for that."""
+        self.bandwidth[source, target] = bytes_per_second
+        self._measured.add((source, target))
+
+    def saw(self, event: Event) -> None:
+        """An event of the cache."""
+        fields = event.fields
+        match event.kind:
+            case "move":
+                self._moved(fields["expert"], (fields["from"], fields["to"]), fields["seconds"], fields["bytes"])
+            case "switch":
+                self.count(SWITCHES, fields["expert"])
+            case "failure":
+                self.count(FAILURES, fields["expert"])
+
+    def _moved(self, expert: str, tiers: tuple[str, str], seconds: float, size_bytes: int) -> None:
+        self.count(MOVES, expert, *tiers)
+        self.count(MOVE_BYTES, *tiers, by=size_bytes)
+        self.observe(MOVE_SECONDS, seconds, *tiers)
+        if size_bytes and seconds > 0:
+            pace = self._last_pace[tiers] = size_bytes / seconds
+            if tiers not in self._measured:
+                self.bandwidth[tiers] = max(pace, self.bandwidth.get(tiers, 0.0))
+
+
+_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, WASTED_PREFETCHES, UNLOGGED, FEEDBACK, TOKENS, KEY_TOKENS}
+_COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - _LOOKED_UP
+
+
+def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
+    return Counter(metric.name, metric.help, metric.labels, registry=registry)

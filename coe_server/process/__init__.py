@@ -1,1 +1,0 @@
-"""What this process asks of the machine once, before it serves."""

@@ -1,0 +1,86 @@
+"""Private files, whatever the umask: created or replaced as a whole, never through a symbolic link; and whether a place
+can be written, asked before the work that ends there. Knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from coe_server.errors import ConfigError
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+
+
+def private_folder(folder: Path) -> None:
+    """Makes the folder, and those above it, where there is none; one that is there keeps its mode."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(PRIVATE_FOLDER, exist_ok=True)
+
+
+@contextmanager
+def replacing(file: Path, mode: int = PRIVATE_FILE) -> Iterator[TextIO]:
+    """What is written becomes `file` at the end, on the disk and as a whole; after an error `file` stays as it is.
+
+    It is written under a name that did not exist (O_EXCL), and a link in the place of `file` is replaced, not followed.
+    """
+    descriptor, draft = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            os.fchmod(out.fileno(), mode)
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(draft, file)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+
+
+def open_private(file: Path, flags: int) -> int:
+    """A descriptor of the file, made where there is none; one of ours that others could read no longer is.
+
+    Raises OSError (ELOOP) where a symbolic link stands in its place.
+    """
+    descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
+    with suppress(PermissionError):  # another user's file: its mode is that user's
+        os.fchmod(descriptor, PRIVATE_FILE)
+    return descriptor
+
+
+def require_writable_file(option: str, path: Path) -> None:
+    """Raises ConfigError, which names the option, unless a file can be written at `path`. What is there stays."""
+    if path.is_dir():
+        raise ConfigError(f"{option}: {path} is a folder, where a file is due")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option}: {path} cannot be written, there is no folder {path.parent}")
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        elif not path.exists():  # what is neither, a pipe say, would notice
+            _write_in(path.parent)
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be written ({error.strerror})") from error
+
+
+def require_writable_folder(option: str, path: Path) -> None:
+    """Raises ConfigError, which names the option, unless files can be written in a folder at `path`, made or there."""
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{option}: {nearest} is a file, where a folder is due")
+    try:
+        _write_in(nearest)
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be written ({error.strerror})") from error
+
+
+def _write_in(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
+        file.flush()

@@ -1,0 +1,209 @@
+"""Does a payload of one of the APIs say anything? JSON values in, values out. Knows no errors' meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+Payload = Mapping[str, Any]
+
+
+class Says(Enum):
+    """What there is of an answer in a body or an event."""
+
+    WORD = "word"  # a part of an answer, or a reason why it ended before any
+    SILENCE = "silence"  # it is over, and nothing was said
+    NOTHING = "nothing"  # in an event: no word yet; in a body: no answer at all
+
+
+# What stands in an answer that ended of its own accord; any other reason tells the caller something.
+_ENDED_BY_ITSELF = frozenset((None, "stop", "eos", "eos_token", "end_turn", "completed", "complete"))
+_OPENING_ITEMS = frozenset(("message", "reasoning"))  # of OpenAI's responses: their words come later
+_OPENING_BLOCKS = frozenset(("text", "thinking"))  # of Anthropic's messages, likewise
+_OPENING_EVENTS = frozenset(
+    ("response.created", "response.queued", "response.in_progress", "response.content_part.added")
+) | frozenset(("message_start", "content_block_stop", "ping", "keepalive"))
+
+
+def said_in_body(payload: object, endpoint: str) -> Says:
+    """What a whole answer says; `endpoint` is the API's name (`chat`, `embeddings`, ...)."""
+    if not isinstance(payload, Mapping):
+        return Says.WORD if isinstance(payload, list) and payload and endpoint not in _READ else Says.NOTHING
+    read = _READ.get(endpoint)
+    return Says.WORD if read is None else read(payload)
+
+
+def said_in_event(payload: Payload) -> Says:
+    """What one event of a stream adds, in any of the four APIs."""
+    kind = payload.get("type")
+    if isinstance(payload.get("choices"), list):
+        return _said_in_choices(payload["choices"], is_event=True)
+    if not isinstance(kind, str) or kind in _OPENING_EVENTS:
+        return Says.NOTHING
+    read = _EVENTS.get(kind)
+    if read is not None:
+        return read(payload)
+    return Says.WORD if payload.get("delta", kind) else Says.NOTHING
+
+
+def tokens_counted(payload: object) -> bool:
+    """Whether an answer, or an event of it, counts at least one token of its own."""
+    if not isinstance(payload, Mapping):
+        return False
+    wrapped = payload.get("response")
+    usage = (wrapped if isinstance(wrapped, Mapping) else payload).get("usage")
+    counts = [usage.get(name) for name in ("completion_tokens", "output_tokens")] if isinstance(usage, Mapping) else []
+    return any(isinstance(count, int) and count > 0 for count in counts)
+
+
+def has_word_in_choice(payload: Payload) -> bool:
+    """Whether one of the choices is an answer, whatever the others are."""
+    choices = payload.get("choices")
+    return isinstance(choices, list) and _said_in_choices(choices, is_event=False) is Says.WORD
+
+
+def failed_choices(payload: Payload) -> Sequence[object]:
+    """The choices, where all of them ended in an error."""
+    choices = payload.get("choices")
+    return choices if isinstance(choices, list) and all(map(_is_failed, choices)) else ()
+
+
+def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
+    """The most that any of them says."""
+    said = [_said_in_choice(one, is_event) for one in choices if isinstance(one, Mapping)]
+    return next((one for one in (Says.WORD, Says.SILENCE) if one in said), Says.NOTHING)
+
+
+def _said_in_choice(choice: Payload, is_event: bool) -> Says:
+    if _is_failed(choice):
+        return Says.NOTHING
+    told = choice.get("delta") or choice.get("message")  # some send a whole answer as one event
+    words = [value for name, value in told.items() if name != "role"] if isinstance(told, Mapping) else []
+    if any(words) or choice.get("text"):
+        return Says.WORD
+    ended = choice.get("finish_reason")
+    if ended is None and is_event:
+        return Says.NOTHING
+    return Says.SILENCE if _is_one_of(ended, _ENDED_BY_ITSELF) else Says.WORD
+
+
+def _is_failed(choice: object) -> bool:
+    return not isinstance(choice, Mapping) or choice.get("finish_reason") == "error"
+
+
+def _said_in_completion(payload: Payload) -> Says:
+    choices = payload.get("choices")
+    return _said_in_choices(choices, is_event=False) if isinstance(choices, list) else Says.NOTHING
+
+
+def _said_in_response(payload: Payload) -> Says:
+    """OpenAI's responses: `incomplete`, `queued` and the like are answers, too."""
+    output, status = payload.get("output"), payload.get("status")
+    if isinstance(output, list) and any(map(_item_says, output)):
+        return Says.WORD
+    if _is_one_of(status, _ENDED_BY_ITSELF):
+        return Says.SILENCE if isinstance(output, list) else Says.NOTHING
+    return Says.NOTHING if status == "failed" else Says.WORD
+
+
+def _item_says(item: object) -> bool:
+    if not isinstance(item, Mapping) or item.get("type") != "message":
+        return bool(item)
+    content = item.get("content")
+    if not isinstance(content, list):
+        return bool(content)
+    return any(map(_part_says, content))
+
+
+def _part_says(part: object) -> bool:
+    return not isinstance(part, Mapping) or bool(part.get("text") or part.get("refusal"))
+
+
+def _said_in_message(payload: Payload) -> Says:
+    """Anthropic's messages."""
+    content, ended = payload.get("content"), payload.get("stop_reason")
+    if isinstance(content, list) and any(map(_block_says, content)):
+        return Says.WORD
+    if _is_one_of(ended, _ENDED_BY_ITSELF):
+        return Says.SILENCE if isinstance(content, list) else Says.NOTHING
+    return Says.WORD
+
+
+def _block_says(block: object) -> bool:
+    if not isinstance(block, Mapping) or not _is_one_of(block.get("type"), _OPENING_BLOCKS):
+        return bool(block)
+    return bool(block.get("text") or block.get("thinking"))
+
+
+def _said_in_embeddings(payload: Payload) -> Says:
+    data = payload.get("data", payload.get("embeddings"))
+    return Says.WORD if isinstance(data, list) else Says.NOTHING  # of no text there are none
+
+
+def _item_opens(payload: Payload) -> Says:
+    item = payload.get("item")
+    opens = isinstance(item, Mapping) and _is_one_of(item.get("type"), _OPENING_ITEMS)
+    return Says.NOTHING if opens else Says.WORD
+
+
+def _block_opens(payload: Payload) -> Says:
+    return Says.WORD if _block_says(payload.get("content_block")) else Says.NOTHING
+
+
+def _block_goes_on(payload: Payload) -> Says:
+    delta = payload.get("delta")
+    words = [value for name, value in delta.items() if name != "type"] if isinstance(delta, Mapping) else []
+    return Says.WORD if any(words) else Says.NOTHING
+
+
+def _text_ends(payload: Payload) -> Says:
+    return Says.WORD if payload.get("text") else Says.NOTHING
+
+
+def _part_ends(payload: Payload) -> Says:
+    return Says.WORD if _part_says(payload.get("part")) else Says.NOTHING
+
+
+def _item_ends(payload: Payload) -> Says:
+    return Says.WORD if _item_says(payload.get("item")) else Says.NOTHING
+
+
+def _message_ends(payload: Payload) -> Says:
+    delta = payload.get("delta")
+    ended = delta.get("stop_reason") if isinstance(delta, Mapping) else None
+    return Says.SILENCE if _is_one_of(ended, _ENDED_BY_ITSELF) else Says.WORD
+
+
+def _response_ends(payload: Payload) -> Says:
+    response = payload.get("response")
+    return _said_in_response(response) if isinstance(response, Mapping) else Says.SILENCE
+
+
+def _is_one_of(value: object, names: Collection[str | None]) -> bool:
+    """Any JSON may stand where a name is due."""
+    return (value is None or isinstance(value, str)) and value in names
+
+
+def _is_silence(_: Payload) -> Says:
+    return Says.SILENCE
+
+
+_READ = {
+    "chat": _said_in_completion,
+    "completions": _said_in_completion,
+    "responses": _said_in_response,
+    "messages": _said_in_message,
+    "embeddings": _said_in_embeddings,
+}
+_EVENTS = {
+    "response.output_item.added": _item_opens,
+    "response.output_text.done": _text_ends,
+    "response.content_part.done": _part_ends,
+    "response.output_item.done": _item_ends,
+    "response.completed": _response_ends,
+    "content_block_start": _block_opens,
+    "content_block_delta": _block_goes_on,
+    "message_delta": _message_ends,
+    "message_stop": _is_silence,
+}

@@ -1,0 +1,289 @@
+"""What an expert sent: an answer, the caller's mistake, or the expert's failure. Every API, streamed or not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from coe_server.errors import BacksOff
+from coe_server.upstream.answer import (
+    Says,
+    failed_choices,
+    has_word_in_choice,
+    said_in_body,
+    said_in_event,
+    tokens_counted,
+)
+from coe_server.upstream.complaint import (
+    TOO_COMPLEX,
+    Cause,
+    Complaint,
+    TooComplex,
+    cause_of,
+    is_complex,
+    json_value,
+    read_complaint,
+    speaks_of_account,
+)
+
+LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
+
+_AT_ONCE = frozenset((401, 402, 407, 429, 503, 529))
+# What depends on the request, not on the expert: the next request may well be answered.
+_NEVER = frozenset((Cause.CALLER, Cause.CONTEXT, Cause.PATH, Cause.UNSUPPORTED, Cause.SILENT))
+_CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # of a response that failed
+END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
+_FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
+_BOM = b"\xef\xbb\xbf"
+_MOST_TRIED = 32  # places with the word, from the end of a long body
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`cause` is None for an answer. `status`: HTTP's, or the one that an error under HTTP 200 stands for.
+
+    `message` is the expert's own word, for the operator's log; it may repeat what was asked.
+    """
+
+    cause: Cause | None
+    status: int = 200
+    message: str = ""
+    about_account: bool = False  # whatever the cause: its words are not for callers
+    is_ours: bool = False  # what was seen here, where the expert itself tells of no error
+
+    @property
+    def is_failure(self) -> bool:
+        """The expert's, so that another one may be asked."""
+        return self.cause not in {None, Cause.CALLER}
+
+    @property
+    def backs_off(self) -> BacksOff:
+        """When this failure keeps requests away from the expert: at once, as the third in a row, or never."""
+        if self.cause in _NEVER:
+            return "never"
+        return "at once" if self.status in _AT_ONCE else "in a row"
+
+
+ANSWER = Verdict(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One whole event of a stream. `counted`: it tells of at least one token of the answer. `is_of_choice`: the error
+    is of one choice alone."""
+
+    says: Says
+    verdict: Verdict | None = None  # where it tells of an error
+    counted: bool = False
+    is_of_choice: bool = False
+
+
+def judge_status(status: int, body: bytes) -> Verdict:
+    """An answer with a status that is no success; of the body at least the beginning."""
+    try:
+        payload = _json_of(body)
+    except TooComplex:
+        verdict = _judged(read_complaint(TOO_COMPLEX, status))
+        return verdict if verdict.is_failure else replace(_COMPLEX, status=status)
+    told = payload[0] if isinstance(payload, list) and payload else payload
+    error = _error_beside(told) or told if isinstance(told, Mapping) else body.decode("utf-8", "replace")
+    return _judged(read_complaint(error, status))
+
+
+def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
+    """The whole body of a 200 that is no stream. `may_be_silent`: the caller asked for a stop or a length, or for no
+    token at all, so that an empty text may be all there is."""
+    if not body.strip():
+        return _broken("an empty body")
+    try:
+        payload = _json_of(body)
+    except TooComplex:
+        return _COMPLEX
+    return _judge_text(body, endpoint) if payload is None else _judge_value(payload, endpoint, may_be_silent)
+
+
+def judge_beginning(body: bytes) -> Verdict:
+    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's, or too complex."""
+    if is_complex(body):
+        return _COMPLEX
+    body = body.removeprefix(_BOM)
+    start = body.lstrip()[:1]
+    if start not in {b"{", b"["}:
+        return _judge_text(body, "")
+    opening = re.match(rb'\s*\{\s*"error"\s*:\s*(?!\s|null)', body)
+    return _broken("an error") if opening is not None else ANSWER
+
+
+def judge_end(end: bytes) -> Verdict:
+    """What the end of a long body says of it: an error beside no good choice, or choices that all ended in one."""
+    payload = _last_member(end, b'"error"')
+    reasons = re.findall(rb'(?<!\\)"finish_reason"\s*:\s*"(\w+)"', end)
+    if reasons and set(reasons) == {b"error"}:
+        return _judged(read_complaint(payload or "a choice that ended in an error", None))
+    return ANSWER if payload is None or reasons else _judged(read_complaint(payload, None))
+
+
+def judge_event(event: bytes) -> Event:
+    """One whole event. A comment says nothing; `[DONE]` alone is the end of nothing."""
+    name, data = _fields_of(event)
+    if data is None:
+        return Event(Says.NOTHING)
+    try:
+        payload = _json_of(data)
+    except TooComplex:
+        return Event(Says.NOTHING, _COMPLEX)
+    if not isinstance(payload, Mapping):
+        if name == "error":
+            return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
+        return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
+    verdict = _error_in_event(name, payload)
+    if verdict is not None:
+        return Event(Says.NOTHING, verdict, is_of_choice=bool(failed_choices(payload)) and not payload.get("error"))
+    return Event(said_in_event(payload), counted=tokens_counted(payload))
+
+
+def is_events(body: bytes) -> bool:
+    """Whether a body is a stream of events, whatever it was called."""
+    return body.removeprefix(_BOM).lstrip().startswith((b"data:", b"event:", b":", b"id:", b"retry:"))
+
+
+def events_in(events: bytes) -> Iterator[bytes]:
+    """Each of several whole events; what follows the last of them is one more."""
+    start = 0
+    for match in END_OF_EVENT.finditer(events):
+        yield events[start : match.end()]
+        start = match.end()
+    if start < len(events):
+        yield events[start:]
+
+
+def _judge_value(payload: Any, endpoint: str, may_be_silent: bool) -> Verdict:
+    if isinstance(payload, Mapping) and (error := _error_in_body(payload)) is not None:
+        return error
+    match said_in_body(payload, endpoint):
+        case Says.WORD:
+            return ANSWER
+        case Says.NOTHING:
+            return _broken("no answer in its body")
+    return ANSWER if may_be_silent or tokens_counted(payload) else SILENT
+
+
+def _judged(complaint: Complaint) -> Verdict:
+    cause = cause_of(complaint)
+    about_account = cause is Cause.ACCOUNT or speaks_of_account(complaint)
+    return Verdict(cause, complaint.status, complaint.message, about_account)
+
+
+def _broken(what: str) -> Verdict:
+    return Verdict(Cause.BROKEN, 502, what, is_ours=True)
+
+
+SILENT = Verdict(Cause.SILENT, 502, "no word and no token", is_ours=True)
+NO_EVENTS = _broken("a stream without an answer")
+NO_STREAM = _broken("a body where a stream was asked for")
+_COMPLEX = _broken(TOO_COMPLEX)
+
+
+def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
+    """An error where an answer was due; what stands beside a choice that says something is none."""
+    if has_word_in_choice(payload):
+        return None
+    is_error = payload.get("object") == "error"
+    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
+    if not error:
+        return None
+    return _judged(read_complaint(error, None, _unstated(error) if payload.get("status") == "failed" else 502))
+
+
+def _error_in_event(name: str, payload: Mapping[str, Any]) -> Verdict | None:
+    """An error that ends a stream, in any of the four APIs."""
+    if payload.get("type") == "response.failed":
+        response = payload.get("response")
+        error = response.get("error") if isinstance(response, Mapping) else None
+        return _judged(read_complaint(error or "a response that failed", None, _unstated(error)))
+    is_error = name == "error" or payload.get("type") == "error" or payload.get("object") == "error"
+    if not is_error and has_word_in_choice(payload):
+        return None
+    error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
+    return _judged(read_complaint(error, None)) if error else None
+
+
+def _error_beside(payload: Mapping[str, Any]) -> object:
+    """The member `error`, with the code that stands beside it where it is a text."""
+    error = payload.get("error")
+    if not error or not isinstance(error, str):
+        return error
+    return {**{name: payload[name] for name in ("code", "error_type") if name in payload}, "message": error}
+
+
+def _error_of_choices(payload: Mapping[str, Any]) -> object:
+    """Of choices that all failed; None where one did not."""
+    failed = failed_choices(payload)
+    own = (one.get("error") for one in failed if isinstance(one, Mapping))
+    return next((one for one in own if one), "a choice that ended in an error") if failed else None
+
+
+def _unstated(error: object) -> int:
+    """The status of an error that states none."""
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return 400 if isinstance(code, str) and (code in _CALLERS_OWN or "image" in code) else 502
+
+
+def _judge_text(body: bytes, endpoint: str) -> Verdict:
+    """A body that is no JSON: events, or JSON by the line, that were called something else; a page; or a text."""
+    start = body.lstrip()
+    if is_events(body):
+        found = [judge_event(event) for event in events_in(body)]
+        failure = next((one.verdict for one in found if one.verdict is not None), None)
+        return failure or (ANSWER if any(one.says is Says.WORD for one in found) else NO_EVENTS)
+    first = _json_of(start.splitlines()[0]) if start else None
+    if isinstance(first, Mapping):
+        return judge_body(start.splitlines()[0], "" if "error" not in first else endpoint, may_be_silent=True)
+    return _broken("a web page" if start.startswith(b"<") else "no JSON")
+
+
+def _fields_of(event: bytes) -> tuple[str, bytes | None]:
+    """The name and the data of an event; None for one without data (WHATWG, server-sent events, 9.2.6)."""
+    name, lines = "", []
+    for field, value in _FIELD.findall(event.removeprefix(_BOM)):
+        if field == b"data":
+            lines.append(value.removeprefix(b" "))
+        else:
+            name = value.strip().decode("utf-8", "replace")
+    return name, b"\n".join(lines) if lines else None
+
+
+def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
+    """The value of a top-level member `word` that an object ends with; None where there is none.
+
+    From the word on there is an object's rest, which with a brace before it is JSON exactly where the word was a key.
+    """
+    start = len(end)
+    for _ in range(_MOST_TRIED):
+        start = end.rfind(word, 0, start)
+        if start < 0:
+            return None
+        try:
+            payload = _json_of(b"{" + end[start:])
+        except TooComplex:
+            continue
+        if isinstance(payload, Mapping):
+            found = payload[word.strip(b'"').decode()]
+            return found or None
+    return None
+
+
+def _text_of(payload: object, data: bytes) -> str:
+    return payload if isinstance(payload, str) else data.decode("utf-8", "replace")
+
+
+def _json_of(data: bytes) -> Any:
+    """The JSON value; None where it is none, or `null`. Raises TooComplex."""
+    try:
+        return json_value(data)
+    except TooComplex:
+        raise
+    except ValueError:
+        return None

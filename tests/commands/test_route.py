@@ -1,0 +1,74 @@
+"""A decision as `coe route` tells it."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from coe_server.cli import app
+from coe_server.commands.route import print_decision
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.decision import BudgetReading, GateReading, RankedExpert, ResidentTrade, RoutingDecision
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
+
+
+def decision(category, reason, inside, **probabilities):
+    return RoutingDecision(
+        decision_id="0",
+        router_version="v",
+        objective="quality",
+        category=category,
+        confidence=max(probabilities.values()),
+        probabilities=probabilities,
+        expert="a",
+        reason=reason,
+        ranking=(RankedExpert("a", 0.5, 1.0, 0.5, "disk", 0.0, None),),
+        gate=GateReading(0.5, 0.3, inside),
+        budget=BudgetReading(None, None, 0.0),
+        resident=ResidentTrade(),
+        routing_ms=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (decision("sums", "mapped", True, sums=0.97, code=0.03), "a, category sums (97% sure), reason mapped"),
+        (
+            decision("general", "out_of_domain", False, sums=0.97, code=0.03),
+            "a, category general (unlike the training prompts; likeliest category: sums, 97%), reason out_of_domain",
+        ),
+        (
+            decision("general", "general", True, sums=0.4, code=0.3, general=0.3),
+            "a, category general (too unsure; likeliest category: sums, 40%), reason general",
+        ),
+        (decision("general", "mapped", True, general=0.9, code=0.1), "a, category general (90% sure), reason mapped"),
+    ],
+)
+def test_a_confidence_is_told_with_the_category_that_it_is_of(capsys, made, sentence):
+    print_decision(made)
+    assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_an_expert_that_comes_behind_is_told_with_the_reason(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    experts = [{"name": name, "engine": "simulated"} for name in SIZES]
+    experts = [{**one, "context_tokens": 150, "modalities": []} if one["name"] == "big" else one for one in experts]
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"router": {"artifact": "router"}, "experts": experts}))
+    done = CliRunner().invoke(app, ["route", str(path), f"{TEXTS['code']} {'1, ' * 100}"], env={"COLUMNS": "200"})
+    assert "│ holds 150 tokens and the request needs about 178 │" in done.stdout
+    assert done.stdout.startswith("coder, ")
+    assert done.stdout.count("holds ") == 1
+
+
+def test_nothing_is_taken_to_be_on_the_device_and_a_remote_expert_is_remote(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    experts = [{"name": name, "engine": "simulated"} for name in SIZES if name != "big"]
+    experts.append({"name": "big", "engine": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "m"})
+    path = tmp_path / "serve.yaml"
+    path.write_text(yaml.safe_dump({"router": {"artifact": "router"}, "experts": experts}))
+    done = CliRunner().invoke(app, ["route", str(path), "hello", "--json"])
+    found = {one["expert"]: one["residency"] for one in json.loads(done.stdout)["ranking"]}
+    assert found == {name: "remote" if name == "big" else "disk" for name in SIZES}

@@ -1,0 +1,77 @@
+"""Settings of any kind of badness end in one sentence, and none in gigabytes."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from coe_server.config.file import LONGEST_FILE_BYTES, UnusableYaml, parse_yaml, read_settings_file
+from coe_server.config.schema import load_config
+from coe_server.errors import ConfigError
+
+GOOD = "experts:\n- {name: a, engine: simulated}\n"
+LEVELS = "".join(f"- &n{level} [{', '.join([f'*n{level - 1}'] * 10)}]\n" for level in range(1, 9))
+BOMB = f"- &n0 [{', '.join(['x'] * 10)}]\n{LEVELS}"
+
+
+def refusal(path):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    told = str(caught.value)
+    assert told.isprintable()
+    assert len(told) < 1_000 + len(str(path))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD + "state_directory:\n" + BOMB, "is longer than 1,048,576 characters when its aliases are replaced"),
+        (GOOD + "aliases:\n" + BOMB, "when its aliases are replaced"),
+        (GOOD + "http: &a\n  host: *a\n", "when its aliases are replaced"),
+        (GOOD + "http: &a {<<: [*a, *a]}\n", "when its aliases are replaced"),
+        (GOOD + "x: &a " + "y" * 100_000 + "\nz: [" + "*a, " * 20 + "]\n", "when its aliases are replaced"),
+        (GOOD + "http: {port: " + "9" * 5000 + "}\n", "a value is not what it looks like"),
+        (GOOD + "http: {port: " + "9" * 4000 + "}\n", "http.port: "),
+        (GOOD + "http: {host: 2026-13-45}\n", "a value is not what it looks like"),
+        (GOOD + "http: {port: !!int x}\n", "a value is not what it looks like"),
+        (GOOD + "http: {port: !!bool x}\n", "a value is not what it looks like"),
+        (GOOD + "http: {port: !!timestamp x}\n", "a value is not what it looks like"),
+        (GOOD + "? [a, [b]]\n: 1\n", "line 3: is not YAML: found unhashable key"),
+        (GOOD + "http: " + "[" * 50_000, "is not YAML"),
+        (GOOD + "http: {host: [" + "x, " * 10_000 + "]}\n", "http.host: input should be a valid string"),
+        (GOOD + '"\\e]0;mine\\a": 1\n', r"\x1b]0;mine\x07: there is no such key"),
+        (GOOD + "? " + "x" * 10_000 + "\n: 1\n", "xxx…"),
+        ('experts:\n- {name: "\\e[31m", engine: simulated}\n', "is not a name"),
+        (GOOD + "# " + "x" * LONGEST_FILE_BYTES, "is longer than 1,048,576 characters"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_short_sentence(tmp_path, text, told):
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    tracemalloc.start()
+    try:
+        assert told in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_without_an_end_is_read_no_further_than_a_file_may_be_long():
+    with pytest.raises(ConfigError, match=r"/dev/zero: is longer than 1,048,576 characters"):
+        read_settings_file(Path("/dev/zero"), "configs/serve.yaml")
+
+
+def test_aliases_within_bounds_stand_for_what_they_name():
+    text = "a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n"
+    assert parse_yaml(text, 100) == {"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}], "c": {"x": 1, "y": 2}}
+    assert parse_yaml("", 10) is None
+
+
+def test_any_yaml_without_aliases_that_is_short_enough_is_read():
+    text = "[" + "," * 40 + "]"  # empty entries are no YAML, but nothing is longer
+    with pytest.raises(UnusableYaml, match="is not YAML"):
+        parse_yaml(text, len(text))
+    assert parse_yaml("[a,b,c]", 7) == ["a", "b", "c"]
+    with pytest.raises(UnusableYaml, match="is longer than 6 characters"):
+        parse_yaml("[a,b,c]", 6)

@@ -1,0 +1,389 @@
+"""Configuration: every mistake stops the start with one sentence that names the key."""
+
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits
+from coe_server.build.router import build_capabilities, build_router
+from coe_server.build.tracing import require_tracing
+from coe_server.cache.tiers import Bytes
+from coe_server.config.schema import HttpSettings, ServerConfig, _Settings, load_config
+from coe_server.config.types import Share
+from coe_server.errors import ArtifactError, ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SIMULATED = {"name": "a", "engine": "simulated"}
+REMOTE = {"name": "a", "engine": "remote", "model": "m"}
+VLLM = {"name": "a", "engine": "vllm", "model": "x/y"}
+
+
+def write(folder, **settings):
+    path = folder / "serve.yaml"
+    settings = {"experts": [SIMULATED], **settings}
+    path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value is not ...}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"htpp": {}}, "htpp: there is no such key"),
+        ({"http": {"prot": 1}}, "http.prot: there is no such key"),
+        (
+            {"http": {"allowed_hosts": ["coe", "*"]}},
+            "http.allowed_hosts.1: '*' is not a host's name or address; allowed: ",
+        ),
+        (
+            {"http": {"allowed_hosts": ["coe:80"]}},
+            "'coe:80' is not a host's name or address; write it without",
+        ),
+        ({"http": {"port": 70000}}, "http.port: input should be less than or equal to 65535, not 70000"),
+        (
+            {"memory": {"device": "much"}},
+            "memory.device: 'much' is not an amount of memory (70GiB, 512MiB, 80% or auto)",
+        ),
+        ({"expert": [SIMULATED], "experts": ...}, "expert: there is no such key; experts is missing"),
+        ({"scheduling": {"max_wait_seconds": float("inf")}}, "scheduling.max_wait_seconds: input should be a finite"),
+        ({"scheduling": {"max_wait_seconds": "1e400"}}, "scheduling.max_wait_seconds: input should be a finite"),
+        ({"log": {"keep_days": float("nan")}}, "log.keep_days: input should be a finite"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://127.0.0.1:99999/v1"}]},
+            "experts.a.base_url: 'http://127.0.0.1:99999",
+        ),
+        ({"experts": [{**REMOTE, "base_url": "http:///v1"}]}, "experts.a.base_url: 'http:///v1' is not an address"),
+        (
+            {"experts": [{**REMOTE, "base_url": "127.0.0.1:1/v1"}]},
+            "experts.a.base_url: '127.0.0.1:1/v1' is not an address",
+        ),
+        ({"tracing": {"endpoint": "http://a:b/v1"}}, "tracing.endpoint: 'http://a:b/v1' is not an address"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://u:pw@a/v1"}]},
+            "experts.a.base_url: 'http://...@a/v1' has credentials in it; leave them out",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1/chat/completions"}]},
+            "write what stands before '/chat/completions': http://a/v1",
+        ),
+        ({"experts": [{**REMOTE, "base_url": "http://a/v1#x"}]}, "experts.a.base_url: 'http://a/v1#x' has a fragment"),
+        ({"experts": [{**REMOTE, "base_url": "http://a/v1 "}]}, "experts.a.base_url: 'http://a/v1 ' has a blank"),
+        (
+            {"router": {"artifact": "r", "embeddings": {"model": "m", "base_url": "http://a/v1/embeddings"}}},
+            "router.embeddings.base_url: 'http://a/v1/embeddings' is the address of one endpoint",
+        ),
+        ({"tracing": {"endpoint": "http://u:pw@a/v1/traces"}}, "tracing.endpoint: 'http://...@a/v1/traces' has cred"),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"Host": "b"}}]},
+            "experts.a.headers: 'Host' cannot be set: it belongs to the connection",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"X-A": 1}}]},
+            "experts.a.headers: 'X-A' must have a text as its value; put the value in quotes",
+        ),
+        (
+            {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": ["X-A: 1"]}]},
+            "experts.a.headers: must be a mapping of names to texts: {X-Name: value}",
+        ),
+        ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
+        ({"experts": []}, "experts: must have at least one entry"),
+        ({"http": None}, "http: must be a mapping of settings, not None"),
+        ({"vllm": {"command": []}}, "vllm.command: must have at least one entry"),
+        ({"vllm": {"kv_cache": -1}}, "vllm.kv_cache: -1 is not a number of bytes (70GiB, 512MiB)"),
+        ({"vllm": {"kv_cache": "80%"}}, "vllm.kv_cache: '80%' is not a number of bytes"),
+        (
+            {"experts": [{**SIMULATED, "pin": "device", "preload": "host"}]},
+            "preload: 'host' is below its pin",
+        ),
+        (
+            {"experts": [{**SIMULATED, "pin": "host", "preload": "disk"}]},
+            "experts.a.preload: 'disk' is below its pin, 'host'",
+        ),
+        (
+            {"experts": [{**VLLM, "sleep": False, "pin": "host"}]},
+            "experts.a.pin: 'host' needs `sleep: true`; without it: device or disk",
+        ),
+        ({"experts": [{**VLLM, "sleep": False, "preload": "host"}]}, "experts.a.preload: 'host' needs `sleep: true`"),
+        (
+            {"experts": [{**SIMULATED, "vision": True, "modalities": ["audio"]}]},
+            "experts.a.modalities: vision is true, and image is not among the modalities (audio); leave one of",
+        ),
+        (
+            {"experts": [{**SIMULATED, "vision": False, "modalities": ["audio", "image"]}]},
+            "experts.a.modalities: vision is false, and image is among the modalities (audio, image)",
+        ),
+        (
+            {"experts": [{**SIMULATED, "modalities": ["sound"]}]},
+            "experts.a.modalities.0: 'sound' is not one of 'image'",
+        ),
+        (
+            {"vllm": {"allowed_media_domains": ["a.example", "https://b.example"]}},
+            "vllm.allowed_media_domains.1: 'https://b.example' is not a host's name or address; write it",
+        ),
+        (
+            {"experts": [{**VLLM, "allowed_media_domains": [""]}]},
+            "experts.a.allowed_media_domains.0: '' is not a host's",
+        ),
+        ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
+        (
+            {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "args": {"seed": [1]}}]},
+            "experts.a.args.seed: input should be",
+        ),
+        ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
+        ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
+        ({"experts": [{**SIMULATED, "engine": "ollama"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
+        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
+        ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
+        ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
+        ({"aliases": {"a": "b"}}, "aliases.a: the name is taken; an alias is one more name"),
+        ({"aliases": {"auto:x": "a"}}, "aliases.auto:x: the name is taken"),
+        ({"aliases": {"gpt-4o": "c"}}, "aliases.gpt-4o: 'c' is neither an expert nor auto nor auto:OBJECTIVE"),
+        ({"aliases": {"gpt 4o": "a"}}, "aliases.gpt 4o: 'gpt 4o' is no alias: up to 128 letters"),
+        ({"experts": [{"name": "a", "engine": "vllm"}]}, "experts.a.model: is missing"),
+        (
+            {"experts": [{"name": "a", "engine": "vllm", "model": "./nowhere"}]},
+            "experts.a.model: there is no model in the folder",
+        ),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path, settings, sentence):
+    with pytest.raises(ConfigError) as refused:
+        load_config(write(tmp_path, **settings))
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_missing_or_no_yaml_is_refused_with_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("70GiB", 70 * 2**30),
+        ("512 MiB", 2**29),
+        ("1GB", 10**9),
+        (1024, 1024),
+        ("80%", Share(fraction=0.8)),
+        ("auto", None),
+    ],
+)
+def test_amounts_of_memory_are_read_with_their_unit(tmp_path, text, amount):
+    assert load_config(write(tmp_path, memory={"device": text})).memory.device == amount
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("http: {port: 1}\nexperts: []\nhttp: {port: 2}\n")
+    with pytest.raises(ConfigError, match="the key 'http' stands twice"):
+        load_config(path)
+
+
+def test_a_missing_vllm_stops_the_start(tmp_path):
+    expert = {"name": "a", "engine": "vllm", "model": "Qwen/Qwen2.5-7B-Instruct"}
+    config = load_config(write(tmp_path, experts=[expert], vllm={"command": "./nowhere/vllm", "platform": "cpu"}))
+    with pytest.raises(ConfigError, match=r"vllm\.command: there is no program"):
+        build_experts(config)
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path):
+    (tmp_path / "models/m").mkdir(parents=True)
+    (tmp_path / "models/m/config.json").write_text("{}")
+    path = write(
+        tmp_path,
+        router={"artifact": "art"},
+        vllm={"command": "bin/vllm", "log_directory": "logs"},
+        experts=[
+            {"name": "a", "engine": "vllm", "model": "./models/m"},
+            {"name": "b", "engine": "vllm", "model": "Qwen/Qwen2.5-0.5B"},
+        ],
+    )
+    config = load_config(path)
+    assert config.router.artifact == tmp_path / "art"
+    assert config.vllm.command == [str(tmp_path / "bin/vllm")]
+    assert config.vllm.log_directory == tmp_path / "logs"
+    assert [expert.model for expert in config.experts] == [str(tmp_path / "models/m"), "Qwen/Qwen2.5-0.5B"]
+
+
+def test_the_engines_logs_are_where_no_other_servers_are_unless_a_place_is_named(tmp_path):
+    config = load_config(write(tmp_path, state_directory="mine"))
+    assert logs_folder(config) == tmp_path / "mine" / "logs"
+    named = load_config(write(tmp_path, state_directory="mine", vllm={"log_directory": "elsewhere"}))
+    assert logs_folder(named) == tmp_path / "elsewhere"
+
+
+def test_an_expert_larger_than_the_device_stops_the_start_with_the_numbers(tmp_path):
+    config = load_config(write(tmp_path, memory={"device": "10GiB", "host": "20GiB"}))
+    with pytest.raises(
+        ConfigError, match=r"experts\.a: expert 'a' needs 15,360 MiB of device memory; the limit is 10,240"
+    ):
+        refuse_what_never_fits(build_experts(config), build_capacity(config))
+
+
+def test_more_memory_than_the_machine_has_stops_the_start(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    expert = {"name": "a", "engine": "vllm", "model": "./m", "kv_cache": "1GiB"}
+    path = write(tmp_path, memory={"device": "900TiB", "host": "1GiB"}, vllm={"platform": "cpu"}, experts=[expert])
+    with pytest.raises(ConfigError, match=r"memory: device and host ask for .* are available; lower them"):
+        build_capacity(load_config(path))
+
+
+def on_a_card(folder, device):
+    expert = {**VLLM, "model": "x/y-1B"}
+    return load_config(write(folder, memory={"device": device, "host": 0}, vllm={"platform": "cuda"}, experts=[expert]))
+
+
+def test_more_memory_than_the_card_has_stops_the_start(tmp_path):
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), card=lambda: 80 * 2**30).device == 70 * 2**30
+    with pytest.raises(
+        ConfigError, match=r"^memory\.device: 92,160 MiB are more than the card has, 81,920 MiB; lower it"
+    ):
+        build_capacity(on_a_card(tmp_path, "90GiB"), card=lambda: 80 * 2**30)
+
+
+def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares_are_not(tmp_path):
+    def no_card():
+        raise ConfigError("memory.device: nobody knows; give the size in bytes, e.g. 70GiB")
+
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), no_card).device == 70 * 2**30
+    with pytest.raises(ConfigError, match="give the size in bytes"):
+        build_capacity(on_a_card(tmp_path, "80%"), no_card)
+
+
+def test_a_missing_artifact_stops_the_start(tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere"):
+        build_router(load_config(write(tmp_path, router={"artifact": "nowhere"})))
+
+
+REMOTE_HERE = {**REMOTE, "base_url": "http://a.example/v1"}
+
+
+@pytest.mark.parametrize(
+    ("expert", "key"),
+    [
+        ({"api_key_env": "SECRET"}, "experts.a.api_key_env"),
+        ({"headers": {"X-A": "Token {env.SECRET}"}}, "experts.a.headers.X-A"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(None, "is not set"), (" ", "holds nothing but blanks"), ("s3\ncret", "holds a line break")],
+)
+def test_a_secret_that_is_missing_or_cannot_be_sent_stops_the_start_unseen(
+    tmp_path, monkeypatch, expert, key, value, sentence
+):
+    config = load_config(write(tmp_path, experts=[{**REMOTE_HERE, **expert}]))
+    if value is None:
+        monkeypatch.delenv("SECRET", raising=False)
+    else:
+        monkeypatch.setenv("SECRET", value)
+    with pytest.raises(ConfigError, match=f"^{key}: the environment variable 'SECRET' {sentence}") as refused:
+        build_experts(config)
+    assert "cret" not in str(refused.value)
+
+
+def test_tracing_headers_that_cannot_be_sent_stop_the_start_unseen(tmp_path, monkeypatch):
+    config = load_config(write(tmp_path, tracing={}))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1, authorization=Bearer%20abc\n")
+    require_tracing(config)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Bearer%20s3cret%0Aword")
+    told = "^tracing: header 'authorization': the environment variable 'OTEL_EXPORTER_OTLP_TRACES_HEADERS' holds a line"
+    with pytest.raises(ConfigError, match=told) as refused:
+        require_tracing(config)
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_proxy_of_another_kind_stops_the_start_where_it_would_be_used(tmp_path, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://user:s3cret@p.example:1")
+    with pytest.raises(ConfigError, match=r"^ALL_PROXY: 'socks5://\.\.\.@p\.example:1' is not an HTTP proxy"):
+        build_experts(load_config(write(tmp_path, experts=[REMOTE_HERE])))
+    build_experts(load_config(write(tmp_path, experts=[{**REMOTE_HERE, "base_url": "http://127.0.0.1:1/v1"}])))
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "allowed"),
+    [
+        ({}, {}, ()),
+        ({"allowed_media_domains": ["A.example"]}, {}, ("a.example",)),
+        ({"allowed_media_domains": ["a.example"]}, {"allowed_media_domains": []}, ()),
+        ({"allowed_media_domains": ["a.example"]}, {"allowed_media_domains": ["[::1]"]}, ("[::1]",)),
+    ],
+)
+def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp_path, settings, own, allowed):
+    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", **own}
+    vllm = {"command": sys.executable, "platform": "cpu", **settings}
+    (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
+    assert built.engine._launch.allowed_media_domains == allowed
+
+
+def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):
+    config = load_config(write(tmp_path, memory={"device": "900TiB", "host": "900TiB"}))
+    assert build_capacity(config) == Bytes(900 * 2**40, 900 * 2**40)
+
+
+def settings_in(annotation):
+    """Every settings class inside a type like `list[Annotated[A | B, ...]] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, _Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from settings_in(inner)
+
+
+def all_keys(model):
+    for name, field in model.model_fields.items():
+        yield name
+        for inner in settings_in(field.annotation):
+            yield from all_keys(inner)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({}, {}),
+        ({"vision": True}, {"image": True}),
+        ({"vision": False}, {"image": False}),
+        ({"modalities": []}, {"image": False, "audio": False, "video": False, "file": False}),
+        ({"modalities": ["image", "file"]}, {"image": True, "audio": False, "video": False, "file": True}),
+        ({"vision": True, "modalities": ["image"]}, {"image": True, "audio": False, "video": False, "file": False}),
+    ],
+)
+def test_what_an_expert_takes_is_known_from_vision_or_from_a_whole_list(tmp_path, said, known):
+    config = load_config(write(tmp_path, experts=[{**SIMULATED, **said}]))
+    assert build_capabilities(config)["a"].modalities == known
+
+
+def test_every_key_is_explained_in_serve_yaml():
+    lines = (ROOT / "configs/serve.yaml").read_text().splitlines()
+    explained = {line.split(":")[0].strip(" -") for line in lines if "#" in line or line.endswith(":")}
+    explained |= {line.split(":")[0].strip() for line in lines if line and line[0].isalpha()}
+    keys = set(all_keys(ServerConfig))
+    assert len(keys) > 30
+    assert keys <= explained
+
+
+def test_the_example_is_a_valid_configuration_but_for_its_artifact():
+    config = load_config(ROOT / "configs/serve.yaml")
+    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "simulated"]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        *((host, True) for host in ("localhost", "127.0.0.1", "127.0.0.2", "::1", "::ffff:127.0.0.1")),
+        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "127.evil.example", "127.0.0.1.example.org", "")),
+    ],
+)
+def test_only_an_address_or_localhost_is_loopback_and_no_name_that_looks_like_one(host, is_loopback):
+    assert HttpSettings(host=host).is_loopback is is_loopback

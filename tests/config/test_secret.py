@@ -1,0 +1,41 @@
+"""Secrets as environments hold them: blanks around them are left out, what no header can carry is refused unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from coe_server.config.types import clean_secret
+from coe_server.errors import ConfigError
+
+
+@pytest.mark.parametrize("value", ["sk-abc", "sk-abc\n", " sk-abc", "\tsk-abc\r\n", "\n\nsk-abc \n", "sk-abc\u2028"])
+def test_blanks_and_newlines_around_a_secret_are_left_out(value: str) -> None:
+    assert clean_secret(value, "experts.a.api_key_env", "KEY") == "sk-abc"
+
+
+def test_what_stands_inside_a_secret_stays() -> None:
+    assert clean_secret("a b=\u00fc\n", "k", "KEY") == "a b=\u00fc"
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (None, "is not set"),
+        ("", "is not set"),
+        (" \n", "holds nothing but blanks"),
+        ("sk-abc\nsk-def", "holds a line break, which no HTTP header can carry"),
+        ("sk-abc\rsk-def", "holds a line break, which no HTTP header can carry"),
+        ("sk-abc\tdef", "holds a control character"),
+        ("sk-abc\x7f", "holds a control character"),
+        ("sk-abc\x85def", "holds a control character"),
+        ("sk-abc\x00def", "holds a control character"),
+        ("sk-abc\u2019", "holds a character outside Latin-1"),
+        ("\ufeffsk-abc", "holds a character outside Latin-1"),
+        ("sk-abc\udcff", "holds a character outside Latin-1"),
+    ],
+)
+def test_a_secret_that_no_header_can_carry_is_refused_and_not_shown(value: str | None, fault: str) -> None:
+    with pytest.raises(ConfigError, match=r"^experts\.a\.api_key_env: the environment variable 'KEY' ") as refused:
+        clean_secret(value, "experts.a.api_key_env", "KEY")
+    assert fault in str(refused.value)
+    assert "sk-" not in str(refused.value)
