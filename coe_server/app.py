@@ -41,12 +41,6 @@ from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
 from coe_server.metrics import Telemetry
-from coe_server.http.server import Lifespan, build_api
-from coe_server.http.request_log import Chronicle
-from coe_server.http.door.listener import Listener
-from coe_server.http.operator.reloading import Fresh, Reloader
-from coe_server.http.serving import Service, Serving
-from coe_server.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
 

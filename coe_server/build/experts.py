@@ -25,8 +25,6 @@ from coe_server.config.schema import (
 )
 from coe_server.config.types import Share, filled_in
 from coe_server.engines.engine import Engine
-from coe_server.engines.memory import free_host_bytes
-from coe_server.engines.user import EngineUser
 from coe_server.engines.memory import available_host_bytes, card_bytes, free_host_bytes
 from coe_server.engines.page_cache import PageCache
 from coe_server.engines.remote import RemoteEngine

@@ -16,8 +16,6 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from coe_server.config.schema import TracingSettings
 from coe_server.http.otel_spans import SpanTracing
-from coe_server.config.schema import TracingSettings
-from coe_server.http.otel_spans import SpanTracing
 
 FLUSH_SECONDS = 3.0  # at the end, for what the collector has not taken yet
 

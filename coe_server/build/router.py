@@ -19,9 +19,6 @@ from coe_server.errors import ConfigError
 from coe_server.http.options import model_names
 from coe_server.http.routes.page import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
-from coe_server.http.page.quality import quality_of
-from coe_server.http.serving import Decides, Serving
-from coe_server.http.serving import Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.routing.artifact import read_held_out

@@ -14,8 +14,6 @@ from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_bound import turn_seconds, turns_ahead
 from coe_server.config.schema import RemoteExpert, ServerConfig, VllmExpert
 from coe_server.http.serving import Decides
-from coe_server.config.schema import RemoteExpert, ServerConfig, VllmExpert
-from coe_server.http.serving import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
 

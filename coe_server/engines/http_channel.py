@@ -20,10 +20,8 @@ from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.connections import Pool, Way, pool, way_watcher
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
-from coe_server.config.proxies import Detour, Proxy
+from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
-from coe_server.upstream.complaint import json_value
-from coe_server.upstream.complaint import json_value
 from coe_server.upstream.reply import LONGEST_HEADER_BYTES
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer

@@ -71,7 +71,7 @@ def config_bytes(config: Mapping[str, Any]) -> int | None:
     linear = _quantised_bits(quantised, 8 * plain) / 8
     only_experts = quantised.get("quant_method") == "mxfp4"  # gpt-oss: attention stays as it is
     attention = counts["attention"] * (plain if only_experts else linear)
-    return round(counts["embeddings"] * plain + attention + counts["feed_forward"] * linear)
+    return round(float(counts["embeddings"] * plain + attention + counts["feed_forward"] * linear))
 
 
 def token_bytes(config: Mapping[str, Any], value_bytes: float = 2.0, tensor_parallel: int = 1) -> int | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
-from coe_server.engines.memory import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.memory import visible_device

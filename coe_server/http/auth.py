@@ -15,18 +15,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from coe_server.config.addresses import HostPort, is_loopback_host
 from coe_server.errors import Forbidden, InvalidApiKey, ModelWithheld, UnknownModel
 from coe_server.http.browsers import Hosts, host_of_origin, is_from_our_page, lines
 from coe_server.http.options import AUTO, model_names, read_options
 from coe_server.keys import Key, Keyring
 from coe_server.routing.decision import RouteOptions
-from coe_server.config.addresses import HostPort
-from coe_server.config.addresses import is_loopback_host
-from coe_server.config.addresses import HostPort, is_loopback_host
-from coe_server.errors import Forbidden, InvalidApiKey
-from coe_server.http.browsers import host_of_origin, is_from_our_page, lines
-from coe_server.http.door.hosts import Hosts
-from coe_server.keys import Key, Keyring
 
 FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})

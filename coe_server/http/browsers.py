@@ -16,9 +16,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
-from coe_server.config.addresses import HostPort, canonical_host
-from coe_server.config.addresses import is_loopback_host
-from coe_server.config.addresses import HostPort, is_loopback_host
+from coe_server.config.addresses import HostPort, canonical_host, is_loopback_host
 
 OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
 ANOTHER_SITE = "another site"

@@ -13,15 +13,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
-from coe_server.http.headers import HARMLESS
-from coe_server.metrics import ERRORS, Telemetry
-from coe_server.upstream.content_coding import TAKEN
 from coe_server.config.file import Mistake
-from coe_server.upstream.content_coding import TAKEN
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.headers import HARMLESS
 from coe_server.metrics import ERRORS, Telemetry
+from coe_server.upstream.content_coding import TAKEN
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ from coe_server.http.sse import (
     is_plain,
     parts_of,
 )
+from coe_server.upstream.complaint import Cause, json_value
 from coe_server.upstream.reply import retry_after_seconds
-from coe_server.upstream.complaint import Cause
-from coe_server.upstream.complaint import json_value
 from coe_server.upstream.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,

@@ -18,10 +18,8 @@ from coe_server.events import EventLog
 from coe_server.http.trace import Trace
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.journal.journal import Journal
-from coe_server.routing.conversation import Conversation
-from coe_server.http.trace import Trace
-from coe_server.http.usage import UNSTATED, Usage
 from coe_server.metrics import Telemetry
+from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RoutingDecision
 
 logger = logging.getLogger("coe.requests")

@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from coe_server.config.addresses import host_and_port
 from coe_server.errors import CoeError
 from coe_server.http.apis import SURFACES
 from coe_server.http.auth import CALLER
@@ -40,7 +41,6 @@ from coe_server.http.routes.models import build_models
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
 from coe_server.system.process import OpenFilesWatch
-from coe_server.config.addresses import host_and_port
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from coe_server.http.request_log import Chronicle
 from coe_server.http.trace import NoTracing, Tracing
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
 from coe_server.keys import Key
-from coe_server.routing.artifact import HeldOut
 from coe_server.metrics import EMBEDDING_FAILURES, Telemetry
+from coe_server.routing.artifact import HeldOut
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import Embedder, with_embeddings

@@ -17,9 +17,6 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.guesses import Guess
 from coe_server.http.serving import Service, Traffic
 from coe_server.metrics import Metric, Telemetry
-from coe_server.http.serving import Service
-from coe_server.http.serving import Traffic
-from coe_server.metrics import Metric, Telemetry
 
 Labels = TypeVar("Labels", bound=tuple[str, ...])
 TIERS = ("device", "host", "disk", "remote")

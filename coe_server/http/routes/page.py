@@ -18,7 +18,6 @@ from coe_server.config.file import Mistake
 from coe_server.errors import ArtifactError
 from coe_server.http.serving import Service
 from coe_server.routing.manifest import Manifest, Name
-from coe_server.system.visible import brief
 
 _FILES = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
