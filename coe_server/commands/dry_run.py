@@ -10,7 +10,7 @@ from coe_server.errors import ConfigError
 from coe_server.http.service import AUTO, Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
-from coe_server.routing.embedder import with_embeddings
+from coe_server.routing.embeddings import with_embeddings
 
 
 def decide_at_rest(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:

@@ -9,7 +9,7 @@ from coe_server.http.body import Body, Member, read_body
 from coe_server.http.fan_out import read_fan_out
 from coe_server.http.surfaces import Surface, surface_of
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.token_count import TokenCount
+from coe_server.routing.tokens import TokenCount
 
 # What is read of a body beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")

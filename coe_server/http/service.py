@@ -23,10 +23,9 @@ from coe_server.http.options import AUTO, require_expert
 from coe_server.http.question import Question
 from coe_server.http.traffic import Traffic
 from coe_server.keys import Key
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import Conversation, Sessions, session_key
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
-from coe_server.routing.embedder import Embedder, with_embeddings
-from coe_server.routing.sessions import Sessions, session_key
+from coe_server.routing.embeddings import Embedder, with_embeddings
 from coe_server.telemetry import EMBEDDING_FAILURES, Telemetry
 
 __all__ = ["AUTO", "Asked", "Decides", "Service", "Serving"]

@@ -23,7 +23,7 @@ from coe_server.http.door.listener import GRACE_SECONDS, Listener
 from coe_server.http.operator.reloading import Reloader
 from coe_server.http.service import Service, Serving
 from coe_server.keys import Keyring
-from coe_server.routing.named import NamedRouter
+from coe_server.routing.by_name import NamedRouter
 from coe_server.telemetry import Telemetry
 from tests.patience import PATIENCE_SECONDS
 

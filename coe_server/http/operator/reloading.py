@@ -12,7 +12,7 @@ from coe_server.errors import CoeError, ReloadRefused
 from coe_server.http.door.guard import Guard
 from coe_server.http.service import Service, Serving
 from coe_server.process.allocator import give_back_free_memory
-from coe_server.routing.embedder import Embedder
+from coe_server.routing.embeddings import Embedder
 
 logger = logging.getLogger(__name__)
 

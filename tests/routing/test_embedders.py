@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from coe_server.errors import EmbeddingNotFinite, EmbeddingUnavailable
-from coe_server.routing.embedder import OfLength
-from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder
+from coe_server.routing.embeddings import OfLength
 from coe_server.routing.features import Floats
 from coe_server.settings.proxies import Proxy
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
