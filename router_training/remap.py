@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import inspection
+from coe_server.routing import artifact_checks
 from coe_server.routing.artifact import Artifact, HeldOut
-from coe_server.routing.calibration import normalised_entropy
+from coe_server.routing.classifier import normalised_entropy
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
 from coe_server.system.files import require_writable_folder
@@ -218,7 +218,7 @@ def _evaluation_before(folder: Path, before: Artifact, after: Artifact) -> dict[
     """What was measured before, with a mark that it was."""
     open_ones = [name for name, entry in after.manifest.objectives.items() if not entry.measured]
     mark = {"re_solved": {"from": before.version, "measured": False, "objectives_not_measured": open_ones}}
-    return {**(inspection.read_evaluation(folder, before.manifest) or {}), **mark}
+    return {**(artifact_checks.read_evaluation(folder, before.manifest) or {}), **mark}
 
 
 def _require_known_names(artifact: Artifact, limits: Limits) -> None:

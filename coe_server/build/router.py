@@ -22,15 +22,14 @@ from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.routing.artifact import read_held_out
-from coe_server.routing.capabilities import Capabilities, known_modalities
+from coe_server.routing.artifact_checks import read_evaluation
+from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.conversation import Endpoint as EndpointKind
-from coe_server.routing.embedder import Embedder, OfLength
-from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
-from coe_server.routing.inspection import read_evaluation
-from coe_server.routing.named import NamedRouter
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embeddings import Embedder, OfLength
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
-from coe_server.routing.sentence_embedder import SentenceEmbedder
+from coe_server.routing.selection import Capabilities, known_modalities
 
 logger = logging.getLogger(__name__)
 

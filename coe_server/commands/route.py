@@ -14,7 +14,7 @@ from coe_server.errors import ConfigError
 from coe_server.http.serving import AUTO, Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
-from coe_server.routing.embedder import with_embeddings
+from coe_server.routing.embeddings import with_embeddings
 from coe_server.system.visible import visible
 
 

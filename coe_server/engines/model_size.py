@@ -82,7 +82,7 @@ def token_bytes(config: Mapping[str, Any], value_bytes: float = 2.0, tensor_para
     text = config.get("text_config", config)
     try:
         heads = max(1, text.get("num_key_value_heads", text["num_attention_heads"]) // tensor_parallel)
-        return round(2 * text["num_hidden_layers"] * heads * _head_size(text) * value_bytes)
+        return int(2 * text["num_hidden_layers"] * heads * _head_size(text) * value_bytes)
     except (KeyError, TypeError):
         return None
 

@@ -18,7 +18,7 @@ from typing import Any
 from coe_server.errors import RequestError
 from coe_server.routing.conversation import Conversation, Endpoint, read_messages
 from coe_server.routing.features import Turn
-from coe_server.routing.token_count import TokenCount
+from coe_server.routing.tokens import TokenCount
 
 MOST_MESSAGES = 10_000
 

@@ -8,7 +8,7 @@ from coe_server.errors import RequestError
 from coe_server.http.apis import Surface, read_fan_out, surface_of
 from coe_server.http.body import Body, Member, read_body
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.token_count import TokenCount
+from coe_server.routing.tokens import TokenCount
 
 # What is read of a body beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")

@@ -30,10 +30,9 @@ from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
 from coe_server.keys import Key
 from coe_server.metrics import EMBEDDING_FAILURES, Telemetry
 from coe_server.routing.artifact import HeldOut
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import Conversation, Sessions, session_key
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
-from coe_server.routing.embedder import Embedder, with_embeddings
-from coe_server.routing.sessions import Sessions, session_key
+from coe_server.routing.embeddings import Embedder, with_embeddings
 
 __all__ = ["AUTO", "Asked", "Decides", "Service", "Serving"]
 

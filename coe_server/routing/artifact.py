@@ -19,20 +19,8 @@ import numpy.typing as npt
 from safetensors.numpy import save as as_safetensors
 
 from coe_server.errors import ArtifactError
-from coe_server.routing import inspection
-from coe_server.routing.classifier import Classifier
-from coe_server.routing.classifier_tensors import classifier_from_tensors, classifier_tensors
-from coe_server.routing.corrections import Corrections
-from coe_server.routing.feature_tensors import (
-    feature_tensors,
-    features_from_tensors,
-    gate_from_tensors,
-    gate_tensors,
-    table_of,
-)
-from coe_server.routing.features import Vectoriser
-from coe_server.routing.gate import Similarity
-from coe_server.routing.inspection import (
+from coe_server.routing import artifact_checks
+from coe_server.routing.artifact_checks import (
     EMBEDDINGS,
     EVALUATION,
     HELD_OUT,
@@ -42,6 +30,18 @@ from coe_server.routing.inspection import (
     WEIGHTS,
     Mapping,
 )
+from coe_server.routing.artifact_tensors import (
+    classifier_from_tensors,
+    classifier_tensors,
+    feature_tensors,
+    features_from_tensors,
+    gate_from_tensors,
+    gate_tensors,
+    table_of,
+)
+from coe_server.routing.classifier import Classifier, Corrections
+from coe_server.routing.features import Vectoriser
+from coe_server.routing.gate import Similarity
 from coe_server.routing.manifest import Manifest
 
 NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between two equal routers
@@ -105,11 +105,11 @@ def load(folder: Path) -> Artifact:
 
     Raises ArtifactError, one sentence, for anything missing, damaged, unknown or inconsistent.
     """
-    manifest = inspection.read_manifest(folder)
-    inspection.require_undamaged(folder, manifest)
-    mapping = inspection.read_mapping(folder, manifest)
-    tensors = inspection.read_weights(folder, manifest)
-    features = features_from_tensors(tensors, manifest, inspection.read_table(folder, manifest))
+    manifest = artifact_checks.read_manifest(folder)
+    artifact_checks.require_undamaged(folder, manifest)
+    mapping = artifact_checks.read_mapping(folder, manifest)
+    tensors = artifact_checks.read_weights(folder, manifest)
+    features = features_from_tensors(tensors, manifest, artifact_checks.read_table(folder, manifest))
     classifier = classifier_from_tensors(tensors, manifest)
     gate = gate_from_tensors(tensors, manifest, features)
     corrections = Corrections(tensors["corrections"]) if manifest.corrections else None
@@ -118,7 +118,7 @@ def load(folder: Path) -> Artifact:
 
 def read_held_out(folder: Path) -> HeldOut:
     """The out-of-fold predictions kept in an artifact folder, for re-solving its mapping."""
-    return HeldOut(**inspection.read_held_out(folder, inspection.read_manifest(folder)))
+    return HeldOut(**artifact_checks.read_held_out(folder, artifact_checks.read_manifest(folder)))
 
 
 def save(
@@ -171,7 +171,7 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
     # written by us and not by safetensors, which makes files that only their owner can read
     (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
     parts = (held_out.probabilities, held_out.corrections, held_out.trust, held_out.weights, held_out.factors)
-    held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(inspection.HELD_OUT_TENSORS, parts, strict=True))
+    held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(artifact_checks.HELD_OUT_TENSORS, parts, strict=True))
     (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
     if (table := table_of(artifact.features)) is not None:
         (folder / EMBEDDINGS).write_bytes(as_safetensors({"vectors": table.vectors}))
@@ -180,7 +180,9 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
     if evaluation is not None:
         _write_json(folder / EVALUATION, evaluation)
     sums = {
-        name: inspection.digest((folder / name).read_bytes()) for name in inspection.CHECKED if (folder / name).exists()
+        name: artifact_checks.digest((folder / name).read_bytes())
+        for name in artifact_checks.CHECKED
+        if (folder / name).exists()
     }
     _write_json(folder / MANIFEST, artifact.manifest.model_copy(update={"checksums": sums}).model_dump())
 

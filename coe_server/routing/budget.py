@@ -2,10 +2,21 @@
 
 An expert's value is its expected score less what it costs. The multiplier that prices cost starts as training
 found it and moves with what was really spent. Knows nothing of text, experts or HTTP.
+
+The price of cost under each objective of an artifact: as stored, or held at its budget by what was answered.
+
+Knows nothing of how an expert is chosen.
+
+A little more or less of the multiplier for each prompt, always the same for the same text.
+
+Prompts that look alike are worth alike: outside the gate all have the same expected scores. With one multiplier they
+would all change hands at once, and most budgets could be missed or left unspent but never met. Spread over a tenth,
+they change hands one after the other, and those whose choice is clear do not notice.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +24,10 @@ from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+
+from coe_server.routing.artifact import Artifact
+from coe_server.routing.decision import BudgetReading, RoutingDecision
+from coe_server.routing.features import Turn
 
 Vector = npt.NDArray[np.float64]
 
@@ -160,3 +175,68 @@ def _dearest_unit(scores: Vector, costs: Vector) -> float:
     paid = costs[:, np.newaxis] - costs
     dearer = paid > ROUNDING * costs.max()
     return max(float((gained[:, dearer] / paid[dearer]).max(initial=0.0)), 0.0)
+
+
+class Meters:
+    """One meter for each objective with a budget; none where `window` is 0."""
+
+    def __init__(self, artifact: Artifact, window: int) -> None:
+        manifest = artifact.manifest
+        self._stored = {
+            name: BudgetReading(entry.budget, None, entry.multiplier) for name, entry in manifest.objectives.items()
+        }
+        self._costs = {
+            name: dict(zip(artifact.expert_names, manifest.costs(name), strict=True)) for name in manifest.objectives
+        }
+        self._meters = _built(artifact, window) if window > 0 else {}
+
+    def price(self, objective: str) -> BudgetReading:
+        """What the next decision under this objective works with."""
+        stored = self._stored[objective]
+        meter = self._meters.get(objective)
+        if meter is None:
+            return stored
+        balance = meter.balance
+        return BudgetReading(stored.target, balance.mean, balance.multiplier)
+
+    @contextmanager
+    def spending(self, decision: RoutingDecision) -> Iterator[Callable[[], None]]:
+        """Only what the router chose counts, not an expert that was asked for by name."""
+        meter = self._meters.get(decision.objective)
+        if meter is None or decision.reason == "requested":
+            yield lambda: None
+        else:
+            with meter.spending(self._costs[decision.objective][decision.expert]) as answered:
+                yield answered
+
+
+def _built(artifact: Artifact, window: int) -> dict[str, Meter]:
+    manifest = artifact.manifest
+    rows = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
+    scores = np.array([[row[expert.name].score for expert in manifest.experts] for row in rows])
+    front = [Point(point.score, point.mean_active_params_b) for point in manifest.front]
+    return {
+        name: Meter(
+            goal(
+                target=entry.budget,
+                start=entry.multiplier,
+                window=window,
+                table=Table(
+                    scores, np.array(manifest.costs(name)), front if entry.budget_unit == manifest.cost_unit else []
+                ),
+            )
+        )
+        for name, entry in manifest.objectives.items()
+        if entry.budget is not None
+    }
+
+
+SPREAD = 0.1  # of the multiplier, on top of it: at its bound it still leaves the cheapest expert only
+
+
+def factor(turns: Sequence[Turn]) -> float:
+    """What to multiply the multiplier by, 1 to 1 + SPREAD, evenly spread over texts."""
+    digest = 0
+    for turn in turns:
+        digest = zlib.crc32(turn.text.encode("utf-8", "replace"), digest)
+    return 1.0 + SPREAD * digest / 2**32

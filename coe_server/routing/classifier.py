@@ -1,6 +1,16 @@
 """Step one: vector -> calibrated probability of each category. numpy only; knows nothing of text or experts.
 
 Every model begins with one linear map of the sparse vector; what follows is small and dense.
+
+Logits -> probabilities that mean what they say: 0.8 is right eight times in ten. numpy only.
+
+What a prompt's own words add to the expected scores of its category: a small linear correction for each expert.
+
+Knows nothing of categories or files.
+
+Category probabilities and corrections of one vector, in one walk over the rows that both have for its columns.
+
+Of a decision's time most goes into memory that no cache holds: a row of both is read as fast as a row of one.
 """
 
 from __future__ import annotations
@@ -11,7 +21,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import Calibration
 from coe_server.routing.features import Floats, SparseVector
 
 LEAST_SHARE = 1e-6  # of the votes of neighbours: a logarithm needs more than nothing
@@ -95,3 +104,95 @@ class PerceptronModel:
     def logits(self, projected: npt.NDArray[np.floating]) -> Vector:
         active = np.maximum(projected @ self.hidden + self.hidden_intercepts, 0.0)
         return np.asarray(active @ self.coefficients + self.intercepts, dtype=np.float64)
+
+
+class Calibration(Protocol):
+    """Learned on prompts that the classifier was not fitted on."""
+
+    def probabilities(self, logits: Vector) -> Vector:
+        """[n, categories], each row summing to 1, from logits [n, categories]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """One number for all categories; above 1 softens."""
+
+    temperature: float = 1.0
+
+    def probabilities(self, logits: Vector) -> Vector:
+        return softmax(logits / self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Sigmoid:
+    """Platt's curve for each category, 1 / (1 + exp(slope * logit + offset)); `slopes` and `offsets` [categories]."""
+
+    slopes: Vector
+    offsets: Vector
+
+    def probabilities(self, logits: Vector) -> Vector:
+        exponents = np.clip(logits * self.slopes + self.offsets, -500.0, 500.0)
+        return summing_to_one(1.0 / (1.0 + np.exp(exponents)))
+
+
+@dataclass(frozen=True, slots=True)
+class Isotonic:
+    """A rising curve through the points (`logits`, `shares`), both [categories, points], for each category."""
+
+    logits: Vector
+    shares: Vector
+
+    def probabilities(self, logits: Vector) -> Vector:
+        columns = [np.interp(logits[:, c], self.logits[c], self.shares[c]) for c in range(logits.shape[1])]
+        return summing_to_one(np.stack(columns, axis=1))
+
+
+def softmax(logits: npt.NDArray[np.floating]) -> Vector:
+    """Probabilities along the last axis."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def summing_to_one(shares: Vector) -> Vector:
+    """Each row divided by its sum; a row of zeros says nothing and becomes even."""
+    totals = shares.sum(axis=1, keepdims=True)
+    even = 1.0 / shares.shape[1]
+    return np.where(totals > 0.0, shares / np.where(totals > 0.0, totals, 1.0), even)
+
+
+def normalised_entropy(probabilities: Vector) -> Vector:
+    """0 (sure) to 1 (no idea), along the last axis; 0 where there is one category only."""
+    categories = probabilities.shape[-1]
+    if categories < 2:
+        return np.zeros(probabilities.shape[:-1])
+    logs = np.log(np.maximum(probabilities, 1e-300))
+    return np.asarray(np.clip(-(probabilities * logs).sum(axis=-1) / np.log(categories), 0.0, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Corrections:
+    """`coefficients` [columns, experts]; corrections sum to about 0 over the experts, and so move choices only."""
+
+    coefficients: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """`matrix` [columns, r + experts]: the classifier's projection and, beside it, the corrections' coefficients."""
+
+    classifier: Classifier
+    matrix: Floats
+
+    @classmethod
+    def of(cls, classifier: Classifier, corrections: Corrections | None) -> Readout:
+        projection = classifier.model.projection
+        if corrections is None:
+            return cls(classifier, projection)
+        return cls(classifier, np.hstack((projection, corrections.coefficients)))
+
+    def read(self, vector: SparseVector) -> tuple[Vector, Vector]:
+        """(P(category), corrections [experts]); the second is empty where there are none."""
+        both = vector.times(self.matrix)
+        width = self.classifier.model.projection.shape[1]
+        return self.classifier.of_projected(both[:width]), both[width:].astype(np.float64)

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.features import SparseVector
+from coe_server.routing.features import Floats, SparseVector
 
 Postings = npt.NDArray[np.void]
 
@@ -69,6 +69,52 @@ class Gate:
         shared *= found["weight"]
         cosines = np.bincount(found["row"], shared, self.prototypes) / length
         return float(nearest_mean(cosines[np.newaxis], self.neighbours)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class NgramGate:
+    """The gate of the n-grams alone, for prompts that have an embedding beside them: embeddings are never far apart
+    and take strangers for familiar. They begin in column `first_dense`."""
+
+    ngrams: Gate
+    first_dense: int
+    threshold: float
+
+    @property
+    def prototypes(self) -> int:
+        return self.ngrams.prototypes
+
+    def similarity(self, vector: SparseVector) -> float:
+        """0 to 1; -1 for a prompt without an embedding, of which the classifier sees only half."""
+        end = int(vector.columns.searchsorted(self.first_dense))
+        if end == len(vector.columns):
+            return -1.0
+        return self.ngrams.similarity(SparseVector(vector.columns[:end], vector.weights[:end]))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedGate:
+    """Where there are no n-grams: mean cosine between a prompt's embedding and its nearest `embeddings` [prototypes,
+    dimensions], of length 1.
+
+    `first_dense` is the column in which embeddings begin.
+    """
+
+    embeddings: Floats
+    first_dense: int
+    neighbours: int
+    threshold: float
+
+    @property
+    def prototypes(self) -> int:
+        return len(self.embeddings)
+
+    def similarity(self, vector: SparseVector) -> float:
+        """-1 to 1; -1 for a prompt without an embedding."""
+        dense = vector.weights[vector.columns >= self.first_dense]
+        if len(dense) == 0:
+            return -1.0
+        return float(nearest_mean((self.embeddings @ dense)[np.newaxis], self.neighbours)[0])
 
 
 def postings(rows: npt.NDArray[np.integer], weights: npt.NDArray[np.floating]) -> Postings:

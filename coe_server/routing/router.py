@@ -17,19 +17,9 @@ import numpy as np
 
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import budget, choice, spread
+from coe_server.routing import budget, selection
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.capabilities import (
-    NOT_ALLOWED,
-    UNKNOWN,
-    Capabilities,
-    absence,
-    doubt,
-    is_allowed,
-    known_modalities,
-    obstacle,
-)
-from coe_server.routing.choice import Candidate, Choice
+from coe_server.routing.budget import Meters
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     Availability,
@@ -40,8 +30,19 @@ from coe_server.routing.decision import (
     RoutingDecision,
 )
 from coe_server.routing.manifest import ExpertEntry
-from coe_server.routing.meters import Meters
-from coe_server.routing.reading import Reader, Reading
+from coe_server.routing.scoring import Reader, Reading
+from coe_server.routing.selection import (
+    NOT_ALLOWED,
+    UNKNOWN,
+    Candidate,
+    Capabilities,
+    Choice,
+    absence,
+    doubt,
+    is_allowed,
+    known_modalities,
+    obstacle,
+)
 
 DEFAULT_OBJECTIVE = "quality"
 SURE_OF_A_NEW_TOPIC = 0.6  # probability of its category that one turn needs, to be taken for a new topic
@@ -121,14 +122,14 @@ class Router:
             return self._decision(
                 objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
             )
-        price = BudgetReading(price.target, price.mean, price.multiplier * spread.factor(conversation.turns))
+        price = BudgetReading(price.target, price.mean, price.multiplier * budget.factor(conversation.turns))
         reading = self._reader.read(conversation.turns, options.min_confidence)
         candidates = self._candidates(reading, objective, price.multiplier, request)
-        chosen = choice.stay(candidates, options.kept)
+        chosen = selection.stay(candidates, options.kept)
         if chosen is not None:
             newest = self._reader.read(conversation.turns[-1:], options.min_confidence)
             others = self._candidates(newest, objective, price.multiplier, request)
-            if self._is_new_topic(newest, options.kept) and choice.is_worth_leaving(others, chosen):
+            if self._is_new_topic(newest, options.kept) and selection.is_worth_leaving(others, chosen):
                 chosen, reading, candidates = None, newest, others
         chosen = chosen or self._choose(reading, objective, candidates)
         return self._decision(objective, price, reading, chosen, candidates, started_ns=started_ns)
@@ -171,7 +172,7 @@ class Router:
             raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
         candidate = self._candidate(name, replace(request, conversation=request.conversation.of_any_length()))
         if candidate.excluded is not None:
-            raise choice.nobody([candidate])
+            raise selection.nobody([candidate])
         return candidate
 
     def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
@@ -182,7 +183,7 @@ class Router:
         if banned := self.artifact.manifest.bans.get(reading.category):
             forbidden = forbidden | dict.fromkeys(banned, f"banned for category {reading.category}")
         scored = zip(self.expert_names, reading.expected.tolist(), values.tolist(), costs.tolist(), strict=True)
-        return choice.ordered(
+        return selection.ordered(
             [
                 self._candidate(name, request, score, value, cost, forbidden.get(name))
                 for name, score, value, cost in scored
@@ -217,15 +218,15 @@ class Router:
 
     def _choose(self, reading: Reading, objective: str, candidates: Sequence[Candidate]) -> Choice:
         """Step two: a person's pin, else the mapping (hard) or the best value (soft), then residency."""
-        free = choice.eligible(candidates)
+        free = selection.eligible(candidates)
         pin = self._pins[objective].get(reading.category)
-        pinned = choice.choose_named(free, pin, reading.trust) if pin else None
+        pinned = selection.choose_named(free, pin, reading.trust) if pin else None
         if pinned is not None:
             return pinned
-        by_value = choice.choose_by_value(free, reading.trust)
+        by_value = selection.choose_by_value(free, reading.trust)
         if self.artifact.manifest.mode == "hard":
-            by_value = choice.choose_named(free, self._mapped(reading, objective), reading.trust) or by_value
-        return choice.take_resident(by_value, free, self._residency_tolerance)
+            by_value = selection.choose_named(free, self._mapped(reading, objective), reading.trust) or by_value
+        return selection.take_resident(by_value, free, self._residency_tolerance)
 
     def _mapped(self, reading: Reading, objective: str) -> str:
         entry = self.artifact.manifest.objectives[objective]
@@ -252,7 +253,7 @@ class Router:
             probabilities=probabilities,
             expert=chosen.expert.name,
             reason=chosen.reason,
-            ranking=choice.ranking(chosen, candidates),
+            ranking=selection.ranking(chosen, candidates),
             gate=reading.gate if reading else UNREAD,
             budget=price,
             resident=chosen.trade,

@@ -18,13 +18,17 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from coe_server.errors import DatasetError, EmbeddingNotFinite
-from coe_server.routing.embedded import EmbeddedFeatures, mean_embedding
-from coe_server.routing.embedder import Embedder, finite
-from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embeddings import (
+    EmbeddedFeatures,
+    Embedder,
+    StaticEmbeddings,
+    finite,
+    mean_embedding,
+    read_static_embeddings,
+)
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
 from coe_server.routing.manifest import FeatureSettings as FeatureEntry
-from coe_server.routing.sentence_embedder import SentenceEmbedder
-from coe_server.routing.static_embeddings import StaticEmbeddings, read_static_embeddings
 from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.progress import Track

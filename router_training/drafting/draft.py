@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.artifact import Artifact, HeldOut
-from coe_server.routing.calibration import Calibration, Temperature
-from coe_server.routing.corrections import Corrections
+from coe_server.routing.classifier import Calibration, Corrections, Temperature
 from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, content_hash

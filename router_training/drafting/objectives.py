@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from coe_server.routing.budget import factor
 from coe_server.routing.manifest import FrontPoint, ObjectiveEntry, ScoreEntry
-from coe_server.routing.spread import factor
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.drafting.rehearsal import Rehearsal

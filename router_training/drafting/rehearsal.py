@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import Calibration
+from coe_server.routing.classifier import Calibration
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.drafting.abroad import Abroad, abroad

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import Calibration, normalised_entropy
+from coe_server.routing.classifier import Calibration, normalised_entropy
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.step_one.gate import Attempts, Ramp, View, fitted_step, ramp_at, taken_scores

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from coe_server.errors import DatasetError, NoCapableExpert
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.calibration import Temperature
+from coe_server.routing.classifier import Temperature
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
-from coe_server.routing.reading import Reader
 from coe_server.routing.router import Router
+from coe_server.routing.scoring import Reader
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluating import details, metrics

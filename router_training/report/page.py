@@ -8,7 +8,7 @@ from typing import Any
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import inspection
+from coe_server.routing import artifact_checks
 from coe_server.routing.artifact import Artifact
 from router_training.data.dataset import Dataset
 from router_training.report import charts, tables
@@ -31,7 +31,7 @@ def write_report(folder: Path) -> Path:
     Raises ArtifactError if the artifact is not sound, NothingToReport if it was never evaluated.
     """
     artifact = artifacts.load(folder)
-    evaluation = inspection.read_evaluation(folder, artifact.manifest)
+    evaluation = artifact_checks.read_evaluation(folder, artifact.manifest)
     if evaluation is None or not set(evaluation) >= NEEDED:
         raise NothingToReport(f"{folder} has no evaluation that a report could be made of; `coe-train fit` writes one")
     path, text = folder / REPORT, page(artifact, evaluation)

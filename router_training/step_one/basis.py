@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from coe_server.errors import DatasetError
-from coe_server.routing.embedded import EmbeddedFeatures
+from coe_server.routing.embeddings import EmbeddedFeatures
 from coe_server.routing.features import Features, Vectoriser
 from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset

@@ -11,7 +11,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit
 from sklearn.isotonic import IsotonicRegression
 
-from coe_server.routing.calibration import Calibration, Isotonic, Sigmoid, Temperature, softmax
+from coe_server.routing.classifier import Calibration, Isotonic, Sigmoid, Temperature, softmax
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

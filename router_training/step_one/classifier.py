@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-from coe_server.routing.calibration import Calibration, Temperature
-from coe_server.routing.classifier import CategoryModel, Classifier
-from coe_server.routing.embedded import EmbeddedGate, NgramGate
+from coe_server.routing.classifier import Calibration, CategoryModel, Classifier, Temperature
 from coe_server.routing.features import Vectoriser
-from coe_server.routing.gate import Gate
+from coe_server.routing.gate import EmbeddedGate, Gate, NgramGate
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 from router_training.step_one.basis import Basis

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.corrections import Corrections
+from coe_server.routing.classifier import Corrections
 from router_training.data.dataset import Dataset
 from router_training.progress import Track
 from router_training.step_one.classifier import Fold

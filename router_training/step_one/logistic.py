@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import softmax
+from coe_server.routing.classifier import softmax
 from coe_server.routing.features import Floats
 from router_training.step_one.gram import Gram
 

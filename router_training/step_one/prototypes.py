@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate, NgramGate
+from coe_server.routing.embeddings import EmbeddedFeatures
 from coe_server.routing.features import Features, Vectoriser, of_length_one
-from coe_server.routing.gate import Gate, nearest_mean, postings
+from coe_server.routing.gate import EmbeddedGate, Gate, NgramGate, nearest_mean, postings
 from router_training.config import TrainingConfig
 from router_training.step_one.vectors import Matrix
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import softmax
-from coe_server.routing.classifier import CategoryModel
+from coe_server.routing.classifier import CategoryModel, softmax
 from router_training.step_one.gram import Gram
 from router_training.step_one.models import batch_logits
 

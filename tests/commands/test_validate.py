@@ -12,7 +12,7 @@ from coe_server.config.schema import ServerConfig
 from coe_server.engines.remote import RemoteEngine
 from coe_server.keys import Key, hashed
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.named import NamedRouter
+from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.router import Router
 from tests.http.test_api import GIB, simulated
 from tests.routing.small_artifact import SIZES, held_out, small_artifact

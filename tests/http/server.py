@@ -23,7 +23,7 @@ from coe_server.http.serving import Service, Serving
 from coe_server.http.trace import NoTracing
 from coe_server.keys import Keyring
 from coe_server.metrics import Telemetry
-from coe_server.routing.named import NamedRouter
+from coe_server.routing.by_name import NamedRouter
 from tests.patience import PATIENCE_SECONDS
 
 

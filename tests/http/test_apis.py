@@ -5,7 +5,7 @@ import pytest
 from coe_server.errors import RequestError
 from coe_server.http.apis import SURFACES, read_anthropic, read_chat, read_completion, read_response, surface_of
 from coe_server.routing.conversation import ENDPOINTS, without_reminders
-from coe_server.routing.token_count import TokenCount
+from coe_server.routing.tokens import TokenCount
 
 USER = {"role": "user", "content": "what is a prime?"}
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.budget import factor
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.router import Router
-from coe_server.routing.spread import factor
 from tests.http.server import running_server
 from tests.http.test_api import Breaking, DiesAtOnce
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from coe_server.engines.simulated import SimulatedEngine
-from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.router import Router
 from router_training.config import read_config
 from router_training.pipeline import fit

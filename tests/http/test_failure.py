@@ -21,7 +21,7 @@ from coe_server.cache.tiers import Bytes
 from coe_server.engines.remote import RemoteEngine
 from coe_server.errors import EngineDied, EngineStartFailed
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.named import NamedRouter
+from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.router import Router
 from tests.http.server import running_server
 from tests.http.test_api import (

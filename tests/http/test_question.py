@@ -11,7 +11,7 @@ from coe_server.http.apis import SURFACES
 from coe_server.http.question import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, read_question
 from coe_server.journal.journal import LONGEST_TEXT
 from coe_server.routing.features import normalised
-from coe_server.routing.token_count import TokenCount
+from coe_server.routing.tokens import TokenCount
 from tests.examples import examples
 
 CHAT = SURFACES[0]

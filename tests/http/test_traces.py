@@ -29,10 +29,10 @@ from coe_server.errors import ConfigError
 from coe_server.http.apis import SURFACES
 from coe_server.http.usage import Usage
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import Turn
-from coe_server.routing.named import NamedRouter
 from coe_server.routing.router import Router
 from tests.http.server import Running, running_server
 from tests.http.test_api import Breaking, DiesAtOnce, DiesMidStream, simulated

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from coe_server.routing.artifact import Artifact, HeldOut
-from coe_server.routing.calibration import Temperature
-from coe_server.routing.classifier import Classifier, LinearModel
+from coe_server.routing.classifier import Classifier, LinearModel, Temperature
 from coe_server.routing.decision import Availability
 from coe_server.routing.features import Features, Turn, buckets
 from coe_server.routing.gate import Gate, postings

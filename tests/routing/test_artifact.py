@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import inspection
-from coe_server.routing.calibration import Temperature
+from coe_server.routing import artifact_checks
+from coe_server.routing.classifier import Temperature
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
@@ -238,7 +238,7 @@ def test_deep_json_with_a_fitting_checksum_is_refused(folder: Path) -> None:
     sums = json.loads((folder / "manifest.json").read_text())["checksums"]
     edit(folder / "manifest.json", checksums={**sums, "evaluation.json": hashlib.sha256(data).hexdigest()})
     with pytest.raises(ArtifactError, match=r"evaluation.json is not valid") as caught:
-        inspection.read_evaluation(folder, inspection.read_manifest(folder))
+        artifact_checks.read_evaluation(folder, artifact_checks.read_manifest(folder))
     assert "\n" not in str(caught.value)
 
 

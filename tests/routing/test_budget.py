@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from coe_server.routing.budget import (
     CORRECTIONS_PER_WINDOW,
+    SPREAD,
     Balance,
     Goal,
     Meter,
@@ -21,13 +22,14 @@ from coe_server.routing.budget import (
     answered,
     begun,
     dropped,
+    factor,
     goal,
     values,
 )
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
+from coe_server.routing.features import Turn
 from coe_server.routing.router import Router
-from coe_server.routing.spread import factor
 from tests.examples import examples
 from tests.routing.small_artifact import SIZES, TEXTS, everywhere
 
@@ -221,3 +223,17 @@ def test_without_a_window_the_stored_multiplier_stays(folder: Path) -> None:
     router.answered(router.route(question, options, everywhere()))
     reading = router.route(question, options, everywhere()).budget
     assert (reading.mean, reading.multiplier) == (None, 0.01 * factor(question.turns))
+
+
+@given(st.text(), st.text())
+def test_a_factor_is_that_of_the_text_and_never_below_one(first: str, second: str) -> None:
+    turns = (Turn(first, 0.5), Turn(second))
+    assert factor(turns) == factor(turns)
+    assert 1.0 <= factor(turns) < 1.0 + SPREAD
+
+
+def test_factors_are_spread_evenly_over_texts() -> None:
+    found = np.array([factor((Turn(f"prompt number {number}"),)) for number in range(2000)])
+    shares, _ = np.histogram(found, bins=10, range=(1.0, 1.0 + SPREAD))
+    assert shares.min() > 150
+    assert shares.max() < 250

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.routing.embedded import EmbeddedFeatures, EmbeddedGate, NgramGate
-from coe_server.routing.feature_tensors import gate_fault, gate_from_tensors, gate_shapes, gate_tensors
+from coe_server.routing.artifact_tensors import gate_fault, gate_from_tensors, gate_shapes, gate_tensors
+from coe_server.routing.embeddings import EmbeddedFeatures
 from coe_server.routing.features import Features, SparseVector, Turn
-from coe_server.routing.gate import Gate, nearest_mean, postings
+from coe_server.routing.gate import EmbeddedGate, Gate, NgramGate, nearest_mean, postings
 from coe_server.routing.manifest import FeatureSettings
 from tests.routing.small_artifact import TEXTS, small_artifact
 

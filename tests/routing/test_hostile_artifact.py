@@ -19,7 +19,7 @@ from coe_server.config.schema import load_config
 from coe_server.errors import ArtifactError
 from coe_server.http.routes.page import quality_of
 from coe_server.routing import artifact as artifacts
-from coe_server.routing import inspection
+from coe_server.routing import artifact_checks
 from coe_server.routing.probes import MOST_PROBES, read_probes
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
@@ -136,7 +136,7 @@ def test_an_evaluation_in_prices_is_not_shown() -> None:
 
 
 def test_a_manifest_longer_than_any_is_not_read(sound: Path) -> None:
-    os.truncate(sound / "manifest.json", inspection.LARGEST_MANIFEST_BYTES + 1)
+    os.truncate(sound / "manifest.json", artifact_checks.LARGEST_MANIFEST_BYTES + 1)
     assert "has 8,388,609 bytes, more than the 8,388,608 that are read" in refusal(lambda: serve(sound))
 
 
@@ -144,7 +144,7 @@ def test_a_manifest_longer_than_any_is_not_read(sound: Path) -> None:
 def test_a_file_that_is_all_holes_is_never_in_memory(sound: Path, name: str) -> None:
     os.truncate(sound / name, 512 << 20)
     assert f"{name} is damaged" in refusal(lambda: serve(sound))
-    os.truncate(sound / name, inspection.LARGEST_FILE_BYTES + 1)
+    os.truncate(sound / name, artifact_checks.LARGEST_FILE_BYTES + 1)
     assert "more than the 1,073,741,824 that are read" in refusal(lambda: serve(sound))
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from coe_server.errors import ConfigError, EmbeddingUnavailable
-from coe_server.routing.static_embeddings import StaticEmbeddings
-from coe_server.routing.tokenizer_rules import LONGEST_TEXT, MOST_GROWTH
+from coe_server.routing.embeddings import StaticEmbeddings
+from coe_server.routing.tokens import LONGEST_TEXT, MOST_GROWTH
 
 TABLE = np.ones((3, 4), dtype=np.float32)
 WORDS = {"[UNK]": 0, "a": 1, "b": 2}

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.classifier import Corrections
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.corrections import Corrections
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training.cli import app

@@ -22,7 +22,7 @@ from coe_server.errors import CoeError, ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
 from coe_server.http.serving import Service, Serving
-from coe_server.routing.embedder import Embedder
+from coe_server.routing.embeddings import Embedder
 from coe_server.system.process import give_back_free_memory
 
 

@@ -20,11 +20,10 @@ from coe_server.errors import ArtifactError, ConfigError, DatasetError, Embeddin
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.routing.embedded import EmbeddedFeatures
-from coe_server.routing.embedder import with_embeddings as embedded_now
+from coe_server.routing.embeddings import EmbeddedFeatures, read_static_embeddings
+from coe_server.routing.embeddings import with_embeddings as embedded_now
 from coe_server.routing.features import Turn
 from coe_server.routing.router import Router
-from coe_server.routing.static_embeddings import read_static_embeddings
 from router_training.cli import app
 from router_training.config import FeatureSettings, read_config
 from router_training.data.dataset import read_dataset

@@ -18,8 +18,7 @@ from sklearn.svm import LinearSVC
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.calibration import Calibration, Temperature
-from coe_server.routing.classifier import CategoryModel, Classifier, LinearModel
+from coe_server.routing.classifier import Calibration, CategoryModel, Classifier, LinearModel, Temperature
 from coe_server.routing.features import SparseVector
 from coe_server.routing.gate import Gate, postings
 from coe_server.routing.manifest import ClassifierEntry
@@ -200,12 +199,12 @@ def test_a_classifier_out_of_shape_is_refused(
     folder = tmp_path / "router"
     saved_and_loaded(Classifier(model, calibration), kind, method, folder)
     weights, manifest = folder / "weights.safetensors", folder / "manifest.json"
-    before = artifacts.inspection.digest(weights.read_bytes())
+    before = artifacts.artifact_checks.digest(weights.read_bytes())
     tensors = load_file(weights)
     for name, change in broken.items():
         tensors[name] = np.ascontiguousarray(change(tensors[name]))
     weights.write_bytes(save(tensors))
-    after = artifacts.inspection.digest(weights.read_bytes())
+    after = artifacts.artifact_checks.digest(weights.read_bytes())
     manifest.write_text(manifest.read_text().replace(before, after))
     with pytest.raises(ArtifactError, match=sentence) as caught:
         artifacts.load(folder)

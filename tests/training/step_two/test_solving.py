@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.spread import SPREAD
+from coe_server.routing.budget import SPREAD
 from router_training.config import read_config
 from router_training.pipeline import fit
 from router_training.progress import in_silence

@@ -3,9 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from coe_server.routing.corrections import Corrections
+from coe_server.routing.classifier import Corrections, Readout
 from coe_server.routing.features import Turn
-from coe_server.routing.readout import Readout
 from tests.routing.small_artifact import TEXTS, small_artifact
 
 

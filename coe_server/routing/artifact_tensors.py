@@ -1,4 +1,9 @@
-"""A classifier as named tensors and back: which arrays each kind has, and in what shapes. Knows nothing of files."""
+"""A classifier as named tensors and back: which arrays each kind has, and in what shapes. Knows nothing of files.
+
+Features and gate as named tensors and back: which arrays each kind has, and in what shapes.
+
+Knows nothing of files.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.calibration import Calibration, Isotonic, Sigmoid, Temperature
-from coe_server.routing.classifier import CategoryModel, Classifier, LinearModel, NeighbourModel, PerceptronModel
+from coe_server.routing.classifier import (
+    Calibration,
+    CategoryModel,
+    Classifier,
+    Isotonic,
+    LinearModel,
+    NeighbourModel,
+    PerceptronModel,
+    Sigmoid,
+    Temperature,
+)
+from coe_server.routing.embeddings import EmbeddedFeatures, StaticEmbeddings
+from coe_server.routing.features import Features, Vectoriser
+from coe_server.routing.gate import EmbeddedGate, Gate, NgramGate, Similarity, postings
 from coe_server.routing.manifest import Manifest
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -147,3 +164,115 @@ def _calibration_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
 def _size(tensors: Tensors, name: str, axis: int) -> int:
     tensor = tensors.get(name)
     return tensor.shape[axis] if tensor is not None and tensor.ndim > axis else 0
+
+
+def feature_tensors(features: Vectoriser) -> Tensors:
+    """What a file keeps of features, but for a table of static embeddings."""
+    ngrams = features.ngrams if isinstance(features, EmbeddedFeatures) else features
+    if ngrams is None:
+        return {}
+    assert isinstance(ngrams, Features), f"{type(ngrams).__name__} has no form on disk"
+    return {"kept": ngrams.kept.astype(np.int32), "idf": ngrams.idf}
+
+
+def table_of(features: Vectoriser) -> StaticEmbeddings | None:
+    """The static embeddings among the features, or None."""
+    return features.table if isinstance(features, EmbeddedFeatures) else None
+
+
+def features_from_tensors(tensors: Tensors, manifest: Manifest, table: StaticEmbeddings | None) -> Vectoriser:
+    """The features that these tensors, already found to be in shape, are of."""
+    settings = manifest.features
+    ngrams = None
+    if settings.ngrams:
+        ngrams = Features.of(settings.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
+    if ngrams is None or settings.embedded:
+        return EmbeddedFeatures(ngrams, settings.dimensions, table)
+    return ngrams
+
+
+def column_count(tensors: Tensors, manifest: Manifest) -> int:
+    """How long a vector is."""
+    return (_length(tensors, "kept") if manifest.features.ngrams else 0) + manifest.features.dimensions
+
+
+def feature_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
+    """The tensors that features of the manifest's kind must have."""
+    if not manifest.features.ngrams:
+        return {}
+    columns = _length(tensors, "kept")
+    return {"kept": (np.int32, (columns,)), "idf": (np.float32, (columns,))}
+
+
+def feature_fault(tensors: Tensors, manifest: Manifest) -> str | None:
+    """What is wrong with tensors whose shapes are right, or None."""
+    if not manifest.features.ngrams:
+        return None
+    kept = tensors["kept"]
+    ascending = bool(np.all(kept[1:] > kept[:-1]))
+    if not ascending or kept[0] < 0 or kept[-1] >= 1 << manifest.features.bucket_bits:
+        return "tensor 'kept' is not a list of buckets"
+    return None
+
+
+def gate_tensors(gate: Similarity) -> Tensors:
+    """What a file keeps of a gate."""
+    match gate:
+        case Gate():
+            rows, weights = (np.ascontiguousarray(gate.postings[name]) for name in ("row", "weight"))
+            return {"posting_starts": gate.starts, "posting_rows": rows, "posting_weights": weights}
+        case NgramGate():
+            return gate_tensors(gate.ngrams)
+        case EmbeddedGate():
+            return {"gate_embeddings": gate.embeddings}
+        case _:
+            raise AssertionError(f"{type(gate).__name__} has no form on disk")
+
+
+def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser) -> Similarity:
+    """The gate that these tensors, already found to be in shape, are of."""
+    threshold = manifest.thresholds.gate
+    if isinstance(features, EmbeddedFeatures) and _compares_embeddings(tensors, manifest):
+        return EmbeddedGate(tensors["gate_embeddings"], features.first_dense, manifest.neighbours, threshold)
+    gate = Gate(
+        starts=tensors["posting_starts"],
+        postings=postings(tensors["posting_rows"], tensors["posting_weights"]),
+        prototypes=manifest.prototypes,
+        neighbours=manifest.neighbours,
+        threshold=threshold,
+    )
+    return NgramGate(gate, features.first_dense, threshold) if isinstance(features, EmbeddedFeatures) else gate
+
+
+def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
+    """The tensors that a gate for the manifest's features must have."""
+    if _compares_embeddings(tensors, manifest):
+        return {"gate_embeddings": (np.float32, (manifest.prototypes, manifest.features.dimensions))}
+    count = _length(tensors, "posting_rows")
+    return {
+        "posting_starts": (np.int64, (_length(tensors, "kept") + 1,)),
+        "posting_rows": (np.int32, (count,)),
+        "posting_weights": (np.float32, (count,)),
+    }
+
+
+def gate_fault(tensors: Tensors, manifest: Manifest) -> str | None:
+    """What is wrong with tensors whose shapes are right, or None."""
+    if _compares_embeddings(tensors, manifest):
+        return None
+    starts, rows = tensors["posting_starts"], tensors["posting_rows"]
+    in_order = starts[0] == 0 and starts[-1] == len(rows) and bool(np.all(starts[1:] >= starts[:-1]))
+    if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
+        return "the postings point outside themselves"
+    return None
+
+
+def _compares_embeddings(tensors: Tensors, manifest: Manifest) -> bool:
+    """Artifacts of old do so beside n-grams as well."""
+    settings = manifest.features
+    return settings.embedded and (not settings.ngrams or "gate_embeddings" in tensors)
+
+
+def _length(tensors: Tensors, name: str) -> int:
+    tensor = tensors.get(name)
+    return len(tensor) if tensor is not None and tensor.ndim > 0 else 0

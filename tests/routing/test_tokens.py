@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.routing.token_count import NOTHING, TokenCount
+from coe_server.routing.tokens import NOTHING, TokenCount
 
 TEXTS = st.text(st.sampled_from("abzZ059 .,=-\t\n\r_é中🜁─\ud800")) | st.text()
 ROWS = [{"name": name, "city": "paris", "active": True, "tags": ["red", "blue"]} for name in ("alice", "bob")] * 200

@@ -1,7 +1,13 @@
-"""A table with one vector for each token: a text's embedding is the mean of its tokens' vectors.
+"""Turns -> vector with an embedding in it, alone or after the n-grams' columns; and the gates that go with it.
+
+numpy only. Where the embedding needs a model or a network it comes with the turns, computed before `route`.
+
+A table with one vector for each token: a text's embedding is the mean of its tokens' vectors.
 
 Reads folders as model2vec writes them (`model.safetensors`, `tokenizer.json`, `config.json`); executes none of it.
 The package `tokenizers` is imported only where such features are used.
+
+Texts -> embeddings by a model or a network: done at the edge, before `route`, which never waits.
 """
 
 from __future__ import annotations
@@ -9,22 +15,71 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from coe_server.errors import ConfigError, EmbeddingUnavailable
-from coe_server.routing.features import Floats, of_length_one, windowed
-from coe_server.routing.tokenizer_rules import UnsafeRule, require_safe
+from coe_server.errors import ConfigError, EmbeddingNotFinite, EmbeddingUnavailable
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.features import Features, Floats, SparseVector, Turn, of_length_one, windowed
+from coe_server.routing.tokens import UnsafeRule, require_safe
 from coe_server.system.visible import brief
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedFeatures:
+    """The columns of `ngrams` (None: none), then `dimensions` of an embedding of length 1.
+
+    `table` embeds here and now; without it turns bring their embeddings. A prompt that has none keeps its n-grams
+    only, and the gate takes it for one unlike the training data.
+    """
+
+    ngrams: Features | None
+    dimensions: int
+    table: StaticEmbeddings | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.first_dense + self.dimensions
+
+    @property
+    def first_dense(self) -> int:
+        """The column in which the embedding begins."""
+        return self.ngrams.columns if self.ngrams is not None else 0
+
+    def vector(self, turns: Sequence[Turn]) -> SparseVector:
+        dense = self._embedding(turns)
+        places = np.arange(len(dense), dtype=np.int64) + self.first_dense
+        if self.ngrams is None:
+            return SparseVector(places, dense)
+        sparse = self.ngrams.vector(turns)
+        return SparseVector(np.concatenate((sparse.columns, places)), np.concatenate((sparse.weights, dense)))
+
+    def _embedding(self, turns: Sequence[Turn]) -> Floats:
+        embeddings = [turn.embedding for turn in turns]
+        if self.table is not None:
+            missing = [turn.text for turn in turns if turn.embedding is None]
+            computed = iter(self.table.embed(missing) if missing else ())
+            embeddings = [next(computed) if found is None else found for found in embeddings]
+        return mean_embedding(embeddings, [turn.weight for turn in turns])
+
+
+def mean_embedding(embeddings: Sequence[Floats | None], weights: Sequence[float]) -> Floats:
+    """The weighted mean, of length 1; empty where an embedding is missing."""
+    known = [one for one in embeddings if one is not None]
+    if len(known) < len(embeddings) or not known:
+        return np.empty(0, dtype=np.float32)
+    (row,) = of_length_one(np.average(np.stack(known), axis=0, weights=weights)[np.newaxis])
+    return np.asarray(row)
+
 
 TABLE, TOKENIZER = "model.safetensors", "tokenizer.json"
 LARGEST_TABLE_BYTES, LARGEST_TOKENIZER_BYTES = 1 << 30, 64 << 20  # as in an artifact
@@ -153,3 +208,54 @@ def _panics_as_errors() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(str(error)) from error
+
+
+class Embedder(Protocol):
+    """Whoever makes one must close it."""
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        """[n, dimensions], each row of length 1. Raises EmbeddingUnavailable."""
+
+    async def close(self) -> None:
+        """Gives connections and threads back; it can be used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OfLength:
+    """An embedder whose vectors must have the `dimensions` that the router was trained with."""
+
+    embedder: Embedder
+    dimensions: int
+
+    async def embed(self, texts: Sequence[str]) -> Floats:
+        rows = await self.embedder.embed(texts)
+        if rows.shape[1] != self.dimensions:
+            raise EmbeddingUnavailable(
+                f"embeddings have {rows.shape[1]} dimensions, the router was trained with {self.dimensions}:"
+                " router.embeddings.model is another model"
+            )
+        return rows
+
+    async def close(self) -> None:
+        await self.embedder.close()
+
+
+def finite(rows: Floats, source: str) -> Floats:
+    """The rows [n, dimensions] as they are. Raises EmbeddingNotFinite naming the first text whose row has NaN."""
+    wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(wrong) == 0:
+        return rows
+    what = "NaN" if np.isnan(rows[wrong[0]]).any() else "an infinite value"
+    others = f" and of {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    raise EmbeddingNotFinite(
+        f"{source} answers {len(rows)} texts with embeddings of shape {rows.shape} that have {what}:"
+        f" that of text {wrong[0] + 1}{others}",
+        wrong.tolist(),
+    )
+
+
+async def with_embeddings(conversation: Conversation, embedder: Embedder) -> Conversation:
+    """The conversation with an embedding on each of its turns."""
+    rows = await embedder.embed([windowed(turn.text) for turn in conversation.turns])
+    turns = tuple(replace(turn, embedding=row) for turn, row in zip(conversation.turns, rows, strict=True))
+    return replace(conversation, turns=turns)

@@ -15,8 +15,8 @@ import pytest
 
 from coe_server.config.proxies import Proxy
 from coe_server.errors import EmbeddingNotFinite, EmbeddingUnavailable
-from coe_server.routing.embedder import OfLength
-from coe_server.routing.endpoint_embedder import Endpoint, EndpointEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder
+from coe_server.routing.embeddings import OfLength
 from coe_server.routing.features import Floats
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
 

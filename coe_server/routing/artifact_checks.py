@@ -17,17 +17,20 @@ from safetensors.numpy import load as load_tensors
 
 from coe_server.config.file import Mistake
 from coe_server.errors import ArtifactError, ConfigError
-from coe_server.routing.classifier_tensors import Shapes, Tensors, classifier_fault, classifier_shapes
-from coe_server.routing.decision import GENERAL
-from coe_server.routing.feature_tensors import (
+from coe_server.routing.artifact_tensors import (
+    Shapes,
+    Tensors,
+    classifier_fault,
+    classifier_shapes,
     column_count,
     feature_fault,
     feature_shapes,
     gate_fault,
     gate_shapes,
 )
+from coe_server.routing.decision import GENERAL
+from coe_server.routing.embeddings import StaticEmbeddings
 from coe_server.routing.manifest import FORMAT_VERSION, CostUnit, Manifest
-from coe_server.routing.static_embeddings import StaticEmbeddings
 from coe_server.system.visible import brief
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"

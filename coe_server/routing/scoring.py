@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.calibration import normalised_entropy
+from coe_server.routing.classifier import Readout, normalised_entropy
 from coe_server.routing.decision import GENERAL, GateReading, Reason
 from coe_server.routing.features import Turn
 from coe_server.routing.gate import trust_in
-from coe_server.routing.readout import Readout
 
 Vector = npt.NDArray[np.float64]
 

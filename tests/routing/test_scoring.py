@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.calibration import normalised_entropy
+from coe_server.routing.classifier import normalised_entropy
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.manifest import Thresholds

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from uuid import uuid4
 
 from coe_server.errors import UnknownModel
-from coe_server.routing.capabilities import UNKNOWN, Capabilities, absence, is_allowed, obstacle
-from coe_server.routing.choice import Candidate, nobody
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     Availability,
@@ -19,6 +17,7 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
+from coe_server.routing.selection import UNKNOWN, Candidate, Capabilities, absence, is_allowed, nobody, obstacle
 
 
 class NamedRouter:
