@@ -72,8 +72,8 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:
-    """What the tools' descriptions take of the context. Most chat templates write the JSON as it came; the shortest ones
-    write its words without the syntax, about half of it."""
+    """What the tools' descriptions take of the context. Most chat templates write the JSON as it came; the shortest
+    ones write its words without the syntax, about half of it."""
     written = b"".join(body.raw[member.value_start : member.end] for member in body.members if member.key == "tools")
     whole = TokenCount.of(written.decode("utf-8", "replace"))
     return TokenCount(whole.least // 2, whole.likely)
