@@ -96,6 +96,7 @@ def test_the_budget_is_shown_with_target_and_mean(server):
 
 
 def test_strangers_count_towards_the_out_of_domain_share(server):
+    server.chat(model="auto", messages=[{"role": "user", "content": TEXTS["code"]}])  # one inside the gate
     before = value(server, "coe_out_of_domain_total")
     server.chat(model="auto", messages=[{"role": "user", "content": "ζ ξ ψ ω"}])
     assert value(server, "coe_out_of_domain_total") == before + 1
