@@ -160,7 +160,7 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
 
 async def _measure_copying(telemetry: Telemetry) -> None:
     """What a wake on a CPU can reach at best; requests need not wait for the figure."""
-    telemetry.measured_bandwidth(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
+    telemetry.bandwidth.measured(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
 
 
 def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:

@@ -6,14 +6,17 @@ No label carries free text: values are names from the configuration and the arti
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
 from coe_server.events import Event
 from coe_server.routing.decision import RoutingDecision
+
+Labelled = TypeVar("Labelled", Counter, Histogram)
 
 RECENT = 1000  # routed requests over which the out-of-domain share is taken
 _SHORT = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds
@@ -150,14 +153,12 @@ class Telemetry:
             for one in METRICS
             if one.kind == "histogram"
         }
-        self._counter = cache(self._labelled_counter)  # labels are bounded, and looking them up locks and checks
-        self._histogram = cache(self._labelled_histogram)
+        self._counter = _labelled(self._counters)
+        self._histogram = _labelled(self._histograms)
         self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (expert, kind) -> tokens
         self.key_tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (key, kind) -> tokens
         self._recently_outside: deque[bool] = deque(maxlen=RECENT)
-        self._last_pace: dict[tuple[str, str], float] = {}
-        self.bandwidth: dict[tuple[str, str], float] = {}  # (from, to) -> bytes per second
-        self._measured: set[tuple[str, str]] = set()
+        self.bandwidth = Bandwidth()
 
     def count(self, metric: Metric, *labels: str, by: float = 1.0) -> None:
         """Add to a counter."""
@@ -166,14 +167,6 @@ class Telemetry:
     def observe(self, metric: Metric, seconds: float, *labels: str) -> None:
         """Add one observation to a histogram."""
         self._histogram(metric.name, *labels).observe(seconds)
-
-    def _labelled_counter(self, name: str, *labels: str) -> Counter:
-        counter = self._counters[name]
-        return counter.labels(*labels) if labels else counter
-
-    def _labelled_histogram(self, name: str, *labels: str) -> Histogram:
-        histogram = self._histograms[name]
-        return histogram.labels(*labels) if labels else histogram
 
     def decided(self, decision: RoutingDecision) -> None:
         """The first decision of a request that is going to be followed."""
@@ -202,16 +195,6 @@ class Telemetry:
         recent = self._recently_outside
         return sum(recent) / len(recent) if recent else 0.0
 
-    @property
-    def bandwidth_shares(self) -> dict[tuple[str, str], float]:
-        """(from, to) -> how fast the last move was, of what these tiers have been measured to do."""
-        return {tiers: pace / self.bandwidth[tiers] for tiers, pace in self._last_pace.items()}
-
-    def measured_bandwidth(self, source: str, target: str, bytes_per_second: float) -> None:
-        """What the machine can do between two tiers; without it the fastest move so far stands for that."""
-        self.bandwidth[source, target] = bytes_per_second
-        self._measured.add((source, target))
-
     def saw(self, event: Event) -> None:
         """An event of the cache."""
         fields = event.fields
@@ -228,9 +211,32 @@ class Telemetry:
         self.count(MOVE_BYTES, *tiers, by=size_bytes)
         self.observe(MOVE_SECONDS, seconds, *tiers)
         if size_bytes and seconds > 0:
-            pace = self._last_pace[tiers] = size_bytes / seconds
-            if tiers not in self._measured:
-                self.bandwidth[tiers] = max(pace, self.bandwidth.get(tiers, 0.0))
+            self.bandwidth.saw_move(*tiers, size_bytes / seconds)
+
+
+class Bandwidth:
+    """Bytes per second between two tiers, (from, to): as measured, else the fastest move so far."""
+
+    def __init__(self) -> None:
+        self.bytes_per_second: dict[tuple[str, str], float] = {}
+        self._last: dict[tuple[str, str], float] = {}
+        self._measured: set[tuple[str, str]] = set()
+
+    def measured(self, source: str, target: str, bytes_per_second: float) -> None:
+        """What the machine can do between two tiers; moves no longer change that."""
+        self.bytes_per_second[source, target] = bytes_per_second
+        self._measured.add((source, target))
+
+    def saw_move(self, source: str, target: str, bytes_per_second: float) -> None:
+        tiers = source, target
+        self._last[tiers] = bytes_per_second
+        if tiers not in self._measured:
+            self.bytes_per_second[tiers] = max(bytes_per_second, self.bytes_per_second.get(tiers, 0.0))
+
+    @property
+    def shares(self) -> dict[tuple[str, str], float]:
+        """The speed of the last move as a share of what these tiers can do."""
+        return {tiers: last / self.bytes_per_second[tiers] for tiers, last in self._last.items()}
 
 
 _LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, WASTED_PREFETCHES, UNLOGGED, FEEDBACK, TOKENS, KEY_TOKENS}
@@ -239,3 +245,13 @@ _COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - _LOOKED_
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
     return Counter(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _labelled(metrics: Mapping[str, Labelled]) -> Callable[..., Labelled]:
+    """(name, *labels) -> its child, remembered: labels are bounded, and prometheus_client locks and checks them."""
+
+    @cache
+    def child(name: str, *labels: str) -> Labelled:
+        return metrics[name].labels(*labels) if labels else metrics[name]
+
+    return child

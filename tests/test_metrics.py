@@ -96,6 +96,7 @@ def test_the_budget_is_shown_with_target_and_mean(server):
 
 
 def test_strangers_count_towards_the_out_of_domain_share(server):
+    server.chat(model="auto", messages=[{"role": "user", "content": TEXTS["code"]}])  # one inside the gate
     before = value(server, "coe_out_of_domain_total")
     server.chat(model="auto", messages=[{"role": "user", "content": "ζ ξ ψ ω"}])
     assert value(server, "coe_out_of_domain_total") == before + 1
@@ -140,9 +141,9 @@ def test_prompts_are_logged_where_that_was_asked_for(caplog):
 def test_a_move_is_a_share_of_what_its_tiers_have_been_measured_to_do():
     telemetry, events = Telemetry(), EventLog()
     events.tell(telemetry.saw)
-    telemetry.measured_bandwidth("host", "device", 8e9)
+    telemetry.bandwidth.measured("host", "device", 8e9)
     for tiers, seconds in ((("host", "device"), 0.5), (("disk", "device"), 1.0), (("disk", "device"), 4.0)):
         source, target = tiers
         events.record("move", expert="a", **{"from": source, "to": target}, seconds=seconds, bytes=2_000_000_000)
-    assert telemetry.bandwidth_shares == {("host", "device"): 0.5, ("disk", "device"): 0.25}
-    assert telemetry.bandwidth == {("host", "device"): 8e9, ("disk", "device"): 2e9}
+    assert telemetry.bandwidth.shares == {("host", "device"): 0.5, ("disk", "device"): 0.25}
+    assert telemetry.bandwidth.bytes_per_second == {("host", "device"): 8e9, ("disk", "device"): 2e9}

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,26 +66,19 @@ class Journal:
     ) -> None:
         self.keeps_prompts = keeps_prompts
         self.counts = Counts()
-        self._path = path
-        self._keep = keep
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
-        self._most_jobs = queue_length
-        self._owner = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
-        self._hurry = threading.Event()  # a caller waits, or there is enough for one transaction
-        self._ended = False
-        self._since_expiry = EXPIRE_EVERY
+        self._writer = _Writer(path, keep, self.counts, queue_length)
 
     def start(self) -> None:
         """Opens the file. Raises ConfigError if it cannot be used."""
-        self._store = Store(self._path)
-        self._owner.start()
+        self._writer.start()
 
     def stop(self) -> None:
         """Returns when everything handed in is written and the file is closed."""
-        self._ended = True
-        self._jobs.put(None)
-        self._hurry.set()
-        self._owner.join()
+        self._writer.stop()
+
+    @property
+    def running(self) -> bool:
+        return self._writer.thread.is_alive()
 
     def record(
         self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None, owner: str | None = None
@@ -99,39 +91,64 @@ class Journal:
         if not self.keeps_prompts or sum(len(m["content"]) for m in messages or ()) > LONGEST_TEXT:
             messages = None
         entry = Entry(time.time(), decision, messages, owner)
-        self._hand_in(lambda store: store.add(entry))
+        self._writer.hand_in(lambda store: store.add(entry))
 
     def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
         """Hands in what the answer to a recorded decision took, by kind of token, and returns at once."""
-        self._hand_in(lambda store: store.took(decision_id, tokens))
+        self._writer.hand_in(lambda store: store.took(decision_id, tokens))
 
     async def rate(self, decision_id: str, score: float, comment: str | None, owner: str | None = None) -> None:
         """Returns when the feedback is on the disk. Raises UnknownDecision or JournalUnavailable."""
         feedback = Feedback(decision_id, score, comment, time.time())
-        await self._done(lambda store: store.rate(feedback, owner))
+        await self._writer.done(lambda store: store.rate(feedback, owner))
         self.counts.feedback += 1
 
     async def delete(self, decision_id: str, owner: str | None = None) -> None:
         """Returns when nothing of the decision is in the files. Raises UnknownDecision or JournalUnavailable."""
-        await self._done(lambda store: store.delete(decision_id, owner), erases=True)
+        await self._writer.done(lambda store: store.delete(decision_id, owner), erases=True)
 
     async def one(self, decision_id: str, owner: str | None = None) -> Kept:
         """Raises UnknownDecision or JournalUnavailable."""
-        return await self._done(lambda store: store.one(decision_id, owner))
+        return await self._writer.done(lambda store: store.one(decision_id, owner))
 
     async def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first. Raises JournalUnavailable."""
-        return await self._done(lambda store: store.newest(count))
+        return await self._writer.done(lambda store: store.newest(count))
 
-    def _hand_in(self, act: Callable[[Store], None]) -> None:
+
+class _Writer:
+    """The thread that owns the store, and the queue that leads to it."""
+
+    def __init__(self, path: Path, keep: Retention, counts: Counts, queue_length: int) -> None:
+        self.thread = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
+        self._path = path
+        self._keep = keep
+        self._counts = counts
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
+        self._most_jobs = queue_length
+        self._hurry = threading.Event()  # a caller waits, or there is enough for one transaction
+        self._ended = False
+        self._since_expiry = EXPIRE_EVERY
+
+    def start(self) -> None:
+        self._store = Store(self._path)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self._ended = True
+        self._jobs.put(None)
+        self._hurry.set()
+        self.thread.join()
+
+    def hand_in(self, act: Callable[[Store], None]) -> None:
         try:
             self._put(_Job(act))
         except JournalUnavailable as error:
-            self.counts.refused += 1
-            if self.counts.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
-                logger.warning("%d decisions or answers' tokens are not logged: %s", self.counts.refused, error)
+            self._counts.refused += 1
+            if self._counts.refused.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+                logger.warning("%d decisions or answers' tokens are not logged: %s", self._counts.refused, error)
 
-    async def _done(self, act: Callable[[Store], Found], *, erases: bool = False) -> Found:
+    async def done(self, act: Callable[[Store], Found], *, erases: bool = False) -> Found:
         done: Future[Found] = Future()
         self._put(_Job(act, done, erases))
         return await asyncio.wrap_future(done)
@@ -145,10 +162,6 @@ class Journal:
         self._jobs.put(job)
         if job.done is not None or queued >= BATCH - 1:
             self._hurry.set()
-
-    @property
-    def running(self) -> bool:
-        return self._owner.is_alive()
 
     def _write_until_stopped(self) -> None:
         jobs: list[_Job] | None = []
@@ -188,42 +201,40 @@ class Journal:
     def _carry_out(self, jobs: Sequence[_Job]) -> None:
         """One transaction; callers are answered after the commit, or told why there was none."""
         try:
-            self._store.begin()
-            answers = [_attempt(job, self._store) for job in jobs]
-            if self._since_expiry >= EXPIRE_EVERY:
-                self._store.expire(self._keep, time.time())
-                self._since_expiry = 0
-            self._store.commit()
+            with self._store.file.transaction():
+                answers = [_attempt(job, self._store) for job in jobs]
+                if self._since_expiry >= EXPIRE_EVERY:
+                    self._store.expire(self._keep, time.time())
+                    self._since_expiry = 0
         except sqlite3.Error as error:
             self._give_up(jobs, error)
             return
         written = sum(job.done is None for job in jobs)
-        self.counts.written += written
+        self._counts.written += written
         self._since_expiry += written
-        unerased = self._unerased()
+        unerased = _unerased(self._store)
         for job, answer in zip(jobs, answers, strict=True):
             _tell(job, unerased if unerased and job.erases else answer)
 
     def _give_up(self, jobs: Sequence[_Job], error: sqlite3.Error) -> None:
-        with suppress(sqlite3.Error):
-            self._store.rollback()
         lost = sum(job.done is None for job in jobs)
-        self.counts.failed += lost
+        self._counts.failed += lost
         logger.error(
             "the decision log cannot be written (%s); %d decisions or answers' tokens are not logged", error, lost
         )
         for job in jobs:
             _tell(job, JournalUnavailable(f"the decision log cannot be written: {error}"))
 
-    def _unerased(self) -> CoeError | None:
-        """Why something deleted may still be found in the files; the next transaction tries again."""
-        try:
-            self._store.erase_traces()
-        except JournalUnavailable as error:
-            return error
-        except sqlite3.Error as error:
-            return JournalUnavailable(f"the decision log cannot be written: {error}")
-        return None
+
+def _unerased(store: Store) -> CoeError | None:
+    """Why something deleted may still be found in the files; the next transaction tries again."""
+    try:
+        store.file.erase_traces()
+    except JournalUnavailable as error:
+        return error
+    except sqlite3.Error as error:
+        return JournalUnavailable(f"the decision log cannot be written: {error}")
+    return None
 
 
 def _attempt(job: _Job, store: Store) -> Any:

@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ _EVERYTHING = ("prompts", "comments", "tokens", "decisions")
 _WITH_TEXTS = frozenset(("prompts", "comments"))
 
 
-class Store:
-    """The file at `path`, made where there is none. Raises ConfigError if it cannot be used."""
+class LogFile:
+    """The SQLite file at `path`: transactions and erasure. Raises ConfigError if it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,11 +62,11 @@ class Store:
             self._traces = log.exists() and log.stat().st_size > 0  # a killed server may not have erased all of them
             os.close(open_private(path, os.O_RDWR))  # prompts are for the server's own user
             # autocommit: transactions are begun and ended here and nowhere else
-            self._file = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self.sql = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
-                self._prepare()
+                _prepare(self.sql, path)
             except BaseException:
-                self._file.close()
+                self.sql.close()
                 raise
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
@@ -73,106 +74,121 @@ class Store:
                 " log.decisions: false"
             ) from error
 
-    def _prepare(self) -> None:
-        for pragma in (f"page_size = {PAGE_SIZE}", "journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-            self._file.execute(f"PRAGMA {pragma}")
-        (version,) = self._file.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._file.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
-        elif version in {1, 2}:
-            self._file.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {_OWNERS} PRAGMA user_version = {VERSION}; COMMIT")
-        elif version != VERSION:
-            raise ConfigError(f"{self.path}: is a journal of version {version}, and this server writes {VERSION}")
-
-    def begin(self) -> None:
-        self._file.execute("BEGIN IMMEDIATE")
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """What is changed within is on the disk at the end; after an error nothing of it is."""
+        self.sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.commit()
+        except BaseException:
+            with suppress(sqlite3.Error):
+                if self.sql.in_transaction:
+                    self.sql.execute("ROLLBACK")
+            raise
 
     def commit(self) -> None:
-        """What was changed since `begin` is on the disk when this returns."""
-        self._file.execute("COMMIT")
+        self.sql.execute("COMMIT")
 
-    def rollback(self) -> None:
-        if self._file.in_transaction:
-            self._file.execute("ROLLBACK")
-
-    def add(self, entry: Entry) -> None:
-        """A decision; one that changed hands since replaces what was written of it."""
-        (seq,) = self._file.execute(
-            "INSERT INTO decisions (id, time, decision, owner) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (id) DO UPDATE SET decision = excluded.decision RETURNING seq",
-            (entry.decision.decision_id, entry.time, json.dumps(entry.decision.as_json()), entry.owner),
-        ).fetchone()
-        if entry.messages is not None:
-            self._file.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
-
-    def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
-        """What the answer to a decision stated, by kind; nothing where the decision has been deleted since."""
-        self._file.execute(
-            "INSERT OR REPLACE INTO tokens SELECT seq, ? FROM decisions WHERE id = ?", (json.dumps(tokens), decision_id)
-        )
-
-    def rate(self, feedback: Feedback, owner: str | None = None) -> None:
-        """The last word on a decision; with an `owner` on one of its own. Raises UnknownDecision."""
-        seq = self._seq(feedback.decision_id, owner)
-        self._file.execute(
-            "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
-        )
-        self._erase("comments", "seq = ?", seq)
-        if feedback.comment is not None:
-            self._file.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
-
-    def delete(self, decision_id: str, owner: str | None = None) -> None:
-        """The decision, its text, its tokens and its feedback; as `rate`. Raises UnknownDecision."""
-        seq = self._seq(decision_id, owner)
-        for table in _EVERYTHING:
-            self._erase(table, "seq = ?", seq)
-
-    def expire(self, keep: Retention, now: float) -> None:
-        """Deletes what is too old or too much."""
-        row = self._file.execute(
-            "SELECT max(seq) FROM decisions WHERE time < ? OR seq <= (SELECT max(seq) FROM decisions) - ?",
-            (now - keep.seconds, keep.rows),
-        ).fetchone()
-        for table in _EVERYTHING:
-            self._erase(table, "seq <= ?", row[0] or 0)
-
-    def _erase(self, table: str, condition: str, seq: int) -> None:
-        gone = self._file.execute(f"DELETE FROM {table} WHERE {condition}", (seq,)).rowcount
+    def erase(self, table: str, condition: str, seq: int) -> None:
+        gone = self.sql.execute(f"DELETE FROM {table} WHERE {condition}", (seq,)).rowcount
         self._traces = self._traces or (gone > 0 and table in _WITH_TEXTS)
-
-    def _seq(self, decision_id: str, owner: str | None) -> int:
-        row = self._file.execute(f"SELECT seq FROM decisions WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
-        if row is None:
-            raise _unknown(decision_id)
-        return int(row[0])
 
     def erase_traces(self) -> None:
         """After a commit: what was deleted is in no file. Raises JournalUnavailable while another process reads."""
         if not self._traces:
             return
-        (busy, _, _) = self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        (busy, _, _) = self.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise JournalUnavailable("deleted, but another program reads the decision log: its text is not erased yet")
         self._traces = False
 
+
+class Store:
+    """The decisions in the file at `path`, which is created where there is none. Raises ConfigError as `LogFile`."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = LogFile(path)
+        self._sql = self.file.sql
+
+    def add(self, entry: Entry) -> None:
+        """A decision; one that changed hands since replaces what was written of it."""
+        (seq,) = self._sql.execute(
+            "INSERT INTO decisions (id, time, decision, owner) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET decision = excluded.decision RETURNING seq",
+            (entry.decision.decision_id, entry.time, json.dumps(entry.decision.as_json()), entry.owner),
+        ).fetchone()
+        if entry.messages is not None:
+            self._sql.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
+
+    def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
+        """What the answer to a decision stated, by kind; nothing where the decision has been deleted since."""
+        self._sql.execute(
+            "INSERT OR REPLACE INTO tokens SELECT seq, ? FROM decisions WHERE id = ?", (json.dumps(tokens), decision_id)
+        )
+
+    def rate(self, feedback: Feedback, owner: str | None = None) -> None:
+        """The last word on a decision; with an `owner` on one of its own. Raises UnknownDecision."""
+        seq = _seq(self._sql, feedback.decision_id, owner)
+        self._sql.execute(
+            "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
+        )
+        self.file.erase("comments", "seq = ?", seq)
+        if feedback.comment is not None:
+            self._sql.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
+
+    def delete(self, decision_id: str, owner: str | None = None) -> None:
+        """The decision, its text, its tokens and its feedback; as `rate`. Raises UnknownDecision."""
+        seq = _seq(self._sql, decision_id, owner)
+        for table in _EVERYTHING:
+            self.file.erase(table, "seq = ?", seq)
+
+    def expire(self, keep: Retention, now: float) -> None:
+        """Deletes what is too old or too much."""
+        row = self._sql.execute(
+            "SELECT max(seq) FROM decisions WHERE time < ? OR seq <= (SELECT max(seq) FROM decisions) - ?",
+            (now - keep.seconds, keep.rows),
+        ).fetchone()
+        for table in _EVERYTHING:
+            self.file.erase(table, "seq <= ?", row[0] or 0)
+
     def one(self, decision_id: str, owner: str | None = None) -> Kept:
         """One decision; with an `owner` one of its own. Raises UnknownDecision."""
-        row = self._file.execute(f"{_KEPT} WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
+        row = self._sql.execute(f"{_KEPT} WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
         if row is None:
             raise _unknown(decision_id)
         return _kept(row)
 
     def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first."""
-        return [_kept(row) for row in self._file.execute(f"{_KEPT} ORDER BY seq DESC LIMIT ?", (count,))]
+        return [_kept(row) for row in self._sql.execute(f"{_KEPT} ORDER BY seq DESC LIMIT ?", (count,))]
 
     def everything(self) -> Iterator[Kept]:
         """Every decision, oldest first."""
-        for row in self._file.execute(f"{_KEPT} ORDER BY seq"):
+        for row in self._sql.execute(f"{_KEPT} ORDER BY seq"):
             yield _kept(row)
 
     def close(self) -> None:
-        self._file.close()
+        self._sql.close()
+
+
+def _prepare(sql: sqlite3.Connection, path: Path) -> None:
+    for pragma in (f"page_size = {PAGE_SIZE}", "journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+        sql.execute(f"PRAGMA {pragma}")
+    (version,) = sql.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        sql.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
+    elif version in {1, 2}:
+        sql.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {_OWNERS} PRAGMA user_version = {VERSION}; COMMIT")
+    elif version != VERSION:
+        raise ConfigError(f"{path}: is a journal of version {version}, and this server writes {VERSION}")
+
+
+def _seq(sql: sqlite3.Connection, decision_id: str, owner: str | None) -> int:
+    row = sql.execute(f"SELECT seq FROM decisions WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
+    if row is None:
+        raise _unknown(decision_id)
+    return int(row[0])
 
 
 def _unknown(decision_id: str) -> UnknownDecision:

@@ -100,20 +100,17 @@ def fewest_blocked_seconds(board: Board, reached: float, most_states: int = 60_0
 class _Search:
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._names = list(board.players)
-        self._players = list(board.players.values())
+        self._rules = _Rules(board)
         self._bounds: dict[tuple[object, ...], float] = {}  # by where experts are, whatever was decided last
-        self._footprints = [(name, player.footprint) for name, player in board.players.items()]
-        self._owner = [self._names.index(job.expert) for job in board.jobs]
         spent = sum(job.seconds for job in board.jobs) + sum(
-            p.start_seconds + p.wake_seconds + p.sleep_seconds + p.stop_seconds for p in self._players
+            p.start_seconds + p.wake_seconds + p.sleep_seconds + p.stop_seconds for p in self._rules.players
         ) * len(board.jobs)
         latest = board.jobs[-1].arrived + spent
         self._limited = latest > board.jobs[0].arrived + board.wait_limit_seconds
 
     def run(self, reached: float, most_states: int) -> float | None:
         ticket = count()
-        first = self._settle(_State(0.0, 0, frozenset(), (), tuple(_Spot(p.tier) for p in self._players)))
+        first = self._settle(_State(0.0, 0, frozenset(), (), tuple(_Spot(p.tier) for p in self._rules.players)))
         heap = [(self._still_blocked(first), next(ticket), 0.0, first)]
         best: dict[tuple[object, ...], float] = {}
         while heap:
@@ -167,83 +164,34 @@ class _Search:
         running = tuple(pair for pair in state.running if pair[0] > now + _TICK)
         spots = tuple(spot.at(now) for spot in state.spots)
         settled = _State(now, arrived, waiting, running, spots)
-        for index, player in enumerate(self._players):
+        for index, player in enumerate(self._rules.players):
             at_once = player.stop_seconds <= player.sleep_seconds or not player.footprint.can_sleep
-            if at_once and not self._needed(settled, index) and self._may(settled, index, Tier.DISK):
-                settled = self._move(settled, index, Tier.DISK, 0)
+            if at_once and not self._rules.needed(settled, index) and self._rules.may(settled, index, Tier.DISK):
+                settled = self._rules.move(settled, index, Tier.DISK, 0)
         return settled
 
     def _steps(self, state: _State) -> Iterator[_State]:
         """Every single step that can be taken now, later ones than `state.rank` only."""
-        size = len(self._players)
-        targets = (Tier.DISK, Tier.HOST, Tier.DEVICE) if self._crowded(state) else (Tier.DEVICE,)
+        size = len(self._rules.players)
+        targets = (Tier.DISK, Tier.HOST, Tier.DEVICE) if self._rules.crowded(state) else (Tier.DEVICE,)
         for target in targets:
             order = 2 - target.depth  # what makes room, perhaps at once, comes before what needs it
             for index in range(size):
                 rank = 1 + order * size + index
-                useful = target is not Tier.DEVICE or self._needed(state, index)
-                if rank > state.rank and useful and self._may(state, index, target):
-                    yield self._move(state, index, target, rank)
+                useful = target is not Tier.DEVICE or self._rules.needed(state, index)
+                if rank > state.rank and useful and self._rules.may(state, index, target):
+                    yield self._rules.move(state, index, target, rank)
         seen: set[tuple[int, float]] = set()
         for job in sorted(state.waiting):
             rank = 1 + 3 * size + job
-            index, seconds = self._owner[job], self._board.jobs[job].seconds
-            if (index, seconds) in seen or not self._lets_in(state, index):
+            index, seconds = self._rules.owner[job], self._board.jobs[job].seconds
+            if (index, seconds) in seen or not self._rules.lets_in(state, index):
                 continue  # of requests that are alike the oldest goes first
             seen.add((index, seconds))
             if rank > state.rank:
                 running = tuple(sorted((*state.running, (state.now + seconds, job))))
                 spots = (*state.spots[:index], _Spot(Tier.DEVICE), *state.spots[index + 1 :])
                 yield replace(state, waiting=state.waiting - {job}, running=running, spots=spots, rank=rank)
-
-    def _crowded(self, state: _State) -> bool:
-        """Not all that are needed or still here fit on the device together; else none has to be evicted for another."""
-        here = (
-            bytes_in(player.footprint, Tier.DEVICE)
-            for index, player in enumerate(self._players)
-            if self._needed(state, index) or state.spots[index] != _Spot(Tier.DISK)
-        )
-        return not sum(here, Bytes()).fits(self._board.capacity)
-
-    def _lets_in(self, state: _State, index: int) -> bool:
-        spot = state.spots[index]
-        inside = sum(self._owner[job] == index for _, job in state.running)
-        return spot.tier is Tier.DEVICE and spot.source is None and inside < self._board.max_concurrency
-
-    def _needed(self, state: _State, index: int) -> bool:
-        """Some request for it has not been let in yet, or has not arrived."""
-        return any(self._owner[job] == index for job in state.waiting) or index in self._owner[state.arrived :]
-
-    def _may(self, state: _State, index: int, target: Tier) -> bool:
-        spot, player = state.spots[index], self._players[index]
-        if spot.source is not None or spot.tier is target or target.depth > player.pin.depth:
-            return False
-        if target is Tier.DEVICE:
-            return self._may_come(state, index)
-        leased = any(self._owner[job] == index for _, job in state.running)
-        back_unused = spot.unused_from is not None and target.depth >= spot.unused_from.depth
-        sleeps = spot.tier is Tier.DEVICE and player.footprint.can_sleep
-        return not leased and not back_unused and (target is Tier.DISK or sleeps)
-
-    def _may_come(self, state: _State, index: int) -> bool:
-        player = self._players[index]
-        starting = any(s.source is Tier.DISK for s in state.spots)  # engines start one at a time
-        if state.spots[index].tier is Tier.DISK and starting:
-            return False
-        others = (self._held(i, s) for i, s in enumerate(state.spots) if i != index)
-        return sum(others, bytes_in(player.footprint, Tier.DEVICE)).fits(self._board.capacity)
-
-    def _held(self, index: int, spot: _Spot) -> Bytes:
-        """While it moves, the larger of both ends."""
-        footprint = self._players[index].footprint
-        held = bytes_in(footprint, spot.tier)
-        return held if spot.source is None else held.at_least(bytes_in(footprint, spot.source))
-
-    def _move(self, state: _State, index: int, target: Tier, rank: int) -> _State:
-        source = state.spots[index].tier
-        until = state.now + self._players[index].seconds(source, target)
-        spot = _Spot(target, source, until).at(state.now)
-        return replace(state, spots=(*state.spots[:index], spot, *state.spots[index + 1 :]), rank=rank)
 
     def _still_blocked(self, state: _State) -> float:
         """Seconds that are blocked from here on at least: the lower bound of what is left."""
@@ -256,22 +204,80 @@ class _Search:
         left = [self._board.jobs[job] for job in sorted((*state.waiting, *range(state.arrived, len(self._board.jobs))))]
         jobs = [Job(max(0.0, job.arrived - state.now), job.expert, job.seconds) for job in left]
         bringing = {
-            name: Bringing(self._until_up(state, index), self._comes_from_disk(state, index), footprint.device_awake)
-            for index, (name, footprint) in enumerate(self._footprints)
+            name: Bringing(
+                _until_up(player, spot, state.now), Tier.DISK in (spot.tier, spot.source), player.footprint.device_awake
+            )
+            for (name, player), spot in zip(self._board.players.items(), state.spots, strict=True)
         }
         running = state.running[-1][0] - state.now if state.running else 0.0
         return lower_bound(jobs, bringing, self._board.capacity.device, running)
 
-    def _comes_from_disk(self, state: _State, index: int) -> bool:
-        spot = state.spots[index]
-        return Tier.DISK in (spot.tier, spot.source)
 
-    def _until_up(self, state: _State, index: int) -> float:
-        spot, player = state.spots[index], self._players[index]
-        if spot.source is None:
-            return 0.0 if spot.tier is Tier.DEVICE else player.seconds(spot.tier, Tier.DEVICE)
-        rest = spot.until - state.now
-        return rest if spot.tier is Tier.DEVICE else rest + player.seconds(spot.tier, Tier.DEVICE)
+class _Rules:
+    """What may be done in a state, and what a move makes of it."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self.players = list(board.players.values())
+        names = list(board.players)
+        self.owner = [names.index(job.expert) for job in board.jobs]
+
+    def crowded(self, state: _State) -> bool:
+        """Not all that are needed or still here fit on the device together; else none has to be evicted for another."""
+        here = (
+            bytes_in(player.footprint, Tier.DEVICE)
+            for index, player in enumerate(self.players)
+            if self.needed(state, index) or state.spots[index] != _Spot(Tier.DISK)
+        )
+        return not sum(here, Bytes()).fits(self._board.capacity)
+
+    def lets_in(self, state: _State, index: int) -> bool:
+        spot = state.spots[index]
+        inside = sum(self.owner[job] == index for _, job in state.running)
+        return spot.tier is Tier.DEVICE and spot.source is None and inside < self._board.max_concurrency
+
+    def needed(self, state: _State, index: int) -> bool:
+        """Some request for it has not been let in yet, or has not arrived."""
+        return any(self.owner[job] == index for job in state.waiting) or index in self.owner[state.arrived :]
+
+    def may(self, state: _State, index: int, target: Tier) -> bool:
+        spot, player = state.spots[index], self.players[index]
+        if spot.source is not None or spot.tier is target or target.depth > player.pin.depth:
+            return False
+        if target is Tier.DEVICE:
+            return self._may_come(state, index)
+        leased = any(self.owner[job] == index for _, job in state.running)
+        back_unused = spot.unused_from is not None and target.depth >= spot.unused_from.depth
+        sleeps = spot.tier is Tier.DEVICE and player.footprint.can_sleep
+        return not leased and not back_unused and (target is Tier.DISK or sleeps)
+
+    def _may_come(self, state: _State, index: int) -> bool:
+        player = self.players[index]
+        starting = any(s.source is Tier.DISK for s in state.spots)  # engines start one at a time
+        if state.spots[index].tier is Tier.DISK and starting:
+            return False
+        others = (self._held(i, s) for i, s in enumerate(state.spots) if i != index)
+        return sum(others, bytes_in(player.footprint, Tier.DEVICE)).fits(self._board.capacity)
+
+    def _held(self, index: int, spot: _Spot) -> Bytes:
+        """While it moves, the larger of both ends."""
+        footprint = self.players[index].footprint
+        held = bytes_in(footprint, spot.tier)
+        return held if spot.source is None else held.at_least(bytes_in(footprint, spot.source))
+
+    def move(self, state: _State, index: int, target: Tier, rank: int) -> _State:
+        source = state.spots[index].tier
+        until = state.now + self.players[index].seconds(source, target)
+        spot = _Spot(target, source, until).at(state.now)
+        return replace(state, spots=(*state.spots[:index], spot, *state.spots[index + 1 :]), rank=rank)
+
+
+def _until_up(player: Player, spot: _Spot, now: float) -> float:
+    """Seconds until the expert can be on the device."""
+    if spot.source is None:
+        return 0.0 if spot.tier is Tier.DEVICE else player.seconds(spot.tier, Tier.DEVICE)
+    moving = spot.until - now
+    return moving if spot.tier is Tier.DEVICE else moving + player.seconds(spot.tier, Tier.DEVICE)
 
 
 _NEVER = float("inf")

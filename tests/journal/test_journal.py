@@ -9,7 +9,7 @@ import pytest
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import LONGEST_TEXT, Journal
-from coe_server.journal.store import Store
+from coe_server.journal.store import LogFile, Store
 from tests.journal.decided import MadeUp, said
 from tests.patience import PATIENCE_SECONDS
 
@@ -86,7 +86,7 @@ async def test_what_an_answer_took_is_told_with_its_decision(open_journal):
 
 async def test_what_waits_is_written_in_one_transaction(open_journal, monkeypatch):
     commits = []
-    monkeypatch.setattr(Store, "commit", lambda self, commit=Store.commit: (commits.append(1), commit(self))[1])
+    monkeypatch.setattr(LogFile, "commit", lambda self, commit=LogFile.commit: (commits.append(1), commit(self))[1])
     journal = open_journal()
     await journal.newest(1)
     gate, before = Gate(), len(commits)
@@ -124,7 +124,7 @@ async def test_a_file_that_cannot_be_written_is_said_counted_and_gone_on_with(op
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Store, "commit", full)
+        broken.setattr(LogFile, "commit", full)
         journal.record(MadeUp("lost"))
         with pytest.raises(JournalUnavailable, match="disk is full"):
             await journal.newest(1)

@@ -24,11 +24,10 @@ def store(tmp_path):
 
 
 def commit(store, *acts):
-    store.begin()
-    for act in acts:
-        act()
-    store.commit()
-    store.erase_traces()
+    with store.file.transaction():
+        for act in acts:
+            act()
+    store.file.erase_traces()
 
 
 def add(store, name, text=None, moment=0.0, **fields):
@@ -40,7 +39,7 @@ def rate(store, name, score, comment=None):
 
 
 def bytes_of(store):
-    return b"".join(path.read_bytes() for path in store.path.parent.glob(store.path.name + "*"))
+    return b"".join(path.read_bytes() for path in store.file.path.parent.glob(store.file.path.name + "*"))
 
 
 def test_what_is_written_is_read_back_by_the_next_server(tmp_path):
@@ -98,7 +97,7 @@ def test_tokens_go_with_their_decision_and_do_not_come_back(store):
         ("2", {"prompt": 2}),
         ("4", None),
     ]
-    assert store._file.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
+    assert store.file.sql.execute("SELECT count(*) FROM tokens").fetchone() == (1,)
 
 
 VERSION_1 = """
@@ -198,13 +197,13 @@ def test_while_another_program_reads_a_deletion_is_not_called_done(tmp_path, mon
     monkeypatch.setattr("coe_server.journal.store.BUSY_SECONDS", 0.01)
     store = Store(tmp_path / "j")
     add(store, "one", "a secret")
-    reader = sqlite3.connect(store.path)
+    reader = sqlite3.connect(store.file.path)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM decisions").fetchall()
     with pytest.raises(JournalUnavailable, match="another program reads"):
         commit(store, lambda: store.delete("one"))
     reader.close()
-    store.erase_traces()
+    store.file.erase_traces()
     assert b"a secret" not in bytes_of(store)
     store.close()
 
@@ -212,15 +211,15 @@ def test_while_another_program_reads_a_deletion_is_not_called_done(tmp_path, mon
 def test_after_a_power_cut_all_that_was_committed_is_there(tmp_path):
     """The disk may hold more of the write-ahead log than was synced, cut anywhere; never less."""
     store = Store(tmp_path / "journal.sqlite3")
-    store._file.execute("PRAGMA wal_autocheckpoint = 0")
-    assert store._file.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: every commit waits for the disk
+    store.file.sql.execute("PRAGMA wal_autocheckpoint = 0")
+    assert store.file.sql.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: every commit waits for the disk
     log = tmp_path / "journal.sqlite3-wal"
     sizes = []
     for number in range(60):
         add(store, str(number))
         rate(store, str(number), number / 100)
         sizes.append(log.stat().st_size)
-    main, log = store.path.read_bytes(), log.read_bytes()
+    main, log = store.file.path.read_bytes(), log.read_bytes()
     draw = random.Random(0)
     for attempt in range(20):
         cut = draw.randrange(len(log))
@@ -238,7 +237,7 @@ def test_after_a_power_cut_all_that_was_committed_is_there(tmp_path):
 
 
 def test_prompts_are_for_the_servers_own_user(store):
-    assert stat.S_IMODE(store.path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(store.file.path.stat().st_mode) == 0o600
 
 
 def test_what_cannot_be_opened_is_a_sentence_with_the_way_out(tmp_path):
@@ -249,7 +248,7 @@ def test_what_cannot_be_opened_is_a_sentence_with_the_way_out(tmp_path):
     with pytest.raises(ConfigError, match="state_directory"):
         Store(tmp_path / "file" / "j")
     newer = Store(tmp_path / "newer")
-    newer._file.execute("PRAGMA user_version = 99")
+    newer.file.sql.execute("PRAGMA user_version = 99")
     newer.close()
     with pytest.raises(ConfigError, match="version 99"):
         Store(tmp_path / "newer")
@@ -285,23 +284,21 @@ def test_a_decision_that_changed_hands_is_still_its_first_owners(store):
 
 def test_deleting_what_is_not_there_cuts_no_log_and_waits_for_no_disk(store):
     add(store, "one", "a secret")
-    size = (store.path.parent / f"{store.path.name}-wal").stat().st_size
+    size = (store.file.path.parent / f"{store.file.path.name}-wal").stat().st_size
     assert size > 0
-    store.begin()
-    for number in range(100):
-        with pytest.raises(UnknownDecision):
-            store.delete(f"none-{number}", "ann")
-    store.commit()
-    store.erase_traces()
-    assert (store.path.parent / f"{store.path.name}-wal").stat().st_size == size
+    with store.file.transaction():
+        for number in range(100):
+            with pytest.raises(UnknownDecision):
+                store.delete(f"none-{number}", "ann")
+    store.file.erase_traces()
+    assert (store.file.path.parent / f"{store.file.path.name}-wal").stat().st_size == size
 
 
 def test_what_a_killed_server_had_deleted_and_not_erased_is_erased_by_the_next(tmp_path):
     killed = Store(tmp_path / "j")
     add(killed, "one", "a secret")
-    killed.begin()
-    killed.delete("one")
-    killed.commit()
+    with killed.file.transaction():
+        killed.delete("one")
     assert b"a secret" in bytes_of(killed)  # in the write-ahead log
     after = tmp_path / "after"
     after.mkdir()
@@ -309,7 +306,7 @@ def test_what_a_killed_server_had_deleted_and_not_erased_is_erased_by_the_next(t
         (after / file.name).write_bytes(file.read_bytes())
     killed.close()
     with closing(Store(after / "j")) as store:
-        store.begin()
-        store.commit()
-        store.erase_traces()
+        with store.file.transaction():
+            pass
+        store.file.erase_traces()
         assert b"a secret" not in bytes_of(store)

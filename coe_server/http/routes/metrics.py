@@ -81,8 +81,8 @@ def _tiers(cache: ExpertCache, telemetry: Telemetry) -> Iterator[Family]:
     used, capacity = cache.ledger.used, cache.ledger.capacity
     yield _family(named.TIER_BYTES, {("device",): used.device, ("host",): used.host})
     yield _family(named.TIER_CAPACITY, {("device",): capacity.device, ("host",): capacity.host})
-    yield _family(named.BANDWIDTH, telemetry.bandwidth)
-    yield _family(named.MOVE_SHARE, telemetry.bandwidth_shares)
+    yield _family(named.BANDWIDTH, telemetry.bandwidth.bytes_per_second)
+    yield _family(named.MOVE_SHARE, telemetry.bandwidth.shares)
 
 
 def _routing(service: Service) -> Iterator[Family]:
