@@ -314,7 +314,8 @@ class _Parser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) + len(value) > LONGEST_HEADER_BYTES:
             raise NotHttp(f"a header of its answer is longer than {LONGEST_HEADER_BYTES:,} bytes")
-        self._headers.append((name, value))
+        if not self._exchange.has_headers:  # else it is a trailer
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._http.get_status_code()
