@@ -1,6 +1,6 @@
-"""HTTP to one engine, over a Unix socket or TCP: bodies pass through untouched. Knows nothing of what they say.
+"""HTTP to one engine, ours or elsewhere, and what its failures mean. Bodies pass through untouched.
 
-A request is sent once, whatever happens: what is lost may have been read over there, and been paid for.
+A request is sent once, whatever happens: the server may have read a request that was lost, and charged for it.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from coe_server.config.proxies import Detour, Proxy
-from coe_server.engines.connections import Pool, Way, pool, way_watcher
 from coe_server.engines.engine import EngineRequest
+from coe_server.engines.http_client import Exchange, Lost, NotHttp, NotReached, NotSendable, UnixClient
+from coe_server.engines.http_elsewhere import ElsewhereClient
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
-from coe_server.upstream.reply import LONGEST_HEADER_BYTES
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
 _IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not tell
@@ -32,14 +29,10 @@ _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
     | frozenset(("proxy-authenticate", "proxy-authorization", "proxy-connection"))
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
-_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
 _CODED = frozenset(("content-encoding", "content-length"))  # of the body before it was decoded
 _CONNECT_SECONDS = 10.0  # for name, connection, TLS and proxy together
-_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-_NOT_SENDABLE = (ValueError, TypeError, aiohttp.NonHttpUrlClientError)  # what aiohttp raises for a header or an address
-_QUOTED_CHARACTERS = 300  # of an engine's complaint
+_QUOTED_CHARACTERS = 300  # of an engine's error message
 _LONGEST_CONTROL_BYTES = 1 << 20  # of the answer to a control call
-_SENT_BYTES = 64 * 1024  # of a large body, at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +50,7 @@ ELSEWHERE = Reuse(_IDLE_ELSEWHERE_SECONDS, ConnectionLost)
 class HttpChannel:
     """A pool of connections to one server. Made inside the running loop, ended with `close`.
 
-    What it raises says in its first line what a caller may read, and below it what only an operator may.
+    Its errors say in the first line what a caller may read, and below it what only an operator may.
     """
 
     def __init__(
@@ -71,29 +64,22 @@ class HttpChannel:
         self._name = name
         self._base_url = base_url.rstrip("/")
         self._loss = reuse.loss
-        self._detour = Detour.of(proxy, base_url)
-        connections = pool(socket, reuse.idle_seconds)
-        self._session = aiohttp.ClientSession(
-            connector=connections,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=_NOT_ADDED,
-            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
-            max_line_size=LONGEST_HEADER_BYTES,
-            max_field_size=LONGEST_HEADER_BYTES,
-            middlewares=(partial(_once, connections),),
-            trace_configs=[way_watcher()],
-        )
+        self._client: UnixClient | ElsewhereClient
+        if socket is not None:
+            host = self._base_url.partition("://")[2]
+            self._client = UnixClient(socket, host, reuse.idle_seconds, _CONNECT_SECONDS)
+        else:
+            detour = Detour.of(proxy, base_url)
+            self._client = ElsewhereClient(self._base_url, reuse.idle_seconds, _CONNECT_SECONDS, detour)
 
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[HttpResponse]:
         """Pass one request on. Leaving the context before the body ended closes the connection: the engine aborts."""
-        response = await self._deliver(request)
+        exchange = await self._deliver(request)
         try:
-            yield HttpResponse(self._name, self._base_url, response)
+            yield HttpResponse(self._name, self._base_url, exchange)
         finally:
-            if not response.content.at_eof():
-                response.close()
+            exchange.leave()
 
     async def ask(self, method: str, path: str, timeout_seconds: float, payload: Any = None) -> Any:
         """One short control call; the JSON of its answer. Raises `EngineError` if it is late or not 200."""
@@ -127,82 +113,56 @@ class HttpChannel:
         return bytes(answer)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._client.close()
 
-    async def _deliver(self, request: EngineRequest) -> aiohttp.ClientResponse:
-        """Send it, once; the answer's head."""
-        way = Way()
+    async def _deliver(self, request: EngineRequest) -> Exchange:
+        """Send it, once; returns when the headers of the answer have come."""
+        if self._client.closed:
+            raise EngineDied(self._told("did not take the request", _CLOSED))
+        headers = _end_to_end(request.headers, _SET_BY_CLIENT)
         try:
-            return await self._sent(request, way)
-        except _NOT_REACHED as error:
+            return await self._client.request(request.method, request.path, headers, request.body)
+        except NotReached as error:
             raise EngineUnreachable(self._told("could not be reached", error)) from error
-        except _Lost as lost:
-            raise self._lost(lost.error, way) from lost.error
-        except aiohttp.ClientResponseError as error:
+        except Lost as error:
+            raise self._lost(error) from error
+        except NotHttp as error:
             raise EngineError(self._told("answered with what is no HTTP", error)) from error
-        except _NOT_SENDABLE as error:
+        except NotSendable as error:
             told = "cannot be asked: its address, or a header of the request, cannot be sent as it is"
-            raise EngineError(self._told(told, type(error).__name__)) from error  # its words may show a secret
-        except (aiohttp.ClientError, OSError) as error:
-            raise EngineDied(self._told("did not take the request", error)) from error
+            raise EngineError(self._told(told, error)) from error
 
-    async def _sent(self, request: EngineRequest, way: Way) -> aiohttp.ClientResponse:
-        if self._session.closed:
-            raise _Lost(_CLOSED)
-        headers, body = _end_to_end(request.headers, _SET_BY_CLIENT), request.body
-        if not isinstance(body, bytes):
-            headers += (("content-length", str(sum(map(len, body)))),)
-        headers += tuple(self._detour.headers.items())
-        return await self._session.request(
-            request.method,
-            self._base_url + request.path,
-            headers=headers,
-            data=(body or None) if isinstance(body, bytes) else _one_by_one(body),
-            allow_redirects=False,
-            trace_request_ctx=way,
-            **self._detour.arguments,
-        )
-
-    def _lost(self, error: Exception, way: Way) -> EngineError:
-        """What the loss of a connection means before the answer's head was there."""
-        if self._session.closed:  # the engine is being stopped
+    def _lost(self, error: Lost) -> EngineError:
+        """What the loss of a connection means before the headers of the answer had come."""
+        if self._client.closed:  # the engine is being stopped
             return EngineDied(self._told("did not take the request", _CLOSED))
-        if not way.connected:
-            return EngineUnreachable(self._told("could not be reached", error))
-        if _has_begun(error):
+        if error.has_begun:
             return EngineDied(self._told("broke off its answer", error))
-        if not way.reused or self._loss is EngineDied:
+        if not error.was_reused or self._loss is EngineDied:
             return EngineDied(self._told("did not take the request", error))
         return self._loss(
             self._told("closed its connection in place of an answer; the request was not sent again", error)
         )
 
-    def _told(self, what: str, error: Exception | str) -> str:
-        return f"expert '{self._name}' {what}\n{self._base_url}: {error or type(error).__name__}"
+    def _told(self, what: str, error: Exception) -> str:
+        return f"expert '{self._name}' {what}\n{self._base_url}: {error}"
 
 
 class HttpResponse:
-    """An `EngineResponse` over aiohttp, plain where the coding of its body is known here."""
+    """An `EngineResponse`, decoded where the coding of its body is known here."""
 
-    def __init__(self, name: str, base_url: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, name: str, base_url: str, exchange: Exchange) -> None:
+        self.status = exchange.status
         self._name = name
         self._base_url = base_url
-        self._response = response
-        self._decoder = StreamDecoder.of(response.headers.getall("content-encoding", []))
-        pairs = ((key.decode("latin-1"), value.decode("latin-1")) for key, value in response.raw_headers)
-        self._headers = _end_to_end(tuple(pairs), frozenset() if self._decoder is None else _CODED)
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        return self._headers
+        self._exchange = exchange
+        pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.raw_headers)
+        self._decoder = StreamDecoder.of(value for name, value in pairs if name.lower() == "content-encoding")
+        self.headers = _end_to_end(pairs, frozenset() if self._decoder is None else _CODED)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._response.content.iter_any():
+            while chunk := await self._exchange.read():
                 if self._decoder is None:
                     yield chunk
                     continue
@@ -212,7 +172,7 @@ class HttpResponse:
                     await asyncio.sleep(0)  # a small chunk may have no end of pieces
             if self._decoder is not None:
                 self._decoder.end()
-        except (aiohttp.ClientError, OSError) as error:
+        except (Lost, NotHttp) as error:
             raise EngineDied(f"expert '{self._name}' broke off its answer\n{self._base_url}: {error}") from error
         except (WrongData, TooLong) as error:
             raise EngineError(
@@ -220,44 +180,7 @@ class HttpResponse:
             ) from error
 
 
-class _Lost(Exception):
-    """A connection that was lost, out of aiohttp's sight."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 _CLOSED = ConnectionError("its channel is closed")
-
-
-async def _once(
-    connections: Pool, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-) -> aiohttp.ClientResponse:
-    """aiohttp sends a GET or DELETE again on another connection when it meets the error of a lost one."""
-    try:
-        response = await handler(request)
-        if response.status >= 500:  # uvicorn, for one, closes without a word where its application failed
-            connections.retire(request)
-        return response
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Lost(error) from error
-
-
-def _has_begun(error: Exception) -> bool:
-    """Had an answer begun? aiohttp then has what there was of its head as the message."""
-    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
-
-
-async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:
-    """A large body, uncopied; others have their turn in between."""
-    for piece in pieces:
-        view = memoryview(piece)
-        for start in range(0, len(view), _SENT_BYTES):
-            yield view[start : start + _SENT_BYTES]
-            await asyncio.sleep(0)
 
 
 def _end_to_end(headers: tuple[tuple[str, str], ...], also_dropped: frozenset[str]) -> tuple[tuple[str, str], ...]:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel, Reuse
@@ -17,6 +18,14 @@ from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnr
 from tests.engines.idle_server import Idle, idle_server
 
 from .conftest import DEADLINE_SECONDS
+
+
+@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
+def loop_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server runs on uvloop, whose transports differ in what they are and in when they write."""
+    if request.param == "uvloop":
+        monkeypatch.setattr(asyncio, "run", uvloop.run)
+
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
 

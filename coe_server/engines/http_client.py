@@ -1,0 +1,360 @@
+"""HTTP/1.1 to a server on a Unix socket, over httptools: a third of the processor time of aiohttp. Knows no engines.
+
+A request is sent once. Bodies are neither decoded nor interpreted. What is elsewhere, behind TLS and proxies, is
+reached with aiohttp (`http_elsewhere.py`), which reports the same failures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+import httptools
+
+from coe_server.upstream.reply import LONGEST_HEADER_BYTES, LONGEST_HEADERS_BYTES, MOST_INTERIM
+
+Body = bytes | tuple[bytes | memoryview, ...]
+Headers = Sequence[tuple[str, str]]
+
+SENT_BYTES = 64 * 1024  # of a large body, at a time
+_MOST_BUFFERED_BYTES = 128 * 1024  # of an answer; then reading from the socket pauses until half of it is taken
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_TARGET = re.compile(r"/[\x21-\x7e]*")
+_NOT_IN_A_VALUE = re.compile(r"[\r\n\0]")
+_WITHOUT_BODY = frozenset(("GET", "HEAD", "OPTIONS"))
+
+
+class NotReached(Exception):
+    """No connection: the server has not seen the request."""
+
+
+class NotSendable(Exception):
+    """The address or a header cannot be sent as it is; the message shows no value."""
+
+
+class NotHttp(Exception):
+    """The answer does not begin as HTTP/1.1 within its bounds."""
+
+
+class Lost(Exception):
+    """A connection that broke. `has_begun`: some of the answer had come. `was_reused`: an earlier request used it."""
+
+    def __init__(self, error: Exception, has_begun: bool, was_reused: bool) -> None:
+        super().__init__(str(error) or type(error).__name__)
+        self.has_begun = has_begun
+        self.was_reused = was_reused
+
+
+class Exchange(Protocol):
+    """A request that was sent and the answer to it, of which the headers have come."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def raw_headers(self) -> Sequence[tuple[bytes, bytes]]: ...
+
+    async def read(self) -> bytes:
+        """What has come of the body, at least a byte; empty at its end. Raises `Lost` if it breaks off."""
+
+    def leave(self) -> None:
+        """Close the connection, unless the answer has ended and another request may use it."""
+
+
+class UnixClient:
+    """A pool of connections to the server at `path`. An unused one is not used again after `idle_seconds`."""
+
+    def __init__(self, path: Path, host: str, idle_seconds: float, connect_seconds: float) -> None:
+        self._path = path
+        self._host = host
+        self._idle_seconds = idle_seconds
+        self._connect_seconds = connect_seconds
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[_Connection] = set()
+        self._idle: deque[_Connection] = deque()  # the one that was used last is at its end
+        self.closed = False
+
+    async def request(self, method: str, target: str, headers: Headers, body: Body) -> Exchange:
+        """Send a request once; returns when the headers of its answer have come. Raises the failures above."""
+        start = _start_of_request(method, target, self._host, headers, body)
+        connection = self._unused() or await self._connected()
+        exchange = _Exchange(connection, method)
+        try:
+            exchange.send(start, body)
+            while not exchange.has_headers:
+                await exchange.news()
+        except BaseException:
+            exchange.leave()
+            raise
+        return exchange
+
+    async def close(self) -> None:
+        self.closed = True
+        for connection in tuple(self._connections):
+            connection.transport.abort()
+
+    def give_back(self, connection: _Connection) -> None:
+        """For another request."""
+        connection.idle_since = now = self._loop.time()
+        self._idle.append(connection)
+        while now - self._idle[0].idle_since > self._idle_seconds:
+            self._idle.popleft().transport.abort()
+
+    def forget(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _unused(self) -> _Connection | None:
+        """A connection on which nothing has come since its last answer: neither bytes nor its end."""
+        while self._idle:
+            connection = self._idle.pop()
+            if self._loop.time() - connection.idle_since < self._idle_seconds and not connection.has_spoken():
+                return connection
+            connection.transport.abort()
+        return None
+
+    async def _connected(self) -> _Connection:
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                _, connection = await self._loop.create_unix_connection(lambda: _Connection(self), str(self._path))
+        except (OSError, TimeoutError) as error:
+            raise NotReached(str(error) or type(error).__name__) from error
+        self._connections.add(connection)
+        return connection
+
+
+class _Connection(asyncio.Protocol):
+    """The socket. What comes belongs to the exchange under way."""
+
+    def __init__(self, client: UnixClient) -> None:
+        self.client = client
+        self.exchange: _Exchange | None = None
+        self.uses = 0
+        self.idle_since = 0.0
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # one of uvloop says nothing of its kind
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is None or self.exchange.parser is None:
+            self.transport.abort()  # bytes that answer nothing
+            return
+        try:
+            self.exchange.parser.feed(data)
+        except NotHttp as error:
+            self.exchange.fail(error)
+        self.exchange.announce()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.writable.set()
+        self.client.forget(self)
+        if self.exchange is None or self.exchange.parser is None:
+            return
+        if exc is None and self.exchange.parser.ends_with_connection:
+            self.exchange.complete(is_reusable=False)
+        else:
+            error = exc or ConnectionError("the server closed the connection")
+            self.exchange.fail(Lost(error, self.exchange.parser.has_begun, self.uses > 1))
+        self.exchange.announce()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    def has_spoken(self) -> bool:
+        """Whether the server has closed an idle connection, or sent bytes, that the event loop may not have seen."""
+        socket = self.transport.get_extra_info("socket")
+        if self.transport.is_closing() or socket is None or socket.fileno() < 0:
+            return True
+        waiting = select.poll()
+        waiting.register(socket.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+        return bool(waiting.poll(0))
+
+
+class _Exchange:
+    """An `Exchange`, of which the parser tells what has come."""
+
+    def __init__(self, connection: _Connection, method: str) -> None:
+        self.status = 0
+        self.raw_headers: list[tuple[bytes, bytes]] = []
+        self.has_headers = False
+        self.parser: _Parser | None = _Parser(self)
+        self._connection = connection
+        self._has_body = method != "HEAD"
+        self._is_complete = self._is_reusable = self._is_paused = False
+        self._chunks: deque[bytes] = deque()
+        self._buffered_bytes = 0
+        self._failure: Exception | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._sending: asyncio.Task[None] | None = None
+        connection.exchange = self
+        connection.uses += 1
+
+    def send(self, start: bytes, body: Body) -> None:
+        if isinstance(body, bytes):
+            self._connection.transport.write(start + body)
+        else:  # meanwhile the server may answer
+            self._connection.transport.write(start)
+            self._sending = asyncio.create_task(_send_pieces(self._connection, body))
+
+    async def read(self) -> bytes:
+        while not self._chunks:
+            if self._is_complete:
+                return b""
+            await self.news()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._buffered_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            self._connection.transport.resume_reading()
+        return body
+
+    def leave(self) -> None:
+        connection = self._connection
+        if connection.exchange is not self:
+            return
+        connection.exchange = self.parser = None
+        is_sent = self._sending is None or self._sending.done()
+        if self._sending is not None:
+            self._sending.cancel()
+        is_failure = self.status >= 500  # uvicorn, for one, closes without a word where its application failed
+        if self._is_reusable and is_sent and not is_failure and not self._is_paused:
+            connection.client.give_back(connection)
+        else:
+            connection.transport.abort()
+
+    def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The headers of the answer have come."""
+        self.status, self.raw_headers, self.has_headers = status, headers, True
+        self._is_complete = not self._has_body
+
+    def take(self, body: bytes) -> None:
+        self._chunks.append(body)
+        self._buffered_bytes += len(body)
+        if self._buffered_bytes > _MOST_BUFFERED_BYTES and not self._is_paused:
+            self._is_paused = True
+            self._connection.transport.pause_reading()
+
+    def complete(self, is_reusable: bool) -> None:
+        self._is_complete, self._is_reusable = True, is_reusable
+
+    def fail(self, error: Exception) -> None:
+        """Also where more comes than one answer: then the answer stays, and the connection goes."""
+        self._failure = self._failure or error
+        self._is_reusable = False
+        self._connection.transport.abort()
+
+    async def news(self) -> None:
+        """Wait until something comes, or raise what has failed."""
+        if self._failure is not None:
+            raise self._failure
+        self._news = asyncio.get_running_loop().create_future()
+        await self._news
+
+    def announce(self) -> None:
+        """Wakes what waits for news."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+
+async def _send_pieces(connection: _Connection, pieces: tuple[bytes | memoryview, ...]) -> None:
+    """A large body, uncopied; other tasks run in between."""
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), SENT_BYTES):
+            await connection.writable.wait()
+            if connection.transport.is_closing():
+                return
+            connection.transport.write(view[start : start + SENT_BYTES])
+            await asyncio.sleep(0)
+
+
+class _Parser:
+    """What httptools calls as it parses answers: sets what has come in the exchange, and keeps the bounds."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self.has_begun = False
+        self.ends_with_connection = False  # neither a length nor chunks tell where the body ends
+        self._exchange = exchange
+        self._http = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._interim = 0
+        self._idle_bytes = 0  # since the last piece of a body: headers, trailers, what is about chunks
+
+    def feed(self, data: bytes) -> None:
+        """Raises `NotHttp`."""
+        self.has_begun = True
+        self._idle_bytes += len(data)
+        try:
+            self._http.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise NotHttp("it switched protocols (101), which was not asked for") from None
+        except httptools.HttpParserError as error:
+            raise error.__context__ if isinstance(error.__context__, NotHttp) else NotHttp(str(error)) from error
+        if self._idle_bytes > LONGEST_HEADERS_BYTES:
+            raise NotHttp(f"the headers of its answer are longer than {LONGEST_HEADERS_BYTES:,} bytes")
+
+    def on_message_begin(self) -> None:
+        if self._exchange.has_headers:
+            raise NotHttp("it answers what was not asked")
+        self._headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(name) + len(value) > LONGEST_HEADER_BYTES:
+            raise NotHttp(f"a header of its answer is longer than {LONGEST_HEADER_BYTES:,} bytes")
+        if not self._exchange.has_headers:  # else it is a trailer
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        status = self._http.get_status_code()
+        if status == 101:
+            raise NotHttp("it switched protocols (101), which was not asked for")
+        if status < 200:
+            self._interim += 1
+            if self._interim > MOST_INTERIM:
+                raise NotHttp(f"more than {MOST_INTERIM} interim answers (1xx) before the answer")
+            return
+        self.ends_with_connection = not any(_delimits(name.lower(), value.lower()) for name, value in self._headers)
+        self._exchange.begin(status, self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        self._exchange.take(body)
+
+    def on_message_complete(self) -> None:
+        if self._exchange.has_headers:
+            self._exchange.complete(self._http.should_keep_alive())
+
+
+def _delimits(name: bytes, value: bytes) -> bool:
+    """Whether a header tells where the body ends."""
+    return name == b"content-length" or (name == b"transfer-encoding" and value.rstrip().endswith(b"chunked"))
+
+
+def _start_of_request(method: str, target: str, host: str, headers: Headers, body: Body) -> bytes:
+    """The request line and the headers. Raises `NotSendable`."""
+    if not _TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
+        raise NotSendable("method or path")
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}"]
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or _NOT_IN_A_VALUE.search(value):
+            raise NotSendable("header")
+        lines.append(f"{name}: {value}")
+    size_bytes = len(body) if isinstance(body, bytes) else sum(map(len, body))
+    if size_bytes or method not in _WITHOUT_BODY:
+        lines.append(f"Content-Length: {size_bytes}")
+    try:
+        return "\r\n".join([*lines, "", ""]).encode()
+    except UnicodeEncodeError:
+        raise NotSendable("header") from None
