@@ -14,7 +14,6 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from coe_server.build.experts import (
-    FilesAhead,
     build_capacity,
     build_experts,
     costs_file,
@@ -25,7 +24,7 @@ from coe_server.build.experts import (
 from coe_server.build.keys import build_guard
 from coe_server.build.router import build_journal, build_router, build_serving
 from coe_server.build.tracing import build_tracing
-from coe_server.cache.cost_file import write_costs
+from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Tier
@@ -62,7 +61,6 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         Limits(**config.scheduling.model_dump()),
         events,
         one_move_at_a_time=platform_of(config) == "cuda",
-        reader=FilesAhead(config),
     )
     serving = build_serving(config, router)
     journal = build_journal(config)

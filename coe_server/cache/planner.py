@@ -1,15 +1,14 @@
-"""Pure: which moves bring one expert to the device. No clock, no I/O; values in, values out."""
+"""Pure: which moves bring one expert to the device, and which experts pins leave no room for. Values in, values out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from operator import attrgetter
 from typing import NamedTuple
 
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 
@@ -130,21 +129,19 @@ def _make_room(standing: Standing, short: Bytes, may_leave: Callable[[Holding], 
 
 @dataclass(frozen=True, slots=True)
 class _WayDown:
-    """Who may be lowered from `source`, how far, and what keeping them there is worth."""
+    """Which experts may be lowered from `source`, and how far."""
 
     source: Tier
     target: Callable[[Holding], Tier]
-    worth: Callable[[Holding], tuple[bool, float, str]]
     device_gain: Callable[[Footprint], int]  # at most, by lowering somebody who is there
 
     def in_order(self, there: Collection[Holding]) -> Iterator[Holding]:
         """The first one to leave first: who drains already, then who is not wanted, then the least worth. One after the
         other, because most plans need one or two of 150."""
-        worth = self.worth
-        line = [(not one.leaving, worth(one), one) for one in there]
+        line = [(not one.leaving, one.wanted, one.worth, one.name, one) for one in there]
         heapify(line)
         while line:
-            yield heappop(line)[2]
+            yield heappop(line)[-1]
 
 
 def _rests_in(holding: Holding) -> Tier:
@@ -156,9 +153,9 @@ _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_aslee
 
 # cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does
 _WAYS_DOWN = (
-    _WayDown(Tier.DEVICE, _rests_in, attrgetter("wanted", "worth", "name"), _AWAKE),
-    _WayDown(Tier.HOST, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _ASLEEP),
-    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _AWAKE),
+    _WayDown(Tier.DEVICE, _rests_in, _AWAKE),
+    _WayDown(Tier.HOST, lambda _: Tier.DISK, _ASLEEP),
+    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, _AWAKE),
 )
 
 
@@ -233,3 +230,16 @@ def _why_never(goal: Holding, standing: Standing, capacity: Bytes) -> str:
 def mib(size_bytes: int) -> str:
     """`134217728` as `128 MiB`."""
     return f"{size_bytes / 2**20:,.0f} MiB"
+
+
+def pinned(name: str, footprint: Footprint, pin: Tier) -> Holding:
+    """An expert that is as far down as its pin lets it."""
+    return Holding(name, pin, footprint, pin=pin)
+
+
+def left_out(experts: Iterable[Holding], capacity: Bytes) -> dict[str, str]:
+    """Who of these could never come to the device, whoever leaves that may: name -> why."""
+    experts = tuple(experts)
+    standing = Standing.of(experts)
+    plans = {one.name: plan(standing, one, capacity) for one in experts}
+    return {name: found.sentence for name, found in plans.items() if isinstance(found, Never)}

@@ -13,8 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from coe_server.build.experts import build_capacity, build_experts, refuse_what_never_fits
-from coe_server.cache.policy import POLICIES, Policy
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.scheduler import POLICIES, Limits, Policy
 from coe_server.commands.terminal import no_room_for, table_console, that_fits
 from coe_server.config.schema import ServerConfig, SimulatedExpert, load_config
 from coe_server.errors import ConfigError, DatasetError

@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.shares import Owner
+from coe_server.cache.queue import Owner
 from coe_server.errors import EmbeddingUnavailable, Forbidden, first_line
 from coe_server.http.apis import require_fan_out
 from coe_server.http.auth import Guard, Reach

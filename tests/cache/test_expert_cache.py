@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease, LeaseActs
+from coe_server.cache.queue import Lease, LeaseActs
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -75,6 +75,14 @@ async def settle():
         await asyncio.sleep(0)
 
 
+async def overdue(cache, *names):
+    """Wait until these experts drain for requests that have waited too long."""
+    for _ in range(20_000):
+        if all(cache._slots[name].draining for name in names):
+            return
+        await asyncio.sleep(0.001)
+
+
 def status(cache, name):
     return next(s for s in cache.status() if s.name == name)
 
@@ -103,7 +111,7 @@ def test_an_expert_that_is_used_stays_until_it_is_given_back():
             in_use = engines["a"].life.in_use()
             in_use.__enter__()
             other = asyncio.create_task(cache.lease("b"))
-            await asyncio.sleep(0.1)  # far beyond max_wait: b is overdue and still has to wait
+            await overdue(cache, "a")
             await settle()
             assert not other.done()
             assert status(cache, "a").state is State.DRAINING
@@ -156,8 +164,7 @@ def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
         async with running() as (cache, engines):
             first = await cache.lease("a")
             other = asyncio.create_task(cache.lease("b"))
-            await asyncio.sleep(0.1)
-            await settle()
+            await overdue(cache, "a")
             late = asyncio.create_task(cache.lease("a"))
             await settle()
             assert not late.done()
@@ -493,6 +500,26 @@ def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_oth
     run(story())
 
 
+def test_an_engine_that_is_started_anew_after_its_death_waits_until_the_one_that_starts_now_is_up():
+    async def story():
+        async with running(device=20, limits=replace(PLENTY, max_concurrency=1)) as (cache, engines):
+            with await cache.lease("a"):
+                engines["b"].gate.clear()
+                starting = asyncio.create_task(cache.lease("b"))
+                waiting = asyncio.create_task(cache.lease("a"))
+                await settle()
+                engines["a"].die()
+                await settle()
+                assert status(cache, "a").state is State.STARTING
+                assert (engines["a"].calls, engines["b"].calls) == (["start"], ["start"])
+            engines["b"].gate.set()
+            (await starting).release()
+            (await waiting).release()
+            assert engines["a"].calls == ["start", "start"]
+
+    run(story())
+
+
 def test_an_engine_that_dies_while_it_is_moved_again_and_again_is_cleaned_up_once():
     async def story():
         for turns_of_the_loop in range(8):
@@ -583,7 +610,7 @@ def test_a_pinned_expert_never_leaves_its_tier():
 def test_for_a_pinned_expert_that_is_too_far_down_an_idle_one_leaves(tier, residencies, caplog):
     async def story():
         async with running("abc", device=20, limits=replace(PLENTY, prefetch=False)) as (cache, engines):
-            with await cache.lease("b"), await cache.lease("c"):
+            with await cache.lease("c"), await cache.lease("b"):  # b is given back first
                 cache.pin("a", tier)
                 await settle()
                 assert engines["a"].calls == []  # it waits until somebody is idle
@@ -995,18 +1022,21 @@ def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_o
 
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
-        async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
+        async with running("abcd", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
             first, second = await cache.lease("a"), await cache.lease("b")
             large = asyncio.create_task(cache.lease("c"))
-            await asyncio.sleep(0.1)  # it is overdue now and needs both places
-            await settle()
+            await overdue(cache, "a", "b")  # it needs both places
             first.release()
-            small = asyncio.create_task(cache.lease("a"))
-            await settle()
-            assert not small.done()
+            small = []
+            for name in "da":
+                small.append(asyncio.create_task(cache.lease(name)))
+                await settle()
+                assert not small[-1].done()
+            assert (engines["a"].calls, engines["d"].calls) == (["start"], [])
             second.release()
             (await large).release()
-            (await small).release()
+            for one in small:
+                (await one).release()
             assert engines["c"].calls[0] == "start"
 
     run(story())

@@ -10,18 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.policy import OURS
 from coe_server.cache.queue import WaitingLine
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.tiers import Tier
-from coe_server.cache.wait_bound import turn_seconds, widest_request
+from coe_server.cache.wait_times import turn_seconds, widest_request
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Timing, simulate
 from coe_server.simulation.traces import Request, Trace, read_trace, write_trace
 from tests.cache.machines import machine
-from tests.cache.test_expert_cache import run, running, settle, status
+from tests.cache.test_expert_cache import overdue, run, running, settle, status
 from tests.examples import examples
 
 FOUR = Limits(max_wait_seconds=0.05, queue_limit=16, max_concurrency=4)
@@ -202,8 +201,7 @@ def test_a_turn_is_as_long_as_the_answers_of_its_queue():
             await settle()
             other = asking(cache, 1, name="b")
             late = asking(cache, 1)
-            await asyncio.sleep(0.05)  # b is overdue
-            await settle()
+            await overdue(cache, "a")
             assert granted(first + late + other) == [True, False, False, False]
             (await first[0]).release()
             await settle()

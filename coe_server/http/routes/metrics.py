@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from coe_server import metrics as named
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.guesses import Guess
+from coe_server.cache.prefetch import Guess
 from coe_server.http.serving import Service, Traffic
 from coe_server.metrics import Metric, Telemetry
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.overview import Overview
-from coe_server.cache.policy import POLICIES
+from coe_server.cache.scheduler import POLICIES
+from coe_server.cache.status import Overview
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played
 from tests.examples import examples
@@ -22,7 +22,6 @@ def picture(overview):
         "failed": {slot.name for slot in overview.failed},
         "answers": (overview.anyone_is_below_a_pin, overview.starting, overview.anyone_waits, overview.calm),
         "queues": set(overview.queues()),
-        "queued on disk": set(overview.queued_on_disk()),
         "tiers": {tier: dict(holdings) for tier, holdings in overview.standing.tiers.items()},
         "held": dict(overview.standing.held),
         "prospects": (dict(here), dict(away)),
