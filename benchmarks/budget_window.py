@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
+from router_training import in_silence
 from router_training.config import TrainingConfig, read_config
 from router_training.data.dataset import Dataset, read_dataset, split
-from router_training.pipeline import fit
-from router_training.progress import in_silence
+from router_training.fit import fit
 
 WINDOW = 1000
 HELD_OUT_SHARE = 0.2

@@ -27,7 +27,7 @@ from benchmarks.made_up_prompts import Given, write_made_up
 from benchmarks.routing_quality import DATA, ROOT, SUITES
 from router_training.config import TrainingConfig, read_config
 from router_training.data.dataset import read_dataset
-from router_training.pipeline import FitResult, fit
+from router_training.fit import FitResult, fit
 
 Item = TypeVar("Item")
 SEED = 0

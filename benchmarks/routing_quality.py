@@ -24,13 +24,13 @@ from sklearn.model_selection import KFold
 
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
+from router_training import in_silence
 from router_training.config import TrainingConfig
+from router_training.cross_fit.draft import counted, learn
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import with_embeddings
-from router_training.drafting.draft import counted, learn
-from router_training.evaluating.evaluation import decide
-from router_training.evaluating.metrics import Bootstrap, upper_hull
-from router_training.progress import in_silence
+from router_training.evaluation.evaluation import decide
+from router_training.evaluation.metrics import Bootstrap, upper_hull
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -28,7 +28,7 @@ from benchmarks.routing_quality import DATA, ROOT, SUITES
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
-from router_training.pipeline import fit
+from router_training.fit import fit
 
 LENGTHS = {"100 B": 100, "1 KB": 1024, "4 KB": 4096, "8,000 tokens (32 KB)": 32_768}
 TEXTS = 50  # of each length

@@ -2,12 +2,15 @@
 
 What trains and measures is imported by the command that needs it: help does not wait for it, and says what there is
 where the packages of the extra `train` are not installed.
+
+How a command ends when something is wrong: one sentence and an exit code, never a traceback.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import track as rich_track
 
-from coe_server.errors import ConfigError, DatasetError
+from coe_server.errors import CoeError, ConfigError, DatasetError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.probes import read_probes, run_probe
@@ -26,11 +29,11 @@ from coe_server.system.files import require_writable_file
 from coe_server.system.interruption import EXIT_INTERRUPTED
 from coe_server.system.visible import visible
 from router_training.config import DEFAULT_LABEL, MOST_RESAMPLES, read_config
-from router_training.sentences import in_one_sentence
 
 if TYPE_CHECKING:
     from router_training.data.embeddings import Prepare
-    from router_training.pipeline import FitResult
+    from router_training.fit import FitResult
+
 
 Item = TypeVar("Item")
 
@@ -81,7 +84,7 @@ def fit(
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
     with in_one_sentence(console):
-        from router_training.pipeline import fit as run_fit
+        from router_training.fit import fit as run_fit
 
         result = run_fit(read_config(config), out, force, _with_progress_bar)
         _report(result)
@@ -97,11 +100,9 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
     to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
     """
     with in_one_sentence(console):
-        from router_training.data.check_tables import show_report
+        from router_training.data.checks import check as check_dataset
+        from router_training.data.checks import require_trainable, show_report, with_near_duplicates
         from router_training.data.dataset import read_dataset, split
-        from router_training.data.dataset_check import check as check_dataset
-        from router_training.data.near_duplicates import with_near_duplicates
-        from router_training.data.trainable import require_trainable
 
         settings = read_config(config)
         data = settings.data
@@ -133,9 +134,9 @@ def evaluate(
     """
     with in_one_sentence(console):
         from router_training.data.dataset import read_dataset
-        from router_training.evaluating.evaluation import evaluate as evaluate_artifact
-        from router_training.evaluating.metrics import Bootstrap
-        from router_training.evaluating.summary import show_evaluation
+        from router_training.evaluation.evaluation import evaluate as evaluate_artifact
+        from router_training.evaluation.evaluation import show_evaluation
+        from router_training.evaluation.metrics import Bootstrap
 
         if json_file is not None:
             require_writable_file("--json", json_file)
@@ -174,11 +175,10 @@ def collect(
     Exit 2: wrong input.
     """
     with in_one_sentence(console):
-        from router_training.collect import Files, plan
-        from router_training.collect import collect as run_collect
-        from router_training.collecting.bars import TerminalBars
-        from router_training.collecting.settings import read_collect_config
-        from router_training.collecting.tables import show_steps, show_tally
+        from router_training.collect.progress import TerminalBars, show_steps, show_tally
+        from router_training.collect.run import Files, plan
+        from router_training.collect.run import collect as run_collect
+        from router_training.collect.settings import read_collect_config
 
         files = Files.of(prompts, out, raw)
         settings = read_collect_config(config, base_url)
@@ -230,8 +230,7 @@ def map_(
     """
     with in_one_sentence(console):
         from router_training.data.embeddings import nothing_to_embed
-        from router_training.remap import chosen_shares, remap
-        from router_training.wishes import print_table, read_limits, read_wishes
+        from router_training.remap import chosen_shares, print_table, read_limits, read_wishes, remap
 
         wishes = read_wishes(
             budgets=budget,
@@ -308,3 +307,33 @@ def _report(result: FitResult) -> None:
     for failure in result.failing_probes:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)
+
+
+# what the extra `train` brings, by the names that are imported
+EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
+EXIT_WRONG_INPUT = 2
+
+
+@contextmanager
+def in_one_sentence(console: Console) -> Iterator[None]:
+    """A mistake of the user's ends the command with a sentence, Ctrl-C without a word too many."""
+    try:
+        yield
+    except CoeError as error:
+        console.print(visible(str(error)), style="red", markup=False)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRA:
+            raise
+        console.print(f"{EXTRA[package]} is not installed: pip install 'coe-server[train]'", style="red", markup=False)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        console.print(visible(f"{where}{error.strerror or error}"), style="red", markup=False)
+        raise typer.Exit(EXIT_WRONG_INPUT) from error
+    except KeyboardInterrupt as error:
+        console.print("interrupted; nothing was written")
+        raise typer.Exit(EXIT_INTERRUPTED) from error

@@ -1,19 +1,30 @@
-"""Probes of a new artifact: held-out prompts that it is sure and right about, and what `coe-train probe` prints."""
+"""Probes of a new artifact: held-out prompts that it is sure and right about, and what `coe-train probe` prints.
+
+A new expert in an artifact: its scores per category, from its outcomes and the artifact's own step one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from coe_server.errors import NoCapableExpert
+from coe_server.errors import ConfigError, DatasetError, NoCapableExpert
+from coe_server.routing.artifact import Artifact, HeldOut
 from coe_server.routing.decision import Availability, RouteOptions
+from coe_server.routing.manifest import ExpertEntry
 from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
 from coe_server.routing.router import Router
+from coe_server.routing.scoring import Reader
 from coe_server.system.visible import visible
+from router_training import Track
+from router_training.assignment.objectives import lower_bounds, score_entries, score_table
+from router_training.config import MappingSettings
 from router_training.data.dataset import Dataset
 
 LONGEST_PROMPT = 400
@@ -83,3 +94,57 @@ def print_results(results: Sequence[ProbeResult]) -> None:
         wrong = visible("; ".join(result.failures))
         table.add_row(mark, shown(result.probe.prompt), visible(result.category or "-"), experts, wrong)
     Console().print(table, markup=False, emoji=False)
+
+
+def with_newcomers(
+    artifact: Artifact, newcomers: Sequence[ExpertEntry], dataset: Dataset | None, track: Track
+) -> Artifact:
+    """The artifact with these experts in its score table; objectives, front and step one stay as they are.
+
+    Raises ConfigError for a name that it has already, DatasetError for an expert without outcomes.
+    """
+    if not newcomers:
+        return artifact
+    assert dataset is not None, "a new expert comes with its outcomes"
+    names = [expert.name for expert in newcomers]
+    for name in names:
+        if name in artifact.expert_names or names.count(name) > 1:
+            raise ConfigError(f"expert {name} is in the artifact already")
+    columns = [dataset.experts.index(name) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if np.isnan(dataset.scores[:, column]).all():
+            raise DatasetError(f"expert {name} has no outcome for any of the {len(dataset)} prompts")
+    known = ~np.isnan(dataset.scores[:, columns]).all(axis=1)
+    heard = dataset.rows(np.flatnonzero(known))
+    probabilities = _predicted_probabilities(artifact, heard, track)
+    table = score_table(probabilities, heard.scores[:, columns], heard.weights, MappingSettings().shrinkage_prompts)
+    table = lower_bounds(table, artifact.manifest.z) if artifact.manifest.z else table
+    manifest = artifact.manifest
+    asked = replace(heard, experts=tuple(names), categories=tuple(manifest.categories))
+    by_category, overall = score_entries(asked, table)
+    update = {
+        "experts": [*manifest.experts, *newcomers],
+        "score": {category: {**row, **by_category[category]} for category, row in manifest.score.items()},
+        "overall": {**manifest.overall, **overall},
+    }
+    corrections = artifact.corrections
+    if corrections is not None:
+        corrections = replace(corrections, coefficients=_with_zeros(corrections.coefficients, len(newcomers)))
+    return replace(artifact, manifest=manifest.model_copy(update=update), corrections=corrections)
+
+
+def held_out_with(held_out: HeldOut, newcomers: int) -> HeldOut:
+    """The out-of-fold predictions with room for so many more experts."""
+    return replace(held_out, corrections=_with_zeros(held_out.corrections, newcomers)) if newcomers else held_out
+
+
+def _with_zeros(columns: npt.NDArray[np.float32], more: int) -> npt.NDArray[np.float32]:
+    """Nothing is known of how a new expert's score goes with a prompt's own words."""
+    return np.hstack((columns, np.zeros((len(columns), more), dtype=np.float32)))
+
+
+def _predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> npt.NDArray[np.float64]:
+    """[n, categories]: what the artifact's step one says of each prompt."""
+    reader = Reader(artifact)
+    conversations = track(dataset.conversations, "reading the new expert's prompts")
+    return np.array([reader.read(one.turns, min_confidence=None).probabilities for one in conversations])

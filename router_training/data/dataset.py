@@ -79,22 +79,6 @@ class Dataset:
         )
 
 
-def joined(training: Dataset, held_out: Dataset) -> Dataset:
-    """All prompts again; those held out have no category where the training prompts' ones were discovered."""
-    known = held_out.categories == training.categories
-    return Dataset(
-        training.prompt_ids + held_out.prompt_ids,
-        training.conversations + held_out.conversations,
-        training.categories,
-        np.concatenate((training.labels, held_out.labels if known else np.full(len(held_out), -1))),
-        np.concatenate((training.groups, held_out.groups)),
-        np.concatenate((training.weights, held_out.weights)),
-        training.experts,
-        np.concatenate((training.scores, held_out.scores)),
-        np.concatenate((training.copies, held_out.copies)),
-    )
-
-
 def read_dataset(
     prompts: Sequence[Path],
     outcomes: Sequence[Path],
@@ -136,6 +120,14 @@ class Split:
     moved: int
 
 
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Row numbers: fit on `seen`, predict `left_out`."""
+
+    seen: Ints
+    left_out: Ints
+
+
 def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["prompt", "group"] = "prompt") -> Split:
     """By a hash of the prompt's id, or of its group: the same one always falls on the same side.
 
@@ -159,16 +151,6 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
         held_out=dataset.rows(np.flatnonzero(held_out)),
         moved=int((held_out != alone).sum()),
     )
-
-
-def content_hash(paths: Iterable[Path]) -> str:
-    """One hash over the bytes of all files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> tuple[Vector, int]:

@@ -24,14 +24,13 @@ from coe_server.routing.embeddings import (
     Embedder,
     StaticEmbeddings,
     finite,
-    mean_embedding,
     read_static_embeddings,
 )
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
 from coe_server.routing.manifest import FeatureSettings as FeatureEntry
+from router_training import Track
 from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset, named_prompts
-from router_training.progress import Track
 
 TEXTS_PER_STEP = 256  # embedded, then written: what an interruption may cost
 
@@ -100,17 +99,6 @@ def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -
         for conversation in dataset.conversations
     )
     return replace(dataset, conversations=conversations)
-
-
-def embedding_matrix(dataset: Dataset) -> Floats:
-    """[n, dimensions]: what serving puts into a prompt's vector; [n, 0] without embeddings."""
-    rows = [
-        mean_embedding([turn.embedding for turn in turns], [turn.weight for turn in turns])
-        for turns in (conversation.turns for conversation in dataset.conversations)
-    ]
-    if len({len(row) for row in rows}) > 1:
-        raise DatasetError(f"embeddings of different lengths: {sorted({len(row) for row in rows})} dimensions")
-    return np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
 
 
 def served(features: Vectoriser, settings: FeatureSettings) -> Vectoriser:

@@ -1,12 +1,16 @@
-"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files."""
+"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files.
+
+Text from outside as a part of HTML.
+"""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from coe_server.routing.manifest import Manifest, ObjectiveEntry
-from router_training.report.escaping import escape
+from coe_server.system.visible import visible
 
 LONGEST_PROMPT = 200
 
@@ -156,3 +160,8 @@ def _titled(caption: str, table: str) -> str:
     """The caption stays where it is while a wide table is moved under a narrow screen."""
     named = table.replace("<table", f'<table aria-label="{escape(caption)}"', 1)
     return f'<p class="muted">{escape(caption)}</p><div class="scroll">{named}</div>'
+
+
+def escape(text: str) -> str:
+    """Nothing in it is taken for markup, and nothing turns the direction of what follows."""
+    return html.escape(visible(text))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from router_training.collect import Files, plan
-from router_training.collecting.settings import read_collect_config
+from router_training.collect.run import Files, plan
+from router_training.collect.settings import read_collect_config
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "demo/data"

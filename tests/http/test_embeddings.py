@@ -7,9 +7,9 @@ import pytest
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.router import Router
+from router_training import in_silence
 from router_training.config import read_config
-from router_training.pipeline import fit
-from router_training.progress import in_silence
+from router_training.fit import fit
 from tests.http.server import running_server
 from tests.routing.stand_in_endpoint import endpoint
 from tests.training.recorded import SIZES, write_run

@@ -18,14 +18,13 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.errors import ConfigError, DatasetError
+from router_training import in_silence
 from router_training.cli import app
-from router_training.collect import Files, collect, plan
-from router_training.collecting import patience
-from router_training.collecting.bars import SilentBars
-from router_training.collecting.settings import CollectConfig, read_collect_config
-from router_training.collecting.tally import Tally
+from router_training.collect.progress import SilentBars, Tally
+from router_training.collect.run import Files, collect, plan
+from router_training.collect.run import endpoint as patience
+from router_training.collect.settings import CollectConfig, read_collect_config
 from router_training.data.dataset import read_dataset
-from router_training.progress import in_silence
 from tests.patience import PATIENCE_SECONDS
 from tests.training.recorded import write_jsonl
 from tests.training.stand_in_endpoint import Body, Says, StandIn, endpoint

@@ -19,11 +19,11 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
+from router_training import in_silence
 from router_training.cli import app as coe_train
 from router_training.config import read_config
 from router_training.feedback import with_feedback
-from router_training.pipeline import fit
-from router_training.progress import in_silence
+from router_training.fit import fit
 from tests.training.recorded import SIZES, WORDS, outcomes, prompts, write_jsonl, write_run
 
 NEARBY = dict.fromkeys(SIZES, Availability("disk", 1.0))

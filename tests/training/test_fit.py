@@ -14,14 +14,13 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import Features, SparseVector
 from coe_server.routing.router import Router
+from router_training import Item, in_silence
+from router_training.classifier.classifier import cross_fit, fit_step_one, prompt_folds
+from router_training.classifier.features import basis_of, count_ngrams, weigh
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.data.dataset import read_dataset
-from router_training.pipeline import fit
-from router_training.progress import Item, in_silence
-from router_training.step_one.basis import basis_of
-from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
-from router_training.step_one.vectors import count_ngrams, weigh
+from router_training.fit import fit
 from tests.training.recorded import SIZES, SPECIALIST, outcomes, prompts, write_jsonl, write_run
 
 KEYS = (

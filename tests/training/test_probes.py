@@ -11,12 +11,12 @@ from coe_server.build.router import build_router
 from coe_server.config.schema import load_config
 from coe_server.errors import ConfigError
 from coe_server.routing.probes import read_probes
+from router_training import in_silence
+from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
-from router_training.pipeline import fit
-from router_training.progress import in_silence
+from router_training.fit import fit
 from router_training.remap import Wishes, remap
-from router_training.step_two.solving import Limits
 from tests.training.recorded import SIZES, SPECIALIST, write_run
 
 runner = CliRunner()

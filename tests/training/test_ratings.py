@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.step_two.ratings import Prior, Ratings, shifted
+from router_training.feedback import Prior, Ratings, shifted
 
 CATEGORIES, EXPERTS = 3, 2
 SCORES = np.array([[0.8, 0.3], [0.2, 0.9], [0.5, 0.5], [0.5, 0.6]])  # the last row: overall

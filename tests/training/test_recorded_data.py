@@ -10,13 +10,11 @@ import pytest
 import scipy.sparse as sp
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from router_training.classifier.classifier import cross_fit, prompt_folds
+from router_training.classifier.features import Gram, basis_of, count_ngrams
+from router_training.classifier.models import fitted_logistic
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset, read_dataset
-from router_training.step_one.basis import basis_of
-from router_training.step_one.classifier import cross_fit, prompt_folds
-from router_training.step_one.gram import Gram
-from router_training.step_one.logistic import fitted_logistic
-from router_training.step_one.vectors import count_ngrams
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 PROMPTS, OUTCOMES = DATA / "nine_dev.prompts.parquet", DATA / "nine_dev.outcomes.parquet"

@@ -14,12 +14,12 @@ from coe_server.routing.classifier import Corrections
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
+from router_training import in_silence
+from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
-from router_training.pipeline import fit
-from router_training.progress import in_silence
+from router_training.fit import fit
 from router_training.remap import Wishes, chosen_shares, remap
-from router_training.step_two.solving import Limits
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
 
 runner = CliRunner()

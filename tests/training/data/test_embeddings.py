@@ -24,16 +24,14 @@ from coe_server.routing.embeddings import EmbeddedFeatures, read_static_embeddin
 from coe_server.routing.embeddings import with_embeddings as embedded_now
 from coe_server.routing.features import Turn
 from coe_server.routing.router import Router
+from router_training import in_silence
+from router_training.classifier.classifier import cross_fit, fit_step_one, gate_similarities, prompt_folds
+from router_training.classifier.features import basis_of, count_ngrams, vectorised
 from router_training.cli import app
 from router_training.config import FeatureSettings, read_config
 from router_training.data.dataset import read_dataset
 from router_training.data.embeddings import served, with_embeddings
-from router_training.pipeline import fit
-from router_training.progress import in_silence
-from router_training.step_one.basis import basis_of, vectorised
-from router_training.step_one.classifier import cross_fit, fit_step_one, prompt_folds
-from router_training.step_one.prototypes import gate_similarities
-from router_training.step_one.vectors import count_ngrams
+from router_training.fit import fit
 from tests.routing.stand_in_endpoint import StandIn, endpoint
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, prompts, write_run
 

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from coe_server.routing import artifact as artifacts
+from router_training import in_silence
 from router_training.cli import app
 from router_training.config import read_config
-from router_training.pipeline import fit
-from router_training.progress import in_silence
-from router_training.report.charts import leave_group_out_bars
-from router_training.report.labels import GAP, LINE, Label, along, placed
+from router_training.fit import fit
+from router_training.report.charts import GAP, LINE, Label, along, leave_group_out_bars, placed
 from router_training.report.page import page
 from router_training.report.tables import cut, worst_prompts_table
 from tests.training.recorded import prompts, write_jsonl, write_run

@@ -1,0 +1,253 @@
+"""One OpenAI-compatible chat endpoint: a request in, an answer or the reason for none out. Retries what may pass.
+
+Knows nothing of experts, prompts or files.
+
+What an OpenAI-compatible endpoint sends back, read without trust. Pure: bytes in, values out.
+
+Whether it still makes sense to ask: a wrong key or an endpoint that is down must not cost hours of retries.
+
+Sends requests, so many at a time, and records what comes back as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+from coe_server.config.addresses import ApiBase, shown_address
+from coe_server.config.proxies import Detour, Proxy
+from coe_server.upstream.complaint import Cause
+from coe_server.upstream.reply import (
+    UNPACKED,
+    bounded_session,
+    plain_body,
+    retry_after_seconds,
+    user_agent,
+    why_not_connected,
+)
+from coe_server.upstream.verdict import Verdict, judge_body, judge_status
+from router_training.collect.settings import RequestSettings, Target, api_key, proxy_for
+
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_BODY_BYTES = 32 * 2**20
+# What may pass: the same request may succeed later.
+_PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
+# No other request to this endpoint and model will succeed either.
+_HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
+_ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these an empty text may be all there is
+UNREACHED_RETRIES = 2  # a second or so, where nobody has been met yet: a wrong address must not take minutes to be told
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `seconds` is the last attempt's, without pauses."""
+
+    completion: Completion
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """No answer, and why. `hopeless`: none to any other request either."""
+
+    reason: str
+    hopeless: bool
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """One attempt that failed. `wait_seconds` is what the endpoint asked for."""
+
+    reason: str
+    passing: bool
+    hopeless: bool = False
+    wait_seconds: float = 0.0
+
+
+class Endpoint:
+    """A model behind `base_url`/chat/completions. An async context manager: connections live as long as it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        options: Mapping[str, Any],
+        *,
+        timeout_seconds: float,
+        retries: int,
+        proxy: Proxy | None = None,
+    ) -> None:
+        self._address = ApiBase.of(base_url).url("/chat/completions")
+        self.url = shown_address(self._address)
+        self.model = model
+        self.options = {key: value for key, value in options.items() if value is not None}
+        self._detour = Detour.of(proxy, base_url)
+        self._headers = {"User-Agent": user_agent(), **UNPACKED, **self._detour.headers}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeout_seconds = timeout_seconds
+        self._retries = retries
+        self._not_before = 0.0
+        self._reached = False  # in this run; who was there once is being started again
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Endpoint:
+        self._session = bounded_session(self._timeout_seconds)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def ask(self, messages: Sequence[Mapping[str, Any]]) -> Reply | Refusal:
+        """One answer, tried again while that makes sense."""
+        body = {**self.options, "model": self.model, "messages": list(messages)}
+        attempts = 0
+        while True:
+            await self._until_the_endpoint_wants_us()
+            began = time.monotonic()
+            result = await self._attempt(body)
+            seconds = time.monotonic() - began
+            attempts += 1
+            if isinstance(result, Completion):
+                return Reply(result, seconds, attempts)
+            too_long = result.wait_seconds > self._timeout_seconds
+            if not too_long:  # busy for whoever asks, not just for this request
+                self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
+            retries = min(self._retries, UNREACHED_RETRIES) if result.hopeless else self._retries
+            if not result.passing or too_long or attempts > retries:
+                return Refusal(result.reason, result.hopeless, seconds, attempts)
+            if not result.wait_seconds:
+                await asyncio.sleep(_backoff_seconds(attempts))
+
+    async def _until_the_endpoint_wants_us(self) -> None:
+        while True:
+            wait_seconds = self._not_before - time.monotonic()
+            if wait_seconds <= 0:
+                return
+            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))  # not everybody at the same instant
+
+    async def _attempt(self, body: Mapping[str, Any]) -> Completion | _Problem:
+        assert self._session is not None, "`async with endpoint` comes first"
+        try:
+            async with self._session.post(
+                self._address, json=body, headers=self._headers, allow_redirects=False, **self._detour.arguments
+            ) as response:
+                self._reached = True
+                raw = await plain_body(response, LONGEST_BODY_BYTES)
+        except TimeoutError:
+            return _Problem(f"no answer within {self._timeout_seconds:g} s", passing=True)
+        except aiohttp.ClientConnectorError as error:
+            why = f"{self.url}: cannot connect, {why_not_connected(error.os_error)}"
+            return _Problem(why, passing=True, hopeless=not self._reached)
+        except (ValueError, TypeError):  # of aiohttp's; its words may show a secret
+            why = f"{self.url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+            return _Problem(why, passing=False, hopeless=True)
+        except (aiohttp.ClientError, OSError) as error:
+            return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
+        return self._read(response.status, response.headers.get("Retry-After"), raw)
+
+    def _read(self, status: int, retry_after: str | None, raw: bytes) -> Completion | _Problem:
+        wait_seconds = retry_after_seconds(retry_after, datetime.now(UTC)) or 0.0
+        if status != 200:
+            return _problem(judge_status(status, raw), f"HTTP {status}: {complaint(raw)}", status, wait_seconds)
+        verdict = judge_body(raw, "chat", may_be_silent=any(name in self.options for name in _ENDINGS))
+        if verdict.cause is not None:
+            return _problem(verdict, f"no answer: {complaint(raw)}", status, wait_seconds)
+        return read_completion(raw) or _Problem(f"not a chat completion: {complaint(raw)}", passing=True)
+
+
+def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) -> _Problem:
+    """A failure of the endpoint's, or a request that it refuses: no answer, so never a score."""
+    is_elsewhere = 300 <= status < 400
+    passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
+    return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
+
+
+def _backoff_seconds(attempts: int) -> float:
+    """Half a second, doubled with each attempt, never twice the same."""
+    longest: float = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempts - 1))
+    return longest * random.uniform(0.5, 1.0)
+
+
+_QUOTED_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A chat completion's first choice that did not fail; `output_tokens` is None where the endpoint does not count."""
+
+    text: str
+    output_tokens: int | None
+    finish_reason: str | None
+
+
+def read_completion(raw: bytes) -> Completion | None:
+    """The answer in the body of a 200; None if the body is no chat completion. No content at all is an empty text."""
+    try:
+        body: Any = json.loads(raw)
+        choice = next(one for one in body["choices"] if one.get("finish_reason") != "error")
+        text = choice["message"]["content"]
+        usage, finish_reason = body.get("usage"), choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError):
+        return None
+    if text is not None and not isinstance(text, str):
+        return None
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
+    return Completion(text or "", tokens if counted else None, str(finish_reason) if finish_reason else None)
+
+
+def complaint(raw: bytes) -> str:
+    """The sentence in an error body of OpenAI's shape, or the body's beginning."""
+    try:
+        message = json.loads(raw)["error"]["message"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        message = raw.decode("utf-8", "replace")
+    return " ".join(str(message).split())[:_QUOTED_CHARACTERS]
+
+
+GIVE_UP_AFTER = 20  # failures in a row, each after all its retries: the endpoint is down, not busy
+
+
+class Patience:
+    """Kept for one endpoint and one run."""
+
+    def __init__(self) -> None:
+        self._failures_in_a_row = 0
+        self.lost_because: str | None = None
+
+    def note(self, refusal: Refusal | None) -> None:
+        """How the last request ended: None for well."""
+        self._failures_in_a_row = 0 if refusal is None else self._failures_in_a_row + 1
+        if refusal is not None and (refusal.hopeless or self._failures_in_a_row >= GIVE_UP_AFTER):
+            self.lost_because = refusal.reason
+
+
+def endpoint_to(target: Target, request: RequestSettings) -> Endpoint:
+    """Raises ConfigError if the key's environment variable is not set, or it or the proxy cannot be used."""
+    return Endpoint(
+        target.base_url,
+        target.model,
+        api_key(target.api_key_env, target.key_setting),
+        target.options,
+        timeout_seconds=request.timeout_seconds,
+        retries=request.retries,
+        proxy=proxy_for(target.base_url),
+    )

@@ -1,0 +1,254 @@
+"""What a collection came to, expert by expert. Missing outcomes are counted by their reason.
+
+The outcomes file: a row for each prompt and expert that has a score; written whole or not at all.
+
+What a person sees before and after a collection.
+
+Shows how far a collection is and how long it will take: one bar for each expert, one for everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as TimeLeftColumn
+from rich.table import Table
+
+from coe_server.config.addresses import shown_address
+from coe_server.errors import DatasetError
+from coe_server.system.visible import visible
+from router_training.collect.recording import Answer
+from router_training.collect.scorers import Unscored
+from router_training.collect.settings import Target
+
+REASONS_SHOWN = 3
+CUT_SHORT = "length"  # the finish_reason of an answer that reached max_tokens
+
+
+@dataclass(slots=True)
+class ExpertTally:
+    """One expert's outcomes, and the reasons for those that are missing: `open` ones may come if asked again."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    open: Counter[str] = field(default_factory=Counter)
+    closed: Counter[str] = field(default_factory=Counter)
+    answers: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    cut_short: int = 0
+
+    def add_answer(self, answer: Answer) -> None:
+        """Counts what the answer cost, whatever its score."""
+        self.answers += 1
+        self.output_tokens += answer.output_tokens or 0
+        self.seconds += answer.seconds
+        self.cut_short += answer.finish_reason == CUT_SHORT
+
+    def add_missing(self, why: Unscored) -> None:
+        """Counts an outcome that is not there."""
+        (self.open if why.may_change else self.closed)[why.reason] += 1
+
+    @property
+    def missing(self) -> int:
+        """How many outcomes are not there."""
+        return self.open.total() + self.closed.total()
+
+    @property
+    def mean_score(self) -> float | None:
+        """Over the prompts that have a score."""
+        return fmean(outcome.score for outcome in self.outcomes) if self.outcomes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """All experts, in the config's order."""
+
+    by_expert: Mapping[str, ExpertTally]
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        return [outcome for tally in self.by_expert.values() for outcome in tally.outcomes]
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether the same command again could bring more outcomes."""
+        return any(tally.open for tally in self.by_expert.values())
+
+    @property
+    def problems(self) -> list[str]:
+        """A sentence for each of an expert's commonest reasons why outcomes are missing."""
+        return [
+            f"{expert}: {count:,} without an outcome: {reason}"
+            for expert, tally in self.by_expert.items()
+            for reason, count in (tally.open + tally.closed).most_common(REASONS_SHOWN)
+        ]
+
+
+SCHEMA = pa.schema(
+    [("prompt_id", pa.string()), ("expert", pa.string()), ("score", pa.float64()), ("output_tokens", pa.int64())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`score` in [0, 1]; `output_tokens` is None where the endpoint does not count."""
+
+    prompt_id: str
+    expert: str
+    score: float
+    output_tokens: int | None
+
+
+def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """JSONL or Parquet, by the file's name; a file of that name is replaced when the new one is complete."""
+    refuse_unknown_format(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as workplace:
+        unfinished = Path(workplace) / path.name
+        if path.suffix == ".parquet":
+            _write_parquet(unfinished, outcomes)
+        else:
+            _write_jsonl(unfinished, outcomes)
+        unfinished.replace(path)
+
+
+def refuse_unknown_format(path: Path) -> None:
+    """DatasetError unless the file's name says which format it is to have."""
+    if path.suffix not in {".jsonl", ".parquet"}:
+        raise DatasetError(f"{path}: outcomes are written as .jsonl or .parquet")
+
+
+def _write_jsonl(path: Path, outcomes: Sequence[Outcome]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_parquet(path: Path, outcomes: Sequence[Outcome]) -> None:
+    pq.write_table(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=SCHEMA), path)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All requests to one target: `recorded` already, `to_send` still (for a judge: at most)."""
+
+    target: Target
+    recorded: int
+    to_send: int
+
+
+def show_steps(steps: Sequence[Step], console: Console) -> None:
+    """Who would be asked what."""
+    table = Table("asked", "at", "as model")
+    for column in ("recorded", "to send"):
+        table.add_column(column, justify="right")
+    for step in steps:
+        target = step.target
+        table.add_row(
+            target.name, shown_address(target.base_url), target.model, f"{step.recorded:,}", f"{step.to_send:,}"
+        )
+    console.print(table)
+    console.print("Everything needed is there; nothing was sent. A judge's requests are counted at their most.")
+
+
+def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
+    """Scores and costs, what is missing and why, and where everything is."""
+    table = Table("expert", "mean score")
+    for column in ("answers", "no outcome", "cut short", "output tokens", "s per answer"):
+        table.add_column(column, justify="right")
+    for expert, one in tally.by_expert.items():
+        mean = "-" if one.mean_score is None else f"{one.mean_score:.3f}"
+        per_answer = f"{one.seconds / one.answers:.2f}" if one.answers else "-"
+        counts = (one.answers, one.missing, one.cut_short, one.output_tokens)
+        table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
+    console.print(table)
+    for problem in tally.problems:
+        console.print(visible(problem), style="yellow", markup=False)
+    if tally.may_grow:
+        console.print("Some requests failed: the same command again asks only those.", style="yellow")
+    written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} is not written"
+    console.print(f"{written}; every answer is in {raw}", markup=False)
+
+
+EVERYTHING = "everything"
+
+
+class Bars(Protocol):
+    """Told what is to come and what is done."""
+
+    def plan(self, steps: Mapping[str, int]) -> None:
+        """So many requests under each name; called again for numbers that turn out otherwise."""
+
+    def advance(self, name: str) -> None:
+        """One request under this name is done, well or badly."""
+
+    def say(self, sentence: str) -> None:
+        """A line that stays."""
+
+
+class SilentBars:
+    """For tests and other callers without a terminal."""
+
+    def plan(self, steps: Mapping[str, int]) -> None: ...
+
+    def advance(self, name: str) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+
+class TerminalBars:
+    """`Bars` on a terminal; anywhere else only what is said. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("requests"),
+            TimeElapsedColumn(),
+            TextColumn("time left"),
+            TimeLeftColumn(),
+        )
+        self._console = console
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+        self._steps: dict[str, int] = {}
+
+    def __enter__(self) -> TerminalBars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def plan(self, steps: Mapping[str, int]) -> None:
+        self._steps.update(steps)
+        for name, total in {**self._steps, EVERYTHING: sum(self._steps.values())}.items():
+            if name in self._tasks:
+                self._progress.update(self._tasks[name], total=total)
+            elif total:
+                self._tasks[name] = self._progress.add_task(name, total=total, start=False)
+
+    def advance(self, name: str) -> None:
+        for task in (self._tasks[name], self._tasks[EVERYTHING]):
+            self._progress.start_task(task)
+            self._progress.advance(task)
+
+    def say(self, sentence: str) -> None:
+        self._console.print(visible(sentence), markup=False)

@@ -1,0 +1,301 @@
+"""Prompts as they are sent: messages, and the row they came from. Knows nothing of experts or scores.
+
+The raw file: every answer, verdict and failure, one JSON line each, appended when it arrives and never changed.
+
+What was written survives a kill of this process at any moment; what was written a second before a power failure
+survives that too. Knows nothing of endpoints or scores.
+
+The answers that count: those to the words, model and options of this run, as far as they are recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+from coe_server.errors import DatasetError
+from router_training.collect.settings import Message, Target
+from router_training.data.dataset import read_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt: `messages` as an OpenAI endpoint takes them; `row` with every column of its file."""
+
+    prompt_id: str
+    messages: tuple[Message, ...]
+    row: Mapping[str, Any]
+    place: str
+
+    @property
+    def text(self) -> str:
+        """The words a reader sees: a single prompt as it is, a conversation turn by turn."""
+        if len(self.messages) == 1:
+            return _words(self.messages[0])
+        return "\n\n".join(f"[{message.get('role')}]\n{_words(message)}" for message in self.messages)
+
+
+def read_questions(paths: Sequence[Path]) -> tuple[Question, ...]:
+    """All prompts of the files, in order. Raises DatasetError naming file and row."""
+    questions = tuple(_question(f"{path}, row {number}", row) for path in paths for number, row in read_rows(path))
+    if not questions:
+        raise DatasetError(f"{', '.join(str(path) for path in paths)}: no rows")
+    seen: set[str] = set()
+    for question in questions:
+        if question.prompt_id in seen:
+            raise DatasetError(f"{question.place}: prompt_id {question.prompt_id!r} occurs twice")
+        seen.add(question.prompt_id)
+    return questions
+
+
+def _question(place: str, row: Mapping[str, Any]) -> Question:
+    prompt_id = row.get("prompt_id")
+    if prompt_id is None or prompt_id == "":
+        raise DatasetError(f"{place} has no 'prompt_id'")
+    messages = row.get("messages")
+    if isinstance(row.get("prompt"), str):
+        messages = [{"role": "user", "content": row["prompt"]}]
+    usable = isinstance(messages, list) and messages and all(isinstance(message, Mapping) for message in messages)
+    if not usable:
+        raise DatasetError(f"{place} has neither a text 'prompt' nor a list of 'messages'")
+    return Question(str(prompt_id), tuple(_without_nulls(message) for message in messages), row, place)  # type: ignore[union-attr]  # `usable` is false for None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Parquet gives every message and every part of one each key that any other has."""
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
+
+
+def _words(message: Message) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "\n".join(str(part.get("text", f"[{part.get('type')}]")) for part in parts if isinstance(part, Mapping))
+
+
+SYNC_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an expert answered. `asked` is the fingerprint of messages, model and options."""
+
+    kind: ClassVar[str] = "answer"
+    prompt_id: str
+    expert: str
+    asked: str
+    text: str
+    output_tokens: int | None
+    finish_reason: str | None
+    seconds: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeVerdict:
+    """What the judge said about an answer. `replies` are its words; `said` what they mean, None if unreadable.
+
+    `order` says how it was asked: "expert_first", "reference_first" or "alone". `asked` is the fingerprint of its
+    prompt, model and options.
+    """
+
+    kind: ClassVar[str] = "verdict"
+    prompt_id: str
+    expert: str
+    order: str
+    asked: str
+    replies: tuple[str, ...]
+    said: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request that was given up after `attempts`. `order` is None for an expert's, else as in JudgeVerdict."""
+
+    kind: ClassVar[str] = "failure"
+    prompt_id: str
+    expert: str
+    order: str | None
+    asked: str
+    reason: str
+    seconds: float
+    attempts: int
+
+
+Record = Answer | JudgeVerdict | Failure
+_START = b'{"kind": "'
+_KINDS: Mapping[str, type[Record]] = {kind.kind: kind for kind in (Answer, JudgeVerdict, Failure)}
+
+
+class Recording:
+    """Everything in a raw file; nothing if there is none. The last record counts where something was asked again.
+
+    Raises DatasetError if the file is damaged before its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+        self._forget()
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        """Answers and verdicts that count."""
+        return len(self._answers) + len(self._verdicts)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Meanwhile, records can be appended. A last line that a kill cut short is cut away.
+
+        Raises DatasetError if another run has the file open.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise DatasetError(f"{self.path}: another `coe-train collect` is writing to it") from error
+            self._forget()
+            os.ftruncate(fd, self._read())
+            self._fd = fd
+            yield
+            os.fsync(fd)
+        finally:
+            self._fd = None
+            os.close(fd)
+
+    def answer(self, prompt_id: str, expert: str, asked: str) -> Answer | None:
+        """The expert's answer to exactly this request, if there is one."""
+        return self._answers.get((prompt_id, expert, asked))
+
+    def verdict(self, prompt_id: str, expert: str, order: str, asked: str) -> JudgeVerdict | None:
+        """The judge's reply to exactly this request, if there is one."""
+        return self._verdicts.get((prompt_id, expert, order, asked))
+
+    def failure(self, prompt_id: str, expert: str, order: str | None, asked: str) -> Failure | None:
+        """How exactly this request failed, unless it was answered since."""
+        return self._failures.get((prompt_id, expert, order, asked))
+
+    def append(self, record: Record) -> None:
+        """Keep a record, on disk first. Raises DatasetError if the disk does not take it; nothing is kept then."""
+        assert self._fd is not None, "only an open recording takes records"
+        line = json.dumps({"kind": record.kind, **asdict(record)}, ensure_ascii=False) + "\n"
+        try:
+            _write_whole(self._fd, line.encode("utf-8", "surrogatepass"))
+        except OSError as error:
+            raise DatasetError(f"{self.path} takes no more: {error.strerror}; all before is kept") from error
+        self._keep(record)
+
+    @asynccontextmanager
+    async def kept_synced(self) -> AsyncIterator[None]:
+        """Meanwhile, what was written goes from the system's memory to the disk every second."""
+        assert self._fd is not None, "only an open recording has something to write"
+        syncing = asyncio.create_task(_sync_for_ever(self._fd))
+        try:
+            yield
+        finally:
+            syncing.cancel()
+            with suppress(asyncio.CancelledError):
+                await syncing
+
+    def _forget(self) -> None:
+        self._answers: dict[tuple[str, str, str], Answer] = {}
+        self._verdicts: dict[tuple[str, str, str, str], JudgeVerdict] = {}
+        self._failures: dict[tuple[str, str, str | None, str], Failure] = {}
+
+    def _read(self) -> int:
+        """Keep every record of the file; how many bytes of it are whole lines."""
+        whole_bytes = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if _is_cut_short(line) and not file.peek(1):
+                    break
+                try:
+                    self._keep(_record(line))
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    raise DatasetError(
+                        f"{self.path}, row {number} is no record of `coe-train collect`: {error}"
+                    ) from error
+                whole_bytes += len(line)
+        return whole_bytes
+
+    def _keep(self, record: Record) -> None:
+        match record:
+            case Answer():
+                self._answers[record.prompt_id, record.expert, record.asked] = record
+                self._failures.pop((record.prompt_id, record.expert, None, record.asked), None)
+            case JudgeVerdict():
+                self._verdicts[record.prompt_id, record.expert, record.order, record.asked] = record
+                self._failures.pop((record.prompt_id, record.expert, record.order, record.asked), None)
+            case Failure():
+                self._failures[record.prompt_id, record.expert, record.order, record.asked] = record
+
+
+async def _sync_for_ever(fd: int) -> None:
+    while True:
+        await asyncio.sleep(SYNC_SECONDS)
+        await asyncio.to_thread(os.fsync, fd)
+
+
+def _record(line: bytes) -> Record:
+    row: dict[str, Any] = json.loads(line)
+    kind = _KINDS[row["kind"]]
+    names = [field.name for field in fields(kind)]
+    values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
+    return kind(**values)
+
+
+def _is_cut_short(line: bytes) -> bool:
+    """A record without its end, or what a power failure may leave in its place; never a line of somebody else's."""
+    start = line[: len(_START)]
+    return (_START.startswith(start) or start.startswith(b"\0")) and not line.endswith(b"}\n")
+
+
+def _write_whole(fd: int, line: bytes) -> None:
+    """All of the line or nothing."""
+    before = os.fstat(fd).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(fd, line[written:])
+    except OSError:
+        os.ftruncate(fd, before)
+        raise
+
+
+class Answers:
+    """Looks answers up in a recording."""
+
+    def __init__(self, recording: Recording, targets: Sequence[Target], answer_after: str | None) -> None:
+        self._recording = recording
+        self._targets: Mapping[str, Target] = {target.name: target for target in targets}
+        self._answer_after = answer_after
+
+    def of(self, expert: str, question: Question) -> Answer | None:
+        """The expert's answer; None if it was not asked or failed."""
+        asked = self._targets[expert].asked(question.messages)
+        return self._recording.answer(question.prompt_id, expert, asked)
+
+    def failure_of(self, expert: str, question: Question) -> Failure | None:
+        """How the expert failed; None if it answered or was not asked."""
+        asked = self._targets[expert].asked(question.messages)
+        return self._recording.failure(question.prompt_id, expert, None, asked)
+
+    def words(self, answer: Answer) -> str:
+        """What is scored: the text after the last `answer_after`, or all of it where that does not occur."""
+        return answer.text.rpartition(self._answer_after)[2] if self._answer_after else answer.text

@@ -1,0 +1,340 @@
+"""`coe-train collect`: every prompt to every expert, every answer recorded and scored. The story of a collection.
+
+Prompts, experts, a scorer and a recording, joined: what is still to be asked, and what the answers are worth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from coe_server.errors import DatasetError
+from coe_server.system.files import require_writable_folder
+from router_training import Track
+from router_training.collect.endpoint import Endpoint, Patience, Refusal, Reply, endpoint_to
+from router_training.collect.judge import Case, Judge, read_verdict, reminder
+from router_training.collect.progress import (
+    Bars,
+    ExpertTally,
+    Outcome,
+    Step,
+    Tally,
+    refuse_unknown_format,
+    write_outcomes,
+)
+from router_training.collect.recording import (
+    Answer,
+    Answers,
+    Failure,
+    JudgeVerdict,
+    Question,
+    Recording,
+    read_questions,
+)
+from router_training.collect.scorers import (
+    ChoiceScorer,
+    ExactScorer,
+    FunctionScorer,
+    NumericScorer,
+    PatternWorker,
+    RegexScorer,
+    Scorer,
+    Unscored,
+)
+from router_training.collect.settings import (
+    ChoiceSettings,
+    CollectConfig,
+    ExactSettings,
+    FunctionSettings,
+    JudgeSettings,
+    NumericSettings,
+    RegexSettings,
+    Target,
+    expert_targets,
+    judge_target,
+)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """`prompts` are read, `raw` grows with every answer and verdict, `out` is made from it."""
+
+    prompts: tuple[Path, ...]
+    out: Path
+    raw: Path
+
+    @classmethod
+    def of(cls, prompts: Sequence[Path], out: Path, raw: Path | None) -> Files:
+        """`raw` is outcomes.raw.jsonl beside outcomes.jsonl unless told otherwise."""
+        return cls(tuple(prompts), out, raw or out.with_name(f"{out.stem}.raw.jsonl"))
+
+
+def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, rescore: bool = False) -> Tally:
+    """Ask what has no answer yet, record it, score everything, write the outcomes.
+
+    With `rescore` no expert is asked. Raises ConfigError or DatasetError before anything is sent.
+    """
+    _refuse_places(files)
+    with PatternWorker() as worker:
+        collection = prepare(config, files.prompts, files.raw, worker)
+        if rescore and not len(collection.recording):
+            raise DatasetError(f"{files.raw}: nothing is recorded there that could be scored")
+        with collection.recording.open():
+            asyncio.run(_ask(collection, bars, experts_too=not rescore))
+            tally = collection.scored(track)
+    if tally.outcomes:
+        write_outcomes(files.out, tally.outcomes)
+    return tally
+
+
+def plan(config: CollectConfig, files: Files) -> list[Step]:
+    """What `collect` would send, after the same checks; nothing is sent or written."""
+    _refuse_places(files)
+    with PatternWorker() as worker:
+        return prepare(config, files.prompts, files.raw, worker).steps()
+
+
+def _refuse_places(files: Files) -> None:
+    """What is read must not be what is written, and what is written last must be a place that can be."""
+    refuse_unknown_format(files.out)
+    require_writable_folder("--out", files.out.parent)
+    if files.out.is_dir():
+        raise DatasetError(f"--out: {files.out} is a folder, where a file is due")
+    used = [path.resolve() for path in (*files.prompts, files.out, files.raw)]
+    for path in files.out, files.raw:
+        if used.count(path.resolve()) > 1:
+            raise DatasetError(f"{path}: the prompts, the outcomes and the raw answers need a file each")
+
+
+async def _ask(collection: Collection, bars: Bars, experts_too: bool) -> None:
+    """Expert by expert, so that each is loaded once; then the judge, who may be one of them."""
+    if experts_too:
+        bars.plan({step.target.name: step.to_send for step in collection.steps()})
+        for target in collection.targets:
+            await collection.ask_expert(target, bars)
+    bars.plan({step.target.name: step.to_send for step in collection.judging()})
+    await collection.ask_judge(bars)
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Made by `prepare`. `judge` is None unless the scorer is one."""
+
+    config: CollectConfig
+    questions: tuple[Question, ...]
+    targets: tuple[Target, ...]
+    recording: Recording
+    answers: Answers
+    scorer: Scorer
+    judge: Judge | None
+
+    def steps(self) -> list[Step]:
+        """In the order in which they are taken."""
+        steps = []
+        for target in self.targets:
+            to_send = len(self._unanswered(target))
+            steps.append(Step(target, len(self.questions) - to_send, to_send))
+        return [*steps, *self.judging()]
+
+    def judging(self) -> list[Step]:
+        """The last step alone; none unless the scorer is a judge."""
+        if self.judge is None:
+            return []
+        recorded = to_send = 0
+        for question, expert in self._pairs():
+            decided = [self.judge.is_decided(case) for case in self.judge.cases(question, expert)]
+            recorded += sum(decided)
+            to_come = self.judge.requests_each if self.judge.awaits_answers(question, expert) else 0
+            to_send += len(decided) - sum(decided) + to_come
+        return [Step(self.judge.target, recorded, to_send)]
+
+    async def ask_expert(self, target: Target, bars: Bars) -> None:
+        """Send the expert what it has not answered yet."""
+        if unanswered := self._unanswered(target):
+            await self._asker(bars).ask_expert(target, endpoint_to(target, self.config.request), unanswered)
+
+    async def ask_judge(self, bars: Bars) -> None:
+        """Send the judge what it has not decided yet."""
+        if self.judge is not None:
+            target = self.judge.target
+            cases = self._open_cases(self.judge)
+            await self._asker(bars).ask_judge(target, endpoint_to(target, self.config.request), cases)
+
+    def scored(self, track: Track) -> Tally:
+        """Every answer's score, and a reason where there is none."""
+        tallies = {target.name: ExpertTally() for target in self.targets}
+        for expert, tally in tallies.items():
+            for question in track(self.questions, f"scoring {expert}"):
+                self._score(question, expert, tally)
+        return Tally(tallies)
+
+    def _score(self, question: Question, expert: str, tally: ExpertTally) -> None:
+        answer = self.answers.of(expert, question)
+        if answer is None:
+            failure = self.answers.failure_of(expert, question)
+            tally.add_missing(Unscored(failure.reason if failure else "not asked", may_change=True))
+            return
+        tally.add_answer(answer)
+        score = self.scorer.score(question, expert, self.answers.words(answer))
+        if isinstance(score, Unscored):
+            tally.add_missing(score)
+        else:
+            tally.outcomes.append(Outcome(question.prompt_id, expert, score, answer.output_tokens))
+
+    def _unanswered(self, target: Target) -> list[Question]:
+        return [question for question in self.questions if self.answers.of(target.name, question) is None]
+
+    def _open_cases(self, judge: Judge) -> Iterator[Case]:
+        """One at a time: all prompts to the judge together may be many times the answers."""
+        for question, expert in self._pairs():
+            yield from (case for case in judge.cases(question, expert) if not judge.is_decided(case))
+
+    def _pairs(self) -> Iterator[tuple[Question, str]]:
+        """Every question with every expert's name."""
+        return ((question, target.name) for target in self.targets for question in self.questions)
+
+    def _asker(self, bars: Bars) -> Asker:
+        return Asker(self.recording, self.config.request.concurrency, bars)
+
+
+def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path, worker: PatternWorker) -> Collection:
+    """Everything read and checked: prompts, references, templates, keys. Raises ConfigError or DatasetError."""
+    questions, targets, recording = read_questions(prompts), expert_targets(config), Recording(raw)
+    answers = Answers(recording, targets, config.answer_after)
+    scorer = _scorer(config, answers, recording, worker)
+    judge = scorer if isinstance(scorer, Judge) else None
+    for question in questions:
+        scorer.check(question)
+    for target in (*targets, *([judge.target] if judge else [])):
+        endpoint_to(target, config.request)
+    return Collection(config, questions, targets, recording, answers, scorer, judge)
+
+
+def _scorer(config: CollectConfig, answers: Answers, recording: Recording, worker: PatternWorker) -> Scorer:
+    match config.scorer:
+        case ExactSettings() as settings:
+            return ExactScorer(settings, config.answer_column)
+        case NumericSettings() as settings:
+            return NumericScorer(settings, config.answer_column)
+        case ChoiceSettings() as settings:
+            return ChoiceScorer(settings, config.answer_column)
+        case RegexSettings() as settings:
+            return RegexScorer(settings, worker)
+        case FunctionSettings() as settings:
+            return FunctionScorer(settings.function)
+        case JudgeSettings() as settings:
+            target = judge_target(config, settings)
+            return Judge(settings, target, answers, recording, config.answer_column)
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Where answers go, how many requests are under way at once, and who is told of each."""
+
+    recording: Recording
+    concurrency: int
+    bars: Bars
+
+    async def ask_expert(self, target: Target, endpoint: Endpoint, questions: Iterable[Question]) -> None:
+        """Send every question, record every answer and failure. Stops early where no answer can be expected."""
+        patience = Patience()
+
+        async def ask(question: Question) -> None:
+            reply = await endpoint.ask(question.messages)
+            asked = target.asked(question.messages)
+            self.recording.append(_answer(question.prompt_id, target.name, asked, reply))
+            patience.note(reply if isinstance(reply, Refusal) else None)
+            self.bars.advance(target.name)
+
+        await self._each(endpoint, questions, ask, patience)
+        self._say_if_given_up(target, patience)
+
+    async def ask_judge(self, target: Target, endpoint: Endpoint, cases: Iterable[Case]) -> None:
+        """Put every case to the judge, record every verdict and failure. Stops early likewise."""
+        patience = Patience()
+
+        async def ask(case: Case) -> None:
+            record = await _verdict(endpoint, case)
+            if isinstance(record, Refusal):
+                self.recording.append(_failure(case.prompt_id, case.expert, case.order, case.asked, record))
+                patience.note(record)
+            else:
+                self.recording.append(record)
+                patience.note(None)
+            self.bars.advance(target.name)
+
+        await self._each(endpoint, cases, ask, patience)
+        self._say_if_given_up(target, patience)
+
+    async def _each(
+        self, endpoint: Endpoint, items: Iterable[Item], work: Callable[[Item], Awaitable[None]], patience: Patience
+    ) -> None:
+        waiting = iter(items)
+        async with endpoint, self.recording.kept_synced():
+            workers = [asyncio.create_task(_work_through(waiting, work, patience)) for _ in range(self.concurrency)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+
+    def _say_if_given_up(self, target: Target, patience: Patience) -> None:
+        if patience.lost_because is not None:
+            self.bars.say(f"{target.name}: given up, {patience.lost_because}")
+
+
+async def _work_through(waiting: Iterator[Item], work: Callable[[Item], Awaitable[None]], patience: Patience) -> None:
+    for item in waiting:
+        if patience.lost_because is not None:
+            return
+        await work(item)
+
+
+def _answer(prompt_id: str, expert: str, asked: str, reply: Reply | Refusal) -> Answer | Failure:
+    if isinstance(reply, Refusal):
+        return _failure(prompt_id, expert, None, asked, reply)
+    said = reply.completion
+    return Answer(
+        prompt_id=prompt_id,
+        expert=expert,
+        asked=asked,
+        text=said.text,
+        output_tokens=said.output_tokens,
+        finish_reason=said.finish_reason,
+        seconds=round(reply.seconds, 4),
+        attempts=reply.attempts,
+    )
+
+
+def _failure(prompt_id: str, expert: str, order: str | None, asked: str, refusal: Refusal) -> Failure:
+    seconds = round(refusal.seconds, 4)
+    return Failure(prompt_id, expert, order, asked, refusal.reason, seconds, refusal.attempts)
+
+
+async def _verdict(endpoint: Endpoint, case: Case) -> JudgeVerdict | Refusal:
+    """The judge's verdict; one that cannot be read is asked for once more."""
+    first = await endpoint.ask(case.messages)
+    if isinstance(first, Refusal):
+        return first
+    replies, seconds = [first.completion.text], first.seconds
+    said = read_verdict(case.mode, case.token, replies[0])
+    if said is None:
+        again = await endpoint.ask(
+            [
+                *case.messages,
+                {"role": "assistant", "content": replies[0] or "(nothing)"},
+                {"role": "user", "content": reminder(case.mode, case.token)},
+            ]
+        )
+        if isinstance(again, Refusal):
+            return again
+        replies.append(again.completion.text)
+        seconds += again.seconds
+        said = read_verdict(case.mode, case.token, replies[1])
+    return JudgeVerdict(case.prompt_id, case.expert, case.order, case.asked, tuple(replies), said, round(seconds, 4))

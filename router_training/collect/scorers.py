@@ -1,0 +1,317 @@
+"""Scorers that need nobody else: exact text, last number, chosen letter. Reference and answer in, score out.
+
+An answer without a number or a letter is a wrong answer, not a missing one. Every pattern here is bounded: no answer,
+however long or hostile, takes more than time in proportion to its length.
+
+The regular-expression scorer: 1 if the pattern is found in the answer, within a time limit.
+
+Python's engine backtracks, and some patterns take exponential time on some answers. So it runs in a worker process
+that is killed when the limit is over; the outcome is missing then, and the next search gets a new worker.
+
+A scorer of the user's own: a Python function named `module:function`, imported from their environment on purpose.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import select
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from coe_server.errors import ConfigError, DatasetError
+from router_training.collect import pattern_worker
+from router_training.collect.recording import Question
+from router_training.collect.settings import ChoiceSettings, ExactSettings, NumericSettings, RegexSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """No score, and why: the outcome is missing, not zero. `may_change`: asking again could bring one."""
+
+    reason: str
+    may_change: bool = False
+
+
+class Scorer(Protocol):
+    """Tells how good an answer is."""
+
+    def check(self, question: Question) -> None:
+        """Raise DatasetError if the prompt lacks what a score needs; called before anything is asked."""
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        """From 0 to 1."""
+
+
+class ExactScorer:
+    """1 if the answer is the reference, or one of them; see `ExactSettings` for what may differ."""
+
+    def __init__(self, settings: ExactSettings, column: str) -> None:
+        self._ignored = frozenset(settings.ignore)
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        references(question, self._column)
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        wanted = {self._normal(reference) for reference in references(question, self._column)}
+        return float(self._normal(answer) in wanted)
+
+    def _normal(self, text: str) -> str:
+        text = unicodedata.normalize("NFC", text).strip()
+        if "case" in self._ignored:
+            text = text.casefold()
+        if "punctuation" in self._ignored:
+            text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
+        if "articles" in self._ignored:
+            text = _ARTICLES.sub(" ", text)
+        if self._ignored & {"whitespace", "articles"}:
+            text = " ".join(text.split())
+        return text.strip()
+
+
+class NumericScorer:
+    """1 if the last number in the answer is the last number in the reference, or near enough."""
+
+    def __init__(self, settings: NumericSettings, column: str) -> None:
+        self._absolute, self._relative = settings.absolute_tolerance, settings.relative_tolerance
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        self._wanted(question)
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        number = last_number(answer)
+        near = number is not None and any(
+            math.isclose(number, wanted, rel_tol=self._relative, abs_tol=self._absolute)
+            for wanted in self._wanted(question)
+        )
+        return float(near)
+
+    def _wanted(self, question: Question) -> list[float]:
+        wanted = [last_number(reference) for reference in references(question, self._column)]
+        numbers = [number for number in wanted if number is not None]
+        if len(numbers) < len(wanted):
+            raise DatasetError(f"{question.place}: no number in {self._column!r} {question.row[self._column]!r}")
+        return numbers
+
+
+class ChoiceScorer:
+    """1 if the letter chosen in the answer is the reference's."""
+
+    def __init__(self, settings: ChoiceSettings, column: str) -> None:
+        self._letters = settings.letters
+        self._column = column
+
+    def check(self, question: Question) -> None:
+        for reference in references(question, self._column):
+            if reference.strip().upper() not in tuple(self._letters):
+                raise DatasetError(
+                    f"{question.place}: {self._column!r} {reference!r} is none of the letters {self._letters}"
+                )
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        wanted = {reference.strip().upper() for reference in references(question, self._column)}
+        return float(chosen_letter(answer, self._letters) in wanted)
+
+
+def references(question: Question, column: str) -> list[str]:
+    """The right answers in the prompt's row: one, or a list of which any will do. Raises DatasetError without one."""
+    value = question.row.get(column)
+    found = [str(one) for one in (value if isinstance(value, list) else [value]) if one is not None and one != ""]
+    if not found:
+        raise DatasetError(f"{question.place} has no {column!r} to compare answers with")
+    return found
+
+
+def last_number(text: str) -> float | None:
+    """The last number in a text, None without one.
+
+    `1,234.5`, `-3`, `.5`, `2e-3`; a comma stands between thousands, never before decimals. A sign that follows a
+    letter or digit is none: `5-3` ends with 3. Digits within words (`H2O`) and version numbers (`1.2.3`) do not count.
+    """
+    found = None
+    for found in _NUMBER.finditer(text):  # noqa: B007  the last one is what we want
+        pass
+    return float(found[0].replace(",", "").replace("\u2212", "-")) if found else None
+
+
+def chosen_letter(text: str, letters: str) -> str | None:
+    """The letter a multiple-choice answer settles on, None without one.
+
+    In this order: the last "answer is X" or boxed X; an answer that begins with X and a delimiter, or is X alone; the
+    last X in parentheses or in bold.
+    """
+    one_of = f"[{letters}]"
+    for pattern in (_CUE, _BEGINNING, _MARKED):
+        found = re.findall(pattern.format(letter=one_of), text)
+        if found:
+            return str(found[-1])
+    alone = text.strip().strip("().*").upper()
+    return alone if len(alone) == 1 and alone in letters else None
+
+
+_NUMBER = (
+    re.compile(  # atomic groups and possessive quantifiers: what was read as one number is never read as a shorter one
+        r"(?<![A-Za-z0-9.])(?:(?<!\))[-+\u2212])?"
+        r"(?:(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]++)?+|\.[0-9]++)"
+        r"(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?+(?!\.[0-9])"
+    )
+)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
+
+_OPENING = r"[\s:*_(\[{{\"'`$]{{0,20}}"
+_CUE = (
+    r"(?:(?i:\banswer|\bcorrect (?:option|choice|letter))(?i:\s{{1,3}}is)?|\\boxed|\\text)"
+    + _OPENING
+    + r"({letter})(?![A-Za-z0-9'])"
+)
+_BEGINNING = r"\A[\s*_(\[\"'`]{{0,20}}({letter})(?:[).:,\]*]|\s*\Z)"
+_MARKED = r"(?:\(|\*\*|\n)({letter})(?:[).:]|\*\*|\n|\Z)"
+
+
+_STARTING_SECONDS = 60.0
+
+
+class PatternWorker:
+    """One worker process at a time, started when needed; a context manager that ends it."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> PatternWorker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def found(self, pattern: str, text: str, time_limit_seconds: float) -> bool | Unscored:
+        """Whether the pattern occurs in the text; `Unscored` if that cannot be told within the limit."""
+        try:
+            reply = _exchange(self._running(), {"pattern": pattern, "text": text}, time_limit_seconds)
+        except TimeoutError:
+            self._end()
+            return Unscored(f"the pattern took longer than {time_limit_seconds:g} s")
+        except (BrokenPipeError, EOFError):
+            self._end()
+            return Unscored("the pattern's process ended")
+        if "error" in reply:
+            return Unscored(f"the pattern failed: {reply['error']}")
+        return bool(reply["found"])
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            command = [sys.executable, "-I", str(Path(pattern_worker.__file__))]
+            self._process = subprocess.Popen(
+                command,
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is ours to handle
+            )
+            _exchange(self._process, {"pattern": "", "text": ""}, _STARTING_SECONDS)  # not the pattern's own time
+        return self._process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            with process:  # closes its pipes and waits
+                pass
+
+
+class RegexScorer:
+    """1 if the prompt's pattern (or the one of all prompts) is found anywhere in the answer."""
+
+    def __init__(self, settings: RegexSettings, worker: PatternWorker) -> None:
+        self._settings = settings
+        self._worker = worker
+
+    def check(self, question: Question) -> None:
+        pattern = self._pattern(question)
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise DatasetError(f"{question.place}: {pattern!r} is no regular expression: {error}") from error
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        del expert
+        found = self._worker.found(self._pattern(question), answer, self._settings.time_limit_seconds)
+        return found if isinstance(found, Unscored) else float(found)
+
+    def _pattern(self, question: Question) -> str:
+        pattern = self._settings.pattern or question.row.get(self._settings.column)
+        if not isinstance(pattern, str) or not pattern:
+            raise DatasetError(f"{question.place} has no {self._settings.column!r}, and scorer.pattern is not set")
+        return pattern
+
+
+def _exchange(process: subprocess.Popen[bytes], asked: dict[str, str], seconds: float) -> Any:
+    """The worker's reply. Raises TimeoutError, and BrokenPipeError or EOFError if it is gone."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    unsent = memoryview(json.dumps(asked).encode() + b"\n")
+    while unsent:
+        unsent = unsent[process.stdin.write(unsent) :]
+    readable, _, _ = select.select([process.stdout], [], [], seconds)
+    if not readable:
+        raise TimeoutError
+    line = process.stdout.readline()
+    if not line:
+        raise EOFError
+    return json.loads(line)
+
+
+OwnFunction = Callable[[Mapping[str, Any], str], float | None]  # (the prompt's row, the answer's text) -> score
+
+
+class FunctionScorer:
+    """What the user's function says: 0 to 1, or None for no score."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._function = _imported(name)
+
+    def check(self, question: Question) -> None:
+        """What a prompt needs is the function's business."""
+
+    def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
+        """Raises DatasetError, naming the prompt, if the function raises or returns anything else."""
+        try:
+            score = self._function(question.row, answer)
+        except Exception as error:  # somebody else's code ends here
+            reason = f"{type(error).__name__}: {error}"
+            raise DatasetError(f"{self._name} failed on {expert!r}, {question.prompt_id!r}: {reason}") from error
+        if score is None:
+            return Unscored(f"{self._name} gave none")
+        if not isinstance(score, int | float) or not 0.0 <= score <= 1.0:
+            raise DatasetError(
+                f"{self._name} returned {score!r} for {expert!r}, {question.prompt_id!r}: not a number in [0, 1]"
+            )
+        return float(score)
+
+
+def _imported(name: str) -> OwnFunction:
+    module, _, attribute = name.partition(":")
+    try:
+        function: OwnFunction = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"scorer.function: {name} cannot be imported ({error}); its folder must be on PYTHONPATH"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"scorer.function: {name} is not a function")
+    return function

@@ -1,0 +1,173 @@
+"""A draft of the artifact: step one fitted on all prompts given, step two on what unseen ones looked like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.routing.artifact import Artifact, HeldOut
+from coe_server.routing.classifier import Calibration, Corrections, Temperature
+from coe_server.routing.manifest import ClassifierEntry, ExpertEntry, Manifest, Thresholds
+from router_training import Track
+from router_training.assignment.objectives import factors_of, score_entries
+from router_training.classifier.calibration import fitted_corrections, residuals
+from router_training.classifier.classifier import StepOne, calibrated, fit_step_one, with_named_classifier
+from router_training.classifier.features import Basis, Matrix, basis_of, count_ngrams
+from router_training.classifier.models import kind_of
+from router_training.config import TrainingConfig
+from router_training.cross_fit.out_of_fold import Rehearsal, front_of, rehearse, solve_objectives
+from router_training.data.dataset import Dataset
+from router_training.data.embeddings import feature_entry, served
+
+Ints = npt.NDArray[np.int64]
+
+REHEARSED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all of them fit step one
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """An artifact not judged yet, and the rehearsal behind it: of the prompts `rehearsed`, which are these `rows` of
+    the training prompts. `config` names its classifier."""
+
+    draft: Artifact
+    kept: HeldOut
+    rehearsal: Rehearsal
+    rehearsed: Dataset
+    rows: Ints
+    config: TrainingConfig
+
+
+def counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
+    """The n-grams of every prompt: [prompts, buckets]."""
+    return count_ngrams(track(dataset.conversations, "counting n-grams"), config.features.bucket_bits)
+
+
+def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Track) -> Learned:
+    """Step one on all training prompts, whose n-grams are `counts`; what depends on unseen ones from the rehearsal."""
+    basis = basis_of(counts, training, config.features, track)
+    config = with_named_classifier(basis, training, config, track)
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:REHEARSED_PROMPTS])
+    rehearsed = training.rows(rows)
+    few = basis.rows(rows).kept()
+    rehearsal = rehearse(few, rehearsed, config, track)
+    whole = few if len(few) == len(basis) else basis
+    (step_one,) = [fit_step_one(whole, training, config) for _ in track([None], "fitting on all prompts")]
+    step_one = calibrated(step_one, rehearsal.calibration, rehearsal.ramp.threshold)
+    manifest = _manifest(rehearsed, rehearsal, step_one, config)
+    mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
+    corrections = _corrections(few, rehearsed, rehearsal)
+    features = served(step_one.features, config.features)
+    draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
+    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, config)
+
+
+def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> Artifact:
+    """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`,
+    which `basis` is of."""
+    config, rehearsal = learned.config, learned.rehearsal
+    (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
+    step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
+    manifest = learned.draft.manifest
+    kind = kind_of(step_one.classifier.model, config.classifier.named_kind)
+    update = {
+        "features": feature_entry(step_one.features, config.features),
+        "classifier": manifest.classifier.model_copy(update={"kind": kind}),
+        "prototypes": step_one.gate.prototypes,
+        "prompts": len(everything),
+    }
+    return replace(
+        learned.draft,
+        manifest=manifest.model_copy(update=update),
+        features=served(step_one.features, config.features),
+        classifier=step_one.classifier,
+        gate=step_one.gate,
+        corrections=_corrections(basis.rows(learned.rows), learned.rehearsed, rehearsal),
+    )
+
+
+def _corrections(basis: Basis, training: Dataset, rehearsal: Rehearsal) -> Corrections | None:
+    """Of all training prompts, as far as unseen ones have shown that corrections help."""
+    if rehearsal.correction_share == 0.0:
+        return None
+    left = residuals(training.scores, rehearsal.probabilities @ rehearsal.table.scores)
+    fitted = fitted_corrections(basis.gram, left, training.weights)
+    return Corrections((rehearsal.correction_share * fitted.coefficients).astype(np.float32))
+
+
+def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config: TrainingConfig) -> Manifest:
+    by_category, overall = score_entries(training, rehearsal.table)
+    return Manifest(
+        features=feature_entry(step_one.features, config.features),
+        categories=list(training.categories),
+        classifier=ClassifierEntry(
+            kind=kind_of(step_one.classifier.model, config.classifier.named_kind),
+            calibration=config.classifier.calibration,
+            neighbours=config.classifier.neighbours,
+        ),
+        temperature=_temperature(rehearsal.calibration),
+        prototypes=step_one.gate.prototypes,
+        neighbours=config.gate.neighbours,
+        thresholds=Thresholds(
+            gate=rehearsal.ramp.threshold,
+            full_trust=rehearsal.ramp.full_trust,
+            min_confidence=config.classifier.min_confidence,
+            max_entropy=rehearsal.max_entropy,
+        ),
+        mode=config.mapping.mode,
+        corrections=rehearsal.correction_share > 0.0,
+        z=config.mapping.z if config.mapping.scores == "lower_bound" else 0.0,
+        experts=[
+            ExpertEntry(
+                name=expert.name,
+                active_params_b=expert.active_params_b,
+                total_params_b=expert.hosted_params_b,
+                price_per_million_tokens=expert.price_per_million_tokens,
+                context_tokens=expert.context_tokens,
+                vision=expert.sees,
+                modalities=expert.modalities,
+                tools=expert.tools,
+            )
+            for expert in config.experts
+        ],
+        score=by_category,
+        overall=overall,
+        objectives=solve_objectives(training, rehearsal, config),
+        pins=config.mapping.pins,
+        bans=config.mapping.bans,
+        front=front_of(training, rehearsal, config),
+        seed=config.seed,
+        data_hash=content_hash([*config.data.prompts, *config.data.outcomes]),
+        prompts=len(training),
+        versions={name: version(name) for name in ("coe-server", "numpy", "scikit-learn", "scipy")},
+    )
+
+
+def _temperature(calibration: Calibration) -> float:
+    return calibration.temperature if isinstance(calibration, Temperature) else 1.0
+
+
+def _kept(training: Dataset, rehearsal: Rehearsal) -> HeldOut:
+    """The out-of-fold predictions, for re-solving the mapping."""
+    return HeldOut(
+        probabilities=rehearsal.probabilities.astype(np.float32),
+        corrections=rehearsal.corrections.astype(np.float32),
+        trust=rehearsal.trust.astype(np.float32),
+        weights=training.weights.astype(np.float32),
+        factors=factors_of(training).astype(np.float32),
+    )
+
+
+def content_hash(paths: Iterable[Path]) -> str:
+    """One hash over the bytes of all files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,202 @@
+"""What step two learns from prompts that step one was not fitted on: score table, limit of unsureness, gate. Pure.
+
+Which similarities the gate trusts, and how much: a ramp between two of those that familiar prompts have. Pure.
+
+Groups left out of training move the ramp only where they agree that it should: there are few of them, and a threshold
+that follows their mean gain follows the noise (docs/routing-quality.md has the figures).
+
+How unsure may the classifier be before `general` answers better? Chosen on prompts it was not fitted on. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coe_server.routing.classifier import Calibration, normalised_entropy
+from coe_server.routing.gate import trust_in
+from router_training.assignment.objectives import ScoreTable, lower_bounds, score_table
+from router_training.config import TrainingConfig
+from router_training.data.dataset import Dataset
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What step one says of n prompts it was not fitted on: calibrated `probabilities` [n, categories],
+    `similarities` [n] to its prototypes, `corrections` [n, experts] as they would be applied."""
+
+    probabilities: Vector
+    calibration: Calibration
+    similarities: Vector
+    corrections: Vector
+
+    def rows(self, kept: Ints) -> Reading:
+        return Reading(self.probabilities[kept], self.calibration, self.similarities[kept], self.corrections[kept])
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Step two's parameters."""
+
+    table: ScoreTable
+    max_entropy: float
+    ramp: Ramp
+
+
+def settled(reading: Reading, dataset: Dataset, foreign: Attempts | None, config: TrainingConfig) -> Settled:
+    """From the readings of the prompts of `dataset`, and attempts at the same prompts without their groups."""
+    table = table_of(reading.probabilities, dataset, config)
+    limit = max_entropy_of(reading.probabilities, table, dataset, config)
+    step = fitted_step(foreign, dataset)
+    return Settled(table, limit, ramp_at(step, reading.similarities))
+
+
+def view_of(reading: Reading, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:
+    """The scores to expect of these prompts with the categories and without."""
+    probabilities = reading.probabilities
+    overall = np.broadcast_to(table.overall_scores, (len(probabilities), len(table.overall_scores)))
+    sure = probabilities.max(axis=1) >= config.classifier.min_confidence
+    sure &= normalised_entropy(probabilities) <= max_entropy
+    soft = np.where(sure[:, np.newaxis], probabilities @ table.scores + reading.corrections, overall)
+    return View(reading.similarities, soft, overall)
+
+
+def telling(dataset: Dataset, seen: Ints) -> Ints:
+    """The prompts `seen`; all of them where those show nothing of some expert, which no score table can do without."""
+    known = ~np.isnan(dataset.scores[seen]) & (dataset.weights[seen] > 0.0)[:, np.newaxis]
+    return seen if known.any(axis=0).all() else np.arange(len(dataset))
+
+
+def table_of(probabilities: Vector, dataset: Dataset, config: TrainingConfig) -> ScoreTable:
+    """The score table, of lower bounds where the configuration asks for them."""
+    table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
+    return lower_bounds(table, config.mapping.z) if config.mapping.scores == "lower_bound" else table
+
+
+def max_entropy_of(probabilities: Vector, table: ScoreTable, dataset: Dataset, config: TrainingConfig) -> float:
+    """The configured limit, or the one that these prompts ask for."""
+    asked = config.classifier.max_entropy
+    if asked != "auto":
+        return asked
+    overall = np.broadcast_to(table.overall_scores, dataset.scores.shape)
+    gains = taken_scores(probabilities @ table.scores, dataset) - taken_scores(overall, dataset)
+    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    return fitted_entropy_limit(normalised_entropy(probabilities[judged]), gains[judged], dataset.weights[judged])
+
+
+# quantiles of the similarities of familiar prompts between which trust grows from 0 to 1, cautious ones later
+LADDER = ((0.0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75))
+USUAL = 1  # the step taken unless groups say otherwise
+CERTAIN = 2.0  # standard errors, over groups, that make a gain or a loss certain
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp:
+    """Similarities: no trust below `threshold`, full trust from `full_trust`."""
+
+    threshold: float
+    full_trust: float
+
+    def trust(self, similarities: Vector) -> Vector:
+        """[n], 0 to 1."""
+        return trust_in(similarities, self.threshold, self.full_trust)
+
+
+OPEN = Ramp(-1.0, -1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """n prompts unseen in fitting: `similarities` [n], and the scores [n, experts] to expect if the categories
+    are trusted (`soft`) and if not (`overall`)."""
+
+    similarities: Vector
+    soft: Vector
+    overall: Vector
+
+    def rows(self, kept: Ints) -> View:
+        return View(self.similarities[kept], self.soft[kept], self.overall[kept])
+
+    def expected(self, ramp: Ramp) -> Vector:
+        """The scores to expect behind a gate with this ramp."""
+        return self.overall + ramp.trust(self.similarities)[:, np.newaxis] * (self.soft - self.overall)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """n prompts of unseen groups: the scores `expected` [n, experts] of them at every step of the ladder, between
+    similarities that their group had no say in, and the `overall` ones [n, experts]."""
+
+    expected: tuple[Vector, ...]
+    overall: Vector
+
+    def rows(self, kept: Ints) -> Attempts:
+        return Attempts(tuple(step[kept] for step in self.expected), self.overall[kept])
+
+
+def ramp_at(step: int, familiar: Vector) -> Ramp:
+    """The ramp of this step for similarities [n] of familiar prompts; without any the gate stays open."""
+    if len(familiar) == 0:
+        return OPEN
+    threshold, full_trust = np.quantile(familiar, LADDER[step])
+    return Ramp(float(threshold), float(full_trust))
+
+
+def fitted_step(foreign: Attempts | None, dataset: Dataset) -> int:
+    """The usual step; an earlier one if prompts of unseen groups certainly gain by it, a later one if at the usual
+    one they certainly lose against the overall means. `foreign` are attempts at the prompts of `dataset`."""
+    if foreign is None:
+        return USUAL
+    taken = [taken_scores(step, dataset) for step in foreign.expected]
+    if _certain(taken[USUAL - 1] - taken[USUAL], dataset) > 0:
+        return USUAL - 1
+    overall = taken_scores(foreign.overall, dataset)
+    steps = range(USUAL, len(LADDER) - 1)
+    return next((step for step in steps if _certain(taken[step] - overall, dataset) >= 0), len(LADDER) - 1)
+
+
+def taken_scores(expected: Vector, dataset: Dataset) -> Vector:
+    """[n]: the outcome of the expert with the best expected score; NaN where it is missing."""
+    return np.asarray(dataset.scores[np.arange(len(expected)), expected.argmax(axis=1)])
+
+
+def _certain(differences: Vector, dataset: Dataset) -> int:
+    """Sign of the mean of `differences` [n] if groups agree on it, else 0. The groups are what was drawn."""
+    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    names, group_of = np.unique(dataset.groups[judged], return_inverse=True)
+    count = len(names)
+    if count < 2:
+        return 0
+    sums = np.bincount(group_of, (dataset.weights * differences)[judged], count)
+    error = np.sqrt(count / (count - 1) * ((sums - sums.mean()) ** 2).sum())
+    return int(np.sign(sums.sum())) if abs(sums.sum()) > CERTAIN * error else 0
+
+
+NEVER = 1.0
+QUANTILES = np.linspace(0.3, 1.0, 36)  # at most seven prompts in ten go to `general` for this reason
+
+
+def fitted_entropy_limit(entropies: Vector, gains: Vector, weights: Vector) -> float:
+    """The normalised entropy above which the experts' overall means decide; 1 (never) unless that is clearly better.
+
+    `gains` [n] are what trusting the categories gained on each prompt over the overall means. Clearly better: the
+    prompts sent to `general` lost by being trusted, by more than two standard errors.
+    """
+    if len(gains) == 0:
+        return NEVER
+    best, limit = 0.0, NEVER
+    for candidate in np.quantile(entropies, QUANTILES):
+        unsure = entropies > candidate
+        if unsure.sum() < 2:
+            continue
+        lost = -weights * gains * unsure / weights.mean()
+        saved = float(lost.mean())
+        certain = saved > 2.0 * float(lost.std(ddof=1)) / np.sqrt(len(lost))
+        if certain and saved > best:
+            best, limit = saved, float(candidate)
+    return limit

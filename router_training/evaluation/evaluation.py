@@ -1,0 +1,310 @@
+"""Scores a router on recorded outcomes, through the server's own `Router`: every number of `evaluation.json`.
+
+What an evaluation says, on one screen: experts, objectives, and how far the router can be believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from coe_server.errors import DatasetError, NoCapableExpert
+from coe_server.routing.artifact import Artifact
+from coe_server.routing.classifier import Temperature
+from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.router import Router
+from router_training import Track
+from router_training.data.dataset import Dataset, named_prompts
+from router_training.data.embeddings import Prepare, nothing_to_embed
+from router_training.evaluation import metrics
+from router_training.evaluation.gains import (
+    Judged,
+    budget_gain,
+    confusion,
+    curve_keys,
+    reliability,
+    unlimited_gain,
+    worst_prompts,
+)
+from router_training.evaluation.metrics import Bootstrap
+from router_training.evaluation.robustness import robustness
+
+Vector = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+AT_REST = Availability(residency="disk", predicted_wait_seconds=0.0)
+PERTURBED_PROMPTS = 1000  # drawn for the flip rate and robustness
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] as it compared them
+    (where corrections lead a little outside of [0, 1]; -inf: excluded), `probabilities` [n, categories], `confidences`,
+    `inside` the gate and `routing_ms` [n]."""
+
+    chosen: Ints
+    expected: Vector
+    probabilities: Vector
+    confidences: Vector
+    inside: npt.NDArray[np.bool_]
+    routing_ms: Vector
+
+
+def evaluate(
+    artifact: Artifact,
+    dataset: Dataset,
+    bootstrap: Bootstrap,
+    track: Track,
+    prepare: Prepare = nothing_to_embed,
+) -> dict[str, Any]:
+    """The content of `evaluation.json`; unshipped objectives are measured too.
+
+    `prepare` embeds prompts that were changed to see whether they change hands; those of `dataset` are prepared.
+    Raises DatasetError where no prompt has an outcome from every expert.
+    """
+    complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
+    if not complete.any():
+        raise DatasetError(f"none of the {len(dataset)} prompts has an outcome from every expert")
+    judged = Judged(dataset.rows(np.flatnonzero(complete)), np.array(artifact.manifest.costs()))
+    router = Router(_all_shipped(artifact))
+    decided = {name: decide(router, judged.dataset, name, track) for name in router.objectives}
+    main = main_objective(artifact)
+    decisions = decided[main]
+    curve = metrics.risk_coverage(decisions.confidences, judged.taken(decisions.chosen), judged.weights)
+    return {
+        "n_prompts": len(judged.dataset),
+        "n_incomplete": int(len(dataset) - len(judged.dataset)),
+        "router_version": artifact.version,
+        "cost_unit": artifact.manifest.cost_unit,
+        "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),
+        "best_single": {"expert": dataset.experts[judged.best_single], "score": float(judged.expert_means.max())},
+        "hull": [
+            {"mean_active_params_b": cost, "score": score}
+            for cost, score in zip(judged.hull.costs.tolist(), judged.hull.scores.tolist(), strict=True)
+        ],
+        "random": float(judged.expert_means.mean()),
+        "oracle": metrics.mean(judged.outcomes.max(axis=1), judged.weights),
+        "category_ceiling": metrics.category_ceiling(judged.outcomes, judged.dataset.labels, judged.weights),
+        "router": {"objective": main, **_router_row(judged, decisions, bootstrap)},
+        "by_budget": [
+            _budget_row(judged, name, artifact, decided[name].chosen, bootstrap)
+            for name, entry in artifact.manifest.objectives.items()
+            if entry.budget is not None
+        ],
+        **curve_keys(judged, decisions.expected),
+        "calibration": _calibration(judged, decisions, artifact),
+        "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
+        "leave_group_out": None,
+        **_robustness(router, judged, main, bootstrap.seed, track, prepare),
+        "routing_ms": {
+            "p50": float(np.percentile(decisions.routing_ms, 50)),
+            "p99": float(np.percentile(decisions.routing_ms, 99)),
+        },
+        **_details(judged, decisions, artifact),
+        "date": date.today().isoformat(),
+    }
+
+
+def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> Decisions:
+    """Every prompt routed under one objective, with all experts equally far away.
+
+    Raises DatasetError naming prompts that no expert can take.
+    """
+    costs = router.artifact.manifest.costs(objective)
+    column = {name: position for position, name in enumerate(dataset.experts)}
+    expected = np.full((len(dataset), len(dataset.experts)), -np.inf)
+    rows = _routed(router, dataset, objective, track)
+    for at, decision in enumerate(rows):
+        for ranked in decision.ranking:
+            if ranked.excluded is None and ranked.value is not None:
+                place = column[ranked.expert]
+                expected[at, place] = ranked.value + decision.budget.multiplier * costs[place]
+    return Decisions(
+        chosen=np.array([column[row.expert] for row in rows], dtype=np.int64),
+        expected=expected,
+        probabilities=np.array([list(row.probabilities.values()) for row in rows]),
+        confidences=np.array([row.confidence for row in rows], dtype=np.float64),
+        inside=np.array([bool(row.gate.inside) for row in rows]),
+        routing_ms=np.array([row.routing_ms for row in rows]),
+    )
+
+
+def _routed(router: Router, dataset: Dataset, objective: str, track: Track) -> list[RoutingDecision]:
+    availability = dict.fromkeys(router.expert_names, AT_REST)
+    options = RouteOptions(objective=objective)
+    found: list[RoutingDecision] = []
+    untaken: dict[str, str] = {}
+    for name, conversation in zip(
+        dataset.prompt_ids, track(dataset.conversations, f"routing for {objective}"), strict=True
+    ):
+        try:
+            found.append(router.route(conversation, options, availability))
+        except NoCapableExpert as error:
+            untaken[name] = str(error)
+    if untaken:
+        why = next(iter(untaken.values()))
+        raise DatasetError(f"{named_prompts(list(untaken))} cannot be answered under objective {objective!r}: {why}")
+    return found
+
+
+def _robustness(
+    router: Router, judged: Judged, objective: str, seed: int, track: Track, prepare: Prepare
+) -> dict[str, Any]:
+    generator = np.random.default_rng(seed)
+    sample = judged.dataset.rows(np.sort(generator.permutation(len(judged.dataset))[:PERTURBED_PROMPTS]))
+    return robustness(lambda changed: decide(router, prepare(changed), objective, track).chosen, sample, generator)
+
+
+def _all_shipped(artifact: Artifact) -> Artifact:
+    """The same artifact with every objective served, so that those refused can be measured."""
+    manifest = artifact.manifest
+    shipped = {name: entry.model_copy(update={"shipped": True}) for name, entry in manifest.objectives.items()}
+    return replace(artifact, manifest=manifest.model_copy(update={"objectives": shipped}))
+
+
+def main_objective(artifact: Artifact) -> str:
+    """`quality`; without one of that name the first without a budget, else the first."""
+    objectives = artifact.manifest.objectives
+    unlimited = [name for name, entry in objectives.items() if entry.budget is None]
+    return next(iter([name for name in ("quality",) if name in objectives] + unlimited + list(objectives)))
+
+
+def _router_row(judged: Judged, decisions: Decisions, bootstrap: Bootstrap) -> dict[str, Any]:
+    return {
+        **unlimited_gain(judged, decisions.chosen, bootstrap).as_json(),
+        "mean_active_params_b": judged.mean_active_params_b(decisions.chosen),
+        "routed_away": metrics.mean(1.0 * (decisions.chosen != judged.best_single), judged.weights),
+        "ood_share": metrics.mean(np.where(decisions.inside, 0.0, 1.0), judged.weights),
+    }
+
+
+def _budget_row(
+    judged: Judged, objective: str, artifact: Artifact, chosen: Ints, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    entry = artifact.manifest.objectives[objective]
+    judged = replace(judged, active_params_b=np.array(artifact.manifest.costs(objective)))
+    return {
+        "objective": objective,
+        "cost_unit": entry.budget_unit,
+        "budget_b": entry.budget,
+        "mean_active_params_b": judged.mean_active_params_b(chosen),
+        "zero_router_score": judged.hull.score_at(judged.mean_active_params_b(chosen)),
+        **budget_gain(judged, chosen, bootstrap).as_json(),
+    }
+
+
+def _details(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, Any]:
+    """What a report shows beside the headline."""
+    categories = artifact.manifest.categories
+    labels = _labels(judged, artifact)
+    rows = np.flatnonzero(judged.dataset.labels >= 0)
+    predicted = decisions.probabilities.argmax(axis=1)
+    hits = (predicted == labels).astype(np.float64)
+    return {
+        "confusion": confusion(labels, predicted, judged.weights, len(categories)),
+        "reliability": reliability(decisions.confidences[rows], hits[rows], judged.weights[rows]),
+        "worst_prompts": worst_prompts(
+            judged, decisions.chosen, np.clip(decisions.expected, 0.0, 1.0), decisions.probabilities, categories
+        ),
+    }
+
+
+def _calibration(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, float | None]:
+    """`ece` and `brier` of the likeliest category over labelled prompts (None without), before and after
+    calibration, and `ece` of expected scores."""
+    labels = _labels(judged, artifact)
+    rows = np.flatnonzero(judged.dataset.labels >= 0)
+    weights, probabilities = judged.weights[rows], decisions.probabilities[rows]
+    hits = (probabilities.argmax(axis=1) == labels[rows]).astype(np.float64)
+    before = _uncalibrated(artifact, judged.dataset.rows(rows))
+    hits_before = (before.argmax(axis=1) == labels[rows]).astype(np.float64)
+    promised = np.clip(decisions.expected[np.arange(len(decisions.chosen)), decisions.chosen], 0.0, 1.0)
+    error = metrics.expected_calibration_error
+    return {
+        "ece": error(decisions.confidences[rows], hits, weights) if len(rows) else None,
+        "brier": metrics.brier_score(probabilities, labels[rows], weights) if len(rows) else None,
+        "ece_before": error(before.max(axis=1), hits_before, weights) if len(rows) else None,
+        "brier_before": metrics.brier_score(before, labels[rows], weights) if len(rows) else None,
+        "expected_score_ece": error(promised, judged.taken(decisions.chosen), judged.weights),
+    }
+
+
+def _labels(judged: Judged, artifact: Artifact) -> Ints:
+    """[n]: the artifact's number of each prompt's true category; -1 where it has none or it is not the artifact's."""
+    index = {name: position for position, name in enumerate(artifact.manifest.categories)}
+    known = [index.get(name, -1) for name in judged.dataset.categories]
+    return np.array([known[label] if label >= 0 else -1 for label in judged.dataset.labels], dtype=np.int64)
+
+
+def _uncalibrated(artifact: Artifact, dataset: Dataset) -> Vector:
+    """[n, categories]: what the classifier would say had nothing been learned about its confidence."""
+    plain = replace(artifact.classifier, calibration=Temperature())
+    rows = [plain.probabilities(artifact.features.vector(talk.turns)) for talk in dataset.conversations]
+    return np.array(rows).reshape(len(rows), len(artifact.manifest.categories))
+
+
+def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
+    """Prints the numbers of `evaluate` that a person asks for first; scores in points."""
+    skipped = evaluation["n_incomplete"]
+    without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
+    console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)
+    console.print(_experts(evaluation))
+    console.print(_objectives(evaluation))
+    for line in _sentences(evaluation):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _experts(evaluation: dict[str, Any]) -> Table:
+    table = Table("always the same", "score", box=None)
+    for name, score in sorted(evaluation["experts"].items(), key=lambda pair: -pair[1]):
+        table.add_row(name, f"{100 * score:.2f}")
+    table.add_row("(any at random)", f"{100 * evaluation['random']:.2f}")
+    table.add_row("(the best one for each prompt)", f"{100 * evaluation['oracle']:.2f}")
+    return table
+
+
+def _objectives(evaluation: dict[str, Any]) -> Table:
+    table = Table("objective", "budget", "spent", "score", "gain, 95 % interval", "over", box=None)
+    router, best = evaluation["router"], evaluation["best_single"]["expert"]
+    budgets = {row["objective"]: row for row in evaluation["by_budget"]}
+    if router["objective"] not in budgets:
+        table.add_row(*_row(router, "none", best))
+    for row in budgets.values():
+        table.add_row(*_row(row, f"{row['budget_b']:g}", "mixing at random"))
+    return table
+
+
+def _row(row: dict[str, Any], budget: str, over: str) -> list[str]:
+    low, high = row["gain_ci95"]
+    return [
+        row["objective"],
+        budget,
+        f"{row['mean_active_params_b']:.4g}",
+        f"{100 * row['score']:.2f}",
+        f"{100 * row['gain']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})",
+        over,
+    ]
+
+
+def _sentences(evaluation: dict[str, Any]) -> list[str]:
+    """One each on calibration, the gate, changed prompts and time; what is not known is left out."""
+    calibration, router = evaluation["calibration"], evaluation["router"]
+    sentences = []
+    if calibration["ece"] is not None:
+        sentences.append(
+            f"calibration error {calibration['ece']:.3f} (before calibration {calibration['ece_before']:.3f}),"
+            f" Brier score {calibration['brier']:.3f} ({calibration['brier_before']:.3f})"
+        )
+    return [
+        *sentences,
+        f"outside the gate: {100 * router['ood_share']:.1f} % of the prompts; small changes of a prompt change its"
+        f" expert in {100 * evaluation['flip_rate']:.1f} % of cases",
+        f"time for one decision: {evaluation['routing_ms']['p50']:.2f} ms at the median,"
+        f" {evaluation['routing_ms']['p99']:.2f} ms at the 99th percentile",
+    ]

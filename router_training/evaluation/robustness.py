@@ -1,0 +1,128 @@
+"""Do slightly changed prompts go to another expert, and does it cost score? One row for each way to change them. Pure
+but for the draw.
+
+The same prompt, written a little differently: what should not change who answers. Pure but for the draw.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from router_training.data.dataset import Dataset
+from router_training.evaluation import metrics
+
+Ints = npt.NDArray[np.int64]
+
+
+def robustness(route: Callable[[Dataset], Ints], sample: Dataset, generator: np.random.Generator) -> dict[str, Any]:
+    """The `robustness` and `flip_rate` of an evaluation; `route` gives the column of the expert of each prompt.
+
+    `flips`: share of prompts that change hands; `harmful_flips`: that change hands to an expert who recorded a lower
+    score; `score_change`: what all flips together do to the mean score.
+    """
+    before = route(sample)
+    rows = np.arange(len(before))
+    report = {}
+    for name, perturb in PERTURBATIONS.items():
+        after = route(perturbed(sample, perturb, generator))
+        change: npt.NDArray[np.float64] = sample.scores[rows, after] - sample.scores[rows, before]
+        report[name] = {
+            "flips": metrics.mean((after != before).astype(np.float64), sample.weights),
+            "harmful_flips": metrics.mean((change < 0.0).astype(np.float64), sample.weights),
+            "score_change": metrics.mean(change, sample.weights),
+        }
+    flip_rate = float(np.mean([row["flips"] for row in report.values()]))
+    return {"flip_rate": flip_rate, "robustness": {"n_prompts": len(sample), **report}}
+
+
+Perturbation = Callable[[str, np.random.Generator], str]
+
+WORDS_PER_TYPO = 10
+LEAST_LETTERS = 4  # shorter words are left as they are
+GREETING = "Hi! Could you please help me with the following? "
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+CONTRACTIONS = (
+    ("What is", "What's"),
+    ("what is", "what's"),
+    ("do not", "don't"),
+    ("does not", "doesn't"),
+    ("cannot", "can't"),
+    ("It is", "It's"),
+    ("I am", "I'm"),
+)
+THANKS = " Thank you very much in advance."
+
+
+def with_typos(text: str, generator: np.random.Generator) -> str:
+    """Two neighbouring letters inside a word change places, in about one word of ten and at least one."""
+    words = text.split(" ")
+    long_enough = [at for at, word in enumerate(words) if len(word) >= LEAST_LETTERS]
+    if not long_enough:
+        return text
+    count = max(1, len(long_enough) // WORDS_PER_TYPO)
+    for at in generator.choice(long_enough, size=count, replace=False):
+        words[at] = _swapped(words[at], int(generator.integers(1, len(words[at]) - 2)))
+    return " ".join(words)
+
+
+def in_capitals(text: str, generator: np.random.Generator) -> str:
+    """As if the caps-lock key were stuck."""
+    del generator
+    return text.upper()
+
+
+def with_filler(text: str, generator: np.random.Generator) -> str:
+    """Politeness before and after."""
+    del generator
+    return GREETING + text + THANKS
+
+
+def reworded(text: str, generator: np.random.Generator) -> str:
+    """The same words in another order, and contractions written out or drawn together.
+
+    The last sentence, mostly the question, comes first; of a single sentence the parts around its first comma change
+    places.
+    """
+    del generator
+    for long, short in CONTRACTIONS:
+        if long in text:
+            text = text.replace(long, short)
+        elif short in text:
+            text = text.replace(short, long)
+    sentences = SENTENCE_END.split(text.strip())
+    if len(sentences) > 1:
+        return " ".join((sentences[-1], *sentences[:-1]))
+    first, comma, rest = text.partition(", ")
+    return f"{rest}, {first}" if comma else f"Tell me this: {text}"
+
+
+PERTURBATIONS: Mapping[str, Perturbation] = {
+    "typos": with_typos,
+    "case": in_capitals,
+    "reworded": reworded,
+    "filler": with_filler,
+}
+
+
+def perturbed(dataset: Dataset, perturb: Perturbation, generator: np.random.Generator) -> Dataset:
+    """The data set with every user turn changed."""
+    conversations = tuple(
+        replace(
+            conversation,
+            turns=tuple(
+                replace(turn, text=perturb(turn.text, generator), embedding=None) for turn in conversation.turns
+            ),
+        )
+        for conversation in dataset.conversations
+    )
+    return replace(dataset, conversations=conversations)
+
+
+def _swapped(word: str, at: int) -> str:
+    return word[:at] + word[at + 1] + word[at] + word[at + 2 :]

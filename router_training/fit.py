@@ -1,0 +1,188 @@
+"""fit(): the story of a training run, from recorded outcomes to an artifact that earned its place."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.artifact import Artifact, HeldOut
+from coe_server.routing.probes import failing
+from coe_server.routing.router import Router
+from coe_server.system.files import require_writable_folder
+from router_training import Track
+from router_training.classifier.discovery import with_categories
+from router_training.classifier.features import basis_of, rows_between
+from router_training.config import TrainingConfig
+from router_training.cross_fit.draft import Learned, counted, grown, learn
+from router_training.cross_fit.out_of_fold import cross_validated
+from router_training.data.checks import duplicate_report, require_categories, require_trainable, with_near_duplicates
+from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.embeddings import with_embeddings
+from router_training.evaluation.evaluation import evaluate, main_objective
+from router_training.evaluation.gains import (
+    Evidence,
+    Foreign,
+    Judged,
+    exam_failed,
+    foreign_gain,
+    leave_group_out,
+    refusal,
+    weigh_evidence,
+)
+from router_training.evaluation.metrics import Bootstrap
+from router_training.probes import write_own_and_chosen
+from router_training.report.page import with_texts, write_report
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """Where the artifact lies, its evaluation, objective -> why it is not shipped (None: shipped), and a sentence for
+    each probe that it fails."""
+
+    folder: Path
+    evaluation: dict[str, Any]
+    refusals: dict[str, str | None]
+    failing_probes: list[str]
+
+    @property
+    def shipped(self) -> bool:
+        return any(reason is None for reason in self.refusals.values())
+
+
+def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResult:
+    """Trains a router, measures it as saved, and writes it to `out`, or to `out`.refused if nothing earns its place.
+
+    Raises ConfigError, DatasetError or ArtifactError with one sentence; nothing half-written is left.
+    """
+    refused = out.with_name(out.name + ".refused")
+    for place in (out, refused):
+        artifacts.require_free(place)
+    require_writable_folder("--out", out.parent)
+    data = config.data
+    dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
+    prepare = partial(with_embeddings, settings=config.features, track=track)
+    dataset = with_near_duplicates(prepare(dataset), track)
+    sides = split(dataset, data.held_out_share, config.seed, data.split_by)
+    require_trainable(sides, config)
+    training, held_out = with_categories(sides.training, config, track), sides.held_out
+    require_categories(training, config)
+    everything = joined(training, held_out)
+    counts = counted(everything, config, track)
+    learned = learn(training, rows_between(counts, 0, len(training)), config, track)
+    bootstrap = _bootstrap(config)
+    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
+    evidence, foreign = _evidence(learned, bootstrap), _foreign(learned)
+    evaluation["leave_group_out"] = _leave_group_out(learned, foreign, bootstrap)
+    evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
+    evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
+    refusals = _refusals(learned, evidence, foreign, evaluation)
+    if force:
+        refusals = dict.fromkeys(refusals)
+    basis = basis_of(counts, everything, config.features, track)
+    del counts  # gigabytes, where there are many prompts
+    final = grown(learned, everything, basis, track)
+    _as_saved(final, learned.kept, out.parent)
+    folder = refused if all(refusals.values()) else out
+    if config.report.texts:
+        evaluation = with_texts(evaluation, held_out)
+    finish = partial(_finish, held_out=held_out, config=config)
+    artifacts.save(_marked(final, refusals, evaluation), learned.kept, evaluation, folder, finish)
+    return FitResult(folder, evaluation, refusals, failing(Router.load(folder), folder))
+
+
+def joined(training: Dataset, held_out: Dataset) -> Dataset:
+    """All prompts again; those held out have no category where the training prompts' ones were discovered."""
+    known = held_out.categories == training.categories
+    return Dataset(
+        training.prompt_ids + held_out.prompt_ids,
+        training.conversations + held_out.conversations,
+        training.categories,
+        np.concatenate((training.labels, held_out.labels if known else np.full(len(held_out), -1))),
+        np.concatenate((training.groups, held_out.groups)),
+        np.concatenate((training.weights, held_out.weights)),
+        training.experts,
+        np.concatenate((training.scores, held_out.scores)),
+        np.concatenate((training.copies, held_out.copies)),
+    )
+
+
+def _finish(folder: Path, held_out: Dataset, config: TrainingConfig) -> None:
+    """What a person looks at: probes and the report."""
+    texts = held_out if config.report.texts else None
+    write_own_and_chosen(folder, config.probes.own, texts, config.probes.per_category)
+    write_report(folder)
+
+
+def _as_saved(artifact: Artifact, kept: HeldOut, beside: Path) -> Artifact:
+    """The artifact written to a temporary folder and read back, with every check that the server makes."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".fit.") as workplace:
+        folder = Path(workplace) / "draft"
+        artifacts.save(artifact, kept, None, folder)
+        return artifacts.load(folder)
+
+
+def _evidence(learned: Learned, bootstrap: Bootstrap) -> dict[str, Evidence]:
+    chosen = cross_validated(learned.rehearsal, learned.rehearsed, learned.config)
+    return weigh_evidence(chosen, learned.rehearsed, learned.draft.manifest, bootstrap)
+
+
+def _leave_group_out(learned: Learned, foreign: Foreign | None, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    if foreign is None:
+        return None
+    return leave_group_out(foreign, learned.draft.manifest.objectives[main_objective(learned.draft)], bootstrap)
+
+
+def _refusals(
+    learned: Learned, evidence: Mapping[str, Evidence], foreign: Foreign | None, evaluation: dict[str, Any]
+) -> dict[str, str | None]:
+    """objective -> why it is not shipped, or None. Objectives without a budget are all the same router."""
+    by_budget = {row["objective"]: row for row in evaluation["by_budget"]}
+    refusals: dict[str, str | None] = {}
+    for name, entry in learned.draft.manifest.objectives.items():
+        has_budget = entry.budget is not None
+        outside = foreign_gain(foreign.priced(learned.draft.manifest.costs(name)), entry) if foreign else None
+        why = refusal(evidence[name].gain.low, outside, has_budget, learned.config.shipping.harm_limit)
+        exam = by_budget.get(name, evaluation["router"])["gain_ci95"][1]
+        refusals[name] = why or exam_failed(exam, has_budget)
+    return refusals
+
+
+def _foreign(learned: Learned) -> Foreign | None:
+    """Prompts with all outcomes, and what the router expects of them when their groups are unseen."""
+    foreign, prompts = learned.rehearsal.foreign, learned.rehearsed
+    if foreign is None:
+        return None
+    complete = np.flatnonzero(prompts.has_all_outcomes & (prompts.weights > 0.0))
+    judged = Judged(prompts.rows(complete), np.array(learned.draft.manifest.costs()))
+    return Foreign(judged, foreign.expected[complete], foreign.attempts.overall[complete])
+
+
+def _marked(draft: Artifact, refusals: Mapping[str, str | None], evaluation: dict[str, Any]) -> Artifact:
+    """The artifact with the verdict on each objective and the evaluation's headline."""
+    manifest = draft.manifest
+    objectives = {
+        name: entry.model_copy(update={"shipped": refusals[name] is None, "refusal": refusals[name]})
+        for name, entry in manifest.objectives.items()
+    }
+    router, outside = evaluation["router"], evaluation["leave_group_out"]
+    headline = {
+        "score": router["score"],
+        "best_single": evaluation["best_single"]["score"],
+        "gain": router["gain"],
+        "mean_active_params_b": router["mean_active_params_b"],
+        "leave_group_out_gain": outside and outside["gain"],
+    }
+    update = {"objectives": objectives, "evaluation": headline}
+    return replace(draft, manifest=manifest.model_copy(update=update))
+
+
+def _bootstrap(config: TrainingConfig) -> Bootstrap:
+    return Bootstrap(config.shipping.resamples, config.seed)
