@@ -542,7 +542,7 @@ def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, in
         "",
         f"`python benchmarks/faults.py --seconds {options.seconds:g} --clients {options.clients}"
         f"{' --vllm VLLM' if real else ''}`: two engine processes that speak vLLM's protocol,",
-        f"two simulated engines, {room}, and a remote server of bad manners, which counts what it is sent.",
+        f"two simulated engines, {room}, and a misbehaving remote server, which counts its requests.",
         "",
         "| what came back | times |",
         "|---|---|",

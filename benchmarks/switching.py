@@ -302,10 +302,10 @@ def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) 
     yield ""
     yield "| | mean | p50 | p99 |"
     yield "|---|---|---|---|"
-    yield _spread("deciding (planner, scheduler, prefetch, what they are shown) for a request", watch.deciding)
+    yield _spread("deciding (planner, scheduler, prefetch, and their input) for a request", watch.deciding)
     yield _spread(f"the {passes:.1f} passes that it is part of, with beginning moves and granting leases", watch.passes)
     yield _spread("one of those passes", watch.one_pass)
-    yield _spread(f"what the router is told of all {experts} experts, for a request", watch.outlooks)
+    yield _spread(f"the availability of all {experts} experts for the router, for a request", watch.outlooks)
 
 
 def _spread(what: str, seconds: list[float]) -> str:
@@ -317,30 +317,34 @@ def _spread(what: str, seconds: list[float]) -> str:
 INTRODUCTION = """
 ## Switching
 
-`python -m benchmarks.switching` plays made-up traffic through the server's own cache and scheduler under a
-virtual clock. Experts: 15 GiB, start 40 s, wake 0.4 s, sleep 0.3 s, 50 tokens/s; a request every 2 s of 128
-tokens on average; what fits in host memory is preloaded to it. share: W / (W + blocked), W the seconds all
-answers take by themselves, blocked the seconds in which somebody waits and nobody generates. The bound is
-proven, not reached: who reached it would know the trace, bring experts before they are asked for and serve
-one request after the other to hide moves. Its switches are a bound of their own. FIFO, LRU and LFU obey the
-same planner and ledger; LRU and LFU collate.
+`python -m benchmarks.switching` plays synthetic traffic through the server's own cache and scheduler under a
+virtual clock.
 
-**What the gap to the bound consists of**, where half of the experts fit in host memory: of how answers are spread.
-`one by one`, two tables further down, is the same scheduler under the same bound on waits that lets one request on the
-device at a time, whoever it is for, so that somebody generates while others start. It reaches 0.85 to 0.98 of the
-bound with 5 experts and 0.70 to 0.98 with 20; everybody waits longer for that (on average 2.6 to 7.8 times as long with
-5 experts, 1.1 to 5.2 times with 20), and the last answer is there later in every profile. The bound may do so, for it
-knows no price of waiting below the wait bound; we do not. The rest of the gap with 20 experts is not explained: the
-bound counts one start for each expert that begins on disk, and nobody is known to need more.
-Which policy is ahead by one or two hundredths on one trace is mostly chance: a cold start more or less is about 0.02.
-The mean of eight traces is in the table after that.
+- Experts: 15 GiB, start 40 s, wake 0.4 s, sleep 0.3 s, 50 tokens/s. A request every 2 s, of 128 tokens on average.
+  Experts that fit in host memory are preloaded to it.
+- share: W / (W + blocked). W is the seconds that all answers take by themselves; blocked is the seconds in which at
+  least one request waits and no answer is being generated.
+- The bound is proven, not reached: a policy that reached it would know the trace, load experts ahead of their
+  requests and serve one request after the other to hide moves. Its switches are a bound of their own.
+- FIFO, LRU and LFU obey the same planner and ledger; LRU and LFU collate.
+
+**What the gap to the bound consists of**, where half of the experts fit in host memory: of the times at which
+answers run. `one by one`, two tables further down, is the same scheduler under the same wait bound, but it admits
+one request to the device at a time, so that an answer is generated while other experts start. It reaches 0.85 to
+0.98 of the bound with 5 experts and 0.70 to 0.98 with 20. The price is longer waits (on average 2.6 to 7.8 times as
+long with 5 experts, 1.1 to 5.2 times with 20), and the last answer ends later in every profile. The bound may do
+that, because waiting below the wait bound costs it nothing; ours does not. The rest of the gap with 20 experts is
+not explained: the bound counts one start for each expert that begins on disk, and it is not known that more are
+needed. Which policy is ahead by one or two hundredths on one trace is mostly chance: a cold start more or less is
+about 0.02. The mean of eight traces is in the table after that.
 """
 
 
 NOTE = """
-All of them keep the wait bound here, which is far off with 150 experts. Nearly everybody waits for one start after the
-other, whoever left before, so the policies are level: none is ahead of ours by more than its error but LFU where all
-experts are asked for alike, by 0.002. In the single traces above half a hundredth more or less is one cold start.
+All of them keep the wait bound here, which is far off with 150 experts. Nearly every request waits for one start
+after the other, whichever expert was evicted, so the policies are level. None is ahead of ours by more than its
+error, except LFU where all experts are requested alike, by 0.002. In the single traces above half a hundredth more
+or less is one cold start.
 """
 
 

@@ -10,15 +10,16 @@ from questions import TOPICS
 ORDER = ("french", "python", "units", "sql", "generalist")
 TEXT = """# Demo: four specialists and a generalist
 
-Five tiny Llama models, made so that routing matters and everything fits in a repository. Each specialist answers one
-topic; the generalist knows all five topics less well, and is the only one that knows everyday facts. They are
-of no use outside these topics: they were trained on the question grammars in this folder and on nothing else.
+Five tiny Llama models that `make demo` serves. They are small enough for a repository, and different enough that
+routing matters: each specialist answers one topic; the generalist knows all five topics less well, and is the only
+one that knows everyday facts. They are of no use outside these topics: they were trained on the question grammars in
+this folder and on nothing else.
 
 | | what it holds |
 |---|---|
 | `experts/<name>/` | a model folder for transformers or vLLM, bfloat16; `training.json` records its training |
-| `data/train.prompts.jsonl` | 1,000 prompts (200 a topic) for the router's training; the experts saw none |
-| `data/held_out.prompts.jsonl` | 300 prompts (60 a topic) for the final test; neither experts nor router saw any |
+| `data/train.prompts.jsonl` | 1,000 prompts (200 a topic) for the router's training; not in the experts' training |
+| `data/held_out.prompts.jsonl` | 300 prompts (60 a topic) for the final test; in no training |
 | `questions.py`, `grammars/` | the questions; `python demo/questions.py --out demo/data` writes the files |
 | `train_experts.py` | the training; `python demo/train_experts.py --out demo/experts`, `--only NAME` for one |
 | `tiny_llama.py`, `exam.py`, `readme.py` | the model and its tokenizer; the exact-match exam; this page |
@@ -37,25 +38,25 @@ with the 95 % Wilson interval, {questions} questions a topic, one training seed.
 
 {training}
 
-Of each expert the checkpoint was kept that answered most of 100 questions of the `choose` split, asked every
-{check_every} steps, the latest of equals; the generalist's was chosen by its answers on `general`.
+The kept checkpoint of each expert is the one that answered most of 100 questions of the `choose` split, asked every
+{check_every} steps; of equal ones the latest. The generalist's was chosen by its answers on `general`.
 The test questions played no part in that choice. They were looked at twice before, while the question grammars were
-being written: after early models the tokenizer was made to keep metric prefixes apart, and days and months to be at
-most two steps away.
+being written. After early models, the tokenizer was changed to keep metric prefixes apart, and questions about days
+and months were limited to two steps.
 
 The generalist has {parameters_ratio} times the parameters of a specialist and was stopped early on purpose, after
-{steps} steps, when most topics were still improving. Seven in ten of its examples are of `general`, the rest of the
-other four topics alike: it saw about {shared} examples of each where the specialist saw {alone}.
+{steps} steps, when most topics were still improving. Seven in ten of its examples are of `general`, the rest is
+spread evenly over the other four topics: it saw about {shared} examples of each; the specialist saw {alone}.
 
 ## How the questions are split
 
-A hash of a question's meaning puts it into one of four parts, whatever the seed: `train` (the experts learn on it),
-`choose` (checkpoints), `router` (the router learns on it), `held_out` (the test). The meaning is
+A hash of a question's meaning puts it into one of four parts, whatever the seed: `train` (for the experts), `choose`
+(for checkpoints), `router` (for the router), `held_out` (the test). The meaning is
 
 - `french`: the English phrase; `python`: the task; `sql`: the statement. Another wording stays in the same part.
 - `units`: the unordered pair of units. No conversion between the two, in either direction, is in another part,
-  so a held-out pair is one the expert never converted. There are few pairs (150), so neighbouring questions are
-  not independent and the interval above is too narrow for this topic.
+  so the expert has never converted a held-out pair. There are few pairs (150), so neighbouring questions are
+  not independent, and the interval above is too narrow for this topic.
 - `general`: the fact together with its wording. An unseen fact cannot be known, so almost every fact also
   occurs in `train` in other wordings: this topic tests unseen wordings of known facts.
 

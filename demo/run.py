@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def take_tour(service: Service) -> list[Asked]:
-    """A A B B C C D D E E, then A B A B; each answer is shown as it comes."""
+    """Ask each expert twice, then alternate between two; show each answer as it comes."""
     client = OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=PATIENCE_SECONDS, max_retries=0)
     questions = by_category(read_rows("held_out.prompts.jsonl"))
     table = Table(box=None)
@@ -135,7 +135,7 @@ def judged(row: dict[str, Any], answer: str, headers: Any, first_token_ms: float
 
 
 async def ask_all(service: Service) -> list[Asked]:
-    """Every held-out question at once, as many users would; the service decides in which order experts come."""
+    """Every held-out question at once; the service decides the order in which experts are loaded."""
     rows = read_rows("held_out.prompts.jsonl")
     client = AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=PATIENCE_SECONDS, max_retries=0)
 
@@ -170,12 +170,12 @@ def put_away(service: Service) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not any((move["expert"], move["to"]) == (expert, "disk") for move in service.moves[-1:]):
         if time.monotonic() > deadline:
-            sys.exit(f"{expert} was not put away within {PATIENCE_SECONDS} s; artifacts/demo-server.log may tell why")
+            sys.exit(f"{expert} was not unloaded within {PATIENCE_SECONDS} s; artifacts/demo-server.log may say why")
         time.sleep(0.05)
 
 
 def show_moves(moves: list[dict[str, Any]]) -> None:
-    """Each kind of move, how often it was seen and how long it took; says so if one was not seen."""
+    """Each kind of move: how often it was seen and how long it took, or that it was not seen."""
     seconds = defaultdict(list)
     for move in moves:
         seconds[f"{move['from']} -> {move['to']}"].append(move["seconds"])

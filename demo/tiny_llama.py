@@ -78,7 +78,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Writes the folder that transformers and vLLM load, the weights in bfloat16."""
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # Greedy for whoever asks for nothing else: vLLM takes its sampling defaults from this file.
+    # Greedy unless the request says otherwise: vLLM takes its sampling defaults from this file.
     generation = {
         "do_sample": True,
         "top_k": 1,

@@ -87,11 +87,14 @@ def ask_node(url: str, node: Path) -> Any:
 def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int]:
     """The table, and how many cases differ."""
     lines = [
-        f"Every case was asked of a bare `vllm serve` and of this server in front of the same model ({MODEL_NAME}),",
-        "with the clients people use. *Same*: every field that a caller sees is equal, but for ids and times and, in a",
-        "stream, how many tokens share an event, which is chance with vLLM itself;",
-        "a refusal is the same exception with the same status and body. Refusals made before an engine is asked",
-        "(marked *ours*) are the same exception with the same status in words of our own.",
+        f"Each case was sent to a bare `vllm serve` and to this server in front of the same model ({MODEL_NAME}),",
+        "with the usual clients.",
+        "",
+        "- *Same*: every field that a caller sees is equal, except ids, times and, in a stream, the number of tokens",
+        "  in an event, which varies with vLLM itself.",
+        "- *Same refusal*: the same exception with the same status and body.",
+        "- *Same status (ours)*: this server refuses before an engine is asked; the same exception and status, in this",
+        "  server's words.",
         "",
         "`python -m benchmarks.compatibility --node FOLDER` made this table.",
         "",

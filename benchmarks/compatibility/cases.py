@@ -160,7 +160,7 @@ CASES: dict[str, dict[str, Ask]] = {
         "tools left to the model": chat(tools=[TOOL], tool_choice="auto"),
         "a tool's answer": chat(CALLED, tools=[TOOL]),
         "a tool's answer, streamed": chat_stream(CALLED, tools=[TOOL]),
-        "a field nobody knows": chat(extra_body={"x_of_next_year": {"a": [1.50, None]}}),
+        "an unknown field": chat(extra_body={"x_of_next_year": {"a": [1.50, None]}}),
         "a byte order mark": raw("/v1/chat/completions", encoding="utf-8-sig", messages=MESSAGES, **GREEDY),
         "UTF-16": raw("/v1/chat/completions", encoding="utf-16", messages=MESSAGES, **GREEDY),
         "UTF-16 without a mark": raw("/v1/chat/completions", encoding="utf-16-le", messages=MESSAGES, **GREEDY),
@@ -168,11 +168,13 @@ CASES: dict[str, dict[str, Ask]] = {
     },
     "chat, refused": {
         "a tool that is not there": chat(tools=[TOOL], tool_choice=SUBTRACT),
-        "an image, no eyes": chat([{"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}]),
+        "an image, a model without vision": chat(
+            [{"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}]
+        ),
         "a temperature below 0": chat(temperature=-1),
         "more tokens than fit": chat(max_tokens=100_000),
         "a prompt longer than the context": chat([{"role": "user", "content": "good day " * 2_000}]),
-        "a role nobody has": chat([{"role": "nobody", "content": "x"}]),
+        "an unknown role": chat([{"role": "nobody", "content": "x"}]),
         "a refusal, streamed": chat_stream(temperature=-1),
         "a model that is not there": raw("/v1/chat/completions", model="gpt-5", messages=MESSAGES),
         "no messages": raw("/v1/chat/completions", messages=[]),

@@ -50,7 +50,7 @@ fail() {
 }
 inside() { podman exec "$service" "$@"; }
 
-# Without systemd nobody runs the health check's timer: it is run here.
+# Without systemd the health check's timer does not run: the check is run here.
 wait_until_healthy() {
     local began=$SECONDS
     until podman healthcheck run $service >/dev/null 2>&1; do
