@@ -7,7 +7,8 @@ import asyncio
 from coe_server.assembly.routers import build_embedder, build_router
 from coe_server.config import RemoteExpert, ServerConfig
 from coe_server.errors import ConfigError
-from coe_server.http.serving import AUTO, Decides
+from coe_server.http.options import AUTO
+from coe_server.http.serving import Decides
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embedder import with_embeddings
