@@ -1,6 +1,6 @@
-"""Large bodies are read in a process of their own: json's decoder lets nobody else run, in a thread as well.
+"""Large bodies are read in a process of their own: json's decoder blocks every thread of the process it runs in.
 
-    python -m coe_server.http.aside        that process: a question from its input, the answer to its output
+    python -m coe_server.http.aside        that process: requests on its input, answers on its output
 
 It ends with its input, so with the server, however that ends.
 """
@@ -19,30 +19,39 @@ from contextlib import suppress
 
 from coe_server.errors import RequestError
 from coe_server.http.apis import Surface
+from coe_server.http.body import NESTED_TOO_DEEPLY
 from coe_server.http.question import Question, read_question
 
 logger = logging.getLogger(__name__)
 
 NICENESS = 5  # on a core that both share, the server goes first
-PATIENCE_SECONDS = 20.0  # the worst body that may come takes a second
+TIMEOUT_SECONDS = 20.0  # the worst body that is allowed takes a second
 
 
 class Aside:
     """The server's side. The process is started with the first body; one thread at a time may `read`."""
 
     def __init__(self) -> None:
-        self._patience_seconds = PATIENCE_SECONDS
+        self._timeout_seconds = TIMEOUT_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, pieces: Sequence[bytes], surface: Surface | None) -> Question:
-        """What `read_question` gives, with the ends of long texts alone. Waits; raises RequestError."""
+        """What `read_question` gives, with only the ends of long texts. Waits; raises RequestError."""
         raw = b"".join(pieces)
+        if self._process is None:
+            pipe, command = subprocess.PIPE, (sys.executable, "-m", __name__)
+            # in a session of its own: Ctrl-C in a terminal is for the server only
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        timer = threading.Timer(self._timeout_seconds, self._process.kill)
+        timer.start()
         try:
-            found = self._asked(raw, surface)
+            found = _asked(self._process, raw, surface)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.close()
-            logger.warning("the process that reads large bodies is gone (%r): one is read without it", error)
+            logger.warning("the process that reads large bodies has ended (%r): one is read without it", error)
             return read_question(raw, surface)
+        finally:
+            timer.cancel()
         if isinstance(found, RequestError):
             raise found
         return found if found.body.raw else found.with_bytes(raw)
@@ -52,50 +61,40 @@ class Aside:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            with suppress(OSError):  # a part of a body may be left to write, and nobody to read it
+            with suppress(OSError):  # part of a body may still wait to be written
                 process.communicate()
 
-    def _asked(self, raw: bytes, surface: Surface | None) -> Question | RequestError:
-        process = self._process
-        if process is None:
-            process = self._process = subprocess.Popen(
-                (sys.executable, "-m", __name__),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,  # the terminal's Ctrl-C is for the server alone
-            )
-        assert process.stdin is not None, "it is a pipe"
-        assert process.stdout is not None, "it is a pipe"
-        impatience = threading.Timer(self._patience_seconds, process.kill)
-        impatience.start()
-        try:
-            pickle.dump((raw, surface), process.stdin, pickle.HIGHEST_PROTOCOL)
-            process.stdin.flush()
-            answer: Question | RequestError = pickle.load(process.stdout)
-        finally:
-            impatience.cancel()
-        return answer
+
+def _asked(process: subprocess.Popen[bytes], raw: bytes, surface: Surface | None) -> Question | RequestError:
+    assert process.stdin is not None, "it is a pipe"
+    assert process.stdout is not None, "it is a pipe"
+    pickle.dump((raw, surface), process.stdin, pickle.HIGHEST_PROTOCOL)
+    process.stdin.flush()
+    answer: Question | RequestError = pickle.load(process.stdout)
+    return answer
 
 
 def main() -> None:
     """Answer until the input ends."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a whole group may be told to end: the server does so in order
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a whole process group, it is for the server to handle
     os.nice(NICENESS)
     with suppress(EOFError, BrokenPipeError):
         while True:
-            answer = _answer(*pickle.load(sys.stdin.buffer))  # the body has no name here: nothing keeps it
-            pickle.dump(answer, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+            sys.stdout.buffer.write(_answer(*pickle.load(sys.stdin.buffer)))
             sys.stdout.buffer.flush()
 
 
-def _answer(raw: bytes, surface: Surface | None) -> Question | RequestError:
-    """Without the bytes, unless they came in another encoding than they go on in."""
+def _answer(raw: bytes, surface: Surface | None) -> bytes:
+    """A pickled Question or RequestError. The body's bytes are in it only where its encoding was changed."""
     try:
         question = read_question(raw, surface)
         bare = question.without_bytes()
-        return bare if question.body.raw is raw else bare.with_bytes(question.body.raw)
+        answer = bare if question.body.raw is raw else bare.with_bytes(question.body.raw)
+        return pickle.dumps(answer)
     except RequestError as error:
-        return error.with_traceback(None)
+        return pickle.dumps(error.with_traceback(None))
+    except RecursionError:  # pickle goes less deep than json
+        return pickle.dumps(RequestError(NESTED_TOO_DEEPLY))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from coe_server.errors import RequestError
 MOST_MEMBERS = 256  # OpenAI's own requests have about 40
 LARGE_BYTES = 64 * 1024  # reading a body of this size may take milliseconds
 MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds and gigabytes
+NESTED_TOO_DEEPLY = "the body is nested too deeply"
 
 _GZIP = b"\x1f\x8b"
 
@@ -36,127 +37,99 @@ class Body:
     fields: Mapping[str, Any]
     members: tuple[Member, ...]
 
-    @property
-    def _inside(self) -> tuple[int, int]:
-        """Where the first member starts and the last one ends."""
-        if self.members:
-            return self.members[0].start, self.members[-1].end
-        brace = self.raw.index(b"}")
-        return brace, brace
-
     def for_engine(self, model: str) -> tuple[bytes | memoryview, ...]:
         """The same bytes, in pieces, with the value of `model` replaced (or added) and `coe` removed."""
-        raw = memoryview(self.raw)
-        pieces: list[bytes | memoryview] = [raw[: self._inside[0]]]
+        raw, name = memoryview(self.raw), json.dumps(model).encode()
+        end = self.members[-1].end if self.members else self.raw.index(b"}")
+        pieces: list[bytes | memoryview] = [raw[: self.members[0].start if self.members else end]]
         for before, member in zip((None, *self.members), self.members, strict=False):
-            if member.key == "coe":
-                continue
-            if len(pieces) > 1 and before is not None:
-                pieces.append(raw[before.end : member.start])
-            pieces.append(raw[member.start : member.value_start])
-            is_model = member.key == "model"
-            pieces.append(json.dumps(model).encode() if is_model else raw[member.value_start : member.end])
+            if member.key != "coe":
+                start = before.end if before and len(pieces) > 1 else member.start  # the comma only between two
+                pieces.append(raw[start : member.value_start])
+                pieces.append(name if member.key == "model" else raw[member.value_start : member.end])
         if "model" not in self.fields:
-            pieces.append(f'{", " if len(pieces) > 1 else ""}"model": {json.dumps(model)}'.encode())
-        pieces.append(raw[self._inside[1] :])
-        return tuple(pieces)
+            pieces += [b', "model": ' if len(pieces) > 1 else b'"model": ', name]
+        return (*pieces, raw[end:])
 
 
 def read_body(raw: bytes) -> Body:
-    """Parse a request body. Raises RequestError with a sentence if it is not one JSON object.
+    """Parse a request body. Raises RequestError if it is not one JSON object, or has too many members or values.
 
-    In UTF-8, UTF-16 or UTF-32, with a byte order mark or without; kept, and passed on, as UTF-8 without a mark.
+    The encoding is UTF-8, UTF-16 or UTF-32, with or without a byte order mark. `Body.raw` is UTF-8 without a mark.
     """
-    raw = _without_mark(raw)
-    if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
-        raise RequestError(f"the body has more than {MOST_MARKS:,} values (commas and opening brackets are counted)")
     try:
+        raw = _in_utf_8(raw)
+        if len(raw) > LARGE_BYTES and sum(map(raw.count, (b",", b"[", b"{"))) > MOST_MARKS:
+            raise RequestError(
+                f"the body has more than {MOST_MARKS:,} values (commas and opening brackets are counted)"
+            )
         text = raw.decode()
         members, fields = _scan_object(text)
     except UnicodeDecodeError as error:
         if raw.startswith(_GZIP):
             raise RequestError("the body is compressed; say so: `content-encoding: gzip`") from error
-        raise RequestError(f"the body is not UTF-8 (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise RequestError(
-            f"the body is not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
-        ) from error
+        raise RequestError(f"the body is not {error.encoding.upper()} (byte {error.start})") from error
     except RecursionError as error:
-        raise RequestError("the body is nested too deeply") from error
+        raise RequestError(NESTED_TOO_DEEPLY) from error
     except ValueError as error:
         raise RequestError(f"the body is not valid JSON: {error}") from error
-    return Body(raw, fields, members if len(text) == len(raw) else tuple(_in_bytes(members, text)))
+    return Body(raw, fields, tuple(members if len(text) == len(raw) else _in_bytes(members, text)))
 
 
-def _without_mark(raw: bytes) -> bytes:
-    """The same in UTF-8 without a byte order mark; what is that already stays as it is."""
+def _in_utf_8(raw: bytes) -> bytes:
+    """The same text in UTF-8 without a byte order mark; the same object where that changes nothing."""
     encoding = json.detect_encoding(raw)
-    if encoding == "utf-8":
-        return raw
-    if encoding == "utf-8-sig":
-        return raw[len(BOM_UTF8) :]
-    try:
-        text = raw.decode(encoding, "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not {encoding.upper()} (byte {error.start})") from error
-    return text.encode("utf-8", "backslashreplace")  # half a surrogate: \\ud800, as JSON writes it
+    if encoding.startswith("utf-8"):
+        return raw.removeprefix(BOM_UTF8)
+    text = raw.decode(encoding, "surrogatepass")
+    return text.encode("utf-8", "backslashreplace")  # half of a surrogate pair becomes \\ud800, as JSON writes it
+
+
+def _scan_object(text: str) -> tuple[list[Member], dict[str, Any]]:
+    """The members, with places in characters, and their values. Raises ValueError, RecursionError and RequestError."""
+    members: list[Member] = []
+    fields: dict[str, Any] = {}
+    mark = _OPENING.match(text)
+    if mark is None:
+        raise RequestError("the body must be a JSON object")
+    while mark[1] != "}":
+        if len(members) == MOST_MEMBERS:
+            raise RequestError(f"the body has more than {MOST_MEMBERS} top-level fields")
+        start = mark.end()
+        if not text.startswith('"', start):
+            raise json.JSONDecodeError("Expecting '\"'", text, start)
+        key, end = _DECODER.raw_decode(text, start)
+        colon = _COLON.match(text, end)
+        if colon is None:
+            raise json.JSONDecodeError("Expecting ':'", text, end)
+        fields[key], end = _DECODER.raw_decode(text, colon.end())
+        members.append(Member(key, start, colon.end(), end))
+        mark = _COMMA_OR_END.match(text, end)
+        if mark is None:
+            raise json.JSONDecodeError("Expecting ',' or '}'", text, end)
+    if mark.end() != len(text):
+        raise json.JSONDecodeError("Extra data", text, mark.end())
+    return members, fields
 
 
 def _in_bytes(members: Iterable[Member], text: str) -> Iterator[Member]:
-    """Members that stand at characters of the text, as they stand in its bytes."""
+    """The same members with places in the UTF-8 bytes of the text."""
     at, passed = 0, 0
     for member in members:
-        ends = []
+        places = []
         for place in (member.start, member.value_start, member.end):
             passed += len(text[at:place].encode())
             at = place
-            ends.append(passed)
-        yield Member(member.key, *ends)
-
-
-def _scan_object(text: str) -> tuple[tuple[Member, ...], dict[str, Any]]:
-    position = _skip_space(text, 0)
-    if text[position : position + 1] != "{":
-        raise RequestError("the body must be a JSON object")
-    members: list[Member] = []
-    fields: dict[str, Any] = {}
-    position = _skip_space(text, position + 1)
-    closing = _SPACED["}"].match(text, position)
-    while closing is None:
-        if len(members) == MOST_MEMBERS:
-            raise RequestError(f"the body has more than {MOST_MEMBERS} top-level fields")
-        if not text.startswith('"', position):
-            raise json.JSONDecodeError("Expecting '\"'", text, position)
-        key, after = _DECODER.raw_decode(text, position)
-        value_start = _after(":", text, after)
-        fields[key], end = _DECODER.raw_decode(text, value_start)
-        members.append(Member(key, position, value_start, end))
-        closing = _SPACED["}"].match(text, end)
-        if closing is None:
-            position = _after(",", text, end)
-    if closing.end() != len(text):
-        raise json.JSONDecodeError("Extra data", text, closing.end())
-    return tuple(members), fields
-
-
-def _after(mark: str, text: str, position: int) -> int:
-    """The position of what follows a mark and the space around it, which must stand here."""
-    match = _SPACED[mark].match(text, position)
-    if match is None:
-        raise json.JSONDecodeError(f"Expecting '{mark}'", text, _skip_space(text, position))
-    return match.end()
-
-
-def _skip_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
-    assert match is not None, "the pattern matches the empty string"
-    return match.end()
+            places.append(passed)
+        yield Member(member.key, *places)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_SPACE = re.compile(r"[ \t\n\r]*")
-_SPACED = {mark: re.compile(f"{_SPACE.pattern}{mark}{_SPACE.pattern}") for mark in (":", ",", "}")}
+_BLANKS = r"[ \t\n\r]*"
+_OPENING = re.compile(rf"{_BLANKS}{{{_BLANKS}(?:(}}){_BLANKS})?")
+_COLON = re.compile(rf"{_BLANKS}:{_BLANKS}")
+_COMMA_OR_END = re.compile(rf"{_BLANKS}([,}}]){_BLANKS}")
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -10,9 +10,9 @@ from coe_server.http.body import Body, Member, read_body
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.token_count import TokenCount
 
-# What is read of a body beside its conversation.
+# The fields of a body that are read beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")
-# With one of these an answer may end before its first word.
+# With one of these fields an answer may be empty.
 _ENDINGS = (
     "stop",
     "stop_sequences",
@@ -23,15 +23,15 @@ _ENDINGS = (
     "echo",
 )
 LONGEST_OPTION_BYTES = 64 * 1024
-KEPT_CHARACTERS = 20_000  # of each end of a text: more than routing reads, and too much for a log to take it for whole
-_LONGEST_KEY = 64  # a longer one is none of ours
+KEPT_CHARACTERS = 20_000  # of each end of a text: more than routing reads, and too long for the decision log
+_LONGEST_KEY = 64  # longer than any key that is read
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What a request asks, and over which surface. `may_be_silent`: an empty text may be the whole answer.
 
-    `fan_out`: how many answers it asks for at once.
+    `fan_out` is the number of answers it asks for at once.
     """
 
     surface: Surface
@@ -41,7 +41,7 @@ class Question:
     fan_out: int = 1
 
     def without_bytes(self) -> Question:
-        """All that is needed beside the bytes, and little of it, whatever the body was. Raises RequestError."""
+        """All that is needed beside the bytes, of bounded size. Raises RequestError for an option that is too long."""
         members, fields = self.body.members, self.body.fields
         for member in members:
             if member.key in OPTIONS and member.end - member.value_start > LONGEST_OPTION_BYTES:
@@ -60,7 +60,7 @@ class Question:
 
 
 def read_question(raw: bytes, surface: Surface | None) -> Question:
-    """What the body asks; without a surface it is told by the body's fields. Raises RequestError with a sentence."""
+    """What the body asks. Without a surface the body's fields tell which it is. Raises RequestError."""
     body = read_body(raw)
     found = surface or surface_of(body.fields)
     conversation = found.conversation(body.fields)
@@ -71,8 +71,8 @@ def read_question(raw: bytes, surface: Surface | None) -> Question:
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:
-    """What their descriptions take of the context: most chat templates write them down as they came, the most sparing
-    ones write their words without the marks of JSON Schema, about half of it."""
+    """What the tools' descriptions take of the context. Most chat templates write the JSON as it came; the shortest
+    ones write its words without the syntax, about half of it."""
     written = b"".join(body.raw[member.value_start : member.end] for member in body.members if member.key == "tools")
     whole = TokenCount.of(written.decode("utf-8", "replace"))
     return TokenCount(whole.least // 2, whole.likely)

@@ -1,4 +1,4 @@
-"""Large bodies are read in a process of their own, which ends with the server and is replaced when it dies."""
+"""Large bodies are read in a process of their own, which ends with the server and is replaced when it has ended."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ RAW = b'{"messages": [{"role": "user", "content": "h\xc3\xa9llo"}], "model": "a"
 @pytest.fixture(scope="module")
 def reader():
     made = Aside()
-    made._patience_seconds = PATIENCE_SECONDS
+    made._timeout_seconds = PATIENCE_SECONDS
     yield made
     made.close()
 
@@ -45,13 +45,24 @@ def test_a_refusal_comes_back_with_its_field(reader):
     assert caught.value.param == "messages"
 
 
+@pytest.mark.parametrize("key", ["coe", "stream"])
+def test_an_option_nested_deeper_than_pickle_goes_is_refused_and_does_not_end_the_process(reader, key):
+    reader.read([RAW], CHAT)
+    process = reader._process
+    nested = b"[" * 900 + b"]" * 900
+    with pytest.raises(RequestError, match="nested too deeply"):
+        reader.read([RAW[:-1], b', "%b": %b}' % (key.encode(), nested)], CHAT)
+    assert reader.read([RAW], CHAT).body.fields["model"] == "a"
+    assert reader._process is process
+
+
 def test_a_body_is_read_here_when_the_process_died_and_the_next_one_in_a_new_process(reader, caplog):
     reader.read([RAW], CHAT)
     old = reader._process
     os.kill(old.pid, signal.SIGKILL)
     old.wait()
     assert reader.read([RAW], CHAT).body.fields["seed"] == 7  # what is read here has every field
-    assert "is gone" in caplog.text
+    assert "has ended" in caplog.text
     assert "seed" not in reader.read([RAW], CHAT).body.fields
     assert reader._process.pid != old.pid
 
@@ -60,9 +71,9 @@ def test_a_process_that_hangs_is_ended_and_its_body_read_here(caplog):
     reader = Aside()
     reader.read([RAW], CHAT)
     os.kill(reader._process.pid, signal.SIGSTOP)
-    reader._patience_seconds = 0.01
+    reader._timeout_seconds = 0.01
     assert reader.read([RAW], CHAT).body.fields["seed"] == 7
-    assert "is gone" in caplog.text
+    assert "has ended" in caplog.text
     reader.close()
 
 
