@@ -143,7 +143,7 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
                 with suppress(asyncio.CancelledError):
                     await task
             await reloader.close()
-            await asyncio.to_thread(service.incoming.close)
+            await asyncio.to_thread(service.bodies.close)
             await asyncio.to_thread(service.tracing.close)
             if journal is not None:
                 await asyncio.to_thread(journal.stop)

@@ -24,7 +24,7 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
+class Api:
     """One path of an engine that is open to callers. `routed` is false where the answer depends on the model:
     embeddings of two models do not compare, nor do their tokens."""
 
@@ -88,23 +88,23 @@ def read_nothing(fields: Fields) -> Conversation:
     return Conversation((Turn(""),))
 
 
-SURFACES = (
-    Surface("/v1/chat/completions", "chat", read_chat),
-    Surface("/v1/completions", "completions", read_completion),
-    Surface("/v1/responses", "responses", read_response),
-    Surface("/v1/messages", "messages", read_anthropic),
-    Surface("/v1/messages/count_tokens", "messages", read_nothing, routed=False),
-    Surface("/v1/embeddings", "embeddings", read_nothing, routed=False),
-    Surface("/v1/rerank", "rerank", read_nothing, routed=False),
-    Surface("/v1/score", "score", read_nothing, routed=False),
-    Surface("/tokenize", "tokenize", read_nothing, routed=False),
-    Surface("/detokenize", "tokenize", read_nothing, routed=False),
+APIS = (
+    Api("/v1/chat/completions", "chat", read_chat),
+    Api("/v1/completions", "completions", read_completion),
+    Api("/v1/responses", "responses", read_response),
+    Api("/v1/messages", "messages", read_anthropic),
+    Api("/v1/messages/count_tokens", "messages", read_nothing, routed=False),
+    Api("/v1/embeddings", "embeddings", read_nothing, routed=False),
+    Api("/v1/rerank", "rerank", read_nothing, routed=False),
+    Api("/v1/score", "score", read_nothing, routed=False),
+    Api("/tokenize", "tokenize", read_nothing, routed=False),
+    Api("/detokenize", "tokenize", read_nothing, routed=False),
 )
 
 
-def surface_of(fields: Fields) -> Surface:
-    """The surface that a body's fields belong to; for a dry run, which takes any."""
-    chat, completions, responses = SURFACES[:3]
+def api_of(fields: Fields) -> Api:
+    """The API that a body's fields belong to; for a dry run, which takes any."""
+    chat, completions, responses = APIS[:3]
     return completions if "prompt" in fields else responses if "input" in fields else chat
 
 
@@ -144,12 +144,12 @@ _PROMPTS = ("prompt", "prompt_embeds")
 _INPUTS = ("input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
 
 
-def read_fan_out(surface: Surface, fields: Mapping[str, Any]) -> int:
+def read_fan_out(api: Api, fields: Mapping[str, Any]) -> int:
     """The number of answers that a body asks for, mostly 1. Raises RequestError for too many inputs."""
-    if not surface.routed:
+    if not api.routed:
         _require_few_inputs(fields)
         return 1
-    prompts = _entries_of(fields, _PROMPTS) if surface.endpoint == "completions" else 1
+    prompts = _entries_of(fields, _PROMPTS) if api.endpoint == "completions" else 1
     return max(1, prompts) * max(_number(fields.get(name)) for name in _TIMES)
 
 

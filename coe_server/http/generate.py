@@ -18,13 +18,13 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from coe_server.errors import EmbeddingUnavailable, Forbidden
-from coe_server.http.apis import Surface, require_fan_out
+from coe_server.http.apis import Api, require_fan_out
 from coe_server.http.auth import CALLER
+from coe_server.http.body import ParsedRequest
 from coe_server.http.client_stream import deadline_of, within
 from coe_server.http.headers import REQUEST_ID
 from coe_server.http.options import require_expert, wants_stream
 from coe_server.http.previous_responses import FIELD as PREVIOUS
-from coe_server.http.question import Question
 from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.routed_response import RoutedResponse
@@ -44,21 +44,21 @@ _PASSED_ON = frozenset(
 )
 
 
-def endpoint_of(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of one surface."""
+def endpoint_of(service: Service, api: Api) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of one API."""
 
     async def answer(request: Request) -> Response:
-        return await generate(service, surface, request)
+        return await generate(service, api, request)
 
     return answer
 
 
-async def generate(service: Service, surface: Surface, request: Request) -> Response:
+async def generate(service: Service, api: Api, request: Request) -> Response:
     """Read, route; the response that is returned admits, relays and accounts."""
     arrived, due = time.perf_counter(), deadline_of(request.headers)
     async with within(due):
-        question = await _read(service, surface, request)
-        routed = await _prepared(service, question, request, due)
+        parsed = await _read(service, api, request)
+        routed = await _prepared(service, parsed, request, due)
     decision = routed.decide()
     return RoutedResponse(routed, decision, RequestLog(routed, decision, arrived))
 
@@ -71,39 +71,39 @@ async def dry_run(service: Service, request: Request) -> Response:
     return JSONResponse(told, headers={REQUEST_ID: decision.decision_id})
 
 
-async def _read(service: Service, surface: Surface | None, request: Request) -> Question:
+async def _read(service: Service, api: Api | None, request: Request) -> ParsedRequest:
     serving = service.serving
-    return await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
+    return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
 
 
-async def _prepared(service: Service, question: Question, request: Request, due: float | None) -> RoutedRequest:
+async def _prepared(service: Service, parsed: ParsedRequest, request: Request, due: float | None) -> RoutedRequest:
     """Everything that the decision needs. Raises RequestError naming the field that is wrong."""
     key: Key | None = request.scope[CALLER]
-    owner, serving, conversation = key.name if key else None, service.serving, question.conversation
-    require_fan_out(question.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
-    options = _options(service, question, key, owner)
+    owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
+    require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
+    options = _options(service, parsed, key, owner)
     if serving.embedder is not None and options.expert is None:
         conversation = await _embedded(service, conversation, serving.embedder)
     session = session_key(conversation, options, owner)
     if kept := service.sessions.last(session, conversation, options):
         options = replace(options, kept=kept)
-    is_streamed, passed_on = wants_stream(question.body.fields), _passed_on(request)
-    return RoutedRequest(service, serving, question, key, conversation, options, session, is_streamed, passed_on, due)
+    is_streamed, passed_on = wants_stream(parsed.body.fields), _passed_on(request)
+    return RoutedRequest(service, serving, parsed, key, conversation, options, session, is_streamed, passed_on, due)
 
 
-def _options(service: Service, question: Question, key: Key | None, owner: str | None) -> RouteOptions:
+def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: str | None) -> RouteOptions:
     """What the caller asks for, and may ask for with this key."""
-    surface, fields, reach = question.surface, question.body.fields, service.reach(key)
+    api, fields, reach = parsed.api, parsed.body.fields, service.reach(key)
     options = reach.options(fields)
     if options.priority == "high" and key is not None and not (key.priority or key.admin):
         raise Forbidden(
             f"key '{key.name}' may not ask for coe.priority 'high'; leave it out, or create a key that may "
             "(coe keys add --priority)"
         )
-    if surface.endpoint == "responses":
+    if api.endpoint == "responses":
         options = service.made.continued(fields.get(PREVIOUS), options, owner)
-    if not surface.routed:
-        require_expert(options, surface.path, reach.experts)
+    if not api.routed:
+        require_expert(options, api.path, reach.experts)
     return options
 
 

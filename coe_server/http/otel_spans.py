@@ -14,7 +14,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from coe_server.errors import CoeError
-from coe_server.http.apis import Surface
+from coe_server.http.apis import Api
 from coe_server.http.options import wants_stream
 from coe_server.http.trace import CONTEXT, Pairs, Trace, Untraced
 from coe_server.http.usage import UNSTATED, Usage
@@ -42,7 +42,7 @@ class SpanTracing:
 
     def begin(
         self,
-        surface: Surface,
+        api: Api,
         headers: Mapping[str, str],
         fields: Mapping[str, Any],
         decision: RoutingDecision,
@@ -50,15 +50,15 @@ class SpanTracing:
     ) -> Trace:
         epoch_ns = time.time_ns() - time.perf_counter_ns()
         request = self._tracer.start_span(
-            f"POST {surface.path}",
+            f"POST {api.path}",
             _W3C.extract(headers, Context()),
             SpanKind.SERVER,
-            _asked(surface, fields),
+            _asked(api, fields),
             start_time=epoch_ns + int(began * 1e9),
         )
         if not request.is_recording():
             return Unrecorded(request)
-        operation = _OPERATIONS.get(surface.endpoint, surface.endpoint)
+        operation = _OPERATIONS.get(api.endpoint, api.endpoint)
         return Spans(self._tracer, request, epoch_ns, operation, self._models, decision)
 
     def close(self) -> None:
@@ -167,13 +167,13 @@ class Unrecorded(Untraced):
         return _with_context(headers, self._request)
 
 
-def _asked(surface: Surface, fields: Mapping[str, Any]) -> Attributes:
+def _asked(api: Api, fields: Mapping[str, Any]) -> Attributes:
     asked: Attributes = {
         "http.request.method": "POST",
-        "http.route": surface.path,
-        "url.path": surface.path,
+        "http.route": api.path,
+        "url.path": api.path,
         "url.scheme": "http",
-        "gen_ai.operation.name": _OPERATIONS.get(surface.endpoint, surface.endpoint),
+        "gen_ai.operation.name": _OPERATIONS.get(api.endpoint, api.endpoint),
         "gen_ai.request.stream": wants_stream(fields),
     }
     if isinstance(model := fields.get("model"), str):

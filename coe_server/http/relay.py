@@ -63,7 +63,7 @@ class _Relay:
         self._attempt = attempt
         self._answer = answer
         self._out = attempt.out
-        self._question = attempt.request.question
+        self._parsed = attempt.request.parsed
         self._is_remote = not attempt.lease.mortal
         self._is_encoded = (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
         self._is_event_stream = content_type(answer.headers) == "text/event-stream"
@@ -97,7 +97,7 @@ class _Relay:
         if self._out.spoken:
             self._require_answer(body, judge_end(body))
         else:
-            verdict = judge_body(body, self._question.surface.answered_as, self._question.may_be_silent)
+            verdict = judge_body(body, self._parsed.api.answered_as, self._parsed.may_be_silent)
             self._require_answer(body, verdict)
         await self.say(body)
 
@@ -171,7 +171,7 @@ class _EventRelay:
         self._answer = answer
         self._out = attempt.out
         self._expert = attempt.expert
-        self._question = attempt.request.question
+        self._parsed = attempt.request.parsed
         self._opening = Opening()
 
     async def carry(self) -> None:
@@ -186,7 +186,7 @@ class _EventRelay:
                     await asyncio.sleep(0)
         await self._pass(cutter.rest)
         if not self._out.spoken:
-            verdict = self._opening.verdict(self._question.may_be_silent)
+            verdict = self._opening.verdict(self._parsed.may_be_silent)
             if verdict is not None:
                 self._relayed.let_pass(verdict)
             await self._relayed.say(bytes(self._opening.held))
@@ -199,7 +199,7 @@ class _EventRelay:
 
     async def _judge(self, events: bytes) -> None:
         """Pass these events on up to the first that tells of an error, and raise that one as a failure."""
-        sound, verdict = before_error(events, self._question.fan_out > 1)
+        sound, verdict = before_error(events, self._parsed.fan_out > 1)
         is_for_caller = verdict is not None and not self._relayed.is_to_fail(verdict)
         if verdict is not None and is_for_caller:
             self._relayed.let_pass(verdict)

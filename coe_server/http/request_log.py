@@ -24,7 +24,7 @@ class RequestLog:
 
     def __init__(self, request: RoutedRequest, decision: RoutingDecision, arrived: float) -> None:
         """`arrived` is when the request came, in `time.perf_counter`'s seconds."""
-        service, question = request.service, request.question
+        service, parsed = request.service, request.parsed
         self._request = request
         self._telemetry = service.telemetry
         self._decision = decision
@@ -35,7 +35,7 @@ class RequestLog:
         self._is_answered = False
         self._usage = UNSTATED
         self._facts: dict[str, Any] = {}
-        self.trace = service.tracing.begin(question.surface, request.passed_on, question.body.fields, decision, arrived)
+        self.trace = service.tracing.begin(parsed.api, request.passed_on, parsed.body.fields, decision, arrived)
         self._telemetry.decided(decision)
         if request.serving.traffic is not None:
             request.serving.traffic.see(decision)

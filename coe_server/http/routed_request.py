@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 from coe_server.cache.shares import Owner
 from coe_server.engines.engine import EngineRequest
-from coe_server.http.body import LARGE_BYTES
+from coe_server.http.body import LARGE_BYTES, ParsedRequest
 from coe_server.http.previous_responses import ResponseId
-from coe_server.http.question import Question
 from coe_server.http.serving import Service, Serving
 from coe_server.http.trace import Trace
 from coe_server.keys import Key
@@ -29,7 +28,7 @@ class RoutedRequest:
 
     service: Service
     serving: Serving
-    question: Question
+    parsed: ParsedRequest
     key: Key | None
     conversation: Conversation  # with embeddings, where the router needs them
     options: RouteOptions
@@ -53,20 +52,21 @@ class RoutedRequest:
 
     @property
     def prompt(self) -> str | None:
-        """The prompt for the log, if prompts are logged; None also for a body so long that it was read aside."""
+        """The prompt for the log, if prompts are logged; None also for a large body, which was parsed in another
+        process."""
         if not self.service.log_prompts:
             return None
-        fields = self.question.body.fields
+        fields = self.parsed.body.fields
         found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
         return json.dumps(found) if found else None
 
     def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
         """What this expert is sent: the body as it came, under the engine's own model name and without `coe`."""
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
-        body = self.question.body
+        body = self.parsed.body
         pieces = body.for_engine(self.service.engine_models[expert])
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-        return EngineRequest("POST", self.question.surface.path, trace.onto(headers), whole)
+        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole)
 
     def has_more_room(self, than: str, expert: str) -> bool:
         """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
@@ -76,7 +76,7 @@ class RoutedRequest:
 
     def id_listener(self, expert: str) -> Listener | None:
         """Remembers the id of a response, which a caller may continue with `previous_response_id`."""
-        if self.question.surface.endpoint != "responses":
+        if self.parsed.api.endpoint != "responses":
             return None
         made, owner = self.service.made, self.key_name
         return ResponseId(lambda found: made.remember(found, expert, owner))

@@ -147,7 +147,7 @@ class RoutedResponse(Response):
     async def _lease(self) -> Lease:
         """A lease of the chosen expert; if that leaves the device during the wait, the choice is made once more."""
         name, request = self._decision.expert, self._request
-        fan_out = request.question.fan_out
+        fan_out = request.parsed.fan_out
         asked = partial(self._cache.lease, name, request.options.priority, fan_out, request.owner)
         here = self._may_choose_again and self._decision.ranking[0].residency == "device"
         if not here or self._cache.grants_at_once(name, fan_out):

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.errors import CoeError
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.http.auth import CALLER
 from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
@@ -161,7 +161,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
 def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middleware:
-    """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
+    """The whole HTTP interface over `service`; `lifespan` is held while it is served."""
     app = FastAPI(
         title="Composition of Experts",
         openapi_url=None,  # FastAPI's own would be the same for every key
@@ -171,10 +171,10 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
         lifespan=lifespan,
     )
     install_error_handlers(app, service.telemetry)
-    direct = {surface.path: endpoint_of(service, surface) for surface in SURFACES}
-    for surface in SURFACES:
-        summary = f"{surface.endpoint.capitalize()}: {'routed, or by' if surface.routed else 'by'} an expert's name"
-        app.add_api_route(surface.path, direct[surface.path], methods=["POST"], summary=summary)
+    direct = {api.path: endpoint_of(service, api) for api in APIS}
+    for api in APIS:
+        summary = f"{api.endpoint.capitalize()}: {'routed, or by' if api.routed else 'by'} an expert's name"
+        app.add_api_route(api.path, direct[api.path], methods=["POST"], summary=summary)
 
     @app.post("/v1/route")
     async def route(request: Request) -> Response:

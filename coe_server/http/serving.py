@@ -14,7 +14,7 @@ import numpy as np
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import first_line
 from coe_server.http.auth import Guard, Reach
-from coe_server.http.incoming import Incoming
+from coe_server.http.body_reader import BodyReader
 from coe_server.http.options import AUTO
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
@@ -88,7 +88,7 @@ class Service:
     log_prompts: bool = False
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
-    incoming: Incoming = field(default_factory=Incoming)
+    bodies: BodyReader = field(default_factory=BodyReader)
     tracing: Tracing = field(default_factory=NoTracing)
 
     def reach(self, key: Key | None) -> Reach:

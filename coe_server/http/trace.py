@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from coe_server.errors import CoeError
-from coe_server.http.apis import Surface
+from coe_server.http.apis import Api
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 
@@ -41,7 +41,7 @@ class Tracing(Protocol):
 
     def begin(
         self,
-        surface: Surface,
+        api: Api,
         headers: Mapping[str, str],
         fields: Mapping[str, Any],
         decision: RoutingDecision,

@@ -166,7 +166,7 @@ def running_server(
             with suppress(asyncio.CancelledError):
                 await conductor
             await reloader.close()
-            await asyncio.to_thread(service.incoming.close)
+            await asyncio.to_thread(service.bodies.close)
 
         box["cache"] = cache
         return build_api(service, reloader, lifespan)

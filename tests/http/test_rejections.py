@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from coe_server.errors import InvalidApiKey
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.http.connection import MOST_HEADER_BYTES, Connection
 from coe_server.http.rate_limits import MOST_LINES, WINDOW_SECONDS, Rejections
 from coe_server.keys import Key, Keyring, hashed
@@ -112,7 +112,7 @@ def test_who_asked_too_often_is_told(server, caplog):
     assert refusals(caplog)[0].getMessage() == "refused: key 'slow' is limited to 2 requests a minute"
 
 
-@pytest.mark.parametrize("path", [*(surface.path for surface in SURFACES), "/v1/route"])
+@pytest.mark.parametrize("path", [*(api.path for api in APIS), "/v1/route"])
 def test_who_asks_for_what_its_key_may_not_use_is_told_and_counted_once(server, caplog, path):
     def counted():
         found = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
