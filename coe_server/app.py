@@ -35,7 +35,6 @@ from coe_server.config.schema import (
 )
 from coe_server.engines.memory import copy_bytes_per_second
 from coe_server.events import EventLog
-from coe_server.http.request_log import Chronicle
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
@@ -67,7 +66,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     service = Service(
         serving=serving,
         cache=cache,
-        chronicle=Chronicle(cache.events, journal),
+        journal=journal,
         engine_models={expert.name: model_name(expert) for expert in config.experts},
         guard=build_guard(config),
         started=int(time.time()),
@@ -128,7 +127,7 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
 
 
 def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_copying: Telemetry | None) -> Lifespan:
-    cache, journal = service.cache, service.chronicle.journal
+    cache, journal = service.cache, service.journal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -148,7 +147,7 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
                 with suppress(asyncio.CancelledError):
                     await task
             await reloader.close()
-            await asyncio.to_thread(service.incoming.close)
+            await asyncio.to_thread(service.bodies.close)
             await asyncio.to_thread(service.tracing.close)
             if journal is not None:
                 await asyncio.to_thread(journal.stop)

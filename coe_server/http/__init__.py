@@ -1,1 +1,1 @@
-"""The OpenAI surface: reads a body once, asks for a decision and a lease, passes the rest through."""
+"""The HTTP side: a request is read once, routed, admitted to an expert and relayed."""

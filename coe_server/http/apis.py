@@ -1,10 +1,8 @@
-"""What goes through to an expert: each path, how a conversation is read from its body, and whether it may be routed.
+"""The APIs that experts serve: each path, the conversation in its body, and how many answers one body asks for. Pure.
 
-Pure. The bodies themselves are passed on untouched; only what routing needs is read here.
-
-Pure: how many answers one request asks for at once. An engine works on each of them, so each of them counts.
-
-Requests without a generated answer (embeddings, ranks, scores, tokens) are one unit of work, with a list of inputs too.
+Only what routing needs is read here; bodies are passed on unchanged. An engine works on each answer of a request, so
+each counts. A request without a generated answer (embeddings, ranks, scores, tokens) is one unit of work, however many
+inputs it has.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ Fields = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
-    """One path of an engine that is open to callers. `routed` is false where an answer means nothing without knowing
-    whose it is: embeddings of two models do not compare, nor do their tokens."""
+class Api:
+    """One path of an engine that is open to callers. `routed` is false where the answer depends on the model:
+    embeddings of two models do not compare, nor do their tokens."""
 
     path: str
     endpoint: Endpoint
@@ -37,11 +35,11 @@ class Surface:
 
     @property
     def answered_as(self) -> str:
-        """The API that says what an answer is; of counted tokens, ranks and scores any JSON is one."""
+        """The API that defines a valid answer; for counted tokens, ranks and scores any JSON is valid."""
         return self.endpoint if self.routed or self.endpoint == "embeddings" else "any"
 
     def conversation(self, fields: Fields) -> Conversation:
-        """What routing reads of a body. Raises RequestError naming the field that cannot be read."""
+        """The conversation in a body. Raises RequestError naming the field that is wrong."""
         read = self.read(fields)
         return read if read.endpoint == self.endpoint else replace(read, endpoint=self.endpoint)
 
@@ -85,28 +83,28 @@ def read_anthropic(fields: Fields) -> Conversation:
 
 
 def read_nothing(fields: Fields) -> Conversation:
-    """For requests to a named expert whose text nobody routes."""
+    """For requests that are not routed: an empty conversation."""
     del fields
     return Conversation((Turn(""),))
 
 
-SURFACES = (
-    Surface("/v1/chat/completions", "chat", read_chat),
-    Surface("/v1/completions", "completions", read_completion),
-    Surface("/v1/responses", "responses", read_response),
-    Surface("/v1/messages", "messages", read_anthropic),
-    Surface("/v1/messages/count_tokens", "messages", read_nothing, routed=False),
-    Surface("/v1/embeddings", "embeddings", read_nothing, routed=False),
-    Surface("/v1/rerank", "rerank", read_nothing, routed=False),
-    Surface("/v1/score", "score", read_nothing, routed=False),
-    Surface("/tokenize", "tokenize", read_nothing, routed=False),
-    Surface("/detokenize", "tokenize", read_nothing, routed=False),
+APIS = (
+    Api("/v1/chat/completions", "chat", read_chat),
+    Api("/v1/completions", "completions", read_completion),
+    Api("/v1/responses", "responses", read_response),
+    Api("/v1/messages", "messages", read_anthropic),
+    Api("/v1/messages/count_tokens", "messages", read_nothing, routed=False),
+    Api("/v1/embeddings", "embeddings", read_nothing, routed=False),
+    Api("/v1/rerank", "rerank", read_nothing, routed=False),
+    Api("/v1/score", "score", read_nothing, routed=False),
+    Api("/tokenize", "tokenize", read_nothing, routed=False),
+    Api("/detokenize", "tokenize", read_nothing, routed=False),
 )
 
 
-def surface_of(fields: Fields) -> Surface:
-    """The surface a body is meant for, told by its fields; for a dry run, which takes any."""
-    chat, completions, responses = SURFACES[:3]
+def api_of(fields: Fields) -> Api:
+    """The API that a body's fields belong to; for a dry run, which takes any."""
+    chat, completions, responses = APIS[:3]
     return completions if "prompt" in fields else responses if "input" in fields else chat
 
 
@@ -124,7 +122,7 @@ def _require_few(entries: list[Any], field: str) -> None:
 
 
 def _longest(prompts: list[Any]) -> TokenCount:
-    """Each of several prompts is answered by itself."""
+    """The largest of several prompts, which are answered one by one."""
     counts = [TokenCount.of(one) if isinstance(one, str) else TokenCount(len(one), len(one)) for one in prompts]
     return TokenCount(max(one.least for one in counts), max(one.likely for one in counts))
 
@@ -134,7 +132,7 @@ def _count(limit: object) -> int:
 
 
 def is_tokens(value: object) -> bool:
-    """A text that is given as its tokens."""
+    """Whether a value is a text given as its tokens."""
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
@@ -146,17 +144,17 @@ _PROMPTS = ("prompt", "prompt_embeds")
 _INPUTS = ("input", "documents", "queries", "items", "text_1", "text_2", "data_1", "data_2")
 
 
-def read_fan_out(surface: Surface, fields: Mapping[str, Any]) -> int:
-    """The answers that a body asks for; 1 for most. Raises RequestError for more inputs than one request may have."""
-    if not surface.routed:
+def read_fan_out(api: Api, fields: Mapping[str, Any]) -> int:
+    """The number of answers that a body asks for, mostly 1. Raises RequestError for too many inputs."""
+    if not api.routed:
         _require_few_inputs(fields)
         return 1
-    prompts = _entries_of(fields, _PROMPTS) if surface.endpoint == "completions" else 1
+    prompts = _entries_of(fields, _PROMPTS) if api.endpoint == "completions" else 1
     return max(1, prompts) * max(_number(fields.get(name)) for name in _TIMES)
 
 
 def require_fan_out(asked: int, server_limit: int, key_name: str | None, key_limit: int | None) -> None:
-    """Raises RequestError where a request asks for more answers than the server, or its key, allows."""
+    """Raises RequestError for more answers than the server or the key allows."""
     meant = f"the request asks for {asked:,} answers at once (n or best_of, times the prompts)"
     if asked > server_limit:
         raise RequestError(f"{meant}; {server_limit:,} are allowed (scheduling.max_fan_out)", "n")
@@ -176,14 +174,14 @@ def _entries_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> int:
 
 
 def _entries(value: object) -> int:
-    """Of a list how many inputs there are in it; a list of tokens is one, like a text."""
+    """The number of inputs; a list of tokens is one, like a text."""
     if isinstance(value, Mapping):  # parts of several kinds, as vLLM takes them for scores
         value = value.get("content")
     return len(value) if isinstance(value, list) and not is_tokens(value) else 1
 
 
 def _number(value: object) -> int:
-    """A count as the most lenient engine reads it: `"4"`, 4.0 and 3.5 as 4; what no engine takes for one is 1."""
+    """A count as the most lenient engine reads it: `"4"`, 4.0 and 3.5 are 4; what no engine accepts is 1."""
     if isinstance(value, int):
         return max(1, value)
     try:

@@ -1,9 +1,7 @@
-"""Who is asking, and may they come in: keys for the API, the operator for everything else. Pure.
+"""Which key a request has, what it gives access to, and which experts and objectives it may name. Pure.
 
-What is not known to be for everybody or for clients is the operator's: a new path is closed until somebody opens it.
-Where no endpoint answers there is nothing to guard: that may be said to every client.
-
-What one caller may name: the experts and objectives of its key. Pure; knows nothing of how a key is shown.
+Every path that is neither public nor for clients is the operator's: a new path is closed until it is listed here.
+A path without an endpoint needs no protection: any client may be told that it does not exist.
 """
 
 from __future__ import annotations
@@ -22,20 +20,20 @@ from coe_server.http.options import AUTO, model_names, read_options
 from coe_server.keys import Key, Keyring
 from coe_server.routing.decision import RouteOptions
 
-FOR_EVERYBODY = frozenset({"/health", "/healthz", "/readyz"})
+PUBLIC = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 SCRAPED = "/metrics"
 CLIENTS_PREFIX = "/v1/"
 CALLER = "coe.caller"  # in a request's scope: the `Key` that was presented, or None
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
-_SIGNS_OF_A_PROXY = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+_ADDED_BY_PROXIES = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """`on_loopback`: the server listens on a loopback address alone, so that every client is on this machine.
+    """`on_loopback`: the server listens on a loopback address only, so that every client is on this machine.
 
-    `hosts`: the names by which it may be asked without a key.
+    `hosts`: the names that a request without a key may use for this server.
     """
 
     keyring: Keyring
@@ -43,15 +41,16 @@ class Guard:
     hosts: Hosts = field(default_factory=Hosts)
 
     def admit(self, path: str, headers: Mapping[str, str]) -> Key | None:
-        """The key that opened the door; None where none was needed. Raises InvalidApiKey or Forbidden."""
-        if path in FOR_EVERYBODY:
+        """The key that gives access to a path; None where none is needed. Raises InvalidApiKey or Forbidden."""
+        if path in PUBLIC:
             return None
         if path == SCRAPED and (key := self._scraper(headers)) is not None:
             return key
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
-        """The same for what every client may ask; the password that a browser remembers is for our page alone."""
+        """The same for clients' paths. A password that a browser remembers is accepted from this server's own page
+        only."""
         if not self.keyring.keys:
             return None
         given = list(presented_on_purpose(headers))
@@ -59,29 +58,29 @@ class Guard:
         if not known and is_from_our_page(headers):
             known = list(self._known(_presented(headers)))
         if not known:
-            raise _not_ours(given)
+            raise _unknown(given)
         key = next((one for one in known if not one.scrape), None)
         if key is None:
-            raise Forbidden(f"key '{known[0].name}' opens {SCRAPED} and nothing else")
+            raise Forbidden(f"key '{known[0].name}' gives access to {SCRAPED} only")
         return key
 
     def _scraper(self, headers: Mapping[str, str]) -> Key | None:
-        """The key that may read the metrics and do nothing else, where one was presented."""
+        """A key for the metrics only, if one was presented."""
         return next((key for key in self._known(presented_on_purpose(headers)) if key.scrape), None)
 
     def owner(self, headers: Mapping[str, str]) -> Key | None:
-        """Whose key was presented, whether it opens the door or not; None if it is none of ours."""
+        """The key that was presented, whether it gives access or not; None if it is unknown."""
         return next(self._known(_presented(headers)), None)
 
     def _operator(self, headers: Mapping[str, str]) -> Key | None:
-        """An admin key opens; where none was made, a request of this machine that came through no proxy."""
+        """An admin key gives access; if none exists, so does a request from this machine that came through no proxy."""
         if not self.keyring.has_admin:
             self._refuse_unless_local(headers)
             return None
         given = list(_presented(headers))
         known = list(self._known(given))
         if not known:
-            raise _not_ours(given)
+            raise _unknown(given)
         admin = next((key for key in known if key.admin), None)
         if admin is None:
             raise Forbidden(f"key '{known[0].name}' is not an admin key")
@@ -89,34 +88,39 @@ class Guard:
 
     def _refuse_unless_local(self, headers: Mapping[str, str]) -> None:
         if not self.on_loopback:
-            raise Forbidden("this is for the operator, and there is no admin key (coe keys add --admin makes one)")
-        for sign in _SIGNS_OF_A_PROXY:
-            if sign in headers:
-                raise Forbidden(f"this came through a proxy ({sign}); make an admin key (coe keys add --admin)")
+            raise Forbidden(
+                "this path is for the operator, and there is no admin key; create one with coe keys add --admin"
+            )
+        for header in _ADDED_BY_PROXIES:
+            if header in headers:
+                raise Forbidden(
+                    f"this request came through a proxy ({header}), which takes an admin key (coe keys add --admin)"
+                )
 
     def _known(self, given: Iterable[str]) -> Iterator[Key]:
-        """The keys of ours among all that was presented."""
+        """The known keys among all that was presented."""
         return (key for one in given if (key := self.keyring.find(one)) is not None)
 
 
-def _not_ours(given: Iterable[str]) -> InvalidApiKey:
+def _unknown(given: Iterable[str]) -> InvalidApiKey:
     if any(given):
-        return InvalidApiKey("the API key is not one of this server's")
+        return InvalidApiKey("unknown API key")
     return InvalidApiKey("no API key was given: send `Authorization: Bearer KEY` or `x-api-key: KEY`")
 
 
 def is_for_clients(path: str) -> bool:
-    """Is a path any client's, and not the operator's alone?"""
+    """Is a path for clients, and not for the operator alone?"""
     return path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS
 
 
 def presented_on_purpose(headers: Mapping[str, str]) -> Iterator[str]:
-    """What may be a key in `Authorization: Bearer` or `x-api-key` (Anthropic's clients): no browser adds these."""
+    """Possible keys in `Authorization: Bearer` or `x-api-key` (Anthropic's clients): no browser adds these by
+    itself."""
     return _first(_in_headers(headers, {"bearer": str}))
 
 
 def _presented(headers: Mapping[str, str]) -> Iterator[str]:
-    """All that may be a key, a browser's password among it.
+    """All possible keys, including a browser's password.
 
     A proxy may add credentials of its own in front of a client's or behind them.
     """
@@ -128,7 +132,7 @@ def _first(credentials: Iterator[str]) -> Iterator[str]:
 
 
 def _in_headers(headers: Mapping[str, str], schemes: Mapping[str, Callable[[str], str]]) -> Iterator[str]:
-    """`schemes` of `Authorization`, each with how a key is read from what it gives; others give none."""
+    """`schemes` of `Authorization`, each with the function that reads a key from its credentials; others give none."""
     for line in lines(headers, "authorization"):
         for one in _listed(line):
             scheme, _, given = one.strip().partition(" ")
@@ -139,7 +143,7 @@ def _in_headers(headers: Mapping[str, str], schemes: Mapping[str, Callable[[str]
 
 
 def _listed(line: str) -> list[str]:
-    """A line, and where it has commas its parts: some proxies make one line of several."""
+    """A line and, if it has commas, its parts: some proxies join several lines into one."""
     return [line, *line.split(",", MOST_CREDENTIALS)] if "," in line else [line]
 
 
@@ -151,14 +155,14 @@ def _password(credentials: str) -> str:
 
 
 def is_of_this_machine(address: str) -> bool:
-    """Does an origin, or a Host header, name this machine by its loopback interface?"""
+    """Does an origin, or a Host header, name the loopback interface?"""
     host = host_of_origin(address) if "//" in address else HostPort.of(address)
     return host is not None and is_loopback_host(host.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """`experts` and `objectives` are what may be named, in the server's order; `withheld` is what else there is."""
+    """What one key may name: `experts` and `objectives` in the server's order; `withheld` are the other names."""
 
     experts: tuple[str, ...]
     objectives: tuple[str, ...]
@@ -166,7 +170,7 @@ class Reach:
     is_limited: bool = False
     has_own_objectives: bool = False
     withheld: frozenset[str] = frozenset()
-    aliases: Mapping[str, str] = field(default_factory=dict)  # further names, those of what is withheld among them
+    aliases: Mapping[str, str] = field(default_factory=dict)  # further names, including those of withheld experts
 
     @classmethod
     def of(
@@ -177,7 +181,7 @@ class Reach:
         default_objective: str,
         aliases: Mapping[str, str],
     ) -> Reach:
-        """What this key reaches; without a key, everything. `auto` means an objective that the key may ask for."""
+        """What this key may name; without a key, everything. `auto` means an objective that the key may use."""
         if key is None or (key.experts is None and key.objectives is None):
             return cls(tuple(experts), tuple(objectives), default_objective, aliases=aliases)
         allowed_experts, allowed_objectives = key.experts, key.objectives
@@ -220,15 +224,16 @@ class Reach:
         return options
 
     def seen(self, decision: Mapping[str, Any]) -> dict[str, Any]:
-        """A decision as plain values, with the experts of this key alone in its ranking."""
+        """A decision as plain values, with only the experts of this key in its ranking."""
         mine = [one for one in decision["ranking"] if one["expert"] in self.experts] if self.is_limited else None
         return {**decision} if mine is None else {**decision, "ranking": mine}
 
     def _require(self, name: object, param: str, asked: object = None) -> None:
-        """`asked` is what the caller calls it: what an alias stands for is told to those alone who may use it."""
+        """`asked` is the caller's name for it: an error does not reveal the target of an alias that the key may not
+        use."""
         if isinstance(name, str) and name in self.withheld:
             raise ModelWithheld(
-                f"this key has no access to '{asked or name}'; it has to {', '.join(self.models)}", param
+                f"this key has no access to '{asked or name}'; it may use {', '.join(self.models)}", param
             )
 
     def _require_objective(self, name: object) -> None:

@@ -1,4 +1,4 @@
-"""A JSON request body, read once: its fields for routing, and every other byte kept as it came."""
+"""A JSON request body, read once: its bytes as they came, its fields, and what routing reads of it. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from coe_server.errors import RequestError
+from coe_server.http.apis import Api, api_of, read_fan_out
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.tokens import TokenCount
 
 MOST_MEMBERS = 256  # OpenAI's own requests have about 40
 LARGE_BYTES = 64 * 1024  # reading a body of this size may take milliseconds
@@ -133,3 +136,84 @@ _OPENING = re.compile(rf"{_BLANKS}{{{_BLANKS}(?:(}}){_BLANKS})?")
 _COLON = re.compile(rf"{_BLANKS}:{_BLANKS}")
 _COMMA_OR_END = re.compile(rf"{_BLANKS}([,}}]){_BLANKS}")
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+# The fields of a body that are read beside its conversation.
+OPTIONS = ("model", "coe", "stream", "previous_response_id")
+# With one of these fields an answer may be empty.
+_ENDINGS = (
+    "stop",
+    "stop_sequences",
+    "stop_token_ids",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "echo",
+)
+LONGEST_OPTION_BYTES = 64 * 1024
+KEPT_CHARACTERS = 20_000  # of each end of a text: more than routing reads, and too long for the decision log
+_LONGEST_KEY = 64  # longer than any key that is read
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """One request to an API. `may_be_silent`: an empty text may be the whole answer. `fan_out`: the answers it asks
+    for."""
+
+    api: Api
+    body: Body
+    conversation: Conversation
+    may_be_silent: bool = False
+    fan_out: int = 1
+
+    def without_bytes(self) -> ParsedRequest:
+        """All that is needed beside the bytes, of bounded size. Raises RequestError for an option that is too long."""
+        members, fields = self.body.members, self.body.fields
+        for member in members:
+            if member.key in OPTIONS and member.end - member.value_start > LONGEST_OPTION_BYTES:
+                raise RequestError(f"{member.key} is longer than {LONGEST_OPTION_BYTES} bytes", member.key)
+        return ParsedRequest(
+            self.api,
+            Body(b"", {key: fields[key] for key in OPTIONS if key in fields}, tuple(map(_with_short_key, members))),
+            _shortened(self.conversation),
+            self.may_be_silent,
+            self.fan_out,
+        )
+
+    def with_bytes(self, raw: bytes) -> ParsedRequest:
+        """The same with the body's bytes again."""
+        return replace(self, body=replace(self.body, raw=raw))
+
+
+def parse_request(raw: bytes, api: Api | None) -> ParsedRequest:
+    """What the body asks. Without an API the body's fields tell which it is. Raises RequestError."""
+    body = read_body(raw)
+    found = api or api_of(body.fields)
+    conversation = found.conversation(body.fields)
+    if conversation.has_tools:
+        conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
+    may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
+    return ParsedRequest(found, body, conversation, may_be_silent, read_fan_out(found, body.fields))
+
+
+def _tokens_of_tools(body: Body) -> TokenCount:
+    """What the tools' descriptions take of the context. Most chat templates write the JSON as it came; the shortest
+    ones write its words without the syntax, about half of it."""
+    written = b"".join(body.raw[member.value_start : member.end] for member in body.members if member.key == "tools")
+    whole = TokenCount.of(written.decode("utf-8", "replace"))
+    return TokenCount(whole.least // 2, whole.likely)
+
+
+def _with_short_key(member: Member) -> Member:
+    return replace(member, key=member.key[:_LONGEST_KEY])
+
+
+def _shortened(conversation: Conversation) -> Conversation:
+    turns = tuple(replace(turn, text=_ends_of(turn.text)) for turn in conversation.turns)
+    return replace(conversation, turns=turns, opening=_ends_of(conversation.opening))
+
+
+def _ends_of(text: str) -> str:
+    if len(text) <= 2 * KEPT_CHARACTERS:
+        return text
+    return text[:KEPT_CHARACTERS] + text[-KEPT_CHARACTERS:]

@@ -1,12 +1,9 @@
-"""What a browser tells of the page that had it send a request, and whether that page is this server's own. Pure.
+"""Which page made a browser send a request, and which host names this server accepts without a key. Pure.
 
-A page elsewhere can have a browser send forms and requests of its making, with the password that the browser remembers.
-It can change neither `Origin` nor `Sec-Fetch-Site`, and may add headers only where this server agreed before (CORS).
-
-The names by which this server may be asked without a key. Pure.
-
-A name elsewhere can be pointed at this machine (DNS rebinding): its pages are then of one origin with what answers
-here, and read everything. The name that a browser asked for stands in `Host`.
+A page elsewhere can make a browser send forms and requests, with the password that the browser remembers. It can change
+neither `Origin` nor `Sec-Fetch-Site`, and may add headers only if this server agreed before (CORS). A foreign name can
+be pointed at this machine (DNS rebinding): its pages then have the same origin as this server and can read every
+answer. The name that a browser asked for is in `Host`.
 """
 
 from __future__ import annotations
@@ -18,14 +15,16 @@ from starlette.datastructures import Headers
 
 from coe_server.config.addresses import HostPort, canonical_host, is_loopback_host
 
-OUR_PAGE = "x-coe-page"  # our page's requests have it: over plain HTTP a browser tells nothing else of a GET
+OUR_PAGE = "x-coe-page"  # sent by our page: over plain HTTP a browser adds nothing else to a GET
 ANOTHER_SITE = "another site"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTHER_SITES = frozenset({"cross-site", "same-site"})  # another port, or another name of the same domain
 
 
 def other_page(headers: Mapping[str, str]) -> str | None:
-    """The origin of the page elsewhere that sent a request; None where no page did, or ours."""
+    """The origin of the foreign page that sent a request; None if no page did, or this server's own."""
+    if "origin" not in headers and "sec-fetch-site" not in headers:
+        return None
     for origin in lines(headers, "origin"):
         if not _is_ours(origin, headers):
             return origin
@@ -35,7 +34,7 @@ def other_page(headers: Mapping[str, str]) -> str | None:
 
 
 def is_from_our_page(headers: Mapping[str, str]) -> bool:
-    """Did this server's own page send it? A client that is no browser may say so, too."""
+    """Did this server's own page send it? A client that is no browser may claim so, too."""
     if other_page(headers) is not None:
         return False
     says_so = headers.get("sec-fetch-site", "").strip().lower() == "same-origin"
@@ -43,19 +42,20 @@ def is_from_our_page(headers: Mapping[str, str]) -> bool:
 
 
 def is_visit(headers: Mapping[str, str]) -> bool:
-    """Does the request fill a tab, by a link say? The page that led there neither reads nor frames the answer."""
+    """Does the request fill a tab, by a link for example? The page with the link can neither read nor frame the
+    answer."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
 def lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
-    """Every line of that name; a mapping that is not a request's has one at most."""
+    """Every line of that name; a plain mapping has one at most."""
     if isinstance(headers, Headers):
         return headers.getlist(name)
     return [headers[name]] if name in headers else []
 
 
 def host_of_origin(origin: str) -> HostPort | None:
-    """Where a page came from, with its scheme's port; None for `null` and what no browser sends for a web page."""
+    """The host of an origin, with its scheme's port; None for `null` and for anything that is no web page's origin."""
     scheme, separator, rest = origin.strip().partition("://")
     default = _DEFAULT_PORTS.get(scheme.lower())
     if not separator or default is None:
@@ -65,7 +65,7 @@ def host_of_origin(origin: str) -> HostPort | None:
 
 
 def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
-    """Is it the address that the request was sent to, as the client or a proxy in front writes it?"""
+    """Is it the address that the request was sent to, as the client or a proxy in front wrote it?"""
     scheme, _, rest = origin.strip().partition("://")
     if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
         return True
@@ -80,7 +80,7 @@ def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
 
 
 def _is_one(host: HostPort, other: HostPort) -> bool:
-    """Do both name the same server, given that the port is the same? Loopback has many names."""
+    """Do both name the same server, if the port is the same? Loopback has many names."""
     return host.name == other.name or (is_loopback_host(host.name) and is_loopback_host(other.name))
 
 
@@ -95,16 +95,16 @@ _LONGEST_QUOTED = 80
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Beside this machine's own names and the address that was connected to: `allowed`, in canonical form.
+    """`allowed`: further names, in canonical form, beside the loopback names and the address that was connected to.
 
-    `any_for_clients` (keys.open): what checks the callers in front of this server checks their names as well.
+    `any_for_clients` (keys.open): another program in front of this server checks callers and host names.
     """
 
     allowed: frozenset[str] = frozenset()
     any_for_clients: bool = False
 
     def unknown(self, asked: Iterable[str], bound: str | None) -> str | None:
-        """The first of the `Host` lines that is no name of this server's, for a message; None if there is none.
+        """The first of the `Host` lines that is not accepted, shortened for a message; None if all are.
 
         `bound`: the address of this side of the connection.
         """

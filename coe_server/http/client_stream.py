@@ -1,10 +1,6 @@
-"""The caller's side of one answer: what was sent already, and what can therefore still be sent. Knows no engines.
+"""The client's side of one answer: what was sent already, its deadline, keep-alive, and its disconnect.
 
-Ends what is done for a client when the client leaves, as `asyncio.timeout` does when the time is up.
-
-The caller's own deadline for a whole answer: `x-request-timeout`, in seconds from the request's arrival.
-
-Something said from time to time while an answer says nothing, so that no proxy in between takes it for dead.
+Knows no engines.
 """
 
 from __future__ import annotations
@@ -21,17 +17,17 @@ from coe_server.errors import CoeError, DeadlineExceeded, RequestError
 from coe_server.http.errors import error_event, error_response, event_of
 from coe_server.http.headers import answering
 
-LAST_WORDS_SECONDS = 5.0  # for telling a client that may not be reading
-_UNBUFFERED = ("x-accel-buffering", "no")  # nginx holds words and comments back until a buffer is full
+DEADLINE = "x-request-timeout"
+LAST_EVENT_SECONDS = 5.0  # for sending an error event to a client that may not be reading
+_UNBUFFERED = ("x-accel-buffering", "no")  # nginx holds pieces back until a buffer is full
 _STREAM_HEADERS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _ENDS_OF_EVENTS = (b"\n\n", b"\n\r\n", b"\r\r")
 _CHANGED_IN_STREAMS = frozenset(("content-length", _UNBUFFERED[0]))
 
 
 class Outgoing:
-    """`status` is out, None before. `spoken`: so is a part of the answer, and nobody else can give it any more.
-
-    `ended`: the last of it is out, too.
+    """`status`: the status that was sent, None before. `spoken`: a part of the answer was sent, so that no other expert
+    can give it. `ended`: all of it was.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -39,19 +35,20 @@ class Outgoing:
         self.spoken = False
         self.ended = False
         self.said_at = 0.0  # in the loop's time, when the last piece left
-        self.is_event_stream = False  # one that something may be added to
+        self.is_event_stream = False  # one that an event or a comment may be added to
         self._is_between_events = True
         self._scope = scope
         self._send = send
 
     @property
     def headed(self) -> bool:
+        """Whether the headers were sent."""
         return self.status is not None
 
     async def begin(self, status: int, headers: Mapping[str, str], others: Iterable[tuple[str, str]] = ()) -> None:
-        """The status and the headers, ours and others'. Where they are out already, a comment says what became true."""
+        """The status and the headers, ours and others'. If they were sent already, a comment names the expert."""
         if not self.headed:
-            await self._head(status, (*others, *headers.items()))
+            await self._send_headers(status, (*others, *headers.items()))
         elif not self.spoken:
             await self._comment(answering(headers))
 
@@ -63,12 +60,12 @@ class Outgoing:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def wait(self, headers: Mapping[str, str], state: str) -> None:
-        """A comment for the proxies between us and the caller, while nothing is to be said: before the first word the
-        headers too, where they are not out; later between two events."""
+        """A comment for the proxies between this server and the caller while the expert is silent. Before the first
+        word it follows the headers; later it comes between two events."""
         if self.ended:
             return
         if not self.headed:
-            await self._head(200, (*_STREAM_HEADERS, *headers.items()))
+            await self._send_headers(200, (*_STREAM_HEADERS, *headers.items()))
         if self.is_event_stream and self._is_between_events:
             await self._comment(state)
 
@@ -78,24 +75,25 @@ class Outgoing:
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: CoeError, headers: Mapping[str, str]) -> None:
-        """Say why as a response or, later, as an event; any other body stays incomplete and is not taken for whole."""
+        """An error response or, in a stream, an error event. Any other body stays incomplete, so that the client does
+        not take it for whole."""
         if not self.headed:
             self.status = error.status
-            await error_response(error, headers, self._scope["path"])(self._scope, _nobody, self._send)
+            await error_response(error, headers, self._scope["path"])(self._scope, _disconnected, self._send)
             return
         if self.is_event_stream:
             event = error_event(error, self._scope["path"])
             if not self._is_between_events:
                 event = b"\n\n" + event
             with suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORDS_SECONDS):
+                async with asyncio.timeout(LAST_EVENT_SECONDS):
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     def error_event(self, told: Mapping[str, Any]) -> bytes:
-        """An engine's own error for a caller whose stream has begun."""
+        """An engine's own error as an event, for a stream that has begun."""
         return event_of(told, self._scope["path"])
 
-    async def _head(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
+    async def _send_headers(self, status: int, headers: Iterable[tuple[str, str]]) -> None:
         self.status = status
         pairs = [(name.lower(), value) for name, value in headers]
         self.is_event_stream = _is_plain_event_stream(dict(pairs))
@@ -105,24 +103,24 @@ class Outgoing:
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
         await self._send({"type": "http.response.start", "status": status, "headers": encoded})
 
-    async def _comment(self, words: str) -> None:
-        await self._send({"type": "http.response.body", "body": f": coe {words}\n\n".encode(), "more_body": True})
+    async def _comment(self, text: str) -> None:
+        await self._send({"type": "http.response.body", "body": f": coe {text}\n\n".encode(), "more_body": True})
 
 
 def _is_plain_event_stream(headers: Mapping[str, str]) -> bool:
-    """What is coded cannot be added to."""
+    """Nothing can be added to a compressed stream."""
     is_plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
     return is_plain and headers.get("content-type", "").lower().startswith("text/event-stream")
 
 
-async def _nobody() -> Message:
+async def _disconnected() -> Message:
     return {"type": "http.disconnect"}
 
 
-class HangUp:
-    """A context whose content is cancelled when the client has left, unless `is_answered` says that it may go.
+class ClientDisconnect:
+    """A context whose content is cancelled when the client disconnects, unless `is_answered` says that it may.
 
-    `happened` tells so afterwards; nothing is raised. The request's body must have been read already.
+    `happened` is set afterwards; nothing is raised. The request's body must have been read already.
     """
 
     def __init__(self, receive: Receive, is_answered: Callable[[], bool]) -> None:
@@ -130,7 +128,7 @@ class HangUp:
         self._receive = receive
         self._is_answered = is_answered
 
-    async def __aenter__(self) -> HangUp:
+    async def __aenter__(self) -> ClientDisconnect:
         task = asyncio.current_task()
         assert task is not None, "a request is answered inside a task"
         self._answering = task
@@ -140,7 +138,7 @@ class HangUp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        listening, self._listening = self._listening, None  # its last words know us: a circle would be left behind
+        listening, self._listening = self._listening, None  # task -> coroutine -> self is a reference cycle
         assert listening is not None, "it was entered"
         listening.cancel()
         if not self.happened:
@@ -156,41 +154,12 @@ class HangUp:
             self._answering.cancel()
 
 
-DEADLINE = "x-request-timeout"
+class KeepAlive:
+    """A context in which `say` is called after each silent period of `every_seconds`, so that no proxy closes the
+    connection.
 
-
-def deadline_of(headers: Mapping[str, str]) -> float | None:
-    """When it passes, in the running loop's time; None if the caller does not say."""
-    given = headers.get(DEADLINE)
-    if given is None:
-        return None
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
-        raise RequestError(f"{DEADLINE}: {given!r} is not a number of seconds above 0", DEADLINE)
-    return asyncio.get_running_loop().time() + seconds
-
-
-@asynccontextmanager
-async def by(due: float) -> AsyncIterator[None]:
-    """Ends what goes on inside when the deadline passes. Raises DeadlineExceeded."""
-    deadline = asyncio.timeout_at(due)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise DeadlineExceeded(f"the time given with {DEADLINE} is over") from error
-
-
-class SignsOfLife:
-    """A context in which `say` is called whenever nothing was said for `every_seconds`.
-
-    `silent_since` is when something was said last, in the loop's time. Most answers are over before the first time has
-    passed; until then there is a timer and no task.
+    `silent_since` is when something was sent last, in the loop's time. Most answers end within the first period; until
+    then there is a timer and no task.
     """
 
     def __init__(
@@ -222,3 +191,31 @@ class SignsOfLife:
                 await self._say()
                 left_seconds = self._every_seconds
             await asyncio.sleep(left_seconds)
+
+
+def deadline_of(headers: Mapping[str, str]) -> float | None:
+    """The caller's own deadline (`x-request-timeout`, in seconds from now), in the running loop's time; None without
+    one. Raises RequestError."""
+    given = headers.get(DEADLINE)
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise RequestError(f"{DEADLINE}: {given!r} is not a number of seconds above 0", DEADLINE)
+    return asyncio.get_running_loop().time() + seconds
+
+
+@asynccontextmanager
+async def within(due: float | None) -> AsyncIterator[None]:
+    """A context that ends when the caller's deadline passes. Raises DeadlineExceeded."""
+    deadline = asyncio.timeout_at(due)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise DeadlineExceeded(f"the deadline given with {DEADLINE} has passed") from error

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape. The only place that turns an error into a response."""
+"""Errors in OpenAI's or Anthropic's shape: the only place that turns an error into a response."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _ANTHROPICS_TYPES = {  # https://docs.anthropic.com/en/api/errors
     503: "overloaded_error",
     504: "timeout_error",
 }
-NO_WEBSOCKET = "there are no WebSockets here; send the request over HTTP/1.1, streams come as server-sent events"
+NO_WEBSOCKET = "WebSockets are not supported; send the request over HTTP/1.1, streams are server-sent events"
 IN_PLACE_OF_WEBSOCKET = {"connection": "Upgrade", "upgrade": "HTTP/1.1"}  # RFC 9110, 15.5.22 asks for both
-_WEBSOCKET_KEY = "sec-websocket-key"  # what is left of a WebSocket's beginning behind a proxy that knows none
-_OUR_MISTAKE = "the server met an error of its own; its log has the details"
+_WEBSOCKET_KEY = "sec-websocket-key"  # what a proxy without WebSocket support leaves of a handshake
+_OUR_MISTAKE = "internal server error; see the server's log"
 
 
 def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as OpenAI's clients read it; as Anthropic's do on their paths."""
+    """`{"error": {message, type, param, code}}` as OpenAI's clients read it; Anthropic's shape on Anthropic's paths."""
     param = error.param if isinstance(error, RequestError) else None
     told = {"message": error.sentence, "type": error.type, "param": param, "code": error.code}
     if not _is_anthropics(path):
@@ -46,12 +46,12 @@ def error_body(error: CoeError, path: str = "") -> dict[str, Any]:
 
 
 def error_event(error: CoeError, path: str = "") -> bytes:
-    """The same as the last event of a stream that cannot go on."""
+    """The same as the last event of a stream that failed."""
     return event_of(error_body(error, path), path)
 
 
 def event_of(told: Mapping[str, Any], path: str) -> bytes:
-    """An error's body, ours or an engine's own, as an event; Anthropic's clients pass over one without its name."""
+    """An error's body, ours or an engine's own, as an event; Anthropic's clients ignore events without a name."""
     if not _is_anthropics(path):
         return f"data: {json.dumps(told)}\n\n".encode()
     return f"event: error\ndata: {json.dumps({'type': 'error', **told})}\n\n".encode()
@@ -73,21 +73,21 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
     if error.should_retry:
         all_headers["x-should-retry"] = "true"  # as OpenAI's and Anthropic's clients read it
     if isinstance(error, BodyTooLarge | BodyTooSlow):
-        all_headers["connection"] = "close"  # what is still to come of the body is not read
+        all_headers["connection"] = "close"  # the rest of the body is not read
     if isinstance(error, UnsupportedCoding):
         all_headers["accept-encoding"] = ", ".join(TAKEN)  # RFC 9110, 15.5.16
-    body = json.dumps(error_body(error, path))  # ASCII only: a message may quote what no encoding can write
+    body = json.dumps(error_body(error, path))  # ASCII only: a message may quote half a surrogate pair
     return Response(body, error.status, all_headers, media_type="application/json")
 
 
 def unexpected(error: Exception) -> CoeError:
-    """What a caller is told of a mistake of ours; the log gets all of it."""
+    """The error that a caller sees for a mistake of ours; the log gets all of it."""
     logger.error("a request failed unexpectedly", exc_info=error)
     return CoeError(_OUR_MISTAKE)
 
 
 def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
-    """What the framework refuses or fails at leaves in our shape, too."""
+    """Errors of the framework get the same shape."""
 
     def told(request: Request, error: CoeError, headers: Mapping[str, str] | None = None) -> Response:
         telemetry.count(ERRORS, error.code)
@@ -116,7 +116,7 @@ def install_error_handlers(app: FastAPI, telemetry: Telemetry) -> None:
     app.add_exception_handler(RequestValidationError, malformed)
 
     async def mistaken(request: Request, error: Exception) -> Response:
-        """The framework raises it again afterwards, for `Entrance` to log and to count."""
+        """The framework raises it again afterwards, for `Middleware` to log and to count."""
         return error_response(CoeError(_OUR_MISTAKE), path=request.scope["path"])
 
     app.add_exception_handler(HTTPException, by_the_framework)

@@ -1,112 +1,126 @@
-"""One request to an expert, told in order: read it, decide, and let the response wait for the expert."""
+"""The story of one request to an expert.
+
+1. read: the body, once, within its limits (`_read`)
+2. route: the caller's options, the conversation's session, and the router's decision (`_prepared`, `decide`)
+3. admit: the response waits for a lease of the chosen expert (`RoutedResponse`)
+4. relay: the engine's answer goes to the caller, piece by piece (`Relay`)
+5. account: metrics, trace, decision log and one log line are told what happened (`RequestLog`)
+"""
 
 from __future__ import annotations
 
-import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
-from coe_server.engines.engine import EngineRequest
-from coe_server.http.apis import Surface
+from coe_server.errors import EmbeddingUnavailable, Forbidden
+from coe_server.http.apis import Api, require_fan_out
 from coe_server.http.auth import CALLER
-from coe_server.http.body import LARGE_BYTES, Body
-from coe_server.http.client_stream import by, deadline_of
-from coe_server.http.headers import callers_id
-from coe_server.http.options import wants_stream
-from coe_server.http.previous_responses import ResponseId
-from coe_server.http.relay import Expectation, Listener
-from coe_server.http.request_log import Account
-from coe_server.http.routed_response import Errand, RoutedResponse
-from coe_server.http.serving import Asked, Service, Serving
-from coe_server.http.trace import Trace
+from coe_server.http.body import ParsedRequest
+from coe_server.http.client_stream import deadline_of, within
+from coe_server.http.headers import REQUEST_ID
+from coe_server.http.options import require_expert, wants_stream
+from coe_server.http.previous_responses import FIELD as PREVIOUS
+from coe_server.http.request_log import RequestLog
+from coe_server.http.routed_request import RoutedRequest
+from coe_server.http.routed_response import RoutedResponse
+from coe_server.http.serving import Service
 from coe_server.keys import Key
+from coe_server.metrics import EMBEDDING_FAILURES
+from coe_server.routing.conversation import Conversation, session_key
+from coe_server.routing.decision import RouteOptions
+from coe_server.routing.embeddings import Embedder, with_embeddings
 
-# What an engine is told of the caller's headers; its keys above all are nobody else's business.
+logger = logging.getLogger(__name__)
+
+# The caller's headers that an engine is sent. The caller's keys above all are not among them.
 _PASSED_ON = frozenset(
     (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id", b"traceparent", b"tracestate")
 )
 
 
-def answering(service: Service, surface: Surface) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint of one surface."""
-
-    async def read(request: Request, serving: Serving, key: Key | None) -> tuple[Body, Asked]:
-        question = await service.incoming.question(request, surface, serving.max_body_bytes, serving.body_seconds)
-        return question.body, await service.asked(question, key)
+def endpoint_of(service: Service, api: Api) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint of one API."""
 
     async def answer(request: Request) -> Response:
-        began, serving = time.perf_counter(), service.serving
-        due = deadline_of(request.headers)
-        key: Key | None = request.scope.get(CALLER)
-        if due is None:
-            body, asked = await read(request, serving, key)
-        else:
-            async with by(due):
-                body, asked = await read(request, serving, key)
-        decision, owner = service.decide(asked), key.name if key else None
-        service.chronicle.record(decision, asked.conversation, owner)
-        if serving.traffic is not None:
-            serving.traffic.see(decision)
-        passed_on = _passed_on(request)
-        trace = service.tracing.begin(surface, passed_on, body.fields, decision, began)
-        errand = Errand(
-            decision=decision,
-            priority=asked.options.priority,
-            fan_out=asked.fan_out,
-            owner=service.owner(key),
-            is_streamed=wants_stream(body.fields),
-            keepalive_seconds=serving.keepalive_seconds,
-            due=due,
-            request_for=lambda expert: _engine_request(surface, passed_on, body, service.engine_models[expert], trace),
-            decide_again=lambda: service.decide(asked),
-            decided=lambda again: service.chronicle.record(again, asked.conversation, owner),
-            took=service.chronicle.took,
-            answered=lambda followed: service.sessions.remember(asked.session, followed),
-            spending=asked.serving.router.spending,
-            listener_for=_listener_for(service, surface, request),
-            expects=Expectation(surface.answered_as, asked.may_be_silent, asked.fan_out > 1),
-            has_more_room=service.has_more_room,
-        )
-        prompt = _prompt(body) if service.log_prompts else None
-        account = Account(service.telemetry, decision, began, owner, callers_id(passed_on), prompt, trace)
-        return RoutedResponse(service.cache, errand, account)
+        return await generate(service, api, request)
 
     return answer
 
 
-def _listener_for(service: Service, surface: Surface, request: Request) -> Callable[[str], Listener] | None:
-    """What hears the answer of an expert: the id of a response, which may be continued with `previous_response_id`."""
-    if surface.endpoint != "responses":
-        return None
-    key = request.scope.get(CALLER)
-    owner = key.name if key else None
-    return lambda expert: ResponseId(lambda found: service.made.remember(found, expert, owner))
+async def generate(service: Service, api: Api, request: Request) -> Response:
+    """Read, route; the response that is returned admits, relays and accounts."""
+    arrived, due = time.perf_counter(), deadline_of(request.headers)
+    async with within(due):
+        parsed = await _read(service, api, request)
+        routed = await _prepared(service, parsed, request, due)
+    decision = routed.decide()
+    return RoutedResponse(routed, decision, RequestLog(routed, decision, arrived))
 
 
-def _passed_on(request: Request) -> dict[str, str]:
-    """Of the caller's headers; several lines of one are a list in one line (RFC 9110, 5.3)."""
+async def dry_run(service: Service, request: Request) -> Response:
+    """The decision for a request, without the answer."""
+    routed = await _prepared(service, await _read(service, None, request), request, None)
+    decision = routed.decide()
+    told = service.reach(routed.key).seen(decision.as_json())
+    return JSONResponse(told, headers={REQUEST_ID: decision.decision_id})
+
+
+async def _read(service: Service, api: Api | None, request: Request) -> ParsedRequest:
+    serving = service.serving
+    return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
+
+
+async def _prepared(service: Service, parsed: ParsedRequest, request: Request, due: float | None) -> RoutedRequest:
+    """Everything that the decision needs. Raises RequestError naming the field that is wrong."""
+    key: Key | None = request.scope[CALLER]
+    owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
+    require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
+    options = _options(service, parsed, key, owner)
+    if serving.embedder is not None and options.expert is None:
+        conversation = await _embedded(service, conversation, serving.embedder)
+    session = session_key(conversation, options, owner)
+    if kept := service.sessions.last(session, conversation, options):
+        options = replace(options, kept=kept)
+    is_streamed, passed_on = wants_stream(parsed.body.fields), _passed_on(request)
+    return RoutedRequest(service, serving, parsed, key, conversation, options, session, is_streamed, passed_on, due)
+
+
+def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: str | None) -> RouteOptions:
+    """What the caller asks for, and may ask for with this key."""
+    api, fields, reach = parsed.api, parsed.body.fields, service.reach(key)
+    options = reach.options(fields)
+    if options.priority == "high" and key is not None and not (key.priority or key.admin):
+        raise Forbidden(
+            f"key '{key.name}' may not ask for coe.priority 'high'; leave it out, or create a key that may "
+            "(coe keys add --priority)"
+        )
+    if api.endpoint == "responses":
+        options = service.made.continued(fields.get(PREVIOUS), options, owner)
+    if not api.routed:
+        require_expert(options, api.path, reach.experts)
+    return options
+
+
+async def _embedded(service: Service, conversation: Conversation, embedder: Embedder) -> Conversation:
+    """The conversation with embeddings; without them if they cannot be had: it then counts as out of domain."""
+    try:
+        return await with_embeddings(conversation, embedder)
+    except EmbeddingUnavailable as error:
+        service.telemetry.count(EMBEDDING_FAILURES)
+        logger.warning("a prompt is routed without its embedding: %s", error)
+        return conversation
+
+
+def _passed_on(request: Request) -> Mapping[str, str]:
+    """Several lines of one header are a list in one line (RFC 9110, 5.3)."""
     found: dict[str, str] = {}
     for name, value in request.scope["headers"]:
         if name in _PASSED_ON:
             before, more = found.get(name.decode()), value.decode("latin-1")
             found[name.decode()] = more if before is None else f"{before}, {more}"
     return found
-
-
-def _engine_request(
-    surface: Surface, passed_on: Mapping[str, str], body: Body, model: str, trace: Trace
-) -> EngineRequest:
-    # it was read as JSON, whatever the client called it
-    headers = (("content-type", "application/json"), *passed_on.items())
-    pieces = body.for_engine(model)
-    whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-    return EngineRequest("POST", surface.path, trace.onto(headers), whole)
-
-
-def _prompt(body: Body) -> str | None:
-    """What was asked, for a log that may hold it; None where that was so long that it was read aside."""
-    found = [body.fields[key] for key in ("messages", "prompt", "input") if key in body.fields]
-    return json.dumps(found) if found else None

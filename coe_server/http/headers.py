@@ -1,15 +1,7 @@
-"""The decision and the wait as response headers.
+"""Response headers: the decision, what is passed on of an expert's own, and what every answer has. Pure.
 
-Which headers of an expert's answer its caller gets, and as what kind of content. Pure.
-
-An answer leaves from this server's own address: what its expert says must not become a page there, nor speak to
+An answer leaves from this server's own address. So it must not become a page there, and its expert must not speak to
 browsers, caches or proxies in this server's name.
-
-Two headers that keep a browser from taking an answer for a page of this server's: what experts say is no program.
-
-The id by which a caller reports an answer: its decision's where there is one, else one made up here.
-
-The caller's own id for its request is told to the log and to engines of this machine, never back.
 """
 
 from __future__ import annotations
@@ -20,6 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from uuid import uuid4
 
 from coe_server.routing.decision import RoutingDecision
+
+REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`: the decision's id, or one made up
+HARMLESS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
+_ID = REQUEST_ID.encode()
+_POLICY = b"content-security-policy"
+_HARMLESS = tuple((name.encode(), value.encode()) for name, value in HARMLESS.items())
+_PLAIN = re.compile(r"[A-Za-z0-9._:;=@/+-]{1,128}")  # a UUID, a hash, a load balancer's id: safe in a log
 
 
 def decision_headers(decision: RoutingDecision) -> dict[str, str]:
@@ -40,12 +39,12 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
 
 
 def wait_header(waited_seconds: float) -> dict[str, str]:
-    """`waited_seconds`: from the request's arrival until the expert that answers was granted, failed ones included."""
+    """`waited_seconds`: from the request's arrival until a lease of the answering expert, failed ones included."""
     return {"x-coe-wait-ms": f"{waited_seconds * 1000:.1f}"}
 
 
 def answering(headers: Mapping[str, str]) -> str:
-    """Who answers, for a stream whose headers had to leave before that was settled."""
+    """A comment that names the expert, for a stream whose headers left before it was granted."""
     told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
     return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
 
@@ -93,40 +92,22 @@ def content_type(headers: Pairs) -> str | None:
     return found and found[1].lower()
 
 
-_POLICY = "content-security-policy"
-HARMLESS = {"x-content-type-options": "nosniff", _POLICY: "sandbox"}
-_POLICY_NAME = _POLICY.encode()
-_PAIRS = tuple((name.encode(), value.encode()) for name, value in HARMLESS.items())
-
-
-def harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The headers of an answer with both, unless it has a policy of its own, as the page's files have."""
-    if any(name == _POLICY_NAME for name, _ in headers):
-        return headers
-    return [*headers, *_PAIRS]
-
-
-REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`
-_ID_NAME = REQUEST_ID.encode()
-_PLAIN = re.compile(
-    r"[A-Za-z0-9._:;=@/+-]{1,128}"
-)  # a UUID, a hash, a load balancer's id: nothing that a log must fear
-
-Headers = list[tuple[bytes, bytes]]
+def completed(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of any answer, with a request id and, unless it has a policy of its own (as the page's files have),
+    with the two that keep a browser from running it as a page of this server."""
+    names = {name for name, _ in headers}
+    own_id = [] if _ID in names else [(_ID, new_request_id().encode())]
+    return [*headers, *own_id, *(() if _POLICY in names else _HARMLESS)]
 
 
 def new_request_id() -> str:
     return uuid4().hex
 
 
-def identified(headers: Headers) -> Headers:
-    """The headers of an answer, with an id if they have none yet."""
-    if any(name == _ID_NAME for name, _ in headers):
-        return headers
-    return [*headers, (_ID_NAME, new_request_id().encode())]
-
-
 def callers_id(headers: Mapping[str, str]) -> str | None:
-    """The caller's own id for its request, fit for a log; None where it gives none that is short and plain."""
+    """The caller's own id for its request, for the log; None unless it is short and plain.
+
+    It is told to the log and to engines of this machine, and not sent back.
+    """
     given = headers.get(REQUEST_ID, "")
     return given if _PLAIN.fullmatch(given) else None

@@ -1,12 +1,9 @@
-"""What every request passes before any endpoint: its key, its limits, and being counted. Pure ASGI, on the hot path.
+"""What every request passes before an endpoint: pages of other origins, its key, its limits; and its answer is counted.
 
-Which paths there are, and which of them was meant by one that there is not. Knows nothing of who may ask.
-
-Web pages of other origins: which of their requests are refused, and what their browsers are told (CORS).
-
-What is the operator's is for this server's own page alone. What is any client's takes a key in `Authorization: Bearer`
-or `x-api-key`, which no browser adds by itself. Where there are keys, pages of any origin may ask with one; where there
-are none, a page of this machine may with any: a browser asks beforehand (CORS) whether it may send that header.
+Pure ASGI, on the hot path. Web pages of other origins: the operator's paths are for this server's own page alone. The
+clients' paths take a key in `Authorization: Bearer` or `x-api-key`, which no browser adds by itself. If keys are
+configured, pages of any origin may send requests with one. If none are, pages of this machine may, with any key: the
+browser asks beforehand (CORS) whether it may send that header.
 """
 
 from __future__ import annotations
@@ -33,7 +30,7 @@ from coe_server.errors import (
 from coe_server.http.auth import (
     CALLER,
     CLIENTS_PREFIX,
-    FOR_EVERYBODY,
+    PUBLIC,
     Guard,
     is_for_clients,
     is_of_this_machine,
@@ -41,8 +38,8 @@ from coe_server.http.auth import (
 )
 from coe_server.http.browsers import is_visit, other_page
 from coe_server.http.errors import error_response, unexpected
-from coe_server.http.headers import HARMLESS, REQUEST_ID, harmless, identified, new_request_id
-from coe_server.http.rate_limits import HOLD, Admission, Bodies, RateLimits, Refusals
+from coe_server.http.headers import HARMLESS, REQUEST_ID, completed, new_request_id
+from coe_server.http.rate_limits import HOLD, Admission, Bodies, RateLimits, Rejections
 from coe_server.keys import Key
 from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
@@ -51,11 +48,11 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _CHALLENGE = {"www-authenticate": 'Basic realm="coe: any name, and the admin key as the password"'}
 
 
-class Entrance:
-    """Wraps the whole application. `guard` gives the one in charge now: keys may be read again; `paths` are the app's.
+class Middleware:
+    """Wraps the whole application. `guard` gives the current one: keys may be read again; `paths` are the app's.
 
-    `straight`, by path, answers a POST without the framework's layers in between; `app` knows the same endpoints, for
-    its document and for other methods.
+    `direct`, by path, answers a POST without the framework's layers in between; `app` knows the same endpoints, for
+    its document and for other methods. `rejections` counts what is rejected before it gets here, too.
     """
 
     def __init__(
@@ -66,13 +63,13 @@ class Entrance:
         limits: RateLimits,
         bodies: Bodies,
         paths: Paths,
-        refusals: Refusals,
-        straight: Mapping[str, Endpoint],
+        rejections: Rejections,
+        direct: Mapping[str, Endpoint],
     ) -> None:
+        self.rejections = rejections
         self._app = app
         self._paths = paths
-        self._refusals = refusals
-        self._straight = straight
+        self._direct = direct
         self._telemetry = telemetry
         self._guard = guard
         self._limits = limits
@@ -82,27 +79,27 @@ class Entrance:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["path"].endswith("/"):  # from here on there is one spelling of each path, for keys and limits, too
+        if scope["path"].endswith("/"):  # from here on each path has one spelling, for keys and limits, too
             scope["path"] = scope["path"].rstrip("/") or "/"
-        guard = self._guard()
-        origin = welcome_origin(scope, guard)
-        if origin is not None:
-            if (leave := preflight(scope, origin)) is not None:
-                self._count(scope, None, leave.status_code)
+        guard, headers = self._guard(), Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is not None and is_welcome(origin, scope["path"], guard):
+            if (leave := preflight(scope["method"], headers, origin)) is not None:
+                self.count(scope, None, leave.status_code)
                 await leave(scope, receive, send)
                 return
             send = readable_by(origin, send)
-        await self._let_in(guard, scope, receive, send)
+        await self._admit(guard, headers, scope, receive, send)
 
-    async def _let_in(self, guard: Guard, scope: Scope, receive: Receive, send: Send) -> None:
-        path, headers = scope["path"], Headers(scope=scope)
-        exists = path in self._straight or self._paths.has(path)
+    async def _admit(self, guard: Guard, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        exists = path in self._direct or self._paths.has(path)
         try:
-            key = _admitted(guard, scope, headers, exists)
+            key = _authenticated(guard, scope, headers, exists)
             admission = self._limits.enter(key) if key is not None else None
         except CoeError as error:
             owner = guard.owner(headers)
-            self._refusals.count(error, path, owner)
+            self.rejections.count(error, path, owner)
             told = self._limits.left(owner) if owner is not None and isinstance(error, RateLimited) else {}
             if isinstance(error, InvalidApiKey) and exists and not is_for_clients(path):
                 told = _CHALLENGE
@@ -110,27 +107,21 @@ class Entrance:
             return
         scope[CALLER] = key
         scope[HOLD] = hold = self._bodies.hold(key)
-        endpoint = self._straight.get(path) if scope["method"] == "POST" else None
-        if not exists:
-            endpoint = self._nowhere
-        counting = _Counting(send, lambda status: self._count(scope, key, status), admission)
+        endpoint = (self._direct.get(path) if scope["method"] == "POST" else None) if exists else self._no_such_path
+        counted = _CountedSend(send, self, scope, key, admission)
         try:
             if endpoint is None:
-                await self._app(scope, receive, counting)
+                await self._app(scope, receive, counted)
             else:
-                await self._answer(endpoint, scope, receive, counting)
-        except asyncio.CancelledError:  # the server stops and has waited long enough, for a body that comes, say
-            await self._last_words(ExpertUnavailable("the server is stopping"), scope, receive, counting)
+                await self._answer(endpoint, scope, receive, counted)
+        except asyncio.CancelledError:  # the server stops, and the grace period is over: a body still came in, say
+            await self._fail(ExpertUnavailable("the server is stopping"), scope, receive, counted)
         except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
-            await self._last_words(unexpected(error), scope, receive, counting)
+            await self._fail(unexpected(error), scope, receive, counted)
         finally:
             hold.release()
             if admission is not None:
                 admission.end()
-
-    def refused(self, error: CoeError) -> None:
-        """What never came as far as here is counted and told, too."""
-        self._refusals.count(error)
 
     async def _answer(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -138,35 +129,33 @@ class Entrance:
         except CoeError as error:
             self._telemetry.count(ERRORS, error.code)
             if isinstance(error, ModelWithheld | Forbidden | BodyTooSlow):
-                self._refusals.tell(error, scope["path"], scope[CALLER])
+                self.rejections.log(error, scope["path"], scope[CALLER])
             response = error_response(error, path=scope["path"])
         await response(scope, receive, send)
 
-    async def _nowhere(self, request: Request) -> Response:
+    async def _no_such_path(self, request: Request) -> Response:
         meant = self._paths.meant(request.scope["path"])
-        advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists those that there are"
+        advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists the paths"
         raise UnknownPath(f"{request.method} {request.scope['path']}: there is no such path; {advice}")
 
-    async def _last_words(self, told: CoeError, scope: Scope, receive: Receive, counting: _Counting) -> None:
-        """An answer that has begun stays incomplete, so that nobody takes it for whole."""
-        self._telemetry.count(ERRORS, told.code)
-        if not counting.begun:
-            await error_response(told, path=scope["path"])(scope, receive, counting)
+    async def _fail(self, error: CoeError, scope: Scope, receive: Receive, counted: _CountedSend) -> None:
+        """An answer that has begun stays incomplete, so that the client does not take it for whole."""
+        self._telemetry.count(ERRORS, error.code)
+        if not counted.begun:
+            await error_response(error, path=scope["path"])(scope, receive, counted)
 
-    def _count(self, scope: Scope, key: Key | None, status: int) -> None:
-        self._telemetry.count(REQUESTS, self._endpoint(scope), str(status))
+    def count(self, scope: Scope, key: Key | None, status: int) -> None:
+        """One answer, labelled with the path as declared; unknown ones are `other`: clients make up no labels."""
+        path = scope["path"]
+        if path not in self._direct:
+            path = getattr(scope.get("route"), "path_format", None) or "other"
+        self._telemetry.count(REQUESTS, path, str(status))
         if key is not None:
             self._telemetry.count(KEY_REQUESTS, key.name, str(status))
 
-    def _endpoint(self, scope: Scope) -> str:
-        """The path as it is declared; what no endpoint answers is `other`, so that nobody makes up labels."""
-        if scope["path"] in self._straight:
-            return str(scope["path"])
-        return getattr(scope.get("route"), "path_format", None) or "other"
 
-
-def _admitted(guard: Guard, scope: Scope, headers: Headers, exists: bool) -> Key | None:
-    """The key that opened the door, None where none was needed. Raises InvalidApiKey or Forbidden."""
+def _authenticated(guard: Guard, scope: Scope, headers: Headers, exists: bool) -> Key | None:
+    """The key that gave access, None where none was needed. Raises InvalidApiKey or Forbidden."""
     refuse_other_pages(scope, headers, guard)
     key = guard.admit(scope["path"], headers) if exists else guard.client(headers)
     if key is None:
@@ -174,26 +163,29 @@ def _admitted(guard: Guard, scope: Scope, headers: Headers, exists: bool) -> Key
     return key
 
 
-class _Counting:
-    """`send`, which tells of an answer's status, gives it an id, and ends the admission with its last piece.
+class _CountedSend:
+    """`send`, which counts the answer by its status, completes its headers, and ends the admission with its last piece.
 
-    Not later: a client that has its whole answer may ask again at once.
+    Not later: a client that has its whole answer may send its next request at once.
     """
 
-    def __init__(self, send: Send, count: Callable[[int], None], admission: Admission | None) -> None:
+    def __init__(
+        self, send: Send, middleware: Middleware, scope: Scope, key: Key | None, admission: Admission | None
+    ) -> None:
         self.begun = False
         self._send = send
-        self._count = count
+        self._middleware = middleware
+        self._scope = scope
+        self._key = key
         self._admission = admission
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.begun = True
-            self._count(message["status"])
-            headers = harmless(identified(message["headers"]))
+            self._middleware.count(self._scope, self._key, message["status"])
+            headers = completed(message["headers"])
             if self._admission is not None:
-                told = [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
-                headers = [*headers, *told]
+                headers += [(name.encode(), value.encode()) for name, value in self._admission.headers.items()]
             message = {**message, "headers": headers}
         elif self._admission is not None and not message.get("more_body", False):
             self._admission.end()
@@ -202,11 +194,11 @@ class _Counting:
 
 MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address
 
-_ANYTHING = "\0"  # a part that no endpoint asks for by itself
+_ANYTHING = "\0"  # a part that no endpoint declares
 
 
 class Paths:
-    """The paths of an application's `routes`."""
+    """The paths of an application's `routes`: which exist, and which one a wrong path probably meant."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = routes
@@ -234,7 +226,7 @@ class Paths:
 
 
 _ASKS_FOR = "access-control-request-method"
-_REMEMBERED_SECONDS = 600  # a browser need not ask again for so long
+_REMEMBERED_SECONDS = 600  # how long a browser may keep the answer to a preflight request
 _PAGE = "/"
 _LONGEST_QUOTED = 80
 _SEND_ONE = "send `Authorization: Bearer KEY` or `x-api-key: KEY`"
@@ -242,50 +234,46 @@ _BEHIND_A_PROXY = "a proxy in front of the server has to pass Host or X-Forwarde
 
 
 def refuse_other_pages(scope: Scope, headers: Headers, guard: Guard) -> None:
-    """Raises Forbidden, or InvalidApiKey where a key would do, for what a page elsewhere sends without a key.
+    """Raises Forbidden, or InvalidApiKey where a key would help, for what a page elsewhere sent without a key.
 
-    Paths that are for everybody, and a link that leads to the page, are exempt: neither tells or changes anything.
+    Public paths, and a link that leads to the page, are exempt: neither reveals or changes anything.
     """
     path = scope["path"]
-    page = None if path in FOR_EVERYBODY else other_page(headers)
+    page = None if path in PUBLIC else other_page(headers)
     if page is None or (path == _PAGE and scope["method"] == "GET" and is_visit(headers)):
         return
     sent = f"a page of {page[:_LONGEST_QUOTED]!r} sent this request"
     if path == _PAGE or not is_for_clients(path):
-        raise Forbidden(f"{sent}, and this is for the server's own page; {_BEHIND_A_PROXY}")
+        raise Forbidden(f"{sent}, and this path is for the server's own page; {_BEHIND_A_PROXY}")
     if any(presented_on_purpose(headers)):
         return
     if guard.keyring.keys:
-        raise InvalidApiKey(f"{sent}, and no API key was given: {_SEND_ONE}")
-    raise Forbidden(f"{sent}; {_SEND_ONE}, from a page of this machine any will do; {_BEHIND_A_PROXY}")
+        raise InvalidApiKey(f"{sent} without an API key: {_SEND_ONE}")
+    raise Forbidden(f"{sent}; {_SEND_ONE} (any key, from a page of this machine); {_BEHIND_A_PROXY}")
 
 
 def refuse_other_hosts(scope: Scope, headers: Headers, guard: Guard) -> None:
-    """Raises Forbidden if a request without a key asks for a name that is none of this server's."""
+    """Raises Forbidden if a request without a key asks for a host name that is none of this server's."""
     path = scope["path"]
-    if path in FOR_EVERYBODY or (guard.hosts.any_for_clients and is_for_clients(path)):
+    if path in PUBLIC or (guard.hosts.any_for_clients and is_for_clients(path)):
         return
     bound = scope.get("server")
     host = guard.hosts.unknown(headers.getlist("host"), bound and bound[0])
     if host is not None:
         raise Forbidden(
-            f"Host {host!r} is no name of this server's; ask for a name or an address of this machine, "
+            f"Host {host!r} is no name of this server; use a name or an address of this machine, "
             "or list that name in http.allowed_hosts"
         )
 
 
-def welcome_origin(scope: Scope, guard: Guard) -> str | None:
-    """The origin of the page that asks, if its browser may be told the answer; None for who is no browser."""
-    origin = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"), None)
-    if origin is None or not is_for_clients(scope["path"]):
-        return None
-    return origin if guard.keyring.keys or is_of_this_machine(origin) else None
+def is_welcome(origin: str, path: str, guard: Guard) -> bool:
+    """Whether a page of this origin may read the answer."""
+    return is_for_clients(path) and (bool(guard.keyring.keys) or is_of_this_machine(origin))
 
 
-def preflight(scope: Scope, origin: str) -> Response | None:
-    """The answer to a browser that asks whether its page may ask; None where it does not. It shows no key yet."""
-    headers = Headers(scope=scope)
-    if scope["method"] != "OPTIONS" or _ASKS_FOR not in headers:
+def preflight(method: str, headers: Headers, origin: str) -> Response | None:
+    """The answer to a browser that asks whether its page may send a request; None for any other request."""
+    if method != "OPTIONS" or _ASKS_FOR not in headers:
         return None
     told = {
         **HARMLESS,
@@ -298,7 +286,7 @@ def preflight(scope: Scope, origin: str) -> Response | None:
 
 
 def readable_by(origin: str, send: Send) -> Send:
-    """`send`, with leave for that origin's pages to read the answer and its headers."""
+    """`send`, which lets pages of that origin read the answer and its headers."""
     told = [(name.encode(), value.encode("latin-1")) for name, value in _told(origin).items()]
 
     async def send_readable(message: Message) -> None:

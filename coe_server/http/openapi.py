@@ -1,4 +1,4 @@
-"""Our OpenAPI document: the bodies that are read for routing, and every status that an endpoint may answer with."""
+"""The OpenAPI document: the bodies that are read for routing, and every status that an endpoint may answer with."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum
 _TOOLS = {"type": "array", "items": {"type": "object"}}
 _SAMPLING = {"temperature": _NUMBER, "top_p": _NUMBER, "seed": {"type": "integer"}, "stream": _FLAG}
 
-# For each path what must be there, and what else we or the engines know; other fields go through unread.
+# For each path the required fields, and others that this server or the engines know; unknown fields are passed on.
 _BODIES: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "/v1/chat/completions": (
         ("messages",),
@@ -82,21 +82,20 @@ _BODIES: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
 }
 _ERRORS = {
     "400": "The request is wrong as it stands, or no expert can take it.",
-    "401": "No API key, or none of this server's.",
+    "401": "No API key, or an unknown one.",
     "403": "This key may not do that.",
-    "404": "There is no such path, model, expert or objective.",
-    "408": "The headers or the body did not come in time.",
-    "409": "It cannot be done now.",
-    "413": "The body is longer than it may be (http.max_body; 64 KiB for feedback).",
-    "415": "The body's content-encoding is not read here; Accept-Encoding names those that are.",
+    "404": "Unknown path, model, expert or objective.",
+    "408": "The headers or the body did not arrive in time.",
+    "409": "This cannot be done now.",
+    "413": "The body is too large (http.max_body; 64 KiB for feedback).",
+    "415": "The body's content-encoding is not supported; Accept-Encoding lists those that are.",
     "422": "The expert's engine cannot process what was asked.",
-    "426": "A WebSocket was asked for; there is HTTP/1.1 alone.",
-    "429": "A queue is full here or at a remote expert's own server, or the key's limit is reached;"
-    " Retry-After says when to come back.",
+    "426": "WebSockets are not supported.",
+    "429": "A queue is full here or at a remote expert's own server, or the key's limit is reached; see Retry-After.",
     "431": "The request line and headers are longer than 64 KiB.",
-    "500": "The server met an error of its own.",
+    "500": "Internal server error.",
     "502": "An expert's engine failed, and no other expert could answer.",
-    "503": "No expert that could answer is to be had now; Retry-After says when to come back.",
+    "503": "No expert that could answer is available now; see Retry-After.",
     "504": "The answer took too long.",
 }
 _ERROR = {
@@ -118,7 +117,7 @@ _ERROR = {
 
 
 def describe(app: FastAPI, models: Callable[[Request], Sequence[str]]) -> None:
-    """Have `app` describe itself at PATH; `models` are the names that may stand under `model` for who asks."""
+    """Have `app` describe itself at PATH; `models` are the names that the caller may use as `model`."""
 
     def document(known: Sequence[str]) -> dict[str, Any]:
         found = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -145,7 +144,7 @@ def _body(path: str, models: Sequence[str]) -> dict[str, Any]:
 
 
 def _responses(path: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What an endpoint declares itself, 200 in the shapes it comes in, and every error in ours."""
+    """What an endpoint declares, 200 in its shapes, and every error in OpenAI's shape."""
     answered = dict(own.get("200", {"description": "Done."}))
     if path in _BODIES and path != "/v1/route":
         content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": _STRING}}
@@ -154,7 +153,7 @@ def _responses(path: str, own: Mapping[str, Any]) -> dict[str, Any]:
         answered = {"description": "Events without end.", "content": {"text/event-stream": {"schema": _STRING}}}
     reference = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     errors = {status: {"description": why, "content": reference} for status, why in _ERRORS.items()}
-    if path == "/readyz":  # not an error: it says what it waits for
+    if path == "/readyz":  # not an error
         errors["503"] = {
             "description": "Not ready yet.",
             "content": {"application/json": {"schema": {"type": "object"}}},

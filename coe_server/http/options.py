@@ -1,4 +1,4 @@
-"""What a caller asks for beside the conversation: `model`, `coe` and `stream` in the body. Knows no endpoints."""
+"""Options of a request beside the conversation: `model`, `coe` and `stream` in the body. Knows no endpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUTO = "auto"
 
 
 class CoeOptions(BaseModel):
-    """What a caller may say under `coe` in the body."""
+    """The members of `coe` in the body."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -28,7 +28,8 @@ class CoeOptions(BaseModel):
 
 
 def wants_stream(fields: Mapping[str, Any]) -> bool:
-    """Will an engine stream? `stream` is read as vLLM reads it, also 1 or "yes"; what is neither it will refuse."""
+    """Will an engine stream? `stream` is read as vLLM reads it, 1 and "yes" included; an engine rejects other
+    values."""
     given = fields.get("stream")
     if given is None or isinstance(given, bool):
         return bool(given)
@@ -39,7 +40,7 @@ def wants_stream(fields: Mapping[str, Any]) -> bool:
 
 
 def model_names(objectives: Collection[str], experts: Collection[str]) -> tuple[str, ...]:
-    """Every name a caller may put under `model`."""
+    """Every name that `model` may have, aliases apart."""
     return ((AUTO,) if objectives else ()) + tuple(f"{AUTO}:{name}" for name in objectives) + tuple(experts)
 
 
@@ -50,7 +51,9 @@ def read_options(
     coe = _coe_options(fields.get("coe"))
     expert, objective = _read_model(fields.get("model", AUTO), model_names(objectives, experts), experts)
     if unknown := sorted(set(coe.allow or ()) - set(experts)):
-        raise RequestError(f"coe.allow names '{unknown[0]}'; the experts are {', '.join(experts)}", "coe.allow")
+        raise RequestError(
+            f"coe.allow: unknown expert '{unknown[0]}'; the experts are {', '.join(experts)}", "coe.allow"
+        )
     return RouteOptions(
         expert=expert,
         objective=coe.objective or objective or default_objective,
@@ -63,11 +66,10 @@ def read_options(
 
 
 def require_expert(options: RouteOptions, path: str, experts: Collection[str]) -> None:
-    """Raises RequestError where no expert is named and the path has no meaning without one."""
+    """Raises RequestError if no expert is named."""
     if options.expert is None:
         raise RequestError(
-            f"{path} needs an expert's name under model, its answer depends on whose it is; there are "
-            + ", ".join(experts),
+            f"{path} is not routed; set `model` to an expert: " + ", ".join(experts),
             "model",
         )
 

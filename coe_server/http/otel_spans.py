@@ -1,6 +1,6 @@
-"""A request as OpenTelemetry spans: the whole of it, its routing, and for each expert the wait and the answer.
+"""A request as OpenTelemetry spans: the whole request, its routing, and for each expert the wait and the answer.
 
-Imported only where tracing is on. No span holds what was asked, a key, or an error's words, which may quote either.
+Imported only if tracing is on. No span holds a prompt, a key, or an error's message, which may quote either.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from coe_server.errors import CoeError
-from coe_server.http.apis import Surface
+from coe_server.http.apis import Api
 from coe_server.http.options import wants_stream
 from coe_server.http.trace import CONTEXT, Pairs, Trace, Untraced
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 
-# The names OpenTelemetry's conventions for generative AI have; what they have none for goes by ours.
+# Names from OpenTelemetry's conventions for generative AI; ours where those define none.
 _OPERATIONS = {"completions": "text_completion", "responses": "chat", "messages": "chat"}
 _TOKENS = {
     "prompt": "gen_ai.usage.input_tokens",
@@ -33,7 +33,7 @@ Attributes = dict[str, str | bool | int | float]
 
 
 class SpanTracing:
-    """`Tracing` with spans. `models` are the names by which engines know their models; `flush` sends what is left."""
+    """`Tracing` with spans. `models`: expert -> its engine's model name; `flush` sends what is left."""
 
     def __init__(self, tracer: Tracer, models: Mapping[str, str], flush: Callable[[], None]) -> None:
         self._tracer = tracer
@@ -42,7 +42,7 @@ class SpanTracing:
 
     def begin(
         self,
-        surface: Surface,
+        api: Api,
         headers: Mapping[str, str],
         fields: Mapping[str, Any],
         decision: RoutingDecision,
@@ -50,15 +50,15 @@ class SpanTracing:
     ) -> Trace:
         epoch_ns = time.time_ns() - time.perf_counter_ns()
         request = self._tracer.start_span(
-            f"POST {surface.path}",
+            f"POST {api.path}",
             _W3C.extract(headers, Context()),
             SpanKind.SERVER,
-            _asked(surface, fields),
+            _asked(api, fields),
             start_time=epoch_ns + int(began * 1e9),
         )
         if not request.is_recording():
             return Unrecorded(request)
-        operation = _OPERATIONS.get(surface.endpoint, surface.endpoint)
+        operation = _OPERATIONS.get(api.endpoint, api.endpoint)
         return Spans(self._tracer, request, epoch_ns, operation, self._models, decision)
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class SpanTracing:
 
 
 class Spans:
-    """The `Trace` of a request that is recorded."""
+    """The `Trace` of a sampled request."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Spans:
         models: Mapping[str, str],
         decision: RoutingDecision,
     ) -> None:
-        """`epoch_ns` is when `time.perf_counter` was 0, by the clock on the wall."""
+        """`epoch_ns` is the wall-clock time at which `time.perf_counter` was 0."""
         self._tracer = tracer
         self._request = request
         self._epoch_ns = epoch_ns
@@ -138,7 +138,7 @@ class Spans:
         return _with_context(headers, self._answer or self._request)
 
     def _end_phase(self, error_type: str | None = None) -> None:
-        """A request waits for an expert or is answered by one; whichever it is, is over."""
+        """End the wait for an expert, or the answer of one."""
         span, self._answer = self._answer, None
         if self._waits_since is not None:
             first = self._decision.ranking[0]
@@ -158,7 +158,7 @@ class Spans:
 
 
 class Unrecorded(Untraced):
-    """The trace of a request that was not sampled: the engine is told so."""
+    """The trace of a request that was not sampled; the engine gets that flag."""
 
     def __init__(self, request: Span) -> None:
         self._request = request
@@ -167,13 +167,13 @@ class Unrecorded(Untraced):
         return _with_context(headers, self._request)
 
 
-def _asked(surface: Surface, fields: Mapping[str, Any]) -> Attributes:
+def _asked(api: Api, fields: Mapping[str, Any]) -> Attributes:
     asked: Attributes = {
         "http.request.method": "POST",
-        "http.route": surface.path,
-        "url.path": surface.path,
+        "http.route": api.path,
+        "url.path": api.path,
         "url.scheme": "http",
-        "gen_ai.operation.name": _OPERATIONS.get(surface.endpoint, surface.endpoint),
+        "gen_ai.operation.name": _OPERATIONS.get(api.endpoint, api.endpoint),
         "gen_ai.request.stream": wants_stream(fields),
     }
     if isinstance(model := fields.get("model"), str):

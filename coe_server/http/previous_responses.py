@@ -1,4 +1,4 @@
-"""Which expert made which response, for whose key: `previous_response_id` means state that its engine alone holds."""
+"""Which expert made which response, by key: `previous_response_id` refers to state that only its engine holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import replace
 from coe_server.errors import RequestError
 from coe_server.routing.decision import RouteOptions
 
-MOST_RESPONSES = 10_000  # of each key: none can have another's forgotten
+MOST_RESPONSES = 10_000  # of each key: one key cannot push out another's
 FIELD = "previous_response_id"
-_BEGINNING_BYTES = 64 * 1024  # of an answer, in which its id stands
+_BEGINNING_BYTES = 64 * 1024  # of an answer, which contain its id
 _ID = re.compile(rb'"id"\s*:\s*"(resp_[\x21\x23-\x5b\x5d-\x7e]{1,200})"')  # quoted inside a text it has backslashes
 
 
@@ -30,10 +30,11 @@ class MadeResponses:
             own.popitem(last=False)
 
     def continued(self, previous: object, options: RouteOptions, owner: str | None) -> RouteOptions:
-        """The options with the expert that made `previous`. Raises RequestError where that is unknown, or another one.
+        """The options with the expert that made `previous`. Raises RequestError if it is unknown, or another one is
+        named.
 
-        An expert asked for by name may know a response that we do not: it says so itself if not. It is not asked for
-        what it told another key, which is unknown to this one.
+        A named expert may know a response that this server does not: it reports an error itself if not. Responses of
+        another key are unknown to this one.
         """
         if not isinstance(previous, str):
             return options
@@ -42,13 +43,13 @@ class MadeResponses:
             if options.expert is not None and not self._is_known(previous):
                 return options
             raise RequestError(
-                f"no expert is known to have made the response {previous!r} for this caller; name its expert under"
-                " model, or send the whole conversation",
+                f"unknown {FIELD} {previous!r}; set `model` to the expert that created it, or send the whole"
+                " conversation",
                 FIELD,
             )
         if options.expert not in {None, maker}:
             raise RequestError(
-                f"the response {previous!r} was made by expert '{maker}', not by '{options.expert}'", FIELD
+                f"response {previous!r} was created by expert '{maker}', not by '{options.expert}'", FIELD
             )
         return replace(options, expert=maker)
 
@@ -57,7 +58,7 @@ class MadeResponses:
 
 
 class ResponseId:
-    """Listens to the pieces of an answer until its id is in them, and tells it once."""
+    """Reads the pieces of an answer until its id is found, and reports it once."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell

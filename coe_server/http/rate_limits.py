@@ -1,10 +1,7 @@
-"""What one key may ask for: requests in a minute, requests at a time. Knows nothing of what they ask.
+"""Limits of one key (requests a minute, requests and body bytes in progress), of all bodies, and a log of rejections.
 
-How many bytes of bodies requests hold at a time, all together and those of one key. Refused before they are read.
-
-What is turned away at the door: counted, and told in the log, though no more often than somebody can read.
-
-No line has a key, nor a path that a client made up; a wrong or missing key has no name.
+Knows nothing of what is asked. Bodies are refused before they are read. No log line has a key's value, nor a path that
+a client made up; an unknown key has no name.
 """
 
 from __future__ import annotations
@@ -20,7 +17,14 @@ from coe_server.errors import BodiesFull, CoeError, RateLimited
 from coe_server.keys import Key
 from coe_server.metrics import ERRORS, KEY_REQUESTS, REQUESTS, Telemetry
 
+logger = logging.getLogger(__name__)
+
 WINDOW_SECONDS = 60.0
+HOLD = "coe.body"  # in a request's scope: the `Hold` of its body
+PART_OF_A_KEY = 4  # a key may hold a quarter of all bytes
+MOST_LINES = 60  # in a window: a client that guesses keys must not fill a disk
+LONGEST_SENTENCE = 200  # characters; it may quote a header
+_SOON_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -32,7 +36,7 @@ class _Use:
 
 
 class Admission:
-    """One request of a key, from `enter` to `end`; `headers` tell what is left of its limits."""
+    """One request of a key, from `enter` to `end`; `headers` state what is left of its limits."""
 
     def __init__(self, use: _Use, headers: Mapping[str, str]) -> None:
         self.headers = headers
@@ -40,36 +44,38 @@ class Admission:
         use.running += 1
 
     def end(self) -> None:
-        """It is over; saying so twice is harmless."""
+        """The request is over; calling this twice is harmless."""
         use, self._use = self._use, None
         if use is not None:
             use.running -= 1
 
 
 class RateLimits:
-    """Counts by a key's name, so that a key file can be read again without forgetting."""
+    """Counts by a key's name, so that the counts outlast a reload of the key file."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._uses: dict[str, _Use] = {}
 
     def enter(self, key: Key) -> Admission:
-        """Count one request, to be ended by whoever called. Raises RateLimited."""
+        """Count one request; the caller ends it with `Admission.end`. Raises RateLimited."""
         use, limit = self._uses.setdefault(key.name, _Use()), key.requests_per_minute
         if key.concurrency is not None and use.running >= key.concurrency:
             raise RateLimited(
-                f"key '{key.name}' may have {key.concurrency} requests in progress at a time", retry_after_seconds=1.0
+                f"key '{key.name}' is limited to {key.concurrency} requests in progress", retry_after_seconds=1.0
             )
         if limit is None:
             return Admission(use, {})
         now = self._forget_old(use)
         if len(use.recent) >= limit:
-            raise RateLimited(f"key '{key.name}' may ask {limit} times a minute", use.recent[0] + WINDOW_SECONDS - now)
+            raise RateLimited(
+                f"key '{key.name}' is limited to {limit} requests a minute", use.recent[0] + WINDOW_SECONDS - now
+            )
         use.recent.append(now)
         return Admission(use, _told(limit, use, now))
 
     def left(self, key: Key) -> dict[str, str]:
-        """As headers, what is left of what the key may ask in a minute; nothing where that has no limit."""
+        """The key's remaining requests in this minute as headers; empty for a key without that limit."""
         if key.requests_per_minute is None:
             return {}
         use = self._uses.setdefault(key.name, _Use())
@@ -91,13 +97,8 @@ def _told(limit: int, use: _Use, now: float) -> dict[str, str]:
     }
 
 
-HOLD = "coe.body"  # in a request's scope: the `Hold` of its body
-PART_OF_A_KEY = 4  # a key may hold a quarter
-_SOON_SECONDS = 1.0
-
-
 class BodyLimits(NamedTuple):
-    """`largest_bytes` is what one body may be: a key may always send one."""
+    """`largest_bytes` is the largest body allowed: a key may always send one."""
 
     all_bytes: int
     largest_bytes: int
@@ -108,7 +109,7 @@ class BodyLimits(NamedTuple):
 
 
 class Bodies:
-    """Counts by a key's name; `limits` gives those in charge now."""
+    """Bytes of all bodies in progress, and those of each key by its name; `limits` gives the current limits."""
 
     def __init__(self, limits: Callable[[], BodyLimits]) -> None:
         self.held_bytes = 0
@@ -116,15 +117,15 @@ class Bodies:
         self._limits = limits
 
     def hold(self, key: Key | None) -> Hold:
-        """For one request; whatever it comes to hold is given back with `release`."""
+        """For one request, which gives its bytes back with `release`."""
         return Hold(self, None if key is None else key.name)
 
     def take(self, size_bytes: int, key_name: str | None) -> None:
-        """So many more. Raises RateLimited for a key that holds its part, BodiesFull where all is held."""
+        """Count this many more. Raises RateLimited if the key's part is used up, BodiesFull if all is."""
         limits = self._limits()
         if key_name is not None and self._by_key[key_name] + size_bytes > limits.of_a_key_bytes:
             raise RateLimited(
-                f"key '{key_name}' may have {limits.of_a_key_bytes:,} bytes of bodies in progress at a time "
+                f"key '{key_name}' is limited to {limits.of_a_key_bytes:,} bytes of bodies in progress "
                 "(of http.bodies)",
                 _SOON_SECONDS,
             )
@@ -146,7 +147,7 @@ class Bodies:
 
 
 class Hold:
-    """The bytes of one request's body, from what it announces to the end of its answer."""
+    """The bytes of one request's body, from its content-length to the end of its answer."""
 
     def __init__(self, bodies: Bodies, key_name: str | None) -> None:
         self._bodies = bodies
@@ -154,26 +155,23 @@ class Hold:
         self._size_bytes = 0
 
     def reach(self, size_bytes: int) -> None:
-        """The body is that long, or will be. Raises what `Bodies.take` raises."""
+        """The body has this size, or will have. Raises what `Bodies.take` raises."""
         more = size_bytes - self._size_bytes
         if more > 0:
             self._bodies.take(more, self._key_name)
             self._size_bytes = size_bytes
 
     def release(self) -> None:
-        """The request is over; saying so twice is harmless."""
+        """The request is over; calling this twice is harmless."""
         size_bytes, self._size_bytes = self._size_bytes, 0
         self._bodies.give_back(size_bytes, self._key_name)
 
 
-logger = logging.getLogger(__name__)
+class Rejections:
+    """Counts and logs requests that are rejected before any endpoint sees them, with a limited number of lines.
 
-MOST_LINES = 60  # in a window; who guesses keys shall not fill a disk
-LONGEST_SENTENCE = 200  # characters; it may quote a header
-
-
-class Refusals:
-    """`declared` gives a path as its endpoint declares it; None where there is none."""
+    `declared` gives a path as its endpoint declares it; None where there is none.
+    """
 
     def __init__(
         self, telemetry: Telemetry, declared: Callable[[str], str | None], clock: Callable[[], float] = time.monotonic
@@ -186,15 +184,15 @@ class Refusals:
         self._untold = 0
 
     def count(self, error: CoeError, path: str | None = None, key: Key | None = None) -> None:
-        """A request that nothing but the door has seen; `path` and `key` (its caller's) where they are known."""
+        """A request that no endpoint has seen; `path` and the caller's `key` where they are known."""
         self._telemetry.count(ERRORS, error.code)
         self._telemetry.count(REQUESTS, "refused", str(error.status))
         if key is not None:
             self._telemetry.count(KEY_REQUESTS, key.name, str(error.status))
-        self.tell(error, path, key)
+        self.log(error, path, key)
 
-    def tell(self, error: CoeError, path: str | None, key: Key | None) -> None:
-        """A line in the log, or one more that had none."""
+    def log(self, error: CoeError, path: str | None, key: Key | None) -> None:
+        """One log line, or one more request without a line."""
         self._begin_window()
         if self._told == MOST_LINES:
             self._untold += 1

@@ -1,17 +1,16 @@
-"""One engine's answer on its way to the caller: untouched, unless it is no answer but a failure. Knows no experts."""
+"""One engine's answer on its way to the caller: every byte as it came, unless it is a failure and no answer."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from coe_server.engines.engine import EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
-from coe_server.http.client_stream import Outgoing
+from coe_server.http.attempt import Attempt
 from coe_server.http.headers import content_type, passed_headers
 from coe_server.http.sse import (
     JUDGED_BYTES,
@@ -22,6 +21,7 @@ from coe_server.http.sse import (
     is_plain,
     parts_of,
 )
+from coe_server.http.usage import UsageInBody, UsageInEvents, UsageReader
 from coe_server.upstream.complaint import Cause, json_value
 from coe_server.upstream.reply import retry_after_seconds
 from coe_server.upstream.verdict import (
@@ -37,211 +37,228 @@ from coe_server.upstream.verdict import (
 
 LONGEST_COMPLAINT_BYTES = 2 * LOOKED_AT_BYTES
 _QUOTED_CHARACTERS = 300
-_NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: nothing there is for the caller
-_ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the words
+_NO_ANSWER = frozenset((Cause.ACCOUNT, Cause.BUSY, Cause.BROKEN))  # under HTTP 200: the caller has no use for it
+_ABOUT_ACCOUNT = frozenset((401, 402, 403, 407))  # whatever the message says
 _MAY_REPEAT_THE_PROMPT = frozenset((400, 404, 413, 422))
 _ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, beside an error
 
-Listener = Callable[[bytes], None]
 
+async def relay(attempt: Attempt, answer: EngineResponse) -> None:
+    """Pass an answer on. Raises EngineError or Overloaded where it is none; `attempt.out` knows what was sent.
 
-@dataclass(frozen=True, slots=True)
-class Expectation:
-    """What a request may be answered with: over which API, whether an empty text may be all there is, and whether
-    there are several choices."""
-
-    endpoint: str
-    may_be_silent: bool = False
-    has_several: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Where an answer goes. `headers` are ours; `begun` is called with its status when it begins.
-
-    `has_another`: whether another expert can be asked after this failure; else an engine's own error is the best there
-    is. `failed` is told of a failure that the caller reads in the expert's own words. `is_remote`: what it says of an
-    account is the operator's alone. `listeners` hear every piece.
+    The tokens that the answer stated are logged in any case: of an answer that broke off, those stated before.
     """
+    relayed = _Relay(attempt, answer)
+    try:
+        await relayed.carry()
+    finally:
+        attempt.log.used(relayed.usage.usage())
 
-    expert: str
-    out: Outgoing
-    headers: Mapping[str, str]
-    begun: Callable[[int], None]
-    expects: Expectation
-    has_another: Callable[[Verdict], bool]
-    failed: Callable[[CoeError], None]
-    is_remote: bool
-    listeners: tuple[Listener, ...] = ()
 
-    async def carry(self, answer: EngineResponse) -> None:
-        """Pass an answer on. Raises EngineError or Overloaded where it is none; `out` knows what was said."""
-        if not 200 <= answer.status < 300:
-            await self._complaint(answer)
-        elif _is_encoded(answer):  # in a way that cannot be read here
-            await self._unread(answer)
-        elif is_event_stream(answer):
-            await self._events(answer)
+class _Relay:
+    """One answer. What an account is told by a remote expert is the operator's alone."""
+
+    def __init__(self, attempt: Attempt, answer: EngineResponse) -> None:
+        self._attempt = attempt
+        self._answer = answer
+        self._out = attempt.out
+        self._parsed = attempt.request.parsed
+        self._is_remote = not attempt.lease.mortal
+        self._is_encoded = (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
+        self._is_event_stream = content_type(answer.headers) == "text/event-stream"
+        self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
+        self._id_listener = attempt.request.id_listener(attempt.expert)
+
+    async def carry(self) -> None:
+        """The whole answer."""
+        if not 200 <= self._answer.status < 300:
+            await self._complaint()
+        elif self._is_encoded:  # in a way that cannot be read here
+            await self._unread()
+        elif self._is_event_stream:
+            await _EventRelay(self, self._attempt, self._answer).carry()
         else:
-            await self._body(answer)
-        await self.out.end()
+            await self._body()
+        await self._out.end()
 
-    async def _events(self, answer: EngineResponse) -> None:
-        """Events leave whole, and those before the first word with it: until then another expert may take over."""
-        cutter, opening = EventCutter(), Opening()
-        async for chunk in answer.chunks():
-            whole = cutter.whole_events(chunk)
-            for events in (whole,) if self.out.spoken and is_plain(whole) else parts_of(whole):
-                await self._hear(answer, opening, events)
-                if len(events) > JUDGED_BYTES:  # others wait for their turn
-                    await asyncio.sleep(0)
-        await self._hear(answer, opening, cutter.rest)
-        if self.out.spoken:
-            return
-        verdict = opening.verdict(self.expects.may_be_silent)
-        if verdict is not None:
-            self._let_pass(answer, verdict)
-        await self._say(answer, bytes(opening.held))
-
-    async def _hear(self, answer: EngineResponse, opening: Opening, events: bytes) -> None:
-        sound, verdict = before_error(events, self.expects.has_several)
-        if verdict is not None and not self._is_to_fail(answer, verdict):  # the caller's to read, with what follows
-            self._let_pass(answer, verdict)
-            sound = events
-        if self.out.spoken:
-            if sound:
-                await self._say(answer, sound)
-        elif opening.hear(sound) or (verdict is not None and sound is events):
-            await self._say(answer, bytes(opening.held))
-        elif len(opening.held) > LONGEST_HELD_BYTES:
-            raise EngineError(f"expert '{self.expert}' sent {LONGEST_HELD_BYTES} bytes of events without a word")
-        if verdict is not None and sound is not events:
-            raise self._broken_off(answer, verdict)
-
-    async def _body(self, answer: EngineResponse) -> None:
-        """A body that is no stream of events is looked at before it leaves: whole, or a long one at both ends."""
+    async def _body(self) -> None:
+        """A body that is no stream of events is checked before it leaves: whole, or a long one at both ends."""
         held = bytearray()
-        async for chunk in answer.chunks():
+        async for chunk in self._answer.chunks():
             held += chunk
             if len(held) > 2 * LOOKED_AT_BYTES:
-                if not self.out.spoken:
+                if not self._out.spoken:
                     beginning = bytes(held[:LOOKED_AT_BYTES])
-                    self._require_answer(answer, beginning, judge_beginning(beginning))
-                await self._say(answer, bytes(held[:-LOOKED_AT_BYTES]))
+                    self._require_answer(beginning, judge_beginning(beginning))
+                await self.say(bytes(held[:-LOOKED_AT_BYTES]))
                 del held[:-LOOKED_AT_BYTES]
         body = bytes(held)
-        if self.out.spoken:
-            self._require_answer(answer, body, judge_end(body))
+        if self._out.spoken:
+            self._require_answer(body, judge_end(body))
         else:
-            verdict = judge_body(body, self.expects.endpoint, self.expects.may_be_silent)
-            self._require_answer(answer, body, verdict)
-        await self._say(answer, body)
+            verdict = judge_body(body, self._parsed.api.answered_as, self._parsed.may_be_silent)
+            self._require_answer(body, verdict)
+        await self.say(body)
 
-    def _require_answer(self, answer: EngineResponse, body: bytes, verdict: Verdict) -> None:
-        self._let_pass(answer, verdict)
-        if self.out.headed and not self.out.spoken and not is_events(body):  # the caller was told that events follow
-            raise self._failure(answer, NO_STREAM)
+    def _require_answer(self, body: bytes, verdict: Verdict) -> None:
+        self.let_pass(verdict)
+        if self._out.headed and not self._out.spoken and not is_events(body):  # the headers promised events
+            raise _failure(self._attempt.expert, self._answer, NO_STREAM)
 
-    async def _unread(self, answer: EngineResponse) -> None:
+    async def _unread(self) -> None:
         """Bytes as they came, each as it comes."""
-        if self.out.headed:
-            raise self._failure(answer, NO_STREAM)
-        async for chunk in answer.chunks():
-            await self._say(answer, chunk)
-        await self._begin(answer)
+        if self._out.headed:
+            raise _failure(self._attempt.expert, self._answer, NO_STREAM)
+        async for chunk in self._answer.chunks():
+            await self.say(chunk)
+        await self._begin()
 
-    async def _complaint(self, answer: EngineResponse) -> None:
-        """What it says of the request is the caller's to read; what it says of itself is the operator's."""
-        body = b"" if _is_encoded(answer) else await _all_of(answer.chunks())
+    async def _complaint(self) -> None:
+        """An error about the request goes to the caller; an error of the expert itself is the operator's."""
+        answer, expert = self._answer, self._attempt.expert
+        body = b"" if self._is_encoded else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
         if verdict.is_ours or answer.status < 400:
-            raise self._failure(answer, verdict)
-        self._let_pass(answer, verdict)
+            raise _failure(expert, answer, verdict)
+        self.let_pass(verdict)
         if _openai_error(body) is None:
-            raise self._refusal(answer, verdict, body)
-        body = _without_account(body) if self.is_remote else body
-        if self.out.headed:  # the caller waits for a stream that has begun
-            body = self.out.error_event(_openai_error(body) or {})
-        await self._say(answer, body)
+            raise _refusal(expert, answer, verdict, body)
+        body = _without_account(body) if self._is_remote else body
+        if self._out.headed:  # the caller waits for a stream that has begun
+            body = self._out.error_event(_openai_error(body) or {})
+        await self.say(body)
 
-    def _let_pass(self, answer: EngineResponse, verdict: Verdict) -> None:
+    def let_pass(self, verdict: Verdict) -> None:
         """Raise a failure, unless the caller is to read what came."""
-        if self._is_to_fail(answer, verdict):
-            raise self._failure(answer, verdict)
+        expert = self._attempt.expert
+        if self.is_to_fail(verdict):
+            raise _failure(expert, self._answer, verdict)
         if verdict.is_failure:
-            self.failed(self._failure(answer, verdict))
+            self._attempt.failures.note(expert, _failure(expert, self._answer, verdict))
 
-    def _is_to_fail(self, answer: EngineResponse, verdict: Verdict) -> bool:
-        """Another expert is asked, or the words are not for the caller; else it reads them."""
-        is_about_account = verdict.about_account and (self.is_remote or answer.status in _ABOUT_ACCOUNT)
+    def is_to_fail(self, verdict: Verdict) -> bool:
+        """Whether another expert is asked, or the message is not for the caller; else the caller reads it."""
+        status = self._answer.status
+        is_about_account = verdict.about_account and (self._is_remote or status in _ABOUT_ACCOUNT)
         if verdict.cause is Cause.LIMITED or is_about_account:
             return True
         if not verdict.is_failure:
             return False
-        no_answer = answer.status < 400 and verdict.cause in _NO_ANSWER
-        return no_answer or self.has_another(verdict)
+        no_answer = status < 400 and verdict.cause in _NO_ANSWER
+        return no_answer or self._attempt.another_may_answer(verdict)
 
-    def _broken_off(self, answer: EngineResponse, verdict: Verdict) -> CoeError:
-        """An error in a stream: where the engine runs here, it may be dead."""
-        if self.out.spoken or verdict.cause in {Cause.BROKEN, Cause.BUSY}:
-            return self._because(EngineDied(self._told("broke off its answer", verdict)), answer, verdict)
-        return self._failure(answer, verdict)
+    async def say(self, piece: bytes) -> None:
+        if not self._out.spoken:
+            await self._begin()
+        self.usage.hear(piece)
+        if self._id_listener is not None:
+            self._id_listener(piece)
+        await self._out.say(piece)
 
-    def _failure(self, answer: EngineResponse, verdict: Verdict) -> CoeError:
-        """Why the expert gave no answer, in words that every caller may read."""
-        expert, status = f"expert '{self.expert}'", verdict.status
-        match verdict.cause:
-            case Cause.LIMITED:
-                told = self._told("takes no more requests for now: its own server is at its limit", verdict)
-                return UpstreamLimited(told, _asked_seconds(answer))
-            case Cause.CONTEXT if not verdict.about_account:
-                return TooLongForExpert(f"the request is longer than {expert} takes")
-            case Cause.ACCOUNT:
-                error = EngineError(self._told("did not accept this server's own account or credentials", verdict))
-            case _ if answer.status < 400 and answer.status >= 300:
-                where = _header(answer, "location")
-                error = EngineError(f"{expert} answered with status {status}: it is to be asked elsewhere\n{where}")
-            case _:
-                error = EngineError(self._told(_what_happened(answer, verdict), verdict))
-        return self._because(error, answer, verdict)
+    async def _begin(self) -> None:
+        if not self._out.spoken:
+            await self._out.begin(self._answer.status, self._attempt.headers, passed_headers(self._answer.headers))
+            self._attempt.begun(self._answer.status)
 
-    def _because(self, error: EngineError, answer: EngineResponse, verdict: Verdict) -> EngineError:
-        error.cause, error.backs_off = str(verdict.status), verdict.backs_off
-        error.asked_seconds = _asked_seconds(answer)
+
+class _EventRelay:
+    """A stream of events. They leave whole, and those before the first word with it: until then another expert may
+    take over."""
+
+    def __init__(self, relayed: _Relay, attempt: Attempt, answer: EngineResponse) -> None:
+        self._relayed = relayed
+        self._answer = answer
+        self._out = attempt.out
+        self._expert = attempt.expert
+        self._parsed = attempt.request.parsed
+        self._opening = Opening()
+
+    async def carry(self) -> None:
+        """The whole stream."""
+        cutter = EventCutter()
+        async for chunk in self._answer.chunks():
+            whole = cutter.whole_events(chunk)
+            at_once = len(whole) <= JUDGED_BYTES or (self._out.spoken and is_plain(whole))
+            for events in (whole,) if at_once else parts_of(whole):
+                await self._pass(events)
+                if len(events) > JUDGED_BYTES:  # other requests have their turn
+                    await asyncio.sleep(0)
+        await self._pass(cutter.rest)
+        if not self._out.spoken:
+            verdict = self._opening.verdict(self._parsed.may_be_silent)
+            if verdict is not None:
+                self._relayed.let_pass(verdict)
+            await self._relayed.say(bytes(self._opening.held))
+
+    async def _pass(self, events: bytes) -> None:
+        if not (self._out.spoken and is_plain(events)):
+            await self._judge(events)
+        elif events:
+            await self._relayed.say(events)
+
+    async def _judge(self, events: bytes) -> None:
+        """Pass these events on up to the first that tells of an error, and raise that one as a failure."""
+        sound, verdict = before_error(events, self._parsed.fan_out > 1)
+        is_for_caller = verdict is not None and not self._relayed.is_to_fail(verdict)
+        if verdict is not None and is_for_caller:
+            self._relayed.let_pass(verdict)
+            sound = events  # with what follows
+        if self._out.spoken:
+            if sound:
+                await self._relayed.say(sound)
+        elif self._opening.hear(sound) or is_for_caller:
+            await self._relayed.say(bytes(self._opening.held))
+        elif len(self._opening.held) > LONGEST_HELD_BYTES:
+            raise EngineError(f"expert '{self._expert}' sent {LONGEST_HELD_BYTES} bytes of events without a word")
+        if verdict is not None and not is_for_caller:
+            raise _broken_off(self._expert, self._answer, verdict, self._out.spoken)
+
+
+def _broken_off(expert: str, answer: EngineResponse, verdict: Verdict, has_spoken: bool) -> CoeError:
+    """An error in a stream: an engine of this machine may be dead."""
+    if has_spoken or verdict.cause in {Cause.BROKEN, Cause.BUSY}:
+        return _with_cause(EngineDied(_told(expert, "broke off its answer", verdict)), answer, verdict)
+    return _failure(expert, answer, verdict)
+
+
+def _failure(expert: str, answer: EngineResponse, verdict: Verdict) -> CoeError:
+    """Why the expert gave no answer. Every caller may read the first line."""
+    status = verdict.status
+    match verdict.cause:
+        case Cause.LIMITED:
+            told = _told(expert, "is at the request limit of its own server", verdict)
+            return UpstreamLimited(told, _asked_seconds(answer))
+        case Cause.CONTEXT if not verdict.about_account:
+            return TooLongForExpert(f"the request is longer than expert '{expert}' takes")
+        case Cause.ACCOUNT:
+            error = EngineError(_told(expert, "did not accept this server's own account or credentials", verdict))
+        case _ if 300 <= answer.status < 400:
+            where = _header(answer, "location")
+            error = EngineError(f"expert '{expert}' answered with status {status}, a redirect\n{where}")
+        case _:
+            error = EngineError(_told(expert, _what_happened(answer, verdict), verdict))
+    return _with_cause(error, answer, verdict)
+
+
+def _refusal(expert: str, answer: EngineResponse, verdict: Verdict, body: bytes) -> EngineError:
+    """An error in a shape of the engine's own, turned into OpenAI's."""
+    told = f"expert '{expert}' answered with status {answer.status}"
+    if answer.status >= 500:  # about the expert itself, so for the operator
+        error = _with_cause(EngineError(f"{told}\n{_quoted(verdict)}"), answer, verdict)
+        error.status, error.retry_after_seconds = answer.status, error.asked_seconds
         return error
-
-    def _refusal(self, answer: EngineResponse, verdict: Verdict, body: bytes) -> EngineError:
-        """An error in a shape of its own, said again in OpenAI's."""
-        told = f"expert '{self.expert}' answered with status {answer.status}"
-        if answer.status >= 500:  # of itself: that is the operator's
-            error = self._because(EngineError(f"{told}\n{_quoted(verdict)}"), answer, verdict)
-            error.status, error.retry_after_seconds = answer.status, error.asked_seconds
-            return error
-        refused = EngineRefused(told, answer.status, body[:_QUOTED_CHARACTERS].decode(errors="replace"))
-        return self._because(refused, answer, verdict)
-
-    def _told(self, what: str, verdict: Verdict) -> str:
-        return f"expert '{self.expert}' {what}\n{_quoted(verdict)}"
-
-    async def _say(self, answer: EngineResponse, piece: bytes) -> None:
-        await self._begin(answer)
-        for listener in self.listeners:
-            listener(piece)
-        await self.out.say(piece)
-
-    async def _begin(self, answer: EngineResponse) -> None:
-        if not self.out.spoken:
-            await self.out.begin(answer.status, self.headers, passed_headers(answer.headers))
-            self.begun(answer.status)
+    refused = EngineRefused(told, answer.status, body[:_QUOTED_CHARACTERS].decode(errors="replace"))
+    return _with_cause(refused, answer, verdict)
 
 
-def is_event_stream(answer: EngineResponse) -> bool:
-    """Whether an answer comes as server-sent events, by its own word."""
-    return content_type(answer.headers) == "text/event-stream"
+def _with_cause(error: EngineError, answer: EngineResponse, verdict: Verdict) -> EngineError:
+    error.cause, error.backs_off = str(verdict.status), verdict.backs_off
+    error.asked_seconds = _asked_seconds(answer)
+    return error
 
 
-def _is_encoded(answer: EngineResponse) -> bool:
-    return (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
+def _told(expert: str, what: str, verdict: Verdict) -> str:
+    return f"expert '{expert}' {what}\n{_quoted(verdict)}"
 
 
 def _what_happened(answer: EngineResponse, verdict: Verdict) -> str:
@@ -251,7 +268,7 @@ def _what_happened(answer: EngineResponse, verdict: Verdict) -> str:
 
 
 def _quoted(verdict: Verdict) -> str:
-    """The expert's own words for the log, unless they may repeat what was asked."""
+    """The expert's own message for the log, unless it may repeat the prompt."""
     told = verdict.message[:_QUOTED_CHARACTERS]
     return f"status {verdict.status}" if verdict.status in _MAY_REPEAT_THE_PROMPT else f"{verdict.status}: {told}"
 
@@ -266,7 +283,7 @@ def _openai_error(body: bytes) -> Mapping[str, Any] | None:
 
 
 def _without_account(body: bytes) -> bytes:
-    """An error as it came and as long as it was, but for who we are over there."""
+    """An error as it came and as long as it was, without this server's account name at the provider."""
     return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
 
 
@@ -275,7 +292,7 @@ def _header(answer: EngineResponse, name: str) -> str | None:
 
 
 def _asked_seconds(answer: EngineResponse) -> float | None:
-    """What its server asked to wait; None where it did not say."""
+    """How long the expert's server asked to wait; None where it did not say."""
     return retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
 
 

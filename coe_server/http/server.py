@@ -1,10 +1,7 @@
-"""Listens for HTTP until a signal asks it to stop, then ends what would never end by itself. Knows no endpoints.
+"""The whole HTTP side: the application over one service, its listener, and the address that it listens on.
 
-Takes the address to listen at before anything else is begun; says in a sentence why it cannot be had.
-
-That is no mistake in the configuration: who holds the port may leave it, and trying again is worth while.
-
-The endpoints, one function each, in the order a client meets them.
+The address is taken before anything else is begun. A port in use is no mistake in the configuration: the other program
+may release it, and a later start may succeed.
 """
 
 from __future__ import annotations
@@ -21,19 +18,19 @@ from typing import Protocol
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.config.addresses import host_and_port
 from coe_server.errors import CoeError
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.http.auth import CALLER
 from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
-from coe_server.http.generate import answering
-from coe_server.http.headers import REQUEST_ID
-from coe_server.http.middleware import Entrance, Paths
+from coe_server.http.generate import dry_run, endpoint_of
+from coe_server.http.middleware import Middleware, Paths
 from coe_server.http.openapi import describe
-from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Refusals
+from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejections
 from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
 from coe_server.http.routes.metrics import build_metrics
@@ -44,38 +41,43 @@ from coe_server.system.process import OpenFilesWatch
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 30.0  # what answers in progress may still take
-# An idle connection is kept for longer than proxies and load balancers keep theirs (nginx and AWS' 60 s), so that it is
-# they who close it: a request on its way over a connection that we are closing would be lost.
+GRACE_SECONDS = 30.0  # for answers in progress when the server stops
+# Idle connections stay open for longer than those of proxies and load balancers (nginx and AWS: 60 s), so that the
+# proxy closes them: a request on its way over a connection that this server closes would be lost.
 IDLE_SECONDS = 75
 
 
-class Door(Protocol):
-    """An ASGI application that is also told what never reaches it."""
+class Application(Protocol):
+    """An ASGI application that also counts what is rejected before it is a whole request."""
+
+    @property
+    def rejections(self) -> Rejections: ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
-
-    def refused(self, error: CoeError) -> None:
-        """A request was refused before it was whole enough to be one."""
 
 
 class Listener(uvicorn.Server):
     """uvicorn's server; `before_stop` is called when it stops accepting, before it waits for open connections."""
 
     def __init__(
-        self, app: Door, host: str, port: int, before_stop: Callable[[], None], grace_seconds: float = GRACE_SECONDS
+        self,
+        app: Application,
+        host: str,
+        port: int,
+        before_stop: Callable[[], None],
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
-                http=partial(Connection, refused=app.refused),  # type: ignore[arg-type]  # uvicorn only calls it
+                http=partial(Connection, rejected=app.rejections.count),  # type: ignore[arg-type]  # uvicorn only calls it
                 ws="none",
                 log_level="warning",
-                log_config=None,  # its lines go where ours go, in the same shape
+                log_config=None,  # uvicorn's lines go to the same log in the same format
                 access_log=False,
-                proxy_headers=False,  # nothing here believes what a proxy says of its clients
+                proxy_headers=False,  # a proxy's statements about its clients are not trusted
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(grace_seconds),
             )
@@ -93,11 +95,11 @@ class Listener(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 address = host_and_port(*listening.getsockname()[:2])
-                logger.info("listening on http://%s/v1; GET /readyz tells when the experts are up", address)
+                logger.info("listening on http://%s/v1; GET /readyz reports when the experts are up", address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_seconds = self.config.timeout_graceful_shutdown
-        logger.info("stopping: nobody is admitted any more, answers in progress may take %d s", grace_seconds)
+        logger.info("stopping: new requests are refused, answers in progress may take %d s", grace_seconds)
         self._before_stop()
         await super().shutdown(sockets)
         logger.info("stopped")
@@ -108,11 +110,11 @@ _NAME_OR_ADDRESS = "http.host is an address or a name of this machine: 127.0.0.1
 
 
 def taken_address(host: str, port: int) -> list[socket.socket]:
-    """Sockets bound to every address of `host`, not listening yet. Raises CoeError with the reason and a way out."""
+    """Sockets bound to every address of `host`, not listening yet. Raises CoeError with the reason and what to do."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is no name"
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "not a valid name"
         raise _cannot_listen(host, port, reason, _NAME_OR_ADDRESS) from error
     sockets: list[socket.socket] = []
     try:
@@ -130,7 +132,7 @@ def taken_address(host: str, port: int) -> list[socket.socket]:
 
 
 class _NotOurs(Exception):
-    """An address that `host` has and this machine has not, ::1 of localhost say."""
+    """An address of `host` that this machine lacks, such as ::1 of localhost."""
 
 
 def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
@@ -158,37 +160,31 @@ def _cannot_listen(host: str, port: int, reason: str, way_out: str) -> CoeError:
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entrance:
-    """The whole HTTP surface over `service`; `lifespan` is held while it is served."""
+def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middleware:
+    """The whole HTTP interface over `service`; `lifespan` is held while it is served."""
     app = FastAPI(
         title="Composition of Experts",
-        openapi_url=None,  # FastAPI's own would be the same for every caller
+        openapi_url=None,  # FastAPI's own would be the same for every key
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
     )
     install_error_handlers(app, service.telemetry)
-    straight = {surface.path: answering(service, surface) for surface in SURFACES}
-    for surface in SURFACES:
-        summary = f"{surface.endpoint.capitalize()}: {'routed, or by' if surface.routed else 'by'} an expert's name"
-        app.add_api_route(surface.path, straight[surface.path], methods=["POST"], summary=summary)
+    direct = {api.path: endpoint_of(service, api) for api in APIS}
+    for api in APIS:
+        summary = f"{api.endpoint.capitalize()}: {'routed, or by' if api.routed else 'by'} an expert's name"
+        app.add_api_route(api.path, direct[api.path], methods=["POST"], summary=summary)
 
     @app.post("/v1/route")
-    async def route(request: Request) -> JSONResponse:
+    async def route(request: Request) -> Response:
         """The decision for a request, without the answer."""
-        serving = service.serving
-        question = await service.incoming.question(request, None, serving.max_body_bytes, serving.body_seconds)
-        key = request.scope[CALLER]
-        asked = await service.asked(question, key)
-        decision = service.decide(asked)
-        told = service.reach(key).seen(decision.as_json())
-        return JSONResponse(told, headers={REQUEST_ID: decision.decision_id})
+        return await dry_run(service, request)
 
-    straight["/v1/route"] = route  # refused as what it decides about would be, with the same line in the log
+    direct["/v1/route"] = route  # a rejection is logged as for the requests it decides about
 
     app.include_router(build_models(service))
-    app.include_router(build_feedback(service.chronicle.journal, service.reach))
+    app.include_router(build_feedback(service.journal, service.reach))
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -201,7 +197,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """What is to be preloaded has been; 503 until then."""
+        """All experts that are to be preloaded are loaded; 503 until then."""
         ready = service.cache.ready.is_set()
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
@@ -210,6 +206,6 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Entra
     app.include_router(build_metrics(service))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
-    refusals = Refusals(service.telemetry, paths.declared)
+    rejections = Rejections(service.telemetry, paths.declared)
     bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
-    return Entrance(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, refusals, straight)
+    return Middleware(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, rejections, direct)

@@ -10,15 +10,15 @@ from coe_server.upstream.answer import Says
 from coe_server.upstream.complaint import is_complex
 from coe_server.upstream.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
-LONGEST_HELD_BYTES = 1 << 20  # of an event whose end has not come yet, or of events without a word
+LONGEST_HELD_BYTES = 1 << 20  # of an incomplete event, or of events without a word
 _MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
-_BEFORE_SEAM_BYTES = 2  # of an end that comes in two chunks
-JUDGED_BYTES = 2 * 1024  # at a time: hundreds of events may have room in it, and many streams do so at once
+_BEFORE_SEAM_BYTES = 2  # of an event's end that is split over two chunks
+JUDGED_BYTES = 2 * 1024  # at a time: this may be hundreds of events, in many streams at once
 
 
 class EventCutter:
-    """Gives whole events, byte for byte as they came; holds back the beginning of one that is not whole yet."""
+    """Gives whole events, byte for byte as they came; holds the beginning of an incomplete one back."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -28,7 +28,9 @@ class EventCutter:
         return bytes(self._rest)
 
     def whole_events(self, chunk: bytes) -> bytes:
-        """All that are whole now, one after the other. What is held is neither copied nor searched again."""
+        """All events that are whole now. Held bytes are neither copied nor searched again."""
+        if not self._rest and chunk.endswith(b"\n\n"):
+            return chunk
         seam = bytes(self._rest[-_BEFORE_SEAM_BYTES:])
         end = _end_of_last_event(seam + chunk if seam else chunk) - len(seam)  # in the chunk
         if end <= 0 or len(chunk) - end > LONGEST_HELD_BYTES:
@@ -63,7 +65,7 @@ class Opening:
         return False
 
     def verdict(self, may_be_silent: bool) -> Verdict | None:
-        """What a stream that is over without a word is; None for an answer."""
+        """The verdict on a stream that ended without a word; None for an answer."""
         if not self._has_ended:
             return self._failed or NO_EVENTS
         return None if may_be_silent or self._counted else SILENT
@@ -88,12 +90,12 @@ def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdi
 
 
 def is_plain(events: bytes) -> bool:
-    """Whether none of them can tell of an error: a search, no more."""
+    """Whether none of them can report an error: a search only."""
     return b"error" not in events and b"failed" not in events and not is_complex(events)
 
 
 def parts_of(events: bytes) -> Iterator[bytes]:
-    """Whole events, a few kilobytes of them at a time: what is looked at before others have their turn."""
+    """Whole events, a few kilobytes at a time: so many are judged before other requests have their turn."""
     start = 0
     while len(events) - start > JUDGED_BYTES and (end := END_OF_EVENT.search(events, start + JUDGED_BYTES)):
         yield events[start : end.end()]

@@ -1,4 +1,4 @@
-"""What a trace is told of one request. Knows nothing of OpenTelemetry: where tracing is off, nobody listens."""
+"""The interface of tracing, and tracing that is off. Knows nothing of OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from coe_server.errors import CoeError
-from coe_server.http.apis import Surface
+from coe_server.http.apis import Api
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
 
 Pairs = tuple[tuple[str, str], ...]
-CONTEXT = frozenset(("traceparent", "tracestate"))  # W3C Trace Context: whose child a request is
+CONTEXT = frozenset(("traceparent", "tracestate"))  # W3C Trace Context: the parent of a request
 
 
 class Trace(Protocol):
-    """One request from its decision to its end; told by its `Account`."""
+    """One request from its decision to its end, as reported by its `RequestLog`."""
 
     def follows(self, decision: RoutingDecision) -> None:
         """Another decision takes the place of the one it began with."""
 
     def granted(self, expert: str, waited_seconds: float, since_arrival_seconds: float) -> None:
-        """A lease, after this wait for it, and so long after the request came: the expert is asked now."""
+        """A lease was granted after this wait: the expert is asked now."""
 
     def first_bytes(self, status: int) -> None:
         """The expert's answer begins."""
 
     def lost(self, error: CoeError) -> None:
-        """The expert gave no answer; what happens next is told next."""
+        """The expert gave no answer; another attempt may follow."""
 
     def close(self, status: int | None, error: CoeError | None, hung_up: bool, usage: Usage = UNSTATED) -> None:
-        """It is over. `status` is what the caller was told, None where nothing was; `usage` what the answer took."""
+        """The request is over. `status`: what the caller got, None for nothing. `usage`: the tokens of the answer."""
 
     def onto(self, headers: Pairs) -> Pairs:
         """The headers for the expert, with the context that its own trace continues."""
 
 
 class Tracing(Protocol):
-    """Where traces are begun, and what sends them."""
+    """Begins traces and sends them."""
 
     def begin(
         self,
-        surface: Surface,
+        api: Api,
         headers: Mapping[str, str],
         fields: Mapping[str, Any],
         decision: RoutingDecision,
@@ -54,10 +54,10 @@ class Tracing(Protocol):
 
 
 class Untraced:
-    """No trace: the caller's own context reaches the engine as it came."""
+    """No trace: the caller's own trace context is passed to the engine unchanged."""
 
     def _not_told(self, *_: object, **__: object) -> None:
-        """Nobody listens."""
+        """Does nothing."""
 
     follows = granted = first_bytes = lost = close = _not_told
 
@@ -72,4 +72,4 @@ class NoTracing:
         return Untraced()
 
     def close(self) -> None:
-        """Nothing is left."""
+        """There is nothing to send."""

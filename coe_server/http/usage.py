@@ -1,7 +1,7 @@
-"""How many tokens an answer says that it took: bytes in, counts out. Pure; the bytes pass untouched and never wait.
+"""The token counts that an answer states: bytes in, counts out. Pure; the bytes are not changed or delayed.
 
-What lies in front of `"usage"` is never parsed: from there on there is an object's rest, which with an opening in front
-of it is JSON exactly where the word was a key of that object. A text that speaks of usage cannot pass for it.
+Nothing before `"usage"` is parsed. From there on the bytes are the rest of an object. With an opening put in front they
+are JSON only if the word was a key of that object, so a text that mentions usage is not mistaken for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-WINDOW_BYTES = 64 * 1024  # of the end of an answer, in which its usage stands
+WINDOW_BYTES = 64 * 1024  # of the end of an answer, which contain its usage
 MOST_TOKENS = 1_000_000_000  # of one answer; more is a mistake
 _MOST_TRIED = 32  # places with the word, from the end
 _WORD = b'"usage"'
@@ -23,7 +23,7 @@ _OPENING, _WHOLE, _WRAPPED = b'{"":{', b"}", b""
 
 
 class Usage(NamedTuple):
-    """Tokens; None where the answer did not say. `cached_prompt` is a part of `prompt`."""
+    """Tokens; None where the answer states none. `cached_prompt` is a part of `prompt`."""
 
     prompt: int | None = None
     cached_prompt: int | None = None
@@ -31,7 +31,7 @@ class Usage(NamedTuple):
 
     @property
     def stated(self) -> list[tuple[str, int]]:
-        """What the answer said, by its name."""
+        """The stated counts, by kind."""
         return [(kind, tokens) for kind, tokens in zip(self._fields, self, strict=True) if tokens is not None]
 
 
@@ -39,17 +39,17 @@ UNSTATED = Usage()
 
 
 class UsageReader(Protocol):
-    """Hears one answer."""
+    """Reads one answer."""
 
     def hear(self, piece: bytes) -> None:
         """The next piece of it."""
 
     def usage(self) -> Usage:
-        """What it has said so far."""
+        """The counts stated so far."""
 
 
 class UsageInBody:
-    """Hears a JSON body, cut anywhere, and keeps the end of it."""
+    """Reads a JSON body, cut anywhere, and keeps its end."""
 
     def __init__(self) -> None:
         self._end = bytearray()
@@ -64,7 +64,7 @@ class UsageInBody:
 
 
 class UsageInEvents:
-    """Hears whole events. Anthropic's streams say at the beginning what was asked and at the end what was answered."""
+    """Reads whole events. Anthropic's streams state prompt tokens at the beginning and completion tokens at the end."""
 
     def __init__(self) -> None:
         self._first = self._last = b""
@@ -117,7 +117,7 @@ def _member(text: bytes) -> Mapping[str, object]:
 
 
 def _usage(statements: Iterable[Mapping[str, object]]) -> Usage:
-    """What an answer's statements say together; a later one takes the place of an earlier."""
+    """The counts of all statements; a later one replaces an earlier."""
     told: dict[str, int] = {}
     for statement in statements:
         details = statement.get("prompt_tokens_details") or statement.get("input_tokens_details")
@@ -136,5 +136,5 @@ def _usage(statements: Iterable[Mapping[str, object]]) -> Usage:
 
 
 def _counts(said: Mapping[str, object]) -> dict[str, int]:
-    """All numbers that can be counts; True is none."""
+    """All numbers that can be counts; True is not one."""
     return {name: count for name, count in said.items() if type(count) is int and 0 <= count <= MOST_TOKENS}

@@ -16,7 +16,6 @@ from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
-from coe_server.http.request_log import Chronicle
 from coe_server.http.routes.admin import Reloader
 from coe_server.http.server import GRACE_SECONDS, Listener, build_api
 from coe_server.http.serving import Service, Serving
@@ -45,8 +44,9 @@ class Door:
                 self._in_hand.discard(asker)
                 self._ended.notify_all()
 
-    def refused(self, error):
-        self._api.refused(error)
+    @property
+    def rejections(self):
+        return self._api.rejections
 
     def wait_for_end(self, asker):
         with self._ended:
@@ -145,7 +145,7 @@ def running_server(
         service = Service(
             serving=serving,
             cache=cache,
-            chronicle=Chronicle(cache.events, journal),
+            journal=journal,
             engine_models={name: name for name in engines},
             guard=Guard(keyring or Keyring(), on_loopback=on_loopback, hosts=hosts or Hosts()),
             started=1,
@@ -165,7 +165,7 @@ def running_server(
             with suppress(asyncio.CancelledError):
                 await conductor
             await reloader.close()
-            await asyncio.to_thread(service.incoming.close)
+            await asyncio.to_thread(service.bodies.close)
 
         box["cache"] = cache
         return build_api(service, reloader, lifespan)

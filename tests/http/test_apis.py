@@ -3,7 +3,7 @@
 import pytest
 
 from coe_server.errors import RequestError
-from coe_server.http.apis import SURFACES, read_anthropic, read_chat, read_completion, read_response, surface_of
+from coe_server.http.apis import APIS, api_of, read_anthropic, read_chat, read_completion, read_response
 from coe_server.routing.conversation import ENDPOINTS, without_reminders
 from coe_server.routing.tokens import TokenCount
 
@@ -166,8 +166,8 @@ def test_a_field_that_only_the_engine_understands_is_left_to_the_engine(odd):
     assert texts(read_anthropic({"messages": [USER], **odd})) == ["what is a prime?"]
 
 
-def test_every_endpoint_has_a_surface_and_a_dry_run_finds_its_own():
-    assert {surface.endpoint for surface in SURFACES} == set(ENDPOINTS)
-    assert surface_of({"prompt": "x"}).endpoint == "completions"
-    assert surface_of({"input": "x"}).endpoint == "responses"
-    assert surface_of({"messages": []}).endpoint == "chat"
+def test_every_endpoint_has_an_api_and_a_dry_run_finds_its_own():
+    assert {api.endpoint for api in APIS} == set(ENDPOINTS)
+    assert api_of({"prompt": "x"}).endpoint == "completions"
+    assert api_of({"input": "x"}).endpoint == "responses"
+    assert api_of({"messages": []}).endpoint == "chat"

@@ -12,7 +12,7 @@ from coe_server.http.body import LARGE_BYTES
 from coe_server.upstream.content_coding import CHUNK_BYTES, TAKEN, zstd
 from tests.http.server import running_server
 from tests.http.test_api import simulated
-from tests.http.test_surface import BODIES, Listening
+from tests.http.test_engine_paths import BODIES, Listening
 
 ENCODERS = {
     "gzip": gzip.compress,

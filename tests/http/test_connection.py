@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from coe_server.http.connection import MOST_HEAD_BYTES, Connection
+from coe_server.http.connection import MOST_HEADER_BYTES, Connection
 from coe_server.http.server import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -42,7 +42,7 @@ def test_a_long_head_that_is_within_the_limit_is_read(server):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost"], ids=["silent", "half a head"])
 def test_a_head_that_does_not_come_is_not_waited_for(server, sent, monkeypatch):
-    monkeypatch.setattr(Connection, "head_seconds", 0.3)
+    monkeypatch.setattr(Connection, "header_seconds", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(sent)
         answer = received(wire)
@@ -101,7 +101,7 @@ async def connected(application, config=None):
     refused = []
 
     def accepted():
-        return Connection(config, ServerState(), {}, refused=lambda error: refused.append(error.code))
+        return Connection(config, ServerState(), {}, rejected=lambda error: refused.append(error.code))
 
     transport, connection = await asyncio.get_running_loop().connect_accepted_socket(accepted, theirs)
     application.refused = refused
@@ -123,11 +123,11 @@ def test_the_limit_of_a_head_is_exact_even_where_one_read_brings_all_of_it(path)
     async def story():
         application = Answers()
         async with connected(application) as (connection, transport, answers):
-            connection.data_received(head(MOST_HEAD_BYTES, path))
+            connection.data_received(head(MOST_HEADER_BYTES, path))
             assert (await answers.readexactly(12)) == b"HTTP/1.1 200"
             await answers.readuntil(b"ok")
             assert application.started == [path.decode()]
-            connection.data_received(head(MOST_HEAD_BYTES + 1, path))
+            connection.data_received(head(MOST_HEADER_BYTES + 1, path))
             assert (await answers.readexactly(12)) == b"HTTP/1.1 431"
             await answers.read()  # and the connection ends
             assert application.started == [path.decode()]
@@ -221,7 +221,7 @@ def test_what_is_no_http_does_not_break_into_the_answer_to_what_is():
 
 
 def test_a_head_that_is_too_long_is_refused_in_the_shape_of_the_api_that_was_called(server):
-    status, headers, raw = server.ask("POST", "/v1/messages", b"{}", {"x-long": "a" * MOST_HEAD_BYTES})
+    status, headers, raw = server.ask("POST", "/v1/messages", b"{}", {"x-long": "a" * MOST_HEADER_BYTES})
     assert (status, json.loads(raw)["type"]) == (431, "error")
     assert headers["x-request-id"]
 
@@ -340,7 +340,7 @@ def test_a_body_that_waits_for_100_continue_is_asked_for_beside_an_offered_upgra
 def test_the_limit_of_a_head_holds_beside_an_offered_upgrade(server):
     request = b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\n" + OFFERS["as Java's client"]
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
-        wire.sendall(request + b"x-long: " + b"a" * MOST_HEAD_BYTES + b"\r\n\r\n")
+        wire.sendall(request + b"x-long: " + b"a" * MOST_HEADER_BYTES + b"\r\n\r\n")
         assert received(wire).startswith(b"HTTP/1.1 431")
 
 

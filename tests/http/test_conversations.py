@@ -110,7 +110,7 @@ def test_responses_are_forgotten_in_the_order_they_came_and_belong_to_a_key():
         made.remember(f"resp_{number}", "coder", "ann")
     assert made.continued("resp_2", RouteOptions(), "ann").expert == "coder"
     for previous, owner in (("resp_0", "ann"), ("resp_2", "bob"), ("resp_2", None)):
-        with pytest.raises(RequestError, match="no expert is known to have made the response"):
+        with pytest.raises(RequestError, match="unknown previous_response_id"):
             made.continued(previous, RouteOptions(), owner)
 
 
@@ -120,9 +120,9 @@ def test_anothers_response_is_unknown_also_to_who_names_its_expert():
     named = RouteOptions(expert="coder")
     assert made.continued("resp_1", named, "ann") == named
     for owner in ("bob", None):
-        with pytest.raises(RequestError, match=r"made the response 'resp_1' for this caller"):
+        with pytest.raises(RequestError, match=r"unknown previous_response_id 'resp_1'"):
             made.continued("resp_1", named, owner)
-        with pytest.raises(RequestError, match=r"made the response 'resp_9' for this caller"):
+        with pytest.raises(RequestError, match=r"unknown previous_response_id 'resp_9'"):
             made.continued("resp_9", RouteOptions(), owner)
     for number in range(5):  # no other key can have it forgotten
         made.remember(f"resp_{number}0", "coder", "bob")

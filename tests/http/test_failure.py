@@ -292,7 +292,7 @@ def test_a_full_upstream_is_no_full_queue_of_ours_and_its_retry_after_is_kept(ca
     with running_server({"a": Breaking("a", [full])}) as server:
         status, headers, body = server.chat(model="a")
     assert (status, headers["retry-after"], body["error"]["code"]) == (429, "7", "upstream_rate_limited")
-    assert body["error"]["message"] == "expert 'a' takes no more requests for now: its own server is at its limit"
+    assert body["error"]["message"] == "expert 'a' is at the request limit of its own server"
     assert "org-1234" in warned(caplog)[0]
 
 
@@ -400,7 +400,7 @@ def test_an_expert_that_is_frozen_is_replaced_by_the_next(router):
         assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "big", "fallback")
         assert body["model"] == "big"
     assert journal.why("linguist") == (
-        "failed: expert 'linguist' is frozen: the answer took longer than 1 s, and it gives no sign of life"
+        "failed: expert 'linguist' is unresponsive: the answer took longer than 1 s, and its health check failed"
     )
 
 

@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 
 from coe_server.cache.scheduler import Limits
 from coe_server.errors import RequestError
-from coe_server.http.apis import MOST_INPUTS, SURFACES
-from coe_server.http.body import LARGE_BYTES
-from coe_server.http.question import read_question
+from coe_server.http.apis import APIS, MOST_INPUTS
+from coe_server.http.body import LARGE_BYTES, parse_request
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 
-BY_PATH = {surface.path: surface for surface in SURFACES}
+BY_PATH = {api.path: api for api in APIS}
 MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
 
 
 def fan_out(path, **fields):
-    return read_question(json.dumps(fields).encode(), BY_PATH[path]).fan_out
+    return parse_request(json.dumps(fields).encode(), BY_PATH[path]).fan_out
 
 
 @pytest.mark.parametrize(
@@ -94,7 +93,7 @@ def test_more_inputs_than_one_request_may_have_are_refused_by_name(path, fields,
 
 def test_it_survives_being_read_aside():
     raw = json.dumps({"prompt": ["x" * 1000] * 20, "n": 3}).encode()
-    assert read_question(raw, BY_PATH["/v1/completions"]).without_bytes().fan_out == 60
+    assert parse_request(raw, BY_PATH["/v1/completions"]).without_bytes().fan_out == 60
 
 
 FREE, NARROW = "coe-free", "coe-narrow"

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from coe_server.engines.simulated import SimulatedEngine
-from coe_server.http.client_stream import HangUp
-from coe_server.http.request_log import Account
+from coe_server.http.client_stream import ClientDisconnect
+from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_response import RoutedResponse
 from tests.http.server import running_server
 from tests.patience import until
@@ -36,4 +36,8 @@ def test_nothing_of_a_request_is_left_to_the_collector(stream, deadline):
         for _ in range(3):
             status, _, raw = server.ask("POST", "/v1/chat/completions", body, deadline)
             assert (status, b"deadline_exceeded" in raw) in ([(504, True), (200, True)] if deadline else [(200, False)])
-        until(lambda: not [one for one in gc.get_objects() if isinstance(one, Account | HangUp | RoutedResponse)])
+        until(
+            lambda: (
+                not [one for one in gc.get_objects() if isinstance(one, RequestLog | ClientDisconnect | RoutedResponse)]
+            )
+        )

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from coe_server import errors
 from coe_server.errors import CoeError
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from tests.http.server import running_server
@@ -37,9 +37,9 @@ def document(server):
     return json.loads(server.ask("GET", "/openapi.json")[2])
 
 
-def test_every_surface_and_every_body_is_described(document):
-    for surface in SURFACES:
-        operation = document["paths"][surface.path]["post"]
+def test_every_api_and_every_body_is_described(document):
+    for api in APIS:
+        operation = document["paths"][api.path]["post"]
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         assert "auto" in schema["properties"]["model"]["enum"]
         assert "session" in schema["properties"]["coe"]["properties"]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from coe_server.http import middleware
 from coe_server.http.auth import Guard
-from coe_server.http.middleware import welcome_origin
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -69,6 +69,6 @@ def test_who_is_no_page_is_told_nothing_of_origins(server):
     ],
 )
 def test_where_there_are_no_keys_the_pages_of_this_machine_alone_are_welcome(origin, is_welcome):
-    scope = {"path": "/v1/chat/completions", "headers": [(b"origin", origin.encode())]}
-    assert welcome_origin(scope, Guard(Keyring(), on_loopback=True)) == (origin if is_welcome else None)
-    assert welcome_origin(scope, Guard(RING, on_loopback=True)) == origin
+    path = "/v1/chat/completions"
+    assert middleware.is_welcome(origin, path, Guard(Keyring(), on_loopback=True)) == is_welcome
+    assert middleware.is_welcome(origin, path, Guard(RING, on_loopback=True))

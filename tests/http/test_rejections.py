@@ -9,9 +9,9 @@ from contextlib import suppress
 import pytest
 
 from coe_server.errors import InvalidApiKey
-from coe_server.http.apis import SURFACES
-from coe_server.http.connection import MOST_HEAD_BYTES, Connection
-from coe_server.http.rate_limits import MOST_LINES, WINDOW_SECONDS, Refusals
+from coe_server.http.apis import APIS
+from coe_server.http.connection import MOST_HEADER_BYTES, Connection
+from coe_server.http.rate_limits import MOST_LINES, WINDOW_SECONDS, Rejections
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.metrics import Telemetry
 from tests.http.server import running_server
@@ -69,8 +69,8 @@ def test_who_is_refused_at_the_door_is_told_with_the_path_and_the_keys_name(serv
     ("sent", "status", "code"),
     [
         (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {SECRET}", 408, "headers_too_slow"),
-        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * MOST_HEAD_BYTES}\r\n\r\n", 431, "headers_too_large"),
-        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * 10 * MOST_HEAD_BYTES}", 431, "headers_too_large"),
+        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * MOST_HEADER_BYTES}\r\n\r\n", 431, "headers_too_large"),
+        (f"GET /{SECRET} HTTP/1.1\r\nx-{SECRET}: {'a' * 10 * MOST_HEADER_BYTES}", 431, "headers_too_large"),
     ],
     ids=["slow", "long", "endless"],
 )
@@ -87,7 +87,7 @@ def test_a_head_that_is_refused_is_counted_and_told_without_a_word_of_it(
 
     before = counted()
     with monkeypatch.context() as patient:
-        patient.setattr(Connection, "head_seconds", 0.2 if status == 408 else 20.0)
+        patient.setattr(Connection, "header_seconds", 0.2 if status == 408 else 20.0)
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
             with suppress(ConnectionError):  # it may be refused before the last of it is sent
                 wire.sendall(sent.encode())
@@ -109,10 +109,10 @@ def test_who_asked_too_often_is_told(server, caplog):
     while ask(server, SLOW)[0] == 200:
         pass
     assert told(caplog) == (429, "rate_limit_exceeded", "/v1/chat/completions", "slow")
-    assert refusals(caplog)[0].getMessage() == "refused: key 'slow' may ask 2 times a minute"
+    assert refusals(caplog)[0].getMessage() == "refused: key 'slow' is limited to 2 requests a minute"
 
 
-@pytest.mark.parametrize("path", [*(surface.path for surface in SURFACES), "/v1/route"])
+@pytest.mark.parametrize("path", [*(api.path for api in APIS), "/v1/route"])
 def test_who_asks_for_what_its_key_may_not_use_is_told_and_counted_once(server, caplog, path):
     def counted():
         found = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
@@ -135,7 +135,7 @@ def test_what_is_answered_is_no_refusal(server, caplog):
 
 def test_a_flood_has_so_many_lines_a_minute_and_then_a_number(caplog):
     now = [0.0]
-    door = Refusals(Telemetry(), lambda path: None, clock=lambda: now[0])
+    door = Rejections(Telemetry(), lambda path: None, clock=lambda: now[0])
     for _ in range(MOST_LINES + 5):
         door.count(InvalidApiKey("no"), "/v1/models", None)
     assert len(refusals(caplog)) == MOST_LINES

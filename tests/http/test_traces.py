@@ -26,7 +26,7 @@ from coe_server.build.tracing import build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config.schema import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.http.usage import Usage
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
@@ -152,13 +152,13 @@ def test_a_stream_is_one_answer(spans, tracing):
     assert names(children[-1].events) == ["first bytes"]
 
 
-@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.path)
-def test_every_surface_has_an_operation(spans, tracing, surface):
+@pytest.mark.parametrize("api", APIS, ids=lambda api: api.path)
+def test_every_api_has_an_operation(spans, tracing, api):
     decision = decided("a")
-    trace = tracing.begin(surface, {}, {}, decision, 0.0)
+    trace = tracing.begin(api, {}, {}, decision, 0.0)
     trace.close(404, None, hung_up=False)
     request, children = spans.of_one_request()
-    assert request.name == f"POST {surface.path}"
+    assert request.name == f"POST {api.path}"
     assert request.attributes["gen_ai.operation.name"] in {
         *("chat", "text_completion", "embeddings"),  # the conventions' own
         *("tokenize", "rerank", "score"),
@@ -245,7 +245,7 @@ def test_a_client_that_leaves_is_told_of(spans, tracing):
 
 def test_a_choice_that_is_made_again_while_waiting_ends_the_first_wait(spans, tracing):
     first, again = decided("a"), decided("b")
-    trace = tracing.begin(SURFACES[0], {}, {}, first, 0.0)
+    trace = tracing.begin(APIS[0], {}, {}, first, 0.0)
     trace.follows(replace(again, reason="mapped"))
     trace.granted("b", 0.0, 0.0)
     trace.first_bytes(200)
@@ -375,7 +375,7 @@ def test_what_settings_leave_open_the_environment_says(monkeypatch, named):
         if named:
             monkeypatch.setenv("OTEL_SERVICE_NAME", named)
         tracing = span_tracing(TracingSettings(), {})
-        tracing.begin(SURFACES[0], {}, {}, decided("a"), 0.0).close(200, None, hung_up=False)
+        tracing.begin(APIS[0], {}, {}, decided("a"), 0.0).close(200, None, hung_up=False)
         tracing.close()
         path, sent = taken.get_nowait()
     assert path == "/v1/traces"

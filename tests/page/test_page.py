@@ -171,7 +171,7 @@ def test_of_many_experts_a_screen_shows_many_and_which_shelf_they_are_on(visit):
         "all => all.map(c => c.getBoundingClientRect().bottom)"
     )
     assert sum(bottom <= seen for bottom in cards) > 50
-    assert page.inner_text('.shelf[data-tier="host"] .kept') == "3.0 GiB for who is awake"
+    assert page.inner_text('.shelf[data-tier="host"] .kept') == "3.0 GiB for loaded experts"
 
 
 def test_motion_is_left_out_for_who_does_not_want_it(visit):

@@ -1,7 +1,4 @@
-"""The operator's view: where every expert is, and what happens, as it happens.
-
-Takes a changed artifact, configuration or key file over while requests go on: all of it or nothing.
-"""
+"""The operator's endpoints: experts, events, and reloading artifact, configuration and keys: all of it or nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
-        """Where every expert is, what it holds, who uses it and who waits."""
+        """Each expert: residency, bytes held, leases and queued requests."""
         return [_expert_json(status) for status in cache.status()]
 
     @admin.get("/events")
@@ -42,20 +39,20 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.post("/experts/{name}/load")
     async def load(name: str) -> dict[str, Any]:
-        """Bring an expert to the device; answers when it is there. It waits its turn like a request."""
+        """Bring an expert to the device; answers when it is loaded. It waits its turn like a request."""
         await cache.load(name)
         return _one(cache, name)
 
     @admin.post("/experts/{name}/unload")
     async def unload(name: str) -> dict[str, Any]:
-        """Send an idle expert to disk; 409 if it is used, waited for or pinned."""
+        """Send an idle expert to disk; 409 if it is in use, waited for or pinned."""
         cache.unload(name)
         return _one(cache, name)
 
     @admin.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
-        """Never let an expert go below `tier` (query parameter, default device); it comes up when nobody waits, and
-        idle ones leave for it. 409 if some expert could then never come to the device."""
+        """Keep an expert at `tier` (query parameter, default device) or above. It is moved there when no request waits,
+        and idle experts are evicted for it. 409 if some expert could then never be loaded."""
         cache.pin(name, tier)
         return _one(cache, name)
 
@@ -67,7 +64,7 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.post("/reload")
     async def reload() -> dict[str, Any]:
-        """Take over the artifact, the configuration and the keys as they are on disk now; 409 if any of it is wrong."""
+        """Load the artifact, the configuration and the keys from disk; 409 if any of them is wrong."""
         return await reloader.reload()
 
     return admin
@@ -104,7 +101,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What was built anew, checked, to take the place of what serves."""
+    """What was built and checked to replace what serves."""
 
     serving: Serving
     guard: Guard
@@ -113,24 +110,24 @@ class Fresh:
 
 
 class Reloader:
-    """`build` reads and checks everything, in a thread; what it builds replaces what serves between two requests.
+    """`build` reads and checks everything in a thread; the result replaces what serves, between two requests.
 
-    Requests that were decided before go on with the router that decided them.
+    Requests that were decided before keep their router.
     """
 
     def __init__(self, service: Service, build: Callable[[Serving], Fresh]) -> None:
         self._service = service
         self._build = build
         self._one_at_a_time = asyncio.Lock()
-        self._retired: list[Embedder] = []  # somebody's prompt may be on its way through one
+        self._retired: list[Embedder] = []  # a request may still use one
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def reload(self) -> dict[str, Any]:
-        """Take over what is on disk now. Raises ReloadRefused with the reason; then nothing has changed."""
+        """Load what is on disk now. Raises ReloadRefused with the reason; then nothing has changed."""
         try:
             return await self._take_over()
         finally:
-            give_back_free_memory()  # of what was replaced, or built in vain
+            give_back_free_memory()  # of what was replaced or rejected
 
     async def _take_over(self) -> dict[str, Any]:
         async with self._one_at_a_time:
@@ -157,13 +154,13 @@ class Reloader:
         return {"router_version": version, "changed": list(fresh.changed), "api_keys": api_keys}
 
     def begin(self) -> None:
-        """The same for a signal, which waits for nothing; the log has the outcome."""
+        """The same for a signal, which does not wait; the log has the outcome."""
         task = asyncio.get_running_loop().create_task(self._reload_quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """End what a signal began, and every embedder that serves or did."""
+        """End reloads that a signal began, and close every embedder."""
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -175,4 +172,4 @@ class Reloader:
         try:
             await self.reload()
         except ReloadRefused:
-            return  # `reload` has said why
+            return  # `reload` has logged why

@@ -1,7 +1,7 @@
-"""What a caller thought of an answer, and what was decided about it: `/v1/feedback` and `/v1/decisions`.
+"""Ratings of answers, and the logged decisions: `/v1/feedback` and `/v1/decisions`.
 
-A decision belongs to the key that asked for it; to every other key, an admin's excepted, it does not exist. Where there
-are no keys its id, which cannot be guessed and is told to the caller alone, is enough.
+A decision belongs to the key of its request; to every other key, admin keys excepted, it does not exist. Without keys
+its id is enough: it cannot be guessed, and only the caller knows it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from coe_server.config.file import Mistake
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.auth import CALLER, Reach
 from coe_server.http.body import read_body
-from coe_server.http.incoming import read_all
+from coe_server.http.body_reader import read_all
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key
 
 MOST_BYTES = 65_536
 BODY_SECONDS = 10.0
 SAFE_ID = r"^[\x20-\x7e]{1,100}$"
-AT_A_TIME = 16  # of one key's requests in the decision log's queue; its further ones wait for these, and no one else's
+AT_A_TIME = 16  # of one key's requests in the decision log's queue; its further ones wait for these
 
 
 class FeedbackBody(BaseModel):
@@ -40,13 +40,13 @@ class FeedbackBody(BaseModel):
 
 
 def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]) -> APIRouter:
-    """The routes over `journal`; without one they say how to get one. `reach`: what a key may see."""
+    """The routes over `journal`; without one they answer how to configure one. `reach`: what a key may see."""
     routes = APIRouter(prefix="/v1")
     turns: dict[str | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_A_TIME))
 
     @routes.post("/feedback")
     async def rate(request: Request) -> dict[str, Any]:
-        """Rate the answer to a decision, from 0 to 1; the last word counts. Answered when it is on the disk."""
+        """Rate the answer to a decision, from 0 to 1; a later rating replaces it. Answered once it is on disk."""
         given = _read_feedback(await read_all(request, MOST_BYTES, BODY_SECONDS))
         key = request.scope[CALLER]
         async with turns[_name(key)]:
@@ -55,7 +55,7 @@ def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]
 
     @routes.get("/decisions/{decision_id}")
     async def decision(decision_id: str, request: Request) -> dict[str, Any]:
-        """What was decided and why, and the feedback on it; the prompt is no part of it."""
+        """A decision with its reason and the feedback on it, without the prompt."""
         key = request.scope[CALLER]
         async with turns[_name(key)]:
             kept = await _there(journal).one(decision_id, _owner(key))
@@ -63,7 +63,7 @@ def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]
 
     @routes.delete("/decisions/{decision_id}", status_code=204)
     async def delete(decision_id: str, request: Request) -> Response:
-        """Erase a decision with its text and feedback: answered when no file holds any of it."""
+        """Erase a decision with its text and feedback. Answered once no file holds any of it."""
         key = request.scope[CALLER]
         async with turns[_name(key)]:
             await _there(journal).delete(decision_id, _owner(key))
@@ -77,13 +77,13 @@ def _name(key: Key | None) -> str | None:
 
 
 def _owner(key: Key | None) -> str | None:
-    """As whom a decision is asked for; None sees all of them."""
+    """The key that a decision must belong to; None for all of them."""
     return None if key is None or key.admin else key.name
 
 
 def _there(journal: Journal | None) -> Journal:
     if journal is None:
-        raise UnknownDecision("this server keeps no decisions (log.decisions: false)")
+        raise UnknownDecision("this server keeps no decisions; log.decisions is false")
     return journal
 
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`: what has been counted, and what can be looked up now, as Prometheus reads it."""
+"""`GET /metrics`: counters, and gauges that are read at each scrape, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIERS = ("device", "host", "disk", "remote")
 
 
 def build_metrics(service: Service) -> APIRouter:
-    """The route, and the registry's look at what changes by itself."""
+    """The route; registers the collector of gauges."""
     metrics = APIRouter()
     registry = service.telemetry.registry
     registry.register(_Now(service))
@@ -37,13 +37,13 @@ def build_metrics(service: Service) -> APIRouter:
 
 
 class _Now(Collector):
-    """Looks when it is asked: on the server's loop, so between two changes."""
+    """Reads gauges at each scrape: on the server's loop, so between two changes."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def describe(self) -> Iterable[Family]:
-        return ()  # registering must not look yet
+        return ()  # registering must not read yet
 
     def collect(self) -> Iterator[Family]:
         cache, telemetry = self._service.cache, self._service.telemetry
@@ -54,8 +54,8 @@ class _Now(Collector):
         yield _family(named.KEY_TOKENS, telemetry.key_tokens)
         if self._service.serving.traffic is not None:
             yield from _drift(self._service.serving.traffic)
-        if self._service.chronicle.journal is not None:
-            counts = self._service.chronicle.journal.counts
+        if self._service.journal is not None:
+            counts = self._service.journal.counts
             yield _family(named.UNLOGGED, {(): counts.dropped})
             yield _family(named.FEEDBACK, {(): counts.feedback})
 

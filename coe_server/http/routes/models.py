@@ -1,4 +1,4 @@
-"""The names that may stand under `model`: the router's objectives, the experts, and what else they are called."""
+"""`GET /v1/models`: the names that a caller may use as `model`: objectives, experts, and aliases of both."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Serves the page's files, and the few things that only the page asks for. Who may see them is the guard's business.
+"""The page's files and its own endpoints: overview, decisions, and quality against cost from the artifact's evaluation.
 
-What an artifact's evaluation says of quality against cost, and nothing of the texts it may hold.
+Of an evaluation only figures are shown, none of the texts it may hold. Access is checked before (`auth`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def build_page(service: Service) -> APIRouter:
 
     @page.get("/page/{name}", include_in_schema=False)
     async def file(name: str) -> Response:
-        """What the page is made of."""
+        """One file of the page."""
         return _file(files, name)
 
     @page.get("/admin/overview")
     async def overview() -> dict[str, Any]:
-        """What the tiers hold and may hold, who decides, and whether the traffic is still like the training data."""
+        """Bytes and capacity of the tiers, the router, and whether traffic still resembles the training data."""
         used, capacity = service.cache.ledger.used, service.cache.ledger.capacity
         router, traffic = service.serving.router, service.serving.traffic
         return {
@@ -57,23 +57,23 @@ def build_page(service: Service) -> APIRouter:
                 "device": {"used": used.device, "capacity": capacity.device},
                 "host": {"used": used.host, "capacity": capacity.host},
             },
-            "now": time.time(),  # events up to here are in what is looked at
+            "now": time.time(),  # events up to here are included
             "router": router.version,
             "objectives": list(router.objectives),
-            "decisions_kept": service.chronicle.journal is not None,
+            "decisions_kept": service.journal is not None,
             "wait_bound_seconds": service.cache.waits.bound_seconds(),
             "left_band": traffic and [reading for reading, left in traffic.drift.left_band.items() if left],
         }
 
     @page.get("/admin/decisions")
     async def decisions(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> list[dict[str, Any]]:
-        """The last decisions, newest first, without prompts; none where no decisions are kept."""
-        journal = service.chronicle.journal
+        """The last decisions, newest first, without prompts; none if decisions are not kept."""
+        journal = service.journal
         return [] if journal is None else [kept.as_json() for kept in await journal.newest(limit)]
 
     @page.get("/admin/quality")
     async def quality() -> dict[str, Any] | None:
-        """What the loaded artifact was measured to be worth; null where there is none or it was not measured."""
+        """The measured quality of the loaded artifact; null if there is none or it was not measured."""
         return service.serving.quality
 
     return page
@@ -91,7 +91,7 @@ _MOST = 10_000  # points of a curve, experts, budgets
 
 
 class _Part(BaseModel):
-    """What is shown of a part of an evaluation; the rest is for the report alone."""
+    """The shown fields of a part of an evaluation; the others are for the report alone."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -125,9 +125,8 @@ class _Evaluation(_Part):
 
 
 def quality_of(manifest: Manifest, evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
-    """`cost` is in billions of active parameters. None without an evaluation, or where costs are prices.
-
-    Raises ArtifactError for an evaluation that does not say what is to be shown.
+    """What the page shows of an evaluation; `cost` is in billions of active parameters. None without an evaluation, or
+    if costs are prices. Raises ArtifactError for an evaluation that lacks what is shown.
     """
     if evaluation is None or evaluation.get("cost_unit", ACTIVE) != ACTIVE:
         return None

@@ -22,8 +22,8 @@ export class Activity {
     if (event.kind === "failure") this.#addFailure(event);
   }
 
-  // In the order of their times: what the log remembers is told again by the events of the past. Who fell back has one
-  // row, which says what came of it.
+  // In the order of their times: past events repeat what the log has. A request that fell
+  // back has one row, with its outcome.
   #addDecision(one) {
     const known = this.shown.find((other) => other.id === one.decision_id);
     if (!known) this.#insert({ id: one.decision_id, since: one.time, time: one.time, row: row(...decided(one)) });

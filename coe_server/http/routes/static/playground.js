@@ -1,4 +1,4 @@
-// One question at a time: who answers, why, and what was thought of it.
+// One question at a time: which expert answers, why, and how the answer was rated.
 
 import { billions, byId, element, percent, seconds } from "./dom.js";
 import { asJson, ask, stream } from "./server.js";
@@ -91,7 +91,7 @@ export class Playground {
     this.asked = headers.get("x-coe-decision-id");
     byId("rating-text").textContent = "Was this a good answer?";
     const [expert, reason, wait_ms] = ["expert", "reason", "wait-ms"].map((name) => headers.get(`x-coe-${name}`));
-    if (wait_ms !== null) this.#answering({ expert, reason, wait_ms }); // else the head left before anybody did
+    if (wait_ms !== null) this.#answering({ expert, reason, wait_ms }); // else the headers left before an expert was granted
   }
 
   #waiting({ expert, state, eta }) {
@@ -101,7 +101,7 @@ export class Playground {
   }
 
   async #answering({ expert, reason, wait_ms: wait }) {
-    this.refresh(); // somebody is answering now
+    this.refresh(); // an expert is answering now
     byId("answer-by").textContent = `${expert} answers`;
     const decision = this.remembers ? await ask(`/v1/decisions/${this.asked}`) : await this.foretold;
     if (decision) this.#explain({ ...decision, expert, reason }, Number(wait) / 1000);
@@ -127,7 +127,7 @@ export class Playground {
   async #rate(score) {
     try {
       await ask("/v1/feedback", asJson("POST", { decision_id: this.asked, score }));
-      byId("rating-text").textContent = `Noted as ${score ? "good" : "bad"}. The last word counts.`;
+      byId("rating-text").textContent = `Noted as ${score ? "good" : "bad"}. A later rating replaces this one.`;
     } catch (error) {
       byId("rating-text").textContent = error.message;
     }
@@ -145,7 +145,7 @@ function categories(decision) {
       element("span", { class: "bar-value" }, percent(share)),
     ),
   );
-  const title = outside ? "Categories (not believed: outside the training data)" : "How sure it is of the category";
+  const title = outside ? "Categories (not used: outside the training data)" : "Confidence in each category";
   return [element("h3", {}, title), element("ul", { class: "bars" }, ...rows)];
 }
 

@@ -131,5 +131,5 @@ function numbers(quality) {
     element("tr", {}, element("th", { scope: "row" }, name), element("td", { class: "number" }, points(score)), element("td", { class: "number" }, billions(cost)));
   const rows = [row("the router", quality.router), ...quality.budgets.map((one) => row(one.name, one)), ...quality.experts.map((one) => row(one.name, one))];
   return element("details", {}, element("summary", {}, "The numbers"),
-    element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "who"), element("th", { scope: "col", class: "number" }, "score"), element("th", { scope: "col", class: "number" }, "active"))), element("tbody", {}, ...rows)));
+    element("table", {}, element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "expert"), element("th", { scope: "col", class: "number" }, "score"), element("th", { scope: "col", class: "number" }, "active"))), element("tbody", {}, ...rows)));
 }

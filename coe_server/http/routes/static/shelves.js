@@ -9,7 +9,7 @@ const TIERS = {
   remote: ["Elsewhere", "hosted by others"],
 };
 const STATES = { starting: "starting", draining: "finishing its answers", failed: "failed" };
-const AT_REST = { device: "ready", host: "asleep", disk: "not started", remote: "somewhere else" };
+const AT_REST = { device: "ready", host: "asleep", disk: "not started", remote: "remote" };
 const CROWD = 24; // experts on a shelf from which on a card is a line
 const NEWS_MILLISECONDS = 4000;
 const MOVE_MILLISECONDS = 520;
@@ -79,7 +79,7 @@ class Shelf {
     this.fill = element("div", { class: "fill" });
     this.amount = element("p", { class: "amount" });
     this.kept = element("p", { class: "kept" });
-    this.empty = element("p", { class: "empty" }, "nobody here now");
+    this.empty = element("p", { class: "empty" }, "no experts here now");
     this.root = element(
       "section",
       { class: "shelf", "data-tier": tier, "aria-label": title },
@@ -93,10 +93,10 @@ class Shelf {
     this.fill.style.inlineSize = `${capacity ? Math.min(100, (100 * used) / capacity) : 0}%`;
   }
 
-  // The copy that an expert goes back to sleep in counts here while it is awake.
+  // The host copy of a loaded expert counts here: the expert returns to it.
   keeps(elsewhere) {
     const kept = elsewhere.reduce((sum, { bytes: held }) => sum + held.host, 0);
-    this.kept.textContent = kept ? `${bytes(kept)} for who is awake` : "";
+    this.kept.textContent = kept ? `${bytes(kept)} for loaded experts` : "";
   }
 
   // Bytes are reserved before an expert comes: its place is shown empty until then.

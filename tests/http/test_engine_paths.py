@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from coe_server.engines.engine import EngineRequest
-from coe_server.http.apis import SURFACES
+from coe_server.http.apis import APIS
 from coe_server.http.browsers import Hosts
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
@@ -29,7 +29,7 @@ BODIES = {
     "/tokenize": {"prompt": "hello there"},
     "/detokenize": {"tokens": [1, 2]},
 }
-ROUTED = [surface.path for surface in SURFACES if surface.routed]
+ROUTED = [api.path for api in APIS if api.routed]
 
 
 class Listening:
@@ -54,7 +54,7 @@ def engines():
 
 @pytest.fixture(scope="module")
 def server(engines, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("surface") / "router"
+    folder = tmp_path_factory.mktemp("api") / "router"
     artifacts.save(small_artifact(), held_out(), None, folder)
     names = Hosts(frozenset({"ai.example.com"}))
     with running_server(engines, router=Router.load(folder), hosts=names) as running:
@@ -66,8 +66,8 @@ def post(server, path, **fields):
     return status, headers, json.loads(raw)
 
 
-def test_there_is_a_body_for_every_surface():
-    assert set(BODIES) == {surface.path for surface in SURFACES}
+def test_there_is_a_body_for_every_api():
+    assert set(BODIES) == {api.path for api in APIS}
 
 
 @pytest.mark.parametrize("path", BODIES)

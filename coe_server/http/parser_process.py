@@ -1,6 +1,6 @@
 """Large bodies are read in a process of their own: json's decoder blocks every thread of the process it runs in.
 
-    python -m coe_server.http.aside        that process: requests on its input, answers on its output
+    python -m coe_server.http.parser_process        that process: requests on its input, answers on its output
 
 It ends with its input, so with the server, however that ends.
 """
@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from coe_server.errors import RequestError
-from coe_server.http.apis import Surface
-from coe_server.http.body import NESTED_TOO_DEEPLY
-from coe_server.http.question import Question, read_question
+from coe_server.http.apis import Api
+from coe_server.http.body import NESTED_TOO_DEEPLY, ParsedRequest, parse_request
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +27,15 @@ NICENESS = 5  # on a core that both share, the server goes first
 TIMEOUT_SECONDS = 20.0  # the worst body that is allowed takes a second
 
 
-class Aside:
+class ParserProcess:
     """The server's side. The process is started with the first body; one thread at a time may `read`."""
 
     def __init__(self) -> None:
         self._timeout_seconds = TIMEOUT_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
 
-    def read(self, pieces: Sequence[bytes], surface: Surface | None) -> Question:
-        """What `read_question` gives, with only the ends of long texts. Waits; raises RequestError."""
+    def read(self, pieces: Sequence[bytes], api: Api | None) -> ParsedRequest:
+        """What `parse_request` gives, with only the ends of long texts. Waits; raises RequestError."""
         raw = b"".join(pieces)
         if self._process is None:
             pipe, command = subprocess.PIPE, (sys.executable, "-m", __name__)
@@ -45,11 +44,11 @@ class Aside:
         timer = threading.Timer(self._timeout_seconds, self._process.kill)
         timer.start()
         try:
-            found = _asked(self._process, raw, surface)
+            found = _asked(self._process, raw, api)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.close()
             logger.warning("the process that reads large bodies has ended (%r): one is read without it", error)
-            return read_question(raw, surface)
+            return parse_request(raw, api)
         finally:
             timer.cancel()
         if isinstance(found, RequestError):
@@ -65,12 +64,12 @@ class Aside:
                 process.communicate()
 
 
-def _asked(process: subprocess.Popen[bytes], raw: bytes, surface: Surface | None) -> Question | RequestError:
+def _asked(process: subprocess.Popen[bytes], raw: bytes, api: Api | None) -> ParsedRequest | RequestError:
     assert process.stdin is not None, "it is a pipe"
     assert process.stdout is not None, "it is a pipe"
-    pickle.dump((raw, surface), process.stdin, pickle.HIGHEST_PROTOCOL)
+    pickle.dump((raw, api), process.stdin, pickle.HIGHEST_PROTOCOL)
     process.stdin.flush()
-    answer: Question | RequestError = pickle.load(process.stdout)
+    answer: ParsedRequest | RequestError = pickle.load(process.stdout)
     return answer
 
 
@@ -84,12 +83,12 @@ def main() -> None:
             sys.stdout.buffer.flush()
 
 
-def _answer(raw: bytes, surface: Surface | None) -> bytes:
-    """A pickled Question or RequestError. The body's bytes are in it only where its encoding was changed."""
+def _answer(raw: bytes, api: Api | None) -> bytes:
+    """A pickled ParsedRequest or RequestError. The body's bytes are in it only where its encoding was changed."""
     try:
-        question = read_question(raw, surface)
-        bare = question.without_bytes()
-        answer = bare if question.body.raw is raw else bare.with_bytes(question.body.raw)
+        parsed = parse_request(raw, api)
+        bare = parsed.without_bytes()
+        answer = bare if parsed.body.raw is raw else bare.with_bytes(parsed.body.raw)
         return pickle.dumps(answer)
     except RequestError as error:
         return pickle.dumps(error.with_traceback(None))

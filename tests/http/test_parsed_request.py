@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import RequestError
-from coe_server.http.apis import SURFACES
-from coe_server.http.question import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, read_question
+from coe_server.http.apis import APIS
+from coe_server.http.body import KEPT_CHARACTERS, LONGEST_OPTION_BYTES, parse_request
 from coe_server.journal.journal import LONGEST_TEXT
 from coe_server.routing.features import normalised
 from coe_server.routing.tokens import TokenCount
 from tests.examples import examples
 
-CHAT = SURFACES[0]
+CHAT = APIS[0]
 
 
 def chat(*texts, **fields):
@@ -30,7 +30,7 @@ def chat(*texts, **fields):
 )
 def test_it_is_passed_on_and_routed_as_with_its_bytes(texts, fields, times):
     raw = chat(*(text * times for text in texts), **fields)
-    whole = read_question(raw, CHAT)
+    whole = parse_request(raw, CHAT)
     bare = whole.without_bytes()
     assert bare.body.raw == b""
     again = bare.with_bytes(raw)
@@ -42,16 +42,16 @@ def test_it_is_passed_on_and_routed_as_with_its_bytes(texts, fields, times):
 
 def test_descriptions_of_tools_fill_the_context():
     described = [{"type": "function", "function": {"name": "f", "description": "what it is for " * 1000}}]
-    bare, question = read_question(chat("hello"), CHAT), read_question(chat("hello", tools=described), CHAT)
+    bare, parsed = parse_request(chat("hello"), CHAT), parse_request(chat("hello", tools=described), CHAT)
     added = TokenCount.of(json.dumps(described))
-    assert question.conversation.prompt == bare.conversation.prompt + TokenCount(added.least // 2, added.likely)
-    assert question.without_bytes().conversation.prompt == question.conversation.prompt
-    assert read_question(chat("hello", tools=[]), CHAT).conversation.prompt == bare.conversation.prompt
+    assert parsed.conversation.prompt == bare.conversation.prompt + TokenCount(added.least // 2, added.likely)
+    assert parsed.without_bytes().conversation.prompt == parsed.conversation.prompt
+    assert parse_request(chat("hello", tools=[]), CHAT).conversation.prompt == bare.conversation.prompt
 
 
 def test_nothing_in_it_grows_with_the_body():
     key = "k" * 1_000_000
-    bare = read_question(
+    bare = parse_request(
         chat("a " * 1_000_000, stream=True, metadata="x" * 1_000_000, **{key: 1}), CHAT
     ).without_bytes()
     assert dict(bare.body.fields) == {"stream": True}
@@ -61,11 +61,11 @@ def test_nothing_in_it_grows_with_the_body():
 
 
 def test_an_option_that_is_a_book_is_refused():
-    question = read_question(chat("hello", coe={"session": "x" * LONGEST_OPTION_BYTES}), CHAT)
+    parsed = parse_request(chat("hello", coe={"session": "x" * LONGEST_OPTION_BYTES}), CHAT)
     with pytest.raises(RequestError, match="coe is longer than 65536 bytes") as caught:
-        question.without_bytes()
+        parsed.without_bytes()
     assert caught.value.param == "coe"
 
 
-def test_without_a_surface_the_fields_tell_it():
-    assert read_question(b'{"prompt": "hello"}', None).surface.endpoint == "completions"
+def test_without_an_api_the_fields_tell_it():
+    assert parse_request(b'{"prompt": "hello"}', None).api.endpoint == "completions"

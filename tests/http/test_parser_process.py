@@ -9,34 +9,34 @@ import sys
 import pytest
 
 from coe_server.errors import RequestError
-from coe_server.http import aside
-from coe_server.http.apis import SURFACES
-from coe_server.http.aside import Aside
-from coe_server.http.question import read_question
+from coe_server.http import parser_process as aside
+from coe_server.http.apis import APIS
+from coe_server.http.body import parse_request
+from coe_server.http.parser_process import ParserProcess
 from tests.patience import PATIENCE_SECONDS
 
-CHAT = SURFACES[0]
+CHAT = APIS[0]
 RAW = b'{"messages": [{"role": "user", "content": "h\xc3\xa9llo"}], "model": "a", "seed": 7}'
 
 
 @pytest.fixture(scope="module")
 def reader():
-    made = Aside()
+    made = ParserProcess()
     made._timeout_seconds = PATIENCE_SECONDS
     yield made
     made.close()
 
 
 def test_a_question_comes_back_as_if_it_had_been_read_here(reader):
-    here, found = read_question(RAW, CHAT), reader.read([RAW[:9], RAW[9:]], CHAT)
-    assert (found.surface, found.conversation, found.body.members) == (CHAT, here.conversation, here.body.members)
+    here, found = parse_request(RAW, CHAT), reader.read([RAW[:9], RAW[9:]], CHAT)
+    assert (found.api, found.conversation, found.body.members) == (CHAT, here.conversation, here.body.members)
     assert b"".join(found.body.for_engine("b")) == b"".join(here.body.for_engine("b"))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
 def test_a_question_in_another_encoding_comes_back_with_its_bytes_in_utf_8(reader, encoding):
     found = reader.read([RAW.decode().encode(encoding)], CHAT)
-    assert b"".join(found.body.for_engine("b")) == b"".join(read_question(RAW, CHAT).body.for_engine("b"))
+    assert b"".join(found.body.for_engine("b")) == b"".join(parse_request(RAW, CHAT).body.for_engine("b"))
 
 
 def test_a_refusal_comes_back_with_its_field(reader):
@@ -68,7 +68,7 @@ def test_a_body_is_read_here_when_the_process_died_and_the_next_one_in_a_new_pro
 
 
 def test_a_process_that_hangs_is_ended_and_its_body_read_here(caplog):
-    reader = Aside()
+    reader = ParserProcess()
     reader.read([RAW], CHAT)
     os.kill(reader._process.pid, signal.SIGSTOP)
     reader._timeout_seconds = 0.01

@@ -1,4 +1,4 @@
-"""A request's body as it comes in: not too large, not too slow, and nobody else waits while it is read."""
+"""Reads a request's body: within limits of size and time, and without blocking other requests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError, UnsupportedCoding
-from coe_server.http.apis import Surface
-from coe_server.http.aside import Aside
-from coe_server.http.body import LARGE_BYTES
-from coe_server.http.question import Question, read_question
+from coe_server.http.apis import Api
+from coe_server.http.body import LARGE_BYTES, ParsedRequest, parse_request
+from coe_server.http.parser_process import ParserProcess
 from coe_server.http.rate_limits import HOLD, Hold
 from coe_server.upstream.content_coding import (
     CHUNK_BYTES,
@@ -29,7 +28,7 @@ from coe_server.upstream.content_coding import (
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """What a refusal adds to a limit: which key of the configuration sets it, where one does."""
+    """What an error adds to a limit: the key of the configuration that sets it, if one does."""
 
     size: str = ""
     seconds: str = ""
@@ -39,31 +38,32 @@ _CONFIGURED = _Keys(" (http.max_body)", " (http.body_seconds)")
 _FIXED = _Keys()
 
 
-class Incoming:
-    """Reads bodies; the large ones aside, one after the other, so that the event loop goes on meanwhile."""
+class BodyReader:
+    """Reads bodies; large ones in a process of their own, one after the other, so that the event loop is not
+    blocked."""
 
     def __init__(self) -> None:
-        self._aside = Aside()
+        self._process = ParserProcess()
         self._thread = ThreadPoolExecutor(1, "large-bodies")
 
-    async def question(
-        self, request: Request, surface: Surface | None, limit_bytes: int, timeout_seconds: float
-    ) -> Question:
-        """What the whole body asks. Raises what `read_all` and `read_question` raise."""
+    async def parsed(
+        self, request: Request, api: Api | None, limit_bytes: int, timeout_seconds: float
+    ) -> ParsedRequest:
+        """The parsed body. Raises what `read_all` and `parse_request` raise."""
         pieces = await _pieces_in_time(request, limit_bytes, timeout_seconds, _CONFIGURED)
         if sum(map(len, pieces)) <= LARGE_BYTES:
-            return read_question(b"".join(pieces), surface)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._aside.read, pieces, surface)
+            return parse_request(b"".join(pieces), api)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._process.read, pieces, api)
 
     def close(self) -> None:
-        """End what was begun for large bodies, once the last of them is read. Waits."""
-        self._thread.submit(self._aside.close)
+        """End the process and the thread for large bodies, once the last one is read. Waits."""
+        self._thread.submit(self._process.close)
         self._thread.shutdown()
 
 
 async def read_all(request: Request, limit_bytes: int, timeout_seconds: float) -> bytes:
-    """The whole body, within limits of the endpoint's own. Raises BodyTooLarge as soon as that is known, BodyTooSlow,
-    RequestError if the client left."""
+    """The whole body, within the endpoint's own limits. Raises BodyTooLarge as soon as that is known, BodyTooSlow, and
+    RequestError if the client disconnected."""
     return b"".join(await _pieces_in_time(request, limit_bytes, timeout_seconds, _FIXED))
 
 
@@ -77,9 +77,9 @@ async def _pieces_in_time(request: Request, limit_bytes: int, timeout_seconds: f
         async with asyncio.timeout(timeout_seconds):
             return await _pieces(request, hold, limit_bytes, keys)
     except TimeoutError as error:
-        raise BodyTooSlow(f"the body was not whole after {timeout_seconds:g} s{keys.seconds}") from error
+        raise BodyTooSlow(f"the body was not complete after {timeout_seconds:g} s{keys.seconds}") from error
     except ClientDisconnect as error:
-        raise RequestError("the client left before its body was whole") from error
+        raise RequestError("the client disconnected before its body was complete") from error
 
 
 async def _pieces(request: Request, hold: Hold, limit_bytes: int, keys: _Keys) -> list[bytes]:
@@ -102,11 +102,11 @@ def _codings(request: Request) -> Sequence[str]:
         return codings_of(request.headers.getlist("content-encoding"))
     except UnknownCoding as error:
         taken = ", ".join(TAKEN)
-        raise UnsupportedCoding(f"content-encoding {str(error)[:40]!r} is not taken here; {taken} are") from error
+        raise UnsupportedCoding(f"content-encoding {str(error)[:40]!r} is not supported; {taken} are") from error
 
 
 async def _decoded_pieces(request: Request, hold: Hold, decoder: Decoder, limit_bytes: int, keys: _Keys) -> list[bytes]:
-    """As it comes and in a thread: little is held that is not decoded, and what expands without end ends early."""
+    """Decoded as it arrives, in a thread: little is held undecoded, and a decompression bomb is stopped early."""
     pieces: list[bytes] = []
     waiting = bytearray()
     size = 0

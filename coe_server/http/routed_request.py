@@ -1,0 +1,82 @@
+"""One request as it was read: what its router decides about, and what each expert is sent. Knows no leases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from coe_server.cache.queue import Owner
+from coe_server.engines.engine import EngineRequest
+from coe_server.http.body import LARGE_BYTES, ParsedRequest
+from coe_server.http.previous_responses import ResponseId
+from coe_server.http.serving import Service, Serving
+from coe_server.http.trace import Trace
+from coe_server.keys import Key
+from coe_server.routing.conversation import Conversation
+from coe_server.routing.decision import RouteOptions, RoutingDecision
+
+Listener = Callable[[bytes], None]  # hears each piece of an answer
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedRequest:
+    """`serving` has the router that decides this request, even if another one is loaded meanwhile.
+
+    `passed_on`: the caller's headers that engines are sent. `due`: the caller's own deadline, in the loop's time.
+    """
+
+    service: Service
+    serving: Serving
+    parsed: ParsedRequest
+    key: Key | None
+    conversation: Conversation  # with embeddings, where the router needs them
+    options: RouteOptions
+    session: bytes | None
+    is_streamed: bool
+    passed_on: Mapping[str, str]
+    due: float | None
+
+    def decide(self) -> RoutingDecision:
+        """The decision, given where every expert is now."""
+        return self.serving.router.route(self.conversation, self.options, self.service.availability())
+
+    @property
+    def key_name(self) -> str | None:
+        return None if self.key is None else self.key.name
+
+    @property
+    def owner(self) -> Owner | None:
+        """The name that leases are asked for under, with its share of the queues."""
+        return None if self.key is None else Owner(self.key.name, self.service.guard.keyring.share(self.key))
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt for the log, if prompts are logged; None also for a large body, which was parsed in another
+        process."""
+        if not self.service.log_prompts:
+            return None
+        fields = self.parsed.body.fields
+        found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
+        return json.dumps(found) if found else None
+
+    def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
+        """What this expert is sent: the body as it came, under the engine's own model name and without `coe`."""
+        headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
+        body = self.parsed.body
+        pieces = body.for_engine(self.service.engine_models[expert])
+        whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
+        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole)
+
+    def has_more_room(self, than: str, expert: str) -> bool:
+        """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
+        router = self.serving.router
+        ours, theirs = router.context_tokens(expert), router.context_tokens(than)
+        return ours is None or theirs is None or ours > theirs
+
+    def id_listener(self, expert: str) -> Listener | None:
+        """Remembers the id of a response, which a caller may continue with `previous_response_id`."""
+        if self.parsed.api.endpoint != "responses":
+            return None
+        made, owner = self.service.made, self.key_name
+        return ResponseId(lambda found: made.remember(found, expert, owner))
