@@ -53,7 +53,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     capacity = build_capacity(config)
     refuse_what_never_fits(experts, capacity)
     telemetry, events = Telemetry(), EventLog()
-    events.tell(telemetry.saw)
+    events.subscribe(telemetry.saw)
     cache = ExpertCache(
         experts,
         capacity,
@@ -106,7 +106,9 @@ class _Rebuild:
         built = build_serving(wanted, build_router(wanted), before)  # all that is on disk, also what does not decide
         decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
         if decides_alike and built.router.version == serving.router.version:
-            built = replace(built, router=serving.router, traffic=serving.traffic)  # they know what has been so far
+            built = replace(
+                built, router=serving.router, traffic=serving.traffic
+            )  # they keep what they have counted so far
         fresh = Fresh(built, build_guard(wanted), wanted.log.prompts, changed)
         self._running = wanted
         return fresh
@@ -115,7 +117,7 @@ class _Rebuild:
 async def _keep_costs(cache: ExpertCache, file: Path) -> None:
     """Write the measured costs down after each move."""
     moved = asyncio.Event()
-    cache.events.tell(lambda event: moved.set() if event.kind == "move" else None)
+    cache.events.subscribe(lambda event: moved.set() if event.kind == "move" else None)
     while True:
         await moved.wait()
         moved.clear()
@@ -126,7 +128,7 @@ async def _keep_costs(cache: ExpertCache, file: Path) -> None:
             return
 
 
-def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_copying: Telemetry | None) -> Lifespan:
+def _lifespan(service: Service, costs_file: Path, reloader: Reloader, telemetry: Telemetry | None) -> Lifespan:
     cache, journal = service.cache, service.journal
 
     @asynccontextmanager
@@ -135,8 +137,8 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
         conductor.add_done_callback(_stop_without_conductor)
         keeper = asyncio.create_task(_keep_costs(cache, costs_file))
         tasks = [conductor, keeper]
-        if told_of_copying is not None:
-            tasks.append(asyncio.create_task(_measure_copying(told_of_copying)))
+        if telemetry is not None:
+            tasks.append(asyncio.create_task(_measure_copying(telemetry)))
         with suppress(ValueError, RuntimeError, NotImplementedError):  # signals reach the main thread alone
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.begin)
         try:
@@ -156,12 +158,12 @@ def _lifespan(service: Service, costs_file: Path, reloader: Reloader, told_of_co
 
 
 async def _measure_copying(telemetry: Telemetry) -> None:
-    """What a wake on a CPU can reach at best; requests need not wait for the figure."""
+    """The most a wake on a CPU can reach; requests do not wait for the figure."""
     telemetry.bandwidth.measured(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
 
 
 def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:
-    """A server whose conductor failed can move nothing any more: it stops, and says why."""
+    """A server with a failed conductor can move nothing any more: it logs why and stops."""
     if not conductor.cancelled() and conductor.exception() is not None:
         logger.critical("the conductor failed; the server stops", exc_info=conductor.exception())
         signal.raise_signal(signal.SIGTERM)

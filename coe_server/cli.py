@@ -21,8 +21,8 @@ from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
-from coe_server.commands.route import decide_at_rest, print_decision
-from coe_server.commands.simulate import Question, run_simulation
+from coe_server.commands.route import decide_offline, print_decision
+from coe_server.commands.simulate import SimulationOptions, run_simulation
 from coe_server.commands.terminal import mistakes_as_sentences, table_console
 from coe_server.commands.validate import (
     container_limit,
@@ -117,10 +117,10 @@ def serve(
             for warning in (*lifetimes(build_experts(settings)), *dangers(settings)):
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
-            gc.freeze()  # what is loaded by now stays; looking through it again and again would hold up every request
+            gc.freeze()  # what is loaded by now stays; scanning it in each collection would delay requests
             give_back_free_memory()
             server.run(sockets)
-    if not server.started:  # what it could not begin has been logged
+    if not server.started:  # the reason has been logged
         raise typer.Exit(1)
 
 
@@ -167,10 +167,10 @@ def route(
     objective: Annotated[str | None, typer.Option(help="The objective to decide under.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole decision as JSON.")] = False,
 ) -> None:
-    """Show which expert a prompt would go to, and why. Nothing is started; no expert is taken to be resident."""
+    """Show which expert a prompt would go to, and why. Nothing is started; no expert counts as loaded."""
     with mistakes_as_sentences():
         settings = load_config(config)
-        decision = decide_at_rest(settings, prompt, objective)
+        decision = decide_offline(settings, prompt, objective)
     if as_json:
         Console(soft_wrap=True).print_json(json.dumps(decision.as_json()), ensure_ascii=True)
     else:
@@ -180,13 +180,14 @@ def route(
 @app.command()
 def experts(
     config: ConfigPath,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing, four times a second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh four times a second until Ctrl-C.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print what GET /admin/experts says and nothing else.")
     ] = False,
-    port: Annotated[int | None, typer.Option(help="Where the server listens, if not at http.port.", min=1)] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the server. Default: http.port.", min=1)] = None,
     admin_key: Annotated[
-        str | None, typer.Option(envvar="COE_ADMIN_KEY", help="Where the server asks for one.", show_default=False)
+        str | None,
+        typer.Option(envvar="COE_ADMIN_KEY", help="Admin key, where the server requires one.", show_default=False),
     ] = None,
 ) -> None:
     """Show where the experts of a running server are: state, bytes, users, queue and last move.
@@ -198,7 +199,7 @@ def experts(
         server = RunningServer(f"http://{host_and_port(settings.http.host, port or settings.http.port)}", admin_key)
         console = table_console()
         if as_json and watch:
-            raise ConfigError("--json shows once, --watch goes on showing: give one of them")
+            raise ConfigError("--json and --watch exclude each other; give one of them")
         if as_json:
             typer.echo(json.dumps(server.experts(), indent=1))
         elif watch:
@@ -245,9 +246,9 @@ def simulate(
     without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
     seconds in which a request waits and none generates.
     """
-    question = Question(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
+    options = SimulationOptions(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
     with mistakes_as_sentences():
-        run_simulation(question, json_file, timeline)
+        run_simulation(options, json_file, timeline)
 
 
 @journal.command("export")

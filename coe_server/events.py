@@ -39,7 +39,7 @@ class EventLog:
         self._closed = False
         self._observers: list[Callable[[Event], None]] = []
 
-    def tell(self, observer: Callable[[Event], None]) -> None:
+    def subscribe(self, observer: Callable[[Event], None]) -> None:
         """From now on `observer` is called with each event as it happens; it must not wait."""
         self._observers.append(observer)
 
@@ -60,7 +60,7 @@ class EventLog:
     async def after(self, seq: int) -> AsyncIterator[Event]:
         """Every kept event after `seq`, then each new one as it happens, until the log is closed.
 
-        A `seq` that is still to come is from another server's life: everything is told from the beginning.
+        A `seq` that is still to come is from an earlier server: everything is sent from the beginning.
         """
         seq = seq if seq <= self._seq else 0
         while True:

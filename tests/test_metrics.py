@@ -140,7 +140,7 @@ def test_prompts_are_logged_where_that_was_asked_for(caplog):
 
 def test_a_move_is_a_share_of_what_its_tiers_have_been_measured_to_do():
     telemetry, events = Telemetry(), EventLog()
-    events.tell(telemetry.saw)
+    events.subscribe(telemetry.saw)
     telemetry.bandwidth.measured("host", "device", 8e9)
     for tiers, seconds in ((("host", "device"), 0.5), (("disk", "device"), 1.0), (("disk", "device"), 4.0)):
         source, target = tiers

@@ -114,9 +114,9 @@ def _move(move: dict[str, Any] | None) -> str:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What a person can do about it, or the server's own sentence."""
+    """What to do about it, or the server's own sentence."""
     if error.code in {401, 403, 404}:
-        return "it takes an admin key (COE_ADMIN_KEY), or none on a loopback address"
+        return "it requires an admin key (COE_ADMIN_KEY), or none on a loopback address"
     try:
         return visible(str(json.load(error)["error"]["message"]))
     except (ValueError, KeyError, TypeError):

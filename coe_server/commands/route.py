@@ -18,17 +18,17 @@ from coe_server.routing.embeddings import with_embeddings
 from coe_server.system.visible import visible
 
 
-def decide_at_rest(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
+def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
     """The decision while every local expert is on disk. Raises ConfigError or ArtifactError."""
     if settings.router is None:
         raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
-    at_rest = {
+    unloaded = {
         expert.name: Availability("remote" if isinstance(expert, RemoteExpert) else "disk", 0.0)
         for expert in settings.experts
     }
     options = RouteOptions(objective=objective or settings.router.objective)
     router = build_router(settings)
-    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, at_rest)
+    return router.route(asyncio.run(_prepared(prompt, settings, router)), options, unloaded)
 
 
 async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:

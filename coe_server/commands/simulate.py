@@ -28,7 +28,7 @@ EXPERTS, REQUESTS = 5, 300  # of a profile, by default
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SimulationOptions:
     """What to simulate; None where the caller left it open."""
 
     config: Path | None = None
@@ -43,16 +43,16 @@ class Question:
     tolerance: float = 0.0
 
 
-def run_simulation(question: Question, json_file: Path | None, timeline: Path | None) -> None:
-    """Answer the question as a table, and in files where asked. Raises ConfigError or DatasetError."""
+def run_simulation(options: SimulationOptions, json_file: Path | None, timeline: Path | None) -> None:
+    """Play the trace; print a table, and write files where asked. Raises ConfigError or DatasetError."""
     for option, file in (("--json", json_file), ("--timeline", timeline)):
         if file is not None:
             require_writable_file(option, file)
-    policies = _policies(question.policy)
-    scenario, trace = _stage(question)
+    policies = _policies(options.policy)
+    scenario, trace = _stage(options)
     with Progress(transient=True) as progress:
         task = progress.add_task(f"{trace.name}, {len(trace.requests)} requests", total=len(policies))
-        found = compare(scenario, trace, policies, question.tolerance, lambda _: progress.advance(task))
+        found = compare(scenario, trace, policies, options.tolerance, lambda _: progress.advance(task))
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
     if timeline is not None:
@@ -70,31 +70,31 @@ def _policies(name: str | None) -> list[Policy]:
     return [POLICIES[name]]
 
 
-def _stage(question: Question) -> tuple[Scenario, Trace]:
+def _stage(options: SimulationOptions) -> tuple[Scenario, Trace]:
     """The machine and what is asked of it."""
-    if (question.trace is None) == (question.profile is None):
+    if (options.trace is None) == (options.profile is None):
         raise ConfigError("give either --trace FILE or --profile NAME")
-    _refuse_unused(question)
-    if question.config is not None:
-        scenario = _configured(load_config(question.config))
-        return scenario, _trace(question, [expert.name for expert in scenario.experts])
-    if question.trace is not None:
-        trace = _trace(question, [])
+    _refuse_unused(options)
+    if options.config is not None:
+        scenario = _configured(load_config(options.config))
+        return scenario, _trace(options, [expert.name for expert in scenario.experts])
+    if options.trace is not None:
+        trace = _trace(options, [])
         names = list(trace.experts)
     else:
-        names = expert_names(question.experts or EXPERTS)
-        trace = _trace(question, names)
-    return made_up_scenario(names, question.on_device, question.in_host), trace
+        names = expert_names(options.experts or EXPERTS)
+        trace = _trace(options, names)
+    return made_up_scenario(names, options.on_device, options.in_host), trace
 
 
-def _refuse_unused(question: Question) -> None:
+def _refuse_unused(options: SimulationOptions) -> None:
     """Raises ConfigError at an option that could change nothing: what it would make up is given."""
-    made_up_experts = {"--experts": question.experts, "--on-device": question.on_device, "--in-host": question.in_host}
-    if question.config is not None:
-        _refuse_any(made_up_experts, f"the experts and the machine are those of {question.config}")
-    if question.trace is not None:
-        made_up_requests = {"--experts": question.experts, "--requests": question.requests, "--seed": question.seed}
-        _refuse_any(made_up_requests, f"the requests and their experts are those of {question.trace}")
+    made_up_experts = {"--experts": options.experts, "--on-device": options.on_device, "--in-host": options.in_host}
+    if options.config is not None:
+        _refuse_any(made_up_experts, f"the experts and the machine are those of {options.config}")
+    if options.trace is not None:
+        made_up_requests = {"--experts": options.experts, "--requests": options.requests, "--seed": options.seed}
+        _refuse_any(made_up_requests, f"the requests and their experts are those of {options.trace}")
 
 
 def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
@@ -103,17 +103,17 @@ def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
             raise ConfigError(f"{option}: changes nothing, {why}; leave one of the two out")
 
 
-def _trace(question: Question, names: list[str]) -> Trace:
-    if question.trace is not None:
+def _trace(options: SimulationOptions, names: list[str]) -> Trace:
+    if options.trace is not None:
         try:
-            with question.trace.open(encoding="utf-8") as lines:
-                return read_trace(question.trace.name, lines)
+            with options.trace.open(encoding="utf-8") as lines:
+                return read_trace(options.trace.name, lines)
         except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(f"{question.trace}: cannot be read ({error})") from error
+            raise DatasetError(f"{options.trace}: cannot be read ({error})") from error
     for profile in get_args(Profile):
-        if profile == question.profile:
-            return make_trace(profile, names, question.requests or REQUESTS, question.seed or 0)
-    raise ConfigError(f"--profile: '{question.profile}' is not one of {', '.join(get_args(Profile))}")
+        if profile == options.profile:
+            return make_trace(profile, names, options.requests or REQUESTS, options.seed or 0)
+    raise ConfigError(f"--profile: '{options.profile}' is not one of {', '.join(get_args(Profile))}")
 
 
 def _configured(config: ServerConfig) -> Scenario:

@@ -34,7 +34,7 @@ def mistakes_as_sentences() -> Iterator[None]:
 
 
 def _tell(told: object) -> None:
-    """The one line a person needs, whatever the log's settings; it may quote a server's words."""
+    """One line on standard error, independent of the log's settings; it may quote a server."""
     print(visible_lines(f"coe: {told}"), file=sys.stderr)  # noqa: T201
 
 

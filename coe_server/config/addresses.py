@@ -118,7 +118,7 @@ def parse_base_url(text: str) -> str:
 
 def host_and_port(host: str, port: int) -> str:
     """As they stand in an address: with brackets where the host has colons of its own, ::1 say (RFC 3986, 3.2.2)."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{in_url(host)}:{port}"
 
 
 WebAddress = Annotated[str, AfterValidator(parse_web_address)]

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from coe_server.upstream.reply import LONGEST_HEADER_BYTES, LONGEST_HEADERS_BYTES, MOST_INTERIM
+from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES, MOST_INTERIM
 
 Body = bytes | tuple[bytes | memoryview, ...]
 Headers = Sequence[tuple[str, str]]
@@ -302,8 +302,8 @@ class _Parser:
             raise NotHttp("it switched protocols (101), which was not asked for") from None
         except httptools.HttpParserError as error:
             raise error.__context__ if isinstance(error.__context__, NotHttp) else NotHttp(str(error)) from error
-        if self._idle_bytes > LONGEST_HEADERS_BYTES:
-            raise NotHttp(f"the headers of its answer are longer than {LONGEST_HEADERS_BYTES:,} bytes")
+        if self._idle_bytes > HEADERS_LIMIT_BYTES:
+            raise NotHttp(f"the headers of its answer are longer than {HEADERS_LIMIT_BYTES:,} bytes")
 
     def on_message_begin(self) -> None:
         if self._exchange.has_headers:

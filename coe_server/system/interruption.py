@@ -1,4 +1,4 @@
-"""Ctrl-C before a program can say anything. Imports next to nothing: it comes before all that takes time to import."""
+"""Ctrl-C during a program's imports. Imports next to nothing: it runs before all that takes time to import."""
 
 from __future__ import annotations
 

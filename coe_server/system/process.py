@@ -29,7 +29,7 @@ _M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def share_one_arena() -> bool:
-    """All threads allocate from one arena from now on; whether the C library could be told.
+    """All threads allocate from one arena from now on; whether the C library supports it.
 
     glibc gives each thread one of its own, up to eight for each processor, and what is freed in one is of no use to
     the others: a server's few helping threads hold megabytes that way. One thread at a time has the interpreter
@@ -41,7 +41,7 @@ def share_one_arena() -> bool:
 
 
 def give_back_free_memory() -> bool:
-    """Hand what is free to the system again; whether the C library could be told. Takes about a millisecond.
+    """Hand what is free to the system again; whether the C library supports it. Takes about a millisecond.
 
     glibc does so by itself only at the end of an arena: what a start or a reload needed for a moment stays otherwise.
     """

@@ -1,4 +1,4 @@
-"""Text from outside as a person may read it: what a terminal or a page would obey is written as an escape."""
+"""Text from outside, safe to print: what a terminal or a page would obey is written as an escape."""
 
 from __future__ import annotations
 

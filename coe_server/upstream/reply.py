@@ -76,7 +76,7 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
 
 
 MOST_INTERIM = 16  # of one answer: 100 once, 103 for a few hints
-LONGEST_HEADERS_BYTES = 1 << 20  # with all interim answers
+HEADERS_LIMIT_BYTES = 1 << 20  # with all interim answers
 _READ_BYTES = 4 * 1024  # of the headers, at a time: a hundred interim answers fit
 
 
@@ -106,8 +106,8 @@ class BoundedHeaders(ResponseHandler):
             piece = data[start : start + _READ_BYTES]
             start += len(piece)
             self._header_bytes += len(piece)
-            if self._header_bytes > LONGEST_HEADERS_BYTES:
-                self._fail(f"the headers of its answer are longer than {LONGEST_HEADERS_BYTES:,} bytes")
+            if self._header_bytes > HEADERS_LIMIT_BYTES:
+                self._fail(f"the headers of its answer are longer than {HEADERS_LIMIT_BYTES:,} bytes")
             if self._exception is not None:
                 return
             super().data_received(piece)

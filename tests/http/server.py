@@ -133,7 +133,7 @@ def running_server(
     def build():
         experts = [Expert(name, engine, remote=name in remote) for name, engine in engines.items()]
         telemetry, events = Telemetry(), EventLog()
-        events.tell(telemetry.saw)
+        events.subscribe(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)
         cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
         serving = Serving(

@@ -13,7 +13,7 @@ import pytest
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.errors import EngineError
-from coe_server.upstream.reply import LONGEST_HEADERS_BYTES, MOST_INTERIM
+from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, MOST_INTERIM
 from tests.patience import PATIENCE_SECONDS
 
 GET = EngineRequest("GET", "/v1/models", (), b"")
@@ -105,4 +105,4 @@ def test_a_switch_after_interim_answers_is_one_too(socket: Path | None) -> None:
 def test_heads_that_are_long_together_are_a_failure_of_the_expert(socket: Path | None) -> None:
     long = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 60_000) for number in range(10))
     told = refused(socket, b"HTTP/1.1 103 Early Hints\r\n" + long + b"\r\nHTTP/1.1 200 OK\r\n" + long)
-    assert re.search(f"the head(ers)? of its answer (is|are) longer than {LONGEST_HEADERS_BYTES:,} bytes", told)
+    assert re.search(f"the head(ers)? of its answer (is|are) longer than {HEADERS_LIMIT_BYTES:,} bytes", told)
