@@ -183,7 +183,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Exchange:
-    """An `Exchange`, of which the parser tells what has come."""
+    """An `Exchange`; its parser reports what has come."""
 
     def __init__(self, connection: _Connection, method: str) -> None:
         self.status = 0
@@ -229,7 +229,7 @@ class _Exchange:
         is_sent = self._sending is None or self._sending.done()
         if self._sending is not None:
             self._sending.cancel()
-        is_failure = self.status >= 500  # uvicorn, for one, closes without a word where its application failed
+        is_failure = self.status >= 500  # uvicorn closes the connection after a failure, unannounced
         if self._is_reusable and is_sent and not is_failure and not self._is_paused:
             connection.client.give_back(connection)
         else:
@@ -286,7 +286,7 @@ class _Parser:
 
     def __init__(self, exchange: _Exchange) -> None:
         self.has_begun = False
-        self.ends_with_connection = False  # neither a length nor chunks tell where the body ends
+        self.ends_with_connection = False  # no length and no chunks mark the end of the body
         self._exchange = exchange
         self._http = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
@@ -339,7 +339,7 @@ class _Parser:
 
 
 def _delimits(name: bytes, value: bytes) -> bool:
-    """Whether a header tells where the body ends."""
+    """Whether a header marks the end of the body."""
     return name == b"content-length" or (name == b"transfer-encoding" and value.rstrip().endswith(b"chunked"))
 
 
