@@ -126,6 +126,9 @@ class UnixClient:
                 _, connection = await self._loop.create_unix_connection(lambda: _Connection(self), str(self._path))
         except (OSError, TimeoutError) as error:
             raise NotReached(str(error) or type(error).__name__) from error
+        if self.closed:
+            connection.transport.abort()
+            raise Lost(ConnectionError("its channel is closed"), has_begun=False, was_reused=False)
         self._connections.add(connection)
         return connection
 
@@ -223,9 +226,10 @@ class _Exchange:
 
     def leave(self) -> None:
         connection = self._connection
-        if connection.exchange is not self:
+        if connection.exchange is not self or self.parser is None:
             return
-        connection.exchange = self.parser = None
+        self.parser.end()
+        connection.exchange = self.parser = self._failure = None  # no cycles are left to the garbage collector
         is_sent = self._sending is None or self._sending.done()
         if self._sending is not None:
             self._sending.cancel()
@@ -260,6 +264,8 @@ class _Exchange:
         """Wait until something comes, or raise what has failed."""
         if self._failure is not None:
             raise self._failure
+        if self.parser is None:
+            raise Lost(ConnectionError("the answer was left before its end"), has_begun=True, was_reused=False)
         self._news = asyncio.get_running_loop().create_future()
         await self._news
 
@@ -305,6 +311,10 @@ class _Parser:
             raise error.__context__ if isinstance(error.__context__, NotHttp) else NotHttp(str(error)) from error
         if self._idle_bytes > LONGEST_HEAD_BYTES:
             raise NotHttp(f"the headers of its answer are longer than {LONGEST_HEAD_BYTES:,} bytes")
+
+    def end(self) -> None:
+        """Nothing is parsed any more."""
+        del self._http
 
     def on_message_begin(self) -> None:
         if self._exchange.has_headers:
