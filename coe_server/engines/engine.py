@@ -25,7 +25,7 @@ class Footprint(NamedTuple):
 
     @property
     def host(self) -> int:
-        """Bytes held in host memory while the process lives, awake or asleep."""
+        """Bytes in host memory while the process runs, awake or asleep."""
         return self.host_process + self.host_image
 
 
@@ -33,7 +33,7 @@ class Footprint(NamedTuple):
 class EngineRequest:
     """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`.
 
-    `body` is in pieces where it is so large that copying it would hold everybody up.
+    `body` is in pieces where it is so large that copying it would delay other requests.
     """
 
     method: str
@@ -47,14 +47,14 @@ class EngineRequest:
 
 
 class EngineResponse(Protocol):
-    """An answer whose head has arrived and whose body is still streaming."""
+    """An answer: its headers have arrived, its body is still streaming."""
 
     @property
     def status(self) -> int: ...
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """End-to-end headers only; hop-by-hop ones are gone."""
+        """End-to-end headers only, without hop-by-hop ones."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives; raises `EngineDied` if the connection breaks before its end."""
@@ -65,32 +65,32 @@ class Engine(Protocol):
 
     @property
     def footprint(self) -> Footprint:
-        """An estimate before the first start (never too small on purpose), measured afterwards."""
+        """An estimate before the first start, too large rather than too small; measured afterwards."""
 
     async def start(self, within_seconds: float | None = None) -> None:
-        """From no process to answering on the device, in that time if one is given and within limits of its own.
+        """Start a process and load the weights, until it answers; within its own time limit and `within_seconds`.
 
-        Raises `EngineStartFailed`; then nothing is left behind.
-        After a death, a start without a stop in between may use the image that the dead process left.
+        Raises `EngineStartFailed`; then nothing is left behind. After the process died, a start without a stop in
+        between may use the image that it left.
         """
 
     async def sleep(self) -> None:
-        """Leave the device; returns when the memory is seen to be free, else raises `EngineError`."""
+        """Leave the device. Returns when its memory is measured as free; raises `EngineError` if it stays in use."""
 
     async def wake(self) -> None:
-        """Back onto the device, checked with a canary; raises `EngineError` if the answer is wrong."""
+        """Load the weights from host memory again and check a canary. Raises `EngineError` if the answer is wrong."""
 
     async def stop(self, at_once: bool = False) -> None:
         """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine.
 
-        `at_once` is for one that has failed or whose start was given up: it hardly gets time to end by itself.
+        `at_once`: after a failure or a start that was given up; the process gets hardly any time to end by itself.
         """
 
     async def died(self) -> str:
-        """Wait until the process ends, or hangs, without being asked to; returns the reason with the last log lines.
+        """Wait until the process ends or hangs without being asked to. Returns the reason with the last log lines.
 
         Its image stays in host memory, as the footprint says, until `stop` or the next start.
         """
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
-        """Pass one request on. Raises `EngineDied` if it cannot be delivered. Leaving the context aborts it."""
+        """Send one request. Raises `EngineDied` if it cannot be delivered. Leaving the context aborts it."""

@@ -22,7 +22,7 @@ from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
 
 IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
-_IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not tell
+_IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not say so
 
 _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
     frozenset(("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
@@ -43,7 +43,7 @@ class Reuse:
     loss: type[EngineError]
 
 
-OUR_ENGINES = Reuse(IDLE_SECONDS, EngineDied)  # they close no idle connection: they were told to wait longer
+OUR_ENGINES = Reuse(IDLE_SECONDS, EngineDied)  # they close no idle connection: they are set to wait longer
 ELSEWHERE = Reuse(_IDLE_ELSEWHERE_SECONDS, ConnectionLost)
 
 

@@ -125,6 +125,9 @@ class UnixClient:
                 _, connection = await self._loop.create_unix_connection(lambda: _Connection(self), str(self._path))
         except (OSError, TimeoutError) as error:
             raise NotReached(str(error) or type(error).__name__) from error
+        if self.closed:
+            connection.transport.abort()
+            raise Lost(ConnectionError("its channel is closed"), has_begun=False, was_reused=False)
         self._connections.add(connection)
         return connection
 
@@ -182,7 +185,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Exchange:
-    """An `Exchange`, of which the parser tells what has come."""
+    """An `Exchange`; its parser reports what has come."""
 
     def __init__(self, connection: _Connection, method: str) -> None:
         self.status = 0
@@ -222,13 +225,14 @@ class _Exchange:
 
     def leave(self) -> None:
         connection = self._connection
-        if connection.exchange is not self:
+        if connection.exchange is not self or self.parser is None:
             return
-        connection.exchange = self.parser = None
+        self.parser.end()
+        connection.exchange = self.parser = self._failure = None  # no cycles are left to the garbage collector
         is_sent = self._sending is None or self._sending.done()
         if self._sending is not None:
             self._sending.cancel()
-        is_failure = self.status >= 500  # uvicorn, for one, closes without a word where its application failed
+        is_failure = self.status >= 500  # uvicorn closes the connection after a failure, unannounced
         if self._is_reusable and is_sent and not is_failure and not self._is_paused:
             connection.client.give_back(connection)
         else:
@@ -259,6 +263,8 @@ class _Exchange:
         """Wait until something comes, or raise what has failed."""
         if self._failure is not None:
             raise self._failure
+        if self.parser is None:
+            raise Lost(ConnectionError("the answer was left before its end"), has_begun=True, was_reused=False)
         self._news = asyncio.get_running_loop().create_future()
         await self._news
 
@@ -285,7 +291,7 @@ class _Parser:
 
     def __init__(self, exchange: _Exchange) -> None:
         self.has_begun = False
-        self.ends_with_connection = False  # neither a length nor chunks tell where the body ends
+        self.ends_with_connection = False  # no length and no chunks mark the end of the body
         self._exchange = exchange
         self._http = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
@@ -304,6 +310,10 @@ class _Parser:
             raise error.__context__ if isinstance(error.__context__, NotHttp) else NotHttp(str(error)) from error
         if self._idle_bytes > HEADERS_LIMIT_BYTES:
             raise NotHttp(f"the headers of its answer are longer than {HEADERS_LIMIT_BYTES:,} bytes")
+
+    def end(self) -> None:
+        """Nothing is parsed any more."""
+        del self._http
 
     def on_message_begin(self) -> None:
         if self._exchange.has_headers:
@@ -338,7 +348,7 @@ class _Parser:
 
 
 def _delimits(name: bytes, value: bytes) -> bool:
-    """Whether a header tells where the body ends."""
+    """Whether a header marks the end of the body."""
     return name == b"content-length" or (name == b"transfer-encoding" and value.rstrip().endswith(b"chunked"))
 
 

@@ -66,7 +66,7 @@ class ElsewhereClient:
         except aiohttp.ClientResponseError as error:
             raise NotHttp(str(error)) from error
         except _NO_REQUEST as error:
-            raise NotSendable(type(error).__name__) from error  # its words may show a secret
+            raise NotSendable(type(error).__name__) from error  # its text may show a secret
         except (aiohttp.ClientError, OSError) as error:
             raise Lost(error, has_begun=False, was_reused=False) from error
 
@@ -151,7 +151,7 @@ async def _once(
     """aiohttp sends a GET or DELETE again on another connection when it meets the error of a lost one."""
     try:
         response = await handler(request)
-        if response.status >= 500:  # uvicorn, for one, closes without a word where its application failed
+        if response.status >= 500:  # uvicorn closes the connection after a failure, unannounced
             connections.retire(request)
         return response
     except aiohttp.ClientConnectorError:

@@ -1,10 +1,10 @@
-"""Keeps one engine's processes together: started by the server, outlives it by milliseconds, leaves nothing behind.
+"""Keeps one engine's processes together. It outlives the server that starts it by milliseconds and leaves nothing.
 
     python -I -S keeper.py SERVER_FD RUN_DIRECTORY PREVIOUS_LOG COMMAND... >LOG
 
 Standard library only, and nothing of ours: it must start fast and work while the server dies. It ends everything when
 the connection to the server closes (the server is gone, even by SIGKILL) or when the command ends; SIGTERM is passed
-on. It alone writes the log, its own standard output, from a pipe that the engine writes to: however fast that talks,
+on. It alone writes the log, its own standard output, from a pipe that the engine writes to: however much it writes,
 and whether the server runs or not, the file stays bounded. What the server sends is sent back once everything that
 the engine wrote before is in the log.
 """
@@ -88,8 +88,8 @@ class _Log:
 
     def finish(self) -> None:
         """The last of it: nothing of ours is left that could write."""
-        patience_ends = time.monotonic() + _OUTSIDERS_SECONDS
-        while self.take() and time.monotonic() < patience_ends:
+        deadline = time.monotonic() + _OUTSIDERS_SECONDS
+        while self.take() and time.monotonic() < deadline:
             pass
 
     def _append(self, piece: bytes) -> None:
@@ -210,15 +210,15 @@ def _forget_signals(signals: int) -> None:
 
 
 def _end_descendants(engine: _Engine, log: _Log) -> None:
-    """SIGKILL until none is left; new children of the dying come to us and die in the next round.
+    """SIGKILL until none is left; new children of killed processes come to us and are killed in the next round.
 
     Python's resource trackers go last and by themselves: with all others dead they remove the semaphores and shared
     memory that those left behind. Only one that takes too long is killed as well.
     """
     leftovers: set[str] = set()
-    patience_ends = time.monotonic() + TRACKER_SECONDS
+    deadline = time.monotonic() + TRACKER_SECONDS
     while children := _descendants():
-        doomed = [pid for pid in children if time.monotonic() > patience_ends or not is_resource_tracker(pid)]
+        doomed = [pid for pid in children if time.monotonic() > deadline or not is_resource_tracker(pid)]
         for pid in doomed:
             leftovers |= _shared_memory_of(pid)
         for pid in doomed:

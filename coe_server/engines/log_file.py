@@ -1,4 +1,4 @@
-"""One engine's log: a file per expert, bounded, the previous run kept beside it, and its telling last lines."""
+"""One engine's log: a bounded file per expert, the log of the run before beside it, and the last lines with errors."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def previous_log(log: Path) -> Path:
 
 
 def open_log(log: Path) -> BinaryIO:
-    """Its engine's words may be its users' words: only the owner can read a log that is made here."""
+    """Only the owner can read a log that is made here: it may quote prompts."""
     return open(open_private(log, os.O_RDWR), "r+b", buffering=0)
 
 
 def last_lines(log: Path) -> str:
-    """The lines that tell what went wrong, if any do, and otherwise the last ones."""
+    """The last lines that look like errors; if there are none, the last lines."""
     lines = _tail(log)
     telling = [line for line in lines if _TELLING.search(line) and not _WARNING.search(line)]
     return "\n".join((telling or lines)[-_TAIL_LINES:]) or "(its log is empty)"

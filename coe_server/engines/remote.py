@@ -1,4 +1,4 @@
-"""An expert somewhere else: any OpenAI-compatible server. Takes no memory here, so it is always awake."""
+"""An expert on another server with an OpenAI-compatible API. It takes no memory here, so it is always loaded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.upstream.reply import user_agent
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
-# The caller's other headers (its key for us above all) are nobody else's business.
+# The caller's other headers, its key for this server above all, stay here.
 _PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
-# Without a word any coding is acceptable (RFC 9110, 12.5.3); an answer must be read here for its events and its usage.
+# Without this header any coding is acceptable (RFC 9110, 12.5.3). Answers must be read here for events and usage.
 _UNCOMPRESSED = ("Accept-Encoding", "identity")
 _NO_HEADERS: Mapping[str, str] = {}
 
@@ -54,7 +54,7 @@ class RemoteEngine:
         """Nothing to do: connections are made when they are needed."""
 
     async def sleep(self) -> None:
-        """Nothing to do: there is nothing of it on our device."""
+        """Nothing to do: it holds no memory of the device."""
 
     async def wake(self) -> None:
         """Nothing to do."""
@@ -65,8 +65,8 @@ class RemoteEngine:
             await http.close()
 
     async def died(self) -> str:
-        await asyncio.Event().wait()  # whether it lives is not ours to see; each request finds out
-        raise AssertionError("nobody sets that event")
+        await asyncio.Event().wait()  # whether the server runs is unknown here; each request finds out
+        raise AssertionError("this event is never set")
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         if self._http is None:

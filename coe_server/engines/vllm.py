@@ -43,7 +43,7 @@ class VllmEngine:
     def __init__(self, launch: VllmLaunch, device_bytes: Callable[[], int] = used_device_bytes) -> None:
         self._launch = launch
         self._memory = VllmMemory(launch, device_bytes)
-        self._run: VllmRun | None = None  # the newest, whether it lives or not
+        self._run: VllmRun | None = None  # the newest, running or ended
         self._died = asyncio.Event()
         self._death = ""
 

@@ -48,7 +48,7 @@ _COMMON_ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # else an allowed domain may lead to one that is not
     "VLLM_LOGGING_COLOR": "0",
-    "PYTHONUNBUFFERED": "1",  # the last words of a dying engine reach its log
+    "PYTHONUNBUFFERED": "1",  # output just before a crash reaches the log
 }
 # The processes of one engine are on one machine. Gloo and NCCL, left to themselves, listen on the address of the host's
 # name, which in a container is not the loopback one.
@@ -81,13 +81,13 @@ class VllmLaunch:
     args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
     inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
     environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
-    allowed_media_domains: tuple[str, ...] = ()  # whose images, audio and video a caller may name by URL
+    allowed_media_domains: tuple[str, ...] = ()  # hosts of images, audio and video that callers may name by URL
     user: EngineUser | None = None  # None: the server's own
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
     move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
     stop_timeout_seconds: float = 10.0  # vLLM needs about 2 s from SIGTERM to its end
-    pulse_seconds: float = 10.0  # between two questions whether it still does anything
+    pulse_seconds: float = 10.0  # between two liveness probes
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
     weights_bytes: int | None = None  # estimate for a model whose files are not here yet
@@ -130,7 +130,7 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
 
 
 def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
-    """What the engine may know of our environment, and what we tell it."""
+    """The engine's environment: the part of ours that it may have, and our settings for it."""
     environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
     environment |= launch.user.environment if launch.user else {}
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
@@ -146,7 +146,7 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str 
 
 
 def model_bytes(model: str) -> int | None:
-    """Size of a local model's weight files, or what a hub id's name says (`7B`, `8x7B`); None if neither tells.
+    """Size of a local model's weight files, or the size in a hub id's name (`7B`, `8x7B`); None if the name has none.
 
     Raises `ConfigError` for a folder that is not there or holds no weights.
     """
@@ -161,7 +161,7 @@ def model_bytes(model: str) -> int | None:
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
-    """Before the first start; rather too large than too small. Raises `ConfigError` if nothing tells the size."""
+    """Before the first start; too large rather than too small. Raises `ConfigError` if the size is unknown."""
     weights = launch.weights_bytes or _known_bytes(launch)
     if str(launch.args.get("dtype")) in ("float32", "float"):
         weights *= 2  # the files usually hold 16-bit numbers
@@ -184,7 +184,7 @@ def _known_bytes(launch: VllmLaunch) -> int:
         raise ConfigError(f"experts.{launch.name}.model: {error}") from error
     if weights is None:
         raise ConfigError(
-            f"experts.{launch.name}.model: '{launch.model}' is no folder here and its name does not tell its size;"
+            f"experts.{launch.name}.model: '{launch.model}' is no folder here and its name has no size;"
             " download it and give its folder"
         )
     return weights

@@ -31,7 +31,7 @@ class VllmMemory:
         self.image: WeightImage | None = None
         self.on_gpu = launch.platform == "cuda"
         self._launch = launch
-        self._read_device_bytes = device_bytes
+        self.device_bytes = device_bytes if self.on_gpu else lambda: 0  # bytes in use on the whole GPU
         self._releasable_bytes = self.footprint.device_awake - self.footprint.device_asleep  # weights and KV cache
         self._canary: str | None = None  # what the weights in the image answer
 
@@ -39,10 +39,6 @@ class VllmMemory:
     def move_seconds(self) -> float:
         """Time limit of a sleep, a wake or the writing of the image; an engine that takes longer has failed."""
         return self._launch.move_timeout_seconds + self.footprint.device_awake / _SLOWEST_BYTES_PER_SECOND
-
-    def device_bytes(self) -> int:
-        """Bytes in use on the whole GPU; 0 where there is none."""
-        return self._read_device_bytes() if self.on_gpu else 0
 
     def held_bytes(self, run: VllmRun) -> int:
         """The figure that a sleep lowers: bytes in use on the GPU, or private bytes of the process on a CPU."""

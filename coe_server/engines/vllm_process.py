@@ -1,4 +1,4 @@
-"""The process of one engine: a command under a keeper, and one run of vLLM in it with its channel, health and pulse."""
+"""The process of one engine: a command under a keeper, and one run of vLLM with its channel and its liveness."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _ending(status: int) -> str:
 _KEEPER = Path(__file__).with_name("keeper.py")
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.02
-_CATCH_UP_SECONDS = 10.0  # a keeper that does not answer is stopped, or its disk is
+_CATCH_UP_SECONDS = 10.0  # a keeper that does not answer was stopped (SIGSTOP), or waits for its disk
 _LONGEST_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
 _ROOM_FOR_NAMES = 60  # vLLM puts sockets with names of 36 characters beside ours
 
@@ -156,7 +156,7 @@ def make_run_directory(user: EngineUser | None = None) -> Path:
 
 
 class KeptProcess:
-    """Started with `start`, over when `over` is done; whatever happens, no process of it stays behind."""
+    """Started with `start`, ended when `over` is done. No process of it stays behind, whatever happens."""
 
     def __init__(
         self,
@@ -181,7 +181,7 @@ class KeptProcess:
         log: Path,
         user: EngineUser | None = None,
     ) -> KeptProcess:
-        """The command in a session of its own, its output kept in `log`, bounded. Raises `OSError`."""
+        """Run the command in a session of its own, with its output in `log`, bounded. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         with theirs:
             answers, connection = await asyncio.open_unix_connection(sock=ours)
@@ -209,7 +209,7 @@ class KeptProcess:
         return self._keeper.pid
 
     async def written(self) -> None:
-        """Returns when all that the command has written is in its log."""
+        """Wait until all output of the command so far is in its log."""
         async with self._one_question:
             if self._connection.is_closing():  # the keeper has ended, and its log is whole
                 return
@@ -219,7 +219,7 @@ class KeptProcess:
                     await self._answers.read(512)  # nothing comes from a keeper that has ended, and all is written then
 
     async def end(self, grace_seconds: float) -> None:
-        """SIGTERM; after the grace SIGKILL for everything. Returns when nobody is left."""
+        """Send SIGTERM, and after the grace SIGKILL to everything. Returns when no process is left."""
         try:
             self._signal(signal.SIGTERM)
             await self._over_within(grace_seconds)
@@ -247,12 +247,12 @@ class KeptProcess:
         return status
 
     async def _end_session(self) -> None:
-        """What the keeper does, for a keeper that was killed: all but the resource trackers, they clean up and end."""
+        """Do what the keeper does, after it was killed: end all but the resource trackers, which clean up and end."""
         now = asyncio.get_running_loop().time
-        patience_ends, deadline = now() + TRACKER_SECONDS, now() + _KILL_SECONDS
+        trackers_deadline, deadline = now() + TRACKER_SECONDS, now() + _KILL_SECONDS
         while (members := session_members(self.pid)) and now() < deadline:
             for pid in members:
-                if now() > patience_ends or not is_resource_tracker(pid):
+                if now() > trackers_deadline or not is_resource_tracker(pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(_POLL_SECONDS)  # not our children: nobody tells us when they are gone
+            await asyncio.sleep(_POLL_SECONDS)  # not our children: their end is not reported to us

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -13,7 +14,16 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_server.engines.http_client import SENT_BYTES, Exchange, Lost, NotHttp, NotReached, NotSendable, UnixClient
+from coe_server.engines.http_client import (
+    SENT_BYTES,
+    Exchange,
+    Lost,
+    NotHttp,
+    NotReached,
+    NotSendable,
+    UnixClient,
+    _Exchange,
+)
 
 from .conftest import DEADLINE_SECONDS
 
@@ -311,5 +321,50 @@ def test_a_socket_that_is_not_there_is_not_reached(tmp_path: Path) -> None:
         with pytest.raises(NotReached, match="No such file"):
             await client.request("GET", "/", (), b"")
         await client.close()
+
+    asyncio.run(story())
+
+
+def test_an_exchange_leaves_no_cycles_to_the_garbage_collector(tmp_path: Path) -> None:
+    said = [YES, YES, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nyes" + END]
+
+    async def story() -> None:
+        async with server(tmp_path, scripted(*said)) as seen:
+            await ask(seen)
+            gc.collect()
+            gc.disable()
+            try:
+                await ask(seen)
+                with pytest.raises(Lost):
+                    await ask(seen)
+                await seen.ended.wait()
+                alive = sum(isinstance(found, _Exchange) for found in gc.get_objects())
+            finally:
+                gc.enable()
+            assert alive == 0
+
+    asyncio.run(story())
+
+
+def test_an_answer_that_was_left_before_its_end_cannot_be_taken_for_a_whole_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with server(tmp_path, scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nyes")) as seen:
+            exchange = await seen.client.request("GET", "/v1/x", (), b"")
+            assert await exchange.read() == b"yes"
+            exchange.leave()
+            with pytest.raises(Lost, match="left before its end"):
+                await exchange.read()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_is_closed_while_it_connects_keeps_no_connection(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with server(tmp_path, scripted(YES)) as seen:
+            request = asyncio.create_task(ask(seen))
+            await asyncio.sleep(0)
+            await seen.client.close()
+            with pytest.raises(Lost):
+                await request
 
     asyncio.run(story())

@@ -26,7 +26,7 @@ class Pages:
 
     @classmethod
     def inside(cls, address: int, size_bytes: int) -> Pages:
-        """The whole pages of a block that somebody else allocated; its ragged ends stay."""
+        """The whole pages of a block that was allocated elsewhere; its ragged ends stay."""
         first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         return cls(first, max(0, end - first))

@@ -1,10 +1,8 @@
-"""oneDNN's fast form of a linear layer's matrix, in memory that we choose. Knows nothing of models.
+"""Moves a loaded model's tensors into one arena, linear layers in oneDNN's form; finds them there after a restart.
 
-vLLM's own oneDNN layers keep that form in C++ where no sleep can reach it. Torch's are the same code, tell where their
-bytes lie (`mkldnn::data_ptr`), and can be told to use bytes that lie elsewhere (the C interface of its ahead-of-time
-compiler). Results are equal bit for bit (tried with 1, 7, 64, 300 and 512 rows).
-
-Moves a loaded model's tensors into one arena, linear layers in oneDNN's form; finds them there after a restart.
+vLLM's own oneDNN layers keep that form in C++, where no sleep can reach it. Torch's layers use the same code. They show
+the address of their bytes (`mkldnn::data_ptr`) and accept bytes at another address (the C interface of torch's
+ahead-of-time compiler). Results are equal bit for bit (tried with 1, 7, 64, 300 and 512 rows).
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class SleepingWorker(CPUWorker):
     _last_copy_seconds = 0.0  # of the weights, within the last wake
 
     def load_model(self, **options: Any) -> None:
-        # Die with the API server, which forked us from its main thread: the keeper sees to that too, but somebody may
-        # kill the keeper and the server at the same instant.
+        # Die with the API server, which forked us from its main thread: the keeper sees to that too, but the keeper
+        # and the server may be killed at the same instant.
         die_with_parent(signal.SIGKILL)
         started = time.perf_counter()
         self._image = Image(os.environ.get(IMAGE_VARIABLE))
@@ -154,7 +154,7 @@ def empty_weights(vllm_config: Any, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def linear_layers_noted() -> Iterator[list[torch.nn.Module]]:
-    """The layers whose matrix vLLM would hand to oneDNN, noted as it decides on them."""
+    """The layers that vLLM would give to oneDNN, noted as it decides on them."""
     usual, noted = linear_layers.dispatch_cpu_unquantized_gemm, []
 
     def dispatch(layer: torch.nn.Module, remove_weight: bool) -> None:

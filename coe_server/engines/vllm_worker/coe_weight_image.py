@@ -1,9 +1,7 @@
-"""Where each tensor of a loaded model lies in one stretch of bytes. Pure: knows no device, no memory and no torch.
+"""The write-once copy of a model's bytes in a memfd that outlives the engine, and the layout of the tensors in it.
 
-The write-once copy of a model's bytes in a memfd that outlives the engine, and what is needed to use it later.
-
-File: the bytes, filled up to a page; a manifest (JSON); its length and a magic word. Sealed means complete. Knows no
-device: whoever fills its memory from here, a CPU's or a GPU's, asks for `address`.
+File: the bytes, filled up to a page; a manifest (JSON); its length and a magic number. Sealed means complete. Knows no
+device: what fills its memory from the image, on a CPU or a GPU, asks for `address`.
 """
 
 from __future__ import annotations
@@ -105,7 +103,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Image:
-    """Either written by us or left by an earlier life of the engine; nothing can change it then."""
+    """Written by this process or left by an earlier one of the engine; nothing can change it then."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
@@ -144,7 +142,7 @@ class Image:
         self.writes += 1
 
     def left_from(self, source: str) -> Layout | None:
-        """The layout of an image that an earlier life made from the same source; None if there is none to be trusted.
+        """The layout of an image that an earlier process made from the same source; None if none can be trusted.
 
         Whole, of this format, of this source, and every byte as it was when it was written.
         """
@@ -172,7 +170,7 @@ class Image:
 
     def _map(self, descriptor: int) -> None:
         self.size_bytes = os.fstat(descriptor).st_size
-        # Private only because ctypes wants to see a writable buffer; nobody writes, so nothing is ever copied.
+        # Private only because ctypes wants to see a writable buffer; it is never written, so nothing is copied.
         self._mapping = mmap.mmap(descriptor, self.size_bytes, access=mmap.ACCESS_COPY)
         Pages(self.address, _whole_pages(self.size_bytes)).map_for_reading()  # else the first wake pays for it
 
@@ -191,7 +189,7 @@ class Image:
 def digest(data: memoryview) -> str:
     """Changes with any bit, any order of huge pages and the length; at the speed of memory.
 
-    SHA-256 over the sums of each huge page's 64-bit words: no defence against an enemy, who cannot write a sealed file.
+    SHA-256 over the sums of each huge page's 64-bit words. It detects damage, not attacks: a sealed file cannot change.
     """
     whole = len(data) // 8 * 8
     words = np.frombuffer(data[:whole], np.uint64)
