@@ -14,7 +14,7 @@ from coe_server.routing.artifact import Artifact
 from coe_server.routing.classifier import Temperature
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.router import Router
-from coe_server.routing.scoring import Reader
+from coe_server.routing.scoring import Scorer
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluating import details, metrics
@@ -144,9 +144,9 @@ def _routed(router: Router, dataset: Dataset, objective: str, track: Track) -> l
 
 def predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> Vector:
     """[n, categories]: what the artifact's step one says of each prompt."""
-    reader = Reader(artifact)
+    scorer = Scorer(artifact)
     conversations = track(dataset.conversations, "reading the new expert's prompts")
-    return np.array([reader.read(one.turns, min_confidence=None).probabilities for one in conversations])
+    return np.array([scorer.score(one.turns, min_confidence=None).probabilities for one in conversations])
 
 
 def _robustness(
