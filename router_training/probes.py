@@ -20,7 +20,7 @@ from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.manifest import ExpertEntry
 from coe_server.routing.probes import Probe, ProbeResult, read_probes, run_probe, shown, write_probes
 from coe_server.routing.router import Router
-from coe_server.routing.scoring import Reader
+from coe_server.routing.scoring import Scorer
 from coe_server.system.visible import visible
 from router_training import Track
 from router_training.assignment.objectives import lower_bounds, score_entries, score_table
@@ -145,6 +145,6 @@ def _with_zeros(columns: npt.NDArray[np.float32], more: int) -> npt.NDArray[np.f
 
 def _predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> npt.NDArray[np.float64]:
     """[n, categories]: what the artifact's step one says of each prompt."""
-    reader = Reader(artifact)
+    scorer = Scorer(artifact)
     conversations = track(dataset.conversations, "reading the new expert's prompts")
-    return np.array([reader.read(one.turns, min_confidence=None).probabilities for one in conversations])
+    return np.array([scorer.score(one.turns, min_confidence=None).probabilities for one in conversations])

@@ -1,9 +1,4 @@
-"""A classifier as named tensors and back: which arrays each kind has, and in what shapes. Knows nothing of files.
-
-Features and gate as named tensors and back: which arrays each kind has, and in what shapes.
-
-Knows nothing of files.
-"""
+"""Classifier, features and gate as named tensors and back: the arrays of each kind and their shapes. Knows no files."""
 
 from __future__ import annotations
 
@@ -76,11 +71,11 @@ def classifier_fault(tensors: Tensors, manifest: Manifest) -> str | None:
     if manifest.classifier.kind == "knn":
         labels = tensors["prototype_labels"]
         if labels.min() < 0 or labels.max() >= len(manifest.categories):
-            return "a prototype is of a category that there is not"
+            return "a prototype has an unknown category"
     if manifest.classifier.calibration == "isotonic":
         curves = (tensors["isotonic_logits"], tensors["isotonic_shares"])
         if any(bool((np.diff(curve, axis=1) < 0.0).any()) for curve in curves):
-            return "an isotonic curve falls"
+            return "an isotonic curve decreases"
     return None
 
 
@@ -263,12 +258,12 @@ def gate_fault(tensors: Tensors, manifest: Manifest) -> str | None:
     starts, rows = tensors["posting_starts"], tensors["posting_rows"]
     in_order = starts[0] == 0 and starts[-1] == len(rows) and bool(np.all(starts[1:] >= starts[:-1]))
     if not in_order or rows.min() < 0 or rows.max() >= manifest.prototypes:
-        return "the postings point outside themselves"
+        return "the postings point out of range"
     return None
 
 
 def _compares_embeddings(tensors: Tensors, manifest: Manifest) -> bool:
-    """Artifacts of old do so beside n-grams as well."""
+    """Whether the gate compares embeddings; older artifacts do so beside n-grams too."""
     settings = manifest.features
     return settings.embedded and (not settings.ngrams or "gate_embeddings" in tensors)
 

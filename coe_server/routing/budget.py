@@ -1,23 +1,13 @@
-"""Step two's price, and what holds the mean cost of answered requests at an objective's target.
+"""The price of cost, and the controller that holds the mean cost of answered requests at an objective's budget.
 
-An expert's value is its expected score less what it costs. The multiplier that prices cost starts as training
-found it and moves with what was really spent. Knows nothing of text, experts or HTTP.
-
-The price of cost under each objective of an artifact: as stored, or held at its budget by what was answered.
-
-Knows nothing of how an expert is chosen.
-
-A little more or less of the multiplier for each prompt, always the same for the same text.
-
-Prompts that look alike are worth alike: outside the gate all have the same expected scores. With one multiplier they
-would all change hands at once, and most budgets could be missed or left unspent but never met. Spread over a tenth,
-they change hands one after the other, and those whose choice is clear do not notice.
+An expert's value is its expected score less its priced cost. The multiplier, which prices cost, starts as training
+found it and follows the actual spending. Of a text it knows a checksum only; it knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -25,25 +15,24 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.artifact import Artifact
-from coe_server.routing.decision import BudgetReading, RoutingDecision
 from coe_server.routing.features import Turn
+from coe_server.routing.manifest import Manifest
 
 Vector = npt.NDArray[np.float64]
 
-# A lasting error is worked off in about an eightieth of the window. Where requests are alike, a range of multipliers
-# spends the same and the multiplier wanders through it: the mean is off by what that takes, less the harder the push.
+# A lasting error is corrected in about 1/80 of the window. Where requests are alike, a range of multipliers spends the
+# same and the multiplier drifts through it; the mean is off for as long, so a larger gain makes its error smaller.
 CORRECTIONS_PER_WINDOW = 80
 ROUNDING = 1e-9  # of the largest cost: what costs so little more costs the same
-LEAST_STEPS = 10.0  # in which an error is worked off, however short the window
+LEAST_STEPS = 10.0  # in which an error is corrected, however short the window
 HEADROOM = (
     1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little
 )
 
 
-def values(expected_scores: Vector, costs: Vector, multiplier: float) -> Vector:
-    """Expected score - multiplier * cost, for each expert (last axis)."""
-    return np.asarray(expected_scores - multiplier * costs)
+def values(expected_scores: Iterable[float], costs: Iterable[float], multiplier: float) -> list[float]:
+    """Expected score - multiplier * cost, for each expert."""
+    return [score - multiplier * cost for score, cost in zip(expected_scores, costs, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +65,8 @@ class Balance:
 def begun(balance: Balance, goal: Goal, cost: float) -> Balance:
     """The balance once a decision of this cost is being followed.
 
-    Dual ascent: the multiplier is the integral of what was spent too much, so no error lasts, and never leaves
-    [0, largest]. It moves now and not with the answer: what many requests in flight cost is known already.
+    Dual ascent: the multiplier integrates the overspending, so no error lasts, and it stays within [0, largest].
+    It moves now and not with the answer: the cost of requests in flight is known already.
     """
     return replace(balance, multiplier=_clipped(balance.multiplier + _step(goal, cost), goal))
 
@@ -101,7 +90,7 @@ def _clipped(multiplier: float, goal: Goal) -> float:
 
 
 class Meter:
-    """The one owner of an objective's balance; may be read and told from any thread."""
+    """Owns the balance of one objective; safe to read and to change from any thread."""
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
@@ -114,7 +103,7 @@ class Meter:
 
     @contextmanager
     def spending(self, cost: float) -> Iterator[Callable[[], None]]:
-        """Around a request of this cost, from decision to end; to be called once it is answered."""
+        """Holds a request of this cost, from decision to end; call the yielded function once it is answered."""
         is_answered = False
 
         def tell() -> None:
@@ -177,65 +166,31 @@ def _dearest_unit(scores: Vector, costs: Vector) -> float:
     return max(float((gained[:, dearer] / paid[dearer]).max(initial=0.0)), 0.0)
 
 
-class Meters:
-    """One meter for each objective with a budget; none where `window` is 0."""
-
-    def __init__(self, artifact: Artifact, window: int) -> None:
-        manifest = artifact.manifest
-        self._stored = {
-            name: BudgetReading(entry.budget, None, entry.multiplier) for name, entry in manifest.objectives.items()
-        }
-        self._costs = {
-            name: dict(zip(artifact.expert_names, manifest.costs(name), strict=True)) for name in manifest.objectives
-        }
-        self._meters = _built(artifact, window) if window > 0 else {}
-
-    def price(self, objective: str) -> BudgetReading:
-        """What the next decision under this objective works with."""
-        stored = self._stored[objective]
-        meter = self._meters.get(objective)
-        if meter is None:
-            return stored
-        balance = meter.balance
-        return BudgetReading(stored.target, balance.mean, balance.multiplier)
-
-    @contextmanager
-    def spending(self, decision: RoutingDecision) -> Iterator[Callable[[], None]]:
-        """Only what the router chose counts, not an expert that was asked for by name."""
-        meter = self._meters.get(decision.objective)
-        if meter is None or decision.reason == "requested":
-            yield lambda: None
-        else:
-            with meter.spending(self._costs[decision.objective][decision.expert]) as answered:
-                yield answered
-
-
-def _built(artifact: Artifact, window: int) -> dict[str, Meter]:
-    manifest = artifact.manifest
+def meters(manifest: Manifest, window: int) -> dict[str, Meter]:
+    """A meter for each objective with a budget, by name; none where `window` is 0."""
+    if window == 0:
+        return {}
     rows = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
     scores = np.array([[row[expert.name].score for expert in manifest.experts] for row in rows])
     front = [Point(point.score, point.mean_active_params_b) for point in manifest.front]
-    return {
-        name: Meter(
-            goal(
-                target=entry.budget,
-                start=entry.multiplier,
-                window=window,
-                table=Table(
-                    scores, np.array(manifest.costs(name)), front if entry.budget_unit == manifest.cost_unit else []
-                ),
-            )
-        )
-        for name, entry in manifest.objectives.items()
-        if entry.budget is not None
-    }
+    found = {}
+    for name, entry in manifest.objectives.items():
+        if entry.budget is not None:
+            comparable = front if entry.budget_unit == manifest.cost_unit else []
+            table = Table(scores, np.array(manifest.costs(name)), comparable)
+            found[name] = Meter(goal(entry.budget, entry.multiplier, window, table))
+    return found
 
 
-SPREAD = 0.1  # of the multiplier, on top of it: at its bound it still leaves the cheapest expert only
+SPREAD = 0.1  # share of the multiplier added at most; at its upper bound the cheapest expert alone is left
 
 
 def factor(turns: Sequence[Turn]) -> float:
-    """What to multiply the multiplier by, 1 to 1 + SPREAD, evenly spread over texts."""
+    """The factor on a prompt's multiplier, from 1 to 1 + SPREAD, evenly spread over texts and constant for each.
+
+    Outside the gate all prompts have the same expected scores. One multiplier for all would move them together, and
+    most budgets could be missed or left unspent but never met. With the spread they move one after the other.
+    """
     digest = 0
     for turn in turns:
         digest = zlib.crc32(turn.text.encode("utf-8", "replace"), digest)

@@ -1,16 +1,6 @@
-"""Step one: vector -> calibrated probability of each category. numpy only; knows nothing of text or experts.
+"""Vector -> calibrated probability of each category, and corrections of the experts' scores. numpy only.
 
-Every model begins with one linear map of the sparse vector; what follows is small and dense.
-
-Logits -> probabilities that mean what they say: 0.8 is right eight times in ten. numpy only.
-
-What a prompt's own words add to the expected scores of its category: a small linear correction for each expert.
-
-Knows nothing of categories or files.
-
-Category probabilities and corrections of one vector, in one walk over the rows that both have for its columns.
-
-Of a decision's time most goes into memory that no cache holds: a row of both is read as fast as a row of one.
+Every model begins with one linear map of the sparse vector; what follows is small and dense. Knows no text or files.
 """
 
 from __future__ import annotations
@@ -149,9 +139,10 @@ class Isotonic:
 
 def softmax(logits: npt.NDArray[np.floating]) -> Vector:
     """Probabilities along the last axis."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    powers = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    powers = np.asarray(logits, dtype=np.float64)
+    powers = np.exp(powers - np.maximum.reduce(powers, axis=-1, keepdims=True))
+    powers /= np.add.reduce(powers, axis=-1, keepdims=True)
+    return powers
 
 
 def summing_to_one(shares: Vector) -> Vector:
@@ -183,16 +174,17 @@ class Readout:
 
     classifier: Classifier
     matrix: Floats
+    width: int
 
     @classmethod
     def of(cls, classifier: Classifier, corrections: Corrections | None) -> Readout:
         projection = classifier.model.projection
         if corrections is None:
-            return cls(classifier, projection)
-        return cls(classifier, np.hstack((projection, corrections.coefficients)))
+            return cls(classifier, projection, projection.shape[1])
+        return cls(classifier, np.hstack((projection, corrections.coefficients)), projection.shape[1])
 
-    def read(self, vector: SparseVector) -> tuple[Vector, Vector]:
+    def read(self, vector: SparseVector) -> tuple[Vector, list[float]]:
         """(P(category), corrections [experts]); the second is empty where there are none."""
         both = vector.times(self.matrix)
-        width = self.classifier.model.projection.shape[1]
-        return self.classifier.of_projected(both[:width]), both[width:].astype(np.float64)
+        width = self.width
+        return self.classifier.of_projected(both[:width]), both[width:].tolist()

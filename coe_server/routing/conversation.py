@@ -1,9 +1,7 @@
-"""A request's messages -> what routing reads of them: the user's turns, newest first in weight, and what they need.
+"""A request's messages -> the user's turns and what the request needs; and the memory of each conversation's expert.
 
-Knows nothing of experts or categories. System, assistant and tool turns are not the user's intent, nor are the
-reminders that a program writes into a user's turn. They are not read, but they fill the context window.
-
-Which expert a conversation stays with: a bounded memory of who answered last. Knows neither time nor HTTP.
+Only the user's turns are read: no system, assistant or tool turn, and no reminder that a program writes into a user's
+turn. The others still fill the context window. Knows nothing of categories, time or HTTP.
 """
 
 from __future__ import annotations
@@ -72,7 +70,7 @@ class Conversation:
         return max(self.prompt.least, self.answer_tokens)
 
     def of_any_length(self) -> Conversation:
-        """The same for an expert that was asked for by name: it counts the tokens itself, and says what is too long."""
+        """The same for an expert requested by name: its engine counts the tokens and rejects what is too long."""
         return replace(self, prompt=NOTHING, answer_tokens=0)
 
 
@@ -198,13 +196,11 @@ def _weighted(texts: list[str]) -> tuple[Turn, ...]:
 
 MOST_SESSIONS = 10_000
 _OPENING_CHARACTERS = 2_000
-_NOT_KEPT = frozenset(
-    ("requested", "fallback")
-)  # the caller's wish, or an accident: neither is the conversation's expert
+_NOT_KEPT = frozenset(("requested", "fallback"))  # by the caller or by accident: not the conversation's expert
 
 
 class Sessions:
-    """Conversation -> `Kept`. The one that was longest not heard of is forgotten first."""
+    """Conversation -> `Kept`. The least recently answered conversation is forgotten first."""
 
     def __init__(self, most: int = MOST_SESSIONS) -> None:
         self._most = most
@@ -214,7 +210,7 @@ class Sessions:
         return len(self._kept)
 
     def last(self, key: bytes | None, conversation: Conversation, options: RouteOptions) -> Kept | None:
-        """Who answered this conversation last; None for one that only begins, unless the caller named its session."""
+        """The expert that answered last; None for a conversation that only begins without a named session."""
         if key is None or not (conversation.continues or options.session is not None):
             return None
         return self._kept.get(key)
@@ -231,9 +227,9 @@ class Sessions:
 
 
 def session_key(conversation: Conversation, options: RouteOptions, owner: str | None) -> bytes | None:
-    """The name the caller gave, else a hash of how the conversation began; None where there is neither.
+    """A hash of the session's name, else of the conversation's first turn; None where there is neither.
 
-    `owner` is whose key asked: nobody steers another one's conversations by naming or repeating them.
+    `owner` names the caller's key: naming or repeating another key's conversation does not reach it.
     """
     if options.expert is not None:
         return None

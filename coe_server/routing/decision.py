@@ -16,9 +16,9 @@ GENERAL = "general"
 
 
 class Availability(NamedTuple):
-    """Where an expert's weights are now, how long a lease would take, and why it cannot be had (or None).
+    """Where an expert's weights are now, how long a lease would take, and why it is unavailable (or None).
 
-    `returns_seconds`: until it may be had again, where that is known.
+    `returns_seconds`: until it may be available again, where that is known.
     """
 
     residency: Residency
@@ -29,7 +29,7 @@ class Availability(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Who answered a conversation last, and the category it was chosen for."""
+    """The expert that answered a conversation last, and the category it was chosen for."""
 
     expert: str
     category: str | None
@@ -37,7 +37,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """What the caller asked for besides the conversation; None leaves it to the artifact."""
+    """The caller's options; None leaves the choice to the artifact."""
 
     expert: str | None = None
     objective: str | None = None
@@ -95,9 +95,9 @@ class ResidentTrade(NamedTuple):
 class RoutingDecision:
     """What the router chose for one request, and why.
 
-    `category` is `general` where the prompt was outside the gate or the classifier too unsure; `confidence` is
-    the calibrated probability of the likeliest category in either case. Both are None for an expert asked for
-    by name. `ranking` starts with the chosen expert; the next without `excluded` is the one to fall back on.
+    `category` is `general` if the prompt is outside the gate or the classifier is unsure. `confidence` is the
+    calibrated probability of the likeliest category in any case. Both are None for an expert requested by name.
+    `ranking` starts with the chosen expert; the next one without `excluded` is its fallback.
     """
 
     decision_id: str
@@ -116,13 +116,13 @@ class RoutingDecision:
 
     @property
     def has_another(self) -> bool:
-        """Could anybody else take this request?"""
+        """Whether another expert can take this request."""
         return any(one.excluded is None for one in self.ranking[1:])
 
     def without_first(self, why: str) -> RoutingDecision:
         """The next in the ranking instead of the chosen expert, which goes to the end with the reason."""
         first, *rest = self.ranking
-        assert self.has_another, "somebody is left who can take the request"
+        assert self.has_another, "another expert can take the request"
         return replace(self, expert=rest[0].expert, reason="fallback", ranking=(*rest, first._replace(excluded=why)))
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Embeddings from any OpenAI-compatible endpoint: `POST {base_url}/embeddings`, in batches, tried again on failure.
+"""Embedders: an OpenAI-compatible endpoint (`POST {base_url}/embeddings`), or a sentence-transformers model.
 
-Embeddings by a sentence-transformers model in this process. The package is imported only where it is used.
+Requests go out in batches and are retried on failure. `sentence_transformers` is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ from coe_server.upstream.reply import (
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
 LONGEST_PAUSE_SECONDS = 30.0
-LEAST_ANSWER_BYTES, BYTES_FOR_EACH_TEXT = (
-    1 << 20,
-    256 << 10,
-)  # ten thousand numbers of 22 digits have room in the latter
+LEAST_ANSWER_BYTES = 1 << 20
+BYTES_FOR_EACH_TEXT = 256 << 10  # room for ten thousand numbers of 22 digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class Endpoint:
 
 
 class _Busy(Exception):
-    """The endpoint asks for patience; `pause_seconds` where it says how much."""
+    """The endpoint is busy; `pause_seconds` is its Retry-After, where it sends one."""
 
     def __init__(self, reason: str, pause_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -64,7 +62,7 @@ class _Busy(Exception):
 
 
 class EndpointEmbedder:
-    """An `Embedder`; connections are made when they are needed and kept."""
+    """An `Embedder`; connections are opened on first use and kept."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -82,7 +80,7 @@ class EndpointEmbedder:
 
         async def one(batch: Sequence[str]) -> Floats:
             async with gate:
-                return await self._patiently(batch)
+                return await self._with_retries(batch)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -99,7 +97,7 @@ class EndpointEmbedder:
         if session is not None:
             await session.close()
 
-    async def _patiently(self, texts: Sequence[str]) -> Floats:
+    async def _with_retries(self, texts: Sequence[str]) -> Floats:
         pause_seconds = self._endpoint.first_pause_seconds
         for attempt in range(1, self._endpoint.tries + 1):
             try:
@@ -137,7 +135,7 @@ class EndpointEmbedder:
                 raise _Busy(f"status {response.status}", asked)
             if response.status != 200:
                 is_elsewhere = 300 <= response.status < 400
-                said = "it is to be asked elsewhere" if is_elsewhere else content[:200].decode("utf-8", "replace")
+                said = "it redirects to another address" if is_elsewhere else content[:200].decode("utf-8", "replace")
                 raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {visible(said)}")
         return self._rows(content, len(texts))
 
@@ -159,7 +157,7 @@ PACKAGE = "sentence_transformers"
 
 
 class SentenceEmbedder:
-    """An `Embedder` with one thread of its own: the model computes, the event loop goes on."""
+    """An `Embedder` with its own thread: the model computes without blocking the event loop."""
 
     def __init__(self, model: str) -> None:
         """`model` is a folder or a name that sentence-transformers knows; it is loaded when it is first used."""

@@ -1,13 +1,7 @@
-"""Turns -> vector with an embedding in it, alone or after the n-grams' columns; and the gates that go with it.
+"""Embeddings as features: a static table in this process, or vectors computed before `route`, which never waits.
 
-numpy only. Where the embedding needs a model or a network it comes with the turns, computed before `route`.
-
-A table with one vector for each token: a text's embedding is the mean of its tokens' vectors.
-
-Reads folders as model2vec writes them (`model.safetensors`, `tokenizer.json`, `config.json`); executes none of it.
-The package `tokenizers` is imported only where such features are used.
-
-Texts -> embeddings by a model or a network: done at the edge, before `route`, which never waits.
+A static table has one vector for each token; a text's embedding is their mean. Tables are folders as model2vec writes
+them (`model.safetensors`, `tokenizer.json`); nothing in them is executed. `tokenizers` is imported only where used.
 """
 
 from __future__ import annotations
@@ -38,8 +32,8 @@ if TYPE_CHECKING:
 class EmbeddedFeatures:
     """The columns of `ngrams` (None: none), then `dimensions` of an embedding of length 1.
 
-    `table` embeds here and now; without it turns bring their embeddings. A prompt that has none keeps its n-grams
-    only, and the gate takes it for one unlike the training data.
+    `table` embeds in `vector`; without it the turns carry their embeddings. A prompt without an embedding keeps its
+    n-grams only, and the gate treats it as unlike the training data.
     """
 
     ngrams: Features | None
@@ -157,7 +151,7 @@ def _weighted(tensors: dict[str, npt.NDArray[Any]], folder: Path) -> Floats:
 
 
 def _without_unknown(vectors: Floats, vocabulary: str, folder: Path) -> Floats:
-    """The token for what the vocabulary has no token for says nothing."""
+    """The vectors with zeros for the unknown token."""
     try:
         model = json.loads(vocabulary)["model"]
         unknown = model.get("unk_id")
@@ -201,7 +195,7 @@ def _require_safe(vocabulary: str) -> None:
 
 @contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """What Rust calls a panic is no `Exception`, and would end more than what asked for it."""
+    """A Rust panic is not an `Exception` and would end more than the call: it becomes a RuntimeError."""
     try:
         yield
     except BaseException as error:
@@ -211,13 +205,13 @@ def _panics_as_errors() -> Iterator[None]:
 
 
 class Embedder(Protocol):
-    """Whoever makes one must close it."""
+    """Computes embeddings. The code that creates one closes it."""
 
     async def embed(self, texts: Sequence[str]) -> Floats:
         """[n, dimensions], each row of length 1. Raises EmbeddingUnavailable."""
 
     async def close(self) -> None:
-        """Gives connections and threads back; it can be used again."""
+        """Releases connections and threads; the embedder can be used again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Knows nothing of categories, experts or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -30,6 +31,8 @@ _IS_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
 _POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _MULTIPLIER, dtype=np.uint32), dtype=np.uint32)
 _INVERSE = np.uint32(pow(int(_MULTIPLIER), -1, 1 << 32))
 _INVERSE_POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _INVERSE, dtype=np.uint32), dtype=np.uint32) * _MULTIPLIER
+_MOST_NGRAMS = 5 * (2 * WINDOW_BYTES + 2)  # of a text: three orders of runs, words and pairs of words
+_LOGARITHMS = np.log2(1.0 + np.arange(_MOST_NGRAMS)).astype(np.float32)  # of 1 + a count
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class SparseVector:
         works.
         """
         step = max(1, PRODUCT_CELLS // matrix.shape[1])
+        if len(self.columns) <= step:
+            return np.asarray(self.weights @ matrix.take(self.columns, axis=0))
         product: Floats = self.weights[:step] @ matrix.take(self.columns[:step], axis=0)
         for at in range(step, len(self.columns), step):
             product += self.weights[at : at + step] @ matrix.take(self.columns[at : at + step], axis=0)
@@ -101,28 +106,36 @@ class Features:
 
     def vector(self, turns: Sequence[Turn]) -> SparseVector:
         """The turns as one vector."""
-        counted = [self._counted(turn) for turn in turns]
-        columns, counts = counted[0] if len(counted) == 1 else _merged(counted)
-        weights = np.log2(1.0 + counts).astype(np.float32) * self.idf.take(columns)
+        counted = [self._counted(turn.text) for turn in turns]
+        if len(turns) == 1 and turns[0].weight == 1.0:
+            columns, counts = counted[0]
+            weights = _LOGARITHMS.take(counts)
+        else:
+            columns, totals = _merged(counted, [turn.weight for turn in turns])
+            weights = np.log2(1.0 + totals).astype(np.float32)
+        weights *= self.idf.take(columns)
         split = int(columns.searchsorted(self.word_columns))
         _scale_to_length_one(weights[:split])
         _scale_to_length_one(weights[split:])
         return SparseVector(columns, weights)
 
-    def _counted(self, turn: Turn) -> tuple[Ints, npt.NDArray[np.float64]]:
-        columns, counts = distinct(self.column_of.take(buckets(turn.text, self.bucket_bits)))
-        if len(columns) and columns[0] < 0:  # what training did not keep
-            columns, counts = columns[1:], counts[1:]
-        return columns, counts * turn.weight
+    def _counted(self, text: str) -> tuple[Ints, Ints]:
+        columns = self.column_of.take(buckets(text, self.bucket_bits))
+        columns = columns[columns >= 0]  # the others were not kept in training
+        columns.sort()
+        return _runs(columns)
 
 
 def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
     """The bucket of every n-gram of the text, repeats included, in no useful order."""
     data = normalised(text)
     words = word_hashes(data)
-    found = np.concatenate((words, *_run_hashes(data)))
+    first = len(words)
+    found = np.empty(first + sum(max(0, len(data) - order + 1) for order in CHARACTER_RUNS), dtype=np.uint32)
+    found[:first] = words
+    _hash_runs(data, found[first:])
     found >>= np.uint32(33 - bucket_bits)
-    found[len(words) :] |= np.uint32(1 << (bucket_bits - 1))
+    found[first:] |= np.uint32(1 << (bucket_bits - 1))
     return found
 
 
@@ -151,12 +164,18 @@ def windowed(text: str) -> str:
 
 def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.float64]]:
     """The values that occur, ascending, and how often each does."""
-    ordered = np.sort(columns)
-    is_edge = np.ones(len(ordered) + 1, dtype=bool)  # where a value begins, and the end
+    values, counts = _runs(np.sort(columns))
+    return values, counts.astype(np.float64)
+
+
+def _runs(ordered: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """The distinct values of an ascending array, and the length of each one's run."""
+    is_edge = np.empty(len(ordered) + 1, dtype=bool)  # where a value begins, and the end
+    is_edge[0] = is_edge[-1] = True
     np.not_equal(ordered[1:], ordered[:-1], out=is_edge[1:-1])
-    edges = np.flatnonzero(is_edge)
+    edges = is_edge.nonzero()[0]
     starts = edges[:-1]
-    return ordered[starts].astype(np.int64), (edges[1:] - starts).astype(np.float64)
+    return ordered.take(starts).astype(np.int64), edges[1:] - starts
 
 
 def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
@@ -165,18 +184,21 @@ def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
     return np.asarray(rows / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
-def _run_hashes(data: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint32]]:
+def _hash_runs(data: npt.NDArray[np.uint8], into: npt.NDArray[np.uint32]) -> None:
     """Hashes of all runs of 3, 4 and 5 bytes, each order mixed by its own odd factor."""
     values = data.astype(np.uint32)
-    rolling = values[:-1] * _MULTIPLIER + values[1:]
-    parts = []
+    rolling = values[:-1] * _MULTIPLIER
+    rolling += values[1:]
+    at = 0
     for seed, order in zip(_RUN_SEEDS, CHARACTER_RUNS, strict=True):
-        if len(values) < order:
+        count = len(values) - order + 1
+        if count <= 0:
             break
-        rolling = rolling[:-1] * _MULTIPLIER
+        rolling = rolling[:count]
+        rolling *= _MULTIPLIER
         rolling += values[order - 1 :]
-        parts.append(rolling * seed)
-    return parts
+        np.multiply(rolling, seed, out=into[at : at + count])
+        at += count
 
 
 def word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
@@ -186,27 +208,32 @@ def word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     the text's first byte on, all multiplied by one power too many, which its inverse takes away.
     """
     inside = _IS_WORD.take(data)  # starts and ends with False: the text stands between two spaces
-    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    edges = (inside[1:] != inside[:-1]).nonzero()[0] + 1
     if len(edges) == 0:
         return np.empty(0, dtype=np.uint32)
     starts, ends = edges[::2], edges[1::2]
-    sums = np.add.reduceat(data * _POWERS[: len(data)], edges, dtype=np.uint32)[::2]
-    words = sums * _INVERSE_POWERS[starts] + (ends - starts).astype(np.uint32)
-    pairs = words[:-1] * _PAIR_SEED + words[1:]
-    return np.concatenate((words * _WORD_SEED, (pairs ^ (pairs >> np.uint32(15))) * _PAIR_SEED))
+    words: npt.NDArray[np.uint32] = np.add.reduceat(data * _POWERS[: len(data)], edges, dtype=np.uint32)[::2]
+    words *= _INVERSE_POWERS.take(starts)
+    words += (ends - starts).astype(np.uint32)
+    hashes = np.empty(2 * len(words) - 1, dtype=np.uint32)
+    np.multiply(words, _WORD_SEED, out=hashes[: len(words)])
+    pairs = hashes[len(words) :]
+    np.multiply(words[:-1], _PAIR_SEED, out=pairs)
+    pairs += words[1:]
+    pairs ^= pairs >> np.uint32(15)
+    pairs *= _PAIR_SEED
+    return hashes
 
 
-def _merged(
-    counted: Sequence[tuple[Ints, npt.NDArray[np.float64]]],
-) -> tuple[Ints, npt.NDArray[np.float64]]:
+def _merged(counted: Sequence[tuple[Ints, Ints]], weights: Sequence[float]) -> tuple[Ints, npt.NDArray[np.float64]]:
     every_column = np.concatenate([columns for columns, _ in counted])
-    every_count = np.concatenate([counts for _, counts in counted])
+    every_count = np.concatenate([counts * weight for (_, counts), weight in zip(counted, weights, strict=True)])
     columns = np.unique(every_column)
     totals = np.bincount(np.searchsorted(columns, every_column), every_count, len(columns))
     return columns, totals.astype(np.float64)
 
 
 def _scale_to_length_one(weights: Floats) -> None:
-    length = float(np.sqrt(weights @ weights))
+    length = math.sqrt(weights @ weights)
     if length > 0.0:
         weights /= length

@@ -1,7 +1,7 @@
 """Is this prompt like the training data? Mean similarity to its nearest prototypes, against a threshold.
 
-Off their training data all trained routers lose to a constant, and low confidence does not warn of it:
-distance does. Knows nothing of categories or experts.
+Off their training data all trained routers lose to a constant choice. Low confidence does not detect it; distance
+does. Knows nothing of categories or experts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Similarity(Protocol):
         """The least similarity that counts as like the training data."""
 
     def similarity(self, vector: SparseVector) -> float:
-        """How like the training data; the more the larger."""
+        """Similarity to the training data; larger is more similar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +56,30 @@ class Gate:
         if length == 0.0:
             return 0.0
         starts = self.starts.take(vector.columns)
-        counts = self.starts.take(vector.columns + 1) - starts
-        kept = np.flatnonzero(counts)  # more than half of a prompt's columns are empty
+        counts = self.starts[1:].take(vector.columns)
+        counts -= starts
+        kept = counts.nonzero()[0]  # more than half of a prompt's columns are empty
         if len(kept) == 0:
             return 0.0
         counts = counts.take(kept)
         ends = counts.cumsum()
         places = np.arange(ends[-1])
-        places += np.repeat(starts.take(kept) - (ends - counts), counts)
+        places += (starts.take(kept) - ends + counts).repeat(counts)
         found = self.postings.take(places)
-        shared = np.repeat(vector.weights.take(kept), counts)
+        shared = vector.weights.take(kept).repeat(counts)
         shared *= found["weight"]
-        cosines = np.bincount(found["row"], shared, self.prototypes) / length
-        return float(nearest_mean(cosines[np.newaxis], self.neighbours)[0])
+        products = np.bincount(found["row"], shared, self.prototypes)
+        count = min(self.neighbours, len(products))
+        products.partition(len(products) - count)
+        return float(products[-count:].sum()) / (length * count)
 
 
 @dataclass(frozen=True, slots=True)
 class NgramGate:
-    """The gate of the n-grams alone, for prompts that have an embedding beside them: embeddings are never far apart
-    and take strangers for familiar. They begin in column `first_dense`."""
+    """The gate of the n-grams alone, for prompts with an embedding, which begins in column `first_dense`.
+
+    Embeddings of any two texts are similar: as a gate they accept prompts unlike the training data.
+    """
 
     ngrams: Gate
     first_dense: int

@@ -1,6 +1,6 @@
-"""`probes.yaml`: prompts whose category and expert are known, as a router's self-test.
+"""`probes.yaml`: prompts with a known category and expert, the self-test of a router.
 
-Outside the checksums: a person may add lines. Knows nothing of training.
+The file is outside the checksums, so that it can be edited. Knows nothing of training.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,8 +19,10 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import well_formed
 from coe_server.routing.manifest import Name
-from coe_server.routing.router import Router
 from coe_server.system.visible import brief, visible
+
+if TYPE_CHECKING:
+    from coe_server.routing.router import Router
 
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
@@ -47,7 +49,7 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What a probe met: `category`, `experts` by objective, and the sentences that say what is not as it should be."""
+    """A probe's outcome: `category`, `experts` by objective, and a sentence for each difference from the expected."""
 
     probe: Probe
     category: str | None
@@ -75,7 +77,7 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
 
 
 def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
-    """Writes the file, even without a probe in it: a place to add some."""
+    """Writes the file, even without a probe, so that probes can be added by hand."""
     written = [probe.model_copy(update={"prompt": well_formed(probe.prompt)}) for probe in probes]
     plain = {"probes": [probe.model_dump(exclude_none=True) for probe in written]}
     text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=110)
@@ -83,7 +85,7 @@ def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
 
 
 def run_probe(router: Router, probe: Probe) -> ProbeResult:
-    """Routes the prompt under every objective that it names, with all experts equally far away."""
+    """Routes the prompt under every objective that the probe names, with all experts on disk."""
     failures: list[str] = []
     category, experts = None, {}
     away = dict.fromkeys(router.expert_names, Availability("disk", 0.0))

@@ -1,6 +1,6 @@
-"""Conversation -> decision: the steps of one decision, told in order.
+"""Conversation -> decision: the steps of one decision, in order.
 
-Synchronous, no I/O, and no state that changes but the budgets' meters: one router may serve many threads. Knows
+Synchronous, no I/O; its only changing state are the budgets' meters, so many threads may share one router. It knows
 where each expert is only from the `Availability` it is given.
 """
 
@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, selection
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.budget import Meters
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     Availability,
@@ -29,38 +26,54 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
-from coe_server.routing.manifest import ExpertEntry
-from coe_server.routing.scoring import Reader, Reading
+from coe_server.routing.manifest import ExpertEntry, ObjectiveEntry
+from coe_server.routing.scoring import PromptScores, Scorer
 from coe_server.routing.selection import (
-    NOT_ALLOWED,
     UNKNOWN,
     Candidate,
     Capabilities,
     Choice,
-    absence,
-    doubt,
-    is_allowed,
+    Profile,
+    Request,
+    Terms,
     known_modalities,
-    obstacle,
 )
 
 DEFAULT_OBJECTIVE = "quality"
-SURE_OF_A_NEW_TOPIC = 0.6  # probability of its category that one turn needs, to be taken for a new topic
+SURE_OF_A_NEW_TOPIC = 0.6  # least probability of its category for one turn to count as a new topic
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One call of `route`: what was asked, and what is known of each expert."""
+class Objective:
+    """What one objective adds to a decision, prepared once: `cost_of` [experts] in its unit, in the artifact's order.
 
-    conversation: Conversation
-    options: RouteOptions
-    availability: Mapping[str, Availability]
+    `stored` is its price as training found it. `pins` are category -> expert, `unused` expert -> why it is forbidden.
+    """
+
+    name: str
+    entry: ObjectiveEntry
+    stored: BudgetReading
+    cost_of: Mapping[str, float]
+    pins: Mapping[str, str]
+    unused: Mapping[str, str]
+
+    @classmethod
+    def of(cls, artifact: Artifact, name: str) -> Objective:
+        entry, costs = artifact.manifest.objectives[name], artifact.manifest.costs(name)
+        unused = [one for one in artifact.expert_names if one not in entry.experts]
+        return cls(
+            name,
+            entry,
+            BudgetReading(entry.budget, None, entry.multiplier),
+            dict(zip(artifact.expert_names, costs, strict=True)),
+            artifact.pins(name),
+            dict.fromkeys(unused, f"not used under objective {name}"),
+        )
 
 
 class Router:
-    """A loaded artifact that decides. `capabilities` (by expert) overrule, where they say something, what the artifact
-    says of an expert.
+    """A loaded artifact that decides. What `capabilities` (by expert) say replaces what the artifact says.
 
     With a `budget_window` the mean cost of that many answered requests is held at each objective's budget; with 0
     every decision uses the multiplier that training stored.
@@ -79,20 +92,11 @@ class Router:
         self.expert_names = artifact.expert_names
         self.objectives = tuple(name for name, entry in manifest.objectives.items() if entry.shipped)
         self._residency_tolerance = residency_tolerance
-        own = {one.name: _said_of(one) for one in manifest.experts}
-        said = capabilities or {}
-        self._capabilities = {name: said.get(name, UNKNOWN).over(own.get(name, UNKNOWN)) for name in {*own, *said}}
-        self._active_params_b = {expert.name: expert.active_params_b for expert in manifest.experts}
-        self._costs = {objective: np.array(manifest.costs(objective)) for objective in manifest.objectives}
-        self._pins = {objective: artifact.pins(objective) for objective in manifest.objectives}
-        self._unused = {
-            objective: {
-                name: f"not used under objective {objective}" for name in self.expert_names if name not in entry.experts
-            }
-            for objective, entry in manifest.objectives.items()
-        }
-        self._reader = Reader(artifact)
-        self._meters = Meters(artifact, budget_window)
+        self._profiles = _profiles(manifest.experts, capabilities or {})
+        self._experts = tuple(self._profiles[name] for name in self.expert_names)
+        self._objectives = {name: Objective.of(artifact, name) for name in manifest.objectives}
+        self._scorer = Scorer(artifact)
+        self._meters = budget.meters(manifest, budget_window)
 
     @classmethod
     def load(
@@ -111,155 +115,141 @@ class Router:
         """Which expert answers, and why. `availability` has every expert that is served, by name.
 
         Raises UnknownModel (no such expert or objective), RequestError (an objective that was not shipped),
-        NoCapableExpert (nobody can take this request), ExpertUnavailable (those who can are not to be had now).
+        NoCapableExpert (no expert can take this request), ExpertUnavailable (the experts that can are unavailable now).
         """
         started_ns = time.perf_counter_ns()
         request = Request(conversation, options, availability)
         objective = self._objective(options.objective)
-        price = self.price(objective)
+        price = self.price(objective.name)
         if options.expert is not None:
-            candidate = self._named(options.expert, request)
-            return self._decision(
-                objective, price, None, Choice(candidate, "requested"), [candidate], started_ns=started_ns
-            )
-        price = BudgetReading(price.target, price.mean, price.multiplier * budget.factor(conversation.turns))
-        reading = self._reader.read(conversation.turns, options.min_confidence)
-        candidates = self._candidates(reading, objective, price.multiplier, request)
-        chosen = selection.stay(candidates, options.kept)
-        if chosen is not None:
-            newest = self._reader.read(conversation.turns[-1:], options.min_confidence)
+            candidate = _requested(options.expert, request, self._profiles, self.expert_names)
+            chosen = Choice(candidate, "requested")
+            return self._decision(objective, price, None, chosen, [candidate], started_ns=started_ns)
+        if price.multiplier:
+            price = price._replace(multiplier=price.multiplier * budget.factor(conversation.turns))
+        scores = self._scorer.score(conversation.turns, options.min_confidence)
+        candidates = self._candidates(scores, objective, price.multiplier, request)
+        kept = options.kept
+        sticky = selection.stay(candidates, kept)
+        if sticky is not None and kept is not None:
+            newest = self._scorer.score(conversation.turns[-1:], options.min_confidence)
             others = self._candidates(newest, objective, price.multiplier, request)
-            if self._is_new_topic(newest, options.kept) and selection.is_worth_leaving(others, chosen):
-                chosen, reading, candidates = None, newest, others
-        chosen = chosen or self._choose(reading, objective, candidates)
-        return self._decision(objective, price, reading, chosen, candidates, started_ns=started_ns)
+            if _is_new_topic(newest, kept) and selection.is_worth_leaving(others, sticky):
+                sticky, scores, candidates = None, newest, others
+        chosen = sticky or self._choose(scores, objective, candidates)
+        return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns)
 
     def price(self, objective: str) -> BudgetReading:
         """What this objective's budget, its spending and its multiplier are now."""
-        return self._meters.price(objective)
+        stored, meter = self._objectives[objective].stored, self._meters.get(objective)
+        if meter is None:
+            return stored
+        balance = meter.balance
+        return BudgetReading(stored.target, balance.mean, balance.multiplier)
 
     def context_tokens(self, expert: str) -> int | None:
         """How many tokens an expert holds; None where that is not known."""
-        return self._capabilities.get(expert, UNKNOWN).context_tokens
+        profile = self._profiles.get(expert)
+        return profile.capabilities.context_tokens if profile else None
 
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
-        """To be held around a request while this decision is followed; what it gives is called on its answer.
+        """Hold it while this decision is followed; call the function it gives once the request is answered.
 
-        The budgets' meters learn from it what is being spent, and that nothing was where no answer came.
+        The objective's meter counts the cost from here on, and takes it back if no answer came. An expert that was
+        requested by name is not counted.
         """
-        return self._meters.spending(decision)
+        meter = self._meters.get(decision.objective)
+        if meter is None or decision.reason == "requested":
+            return nullcontext(lambda: None)
+        return meter.spending(self._objectives[decision.objective].cost_of[decision.expert])
 
-    def answered(self, decision: RoutingDecision) -> None:
-        """The same in one call, for a request that is answered already."""
-        with self.spending(decision) as tell:
-            tell()
-
-    def _objective(self, name: str | None) -> str:
-        entries = self.artifact.manifest.objectives
-        objective = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in entries else next(iter(entries)))
-        if objective not in entries:
-            known = ", ".join(entries)
-            raise UnknownModel(f"there is no objective {objective!r}; this router has {known}", "objective")
-        if not entries[objective].shipped:
-            why = entries[objective].refusal or "training did not ship it"
-            raise RequestError(f"objective {objective!r} is not served: {why}", "objective")
+    def _objective(self, name: str | None) -> Objective:
+        name = name or (DEFAULT_OBJECTIVE if DEFAULT_OBJECTIVE in self._objectives else next(iter(self._objectives)))
+        objective = self._objectives.get(name)
+        if objective is None:
+            known = ", ".join(self._objectives)
+            raise UnknownModel(f"there is no objective {name!r}; this router has {known}", "objective")
+        if not objective.entry.shipped:
+            why = objective.entry.refusal or "training did not ship it"
+            raise RequestError(f"objective {name!r} is not served: {why}", "objective")
         return objective
 
-    def _named(self, name: str, request: Request) -> Candidate:
-        """The expert that was asked for by name; the router need not have been trained on it."""
-        if name not in request.availability and name not in self.expert_names:
-            known = ", ".join(sorted({*request.availability, *self.expert_names}))
-            raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
-        candidate = self._candidate(name, replace(request, conversation=request.conversation.of_any_length()))
-        if candidate.excluded is not None:
-            raise selection.nobody([candidate])
-        return candidate
-
-    def _candidates(self, reading: Reading, objective: str, multiplier: float, request: Request) -> list[Candidate]:
-        """Every expert with its expected score and value, or with the sentence that rules it out; the best first."""
-        costs = self._costs[objective]
-        values = budget.values(reading.expected, costs, multiplier)
-        forbidden = self._unused[objective]
-        if banned := self.artifact.manifest.bans.get(reading.category):
-            forbidden = forbidden | dict.fromkeys(banned, f"banned for category {reading.category}")
-        scored = zip(self.expert_names, reading.expected.tolist(), values.tolist(), costs.tolist(), strict=True)
+    def _candidates(
+        self, scores: PromptScores, objective: Objective, multiplier: float, request: Request
+    ) -> list[Candidate]:
+        """Every expert with its expected score and value, or with the reason that excludes it; the best first."""
+        forbidden = objective.unused
+        if banned := self.artifact.manifest.bans.get(scores.category):
+            forbidden = {**forbidden, **dict.fromkeys(banned, f"banned for category {scores.category}")}
+        costs = objective.cost_of.values()
+        values = budget.values(scores.expected, costs, multiplier)
         return selection.ordered(
             [
-                self._candidate(name, request, score, value, cost, forbidden.get(name))
-                for name, score, value, cost in scored
+                selection.candidate(expert, request, Terms(score, value, cost, forbidden.get(expert.name)))
+                for expert, score, value, cost in zip(self._experts, scores.expected, values, costs, strict=True)
             ]
         )
 
-    def _candidate(
-        self,
-        name: str,
-        request: Request,
-        score: float | None = None,
-        value: float | None = None,
-        cost: float = 0.0,
-        forbidden: str | None = None,
-    ) -> Candidate:
-        """The expert with what this request and this moment hold against it."""
-        size = self._active_params_b.get(name)
-        able = self._capabilities.get(name, UNKNOWN)
-        if not is_allowed(name, request.options):
-            forbidden = NOT_ALLOWED  # before all else: what stops an expert is told to those who may use it
-        stopped_by = forbidden or obstacle(name, size, able, request.conversation, request.options)
-        where = request.availability.get(name)
-        unsure = doubt(able, request.conversation)
-        return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, unsure)
-
-    def _is_new_topic(self, newest: Reading, kept: Kept | None) -> bool:
-        """Whether the newest turn alone is clearly about something else: "thanks, go on" is about nothing."""
-        assert kept is not None, "only a conversation that has an expert can leave it"
-        if newest.trust != "mapped" or newest.confidence < SURE_OF_A_NEW_TOPIC:
-            return False
-        return newest.likeliest != kept.category
-
-    def _choose(self, reading: Reading, objective: str, candidates: Sequence[Candidate]) -> Choice:
-        """Step two: a person's pin, else the mapping (hard) or the best value (soft), then residency."""
+    def _choose(self, scores: PromptScores, objective: Objective, candidates: Sequence[Candidate]) -> Choice:
+        """Step two: a pin, else the mapping (hard) or the best value (soft), then residency."""
         free = selection.eligible(candidates)
-        pin = self._pins[objective].get(reading.category)
-        pinned = selection.choose_named(free, pin, reading.trust) if pin else None
+        pin = objective.pins.get(scores.category)
+        pinned = selection.choose_named(free, pin, scores.trust) if pin else None
         if pinned is not None:
             return pinned
-        by_value = selection.choose_by_value(free, reading.trust)
+        chosen = selection.choose_by_value(free, scores.trust)
         if self.artifact.manifest.mode == "hard":
-            by_value = selection.choose_named(free, self._mapped(reading, objective), reading.trust) or by_value
-        return selection.take_resident(by_value, free, self._residency_tolerance)
-
-    def _mapped(self, reading: Reading, objective: str) -> str:
-        entry = self.artifact.manifest.objectives[objective]
-        return entry.mapping[reading.likeliest] if reading.trust == "mapped" else entry.fallback
+            entry = objective.entry
+            mapped = entry.mapping[scores.likeliest] if scores.trust == "mapped" else entry.fallback
+            chosen = selection.choose_named(free, mapped, scores.trust) or chosen
+        return selection.take_resident(chosen, free, self._residency_tolerance)
 
     def _decision(
         self,
-        objective: str,
+        objective: Objective,
         price: BudgetReading,
-        reading: Reading | None,
+        scores: PromptScores | None,
         chosen: Choice,
         candidates: Sequence[Candidate],
         *,
         started_ns: int,
     ) -> RoutingDecision:
         categories = self.artifact.manifest.categories
-        probabilities = dict(zip(categories, reading.probabilities.tolist(), strict=True)) if reading else {}
         return RoutingDecision(
             decision_id=os.urandom(16).hex(),
             router_version=self.version,
-            objective=objective,
-            category=reading.category if reading else None,
-            confidence=reading.confidence if reading else None,
-            probabilities=probabilities,
+            objective=objective.name,
+            category=scores.category if scores else None,
+            confidence=scores.confidence if scores else None,
+            probabilities=dict(zip(categories, scores.probabilities, strict=True)) if scores else {},
             expert=chosen.expert.name,
             reason=chosen.reason,
             ranking=selection.ranking(chosen, candidates),
-            gate=reading.gate if reading else UNREAD,
+            gate=scores.gate if scores else UNREAD,
             budget=price,
             resident=chosen.trade,
             routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
         )
 
 
-def _said_of(entry: ExpertEntry) -> Capabilities:
-    return Capabilities(entry.context_tokens, known_modalities(entry.vision, entry.modalities), entry.tools)
+def _profiles(entries: Sequence[ExpertEntry], said: Mapping[str, Capabilities]) -> dict[str, Profile]:
+    """Experts by name, with what the server's configuration `said` of them before what the artifact says."""
+    found = {}
+    for one in entries:
+        trained = Capabilities(one.context_tokens, known_modalities(one.vision, one.modalities), one.tools)
+        found[one.name] = Profile(one.name, one.active_params_b, said.get(one.name, UNKNOWN).over(trained))
+    return found | {name: Profile(name, None, able) for name, able in said.items() if name not in found}
+
+
+def _requested(name: str, request: Request, profiles: Mapping[str, Profile], trained: Sequence[str]) -> Candidate:
+    """The expert requested by name; the router need not have been trained on it."""
+    if name not in request.availability and name not in trained:
+        known = ", ".join(sorted({*request.availability, *trained}))
+        raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
+    return selection.requested(profiles.get(name) or Profile(name), request)
+
+
+def _is_new_topic(newest: PromptScores, kept: Kept) -> bool:
+    """Whether the newest turn alone is clearly about another category; "thanks, go on" is about none."""
+    is_clear = newest.trust == "mapped" and newest.confidence >= SURE_OF_A_NEW_TOPIC
+    return is_clear and newest.likeliest != kept.category

@@ -1,4 +1,4 @@
-"""Step one: text -> what classifier and gate make of it, and what each expert's score is expected to be.
+"""Step one: a text's category probabilities, its gate, and the expected score of each expert.
 
 Knows nothing of costs, budgets or where experts are.
 """
@@ -7,29 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.artifact import Artifact
 from coe_server.routing.classifier import Readout, normalised_entropy
 from coe_server.routing.decision import GENERAL, GateReading, Reason
 from coe_server.routing.features import Turn
-from coe_server.routing.gate import trust_in
+from coe_server.routing.gate import NARROW
+
+if TYPE_CHECKING:
+    from coe_server.routing.artifact import Artifact
 
 Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What the classifier and the gate make of a text.
+class PromptScores:
+    """What the classifier and the gate say about a text.
 
-    `expected` are the experts' scores. `trust` is `mapped`, or the reason why the experts' overall means decide
-    instead of the categories.
+    `probabilities` [categories] and `expected` [experts] are in the artifact's order. `trust` is `mapped`, or the
+    reason why the experts' overall mean scores decide instead of the categories.
     """
 
-    probabilities: Vector
-    expected: Vector
+    probabilities: Sequence[float]
+    expected: Sequence[float]
     likeliest: str
     confidence: float
     gate: GateReading
@@ -40,39 +43,52 @@ class Reading:
         return self.likeliest if self.trust == "mapped" else GENERAL
 
 
-class Reader:
-    """An artifact's first step. Computes and never waits; has no state."""
+class Scorer:
+    """Scores prompts with an artifact's features, classifier and gate. Computes and never waits; has no state."""
 
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.manifest
         names = artifact.expert_names
-        self._artifact = artifact
+        self._features = artifact.features
+        self._gate = artifact.gate
+        self._categories = manifest.categories
+        self._thresholds = manifest.thresholds
         self._readout = Readout.of(artifact.classifier, artifact.corrections)
         self._scores = np.array([[manifest.score[c][e].score for e in names] for c in manifest.categories])
-        self._overall = np.array([manifest.overall[e].score for e in names])
+        self._overall = [manifest.overall[e].score for e in names]
 
-    def read(self, turns: Sequence[Turn], min_confidence: float | None) -> Reading:
-        """Step one: text -> features -> category probabilities, and whether to believe them."""
-        manifest = self._artifact.manifest
-        vector = self._artifact.features.vector(turns)
+    def score(self, turns: Sequence[Turn], min_confidence: float | None) -> PromptScores:
+        """Text -> features -> category probabilities -> expected scores.
+
+        `min_confidence` replaces the artifact's threshold for the likeliest category's probability.
+        """
+        thresholds, threshold = self._thresholds, self._gate.threshold
+        vector = self._features.vector(turns)
         probabilities, corrections = self._readout.read(vector)
-        similarity = self._artifact.gate.similarity(vector)
-        inside = similarity >= self._artifact.gate.threshold
-        top = int(probabilities.argmax())
-        confidence = float(probabilities[top])
-        least = manifest.thresholds.min_confidence if min_confidence is None else min_confidence
-        unsure = confidence < least or normalised_entropy(probabilities) > manifest.thresholds.max_entropy
-        trust: Reason = "out_of_domain" if not inside else "general" if unsure else "mapped"
-        gate = GateReading(similarity, self._artifact.gate.threshold, inside)
+        similarity = self._gate.similarity(vector)
+        inside = similarity >= threshold
+        shares = probabilities.tolist()
+        confidence = max(shares)
+        least = thresholds.min_confidence if min_confidence is None else min_confidence
+        trust: Reason = "mapped"
+        if not inside:
+            trust = "out_of_domain"
+        elif confidence < least or self._is_uncertain(probabilities):
+            trust = "general"
         expected = self._mixed(probabilities, corrections, similarity) if trust == "mapped" else self._overall
-        return Reading(probabilities, expected, manifest.categories[top], confidence, gate, trust)
+        gate = GateReading(similarity, threshold, inside)
+        return PromptScores(shares, expected, self._categories[shares.index(confidence)], confidence, gate, trust)
 
-    def _mixed(self, probabilities: Vector, corrections: Vector, similarity: float) -> Vector:
-        """Expected scores over all categories, corrected by the prompt's own words; the overall means near the gate."""
-        threshold = self._artifact.gate.threshold
-        expected = probabilities @ self._scores
-        if len(corrections):
-            expected += corrections
-        full_trust = self._artifact.manifest.thresholds.full_trust
-        trust = trust_in(np.float64(similarity), threshold, threshold if full_trust is None else full_trust)
-        return np.asarray(self._overall + trust * (expected - self._overall))
+    def _is_uncertain(self, probabilities: Vector) -> bool:
+        largest = self._thresholds.max_entropy
+        return largest < 1.0 and bool(normalised_entropy(probabilities) > largest)  # entropy is 1 at most
+
+    def _mixed(self, probabilities: Vector, corrections: Sequence[float], similarity: float) -> Sequence[float]:
+        """Expected scores over all categories plus corrections; near the gate they lean to the overall means."""
+        expected = (probabilities @ self._scores).tolist()
+        if corrections:
+            expected = [score + correction for score, correction in zip(expected, corrections, strict=True)]
+        threshold, full_trust = self._gate.threshold, self._thresholds.full_trust
+        ramp = 0.0 if full_trust is None else full_trust - threshold
+        trust = 1.0 if ramp < NARROW else min((similarity - threshold) / ramp, 1.0)  # the prompt is inside the gate
+        return [mean + trust * (score - mean) for score, mean in zip(expected, self._overall, strict=True)]

@@ -1,10 +1,6 @@
-"""Step two: of the experts that can take a request, the one worth most. Pure.
+"""Step two: the experts that can take a request, with the reason for each that cannot, and the choice among them. Pure.
 
 Knows nothing of text, features or files.
-
-Can this expert take this request? The first obstacle as a sentence, or None.
-
-Knows nothing of categories, scores or where weights are.
 """
 
 from __future__ import annotations
@@ -23,9 +19,12 @@ WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversa
 
 
 class Candidate(NamedTuple):
-    """One expert; corrections may lead `expected_score` a little outside of [0, 1]; `cost` is in the objective's unit,
-    `obstacle` says why it cannot take the request, `absence` why it cannot be had now, `doubt` why it may prove unable;
-    without an `availability` it is not served here."""
+    """One expert as a possible choice.
+
+    `obstacle` says why it cannot take the request, `absence` why it is unavailable now, `doubt` why it may turn out
+    unable. `cost` is in the objective's unit. Corrections may move `expected_score` a little outside [0, 1]. Without
+    an `availability` the expert is not served here.
+    """
 
     name: str
     expected_score: float | None
@@ -42,17 +41,27 @@ class Candidate(NamedTuple):
         return self.obstacle or self.absence
 
     def ranked(self) -> RankedExpert:
-        where, score = self.availability, self.expected_score
+        name, score, size, value, stopped_by, where, missing, _, doubt = self
+        excluded = stopped_by or missing
         return RankedExpert(
-            self.name,
+            name,
             None if score is None else min(max(score, 0.0), 1.0),
-            self.active_params_b,
-            self.value,
-            where.residency if where else None,
-            where.predicted_wait_seconds if where else None,
-            self.excluded,
-            None if self.excluded else self.doubt,
+            size,
+            value,
+            where.residency if where is not None else None,
+            where.predicted_wait_seconds if where is not None else None,
+            excluded,
+            None if excluded else doubt,
         )
+
+
+class Terms(NamedTuple):
+    """An expert's `expected_score`, its `value` and `cost` under an objective, and why it is `forbidden` there."""
+
+    expected_score: float | None = None
+    value: float | None = None
+    cost: float = 0.0
+    forbidden: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,38 +73,64 @@ class Choice:
     trade: ResidentTrade = field(default_factory=ResidentTrade)
 
 
+NO_TERMS = Terms()
+
+
+def candidate(expert: Profile, request: Request, terms: Terms = NO_TERMS) -> Candidate:
+    """The expert with all reasons in the request and at this moment against choosing it."""
+    able, conversation, options = expert.capabilities, request.conversation, request.options
+    name, size = expert.name, expert.active_params_b
+    score, value, cost, stopped_by = terms
+    if not is_allowed(name, options):
+        stopped_by = NOT_ALLOWED  # first: other reasons are for callers that may use the expert
+    elif stopped_by is None:
+        stopped_by = _over_cap(size, options) or _missing_ability(able, conversation)
+    where = request.availability.get(name)
+    return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, doubt(able, conversation))
+
+
+def requested(expert: Profile, request: Request) -> Candidate:
+    """The expert that the request names, however long the request is: the engine counts its tokens exactly.
+
+    Raises NoCapableExpert or ExpertUnavailable with what excludes it.
+    """
+    found = candidate(expert, request._replace(conversation=request.conversation.of_any_length()))
+    if found.excluded is not None:
+        raise no_expert([found])
+    return found
+
+
 def stay(candidates: Sequence[Candidate], kept: Kept | None) -> Choice | None:
-    """The expert that the conversation has, if it can take this request too; in doubt if no other is without."""
+    """The conversation's expert, if it can take this request too; one in doubt only if every other one is."""
     if kept is None:
         return None
     return choose_named(_likeliest(candidates), kept.expert, "sticky")
 
 
 def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
-    """Whether somebody is so much better at what is asked now that a conversation should change its expert."""
+    """Whether another expert is so much better at this request that the conversation should change to it."""
     here = next(_value(one) for one in candidates if one.name == chosen.expert.name)
     return any(_value(one) - here >= WORTH_LEAVING for one in _likeliest(candidates))
 
 
 def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best value first, ties go to the smaller expert, then by name; in the same order those in doubt, and last those
-    excluded."""
-    return sorted(candidates, key=lambda one: (_distance(one), -round(_value(one), TIE_DECIMALS), one.cost, one.name))
+    """Best value first; ties go to the cheaper expert, then by name. Those in doubt follow, then those excluded."""
+    return sorted(candidates, key=_place)
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those not excluded, and without those in doubt unless there is no other.
+    """Of `ordered` candidates, those not excluded, and those in doubt only if there is no other.
 
-    Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where only absence is in the way.
+    Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where absence is the only reason.
     """
     free = _likeliest(candidates)
     if not free:
-        raise nobody(candidates)
+        raise no_expert(candidates)
     return free
 
 
 def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
-    """The best value, the first; `budget` if the multiplier changed who that is."""
+    """The first, which has the best value; reason `budget` if the multiplier changed which expert that is."""
     without_budget = min(free, key=lambda one: (-round(one.expected_score or 0.0, TIE_DECIMALS), one.cost, one.name))
     return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
 
@@ -108,7 +143,7 @@ def choose_named(free: Sequence[Candidate], name: str, mapped_reason: Reason) ->
 def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -> Choice:
     """An expert on the device instead, where it is worth at most `tolerance` less than the choice and saves waiting.
 
-    A remote choice is at hand anyway, and behind a long queue for the one on the device nothing would be saved.
+    A remote choice is ready anyway, and a long queue for the resident expert would save no time.
     """
     if tolerance <= 0.0 or _on_device(choice.expert):
         return choice
@@ -127,32 +162,38 @@ def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpe
     return tuple(one.ranked() for one in (choice.expert, *rest))
 
 
-def nobody(candidates: Sequence[Candidate]) -> CoeError:
-    """Why no expert takes this request, as the error to raise. An expert that is not served here will not come back.
+def no_expert(candidates: Sequence[Candidate]) -> CoeError:
+    """The error that says why no expert takes this request. An expert that is not served here is never "unavailable".
 
-    Those that the request may not use are not named.
+    Experts that the request may not use are not named.
     """
     candidates = [one for one in candidates if one.obstacle != NOT_ALLOWED]
     served = [one for one in candidates if one.availability is not None]
     absent = [one for one in served if one.obstacle is None]
     named = (f"{one.name}: {one.excluded}" for one in absent or served or candidates)
-    reasons = "; ".join(named) or "the router knows none of those that it may use"
+    reasons = "; ".join(named) or "the router knows none of the experts that it may use"
     if absent:
         returns = [one.availability.returns_seconds for one in absent if one.availability is not None]
         soonest = min((seconds for seconds in returns if seconds is not None), default=1.0)
-        return ExpertUnavailable(f"no expert that could take this request can be had now ({reasons})", soonest)
+        return ExpertUnavailable(f"no expert that could take this request is available now ({reasons})", soonest)
     return NoCapableExpert(f"no expert can take this request ({reasons})")
 
 
+def _place(one: Candidate) -> tuple[int, float, float, str]:
+    return _distance(one), -round(one.value or 0.0, TIE_DECIMALS), one.cost, one.name
+
+
 def _distance(candidate: Candidate) -> int:
-    """How far from answering: 0 likely can, 1 in doubt, 2 excluded."""
-    return 2 if candidate.excluded is not None else 0 if candidate.doubt is None else 1
+    """How far from answering: 0 likely able, 1 in doubt, 2 excluded."""
+    if (candidate.obstacle or candidate.absence) is not None:
+        return 2
+    return 0 if candidate.doubt is None else 1
 
 
 def _likeliest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those not excluded: all without a doubt, or where there is none, all in doubt."""
-    nearest = min((_distance(one) for one in candidates), default=2)
-    return [one for one in candidates if _distance(one) == nearest < 2]
+    """Of `ordered` candidates, those without a doubt, or if there are none, those in doubt; never one excluded."""
+    nearest = _distance(candidates[0]) if candidates else 2
+    return [one for one in candidates if _distance(one) == nearest] if nearest < 2 else []
 
 
 def _value(candidate: Candidate) -> float:
@@ -179,7 +220,7 @@ Known = TypeVar("Known")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an expert can take; what is None, or missing among the modalities, is unknown and not held against it."""
+    """What an expert can take. None, or a modality that is not listed, means unknown and excludes nothing."""
 
     context_tokens: int | None = None
     modalities: Mapping[Modality, bool] = field(default_factory=dict)
@@ -200,8 +241,25 @@ UNKNOWN = Capabilities()
 NOT_ALLOWED = "not in the request's allow list"
 
 
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is known of an expert whatever is asked; `active_params_b` is None where training did not know it."""
+
+    name: str
+    active_params_b: float | None = None
+    capabilities: Capabilities = UNKNOWN
+
+
+class Request(NamedTuple):
+    """One call of `route`: what was asked, and what is known of each expert now."""
+
+    conversation: Conversation
+    options: RouteOptions
+    availability: Mapping[str, Availability]
+
+
 def known_modalities(vision: bool | None, listed: Collection[Modality] | None) -> dict[Modality, bool]:
-    """What is known where an expert is said to see images or not, or all that it takes is listed."""
+    """Known modalities from a `vision` flag, or from the full list of them where there is one."""
     if listed is not None:
         return {modality: modality in listed for modality in MODALITIES}
     return {} if vision is None else {"image": vision}
@@ -222,16 +280,22 @@ def obstacle(
     """Why this expert cannot take this request, whatever its state; None if it can."""
     if not is_allowed(name, options):
         return NOT_ALLOWED
+    return _over_cap(active_params_b, options) or _missing_ability(capabilities, conversation)
+
+
+def _over_cap(active_params_b: float | None, options: RouteOptions) -> str | None:
     cap = options.max_active_params_b
-    if cap is not None and active_params_b is None:
+    if cap is None:
+        return None
+    if active_params_b is None:
         return f"its active parameters are unknown and the request's cap is {cap:g} B"
-    if cap is not None and active_params_b is not None and active_params_b > cap:
+    if active_params_b > cap:
         return f"{active_params_b:g} B active parameters are over the request's cap of {cap:g} B"
-    return _missing_ability(capabilities, conversation)
+    return None
 
 
 def absence(availability: Availability | None) -> str | None:
-    """Why this expert cannot be had now; None if it can."""
+    """Why this expert is unavailable now; None if it is available."""
     return "not served here" if availability is None else availability.unavailable
 
 
@@ -245,7 +309,7 @@ def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> 
     limit = capabilities.context_tokens
     if limit is not None and conversation.least_tokens > limit:
         return f"holds {limit} tokens and the request needs at least about {conversation.least_tokens}"
-    for modality in MODALITIES:
+    for modality in MODALITIES if conversation.modalities else ():
         if modality in conversation.modalities and capabilities.modalities.get(modality) is False:
             return f"cannot {_CANNOT[modality]}"
     if conversation.has_tools and capabilities.tools is False:
@@ -254,7 +318,7 @@ def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> 
 
 
 def doubt(capabilities: Capabilities, conversation: Conversation) -> str | None:
-    """Why this expert may turn out to be too small, and others come first; None if it likely has the room."""
+    """Why the request may exceed this expert's context, so that others come first; None if it likely fits."""
     limit = capabilities.context_tokens
     if limit is None or conversation.likely_tokens <= limit:
         return None

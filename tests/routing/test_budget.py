@@ -27,11 +27,18 @@ from coe_server.routing.budget import (
     values,
 )
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import RouteOptions
+from coe_server.routing.decision import RouteOptions, RoutingDecision
 from coe_server.routing.features import Turn
 from coe_server.routing.router import Router
 from tests.examples import examples
 from tests.routing.small_artifact import SIZES, TEXTS, everywhere
+
+
+def follow(router: Router, decision: RoutingDecision) -> None:
+    """As if the decision's request had been answered."""
+    with router.spending(decision) as tell:
+        tell()
+
 
 COSTS = np.array([8.0, 30.0, 70.0])
 
@@ -49,7 +56,7 @@ class Traffic:
         (kind,) = self.draw.choices(self.scores, shares)
         part = self.vague * self.draw.random()
         expected = (1.0 - part) * kind + part * self.draw.choice(self.scores)
-        return float(COSTS[values(expected, COSTS, multiplier).argmax()])
+        return float(COSTS[int(np.argmax(values(expected, COSTS, multiplier)))])
 
 
 TRAFFIC = [[0.5, 0.6, 0.7], [0.6, 0.62, 0.64], [0.2, 0.5, 0.9]]
@@ -132,7 +139,8 @@ def test_what_was_not_answered_has_cost_nothing() -> None:
 def test_at_the_largest_multiplier_every_mixture_of_rows_takes_the_cheapest() -> None:
     held = goal_for(20.0)
     mixtures = np.random.default_rng(0).dirichlet(np.ones(len(TRAFFIC)), 200) @ np.array(TRAFFIC)
-    assert (values(mixtures, COSTS, held.largest * 1.0001).argmax(axis=1) == 0).all()
+    worth = np.array([values(mixture, COSTS, held.largest * 1.0001) for mixture in mixtures])
+    assert (worth.argmax(axis=1) == 0).all()
 
 
 def test_a_target_that_no_traffic_can_meet_is_approached_and_let_go_of_at_once() -> None:
@@ -190,7 +198,7 @@ def test_a_decision_shows_target_mean_and_multiplier_and_answers_move_them(folde
     assert (first.budget.target, first.budget.mean) == (10.0, None)
     assert first.budget.multiplier == 0.01 * factor(question.turns)
     assert first.expert == "coder"
-    router.answered(first)
+    follow(router, first)
     second = router.route(question, options, everywhere())
     assert second.budget.mean == SIZES["coder"]
     assert second.budget.multiplier < first.budget.multiplier
@@ -203,7 +211,7 @@ def test_cheap_answers_make_room_for_a_dear_one(folder: Path) -> None:
     taken = []
     for _ in range(1000):
         decision = router.route(question, options, everywhere())
-        router.answered(decision)
+        follow(router, decision)
         taken.append(SIZES[decision.expert])
     assert np.mean(taken[-500:]) == pytest.approx(10.0, rel=0.05)
 
@@ -212,7 +220,7 @@ def test_named_experts_and_other_objectives_move_no_budget(folder: Path) -> None
     router = Router.load(folder, budget_window=10)
     question = Conversation.of_prompt(TEXTS["code"])
     for options in (RouteOptions(expert="big", objective="cheap"), RouteOptions(objective="quality")):
-        router.answered(router.route(question, options, everywhere()))
+        follow(router, router.route(question, options, everywhere()))
     reading = router.route(question, RouteOptions(objective="cheap"), everywhere()).budget
     assert (reading.mean, reading.multiplier) == (None, 0.01 * factor(question.turns))
 
@@ -220,7 +228,7 @@ def test_named_experts_and_other_objectives_move_no_budget(folder: Path) -> None
 def test_without_a_window_the_stored_multiplier_stays(folder: Path) -> None:
     router = Router.load(folder)
     question, options = Conversation.of_prompt(TEXTS["code"]), RouteOptions(objective="cheap")
-    router.answered(router.route(question, options, everywhere()))
+    follow(router, router.route(question, options, everywhere()))
     reading = router.route(question, options, everywhere()).budget
     assert (reading.mean, reading.multiplier) == (None, 0.01 * factor(question.turns))
 

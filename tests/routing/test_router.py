@@ -309,7 +309,7 @@ def test_what_the_request_may_not_use_is_in_no_refusal(router: Router) -> None:
     with pytest.raises(NoCapableExpert, match=r"\(linguist: .* over the request's cap") as caught:
         router.route(Conversation((Turn("x"),)), options, HERE)
     assert "coder" not in str(caught.value)
-    with pytest.raises(NoCapableExpert, match="knows none of those that it may use"):
+    with pytest.raises(NoCapableExpert, match="knows none of the experts that it may use"):
         router.route(Conversation((Turn("x"),)), RouteOptions(allow=frozenset({"elsewhere"})), HERE)
 
 

@@ -182,11 +182,11 @@ def test_a_category_without_a_prompt_to_calibrate_on_stays_unlikely() -> None:
 @pytest.mark.parametrize(
     ("kind", "method", "broken", "sentence"),
     [
-        ("knn", "temperature", {"prototype_labels": lambda t: t + 9}, "a category that there is not"),
+        ("knn", "temperature", {"prototype_labels": lambda t: t + 9}, "has an unknown category"),
         ("knn", "temperature", {"prototypes": lambda t: t[:, :-1]}, "tensor 'prototypes'"),
         ("mlp", "temperature", {"hidden": lambda t: t[:-1]}, "tensor 'hidden'"),
         ("logistic", "sigmoid", {"sigmoid_slopes": lambda t: t[:-1]}, "tensor 'sigmoid_slopes'"),
-        ("logistic", "isotonic", {"isotonic_shares": lambda t: t[:, ::-1].copy()}, "an isotonic curve falls"),
+        ("logistic", "isotonic", {"isotonic_shares": lambda t: t[:, ::-1].copy()}, "an isotonic curve decreases"),
         ("logistic", "isotonic", {"isotonic_logits": lambda t: t * np.nan}, "not numbers"),
     ],
 )
