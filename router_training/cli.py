@@ -310,7 +310,7 @@ def _report(result: FitResult) -> None:
 
 
 # what the extra `train` brings, by the names that are imported
-EXTRA = {"matplotlib": "matplotlib", "pyarrow": "pyarrow", "scipy": "scipy", "sklearn": "scikit-learn"}
+EXTRA = {name: name for name in ("matplotlib", "pyarrow", "regex", "scipy")} | {"sklearn": "scikit-learn"}
 EXIT_WRONG_INPUT = 2
 
 

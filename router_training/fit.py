@@ -88,7 +88,6 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     basis = basis_of(counts, everything, config.features, track)
     del counts  # gigabytes, where there are many prompts
     final = grown(learned, everything, basis, track)
-    _as_saved(final, learned.kept, out.parent)
     folder = refused if all(refusals.values()) else out
     if config.report.texts:
         evaluation = with_texts(evaluation, held_out)

@@ -23,14 +23,8 @@ from coe_server.routing.embeddings import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
 from coe_server.system.visible import visible
 from coe_server.upstream.complaint import json_value
-from coe_server.upstream.reply import (
-    UNPACKED,
-    UnusableBody,
-    bounded_session,
-    plain_body,
-    retry_after_seconds,
-    user_agent,
-)
+from coe_server.upstream.reply import UNPACKED, UnusableBody, bounded_session, plain_body, user_agent
+from coe_server.upstream.retries import backoff_seconds, repeated, retry_after_seconds
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
@@ -54,7 +48,7 @@ class Endpoint:
 
 
 class _Busy(Exception):
-    """The endpoint is busy; `pause_seconds` is its Retry-After, where it sends one."""
+    """The endpoint is busy; `pause_seconds` is what it asks to wait, if it says so."""
 
     def __init__(self, reason: str, pause_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -80,7 +74,7 @@ class EndpointEmbedder:
 
         async def one(batch: Sequence[str]) -> Floats:
             async with gate:
-                return await self._with_retries(batch)
+                return await self._repeatedly(batch)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -97,26 +91,36 @@ class EndpointEmbedder:
         if session is not None:
             await session.close()
 
-    async def _with_retries(self, texts: Sequence[str]) -> Floats:
-        pause_seconds = self._endpoint.first_pause_seconds
-        for attempt in range(1, self._endpoint.tries + 1):
-            try:
-                return await self._ask(texts)
-            except UnusableBody as error:
-                raise EmbeddingUnavailable(f"{self._url} gives {error}") from error
-            except (_Busy, aiohttp.ClientError, TimeoutError) as error:
-                reason = str(error) or type(error).__name__
-                if attempt == self._endpoint.tries:
-                    raise EmbeddingUnavailable(f"no embeddings from {self._url}: {reason}") from error
-                asked = error.pause_seconds if isinstance(error, _Busy) else None
-            except (ValueError, TypeError) as error:  # of aiohttp's; its words may show a secret
-                raise EmbeddingUnavailable(
-                    f"{self._url} cannot be asked: the address, or the key for it, cannot be sent as it is"
-                ) from error
-            longest_seconds = min(LONGEST_PAUSE_SECONDS, self._endpoint.timeout_seconds)
-            await asyncio.sleep(min(asked if asked is not None else pause_seconds, longest_seconds))
-            pause_seconds *= 2.0
-        raise AssertionError("the last attempt returns or raises")
+    async def _repeatedly(self, texts: Sequence[str]) -> Floats:
+        endpoint = self._endpoint
+        longest_seconds = min(LONGEST_PAUSE_SECONDS, endpoint.timeout_seconds)
+
+        def pause_seconds(result: Floats | Exception, attempts: int) -> float | None:
+            if not isinstance(result, Exception) or attempts == endpoint.tries:
+                return None
+            asked = result.pause_seconds if isinstance(result, _Busy) else None
+            if asked is not None:
+                return min(asked, longest_seconds)
+            return backoff_seconds(attempts, endpoint.first_pause_seconds, longest_seconds)
+
+        result, _ = await repeated(lambda: self._attempt(texts), pause_seconds)
+        if isinstance(result, Exception):
+            reason = str(result) or type(result).__name__
+            raise EmbeddingUnavailable(f"no embeddings from {self._url}: {reason}") from result
+        return result
+
+    async def _attempt(self, texts: Sequence[str]) -> Floats | Exception:
+        """The embeddings, or the error after which another attempt may succeed."""
+        try:
+            return await self._ask(texts)
+        except UnusableBody as error:
+            raise EmbeddingUnavailable(f"{self._url} gives {error}") from error
+        except (_Busy, aiohttp.ClientError, TimeoutError) as error:
+            return error
+        except (ValueError, TypeError) as error:  # of aiohttp's; its words may show a secret
+            raise EmbeddingUnavailable(
+                f"{self._url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+            ) from error
 
     async def _ask(self, texts: Sequence[str]) -> Floats:
         if self._session is None:

@@ -7,10 +7,7 @@ interim answers without end, on the event loop; every connection of ours is made
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -150,23 +147,3 @@ def why_not_connected(error: OSError) -> str:
     """Of a connection that asyncio tried, which puts its own words into `strerror`; a name's errors are negative."""
     known = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
     return (known or str(error)).lower()
-
-
-LONGEST_SECONDS = 86_400.0  # a day: a quota's; what asks for more is a mistake
-
-
-def retry_after_seconds(header: str | None, now: datetime) -> float | None:
-    """From 0 to `LONGEST_SECONDS`, given as seconds or as a date; None where it says nothing."""
-    seconds = _seconds(header or "", now)
-    return min(max(0.0, seconds), LONGEST_SECONDS) if math.isfinite(seconds) else None
-
-
-def _seconds(header: str, now: datetime) -> float:
-    try:
-        return float(header)
-    except ValueError:
-        try:
-            until = parsedate_to_datetime(header)
-        except (ValueError, OverflowError):
-            return math.nan
-    return (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,10 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.embeddings import EmbeddedFeatures, mean_embedding
 from coe_server.routing.features import Features, Floats, Turn, Vectoriser, buckets, distinct
 from router_training import Track, in_silence
-from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from router_training.config import FeatureSettings
 
 Matrix = sp.csr_array
 

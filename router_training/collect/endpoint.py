@@ -26,14 +26,8 @@ import aiohttp
 from coe_server.config.addresses import ApiBase, shown_address
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.upstream.complaint import Cause
-from coe_server.upstream.reply import (
-    UNPACKED,
-    bounded_session,
-    plain_body,
-    retry_after_seconds,
-    user_agent,
-    why_not_connected,
-)
+from coe_server.upstream.reply import UNPACKED, bounded_session, plain_body, user_agent, why_not_connected
+from coe_server.upstream.retries import backoff_seconds, repeated, retry_after_seconds
 from coe_server.upstream.verdict import Verdict, judge_body, judge_status
 from router_training.collect.settings import RequestSettings, Target, api_key, proxy_for
 
@@ -116,32 +110,40 @@ class Endpoint:
         await self._session.close()
 
     async def ask(self, messages: Sequence[Mapping[str, Any]]) -> Reply | Refusal:
-        """One answer, tried again while that makes sense."""
+        """One answer; repeats the request while that can help."""
         body = {**self.options, "model": self.model, "messages": list(messages)}
-        attempts = 0
-        while True:
-            await self._until_the_endpoint_wants_us()
-            began = time.monotonic()
-            result = await self._attempt(body)
-            seconds = time.monotonic() - began
-            attempts += 1
-            if isinstance(result, Completion):
-                return Reply(result, seconds, attempts)
-            too_long = result.wait_seconds > self._timeout_seconds
-            if not too_long:  # busy for whoever asks, not just for this request
-                self._not_before = max(self._not_before, time.monotonic() + result.wait_seconds)
-            retries = min(self._retries, UNREACHED_RETRIES) if result.hopeless else self._retries
-            if not result.passing or too_long or attempts > retries:
-                return Refusal(result.reason, result.hopeless, seconds, attempts)
-            if not result.wait_seconds:
-                await asyncio.sleep(_backoff_seconds(attempts))
+        (result, seconds), attempts = await repeated(lambda: self._timed(body), self._pause_seconds)
+        if isinstance(result, Completion):
+            return Reply(result, seconds, attempts)
+        return Refusal(result.reason, result.hopeless, seconds, attempts)
 
-    async def _until_the_endpoint_wants_us(self) -> None:
+    async def _timed(self, body: Mapping[str, Any]) -> tuple[Completion | _Problem, float]:
+        """One attempt once the endpoint accepts requests, and its seconds."""
+        await self._until_accepted()
+        began = time.monotonic()
+        result = await self._attempt(body)
+        return result, time.monotonic() - began
+
+    async def _until_accepted(self) -> None:
         while True:
             wait_seconds = self._not_before - time.monotonic()
-            if wait_seconds <= 0:
+            if wait_seconds <= 0.0:
                 return
-            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))  # not everybody at the same instant
+            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))  # requests do not resume at the same instant
+
+    def _pause_seconds(self, attempt: tuple[Completion | _Problem, float], attempts: int) -> float | None:
+        problem, _ = attempt
+        if isinstance(problem, Completion):
+            return None
+        too_long = problem.wait_seconds > self._timeout_seconds
+        if not too_long:  # the wait holds for every request to this endpoint
+            self._not_before = max(self._not_before, time.monotonic() + problem.wait_seconds)
+        retries = min(self._retries, UNREACHED_RETRIES) if problem.hopeless else self._retries
+        if not problem.passing or too_long or attempts > retries:
+            return None
+        if problem.wait_seconds:
+            return 0.0
+        return backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
 
     async def _attempt(self, body: Mapping[str, Any]) -> Completion | _Problem:
         assert self._session is not None, "`async with endpoint` comes first"
@@ -178,12 +180,6 @@ def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) ->
     is_elsewhere = 300 <= status < 400
     passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
     return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
-
-
-def _backoff_seconds(attempts: int) -> float:
-    """Half a second, doubled with each attempt, never twice the same."""
-    longest: float = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (attempts - 1))
-    return longest * random.uniform(0.5, 1.0)
 
 
 _QUOTED_CHARACTERS = 300

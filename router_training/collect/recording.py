@@ -149,9 +149,7 @@ class Recording:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
-        self._forget()
-        if path.exists():
-            self._read()
+        self._read()
 
     def __len__(self) -> int:
         """Answers and verdicts that count."""
@@ -170,7 +168,6 @@ class Recording:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DatasetError(f"{self.path}: another `coe-train collect` is writing to it") from error
-            self._forget()
             os.ftruncate(fd, self._read())
             self._fd = fd
             yield
@@ -213,13 +210,13 @@ class Recording:
             with suppress(asyncio.CancelledError):
                 await syncing
 
-    def _forget(self) -> None:
+    def _read(self) -> int:
+        """Keep every record of the file; how many bytes of it are whole lines."""
         self._answers: dict[tuple[str, str, str], Answer] = {}
         self._verdicts: dict[tuple[str, str, str, str], JudgeVerdict] = {}
         self._failures: dict[tuple[str, str, str | None, str], Failure] = {}
-
-    def _read(self) -> int:
-        """Keep every record of the file; how many bytes of it are whole lines."""
+        if not self.path.exists():
+            return 0
         whole_bytes = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):

@@ -39,7 +39,6 @@ from router_training.collect.scorers import (
     ExactScorer,
     FunctionScorer,
     NumericScorer,
-    PatternWorker,
     RegexScorer,
     Scorer,
     Unscored,
@@ -80,13 +79,12 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
     With `rescore` no expert is asked. Raises ConfigError or DatasetError before anything is sent.
     """
     _refuse_places(files)
-    with PatternWorker() as worker:
-        collection = prepare(config, files.prompts, files.raw, worker)
-        if rescore and not len(collection.recording):
-            raise DatasetError(f"{files.raw}: nothing is recorded there that could be scored")
-        with collection.recording.open():
-            asyncio.run(_ask(collection, bars, experts_too=not rescore))
-            tally = collection.scored(track)
+    collection = prepare(config, files.prompts, files.raw)
+    if rescore and not len(collection.recording):
+        raise DatasetError(f"{files.raw}: nothing is recorded there that could be scored")
+    with collection.recording.open():
+        asyncio.run(_ask(collection, bars, experts_too=not rescore))
+        tally = collection.scored(track)
     if tally.outcomes:
         write_outcomes(files.out, tally.outcomes)
     return tally
@@ -95,8 +93,7 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 def plan(config: CollectConfig, files: Files) -> list[Step]:
     """What `collect` would send, after the same checks; nothing is sent or written."""
     _refuse_places(files)
-    with PatternWorker() as worker:
-        return prepare(config, files.prompts, files.raw, worker).steps()
+    return prepare(config, files.prompts, files.raw).steps()
 
 
 def _refuse_places(files: Files) -> None:
@@ -202,11 +199,11 @@ class Collection:
         return Asker(self.recording, self.config.request.concurrency, bars)
 
 
-def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path, worker: PatternWorker) -> Collection:
+def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path) -> Collection:
     """Everything read and checked: prompts, references, templates, keys. Raises ConfigError or DatasetError."""
     questions, targets, recording = read_questions(prompts), expert_targets(config), Recording(raw)
     answers = Answers(recording, targets, config.answer_after)
-    scorer = _scorer(config, answers, recording, worker)
+    scorer = _scorer(config, answers, recording)
     judge = scorer if isinstance(scorer, Judge) else None
     for question in questions:
         scorer.check(question)
@@ -215,7 +212,7 @@ def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path, worker: P
     return Collection(config, questions, targets, recording, answers, scorer, judge)
 
 
-def _scorer(config: CollectConfig, answers: Answers, recording: Recording, worker: PatternWorker) -> Scorer:
+def _scorer(config: CollectConfig, answers: Answers, recording: Recording) -> Scorer:
     match config.scorer:
         case ExactSettings() as settings:
             return ExactScorer(settings, config.answer_column)
@@ -224,7 +221,7 @@ def _scorer(config: CollectConfig, answers: Answers, recording: Recording, worke
         case ChoiceSettings() as settings:
             return ChoiceScorer(settings, config.answer_column)
         case RegexSettings() as settings:
-            return RegexScorer(settings, worker)
+            return RegexScorer(settings)
         case FunctionSettings() as settings:
             return FunctionScorer(settings.function)
         case JudgeSettings() as settings:

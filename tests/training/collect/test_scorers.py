@@ -17,7 +17,6 @@ from router_training.collect.scorers import (
     ExactScorer,
     FunctionScorer,
     NumericScorer,
-    PatternWorker,
     RegexScorer,
     Scorer,
     Unscored,
@@ -196,38 +195,35 @@ def test_what_cannot_be_scored_is_said_with_its_row(scorer: Scorer, row: dict[st
 # Patterns
 
 
-def regex(worker: PatternWorker, **settings: Any) -> RegexScorer:
-    return RegexScorer(RegexSettings.model_validate({"kind": "regex", **settings}), worker)
+def pattern_scorer(**settings: Any) -> RegexScorer:
+    return RegexScorer(RegexSettings.model_validate({"kind": "regex", **settings}))
 
 
 def test_a_pattern_is_searched_for_all_prompts_or_for_each() -> None:
-    with PatternWorker() as worker:
-        for_all = regex(worker, pattern=r"(?i)\bparis\b")
-        assert [for_all.score(question(), "a", text) for text in ("It is Paris.", "comparison")] == [1.0, 0.0]
-        for_each = regex(worker, column="wanted")
-        assert for_each.score(question(wanted="^é\nx$"), "a", "é\nx") == 1.0
-        with pytest.raises(DatasetError, match="row 1 has no 'wanted'"):
-            for_each.check(question())
-        with pytest.raises(DatasetError, match="is no regular expression"):
-            for_each.check(question(wanted="("))
+    for_all = pattern_scorer(pattern=r"(?i)\bparis\b")
+    assert [for_all.score(question(), "a", text) for text in ("It is Paris.", "comparison")] == [1.0, 0.0]
+    for_each = pattern_scorer(column="wanted")
+    assert for_each.score(question(wanted="^é\nx$"), "a", "é\nx") == 1.0
+    with pytest.raises(DatasetError, match="row 1 has no 'wanted'"):
+        for_each.check(question())
+    with pytest.raises(DatasetError, match="is no regular expression"):
+        for_each.check(question(wanted="("))
 
 
-def test_a_catastrophic_pattern_is_ended_and_the_next_search_works() -> None:
-    with PatternWorker() as worker:
-        scorer = regex(worker, pattern="^(a+)+$", time_limit_seconds=0.3)
-        assert scorer.score(question(), "a", "a" * 60 + "b") == Unscored("the pattern took longer than 0.3 s")
-        assert scorer.score(question(), "a", "aaa") == 1.0
+@pytest.mark.parametrize(
+    ("pattern", "slow", "quick"),
+    [("(.*?,){25}P", ",".join(map(str, range(60))), "1," * 25 + "P"), ("^(a|aa)+$", "a" * 60 + "b", "aaa")],
+)
+def test_a_catastrophic_pattern_is_ended_and_the_next_search_works(pattern: str, slow: str, quick: str) -> None:
+    scorer = pattern_scorer(pattern=pattern, time_limit_seconds=0.3)
+    assert scorer.score(question(), "a", slow) == Unscored("the pattern took longer than 0.3 s")
+    assert scorer.score(question(), "a", quick) == 1.0
 
 
-def test_a_worker_that_dies_costs_one_score() -> None:
-    with PatternWorker() as worker:
-        assert worker.found("a", "a", 5) is True
-        process = worker._process
-        assert process is not None
-        process.kill()
-        process.wait()
-        assert isinstance(worker.found("a", "a", 5), Unscored)
-        assert worker.found("a", "a", 5) is True
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "(x+x+)+y", "([a-z]+)*=", r"^(\w+\s?)*$"])
+def test_a_pattern_with_nested_repeats_ends_with_a_score_or_a_reason(pattern: str) -> None:
+    scorer = pattern_scorer(pattern=pattern, time_limit_seconds=0.3)
+    assert scorer.score(question(), "a", "ax" * 30 + "!") in (0.0, Unscored("the pattern took longer than 0.3 s"))
 
 
 # The user's own function
