@@ -108,7 +108,7 @@ def test_a_deleted_decision_is_unknown_to_everybody(server):
         ({"decision_id": "x"}, "score: field required"),
         ({"decision_id": "x", "score": 1.01}, "score: input should be less than or equal to 1"),
         ({"decision_id": "x", "score": True}, "score: input should be a valid number"),
-        ({"decision_id": "x", "score": 1, "sore": 1}, "sore: there is no such field (decision_id, score, comment)"),
+        ({"decision_id": "x", "score": 1, "sore": 1}, "sore: unknown field; known are decision_id, score, comment"),
         ({"decision_id": "x", "score": 1, "comment": "c" * 10_001}, "comment: string should have at most"),
     ],
 )
