@@ -94,7 +94,7 @@ def test_one_keys_unfinished_bodies_leave_room_for_others(server):
             assert unfinished(server, "alice", 50_000, stack)[1].startswith(b"HTTP/1.1 100")
         status, headers, raw = ask(server, "alice")
         assert (status, json.loads(raw)["error"]["code"]) == (429, "rate_limit_exceeded")
-        assert "key 'alice' may have 100,000 bytes of bodies in progress" in json.loads(raw)["error"]["message"]
+        assert "key 'alice' is limited to 100,000 bytes of bodies in progress" in json.loads(raw)["error"]["message"]
         assert int(headers["retry-after"]) >= 1
         assert ask(server, "bob")[0] == 200
     until(lambda: ask(server, "alice")[0] == 200)  # they have left

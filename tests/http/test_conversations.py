@@ -80,7 +80,7 @@ def test_a_continued_response_goes_to_the_expert_that_made_it_whatever_the_topic
         assert told["x-coe-expert"] == "linguist"
         status, _, refused = respond(server, input="and", previous_response_id=id_in(raw), model="coder")
         assert (status, json.loads(refused)["error"]["param"]) == (400, "previous_response_id")
-        assert "was made by expert 'linguist'" in json.loads(refused)["error"]["message"]
+        assert "was created by expert 'linguist'" in json.loads(refused)["error"]["message"]
 
 
 def test_a_response_that_nobody_remembers_needs_its_experts_name(router):

@@ -96,7 +96,7 @@ def test_what_can_be_routed_is_routed_by_its_text(server, path):
 def test_what_means_nothing_without_its_expert_must_name_one(server, path, model):
     status, error = error_of(post(server, path, **({"model": model} if model else {})))
     assert (status, error["param"]) == (400, "model")
-    assert f"{path} needs an expert's name under model" in error["message"]
+    assert f"{path} is not routed; set `model` to an expert" in error["message"]
 
 
 @pytest.mark.parametrize("path", BODIES)
