@@ -83,7 +83,7 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
     assert "No request waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
     told = " ".join(done.stdout.split())
-    assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that shares" in told
+    assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that has" in told
     assert "experts.a.ttl_seconds: 0.5 s is less than its switch takes, to host and back (2.0 s, guessed)" in told
     assert "a turn is 8 queued requests, 8 at a time, each as long as it may be (20 s)" in told
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 47 s" in told

@@ -119,7 +119,9 @@ def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
 
 def test_files_that_callers_can_have_read_are_warned_of():
     (found,) = said(vllm(allowed_local_media_path="/srv"))
-    assert found == "experts.a.args.allowed_local_media_path: every caller of 'a' can have it look at any file in /srv"
+    assert (
+        found == "experts.a.args.allowed_local_media_path: every caller of 'a' can have it read any media file in /srv"
+    )
 
 
 def test_keys_for_what_is_not_there_are_named():
