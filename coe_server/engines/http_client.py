@@ -97,6 +97,7 @@ class UnixClient:
         self.closed = True
         for connection in tuple(self._connections):
             connection.transport.abort()
+        await asyncio.sleep(0)  # sockets close in the next turn of the loop
 
     def give_back(self, connection: _Connection) -> None:
         """For another request."""

@@ -195,7 +195,7 @@ def test_a_missing_or_empty_model_folder_and_an_unknown_size_are_refused_with_th
         estimated_footprint(launch(model="/nowhere/x"))
     with pytest.raises(ConfigError, match=rf"^experts\.french\.model: the model folder '{tmp_path}' holds no weights"):
         estimated_footprint(launch(model=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"^experts\.french\.model: 'a/b' is no folder here and its name does not"):
+    with pytest.raises(ConfigError, match=r"^experts\.french\.model: 'a/b' is no folder here and its name has no size"):
         estimated_footprint(launch(model="a/b"))
     assert estimated_footprint(launch(model="a/b", weights_bytes=5)).device_awake > 5 + (1 << 27)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -35,15 +35,17 @@ async def upstream(
     hung_up = asyncio.Event()
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
             while True:
                 await reader.readuntil(b"\r\n\r\n")
                 writer.write(said)
                 while without_end:
                     writer.write(without_end)
                     await writer.drain()
-        hung_up.set()
-        writer.close()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            hung_up.set()
+        finally:  # also where the loop ends first
+            writer.close()
 
     if socket is None:
         listener = await asyncio.start_server(converse, "127.0.0.1", 0)
