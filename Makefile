@@ -18,11 +18,12 @@ serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the 
 test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
 	$(BIN)/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: .venv/installed ## format, lint, types and import rules
+lint: .venv/installed ## format, lint, types, import rules and words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_words.py
 
 check-long: .venv/installed engines artifacts/demo-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
 	$(BIN)/pytest -m "hypothesis and not long" --hypothesis-profile long -n 2 --timeout 1800
