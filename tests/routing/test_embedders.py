@@ -95,7 +95,9 @@ def test_a_wrong_answer_is_refused_at_once_in_a_sentence(
 def test_a_prompt_goes_nowhere_else_when_the_endpoint_says_so(there: StandIn, status: int) -> None:
     with endpoint() as other:
         there.faults, there.headers = [(status, b"")], {"Location": f"{other.base_url}/embeddings"}
-        with pytest.raises(EmbeddingUnavailable, match=f"answers with status {status}: it redirects to another address"):
+        with pytest.raises(
+            EmbeddingUnavailable, match=f"answers with status {status}: it redirects to another address"
+        ):
             embed(there, ["a secret"], api_key="secret")
         assert (other.texts, other.keys) == ([], set())
 
