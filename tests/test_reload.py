@@ -224,7 +224,7 @@ def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
         assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, log.read_text()  # it ends as the signal would have
         assert "Traceback" not in log.read_text()
         told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-        assert "stopping: nobody is admitted any more, answers in progress may take 20 s" in told[:-1]
+        assert "stopping: new requests are refused, answers in progress may take 20 s" in told[:-1]
         assert told[-1] == "stopped"
 
 

@@ -29,7 +29,7 @@ def test_a_key_may_hold_a_quarter_and_all_together_no_more_than_there_is():
     one, other = bodies.hold(ALICE), bodies.hold(ALICE)
     one.reach(50)
     other.reach(50)
-    with pytest.raises(RateLimited, match=r"key 'alice' may have 100 bytes of bodies in progress .*http\.bodies"):
+    with pytest.raises(RateLimited, match=r"key 'alice' is limited to 100 bytes of bodies in progress .*http\.bodies"):
         bodies.hold(ALICE).reach(1)
     everybody = bodies.hold(None)
     everybody.reach(300)

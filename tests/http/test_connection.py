@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -179,7 +180,7 @@ def test_an_endless_head_behind_a_request_in_progress_does_not_break_into_its_an
 def test_an_idle_connection_is_kept_for_longer_than_proxies_keep_theirs():
     async def story():
         application = Answers()
-        application.refused = None
+        application.rejections = SimpleNamespace(count=print)
         listener = Listener(application, "127.0.0.1", 0, lambda: None)
         async with connected(application, listener.config) as (connection, _transport, answers):
             connection.data_received(head(100))

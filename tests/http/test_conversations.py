@@ -87,7 +87,7 @@ def test_a_response_that_nobody_remembers_needs_its_experts_name(router):
     with running_server({name: simulated(name) for name in SIZES}, router=router) as server:
         status, _, raw = respond(server, input="and", previous_response_id="resp_1")
         assert (status, json.loads(raw)["error"]["param"]) == (400, "previous_response_id")
-        assert "name its expert under model" in json.loads(raw)["error"]["message"]
+        assert "set `model` to the expert that created it" in json.loads(raw)["error"]["message"]
         assert respond(server, input="and", previous_response_id="resp_1", model="coder")[0] == 200
         assert respond(server, input="and", previous_response_id=None)[0] == 200
 

@@ -40,7 +40,7 @@ def test_the_lines_of_the_web_server_are_lines_of_our_log(monkeypatch, caplog):
     for name in ("uvicorn", "uvicorn.error"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    Listener(SimpleNamespace(refused=print), "127.0.0.1", 0, lambda: None)
+    Listener(SimpleNamespace(rejections=SimpleNamespace(count=print)), "127.0.0.1", 0, lambda: None)
     logging.getLogger("uvicorn.error").error("Cancel 1 running task(s)")
     assert caplog.messages == ["Cancel 1 running task(s)"]
     assert logging.getLogger("uvicorn").handlers == []
