@@ -2,8 +2,7 @@
 
 What trains and measures is imported by the command that needs it: help does not wait for it, and says what there is
 where the packages of the extra `train` are not installed.
-
-How a command ends when something is wrong: one sentence and an exit code, never a traceback.
+A mistake ends a command with one sentence and an exit code, never with a traceback.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Probes of a new artifact: held-out prompts that it is sure and right about, and what `coe-train probe` prints.
-
-A new expert in an artifact: its scores per category, from its outcomes and the artifact's own step one.
-"""
+"""Probes of a new artifact (held-out prompts it is sure and right about), and new experts in an artifact."""
 
 from __future__ import annotations
 

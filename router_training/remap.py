@@ -1,9 +1,7 @@
-"""remap(): the story of solving an artifact's step two again, for new budgets, limits or experts.
+"""remap(): solving an artifact's step two again, for new budgets, limits or experts, and what `map` reads and prints.
 
-Step one stays as it is: its out-of-fold predictions in the artifact stand for the traffic. What the objectives are
-worth afterwards can only be measured with prompts and outcomes of every expert; without them it is marked as open.
-
-What `coe-train map` is asked for in words, and what it answers as a table.
+Step one stays: its out-of-fold predictions in the artifact stand for the traffic. Gains can only be measured with
+prompts and outcomes of every expert; without them an objective is marked as not measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Probabilities that mean what they say, learned from prompts that the classifier was not fitted on. Pure.
+"""Calibration of the classifier and corrections of the scores, learned from prompts not fitted on. Pure.
 
-Corrections, fitted: ridge regression of what the categories left unexplained on the prompts' own features. Pure.
-
-Only differences between experts are corrected: that a prompt is hard for all of them moves no choice.
+Corrections are a ridge regression of what the categories left unexplained on the prompts' own features. They move
+differences between experts only: that a prompt is hard for all experts changes no choice.
 """
 
 from __future__ import annotations

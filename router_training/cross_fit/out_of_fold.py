@@ -1,9 +1,7 @@
-"""What the router would have done with prompts it was not fitted on: in-group ones, and those of unseen groups.
+"""Out-of-fold and leave-one-group-out predictions, and step two solved on them.
 
-Everything that serving needs and that only unseen prompts can tell comes from here: the calibration, the score
-table, the corrections, the gate's ramp, how unsure is too unsure.
-
-How the router does with prompts of groups it has never seen: each group left out of training in turn.
+What serving needs and only prompts not fitted on can tell comes from here: the calibration, the score table, the
+corrections, the gate's ramp and the entropy threshold.
 """
 
 from __future__ import annotations

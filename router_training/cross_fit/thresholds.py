@@ -1,11 +1,7 @@
-"""What step two learns from prompts that step one was not fitted on: score table, limit of unsureness, gate. Pure.
-
-Which similarities the gate trusts, and how much: a ramp between two of those that in-group prompts have. Pure.
+"""Score table, entropy threshold and gate ramp, fitted on predictions for prompts that step one has not seen. Pure.
 
 Groups left out of training move the ramp only where they agree that it should: there are few of them, and a threshold
 that follows their mean gain follows the noise (docs/routing-quality.md has the figures).
-
-How unsure may the classifier be before `general` answers better? Chosen on prompts it was not fitted on. Pure.
 """
 
 from __future__ import annotations
