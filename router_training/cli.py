@@ -2,8 +2,7 @@
 
 What trains and measures is imported by the command that needs it: help does not wait for it, and says what there is
 where the packages of the extra `train` are not installed.
-
-How a command ends when something is wrong: one sentence and an exit code, never a traceback.
+A mistake ends a command with one sentence and an exit code, never with a traceback.
 """
 
 from __future__ import annotations
@@ -230,9 +229,9 @@ def map_(
     """
     with in_one_sentence(console):
         from router_training.data.embeddings import nothing_to_embed
-        from router_training.remap import chosen_shares, print_table, read_limits, read_wishes, remap
+        from router_training.remap import chosen_shares, print_table, read_limits, read_map_options, remap
 
-        wishes = read_wishes(
+        options = read_map_options(
             budgets=budget,
             objectives=objective,
             limits=read_limits(hosted_budget, max_experts, pin, ban),
@@ -241,8 +240,8 @@ def map_(
             outcomes=outcomes,
             feedback=feedback,
         )
-        prepare = _preparation(artifacts.load(artifact), config) if wishes.prompts else nothing_to_embed
-        print_table(remap(artifact, out, wishes, _with_progress_bar, prepare), chosen_shares(out))
+        prepare = _preparation(artifacts.load(artifact), config) if options.prompts else nothing_to_embed
+        print_table(remap(artifact, out, options, _with_progress_bar, prepare), chosen_shares(out))
         console.print(f"artifact: {out}", markup=False)
 
 

@@ -129,8 +129,8 @@ def _as_saved(artifact: Artifact, kept: HeldOut, beside: Path) -> Artifact:
 
 
 def _evidence(learned: Learned, bootstrap: Bootstrap) -> dict[str, Evidence]:
-    chosen = cross_validated(learned.rehearsal, learned.rehearsed, learned.config)
-    return weigh_evidence(chosen, learned.rehearsed, learned.draft.manifest, bootstrap)
+    chosen = cross_validated(learned.predictions, learned.predicted, learned.config)
+    return weigh_evidence(chosen, learned.predicted, learned.draft.manifest, bootstrap)
 
 
 def _leave_group_out(learned: Learned, foreign: Foreign | None, bootstrap: Bootstrap) -> dict[str, Any] | None:
@@ -156,7 +156,7 @@ def _refusals(
 
 def _foreign(learned: Learned) -> Foreign | None:
     """Prompts with all outcomes, and what the router expects of them when their groups are unseen."""
-    foreign, prompts = learned.rehearsal.foreign, learned.rehearsed
+    foreign, prompts = learned.predictions.foreign, learned.predicted
     if foreign is None:
         return None
     complete = np.flatnonzero(prompts.has_all_outcomes & (prompts.weights > 0.0))

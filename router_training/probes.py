@@ -1,7 +1,4 @@
-"""Probes of a new artifact: held-out prompts that it is sure and right about, and what `coe-train probe` prints.
-
-A new expert in an artifact: its scores per category, from its outcomes and the artifact's own step one.
-"""
+"""Probes of a new artifact (held-out prompts it is sure and right about), and new experts in an artifact."""
 
 from __future__ import annotations
 
@@ -96,17 +93,17 @@ def print_results(results: Sequence[ProbeResult]) -> None:
     Console().print(table, markup=False, emoji=False)
 
 
-def with_newcomers(
-    artifact: Artifact, newcomers: Sequence[ExpertEntry], dataset: Dataset | None, track: Track
+def with_new_experts(
+    artifact: Artifact, new_experts: Sequence[ExpertEntry], dataset: Dataset | None, track: Track
 ) -> Artifact:
     """The artifact with these experts in its score table; objectives, front and step one stay as they are.
 
     Raises ConfigError for a name that it has already, DatasetError for an expert without outcomes.
     """
-    if not newcomers:
+    if not new_experts:
         return artifact
     assert dataset is not None, "a new expert comes with its outcomes"
-    names = [expert.name for expert in newcomers]
+    names = [expert.name for expert in new_experts]
     for name in names:
         if name in artifact.expert_names or names.count(name) > 1:
             raise ConfigError(f"expert {name} is in the artifact already")
@@ -123,19 +120,19 @@ def with_newcomers(
     asked = replace(heard, experts=tuple(names), categories=tuple(manifest.categories))
     by_category, overall = score_entries(asked, table)
     update = {
-        "experts": [*manifest.experts, *newcomers],
+        "experts": [*manifest.experts, *new_experts],
         "score": {category: {**row, **by_category[category]} for category, row in manifest.score.items()},
         "overall": {**manifest.overall, **overall},
     }
     corrections = artifact.corrections
     if corrections is not None:
-        corrections = replace(corrections, coefficients=_with_zeros(corrections.coefficients, len(newcomers)))
+        corrections = replace(corrections, coefficients=_with_zeros(corrections.coefficients, len(new_experts)))
     return replace(artifact, manifest=manifest.model_copy(update=update), corrections=corrections)
 
 
-def held_out_with(held_out: HeldOut, newcomers: int) -> HeldOut:
+def held_out_with(held_out: HeldOut, new_experts: int) -> HeldOut:
     """The out-of-fold predictions with room for so many more experts."""
-    return replace(held_out, corrections=_with_zeros(held_out.corrections, newcomers)) if newcomers else held_out
+    return replace(held_out, corrections=_with_zeros(held_out.corrections, new_experts)) if new_experts else held_out
 
 
 def _with_zeros(columns: npt.NDArray[np.float32], more: int) -> npt.NDArray[np.float32]:

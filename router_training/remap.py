@@ -1,9 +1,7 @@
-"""remap(): the story of solving an artifact's step two again, for new budgets, limits or experts.
+"""remap(): solving an artifact's step two again, for new budgets, limits or experts, and what `map` reads and prints.
 
-Step one stays as it is: its out-of-fold predictions in the artifact stand for the traffic. What the objectives are
-worth afterwards can only be measured with prompts and outcomes of every expert; without them it is marked as open.
-
-What `coe-train map` is asked for in words, and what it answers as a table.
+Step one stays: its out-of-fold predictions in the artifact stand for the traffic. Gains can only be measured with
+prompts and outcomes of every expert; without them an objective is marked as not measured.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
 from router_training.feedback import with_feedback
-from router_training.probes import carry_over, held_out_with, with_newcomers
+from router_training.probes import carry_over, held_out_with, with_new_experts
 from router_training.report.page import NothingToReport, write_report
 
 Vector = npt.NDArray[np.float64]
@@ -48,19 +46,19 @@ ROUNDING = 1e-3  # of a multiplier fitted on predictions kept in half the precis
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class MapOptions:
     """What is asked for besides what the artifact has: objective -> budget, limits, experts; and what to learn from."""
 
     budgets: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
-    newcomers: Sequence[ExpertEntry] = ()
+    new_experts: Sequence[ExpertEntry] = ()
     prompts: Sequence[Path] = ()
     outcomes: Sequence[Path] = ()
     feedback: Path | None = None
     resamples: int = 1000
 
 
-def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepare = nothing_to_embed) -> Artifact:
+def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: Prepare = nothing_to_embed) -> Artifact:
     """The artifact in `folder` with every objective solved again, as written to `out` and read back.
 
     `prepare` embeds prompts where the artifact's features are embeddings.
@@ -71,15 +69,15 @@ def remap(folder: Path, out: Path, wishes: Wishes, track: Track, prepare: Prepar
     artifacts.require_free(out)
     require_writable_folder("--out", out.parent)
     before = artifacts.load(folder)
-    held_out = held_out_with(artifacts.read_held_out(folder), len(wishes.newcomers))
-    dataset = _recorded(before, wishes, prepare)
-    learned = with_newcomers(_corrected(before, wishes.feedback), wishes.newcomers, dataset, track)
-    _require_known_names(learned, wishes.limits)
-    after = _solved(learned, held_out, wishes, track)
+    held_out = held_out_with(artifacts.read_held_out(folder), len(options.new_experts))
+    dataset = _recorded(before, options, prepare)
+    learned = with_new_experts(_corrected(before, options.feedback), options.new_experts, dataset, track)
+    _require_known_names(learned, options.limits)
+    after = _solved(learned, held_out, options, track)
     artifacts.save(after, held_out, _evaluation_before(folder, before, after), out, partial(_finish, before=folder))
     if dataset is None or not dataset.has_all_outcomes.any():
         return artifacts.load(out)
-    bootstrap = Bootstrap(wishes.resamples, before.manifest.seed)
+    bootstrap = Bootstrap(options.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
     measured["re_solved"] = {"from": before.version, "measured": True}
     artifacts.save(_judged(after, measured), held_out, measured, out, partial(_finish, before=folder))
@@ -118,24 +116,24 @@ def _corrected(before: Artifact, feedback: Path | None) -> Artifact:
     return before if feedback is None else with_feedback(before, feedback).artifact
 
 
-def _recorded(before: Artifact, wishes: Wishes, prepare: Prepare) -> Dataset | None:
-    if wishes.newcomers and not (wishes.prompts and wishes.outcomes):
-        names = ", ".join(expert.name for expert in wishes.newcomers)
+def _recorded(before: Artifact, options: MapOptions, prepare: Prepare) -> Dataset | None:
+    if options.new_experts and not (options.prompts and options.outcomes):
+        names = ", ".join(expert.name for expert in options.new_experts)
         raise ConfigError(f"a new expert needs recorded outcomes: give --prompts and --outcomes of {names}")
-    if not wishes.prompts or not wishes.outcomes:
+    if not options.prompts or not options.outcomes:
         return None
-    experts = (*before.expert_names, *(expert.name for expert in wishes.newcomers))
-    return prepare(read_dataset(wishes.prompts, wishes.outcomes, experts))
+    experts = (*before.expert_names, *(expert.name for expert in options.new_experts))
+    return prepare(read_dataset(options.prompts, options.outcomes, experts))
 
 
-def _solved(before: Artifact, held_out: HeldOut, wishes: Wishes, track: Track) -> Artifact:
+def _solved(before: Artifact, held_out: HeldOut, options: MapOptions, track: Track) -> Artifact:
     """Every objective, old and asked for, on the artifact's own picture of the traffic."""
     manifest = before.manifest
-    grounds = _grounds(manifest, held_out, wishes.limits)
+    grounds = _grounds(manifest, held_out, options.limits)
     if impossible := nobody_left(grounds.limits.pins, grounds.limits.bans, grounds.experts):
         raise ConfigError(impossible)
     budgets = {name: Budget(e.budget, e.budget_unit or manifest.cost_unit) for name, e in manifest.objectives.items()}
-    budgets |= {name: Budget(amount, manifest.cost_unit) for name, amount in wishes.budgets.items()}
+    budgets |= {name: Budget(amount, manifest.cost_unit) for name, amount in options.budgets.items()}
     same_rules = (grounds.limits.pins, grounds.limits.bans) == (manifest.pins, manifest.bans)
     objectives = {}
     for name, budget in track(list(budgets.items()), "solving"):
@@ -239,7 +237,7 @@ WIDTH_OF_A_FILE = 160
 NO_GAP = 1e-9  # rounding
 
 
-def read_wishes(
+def read_map_options(
     *,
     budgets: Sequence[float],
     objectives: Sequence[str],
@@ -248,13 +246,13 @@ def read_wishes(
     prompts: Sequence[Path],
     outcomes: Sequence[Path],
     feedback: Path | None = None,
-) -> Wishes:
+) -> MapOptions:
     """Raises ConfigError naming the word that cannot be read."""
     named = {budget_name(amount): _positive("--budget", str(amount)) for amount in budgets}
     for text in objectives:
         name, amount = _named_pair("--objective", text)
         named[name] = _positive("--objective", amount)
-    return Wishes(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
+    return MapOptions(named, limits, [_expert(text) for text in experts], prompts, outcomes, feedback)
 
 
 def read_limits(

@@ -1,8 +1,6 @@
-"""Which expert answers which category: the best mapping under all limits, with how far from the optimum. Pure.
+"""The best mapping of categories to experts under all limits, its distance from the optimum, and the cost front. Pure.
 
-Which experts to host, searched for by exchange: good sets fast where the exact program takes long. Pure.
-
-The front of score against mean active parameters: every mapping that some budget asks for. Pure.
+Where experts share a limit, sets of experts are searched by exchange before the whole program is solved.
 """
 
 from __future__ import annotations

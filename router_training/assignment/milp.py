@@ -1,11 +1,7 @@
-"""What is to be mapped under which limits, and what a mapping gives. Pure values.
+"""The mixed-integer linear program of a mapping, as HiGHS is given it, and the multiplier that keeps a budget. Pure.
 
-The mixed-integer linear program of a mapping, as HiGHS is given it. Pure.
-
-The program of "Composition of Experts" (two-step routing under a parameter budget), with a cap on what is hosted, on
-the number of experts, and pinned and forbidden pairs.
-
-The multiplier: the score that a unit of cost must buy for the choice of most value to keep a budget. Pure.
+The program of "Composition of Experts" (two-step routing under a parameter budget), with a cap on the hosted
+parameters and on the number of experts, and with pinned and forbidden pairs.
 """
 
 from __future__ import annotations

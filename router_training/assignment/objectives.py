@@ -1,13 +1,8 @@
-"""Step two, solved: each objective's mapping and multiplier, from what unseen prompts looked like. Pure.
-
-Serves a training run and the re-solving of an artifact alike; knows nothing of configuration files or artifacts.
-
-Score of each expert in each category: what the out-of-fold probabilities say of the outcomes. Pure.
+"""Step two: the score table, and the mapping and multiplier of each objective, from out-of-fold predictions. Pure.
 
 Soft mixing multiplies probabilities and scores, so the scores are those that make the product fit best (least
 squares), drawn towards each expert's overall mean. Averages over the likeliest category would mix once more.
-
-Lower confidence bounds instead of means: an expert must have shown that it is good. Pure.
+A training run and the re-solving of an artifact share this; it knows nothing of configuration files or artifacts.
 """
 
 from __future__ import annotations

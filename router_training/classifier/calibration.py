@@ -1,8 +1,7 @@
-"""Probabilities that mean what they say, learned from prompts that the classifier was not fitted on. Pure.
+"""Calibration of the classifier and corrections of the scores, learned from prompts not fitted on. Pure.
 
-Corrections, fitted: ridge regression of what the categories left unexplained on the prompts' own features. Pure.
-
-Only differences between experts are corrected: that a prompt is hard for all of them moves no choice.
+Corrections are a ridge regression of what the categories left unexplained on the prompts' own features. They move
+differences between experts only: that a prompt is hard for all experts changes no choice.
 """
 
 from __future__ import annotations
@@ -125,16 +124,16 @@ def fitted_corrections(gram: Gram, left: Vector, weights: Vector) -> Corrections
 
 
 @dataclass(frozen=True, slots=True)
-class Practice:
+class UnseenCorrections:
     """`corrections` [n, experts] as they would be applied, each of a prompt not fitted on; the `share` they earned."""
 
     corrections: Vector
     share: float
 
 
-def practised(
+def out_of_fold_corrections(
     gram: Gram, dataset: Dataset, expected: Callable[[Ints], Vector], folds: Iterable[Fold], track: Track
-) -> Practice:
+) -> UnseenCorrections:
     """Corrections fitted without each fold in turn. `expected` gives the scores [n, experts] to expect of all prompts
     by what the given ones alone have shown.
 
@@ -148,7 +147,7 @@ def practised(
         unseen[fold.left_out] = gram.vectors[fold.left_out] @ fitted.coefficients
         left[fold.left_out] = found[fold.left_out]
     share = earned_share(unseen, left, dataset.weights)
-    return Practice(share * unseen, share)
+    return UnseenCorrections(share * unseen, share)
 
 
 def earned_share(unseen: Vector, left: Vector, weights: Vector) -> float:

@@ -1,12 +1,7 @@
-"""Step one, fitted: features, calibrated classifier and gate prototypes, and what they say of unseen prompts.
+"""Step one, fitted: classifier, gate prototypes, cross-fitting, and the choice of the kind of classifier.
 
-Which classifier suits these prompts: each kind in cross-validation, the one least surprised by the truth wins.
-
-Prompts without a category take part: the classifier labels those it is sure of and learns again. Pure.
-
-Self-training as in Yarowsky (1995); three rounds are enough for the labels to settle.
-
-The gate's prototypes, drawn from the training prompts, and how alike to them many prompts are at once.
+The kind with the lowest cross-validated log loss wins. Prompts without a category take part by self-training
+(Yarowsky, 1995); three rounds are enough for the labels to settle.
 """
 
 from __future__ import annotations

@@ -1,16 +1,8 @@
-"""All training prompts as one sparse matrix, with the n-grams and weights that serving will use.
+"""All training prompts as sparse vectors, with the n-grams and weights of serving, and their Gram matrix.
 
-Counting needs no training; choosing columns and their IDF does, so folds share the counts and choose anew.
-
-How alike prompts are: their vectors, and products with the matrix of all their inner products (Gram). Pure.
-
-Whatever is linear in the vectors and regularised has as many unknowns as there are prompts, not as many as there are
-n-grams; few enough prompts keep the matrix itself, and every fold takes its part of it.
-
-What every fit of a training run shares: the features chosen, and all prompts seen with them.
-
-Columns and their IDF come from all training prompts, which have no say in them but their words. A prompt that a fold
-leaves out is read with the columns only that the prompts seen have: what nobody taught stays unknown.
+Counting needs no training. Columns and their IDF are chosen on all training prompts; a prompt that a fold leaves out
+has only the columns that the fold's prompts have. Whatever is linear in the vectors and regularised has as many
+unknowns as there are prompts, so few enough prompts keep the Gram matrix, and every fold takes its part of it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """Classifiers, fitted and turned into the plain arrays that serve. Knows nothing of prompts.
 
-Multinomial logistic regression in as many unknowns as there are prompts: scikit-learn's objective, sooner. Pure.
-
-L-BFGS (Liu and Nocedal, 1989) on the dual coordinates A of the coefficients X' A, with inner products as the
-coefficients themselves would have: the same path, without a vector as long as the n-grams times the categories.
+Multinomial logistic regression has scikit-learn's objective, solved by L-BFGS (Liu and Nocedal, 1989) on the dual
+coordinates A of the coefficients X' A: the same path, without vectors as long as n-grams times categories.
 """
 
 from __future__ import annotations

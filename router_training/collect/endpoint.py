@@ -1,12 +1,6 @@
-"""One OpenAI-compatible chat endpoint: a request in, an answer or the reason for none out. Retries what may pass.
+"""One OpenAI-compatible chat endpoint: a request in, an answer or the reason for none out; repeats what may pass.
 
-Knows nothing of experts, prompts or files.
-
-What an OpenAI-compatible endpoint sends back, read without trust. Pure: bytes in, values out.
-
-Whether it still makes sense to ask: a wrong key or an endpoint that is down must not cost hours of retries.
-
-Sends requests, so many at a time, and records what comes back as it comes.
+Knows nothing of prompts, scores or files.
 """
 
 from __future__ import annotations

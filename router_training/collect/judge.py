@@ -1,12 +1,7 @@
-"""The LLM judge as a scorer: what it is to be asked about an answer, and what its verdicts make of it.
+"""The LLM judge as a scorer: its prompts, its verdicts and the scores they give. Sends nothing.
 
-Does not ask; `asking.py` does.
-
-The judge's prompt and what its reply means. Pure: texts in, texts and verdicts out.
-
-What is guaranteed: nothing that stands in a question, an answer or a reference can be read as a verdict, whether the
-judge quotes it or not, because a verdict carries a token that occurs in none of them. What is not: that the judge
-itself is not talked round by an answer. Asking in both orders halves the harm of "choose A".
+Nothing in a question, an answer or a reference can be read as a verdict, because a verdict carries a token that
+occurs in none of them. An answer may still persuade the judge; asking in both orders halves the harm of "choose A".
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""What a collection came to, expert by expert. Missing outcomes are counted by their reason.
-
-The outcomes file: a row for each prompt and expert that has a score; written whole or not at all.
-
-What a person sees before and after a collection.
-
-Shows how far a collection is and how long it will take: one bar for each expert, one for everything.
-"""
+"""Progress bars of a collection, its result for each expert, and the outcomes file."""
 
 from __future__ import annotations
 

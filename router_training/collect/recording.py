@@ -1,11 +1,7 @@
-"""Prompts as they are sent: messages, and the row they came from. Knows nothing of experts or scores.
+"""Prompts as they are sent, and the raw file: every answer, verdict and failure as one appended JSON line.
 
-The raw file: every answer, verdict and failure, one JSON line each, appended when it arrives and never changed.
-
-What was written survives a kill of this process at any moment; what was written a second before a power failure
-survives that too. Knows nothing of endpoints or scores.
-
-The answers that count: those to the words, model and options of this run, as far as they are recorded.
+A record survives a kill of this process at any moment, and a power failure a second later. Knows nothing of endpoints
+or scores.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`coe-train collect`: every prompt to every expert, every answer recorded and scored. The story of a collection.
-
-Prompts, experts, a scorer and a recording, joined: what is still to be asked, and what the answers are worth.
-"""
+"""`coe-train collect`: every prompt to every expert, every answer recorded and scored. The story of a collection."""
 
 from __future__ import annotations
 

@@ -1,14 +1,7 @@
-"""Scorers that need nobody else: exact text, last number, chosen letter. Reference and answer in, score out.
+"""Scorers: exact text, last number, chosen letter, regular expression, and the user's own function.
 
-An answer without a number or a letter is a wrong answer, not a missing one. Every pattern here is bounded: no answer,
-however long or hostile, takes more than time in proportion to its length.
-
-The regular-expression scorer: 1 if the pattern is found in the answer, within a time limit.
-
-Python's engine backtracks, and some patterns take exponential time on some answers. So it runs in a worker process
-that is killed when the limit is over; the outcome is missing then, and the next search gets a new worker.
-
-A scorer of the user's own: a Python function named `module:function`, imported from their environment on purpose.
+An answer without a number or a letter is a wrong answer, not a missing one. The patterns of this module are bounded:
+they take time in proportion to the answer's length. The user's patterns have a time limit.
 """
 
 from __future__ import annotations

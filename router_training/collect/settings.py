@@ -1,9 +1,7 @@
-"""The typed settings of `coe-train collect`; refuses unknown keys and names the key that is wrong.
+"""The typed settings of `coe-train collect` and the targets of its requests; refuses unknown keys, naming the key.
 
 Every key is explained in `configs/collect.yaml`. Paths in a file are relative to that file. API keys are never in a
 file: a setting names the environment variable that holds one, and `api_key` reads it.
-
-Who is asked, where, as what model and with which options: an expert or the judge.
 """
 
 from __future__ import annotations

@@ -21,24 +21,24 @@ from router_training.classifier.classifier import StepOne, calibrated, fit_step_
 from router_training.classifier.features import Basis, Matrix, basis_of, count_ngrams
 from router_training.classifier.models import kind_of
 from router_training.config import TrainingConfig
-from router_training.cross_fit.out_of_fold import Rehearsal, front_of, rehearse, solve_objectives
+from router_training.cross_fit.out_of_fold import OutOfFold, front_of, predict_out_of_fold, solve_objectives
 from router_training.data.dataset import Dataset
 from router_training.data.embeddings import feature_entry, served
 
 Ints = npt.NDArray[np.int64]
 
-REHEARSED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all of them fit step one
+PREDICTED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all of them fit step one
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """An artifact not judged yet, and the rehearsal behind it: of the prompts `rehearsed`, which are these `rows` of
+    """An artifact not judged yet, and the predictions behind it: of the prompts `predicted`, which are these `rows` of
     the training prompts. `config` names its classifier."""
 
     draft: Artifact
     kept: HeldOut
-    rehearsal: Rehearsal
-    rehearsed: Dataset
+    predictions: OutOfFold
+    predicted: Dataset
     rows: Ints
     config: TrainingConfig
 
@@ -49,30 +49,30 @@ def counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
 
 
 def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Track) -> Learned:
-    """Step one on all training prompts, whose n-grams are `counts`; what depends on unseen ones from the rehearsal."""
+    """Step one on all training prompts, whose n-grams are `counts`; the rest from the out-of-fold predictions."""
     basis = basis_of(counts, training, config.features, track)
     config = with_named_classifier(basis, training, config, track)
-    rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:REHEARSED_PROMPTS])
-    rehearsed = training.rows(rows)
+    rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:PREDICTED_PROMPTS])
+    predicted = training.rows(rows)
     few = basis.rows(rows).kept()
-    rehearsal = rehearse(few, rehearsed, config, track)
+    predictions = predict_out_of_fold(few, predicted, config, track)
     whole = few if len(few) == len(basis) else basis
     (step_one,) = [fit_step_one(whole, training, config) for _ in track([None], "fitting on all prompts")]
-    step_one = calibrated(step_one, rehearsal.calibration, rehearsal.ramp.threshold)
-    manifest = _manifest(rehearsed, rehearsal, step_one, config)
+    step_one = calibrated(step_one, predictions.calibration, predictions.ramp.threshold)
+    manifest = _manifest(predicted, predictions, step_one, config)
     mapping = {name: dict(entry.mapping) for name, entry in manifest.objectives.items()}
-    corrections = _corrections(few, rehearsed, rehearsal)
+    corrections = _corrections(few, predicted, predictions)
     features = served(step_one.features, config.features)
     draft = Artifact(manifest, features, step_one.classifier, step_one.gate, mapping, corrections)
-    return Learned(draft, _kept(rehearsed, rehearsal), rehearsal, rehearsed, rows, config)
+    return Learned(draft, _kept(predicted, predictions), predictions, predicted, rows, config)
 
 
 def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> Artifact:
     """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`,
     which `basis` is of."""
-    config, rehearsal = learned.config, learned.rehearsal
+    config, predictions = learned.config, learned.predictions
     (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
-    step_one = calibrated(fitted, rehearsal.calibration, rehearsal.ramp.threshold)
+    step_one = calibrated(fitted, predictions.calibration, predictions.ramp.threshold)
     manifest = learned.draft.manifest
     kind = kind_of(step_one.classifier.model, config.classifier.named_kind)
     update = {
@@ -87,21 +87,21 @@ def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> 
         features=served(step_one.features, config.features),
         classifier=step_one.classifier,
         gate=step_one.gate,
-        corrections=_corrections(basis.rows(learned.rows), learned.rehearsed, rehearsal),
+        corrections=_corrections(basis.rows(learned.rows), learned.predicted, predictions),
     )
 
 
-def _corrections(basis: Basis, training: Dataset, rehearsal: Rehearsal) -> Corrections | None:
+def _corrections(basis: Basis, training: Dataset, predictions: OutOfFold) -> Corrections | None:
     """Of all training prompts, as far as unseen ones have shown that corrections help."""
-    if rehearsal.correction_share == 0.0:
+    if predictions.correction_share == 0.0:
         return None
-    left = residuals(training.scores, rehearsal.probabilities @ rehearsal.table.scores)
+    left = residuals(training.scores, predictions.probabilities @ predictions.table.scores)
     fitted = fitted_corrections(basis.gram, left, training.weights)
-    return Corrections((rehearsal.correction_share * fitted.coefficients).astype(np.float32))
+    return Corrections((predictions.correction_share * fitted.coefficients).astype(np.float32))
 
 
-def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config: TrainingConfig) -> Manifest:
-    by_category, overall = score_entries(training, rehearsal.table)
+def _manifest(training: Dataset, predictions: OutOfFold, step_one: StepOne, config: TrainingConfig) -> Manifest:
+    by_category, overall = score_entries(training, predictions.table)
     return Manifest(
         features=feature_entry(step_one.features, config.features),
         categories=list(training.categories),
@@ -110,17 +110,17 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
             calibration=config.classifier.calibration,
             neighbours=config.classifier.neighbours,
         ),
-        temperature=_temperature(rehearsal.calibration),
+        temperature=_temperature(predictions.calibration),
         prototypes=step_one.gate.prototypes,
         neighbours=config.gate.neighbours,
         thresholds=Thresholds(
-            gate=rehearsal.ramp.threshold,
-            full_trust=rehearsal.ramp.full_trust,
+            gate=predictions.ramp.threshold,
+            full_trust=predictions.ramp.full_trust,
             min_confidence=config.classifier.min_confidence,
-            max_entropy=rehearsal.max_entropy,
+            max_entropy=predictions.max_entropy,
         ),
         mode=config.mapping.mode,
-        corrections=rehearsal.correction_share > 0.0,
+        corrections=predictions.correction_share > 0.0,
         z=config.mapping.z if config.mapping.scores == "lower_bound" else 0.0,
         experts=[
             ExpertEntry(
@@ -137,10 +137,10 @@ def _manifest(training: Dataset, rehearsal: Rehearsal, step_one: StepOne, config
         ],
         score=by_category,
         overall=overall,
-        objectives=solve_objectives(training, rehearsal, config),
+        objectives=solve_objectives(training, predictions, config),
         pins=config.mapping.pins,
         bans=config.mapping.bans,
-        front=front_of(training, rehearsal, config),
+        front=front_of(training, predictions, config),
         seed=config.seed,
         data_hash=content_hash([*config.data.prompts, *config.data.outcomes]),
         prompts=len(training),
@@ -152,12 +152,12 @@ def _temperature(calibration: Calibration) -> float:
     return calibration.temperature if isinstance(calibration, Temperature) else 1.0
 
 
-def _kept(training: Dataset, rehearsal: Rehearsal) -> HeldOut:
+def _kept(training: Dataset, predictions: OutOfFold) -> HeldOut:
     """The out-of-fold predictions, for re-solving the mapping."""
     return HeldOut(
-        probabilities=rehearsal.probabilities.astype(np.float32),
-        corrections=rehearsal.corrections.astype(np.float32),
-        trust=rehearsal.trust.astype(np.float32),
+        probabilities=predictions.probabilities.astype(np.float32),
+        corrections=predictions.corrections.astype(np.float32),
+        trust=predictions.trust.astype(np.float32),
         weights=training.weights.astype(np.float32),
         factors=factors_of(training).astype(np.float32),
     )

@@ -1,9 +1,7 @@
-"""What the router would have done with prompts it was not fitted on: familiar ones, and those of unseen groups.
+"""Out-of-fold and leave-one-group-out predictions, and step two solved on them.
 
-Everything that serving needs and that only unseen prompts can tell comes from here: the calibration, the score
-table, the corrections, the gate's ramp, how unsure is too unsure.
-
-How the router does with prompts of groups it has never seen: each group left out of training in turn.
+What serving needs and only prompts not fitted on can tell comes from here: the calibration, the score table, the
+corrections, the gate's ramp and the entropy threshold.
 """
 
 from __future__ import annotations
@@ -28,7 +26,12 @@ from router_training.assignment.objectives import (
     front_points,
     solve_objective,
 )
-from router_training.classifier.calibration import fitted_calibration, fitted_corrections, practised, residuals
+from router_training.classifier.calibration import (
+    fitted_calibration,
+    fitted_corrections,
+    out_of_fold_corrections,
+    residuals,
+)
 from router_training.classifier.classifier import Unseen, cross_fit, group_folds, prompt_folds
 from router_training.classifier.features import Basis
 from router_training.config import COST_UNITS, ObjectiveSettings, TrainingConfig
@@ -37,12 +40,12 @@ from router_training.cross_fit.thresholds import (
     Attempts,
     Ramp,
     Reading,
-    Settled,
+    StepTwo,
     View,
     fitted_step,
+    fitted_step_two,
     max_entropy_of,
     ramp_at,
-    settled,
     table_of,
     telling,
     view_of,
@@ -54,7 +57,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsal:
+class OutOfFold:
     """The `reading` of n prompts not fitted on, what step two made of it, and the scores `expected` [n, experts].
 
     `correction_share` is how much of the corrections earned its place (0: none). `foreign` is the same where each
@@ -62,10 +65,10 @@ class Rehearsal:
     """
 
     reading: Reading
-    step_two: Settled
+    step_two: StepTwo
     expected: Vector
     correction_share: float
-    foreign: Abroad | None
+    foreign: LeaveGroupOut | None
     folds: tuple[Fold, ...]
 
     @property
@@ -97,28 +100,28 @@ class Rehearsal:
         """[n]: of the gate, 0 to 1."""
         return self.ramp.trust(self.reading.similarities)
 
-    def rows(self, kept: Ints) -> Rehearsal:
+    def rows(self, kept: Ints) -> OutOfFold:
         """The same for some of the prompts; nothing is fitted again, and folds and groups are left behind."""
         return replace(self, reading=self.reading.rows(kept), expected=self.expected[kept], foreign=None, folds=())
 
 
-def rehearse(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> Rehearsal:
+def predict_out_of_fold(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> OutOfFold:
     """Fits step one several times, each time without some prompts, and looks at what it says of those."""
     folds = prompt_folds(dataset, config.classifier.folds, config.seed)
     unseen = cross_fit(basis, dataset, config, track(folds, "fitting without some prompts"))
     calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
     probabilities = calibration.probabilities(unseen.logits)
     expected = partial(_expected_by, probabilities, dataset, config)
-    practice = practised(basis.gram, dataset, expected, folds, track)
-    reading = Reading(probabilities, calibration, unseen.similarities, practice.corrections)
-    foreign = abroad(basis, dataset, reading, practice.share, config, track)
+    corrected = out_of_fold_corrections(basis.gram, dataset, expected, folds, track)
+    reading = Reading(probabilities, calibration, unseen.similarities, corrected.corrections)
+    foreign = leave_groups_out(basis, dataset, reading, corrected.share, config, track)
     everything = np.arange(len(dataset))
     step_two = _settled(reading, foreign, dataset, everything, config)
-    return Rehearsal(
+    return OutOfFold(
         reading=reading,
         step_two=step_two,
         expected=_expected(reading, step_two, config),
-        correction_share=practice.share,
+        correction_share=corrected.share,
         foreign=foreign,
         folds=tuple(folds),
     )
@@ -131,18 +134,20 @@ def _expected_by(probabilities: Vector, dataset: Dataset, config: TrainingConfig
     return np.asarray(probabilities @ table_of(probabilities[seen], dataset.rows(seen), config).scores)
 
 
-def refitted(rehearsal: Rehearsal, dataset: Dataset, seen: Ints, config: TrainingConfig) -> Rehearsal:
+def refitted(predictions: OutOfFold, dataset: Dataset, seen: Ints, config: TrainingConfig) -> OutOfFold:
     """The same had step two known the prompts `seen` only: what it expects of the others it expects of unseen ones."""
-    step_two = _settled(rehearsal.reading, rehearsal.foreign, dataset, seen, config)
-    return replace(rehearsal, step_two=step_two, expected=_expected(rehearsal.reading, step_two, config))
+    step_two = _settled(predictions.reading, predictions.foreign, dataset, seen, config)
+    return replace(predictions, step_two=step_two, expected=_expected(predictions.reading, step_two, config))
 
 
-def _settled(reading: Reading, foreign: Abroad | None, dataset: Dataset, seen: Ints, config: TrainingConfig) -> Settled:
+def _settled(
+    reading: Reading, foreign: LeaveGroupOut | None, dataset: Dataset, seen: Ints, config: TrainingConfig
+) -> StepTwo:
     attempts = foreign.attempts.rows(seen) if foreign is not None else None
-    return settled(reading.rows(seen), dataset.rows(seen), attempts, config)
+    return fitted_step_two(reading.rows(seen), dataset.rows(seen), attempts, config)
 
 
-def _expected(reading: Reading, step_two: Settled, config: TrainingConfig) -> Vector:
+def _expected(reading: Reading, step_two: StepTwo, config: TrainingConfig) -> Vector:
     return view_of(reading, step_two.table, step_two.max_entropy, config).expected(step_two.ramp)
 
 
@@ -150,7 +155,7 @@ GROUP_FOLDS = 15  # at most: with fewer groups each is left out alone
 
 
 @dataclass(frozen=True, slots=True)
-class Abroad:
+class LeaveGroupOut:
     """n prompts, each without its group: the `attempts` at every step of the gate's ladder, and the scores `expected`
     [n, experts] at the step that the other groups ask for."""
 
@@ -158,75 +163,77 @@ class Abroad:
     expected: Vector
 
 
-def abroad(
+def leave_groups_out(
     basis: Basis,
     dataset: Dataset,
-    familiar: Reading,
+    in_group: Reading,
     correction_share: float,
     config: TrainingConfig,
     track: Track,
-) -> Abroad | None:
+) -> LeaveGroupOut | None:
     """The prompts of `dataset`, read without their groups; None where there are too few groups to judge by."""
     folds = group_folds(dataset, GROUP_FOLDS)
     if folds is None:
         return None
-    journey = _travelled(basis, dataset, folds, config, track)
+    unseen_groups = _predicted_without_groups(basis, dataset, folds, config, track)
     reading = Reading(
-        familiar.calibration.probabilities(journey.unseen.logits),
-        familiar.calibration,
-        journey.unseen.similarities,
-        _corrections(basis, folds, dataset, familiar, correction_share, config, track),
+        in_group.calibration.probabilities(unseen_groups.unseen.logits),
+        in_group.calibration,
+        unseen_groups.unseen.similarities,
+        _corrections(basis, folds, dataset, in_group, correction_share, config, track),
     )
-    view = _view(reading, folds, dataset, familiar, config)
-    attempts = _attempts(view, folds, journey.familiar)
+    view = _view(reading, folds, dataset, in_group, config)
+    attempts = _attempts(view, folds, unseen_groups.in_group)
     expected = np.zeros_like(dataset.scores)
     for fold in folds:
         step = fitted_step(attempts.rows(fold.seen), dataset.rows(fold.seen))
         expected[fold.left_out] = attempts.expected[step][fold.left_out]
-    return Abroad(attempts, expected)
+    return LeaveGroupOut(attempts, expected)
 
 
 @dataclass(frozen=True, slots=True)
-class Journey:
+class GroupPredictions:
     """What step one says of every prompt without its group, and for each fold the similarities of prompts of the other
     groups to the same prototypes: other prototypes and another vocabulary would measure on another scale."""
 
     unseen: Unseen
-    familiar: tuple[Vector, ...]
+    in_group: tuple[Vector, ...]
 
 
-def _travelled(basis: Basis, dataset: Dataset, folds: Sequence[Fold], config: TrainingConfig, track: Track) -> Journey:
+def _predicted_without_groups(
+    basis: Basis, dataset: Dataset, folds: Sequence[Fold], config: TrainingConfig, track: Track
+) -> GroupPredictions:
     """One fit for each fold, without its groups and without a sample of the other prompts."""
     draw = np.random.default_rng(config.seed)
     logits = np.zeros((len(dataset), len(dataset.categories)))
     similarities = np.zeros(len(dataset))
-    familiar = []
+    in_group = []
     for fold in track(folds, "fitting without some groups"):
         stay = np.sort(draw.permutation(fold.seen)[: max(1, len(fold.seen) // config.classifier.folds)])
         away = Fold(np.setdiff1d(fold.seen, stay), np.concatenate((fold.left_out, stay)))
         unseen = cross_fit(basis, dataset, config, [away])
         logits[fold.left_out] = unseen.logits[fold.left_out]
         similarities[fold.left_out] = unseen.similarities[fold.left_out]
-        familiar.append(unseen.similarities[stay])
-    return Journey(Unseen(logits, similarities), tuple(familiar))
+        in_group.append(unseen.similarities[stay])
+    return GroupPredictions(Unseen(logits, similarities), tuple(in_group))
 
 
-def _attempts(view: View, folds: Sequence[Fold], familiar: Sequence[Vector]) -> Attempts:
+def _attempts(view: View, folds: Sequence[Fold], in_group: Sequence[Vector]) -> Attempts:
     expected = tuple(np.zeros_like(view.soft) for _ in LADDER)
-    for fold, similarities in zip(folds, familiar, strict=True):
+    for fold, similarities in zip(folds, in_group, strict=True):
         left_out = view.rows(fold.left_out)
         for step, found in enumerate(expected):
             found[fold.left_out] = left_out.expected(ramp_at(step, similarities))
     return Attempts(expected, view.overall)
 
 
-def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, familiar: Reading, config: TrainingConfig) -> View:
+def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, in_group: Reading, config: TrainingConfig) -> View:
     """Each fold with the score table of the other groups, as if its own had never been recorded."""
     soft = np.zeros_like(dataset.scores)
     overall = np.zeros_like(dataset.scores)
     for fold in folds:
         seen = telling(dataset, fold.seen)
-        others, known = dataset.rows(seen), familiar.probabilities[seen]
+        others, known = dataset.rows(seen), in_group.probabilities[seen]
         table = table_of(known, others, config)
         limit = max_entropy_of(known, table, others, config)
         view = view_of(reading.rows(fold.left_out), table, limit, config)
@@ -238,7 +245,7 @@ def _corrections(
     basis: Basis,
     folds: Sequence[Fold],
     dataset: Dataset,
-    familiar: Reading,
+    in_group: Reading,
     share: float,
     config: TrainingConfig,
     track: Track,
@@ -247,8 +254,8 @@ def _corrections(
     found = np.zeros_like(dataset.scores)
     for fold in track(folds, "correcting without some groups") if share > 0.0 else ():
         seen = telling(dataset, fold.seen)
-        table = table_of(familiar.probabilities[seen], dataset.rows(seen), config)
-        others, known = dataset.rows(fold.seen), familiar.probabilities[fold.seen]
+        table = table_of(in_group.probabilities[seen], dataset.rows(seen), config)
+        others, known = dataset.rows(fold.seen), in_group.probabilities[fold.seen]
         left = residuals(others.scores, known @ table.scores)
         fitted = fitted_corrections(basis.gram.rows(fold.seen), left, others.weights)
         vectors = basis.unseen(fold.left_out, fold.seen, config.features.min_prompts)
@@ -256,12 +263,12 @@ def _corrections(
     return found
 
 
-def solve_objectives(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -> dict[str, ObjectiveEntry]:
+def solve_objectives(dataset: Dataset, predictions: OutOfFold, config: TrainingConfig) -> dict[str, ObjectiveEntry]:
     """Every objective with its mapping and its multiplier.
 
     Raises ConfigError where no mapping fits a budget with the pins and bans.
     """
-    grounds = grounds_of(dataset, rehearsal, config)
+    grounds = grounds_of(dataset, predictions, config)
     budgets = {name: _budget(settings, config) for name, settings in config.objectives.items()}
     return {
         name: solve_objective(name, budget, np.array(config.costs(budget.unit)), grounds)
@@ -269,20 +276,20 @@ def solve_objectives(dataset: Dataset, rehearsal: Rehearsal, config: TrainingCon
     }
 
 
-def front_of(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -> list[FrontPoint]:
+def front_of(dataset: Dataset, predictions: OutOfFold, config: TrainingConfig) -> list[FrontPoint]:
     """The corners of score against mean cost, cheapest first."""
-    return front_points(grounds_of(dataset, rehearsal, config), np.array(config.costs(config.cost_unit)))
+    return front_points(grounds_of(dataset, predictions, config), np.array(config.costs(config.cost_unit)))
 
 
-def grounds_of(dataset: Dataset, rehearsal: Rehearsal, config: TrainingConfig) -> Grounds:
+def grounds_of(dataset: Dataset, predictions: OutOfFold, config: TrainingConfig) -> Grounds:
     """Predicted categories as rows, and a last row for prompts outside the gate, with the overall means."""
     settings = config.mapping
     return Grounds(
         categories=dataset.categories,
         experts=dataset.experts,
-        scores=np.vstack((rehearsal.table.scores, rehearsal.table.overall_scores)),
-        rows=np.where(rehearsal.trust > 0.0, rehearsal.probabilities.argmax(axis=1), len(dataset.categories)),
-        expected=rehearsal.expected,
+        scores=np.vstack((predictions.table.scores, predictions.table.overall_scores)),
+        rows=np.where(predictions.trust > 0.0, predictions.probabilities.argmax(axis=1), len(dataset.categories)),
+        expected=predictions.expected,
         weights=dataset.weights,
         factors=factors_of(dataset),
         total_params_b=np.array([expert.hosted_params_b for expert in config.experts]),
@@ -299,13 +306,13 @@ def _budget(settings: ObjectiveSettings, config: TrainingConfig) -> Budget:
     return Budget(None, config.cost_unit)
 
 
-def cross_validated(rehearsal: Rehearsal, dataset: Dataset, config: TrainingConfig) -> dict[str, Ints]:
+def cross_validated(predictions: OutOfFold, dataset: Dataset, config: TrainingConfig) -> dict[str, Ints]:
     """objective -> expert [n] of each prompt, chosen by those that had not seen it, if what they saw shows every
     expert."""
     chosen = {name: np.zeros(len(dataset), dtype=np.int64) for name in config.objectives}
-    for fold in rehearsal.folds:
+    for fold in predictions.folds:
         seen = telling(dataset, fold.seen)
-        again = refitted(rehearsal, dataset, seen, config)
+        again = refitted(predictions, dataset, seen, config)
         entries = solve_objectives(dataset.rows(seen), again.rows(seen), config)
         grounds = grounds_of(dataset.rows(fold.left_out), again.rows(fold.left_out), config)
         for name, entry in entries.items():

@@ -1,11 +1,7 @@
-"""What step two learns from prompts that step one was not fitted on: score table, limit of unsureness, gate. Pure.
-
-Which similarities the gate trusts, and how much: a ramp between two of those that familiar prompts have. Pure.
+"""Score table, entropy threshold and gate ramp, fitted on predictions for prompts that step one has not seen. Pure.
 
 Groups left out of training move the ramp only where they agree that it should: there are few of them, and a threshold
 that follows their mean gain follows the noise (docs/routing-quality.md has the figures).
-
-How unsure may the classifier be before `general` answers better? Chosen on prompts it was not fitted on. Pure.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class StepTwo:
     """Step two's parameters."""
 
     table: ScoreTable
@@ -48,12 +44,12 @@ class Settled:
     ramp: Ramp
 
 
-def settled(reading: Reading, dataset: Dataset, foreign: Attempts | None, config: TrainingConfig) -> Settled:
+def fitted_step_two(reading: Reading, dataset: Dataset, foreign: Attempts | None, config: TrainingConfig) -> StepTwo:
     """From the readings of the prompts of `dataset`, and attempts at the same prompts without their groups."""
     table = table_of(reading.probabilities, dataset, config)
     limit = max_entropy_of(reading.probabilities, table, dataset, config)
     step = fitted_step(foreign, dataset)
-    return Settled(table, limit, ramp_at(step, reading.similarities))
+    return StepTwo(table, limit, ramp_at(step, reading.similarities))
 
 
 def view_of(reading: Reading, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:
@@ -89,7 +85,7 @@ def max_entropy_of(probabilities: Vector, table: ScoreTable, dataset: Dataset, c
     return fitted_entropy_limit(normalised_entropy(probabilities[judged]), gains[judged], dataset.weights[judged])
 
 
-# quantiles of the similarities of familiar prompts between which trust grows from 0 to 1, cautious ones later
+# quantiles of the similarities of in-group prompts between which trust grows from 0 to 1, cautious ones later
 LADDER = ((0.0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75))
 USUAL = 1  # the step taken unless groups say otherwise
 CERTAIN = 2.0  # standard errors, over groups, that make a gain or a loss certain
@@ -139,11 +135,11 @@ class Attempts:
         return Attempts(tuple(step[kept] for step in self.expected), self.overall[kept])
 
 
-def ramp_at(step: int, familiar: Vector) -> Ramp:
-    """The ramp of this step for similarities [n] of familiar prompts; without any the gate stays open."""
-    if len(familiar) == 0:
+def ramp_at(step: int, in_group: Vector) -> Ramp:
+    """The ramp of this step for similarities [n] of in-group prompts; without any the gate stays open."""
+    if len(in_group) == 0:
         return OPEN
-    threshold, full_trust = np.quantile(familiar, LADDER[step])
+    threshold, full_trust = np.quantile(in_group, LADDER[step])
     return Ramp(float(threshold), float(full_trust))
 
 

@@ -1,14 +1,4 @@
-"""What a data set is like before anything is trained on it, and what in it a person should know. Pure.
-
-A data report as tables for a terminal.
-
-What a run must find in its data before anything is learned. Raises one sentence; knows nothing of how one learns.
-
-Prompts that say nearly the same, found in linear time: MinHash signatures, compared where a band of them agrees.
-
-Broder, "On the resemblance and containment of documents" (1997). A prompt is the set of its words and pairs of
-neighbouring words; near-duplicates share at least four in five.
-"""
+"""Near-duplicates, the report on a data set, and the conditions under which it can be trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Scores a router on recorded outcomes, through the server's own `Router`: every number of `evaluation.json`.
-
-What an evaluation says, on one screen: experts, objectives, and how far the router can be believed.
-"""
+"""Scores a router on recorded outcomes, through the server's own `Router`: every number of `evaluation.json`."""
 
 from __future__ import annotations
 

@@ -1,15 +1,4 @@
-"""What a choice of experts gains over not routing at all. Pure.
-
-The router's curve of score against mean cost, drawn by turning its multiplier, and its summary numbers. Pure.
-
-What a report shows beside the headline: who is taken for whom, how sure is how right, what went wrong. Pure.
-
-Does an objective earn its place? Gain inside, no harm outside; else the sentence that says what is missing. Pure.
-
-What each objective gains on prompts that neither step one nor step two was fitted on, over all folds. Pure.
-
-For every fold step two is fitted again without it: scores, gate and multiplier from the other folds alone.
-"""
+"""Gains over not routing, the cost curve, the worst prompts, and the verdict on each objective. Pure."""
 
 from __future__ import annotations
 

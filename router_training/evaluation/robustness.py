@@ -1,8 +1,4 @@
-"""Do slightly changed prompts go to another expert, and does it cost score? One row for each way to change them. Pure
-but for the draw.
-
-The same prompt, written a little differently: what should not change who answers. Pure but for the draw.
-"""
+"""Slightly changed prompts: does the expert change, and what does it cost? Pure but for the draw."""
 
 from __future__ import annotations
 

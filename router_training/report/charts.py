@@ -1,8 +1,6 @@
-"""The report's charts, as inline SVG. Colours are names that the page's style gives a value, in light and in dark.
+"""The report's charts, as inline SVG with labels that do not overlap. The page's style gives the colour names values.
 
 Knows nothing of files or tables.
-
-Where names stand beside their points so that none covers another. Pure; lengths in pixels.
 """
 
 from __future__ import annotations

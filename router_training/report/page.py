@@ -1,7 +1,4 @@
-"""The page: from an artifact's manifest and evaluation to `report.html`.
-
-The report's style sheet: one set of names for colours, with values for light and for dark.
-"""
+"""The page and its style: from an artifact's manifest and evaluation to `report.html`."""
 
 from __future__ import annotations
 

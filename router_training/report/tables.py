@@ -1,7 +1,4 @@
-"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files.
-
-Text from outside as a part of HTML.
-"""
+"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.fit import fit
-from router_training.remap import Wishes, remap
+from router_training.remap import MapOptions, remap
 from tests.training.recorded import SIZES, SPECIALIST, write_run
 
 runner = CliRunner()
@@ -96,7 +96,7 @@ def test_the_server_refuses_to_start_where_it_is_told_to(trained: Path, tmp_path
 
 
 def test_after_solving_again_the_probes_name_the_new_experts(trained: Path, tmp_path: Path) -> None:
-    remap(trained, tmp_path / "new", Wishes(limits=Limits(bans={"french": ["fr"]})), in_silence)
+    remap(trained, tmp_path / "new", MapOptions(limits=Limits(bans={"french": ["fr"]})), in_silence)
     french = [probe for probe in read_probes(tmp_path / "new") if probe.category == "french"]
     assert {probe.experts["quality"] for probe in french} == {"gen"}
     assert runner.invoke(app, ["probe", str(tmp_path / "new")]).exit_code == 0

@@ -19,7 +19,7 @@ from router_training.assignment.objectives import Limits
 from router_training.cli import app
 from router_training.config import read_config
 from router_training.fit import fit
-from router_training.remap import Wishes, chosen_shares, remap
+from router_training.remap import MapOptions, chosen_shares, remap
 from tests.training.recorded import SIZES, outcomes, prompts, write_jsonl, write_run
 
 runner = CliRunner()
@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_solved_again_without_a_wish_an_artifact_stays_what_it_is(trained: Path, tmp_path: Path) -> None:
     before = artifacts.load(trained)
-    after = remap(trained, tmp_path / "again", Wishes(), in_silence)
+    after = remap(trained, tmp_path / "again", MapOptions(), in_silence)
     assert after.manifest.objectives == before.manifest.objectives
     assert after.mapping == before.mapping
     mark = json.loads((tmp_path / "again" / "evaluation.json").read_text())["re_solved"]
@@ -62,7 +62,7 @@ def test_who_answers_adds_up_to_the_mean_cost_of_each_objective(trained: Path, t
     plain = artifacts.load(trained)
     changed = replace(plain, manifest=plain.manifest.model_copy(update={"mode": mode}))
     artifacts.save(changed, artifacts.read_held_out(trained), None, tmp_path / mode)
-    after = remap(tmp_path / mode, tmp_path / "after", Wishes(budgets={"thrifty": 0.0012}), in_silence)
+    after = remap(tmp_path / mode, tmp_path / "after", MapOptions(budgets={"thrifty": 0.0012}), in_silence)
     shares = chosen_shares(tmp_path / "after")["thrifty"]
     assert sum(shares.values()) == pytest.approx(1.0)
     spent = sum(SIZES[expert] * share for expert, share in shares.items())
@@ -91,15 +91,15 @@ def test_corrections_stay_and_a_new_expert_has_none(trained: Path, tmp_path: Pat
     )
     moved = replace(unseen, corrections=draw.normal(0.0, 0.2, unseen.corrections.shape).astype(np.float32))
     artifacts.save(corrected, moved, None, tmp_path / "corrected")
-    same = remap(tmp_path / "corrected", tmp_path / "same", Wishes(), in_silence)
+    same = remap(tmp_path / "corrected", tmp_path / "same", MapOptions(), in_silence)
     assert same.manifest.objectives["cheap"].multiplier != plain.manifest.objectives["cheap"].multiplier
     asked = prompts(20, seed=7)
     files = {"p": write_jsonl(tmp_path / "p.jsonl", asked)}
     rows = [*outcomes(asked), *({"prompt_id": row["prompt_id"], "expert": "new", "score": 0.5} for row in asked)]
     files["o"] = write_jsonl(tmp_path / "o.jsonl", rows)
     newcomer = plain.manifest.experts[0].model_copy(update={"name": "new"})
-    wishes = Wishes(newcomers=(newcomer,), prompts=(files["p"],), outcomes=(files["o"],))
-    after = remap(tmp_path / "corrected", tmp_path / "after", wishes, in_silence)
+    options = MapOptions(new_experts=(newcomer,), prompts=(files["p"],), outcomes=(files["o"],))
+    after = remap(tmp_path / "corrected", tmp_path / "after", options, in_silence)
     assert after.corrections is not None
     assert np.array_equal(after.corrections.coefficients[:, :-1], coefficients)
     assert not after.corrections.coefficients[:, -1].any()
@@ -107,14 +107,14 @@ def test_corrections_stay_and_a_new_expert_has_none(trained: Path, tmp_path: Pat
 
 
 def test_step_one_is_not_touched(trained: Path, tmp_path: Path) -> None:
-    remap(trained, tmp_path / "new", Wishes({"small": 0.001}), in_silence)
+    remap(trained, tmp_path / "new", MapOptions({"small": 0.001}), in_silence)
     for name in ("weights.safetensors", "held_out.safetensors"):
         assert (tmp_path / "new" / name).read_bytes() == (trained / name).read_bytes()
 
 
 def test_pins_bans_and_the_number_of_experts_are_obeyed(trained: Path, tmp_path: Path) -> None:
     limits = Limits(max_experts=2, pins={"python": "un"}, bans={"french": ["fr"]})
-    after = remap(trained, tmp_path / "new", Wishes(limits=limits), in_silence)
+    after = remap(trained, tmp_path / "new", MapOptions(limits=limits), in_silence)
     for entry in after.manifest.objectives.values():
         assert len(entry.experts) <= 2
         assert entry.mapping["python"] == "un"
@@ -147,8 +147,10 @@ def test_with_outcomes_of_every_expert_all_is_measured_again(trained: Path, tmp_
     rows = prompts(40, seed=6)
     write_jsonl(tmp_path / "p.jsonl", rows)
     write_jsonl(tmp_path / "o.jsonl", outcomes(rows, seed=6))
-    wishes = Wishes({"thrifty": 0.001}, prompts=[tmp_path / "p.jsonl"], outcomes=[tmp_path / "o.jsonl"], resamples=200)
-    after = remap(trained, tmp_path / "new", wishes, in_silence)
+    options = MapOptions(
+        {"thrifty": 0.001}, prompts=[tmp_path / "p.jsonl"], outcomes=[tmp_path / "o.jsonl"], resamples=200
+    )
+    after = remap(trained, tmp_path / "new", options, in_silence)
     assert all(entry.measured for entry in after.manifest.objectives.values())
     evaluation = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert evaluation["re_solved"]["measured"] is True
@@ -161,7 +163,7 @@ def test_a_refused_objective_stays_refused(trained: Path, tmp_path: Path) -> Non
     objectives = {**loaded.manifest.objectives, "cheap": entry}
     refused = replace(loaded, manifest=loaded.manifest.model_copy(update={"objectives": objectives}))
     artifacts.save(refused, artifacts.read_held_out(trained), None, tmp_path / "refused")
-    after = remap(tmp_path / "refused", tmp_path / "new", Wishes(limits=Limits(max_experts=2)), in_silence)
+    after = remap(tmp_path / "refused", tmp_path / "new", MapOptions(limits=Limits(max_experts=2)), in_silence)
     assert (after.manifest.objectives["cheap"].shipped, after.manifest.objectives["cheap"].refusal) == (
         False,
         "it lost",
@@ -174,27 +176,29 @@ def test_what_a_person_changed_in_the_mapping_stays_changed(trained: Path, tmp_p
     mapping = json.loads((tmp_path / "changed" / "mapping.json").read_text())
     mapping["quality"]["french"] = "gen"
     (tmp_path / "changed" / "mapping.json").write_text(json.dumps(mapping))
-    after = remap(tmp_path / "changed", tmp_path / "new", Wishes(), in_silence)
+    after = remap(tmp_path / "changed", tmp_path / "new", MapOptions(), in_silence)
     assert after.pins("quality") == {"french": "gen"}
 
 
 @pytest.mark.parametrize(
-    ("wishes", "sentence"),
+    ("options", "sentence"),
     [
-        (Wishes({"tiny": 0.0001}), "below the cheapest expert"),
-        (Wishes(limits=Limits(pins={"nowhere": "fr"})), "'nowhere' is none of"),
-        (Wishes(limits=Limits(bans={"french": ["nobody"]})), "'nobody' is none of"),
-        (Wishes(limits=Limits(hosted_params_b=0.0001)), "no mapping fits"),
-        (Wishes(limits=Limits(bans={"french": list(SIZES)})), "every expert is banned from category 'french'"),
+        (MapOptions({"tiny": 0.0001}), "below the cheapest expert"),
+        (MapOptions(limits=Limits(pins={"nowhere": "fr"})), "'nowhere' is none of"),
+        (MapOptions(limits=Limits(bans={"french": ["nobody"]})), "'nobody' is none of"),
+        (MapOptions(limits=Limits(hosted_params_b=0.0001)), "no mapping fits"),
+        (MapOptions(limits=Limits(bans={"french": list(SIZES)})), "every expert is banned from category 'french'"),
         (
-            Wishes(limits=Limits(pins={"french": "fr"}, bans={"french": ["fr"]})),
+            MapOptions(limits=Limits(pins={"french": "fr"}, bans={"french": ["fr"]})),
             "category 'french' is pinned to 'fr', which is banned from it",
         ),
     ],
 )
-def test_what_cannot_be_is_said_in_a_sentence(trained: Path, tmp_path: Path, wishes: Wishes, sentence: str) -> None:
+def test_what_cannot_be_is_said_in_a_sentence(
+    trained: Path, tmp_path: Path, options: MapOptions, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        remap(trained, tmp_path / "new", wishes, in_silence)
+        remap(trained, tmp_path / "new", options, in_silence)
     assert not (tmp_path / "new").exists()
 
 

@@ -11,7 +11,13 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import SparseVector
 from router_training import in_silence
 from router_training.classifier import calibration as corrections
-from router_training.classifier.calibration import Practice, earned_share, fitted_corrections, practised, residuals
+from router_training.classifier.calibration import (
+    UnseenCorrections,
+    earned_share,
+    fitted_corrections,
+    out_of_fold_corrections,
+    residuals,
+)
 from router_training.classifier.features import Gram
 from router_training.data.dataset import Dataset, Fold
 
@@ -67,15 +73,15 @@ def test_no_prompt_has_a_say_in_its_own_correction() -> None:
     scores = 0.5 + 10.0 * (vectors @ generator.normal(size=(30, 2)))  # clear enough to earn its share
     folds = [Fold(np.arange(40, 80), np.arange(40)), Fold(np.arange(40), np.arange(40, 80))]
 
-    def practice() -> Practice:
+    def corrected() -> UnseenCorrections:
         known = recorded(scores.copy())
-        return practised(
+        return out_of_fold_corrections(
             Gram(vectors), known, lambda seen: np.full((80, 2), known.scores[seen].mean()), folds, in_silence
         )
 
-    before = practice()
+    before = corrected()
     scores[:40] *= 1.01
-    after = practice()
+    after = corrected()
     assert before.share == after.share == 1.0
     assert (before.corrections[:40] == after.corrections[:40]).all()
     assert not np.allclose(before.corrections[40:], after.corrections[40:])
@@ -94,7 +100,7 @@ def test_categories_of_few_prompts_do_not_speak_against_corrections() -> None:
         share = np.eye(60)[category][seen]
         return np.asarray(((share.T @ known.scores[seen]) / share.sum(axis=0)[:, np.newaxis])[category])
 
-    assert practised(Gram(vectors), known, expected, folds, in_silence).share > 0.5
+    assert out_of_fold_corrections(Gram(vectors), known, expected, folds, in_silence).share > 0.5
 
 
 def test_noise_earns_no_share_and_a_true_signal_its_part() -> None:

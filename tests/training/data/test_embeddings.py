@@ -124,7 +124,7 @@ def test_an_endpoints_embeddings_train_and_serve_a_router(there: StandIn, tmp_pa
 def _every_prompt_has_its_specialist_unless_the_gate_doubts_it(
     router: Router, conversations: list[Conversation]
 ) -> None:
-    """About one familiar prompt in four is trusted in part only: below full trust the generalist, whose overall mean is
+    """About one in_group prompt in four is trusted in part only: below full trust the generalist, whose overall mean is
     best, may answer, but never another topic's specialist. So nine in ten right is more than the gate allows for."""
     full_trust = router.artifact.manifest.thresholds.full_trust
     assert full_trust is not None

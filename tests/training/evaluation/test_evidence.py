@@ -36,18 +36,20 @@ def learned(config: TrainingConfig, dataset: Dataset) -> Learned:
 
 
 def test_step_two_of_a_fold_does_not_depend_on_the_outcomes_it_is_judged_by(learned: Learned) -> None:
-    fold = learned.rehearsal.folds[0]
-    others = learned.rehearsed.scores.copy()
+    fold = learned.predictions.folds[0]
+    others = learned.predicted.scores.copy()
     others[fold.left_out] = 1.0 - others[fold.left_out]
-    changed = replace(learned.rehearsed, scores=others)
-    for dataset in (learned.rehearsed, changed):
-        again = refitted(learned.rehearsal, dataset, fold.seen, learned.config)
-        assert np.array_equal(again.expected, refitted(learned.rehearsal, changed, fold.seen, learned.config).expected)
+    changed = replace(learned.predicted, scores=others)
+    for dataset in (learned.predicted, changed):
+        again = refitted(learned.predictions, dataset, fold.seen, learned.config)
+        assert np.array_equal(
+            again.expected, refitted(learned.predictions, changed, fold.seen, learned.config).expected
+        )
 
 
 def test_evidence_finds_what_the_specialists_gain(learned: Learned) -> None:
-    chosen = cross_validated(learned.rehearsal, learned.rehearsed, learned.config)
-    evidence = weigh_evidence(chosen, learned.rehearsed, learned.draft.manifest, Bootstrap(200, 0))
+    chosen = cross_validated(learned.predictions, learned.predicted, learned.config)
+    evidence = weigh_evidence(chosen, learned.predicted, learned.draft.manifest, Bootstrap(200, 0))
     assert evidence["quality"].gain.low > 0.2
     assert evidence["cheap"].gain.low > 0.2
     assert evidence["cheap"].mean_cost <= 0.0009 * 1.05
@@ -58,7 +60,7 @@ def test_evidence_finds_what_the_specialists_gain(learned: Learned) -> None:
 def test_training_decides_as_the_server_does(
     dataset: Dataset, config: TrainingConfig, tmp_path: Path, mode: str
 ) -> None:
-    """With a rehearsal that read the prompts through the artifact itself."""
+    """With a predictions that read the prompts through the artifact itself."""
     settings = config.model_copy(update={"mapping": config.mapping.model_copy(update={"mode": mode})})
     learned = learn(dataset, counted(dataset, settings, in_silence), settings, in_silence)
     artifacts.save(learned.draft, learned.kept, None, tmp_path / "router")
@@ -67,12 +69,12 @@ def test_training_decides_as_the_server_does(
     served = decide(router, dataset, "cheap", in_silence)
     vectors = [artifact.features.vector(talk.turns) for talk in dataset.conversations]
     reading = replace(
-        learned.rehearsal.reading,
+        learned.predictions.reading,
         probabilities=served.probabilities,
         similarities=np.array([artifact.gate.similarity(vector) for vector in vectors]),
     )
-    again = refitted(replace(learned.rehearsal, reading=reading), dataset, np.arange(len(dataset)), settings)
-    exact = replace(again, step_two=learned.rehearsal.step_two, expected=served.expected)
+    again = refitted(replace(learned.predictions, reading=reading), dataset, np.arange(len(dataset)), settings)
+    exact = replace(again, step_two=learned.predictions.step_two, expected=served.expected)
     entry = artifact.manifest.objectives["cheap"]
     found = decided(entry, grounds_of(dataset, exact, settings), np.array(artifact.manifest.costs("cheap")))
     assert np.array_equal(found, served.chosen)
