@@ -12,10 +12,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from coe_server.app import require_tracing
 from coe_server.build.experts import build_capacity, build_experts, ram_of_tiers, refuse_what_never_fits
-from coe_server.build.keys import build_guard
-from coe_server.build.router import build_router, build_serving, journal_file
-from coe_server.build.tracing import require_tracing
+from coe_server.build.service import build_guard, build_router, build_serving, journal_file
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands

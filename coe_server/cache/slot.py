@@ -9,8 +9,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from coe_server.cache.costs import Costs, Restarts
-from coe_server.cache.health import Backoff, Failure
+from coe_server.cache.backoff import Backoff, Failure, Restarts
+from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Move
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.tiers import Tier

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
-from coe_server.cache.health import Failure
+from coe_server.cache.backoff import Failure
 from coe_server.cache.planner import Move
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Policy, Queue, turns

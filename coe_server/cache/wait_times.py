@@ -12,11 +12,11 @@ from heapq import nlargest
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
-from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
 
 if TYPE_CHECKING:
+    from coe_server.cache.scheduler import Limits
     from coe_server.cache.slot import Slot
     from coe_server.cache.status import Overview
 

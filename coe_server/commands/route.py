@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coe_server.build.router import build_embedder, build_router
+from coe_server.build.service import build_embedder, build_router
 from coe_server.config.schema import RemoteExpert, ServerConfig
 from coe_server.errors import ConfigError
 from coe_server.http.serving import AUTO, Decides

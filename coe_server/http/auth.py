@@ -15,8 +15,8 @@ from typing import Any
 
 from coe_server.config.addresses import HostPort, is_loopback_host
 from coe_server.errors import Forbidden, InvalidApiKey, ModelWithheld, UnknownModel
+from coe_server.http.apis import AUTO, model_names, read_options
 from coe_server.http.browsers import Hosts, host_of_origin, is_from_our_page, lines
-from coe_server.http.options import AUTO, model_names, read_options
 from coe_server.keys import Key, Keyring
 from coe_server.routing.decision import RouteOptions
 

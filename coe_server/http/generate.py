@@ -18,12 +18,11 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from coe_server.errors import EmbeddingUnavailable, Forbidden
-from coe_server.http.apis import Api, require_fan_out
+from coe_server.http.apis import Api, require_expert, require_fan_out, wants_stream
 from coe_server.http.auth import CALLER
 from coe_server.http.body import ParsedRequest
 from coe_server.http.client_stream import deadline_of, within
 from coe_server.http.headers import REQUEST_ID
-from coe_server.http.options import require_expert, wants_stream
 from coe_server.http.previous_responses import FIELD as PREVIOUS
 from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_request import RoutedRequest

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import JSONResponse, Response
 
-from coe_server.http.options import CoeOptions
+from coe_server.http.apis import CoeOptions
 
 PATH = "/openapi.json"
 _STRING, _NUMBER, _FLAG = {"type": "string"}, {"type": "number"}, {"type": "boolean"}

@@ -23,7 +23,7 @@ from coe_server.http.sse import (
 )
 from coe_server.http.usage import UsageInBody, UsageInEvents, UsageReader
 from coe_server.upstream.complaint import Cause, json_value
-from coe_server.upstream.retries import retry_after_seconds
+from coe_server.upstream.reply import retry_after_seconds
 from coe_server.upstream.verdict import (
     LOOKED_AT_BYTES,
     NO_STREAM,

@@ -13,17 +13,17 @@ import socket
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.config.addresses import host_and_port
-from coe_server.errors import CoeError
-from coe_server.http.apis import APIS
+from coe_server.errors import CoeError, UnknownModel
+from coe_server.http.apis import APIS, AUTO
 from coe_server.http.auth import CALLER
 from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
@@ -34,7 +34,6 @@ from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejectio
 from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
 from coe_server.http.routes.metrics import build_metrics
-from coe_server.http.routes.models import build_models
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
 from coe_server.system.process import OpenFilesWatch
@@ -209,3 +208,29 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
     rejections = Rejections(service.telemetry, paths.declared)
     bodies = Bodies(lambda: BodyLimits(service.serving.bodies_bytes, service.serving.max_body_bytes))
     return Middleware(app, service.telemetry, lambda: service.guard, RateLimits(), bodies, paths, rejections, direct)
+
+
+def build_models(service: Service) -> APIRouter:
+    """`GET /v1/models` and one of them."""
+    models = APIRouter()
+
+    def entry(name: str) -> dict[str, Any]:
+        owner = "expert" if name in service.engine_models else "router" if name.partition(":")[0] == AUTO else "alias"
+        return {"id": name, "object": "model", "created": service.started, "owned_by": owner}
+
+    def names(request: Request) -> tuple[str, ...]:
+        return service.reach(request.scope.get(CALLER)).models
+
+    @models.get("/v1/models")
+    async def every_model(request: Request) -> dict[str, Any]:
+        """Every name that the caller may put under `model`: objectives of the router, experts, and aliases of both."""
+        return {"object": "list", "data": [entry(name) for name in names(request)]}
+
+    @models.get("/v1/models/{name:path}")
+    async def one_model(name: str, request: Request) -> dict[str, Any]:
+        """One of them; 404 if there is none of that name."""
+        if name not in names(request):
+            raise UnknownModel(f"there is no model '{name}'; there are {', '.join(names(request))}", "model")
+        return entry(name)
+
+    return models

@@ -13,9 +13,9 @@ import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.errors import first_line
+from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
 from coe_server.http.body_reader import BodyReader
-from coe_server.http.options import AUTO
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference

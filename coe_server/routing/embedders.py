@@ -23,8 +23,16 @@ from coe_server.routing.embeddings import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
 from coe_server.system.visible import visible
 from coe_server.upstream.complaint import json_value
-from coe_server.upstream.reply import UNPACKED, UnusableBody, bounded_session, plain_body, user_agent
-from coe_server.upstream.retries import backoff_seconds, repeated, retry_after_seconds
+from coe_server.upstream.reply import (
+    UNPACKED,
+    UnusableBody,
+    backoff_seconds,
+    bounded_session,
+    plain_body,
+    repeated,
+    retry_after_seconds,
+    user_agent,
+)
 
 MOST_AT_ONCE = 4  # requests in flight
 BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try

@@ -2,15 +2,21 @@
 
 A redirect is not followed: what is asked is meant for the address in the configuration alone. aiohttp's client reads
 interim answers without end, on the event loop; every connection of ours is made by `bound`. Knows no API.
+
+Also here: the Retry-After header (RFC 9110, 10.2.3), read without trust, and the loop that repeats a request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import BaseConnector
@@ -147,3 +153,48 @@ def why_not_connected(error: OSError) -> str:
     """Of a connection that asyncio tried, which puts its own words into `strerror`; a name's errors are negative."""
     known = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
     return (known or str(error)).lower()
+
+
+Result = TypeVar("Result")
+
+LONGEST_SECONDS = 86_400.0  # a day: a quota's; what asks for more is a mistake
+
+
+def retry_after_seconds(header: str | None, now: datetime) -> float | None:
+    """From 0 to `LONGEST_SECONDS`, given as seconds or as a date; None where it says nothing."""
+    seconds = _seconds(header or "", now)
+    return min(max(0.0, seconds), LONGEST_SECONDS) if math.isfinite(seconds) else None
+
+
+async def repeated(
+    attempt: Callable[[], Awaitable[Result]], pause_seconds: Callable[[Result, int], float | None]
+) -> tuple[Result, int]:
+    """The last result and the number of attempts.
+
+    After each attempt `pause_seconds(result, attempts)` gives the pause before the next one, or None to end.
+    """
+    attempts = 0
+    while True:
+        result = await attempt()
+        attempts += 1
+        seconds = pause_seconds(result, attempts)
+        if seconds is None:
+            return result, attempts
+        if seconds > 0.0:
+            await asyncio.sleep(seconds)
+
+
+def backoff_seconds(attempts: int, first_seconds: float, longest_seconds: float) -> float:
+    """The pause after this many attempts: `first_seconds`, doubled with each further one, up to the longest."""
+    return min(longest_seconds, math.ldexp(first_seconds, min(attempts - 1, 64)))
+
+
+def _seconds(header: str, now: datetime) -> float:
+    try:
+        return float(header)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header)
+        except (ValueError, OverflowError):
+            return math.nan
+    return (until.replace(tzinfo=until.tzinfo or UTC) - now).total_seconds()

@@ -20,8 +20,16 @@ import aiohttp
 from coe_server.config.addresses import ApiBase, shown_address
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.upstream.complaint import Cause
-from coe_server.upstream.reply import UNPACKED, bounded_session, plain_body, user_agent, why_not_connected
-from coe_server.upstream.retries import backoff_seconds, repeated, retry_after_seconds
+from coe_server.upstream.reply import (
+    UNPACKED,
+    backoff_seconds,
+    bounded_session,
+    plain_body,
+    repeated,
+    retry_after_seconds,
+    user_agent,
+    why_not_connected,
+)
 from coe_server.upstream.verdict import Verdict, judge_body, judge_status
 from router_training.collect.settings import RequestSettings, Target, api_key, proxy_for
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.health import FAILURES_IN_A_ROW, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
+from coe_server.cache.backoff import LONGEST_SECONDS, REMOTE_FAILURES_IN_A_ROW, SHORTEST_SECONDS, Backoff
 
 
 def test_one_failure_alone_keeps_nothing_away_and_the_third_in_a_row_does():
@@ -111,7 +111,7 @@ def test_it_always_ends_and_never_counts_less_than_a_row(steps):
                 begun = backoff.fail(now, "x", at_once=step == "at once")
                 assert begun is None or SHORTEST_SECONDS <= begun <= LONGEST_SECONDS
                 if step == "in a row" and begun is not None:
-                    assert row >= FAILURES_IN_A_ROW
+                    assert row >= REMOTE_FAILURES_IN_A_ROW
             case "answer":
                 backoff.answer(now)
                 row = 0

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from coe_server.build.router import build_router
+from coe_server.build.service import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.commands.validate import container_limit, dead_configuration, placement

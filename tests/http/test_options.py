@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from coe_server.errors import RequestError
-from coe_server.http.options import CoeOptions, read_options, wants_stream
+from coe_server.http.apis import CoeOptions, read_options, wants_stream
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 

@@ -19,14 +19,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from coe_server.app import build_server
-from coe_server.build import otel
-from coe_server.build.otel import span_tracing
-from coe_server.build.tracing import build_tracing
+from coe_server.app import build_server, build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config.schema import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
+from coe_server.http import otel
 from coe_server.http.apis import APIS
+from coe_server.http.otel import span_tracing
 from coe_server.http.usage import Usage
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
@@ -304,7 +303,7 @@ import sys
 from coe_server.app import build_server
 from coe_server.config.schema import ServerConfig
 build_server(ServerConfig(log={"decisions": False}, experts=[{"name": "a", "engine": "simulated"}]))
-print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.otel_spans"))])
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "coe_server.http.otel"))])
 """
 
 
@@ -450,7 +449,7 @@ def test_the_end_waits_for_what_is_still_to_be_sent_but_not_for_ever(monkeypatch
 
 
 def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):
-    monkeypatch.delitem(sys.modules, "coe_server.build.otel")
+    monkeypatch.delitem(sys.modules, "coe_server.http.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     config = ServerConfig(tracing={}, experts=[{"name": "a", "engine": "simulated"}])
     with pytest.raises(ConfigError, match=re.escape("pip install 'coe-server[otel]'")):

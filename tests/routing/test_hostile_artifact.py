@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from coe_server.build.router import build_router, build_serving
+from coe_server.build.service import build_router, build_serving
 from coe_server.config.schema import load_config
 from coe_server.errors import ArtifactError
 from coe_server.http.routes.page import quality_of

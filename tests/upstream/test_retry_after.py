@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.upstream.retries import LONGEST_SECONDS, retry_after_seconds
+from coe_server.upstream.reply import LONGEST_SECONDS, retry_after_seconds
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 PIECES = st.sampled_from(

@@ -1,11 +1,13 @@
-"""What decides and what keeps decisions, built from settings: router, embedder, drift watch, decision log."""
+"""The parts of the service, built from settings: router, embedder, drift watch, decision log, guard of the keys."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from coe_server.config.addresses import canonical_host
 from coe_server.config.environment import Environment
 from coe_server.config.schema import (
     EmbeddingSettings,
@@ -16,11 +18,14 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.errors import ConfigError
-from coe_server.http.options import model_names
+from coe_server.http.apis import model_names
+from coe_server.http.auth import Guard
+from coe_server.http.browsers import Hosts
 from coe_server.http.routes.page import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
+from coe_server.keys import Key, Keyring, hashed, read_keys
 from coe_server.routing.artifact import read_held_out
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
@@ -184,3 +189,53 @@ def build_journal(config: ServerConfig) -> Journal | None:
 
 def journal_file(config: ServerConfig) -> Path:
     return config.state_directory / "journal.sqlite3"
+
+
+_ADMIN, _SCRAPE = "admin_key_env", "scrape_key_env"
+
+
+def build_guard(config: ServerConfig) -> Guard:
+    """The guard of all requests. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
+    settings = config.keys
+    keys = read_keys(settings.file) if settings.file is not None else ()
+    keys += tuple(_keys_of_environment(config, {key.name for key in keys}))
+    _refuse_unknown_names(keys, {expert.name for expert in config.experts})
+    if not keys and not config.http.is_loopback:
+        if not config.keys.open:
+            raise ConfigError(
+                f"http.host: '{config.http.host}' can be reached from other machines and there are no keys; make one "
+                "(keys.file, `coe keys add`), or set keys.open: true"
+            )
+        logger.warning(
+            "every client that reaches %s may use every expert: there are no keys (keys.open)", config.http.host
+        )
+    return Guard(Keyring(keys), config.http.is_loopback, _hosts(config))
+
+
+def _hosts(config: ServerConfig) -> Hosts:
+    bound = canonical_host(config.http.host)
+    return Hosts(frozenset((bound, *config.http.allowed_hosts)), any_for_clients=config.keys.open)
+
+
+def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterator[Key]:
+    """A key is called after its setting: a decision is its key's, and a key is known by its name."""
+    settings = config.keys
+    for name, variable in (
+        ("api_key_env", settings.api_key_env),
+        (_ADMIN, settings.admin_key_env),
+        (_SCRAPE, settings.scrape_key_env),
+    ):
+        if variable is None:
+            continue
+        if name in taken:
+            raise ConfigError(f"keys.{name}: keys.file has a key of the name '{name}'; give that one another name")
+        digest = hashed(config.environment.secret(f"keys.{name}", variable))
+        yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE, priority=name != _SCRAPE)
+
+
+def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:
+    for key in keys:
+        if unknown := sorted((key.experts or frozenset()) - set(experts)):
+            raise ConfigError(
+                f"keys.file: key '{key.name}' may use expert '{unknown[0]}'; the experts are {', '.join(experts)}"
+            )

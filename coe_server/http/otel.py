@@ -1,21 +1,29 @@
 """A request as OpenTelemetry spans: the whole request, its routing, and for each expert the wait and the answer.
 
 Imported only if tracing is on. No span holds a prompt, a key, or an error's message, which may quote either.
+The SDK is set up as settings say: sampled, batched, sent by a thread of its own. What settings leave open, it takes
+from its own environment (OTEL_...).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from coe_server.config.schema import TracingSettings
 from coe_server.errors import CoeError
-from coe_server.http.apis import Api
-from coe_server.http.options import wants_stream
+from coe_server.http.apis import Api, wants_stream
 from coe_server.http.trace import CONTEXT, Pairs, Trace, Untraced
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
@@ -206,3 +214,33 @@ def _with_context(headers: Pairs, span: Span) -> Pairs:
     if not ours:  # the SDK is switched off (OTEL_SDK_DISABLED)
         return headers
     return (*(pair for pair in headers if pair[0].lower() not in CONTEXT), *ours.items())
+
+
+FLUSH_SECONDS = 3.0  # at the end, for what the collector has not taken yet
+
+
+def span_tracing(
+    settings: TracingSettings, models: Mapping[str, str], processor: SpanProcessor | None = None
+) -> SpanTracing:
+    """Tracing as settings say; `processor` takes the place of the one that sends to their endpoint."""
+    ratio = settings.sample_ratio
+    provider = TracerProvider(
+        sampler=None if ratio is None else ParentBased(TraceIdRatioBased(ratio)),
+        resource=_resource(settings.service_name),
+        shutdown_on_exit=False,
+    )
+    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(settings.endpoint)))
+
+    def flush() -> None:
+        """Send what is left, for at most FLUSH_SECONDS; the SDK waits half a minute for a silent collector."""
+        shutdown = threading.Thread(target=provider.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(FLUSH_SECONDS)
+
+    return SpanTracing(provider.get_tracer("coe_server"), models, flush)
+
+
+def _resource(service_name: str | None) -> Resource:
+    if service_name is not None:
+        return Resource.create({SERVICE_NAME: service_name})
+    return Resource.create(Resource({SERVICE_NAME: "coe"}).merge(OTELResourceDetector().detect()).attributes)
