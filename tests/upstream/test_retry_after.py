@@ -1,5 +1,6 @@
 """Retry-After as servers send it: seconds or a date, and nonsense."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.upstream.reply import LONGEST_SECONDS, retry_after_seconds
+from coe_server.upstream.reply import LONGEST_SECONDS, backoff_seconds, repeated, retry_after_seconds
 
 NOW = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
 PIECES = st.sampled_from(
@@ -44,3 +45,22 @@ def test_it_is_seconds_or_a_date_and_at_most_a_day(header, seconds):
 def test_any_header_is_so_many_seconds_or_says_nothing(header):
     seconds = retry_after_seconds(header, NOW)
     assert seconds is None or 0 <= seconds <= LONGEST_SECONDS
+
+
+def test_a_request_is_repeated_until_no_pause_follows() -> None:
+    results = iter(["busy", "busy", "done"])
+
+    async def attempt() -> str:
+        return next(results)
+
+    def pause_seconds(result: str, attempts: int) -> float | None:
+        asked.append((result, attempts))
+        return None if result == "done" else 0.0
+
+    asked: list[tuple[str, int]] = []
+    assert asyncio.run(repeated(attempt, pause_seconds)) == ("done", 3)
+    assert asked == [("busy", 1), ("busy", 2), ("done", 3)]
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    assert [backoff_seconds(attempts, 0.5, 3.0) for attempts in (1, 2, 3, 4, 5000)] == [0.5, 1.0, 2.0, 3.0, 3.0]
