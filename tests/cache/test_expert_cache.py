@@ -493,6 +493,26 @@ def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_oth
     run(story())
 
 
+def test_an_engine_that_is_started_anew_after_its_death_waits_until_the_one_that_starts_now_is_up():
+    async def story():
+        async with running(device=20, limits=replace(PLENTY, max_concurrency=1)) as (cache, engines):
+            with await cache.lease("a"):
+                engines["b"].gate.clear()
+                starting = asyncio.create_task(cache.lease("b"))
+                waiting = asyncio.create_task(cache.lease("a"))
+                await settle()
+                engines["a"].die()
+                await settle()
+                assert status(cache, "a").state is State.STARTING
+                assert (engines["a"].calls, engines["b"].calls) == (["start"], ["start"])
+            engines["b"].gate.set()
+            (await starting).release()
+            (await waiting).release()
+            assert engines["a"].calls == ["start", "start"]
+
+    run(story())
+
+
 def test_an_engine_that_dies_while_it_is_moved_again_and_again_is_cleaned_up_once():
     async def story():
         for turns_of_the_loop in range(8):
@@ -995,18 +1015,22 @@ def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_o
 
 def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
     async def story():
-        async with running("abc", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
+        async with running("abcd", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
             first, second = await cache.lease("a"), await cache.lease("b")
             large = asyncio.create_task(cache.lease("c"))
             await asyncio.sleep(0.1)  # it is overdue now and needs both places
             await settle()
             first.release()
-            small = asyncio.create_task(cache.lease("a"))
-            await settle()
-            assert not small.done()
+            small = []
+            for name in "da":
+                small.append(asyncio.create_task(cache.lease(name)))
+                await settle()
+                assert not small[-1].done()
+            assert (engines["a"].calls, engines["d"].calls) == (["start"], [])
             second.release()
             (await large).release()
-            (await small).release()
+            for one in small:
+                (await one).release()
             assert engines["c"].calls[0] == "start"
 
     run(story())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache import scheduler
-from coe_server.cache.policy import FIFO
+from coe_server.cache.policy import FIFO, OURS
 from coe_server.cache.queue import WEIGHTS
 from coe_server.cache.scheduler import (
     Limits,
@@ -98,6 +98,34 @@ def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
 
     assert ordered(starting=False) == ["cold"]
     assert ordered(starting=True) == ["warm"]
+
+
+@pytest.mark.parametrize("policy", [OURS, FIFO])
+def test_nothing_behind_an_overdue_turn_takes_the_room_it_waits_for(policy):
+    small = Footprint(device_awake=10, host_image=10)
+    busy = Holding("busy", Tier.DEVICE, small, busy=True)
+    wide = Holding("wide", Tier.HOST, Footprint(device_awake=20, host_image=20), wanted=True)
+    behind = Holding("behind", Tier.HOST, small, wanted=True)  # for which there is room
+    queues = [Queue("wide", (0.0,), 1.0), Queue("behind", (1.0,), 1.0)]
+
+    def ordered(now, wanted):
+        standing = Standing.of([busy, wide, behind])
+        return conduct(standing, wanted, Bytes(20, 99), now, Limits(max_wait_seconds=10), policy)
+
+    orders = ordered(30.0, queues)
+    assert orders.plans == ()
+    assert orders.draining == {"busy"}
+    assert [ready.moves[-1].expert for ready in ordered(30.0, queues[1:]).plans] == ["behind"]
+
+
+def test_before_it_is_overdue_a_turn_lets_those_behind_it_have_the_room():
+    small = Footprint(device_awake=10, host_image=10)
+    busy = Holding("busy", Tier.DEVICE, small, busy=True)
+    wide = Holding("wide", Tier.HOST, Footprint(device_awake=20, host_image=20), wanted=True)
+    behind = Holding("behind", Tier.HOST, small, wanted=True)
+    queues = [Queue("wide", (0.0,), 1.0), Queue("behind", (1.0,), 1.0)]
+    orders = conduct(Standing.of([busy, wide, behind]), queues, Bytes(20, 99), 5.0, Limits(max_wait_seconds=10))
+    assert [ready.moves[-1].expert for ready in orders.plans] == ["behind"]
 
 
 def test_whoever_drains_goes_on_first_with_those_who_are_overdue_before_the_others():
