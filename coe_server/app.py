@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from coe_server.assembly.experts import FilesAhead, build_experts, costs_file, model_name, platform_of
+from coe_server.assembly.experts import build_experts, costs_file, model_name, platform_of
 from coe_server.assembly.journals import build_journal
 from coe_server.assembly.keyring import build_guard
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
@@ -57,7 +57,6 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         Limits(**config.scheduling.model_dump()),
         events,
         one_move_at_a_time=platform_of(config) == "cuda",
-        reader=FilesAhead(config),
     )
     serving = build_serving(config, router)
     journal = build_journal(config)

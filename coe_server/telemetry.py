@@ -128,7 +128,7 @@ FAILURES = Metric("coe_expert_failures", "counter", "Failures of engines and mov
 PREFETCHES = Metric(
     "coe_prefetches",
     "counter",
-    "Done before anybody asked: brought to the device, sent to sleep for room, read into the page cache.",
+    "Done before a request asked: brought to the device, sent to sleep for room.",
     ("kind",),
 )
 USEFUL_PREFETCHES = Metric("coe_useful_prefetches", "counter", "Of those, the ones that turned out useful.", ("kind",))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from coe_server.cache.cost_file import read_costs
 from coe_server.cache.slot import Expert
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Tier
 from coe_server.config import (
     ExpertSettings,
     RemoteExpert,
@@ -20,13 +19,10 @@ from coe_server.config import (
 )
 from coe_server.engines.engine import Engine
 from coe_server.engines.engine_user import EngineUser
-from coe_server.engines.machine import free_host_bytes
-from coe_server.engines.page_cache import PageCache
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
-from coe_server.engines.weight_files import downloaded_files
 from coe_server.environment import Environment
 from coe_server.errors import ConfigError
 from coe_server.settings.host_name import in_url
@@ -40,22 +36,6 @@ def build_experts(config: ServerConfig) -> list[Expert]:
     return [
         replace(_expert(settings, config, platform), costs=costs.get(settings.name, {})) for settings in config.experts
     ]
-
-
-class FilesAhead:
-    """A `WeightReader` (see `lookahead.py`) for the experts of a configuration."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        models = {one.name: one.model for one in config.experts if isinstance(one, VllmExpert)}
-        environment = config.environment.without(())
-        self._cache = PageCache(
-            {name: partial(downloaded_files, model, environment) for name, model in models.items()}, free_host_bytes
-        )
-        self._device_is_ram = platform_of(config) == "cpu"
-
-    async def read(self, expert: str, unclaimed: Bytes, read_before: int) -> int:
-        kept = unclaimed.host + (unclaimed.device if self._device_is_ram else 0)
-        return await self._cache.read(expert, kept + read_before)
 
 
 def platform_of(config: ServerConfig) -> Platform:

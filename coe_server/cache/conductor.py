@@ -6,12 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
-from coe_server.cache.foresight import Foresight
-from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
 from coe_server.cache.policy import Policy
+from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
 from coe_server.cache.scheduler import INFINITY, Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Bytes, Tier
@@ -35,10 +34,10 @@ class Conductor:
         clock: Callable[[], float],
         admit: Callable[[Slot], None],
         changed: asyncio.Event,
-        reader: WeightReader | None,
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
-        self.inflation = 0.0  # GreedyDual: the credit of the last expert that had to leave
+        self.demand = Demand(slots)
+        self.guesses = Guesses()
         self._slots = slots
         self._mover = mover
         self._events = events
@@ -50,34 +49,28 @@ class Conductor:
         self._changed = changed  # set by whoever does something that may call for new orders
         self._preloads = self._in_preload_order()
         self._overview = overview
-        self.foresight = Foresight(
-            slots, self._overview, mover, events, capacity, limits, policy, clock, self.begin, changed.set, reader
-        )
+        self._coming: Slot | None = None  # on a guess
         self._draining: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         """Conduct until cancelled."""
-        try:
-            while True:
-                self._changed.clear()
-                began = self._clock()
-                self._conduct()
-                await self._something_can_have_changed(since=began)
-        finally:
-            await self.foresight.close()
+        while True:
+            self._changed.clear()
+            began = self._clock()
+            self._conduct()
+            await self._something_can_have_changed(since=began)
 
     def begin(self, plan_: Plan) -> None:
         """Start a plan; the expert it brings admits at least those who wait for it now."""
         victims = plan_.victims
-        for name in victims:
-            self.inflation = max(self.inflation, self._slots[name].credit)
         goal = self._slots[plan_.moves[-1].expert]
         goal.gate = goal.waiters.leases if self._policy.collates else _oldest(goal)
         goal.pushed_out = False
         for name in victims:
             self._slots[name].pushed_out = name != goal.name
         if any(move.target is Tier.DEVICE for move in plan_.moves):
-            self.foresight.comes(goal)
+            for name in self.guesses.open(Guess.ROOM):
+                self.guesses.end(Guess.ROOM, name, self.guesses.useful)
             if pushed := [name for name in victims if name != goal.name]:
                 self._events.record("switch", expert=goal.name, victims=pushed, waiting=len(goal.waiters))
         self._mover.begin(plan_)
@@ -88,16 +81,15 @@ class Conductor:
 
     def _conduct(self) -> None:
         self._end_cooldowns()
-        self.foresight.see_who_left_unasked()
+        self._end_guesses()
         self._follow_orders(self._overview.queues())
         for slot in self._overview.at_hand:
             self._admit(slot)
         self._keep_up()
-        self.foresight.give_up_for_who_waits()
+        self._give_up_for_who_waits()
         if self.ready.is_set():
-            self.foresight.move()
+            self._prefetch()
         self._retire_idle()
-        self.foresight.read(self._preloads)
 
     def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
         if not queues:
@@ -165,6 +157,39 @@ class Conductor:
         self.begin(Plan(outcome.moves + then))
         return True
 
+    def _end_guesses(self) -> None:
+        """An expert that came on a guess and has left again without a request came for nothing."""
+        for name in self.guesses.open(Guess.DEVICE):
+            if self._slots[name].moving is None and self._slots[name].tier is not Tier.DEVICE:
+                self.guesses.end(Guess.DEVICE, name, self.guesses.wasted)
+
+    def _give_up_for_who_waits(self) -> None:
+        """A start on a guess is given up once a request waits for another expert; a wake is over at once."""
+        if self._coming is not None and self._coming.moving is None:
+            self._coming = None
+        coming = self._coming
+        if coming is not None and self._overview.anyone_waits and not coming.waiters and coming.tier is Tier.DISK:
+            self._mover.give_up(coming)
+            self._coming = None
+
+    def _prefetch(self) -> None:
+        """Make the next switch shorter, while no request waits and nothing moves."""
+        if not self._limits.prefetch or not self._overview.calm:
+            return
+        here, away = self._overview.prospects()
+        free = self._capacity - self._overview.standing.used
+        way = prefetch(here.values(), away, self.demand.chances(self._clock()), free)
+        if way is None:
+            return
+        goal, target = self._slots[way.moves[-1].expert], way.moves[-1].target
+        self.begin(way)
+        if target is Tier.DEVICE:
+            self._coming = goal
+            self.guesses.begin(Guess.DEVICE, goal.name)
+        else:
+            goal.pushed_out = True  # it may come back on a guess, too
+            self.guesses.begin(Guess.ROOM, goal.name)
+
     def _retire_idle(self) -> None:
         now = self._clock()
         for slot in self._overview.settled:
@@ -205,7 +230,6 @@ class Conductor:
         yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
         if queues and limits.min_tenure_seconds:
             yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
-        yield self.foresight.seconds_until_doubt(now)
         for slot in seen.failed:
             if slot.failure is not None:
                 yield slot.failure.until - now

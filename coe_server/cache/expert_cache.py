@@ -10,14 +10,13 @@ from functools import partial
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
 from coe_server.cache.deaths import Deaths
-from coe_server.cache.guesses import Guess, Guesses
 from coe_server.cache.lease import Lease, LeaseActs
-from coe_server.cache.lookahead import WeightReader
 from coe_server.cache.mover import Mover
 from coe_server.cache.overview import Overview
 from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.policy import OURS, Policy
+from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Priority, Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.shares import Owner, WaitedFor
@@ -41,7 +40,6 @@ class ExpertCache:
         clock: Callable[[], float] = time.monotonic,
         policy: Policy = OURS,
         one_move_at_a_time: bool = False,
-        reader: WeightReader | None = None,
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)
@@ -76,7 +74,6 @@ class ExpertCache:
             clock,
             admit=self._admit,
             changed=self._changed,
-            reader=reader,
         )
         self.waits = Waits(self._slots, overview, capacity, limits, clock)
 
@@ -88,7 +85,7 @@ class ExpertCache:
     @property
     def guesses(self) -> Guesses:
         """What was done before anybody asked for it, and whether it was useful."""
-        return self._conductor.foresight.guesses
+        return self._conductor.guesses
 
     async def run(self) -> None:
         """Move experts as requests need them until cancelled, then put every expert on disk."""
@@ -117,7 +114,8 @@ class ExpertCache:
         self._refuse_what_cannot_be(slot)
         self._refuse_what_finds_no_room(slot, leases, owner)
         self.waits.saw(leases)
-        self._conductor.foresight.asked_for(name)
+        self._conductor.demand.note(name, self._clock())
+        self.guesses.end(Guess.ROOM, name, self.guesses.wasted)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = slot.waiters.join(self._clock(), priority, granted, leases, owner)
         is_try = slot.backoff.begin_try()
@@ -243,8 +241,8 @@ class ExpertCache:
 
     def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
         granted, life = self._clock(), slot.gone
-        slot.use(granted, self._conductor.inflation, waiter.leases)
-        self.guesses.right(Guess.DEVICE, slot.name)
+        slot.use(granted, waiter.leases)
+        self.guesses.end(Guess.DEVICE, slot.name, self.guesses.useful)
         acts = LeaseActs(
             give_back=partial(self._give_back, slot, life, granted, waiter.leases),
             suspect=partial(self._suspect, slot, life),

@@ -138,7 +138,6 @@ class Mover:
             raise
         slot.tier = move.target
         slot.since = self._clock()
-        slot.uses_here = 0
         self._settle(slot)
         self._record(slot, move, seconds, held)
 

@@ -127,11 +127,6 @@ class Overview:
         able = self._in_turn_off_disk if self._starting else self._in_turn
         return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
 
-    def queued_on_disk(self) -> tuple[Queue, ...]:
-        """Who waits for an engine to be started that is not on its way yet."""
-        self._look_again()
-        return tuple(self._queue(slot) for name, slot in self._in_turn.items() if name not in self._in_turn_off_disk)
-
     def expected(self) -> Mapping[str, Expected]:
         """What whoever came now would meet, by expert, but for the turns ahead of it, which the forecast tells."""
         self._look_again()

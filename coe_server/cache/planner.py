@@ -130,21 +130,19 @@ def _make_room(standing: Standing, short: Bytes, may_leave: Callable[[Holding], 
 
 @dataclass(frozen=True, slots=True)
 class _WayDown:
-    """Who may be lowered from `source`, how far, and what keeping them there is worth."""
+    """Which experts may be lowered from `source`, and how far."""
 
     source: Tier
     target: Callable[[Holding], Tier]
-    worth: Callable[[Holding], tuple[bool, float, str]]
     device_gain: Callable[[Footprint], int]  # at most, by lowering somebody who is there
 
     def in_order(self, there: Collection[Holding]) -> Iterator[Holding]:
         """The first one to leave first: who drains already, then who is not wanted, then the least worth. One after the
         other, because most plans need one or two of 150."""
-        worth = self.worth
-        line = [(not one.leaving, worth(one), one) for one in there]
+        line = [(not one.leaving, one.wanted, one.worth, one.name, one) for one in there]
         heapify(line)
         while line:
-            yield heappop(line)[2]
+            yield heappop(line)[-1]
 
 
 def _rests_in(holding: Holding) -> Tier:
@@ -156,9 +154,9 @@ _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_aslee
 
 # cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does
 _WAYS_DOWN = (
-    _WayDown(Tier.DEVICE, _rests_in, attrgetter("wanted", "worth", "name"), _AWAKE),
-    _WayDown(Tier.HOST, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _ASLEEP),
-    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, attrgetter("wanted", "worth_in_host", "name"), _AWAKE),
+    _WayDown(Tier.DEVICE, _rests_in, _AWAKE),
+    _WayDown(Tier.HOST, lambda _: Tier.DISK, _ASLEEP),
+    _WayDown(Tier.DEVICE, lambda _: Tier.DISK, _AWAKE),
 )
 
 

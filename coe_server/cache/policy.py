@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Retention = Literal["gdsf", "lru", "lfu"]
+Retention = Literal["lru", "lfu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Policy:
     retention: Retention  # who leaves first
 
 
-OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="gdsf")
+OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="lru")
 FIFO = Policy("fifo", collates=False, bounded=False, weighs_waiting=False, retention="lru")
 LRU = Policy("lru", collates=True, bounded=False, weighs_waiting=False, retention="lru")
 LFU = Policy("lfu", collates=True, bounded=False, weighs_waiting=False, retention="lfu")

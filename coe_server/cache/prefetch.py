@@ -1,9 +1,15 @@
-"""Pure: what is worth moving before anybody asks for it. No clock, no I/O; values in, a plan out."""
+"""Pure: which moves shorten the next switch while no request waits. Moments in seconds are given; a plan comes out.
+
+The next request is guessed from how often each expert was asked for lately, and from which expert was asked for right
+after which. Measured (docs/decisions.md): knowing more about pauses or follow-ups gains nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from heapq import nsmallest
 from itertools import chain
 
@@ -11,12 +17,79 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.standing import Holding
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 
-LEAST_CHANCE = 0.005  # who is less likely to be asked for next is left out of account
-LEAST_CHANCE_TO_READ = 0.05  # of being asked for next, for its weight files to be worth reading
-LEAST_DEMAND_TO_READ = 0.25  # of one request just now: nobody's files are read over and over who is not asked for
+HALF_LIFE_SECONDS = 300.0
+LEAST_CHANCE = 0.005  # an expert that is less likely to be next is left out of account
 LEAST_GAIN = 0.1  # of the seconds that the moves take: for less than that nothing is moved
-_LEAST_GAIN_SECONDS = 0.001  # nobody notices less, and measured costs are no more exact
+_LEAST_GAIN_SECONDS = 0.001  # measured costs are no more exact
 _MOST_LIKELY = 3  # only the first few are worth bringing
+_MOST_SUCCESSORS = 64.0  # of one expert; beyond that all its counts are halved, so that old habits fade
+_DOUBT = 4.0  # successors that must have been seen before they count as much as demand
+_UNSEEN = 0.5  # requests that every expert counts as having had, so that none is taken to be impossible
+
+
+class Demand:
+    """Counts the requests for each expert, worth half as much every five minutes, and the successors of each expert."""
+
+    def __init__(self, experts: Iterable[str]) -> None:
+        self._counts = dict.fromkeys(experts, 0.0)
+        self._counted_at = 0.0
+        self._last: str | None = None
+        self._successors: dict[str, Counter[str]] = {}
+
+    def note(self, expert: str, now: float) -> None:
+        """A request for this expert has come."""
+        self._counts, self._counted_at = self.lately(now), now
+        self._counts[expert] += 1.0
+        if self._last is not None:
+            seen = self._successors.setdefault(self._last, Counter())
+            seen[expert] += 1.0  # type: ignore[assignment]  # a Counter counts halves as well
+            if seen.total() > _MOST_SUCCESSORS:
+                self._successors[self._last] = Counter({name: count / 2 for name, count in seen.items() if count >= 1})
+        self._last = expert
+
+    def lately(self, now: float) -> dict[str, float]:
+        """Expert -> requests."""
+        left = 0.5 ** ((now - self._counted_at) / HALF_LIFE_SECONDS)
+        return {name: count * left for name, count in self._counts.items()}
+
+    def chances(self, now: float) -> dict[str, float]:
+        """Expert -> probability that the next request is for it: a mixture of demand and the last one's successors."""
+        lately = self.lately(now)
+        successors: Mapping[str, float] = {} if self._last is None else self._successors.get(self._last, {})
+        seen = sum(successors.values()) + _DOUBT
+        share = _DOUBT / (seen * (sum(lately.values()) + _UNSEEN * len(lately)))
+        return {name: (count + _UNSEEN) * share + successors.get(name, 0.0) / seen for name, count in lately.items()}
+
+
+class Guess(StrEnum):
+    """What is done before a request asks for it, and when that was useful."""
+
+    DEVICE = "device"  # an expert was brought to the device; useful if it was asked for before it left
+    ROOM = "room"  # an idle expert left; useful if another one came before it was asked for again
+
+
+class Guesses:
+    """Counts the guesses. Each is open until it has turned out useful or wasted."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[Guess] = Counter()
+        self.useful: Counter[Guess] = Counter()
+        self.wasted: Counter[Guess] = Counter()
+        self._open: dict[Guess, set[str]] = {guess: set() for guess in Guess}
+
+    def begin(self, guess: Guess, expert: str) -> None:
+        self.begun[guess] += 1
+        self._open[guess].add(expert)
+
+    def open(self, guess: Guess) -> tuple[str, ...]:
+        """The experts that such a guess concerns."""
+        return tuple(self._open[guess])
+
+    def end(self, guess: Guess, expert: str, outcome: Counter[Guess]) -> None:
+        """Count its outcome, `useful` or `wasted`, if there was such a guess."""
+        if expert in self._open[guess]:
+            self._open[guess].discard(expert)
+            outcome[guess] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +103,8 @@ class Prospect:
     need: Bytes = field(init=False)  # what must be free for it to come, or becomes free when it leaves
 
     def __post_init__(self) -> None:
-        holding = self.holding
-        rests = self.rest if holding.tier is Tier.DEVICE else holding.tier
-        need = bytes_in(holding.footprint, Tier.DEVICE) - bytes_in(holding.footprint, rests)
+        footprint, tier = self.holding.footprint, self.holding.tier
+        need = bytes_in(footprint, Tier.DEVICE) - bytes_in(footprint, self.rest if tier is Tier.DEVICE else tier)
         object.__setattr__(self, "need", need)
 
     @property
@@ -47,101 +119,81 @@ class Prospect:
 def prefetch(
     here: Iterable[Prospect], away: Mapping[str, Prospect], chances: Mapping[str, float], free: Bytes
 ) -> Plan | None:
-    """The moves that save the next request the most seconds, if they are worth it: nobody waits now.
+    """The moves that save the next request the most seconds, if they are worth it: an idle expert leaves, so that the
+    next request need not wait for that; a likely one comes, if there is room; or both. None if nothing is worth it.
 
-    Somebody idle leaves, so that whoever is asked for next need not wait for that; somebody likely comes, if there is
-    room; or both. Each time the seconds that the next request waits on average fall, so this comes to an end.
-    `here`: who is on the device; `away`: everybody else, by name.
+    Each time the seconds that the next request waits on average fall, so this comes to an end. `here`: the experts on
+    the device; `away`: all others, by name; `free`: what experts may still take.
     """
-    likely = {name: chance for name, chance in chances.items() if chance >= LEAST_CHANCE and name in away}
-    stage = _Stage(tuple(here), [away[name] for name in likely], chances, free)
-    options = [
-        option for option in stage.options() if option.gain > max(LEAST_GAIN * option.stake, _LEAST_GAIN_SECONDS)
-    ]
-    return max(options, key=lambda option: option.gain).plan() if options else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Option:
-    leaves: Prospect | None
-    comes: Prospect | None
-    gain: float  # seconds that the next request waits less on average
-    stake: float  # seconds of the moves, weighed with the chance that the next request is for somebody they concern
-
-    def plan(self) -> Plan:
-        moves = []
-        if self.leaves is not None:
-            moves.append(Move(self.leaves.holding.name, Tier.DEVICE, self.leaves.rest))
-        if self.comes is not None:
-            moves.append(Move(self.comes.holding.name, self.comes.holding.tier, Tier.DEVICE))
-        return Plan(tuple(moves))
+    stage = _Stage(tuple(here), [one for name, one in away.items() if chances[name] >= LEAST_CHANCE], chances, free)
+    best, most = None, 0.0
+    for leaves, comes in stage.pairs():
+        gain, stake = stage.gain(leaves, comes)
+        if gain > max(most, LEAST_GAIN * stake, _LEAST_GAIN_SECONDS):
+            best, most = (leaves, comes), gain
+    return None if best is None else _plan(*best)
 
 
 class _Stage:
-    """Who is on the device and who is away, and what the next request would have to wait for.
-
-    That is a move up, and before it somebody's leaving, where there is no room. Of those who are away only the sums
-    matter, but for the few that may come.
-    """
+    """The experts here and away, and what the next request would wait for: a move up, and where there is no room,
+    before it the move down of another expert."""
 
     def __init__(
-        self, here: Sequence[Prospect], away: Sequence[Prospect], chances: Mapping[str, float], free: Bytes
+        self, here: tuple[Prospect, ...], away: list[Prospect], chances: Mapping[str, float], free: Bytes
     ) -> None:
         self._chances = chances
         self._free = free
         self._idle = [one for one in here if one.may_leave]
+        self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._rank)
         self._leave_seconds = min((one.down_seconds for one in chain(here, away)), default=0.0)
-        self._away_chance = sum(chances[one.holding.name] for one in away)
         self._by_need: dict[Bytes, float] = {}  # chance that the next one is away and needs this
         for one in away:
             self._by_need[one.need] = self._by_need.get(one.need, 0.0) + chances[one.holding.name]
-        self._late_now = self._late(free)
-        self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._least_to_gain)
 
-    def options(self) -> Iterator[_Option]:
-        """Only those that can be worth it, whatever else they change."""
-        for leaves, comes in self._pairs():
-            if self._hope(leaves, comes) > _LEAST_GAIN_SECONDS:
-                yield self._option(leaves, comes)
-
-    def _pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
-        """Who leaves and who comes."""
-        for one in self._idle:
-            yield one, None
+    def pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
+        """Which one may leave and which one may come."""
+        yield from ((one, None) for one in self._idle)
         for one in self._likeliest:
             if one.need.fits(self._free):
                 yield None, one
-                continue
-            for other in self._idle:
-                if one.need.fits(self._free + other.need):
-                    yield other, one
+            else:
+                yield from ((other, one) for other in self._idle if one.need.fits(self._free + other.need))
 
-    def _hope(self, leaves: Prospect | None, comes: Prospect | None) -> float:
-        """Seconds that the next request would wait less if from now on there were room for everybody."""
-        return self._late_now * self._leave_seconds + self._seconds_of(comes) - self._seconds_of(leaves)
-
-    def _option(self, leaves: Prospect | None, comes: Prospect | None) -> _Option:
-        free, late, seconds, concerned = self._free, 0.0, 0.0, self._away_chance
+    def gain(self, leaves: Prospect | None, comes: Prospect | None) -> tuple[float, float]:
+        """Seconds that the next request waits less on average; and seconds of the moves, weighed with the chance that
+        the next request is for an expert that is away or leaves."""
+        free, concerned = self._free, sum(self._by_need.values())
+        saved, moving, late = 0.0, 0.0, self._late(free)
         if leaves is not None:
             free += leaves.need
-            seconds += leaves.down_seconds
+            saved -= self._seconds(leaves)
+            moving += leaves.down_seconds
             concerned += self._chances[leaves.holding.name]
         if comes is not None:
             free -= comes.need
-            seconds += comes.up_seconds
-            late -= 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]
+            saved += self._seconds(comes)
+            moving += comes.up_seconds
+            late += 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]  # it waits for no room itself
         if leaves is not None and not leaves.need.fits(free):
-            late += self._chances[leaves.holding.name]
-        gain = self._hope(leaves, comes) - (late + self._late(free)) * self._leave_seconds
-        return _Option(leaves, comes, gain, seconds * concerned)
+            late -= self._chances[leaves.holding.name]
+        return saved + (late - self._late(free)) * self._leave_seconds, moving * concerned
 
     def _late(self, free: Bytes) -> float:
-        """The chance that the next request is for somebody away for whom there is no room."""
+        """The chance that the next request is for an expert away for which there is no room."""
         return sum(chance for need, chance in self._by_need.items() if not need.fits(free))
 
-    def _seconds_of(self, one: Prospect | None) -> float:
+    def _seconds(self, one: Prospect) -> float:
         """That the next request waits for its move up, on average."""
-        return 0.0 if one is None else self._chances[one.holding.name] * one.up_seconds
+        return self._chances[one.holding.name] * one.up_seconds
 
-    def _least_to_gain(self, one: Prospect) -> tuple[float, str]:
-        return -self._seconds_of(one), one.holding.name
+    def _rank(self, one: Prospect) -> tuple[float, str]:
+        return -self._seconds(one), one.holding.name
+
+
+def _plan(leaves: Prospect | None, comes: Prospect | None) -> Plan:
+    moves = []
+    if leaves is not None:
+        moves.append(Move(leaves.holding.name, Tier.DEVICE, leaves.rest))
+    if comes is not None:
+        moves.append(Move(comes.holding.name, comes.holding.tier, Tier.DEVICE))
+    return Plan(tuple(moves))

@@ -87,9 +87,7 @@ class Slot:
     since: float = 0.0  # when it last came to the device
     last_used: float = 0.0
     uses: int = 0  # in all
-    uses_here: int = 0  # since it last came to the device
     pushed_out: bool = False  # it left the device because somebody else needed the room
-    credit: float = 0.0  # GreedyDual-Size-Frequency: the lowest leaves first
     last_move: MoveRecord | None = None
 
     def __setattr__(self, field: str, value: object) -> None:
@@ -175,13 +173,10 @@ class Slot:
         """How many are held; a request holds one for each answer it asks for."""
         return len(self.let_in)
 
-    def use(self, now: float, inflation: float, leases: int = 1) -> None:
-        """Count one more use and raise its credit: frequency x reload cost / bytes, above what has left so far."""
+    def use(self, now: float, leases: int = 1) -> None:
+        """Count one more use."""
         self.let_in += (now,) * leases
         self.uses += 1
-        self.uses_here += 1
-        reload_seconds = self.costs.move(self.resting_tier, Tier.DEVICE)
-        self.credit = inflation + self.uses_here * reload_seconds / max(self.engine.footprint.device_awake, 1)
 
     def end_use(self, let_in: float, leases: int = 1) -> None:
         """One that began at that moment is over."""
@@ -195,13 +190,7 @@ class Slot:
         return self.let_in[position] if position < len(self.let_in) else None
 
     def worth(self, retention: Retention) -> float:
-        match retention:
-            case "gdsf":
-                return self.credit
-            case "lru":
-                return self.last_used
-            case "lfu":
-                return float(self.uses)
+        return self.last_used if retention == "lru" else float(self.uses)
 
     def serving_seconds(self, leases: int, max_concurrency: int) -> float:
         """Seconds in which so many have been held and given back, going by the answers so far."""
@@ -228,20 +217,15 @@ class Slot:
 
     def holding(self, retention: Retention) -> Holding:
         """Itself as the planner sees it: where it will stand once the move under way is done."""
-        footprint = self.engine.footprint
-        worth = in_host = self.worth(retention)
-        if retention == "gdsf":  # leaving host memory costs a cold start and frees other bytes
-            in_host = self.credit * self.costs.start / max(footprint.host, 1)
         return Holding(
             self.name,
             self.moving.target if self.moving else self.tier,
-            footprint,
+            self.engine.footprint,
             busy=self.busy,
             wanted=bool(self.waiters),
             leaving=self.draining,
             since=self.since,
-            worth=worth,
-            worth_in_host=in_host,
+            worth=self.worth(retention),
             pin=self.pin,
         )
 
@@ -264,5 +248,4 @@ class Slot:
         self.gone = asyncio.Event()
         self.let_in = ()
         self.gate = 0
-        self.uses_here = 0
         self.draining = False

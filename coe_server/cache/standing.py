@@ -21,8 +21,7 @@ class Holding(NamedTuple):
     wanted: bool = False  # requests wait for it: others leave first
     leaving: bool = False  # it drains already: it leaves before anybody else is asked to
     since: float = float("-inf")  # when it came to the device, in the clock of the caller
-    worth: float = 0.0  # what keeping it on the device saves, per byte; the lowest leaves first
-    worth_in_host: float = 0.0  # the same for keeping it in host memory
+    worth: float = 0.0  # the lowest leaves first: when it was last used, or how often
     pin: Tier = Tier.DISK  # never below this tier
 
     @property

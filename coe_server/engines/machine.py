@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,16 +15,7 @@ from coe_server.errors import ConfigError, EngineError
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Host memory that can be had: what the kernel calls available, or a control group's limit if that is less."""
-    return min([_memory_available(proc), *(group.limit for group in _limited_groups(proc, cgroups))])
-
-
-def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Host memory that could be taken now.
-
-    In a control group it is rather too little: page cache counts as used there.
-    """
-    free = (group.limit - group.used for group in _limited_groups(proc, cgroups) if group.used is not None)
-    return min([_memory_available(proc), *free])
+    return min([_memory_available(proc), *_group_limits(proc, cgroups)])
 
 
 def card_bytes() -> int:
@@ -54,26 +44,19 @@ def _memory_available(proc: Path) -> int:
     return int(match[1]) * 1024
 
 
-class _Group(NamedTuple):
-    """A control group that limits memory; bytes."""
-
-    limit: int
-    used: int | None
-
-
-def _limited_groups(proc: Path, cgroups: Path) -> Iterator[_Group]:
-    """The groups of this process, each within the next: a container's seem to be the outermost, a service's are not."""
+def _group_limits(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Bytes, of the groups of this process, each within the next: a container's seem to be the outermost, a service's
+    are not."""
     for controllers, place in _own_groups(proc):
         if "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            root, name = cgroups / "memory", "memory.limit_in_bytes"
         elif not controllers:
-            root, names = cgroups, ("memory.max", "memory.current")
+            root, name = cgroups, "memory.max"
         else:
             continue
         for folder in (place, *place.parents):
-            limit, used = (_cgroup_bytes(root / folder / name) for name in names)
-            if limit is not None:
-                yield _Group(limit, used)
+            if (limit := _cgroup_bytes(root / folder / name)) is not None:
+                yield limit
 
 
 def _own_groups(proc: Path) -> Iterator[tuple[str, Path]]:

@@ -13,7 +13,6 @@ from coe_server.engines.device_memory import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.engine_user import EngineUser
 from coe_server.engines.http_channel import IDLE_SECONDS
-from coe_server.engines.weight_files import weight_files
 from coe_server.environment import FOR_EVERY_ENGINE
 from coe_server.errors import ConfigError
 
@@ -155,9 +154,15 @@ def model_bytes(model: str) -> int | None:
         if model.startswith(("/", "./", "../", "~")):
             raise ConfigError(f"there is no model folder '{model}'")
         return _bytes_by_name(model)
-    if files := weight_files(folder):
+    if files := _weight_files(folder):
         return sum(file.stat().st_size for file in files)
     raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weight files in a model's folder, of one kind; none if there are none."""
+    patterns = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+    return next((files for pattern in patterns if (files := sorted(folder.glob(pattern)))), [])
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:

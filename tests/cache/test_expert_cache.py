@@ -75,6 +75,13 @@ async def settle():
         await asyncio.sleep(0)
 
 
+async def overdue(cache, *names):
+    """Wait until these experts drain for requests that have waited too long."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not all(cache._slots[name].draining for name in names):
+            await asyncio.sleep(0.001)
+
+
 def status(cache, name):
     return next(s for s in cache.status() if s.name == name)
 
@@ -103,7 +110,7 @@ def test_an_expert_that_is_used_stays_until_it_is_given_back():
             in_use = engines["a"].life.in_use()
             in_use.__enter__()
             other = asyncio.create_task(cache.lease("b"))
-            await asyncio.sleep(0.1)  # far beyond max_wait: b is overdue and still has to wait
+            await overdue(cache, "a")
             await settle()
             assert not other.done()
             assert status(cache, "a").state is State.DRAINING
@@ -156,8 +163,7 @@ def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
         async with running() as (cache, engines):
             first = await cache.lease("a")
             other = asyncio.create_task(cache.lease("b"))
-            await asyncio.sleep(0.1)
-            await settle()
+            await overdue(cache, "a")
             late = asyncio.create_task(cache.lease("a"))
             await settle()
             assert not late.done()
@@ -1018,8 +1024,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
         async with running("abcd", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
             first, second = await cache.lease("a"), await cache.lease("b")
             large = asyncio.create_task(cache.lease("c"))
-            await asyncio.sleep(0.1)  # it is overdue now and needs both places
-            await settle()
+            await overdue(cache, "a", "b")  # it needs both places
             first.release()
             small = []
             for name in "da":

@@ -21,7 +21,7 @@ from coe_server.simulation.measures import measure
 from coe_server.simulation.simulator import Timing, simulate
 from coe_server.simulation.traces import Request, Trace, read_trace, write_trace
 from tests.cache.machines import machine
-from tests.cache.test_expert_cache import run, running, settle, status
+from tests.cache.test_expert_cache import overdue, run, running, settle, status
 from tests.examples import examples
 
 FOUR = Limits(max_wait_seconds=0.05, queue_limit=16, max_concurrency=4)
@@ -202,8 +202,7 @@ def test_a_turn_is_as_long_as_the_answers_of_its_queue():
             await settle()
             other = asking(cache, 1, name="b")
             late = asking(cache, 1)
-            await asyncio.sleep(0.05)  # b is overdue
-            await settle()
+            await overdue(cache, "a")
             assert granted(first + late + other) == [True, False, False, False]
             (await first[0]).release()
             await settle()

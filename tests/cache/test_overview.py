@@ -22,7 +22,6 @@ def picture(overview):
         "failed": {slot.name for slot in overview.failed},
         "answers": (overview.anyone_is_below_a_pin, overview.starting, overview.anyone_waits, overview.calm),
         "queues": set(overview.queues()),
-        "queued on disk": set(overview.queued_on_disk()),
         "tiers": {tier: dict(holdings) for tier, holdings in overview.standing.tiers.items()},
         "held": dict(overview.standing.held),
         "prospects": (dict(here), dict(away)),

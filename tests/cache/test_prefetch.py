@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.prefetch import LEAST_GAIN, Prospect, prefetch
+from coe_server.cache.prefetch import LEAST_GAIN, Guess, Prospect, prefetch
 from coe_server.cache.standing import Holding, Standing
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.engines.engine import Footprint
+from tests.cache.test_expert_cache import run, running, settle
 
 
 def prospect(name, tier, up=0.4, down=0.3, **more):
@@ -152,3 +154,21 @@ def test_guessing_comes_to_an_end_fits_and_leaves_the_busy_and_the_pinned_alone(
         prospects = list(named.values())
         assert sum(bytes_in(one.holding.footprint, one.holding.tier).device for one in prospects) <= device
     raise AssertionError("it went on guessing for ever")
+
+
+@pytest.mark.parametrize(("next_one", "outcome"), [("a", "useful"), ("f", "wasted")])
+def test_room_that_was_made_on_a_guess_is_useful_to_another_and_wasted_on_the_one_that_made_it(next_one, outcome):
+    async def story():
+        async with running("abcdef", costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
+            for name in "abcdef":
+                (await cache.lease(name)).release()
+            await settle()
+            assert engines["f"].calls == ["start", "sleep"]
+            found = cache.guesses
+            before = {which: getattr(found, which)[Guess.ROOM] for which in ("useful", "wasted")}
+            assert found.begun[Guess.ROOM] - sum(before.values()) == 1
+            (await cache.lease(next_one)).release()
+            after = {which: getattr(found, which)[Guess.ROOM] for which in ("useful", "wasted")}
+            assert after == before | {outcome: before[outcome] + 1}
+
+    run(story())

@@ -186,7 +186,7 @@ def crowd(chance):
     for at in range(chance.randint(2, 6)):
         tier = chance.choice([Tier.HOST, Tier.HOST, Tier.DISK])
         pin, worth = chance.choice([Tier.DISK, Tier.DISK, tier]), chance.random()
-        away.append(Holding(f"away {at}", tier, chance.choice(sizes), wanted=True, worth_in_host=worth, pin=pin))
+        away.append(Holding(f"away {at}", tier, chance.choice(sizes), wanted=True, worth=worth, pin=pin))
     queues = [Queue(one.name, (chance.uniform(0, 99),), chance.uniform(1, 99)) for one in away]
     standing = Standing.of([*here, *away])
     return standing, queues, standing.used + Bytes(chance.randint(0, 8), chance.randint(0, 12))

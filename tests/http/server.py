@@ -119,7 +119,6 @@ def running_server(
     on_loopback=True,
     hosts=None,
     journal=None,
-    reader=None,
     tracing=None,
     remote=(),
     grace_seconds=GRACE_SECONDS,
@@ -137,7 +136,7 @@ def running_server(
         telemetry, events = Telemetry(), EventLog()
         events.tell(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)
-        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events, reader=reader)
+        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
         serving = Serving(
             router=router or NamedRouter(list(engines)),
             default_objective="quality",

@@ -193,32 +193,6 @@ def test_what_happened_before_is_told_and_not_played_again(visit):
     assert page.locator(".card.arrived").count() == 0
 
 
-class Reader:
-    """A `WeightReader` whose files are read at once."""
-
-    async def read(self, expert, unclaimed, read_before):
-        return 300 * 2**20
-
-
-def test_weight_files_that_are_read_ahead_are_told_of_and_nobody_moves(visit):
-    with running_server({name: engine(name) for name in ("one", "two")}, reader=Reader()) as reading:
-        opened = visit(server=reading)
-        page = opened.page
-        page.select_option("#model", "two")
-        opened.ask("well?")
-        page.wait_for_selector("#answer:not([aria-busy])")
-        reading.ask("POST", "/admin/experts/two/unload")  # now it is on disk, and the likeliest to be asked for
-        page.wait_for_selector('[data-tier="disk"] [data-expert="two"] .state:has-text("read ahead")')
-        told = page.locator("#moves tr").filter(has_text="read ahead")
-        assert told.locator("td").nth(1).inner_text() == "two"
-        assert told.locator("td").nth(2).inner_text() == "disk, files read ahead"
-        assert told.locator("td").nth(4).inner_text() == "300 MiB"
-        assert "→ disk" in page.inner_text("#moves tr:nth-child(2)")
-        if "COE_SCREENSHOTS" in os.environ:
-            page.screenshot(path=f"{os.environ['COE_SCREENSHOTS']}/read-ahead.png", full_page=True)
-        page.close()  # before the server
-
-
 def test_without_a_router_or_a_log_experts_are_asked_by_name(visit):
     with running_server({name: engine(name) for name in ("one", "two")}) as bare:
         opened = visit(server=bare)

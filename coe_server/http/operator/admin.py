@@ -27,7 +27,7 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.get("/events")
     async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
-        """Every move, switch, decision, failure and prefetch as server-sent events; `Last-Event-ID` resumes."""
+        """Every move, switch, decision and failure as server-sent events; `Last-Event-ID` resumes."""
         return StreamingResponse(_event_stream(cache.events, last_event_id), media_type="text/event-stream")
 
     @admin.post("/experts/{name}/load")

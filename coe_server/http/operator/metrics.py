@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from coe_server import telemetry as named
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.guesses import Guess
+from coe_server.cache.prefetch import Guess
 from coe_server.http.service import Service
 from coe_server.http.traffic import Traffic
 from coe_server.telemetry import Metric, Telemetry

@@ -19,7 +19,6 @@ export class Activity {
   add(event) {
     if (event.kind === "decision") this.#addDecision(event);
     if (event.kind === "move") this.#addMove(event);
-    if (event.kind === "prefetch") this.#addReadAhead(event);
     if (event.kind === "failure") this.#addFailure(event);
   }
 
@@ -45,11 +44,6 @@ export class Activity {
   #addMove(one) {
     const path = element("span", { class: "path" }, tier(one.from), " → ", tier(one.to));
     newest(this.moves, clock(one.time), one.expert, path, number(seconds(one.seconds)), number(bytes(one.bytes)));
-  }
-
-  #addReadAhead(one) {
-    const what = element("span", {}, tier("disk"), ", files read ahead");
-    newest(this.moves, clock(one.time), one.expert, what, number(seconds(one.seconds)), number(bytes(one.bytes)));
   }
 
   #addFailure(one) {

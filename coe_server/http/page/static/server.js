@@ -30,7 +30,7 @@ export function follow(seen, open) {
   const source = new EventSource("/admin/events");
   source.onopen = () => open(true);
   source.onerror = () => open(false);
-  for (const kind of ["move", "switch", "prefetch", "decision", "failure"]) {
+  for (const kind of ["move", "switch", "decision", "failure"]) {
     source.addEventListener(kind, (event) => seen(JSON.parse(event.data)));
   }
 }

@@ -45,7 +45,6 @@ export class Shelves {
   tell({ kind, expert, from, seconds: took }) {
     const card = this.cards.get(expert);
     if (kind === "move") card?.glow(`from ${from} in ${seconds(took)}`);
-    if (kind === "prefetch") card?.tell("files read ahead: will start sooner");
   }
 
   #addShelf(tier) {
