@@ -26,10 +26,8 @@ from typing import TypeVar
 from benchmarks.document import document
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease
-from coe_server.cache.policy import LFU, LRU, OURS, POLICIES, Policy
-from coe_server.cache.queue import Priority
-from coe_server.cache.shares import Owner
+from coe_server.cache.queue import Lease, Owner, Priority
+from coe_server.cache.scheduler import LFU, LRU, OURS, POLICIES, Policy
 from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
 from coe_server.simulation.comparison import Comparison, compare

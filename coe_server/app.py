@@ -19,7 +19,7 @@ from coe_server.assembly.keyring import build_guard
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
 from coe_server.assembly.routers import build_router, build_serving
 from coe_server.assembly.tracing import build_tracing
-from coe_server.cache.cost_file import write_costs
+from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Tier

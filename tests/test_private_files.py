@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from coe_server.cache.cost_file import read_costs, write_costs
+from coe_server.cache.costs import read_costs, write_costs
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.errors import CoeError, ConfigError
 from coe_server.journal.entries import Entry

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from coe_server.cache.cost_file import read_costs
+from coe_server.cache.costs import read_costs
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
 from coe_server.config import (

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from coe_server.assembly.experts import platform_of
-from coe_server.cache.pins import left_out, pinned
-from coe_server.cache.planner import mib
+from coe_server.cache.planner import left_out, mib, pinned
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.config import ServerConfig, VllmExpert

@@ -7,12 +7,19 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 
 from coe_server.cache.mover import Mover
-from coe_server.cache.overview import Overview
 from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
-from coe_server.cache.policy import Policy
 from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
-from coe_server.cache.scheduler import INFINITY, Limits, Queue, conduct, seconds_until_pressing, seconds_until_tenured
+from coe_server.cache.scheduler import (
+    INFINITY,
+    Limits,
+    Policy,
+    Queue,
+    conduct,
+    seconds_until_pressing,
+    seconds_until_tenured,
+)
 from coe_server.cache.slot import Slot
+from coe_server.cache.status import Overview
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.events import EventLog
 

@@ -1,11 +1,19 @@
-"""What an expert's moves and answers cost on this machine: guesses until measured. Seconds in, seconds out."""
+"""Seconds that an expert's moves and answers cost on this machine, measured or guessed, and kept in a small JSON file;
+and its restart budget. A file that cannot be read counts as no costs."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from coe_server.cache.tiers import Tier
+from coe_server.private_files import private_folder, replacing
 
 
 class Costs:
@@ -89,3 +97,77 @@ def _kind(source: Tier, target: Tier) -> str:
             return "sleep"
         case _:
             return "stop"
+
+
+logger = logging.getLogger(__name__)
+
+
+def read_costs(path: Path) -> dict[str, dict[str, float]]:
+    """Expert -> kind of cost -> seconds; empty if there is no file yet, or none that makes sense."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            str(expert): {str(kind): _seconds(value) for kind, value in costs.items()}
+            for expert, costs in found.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        logger.warning("%s: measured costs cannot be read (%s); they are measured anew", path, error)
+        return {}
+
+
+def write_costs(path: Path, costs: Mapping[str, Mapping[str, float]]) -> None:
+    """Replace the file as a whole, so that a reader never sees half of it."""
+    private_folder(path.parent)
+    with replacing(path) as out:
+        json.dump(costs, out, indent=1)
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is no number of seconds")
+    return float(value)
+
+
+FAILURES_IN_A_ROW = 2  # without an answer in between
+FAILURES_IN_THE_WINDOW = 5  # with answers in between: each restart costs the others a cold start's worth of machine
+WINDOW_SECONDS = 600.0
+SHORTEST_REST_SECONDS = 30.0
+LONGEST_REST_SECONDS = 960.0
+_MOST_DOUBLINGS = 10  # 2.0 ** 1024 is an error
+
+
+@dataclass(slots=True)
+class Restarts:
+    """One expert's failures. After a rest it has one more try; each rest without an answer since is twice as long."""
+
+    in_a_row: int = 0
+    rests: int = 0  # since its last answer
+    recent: deque[float] = field(default_factory=deque)
+
+    def fail(self, now: float, hopeless: bool) -> float | None:
+        """Count a failure; the seconds of rest it needs, None if it may start again at once.
+
+        `hopeless`: trying again at once would end in the same way, as with an engine that does not start.
+        """
+        self.in_a_row += 1
+        self.recent.append(now)
+        while now - self.recent[0] > WINDOW_SECONDS:
+            self.recent.popleft()
+        often = len(self.recent) >= FAILURES_IN_THE_WINDOW
+        if not (hopeless or often or self.in_a_row >= FAILURES_IN_A_ROW):
+            return None
+        if often:
+            self.recent.clear()
+        self.rests += 1
+        return min(SHORTEST_REST_SECONDS * 2.0 ** min(self.rests - 1, _MOST_DOUBLINGS), LONGEST_REST_SECONDS)
+
+    def answer(self) -> None:
+        """It gave a whole answer: what was before does not count as a row any more."""
+        self.in_a_row = self.rests = 0
+
+    def forgive(self) -> None:
+        """A person wants it tried again."""
+        self.in_a_row = self.rests = 0
+        self.recent.clear()

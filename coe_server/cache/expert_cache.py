@@ -9,21 +9,16 @@ from functools import partial
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.costs import Costs
-from coe_server.cache.deaths import Deaths
-from coe_server.cache.lease import Lease, LeaseActs
+from coe_server.cache.health import Deaths
 from coe_server.cache.mover import Mover
-from coe_server.cache.overview import Overview
-from coe_server.cache.pins import left_out, pinned
-from coe_server.cache.planner import Move, Plan
-from coe_server.cache.policy import OURS, Policy
+from coe_server.cache.planner import Move, Plan, left_out, pinned
 from coe_server.cache.prefetch import Guess, Guesses
-from coe_server.cache.queue import Priority, Waiter, WaitingLine
-from coe_server.cache.scheduler import Limits
-from coe_server.cache.shares import Owner, WaitedFor
+from coe_server.cache.queue import Lease, LeaseActs, Owner, Priority, WaitedFor, Waiter, WaitingLine
+from coe_server.cache.scheduler import OURS, Limits, Policy
 from coe_server.cache.slot import Expert, Slot
-from coe_server.cache.status import ExpertStatus
+from coe_server.cache.status import ExpertStatus, Overview
 from coe_server.cache.tiers import Bytes, Ledger, Tier
-from coe_server.cache.waits import Waits
+from coe_server.cache.wait_times import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from coe_server.events import EventLog
 

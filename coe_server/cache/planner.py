@@ -1,15 +1,14 @@
-"""Pure: which moves bring one expert to the device. No clock, no I/O; values in, values out."""
+"""Pure: which moves bring one expert to the device, and which experts pins leave no room for. Values in, values out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop
 from operator import attrgetter
 from typing import NamedTuple
 
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 
@@ -231,3 +230,16 @@ def _why_never(goal: Holding, standing: Standing, capacity: Bytes) -> str:
 def mib(size_bytes: int) -> str:
     """`134217728` as `128 MiB`."""
     return f"{size_bytes / 2**20:,.0f} MiB"
+
+
+def pinned(name: str, footprint: Footprint, pin: Tier) -> Holding:
+    """An expert that is as far down as its pin lets it."""
+    return Holding(name, pin, footprint, pin=pin)
+
+
+def left_out(experts: Iterable[Holding], capacity: Bytes) -> dict[str, str]:
+    """Who of these could never come to the device, whoever leaves that may: name -> why."""
+    experts = tuple(experts)
+    standing = Standing.of(experts)
+    plans = {one.name: plan(standing, one, capacity) for one in experts}
+    return {name: found.sentence for name, found in plans.items() if isinstance(found, Never)}

@@ -14,8 +14,7 @@ from heapq import nsmallest
 from itertools import chain
 
 from coe_server.cache.planner import Move, Plan
-from coe_server.cache.standing import Holding
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
 
 HALF_LIFE_SECONDS = 300.0
 LEAST_CHANCE = 0.005  # an expert that is less likely to be next is left out of account

@@ -1,19 +1,22 @@
-"""The requests that wait for one expert: oldest first, the urgent a little earlier. Grants nothing by itself.
+"""The queue of one expert, how much of it one owner may take, and the lease that a request waits for.
 
-A request waits for as many leases as it asks for answers; what has room for fewer goes on waiting, and nothing goes in
-before it.
+Oldest first, urgent requests a little earlier. A request waits for one lease for each answer it asks for, and none is
+granted before it. The first half of a queue takes any request; beyond it an owner that has its share of the whole
+queue is refused. Shares leave the order alone: the wait bound is that of any queue of this length.
 """
 
 from __future__ import annotations
 
 import asyncio
+import warnings
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from types import TracebackType
+from typing import Literal, NamedTuple
 
-from coe_server.cache.lease import Lease
-from coe_server.cache.shares import Owner, WaitedFor
+from coe_server.engines.engine import Engine
 
 Priority = Literal["high", "normal", "batch"]
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
@@ -115,3 +118,119 @@ _AT_THE_DOOR = float("-inf")
 
 def _nobody_looks() -> None:
     pass
+
+
+class Owner(NamedTuple):
+    """What a lease is asked for by; `share`, above 0 and at most 1, is that of every queue."""
+
+    name: str
+    share: float
+
+
+class WaitedFor:
+    """The leases that are waited for in one queue, or in all of them, and by which owner."""
+
+    def __init__(self) -> None:
+        self.leases = 0
+        self._by_owner: Counter[str] = Counter()
+
+    def add(self, leases: int, owner: Owner | None) -> None:
+        """Count so many more; a negative number takes them away again."""
+        self.leases += leases
+        if owner is not None:
+            self._by_owner[owner.name] += leases
+            if not self._by_owner[owner.name]:
+                del self._by_owner[owner.name]
+
+    def by(self, owner: Owner | None) -> int:
+        return 0 if owner is None else self._by_owner[owner.name]
+
+    def is_full(self, leases: int, limit: int) -> bool:
+        """Whether there is no room for so many more. An empty queue takes any request: it is no longer than that."""
+        return self.leases > 0 and self.leases + leases > limit
+
+    def is_over_share(self, leases: int, limit: int, owner: Owner | None) -> bool:
+        """Whether an owner would have more than its share, and more than half of the queue would be taken.
+
+        An owner with nothing waiting is never over its share: so each has one request.
+        """
+        own = self.by(owner)
+        if owner is None or not own or 2 * (self.leases + leases) <= limit:
+            return False
+        return own + leases > owner.share * limit
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseActs:
+    """What its holder can do with a lease, as the cache carries it out."""
+
+    give_back: Callable[[], None]
+    suspect: Callable[[], None]
+    is_alive: Callable[[], Awaitable[bool]]
+    speaks: Callable[[], None]
+    answered: Callable[[], None]
+
+
+class Lease:
+    """Held from the moment it is granted until `release`. Use it as a context manager."""
+
+    def __init__(
+        self,
+        expert: str,
+        engine: Engine,
+        waited_seconds: float,
+        gone: asyncio.Event,
+        acts: LeaseActs,
+        mortal: bool = True,
+    ) -> None:
+        self.expert = expert
+        self.engine = engine
+        self.waited_seconds = waited_seconds
+        self._gone = gone
+        self._acts = acts
+        self.mortal = mortal  # false: it is answered elsewhere, and its process is not ours to watch
+        self.is_try = False  # of an expert whose backoff is over: how it ends says whether others follow
+        self._held = True
+
+    def release(self) -> None:
+        """Give it back; doing so twice is harmless."""
+        held, self._held = self._held, False
+        if held:
+            self._acts.give_back()
+
+    def suspect_engine(self) -> None:
+        """It did not answer: have it examined, and buried if it hangs."""
+        self._acts.suspect()
+
+    async def engine_is_alive(self) -> bool:
+        """The same, for who needs to know: whether it gives a sign of life, within `Limits.sign_of_life_seconds`."""
+        return await self._acts.is_alive()
+
+    def speaks(self) -> None:
+        """Its answer has begun: requests that were kept away from it may come."""
+        self._acts.speaks()
+
+    def answered(self) -> None:
+        """It gave a whole answer: its earlier failures are forgiven, and how long that took is learned."""
+        self._acts.answered()
+
+    async def engine_is_gone(self, within_seconds: float) -> bool:
+        """Whether the engine behind this lease turns out to be dead; waits that long for the news."""
+        try:
+            async with asyncio.timeout(within_seconds if self.mortal else 0):
+                await self._gone.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if self._held:
+            warnings.warn(f"lease of expert '{self.expert}' was never released", ResourceWarning, stacklevel=1)

@@ -1,21 +1,39 @@
-"""Pure: what the conductor orders next. No clock, no I/O; times come in as seconds, orders go out as values.
+"""Pure: what the conductor orders next, under which policy. Times come in as seconds, orders go out as values.
 
-Requests for an expert on the device go on while nobody is overdue: collating amortises switches. A switch comes when
-the waiting is worth its measured cost, or when somebody is overdue. Overdue experts go in order of deadline, and
-nobody behind one takes the room it waits for.
+Requests for an expert on the device are served while no request is overdue: collating amortises switches. A switch
+comes when the waiting is worth its measured cost, or when a request is overdue. Overdue experts go in order of
+deadline, and nothing behind one takes the room it waits for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
-from coe_server.cache.policy import OURS, Policy
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.engines.engine import Footprint
+
+Retention = Literal["lru", "lfu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A named set of rules. Ours is what the server runs; the others exist to be compared with."""
+
+    name: str
+    collates: bool  # requests for an expert on the device overtake those for others; else strict order of arrival
+    bounded: bool  # who waits longer than max_wait makes busy experts drain
+    weighs_waiting: bool  # waiting that is worth a switch makes busy experts drain
+    retention: Retention  # who leaves first
+
+
+OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="lru")
+FIFO = Policy("fifo", collates=False, bounded=False, weighs_waiting=False, retention="lru")
+LRU = Policy("lru", collates=True, bounded=False, weighs_waiting=False, retention="lru")
+LFU = Policy("lfu", collates=True, bounded=False, weighs_waiting=False, retention="lfu")
+POLICIES = {policy.name: policy for policy in (OURS, FIFO, LRU, LFU)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil
 
-from coe_server.cache.backoff import Backoff
-from coe_server.cache.costs import Costs
+from coe_server.cache.costs import Costs, Restarts
+from coe_server.cache.health import Backoff
 from coe_server.cache.planner import Move
-from coe_server.cache.policy import Retention
 from coe_server.cache.queue import WaitingLine
-from coe_server.cache.restarts import Restarts
-from coe_server.cache.scheduler import Queue
-from coe_server.cache.standing import Holding
-from coe_server.cache.tiers import Tier
+from coe_server.cache.scheduler import Queue, Retention
+from coe_server.cache.tiers import Holding, Tier
 from coe_server.engines.engine import Engine
 from coe_server.errors import ExpertUnavailable
 

@@ -1,12 +1,240 @@
-"""One expert as a person sees it from outside. Changes nothing."""
+"""All slots as the scheduler and the planner see them, and each as an operator sees it. Changes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from coe_server.cache.slot import MoveRecord, Slot, State
-from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.waits import Outlook
+from coe_server.cache.planner import Move
+from coe_server.cache.prefetch import Prospect
+from coe_server.cache.scheduler import Limits, Policy, Queue, turns
+from coe_server.cache.slot import Failure, MoveRecord, Slot, State
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.wait_times import Ahead, Expected, Forecast, Outlook, passed
+
+_State = tuple[bool, Tier, Move | None, Failure | None, Tier, bool]  # all that says which of the sets a slot belongs to
+
+
+class Overview:
+    """What a pass over 150 experts would otherwise work out anew: who stands where, moves, waits or has failed.
+
+    Always as things are now. What only a plan needs, the planner's and the scheduler's views, is made when it is asked
+    for: most passes ask for neither.
+    """
+
+    def __init__(self, slots: Mapping[str, Slot], policy: Policy, limits: Limits, capacity: Bytes) -> None:
+        self._slots = slots
+        self._policy = policy
+        self._limits = limits
+        self._capacity = capacity
+        self._settled: dict[str, Slot] = {}
+        self._waiting: dict[str, Slot] = {}
+        self._at_hand: dict[str, Slot] = {}
+        self._moving: dict[str, Slot] = {}
+        self._starting: dict[str, Slot] = {}
+        self._failed: dict[str, Slot] = {}
+        self._below_pin: dict[str, Slot] = {}
+        self._in_turn: dict[str, Slot] = {}  # those who wait for a turn
+        self._in_turn_off_disk: dict[str, Slot] = {}  # of those, the ones that need no start
+        self._queues: dict[str, Queue] = {}  # of those, the ones that somebody has asked for
+        self._standing = Standing.of(())
+        self._states: dict[str, _State] = {}  # of each slot, when it was last looked at
+        self._changed: dict[str, Slot] = dict(slots)
+        self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
+        self._prospects_here: dict[str, Prospect] = {}
+        self._prospects_away: dict[str, Prospect] = {}
+        self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
+        self._expected: dict[str, Expected] = {}
+        self._to_expect_anew: dict[str, Slot] = {}  # changed since what is to be expected was last asked for
+        for name, slot in slots.items():
+            slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
+
+    @property
+    def standing(self) -> Standing:
+        """As the planner sees it."""
+        self._look_again()
+        if self._to_stand_anew:
+            self._standing = self._standing.updated([self.holding(slot) for slot in self._to_stand_anew.values()])
+            self._to_stand_anew.clear()
+        return self._standing
+
+    def holding(self, slot: Slot) -> Holding:
+        return slot.holding(self._policy.retention)
+
+    def prospects(self) -> tuple[Mapping[str, Prospect], Mapping[str, Prospect]]:
+        """Who may leave, on the device, and who may come, away from it: on a guess only those who had to leave."""
+        self._look_again()
+        for name, slot in self._prospects_anew.items():
+            self._prospects_here.pop(name, None)
+            self._prospects_away.pop(name, None)
+            if not slot.expert.remote:
+                there = self._prospects_here if slot.tier is Tier.DEVICE else self._prospects_away
+                there[name] = self._prospect(slot)
+        self._prospects_anew.clear()
+        return self._prospects_here, self._prospects_away
+
+    @property
+    def settled(self) -> tuple[Slot, ...]:
+        """On the device and staying there for now."""
+        self._look_again()
+        return tuple(self._settled.values())
+
+    @property
+    def at_hand(self) -> tuple[Slot, ...]:
+        """Waited for, and settled."""
+        self._look_again()
+        return tuple(self._at_hand.values())
+
+    @property
+    def failed(self) -> tuple[Slot, ...]:
+        self._look_again()
+        return tuple(self._failed.values())
+
+    @property
+    def anyone_is_below_a_pin(self) -> bool:
+        self._look_again()
+        return bool(self._below_pin)
+
+    @property
+    def starting(self) -> bool:
+        """An engine is on its way up from disk."""
+        self._look_again()
+        return bool(self._starting)
+
+    @property
+    def anyone_waits(self) -> bool:
+        """For an expert that would have to be brought."""
+        self._look_again()
+        return bool(self._in_turn)
+
+    @property
+    def calm(self) -> bool:
+        """Nobody waits for an expert to be brought, and none is on its way anywhere."""
+        self._look_again()
+        return not self._in_turn and not self._moving
+
+    def queues(self) -> tuple[Queue, ...]:
+        """Who waits for a turn and could have one: engines start one at a time.
+
+        In strict order of arrival nobody but the oldest has a turn.
+        """
+        self._look_again()
+        if not self._policy.collates:
+            oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
+            return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
+        able = self._in_turn_off_disk if self._starting else self._in_turn
+        return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
+
+    def expected(self) -> Mapping[str, Expected]:
+        """What whoever came now would meet, by expert, but for the turns ahead of it, which the forecast tells."""
+        self._look_again()
+        for name, slot in self._to_expect_anew.items():
+            self._expected[name] = _expected(slot, self._limits.max_concurrency)
+        self._to_expect_anew.clear()
+        return self._expected
+
+    def forecast(self, now: float) -> Forecast:
+        """When everybody's turn comes if nobody else is asked for."""
+        self._look_again()
+        queues = [self._queue(slot) for slot in self._in_turn.values()]
+        order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
+        expected = self.expected()
+        waiting = [expected[turn.expert].turn for turn in order]
+        standing = self.standing
+        here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
+        places = [_can_leave_in(slot, now, self._limits) for slot in here if slot.shares_the_device]
+        largest = max(
+            [self._slots[name].engine.footprint.device_awake for name in self._in_turn or standing.tiers[Tier.DEVICE]],
+            default=0,
+        )
+        free = (self._capacity - standing.used).device // max(largest, 1)
+        places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
+        starting = (slot.seconds_left(now) for slot in self._starting.values())
+        return Forecast(waiting, places, max(starting, default=0.0))
+
+    def _prospect(self, slot: Slot) -> Prospect:
+        rests = slot.resting_tier
+        up = slot.costs.move(rests if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
+        down = slot.costs.move(Tier.DEVICE, rests)
+        return Prospect(self.holding(slot), up, down, may_come=slot.pushed_out)
+
+    def _queue(self, slot: Slot) -> Queue:
+        if slot.name not in self._queues:
+            self._queues[slot.name] = slot.queue()
+        return self._queues[slot.name]
+
+    def _look_again(self) -> None:
+        """At every slot that has changed since the last time."""
+        if not self._changed:
+            return
+        for name, slot in self._changed.items():
+            state = (bool(slot.waiters), slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
+            if state != self._states.get(name):
+                self._states[name] = state
+                self._sort_in(name, slot)
+            _keep_last(self._in_turn, name, slot)
+            _keep_last(self._in_turn_off_disk, name, slot)
+            self._queues.pop(name, None)
+            self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
+        self._changed.clear()
+
+    def _sort_in(self, name: str, slot: Slot) -> None:
+        waits, settled, in_turn = bool(slot.waiters), slot.settled, slot.waits_for_a_turn
+        for where, belongs in (
+            (self._settled, settled),
+            (self._waiting, waits),
+            (self._at_hand, waits and settled),
+            (self._moving, slot.moving is not None),
+            (self._starting, slot.is_starting),
+            (self._failed, slot.failure is not None),
+            (self._below_pin, slot.tier.depth > slot.pin.depth),
+            (self._in_turn, in_turn),
+            (self._in_turn_off_disk, in_turn and slot.tier is not Tier.DISK),
+        ):
+            if belongs:
+                where[name] = slot
+            else:
+                where.pop(name, None)
+
+
+def _expected(slot: Slot, max_concurrency: int) -> Expected:
+    up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
+    ahead = slot.waiters.leases + (slot.leases if slot.settled else 0)
+    must_end = ahead >= max_concurrency and not slot.draining
+    return Expected(
+        slot.residency,
+        slot.failure.reason if slot.failure else None,
+        slot.expert.remote or (slot.settled and not slot.draining),
+        slot.moving is not None and slot.moving.target is Tier.DEVICE,
+        up_from is Tier.DISK,
+        slot.costs.move(up_from, Tier.DEVICE),
+        ahead // max_concurrency * slot.costs.service,
+        slot.makes_room(ahead, max_concurrency) if must_end else None,
+        slot.costs.service,
+        Ahead(
+            slot.name,
+            slot.tier is Tier.DISK,
+            slot.switch_seconds(),
+            slot.serving_seconds(slot.waiters.leases, max_concurrency)
+            + slot.costs.move(Tier.DEVICE, slot.resting_tier),
+        ),
+    )
+
+
+def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
+    """Seconds until an expert on the device, or on its way there, can have left it."""
+    goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
+    down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
+    last = slot.makes_room(goes_on - 1, limits.max_concurrency) if goes_on else None
+    left = slot.serving_seconds(goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
+    return slot.seconds_left(now) + left + down
+
+
+def _keep_last(where: dict[str, Slot], name: str, slot: Slot) -> None:
+    """Whoever is in there at all comes last now."""
+    if where.pop(name, None) is not None:
+        where[name] = slot
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from rich.table import Table
 
 from coe_server.assembly.experts import build_experts
 from coe_server.assembly.memory import build_capacity, refuse_what_never_fits
-from coe_server.cache.policy import POLICIES, Policy
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.scheduler import POLICIES, Limits, Policy
 from coe_server.commands.narrow_tables import no_room_for, table_console, that_fits
 from coe_server.config import ServerConfig, SimulatedExpert, load_config
 from coe_server.destination import require_writable_file

@@ -11,7 +11,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
-from coe_server.cache.wait_bound import turn_seconds, turns_ahead
+from coe_server.cache.wait_times import turn_seconds, turns_ahead
 from coe_server.config import RemoteExpert, ServerConfig, VllmExpert
 from coe_server.http.service import Decides
 from coe_server.keys import Key

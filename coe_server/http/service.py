@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.shares import Owner
+from coe_server.cache.queue import Owner
 from coe_server.errors import EmbeddingUnavailable, Forbidden, first_line
 from coe_server.http.answer.trace import NoTracing, Tracing
 from coe_server.http.chronicle import Chronicle

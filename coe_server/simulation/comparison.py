@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coe_server.cache.policy import OURS, Policy
+from coe_server.cache.scheduler import OURS, Policy
 from coe_server.cache.tiers import Tier
 from coe_server.simulation.measures import Measures, measure, serving_share
 from coe_server.simulation.offline_bound import Bringing, Job, lower_bound

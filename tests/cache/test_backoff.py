@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.backoff import FAILURES_IN_A_ROW, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
+from coe_server.cache.health import FAILURES_IN_A_ROW, LONGEST_SECONDS, SHORTEST_SECONDS, Backoff
 
 
 def test_one_failure_alone_keeps_nothing_away_and_the_third_in_a_row_does():

@@ -2,8 +2,7 @@
 
 import pytest
 
-from coe_server.cache.cost_file import read_costs, write_costs
-from coe_server.cache.costs import Costs
+from coe_server.cache.costs import Costs, read_costs, write_costs
 from coe_server.cache.tiers import Tier
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease, LeaseActs
+from coe_server.cache.queue import Lease, LeaseActs
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -610,7 +610,7 @@ def test_a_pinned_expert_never_leaves_its_tier():
 def test_for_a_pinned_expert_that_is_too_far_down_an_idle_one_leaves(tier, residencies, caplog):
     async def story():
         async with running("abc", device=20, limits=replace(PLENTY, prefetch=False)) as (cache, engines):
-            with await cache.lease("b"), await cache.lease("c"):
+            with await cache.lease("c"), await cache.lease("b"):  # b is given back first
                 cache.pin("a", tier)
                 await settle()
                 assert engines["a"].calls == []  # it waits until somebody is idle

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.policy import OURS
 from coe_server.cache.queue import WaitingLine
-from coe_server.cache.scheduler import Limits
+from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert, Slot
 from coe_server.cache.tiers import Tier
-from coe_server.cache.wait_bound import turn_seconds, widest_request
+from coe_server.cache.wait_times import turn_seconds, widest_request
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.simulation.measures import measure
 from coe_server.simulation.simulator import Timing, simulate

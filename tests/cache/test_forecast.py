@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.forecast import Ahead, Forecast
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.wait_times import Ahead, Forecast
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.errors import Overloaded
 from coe_server.simulation.virtual_clock import run_virtually

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
 footprints = st.builds(

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.prefetch import LEAST_GAIN, Guess, Prospect, prefetch
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from tests.cache.test_expert_cache import run, running, settle
 

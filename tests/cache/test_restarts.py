@@ -1,6 +1,6 @@
 """How long an expert that fails is left alone."""
 
-from coe_server.cache.restarts import (
+from coe_server.cache.costs import (
     FAILURES_IN_THE_WINDOW,
     LONGEST_REST_SECONDS,
     SHORTEST_REST_SECONDS,

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache import scheduler
-from coe_server.cache.policy import FIFO, OURS
 from coe_server.cache.queue import WEIGHTS
 from coe_server.cache.scheduler import (
+    FIFO,
+    OURS,
     Limits,
     Queue,
     Turn,
@@ -19,8 +20,7 @@ from coe_server.cache.scheduler import (
     seconds_until_tenured,
     turns,
 )
-from coe_server.cache.standing import Holding, Standing
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner import worlds
 

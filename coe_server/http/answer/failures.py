@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease
+from coe_server.cache.queue import Lease
 from coe_server.errors import CoeError, EngineError, UpstreamLimited
 
 

@@ -16,9 +16,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.lease import Lease
-from coe_server.cache.queue import Priority
-from coe_server.cache.shares import Owner
+from coe_server.cache.queue import Lease, Owner, Priority
 from coe_server.engines.engine import EngineRequest, EngineResponse
 from coe_server.errors import (
     CoeError,

@@ -1,17 +1,100 @@
-"""Engines that die or fall silent: noticed, cleaned up after, and started again where nobody else wants the room."""
+"""Health of experts: the backoff of remote ones that fail, and engines that die or do not respond."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
 
-from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan
-from coe_server.cache.slot import Slot
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineError
+
+if TYPE_CHECKING:
+    from coe_server.cache.mover import Mover
+    from coe_server.cache.slot import Slot
+
+FAILURES_IN_A_ROW = 3  # without an answer in between, where one alone says little of the next
+SHORTEST_SECONDS = 1.0
+LONGEST_SECONDS = 300.0  # unless its server asks for more with Retry-After
+_MOST_DOUBLINGS = 10  # 2.0 ** 1024 is an error
+
+
+@dataclass(slots=True)
+class Backoff:
+    """One expert's. When the time is over, one request tries it; the others wait for what becomes of that one."""
+
+    in_a_row: int = 0
+    backoffs: int = 0  # since its last answer
+    cause: str = ""  # of the last one, in a word or a status
+    since: float | None = None  # None: it is not backing off
+    until: float = 0.0
+    is_tried: bool = False
+
+    def fail(self, now: float, cause: str, at_once: bool, asked_seconds: float | None = None) -> float | None:
+        """Count a failure; the seconds of the backoff that it begins, None if it begins none.
+
+        `asked_seconds`: what the expert's server asked for. Those who were inside already when it began prolong it by
+        that alone: ten requests that fail together are one failure.
+        """
+        self.in_a_row += 1
+        if self.since is not None and not self.is_tried:
+            self.until = max(self.until, now + (asked_seconds or 0.0))
+            return None
+        if not at_once and self.in_a_row < FAILURES_IN_A_ROW:
+            return None
+        grown = min(SHORTEST_SECONDS * 2.0 ** min(self.backoffs, _MOST_DOUBLINGS), LONGEST_SECONDS)
+        seconds = max(asked_seconds, SHORTEST_SECONDS) if asked_seconds is not None else grown
+        self.backoffs += 1
+        self.cause, self.since, self.until, self.is_tried = cause, now, now + seconds, False
+        return seconds
+
+    def speak(self, asked: float) -> None:
+        """It begins to answer a request that it was asked at that moment: the others may follow, for a whole answer
+        may take long. If it breaks off, the next backoff is longer still."""
+        if self._is_news(asked):
+            self.since, self.is_tried = None, False
+
+    def answer(self, asked: float) -> None:
+        """It answered that request."""
+        if self._is_news(asked):
+            self.forgive()
+
+    def _is_news(self, asked: float) -> bool:
+        """From before a backoff an answer says nothing of it."""
+        return self.since is None or asked >= self.since
+
+    def forgive(self) -> None:
+        """A person wants it tried again."""
+        self.in_a_row = self.backoffs = 0
+        self.since, self.is_tried = None, False
+
+    def begin_try(self) -> bool:
+        """The time is over, and a request is let in: True if it is the one that tries."""
+        tries = self.since is not None
+        self.is_tried = self.is_tried or tries
+        return tries
+
+    def end_try(self) -> None:
+        """The request that tried it ended without saying anything of the expert: the next one tries."""
+        self.is_tried = False
+
+    def refusal(self, now: float) -> str | None:
+        """Why no request is let in now; None if one is."""
+        if self.since is None or (now >= self.until and not self.is_tried):
+            return None
+        if self.is_tried:
+            return f"backing off: {self.cause}; one request tries it now"
+        return f"backing off {ceil(self.until - now)} s: {self.cause}"
+
+    def seconds_left(self, now: float) -> float:
+        """Until a request may be let in; while one tries it, the time that the next backoff would take at least."""
+        return SHORTEST_SECONDS if self.is_tried else max(0.0, self.until - now)
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,278 @@
+"""Wait times of requests: the upper bound, and an estimate of each expert's wait now. No clock, no I/O.
+
+The estimate supposes that no other request comes: the turns ahead, dealt to the places on the device.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from heapq import nlargest
+from math import ceil
+from typing import TYPE_CHECKING, NamedTuple
+
+from coe_server.cache.scheduler import Limits
+from coe_server.cache.tiers import Bytes
+from coe_server.engines.engine import Footprint
+
+if TYPE_CHECKING:
+    from coe_server.cache.slot import Slot
+    from coe_server.cache.status import Overview
+
+
+class Sharer(NamedTuple):
+    """An expert that may have to make room on the device for another one, and what its moves take."""
+
+    footprint: Footprint
+    up_seconds: float  # to the device from wherever it may be
+    down_seconds: float  # from wherever it may be to wherever it has to go
+
+
+def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
+    """`max_wait + turns * (turn + switch)`, for so many experts that share the device; see `turn_seconds`.
+
+    Where nobody shares the device there are no switches, but there is a turn: that of the requests for the same expert.
+    """
+    waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits, widest)
+    return waiting + turns_ahead(sharing) * switch_seconds if sharing else waiting
+
+
+def turns_ahead(sharing: int) -> int:
+    """The most turns until an overdue request is let in: one of each expert, its own included, and the one under way.
+
+    That one's expert may have another turn: whoever came for it when its turn had begun waits for the next.
+    """
+    return max(sharing, 1) + (sharing > 1)
+
+
+def turn_seconds(limits: Limits, widest: int = 1) -> float:
+    """The longest an expert may keep the device once others are overdue: what was queued when its turn began.
+
+    `widest`: the most leases that one request takes. Requests go in strictly in order, so a wide one leaves places
+    empty until it fits. Deal q leases to rounds in that order, a new round whenever the next request does not fit into
+    c places: what is in round k has gone in when k - 1 answers of the longest kind are over. Two rounds in a row take
+    more than c leases, each but the last at least c - widest + 1: there are no more rounds than `_rounds`.
+    """
+    return _rounds(limits.queue_limit, limits.max_concurrency, widest) * limits.max_generation_seconds
+
+
+def _rounds(queued: int, places: int, widest: int) -> int:
+    return min(2 * ceil(queued / places), ceil(queued / (places - widest + 1)))
+
+
+def widest_request(limits: Limits) -> int:
+    """The most leases that one request may take."""
+    return min(limits.max_fan_out, limits.max_concurrency)
+
+
+def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> float:
+    """The longest that bringing one of them takes: its own way up, and before it, one by one, those that make room.
+
+    `host_left_bytes` would be left of host memory if everybody had a process; below zero sleepers have to stop, too.
+    """
+    device = sorted(min(filter(None, _freed(one.footprint)), default=0) for one in sharers)
+    host = sorted(one.footprint.host for one in sharers)
+
+    def victims(goal: Footprint) -> int:
+        for_host = _most_needed(goal.host, host) if host_left_bytes < 0 else 0
+        return min(_most_needed(goal.device_awake, device) + for_host, max(1, len(sharers) - 1))
+
+    down = [one.down_seconds for one in sharers]
+    return max((one.up_seconds + sum(nlargest(victims(one.footprint), down)) for one in sharers), default=0.0)
+
+
+def _freed(footprint: Footprint) -> tuple[int, int]:
+    """Of the device: by falling asleep, by stopping after that."""
+    return footprint.device_awake - footprint.device_asleep, footprint.device_asleep
+
+
+def _most_needed(need_bytes: int, freed: Iterable[int]) -> int:
+    """The most who leave for so much; `freed` by each, least first. Nobody leaves without whom there is enough."""
+    number, without_one = 1, 0
+    for size in filter(None, freed):
+        without_one += size
+        if without_one >= need_bytes:
+            break
+        number += 1
+    return number
+
+
+class Ahead(NamedTuple):
+    """An expert whose turn comes, as far as those behind it are concerned."""
+
+    expert: str
+    from_disk: bool
+    switch_seconds: float
+    serving_seconds: float  # of those who wait for it, once it is there, and of its way off the device again
+
+
+class Expected(NamedTuple):
+    """What whoever came now would meet at an expert, until something about it changes."""
+
+    residency: str
+    failure: str | None
+    at_hand: bool  # it is up, and lets in those who come
+    on_its_way: bool  # to the device, now
+    from_disk: bool  # else it has to start, or is woken from where it rests
+    up_seconds: float  # which takes so long
+    serving_seconds: float  # of those who go in before, once it is up
+    makes_room: float | None  # of those, when the one inside was let in who has to end first
+    answer_seconds: float  # that an answer usually takes
+    turn: Ahead  # of those who wait for it
+
+    def left_to_serve(self, now: float) -> float:
+        """`serving_seconds`, less what is over of the answer that goes on inside."""
+        return self.serving_seconds - passed(self.makes_room, self.answer_seconds, now)
+
+
+def passed(since: float | None, usual_seconds: float, now: float) -> float:
+    """Of an answer that began then and takes as long as usual: none where there is none, never more than all of it."""
+    return 0.0 if since is None else min(now - since, usual_seconds)
+
+
+class Forecast:
+    """When each of `turns`, first one first, will have its expert on the device.
+
+    `places`: for each expert that shares the device, in how many seconds it can have left it. Engines start one at a
+    time, the next one from `starts_from` on; while one starts, whoever else has a place goes on, and wakes take the
+    places that become free.
+    """
+
+    def __init__(self, turns: Iterable[Ahead], places: Iterable[float], starts_from: float) -> None:
+        self.until: dict[str, float] = {}  # expert -> seconds
+        self._places = list(places) or [0.0]
+        heapq.heapify(self._places)
+        self._starts_from = starts_from
+        later: list[Ahead] = []
+        for turn in turns:
+            if turn.from_disk and (later or self._starts_from > self._places[0]):
+                later.append(turn)
+            else:
+                self._give(turn)
+        self.wake_after_all = self._places[0]  # when an expert whose turn is the last can begin to come
+        for turn in later:
+            self._give(turn)
+        self.start_after_all = max(self._places[0], self._starts_from)
+
+    def _give(self, turn: Ahead) -> None:
+        begins = max(heapq.heappop(self._places), self._starts_from if turn.from_disk else 0.0)
+        up = self.until[turn.expert] = begins + turn.switch_seconds
+        if turn.from_disk:
+            self._starts_from = up
+        heapq.heappush(self._places, up + turn.serving_seconds)
+
+
+class Outlook(NamedTuple):
+    """What a request for an expert would meet if it came now."""
+
+    residency: str
+    predicted_wait_seconds: float
+    failure: str | None
+    returns_seconds: float | None = None  # of one that has failed: until a request may be let in again
+
+
+class Waits:
+    """`overview` knows everybody's place now, `clock` gives seconds."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        overview: Overview,
+        capacity: Bytes,
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        self._slots = slots
+        self._overview = overview
+        self._capacity = capacity
+        self._limits = limits
+        self._clock = clock
+        self._widest = 1  # leases that one request has taken so far
+
+    def saw(self, leases: int) -> None:
+        """A request takes that many leases."""
+        self._widest = max(self._widest, leases)
+
+    def outlooks(self) -> dict[str, Outlook]:
+        """Each expert by name."""
+        found: dict[str, Outlook] = {}
+        now = self._clock()
+        forecast: Forecast | None = None  # the same for all of them; nobody needs it while all are at hand
+        for name, one in self._overview.expected().items():
+            seconds = one.serving_seconds if one.makes_room is None else one.left_to_serve(now)  # most have room
+            if not one.at_hand:
+                forecast = forecast or self._forecast()
+                seconds += self._until_up(name, one, forecast)
+            found[name] = Outlook(one.residency, seconds, *self._absence(name, one.failure, now))
+        return found
+
+    def predicted_seconds(self, name: str) -> float:
+        """Until a request that came now would be granted a lease, as the queues are now."""
+        one = self._overview.expected()[name]
+        return one.left_to_serve(self._clock()) + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
+
+    def bound_seconds(self) -> float:
+        """The longest wait, with the costs measured and the fan-outs seen so far."""
+        return self._bound(self._limits, self._widest)
+
+    def widest_bound_seconds(self) -> float:
+        """The same once a request has asked for as many answers as one may."""
+        return self._bound(self._limits, widest_request(self._limits))
+
+    def usual_bound_seconds(self) -> float:
+        """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
+        seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
+        return self._bound(replace(self._limits, max_generation_seconds=seconds), self._widest)
+
+    def _absence(self, name: str, failure: str | None, now: float) -> tuple[str | None, float | None]:
+        """Why no request is let in now, and for how long; (None, None) for most."""
+        slot = self._slots[name]
+        if slot.backoff.since is not None:
+            refusal = slot.backoff.refusal(now)
+            return refusal, None if refusal is None else slot.backoff.seconds_left(now)
+        return failure, None if slot.failure is None else max(0.0, slot.failure.until - now)
+
+    @property
+    def usual_answer_seconds(self) -> float:
+        """Of the slowest expert, as measured; a guess before."""
+        return max((slot.costs.service for slot in self._slots.values()), default=0.0)
+
+    @property
+    def sharing(self) -> int:
+        """How many experts may have to make room for one another."""
+        return len(self._sharers)
+
+    @property
+    def switch_seconds(self) -> float:
+        """The slowest switch, with the costs measured so far."""
+        host_left = self._capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
+        return slowest_switch_seconds([_sharer(slot) for slot in self._sharers], host_left)
+
+    @property
+    def costs_are_measured(self) -> bool:
+        """Whether none of the moves in the bound is guessed."""
+        return all(slot.costs.moves_are_measured for slot in self._sharers)
+
+    @property
+    def _sharers(self) -> list[Slot]:
+        return [slot for slot in self._slots.values() if slot.shares_the_device]
+
+    def _bound(self, limits: Limits, widest: int) -> float:
+        return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
+
+    def _forecast(self) -> Forecast:
+        return self._overview.forecast(self._clock())
+
+    def _until_up(self, name: str, expected: Expected, forecast: Forecast) -> float:
+        """Seconds until it is on the device and lets in those who come now."""
+        turn = forecast.until.get(name)
+        if turn is not None:
+            return turn
+        if expected.on_its_way:
+            return self._slots[name].seconds_left(self._clock())
+        return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
+
+
+def _sharer(slot: Slot) -> Sharer:
+    return Sharer(slot.engine.footprint, slot.costs.slowest_way_up, slot.costs.slowest_way_down)
