@@ -71,10 +71,9 @@ class Conductor:
         """Start a plan; the expert it brings admits at least those who wait for it now."""
         victims = plan_.victims
         goal = self._slots[plan_.moves[-1].expert]
-        goal.gate = goal.waiters.leases if self._policy.collates else _oldest(goal)
-        goal.pushed_out = False
+        goal.change(gate=goal.waiters.leases if self._policy.collates else _oldest(goal), pushed_out=False)
         for name in victims:
-            self._slots[name].pushed_out = name != goal.name
+            self._slots[name].change(pushed_out=name != goal.name)
         if any(move.target is Tier.DEVICE for move in plan_.moves):
             for name in self.guesses.open(Guess.ROOM):
                 self.guesses.end(Guess.ROOM, name, self.guesses.useful)
@@ -108,16 +107,16 @@ class Conductor:
         )
         self._let_drain(orders.draining)
         for name in orders.staying:
-            self._slots[name].gate = self._slots[name].waiters.leases
+            self._slots[name].change(gate=self._slots[name].waiters.leases)
         for expert, sentence in orders.never.items():
-            self._slots[expert].refuse_waiters(sentence)
+            self._slots[expert].waiters.refuse_all(sentence)
         for ready in orders.plans:
             self.begin(ready)
 
     def _let_drain(self, names: frozenset[str]) -> None:
         for name in names | self._draining:
             if self._slots[name].draining is not (name in names):
-                self._slots[name].draining = name in names
+                self._slots[name].change(draining=name in names)
         self._draining = names
 
     def _keep_up(self) -> None:
@@ -194,7 +193,7 @@ class Conductor:
             self._coming = goal
             self.guesses.begin(Guess.DEVICE, goal.name)
         else:
-            goal.pushed_out = True  # it may come back on a guess, too
+            goal.change(pushed_out=True)  # it may come back on a guess, too
             self.guesses.begin(Guess.ROOM, goal.name)
 
     def _retire_idle(self) -> None:
@@ -214,9 +213,9 @@ class Conductor:
     def _end_cooldowns(self) -> None:
         for slot in self._overview.failed:
             assert slot.failure is not None, "the overview knows who has failed"
-            slot.refuse_waiters(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
+            slot.waiters.refuse_all(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
             if self._clock() >= slot.failure.until:
-                slot.failure = None
+                slot.change(failure=None)
 
     async def _something_can_have_changed(self, since: float) -> None:
         """`since` is when the last pass began: what falls due between its look and this one is not past, but next."""

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.costs import Costs
 from coe_server.cache.health import Deaths
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan, left_out, pinned
 from coe_server.cache.prefetch import Guess, Guesses
-from coe_server.cache.queue import Lease, LeaseActs, Owner, Priority, WaitedFor, Waiter, WaitingLine
+from coe_server.cache.queue import Lease, LeaseActs, Owner, Priority, WaitedFor, Waiter
 from coe_server.cache.scheduler import OURS, Limits, Policy
-from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.slot import Expert, Slot, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.wait_times import Waits
@@ -41,10 +40,8 @@ class ExpertCache:
         self.events = events or EventLog()
         self._clock = clock
         self._policy = policy
-        self._slots = {
-            expert.name: Slot.of(expert, WaitingLine(limits.max_wait_seconds), Costs(expert.costs))
-            for expert in experts
-        }
+        changes: dict[str, None] = {}
+        self._slots = {expert.name: new_slot(expert, limits.max_wait_seconds, changes) for expert in experts}
         self._waited_for = WaitedFor()
         self._closing = False
         self._changed = asyncio.Event()
@@ -57,7 +54,7 @@ class ExpertCache:
             one_move_at_a_time,
         )
         self._deaths = Deaths(self._slots, mover, self._changed.set, limits.sign_of_life_seconds)
-        overview = Overview(self._slots, policy, limits, capacity)
+        overview = Overview(self._slots, changes, policy, limits, capacity)
         self._conductor = Conductor(
             self._slots,
             overview,
@@ -94,7 +91,7 @@ class ExpertCache:
         """Refuse everybody who waits and everybody who comes from now on; who holds a lease may finish."""
         self._closing = True
         for slot in self._slots.values():
-            slot.refuse_waiters(_CLOSING)
+            slot.waiters.refuse_all(_CLOSING)
 
     async def lease(
         self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
@@ -163,7 +160,7 @@ class ExpertCache:
         slot = self._slot(name)
         slot.backoff.forgive()
         if slot.failure is not None:
-            slot.failure = None
+            slot.change(failure=None)
             slot.restarts.forgive()
         (await self.lease(name)).release()
 
@@ -186,7 +183,7 @@ class ExpertCache:
             raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
         if tier.depth < slot.pin.depth:
             self._refuse_to_leave_out(name, tier)
-        slot.pin = tier
+        slot.change(pin=tier)
         self._changed.set()
 
     def _refuse_to_leave_out(self, name: str, pin: Tier) -> None:
@@ -216,7 +213,7 @@ class ExpertCache:
             waiter = slot.waiters.pop()
             if waiter.granted.done():  # cancelled, and not yet out of the queue
                 continue
-            slot.gate = max(0, slot.gate - waiter.leases)
+            slot.change(gate=max(0, slot.gate - waiter.leases))
             waiter.granted.set_result(self._grant(slot, waiter))
             if not self._policy.collates:  # in strict order somebody else may be next
                 self._changed.set()
@@ -250,7 +247,7 @@ class ExpertCache:
     def _give_back(self, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
         if slot.gone is life:  # else its engine died meanwhile, and with it the lease
             slot.end_use(granted, leases)
-        slot.last_used = self._clock()
+        slot.change(last_used=self._clock())
         self._admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
         if frees_room or not self._policy.collates:
@@ -271,7 +268,7 @@ class ExpertCache:
 
     def _forget(self, slot: Slot, waiter: Waiter) -> None:
         if slot.waiters.leave(waiter):
-            slot.gate = min(slot.gate, slot.waiters.leases)
+            slot.change(gate=min(slot.gate, slot.waiters.leases))
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             waiter.granted.result().release()
         self._changed.set()

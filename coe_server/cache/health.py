@@ -185,10 +185,9 @@ class Deaths:
 
     def _revive(self, slot: Slot) -> None:
         """Start it where it died, without a stop: its engine may load from the image that the dead one left."""
-        slot.tier = Tier.DISK
         slot.end_life()
         slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
-        slot.gate = slot.waiters.leases
+        slot.change(gate=slot.waiters.leases)
         self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
 
     async def _lay_to_rest(self, slot: Slot) -> None:

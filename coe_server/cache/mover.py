@@ -136,8 +136,7 @@ class Mover:
         except (asyncio.CancelledError, _PlanIsStale):
             await asyncio.shield(self.own(self.put_on_disk(slot)))
             raise
-        slot.tier = move.target
-        slot.since = self._clock()
+        slot.change(tier=move.target, since=self._clock())
         self._settle(slot)
         self._record(slot, move, seconds, held)
 
@@ -184,7 +183,7 @@ class Mover:
             return
         goal = bytes_in(slot.engine.footprint, target)
         while not self._ledger.room_for(slot.name, goal):
-            if not any(other.is_leaving for other in self._slots.values()):
+            if not any(other.moving is not None and other.moving.goes_down for other in self._slots.values()):
                 reason = f"the room planned for expert '{slot.name}' did not become free"
                 self.count_failure(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
@@ -195,7 +194,6 @@ class Mover:
     async def put_on_disk(self, slot: Slot, at_once: bool = False) -> None:
         """Stop the engine, whatever it was doing, and at once if it has failed; afterwards it holds nothing."""
         await slot.engine.stop(at_once)
-        slot.tier = Tier.DISK
         slot.end_life()
         self._settle(slot)
 
@@ -209,7 +207,7 @@ class Mover:
         rest_seconds = slot.restarts.fail(now, hopeless)
         self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
         if rest_seconds is not None:
-            slot.failure = Failure(reason, now + rest_seconds)
+            slot.change(failure=Failure(reason, now + rest_seconds))
 
     def count_remote_failure(self, slot: Slot, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
         """One more of an expert that is answered elsewhere; requests may be kept away from it now."""
@@ -219,13 +217,13 @@ class Mover:
         if seconds is not None:
             told = f"expert '{slot.name}' is {slot.backoff.refusal(now)}"
             logger.warning("%s", told)
-            slot.refuse_waiters(told, seconds)
+            slot.waiters.refuse_all(told, seconds)
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)
         before = 0 if move.source is Tier.DISK else held.device  # what a dead engine held is held for the next one
         size = abs(before - self._ledger.held(slot.name).device)
-        slot.last_move = MoveRecord(slot.name, move.source, move.target, seconds, size)
+        slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size))
         self._events.record(
             "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size
         )

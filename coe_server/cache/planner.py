@@ -19,6 +19,16 @@ class Move(NamedTuple):
     source: Tier
     target: Tier
 
+    @property
+    def goes_down(self) -> bool:
+        """To a lower tier: it will free memory."""
+        return self.target.depth > self.source.depth
+
+    @property
+    def is_start(self) -> bool:
+        """From disk up, or in line for it."""
+        return self.source is Tier.DISK
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple
 
 from coe_server.engines.engine import Engine
+from coe_server.errors import ExpertUnavailable
 
 Priority = Literal["high", "normal", "batch"]
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
@@ -38,8 +39,8 @@ class Waiter:
 class WaitingLine:
     """Ordered by place. Everyone overtakes only those who came up to `max_wait` earlier with less priority."""
 
-    def __init__(self, max_wait_seconds: float) -> None:
-        self.changed: Callable[[], None] = _nobody_looks  # called whenever somebody has come or gone
+    def __init__(self, max_wait_seconds: float, changed: Callable[[], object] = lambda: None) -> None:
+        self._changed = changed  # called when a request has come or gone
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
         self._arrivals: list[float] = []  # oldest first
@@ -71,7 +72,7 @@ class WaitingLine:
         insort(self._arrivals, now)
         self._weight += waiter.weight
         self.waited_for.add(leases, owner)
-        self.changed()
+        self._changed()
         return waiter
 
     def first(self) -> Waiter | None:
@@ -83,6 +84,12 @@ class WaitingLine:
 
     def pop(self) -> Waiter:
         return self._take(0)
+
+    def refuse_all(self, reason: str, retry_after_seconds: float = 1.0) -> None:
+        while self:
+            waiter = self.pop()
+            if not waiter.granted.done():
+                waiter.granted.set_exception(ExpertUnavailable(reason, retry_after_seconds))
 
     def leave(self, waiter: Waiter) -> bool:
         """Take `waiter` out; False if it is not here any more."""
@@ -109,15 +116,11 @@ class WaitingLine:
         del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
         self._weight -= waiter.weight
         self.waited_for.add(-waiter.leases, waiter.owner)
-        self.changed()
+        self._changed()
         return waiter
 
 
 _AT_THE_DOOR = float("-inf")
-
-
-def _nobody_looks() -> None:
-    pass
 
 
 class Owner(NamedTuple):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from math import ceil
 
 from coe_server.cache.planner import Move
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Policy, Queue, turns
-from coe_server.cache.slot import Failure, MoveRecord, Slot, State
+from coe_server.cache.slot import Failure, MoveRecord, Slot, State, seconds_left, shares_the_device, state_of
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.cache.wait_times import Ahead, Expected, Forecast, Outlook, passed
 
@@ -23,8 +23,16 @@ class Overview:
     for: most passes ask for neither.
     """
 
-    def __init__(self, slots: Mapping[str, Slot], policy: Policy, limits: Limits, capacity: Bytes) -> None:
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        changes: dict[str, None],
+        policy: Policy,
+        limits: Limits,
+        capacity: Bytes,
+    ) -> None:
         self._slots = slots
+        self._changes = changes  # names, noted by the slots; taken out here
         self._policy = policy
         self._limits = limits
         self._capacity = capacity
@@ -40,15 +48,12 @@ class Overview:
         self._queues: dict[str, Queue] = {}  # of those, the ones that somebody has asked for
         self._standing = Standing.of(())
         self._states: dict[str, _State] = {}  # of each slot, when it was last looked at
-        self._changed: dict[str, Slot] = dict(slots)
         self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
         self._prospects_here: dict[str, Prospect] = {}
         self._prospects_away: dict[str, Prospect] = {}
         self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
         self._expected: dict[str, Expected] = {}
         self._to_expect_anew: dict[str, Slot] = {}  # changed since what is to be expected was last asked for
-        for name, slot in slots.items():
-            slot.waiters.changed = partial(self._changed.__setitem__, name, slot)
 
     @property
     def standing(self) -> Standing:
@@ -60,7 +65,7 @@ class Overview:
         return self._standing
 
     def holding(self, slot: Slot) -> Holding:
-        return slot.holding(self._policy.retention)
+        return _holding(slot, self._policy)
 
     def prospects(self) -> tuple[Mapping[str, Prospect], Mapping[str, Prospect]]:
         """Who may leave, on the device, and who may come, away from it: on a guess only those who had to leave."""
@@ -143,15 +148,19 @@ class Overview:
         waiting = [expected[turn.expert].turn for turn in order]
         standing = self.standing
         here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
-        places = [_can_leave_in(slot, now, self._limits) for slot in here if slot.shares_the_device]
+        places = [_can_leave_in(slot, now, self._limits) for slot in here if shares_the_device(slot)]
         largest = max(
             [self._slots[name].engine.footprint.device_awake for name in self._in_turn or standing.tiers[Tier.DEVICE]],
             default=0,
         )
         free = (self._capacity - standing.used).device // max(largest, 1)
         places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
-        starting = (slot.seconds_left(now) for slot in self._starting.values())
+        starting = (seconds_left(slot, now) for slot in self._starting.values())
         return Forecast(waiting, places, max(starting, default=0.0))
+
+    def seconds_left(self, name: str, now: float) -> float:
+        """Of an expert's way to the device."""
+        return seconds_left(self._slots[name], now)
 
     def _prospect(self, slot: Slot) -> Prospect:
         rests = slot.resting_tier
@@ -161,23 +170,22 @@ class Overview:
 
     def _queue(self, slot: Slot) -> Queue:
         if slot.name not in self._queues:
-            self._queues[slot.name] = slot.queue()
+            self._queues[slot.name] = _queue(slot)
         return self._queues[slot.name]
 
     def _look_again(self) -> None:
         """At every slot that has changed since the last time."""
-        if not self._changed:
+        if not self._changes:
             return
-        for name, slot in self._changed.items():
+        for name in self._changes:
+            slot = self._slots[name]
             state = (bool(slot.waiters), slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
             if state != self._states.get(name):
                 self._states[name] = state
                 self._sort_in(name, slot)
-            _keep_last(self._in_turn, name, slot)
-            _keep_last(self._in_turn_off_disk, name, slot)
             self._queues.pop(name, None)
             self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
-        self._changed.clear()
+        self._changes.clear()
 
     def _sort_in(self, name: str, slot: Slot) -> None:
         waits, settled, in_turn = bool(slot.waiters), slot.settled, slot.waits_for_a_turn
@@ -186,7 +194,7 @@ class Overview:
             (self._waiting, waits),
             (self._at_hand, waits and settled),
             (self._moving, slot.moving is not None),
-            (self._starting, slot.is_starting),
+            (self._starting, slot.moving is not None and slot.moving.is_start),
             (self._failed, slot.failure is not None),
             (self._below_pin, slot.tier.depth > slot.pin.depth),
             (self._in_turn, in_turn),
@@ -210,31 +218,57 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
         up_from is Tier.DISK,
         slot.costs.move(up_from, Tier.DEVICE),
         ahead // max_concurrency * slot.costs.service,
-        slot.makes_room(ahead, max_concurrency) if must_end else None,
+        _makes_room(slot, ahead, max_concurrency) if must_end else None,
         slot.costs.service,
         Ahead(
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            slot.serving_seconds(slot.waiters.leases, max_concurrency)
+            _serving_seconds(slot, slot.waiters.leases, max_concurrency)
             + slot.costs.move(Tier.DEVICE, slot.resting_tier),
         ),
     )
+
+
+def _holding(slot: Slot, policy: Policy) -> Holding:
+    """As the planner sees it: where it will be once the move under way is done."""
+    return Holding(
+        slot.name,
+        slot.moving.target if slot.moving else slot.tier,
+        slot.engine.footprint,
+        busy=slot.busy,
+        wanted=bool(slot.waiters),
+        leaving=slot.draining,
+        since=slot.since,
+        worth=slot.last_used if policy.retention == "lru" else float(slot.uses),
+        pin=slot.pin,
+    )
+
+
+def _queue(slot: Slot) -> Queue:
+    """The requests that wait for it, as the scheduler sees them."""
+    return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), slot.waiters.mean_weight())
+
+
+def _makes_room(slot: Slot, place: int, max_concurrency: int) -> float | None:
+    """When the lease was granted whose release admits the request at this place (0: the oldest lease; requests that
+    wait come after the leases). None where no lease has to end first."""
+    position = place % max_concurrency
+    return slot.let_in[position] if position < len(slot.let_in) else None
+
+
+def _serving_seconds(slot: Slot, leases: int, max_concurrency: int) -> float:
+    """Seconds in which so many have been held and given back, going by the answers so far."""
+    return ceil(leases / max_concurrency) * slot.costs.service
 
 
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
     down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
-    last = slot.makes_room(goes_on - 1, limits.max_concurrency) if goes_on else None
-    left = slot.serving_seconds(goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
-    return slot.seconds_left(now) + left + down
-
-
-def _keep_last(where: dict[str, Slot], name: str, slot: Slot) -> None:
-    """Whoever is in there at all comes last now."""
-    if where.pop(name, None) is not None:
-        where[name] = slot
+    last = _makes_room(slot, goes_on - 1, limits.max_concurrency) if goes_on else None
+    left = _serving_seconds(slot, goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
+    return seconds_left(slot, now) + left + down
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +291,7 @@ class ExpertStatus:
     def of(cls, slot: Slot, outlook: Outlook, held: Bytes) -> ExpertStatus:
         return cls(
             name=slot.name,
-            state=slot.state if outlook.failure is None else State.FAILED,
+            state=state_of(slot) if outlook.failure is None else State.FAILED,
             residency=outlook.residency,
             held=held,
             leases=slot.leases,

@@ -13,7 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.tiers import Bytes
+from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import Footprint
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class Waits:
 
     @property
     def _sharers(self) -> list[Slot]:
-        return [slot for slot in self._slots.values() if slot.shares_the_device]
+        return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
 
     def _bound(self, limits: Limits, widest: int) -> float:
         return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
@@ -270,7 +270,7 @@ class Waits:
         if turn is not None:
             return turn
         if expected.on_its_way:
-            return self._slots[name].seconds_left(self._clock())
+            return self._overview.seconds_left(name, self._clock())
         return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
 
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.costs import Costs
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.scheduler import OURS, Limits
-from coe_server.cache.slot import Expert, Slot
+from coe_server.cache.slot import Expert, new_slot
 from coe_server.cache.tiers import Tier
 from coe_server.cache.wait_times import turn_seconds, widest_request
 from coe_server.errors import DatasetError, Overloaded
@@ -291,8 +290,8 @@ def test_whatever_the_fan_outs_no_request_waits_longer_than_stated(stage):
 
 @pytest.mark.parametrize(("gate", "admits"), [(0, False), (3, False), (4, True)])
 def test_what_overtakes_those_a_turn_is_for_goes_in_only_if_the_turn_grows_no_longer(gate, admits):
-    slot = Slot.of(Expert("a", None), WaitingLine(20), Costs())
-    slot.tier, slot.draining, slot.gate = Tier.DEVICE, True, gate
+    slot = new_slot(Expert("a", None), 20, {})
+    slot.change(tier=Tier.DEVICE, draining=True, gate=gate)
     slot.waiters.join(0.0, "normal", None, 3)
     slot.waiters.join(1.0, "high", None, 4)
     assert slot.admits is admits

@@ -30,12 +30,8 @@ def picture(overview):
 
 
 def fresh(slots, *others):
-    """One that knows nothing yet. The slots go on telling the old one what changes."""
-    told = {name: slot.waiters.changed for name, slot in slots.items()}
-    overview = Overview(slots, *others)
-    for name, slot in slots.items():
-        slot.waiters.changed = told[name]
-    return overview
+    """One that knows nothing yet, and takes no news from the other one."""
+    return Overview(slots, dict.fromkeys(slots), *others)
 
 
 @examples(25)
