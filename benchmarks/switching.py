@@ -9,7 +9,6 @@ No engine is started. See `coe simulate --help` for what is measured.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import platform
@@ -25,7 +24,7 @@ from typing import TypeVar
 
 from benchmarks.document import document
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.expert_cache import Admission, ExpertCache
 from coe_server.cache.queue import Lease, Owner, Priority
 from coe_server.cache.scheduler import LFU, LRU, OURS, POLICIES, Policy
 from coe_server.cache.slot import Slot
@@ -102,26 +101,26 @@ def _spread_cells(one: Measures, found: Comparison) -> tuple[str, ...]:
 
 def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
     """Ours, if it let one request on the device at a time. Only to see what that is worth; queues hold everybody."""
-    admit, give_back = ExpertCache._admit, ExpertCache._give_back
+    admit, give_back = Admission.admit, Admission.give_back
 
-    def admit_alone(cache: ExpertCache, slot: Slot) -> None:
-        if slot.waiters and slot.admits and not any(other.leases for other in cache._slots.values()):
-            slot.gate = max(0, slot.gate - 1)
+    def admit_alone(desk: Admission, slot: Slot) -> None:
+        if slot.waiters and slot.admits and not any(other.leases for other in desk._slots.values()):
+            slot.change(gate=max(0, slot.gate - 1))
             waiter = slot.waiters.pop()
-            waiter.granted.set_result(cache._grant(slot, waiter))
+            waiter.granted.set_result(desk.grant(slot, waiter))
 
-    def give_back_to_all(cache: ExpertCache, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
-        give_back(cache, slot, life, granted, leases)
-        cache._changed.set()
+    def give_back_to_all(desk: Admission, lease: Lease) -> None:
+        give_back(desk, lease)
+        desk._changed.set()
 
-    ExpertCache._admit = admit_alone  # type: ignore[method-assign]
-    ExpertCache._give_back = give_back_to_all  # type: ignore[method-assign]
+    Admission.admit = admit_alone  # type: ignore[method-assign]
+    Admission.give_back = give_back_to_all  # type: ignore[method-assign]
     try:
         limits = replace(scenario.limits, queue_limit=len(trace.requests))
         return measure(simulate(replace(scenario, limits=limits), trace, OURS))
     finally:
-        ExpertCache._admit = admit  # type: ignore[method-assign]
-        ExpertCache._give_back = give_back  # type: ignore[method-assign]
+        Admission.admit = admit  # type: ignore[method-assign]
+        Admission.give_back = give_back  # type: ignore[method-assign]
 
 
 def several_traces(machines: tuple[Machine, ...], title: str) -> Iterator[str]:
@@ -228,7 +227,7 @@ class Watch:
         self._carrying_out = 0.0  # seconds, in the pass under way
 
     def run(self, play_it: Callable[[], Run]) -> Run:
-        conduct, begin, admit, lease = Conductor._conduct, Conductor.begin, ExpertCache._admit, ExpertCache.lease
+        conduct, begin, admit, lease = Conductor._conduct, Conductor.begin, Admission.admit, ExpertCache.lease
 
         def timed(conductor: Conductor) -> None:
             self._carrying_out = 0.0
@@ -264,7 +263,7 @@ class Watch:
 
         Conductor._conduct = timed  # type: ignore[method-assign]
         Conductor.begin = carried_out(begin)  # type: ignore[method-assign]
-        ExpertCache._admit = carried_out(admit)  # type: ignore[method-assign]
+        Admission.admit = carried_out(admit)  # type: ignore[method-assign]
         ExpertCache.lease = asked  # type: ignore[method-assign]
         gc.collect()
         gc.freeze()  # as `coe serve` does: what is loaded is not looked through again and again
@@ -272,7 +271,7 @@ class Watch:
             found = play_it()
         finally:
             Conductor._conduct, Conductor.begin = conduct, begin  # type: ignore[method-assign]
-            ExpertCache._admit, ExpertCache.lease = admit, lease  # type: ignore[method-assign]
+            Admission.admit, ExpertCache.lease = admit, lease  # type: ignore[method-assign]
             gc.unfreeze()
         self.resident[len(self.arrivals)] = _resident_mib()
         return found

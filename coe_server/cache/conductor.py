@@ -41,10 +41,11 @@ class Conductor:
         clock: Callable[[], float],
         admit: Callable[[Slot], None],
         changed: asyncio.Event,
+        guesses: Guesses,
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
         self.demand = Demand(slots)
-        self.guesses = Guesses()
+        self.guesses = guesses
         self._slots = slots
         self._mover = mover
         self._events = events

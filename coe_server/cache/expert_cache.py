@@ -1,24 +1,23 @@
-"""Leases on experts: who may use which expert when. The conductor decides all moves; nothing here knows HTTP."""
+"""Leases on experts: which request may use which expert when. The conductor decides all moves; HTTP is not known here."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.health import Deaths
-from coe_server.cache.mover import Mover
+from coe_server.cache.health import Failures, Health
+from coe_server.cache.mover import Mover, Tasks
 from coe_server.cache.planner import Move, Plan, left_out, pinned
 from coe_server.cache.prefetch import Guess, Guesses
-from coe_server.cache.queue import Lease, LeaseActs, Owner, Priority, WaitedFor, Waiter
+from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor, Waiter
 from coe_server.cache.scheduler import OURS, Limits, Policy
-from coe_server.cache.slot import Expert, Slot, new_slot
+from coe_server.cache.slot import Expert, Slot, Slots, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
 from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.cache.wait_times import Waits
-from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded, UnknownModel
+from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
 from coe_server.events import EventLog
 
 
@@ -37,50 +36,39 @@ class ExpertCache:
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)
-        self.events = events or EventLog()
+        self.events = events = events or EventLog()
         self._clock = clock
-        self._policy = policy
         changes: dict[str, None] = {}
-        self._slots = {expert.name: new_slot(expert, limits.max_wait_seconds, changes) for expert in experts}
+        self.slots = slots = Slots((one.name, new_slot(one, limits.max_wait_seconds, changes)) for one in experts)
         self._waited_for = WaitedFor()
         self._closing = False
-        self._changed = asyncio.Event()
-        mover = self._mover = Mover(
-            self._slots,
-            self.ledger,
-            self.events,
-            clock,
-            self._changed.set,
-            one_move_at_a_time,
+        self._changed = changed = asyncio.Event()
+        tasks, self.failures, self.guesses = Tasks(), Failures(events, clock), Guesses()
+        self._mover = Mover(
+            slots, self.ledger, events, self.failures, tasks, clock, changed.set, one_at_a_time=one_move_at_a_time
         )
-        self._deaths = Deaths(self._slots, mover, self._changed.set, limits.sign_of_life_seconds)
-        overview = Overview(self._slots, changes, policy, limits, capacity)
+        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.sign_of_life_seconds)
+        overview = Overview(slots, changes, policy, limits, capacity)
+        self.waits = Waits(slots, overview, capacity, limits, clock)
+        self._admission = Admission(slots, limits, policy, self.guesses, self._health, clock, changed)
         self._conductor = Conductor(
-            self._slots,
+            slots,
             overview,
-            mover,
-            self.events,
+            self._mover,
+            events,
             capacity,
             limits,
             policy,
             clock,
-            admit=self._admit,
-            changed=self._changed,
+            admit=self._admission.admit,
+            changed=changed,
+            guesses=self.guesses,
         )
-        self.waits = Waits(self._slots, overview, capacity, limits, clock)
-
-    @property
-    def ready(self) -> asyncio.Event:
-        """Set once everything that is to be preloaded has been."""
-        return self._conductor.ready
-
-    @property
-    def guesses(self) -> Guesses:
-        """What was done before anybody asked for it, and whether it was useful."""
-        return self._conductor.guesses
+        self.ready = self._conductor.ready  # set once everything that is to be preloaded has been
 
     async def run(self) -> None:
         """Move experts as requests need them until cancelled, then put every expert on disk."""
+        self._health.watch()
         try:
             await self._conductor.run()
         finally:
@@ -88,9 +76,9 @@ class ExpertCache:
             await self._mover.put_everything_away()
 
     def stop_admitting(self) -> None:
-        """Refuse everybody who waits and everybody who comes from now on; who holds a lease may finish."""
+        """Refuse every request that waits and every one that comes from now on; what holds a lease may finish."""
         self._closing = True
-        for slot in self._slots.values():
+        for slot in self.slots.values():
             slot.waiters.refuse_all(_CLOSING)
 
     async def lease(
@@ -102,17 +90,19 @@ class ExpertCache:
         Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
         begun goes on.
         """
-        slot, leases = self._slot(name), self._leases(fan_out)
-        self._refuse_what_cannot_be(slot)
+        slot, leases, now = self.slots[name], min(fan_out, self.limits.max_concurrency), self._clock()
+        if self._closing:
+            raise ExpertUnavailable(_CLOSING)
+        _refuse_while_it_fails(slot, now)
         self._refuse_what_finds_no_room(slot, leases, owner)
         self.waits.saw(leases)
-        self._conductor.demand.note(name, self._clock())
+        self._conductor.demand.note(name, now)
         self.guesses.end(Guess.ROOM, name, self.guesses.wasted)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        waiter = slot.waiters.join(self._clock(), priority, granted, leases, owner)
+        waiter = slot.waiters.join(now, priority, granted, leases, owner)
         is_try = slot.backoff.begin_try()
         self._waited_for.add(leases, owner)
-        self._admit(slot)
+        self._admission.admit(slot)
         if not granted.done():
             self._changed.set()
         try:
@@ -121,7 +111,7 @@ class ExpertCache:
             return lease
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError):
-                self._forget(slot, waiter)
+                self._admission.forget(slot, waiter)
             if is_try:
                 slot.backoff.end_try()
             raise
@@ -130,34 +120,11 @@ class ExpertCache:
 
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """Whether a lease that is asked for now does not have to wait."""
-        slot = self._slot(name)
-        has_room = slot.admits and slot.leases + self._leases(fan_out) <= self.limits.max_concurrency
-        return has_room and not slot.waiters and self._policy.collates
-
-    def _leases(self, fan_out: int) -> int:
-        """What a request takes that asks for so many answers; an engine that it has to itself makes them in turn."""
-        return min(fan_out, self.limits.max_concurrency)
-
-    def count_failure(self, name: str, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
-        """An expert that is answered elsewhere gave no answer, for that reason, and asked to be left alone for so long.
-
-        The engines that run here have health checks instead: of them nothing is counted.
-        """
-        slot = self._slot(name)
-        if slot.expert.remote:
-            self._mover.count_remote_failure(slot, cause, at_once, asked_seconds)
-
-    def end_try(self, name: str) -> None:
-        """The request that tried an expert after its backoff is over, and said nothing of it."""
-        self._slot(name).backoff.end_try()
-
-    def departure_of(self, name: str) -> asyncio.Event:
-        """Set when the expert has left the device, the next time it does."""
-        return self._slot(name).left
+        return self._admission.has_room(self.slots[name], min(fan_out, self.limits.max_concurrency))
 
     async def load(self, name: str) -> None:
         """Bring an expert to the device, waiting its turn like a request. One that failed is tried again at once."""
-        slot = self._slot(name)
+        slot = self.slots[name]
         slot.backoff.forgive()
         if slot.failure is not None:
             slot.change(failure=None)
@@ -166,146 +133,165 @@ class ExpertCache:
 
     def unload(self, name: str) -> None:
         """Send an idle expert to disk. Raises ExpertBusy if it is used, waited for, moving, pinned or elsewhere."""
-        slot = self._slot(name)
+        slot = self.slots[name]
         if (why := _why_it_stays(slot)) is not None:
             raise ExpertBusy(f"expert '{name}' {why}; it stays where it is")
         if slot.tier is not Tier.DISK:
             self._conductor.begin(Plan((Move(name, slot.tier, Tier.DISK),)))
 
     def pin(self, name: str, tier: Tier) -> None:
-        """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when
-        nobody waits, and idle experts leave for it. Raises ExpertBusy for an expert that is answered elsewhere or never
-        in that tier, NoRoom if it or another one could never come to the device any more."""
-        slot = self._slot(name)
+        """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when no
+        request waits, and idle experts leave for it. Raises ExpertBusy for an expert that is answered elsewhere or
+        never in that tier, NoRoom if it or another one could never come to the device any more."""
+        slot = self.slots[name]
         if slot.expert.remote:
             raise ExpertBusy(f"expert '{name}' is answered elsewhere; there is nothing to pin")
         if tier is Tier.HOST and slot.resting_tier is not Tier.HOST:
             raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
         if tier.depth < slot.pin.depth:
-            self._refuse_to_leave_out(name, tier)
+            _refuse_to_leave_out(self.slots, name, tier, self.ledger.capacity)
         slot.change(pin=tier)
         self._changed.set()
-
-    def _refuse_to_leave_out(self, name: str, pin: Tier) -> None:
-        pins = {one.name: one.pin for one in self._slots.values()} | {name: pin}
-        at_their_pins = (pinned(one.name, one.engine.footprint, pins[one.name]) for one in self._slots.values())
-        for why in left_out(at_their_pins, self.ledger.capacity).values():
-            raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
 
     def status(self) -> tuple[ExpertStatus, ...]:
         """Every expert, in the order of the configuration."""
         outlooks = self.waits.outlooks()
         return tuple(
-            ExpertStatus.of(slot, outlooks[slot.name], self.ledger.held(slot.name)) for slot in self._slots.values()
+            ExpertStatus.of(slot, outlooks[slot.name], self.ledger.held(slot.name)) for slot in self.slots.values()
         )
 
     def measured_costs(self) -> dict[str, dict[str, float]]:
         """Expert -> kind of cost -> seconds, as measured so far; `Expert.costs` takes them back."""
-        return {slot.name: slot.costs.measured for slot in self._slots.values()}
+        return {slot.name: slot.costs.measured for slot in self.slots.values()}
 
-    def _admit(self, slot: Slot) -> None:
+    def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
+        """A full queue takes nothing, a half full one nothing of an owner that has its share in it."""
+        line, limits, already, limit = slot.waiters, self.limits, None, "queue_limit"
+        if line.waited_for.is_full(leases, limits.queue_limit):
+            already = f"{len(line)} requests already wait for expert '{slot.name}', for {line.leases} answers"
+        elif self._admission.has_room(slot, leases):
+            return
+        elif self._waited_for.is_full(leases, limits.queue_limit_total):
+            requests = sum(len(one.waiters) for one in self.slots.values())
+            already, limit = (
+                f"{requests} requests already wait, for {self._waited_for.leases} answers",
+                "queue_limit_total",
+            )
+        elif owner is not None:
+            for queue, limit in ((line.waited_for, "queue_limit"), (self._waited_for, "queue_limit_total")):
+                if queue.is_over_share(leases, getattr(limits, limit), owner):
+                    already = f"key '{owner.name}' already waits for {queue.by(owner)} answers, its share"
+                    break
+        if already is not None:
+            sentence = f"{already} of {getattr(limits, limit)} (scheduling.{limit})"
+            raise Overloaded(sentence, self.waits.predicted_seconds(slot.name))
+
+
+class Admission:
+    """Grants leases to the requests that wait, in order, and takes them back."""
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        limits: Limits,
+        policy: Policy,
+        guesses: Guesses,
+        health: Health,
+        clock: Callable[[], float],
+        changed: asyncio.Event,
+    ) -> None:
+        self._slots = slots
+        self._limits = limits
+        self._policy = policy
+        self._guesses = guesses
+        self._health = health
+        self._clock = clock
+        self._changed = changed
+
+    def has_room(self, slot: Slot, leases: int) -> bool:
+        """Whether a request for so many leases that came now would not have to wait."""
+        has_room = slot.admits and slot.leases + leases <= self._limits.max_concurrency
+        return has_room and not slot.waiters and self._policy.collates
+
+    def admit(self, slot: Slot) -> None:
+        """Grant a lease to each request that may go in now."""
         while (first := slot.waiters.first()) is not None and slot.admits:
-            if slot.leases + first.leases > self.limits.max_concurrency:
-                self._hold_the_door(slot, first)
+            if slot.leases + first.leases > self._limits.max_concurrency:
+                if first.leases > 1:  # it would never find room if others went in before it, one by one
+                    slot.waiters.keep_first()
                 return
-            if not self._policy.collates and self._somebody_came_earlier(slot):
+            if not self._policy.collates and _an_older_request_waits(slot, self._slots):
                 return
             waiter = slot.waiters.pop()
             if waiter.granted.done():  # cancelled, and not yet out of the queue
                 continue
             slot.change(gate=max(0, slot.gate - waiter.leases))
-            waiter.granted.set_result(self._grant(slot, waiter))
-            if not self._policy.collates:  # in strict order somebody else may be next
+            waiter.granted.set_result(self.grant(slot, waiter))
+            if not self._policy.collates:  # in strict order another expert's request may be next
                 self._changed.set()
 
-    def _hold_the_door(self, slot: Slot, first: Waiter) -> None:
-        """What needs room for several would never find it if others went in before, one by one."""
-        if first.leases > 1:
-            slot.waiters.keep_first()
+    def grant(self, slot: Slot, waiter: Waiter) -> Lease:
+        now = self._clock()
+        slot.use(now, waiter.leases)
+        self._guesses.end(Guess.DEVICE, slot.name, self._guesses.useful)
+        mortal = not slot.expert.remote
+        return Lease(slot.name, slot.engine, self, slot.gone, now, now - waiter.arrived, waiter.leases, mortal)
 
-    def _somebody_came_earlier(self, slot: Slot) -> bool:
-        """In strict order of arrival nobody is served before an older request for another expert."""
-        oldest = min(waiter.arrived for waiter in slot.waiters)
-        return any(
-            other is not slot and any(waiter.arrived < oldest for waiter in other.waiters)
-            for other in self._slots.values()
-        )
-
-    def _grant(self, slot: Slot, waiter: Waiter) -> Lease:
-        granted, life = self._clock(), slot.gone
-        slot.use(granted, waiter.leases)
-        self.guesses.end(Guess.DEVICE, slot.name, self.guesses.useful)
-        acts = LeaseActs(
-            give_back=partial(self._give_back, slot, life, granted, waiter.leases),
-            suspect=partial(self._suspect, slot, life),
-            is_alive=partial(self._is_alive, slot, life),
-            speaks=partial(slot.backoff.speak, granted),
-            answered=partial(self._answered, slot, life, granted),
-        )
-        return Lease(slot.name, slot.engine, granted - waiter.arrived, life, acts, mortal=not slot.expert.remote)
-
-    def _give_back(self, slot: Slot, life: asyncio.Event, granted: float, leases: int) -> None:
-        if slot.gone is life:  # else its engine died meanwhile, and with it the lease
-            slot.end_use(granted, leases)
+    def give_back(self, lease: Lease) -> None:
+        slot = self._slots[lease.expert]
+        if slot.gone is lease.gone:  # else its engine died meanwhile, and with it the lease
+            slot.end_use(lease.granted, lease.leases)
         slot.change(last_used=self._clock())
-        self._admit(slot)
+        self.admit(slot)
         frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
         if frees_room or not self._policy.collates:
             self._changed.set()
 
-    def _suspect(self, slot: Slot, life: asyncio.Event) -> None:
-        if slot.gone is life:
-            self._deaths.examine(slot)
-
-    async def _is_alive(self, slot: Slot, life: asyncio.Event) -> bool:
-        return slot.gone is life and await asyncio.shield(self._deaths.examine(slot))
-
-    def _answered(self, slot: Slot, life: asyncio.Event, granted: float) -> None:
-        if slot.gone is life:
-            slot.restarts.answer()
-            slot.backoff.answer(granted)
-            slot.costs.learn_service(self._clock() - granted)
-
-    def _forget(self, slot: Slot, waiter: Waiter) -> None:
+    def forget(self, slot: Slot, waiter: Waiter) -> None:
+        """The request has left the queue, or was granted a lease in that moment."""
         if slot.waiters.leave(waiter):
             slot.change(gate=min(slot.gate, slot.waiters.leases))
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             waiter.granted.result().release()
         self._changed.set()
 
-    def _refuse_what_cannot_be(self, slot: Slot) -> None:
-        if self._closing:
-            raise ExpertUnavailable(_CLOSING)
-        if slot.failure is not None:
-            raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - self._clock()))
-        if (refusal := slot.backoff.refusal(self._clock())) is not None:
-            seconds = slot.backoff.seconds_left(self._clock())
-            raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", seconds)
+    def examine(self, lease: Lease) -> Awaitable[bool]:
+        slot = self._slots[lease.expert]
+        if slot.gone is lease.gone:
+            return asyncio.shield(self._health.examine(slot))
+        dead: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        dead.set_result(False)
+        return dead
 
-    def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
-        """A full queue takes nothing, a half full one nothing of an owner that has its share in it."""
-        line, limits = slot.waiters, self.limits
-        if line.waited_for.is_full(leases, limits.queue_limit):
-            already = f"{len(line)} requests already wait for expert '{slot.name}'"
-            raise self._overloaded(f"{already}, for {line.leases} answers", "queue_limit", slot)
-        if self.grants_at_once(slot.name, leases):
-            return
-        if self._waited_for.is_full(leases, limits.queue_limit_total):
-            already = f"{sum(len(one.waiters) for one in self._slots.values())} requests already wait"
-            raise self._overloaded(f"{already}, for {self._waited_for.leases} answers", "queue_limit_total", slot)
-        for queue, limit in ((line.waited_for, "queue_limit"), (self._waited_for, "queue_limit_total")):
-            if owner is not None and queue.is_over_share(leases, getattr(limits, limit), owner):
-                already = f"key '{owner.name}' already waits for {queue.by(owner)} answers, its share"
-                raise self._overloaded(already, limit, slot)
+    def begins(self, lease: Lease) -> None:
+        self._slots[lease.expert].backoff.speak(lease.granted)
 
-    def _overloaded(self, already: str, limit: str, slot: Slot) -> Overloaded:
-        sentence = f"{already} of {getattr(self.limits, limit)} (scheduling.{limit})"
-        return Overloaded(sentence, self.waits.predicted_seconds(slot.name))
+    def answered(self, lease: Lease) -> None:
+        slot = self._slots[lease.expert]
+        if slot.gone is lease.gone:
+            slot.restarts.answer()
+            slot.backoff.answer(lease.granted)
+            slot.costs.learn_service(self._clock() - lease.granted)
 
-    def _slot(self, name: str) -> Slot:
-        if name not in self._slots:
-            raise UnknownModel(f"there is no expert '{name}'; there are {', '.join(self._slots)}", "model")
-        return self._slots[name]
+
+def _an_older_request_waits(slot: Slot, slots: Mapping[str, Slot]) -> bool:
+    """For another expert: in strict order of arrival no request is served before it."""
+    oldest = slot.waiters.oldest
+    return any(other is not slot and other.waiters and other.waiters.oldest < oldest for other in slots.values())
+
+
+def _refuse_while_it_fails(slot: Slot, now: float) -> None:
+    if slot.failure is not None:
+        raise ExpertUnavailable(slot.failure.reason, max(0.0, slot.failure.until - now))
+    if (refusal := slot.backoff.refusal(now)) is not None:
+        raise ExpertUnavailable(f"expert '{slot.name}' is {refusal}", slot.backoff.seconds_left(now))
+
+
+def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capacity: Bytes) -> None:
+    pins = {one.name: one.pin for one in slots.values()} | {name: pin}
+    at_their_pins = (pinned(one.name, one.engine.footprint, pins[one.name]) for one in slots.values())
+    for why in left_out(at_their_pins, capacity).values():
+        raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
 
 
 def _why_it_stays(slot: Slot) -> str | None:

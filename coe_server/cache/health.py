@@ -15,8 +15,9 @@ from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineError
 
 if TYPE_CHECKING:
-    from coe_server.cache.mover import Mover
+    from coe_server.cache.mover import Mover, Tasks
     from coe_server.cache.slot import Slot
+    from coe_server.events import EventLog
 
 FAILURES_IN_A_ROW = 3  # without an answer in between, where one alone says little of the next
 SHORTEST_SECONDS = 1.0
@@ -98,30 +99,87 @@ class Backoff:
 
 logger = logging.getLogger(__name__)
 
-_SIGN_OF_LIFE = EngineRequest("GET", "/health", (), b"")
+_LIVENESS_PROBE = EngineRequest("GET", "/health", (), b"")
 
 
-class Deaths:
-    """Watches over every engine that `mover` starts."""
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an expert is not to be had, and until when (in the cache's clock)."""
+
+    reason: str
+    until: float
+
+
+class Failures:
+    """Counts failures against an expert's restart budget or, of a remote one, against its backoff."""
+
+    def __init__(self, events: EventLog, clock: Callable[[], float]) -> None:
+        self._events = events
+        self._clock = clock
+
+    def count(self, slot: Slot, reason: str, hopeless: bool) -> None:
+        """One more against its restart budget; it may have to back off now."""
+        now = self._clock()
+        rest_seconds = slot.restarts.fail(now, hopeless)
+        self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
+        if rest_seconds is not None:
+            slot.change(failure=Failure(reason, now + rest_seconds))
+
+    def count_remote(self, slot: Slot, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
+        """One more of an expert that is answered elsewhere; requests may be kept away from it now.
+
+        `asked_seconds`: the backoff that its server asked for. An engine that runs here has health checks instead: of
+        it nothing is counted.
+        """
+        if not slot.expert.remote:
+            return
+        now = self._clock()
+        seconds = slot.backoff.fail(now, cause, at_once, asked_seconds)
+        self._events.record("failure", expert=slot.name, reason=cause, rest_seconds=seconds)
+        if seconds is not None:
+            told = f"expert '{slot.name}' is {slot.backoff.refusal(now)}"
+            logger.warning("%s", told)
+            slot.waiters.refuse_all(told, seconds)
+
+
+class Health:
+    """Watches every engine that runs here, and examines those that are suspected."""
 
     def __init__(
-        self, slots: Mapping[str, Slot], mover: Mover, changed: Callable[[], None], sign_of_life_seconds: float
+        self,
+        slots: Mapping[str, Slot],
+        mover: Mover,
+        failures: Failures,
+        tasks: Tasks,
+        changed: Callable[[], None],
+        sign_of_life_seconds: float,
     ) -> None:
         self._slots = slots
         self._mover = mover
+        self._failures = failures
+        self._tasks = tasks
         self._changed = changed
-        self._sign_of_life_seconds = sign_of_life_seconds
-        mover.started = self._watch
+        self._probe_seconds = sign_of_life_seconds
 
-    def _watch(self, slot: Slot) -> None:
-        self._mover.own(self._bury_when_dead(slot))
+    def watch(self) -> None:
+        """From now on an engine that dies is noticed."""
+        for slot in self._slots.values():
+            if not slot.expert.remote:
+                self._tasks.own(self._watch(slot))
+
+    async def _watch(self, slot: Slot) -> None:
+        while True:
+            await slot.up.wait()
+            life = slot.gone
+            self._tasks.own(self._clean_up_when_dead(slot))
+            await life.wait()
 
     def examine(self, slot: Slot) -> asyncio.Task[bool]:
-        """Ask an engine for a sign of life; whether it gave one. One that is silent is buried."""
-        return self._mover.own(self._gives_sign_of_life(slot))
+        """Send a liveness probe; whether the engine responded. One that does not is stopped."""
+        return self._tasks.own(self._responds(slot))
 
-    async def _bury_when_dead(self, slot: Slot) -> None:
-        """Wait for the end of this life of the engine; if nobody asked for it, clean up after it."""
+    async def _clean_up_when_dead(self, slot: Slot) -> None:
+        """Wait for the end of this life of the engine; if no move ended it, clean up after it."""
         gone = asyncio.create_task(slot.gone.wait())
         died = asyncio.create_task(slot.engine.died())
         try:
@@ -131,66 +189,62 @@ class Deaths:
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
             if not gone.done():
-                self._bury_or_revive(slot, died.result())
+                self._restart_or_stop(slot, died.result())
         finally:
             gone.cancel()
             died.cancel()
 
-    async def _gives_sign_of_life(self, slot: Slot) -> bool:
+    async def _responds(self, slot: Slot) -> bool:
         life = slot.gone
         try:
-            async with asyncio.timeout(self._sign_of_life_seconds), slot.engine.send(_SIGN_OF_LIFE):
+            async with asyncio.timeout(self._probe_seconds), slot.engine.send(_LIVENESS_PROBE):
                 return True
         except ConnectionLost:  # an idle connection was closed: that says nothing
             return True
         except EngineError:  # the death of an engine of ours has been noticed, or soon will be
-            if slot.expert.remote:
-                self._mover.count_remote_failure(slot, "unreachable", at_once=True)
+            self._failures.count_remote(slot, "unreachable", at_once=True)
             return False
         except TimeoutError:
-            if slot.expert.remote:
-                self._mover.count_remote_failure(slot, "not responding", at_once=True)
-            elif slot.gone is life and slot.moving is None:
-                seconds = self._sign_of_life_seconds
-                self._bury(slot, f"engine '{slot.name}' gave no sign of life for {seconds:g} s")
+            self._failures.count_remote(slot, "not responding", at_once=True)
+            if not slot.expert.remote and slot.gone is life and slot.moving is None:
+                self._note_end(
+                    slot, f"engine '{slot.name}' did not respond to a health check for {self._probe_seconds:g} s"
+                )
+                self._stop(slot)
             return False
 
-    def _bury(self, slot: Slot, reason: str) -> None:
-        """Nobody gets it any more from this moment on; its end may take a while."""
-        self._note_end(slot, reason)
-        self._take_down(slot)
-
-    def _bury_or_revive(self, slot: Slot, reason: str) -> None:
+    def _restart_or_stop(self, slot: Slot, reason: str) -> None:
         self._note_end(slot, reason)
         if self._is_to_start_at_once(slot):
-            self._revive(slot)
+            self._restart(slot)
         else:
-            self._take_down(slot)
+            self._stop(slot)
 
     def _note_end(self, slot: Slot, reason: str) -> None:
-        assert slot.moving is None, "whoever moves an engine cleans up after it"
+        assert slot.moving is None, "a move cleans up after its engine"
         logger.warning("expert '%s': %s", slot.name, reason)
-        self._mover.count_failure(slot, reason, hopeless=False)
+        self._failures.count(slot, reason, hopeless=False)
 
-    def _take_down(self, slot: Slot) -> None:
+    def _stop(self, slot: Slot) -> None:
+        """It admits no request from this moment on; its end may take a while."""
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._mover.own(self._lay_to_rest(slot))
+        self._tasks.own(self._put_on_disk(slot))
 
     def _is_to_start_at_once(self, slot: Slot) -> bool:
-        """Nobody but those who wait for it, or its pin, has a use for the room that it leaves on the device."""
+        """Only requests for it, or its pin, have a use for the room that it leaves on the device."""
         if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
             return False
         wanted = slot.waiters or slot.pin is not Tier.DISK
         return bool(wanted) and not any(other.waits_for_a_turn for other in self._slots.values())
 
-    def _revive(self, slot: Slot) -> None:
+    def _restart(self, slot: Slot) -> None:
         """Start it where it died, without a stop: its engine may load from the image that the dead one left."""
         slot.end_life()
         slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
         slot.change(gate=slot.waiters.leases)
         self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
 
-    async def _lay_to_rest(self, slot: Slot) -> None:
+    async def _put_on_disk(self, slot: Slot) -> None:
         try:
             await self._mover.put_on_disk(slot, at_once=True)
         finally:

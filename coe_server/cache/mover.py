@@ -7,15 +7,18 @@ import logging
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
-from coe_server.cache.slot import Failure, MoveRecord, Slot
+from coe_server.cache.slot import MoveRecord, Slot
 from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from coe_server.cache.health import Failures
 
 _Found = TypeVar("_Found")
 
@@ -34,6 +37,31 @@ class _Venture:
     given_up: bool = False  # what has not begun will not
 
 
+class Tasks:
+    """The tasks under way. Each ends with its owner at the latest."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def own(self, work: Coroutine[None, None, _Found]) -> asyncio.Task[_Found]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    async def end(self) -> None:
+        """Cancel them all; when this returns they are over."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())
+
+
 class Mover:
     """Runs plans side by side where the ledger allows it; engines start one at a time, each for as long as its starts
     are known to take and then some (`Costs.patience`), so that one that hangs does not hold up the others.
@@ -47,20 +75,22 @@ class Mover:
         slots: Mapping[str, Slot],
         ledger: Ledger,
         events: EventLog,
+        failures: Failures,
+        tasks: Tasks,
         clock: Callable[[], float],
         changed: Callable[[], None],
         one_at_a_time: bool,
     ) -> None:
-        self.started: Callable[[Slot], None] = _nobody_watches  # told of each engine whose life has begun
         self._slots = slots
         self._ledger = ledger
         self._events = events
+        self._failures = failures
+        self._tasks = tasks
         self._clock = clock
         self._changed = changed
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._one_at_a_time = one_at_a_time
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._ventures: dict[str, _Venture] = {}  # by the expert they bring, the latest
 
     def begin(self, plan: Plan) -> None:
@@ -68,7 +98,7 @@ class Mover:
         for move in plan.moves:
             self._slots[move.expert].depart(move)
         venture = self._ventures[plan.moves[-1].expert] = _Venture(plan)
-        venture.task = self.own(self._carry_out(venture))
+        venture.task = self._tasks.own(self._carry_out(venture))
 
     def give_up(self, slot: Slot) -> None:
         """End the plan that brings this expert: it ends on disk, or where it was if its move had not begun.
@@ -86,15 +116,9 @@ class Mover:
 
     async def put_everything_away(self) -> None:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
-        await self._end_tasks()
+        await self._tasks.end()
         await asyncio.gather(*(self.put_on_disk(slot) for slot in self._slots.values()))
-        await self._end_tasks()  # somebody may have doubted an engine meanwhile
-
-    async def _end_tasks(self) -> None:
-        tasks = tuple(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.end()  # an engine may have been suspected meanwhile
 
     async def _carry_out(self, venture: _Venture) -> None:
         """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""
@@ -127,50 +151,32 @@ class Mover:
             alone = move.source is Tier.DISK or self._one_at_a_time
             async with self._one_start if alone else nullcontext():
                 slot.moving_since = began = self._clock()
-                await self._act(slot, move)
+                await _act(slot, move)
+                if move.is_start:
+                    self._take_measured(slot)
+                elif move.target is Tier.DISK:
+                    slot.end_life()
                 seconds = self._clock() - began
         except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
-            self.count_failure(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
+            self._failures.count(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
             await self.put_on_disk(slot, at_once=True)
             raise
         except (asyncio.CancelledError, _PlanIsStale):
-            await asyncio.shield(self.own(self.put_on_disk(slot)))
+            await asyncio.shield(self._tasks.own(self.put_on_disk(slot)))
             raise
         slot.change(tier=move.target, since=self._clock())
         self._settle(slot)
         self._record(slot, move, seconds, held)
 
-    async def _act(self, slot: Slot, move: Move) -> None:
-        """Call the engine; whatever goes wrong in there is an EngineError out here."""
-        try:
-            await self._call(slot, move)
-        except (EngineError, _PlanIsStale):
-            raise
-        except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
-            logger.exception("expert '%s' failed in a way its driver does not know", slot.name)
-            raise EngineError(f"expert '{slot.name}' failed unexpectedly\n{error!r}") from error
-
-    async def _call(self, slot: Slot, move: Move) -> None:
-        match move.source, move.target:
-            case Tier.DISK, Tier.DEVICE:
-                await self._start(slot)
-            case Tier.HOST, Tier.DEVICE:
-                await slot.engine.wake()
-            case Tier.DEVICE, Tier.HOST:
-                await slot.engine.sleep()
-            case _:
-                await self.put_on_disk(slot)
-
-    async def _start(self, slot: Slot) -> None:
-        """Start the engine and let the measured footprint replace the estimate that was reserved."""
-        await slot.engine.start(slot.costs.patience(slot.restarts.rests))
-        self.started(slot)
+    def _take_measured(self, slot: Slot) -> None:
+        """The footprint of the engine that has started replaces the estimate that was reserved."""
+        slot.up.set()
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):
             reason = (
                 f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)}"
             )
-            self.count_failure(slot, f"{reason} of host memory, more than was free", hopeless=False)
+            self._failures.count(slot, f"{reason} of host memory, more than was free", hopeless=False)
             raise _PlanIsStale(reason)
 
     async def _reserve(self, slot: Slot, target: Tier) -> None:
@@ -185,7 +191,7 @@ class Mover:
         while not self._ledger.room_for(slot.name, goal):
             if not any(other.moving is not None and other.moving.goes_down for other in self._slots.values()):
                 reason = f"the room planned for expert '{slot.name}' did not become free"
-                self.count_failure(slot, reason, hopeless=False)
+                self._failures.count(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
             self._freed.clear()
             await self._freed.wait()
@@ -201,24 +207,6 @@ class Mover:
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
         self._freed.set()
 
-    def count_failure(self, slot: Slot, reason: str, hopeless: bool) -> None:
-        """One more against its restart budget; it may have to rest now."""
-        now = self._clock()
-        rest_seconds = slot.restarts.fail(now, hopeless)
-        self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
-        if rest_seconds is not None:
-            slot.change(failure=Failure(reason, now + rest_seconds))
-
-    def count_remote_failure(self, slot: Slot, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
-        """One more of an expert that is answered elsewhere; requests may be kept away from it now."""
-        now = self._clock()
-        seconds = slot.backoff.fail(now, cause, at_once, asked_seconds)
-        self._events.record("failure", expert=slot.name, reason=cause, rest_seconds=seconds)
-        if seconds is not None:
-            told = f"expert '{slot.name}' is {slot.backoff.refusal(now)}"
-            logger.warning("%s", told)
-            slot.waiters.refuse_all(told, seconds)
-
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)
         before = 0 if move.source is Tier.DISK else held.device  # what a dead engine held is held for the next one
@@ -229,18 +217,22 @@ class Mover:
         )
         logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
-    def own(self, work: Coroutine[None, None, _Found]) -> asyncio.Task[_Found]:
-        """A task that ends with the mover, at the latest."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._disown)
-        return task
 
-    def _disown(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())
-
-
-def _nobody_watches(slot: Slot) -> None:
-    """Until it is told whom to tell."""
+async def _act(slot: Slot, move: Move) -> None:
+    """Call the engine. Raises EngineError, whatever its driver raises."""
+    engine = slot.engine
+    try:
+        match move.source, move.target:
+            case Tier.DISK, Tier.DEVICE:
+                await engine.start(slot.costs.patience(slot.restarts.rests))
+            case Tier.HOST, Tier.DEVICE:
+                await engine.wake()
+            case Tier.DEVICE, Tier.HOST:
+                await engine.sleep()
+            case _:
+                await engine.stop(at_once=False)
+    except EngineError:
+        raise
+    except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
+        logger.exception("expert '%s': unexpected engine error", slot.name)
+        raise EngineError(f"expert '{slot.name}': unexpected engine error\n{error!r}") from error

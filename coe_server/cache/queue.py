@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 from coe_server.engines.engine import Engine
 from coe_server.errors import ExpertUnavailable
@@ -163,15 +163,20 @@ class WaitedFor:
         return own + leases > owner.share * limit
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseActs:
-    """What its holder can do with a lease, as the cache carries it out."""
+class Lender(Protocol):
+    """What a lease tells the cache."""
 
-    give_back: Callable[[], None]
-    suspect: Callable[[], None]
-    is_alive: Callable[[], Awaitable[bool]]
-    speaks: Callable[[], None]
-    answered: Callable[[], None]
+    def give_back(self, lease: Lease) -> None:
+        """It is over: the next request may have its place."""
+
+    def examine(self, lease: Lease) -> Awaitable[bool]:
+        """Its engine is suspected: whether it responds. One that does not is stopped."""
+
+    def begins(self, lease: Lease) -> None:
+        """Its answer has begun."""
+
+    def answered(self, lease: Lease) -> None:
+        """It gave a whole answer."""
 
 
 class Lease:
@@ -181,47 +186,51 @@ class Lease:
         self,
         expert: str,
         engine: Engine,
-        waited_seconds: float,
+        lender: Lender,
         gone: asyncio.Event,
-        acts: LeaseActs,
+        granted: float,
+        waited_seconds: float = 0.0,
+        leases: int = 1,
         mortal: bool = True,
     ) -> None:
         self.expert = expert
         self.engine = engine
+        self.gone = gone  # set when this life of the engine is over
+        self.granted = granted
         self.waited_seconds = waited_seconds
-        self._gone = gone
-        self._acts = acts
+        self.leases = leases
         self.mortal = mortal  # false: it is answered elsewhere, and its process is not ours to watch
         self.is_try = False  # of an expert whose backoff is over: how it ends says whether others follow
+        self._lender = lender
         self._held = True
 
     def release(self) -> None:
         """Give it back; doing so twice is harmless."""
         held, self._held = self._held, False
         if held:
-            self._acts.give_back()
+            self._lender.give_back(self)
 
     def suspect_engine(self) -> None:
-        """It did not answer: have it examined, and buried if it hangs."""
-        self._acts.suspect()
+        """The engine did not respond: have it examined, and stopped if it hangs."""
+        self._lender.examine(self)
 
     async def engine_is_alive(self) -> bool:
-        """The same, for who needs to know: whether it gives a sign of life, within `Limits.sign_of_life_seconds`."""
-        return await self._acts.is_alive()
+        """The same, for a caller that needs to know: whether it responds within `Limits.sign_of_life_seconds`."""
+        return await self._lender.examine(self)
 
     def speaks(self) -> None:
-        """Its answer has begun: requests that were kept away from it may come."""
-        self._acts.speaks()
+        """The answer has begun: requests that were kept away from the expert may come."""
+        self._lender.begins(self)
 
     def answered(self) -> None:
-        """It gave a whole answer: its earlier failures are forgiven, and how long that took is learned."""
-        self._acts.answered()
+        """The answer is whole: earlier failures are forgiven, and how long it took is learned."""
+        self._lender.answered(self)
 
     async def engine_is_gone(self, within_seconds: float) -> bool:
-        """Whether the engine behind this lease turns out to be dead; waits that long for the news."""
+        """Whether the engine behind this lease turns out to be dead; waits that long to learn it."""
         try:
             async with asyncio.timeout(within_seconds if self.mortal else 0):
-                await self._gone.wait()
+                await self.gone.wait()
         except TimeoutError:
             return False
         return True

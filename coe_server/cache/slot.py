@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from coe_server.cache.costs import Costs, Restarts
-from coe_server.cache.health import Backoff
+from coe_server.cache.health import Backoff, Failure
 from coe_server.cache.planner import Move
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import Engine
+from coe_server.errors import UnknownModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,6 @@ class MoveRecord:
     target: Tier
     seconds: float
     size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why an expert is not to be had, and until when (in the cache's clock)."""
-
-    reason: str
-    until: float
 
 
 @dataclass(slots=True)
@@ -173,6 +166,13 @@ class Slot:
         self.gone.set()
         self.gone = asyncio.Event()
         self.change(tier=Tier.DISK, let_in=(), gate=0, draining=False)
+
+
+class Slots(dict[str, Slot]):
+    """Every expert's slot by its name, in the order of the configuration."""
+
+    def __missing__(self, name: str) -> Slot:
+        raise UnknownModel(f"there is no expert '{name}'; there are {', '.join(self)}", "model")
 
 
 def new_slot(expert: Expert, max_wait_seconds: float, changes: dict[str, None]) -> Slot:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from coe_server.cache.health import Failure
 from coe_server.cache.planner import Move
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Policy, Queue, turns
-from coe_server.cache.slot import Failure, MoveRecord, Slot, State, seconds_left, shares_the_device, state_of
+from coe_server.cache.slot import MoveRecord, Slot, State, seconds_left, shares_the_device, state_of
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.cache.wait_times import Ahead, Expected, Forecast, Outlook, passed
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.queue import Lease, LeaseActs
+from coe_server.cache.queue import Lease
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert, State
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
@@ -78,7 +78,7 @@ async def settle():
 async def overdue(cache, *names):
     """Wait until these experts drain for requests that have waited too long."""
     for _ in range(20_000):
-        if all(cache._slots[name].draining for name in names):
+        if all(cache.slots[name].draining for name in names):
             return
         await asyncio.sleep(0.001)
 
@@ -148,10 +148,10 @@ def test_who_becomes_overdue_between_two_looks_of_the_conductor_is_not_forgotten
             await asyncio.sleep(0)  # it is in the queue, and the conductor has not looked yet
             clock.looks = looks
             for _ in range(2000):
-                if cache._slots["a"].draining:  # read without asking for the time
+                if cache.slots["a"].draining:  # read without asking for the time
                     break
                 await asyncio.sleep(0.001)
-            drains = cache._slots["a"].draining
+            drains = cache.slots["a"].draining
             first.release()
             (await other).release()
             assert drains
@@ -216,7 +216,7 @@ def test_a_caller_cancelled_in_the_moment_of_the_grant_holds_nothing():
             second = asyncio.create_task(cache.lease("a"))
             await settle()
             first.release()
-            cache._admit(cache._slots["a"])  # grants, before the waiting task runs again
+            cache._admission.admit(cache.slots["a"])  # grants, before the waiting task runs again
             second.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await second
@@ -486,7 +486,7 @@ def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_oth
                 if other_waits:
                     waiting.append(asyncio.create_task(cache.lease("b")))
                 await settle()
-                chosen_for_being_there = cache.departure_of("a")
+                chosen_for_being_there = cache.slots["a"].left
                 engines["a"].die()
                 await settle()
                 assert await lost.engine_is_gone(within_seconds=PATIENCE_SECONDS)
@@ -762,11 +762,11 @@ def test_failures_count_against_remote_experts_and_never_against_engines_that_ru
         async with running(remote=True) as (cache, _):
             for _ in range(3):
                 assert status(cache, "a").failure is None
-                cache.count_failure("a", "500", at_once=False)
+                cache.failures.count_remote(cache.slots["a"], "500", at_once=False)
             assert status(cache, "a").failure == "backing off 1 s: 500"
             assert cache.waits.outlooks()["a"].returns_seconds == pytest.approx(1.0, abs=0.5)
         async with running() as (cache, _):
-            cache.count_failure("a", "503", at_once=True)
+            cache.failures.count_remote(cache.slots["a"], "503", at_once=True)
             assert status(cache, "a").failure is None
 
     run(story())
@@ -778,7 +778,7 @@ def test_who_waits_for_an_expert_that_is_backed_off_from_is_told_at_once():
             with await cache.lease("a"):
                 waiting = asyncio.create_task(cache.lease("a"))
                 await settle()
-                cache.count_failure("a", "429", at_once=True, asked_seconds=42.0)
+                cache.failures.count_remote(cache.slots["a"], "429", at_once=True, asked_seconds=42.0)
                 with pytest.raises(ExpertUnavailable, match="backing off 42 s: 429") as refused:
                     await waiting
                 assert refused.value.retry_after_seconds == 42.0
@@ -791,7 +791,7 @@ def test_a_try_that_is_given_up_leaves_the_next_request_to_try():
         clock = Clock()
         async with running(clock=clock, remote=True, limits=Limits(max_concurrency=1)) as (cache, _):
             with await cache.lease("a"):
-                cache.count_failure("a", "429", at_once=True)
+                cache.failures.count_remote(cache.slots["a"], "429", at_once=True)
                 clock.now += 1.0
                 waiting = asyncio.create_task(cache.lease("a"))
                 await settle()
@@ -1043,7 +1043,7 @@ def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
 
 
 def test_a_lease_that_is_lost_says_so():
-    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), 0.0, asyncio.Event(), LeaseActs(*[lambda: None] * 5))
+    lease = Lease("a", FakeEngine("a", None, Memory(Bytes())), None, asyncio.Event(), 0.0)
     with pytest.warns(ResourceWarning, match="lease of expert 'a' was never released"):
         del lease
 
@@ -1114,7 +1114,7 @@ async def traffic_ends_clean(cache, engines, traffic, broken, wishes):
     assert broken or "refused" not in outcomes
     await asyncio.gather(*operator)
     await settle()
-    for slot in cache._slots.values():
+    for slot in cache.slots.values():
         assert (slot.leases, len(slot.waiters)) == (0, 0)
         if slot.moving is None:
             assert cache.ledger.held(slot.name) == bytes_in(slot.engine.footprint, slot.tier)

@@ -42,7 +42,9 @@ class Failures:
             return
         match error.backs_off:
             case "at once":
-                self._cache.count_failure(expert, error.cause, at_once=True, asked_seconds=error.asked_seconds)
+                self._cache.failures.count_remote(
+                    self._cache.slots[expert], error.cause, at_once=True, asked_seconds=error.asked_seconds
+                )
             case "in a row":
                 self._uncounted.append(_Uncounted(expert, error.cause, error.asked_seconds))
             case "never":
@@ -52,7 +54,9 @@ class Failures:
     def settle(self) -> None:
         """An expert has begun to answer, or the request is over. Another answer may take long: nothing waits for it."""
         for expert, cause, asked_seconds in self._uncounted if len(self._failed) == 1 else ():
-            self._cache.count_failure(expert, cause, at_once=False, asked_seconds=asked_seconds)
+            self._cache.failures.count_remote(
+                self._cache.slots[expert], cause, at_once=False, asked_seconds=asked_seconds
+            )
         self._uncounted.clear()
         self._end_tries(self._failed)
 
@@ -63,5 +67,5 @@ class Failures:
 
     def _end_tries(self, experts: set[str]) -> None:
         for expert in self._tried & experts:
-            self._cache.end_try(expert)
+            self._cache.slots[expert].backoff.end_try()
         self._tried -= experts

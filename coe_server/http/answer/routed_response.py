@@ -214,7 +214,7 @@ class RoutedResponse(Response):
         if not here or self._cache.grants_at_once(name, errand.fan_out):
             return await asked()
         waiting = asyncio.create_task(asked())
-        leaving = asyncio.create_task(self._cache.departure_of(name).wait())
+        leaving = asyncio.create_task(self._cache.slots[name].left.wait())
         try:
             await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
