@@ -1,19 +1,18 @@
-"""Turns the scheduler's orders into moves, and keeps what should be up up. Decides nothing that is not pure."""
+"""Turns the scheduler's orders into moves, and brings up what should be up. All that weighs experts is in pure modules."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from coe_server.cache.mover import Mover
-from coe_server.cache.planner import Move, Never, NotYet, Plan, plan
+from coe_server.cache.planner import Move, Plan, plan
 from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
 from coe_server.cache.scheduler import (
     INFINITY,
     Limits,
     Policy,
-    Queue,
     conduct,
     seconds_until_pressing,
     seconds_until_tenured,
@@ -45,8 +44,8 @@ class Conductor:
     ) -> None:
         self.ready = asyncio.Event()  # what is to be preloaded has been
         self.demand = Demand(slots)
-        self.guesses = guesses
         self._slots = slots
+        self._overview = overview
         self._mover = mover
         self._events = events
         self._capacity = capacity
@@ -54,11 +53,11 @@ class Conductor:
         self._policy = policy
         self._clock = clock
         self._admit = admit
-        self._changed = changed  # set by whoever does something that may call for new orders
-        self._preloads = self._in_preload_order()
-        self._overview = overview
-        self._coming: Slot | None = None  # on a guess
+        self._changed = changed  # set by all that may call for new orders
+        self._guesses = guesses
+        self._upkeep = Upkeep(slots, overview, capacity)
         self._draining: frozenset[str] = frozenset()
+        self._coming: Slot | None = None  # on a guess
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -69,43 +68,54 @@ class Conductor:
             await self._something_can_have_changed(since=began)
 
     def begin(self, plan_: Plan) -> None:
-        """Start a plan; the expert it brings admits at least those who wait for it now."""
+        """Start a plan; the expert it brings admits at least the requests that wait for it now."""
         victims = plan_.victims
         goal = self._slots[plan_.moves[-1].expert]
         goal.change(gate=goal.waiters.leases if self._policy.collates else _oldest(goal), pushed_out=False)
         for name in victims:
             self._slots[name].change(pushed_out=name != goal.name)
         if any(move.target is Tier.DEVICE for move in plan_.moves):
-            for name in self.guesses.open(Guess.ROOM):
-                self.guesses.end(Guess.ROOM, name, self.guesses.useful)
+            for name in self._guesses.open(Guess.ROOM):
+                self._guesses.end(Guess.ROOM, name, self._guesses.useful)
             if pushed := [name for name in victims if name != goal.name]:
                 self._events.record("switch", expert=goal.name, victims=pushed, waiting=len(goal.waiters))
         self._mover.begin(plan_)
 
-    def plan_for(self, slot: Slot) -> Plan | NotYet | Never:
-        """What it would take to bring this expert to the device now."""
-        return plan(self._overview.standing, self._overview.holding(slot), self._capacity)
-
     def _conduct(self) -> None:
-        self._end_cooldowns()
-        self._end_guesses()
-        self._follow_orders(self._overview.queues())
+        """One pass: what is due is done, in this order."""
+        now = self._clock()
+        _end_cooldowns(self._overview.failed, now)
+        _end_guesses(self._guesses, self._slots)
+        self._follow_orders()
         for slot in self._overview.at_hand:
             self._admit(slot)
-        self._keep_up()
-        self._give_up_for_who_waits()
+        if self._overview.calm:
+            self._keep_up()
+        self._give_up_a_guess()
         if self.ready.is_set():
             self._prefetch()
-        self._retire_idle()
+        for slot in self._overview.settled:
+            if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
+                self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
 
-    def _follow_orders(self, queues: tuple[Queue, ...]) -> None:
-        if not queues:
+    def _keep_up(self) -> None:
+        """Bring up what is to be preloaded, then what is below its pin, one expert at a time."""
+        way = self._upkeep.preload()
+        if way is None:
+            if not self.ready.is_set():
+                self.ready.set()
+                logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
+            way = self._upkeep.return_to_pin()
+        if way is not None:
+            self.begin(way)
+
+    def _follow_orders(self) -> None:
+        seen = self._overview
+        if not (queues := seen.queues()):
             self._let_drain(frozenset())
             return
-        seen = self._overview
-        orders = conduct(
-            seen.standing, queues, self._capacity, self._clock(), self._limits, self._policy, seen.starting
-        )
+        now = self._clock()
+        orders = conduct(seen.standing, queues, self._capacity, now, self._limits, self._policy, seen.starting)
         self._let_drain(orders.draining)
         for name in orders.staying:
             self._slots[name].change(gate=self._slots[name].waiters.leases)
@@ -120,57 +130,7 @@ class Conductor:
                 self._slots[name].change(draining=name in names)
         self._draining = names
 
-    def _keep_up(self) -> None:
-        """Bring up what is to be preloaded, or is below its pin, one at a time while nobody waits or has to leave."""
-        if not self._overview.calm:
-            return
-        if self._preload_the_next():
-            return
-        if not self.ready.is_set():
-            self.ready.set()
-            logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
-        if not self._overview.anyone_is_below_a_pin:
-            return
-        for slot in self._slots.values():
-            if slot.tier.depth > slot.pin.depth and slot.failure is None and self._bring_up(slot):
-                return
-
-    def _preload_the_next(self) -> bool:
-        """Begin to bring up the next of those to be preloaded that there is room for; False if there is none."""
-        while self._preloads:
-            slot = self._slots[self._preloads.pop(0)]
-            if self._bring_up(slot):
-                return True
-            if slot.tier.depth > slot.expert.preload.depth:
-                logger.warning("expert '%s' was not preloaded: there is no room for it now", slot.name)
-        return False
-
-    def _bring_up(self, slot: Slot) -> bool:
-        """Begin an expert's way to the tier it should be in; False if it is there or there is no room.
-
-        For a pin somebody idle leaves, for a preload nobody does.
-        """
-        goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
-        if slot.tier.depth <= goal.depth:
-            return False
-        outcome = self.plan_for(slot)
-        if not isinstance(outcome, Plan):
-            return False
-        if len(outcome.moves) > 1:
-            if slot.tier.depth <= slot.pin.depth:
-                return False
-            goal = slot.pin
-        then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if goal is Tier.HOST else ()
-        self.begin(Plan(outcome.moves + then))
-        return True
-
-    def _end_guesses(self) -> None:
-        """An expert that came on a guess and has left again without a request came for nothing."""
-        for name in self.guesses.open(Guess.DEVICE):
-            if self._slots[name].moving is None and self._slots[name].tier is not Tier.DEVICE:
-                self.guesses.end(Guess.DEVICE, name, self.guesses.wasted)
-
-    def _give_up_for_who_waits(self) -> None:
+    def _give_up_a_guess(self) -> None:
         """A start on a guess is given up once a request waits for another expert; a wake is over at once."""
         if self._coming is not None and self._coming.moving is None:
             self._coming = None
@@ -192,46 +152,22 @@ class Conductor:
         self.begin(way)
         if target is Tier.DEVICE:
             self._coming = goal
-            self.guesses.begin(Guess.DEVICE, goal.name)
+            self._guesses.begin(Guess.DEVICE, goal.name)
         else:
             goal.change(pushed_out=True)  # it may come back on a guess, too
-            self.guesses.begin(Guess.ROOM, goal.name)
-
-    def _retire_idle(self) -> None:
-        now = self._clock()
-        for slot in self._overview.settled:
-            if (ends := self._idle_until(slot)) is None or now < ends:
-                continue
-            self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
-
-    def _idle_until(self, slot: Slot) -> float | None:
-        """When it will have been idle for its ttl; None while it is used, has none, or may not leave."""
-        ttl = slot.expert.ttl_seconds
-        if ttl is None or slot.resting_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
-            return None
-        return max(slot.last_used, slot.since) + ttl
-
-    def _end_cooldowns(self) -> None:
-        for slot in self._overview.failed:
-            assert slot.failure is not None, "the overview knows who has failed"
-            slot.waiters.refuse_all(slot.failure.reason, max(1.0, slot.failure.until - self._clock()))
-            if self._clock() >= slot.failure.until:
-                slot.change(failure=None)
+            self._guesses.begin(Guess.ROOM, goal.name)
 
     async def _something_can_have_changed(self, since: float) -> None:
         """`since` is when the last pass began: what falls due between its look and this one is not past, but next."""
-        soonest = self._seconds_until_another_look(since)
+        soonest = min((moment for moment in self._moments(since) if moment is not None), default=INFINITY)
         try:
             async with asyncio.timeout(None if soonest == INFINITY else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
         except TimeoutError:
             return
 
-    def _seconds_until_another_look(self, now: float) -> float:
-        """In how many seconds something may be to be done although nothing has happened."""
-        return min((moment for moment in self._moments(now) if moment is not None), default=INFINITY)
-
     def _moments(self, now: float) -> Iterator[float | None]:
+        """In how many seconds something may be to be done although nothing has happened."""
         seen, limits = self._overview, self._limits
         queues = seen.queues()
         yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
@@ -241,19 +177,80 @@ class Conductor:
             if slot.failure is not None:
                 yield slot.failure.until - now
         for slot in seen.settled:
-            if (ends := self._idle_until(slot)) is not None:
+            if (ends := _idle_until(slot)) is not None:
                 yield ends - now
 
-    def _in_preload_order(self) -> list[str]:
-        """What only passes through the device goes first, while the device is empty."""
-        wanted = [
-            slot for slot in self._slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK
-        ]
-        return [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
+
+class Upkeep:
+    """Which experts are to be brought up while no request waits: what is to be preloaded, then what is below its pin."""
+
+    def __init__(self, slots: Mapping[str, Slot], overview: Overview, capacity: Bytes) -> None:
+        self._slots = slots
+        self._overview = overview
+        self._capacity = capacity
+        wanted = [slot for slot in slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK]
+        # what only passes through the device goes first, while the device is empty
+        self._preloads = [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
+
+    def preload(self) -> Plan | None:
+        """The way up of the next expert that there is room for; None if there is none, or all had their turn."""
+        while self._preloads:
+            slot = self._slots[self._preloads.pop(0)]
+            if (way := self._way_up(slot)) is not None:
+                return way
+            if slot.tier.depth > slot.expert.preload.depth:
+                logger.warning("expert '%s' was not preloaded: there is no room for it now", slot.name)
+        return None
+
+    def return_to_pin(self) -> Plan | None:
+        """The way up of an expert that is below its pin; None if there is none, or there is no room now."""
+        if not self._overview.anyone_is_below_a_pin:
+            return None
+        low = (slot for slot in self._slots.values() if slot.tier.depth > slot.pin.depth and slot.failure is None)
+        return next((way for slot in low if (way := self._way_up(slot)) is not None), None)
+
+    def _way_up(self, slot: Slot) -> Plan | None:
+        """To the tier it should be in; None if it is there or there is no room. An idle expert leaves for a pin, none
+        for a preload."""
+        goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
+        if slot.tier.depth <= goal.depth:
+            return None
+        outcome = plan(self._overview.standing, self._overview.holding(slot), self._capacity)
+        if not isinstance(outcome, Plan):
+            return None
+        if len(outcome.moves) > 1:
+            if slot.tier.depth <= slot.pin.depth:
+                return None
+            goal = slot.pin
+        then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if goal is Tier.HOST else ()
+        return Plan(outcome.moves + then)
+
+
+def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:
+    for slot in failed:
+        assert slot.failure is not None, "the overview knows which have failed"
+        slot.waiters.refuse_all(slot.failure.reason, max(1.0, slot.failure.until - now))
+        if now >= slot.failure.until:
+            slot.change(failure=None)
+
+
+def _end_guesses(guesses: Guesses, slots: Mapping[str, Slot]) -> None:
+    """An expert that came on a guess and has left again without a request came for nothing."""
+    for name in guesses.open(Guess.DEVICE):
+        if slots[name].moving is None and slots[name].tier is not Tier.DEVICE:
+            guesses.end(Guess.DEVICE, name, guesses.wasted)
+
+
+def _idle_until(slot: Slot) -> float | None:
+    """When it will have been idle for its ttl; None while it is used, has none, or may not leave."""
+    ttl = slot.expert.ttl_seconds
+    if ttl is None or slot.resting_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
+        return None
+    return max(slot.last_used, slot.since) + ttl
 
 
 def _oldest(slot: Slot) -> int:
-    """The leases of the one that has a turn in strict order."""
+    """The leases of the request that has a turn in strict order."""
     first = slot.waiters.first()
     return 1 if first is None else first.leases
 

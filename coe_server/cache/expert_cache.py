@@ -1,4 +1,4 @@
-"""Leases on experts: which request may use which expert when. The conductor decides all moves; HTTP is not known here."""
+"""Leases on experts: which request may use which expert when. The conductor decides all moves."""
 
 from __future__ import annotations
 
