@@ -1,4 +1,4 @@
-"""Turns the scheduler's orders into moves, and brings up what should be up. All that weighs experts is in pure modules."""
+"""Turns the scheduler's orders into moves, and brings up what should be up. What weighs experts is pure, elsewhere."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class Conductor:
 
 
 class Upkeep:
-    """Which experts are to be brought up while no request waits: what is to be preloaded, then what is below its pin."""
+    """Which experts to bring up while no request waits: those to be preloaded, then those below their pins."""
 
     def __init__(self, slots: Mapping[str, Slot], overview: Overview, capacity: Bytes) -> None:
         self._slots = slots
