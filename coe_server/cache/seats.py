@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 Seat = tuple[int, ...]  # the cards of one process, by index; as long as the expert is wide
 
 
-class Card(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Card:
     """One card that engines may use. `links` names the cards it is joined to by NVLink."""
 
     index: int
@@ -29,7 +30,8 @@ def candidate_seats(cards: Sequence[Card], width: int, allowed: Collection[int] 
     if width == 1:
         return tuple((card.index,) for card in usable)
     whole = [card for card in usable if not card.instance]
-    joined, others = [], []
+    joined: list[Seat] = []
+    others: list[Seat] = []
     for alike in _alike(whole):
         islands = _islands(alike)
         for block in _blocks([card.index for island in islands for card in island], width):
@@ -57,7 +59,7 @@ def _islands(cards: Sequence[Card]) -> list[list[Card]]:
             if left.pop(card.index, None) is not None:
                 island.append(card)
                 reached.extend(left[index] for index in card.links if index in left)
-        islands.append(sorted(island))
+        islands.append(sorted(island, key=lambda card: card.index))
     return sorted(islands, key=lambda island: (-len(island), island[0].index))
 
 
