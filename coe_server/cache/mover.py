@@ -121,7 +121,10 @@ class Mover:
         await self._tasks.end()  # a health check may have started meanwhile
 
     async def _carry_out(self, venture: _Venture) -> None:
-        """Make the moves in order. An expert whose move fails ends on disk, the ledger exact; later moves are dropped."""
+        """Make the moves in order.
+
+        An expert whose move fails ends on disk, the ledger exact; later moves are dropped.
+        """
         plan = venture.plan
         try:
             for index, move in enumerate(plan.moves):
