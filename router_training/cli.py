@@ -273,7 +273,7 @@ def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder."
 
 
 def _preparation(artifact: Artifact, config: Path | None) -> Prepare:
-    """How prompts get the embeddings that the artifact needs. Raises ConfigError if nobody says how."""
+    """How prompts get the embeddings that the artifact needs. Raises ConfigError without a training config for it."""
     from router_training.data.embeddings import nothing_to_embed, with_embeddings
 
     features = artifact.manifest.features
@@ -327,7 +327,7 @@ def in_one_sentence(console: Console) -> Iterator[None]:
             raise
         console.print(f"{EXTRA[package]} is not installed: pip install 'coe-server[train]'", style="red", markup=False)
         raise typer.Exit(EXIT_WRONG_INPUT) from error
-    except BrokenPipeError:  # whoever read our output has enough: the command ends without a word
+    except BrokenPipeError:  # the reader closed the pipe: end silently
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""

@@ -189,7 +189,7 @@ class TrainingConfig(_Settings):
         for name in asked:
             if name not in names:
                 raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
-        if impossible := nobody_left(self.mapping.pins, self.mapping.bans, names):
+        if impossible := category_without_experts(self.mapping.pins, self.mapping.bans, names):
             raise ValueError(f"mapping: {impossible}")
         self._check_probes()
         self._check_costs()
@@ -237,8 +237,10 @@ class TrainingConfig(_Settings):
         return [getattr(expert, unit) for expert in self.experts]
 
 
-def nobody_left(pins: Mapping[str, str], bans: Mapping[str, Sequence[str]], experts: Sequence[str]) -> str | None:
-    """Which category is left without any of these experts, in a sentence."""
+def category_without_experts(
+    pins: Mapping[str, str], bans: Mapping[str, Sequence[str]], experts: Sequence[str]
+) -> str | None:
+    """A sentence about the first category to which pins and bans leave no expert; None if there is none."""
     for category, banned in bans.items():
         if pins.get(category) in banned:
             return f"category {category!r} is pinned to {pins[category]!r}, which is banned from it"

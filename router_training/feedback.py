@@ -1,7 +1,8 @@
 """Ratings of routed answers, as `coe journal export` writes them, and what they do to an artifact's scores.
 
 The file is JSONL, one decision a line: `expert`, `inside`, `probabilities{category: p}`, `expected_score`, and `score`
-(0 to 1), null where nobody rated. Decisions without a rating count as well: they tell how often an expert was chosen.
+(0 to 1), null where there is no rating. Decisions without a rating count as well: they tell how often an expert was
+chosen.
 
 What ratings of chosen experts say of the scores. Pure.
 
@@ -21,8 +22,8 @@ trained score by as many prompts as that one rests on (ridge regression on the r
     score' = score + share * shrunken mean residual
 
 So ratings are weighted down twice: few of them by the prompts behind the trained score, and any number of them by the
-part of the category that they can speak for. Without ratings nothing moves, and nobody moves who was never taken.
-Ratings must be on the scale of the outcomes that the router was trained on: it is not fitted.
+part of the category that they can speak for. Without ratings no score moves, and neither does that of an expert never
+chosen. Ratings must be on the scale of the outcomes that the router was trained on: it is not fitted.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ UNKNOWN_ERROR = 0.5  # of a score behind which fewer than two prompts stand: the
 @dataclass(frozen=True, slots=True)
 class Ratings:
     """n decisions: `probabilities` [n, categories], `inside` the gate [n], the chosen `experts` [n], the scores that
-    were `expected` of them [n], and the `scores` given [n], NaN where nobody rated."""
+    were `expected` of them [n], and the `scores` given [n], NaN where there is no rating."""
 
     probabilities: Vector
     inside: npt.NDArray[np.bool_]

@@ -30,7 +30,7 @@ from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
 from coe_server.system.files import require_writable_folder
 from router_training import Track
 from router_training.assignment.objectives import Budget, Grounds, Limits, decided, front_points, solve_objective
-from router_training.config import nobody_left
+from router_training.config import category_without_experts
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluation.evaluation import evaluate
@@ -130,7 +130,7 @@ def _solved(before: Artifact, held_out: HeldOut, options: MapOptions, track: Tra
     """Every objective, old and asked for, on the artifact's own picture of the traffic."""
     manifest = before.manifest
     grounds = _grounds(manifest, held_out, options.limits)
-    if impossible := nobody_left(grounds.limits.pins, grounds.limits.bans, grounds.experts):
+    if impossible := category_without_experts(grounds.limits.pins, grounds.limits.bans, grounds.experts):
         raise ConfigError(impossible)
     budgets = {name: Budget(e.budget, e.budget_unit or manifest.cost_unit) for name, e in manifest.objectives.items()}
     budgets |= {name: Budget(amount, manifest.cost_unit) for name, amount in options.budgets.items()}

@@ -24,7 +24,7 @@ _Found = TypeVar("_Found")
 
 
 class _PlanIsStale(Exception):
-    """What the plan was made from has turned out otherwise; nobody's failure, a new plan is needed."""
+    """The state that the plan assumed no longer holds. No engine has failed; a new plan is needed."""
 
 
 @dataclass(slots=True)
@@ -94,16 +94,16 @@ class Mover:
         self._ventures: dict[str, _Venture] = {}  # by the expert they bring, the latest
 
     def begin(self, plan: Plan) -> None:
-        """Start carrying `plan` out; its experts admit nobody from this moment on."""
+        """Start carrying `plan` out; its experts admit no request from this moment on."""
         for move in plan.moves:
             self._slots[move.expert].depart(move)
         venture = self._ventures[plan.moves[-1].expert] = _Venture(plan)
         venture.task = self._tasks.own(self._carry_out(venture))
 
     def give_up(self, slot: Slot) -> None:
-        """End the plan that brings this expert: it ends on disk, or where it was if its move had not begun.
+        """Cancel the plan that loads this expert. It ends on disk, or where it was if its move had not begun.
 
-        Whoever is just leaving for it gets where it goes: stopped halfway it would have to start again.
+        An expert that is being evicted for it completes its move: stopped halfway, it would have to start again.
         """
         venture = self._ventures[slot.name]
         if venture.under_way == slot.name and venture.task is not None:
@@ -118,10 +118,13 @@ class Mover:
         """Cancel what is under way and stop every engine; afterwards nothing is held."""
         await self._tasks.end()
         await asyncio.gather(*(self.put_on_disk(slot) for slot in self._slots.values()))
-        await self._tasks.end()  # an engine may have been suspected meanwhile
+        await self._tasks.end()  # a health check may have started meanwhile
 
     async def _carry_out(self, venture: _Venture) -> None:
-        """Make the moves in order. What fails ends on disk with the ledger exact; the rest of the plan is dropped."""
+        """Make the moves in order.
+
+        An expert whose move fails ends on disk, the ledger exact; later moves are dropped.
+        """
         plan = venture.plan
         try:
             for index, move in enumerate(plan.moves):
@@ -132,14 +135,14 @@ class Mover:
                 await self._move(slot, move)
                 if all(other.expert != slot.name for other in later):
                     slot.halt()
-                    self._changed()  # it may go on to disk for somebody else, too
+                    self._changed()  # another plan may evict it further, to disk
         except EngineError as error:
             logger.warning("%s", error)
         except _PlanIsStale as stale:
             logger.info("%s; planning anew", stale)
         finally:
             for move in plan.moves:
-                if self._slots[move.expert].moving is move:  # else another plan moves it by now
+                if self._slots[move.expert].moving is move:  # otherwise another plan moves it by now
                     self._slots[move.expert].halt()
             self._changed()
 
@@ -157,7 +160,7 @@ class Mover:
                 elif move.target is Tier.DISK:
                     slot.end_life()
                 seconds = self._clock() - began
-        except EngineError as error:  # a sleep that frees nothing ends here too: the process is stopped
+        except EngineError as error:  # a sleep that frees no memory ends here too: the process is stopped
             self._failures.count(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
             await self.put_on_disk(slot, at_once=True)
             raise
@@ -180,17 +183,17 @@ class Mover:
             raise _PlanIsStale(reason)
 
     async def _reserve(self, slot: Slot, target: Tier) -> None:
-        """Hold the room, as soon as the moves that make it have been seen to free it.
+        """Reserve the memory as soon as the moves that free it have done so.
 
-        If nobody who leaves is under way any more and there still is none (somebody turned out to be larger than
-        planned), the plan is stale.
+        The plan is stale if no eviction is under way any more and the memory is still missing, because an expert
+        turned out to be larger than planned.
         """
         if target is not Tier.DEVICE:
             return
         goal = bytes_in(slot.engine.footprint, target)
         while not self._ledger.room_for(slot.name, goal):
             if not any(other.moving is not None and other.moving.goes_down for other in self._slots.values()):
-                reason = f"the room planned for expert '{slot.name}' did not become free"
+                reason = f"the memory planned for expert '{slot.name}' did not become free"
                 self._failures.count(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
             self._freed.clear()
@@ -198,7 +201,7 @@ class Mover:
         self._ledger.reserve(slot.name, goal)
 
     async def put_on_disk(self, slot: Slot, at_once: bool = False) -> None:
-        """Stop the engine, whatever it was doing, and at once if it has failed; afterwards it holds nothing."""
+        """Stop the engine in any state, without a grace period if `at_once`; afterwards it holds no memory."""
         await slot.engine.stop(at_once)
         slot.end_life()
         self._settle(slot)
@@ -209,7 +212,9 @@ class Mover:
 
     def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
         slot.costs.learn_move(move.source, move.target, seconds)
-        before = 0 if move.source is Tier.DISK else held.device  # what a dead engine held is held for the next one
+        before = (
+            0 if move.source is Tier.DISK else held.device
+        )  # memory that a dead engine held stays reserved for the next one
         size = abs(before - self._ledger.held(slot.name).device)
         slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size))
         self._events.record(
@@ -233,6 +238,6 @@ async def _act(slot: Slot, move: Move) -> None:
                 await engine.stop(at_once=False)
     except EngineError:
         raise
-    except Exception as error:  # an engine is somebody else's code: its faults must not stop the conductor
+    except Exception as error:  # third-party engine code: its faults must not stop the conductor
         logger.exception("expert '%s': unexpected engine error", slot.name)
         raise EngineError(f"expert '{slot.name}': unexpected engine error\n{error!r}") from error

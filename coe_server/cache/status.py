@@ -14,14 +14,16 @@ from coe_server.cache.slot import MoveRecord, Slot, State, seconds_left, shares_
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.cache.wait_times import Ahead, Expected, Forecast, Outlook, passed
 
-_State = tuple[bool, Tier, Move | None, Failure | None, Tier, bool]  # all that says which of the sets a slot belongs to
+_State = tuple[
+    bool, Tier, Move | None, Failure | None, Tier, bool
+]  # everything that decides which sets a slot belongs to
 
 
 class Overview:
-    """What a pass over 150 experts would otherwise work out anew: who stands where, moves, waits or has failed.
+    """Derived views of all slots: location, moves, waiting requests, failures. Saves a scan of 150 slots a pass.
 
-    Always as things are now. What only a plan needs, the planner's and the scheduler's views, is made when it is asked
-    for: most passes ask for neither.
+    The views are always current. The planner's and the scheduler's views are computed on access, because most passes
+    need neither.
     """
 
     def __init__(
@@ -44,21 +46,21 @@ class Overview:
         self._starting: dict[str, Slot] = {}
         self._failed: dict[str, Slot] = {}
         self._below_pin: dict[str, Slot] = {}
-        self._in_turn: dict[str, Slot] = {}  # those who wait for a turn
+        self._in_turn: dict[str, Slot] = {}  # slots that wait for a turn
         self._in_turn_off_disk: dict[str, Slot] = {}  # of those, the ones that need no start
-        self._queues: dict[str, Queue] = {}  # of those, the ones that somebody has asked for
+        self._queues: dict[str, Queue] = {}  # computed entries of `queues()`
         self._standing = Standing.of(())
-        self._states: dict[str, _State] = {}  # of each slot, when it was last looked at
-        self._to_stand_anew: dict[str, Slot] = {}  # changed since the standing was last asked for
+        self._states: dict[str, _State] = {}  # of each slot, at the last update
+        self._to_stand_anew: dict[str, Slot] = {}  # changed since `standing` was last read
         self._prospects_here: dict[str, Prospect] = {}
         self._prospects_away: dict[str, Prospect] = {}
-        self._prospects_anew: dict[str, Slot] = {}  # changed since they were last asked for
+        self._prospects_anew: dict[str, Slot] = {}  # changed since `prospects` was last read
         self._expected: dict[str, Expected] = {}
-        self._to_expect_anew: dict[str, Slot] = {}  # changed since what is to be expected was last asked for
+        self._to_expect_anew: dict[str, Slot] = {}  # changed since `expected` was last read
 
     @property
     def standing(self) -> Standing:
-        """As the planner sees it."""
+        """All experts as the planner sees them."""
         self._look_again()
         if self._to_stand_anew:
             self._standing = self._standing.updated([self.holding(slot) for slot in self._to_stand_anew.values()])
@@ -69,7 +71,10 @@ class Overview:
         return _holding(slot, self._policy)
 
     def prospects(self) -> tuple[Mapping[str, Prospect], Mapping[str, Prospect]]:
-        """Who may leave, on the device, and who may come, away from it: on a guess only those who had to leave."""
+        """The experts on the device, which may be evicted, and those off it, which may be prefetched.
+
+        Only experts that were evicted may be prefetched.
+        """
         self._look_again()
         for name, slot in self._prospects_anew.items():
             self._prospects_here.pop(name, None)
@@ -82,13 +87,13 @@ class Overview:
 
     @property
     def settled(self) -> tuple[Slot, ...]:
-        """On the device and staying there for now."""
+        """Experts on the device that do not move."""
         self._look_again()
         return tuple(self._settled.values())
 
     @property
     def at_hand(self) -> tuple[Slot, ...]:
-        """Waited for, and settled."""
+        """Settled experts with waiting requests."""
         self._look_again()
         return tuple(self._at_hand.values())
 
@@ -104,26 +109,26 @@ class Overview:
 
     @property
     def starting(self) -> bool:
-        """An engine is on its way up from disk."""
+        """True while an engine starts from disk."""
         self._look_again()
         return bool(self._starting)
 
     @property
     def anyone_waits(self) -> bool:
-        """For an expert that would have to be brought."""
+        """True if requests wait for an expert that must be loaded."""
         self._look_again()
         return bool(self._in_turn)
 
     @property
     def calm(self) -> bool:
-        """Nobody waits for an expert to be brought, and none is on its way anywhere."""
+        """True if no request waits for an expert to be loaded and no expert moves."""
         self._look_again()
         return not self._in_turn and not self._moving
 
     def queues(self) -> tuple[Queue, ...]:
-        """Who waits for a turn and could have one: engines start one at a time.
+        """The experts that wait for a turn and could have one: engines start one at a time.
 
-        In strict order of arrival nobody but the oldest has a turn.
+        In strict order of arrival only the expert of the oldest request has a turn.
         """
         self._look_again()
         if not self._policy.collates:
@@ -133,7 +138,7 @@ class Overview:
         return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
 
     def expected(self) -> Mapping[str, Expected]:
-        """What whoever came now would meet, by expert, but for the turns ahead of it, which the forecast tells."""
+        """What a request that arrived now would meet at each expert. The forecast adds the turns ahead of it."""
         self._look_again()
         for name, slot in self._to_expect_anew.items():
             self._expected[name] = _expected(slot, self._limits.max_concurrency)
@@ -141,7 +146,7 @@ class Overview:
         return self._expected
 
     def forecast(self, now: float) -> Forecast:
-        """When everybody's turn comes if nobody else is asked for."""
+        """When each waiting expert's turn comes if no other expert is requested."""
         self._look_again()
         queues = [self._queue(slot) for slot in self._in_turn.values()]
         order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
@@ -155,12 +160,12 @@ class Overview:
             default=0,
         )
         free = (self._capacity - standing.used).device // max(largest, 1)
-        places += [0.0] * min(free, len(waiting) + 1)  # nobody asks for more
+        places += [0.0] * min(free, len(waiting) + 1)  # more free places than turns change nothing
         starting = (seconds_left(slot, now) for slot in self._starting.values())
         return Forecast(waiting, places, max(starting, default=0.0))
 
     def seconds_left(self, name: str, now: float) -> float:
-        """Of an expert's way to the device."""
+        """Seconds until the expert's move to the device ends."""
         return seconds_left(self._slots[name], now)
 
     def _prospect(self, slot: Slot) -> Prospect:
@@ -175,7 +180,7 @@ class Overview:
         return self._queues[slot.name]
 
     def _look_again(self) -> None:
-        """At every slot that has changed since the last time."""
+        """Update the views of every slot that has changed since the last call."""
         if not self._changes:
             return
         for name in self._changes:

@@ -211,7 +211,7 @@ def _fill(
     shares = (weights / weights.mean())[:, np.newaxis]
     count = len(weights)
     overall = np.clip(shares[:, 0] @ outcomes / count, outcomes.min(axis=0), outcomes.max(axis=0))  # rounding
-    # the smallest amount keeps a category that nobody has at the overall mean instead of nowhere
+    # the smallest amount keeps a category without prompts at the overall mean instead of undefined
     drawn = max(shrinkage_prompts, 1e-6) * np.eye(probabilities.shape[1])
     influence = shares * probabilities @ np.linalg.inv((shares * probabilities).T @ probabilities + drawn)
     scores = overall + influence.T @ (outcomes - overall)

@@ -41,7 +41,7 @@ _PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
 # No other request to this endpoint and model will succeed either.
 _HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
 _ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these an empty text may be all there is
-UNREACHED_RETRIES = 2  # a second or so, where nobody has been met yet: a wrong address must not take minutes to be told
+UNREACHED_RETRIES = 2  # before the first connection, about a second: a wrong address must be reported quickly
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ def _record(line: bytes) -> Record:
 
 
 def _is_cut_short(line: bytes) -> bool:
-    """A record without its end, or what a power failure may leave in its place; never a line of somebody else's."""
+    """True for a truncated record, or for what a power failure may leave in its place; false for any other text."""
     start = line[: len(_START)]
     return (_START.startswith(start) or start.startswith(b"\0")) and not line.endswith(b"}\n")
 

@@ -221,7 +221,7 @@ class FunctionScorer:
         """Raises DatasetError, naming the prompt, if the function raises or returns anything else."""
         try:
             score = self._function(question.row, answer)
-        except Exception as error:  # somebody else's code ends here
+        except Exception as error:  # the user's code ends here
             reason = f"{type(error).__name__}: {error}"
             raise DatasetError(f"{self._name} failed on {expert!r}, {question.prompt_id!r}: {reason}") from error
         if score is None:

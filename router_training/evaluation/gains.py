@@ -217,8 +217,10 @@ class Foreign:
 
 
 def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
-    """An objective's gain there over the same router without categories, both less what they spend at the multiplier's
-    price: an expert that was good in a group looks good in hindsight, but nobody could have known.
+    """An objective's gain on unseen groups over the same router without categories, at equal prices.
+
+    Both scores are reduced by their cost times the multiplier. The reference is not the best expert of the unseen
+    group: that expert is known in hindsight only.
 
     Without a budget that is the gain over the expert that is best in the groups that were seen.
     """
