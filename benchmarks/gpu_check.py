@@ -1,40 +1,47 @@
-"""How fast one real expert moves between the tiers of a GPU host, beside the limit of its bus. NEVER RUN YET.
+"""What only a GPU can show: engines beside each other on one card, and what each expected figure turns out to be.
 
-    python benchmarks/gpu_check.py MODEL [--command .venv/bin/vllm] [--kv-cache-gib 4] [--rounds 5]
+    python benchmarks/gpu_check.py                          makes a model of 3 GB, asks it under three names; 4 minutes
+    python benchmarks/gpu_check.py --model FOLDER --vllm .venv/bin/vllm --write
 
-Written where no GPU was: neither this script nor the CUDA path of the driver has met a card. Needs an NVIDIA GPU that
-nobody else uses (the first of CUDA_VISIBLE_DEVICES), vLLM with CUDA, and a folder MODEL. What NVML saw is what counts.
-Each wake is checked by our own canary, and some questions are asked before the first sleep and after each wake. The
-first sleep is rehearsed in the start, so its time is in the start's. The limit is measured with torch in vLLM's
-environment: copies from pinned host memory to the device, the median of five. A sleep is ordered while an answer is
-under way, too: it must wait for its end. Status 1 if an answer changed or was cut, or memory did not come back.
+Needs an NVIDIA card with 24 GB or more that no other program uses, and vLLM with CUDA. A whole server runs three
+experts of which two fit on the card together. Each row has what the server or vLLM's source says beside what NVML saw.
+NOT RUN ON A GPU YET: it was tried against stand-in engines on a pretend card (tests/cuda) alone.
+Status 1 if an answer changed, an engine did not start beside another one, or memory did not come back.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from coe_server.engines.engine import EngineRequest
-from coe_server.engines.memory import available_host_bytes, used_device_bytes
-from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, model_bytes
+import pynvml
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
 
+COE = Path(sys.executable).with_name("coe")
+MAKER = Path(__file__).with_name("in_vllm") / "random_llama.py"
+NAMES = ("left", "middle", "right")
+GIB, MIB = 1 << 30, 1 << 20
 QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
-_LEFT_BYTES = 64 << 20  # the driver's own rounding
+LONG_PROMPT = "the quick brown fox jumps over the lazy dog " * 40
+LEFT_BYTES = 256 * MIB  # what the driver may keep after processes ended
+SLACK_BYTES = 512 * MIB  # between the ledger and NVML, for each process
 COPY_LIMIT = """
 import statistics, time, torch
 source = torch.empty(2 << 30, dtype=torch.uint8, pin_memory=True)
@@ -49,102 +56,266 @@ print(source.nbytes / statistics.median(copy() for _ in range(5)))
 """
 
 
+@dataclass
+class Row:
+    """One thing that was looked at: what was expected, what was seen, and whether that is well."""
+
+    what: str
+    expected: str
+    seen: str
+    well: bool = True
+
+
+@dataclass
+class Check:
+    """A running server and the card below it."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    handle: Any
+    rows: list[Row] = field(default_factory=list)
+
+    def row(self, what: str, expected: str, seen: str, well: bool = True) -> None:
+        self.rows.append(Row(what, expected, seen, well))
+        print(f"{'ok  ' if well else 'NOT '} {what}: expected {expected}, seen {seen}", flush=True)
+
+    def ask(self, method: str, path: str, body: Any = None, timeout: float = 240.0) -> Any:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            headers = {"content-type": "application/json", "host": f"127.0.0.1:{self.port}"}
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            text = response.read()
+            if response.status >= 300:
+                raise RuntimeError(f"{method} {path}: {response.status} {text.decode(errors='replace')[:500]}")
+            return json.loads(text)
+        finally:
+            connection.close()
+
+    def experts(self) -> dict[str, dict[str, Any]]:
+        return {expert["name"]: expert for expert in self.ask("GET", "/admin/experts")}
+
+    def answers(self, name: str) -> list[str]:
+        body = {"model": name, "max_tokens": 32, "temperature": 0}
+        found = [self.ask("POST", "/v1/completions", {**body, "prompt": question}) for question in QUESTIONS]
+        return [answer["choices"][0]["text"] for answer in found]
+
+    def used(self) -> int:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+
+    def process_bytes(self) -> dict[int, int]:
+        running = pynvml.nvmlDeviceGetComputeRunningProcesses(self.handle)
+        return {one.pid: int(one.usedGpuMemory or 0) for one in running}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a model's folder")
-    parser.add_argument("--command", type=Path, default=Path(".venv/bin/vllm"), help="vLLM (default .venv/bin/vllm)")
-    parser.add_argument("--kv-cache-gib", type=int, default=4, help="size of the KV cache (default 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="sleeps and wakes after the first (default 5)")
-    asked = parser.parse_args()
-    python = asked.command.absolute().with_name("python")
-    limit = float(subprocess.run([python, "-c", COPY_LIMIT], check=True, capture_output=True, text=True).stdout)
+    parser.add_argument("--model", type=Path, help="a model's folder (default: one of random weights is made)")
+    parser.add_argument("--megabytes", type=int, default=3000, help="size of the model that is made (default 3000)")
+    parser.add_argument("--vllm", default=".venv/bin/vllm", help="vLLM's program, words (default .venv/bin/vllm)")
+    parser.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV cache of each engine (default 1)")
+    parser.add_argument("--rounds", type=int, default=4, help="times that the three are asked in turn (default 4)")
+    parser.add_argument("--copy-gbps", type=float, help="the copy limit in GB/s (default: measured with torch)")
+    parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks.md")
+    options = parser.parse_args()
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    card = pynvml.nvmlDeviceGetName(handle)
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="coe-gpu-") as folder:
-        launch = VllmLaunch(
-            name="expert",
-            inherited=os.environ,
-            model=str(asked.model),
-            kv_cache_bytes=asked.kv_cache_gib << 30,
-            log_directory=Path(folder),
-            platform="cuda",
-            command=(str(asked.command.absolute()),),
+        model = options.model or made_model(Path(folder), options)
+        limit = options.copy_gbps or measured_limit(options.vllm)
+        rows = checked(Path(folder), model, limit, handle, options)
+    lines = [f"| {row.what} | {row.expected} | {row.seen} | {'yes' if row.well else '**no**'} |" for row in rows]
+    head = [f"{card}, load {os.getloadavg()[0]:.1f}, {time.monotonic() - began:.0f} s in all", ""]
+    table = "\n".join([*head, "| what | expected | seen | as expected |", "|---|---|---|---|", *lines])
+    print(f"\n{table}")
+    if options.write:
+        document("gpu", f"## Three experts on one GPU\n\n`python benchmarks/gpu_check.py`\n\n{table}")
+    return 0 if all(row.well for row in rows) else 1
+
+
+def made_model(folder: Path, options: argparse.Namespace) -> Path:
+    python = Path(options.vllm.split()[0]).absolute().with_name("python")
+    print(f"making a model of {options.megabytes} MB", flush=True)
+    subprocess.run([python, MAKER, folder / "model", str(options.megabytes)], check=True)
+    return folder / "model"
+
+
+def measured_limit(vllm: str) -> float:
+    """GB/s from pinned host memory to the card, the median of five copies of 2 GiB."""
+    python = Path(vllm.split(maxsplit=1)[0]).absolute().with_name("python")
+    found = subprocess.run([python, "-c", COPY_LIMIT], check=True, capture_output=True, text=True)
+    return float(found.stdout) / 1e9
+
+
+def checked(folder: Path, model: Path, limit: float, handle: Any, options: argparse.Namespace) -> list[Row]:
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    kv_cache = int(options.kv_cache_gib * GIB)
+    before = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+    two_awake = 2 * (weights + kv_cache) + 3 * 3 * GIB  # and what three processes keep
+    with serving(folder, model, two_awake, kv_cache, options.vllm) as (port, process):
+        check = Check(port, process, handle)
+        if not until_loaded(check):
+            return check.rows
+        first = beside_each_other(check)
+        moves(check, options.rounds, weights, limit)
+        residue(check, before)
+        growth(check)
+        again = {name: check.answers(name) for name in NAMES}
+        check.row(
+            "answers before and after all moves", "equal", "equal" if again == first else "DIFFERENT", again == first
         )
-        file_bytes = model_bytes(launch.model)
-        assert file_bytes is not None, "a folder tells its size"
-        table, well = asyncio.run(measure(launch, limit, asked.rounds, file_bytes))
-    print(table)
-    document("gpu", f"## One expert on a GPU: {asked.model.name}\n\n{table}")
-    return 0 if well else 1
+        killed(check, first)
+    left = settled(handle, before)
+    check.row("left on the card after the end", f"at most {mib(LEFT_BYTES)}", mib(left), left <= LEFT_BYTES)
+    return check.rows
 
 
-async def measure(launch: VllmLaunch, limit: float, rounds: int, file_bytes: int) -> tuple[str, bool]:
-    """Start, then sleep and wake; the table, and whether all went well."""
-    engine, before, host_before = VllmEngine(launch), used_device_bytes(), available_host_bytes()
-    sleeps, wakes, freed, hosts = [], [], [], []
+def until_loaded(check: Check) -> bool:
+    """All three have been started once, one after the other, each beside those that were there."""
+    began = time.monotonic()
+    deadline = began + 600
+    while any(expert["residency"] == "disk" for expert in check.experts().values()):
+        failed = {name: one["failure"] for name, one in check.experts().items() if one.get("failure")}
+        if failed or time.monotonic() > deadline or check.process.poll() is not None:
+            check.row("three starts beside each other", "all up", f"failed: {failed}", False)
+            return False
+        time.sleep(0.2)
+    check.row("three starts beside each other", "all up at the first try", f"{time.monotonic() - began:.0f} s for all")
+    return True
+
+
+def beside_each_other(check: Check) -> dict[str, list[str]]:
+    first = {name: check.answers(name) for name in NAMES}
+    check.ask("POST", "/admin/experts/left/load")
+    check.ask("POST", "/admin/experts/middle/load")
+    awake = [name for name, expert in check.experts().items() if expert["residency"] == "device"]
+    check.row("on the card together", "two of three", f"{len(awake)}: {', '.join(awake)}", len(awake) == 2)
+    counted = sum(expert["bytes"]["device"] for expert in check.experts().values())
+    seen = sum(check.process_bytes().values()) or check.used()
+    near = abs(seen - counted) <= 3 * SLACK_BYTES
+    check.row("bytes of all engines: ledger / NVML", mib(counted), mib(seen), near)
+    return first
+
+
+def moves(check: Check, rounds: int, weights: int, limit: float) -> None:
+    """Ask the three in turn: each round wakes and puts to sleep; seconds from the server's own record of moves."""
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(rounds):
+        for name in NAMES:
+            check.answers(name)
+            for expert in check.experts().values():
+                move = expert.get("last_move")
+                if move:
+                    seconds.setdefault((move["from"], move["to"]), []).append(move["seconds"])
+    wakes, sleeps = seconds.get(("host", "device"), []), seconds.get(("device", "host"), [])
+    if not wakes or not sleeps:
+        check.row("sleeps and wakes", "some of each", f"{len(sleeps)} and {len(wakes)}", False)
+        return
+    check.row(
+        "sleep, median (slowest)", "under 5 s", f"{median(sleeps):.2f} s ({max(sleeps):.2f} s)", median(sleeps) < 5
+    )
+    speed = weights / median(wakes) / 1e9
+    told = f"{median(wakes):.2f} s ({max(wakes):.2f} s), {speed:.1f} GB/s with its canary"
+    check.row("wake, median (slowest)", f"{limit:.1f} GB/s is a pinned copy; vLLM's own wake about 0.6 of it", told)
+    check.row("wake / pinned copy", "0.6", f"{speed / limit:.2f}")
+
+
+def residue(check: Check, before: int) -> None:
+    """What sleepers keep: as the ledger counts it, and as NVML shows it when all three sleep or are gone."""
+    asleep = {name: one for name, one in check.experts().items() if one["residency"] == "host"}
+    for name, expert in asleep.items():
+        check.row(
+            f"kept on the card by '{name}' asleep",
+            "1.3 to 1.9 GiB, less with few graphs",
+            mib(expert["bytes"]["device"]),
+        )
+    for pid, size in sorted(check.process_bytes().items(), key=lambda one: one[1]):
+        check.row(f"process {pid}", "as its expert in the ledger", mib(size))
+    check.row("card in use beside all engines", mib(before), mib(check.used() - sum(check.process_bytes().values())))
+
+
+def growth(check: Check) -> None:
+    """The first long prompt: the start has rehearsed it, so nothing may grow."""
+    before = check.used()
+    check.ask("POST", "/v1/completions", {"model": "left", "prompt": LONG_PROMPT, "max_tokens": 4, "temperature": 0})
+    loaded = check.used()
+    check.ask(
+        "POST", "/v1/completions", {"model": "left", "prompt": LONG_PROMPT * 2, "max_tokens": 4, "temperature": 0}
+    )
+    grown = check.used() - loaded
+    told = f"{mib(grown)} (with the move before it {mib(loaded - before)})"
+    check.row("growth by a longer prompt", f"at most {mib(SLACK_BYTES)}", told, grown <= SLACK_BYTES)
+
+
+def killed(check: Check, first: dict[str, list[str]]) -> None:
+    pids = check.process_bytes()
+    if not pids:
+        check.row("an engine killed", "comes back", "NVML names no process here: not tried")
+        return
+    os.kill(max(pids, key=lambda pid: pids[pid]), signal.SIGKILL)
+    began = time.monotonic()
+    same = {name: check.answers(name) for name in NAMES} == first
+    check.row(
+        "an engine killed: asked again",
+        "right answers",
+        f"{'right' if same else 'WRONG'} after {time.monotonic() - began:.0f} s",
+        same,
+    )
+
+
+def settled(handle: Any, before: int) -> int:
+    """Bytes that did not come back within ten seconds."""
+    deadline = time.monotonic() + 10
+    while (
+        left := int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) - before
+    ) > LEFT_BYTES and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@contextmanager
+def serving(
+    folder: Path, model: Path, device: int, kv_cache: int, vllm: str
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    expert = {"engine": "vllm", "model": str(model.absolute()), "preload": "host"}
+    settings = {
+        "http": {"port": port},
+        "memory": {"device": device},
+        "vllm": {"command": vllm.split(), "platform": "cuda", "kv_cache": kv_cache},
+        "state_directory": str(folder / "state"),
+        "experts": [{"name": name, **expert} for name in NAMES],
+    }
+    config, log = folder / "serve.yaml", folder / "server.log"
+    config.write_text(yaml.safe_dump(settings))
+    with log.open("wb") as output:
+        process = subprocess.Popen([COE, "serve", config, "--names-only"], stdout=output, stderr=output)
     try:
-        start = await timed(engine.start)
-        awake, first = used_device_bytes(), await answers(engine)
-        equal = first == await answers(engine)  # else comparing after a wake would tell nothing
-        for _ in range(rounds):
-            sleeps.append(await timed(engine.sleep))
-            freed.append(awake - used_device_bytes())
-            hosts.append(host_before - available_host_bytes())
-            wakes.append(await timed(engine.wake))
-            equal &= await answers(engine) == first
-        footprint = engine.footprint
-        waited = await sleep_waits_for_answers(engine)
+        until_answering(port, process, log)
+        yield port, process
     finally:
-        await engine.stop()
-    left, speed = used_device_bytes() - before, file_bytes / median(wakes)
-    rows = [
-        ("start, first sleep and wake included", f"{start:.1f} s"),
-        ("sleep, median (slowest)", f"{median(sleeps):.3f} s ({max(sleeps):.3f} s)"),
-        ("wake with canary, median (slowest)", f"{median(wakes):.3f} s ({max(wakes):.3f} s)"),
-        ("weight files by a wake", f"{speed / 1e9:.1f} GB/s"),
-        ("limit: pinned host memory to device", f"{limit / 1e9:.1f} GB/s"),
-        ("**wake / limit** (canary included)", f"**{speed / limit:.2f}**"),
-        ("device held awake / freed by a sleep, median", f"{gb(awake - before)} / {gb(median(freed))}"),
-        ("device kept by the sleeping process, as the ledger counts it", gb(footprint.device_asleep)),
-        ("host memory taken while asleep / as the ledger counts it", f"{gb(median(hosts))} / {gb(footprint.host)}"),
-        ("answers before and after, token for token", "equal" if equal else "**DIFFERENT**"),
-        ("a sleep during an answer", "waits for its end" if waited else "**ABORTS IT**"),
-        ("device left after the end", gb(left)),
-    ]
-    lines = [f"| {what} | {figure} |" for what, figure in rows]
-    table = "\n".join([f"load {os.getloadavg()[0]:.1f}", "", "| what | measured |", "|---|---|", *lines])
-    return table, equal and waited and left < _LEFT_BYTES
+        process.terminate()
+        process.wait(60)
+        print(log.read_text()[-2000:] if process.returncode else "", flush=True)
 
 
-async def sleep_waits_for_answers(engine: VllmEngine) -> bool:
-    """Whether an answer that is under way when the sleep is ordered comes to its own end."""
-    answer = asyncio.create_task(ask(engine, QUESTIONS[0], tokens=512))
-    await asyncio.sleep(0.5)  # it is being written by now, and 512 tokens take longer
-    await engine.sleep()
-    await engine.wake()
-    choice = (await answer)["choices"][0]
-    return bool(choice["finish_reason"] == "length")
+def until_answering(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit(f"the server did not start:\n{log.read_text()[-3000:]}")
 
 
-async def answers(engine: VllmEngine) -> list[list[int]]:
-    """Each question's tokens, greedy."""
-    return [(await ask(engine, question, tokens=64))["choices"][0]["token_ids"] for question in QUESTIONS]
-
-
-async def ask(engine: VllmEngine, question: str, tokens: int) -> Any:
-    body = {"model": "expert", "prompt": question, "max_tokens": tokens, "temperature": 0}
-    body |= {"ignore_eos": True, "return_token_ids": True}
-    headers = (("content-type", "application/json"),)
-    async with engine.send(EngineRequest("POST", "/v1/completions", headers, json.dumps(body).encode())) as response:
-        return json.loads(b"".join([chunk async for chunk in response.chunks()]))
-
-
-async def timed(act: Callable[[], Awaitable[None]]) -> float:
-    began = time.perf_counter()
-    await act()
-    return time.perf_counter() - began
-
-
-def gb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
+def mib(size_bytes: float) -> str:
+    return f"{size_bytes / MIB:,.0f} MiB"
 
 
 if __name__ == "__main__":
