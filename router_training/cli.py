@@ -1,8 +1,7 @@
 """`coe-train`: turns recorded outcomes of your prompts on your experts into a router artifact.
 
-What trains and measures is imported by the command that needs it: help does not wait for it, and says what there is
-where the packages of the extra `train` are not installed.
-A mistake ends a command with one sentence and an exit code, never with a traceback.
+Each command imports the training code it needs, so that help is fast and works without the packages of the extra
+`train`. A user's mistake ends a command with one sentence and an exit code, never with a traceback.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ app = typer.Typer(
 
     1. Prompts, as JSONL or Parquet: prompt_id, prompt (or messages), category, and if you have them group and weight.
 
-    2. Outcomes, the same: prompt_id, expert, score from 0 to 1. coe-train collect asks your experts and scores them.
+    2. Outcomes, the same: prompt_id, expert, score from 0 to 1. coe-train collect makes and scores them.
 
     3. A config that names both files and your experts: configs/train.yaml explains every key.
 
@@ -67,19 +66,19 @@ def coe_train(
         bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What every command has in common."""
+    """Options of every command."""
 
 
 @app.command()
 def fit(
     config: Annotated[Path, typer.Argument(help="The training config (YAML); its paths are relative to it.")],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
-    force: Annotated[bool, typer.Option("--force", help="Ship every objective, earned or not.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Ship every objective, whatever its gain.")] = False,
 ) -> None:
     """Train a router and write its artifact.
 
-    An objective is shipped if, on held-out prompts, its gain over the best single expert (or, under a budget,
-    over mixing experts at random at the same cost) is certain, and it does no harm on groups left out.
+    An objective is shipped if it passes two tests. Its gain on held-out prompts is certain: over the best single
+    expert or, under a budget, over a random mix of experts at the same cost. And it does no harm on groups left out.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
     with in_one_sentence(console):
@@ -95,8 +94,8 @@ def fit(
 def check(config: Annotated[Path, typer.Argument(help="The training config (YAML); nothing is trained.")]) -> None:
     """Read the data of a config and show what is in it.
 
-    Rows, categories, groups, each expert's coverage, near-duplicates, and what may make a router worse than it needs
-    to be. Exit 0: it can be trained on. Exit 2: it cannot, and a sentence says why.
+    Shows rows, categories, groups, each expert's coverage, near-duplicates, and warnings about what may make a router
+    worse. Exit 0: the data can be trained on. Exit 2: it cannot; a sentence says why.
     """
     with in_one_sentence(console):
         from router_training.data.checks import check as check_dataset
@@ -128,8 +127,8 @@ def evaluate(
 ) -> None:
     """Measure a router on recorded outcomes, through the code that serves it.
 
-    Prints what matters most; --json keeps everything, with the keys of the artifact's evaluation.json. Only prompts
-    with an outcome from every expert count. Objectives that are not shipped are measured too.
+    Prints the main figures; --json writes all, with the keys of the artifact's evaluation.json. Only prompts with an
+    outcome from every expert count. Objectives that are not shipped are measured too.
     """
     with in_one_sentence(console):
         from router_training.data.dataset import read_dataset
@@ -159,18 +158,18 @@ def collect(
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The outcomes to write: .jsonl or .parquet.")],
     raw: Annotated[
-        Path | None, typer.Option(help="Every answer and verdict, as it came. Default: OUT as .raw.jsonl.")
+        Path | None, typer.Option(help="File of all raw answers and verdicts. Default: OUT as .raw.jsonl.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="The service's address, instead of base_url.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be sent.")] = False,
-    rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; ask no expert again.")] = False,
+    rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; query no expert.")] = False,
 ) -> None:
-    """Ask every expert every prompt, score the answers, and write the outcomes that `fit` reads.
+    """Send every prompt to every expert, score the answers, and write the outcomes that `fit` reads.
 
-    Experts are asked one after the other, so that each is loaded once. Every answer is written down as it comes:
-    after Ctrl-C or a kill the same command goes on where it stopped. A request that fails is a missing outcome, never
-    a zero. --rescore scores recorded answers by another scorer (a judge is asked for the verdicts it has not given).
-    Exit 0: everything is scored that can be. Exit 4: requests failed; the same command again asks only those.
+    Experts are queried one after the other, so that each is loaded once. Every answer is recorded on arrival: after
+    Ctrl-C or a kill, the same command resumes. A failed request is a missing outcome, never a zero. --rescore scores
+    recorded answers with another scorer; a judge is queried only for missing verdicts.
+    Exit 0: every outcome that can be scored is. Exit 4: requests failed; the same command repeats only those.
     Exit 2: wrong input.
     """
     with in_one_sentence(console):
@@ -188,9 +187,7 @@ def collect(
             with TerminalBars(console) as bars:
                 tally = run_collect(settings, files, bars, _with_progress_bar, rescore=rescore)
         except KeyboardInterrupt as error:
-            console.print(
-                f"interrupted; what was answered is in {files.raw}: the same command again goes on from there"
-            )
+            console.print(f"interrupted; answers so far are in {files.raw}; run the same command again to resume")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         show_tally(tally, out, files.raw, console)
         if tally.may_grow:
@@ -205,8 +202,8 @@ def map_(
     objective: Annotated[list[str], typer.Option(metavar="NAME=B", help="A new objective of this name.")] = [],  # noqa: B006
     hosted_budget: Annotated[float | None, typer.Option(help="Total parameters of all experts in use, B.")] = None,
     max_experts: Annotated[int | None, typer.Option(min=1, help="Experts in use, at most.")] = None,
-    pin: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="Who answers a category.")] = [],  # noqa: B006
-    ban: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="Who never answers it.")] = [],  # noqa: B006
+    pin: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="The expert that answers a category.")] = [],  # noqa: B006
+    ban: Annotated[list[str], typer.Option(metavar="CATEGORY=EXPERT", help="An expert that never answers it.")] = [],  # noqa: B006
     prompts: Annotated[list[Path], typer.Option(help="Prompts that outcomes are given for.")] = [],  # noqa: B006
     outcomes: Annotated[list[Path], typer.Option(help="Outcomes of a new expert, or of all to measure.")] = [],  # noqa: B006
     feedback: Annotated[
@@ -219,12 +216,12 @@ def map_(
         Path | None, typer.Option(help="The training config, where its features are embeddings by a model or endpoint.")
     ] = None,
 ) -> None:
-    """Solve an artifact's mapping again for new budgets, limits or experts, without training step one anew.
+    """Solve an artifact's mapping again for new budgets, limits or experts; the classifier stays.
 
-    Multipliers are fitted on the out-of-fold predictions kept in the artifact. A new expert needs its outcomes and
-    nothing else. With outcomes of every expert all objectives are measured again and ship or not by that; without
-    them a new or changed objective is served and marked as not measured, and one that was refused stays refused.
-    Ratings (--feedback) move an expert's scores by as much as they can speak for: docs/feedback.md.
+    Multipliers are fitted on the out-of-fold predictions kept in the artifact. A new expert needs its outcomes only.
+    With outcomes of every expert, all objectives are measured again and shipped or refused. Without them, a new or
+    changed objective is served and marked as not measured, and a refused one stays refused.
+    Ratings (--feedback) adjust an expert's scores: docs/feedback.md.
     The budget counts in the artifact's unit: billions of active parameters, or the price where sizes are unknown.
     """
     with in_one_sentence(console):
@@ -247,7 +244,7 @@ def map_(
 
 @app.command()
 def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
-    """Write report.html anew: one page with charts and tables on what the router gains, and where it fails."""
+    """Write report.html again: one page with charts and tables on the router's gains and failures."""
     with in_one_sentence(console):
         from router_training.report.page import write_report
 
@@ -263,7 +260,7 @@ def probe(artifact: Annotated[Path, typer.Argument(help="The artifact's folder."
         router = Router.load(artifact)
         probes = read_probes(artifact)
         if not probes:
-            raise ConfigError(f"{artifact} has no probes; add some to probes.yaml, or let `coe-train fit` choose them")
+            raise ConfigError(f"{artifact} has no probes; add some to probes.yaml, or let `coe-train fit` choose some")
         if router.artifact.manifest.features.embedded_before_routing:
             raise ConfigError("probes cannot be routed: this artifact's prompts must be embedded first")
         results = [run_probe(router, one) for one in probes]
@@ -298,8 +295,8 @@ def _report(result: FitResult) -> None:
     same = evaluation["near_duplicates"]
     if same["prompts"]:
         console.print(
-            f"near-duplicates: {same['prompts']} prompts, {same['moved']} changed sides, {same['across_split']} sets on"
-            " both sides (coe-train check tells more)"
+            f"near-duplicates: {same['prompts']} prompts, {same['moved']} moved to the other side,"
+            f" {same['across_split']} sets on both sides (details: coe-train check)"
         )
     for name, reason in result.refusals.items():
         console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
@@ -308,14 +305,14 @@ def _report(result: FitResult) -> None:
     console.print(f"artifact: {result.folder}", markup=False)
 
 
-# what the extra `train` brings, by the names that are imported
+# import names of the packages in the extra `train`
 EXTRA = {name: name for name in ("matplotlib", "pyarrow", "regex", "scipy")} | {"sklearn": "scikit-learn"}
 EXIT_WRONG_INPUT = 2
 
 
 @contextmanager
 def in_one_sentence(console: Console) -> Iterator[None]:
-    """A mistake of the user's ends the command with a sentence, Ctrl-C without a word too many."""
+    """Run the command. A user's mistake and Ctrl-C end it with one sentence and an exit code."""
     try:
         yield
     except CoeError as error:

@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
 
 DEFAULT_LABEL = "category"
-MOST_RESAMPLES = 100_000  # of a bootstrap: minutes on a few thousand prompts, and intervals do not change any more
+MOST_RESAMPLES = 100_000  # of a bootstrap: takes minutes on a few thousand prompts; more do not change the intervals
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 
@@ -61,12 +61,12 @@ class ExpertSettings(_Settings):
 
     @property
     def sees(self) -> bool:
-        """Can it see images? Not unless it is said to."""
+        """True if it is configured to accept images."""
         return bool(self.vision) or "image" in (self.modalities or ())
 
     @property
     def hosted_params_b(self) -> float:
-        """What hosting it takes here: nothing where only its price is known."""
+        """Its parameters for the hosting limit; 0 if only its price is known."""
         return self.total_params_b or self.active_params_b or 0.0
 
 
@@ -107,7 +107,7 @@ class FeatureSettings(_Settings):
 
     @property
     def proxy(self) -> Proxy | None:
-        """What the environment names as the way to the endpoint. Raises ConfigError for a proxy that cannot be used."""
+        """The proxy for the endpoint, from the environment. Raises ConfigError if the proxy cannot be used."""
         return Proxies.of(os.environ).for_address(self.base_url) if self.base_url is not None else None
 
 
@@ -188,7 +188,7 @@ class TrainingConfig(_Settings):
         asked = [*self.mapping.pins.values(), *(name for banned in self.mapping.bans.values() for name in banned)]
         for name in asked:
             if name not in names:
-                raise ValueError(f"mapping: pins or bans name {name!r}, which is no expert ({', '.join(names)})")
+                raise ValueError(f"mapping: pins or bans name {name!r}, which is not an expert ({', '.join(names)})")
         if impossible := category_without_experts(self.mapping.pins, self.mapping.bans, names):
             raise ValueError(f"mapping: {impossible}")
         self._check_probes()
@@ -196,7 +196,7 @@ class TrainingConfig(_Settings):
         return self
 
     def _check_probes(self) -> None:
-        """A probe of one's own names objectives and experts that there are."""
+        """Refuse the user's probes that name unknown objectives or experts."""
         for number, probe in enumerate(self.probes.own):
             for objective, expert in probe.experts.items():
                 for name, known in ((objective, tuple(self.objectives)), (expert, self.expert_names)):
@@ -204,7 +204,7 @@ class TrainingConfig(_Settings):
                         raise ValueError(f"probes.own.{number}.experts: {name!r} is none of {', '.join(known)}")
 
     def _check_costs(self) -> None:
-        """Every expert has a cost in every unit that something is counted in."""
+        """Refuse experts without a cost in a unit that is used."""
         for expert in self.experts:
             if expert.active_params_b is None and expert.price_per_million_tokens is None:
                 raise ValueError(f"experts: {expert.name} needs active_params_b or price_per_million_tokens")
@@ -228,7 +228,7 @@ class TrainingConfig(_Settings):
 
     @property
     def cost_unit(self) -> CostUnit:
-        """As the artifact's manifest defines it."""
+        """The cost unit, as the artifact's manifest defines it."""
         known = all(expert.active_params_b is not None for expert in self.experts)
         return "active_params_b" if known else "price_per_million_tokens"
 
@@ -252,7 +252,7 @@ def category_without_experts(
 def read_config(path: Path) -> TrainingConfig:
     """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does.
 
-    A key that is set is checked now; whether one is needed shows when a text is to be embedded.
+    A key that is set is checked now; a missing key fails when the first text is embedded.
     """
     config = read_settings(path, TrainingConfig)
     if (variable := config.features.api_key_env) is not None and os.environ.get(variable):
@@ -287,7 +287,7 @@ def _with_paths_from(folder: Path, config: TrainingConfig) -> TrainingConfig:
 
 
 def _with_feature_paths(folder: Path, features: FeatureSettings) -> FeatureSettings:
-    """A model that is a folder beside the config is that folder; any other is a name."""
+    """The path of the folder beside the config, if `model` names one; else the name unchanged."""
     model = features.model
     if features.kind != "endpoint" and model is not None and (folder / model).is_dir():
         model = str(folder / model)

@@ -1,17 +1,15 @@
-"""Ratings of routed answers, as `coe journal export` writes them, and what they do to an artifact's scores.
+"""Ratings of routed answers, as `coe journal export` writes them, and their effect on an artifact's scores. Pure.
 
 The file is JSONL, one decision a line: `expert`, `inside`, `probabilities{category: p}`, `expected_score`, and `score`
 (0 to 1), null where there is no rating. Decisions without a rating count as well: they tell how often an expert was
 chosen.
 
-What ratings of chosen experts say of the scores. Pure.
-
-A router that always takes the best expert shows how that expert did where it was taken and nothing else: not what the
-others would have done, nor how it would do on the category's other prompts. Inverse propensity weights, which mend this
-for choices made by chance, have nothing to offer here: the propensity of what was chosen is 1 and of everything else 0,
-so that the self-normalised estimate (Swaminathan and Joachims, "The self-normalized estimator for counterfactual
-learning", 2015) is the plain mean of what was seen where something was, and 0/0 where nothing was. What can be said
-without supposing anything about the unseen is (Manski, "Nonparametric bounds on treatment effects", 1990)
+A router that always takes the best expert yields ratings of that expert on the prompts it got, and no others: neither
+of other experts nor of the category's other prompts. Inverse propensity weights correct this for random choices only:
+here the propensity is 1 for the chosen expert and 0 for all others, so that the self-normalised estimate (Swaminathan
+and Joachims, "The self-normalized estimator for counterfactual learning", 2015) is the plain mean of the observed
+ratings, and 0/0 without any. Without assumptions about unobserved ratings, the following holds (Manski, "Nonparametric
+bounds on treatment effects", 1990)
 
     mean over the category = share * mean where taken + (1 - share) * mean elsewhere
 
@@ -21,8 +19,8 @@ trained score by as many prompts as that one rests on (ridge regression on the r
 
     score' = score + share * shrunken mean residual
 
-So ratings are weighted down twice: few of them by the prompts behind the trained score, and any number of them by the
-part of the category that they can speak for. Without ratings no score moves, and neither does that of an expert never
+So ratings are weighted down twice: by the number of prompts behind the trained score, and by the share of the category
+that was observed. Without ratings no score moves, and neither does that of an expert never
 chosen. Ratings must be on the scale of the outcomes that the router was trained on: it is not fitted.
 """
 
@@ -47,7 +45,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """The artifact with moved scores; `used` ratings of `given` were of experts and categories that it knows."""
+    """The artifact with adjusted scores; `used` of the `given` ratings had experts and categories of the artifact."""
 
     artifact: Artifact
     used: int
@@ -55,9 +53,9 @@ class Rated:
 
 
 def with_feedback(artifact: Artifact, path: Path) -> Rated:
-    """The artifact with its scores moved by the ratings in a file; step one and objectives stay as they are.
+    """The artifact with its scores adjusted by the ratings in a file; step one and objectives do not change.
 
-    Raises DatasetError naming file and row, or if no rating is of this artifact's experts and categories.
+    Raises DatasetError naming file and row, or if no rating has an expert and categories of this artifact.
     """
     manifest = artifact.manifest
     rows = [(number, row) for number, row in read_rows(path)]
@@ -66,14 +64,12 @@ def with_feedback(artifact: Artifact, path: Path) -> Rated:
     used = int((~np.isnan(ratings.scores)).sum())
     given = sum(_is_rated(row) for _, row in rows)
     if used == 0:
-        raise DatasetError(
-            f"{path}: none of its {given} ratings is of an expert and the categories that this artifact knows"
-        )
+        raise DatasetError(f"{path}: none of its {given} ratings has an expert and the categories of this artifact")
     return Rated(replace(artifact, manifest=_moved(manifest, shifted(_prior(manifest), ratings))), used, given)
 
 
 def _of(manifest: Manifest, row: Mapping[str, Any]) -> bool:
-    """Was this decided by a router with these categories, for an expert that the artifact has?"""
+    """True if the decision's categories are these and the artifact has its expert."""
     probabilities = row.get("probabilities")
     return (
         isinstance(probabilities, dict)
@@ -108,7 +104,7 @@ def _share(path: Path, number: int, value: object) -> float:
 
 
 def _number(path: Path, number: int, value: object) -> float:
-    """Of what a router expected, earlier ones wrote a hair more than 1 or less than 0."""
+    """An expected score. Earlier versions wrote values slightly outside [0, 1]; they are clipped."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DatasetError(f"{path}, row {number}: {value!r} is not a number")
     return float(value)
@@ -146,7 +142,7 @@ def _moved(manifest: Manifest, shift: Shift) -> Manifest:
 Ints = npt.NDArray[np.int64]
 
 LEAST_PROMPTS = 5.0  # a trained score counts as this many prompts at least, as training's own shrinkage does
-UNKNOWN_ERROR = 0.5  # of a score behind which fewer than two prompts stand: the most that scores in [0, 1] spread
+UNKNOWN_ERROR = 0.5  # for a score with fewer than two prompts: the largest standard deviation of values in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +178,7 @@ class Shift:
 
 
 def shifted(prior: Prior, ratings: Ratings) -> Shift:
-    """Every score moved by what was rated: those of categories by decisions inside the gate, overall ones by all."""
+    """The table adjusted by ratings: category scores by decisions inside the gate, overall scores by all."""
     memberships = np.hstack(
         (np.where(ratings.inside[:, np.newaxis], ratings.probabilities, 0.0), np.ones((len(ratings.inside), 1)))
     )
@@ -194,7 +190,7 @@ def shifted(prior: Prior, ratings: Ratings) -> Shift:
     for expert in np.unique(ratings.experts[rated]):
         mine = rated & (ratings.experts == expert)
         strength = np.maximum(prior.prompts[:, expert], LEAST_PROMPTS)
-        # where errors were taken off the scores, they were taken off what was expected as well
+        # expected scores are lower bounds if the table's scores are
         taken_off = prior.z * np.where(
             ratings.inside[mine], ratings.probabilities[mine] @ errors[:-1, expert], errors[-1, expert]
         )
@@ -202,7 +198,7 @@ def shifted(prior: Prior, ratings: Ratings) -> Shift:
         moves, spreads, counts = _residuals(memberships[mine], left_over, strength)
         share = shares[:, expert]
         scores[:, expert] = np.clip(means[:, expert] + share * moves, 0.0, 1.0)
-        taken = share * counts / (counts + strength)  # how much of the new score is the ratings'
+        taken = share * counts / (counts + strength)  # the ratings' share of the new score
         combined = np.sqrt(((1.0 - taken) * errors[:, expert]) ** 2 + (share * spreads) ** 2)
         after[:, expert] = np.where(counts > 0.0, combined, prior.errors[:, expert])
         prompts[:, expert] += np.floor(share * counts)
@@ -211,7 +207,7 @@ def shifted(prior: Prior, ratings: Ratings) -> Shift:
 
 
 def _shares(memberships: Vector, experts: Ints, count: int) -> Vector:
-    """[rows, experts]: each expert's part of each category's requests, and of all (last row)."""
+    """[rows, experts]: each expert's share of each category's requests, and of all (last row)."""
     taken = memberships.T @ np.eye(count)[experts]
     return np.asarray(taken / np.maximum(memberships.sum(axis=0), 1e-12)[:, np.newaxis])
 

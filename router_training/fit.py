@@ -1,4 +1,4 @@
-"""fit(): the story of a training run, from recorded outcomes to an artifact that earned its place."""
+"""fit(): a training run, from recorded outcomes to a measured artifact."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from router_training.data.embeddings import with_embeddings
 from router_training.evaluation.evaluation import evaluate, main_objective
 from router_training.evaluation.gains import (
     Evidence,
-    Foreign,
     Judged,
+    UnseenGroups,
     exam_failed,
-    foreign_gain,
     leave_group_out,
     refusal,
+    unseen_groups_gain,
     weigh_evidence,
 )
 from router_training.evaluation.metrics import Bootstrap
@@ -43,8 +43,7 @@ from router_training.report.page import with_texts, write_report
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """Where the artifact lies, its evaluation, objective -> why it is not shipped (None: shipped), and a sentence for
-    each probe that it fails."""
+    """The artifact's folder, its evaluation, objective -> refusal (None: shipped), and a sentence per failed probe."""
 
     folder: Path
     evaluation: dict[str, Any]
@@ -57,7 +56,7 @@ class FitResult:
 
 
 def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResult:
-    """Trains a router, measures it as saved, and writes it to `out`, or to `out`.refused if nothing earns its place.
+    """Train a router, measure it as saved, and write it to `out`, or to `out`.refused if no objective is shipped.
 
     Raises ConfigError, DatasetError or ArtifactError with one sentence; nothing half-written is left.
     """
@@ -78,11 +77,11 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     learned = learn(training, rows_between(counts, 0, len(training)), config, track)
     bootstrap = _bootstrap(config)
     evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
-    evidence, foreign = _evidence(learned, bootstrap), _foreign(learned)
-    evaluation["leave_group_out"] = _leave_group_out(learned, foreign, bootstrap)
+    evidence, unseen = _evidence(learned, bootstrap), _unseen_groups(learned)
+    evaluation["leave_group_out"] = _leave_group_out(learned, unseen, bootstrap)
     evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
-    refusals = _refusals(learned, evidence, foreign, evaluation)
+    refusals = _refusals(learned, evidence, unseen, evaluation)
     if force:
         refusals = dict.fromkeys(refusals)
     basis = basis_of(counts, everything, config.features, track)
@@ -97,7 +96,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
 
 
 def joined(training: Dataset, held_out: Dataset) -> Dataset:
-    """All prompts again; those held out have no category where the training prompts' ones were discovered."""
+    """All prompts; held-out ones have no category if the categories of the training prompts were discovered."""
     known = held_out.categories == training.categories
     return Dataset(
         training.prompt_ids + held_out.prompt_ids,
@@ -113,14 +112,14 @@ def joined(training: Dataset, held_out: Dataset) -> Dataset:
 
 
 def _finish(folder: Path, held_out: Dataset, config: TrainingConfig) -> None:
-    """What a person looks at: probes and the report."""
+    """Write the probes and the report."""
     texts = held_out if config.report.texts else None
     write_own_and_chosen(folder, config.probes.own, texts, config.probes.per_category)
     write_report(folder)
 
 
 def _as_saved(artifact: Artifact, kept: HeldOut, beside: Path) -> Artifact:
-    """The artifact written to a temporary folder and read back, with every check that the server makes."""
+    """The artifact written to a temporary folder and loaded with every check of the server."""
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".fit.") as workplace:
         folder = Path(workplace) / "draft"
@@ -133,35 +132,35 @@ def _evidence(learned: Learned, bootstrap: Bootstrap) -> dict[str, Evidence]:
     return weigh_evidence(chosen, learned.predicted, learned.draft.manifest, bootstrap)
 
 
-def _leave_group_out(learned: Learned, foreign: Foreign | None, bootstrap: Bootstrap) -> dict[str, Any] | None:
-    if foreign is None:
+def _leave_group_out(learned: Learned, unseen: UnseenGroups | None, bootstrap: Bootstrap) -> dict[str, Any] | None:
+    if unseen is None:
         return None
-    return leave_group_out(foreign, learned.draft.manifest.objectives[main_objective(learned.draft)], bootstrap)
+    return leave_group_out(unseen, learned.draft.manifest.objectives[main_objective(learned.draft)], bootstrap)
 
 
 def _refusals(
-    learned: Learned, evidence: Mapping[str, Evidence], foreign: Foreign | None, evaluation: dict[str, Any]
+    learned: Learned, evidence: Mapping[str, Evidence], unseen: UnseenGroups | None, evaluation: dict[str, Any]
 ) -> dict[str, str | None]:
-    """objective -> why it is not shipped, or None. Objectives without a budget are all the same router."""
+    """objective -> refusal, or None if it is shipped. Objectives without a budget are the same router."""
     by_budget = {row["objective"]: row for row in evaluation["by_budget"]}
     refusals: dict[str, str | None] = {}
     for name, entry in learned.draft.manifest.objectives.items():
         has_budget = entry.budget is not None
-        outside = foreign_gain(foreign.priced(learned.draft.manifest.costs(name)), entry) if foreign else None
+        outside = unseen_groups_gain(unseen.priced(learned.draft.manifest.costs(name)), entry) if unseen else None
         why = refusal(evidence[name].gain.low, outside, has_budget, learned.config.shipping.harm_limit)
         exam = by_budget.get(name, evaluation["router"])["gain_ci95"][1]
         refusals[name] = why or exam_failed(exam, has_budget)
     return refusals
 
 
-def _foreign(learned: Learned) -> Foreign | None:
-    """Prompts with all outcomes, and what the router expects of them when their groups are unseen."""
-    foreign, prompts = learned.predictions.foreign, learned.predicted
-    if foreign is None:
+def _unseen_groups(learned: Learned) -> UnseenGroups | None:
+    """Prompts with all outcomes and their leave-one-group-out expected scores; None without groups."""
+    unseen, prompts = learned.predictions.group_out, learned.predicted
+    if unseen is None:
         return None
     complete = np.flatnonzero(prompts.has_all_outcomes & (prompts.weights > 0.0))
     judged = Judged(prompts.rows(complete), np.array(learned.draft.manifest.costs()))
-    return Foreign(judged, foreign.expected[complete], foreign.attempts.overall[complete])
+    return UnseenGroups(judged, unseen.expected[complete], unseen.attempts.overall[complete])
 
 
 def _marked(draft: Artifact, refusals: Mapping[str, str | None], evaluation: dict[str, Any]) -> Artifact:

@@ -1,4 +1,4 @@
-"""Probes of a new artifact (held-out prompts it is sure and right about), and new experts in an artifact."""
+"""Probes of a new artifact (held-out prompts routed correctly and confidently), and new experts in an artifact."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOOKED_AT = 3000  # held-out prompts
 
 @dataclass(frozen=True, slots=True)
 class _Sure:
-    """A prompt that the router puts where it belongs."""
+    """A prompt that the router classifies correctly."""
 
     text: str
     category: str
@@ -38,7 +38,7 @@ class _Sure:
 
 
 def chosen_probes(router: Router, held_out: Dataset, per_category: int) -> list[Probe]:
-    """The surest right ones of every category, with the experts that the router sends them to."""
+    """The most confident correct prompts of every category, with the router's experts for them."""
     away = dict.fromkeys(router.expert_names, Availability("disk", 0.0))
     options = RouteOptions(objective=router.objectives[0])
     found: dict[str, list[_Sure]] = {}
@@ -49,7 +49,7 @@ def chosen_probes(router: Router, held_out: Dataset, per_category: int) -> list[
         category = held_out.categories[label]
         try:
             decision = router.route(conversation, options, away)
-        except NoCapableExpert:  # of experts that are not used or banned where this prompt belongs
+        except NoCapableExpert:  # its experts are unused, or banned from the prompt's category
             continue
         if decision.category == category and decision.confidence is not None:
             found.setdefault(category, []).append(_Sure(text, category, decision.confidence))
@@ -58,14 +58,16 @@ def chosen_probes(router: Router, held_out: Dataset, per_category: int) -> list[
 
 
 def with_experts(router: Router, probe: Probe) -> Probe:
-    """The probe with the experts that this router sends it to, under every objective that it serves."""
+    """The probe with this router's expert under every objective served."""
     asked = probe.model_copy(update={"experts": dict.fromkeys(router.objectives, router.expert_names[0])})
     return probe.model_copy(update={"experts": run_probe(router, asked).experts})
 
 
 def write_own_and_chosen(folder: Path, own: Sequence[Probe], held_out: Dataset | None, per_category: int) -> None:
-    """The probes of a fresh artifact: a person's, and (with `held_out`) chosen ones. None where prompts must be
-    embedded before they are routed, or where nothing is served."""
+    """The probes of a new artifact: the user's, and (with `held_out`) chosen ones.
+
+    None if prompts must be embedded before routing, or if no objective is served.
+    """
     router = Router.load(folder)
     chosen: list[Probe] = []
     embedded = router.artifact.manifest.features.embedded_before_routing
@@ -75,7 +77,7 @@ def write_own_and_chosen(folder: Path, own: Sequence[Probe], held_out: Dataset |
 
 
 def carry_over(before: Path, folder: Path) -> None:
-    """The probes of another artifact, with the experts that this one sends them to."""
+    """The probes of another artifact, with this artifact's experts for them."""
     router = Router.load(folder)
     embedded = router.artifact.manifest.features.embedded_before_routing
     probes = read_probes(before)
@@ -102,7 +104,7 @@ def with_new_experts(
     """
     if not new_experts:
         return artifact
-    assert dataset is not None, "a new expert comes with its outcomes"
+    assert dataset is not None, "a new expert needs its outcomes"
     names = [expert.name for expert in new_experts]
     for name in names:
         if name in artifact.expert_names or names.count(name) > 1:
@@ -131,17 +133,17 @@ def with_new_experts(
 
 
 def held_out_with(held_out: HeldOut, new_experts: int) -> HeldOut:
-    """The out-of-fold predictions with room for so many more experts."""
+    """The out-of-fold predictions with zero columns for this many new experts."""
     return replace(held_out, corrections=_with_zeros(held_out.corrections, new_experts)) if new_experts else held_out
 
 
 def _with_zeros(columns: npt.NDArray[np.float32], more: int) -> npt.NDArray[np.float32]:
-    """Nothing is known of how a new expert's score goes with a prompt's own words."""
+    """New experts have no corrections: no data relates their scores to a prompt's words."""
     return np.hstack((columns, np.zeros((len(columns), more), dtype=np.float32)))
 
 
 def _predicted_probabilities(artifact: Artifact, dataset: Dataset, track: Track) -> npt.NDArray[np.float64]:
-    """[n, categories]: what the artifact's step one says of each prompt."""
+    """[n, categories]: the probabilities of the artifact's step one."""
     scorer = Scorer(artifact)
     conversations = track(dataset.conversations, "reading the new expert's prompts")
     return np.array([scorer.score(one.turns, min_confidence=None).probabilities for one in conversations])

@@ -1,4 +1,4 @@
-"""remap(): solving an artifact's step two again, for new budgets, limits or experts, and what `map` reads and prints.
+"""remap(): solves an artifact's step two again for new budgets, limits or experts; options and output of `map`.
 
 Step one stays: its out-of-fold predictions in the artifact stand for the traffic. Gains can only be measured with
 prompts and outcomes of every expert; without them an objective is marked as not measured.
@@ -42,12 +42,12 @@ from router_training.report.page import NothingToReport, write_report
 
 Vector = npt.NDArray[np.float64]
 
-ROUNDING = 1e-3  # of a multiplier fitted on predictions kept in half the precision
+ROUNDING = 1e-3  # of a multiplier fitted on predictions kept in half precision
 
 
 @dataclass(frozen=True, slots=True)
 class MapOptions:
-    """What is asked for besides what the artifact has: objective -> budget, limits, experts; and what to learn from."""
+    """Changes to the artifact: objective -> budget, limits, new experts; and the files to learn from."""
 
     budgets: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
@@ -65,7 +65,7 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
     Raises ConfigError, ArtifactError or DatasetError with one sentence; nothing half-written is left.
     """
     if folder.resolve() == out.resolve():
-        raise ArtifactError(f"{out} is the artifact itself; give the new one another place")
+        raise ArtifactError(f"{out} is the artifact itself; write the new one to another folder")
     artifacts.require_free(out)
     require_writable_folder("--out", out.parent)
     before = artifacts.load(folder)
@@ -85,16 +85,16 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
 
 
 def _finish(folder: Path, before: Path) -> None:
-    """What a person looks at: probes and, where there is an evaluation, the report."""
+    """Write the probes and, if there is an evaluation, the report."""
     carry_over(before, folder)
     with suppress(NothingToReport):
         write_report(folder)
 
 
 def chosen_shares(folder: Path) -> dict[str, dict[str, float]]:
-    """objective -> expert -> the share of unseen prompts it is given, of the artifact in `folder`.
+    """objective -> expert -> its share of out-of-fold prompts, of the artifact in `folder`.
 
-    By the decisions that an objective's mean cost comes from: under soft mixing these are not the mapping's.
+    The decisions are those of the objective's mean cost: under soft mixing they differ from the mapping.
     """
     manifest, held_out = artifacts.load(folder).manifest, artifacts.read_held_out(folder)
     grounds = _grounds(manifest, held_out, Limits())
@@ -107,12 +107,12 @@ def chosen_shares(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def budget_name(amount: float) -> str:
-    """What an objective is called that is known by its budget alone."""
+    """The default name of an objective with this budget."""
     return f"budget-{amount:g}b"
 
 
 def _corrected(before: Artifact, feedback: Path | None) -> Artifact:
-    """With the scores moved by what was thought of its answers."""
+    """The artifact with scores adjusted by ratings, if there are any."""
     return before if feedback is None else with_feedback(before, feedback).artifact
 
 
@@ -127,7 +127,7 @@ def _recorded(before: Artifact, options: MapOptions, prepare: Prepare) -> Datase
 
 
 def _solved(before: Artifact, held_out: HeldOut, options: MapOptions, track: Track) -> Artifact:
-    """Every objective, old and asked for, on the artifact's own picture of the traffic."""
+    """Every old and new objective, solved on the artifact's out-of-fold predictions."""
     manifest = before.manifest
     grounds = _grounds(manifest, held_out, options.limits)
     if impossible := category_without_experts(grounds.limits.pins, grounds.limits.bans, grounds.experts):
@@ -189,7 +189,11 @@ def _costs(manifest: Manifest, budget: Budget) -> Vector:
 
 
 def _with_verdict(fresh: ObjectiveEntry, before: ObjectiveEntry | None, same_rules: bool) -> ObjectiveEntry:
-    """What came out as it was stays as it was; a refusal stays; what is new is served and marked as not measured."""
+    """The new objective with its verdict.
+
+    An unchanged objective keeps its entry and a refused one its refusal. A new one is served and marked as not
+    measured.
+    """
     if before is None:
         return fresh.model_copy(update={"measured": False})
     same = same_rules and fresh.experts == before.experts and fresh.mapping == before.mapping
@@ -206,7 +210,7 @@ def _changed_by_hand(before: Artifact, objective: str) -> dict[str, str]:
 
 
 def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
-    """Every objective with the verdict of these prompts. They tell nothing of groups left out of training."""
+    """Every objective with the verdict of these prompts. Harm on groups left out of training is not measured."""
     rows = {row["objective"]: row for row in measured["by_budget"]}
     objectives = {}
     for name, entry in after.manifest.objectives.items():
@@ -217,14 +221,14 @@ def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
 
 
 def _evaluation_before(folder: Path, before: Artifact, after: Artifact) -> dict[str, Any]:
-    """What was measured before, with a mark that it was."""
+    """The earlier evaluation, marked as measured before the mapping changed."""
     open_ones = [name for name, entry in after.manifest.objectives.items() if not entry.measured]
     mark = {"re_solved": {"from": before.version, "measured": False, "objectives_not_measured": open_ones}}
     return {**(artifact_checks.read_evaluation(folder, before.manifest) or {}), **mark}
 
 
 def _require_known_names(artifact: Artifact, limits: Limits) -> None:
-    """Raises ConfigError where a pin or a ban names what the artifact does not have."""
+    """Raises ConfigError if a pin or ban names an unknown category or expert."""
     pairs = [*limits.pins.items(), *((c, one) for c, banned in limits.bans.items() for one in banned)]
     categories = (*artifact.manifest.categories, GENERAL)
     for category, expert in pairs:
@@ -268,18 +272,18 @@ def read_limits(
         category, expert = _pair("--pin", text)
         if pinned.setdefault(category, expert) != expert:
             raise ConfigError(
-                f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; one can answer it"
+                f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; name one expert"
             )
     return Limits(hosted_params_b, max_experts, pinned, banned)
 
 
 def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:
-    """One line for each objective; `shares` has what each expert is given of the prompts under it."""
+    """Print a line for each objective; `shares` has each expert's share of its prompts."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_OF_A_FILE)
     manifest = artifact.manifest
-    table = Table("objective", "budget", "mean cost", "score", "gap", "who answers", "served")
+    table = Table("objective", "budget", "mean cost", "score", "gap", "experts", "served")
     for name, entry in manifest.objectives.items():
         refused = "no" if entry.refusal is None else f"no: {entry.refusal}"
         mark = "" if entry.measured else ", not measured"
@@ -289,18 +293,18 @@ def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -
             f"{entry.expected_active_params_b:.4g}",
             f"{100 * entry.expected_score:.2f}",
             f"{100 * entry.gap:.2g} %" if entry.gap > NO_GAP else "0",
-            _who(shares[name]),
+            _shares(shares[name]),
             ("yes" if entry.shipped else refused) + mark,
         )
     unit = "billions of active parameters" if manifest.cost_unit == "active_params_b" else "price per million tokens"
     table.caption = (
-        f"budget and mean cost in {unit} per prompt; mean cost, score and who answers as expected on unseen prompts"
+        f"budget and mean cost in {unit} per prompt; mean cost, score and shares as expected on unseen prompts"
     )
     console.print(table)
 
 
-def _who(shares: Mapping[str, float]) -> str:
-    """Most prompts first; without those that get none."""
+def _shares(shares: Mapping[str, float]) -> str:
+    """Experts with their shares, largest first; without those that get no prompts."""
     given = sorted(shares.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{name} {_percent(share)}" for name, share in given if share > 0.0)
 
@@ -313,7 +317,7 @@ def _expert(text: str) -> ExpertEntry:
     name, amounts = _named_pair("--expert", text)
     parts = amounts.split(",")
     if len(parts) not in {2, 3}:
-        raise ConfigError(f"--expert {text}: NAME=ACTIVE,TOTAL or NAME=ACTIVE,TOTAL,PRICE is expected")
+        raise ConfigError(f"--expert {text}: expected NAME=ACTIVE,TOTAL or NAME=ACTIVE,TOTAL,PRICE")
     active, total, *price = (_positive("--expert", part) for part in parts)
     return ExpertEntry(
         name=name,
@@ -329,12 +333,12 @@ def _expert(text: str) -> ExpertEntry:
 def _pair(option: str, text: str) -> tuple[str, str]:
     left, equals, right = text.rpartition("=")
     if not equals or not left or not right:
-        raise ConfigError(f"{option} {text!r}: two words with = between them are expected")
+        raise ConfigError(f"{option} {text!r}: expected KEY=VALUE")
     return left, right
 
 
 def _named_pair(option: str, text: str) -> tuple[str, str]:
-    """A pair whose left side is to be served under that name."""
+    """A pair NAME=VALUE with a name that can be served."""
     name, right = _pair(option, text)
     try:
         return require_served_name(name), right

@@ -1,1 +1,1 @@
-"""Scores and costs -> which expert answers, solved. Knows nothing of text."""
+"""Solves which expert answers which category, from scores and costs. Reads no text."""

@@ -27,14 +27,14 @@ from router_training.assignment.milp import (
     solve_program,
 )
 
-PROVEN = 1e-9  # a gap that is rounding
-WHOLE_PAIRS = 5000  # of category and expert, up to which the whole program is tried where its relaxation left a gap
-IMPOSSIBLE = -1e6  # the value of a forbidden pair: worse than any score, and still a number to add up
-EXCHANGES = 4  # searches for a better set of experts, each at the price that the last one's budget asked for
+PROVEN = 1e-9  # a smaller gap is rounding
+WHOLE_PAIRS = 5000  # category-expert pairs up to which the whole program is solved if its relaxation left a gap
+IMPOSSIBLE = -1e6  # the value of a forbidden pair: worse than any score, and finite so that sums stay defined
+EXCHANGES = 4  # searches for a better set of experts, each at the price that met the budget with the last set
 
 
 def solve(problem: Problem, active_params_b: float | None = None, multiplier: float = 0.0) -> Solution | None:
-    """The mapping with the most score (less multiplier * active parameters) within all limits; None: there is none."""
+    """The mapping of highest score minus multiplier * active parameters within all limits; None if none exists."""
     if active_params_b is None and not problem.joins_categories:
         return _row_by_row(problem, multiplier)
     result = solve_program(problem, active_params_b, multiplier, whole_pairs=not problem.joins_categories)
@@ -52,12 +52,12 @@ def solve(problem: Problem, active_params_b: float | None = None, multiplier: fl
 
 
 def _bound_of(result: OptimizeResult) -> float:
-    """What no mapping exceeds; infinite where HiGHS had no time to say."""
+    """An upper bound on the value of every mapping; infinite if HiGHS ran out of time."""
     return np.inf if result.mip_dual_bound is None else -float(result.mip_dual_bound)
 
 
 def _row_by_row(problem: Problem, multiplier: float) -> Solution | None:
-    """With nothing to join the categories each has its own best pair."""
+    """Without a limit shared by categories, each takes its best expert."""
     if not problem.possible.any(axis=1).all():
         return None
     allowed = np.where(problem.possible, problem.scores, -np.inf)
@@ -65,7 +65,7 @@ def _row_by_row(problem: Problem, multiplier: float) -> Solution | None:
 
 
 def _bound_without_hosting(problem: Problem, active_params_b: float | None, multiplier: float) -> float:
-    """What could be reached if every expert were hosted: a bound that needs no luck with the clock."""
+    """The value with every expert hosted: an upper bound that does not depend on the solver's time."""
     free = solve(replace(problem, hosted_params_b=None, max_experts=None), active_params_b, multiplier)
     if free is None:
         return np.inf
@@ -74,16 +74,16 @@ def _bound_without_hosting(problem: Problem, active_params_b: float | None, mult
 
 
 def _at_a_price(problem: Problem, active_params_b: float | None, multiplier: float) -> Ints:
-    """Each category's best expert at the price that meets the budget: no optimum, but there at once."""
-    everybody = np.arange(len(problem.total_params_b))
-    price = multiplier + _price_within(problem, active_params_b, multiplier, everybody)
+    """Each category's best expert at the multiplier that meets the budget: fast, not optimal."""
+    every_expert = np.arange(len(problem.total_params_b))
+    price = multiplier + _price_within(problem, active_params_b, multiplier, every_expert)
     return choices(np.where(problem.possible, problem.scores, -np.inf), problem.active_params_b, price)
 
 
 def _with_hosted_set(
     problem: Problem, active_params_b: float | None, multiplier: float, *, hosted: Ints, bound: float
 ) -> Solution | None:
-    """Sets of experts, exchanged until nothing gains; then, if that is not proven to be the best, the whole program."""
+    """Local search over sets of experts; then the whole program, if the result is not proven optimal."""
     best = _within(problem, active_params_b, multiplier, hosted, bound)
     if best is None or best.gap > PROVEN:
         for start in (hosted, np.array([], dtype=np.int64)):
@@ -107,7 +107,7 @@ def _exchanged(
     best: Solution | None,
     bound: float,
 ) -> Solution | None:
-    """`best`, or what exchanging experts from `start` on finds above it."""
+    """The better of `best` and the result of exchanging experts, starting at `start`."""
     hosted = start
     room = problem.hosted_params_b if problem.hosted_params_b is not None else np.inf
     most = problem.max_experts or len(problem.total_params_b)
@@ -144,7 +144,7 @@ def _within(
 
 
 def _price_within(problem: Problem, active_params_b: float | None, multiplier: float, hosted: Ints) -> float:
-    """What active parameters cost more than `multiplier`, so that the mapping onto these experts meets the budget."""
+    """The price of active parameters beyond `multiplier` at which the mapping onto these experts meets the budget."""
     hosted = hosted if len(hosted) else np.arange(len(problem.total_params_b))
     if active_params_b is None:
         return 0.0
@@ -163,7 +163,7 @@ ROUNDS = 100  # each adds, drops or exchanges one expert; far fewer are needed
 def improved_set(values: Vector, total_params_b: Vector, hosted_params_b: float, most: int, start: Ints) -> Ints:
     """A set of experts at least as good as `start`, by single additions, removals and exchanges.
 
-    `values` [categories, experts] are what a category gives at an expert; each takes the best one
+    `values` [categories, experts] is the value of a category at an expert; each category takes the best one
     in the set. The set has at most `most` experts and `hosted_params_b` parameters in all.
     """
     chosen = list(start)
@@ -176,7 +176,7 @@ def improved_set(values: Vector, total_params_b: Vector, hosted_params_b: float,
 
 
 def _best_step(values: Vector, sizes: Vector, hosted: float, most: int, chosen: Ints) -> list[int] | None:
-    """The neighbouring set that gains most; None if none gains."""
+    """The neighbouring set with the largest gain; None without a gain."""
     reached = float(values[:, chosen].max(axis=1).sum()) if len(chosen) else -np.inf
     best, found = reached + LEAST_GAIN, None
     for removed in (None, *chosen.tolist()):

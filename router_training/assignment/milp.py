@@ -1,4 +1,4 @@
-"""The mixed-integer linear program of a mapping, as HiGHS is given it, and the multiplier that keeps a budget. Pure.
+"""The mixed-integer linear program of a mapping, for HiGHS, and the multiplier that keeps a budget. Pure.
 
 The program of "Composition of Experts" (two-step routing under a parameter budget), with a cap on the hosted
 parameters and on the number of experts, and with pinned and forbidden pairs.
@@ -35,24 +35,24 @@ class Problem:
 
     @property
     def joins_categories(self) -> bool:
-        """Does one category's expert limit another's, budget apart?"""
+        """True if a limit other than the budget joins the categories' choices."""
         return self.hosted_params_b is not None or self.max_experts is not None
 
     @property
     def possible(self) -> npt.NDArray[np.bool_]:
-        """[categories, experts]: the pairs that pins and bans leave."""
+        """[categories, experts]: the pairs that pins and bans allow."""
         pairs = np.ones(self.scores.shape, dtype=bool)
         for category, expert in self.pins.items():
             pairs[category] = False
             pairs[category, expert] = True
         for category, expert in self.bans:
-            pairs[category, expert] = False  # of a pinned pair too: then there is no solution
+            pairs[category, expert] = False  # a banned pair that is pinned as well leaves no solution
         return pairs
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """`experts` [categories] and what they give; `gap` is how far the optimum may lie above, as a share."""
+    """`experts` [categories] and their value; `gap` is the relative distance to the upper bound of the optimum."""
 
     experts: Ints
     score: float
@@ -65,18 +65,18 @@ class Solution:
 
 
 def solution(problem: Problem, chosen: Ints, gap: float) -> Solution:
-    """What choosing these experts [categories] gives."""
+    """The value of choosing these experts [categories]."""
     scores, costs = problem.scores[np.arange(len(chosen)), chosen], problem.active_params_b[chosen]
     return Solution(chosen, _mean(scores, problem.shares), _mean(costs, problem.shares), gap)
 
 
 def _mean(values: Vector, shares: Vector) -> float:
-    """By shares that sum to 1 up to rounding, which never leads out of the values."""
+    """Weighted mean by shares that sum to 1 up to rounding, clipped to the range of the values."""
     return float(np.clip(shares @ values, values.min(), values.max()))
 
 
 def judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> Solution:
-    """The same with how far the optimum, which is at most `bound` (infinite: no program said), may lie above it."""
+    """The same solution with its gap to `bound`, an upper bound of the optimum (infinite if unknown)."""
     values = np.where(problem.possible, problem.scores - multiplier * problem.active_params_b, -np.inf)
     bound = min(bound, float(problem.shares @ values.max(axis=1)))  # each category at its best
     found = solution(problem, chosen, gap=0.0)
@@ -84,14 +84,14 @@ def judged(problem: Problem, chosen: Ints, multiplier: float, bound: float) -> S
     return replace(found, gap=max(bound - reached, 0.0) / max(abs(reached), 1e-12))
 
 
-SECONDS = 5.0  # for one program; what is not proven by then is returned with its gap
+SECONDS = 5.0  # time limit of one program; a solution not proven optimal by then is returned with its gap
 SOLVED, INFEASIBLE = 0, 2  # HiGHS's status
 
 
 def solve_program(
     problem: Problem, active_params_b: float | None, multiplier: float, whole_pairs: bool
 ) -> OptimizeResult:
-    """HiGHS's answer. Without `whole_pairs` only the set of experts is whole, which is much easier to prove."""
+    """HiGHS's result. Without `whole_pairs` only the set of experts is integral, which is much faster to prove."""
     categories, experts = problem.scores.shape
     gain = problem.shares[:, np.newaxis] * (problem.scores - multiplier * problem.active_params_b)
     costs = np.concatenate((-gain.ravel(), np.zeros(experts)))
@@ -154,7 +154,7 @@ def _at_most(row: Vector, limit: float) -> LinearConstraint:
 
 
 TIE_DECIMALS = 9  # values that are equal to so many differ by rounding
-PLATEAU = 0.01  # relative change of cost within which a multiplier is moved to safe ground
+PLATEAU = 0.01  # relative change of cost that counts as a plateau of the multiplier
 
 
 def fitted_multiplier(expected: Vector, active_params_b: Vector, weights: Vector, budget: float | None) -> float:

@@ -24,12 +24,12 @@ from router_training.data.dataset import Dataset
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LEAST_SHARE = 1e-4  # of traffic: a row of the program without any would be mapped at random
+LEAST_SHARE = 1e-4  # of traffic: a row without traffic would be mapped at random
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a mapping must keep to besides its budget; pins: category -> expert, bans: category -> experts."""
+    """Limits of a mapping besides its budget; pins: category -> expert, bans: category -> experts."""
 
     hosted_params_b: float | None = None
     max_experts: int | None = None
@@ -47,7 +47,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """What step two is solved on.
+    """The data on which step two is solved.
 
     `scores` [categories + 1, experts], the last row for prompts outside the gate; n unseen prompts with the `rows`
     [n] they fall in, the scores `expected` [n, experts] of them, their `weights` [n] and the
@@ -67,7 +67,7 @@ class Grounds:
 
     def problem(self, costs: Vector) -> Problem:
         """The program's data, with these costs of the experts."""
-        total = self.weights.sum() or 1.0  # of prompts that all weigh nothing
+        total = self.weights.sum() or 1.0  # every prompt may have weight 0
         traffic = np.bincount(self.rows, self.weights, len(self.scores)) / total
         shares = np.maximum(traffic, LEAST_SHARE)
         # `general` is the last row unless it is a label of the data as well
@@ -102,8 +102,11 @@ def solve_objective(name: str, budget: Budget, costs: Vector, grounds: Grounds) 
     chosen = choices(allowed, costs, multiplier)
     cost = float(np.average(costs[chosen], weights=grounds.weights))
     if budget.amount is not None and cost > budget.amount * (1.0 + SLACK):
-        raise ConfigError(f"objectives.{name}: pins, bans and limits leave {cost:g} of the {budget.amount:g} asked for")
-    # corrections may expect a little more of an expert than any score can be
+        raise ConfigError(
+            f"objectives.{name}: pins, bans and limits allow a mean cost of {cost:g},"
+            f" above the budget of {budget.amount:g}"
+        )
+    # corrections may push an expected score above the largest score
     taken = np.clip(grounds.expected[np.arange(len(chosen)), chosen], 0.0, 1.0)
     expected = min(float(np.average(taken, weights=grounds.weights)), 1.0)
     return ObjectiveEntry(
@@ -145,7 +148,7 @@ def front_points(grounds: Grounds, costs: Vector) -> list[FrontPoint]:
 def _allowed(grounds: Grounds, problem: Problem, used: Ints) -> Vector:
     """Expected scores of unseen prompts, -inf where a pin, a ban or the hosted set rules an expert out.
 
-    Each is divided by its factor, which chooses as a multiplier times the factor does.
+    Each is divided by its factor: the choice is the same as with the multiplier times the factor.
     """
     allowed = problem.possible & np.isin(np.arange(len(grounds.experts)), used)
     return np.where(allowed[grounds.rows], grounds.expected / grounds.factors[:, np.newaxis], -np.inf)
@@ -180,7 +183,7 @@ def score_table(probabilities: Vector, outcomes: Vector, weights: Vector, shrink
     known = ~np.isnan(outcomes) & (weights > 0.0)[:, np.newaxis]
     if not known.any(axis=0).all():
         missing = int(np.argmin(known.any(axis=0))) + 1
-        raise DatasetError(f"expert number {missing} of the configuration has no outcome to learn from")
+        raise DatasetError(f"expert number {missing} of the configuration has no outcome")
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
     table = _empty(probabilities.shape[1], outcomes.shape[1])
     for number, rows in enumerate(patterns.T):
@@ -224,7 +227,7 @@ def _fill(
         table.overall_errors[experts] = np.sqrt(spread / count / (count - 1))
 
 
-UNKNOWN_ERROR = 0.5  # of a score behind which fewer than two prompts stand: the most that scores in [0, 1] spread
+UNKNOWN_ERROR = 0.5  # for a score with fewer than two prompts: the largest standard deviation of values in [0, 1]
 
 
 def lower_bounds(table: ScoreTable, z: float) -> ScoreTable:
@@ -237,7 +240,7 @@ def lower_bounds(table: ScoreTable, z: float) -> ScoreTable:
 
 
 def factors_of(dataset: Dataset) -> Vector:
-    """[n]: what the multiplier is multiplied by for each prompt."""
+    """[n]: the factor of the multiplier for each prompt."""
     return np.array([factor(talk.turns) for talk in dataset.conversations], dtype=np.float32).astype(np.float64)
 
 

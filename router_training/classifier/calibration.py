@@ -1,6 +1,6 @@
 """Calibration of the classifier and corrections of the scores, learned from prompts not fitted on. Pure.
 
-Corrections are a ridge regression of what the categories left unexplained on the prompts' own features. They move
+Corrections are a ridge regression of the residuals of the score table on the prompts' own features. They change
 differences between experts only: that a prompt is hard for all experts changes no choice.
 """
 
@@ -85,7 +85,7 @@ def _fitted_isotonic(logits: Vector, labels: Ints) -> Isotonic:
 
 
 def _rising(logits: Vector, hits: npt.NDArray[np.bool_]) -> tuple[Vector, Vector]:
-    """The corners of the rising step curve nearest to the hits."""
+    """The corners of the isotonic step curve fitted to the hits."""
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(logits, hits.astype(np.float64))
     x, y = np.asarray(curve.X_thresholds_, dtype=np.float64), np.asarray(curve.y_thresholds_, dtype=np.float64)
     if len(x) > CURVE_POINTS:
@@ -94,7 +94,7 @@ def _rising(logits: Vector, hits: npt.NDArray[np.bool_]) -> tuple[Vector, Vector
     return x, y
 
 
-STRENGTH = 50.0  # of the ridge; a prompt's vector has squared length 2, one outcome says little
+STRENGTH = 50.0  # of the ridge; a prompt's vector has squared length 2, and one outcome is weak evidence
 STEPS = 15  # of conjugate gradients at most
 PRECISE = 1e-2  # relative length of what is left when they may stop: early stopping only regularises more
 CERTAIN = 2.0  # standard errors by which corrections must help
@@ -112,7 +112,7 @@ def residuals(outcomes: Vector, expected: Vector) -> Vector:
 def fitted_corrections(gram: Gram, left: Vector, weights: Vector) -> Corrections:
     """From n prompts, residuals [n, experts] and `weights` [n].
 
-    A prompt counts as the root of its weight: whole weights would leave the word to the few heaviest prompts.
+    A prompt counts as the root of its weight: with whole weights a few heavy prompts would decide the fit.
     """
     roots = np.sqrt(_counted(weights))[:, np.newaxis]
 
@@ -125,7 +125,7 @@ def fitted_corrections(gram: Gram, left: Vector, weights: Vector) -> Corrections
 
 @dataclass(frozen=True, slots=True)
 class UnseenCorrections:
-    """`corrections` [n, experts] as they would be applied, each of a prompt not fitted on; the `share` they earned."""
+    """Out-of-fold `corrections` [n, experts] as they would be applied, and the `share` of them that helps."""
 
     corrections: Vector
     share: float
@@ -134,11 +134,10 @@ class UnseenCorrections:
 def out_of_fold_corrections(
     gram: Gram, dataset: Dataset, expected: Callable[[Ints], Vector], folds: Iterable[Fold], track: Track
 ) -> UnseenCorrections:
-    """Corrections fitted without each fold in turn. `expected` gives the scores [n, experts] to expect of all prompts
-    by what the given ones alone have shown.
+    """Out-of-fold corrections. `expected` maps the prompts of a fit to expected scores [n, experts] of all prompts.
 
-    Scores that a fold had a say in leave residuals that even out between it and the others: what is left there would
-    then speak against whatever is left here, and corrections would be thought harmful that help.
+    Expected scores must not depend on the fold that is left out. Otherwise residuals inside and outside the fold are
+    negatively correlated, and helpful corrections look harmful.
     """
     unseen, left = np.zeros_like(dataset.scores), np.zeros_like(dataset.scores)
     for fold in track(list(folds), "correcting without some prompts"):
@@ -151,7 +150,7 @@ def out_of_fold_corrections(
 
 
 def earned_share(unseen: Vector, left: Vector, weights: Vector) -> float:
-    """How much of the corrections to apply, 0 to 1: the least-squares factor on unseen prompts, 0 unless certain."""
+    """The share of the corrections to apply, 0 to 1: the least-squares factor on unseen prompts, 0 unless certain."""
     counted = _counted(weights)
     agreement = counted * (unseen * left).sum(axis=1)
     size = float(counted @ (unseen**2).sum(axis=1))

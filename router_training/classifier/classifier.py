@@ -32,7 +32,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class StepOne:
-    """What serving needs to read a prompt."""
+    """What the server needs to classify a prompt."""
 
     features: Vectoriser
     classifier: Classifier
@@ -41,21 +41,23 @@ class StepOne:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """What step one says of prompts it was not fitted on: `logits` [n, categories], `similarities` [n]."""
+    """Out-of-fold output of step one: `logits` [n, categories], `similarities` [n]."""
 
     logits: Vector
     similarities: Vector
 
 
 def fit_step_one(basis: Basis, dataset: Dataset, config: TrainingConfig) -> StepOne:
-    """Classifier (not calibrated) and gate (open) from these prompts; what the prompts of a fold have no n-gram for is
-    far from all of them."""
+    """Uncalibrated classifier and open gate from these prompts.
+
+    A prompt that shares no n-gram with them is far away.
+    """
     gate = fitted_gate(basis.gram.vectors, basis.features, config)
     return StepOne(basis.features, _fit_classifier(basis, dataset, config), gate)
 
 
 def cross_fit(basis: Basis, dataset: Dataset, config: TrainingConfig, folds: Iterable[Fold]) -> Unseen:
-    """Every prompt as seen by a step one that was fitted without it."""
+    """The out-of-fold reading of every prompt."""
     logits = np.zeros((len(dataset), len(dataset.categories)))
     similarities = np.zeros(len(dataset))
     for fold in folds:
@@ -74,7 +76,7 @@ def prompt_folds(dataset: Dataset, count: int, seed: int) -> list[Fold]:
     splitter = StratifiedKFold(min(count, most), shuffle=True, random_state=seed)
     folds = []
     with catch_warnings():
-        # of categories with fewer prompts than folds `coe-train check` tells, by name
+        # `coe-train check` names the categories with fewer prompts than folds
         filterwarnings("ignore", message="The least populated class")
         parts = list(splitter.split(labels, labels))
     for _, chosen in parts:
@@ -84,10 +86,10 @@ def prompt_folds(dataset: Dataset, count: int, seed: int) -> list[Fold]:
 
 
 def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
-    """Folds that leave whole groups out, and near-duplicates of theirs in other groups are not seen either, unless
-    there is hardly anything else: then the group is not foreign to the others.
+    """Folds that leave whole groups out, and with them their near-duplicates in other groups.
 
-    None where there are fewer than three groups to judge by.
+    The near-duplicates stay where hardly anything else would be left to fit on: such a group is not unlike the others.
+    None for fewer than three groups.
     """
     names = np.unique(dataset.groups)
     if len(names) < 3:
@@ -101,7 +103,7 @@ def group_folds(dataset: Dataset, count: int) -> list[Fold] | None:
 
 
 def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) -> StepOne:
-    """The same step one with the calibration and threshold that unseen prompts asked for."""
+    """The same step one with the calibration and threshold fitted on out-of-fold readings."""
     return replace(
         step_one,
         classifier=replace(step_one.classifier, calibration=calibration),
@@ -110,7 +112,7 @@ def calibrated(step_one: StepOne, calibration: Calibration, threshold: float) ->
 
 
 def _fit_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig) -> Classifier:
-    """Of prompts without a single label, which a fold may be where few have one: it tells no categories apart."""
+    """An uncalibrated classifier. Without a single label in these prompts it cannot tell categories apart."""
 
     def fit(rows: Gram, labels: Ints) -> CategoryModel:
         return fit_model(rows, labels, len(dataset.categories), config.classifier, config.seed)
@@ -119,12 +121,14 @@ def _fit_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig) -> C
     return Classifier(self_trained(fit, basis.gram, dataset.labels, confidence), Temperature())
 
 
-JUDGED_PROMPTS = 4_000  # labelled ones, drawn at random; more would not change the order, only the time
+JUDGED_PROMPTS = 4_000  # labelled prompts, drawn at random; more take longer and do not change the ranking
 
 
 def with_named_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> TrainingConfig:
-    """The configuration with `auto` replaced by the kind that cross-validation prefers; `logistic` where no category
-    has two prompts to tell by."""
+    """The configuration with `auto` replaced by the kind of lowest cross-validated log loss.
+
+    It is `logistic` if no category has two prompts.
+    """
     if config.classifier.kind != "auto":
         return config
     _, first = np.unique(dataset.copies, return_index=True)
@@ -165,7 +169,7 @@ def self_trained(
 ) -> CategoryModel:
     """A model from n prompts and their `labels` [n], -1 where there is none.
 
-    An unlabelled prompt counts as of its likeliest category once the model gives that at least `confidence`
+    An unlabelled prompt takes its likeliest category if the model's probability for it is at least `confidence`
     (None: never). Its label is found anew in each round.
     """
     known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
@@ -184,8 +188,8 @@ def self_trained(
     return model
 
 
-# The gate's look-ups per prompt, on average, which are most of what it takes. A word tells more than a run: it gets
-# most of them. Runs alone are left where nothing stands between words, as in Japanese.
+# The gate's look-ups per prompt on average; they take most of its time. Words tell more than character runs and get
+# most of them. Texts without spaces between words, such as Japanese, have runs only.
 WORD_LOOK_UPS = 4_000
 RUN_LOOK_UPS = 2_000
 NO_THRESHOLD = -1.0
@@ -193,7 +197,7 @@ BATCH = 1024
 
 
 def fitted_gate(vectors: Matrix, features: Vectoriser, config: TrainingConfig) -> Gate | NgramGate | EmbeddedGate:
-    """Prototypes drawn from the prompts; lets everything in. N-grams judge alone, embeddings where there are none."""
+    """An open gate with prototypes drawn from the prompts, on n-grams, or on embeddings if there are no n-grams."""
     drawn = np.random.default_rng(config.seed).permutation(vectors.shape[0])[: config.gate.prototypes]
     prototypes = vectors[np.sort(drawn)]
     if isinstance(features, EmbeddedFeatures) and features.ngrams is not None:
@@ -229,9 +233,9 @@ def _filed_by_column(prototypes: Matrix, words: int, config: TrainingConfig) -> 
 
 
 def _telling(counts: Ints, prototypes: int, look_ups: int) -> npt.NDArray[np.bool_]:
-    """[columns]: the rarest ones, as many as a prompt can look up so many times.
+    """[columns]: the rarest columns that keep a prompt's look-ups within the limit on average.
 
-    A column that n prototypes have turns up in n of `prototypes` prompts and then costs n look-ups.
+    A column of n prototypes occurs in n of `prototypes` prompts and then costs n look-ups.
     """
     order = np.argsort(counts, kind="stable")
     spent = np.cumsum(counts[order].astype(np.float64) ** 2) / prototypes

@@ -1,4 +1,4 @@
-"""Categories for prompts that have none: k-means on what the prompts say, named by their most telling words.
+"""Categories for prompts without labels: k-means clusters of their text, named by their most distinctive words.
 
 As Avengers-Pro does (Zhang et al., 2025), on truncated TF-IDF vectors or on embeddings, whichever the run has.
 """
@@ -47,9 +47,9 @@ def with_categories(dataset: Dataset, config: TrainingConfig, track: Track) -> D
 
 
 def telling_names(texts: Sequence[str], labels: Ints) -> tuple[str, ...]:
-    """A name for each label from 0 up: the words that its texts have and the others have not, most telling first.
+    """A name for each label from 0 up: the words frequent in its texts and rare in the others, best first.
 
-    Names differ, and have nothing but letters, digits and hyphens in them.
+    Names are unique and consist of letters, digits and hyphens.
     """
     words = [set(_WORD.findall(text.lower())) - ENGLISH_STOP_WORDS for text in texts]
     having = [Counter[str]() for _ in range(int(labels.max()) + 1)]
@@ -86,8 +86,11 @@ def _points(dataset: Dataset, config: TrainingConfig) -> Floats:
 
 
 def _clusters(points: Floats, different: int, config: TrainingConfig, track: Track) -> Ints:
-    """`different` prompts are no copies of each other. One more than there are categories puts two into one of them,
-    which is what folds need; and no more categories are found than there are different points."""
+    """`different` is the number of prompts that are not copies of each other.
+
+    There are fewer categories than different prompts, so that one has two of them: folds need that. There are also no
+    more categories than different points.
+    """
     drawn = np.random.default_rng(config.seed).permutation(len(points))[:CLUSTERED]
     room = min(different - 1, len(np.unique(points[drawn], axis=0)))
     count = config.data.categories
@@ -105,7 +108,7 @@ def _clusters(points: Floats, different: int, config: TrainingConfig, track: Tra
 
 
 def _means(points: Floats, count: int, seed: int) -> KMeans:
-    with catch_warnings():  # points that are the same up to rounding make fewer clusters, which does no harm
+    with catch_warnings():  # points equal up to rounding give fewer clusters, which is harmless
         simplefilter("ignore", ConvergenceWarning)
         return KMeans(count, n_init=STARTS, random_state=seed).fit(points)
 

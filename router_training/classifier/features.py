@@ -1,8 +1,8 @@
 """All training prompts as sparse vectors, with the n-grams and weights of serving, and their Gram matrix.
 
 Counting needs no training. Columns and their IDF are chosen on all training prompts; a prompt that a fold leaves out
-has only the columns that the fold's prompts have. Whatever is linear in the vectors and regularised has as many
-unknowns as there are prompts, so few enough prompts keep the Gram matrix, and every fold takes its part of it.
+keeps only the columns that occur in the fold's prompts. A regularised linear model has as many unknowns in the dual as
+there are prompts, so the Gram matrix is kept for small data sets, and every fold takes its part of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Matrix = sp.csr_array
 
 BLOCK = 4096  # prompts weighed at a time
-ROOM = 1 << 24  # entries of a block: 64 MB, for malloc keeps what it was given back of less than 32 MB
+ROOM = 1 << 24  # entries of a block: 64 MB; malloc does not return freed blocks below 32 MB to the system
 COUNTED = 1 << 22  # entries at a time
 
 
@@ -44,11 +44,13 @@ def count_ngrams(conversations: Iterable[Conversation], bucket_bits: int) -> Mat
 
 
 class GrowingMatrix:
-    """A sparse matrix to which rows are added, in little more memory than it has at the end: many prompts come to
-    gigabytes, and a list of rows put together would need them twice."""
+    """A sparse matrix built row by row in little more memory than the result.
+
+    Many prompts need gigabytes, and concatenating a list of rows would need them twice.
+    """
 
     def __init__(self, columns: int, room: int = ROOM) -> None:
-        """`room` is for how many entries memory is taken at a time."""
+        """`room` is the number of entries allocated at a time."""
         self._columns, self._room = columns, room
         self._indices: list[npt.NDArray[np.int32]] = []
         self._values: list[npt.NDArray[np.float32]] = []
@@ -56,7 +58,7 @@ class GrowingMatrix:
         self._used = 0
 
     def append(self, indices: npt.NDArray[np.int32], values: npt.NDArray[np.float32], lengths: Iterable[int]) -> None:
-        """Rows of these lengths, one after the other."""
+        """Append rows of these lengths."""
         if not self._indices or self._used + len(indices) > self._room:
             self._close_block()
             room = max(self._room, len(indices))
@@ -70,7 +72,7 @@ class GrowingMatrix:
         self._lengths += lengths
 
     def complete(self) -> Matrix:
-        """All rows; nothing can be added any more."""
+        """The matrix of all rows; no row can be added afterwards."""
         self._close_block()
         ends = np.concatenate(([0], np.cumsum(self._lengths, dtype=np.int64)))
         kind = np.int32 if ends[-1] < 1 << 31 else np.int64
@@ -79,7 +81,7 @@ class GrowingMatrix:
         return sp.csr_array((values, indices.astype(kind, copy=False), ends.astype(kind)), shape=shape)
 
     def _close_block(self) -> None:
-        """Nothing more goes into the last block."""
+        """Trim the last block to its used length."""
         if self._indices:
             self._indices[-1] = self._indices[-1][: self._used]
             self._values[-1] = self._values[-1][: self._used]
@@ -100,7 +102,10 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
 
 
 def rows_with(matrix: Matrix) -> npt.NDArray[np.int64]:
-    """[columns]: how many rows have an entry there. Some at a time: counting makes each index twice as long."""
+    """[columns]: the number of rows with an entry there.
+
+    Works in blocks, because counting doubles each index's size.
+    """
     found = np.zeros(matrix.shape[1], dtype=np.int64)
     for at in range(0, len(matrix.indices), COUNTED):
         found += np.bincount(matrix.indices[at : at + COUNTED], minlength=matrix.shape[1])
@@ -121,7 +126,7 @@ def rows_between(matrix: Matrix, first: int, end: int) -> Matrix:
     end = min(end, matrix.shape[0])
     low, high = matrix.indptr[first], matrix.indptr[end]
     rows = sp.csr_array((end - first, matrix.shape[1]), dtype=matrix.dtype)
-    # given to the constructor, parts of less than half would be copied
+    # the constructor would copy parts of less than half
     rows.data, rows.indices = matrix.data[low:high], matrix.indices[low:high]
     rows.indptr = matrix.indptr[first : end + 1] - low
     return rows
@@ -146,7 +151,7 @@ def _counted(turns: Sequence[Turn], bucket_bits: int) -> tuple[npt.NDArray[np.in
 
 
 def _weighed(counts: Matrix, features: Features) -> Matrix:
-    """A few prompts at a time: what it takes on the way is several times what it gives."""
+    """Works on a few prompts at a time: intermediate memory is several times the result's."""
     prompts = counts.shape[0]
     columns = features.column_of[counts.indices]
     kept = np.flatnonzero(columns >= 0)
@@ -161,7 +166,7 @@ def _weighed(counts: Matrix, features: Features) -> Matrix:
 
 
 def _drained(blocks: list[npt.NDArray[Any]], kind: type[np.generic]) -> npt.NDArray[Any]:
-    """The blocks as one array; each is given back once it was copied."""
+    """The blocks as one array; each block is freed once it is copied."""
     whole = np.empty(sum(len(block) for block in blocks), dtype=kind)
     at = len(whole)
     while blocks:
@@ -175,7 +180,7 @@ Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 
 KEPT_PROMPTS = 12_000  # up to which the matrix is kept: 576 MB
-COMMON_COLUMNS = 6_000  # multiplied as dense blocks: a tenth of them makes nine tenths of the work
+COMMON_COLUMNS = 6_000  # multiplied as dense blocks: a tenth of the columns takes nine tenths of the time
 DENSE_BLOCK = 1_000
 PARTS = 4  # of the prompts, multiplied side by side where the matrix is not kept
 
@@ -191,7 +196,7 @@ class Gram:
         return int(self.vectors.shape[0])
 
     def kept(self) -> Gram:
-        """The same with its matrix at hand, if there are not too many prompts: worth it for several fits."""
+        """The same with its matrix computed, unless there are too many prompts: it pays off for several fits."""
         if self.matrix is not None or len(self) > KEPT_PROMPTS:
             return self
         return Gram(self.vectors, inner_products(self.vectors))
@@ -216,7 +221,7 @@ class Gram:
 
 
 def _times_side_by_side(vectors: Matrix, duals: Floats) -> Vector:
-    """[n, k]: the prompts in parts, each on its own core, and the same parts everywhere."""
+    """[n, k]: computed in parts on several cores; the parts do not depend on the machine."""
     bounds = np.linspace(0, vectors.shape[0], PARTS + 1).astype(np.int64).tolist()
     sides = [slice(low, high) for low, high in itertools.pairwise(bounds)]
     parts = [rows_between(vectors, side.start, side.stop) for side in sides]
@@ -259,15 +264,15 @@ class Basis:
         return Basis(self.features, self.gram.rows(chosen))
 
     def kept(self) -> Basis:
-        """The same, made ready for many fits."""
+        """The same with a computed Gram matrix, for many fits."""
         return Basis(self.features, self.gram.kept())
 
     def unseen(self, left_out: Ints, seen: Ints, min_prompts: int) -> Matrix:
-        """The vectors of prompts `left_out`, as those who know the prompts `seen` alone would make them."""
+        """The vectors of the prompts `left_out`, with the columns of the prompts `seen` only."""
         return narrowed(self.gram.vectors[left_out], self.known(seen, min_prompts), self.features)
 
     def known(self, seen: Ints, min_prompts: int) -> npt.NDArray[np.bool_]:
-        """[columns]: which columns enough of the prompts `seen` have."""
+        """[columns]: which columns occur in enough of the prompts `seen`."""
         vectors = self.gram.vectors[seen]
         return np.asarray(rows_with(vectors) >= min(min_prompts, len(seen)))
 
@@ -312,14 +317,14 @@ def _chosen(counts: Matrix, dataset: Dataset, settings: FeatureSettings) -> Vect
     if settings.ngrams:
         ngrams = choose_features(counts, settings.bucket_bits, settings.min_prompts, settings.max_columns)
         if ngrams.columns == 0:
-            raise DatasetError(f"{len(dataset)} training prompts have no n-gram in common to learn from")
+            raise DatasetError(f"{len(dataset)} training prompts have no n-gram in common")
     if ngrams is None or settings.kind != "hashed-ngrams":
         return EmbeddedFeatures(ngrams, embedding_matrix(dataset).shape[1])
     return ngrams
 
 
 def embedding_matrix(dataset: Dataset) -> Floats:
-    """[n, dimensions]: what serving puts into a prompt's vector; [n, 0] without embeddings."""
+    """[n, dimensions]: the embedding part of a prompt's vector, as in serving; [n, 0] without embeddings."""
     rows = [
         mean_embedding([turn.embedding for turn in turns], [turn.weight for turn in turns])
         for turns in (conversation.turns for conversation in dataset.conversations)

@@ -1,4 +1,4 @@
-"""Classifiers, fitted and turned into the plain arrays that serve. Knows nothing of prompts.
+"""Fits classifiers and converts them to the plain arrays that are served. Does not depend on prompts.
 
 Multinomial logistic regression has scikit-learn's objective, solved by L-BFGS (Liu and Nocedal, 1989) on the dual
 coordinates A of the coefficients X' A: the same path, without vectors as long as n-grams times categories.
@@ -30,8 +30,8 @@ Ints = npt.NDArray[np.int64]
 Kind = Literal["logistic", "svm", "knn", "mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-ABSENT_LOGIT = -30.0  # of a category that a fold has no prompt of
-REDUCTION_PROMPTS = 20_000  # that the main directions are found on
+ABSENT_LOGIT = -30.0  # of a category without a prompt in the fold
+REDUCTION_PROMPTS = 20_000  # on which the main directions are computed
 LEARNING_RATE = 0.005
 WEIGHT_DECAY = 1e-3
 
@@ -39,7 +39,7 @@ WEIGHT_DECAY = 1e-3
 def fit_model(gram: Gram, labels: Ints, categories: int, settings: ClassifierSettings, seed: int) -> CategoryModel:
     """A classifier of `settings.kind` (not `auto`) from n prompts and their labels [n], none below 0.
 
-    Fewer than two categories tell nothing apart: a linear model says the one there is of every prompt, or none.
+    With fewer than two categories the model is linear and constant: it predicts the one category, or none.
     """
     present, known = np.unique(labels, return_inverse=True)
     if len(present) < 2:
@@ -56,12 +56,12 @@ def fit_model(gram: Gram, labels: Ints, categories: int, settings: ClassifierSet
 
 
 def kind_of(model: CategoryModel, asked: Kind) -> Kind:
-    """What a manifest calls the model that came of asking for this kind."""
+    """The manifest's name for a model of this kind."""
     return "logistic" if isinstance(model, LinearModel) and asked != "svm" else asked
 
 
 def batch_logits(model: CategoryModel, vectors: Matrix) -> npt.NDArray[np.float64]:
-    """[n, categories]: what `model` says of many vectors [n, columns] at once."""
+    """[n, categories]: the logits of `model` for many vectors [n, columns]."""
     return model.logits(np.asarray(vectors @ model.projection))
 
 
@@ -75,7 +75,7 @@ def _fit_svm(vectors: Matrix, labels: Ints, settings: ClassifierSettings, seed: 
     # the solver takes 32-bit indices only
     indices, ends = vectors.indices.astype(np.int32), vectors.indptr.astype(np.int32)
     _fit_quietly(model, sp.csr_array((vectors.data, indices, ends), shape=vectors.shape), labels)
-    # two classes come as one column, the second's advantage over the first
+    # with two classes there is one column: the margin of the second over the first
     return _linear(model) if len(model.classes_) > 2 else _linear_of_two(model)
 
 
@@ -101,7 +101,7 @@ def _fit_perceptron(vectors: Matrix, labels: Ints, settings: ClassifierSettings,
 
 
 def perceptron(hidden_units: int, prompts: int, seed: int) -> MLPClassifier:
-    """Not fitted yet. Few prompts are gone through more often, so that few do not mean too few steps."""
+    """Not fitted yet. Small data sets get more epochs, so that there are enough steps."""
     passes = int(np.clip(60_000 // prompts, 30, 300))
     return MLPClassifier(
         (hidden_units,), alpha=WEIGHT_DECAY, learning_rate_init=LEARNING_RATE, max_iter=passes, random_state=seed
@@ -115,15 +115,13 @@ def main_directions(vectors: Matrix, count: int, seed: int) -> Floats:
         return np.eye(columns, 1, dtype=np.float32)
     drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:REDUCTION_PROMPTS])
     svd = TruncatedSVD(max(1, min(count, columns - 1, len(drawn) - 1)), random_state=seed)
-    with np.errstate(
-        divide="ignore", invalid="ignore"
-    ):  # of shares of a variance that copies of one vector do not have
+    with np.errstate(divide="ignore", invalid="ignore"):  # shares of variance are undefined for copies of one vector
         found = svd.fit(vectors[drawn])
     return np.ascontiguousarray(found.components_.T, dtype=np.float32)
 
 
 def _fit_quietly(model: Any, vectors: Any, labels: Ints) -> None:
-    with warnings.catch_warnings():  # to stop early is meant: more passes fit the training prompts too closely
+    with warnings.catch_warnings():  # early stopping is intended: more passes overfit the training prompts
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(vectors, labels)
 
@@ -139,7 +137,7 @@ def _linear_of_two(model: Any) -> LinearModel:
 
 
 def _spread(model: CategoryModel, present: Ints, categories: int) -> CategoryModel:
-    """The model of the categories that are `present`, as one of all."""
+    """A model of the categories `present`, extended to all categories."""
     if len(present) == categories:
         return model
     match model:
@@ -152,7 +150,7 @@ def _spread(model: CategoryModel, present: Ints, categories: int) -> CategoryMod
         case LinearModel():
             return LinearModel(*_wide(model.coefficients, model.intercepts, present, categories))
         case _:
-            raise AssertionError(f"{type(model).__name__} cannot be spread")
+            raise AssertionError(f"{type(model).__name__} cannot be extended to absent categories")
 
 
 def _wide(coefficients: Floats, intercepts: Floats, present: Ints, categories: int) -> tuple[Floats, Floats]:
@@ -164,11 +162,11 @@ def _wide(coefficients: Floats, intercepts: Floats, present: Ints, categories: i
 
 Vector = npt.NDArray[np.float64]
 
-CLOSE = 0.02  # of the gradient's first length is where it stops; unseen prompts notice nothing of the rest
-NOTHING = 1e-16  # squared length of a gradient, for each prompt, that is rounding: nothing tells the prompts apart
+CLOSE = 0.02  # relative gradient length at which the fit stops; more precision does not change out-of-fold results
+NOTHING = 1e-16  # squared gradient length per prompt that is rounding: the prompts are indistinguishable
 REMEMBERED = 6  # steps
-TURNS = 20  # of the search for the length of a step
-STEADY = 0.01  # relative change of that length at which it is found
+TURNS = 20  # of the line search
+STEADY = 0.01  # relative change of the step length at which the line search ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +188,7 @@ class Direction:
         return Direction(factor * self.duals, factor * self.margins, factor * self.intercepts)
 
     def dot(self, other: Direction) -> float:
-        """The inner product of the coefficients and intercepts that the two stand for."""
+        """The inner product of the coefficients and intercepts that the two points represent."""
         return float(np.vdot(self.duals, other.margins) + self.intercepts @ other.intercepts)
 
     @property
@@ -200,7 +198,7 @@ class Direction:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was moved, how the gradient changed by it, and the inner product of the two."""
+    """One step, the change of the gradient over it, and the inner product of the two."""
 
     moved: Direction
     change: Direction
@@ -212,7 +210,7 @@ def fitted_logistic(
 ) -> tuple[Floats, Floats]:
     """(coefficients [columns, k], intercepts [k]) for `labels` [n] from 0 to k - 1, each of which occurs.
 
-    The sum of the surprises plus the coefficients' squared length / (2 inverse_regularisation) is least.
+    They minimise the sum of log losses plus the coefficients' squared length / (2 inverse_regularisation).
     """
     task = Task(gram, np.eye(int(labels.max()) + 1)[labels], 1.0 / inverse_regularisation)
     at = task.start
@@ -256,9 +254,9 @@ class Task:
         )
 
     def length(self, at: Direction, towards: Direction) -> float:
-        """How far to go to where the slope along the line is almost 0; costs no product with the Gram matrix.
+        """The step length at which the slope along the line is almost 0; needs no product with the Gram matrix.
 
-        Newton's method, kept between where the slope still fell and where it rose again.
+        Newton's method, bracketed between points of negative and positive slope.
         """
         here, ahead = at.logits, towards.logits
         slope = self.strength * float(np.vdot(at.duals, towards.margins))
@@ -280,7 +278,7 @@ class Task:
 
 
 def downhill(gradient: Direction, steps: deque[Step]) -> Direction:
-    """The gradient turned round and stretched by what the last steps showed of the curvature (two loops)."""
+    """The L-BFGS direction: the negative gradient times the inverse Hessian estimate (two-loop recursion)."""
     found = gradient.scaled(-1.0)
     shares = []
     for step in reversed(steps):

@@ -1,1 +1,1 @@
-"""Outcomes from your own experts: every prompt to every expert, every answer recorded and scored."""
+"""Collects outcomes: sends every prompt to every expert, records and scores every answer."""

@@ -1,6 +1,6 @@
-"""One OpenAI-compatible chat endpoint: a request in, an answer or the reason for none out; repeats what may pass.
+"""One OpenAI-compatible chat endpoint: takes a request, returns an answer or a failure. Retries transient failures.
 
-Knows nothing of prompts, scores or files.
+Does not depend on prompts, scores or files.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from router_training.collect.settings import RequestSettings, Target, api_key, p
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_BODY_BYTES = 32 * 2**20
-# What may pass: the same request may succeed later.
+# Transient: the same request may succeed later.
 _PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
 # No other request to this endpoint and model will succeed either.
 _HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
-_ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these an empty text may be all there is
+_ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these set, an empty answer may be valid
 UNREACHED_RETRIES = 2  # before the first connection, about a second: a wrong address must be reported quickly
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `seconds` is the last attempt's, without pauses."""
+    """A model's answer. `seconds` is the duration of the last attempt, without pauses."""
 
     completion: Completion
     seconds: float
@@ -55,7 +55,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No answer, and why. `hopeless`: none to any other request either."""
+    """The reason for a missing answer. `hopeless`: every other request will fail as well."""
 
     reason: str
     hopeless: bool
@@ -65,7 +65,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """One attempt that failed. `wait_seconds` is what the endpoint asked for."""
+    """One failed attempt. `wait_seconds` is the endpoint's Retry-After."""
 
     reason: str
     passing: bool
@@ -74,7 +74,7 @@ class _Problem:
 
 
 class Endpoint:
-    """A model behind `base_url`/chat/completions. An async context manager: connections live as long as it."""
+    """A model behind `base_url`/chat/completions. An async context manager that closes its connections."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._not_before = 0.0
-        self._reached = False  # in this run; who was there once is being started again
+        self._reached = False  # in this run; an endpoint that was reached once may be restarting
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Endpoint:
@@ -112,7 +112,7 @@ class Endpoint:
         await self._session.close()
 
     async def ask(self, messages: Sequence[Mapping[str, Any]]) -> Reply | Refusal:
-        """One answer; repeats the request while that can help."""
+        """One answer; retries while the failure is transient."""
         body = {**self.options, "model": self.model, "messages": list(messages)}
         (result, seconds), attempts = await repeated(lambda: self._timed(body), self._pause_seconds)
         if isinstance(result, Completion):
@@ -120,7 +120,7 @@ class Endpoint:
         return Refusal(result.reason, result.hopeless, seconds, attempts)
 
     async def _timed(self, body: Mapping[str, Any]) -> tuple[Completion | _Problem, float]:
-        """One attempt once the endpoint accepts requests, and its seconds."""
+        """One attempt after any pause the endpoint demanded, and its duration in seconds."""
         await self._until_accepted()
         began = time.monotonic()
         result = await self._attempt(body)
@@ -131,14 +131,15 @@ class Endpoint:
             wait_seconds = self._not_before - time.monotonic()
             if wait_seconds <= 0.0:
                 return
-            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))  # requests do not resume at the same instant
+            # jitter: requests must not resume at the same instant
+            await asyncio.sleep(wait_seconds * random.uniform(1.0, 1.1))
 
     def _pause_seconds(self, attempt: tuple[Completion | _Problem, float], attempts: int) -> float | None:
         problem, _ = attempt
         if isinstance(problem, Completion):
             return None
         too_long = problem.wait_seconds > self._timeout_seconds
-        if not too_long:  # the wait holds for every request to this endpoint
+        if not too_long:  # the pause applies to every request to this endpoint
             self._not_before = max(self._not_before, time.monotonic() + problem.wait_seconds)
         retries = min(self._retries, UNREACHED_RETRIES) if problem.hopeless else self._retries
         if not problem.passing or too_long or attempts > retries:
@@ -148,7 +149,7 @@ class Endpoint:
         return backoff_seconds(attempts, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
 
     async def _attempt(self, body: Mapping[str, Any]) -> Completion | _Problem:
-        assert self._session is not None, "`async with endpoint` comes first"
+        assert self._session is not None, "an endpoint must be entered with `async with`"
         try:
             async with self._session.post(
                 self._address, json=body, headers=self._headers, allow_redirects=False, **self._detour.arguments
@@ -160,8 +161,8 @@ class Endpoint:
         except aiohttp.ClientConnectorError as error:
             why = f"{self.url}: cannot connect, {why_not_connected(error.os_error)}"
             return _Problem(why, passing=True, hopeless=not self._reached)
-        except (ValueError, TypeError):  # of aiohttp's; its words may show a secret
-            why = f"{self.url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+        except (ValueError, TypeError):  # from aiohttp; its text may contain a secret
+            why = f"{self.url}: the address or its key has characters that cannot be sent"
             return _Problem(why, passing=False, hopeless=True)
         except (aiohttp.ClientError, OSError) as error:
             return _Problem(f"{self.url}: {error or type(error).__name__}", passing=True)
@@ -178,7 +179,7 @@ class Endpoint:
 
 
 def _problem(verdict: Verdict, reason: str, status: int, wait_seconds: float) -> _Problem:
-    """A failure of the endpoint's, or a request that it refuses: no answer, so never a score."""
+    """The failure in an error response. It is never scored."""
     is_elsewhere = 300 <= status < 400
     passing = (verdict.cause in _PASSING and not is_elsewhere) or status == 409
     return _Problem(reason, passing, verdict.cause in _HOPELESS, wait_seconds)
@@ -189,7 +190,7 @@ _QUOTED_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A chat completion's first choice that did not fail; `output_tokens` is None where the endpoint does not count."""
+    """A chat completion's first choice without an error; `output_tokens` is None if the endpoint reports none."""
 
     text: str
     output_tokens: int | None
@@ -197,7 +198,7 @@ class Completion:
 
 
 def read_completion(raw: bytes) -> Completion | None:
-    """The answer in the body of a 200; None if the body is no chat completion. No content at all is an empty text."""
+    """The answer in the body of a 200; None if the body is no chat completion. Missing content is an empty text."""
     try:
         body: Any = json.loads(raw)
         choice = next(one for one in body["choices"] if one.get("finish_reason") != "error")
@@ -213,7 +214,7 @@ def read_completion(raw: bytes) -> Completion | None:
 
 
 def complaint(raw: bytes) -> str:
-    """The sentence in an error body of OpenAI's shape, or the body's beginning."""
+    """The message of an OpenAI error body, or the beginning of the body."""
     try:
         message = json.loads(raw)["error"]["message"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -221,21 +222,21 @@ def complaint(raw: bytes) -> str:
     return " ".join(str(message).split())[:_QUOTED_CHARACTERS]
 
 
-GIVE_UP_AFTER = 20  # failures in a row, each after all its retries: the endpoint is down, not busy
+GIVE_UP_AFTER = 20  # consecutive failures, each after all retries: the endpoint is down, not busy
 
 
-class Patience:
-    """Kept for one endpoint and one run."""
+class CircuitBreaker:
+    """Stops a run's requests to one endpoint after a hopeless failure or many consecutive ones."""
 
     def __init__(self) -> None:
         self._failures_in_a_row = 0
-        self.lost_because: str | None = None
+        self.tripped_by: str | None = None
 
     def note(self, refusal: Refusal | None) -> None:
-        """How the last request ended: None for well."""
+        """Count a request's result; `None` means success."""
         self._failures_in_a_row = 0 if refusal is None else self._failures_in_a_row + 1
         if refusal is not None and (refusal.hopeless or self._failures_in_a_row >= GIVE_UP_AFTER):
-            self.lost_because = refusal.reason
+            self.tripped_by = refusal.reason
 
 
 def endpoint_to(target: Target, request: RequestSettings) -> Endpoint:

@@ -1,7 +1,7 @@
-"""The LLM judge as a scorer: its prompts, its verdicts and the scores they give. Sends nothing.
+"""The LLM judge as a scorer: its prompts, verdicts and scores. Sends no requests.
 
 Nothing in a question, an answer or a reference can be read as a verdict, because a verdict carries a token that
-occurs in none of them. An answer may still persuade the judge; asking in both orders halves the harm of "choose A".
+occurs in none of them. An answer may still persuade the judge; judging in both orders halves the harm of "choose A".
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Judge:
 
     @property
     def requests_each(self) -> int:
-        """To the judge, for one answer."""
+        """The request to the judge about one answer."""
         return len(ORDERS[self._mode])
 
     def check(self, question: Question) -> None:
@@ -83,7 +83,7 @@ class Judge:
         return fmean(scores)
 
     def cases(self, question: Question, expert: str) -> list[Case]:
-        """What the judge has to be asked about this expert's answer; nothing if the score is plain without it."""
+        """The requests to the judge about this expert's answer; none if the score is known without them."""
         answer = self._words_of(expert, question)
         if answer is None or expert == self._reference_expert:
             return []
@@ -99,11 +99,11 @@ class Judge:
         return [self._case(question, expert, order, answers) for order, answers in shown.items()]
 
     def is_decided(self, case: Case) -> bool:
-        """Whether there is a verdict. An unreadable one counts: asking again would hardly change it."""
+        """True if there is a verdict. An unreadable one counts: a repeated request would hardly change it."""
         return self._recording.verdict(case.prompt_id, case.expert, case.order, case.asked) is not None
 
     def awaits_answers(self, question: Question, expert: str) -> bool:
-        """Whether `cases` may give more once the experts have answered."""
+        """True if `cases` may return more once more experts have answered."""
         compared = {expert, self._reference_expert or expert}
         return expert != self._reference_expert and any(self._words_of(name, question) is None for name in compared)
 
@@ -146,13 +146,13 @@ class Template:
         return frozenset(_PLACE.findall(self.text)) & (REQUIRED[self.mode] | OPTIONAL)
 
     def filled(self, values: Mapping[str, str]) -> str:
-        """Every place replaced once; what is filled in is not looked at again, so `{token}` in an answer stays."""
+        """The template with every placeholder replaced once. A `{token}` inside an inserted text stays."""
         places = self.places
         return _PLACE.sub(lambda place: values[place[1]] if place[1] in places else place[0], self.text)
 
 
 def read_template(mode: Mode, path: Path | None) -> Template:
-    """The template in a file, or the one we bring. Raises ConfigError if a place that must be there is missing."""
+    """The template in a file, or the built-in one. Raises ConfigError if a required placeholder is missing."""
     shipped = resources.files("router_training.collect.run").joinpath("templates", f"{mode}.txt")
     try:
         text = shipped.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
@@ -166,7 +166,7 @@ def read_template(mode: Mode, path: Path | None) -> Template:
 
 
 def token_for(texts: Iterable[str]) -> str:
-    """Six hexadecimal digits that occur in none of the texts, the same ones each time."""
+    """Six hexadecimal digits that occur in none of the texts; the same texts give the same token."""
     texts = tuple(texts)
     digits = hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     while any(digits[:6] in text.lower() for text in texts):
@@ -187,7 +187,7 @@ def read_verdict(mode: Mode, token: str, reply: str) -> str | None:
 
 
 def reminder(mode: Mode, token: str) -> str:
-    """What a judge is told once whose reply had no verdict."""
+    """The follow-up message after a reply without a verdict, sent once."""
     form = f"GRADE {token}: <1 to 10>" if mode == "grade" else f"VERDICT {token}: <A, B or TIE>"
     return f"Your reply did not end with a verdict in the form asked for. Reply with that line only: {form}"
 

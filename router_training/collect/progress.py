@@ -33,7 +33,7 @@ CUT_SHORT = "length"  # the finish_reason of an answer that reached max_tokens
 
 @dataclass(slots=True)
 class ExpertTally:
-    """One expert's outcomes, and the reasons for those that are missing: `open` ones may come if asked again."""
+    """One expert's outcomes and the reasons for missing ones; `open` ones may be filled by another run."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     open: Counter[str] = field(default_factory=Counter)
@@ -44,24 +44,24 @@ class ExpertTally:
     cut_short: int = 0
 
     def add_answer(self, answer: Answer) -> None:
-        """Counts what the answer cost, whatever its score."""
+        """Count an answer's tokens and time, scored or not."""
         self.answers += 1
         self.output_tokens += answer.output_tokens or 0
         self.seconds += answer.seconds
         self.cut_short += answer.finish_reason == CUT_SHORT
 
     def add_missing(self, why: Unscored) -> None:
-        """Counts an outcome that is not there."""
+        """Count a missing outcome."""
         (self.open if why.may_change else self.closed)[why.reason] += 1
 
     @property
     def missing(self) -> int:
-        """How many outcomes are not there."""
+        """The number of missing outcomes."""
         return self.open.total() + self.closed.total()
 
     @property
     def mean_score(self) -> float | None:
-        """Over the prompts that have a score."""
+        """The mean over prompts with a score."""
         return fmean(outcome.score for outcome in self.outcomes) if self.outcomes else None
 
 
@@ -77,7 +77,7 @@ class Tally:
 
     @property
     def may_grow(self) -> bool:
-        """Whether the same command again could bring more outcomes."""
+        """True if running the same command again may add outcomes."""
         return any(tally.open for tally in self.by_expert.values())
 
     @property
@@ -119,7 +119,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 
 def refuse_unknown_format(path: Path) -> None:
-    """DatasetError unless the file's name says which format it is to have."""
+    """Raises DatasetError unless the file's name ends in .jsonl or .parquet."""
     if path.suffix not in {".jsonl", ".parquet"}:
         raise DatasetError(f"{path}: outcomes are written as .jsonl or .parquet")
 
@@ -137,7 +137,7 @@ def _write_parquet(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """All requests to one target: `recorded` already, `to_send` still (for a judge: at most)."""
+    """The requests to one target: `recorded` ones and those `to_send` (for a judge: an upper bound)."""
 
     target: Target
     recorded: int
@@ -145,7 +145,7 @@ class Step:
 
 
 def show_steps(steps: Sequence[Step], console: Console) -> None:
-    """Who would be asked what."""
+    """Print the requests that a run would send."""
     table = Table("asked", "at", "as model")
     for column in ("recorded", "to send"):
         table.add_column(column, justify="right")
@@ -155,11 +155,11 @@ def show_steps(steps: Sequence[Step], console: Console) -> None:
             target.name, shown_address(target.base_url), target.model, f"{step.recorded:,}", f"{step.to_send:,}"
         )
     console.print(table)
-    console.print("Everything needed is there; nothing was sent. A judge's requests are counted at their most.")
+    console.print("All checks passed; nothing was sent. A judge's requests are an upper bound.")
 
 
 def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
-    """Scores and costs, what is missing and why, and where everything is."""
+    """Print scores, costs, missing outcomes with reasons, and the output files."""
     table = Table("expert", "mean score")
     for column in ("answers", "no outcome", "cut short", "output tokens", "s per answer"):
         table.add_column(column, justify="right")
@@ -172,8 +172,8 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     for problem in tally.problems:
         console.print(visible(problem), style="yellow", markup=False)
     if tally.may_grow:
-        console.print("Some requests failed: the same command again asks only those.", style="yellow")
-    written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} is not written"
+        console.print("Some requests failed; run the same command again to repeat only those.", style="yellow")
+    written = f"{len(tally.outcomes):,} outcomes -> {out}" if tally.outcomes else f"no outcomes; {out} was not written"
     console.print(f"{written}; every answer is in {raw}", markup=False)
 
 
@@ -181,20 +181,20 @@ EVERYTHING = "everything"
 
 
 class Bars(Protocol):
-    """Told what is to come and what is done."""
+    """Receives the number of planned requests and each completed one."""
 
     def plan(self, steps: Mapping[str, int]) -> None:
-        """So many requests under each name; called again for numbers that turn out otherwise."""
+        """Set the planned requests under each name; called again when the numbers change."""
 
     def advance(self, name: str) -> None:
-        """One request under this name is done, well or badly."""
+        """Count one completed or failed request under this name."""
 
     def say(self, sentence: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
 
 
 class SilentBars:
-    """For tests and other callers without a terminal."""
+    """Ignores everything, for tests and callers without a terminal."""
 
     def plan(self, steps: Mapping[str, int]) -> None: ...
 
@@ -204,7 +204,7 @@ class SilentBars:
 
 
 class TerminalBars:
-    """`Bars` on a terminal; anywhere else only what is said. A context manager."""
+    """Progress bars on a terminal; elsewhere printed lines only. A context manager."""
 
     def __init__(self, console: Console) -> None:
         columns = (

@@ -1,7 +1,7 @@
 """Prompts as they are sent, and the raw file: every answer, verdict and failure as one appended JSON line.
 
-A record survives a kill of this process at any moment, and a power failure a second later. Knows nothing of endpoints
-or scores.
+A record survives a kill of this process at any moment, and a power failure a second later. Does not depend on
+endpoints or scores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """The words a reader sees: a single prompt as it is, a conversation turn by turn."""
+        """The text for a reader: a single prompt as it is, a conversation turn by turn."""
         if len(self.messages) == 1:
             return _words(self.messages[0])
         return "\n\n".join(f"[{message.get('role')}]\n{_words(message)}" for message in self.messages)
@@ -65,7 +65,7 @@ def _question(place: str, row: Mapping[str, Any]) -> Question:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Parquet gives every message and every part of one each key that any other has."""
+    """Drop the null keys that Parquet adds: every message and part has each key of any other."""
     if isinstance(value, list):
         return [_without_nulls(part) for part in value]
     if isinstance(value, Mapping):
@@ -86,7 +86,7 @@ SYNC_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an expert answered. `asked` is the fingerprint of messages, model and options."""
+    """An expert's answer. `asked` is the fingerprint of messages, model and options."""
 
     kind: ClassVar[str] = "answer"
     prompt_id: str
@@ -101,10 +101,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class JudgeVerdict:
-    """What the judge said about an answer. `replies` are its words; `said` what they mean, None if unreadable.
+    """The judge's verdict on an answer. `replies` are its texts; `said` is the parsed verdict, None if unreadable.
 
-    `order` says how it was asked: "expert_first", "reference_first" or "alone". `asked` is the fingerprint of its
-    prompt, model and options.
+    `order` is the order of the answers in the prompt: "expert_first", "reference_first" or "alone". `asked` is the
+    fingerprint of its prompt, model and options.
     """
 
     kind: ClassVar[str] = "verdict"
@@ -119,7 +119,7 @@ class JudgeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that was given up after `attempts`. `order` is None for an expert's, else as in JudgeVerdict."""
+    """A request that failed after `attempts`. `order` is None for an expert's request, else as in JudgeVerdict."""
 
     kind: ClassVar[str] = "failure"
     prompt_id: str
@@ -137,7 +137,7 @@ _KINDS: Mapping[str, type[Record]] = {kind.kind: kind for kind in (Answer, Judge
 
 
 class Recording:
-    """Everything in a raw file; nothing if there is none. The last record counts where something was asked again.
+    """The records of a raw file; empty if it does not exist. Of repeated requests the last record counts.
 
     Raises DatasetError if the file is damaged before its end.
     """
@@ -148,12 +148,12 @@ class Recording:
         self._read()
 
     def __len__(self) -> int:
-        """Answers and verdicts that count."""
+        """The number of answers and verdicts."""
         return len(self._answers) + len(self._verdicts)
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Meanwhile, records can be appended. A last line that a kill cut short is cut away.
+        """A context in which records can be appended. A truncated last line is removed.
 
         Raises DatasetError if another run has the file open.
         """
@@ -181,23 +181,26 @@ class Recording:
         return self._verdicts.get((prompt_id, expert, order, asked))
 
     def failure(self, prompt_id: str, expert: str, order: str | None, asked: str) -> Failure | None:
-        """How exactly this request failed, unless it was answered since."""
+        """The failure of exactly this request, unless it succeeded later."""
         return self._failures.get((prompt_id, expert, order, asked))
 
     def append(self, record: Record) -> None:
-        """Keep a record, on disk first. Raises DatasetError if the disk does not take it; nothing is kept then."""
+        """Append a record to the file, then to memory.
+
+        Raises DatasetError if the write fails; memory is then unchanged.
+        """
         assert self._fd is not None, "only an open recording takes records"
         line = json.dumps({"kind": record.kind, **asdict(record)}, ensure_ascii=False) + "\n"
         try:
             _write_whole(self._fd, line.encode("utf-8", "surrogatepass"))
         except OSError as error:
-            raise DatasetError(f"{self.path} takes no more: {error.strerror}; all before is kept") from error
+            raise DatasetError(f"{self.path}: write failed: {error.strerror}; earlier records are kept") from error
         self._keep(record)
 
     @asynccontextmanager
     async def kept_synced(self) -> AsyncIterator[None]:
-        """Meanwhile, what was written goes from the system's memory to the disk every second."""
-        assert self._fd is not None, "only an open recording has something to write"
+        """A context in which the file is synced to disk every second."""
+        assert self._fd is not None, "only an open recording can be synced"
         syncing = asyncio.create_task(_sync_for_ever(self._fd))
         try:
             yield
@@ -207,7 +210,7 @@ class Recording:
                 await syncing
 
     def _read(self) -> int:
-        """Keep every record of the file; how many bytes of it are whole lines."""
+        """Load every record of the file. Returns the number of bytes in complete lines."""
         self._answers: dict[tuple[str, str, str], Answer] = {}
         self._verdicts: dict[tuple[str, str, str, str], JudgeVerdict] = {}
         self._failures: dict[tuple[str, str, str | None, str], Failure] = {}
@@ -222,7 +225,7 @@ class Recording:
                     self._keep(_record(line))
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise DatasetError(
-                        f"{self.path}, row {number} is no record of `coe-train collect`: {error}"
+                        f"{self.path}, row {number}: not a record of `coe-train collect`: {error}"
                     ) from error
                 whole_bytes += len(line)
         return whole_bytes
@@ -260,7 +263,7 @@ def _is_cut_short(line: bytes) -> bool:
 
 
 def _write_whole(fd: int, line: bytes) -> None:
-    """All of the line or nothing."""
+    """Write the whole line; on failure remove the part that was written."""
     before = os.fstat(fd).st_size
     try:
         written = 0
@@ -280,15 +283,15 @@ class Answers:
         self._answer_after = answer_after
 
     def of(self, expert: str, question: Question) -> Answer | None:
-        """The expert's answer; None if it was not asked or failed."""
+        """The expert's answer; None without a request or after a failure."""
         asked = self._targets[expert].asked(question.messages)
         return self._recording.answer(question.prompt_id, expert, asked)
 
     def failure_of(self, expert: str, question: Question) -> Failure | None:
-        """How the expert failed; None if it answered or was not asked."""
+        """The expert's failure; None if there is an answer or no request."""
         asked = self._targets[expert].asked(question.messages)
         return self._recording.failure(question.prompt_id, expert, None, asked)
 
     def words(self, answer: Answer) -> str:
-        """What is scored: the text after the last `answer_after`, or all of it where that does not occur."""
+        """The text to score: everything after the last `answer_after`, or the whole text if that does not occur."""
         return answer.text.rpartition(self._answer_after)[2] if self._answer_after else answer.text

@@ -11,7 +11,7 @@ from typing import TypeVar
 from coe_server.errors import DatasetError
 from coe_server.system.files import require_writable_folder
 from router_training import Track
-from router_training.collect.endpoint import Endpoint, Patience, Refusal, Reply, endpoint_to
+from router_training.collect.endpoint import CircuitBreaker, Endpoint, Refusal, Reply, endpoint_to
 from router_training.collect.judge import Case, Judge, read_verdict, reminder
 from router_training.collect.progress import (
     Bars,
@@ -58,7 +58,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """`prompts` are read, `raw` grows with every answer and verdict, `out` is made from it."""
+    """`prompts` are read; every answer and verdict is appended to `raw`; `out` is derived from it."""
 
     prompts: tuple[Path, ...]
     out: Path
@@ -66,19 +66,19 @@ class Files:
 
     @classmethod
     def of(cls, prompts: Sequence[Path], out: Path, raw: Path | None) -> Files:
-        """`raw` is outcomes.raw.jsonl beside outcomes.jsonl unless told otherwise."""
+        """`raw` defaults to outcomes.raw.jsonl beside outcomes.jsonl."""
         return cls(tuple(prompts), out, raw or out.with_name(f"{out.stem}.raw.jsonl"))
 
 
 def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, rescore: bool = False) -> Tally:
-    """Ask what has no answer yet, record it, score everything, write the outcomes.
+    """Request missing answers, record them, score everything, write the outcomes.
 
-    With `rescore` no expert is asked. Raises ConfigError or DatasetError before anything is sent.
+    With `rescore` experts get no requests. Raises ConfigError or DatasetError before anything is sent.
     """
     _refuse_places(files)
     collection = prepare(config, files.prompts, files.raw)
     if rescore and not len(collection.recording):
-        raise DatasetError(f"{files.raw}: nothing is recorded there that could be scored")
+        raise DatasetError(f"{files.raw}: no recorded answers to score")
     with collection.recording.open():
         asyncio.run(_ask(collection, bars, experts_too=not rescore))
         tally = collection.scored(track)
@@ -88,25 +88,25 @@ def collect(config: CollectConfig, files: Files, bars: Bars, track: Track, *, re
 
 
 def plan(config: CollectConfig, files: Files) -> list[Step]:
-    """What `collect` would send, after the same checks; nothing is sent or written."""
+    """The requests that `collect` would send, after the same checks. Sends and writes nothing."""
     _refuse_places(files)
     return prepare(config, files.prompts, files.raw).steps()
 
 
 def _refuse_places(files: Files) -> None:
-    """What is read must not be what is written, and what is written last must be a place that can be."""
+    """Refuse output paths that are also inputs, and an outcomes path that cannot be written."""
     refuse_unknown_format(files.out)
     require_writable_folder("--out", files.out.parent)
     if files.out.is_dir():
-        raise DatasetError(f"--out: {files.out} is a folder, where a file is due")
+        raise DatasetError(f"--out: {files.out} is a folder; name a file")
     used = [path.resolve() for path in (*files.prompts, files.out, files.raw)]
     for path in files.out, files.raw:
         if used.count(path.resolve()) > 1:
-            raise DatasetError(f"{path}: the prompts, the outcomes and the raw answers need a file each")
+            raise DatasetError(f"{path}: prompts, outcomes and raw answers need separate files")
 
 
 async def _ask(collection: Collection, bars: Bars, experts_too: bool) -> None:
-    """Expert by expert, so that each is loaded once; then the judge, who may be one of them."""
+    """Query one expert after the other, so that each is loaded once; then the judge, which may be one of them."""
     if experts_too:
         bars.plan({step.target.name: step.to_send for step in collection.steps()})
         for target in collection.targets:
@@ -117,7 +117,7 @@ async def _ask(collection: Collection, bars: Bars, experts_too: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Made by `prepare`. `judge` is None unless the scorer is one."""
+    """Everything a run needs, made by `prepare`. `judge` is None unless the scorer is a judge."""
 
     config: CollectConfig
     questions: tuple[Question, ...]
@@ -128,7 +128,7 @@ class Collection:
     judge: Judge | None
 
     def steps(self) -> list[Step]:
-        """In the order in which they are taken."""
+        """All steps in the order of execution."""
         steps = []
         for target in self.targets:
             to_send = len(self._unanswered(target))
@@ -136,7 +136,7 @@ class Collection:
         return [*steps, *self.judging()]
 
     def judging(self) -> list[Step]:
-        """The last step alone; none unless the scorer is a judge."""
+        """The judge's step; empty unless the scorer is a judge."""
         if self.judge is None:
             return []
         recorded = to_send = 0
@@ -148,19 +148,19 @@ class Collection:
         return [Step(self.judge.target, recorded, to_send)]
 
     async def ask_expert(self, target: Target, bars: Bars) -> None:
-        """Send the expert what it has not answered yet."""
+        """Send the expert every prompt without a recorded answer."""
         if unanswered := self._unanswered(target):
             await self._asker(bars).ask_expert(target, endpoint_to(target, self.config.request), unanswered)
 
     async def ask_judge(self, bars: Bars) -> None:
-        """Send the judge what it has not decided yet."""
+        """Send the judge every case without a recorded verdict."""
         if self.judge is not None:
             target = self.judge.target
             cases = self._open_cases(self.judge)
             await self._asker(bars).ask_judge(target, endpoint_to(target, self.config.request), cases)
 
     def scored(self, track: Track) -> Tally:
-        """Every answer's score, and a reason where there is none."""
+        """The score of every answer, or the reason for a missing one."""
         tallies = {target.name: ExpertTally() for target in self.targets}
         for expert, tally in tallies.items():
             for question in track(self.questions, f"scoring {expert}"):
@@ -184,7 +184,7 @@ class Collection:
         return [question for question in self.questions if self.answers.of(target.name, question) is None]
 
     def _open_cases(self, judge: Judge) -> Iterator[Case]:
-        """One at a time: all prompts to the judge together may be many times the answers."""
+        """Lazy: all prompts to the judge together may be much larger than the answers."""
         for question, expert in self._pairs():
             yield from (case for case in judge.cases(question, expert) if not judge.is_decided(case))
 
@@ -197,7 +197,7 @@ class Collection:
 
 
 def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path) -> Collection:
-    """Everything read and checked: prompts, references, templates, keys. Raises ConfigError or DatasetError."""
+    """Read and check prompts, references, templates and keys. Raises ConfigError or DatasetError."""
     questions, targets, recording = read_questions(prompts), expert_targets(config), Recording(raw)
     answers = Answers(recording, targets, config.answer_after)
     scorer = _scorer(config, answers, recording)
@@ -228,49 +228,53 @@ def _scorer(config: CollectConfig, answers: Answers, recording: Recording) -> Sc
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Where answers go, how many requests are under way at once, and who is told of each."""
+    """Sends requests concurrently, appends results to the recording, advances the progress bars."""
 
     recording: Recording
     concurrency: int
     bars: Bars
 
     async def ask_expert(self, target: Target, endpoint: Endpoint, questions: Iterable[Question]) -> None:
-        """Send every question, record every answer and failure. Stops early where no answer can be expected."""
-        patience = Patience()
+        """Send every question, record every answer and failure. Stops when the circuit breaker trips."""
+        breaker = CircuitBreaker()
 
         async def ask(question: Question) -> None:
             reply = await endpoint.ask(question.messages)
             asked = target.asked(question.messages)
             self.recording.append(_answer(question.prompt_id, target.name, asked, reply))
-            patience.note(reply if isinstance(reply, Refusal) else None)
+            breaker.note(reply if isinstance(reply, Refusal) else None)
             self.bars.advance(target.name)
 
-        await self._each(endpoint, questions, ask, patience)
-        self._say_if_given_up(target, patience)
+        await self._each(endpoint, questions, ask, breaker)
+        self._say_if_given_up(target, breaker)
 
     async def ask_judge(self, target: Target, endpoint: Endpoint, cases: Iterable[Case]) -> None:
-        """Put every case to the judge, record every verdict and failure. Stops early likewise."""
-        patience = Patience()
+        """Send every case to the judge, record every verdict and failure. Stops when the circuit breaker trips."""
+        breaker = CircuitBreaker()
 
         async def ask(case: Case) -> None:
             record = await _verdict(endpoint, case)
             if isinstance(record, Refusal):
                 self.recording.append(_failure(case.prompt_id, case.expert, case.order, case.asked, record))
-                patience.note(record)
+                breaker.note(record)
             else:
                 self.recording.append(record)
-                patience.note(None)
+                breaker.note(None)
             self.bars.advance(target.name)
 
-        await self._each(endpoint, cases, ask, patience)
-        self._say_if_given_up(target, patience)
+        await self._each(endpoint, cases, ask, breaker)
+        self._say_if_given_up(target, breaker)
 
     async def _each(
-        self, endpoint: Endpoint, items: Iterable[Item], work: Callable[[Item], Awaitable[None]], patience: Patience
+        self,
+        endpoint: Endpoint,
+        items: Iterable[Item],
+        work: Callable[[Item], Awaitable[None]],
+        breaker: CircuitBreaker,
     ) -> None:
         waiting = iter(items)
         async with endpoint, self.recording.kept_synced():
-            workers = [asyncio.create_task(_work_through(waiting, work, patience)) for _ in range(self.concurrency)]
+            workers = [asyncio.create_task(_work_through(waiting, work, breaker)) for _ in range(self.concurrency)]
             try:
                 await asyncio.gather(*workers)
             finally:
@@ -278,14 +282,16 @@ class Asker:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
 
-    def _say_if_given_up(self, target: Target, patience: Patience) -> None:
-        if patience.lost_because is not None:
-            self.bars.say(f"{target.name}: given up, {patience.lost_because}")
+    def _say_if_given_up(self, target: Target, breaker: CircuitBreaker) -> None:
+        if breaker.tripped_by is not None:
+            self.bars.say(f"{target.name}: given up, {breaker.tripped_by}")
 
 
-async def _work_through(waiting: Iterator[Item], work: Callable[[Item], Awaitable[None]], patience: Patience) -> None:
+async def _work_through(
+    waiting: Iterator[Item], work: Callable[[Item], Awaitable[None]], breaker: CircuitBreaker
+) -> None:
     for item in waiting:
-        if patience.lost_because is not None:
+        if breaker.tripped_by is not None:
             return
         await work(item)
 
@@ -312,7 +318,7 @@ def _failure(prompt_id: str, expert: str, order: str | None, asked: str, refusal
 
 
 async def _verdict(endpoint: Endpoint, case: Case) -> JudgeVerdict | Refusal:
-    """The judge's verdict; one that cannot be read is asked for once more."""
+    """The judge's verdict. After an unreadable reply the judge is asked once more."""
     first = await endpoint.ask(case.messages)
     if isinstance(first, Refusal):
         return first

@@ -30,17 +30,17 @@ class Unscored:
 
 
 class Scorer(Protocol):
-    """Tells how good an answer is."""
+    """Scores an answer."""
 
     def check(self, question: Question) -> None:
-        """Raise DatasetError if the prompt lacks what a score needs; called before anything is asked."""
+        """Raise DatasetError if the prompt lacks data that the score needs; called before any request."""
 
     def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
         """From 0 to 1."""
 
 
 class ExactScorer:
-    """1 if the answer is the reference, or one of them; see `ExactSettings` for what may differ."""
+    """1 if the answer equals a reference, up to the differences that `ExactSettings` allows."""
 
     def __init__(self, settings: ExactSettings, column: str) -> None:
         self._ignored = frozenset(settings.ignore)
@@ -115,7 +115,7 @@ class ChoiceScorer:
 
 
 class RegexScorer:
-    """1 if the prompt's pattern (or the one of all prompts) is found anywhere in the answer.
+    """1 if the prompt's pattern, or else the common pattern, matches anywhere in the answer.
 
     A backtracking engine needs exponential time for some patterns. A search that exceeds `time_limit_seconds` of
     processor time ends, and the outcome is missing.
@@ -129,7 +129,7 @@ class RegexScorer:
         try:
             regex.compile(pattern, regex.V0)
         except (regex.error, RecursionError, OverflowError) as error:
-            raise DatasetError(f"{question.place}: {pattern!r} is no regular expression: {error}") from error
+            raise DatasetError(f"{question.place}: {pattern!r} is not a regular expression: {error}") from error
 
     def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
         del expert
@@ -150,11 +150,11 @@ class RegexScorer:
 
 
 def references(question: Question, column: str) -> list[str]:
-    """The right answers in the prompt's row: one, or a list of which any will do. Raises DatasetError without one."""
+    """The references in the prompt's row: one, or a list of alternatives. Raises DatasetError without one."""
     value = question.row.get(column)
     found = [str(one) for one in (value if isinstance(value, list) else [value]) if one is not None and one != ""]
     if not found:
-        raise DatasetError(f"{question.place} has no {column!r} to compare answers with")
+        raise DatasetError(f"{question.place} has no {column!r}, the reference for answers")
     return found
 
 
@@ -185,12 +185,10 @@ def chosen_letter(text: str, letters: str) -> str | None:
     return alone if len(alone) == 1 and alone in letters else None
 
 
-_NUMBER = (
-    re.compile(  # atomic groups and possessive quantifiers: what was read as one number is never read as a shorter one
-        r"(?<![A-Za-z0-9.])(?:(?<!\))[-+\u2212])?"
-        r"(?:(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]++)?+|\.[0-9]++)"
-        r"(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?+(?!\.[0-9])"
-    )
+_NUMBER = re.compile(  # atomic groups and possessive quantifiers: no backtracking from a number to a shorter one
+    r"(?<![A-Za-z0-9.])(?:(?<!\))[-+\u2212])?"
+    r"(?:(?>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]++)?+|\.[0-9]++)"
+    r"(?:[eE][-+]?[0-9]{1,4}(?![0-9]))?+(?!\.[0-9])"
 )
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b", re.IGNORECASE)
 
@@ -208,14 +206,14 @@ OwnFunction = Callable[[Mapping[str, Any], str], float | None]  # (the prompt's 
 
 
 class FunctionScorer:
-    """What the user's function says: 0 to 1, or None for no score."""
+    """The score of the user's function: 0 to 1, or None for no score."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._function = _imported(name)
 
     def check(self, question: Question) -> None:
-        """What a prompt needs is the function's business."""
+        """Checks nothing: the function alone knows its requirements."""
 
     def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
         """Raises DatasetError, naming the prompt, if the function raises or returns anything else."""

@@ -88,7 +88,7 @@ class JudgeSettings(_Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> JudgeSettings:
         if (self.mode == "pairwise") != (self.reference_expert is not None):
-            raise ValueError("reference_expert is needed with mode pairwise, and only there")
+            raise ValueError("reference_expert is required with mode pairwise and refused with other modes")
         return self
 
 
@@ -120,7 +120,7 @@ class CollectConfig(_Settings):
             raise ValueError("experts: a name occurs twice")
         reference = self.scorer.reference_expert if isinstance(self.scorer, JudgeSettings) else None
         if reference is not None and reference not in names:
-            raise ValueError(f"scorer.reference_expert: {reference!r} is no expert ({', '.join(names)})")
+            raise ValueError(f"scorer.reference_expert: {reference!r} is not an expert ({', '.join(names)})")
         return self
 
 
@@ -161,7 +161,7 @@ def _option(name: str, base_url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`name` is the expert's in the outcomes, `model` what the endpoint calls it."""
+    """`name` is the expert's name in the outcomes, `model` its name at the endpoint."""
 
     name: str
     base_url: str
@@ -171,7 +171,7 @@ class Target:
     key_setting: str = "api_key_env"  # which setting names the variable
 
     def asked(self, messages: Sequence[Message]) -> str:
-        """The fingerprint of a request. The address is no part of it: a service may move."""
+        """The fingerprint of a request, without the address: a service may move."""
         return fingerprint(list(messages), self.model, self.options)
 
 
@@ -191,7 +191,7 @@ def expert_targets(config: CollectConfig) -> tuple[Target, ...]:
 
 
 def judge_target(config: CollectConfig, judge: JudgeSettings) -> Target:
-    """The judge, by the same rules."""
+    """The judge as a target, by the same rules."""
     return Target(
         name="judge",
         base_url=judge.base_url or config.base_url,
@@ -203,6 +203,6 @@ def judge_target(config: CollectConfig, judge: JudgeSettings) -> Target:
 
 
 def fingerprint(*parts: object) -> str:
-    """The same for the same parts, in this run and the next: tells whether something was asked already."""
+    """A hash of the parts, stable across runs: it finds requests that were sent before."""
     canonical = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]

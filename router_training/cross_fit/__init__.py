@@ -1,1 +1,1 @@
-"""Both steps together: what unseen prompts would have looked like, and the draft of an artifact."""
+"""Both steps together: out-of-fold predictions and the draft of an artifact."""

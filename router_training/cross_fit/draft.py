@@ -1,4 +1,4 @@
-"""A draft of the artifact: step one fitted on all prompts given, step two on what unseen ones looked like."""
+"""A draft of the artifact: step one fitted on all prompts given, step two on out-of-fold predictions."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from router_training.data.embeddings import feature_entry, served
 
 Ints = npt.NDArray[np.int64]
 
-PREDICTED_PROMPTS = 20_000  # drawn for everything that unseen prompts tell; all of them fit step one
+PREDICTED_PROMPTS = 20_000  # sampled for out-of-fold predictions; step one is fitted on all prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """An artifact not judged yet, and the predictions behind it: of the prompts `predicted`, which are these `rows` of
-    the training prompts. `config` names its classifier."""
+    """An artifact before evaluation, and its out-of-fold predictions of the prompts `predicted`.
+
+    These are the given `rows` of the training prompts. `config` names its classifier.
+    """
 
     draft: Artifact
     kept: HeldOut
@@ -49,7 +51,7 @@ def counted(dataset: Dataset, config: TrainingConfig, track: Track) -> Matrix:
 
 
 def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Track) -> Learned:
-    """Step one on all training prompts, whose n-grams are `counts`; the rest from the out-of-fold predictions."""
+    """Step one fitted on all training prompts with n-grams `counts`; the rest from out-of-fold predictions."""
     basis = basis_of(counts, training, config.features, track)
     config = with_named_classifier(basis, training, config, track)
     rows = np.sort(np.random.default_rng(config.seed).permutation(len(training))[:PREDICTED_PROMPTS])
@@ -68,8 +70,10 @@ def learn(training: Dataset, counts: Matrix, config: TrainingConfig, track: Trac
 
 
 def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> Artifact:
-    """The draft with a step one of all prompts, held out ones too; the training prompts come first in `everything`,
-    which `basis` is of."""
+    """The draft with step one fitted on all prompts, held-out ones included.
+
+    `everything` has the training prompts first; `basis` belongs to it.
+    """
     config, predictions = learned.config, learned.predictions
     (fitted,) = [fit_step_one(basis, everything, config) for _ in track([None], "fitting on all prompts and held out")]
     step_one = calibrated(fitted, predictions.calibration, predictions.ramp.threshold)
@@ -92,7 +96,7 @@ def grown(learned: Learned, everything: Dataset, basis: Basis, track: Track) -> 
 
 
 def _corrections(basis: Basis, training: Dataset, predictions: OutOfFold) -> Corrections | None:
-    """Of all training prompts, as far as unseen ones have shown that corrections help."""
+    """Corrections fitted on all training prompts, times the share that helps out of fold."""
     if predictions.correction_share == 0.0:
         return None
     left = residuals(training.scores, predictions.probabilities @ predictions.table.scores)

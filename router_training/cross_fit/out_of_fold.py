@@ -1,7 +1,7 @@
 """Out-of-fold and leave-one-group-out predictions, and step two solved on them.
 
-What serving needs and only prompts not fitted on can tell comes from here: the calibration, the score table, the
-corrections, the gate's ramp and the entropy threshold.
+They give the parameters that must not be fitted on a model's own training prompts: the calibration, the score table,
+the corrections, the gate's ramp and the entropy threshold.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class OutOfFold:
-    """The `reading` of n prompts not fitted on, what step two made of it, and the scores `expected` [n, experts].
+    """The out-of-fold `reading` of n prompts, step two solved on it, and the scores `expected` [n, experts].
 
-    `correction_share` is how much of the corrections earned its place (0: none). `foreign` is the same where each
-    prompt's whole group was unseen, ramp included (None without groups). `folds` are those by prompt.
+    `correction_share` is the share of the corrections that is applied (0: none). `group_out` has the
+    leave-one-group-out predictions, ramp included (None without groups). `folds` are the folds by prompt.
     """
 
     reading: Reading
     step_two: StepTwo
     expected: Vector
     correction_share: float
-    foreign: LeaveGroupOut | None
+    group_out: LeaveGroupOut | None
     folds: tuple[Fold, ...]
 
     @property
@@ -97,16 +97,16 @@ class OutOfFold:
 
     @property
     def trust(self) -> Vector:
-        """[n]: of the gate, 0 to 1."""
+        """[n]: the gate's trust, 0 to 1."""
         return self.ramp.trust(self.reading.similarities)
 
     def rows(self, kept: Ints) -> OutOfFold:
-        """The same for some of the prompts; nothing is fitted again, and folds and groups are left behind."""
-        return replace(self, reading=self.reading.rows(kept), expected=self.expected[kept], foreign=None, folds=())
+        """The predictions of some of the prompts, without refitting, folds and groups."""
+        return replace(self, reading=self.reading.rows(kept), expected=self.expected[kept], group_out=None, folds=())
 
 
 def predict_out_of_fold(basis: Basis, dataset: Dataset, config: TrainingConfig, track: Track) -> OutOfFold:
-    """Fits step one several times, each time without some prompts, and looks at what it says of those."""
+    """Fit step one once per fold, without the fold's prompts, and predict those."""
     folds = prompt_folds(dataset, config.classifier.folds, config.seed)
     unseen = cross_fit(basis, dataset, config, track(folds, "fitting without some prompts"))
     calibration = fitted_calibration(unseen.logits, dataset.labels, config.classifier.calibration)
@@ -114,36 +114,38 @@ def predict_out_of_fold(basis: Basis, dataset: Dataset, config: TrainingConfig, 
     expected = partial(_expected_by, probabilities, dataset, config)
     corrected = out_of_fold_corrections(basis.gram, dataset, expected, folds, track)
     reading = Reading(probabilities, calibration, unseen.similarities, corrected.corrections)
-    foreign = leave_groups_out(basis, dataset, reading, corrected.share, config, track)
+    group_out = leave_groups_out(basis, dataset, reading, corrected.share, config, track)
     everything = np.arange(len(dataset))
-    step_two = _settled(reading, foreign, dataset, everything, config)
+    step_two = _settled(reading, group_out, dataset, everything, config)
     return OutOfFold(
         reading=reading,
         step_two=step_two,
         expected=_expected(reading, step_two, config),
         correction_share=corrected.share,
-        foreign=foreign,
+        group_out=group_out,
         folds=tuple(folds),
     )
 
 
 def _expected_by(probabilities: Vector, dataset: Dataset, config: TrainingConfig, seen: Ints) -> Vector:
-    """[n, experts]: the scores to expect of every prompt by the score table of the prompts `seen`, if they show every
-    expert."""
+    """[n, experts]: expected scores of every prompt by the score table of the prompts `seen`.
+
+    The table is that of all prompts if some expert has no outcome in `seen`.
+    """
     seen = telling(dataset, seen)
     return np.asarray(probabilities @ table_of(probabilities[seen], dataset.rows(seen), config).scores)
 
 
 def refitted(predictions: OutOfFold, dataset: Dataset, seen: Ints, config: TrainingConfig) -> OutOfFold:
-    """The same had step two known the prompts `seen` only: what it expects of the others it expects of unseen ones."""
-    step_two = _settled(predictions.reading, predictions.foreign, dataset, seen, config)
+    """The same with step two fitted on the prompts `seen` only: expected scores of the others are out-of-fold."""
+    step_two = _settled(predictions.reading, predictions.group_out, dataset, seen, config)
     return replace(predictions, step_two=step_two, expected=_expected(predictions.reading, step_two, config))
 
 
 def _settled(
-    reading: Reading, foreign: LeaveGroupOut | None, dataset: Dataset, seen: Ints, config: TrainingConfig
+    reading: Reading, group_out: LeaveGroupOut | None, dataset: Dataset, seen: Ints, config: TrainingConfig
 ) -> StepTwo:
-    attempts = foreign.attempts.rows(seen) if foreign is not None else None
+    attempts = group_out.attempts.rows(seen) if group_out is not None else None
     return fitted_step_two(reading.rows(seen), dataset.rows(seen), attempts, config)
 
 
@@ -151,13 +153,16 @@ def _expected(reading: Reading, step_two: StepTwo, config: TrainingConfig) -> Ve
     return view_of(reading, step_two.table, step_two.max_entropy, config).expected(step_two.ramp)
 
 
-GROUP_FOLDS = 15  # at most: with fewer groups each is left out alone
+GROUP_FOLDS = 15  # at most; up to this number, each group is a fold of its own
 
 
 @dataclass(frozen=True, slots=True)
 class LeaveGroupOut:
-    """n prompts, each without its group: the `attempts` at every step of the gate's ladder, and the scores `expected`
-    [n, experts] at the step that the other groups ask for."""
+    """Leave-one-group-out predictions of n prompts.
+
+    `attempts` are at every step of the gate's ladder; `expected` [n, experts] are the scores at the step fitted on the
+    other groups.
+    """
 
     attempts: Attempts
     expected: Vector
@@ -171,7 +176,7 @@ def leave_groups_out(
     config: TrainingConfig,
     track: Track,
 ) -> LeaveGroupOut | None:
-    """The prompts of `dataset`, read without their groups; None where there are too few groups to judge by."""
+    """Leave-one-group-out predictions of the prompts of `dataset`; None for fewer than three groups."""
     folds = group_folds(dataset, GROUP_FOLDS)
     if folds is None:
         return None
@@ -193,8 +198,10 @@ def leave_groups_out(
 
 @dataclass(frozen=True, slots=True)
 class GroupPredictions:
-    """What step one says of every prompt without its group, and for each fold the similarities of prompts of the other
-    groups to the same prototypes: other prototypes and another vocabulary would measure on another scale."""
+    """Step one's output for every held-out group, and for each fold the similarities of in-group prompts.
+
+    Both are measured with the fold's prototypes and vocabulary: those of another fit have another scale.
+    """
 
     unseen: Unseen
     in_group: tuple[Vector, ...]
@@ -228,7 +235,7 @@ def _attempts(view: View, folds: Sequence[Fold], in_group: Sequence[Vector]) -> 
 
 
 def _view(reading: Reading, folds: Sequence[Fold], dataset: Dataset, in_group: Reading, config: TrainingConfig) -> View:
-    """Each fold with the score table of the other groups, as if its own had never been recorded."""
+    """Expected scores of each fold by the score table of the other groups."""
     soft = np.zeros_like(dataset.scores)
     overall = np.zeros_like(dataset.scores)
     for fold in folds:
@@ -250,7 +257,7 @@ def _corrections(
     config: TrainingConfig,
     track: Track,
 ) -> Vector:
-    """[n, experts]: as fitted without the prompt's group, scores and all."""
+    """[n, experts]: corrections and score table fitted without the prompt's group."""
     found = np.zeros_like(dataset.scores)
     for fold in track(folds, "correcting without some groups") if share > 0.0 else ():
         seen = telling(dataset, fold.seen)
@@ -282,7 +289,8 @@ def front_of(dataset: Dataset, predictions: OutOfFold, config: TrainingConfig) -
 
 
 def grounds_of(dataset: Dataset, predictions: OutOfFold, config: TrainingConfig) -> Grounds:
-    """Predicted categories as rows, and a last row for prompts outside the gate, with the overall means."""
+    """The data of step two: predicted categories as rows; the last row has the overall means, for prompts outside the
+    gate."""
     settings = config.mapping
     return Grounds(
         categories=dataset.categories,
@@ -307,8 +315,10 @@ def _budget(settings: ObjectiveSettings, config: TrainingConfig) -> Budget:
 
 
 def cross_validated(predictions: OutOfFold, dataset: Dataset, config: TrainingConfig) -> dict[str, Ints]:
-    """objective -> expert [n] of each prompt, chosen by those that had not seen it, if what they saw shows every
-    expert."""
+    """objective -> expert [n] of each prompt, chosen by step two fitted without the prompt's fold.
+
+    The fold is not left out if some expert would have no outcome without it.
+    """
     chosen = {name: np.zeros(len(dataset), dtype=np.int64) for name in config.objectives}
     for fold in predictions.folds:
         seen = telling(dataset, fold.seen)

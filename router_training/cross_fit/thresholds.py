@@ -1,7 +1,7 @@
-"""Score table, entropy threshold and gate ramp, fitted on predictions for prompts that step one has not seen. Pure.
+"""Score table, entropy threshold and gate ramp, fitted on out-of-fold predictions. Pure.
 
-Groups left out of training move the ramp only where they agree that it should: there are few of them, and a threshold
-that follows their mean gain follows the noise (docs/routing-quality.md has the figures).
+Held-out groups move the ramp only if the effect is significant over groups: there are few groups, and a threshold that
+follows their mean gain follows noise (docs/routing-quality.md has the figures).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What step one says of n prompts it was not fitted on: calibrated `probabilities` [n, categories],
-    `similarities` [n] to its prototypes, `corrections` [n, experts] as they would be applied."""
+    """Out-of-fold output of step one for n prompts.
+
+    Calibrated `probabilities` [n, categories], `similarities` [n] to its prototypes, `corrections` [n, experts] as they
+    would be applied.
+    """
 
     probabilities: Vector
     calibration: Calibration
@@ -44,16 +47,16 @@ class StepTwo:
     ramp: Ramp
 
 
-def fitted_step_two(reading: Reading, dataset: Dataset, foreign: Attempts | None, config: TrainingConfig) -> StepTwo:
-    """From the readings of the prompts of `dataset`, and attempts at the same prompts without their groups."""
+def fitted_step_two(reading: Reading, dataset: Dataset, group_out: Attempts | None, config: TrainingConfig) -> StepTwo:
+    """Fitted on the readings of the prompts of `dataset` and their leave-one-group-out predictions."""
     table = table_of(reading.probabilities, dataset, config)
     limit = max_entropy_of(reading.probabilities, table, dataset, config)
-    step = fitted_step(foreign, dataset)
+    step = fitted_step(group_out, dataset)
     return StepTwo(table, limit, ramp_at(step, reading.similarities))
 
 
 def view_of(reading: Reading, table: ScoreTable, max_entropy: float, config: TrainingConfig) -> View:
-    """The scores to expect of these prompts with the categories and without."""
+    """Expected scores of these prompts with the categories and without."""
     probabilities = reading.probabilities
     overall = np.broadcast_to(table.overall_scores, (len(probabilities), len(table.overall_scores)))
     sure = probabilities.max(axis=1) >= config.classifier.min_confidence
@@ -63,19 +66,19 @@ def view_of(reading: Reading, table: ScoreTable, max_entropy: float, config: Tra
 
 
 def telling(dataset: Dataset, seen: Ints) -> Ints:
-    """The prompts `seen`; all of them where those show nothing of some expert, which no score table can do without."""
+    """The prompts `seen`, or all prompts if some expert has no outcome there: the score table needs every one."""
     known = ~np.isnan(dataset.scores[seen]) & (dataset.weights[seen] > 0.0)[:, np.newaxis]
     return seen if known.any(axis=0).all() else np.arange(len(dataset))
 
 
 def table_of(probabilities: Vector, dataset: Dataset, config: TrainingConfig) -> ScoreTable:
-    """The score table, of lower bounds where the configuration asks for them."""
+    """The score table; of lower bounds if so configured."""
     table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
     return lower_bounds(table, config.mapping.z) if config.mapping.scores == "lower_bound" else table
 
 
 def max_entropy_of(probabilities: Vector, table: ScoreTable, dataset: Dataset, config: TrainingConfig) -> float:
-    """The configured limit, or the one that these prompts ask for."""
+    """The configured limit; with `auto` the one fitted on these prompts."""
     asked = config.classifier.max_entropy
     if asked != "auto":
         return asked
@@ -85,9 +88,9 @@ def max_entropy_of(probabilities: Vector, table: ScoreTable, dataset: Dataset, c
     return fitted_entropy_limit(normalised_entropy(probabilities[judged]), gains[judged], dataset.weights[judged])
 
 
-# quantiles of the similarities of in-group prompts between which trust grows from 0 to 1, cautious ones later
+# quantiles of in-group similarities between which trust grows from 0 to 1, in order of caution
 LADDER = ((0.0, 0.05), (0.05, 0.25), (0.25, 0.5), (0.5, 0.75))
-USUAL = 1  # the step taken unless groups say otherwise
+USUAL = 1  # the default step
 CERTAIN = 2.0  # standard errors, over groups, that make a gain or a loss certain
 
 
@@ -108,8 +111,8 @@ OPEN = Ramp(-1.0, -1.0)
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """n prompts unseen in fitting: `similarities` [n], and the scores [n, experts] to expect if the categories
-    are trusted (`soft`) and if not (`overall`)."""
+    """n out-of-fold prompts: `similarities` [n], and expected scores [n, experts] with categories (`soft`) and without
+    (`overall`)."""
 
     similarities: Vector
     soft: Vector
@@ -119,14 +122,17 @@ class View:
         return View(self.similarities[kept], self.soft[kept], self.overall[kept])
 
     def expected(self, ramp: Ramp) -> Vector:
-        """The scores to expect behind a gate with this ramp."""
+        """Expected scores behind a gate with this ramp."""
         return self.overall + ramp.trust(self.similarities)[:, np.newaxis] * (self.soft - self.overall)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """n prompts of unseen groups: the scores `expected` [n, experts] of them at every step of the ladder, between
-    similarities that their group had no say in, and the `overall` ones [n, experts]."""
+    """Predictions for n prompts of held-out groups.
+
+    `expected` has scores [n, experts] for every step of the ladder, with quantiles from the other groups; `overall`
+    [n, experts] has the scores without categories.
+    """
 
     expected: tuple[Vector, ...]
     overall: Vector
@@ -136,22 +142,24 @@ class Attempts:
 
 
 def ramp_at(step: int, in_group: Vector) -> Ramp:
-    """The ramp of this step for similarities [n] of in-group prompts; without any the gate stays open."""
+    """The ramp of this step for similarities [n] of in-group prompts; an open gate if n is 0."""
     if len(in_group) == 0:
         return OPEN
     threshold, full_trust = np.quantile(in_group, LADDER[step])
     return Ramp(float(threshold), float(full_trust))
 
 
-def fitted_step(foreign: Attempts | None, dataset: Dataset) -> int:
-    """The usual step; an earlier one if prompts of unseen groups certainly gain by it, a later one if at the usual
-    one they certainly lose against the overall means. `foreign` are attempts at the prompts of `dataset`."""
-    if foreign is None:
+def fitted_step(group_out: Attempts | None, dataset: Dataset) -> int:
+    """The default step; the one before if held-out groups gain by it significantly; a later one if they lose.
+
+    A loss is measured at the default step against the overall means. `group_out` belongs to the prompts of `dataset`.
+    """
+    if group_out is None:
         return USUAL
-    taken = [taken_scores(step, dataset) for step in foreign.expected]
+    taken = [taken_scores(step, dataset) for step in group_out.expected]
     if _certain(taken[USUAL - 1] - taken[USUAL], dataset) > 0:
         return USUAL - 1
-    overall = taken_scores(foreign.overall, dataset)
+    overall = taken_scores(group_out.overall, dataset)
     steps = range(USUAL, len(LADDER) - 1)
     return next((step for step in steps if _certain(taken[step] - overall, dataset) >= 0), len(LADDER) - 1)
 
@@ -162,7 +170,7 @@ def taken_scores(expected: Vector, dataset: Dataset) -> Vector:
 
 
 def _certain(differences: Vector, dataset: Dataset) -> int:
-    """Sign of the mean of `differences` [n] if groups agree on it, else 0. The groups are what was drawn."""
+    """Sign of the mean of `differences` [n] if it is significant over groups, else 0. Groups are the sampling unit."""
     judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
     names, group_of = np.unique(dataset.groups[judged], return_inverse=True)
     count = len(names)
@@ -174,14 +182,14 @@ def _certain(differences: Vector, dataset: Dataset) -> int:
 
 
 NEVER = 1.0
-QUANTILES = np.linspace(0.3, 1.0, 36)  # at most seven prompts in ten go to `general` for this reason
+QUANTILES = np.linspace(0.3, 1.0, 36)  # entropy sends at most seven prompts in ten to `general`
 
 
 def fitted_entropy_limit(entropies: Vector, gains: Vector, weights: Vector) -> float:
-    """The normalised entropy above which the experts' overall means decide; 1 (never) unless that is clearly better.
+    """The normalised entropy above which the experts' overall means decide; 1 (never) unless a lower limit is better.
 
-    `gains` [n] are what trusting the categories gained on each prompt over the overall means. Clearly better: the
-    prompts sent to `general` lost by being trusted, by more than two standard errors.
+    `gains` [n] are what trusting the categories gained on each prompt over the overall means. Better
+    means: the prompts sent to `general` would lose by more than two standard errors if they were trusted.
     """
     if len(gains) == 0:
         return NEVER

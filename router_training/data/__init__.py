@@ -1,1 +1,1 @@
-"""What a training run reads: prompts and outcomes, checked, near-duplicates found, texts embedded."""
+"""Input of a training run: prompts and outcomes, their checks, near-duplicates and embeddings."""

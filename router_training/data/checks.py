@@ -26,8 +26,11 @@ from router_training.data.dataset import Dataset, Split, named_prompts
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
-    """Of near-duplicates: prompts that have one, those on their side of the split because of it (`moved`), sets that
-    still stand on both sides (`across_split`), sets with more than one category."""
+    """Counts of near-duplicates.
+
+    `prompts` that have one; those on their side of the split because of it (`moved`); sets that are still on both sides
+    (`across_split`); sets with more than one category.
+    """
 
     prompts: int
     moved: int
@@ -40,8 +43,10 @@ class DuplicateReport:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome; `silent`
-    prompts say nothing, `unscored` outcomes have no score."""
+    """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome.
+
+    `silent` prompts have no user text; `unscored` outcomes have no score.
+    """
 
     prompts: int
     conversations: int
@@ -60,7 +65,7 @@ class DataReport:
 
 
 def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
-    """The report of a data set whose near-duplicates are known, as it was split."""
+    """The report of a data set after the split, with near-duplicates found."""
     labels = [dataset.categories[label] for label in dataset.labels if label >= 0]
     recorded = ~np.isnan(dataset.scores)
     sums = np.where(recorded, dataset.scores, 0.0).sum(axis=0)
@@ -84,7 +89,7 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
 
 
 def duplicate_report(dataset: Dataset, sides: Split) -> DuplicateReport:
-    """What near-duplicates there are, and whether any stand on both sides of the split."""
+    """The counts of near-duplicates, and of sets on both sides of the split."""
     _, inverse, counts = np.unique(dataset.copies, return_inverse=True, return_counts=True)
     categories: dict[int, set[int]] = {}
     for number, label in zip(inverse.tolist(), dataset.labels.tolist(), strict=True):
@@ -99,14 +104,14 @@ def duplicate_report(dataset: Dataset, sides: Split) -> DuplicateReport:
 
 
 def _warnings(report: DataReport, folds: int) -> list[str]:
-    """What may make a router worse than it needs to be, each in one sentence."""
+    """Warnings about what may make a router worse, each in one sentence."""
     same = report.duplicates
     small = [name for name, count in report.categories.items() if count < folds]
     incomplete = report.prompts - report.complete
-    moved = "changed sides so that near-duplicates are not both trained on and judged by"
+    moved = "moved to the other side: near-duplicates must not be in both training and evaluation"
     few = f"fewer prompts than there are folds ({folds}): {', '.join(small[:5])}"
     sides = "both sides of the split"
-    unjudged = "an outcome of some expert: no router is judged by them"
+    unjudged = "an outcome of some expert: they are not used in evaluation"
     counted = (
         (same.prompts, "prompt is a near-duplicate of another one", "prompts are near-duplicates of another one"),
         (same.moved, f"prompt {moved}", f"prompts {moved}"),
@@ -120,7 +125,7 @@ def _warnings(report: DataReport, folds: int) -> list[str]:
     )
     found = [" ".join((str(count), one if count == 1 else many, *rest)) for count, one, many, *rest in counted if count]
     if len(report.groups) < 3:
-        found.append("with fewer than three groups none is left out: harm outside the data stays unknown")
+        found.append("fewer than three groups, so none is left out: harm on new kinds of prompts cannot be measured")
     return found
 
 
@@ -158,9 +163,9 @@ ANY = RouteOptions()
 
 
 def require_trainable(sides: Split, config: TrainingConfig) -> None:
-    """Raises DatasetError or ConfigError where `fit` could not end well with these two sides.
+    """Raises DatasetError or ConfigError if `fit` would fail on these two sides.
 
-    Pins and bans on categories that are still to be discovered are looked at when they have been.
+    Pins and bans on discovered categories are checked after discovery.
     """
     _require_prompts(sides, config)
     _require_label(sides.training, config)
@@ -171,7 +176,7 @@ def require_trainable(sides: Split, config: TrainingConfig) -> None:
 
 
 def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
-    """Raises ConfigError where a pin, a ban or a probe names a category that the data does not have."""
+    """Raises ConfigError if a pin, ban or probe names a category that is not in the data."""
     named = [("mapping: pins or bans name", name) for name in (*config.mapping.pins, *config.mapping.bans)]
     named += [("probes.own: one names", probe.category) for probe in config.probes.own if probe.category is not None]
     for where, name in named:
@@ -181,7 +186,7 @@ def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
 
 
 def _require_prompts(sides: Split, config: TrainingConfig) -> None:
-    """Folds need two prompts of one category, or two without any, that are not copies of each other."""
+    """Folds need two different prompts of one category, or two different prompts without categories."""
     share, training = config.data.held_out_share, sides.training
     prompts = len(training) + len(sides.held_out)
     for name, part in (("train on", training), ("measure by", sides.held_out)):
@@ -199,7 +204,7 @@ def _require_prompts(sides: Split, config: TrainingConfig) -> None:
 
 
 def _why_so_few(sides: Split, config: TrainingConfig) -> str:
-    """What stays on one side of the split together."""
+    """The part of an error message about prompts that must be on one side of the split."""
     copies = np.concatenate((sides.training.copies, sides.held_out.copies))
     if config.data.split_by == "prompt" and (different := len(np.unique(copies))) < len(copies):
         return f": near-duplicates stay together, and {different} of them are different"
@@ -216,7 +221,7 @@ def _require_label(training: Dataset, config: TrainingConfig) -> None:
 
 
 def require_room(categories: int, prompts: int, different: int) -> None:
-    """Raises DatasetError where so many categories would leave none of them two different prompts."""
+    """Raises DatasetError if with this many categories none would have two different prompts."""
     if categories >= different:
         raise DatasetError(
             f"data.categories: {categories} categories cannot be found in {prompts} prompts,"
@@ -225,7 +230,7 @@ def require_room(categories: int, prompts: int, different: int) -> None:
 
 
 def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
-    """What has weight and an outcome of every expert is what a router is solved and judged on."""
+    """Raises DatasetError without prompts to solve and evaluate on: with weight and an outcome of every expert."""
     for column in np.flatnonzero(np.isnan(np.vstack((sides.training.scores, sides.held_out.scores))).all(axis=0)):
         name = config.expert_names[column]
         raise DatasetError(f"expert {name!r} has no outcome: record some, or take it out of the config's experts")
@@ -240,7 +245,7 @@ def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
 
 
 def _require_takers(sides: Split, config: TrainingConfig) -> None:
-    """Every prompt, held out or not, needs an expert that could take it: with images one that sees."""
+    """Raises ConfigError if no expert can take some prompt, for example one with images."""
     able = {
         one.name: Capabilities(one.context_tokens, known_modalities(one.sees, one.modalities), one.tools)
         for one in config.experts
@@ -262,19 +267,19 @@ def _require_takers(sides: Split, config: TrainingConfig) -> None:
 
 LEAST_RESEMBLANCE = 0.8
 BANDS, ROWS_PER_BAND = 16, 4  # finds 99.98 % of pairs that share 0.8, and proposes 12 % of those that share 0.3
-CLEARLY_LESS = 0.6  # signatures that agree less than this are not compared word by word
+CLEARLY_LESS = 0.6  # pairs whose signatures agree less are not compared word by word
 
 Words = npt.NDArray[np.uint32]
 Ints = npt.NDArray[np.int64]
 
 
 def with_near_duplicates(dataset: Dataset, track: Track) -> Dataset:
-    """The data set with `copies` filled in: near-duplicates have the same number."""
+    """The data set with `copies` set: near-duplicates have the same number."""
     return replace(dataset, copies=near_duplicates(dataset.conversations, track))
 
 
 def near_duplicates(conversations: Sequence[Conversation], track: Track) -> Ints:
-    """[n]: the row number of the first prompt that each is, directly or by a chain, a near-duplicate of."""
+    """[n]: the first row in each prompt's connected set of near-duplicates."""
     words = [_words(conversation) for conversation in track(conversations, "looking for near-duplicates")]
     signatures = _signatures(words)
     parents = np.arange(len(words))
@@ -287,7 +292,7 @@ def near_duplicates(conversations: Sequence[Conversation], track: Track) -> Ints
 
 
 def resemblance(one: Words, other: Words) -> float:
-    """Jaccard's: what both have over what either has; both ascending and without repeats."""
+    """The Jaccard similarity of two ascending arrays without repeats."""
     shared = len(np.intersect1d(one, other, assume_unique=True))
     return shared / max(1, len(one) + len(other) - shared)
 
@@ -297,19 +302,19 @@ def _words(conversation: Conversation) -> Words:
 
 
 def _signatures(words: Sequence[Words]) -> Words:
-    """[n, BANDS * ROWS_PER_BAND]: the least of each prompt's hashes, under as many ways to hash."""
-    generator = np.random.default_rng(0)  # a fixed choice of hash functions, not a draw of the run
+    """[n, BANDS * ROWS_PER_BAND]: MinHash signatures, one hash function per column."""
+    generator = np.random.default_rng(0)  # fixed hash functions, independent of the run's seed
     factors = generator.integers(0, 1 << 32, BANDS * ROWS_PER_BAND, dtype=np.uint32) | np.uint32(1)
     offsets = generator.integers(0, 1 << 32, BANDS * ROWS_PER_BAND, dtype=np.uint32)
     signatures = generator.integers(0, 1 << 32, (len(words), len(factors)), dtype=np.uint32)
     for row, one in enumerate(words):
-        if len(one):  # a prompt without a word keeps a signature of its own
+        if len(one):  # a prompt without words keeps a unique signature
             signatures[row] = (one[:, np.newaxis] * factors + offsets).min(axis=0)
     return signatures
 
 
 def _proposals(signatures: Words, band: int) -> Ints:
-    """[pairs, 2]: (first, other) of prompts that agree in this band, each with the first of them only."""
+    """[pairs, 2]: (first, other) of prompts equal in this band; each is paired with the first only."""
     columns = signatures[:, band * ROWS_PER_BAND : (band + 1) * ROWS_PER_BAND]
     _, first, inverse = np.unique(columns, axis=0, return_index=True, return_inverse=True)
     firsts = first[inverse.ravel()]

@@ -1,6 +1,6 @@
 """Prompts and recorded outcomes, from JSONL or Parquet: read, checked, and split.
 
-Knows nothing of features or models. A missing outcome is missing (NaN), never zero.
+Does not depend on features or models. A missing outcome is NaN, never zero.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
-HEAVIEST = 1e9  # of a prompt's weight: sums of squares of thousands of such are still numbers
+HEAVIEST = 1e9  # largest weight of a prompt: sums of squares of thousands of them stay finite
 LONGEST_NAME = 200  # characters of a category, as an artifact's manifest keeps it
 MOST_NAMED = 5  # prompts in a sentence
 LONGEST_SHOWN = 80  # characters of a wrong value
-ONE_A_LINE = "a file has one JSON object a line, or is Parquet and its name ends in .parquet"
+ONE_A_LINE = "expected one JSON object a line, or Parquet with a name that ends in .parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Dataset:
 
     `labels` [n] index `categories`, -1 where there is none; `scores` [n, experts] in [0, 1], NaN where missing;
     `groups` [n], "" where there is none; `weights` [n], 1 unless given. Near-duplicates have the same number in
-    `copies` [n], once they were looked for; until then each prompt has its own. `unscored` outcomes were read that
-    have no score; some rows of a data set do not know of them.
+    `copies` [n] after the search for them; before it each prompt has its own. `unscored` is the number of outcomes read
+    without a score; subsets of rows do not keep it.
     """
 
     prompt_ids: tuple[str, ...]
@@ -61,7 +61,7 @@ class Dataset:
 
     @property
     def has_all_outcomes(self) -> npt.NDArray[np.bool_]:
-        """[n]: which prompts have an outcome from every expert."""
+        """[n]: True for prompts with an outcome from every expert."""
         return np.asarray(~np.isnan(self.scores).any(axis=1))
 
     def rows(self, kept: Ints) -> Dataset:
@@ -113,7 +113,7 @@ def read_dataset(
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The two sides, and how many prompts are on theirs because a near-duplicate is."""
+    """The two sides, and the number of prompts moved to the side of a near-duplicate."""
 
     training: Dataset
     held_out: Dataset
@@ -129,10 +129,10 @@ class Fold:
 
 
 def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["prompt", "group"] = "prompt") -> Split:
-    """By a hash of the prompt's id, or of its group: the same one always falls on the same side.
+    """Split by a hash of the prompt's id, or of its group: the same id is always on the same side.
 
-    By prompt near-duplicates stay together, on the side of the one with the first id: otherwise a router would be
-    judged by what it was trained on. A prompt without a group is a group of its own.
+    In a split by prompt, near-duplicates go to the side of the first id among them; otherwise a router would be
+    evaluated on training data. A prompt without a group is a group of its own.
     """
     ids = dataset.prompt_ids
     own = [f"{seed}:{name}" for name in ids]
@@ -154,7 +154,7 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
 
 
 def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> tuple[Vector, int]:
-    """The scores [prompts, experts], NaN where missing, and how many outcomes are there whose score is null."""
+    """The scores [prompts, experts], NaN where missing, and the number of outcomes with a null score."""
     row_of = {name: position for position, name in enumerate(ids)}
     column_of = {name: position for position, name in enumerate(experts)}
     scores = np.full((len(ids), len(experts)), np.nan)
@@ -190,13 +190,13 @@ def _nothing_recorded(prompts: int, null: int) -> str:
 
 
 def read_rows(path: Path, columns: Collection[str] | None = None) -> Iterable[tuple[int, Row]]:
-    """The rows of a JSONL or Parquet file, numbered from 1; of Parquet only these `columns`, if any are named.
+    """The rows of a JSONL or Parquet file, numbered from 1; of Parquet only these `columns`, if given.
 
-    Half a surrogate pair, which JSON may spell and no file can hold, is read as "?", as serving reads it.
+    A lone surrogate, which JSON can express and UTF-8 cannot, is read as "?", as in serving.
     Raises DatasetError naming file and row.
     """
     if not path.is_file():
-        raise DatasetError(f"there is no file {path}")
+        raise DatasetError(f"{path}: no such file")
     if path.suffix == ".parquet":
         return enumerate(_parquet_rows(path, columns), start=1)
     return _json_rows(path)
@@ -211,7 +211,7 @@ def _parquet_rows(path: Path, columns: Collection[str] | None) -> list[Row]:
         raise DatasetError(f"{path} is not a Parquet file: {' '.join(str(error).split())}") from error
     try:
         rows: list[Row] = table.to_pylist()
-    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is not UTF-8, times of no calendar
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is not UTF-8, times out of range
         raise DatasetError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     return rows
 
@@ -231,7 +231,7 @@ def _json_rows(path: Path) -> Iterable[tuple[int, Row]]:
 
 
 def _well_formed(value: Any) -> Any:
-    """The same without halves of surrogate pairs."""
+    """The value with lone surrogates replaced."""
     if isinstance(value, str):
         return value if value.isascii() else well_formed(value)
     if isinstance(value, list):
@@ -260,7 +260,7 @@ def _text(path: Path, number: int, row: Row, column: str) -> str:
 
 
 def _name(path: Path, number: int, row: Row, column: str) -> str | None:
-    """A text, or a number as text (0 too); None where there is nothing."""
+    """A text, or a number as text (0 included); None for a missing value."""
     value = row.get(column)
     if value == "" or _is_nothing(value):
         return None
@@ -270,7 +270,7 @@ def _name(path: Path, number: int, row: Row, column: str) -> str | None:
 
 
 def _category(path: Path, number: int, row: Row, column: str) -> str | None:
-    """What a terminal would obey stands in the name as an escape: an artifact takes no other names."""
+    """Control characters in a name are escaped: an artifact accepts no others."""
     said = _name(path, number, row, column)
     name = visible(said) if said is not None else None
     if name is not None and len(name) > LONGEST_NAME:
@@ -281,7 +281,7 @@ def _category(path: Path, number: int, row: Row, column: str) -> str | None:
 
 
 def _is_nothing(value: object) -> bool:
-    """Null, or NaN, which stands for it in some tables."""
+    """True for null, or NaN, which represents it in some tables."""
     return value is None or (isinstance(value, float | Decimal) and math.isnan(value))
 
 
@@ -301,13 +301,13 @@ def _number(path: Path, number: int, row: Row, column: str, largest: float) -> f
 
 
 def _shown(value: object) -> str:
-    """A value in a sentence: as Python writes it, the end of a long one left out."""
+    """A value for a message: its repr, truncated."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def named_prompts(ids: Sequence[str]) -> str:
-    """How many prompts, and the first few by their ids."""
+    """The number of prompts and the ids of the first few, for a message."""
     few = ", ".join(_shown(name) for name in ids[:MOST_NAMED])
     more = ", ..." if len(ids) > MOST_NAMED else ""
     return f"{len(ids)} prompt{'' if len(ids) == 1 else 's'} ({few}{more})"

@@ -1,4 +1,4 @@
-"""Every text of a data set embedded once: kept on disk by the hash of its content, so that a run may be interrupted.
+"""Embeds every text of a data set once and caches it on disk by content hash, so that a run can be interrupted.
 
 The cache is safetensors: nothing in it can execute code.
 """
@@ -32,13 +32,13 @@ from router_training import Track
 from router_training.config import FeatureSettings
 from router_training.data.dataset import Dataset, named_prompts
 
-TEXTS_PER_STEP = 256  # embedded, then written: what an interruption may cost
+TEXTS_PER_STEP = 256  # embedded between two writes; an interruption loses at most these
 
-Prepare = Callable[[Dataset], Dataset]  # gives prompts the embeddings that routing them needs
+Prepare = Callable[[Dataset], Dataset]  # adds the embeddings needed for routing
 
 
 def nothing_to_embed(dataset: Dataset) -> Dataset:
-    """For a router whose features need nothing but text."""
+    """The `Prepare` of a router without embeddings."""
     return dataset
 
 
@@ -52,11 +52,11 @@ class StaticEmbedder:
         return self.table.embed(texts)
 
     async def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: a table needs no closing."""
 
 
 def embedder_of(settings: FeatureSettings) -> Embedder:
-    """What embeds texts as configured; nothing is loaded or called yet. Raises ConfigError."""
+    """The configured embedder; loads and calls nothing yet. Raises ConfigError."""
     assert settings.model is not None, "the configuration refuses embeddings without a model"
     if settings.kind == "static":
         return StaticEmbedder(read_static_embeddings(Path(settings.model)))
@@ -75,10 +75,10 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
 
 
 def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -> Dataset:
-    """The data set with an embedding on every turn; as it is where the features have none.
+    """The data set with an embedding on every turn; unchanged if the features have none.
 
-    Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache and for embeddings that are no
-    numbers, naming the prompts.
+    Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache or non-finite embeddings,
+    naming the prompts.
     """
     if settings.kind == "hashed-ngrams":
         return dataset
@@ -102,7 +102,7 @@ def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -
 
 
 def served(features: Vectoriser, settings: FeatureSettings) -> Vectoriser:
-    """The features with the table of static embeddings, which the artifact takes along."""
+    """The features with the table of static embeddings, which is saved in the artifact."""
     if settings.kind != "static":
         return features
     assert isinstance(features, EmbeddedFeatures), "static embeddings are embeddings"
@@ -110,7 +110,7 @@ def served(features: Vectoriser, settings: FeatureSettings) -> Vectoriser:
 
 
 def feature_entry(features: Vectoriser, settings: FeatureSettings) -> FeatureEntry:
-    """What the manifest says of the features; of a folder's path it keeps the name only."""
+    """The manifest's entry for the features; of a folder's path it keeps the name only."""
     return FeatureEntry(
         kind=settings.kind,
         bucket_bits=settings.bucket_bits,
@@ -143,7 +143,7 @@ class EmbeddingCache:
         return found
 
     def write(self, vectors: dict[bytes, Floats]) -> None:
-        """One more file, complete or not there at all."""
+        """Write one more file atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         digests = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(len(vectors), -1)
         content = save({"digests": digests, "vectors": np.stack(list(vectors.values()))})
@@ -170,7 +170,7 @@ def _embedded(texts: Sequence[str], embedder: Embedder, cache: EmbeddingCache, t
 
 
 def _rows_of(step: Sequence[str], first: int, embedder: Embedder, runner: asyncio.Runner) -> Floats:
-    """The embeddings of these texts, the first of which has this place among all."""
+    """The embeddings of these texts; `first` is the position of the first among all."""
     try:
         return finite(runner.run(embedder.embed(step)), "the table of static embeddings")
     except EmbeddingNotFinite as error:
@@ -178,7 +178,7 @@ def _rows_of(step: Sequence[str], first: int, embedder: Embedder, runner: asynci
 
 
 def _prompts_with(texts: Collection[str], dataset: Dataset) -> str:
-    """The prompts that say one of these, in words."""
+    """The prompts with one of these texts, for a message."""
     told = zip(dataset.prompt_ids, dataset.conversations, strict=True)
     return named_prompts([name for name, talk in told if any(windowed(turn.text) in texts for turn in talk.turns)])
 
@@ -192,7 +192,7 @@ def _digest(text: str) -> bytes:
 
 
 def _folder_name(settings: FeatureSettings) -> str:
-    """One folder for each source of vectors: a name to read, and a hash that tells namesakes apart."""
+    """One folder for each source of vectors: a readable name and a hash that makes it unique."""
     source = f"{settings.kind} {settings.base_url or ''} {settings.model}"
     readable = re.sub(r"[^a-z0-9]+", "-", Path(str(settings.model)).name.lower()).strip("-")[:40]
     return f"{readable or 'model'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"

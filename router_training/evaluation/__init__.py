@@ -1,1 +1,1 @@
-"""What a router is worth: numbers, intervals, and whether an objective may ship."""
+"""Evaluates a router: metrics, intervals, and the decision whether an objective is shipped."""

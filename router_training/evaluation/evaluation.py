@@ -41,9 +41,11 @@ PERTURBED_PROMPTS = 1000  # drawn for the flip rate and robustness
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What the router did with n prompts: `chosen` expert [n], `expected` scores [n, experts] as it compared them
-    (where corrections lead a little outside of [0, 1]; -inf: excluded), `probabilities` [n, categories], `confidences`,
-    `inside` the gate and `routing_ms` [n]."""
+    """The router's decisions on n prompts.
+
+    `chosen` expert [n]; `expected` scores [n, experts] as compared (corrections may push them slightly out of [0, 1];
+    -inf: excluded); `probabilities` [n, categories]; `confidences`, `inside` the gate and `routing_ms`, each [n].
+    """
 
     chosen: Ints
     expected: Vector
@@ -62,7 +64,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The content of `evaluation.json`; unshipped objectives are measured too.
 
-    `prepare` embeds prompts that were changed to see whether they change hands; those of `dataset` are prepared.
+    `prepare` embeds the perturbed prompts of the flip rate; the prompts of `dataset` must be embedded already.
     Raises DatasetError where no prompt has an outcome from every expert.
     """
     complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
@@ -109,7 +111,7 @@ def evaluate(
 
 
 def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> Decisions:
-    """Every prompt routed under one objective, with all experts equally far away.
+    """Every prompt routed under one objective, with equal loading costs of all experts.
 
     Raises DatasetError naming prompts that no expert can take.
     """
@@ -166,7 +168,7 @@ def _all_shipped(artifact: Artifact) -> Artifact:
 
 
 def main_objective(artifact: Artifact) -> str:
-    """`quality`; without one of that name the first without a budget, else the first."""
+    """`quality` if it exists, else the first objective without a budget, else the first."""
     objectives = artifact.manifest.objectives
     unlimited = [name for name, entry in objectives.items() if entry.budget is None]
     return next(iter([name for name in ("quality",) if name in objectives] + unlimited + list(objectives)))
@@ -197,7 +199,7 @@ def _budget_row(
 
 
 def _details(judged: Judged, decisions: Decisions, artifact: Artifact) -> dict[str, Any]:
-    """What a report shows beside the headline."""
+    """The details of a report besides the headline."""
     categories = artifact.manifest.categories
     labels = _labels(judged, artifact)
     rows = np.flatnonzero(judged.dataset.labels >= 0)
@@ -240,14 +242,14 @@ def _labels(judged: Judged, artifact: Artifact) -> Ints:
 
 
 def _uncalibrated(artifact: Artifact, dataset: Dataset) -> Vector:
-    """[n, categories]: what the classifier would say had nothing been learned about its confidence."""
+    """[n, categories]: the classifier's probabilities without calibration."""
     plain = replace(artifact.classifier, calibration=Temperature())
     rows = [plain.probabilities(artifact.features.vector(talk.turns)) for talk in dataset.conversations]
     return np.array(rows).reshape(len(rows), len(artifact.manifest.categories))
 
 
 def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
-    """Prints the numbers of `evaluate` that a person asks for first; scores in points."""
+    """Print the main figures of `evaluate`; scores in points."""
     skipped = evaluation["n_incomplete"]
     without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
     console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)
@@ -290,7 +292,7 @@ def _row(row: dict[str, Any], budget: str, over: str) -> list[str]:
 
 
 def _sentences(evaluation: dict[str, Any]) -> list[str]:
-    """One each on calibration, the gate, changed prompts and time; what is not known is left out."""
+    """One line each on calibration, the gate, perturbed prompts and time; unknown figures are left out."""
     calibration, router = evaluation["calibration"], evaluation["router"]
     sentences = []
     if calibration["ece"] is not None:

@@ -41,7 +41,7 @@ class Judged:
 
     @property
     def best_single(self) -> int:
-        """In hindsight, on these prompts."""
+        """The best single expert in hindsight, on these prompts."""
         return int(self.expert_means.argmax())
 
     @property
@@ -59,7 +59,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A mean score and what it is above the alternative, with a 95 % interval."""
+    """A mean score and its gain over the alternative, with a 95 % interval."""
 
     score: float
     gain: float
@@ -71,7 +71,7 @@ class Gain:
 
 
 def unlimited_gain(judged: Judged, chosen: Ints, bootstrap: Bootstrap) -> Gain:
-    """Over the best single expert in hindsight."""
+    """The gain over the best single expert in hindsight."""
     taken = judged.taken(chosen)
     difference = taken - judged.outcomes[:, judged.best_single]
     low, high = bootstrap.interval(difference[:, np.newaxis], judged.weights, lambda means: float(means[0]))
@@ -79,7 +79,7 @@ def unlimited_gain(judged: Judged, chosen: Ints, bootstrap: Bootstrap) -> Gain:
 
 
 def budget_gain(judged: Judged, chosen: Ints, bootstrap: Bootstrap) -> Gain:
-    """Over the zero router at the mean cost that was spent; each resample has its own zero router."""
+    """The gain over the zero router at the same mean cost; each resample has its own zero router."""
     taken, spent = judged.taken(chosen), judged.active_params_b[chosen]
     columns = np.column_stack((taken, spent, judged.outcomes))
 
@@ -126,7 +126,7 @@ def _of_two(judged: Judged, expected: Vector) -> dict[str, Any]:
 
 
 def _dial(costs: Vector) -> Vector:
-    """Multipliers from none to one that leaves only the cheapest expert."""
+    """Multipliers from 0 to one at which only the cheapest expert is chosen."""
     if np.ptp(costs) <= SLACK * costs.max():
         return np.zeros(1)
     largest = 1.01 / least_step(costs)
@@ -165,9 +165,9 @@ def reliability(confidences: Vector, hits: Vector, weights: Vector) -> list[dict
 def worst_prompts(
     judged: Judged, chosen: Ints, expected: Vector, probabilities: Vector, categories: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Where the router was wrong and had promised most: the chosen expert scored least against what was expected.
+    """The prompts with the largest shortfall of the chosen expert's score below the expected one.
 
-    Only prompts that another expert did better. The text is not here.
+    Only prompts on which another expert scored higher. Prompt texts are not included.
     """
     rows = np.arange(len(chosen))
     taken, best = judged.taken(chosen), judged.outcomes.max(axis=1)
@@ -189,20 +189,22 @@ def worst_prompts(
     ]
 
 
-ROUNDING = 1e-9  # of a score: a gain or a loss this small is none
+ROUNDING = 1e-9  # of a score: a smaller gain or loss counts as 0
 
 
 @dataclass(frozen=True, slots=True)
-class Foreign:
-    """Prompts whose groups were unseen; the scores the router expects there, and would if it trusted no category:
-    `expected` and `overall`, each [n, experts]."""
+class UnseenGroups:
+    """Prompts of held-out groups with the router's `expected` scores, and the `overall` ones without categories.
+
+    Each is [n, experts].
+    """
 
     judged: Judged
     expected: Vector
     overall: Vector
 
-    def priced(self, costs: list[float]) -> Foreign:
-        """The same with what each expert costs an objective."""
+    def priced(self, costs: list[float]) -> UnseenGroups:
+        """The same with an objective's costs of the experts."""
         return replace(self, judged=replace(self.judged, active_params_b=np.array(costs)))
 
     @property
@@ -216,7 +218,7 @@ class Foreign:
         return choices(self.overall / self._factors, self.judged.active_params_b, objective.multiplier)
 
 
-def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
+def unseen_groups_gain(unseen_groups: UnseenGroups, objective: ObjectiveEntry) -> float:
     """An objective's gain on unseen groups over the same router without categories, at equal prices.
 
     Both scores are reduced by their cost times the multiplier. The reference is not the best expert of the unseen
@@ -224,16 +226,16 @@ def foreign_gain(foreign: Foreign, objective: ObjectiveEntry) -> float:
 
     Without a budget that is the gain over the expert that is best in the groups that were seen.
     """
-    judged, chosen = foreign.judged, foreign.chosen(objective)
+    judged, chosen = unseen_groups.judged, unseen_groups.chosen(objective)
     taken = metrics.mean(judged.taken(chosen), judged.weights)
-    plain = foreign.chosen_without_categories(objective)
+    plain = unseen_groups.chosen_without_categories(objective)
     saved = judged.mean_active_params_b(plain) - judged.mean_active_params_b(chosen)
     return taken - metrics.mean(judged.taken(plain), judged.weights) + objective.multiplier * saved
 
 
-def leave_group_out(foreign: Foreign, objective: ObjectiveEntry, bootstrap: Bootstrap) -> dict[str, Any]:
+def leave_group_out(unseen_groups: UnseenGroups, objective: ObjectiveEntry, bootstrap: Bootstrap) -> dict[str, Any]:
     """The block of `evaluation.json`: gain over the best single expert, in all and for each group."""
-    judged, chosen = foreign.judged, foreign.chosen(objective)
+    judged, chosen = unseen_groups.judged, unseen_groups.chosen(objective)
     whole = unlimited_gain(judged, chosen, bootstrap)
     difference = judged.taken(chosen) - judged.outcomes[:, judged.best_single]
     groups = judged.dataset.groups
@@ -258,12 +260,14 @@ def _first(means: Vector) -> float:
 
 
 def exam_failed(held_out_high: float, has_budget: bool) -> str | None:
-    """Why an objective is not shipped though its evidence is good: the router as saved certainly lost on prompts held
-    out; None if it did not. `held_out_high` is the upper bound of its gain there."""
+    """The refusal of an objective that certainly loses on held-out prompts; None otherwise.
+
+    `held_out_high` is the upper bound of the saved router's gain there.
+    """
     if held_out_high >= -ROUNDING:
         return None
     rival = _rival(has_budget)
-    return f"on the prompts held out it loses against {rival}: the upper bound is {100 * held_out_high:+.2f} points"
+    return f"on held-out prompts it loses against {rival}: the upper bound is {100 * held_out_high:+.2f} points"
 
 
 def refusal(inside_low: float, outside_gain: float | None, has_budget: bool, harm_limit: float) -> str | None:
@@ -299,7 +303,7 @@ class Evidence:
 def weigh_evidence(
     chosen: Mapping[str, Ints], dataset: Dataset, manifest: Manifest, bootstrap: Bootstrap
 ) -> dict[str, Evidence]:
-    """objective -> what these choices gained on the prompts that have an outcome from every expert."""
+    """objective -> the gain of these choices on the prompts with an outcome from every expert."""
     complete = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
     judged = Judged(dataset.rows(complete), np.array(manifest.costs()))
     found = {}

@@ -1,4 +1,4 @@
-"""What an evaluation measures. Pure: arrays in, numbers out.
+"""The metrics of an evaluation. Pure: arrays in, numbers out.
 
 Scores are in [0, 1]; weights [n] are any non-negative numbers. The zero router is the upper hull of the single
 experts (what mixing two of them at random reaches), as RouterBench defines it.
@@ -16,7 +16,7 @@ Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 CALIBRATION_BINS = 15
-ROUNDING = 1e-9  # relative: costs this close are one cost
+ROUNDING = 1e-9  # relative: costs this close count as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ def mean(values: Vector, weights: Vector) -> float:
 
 
 def category_ceiling(outcomes: Vector, labels: Ints, weights: Vector) -> float | None:
-    """Score if every true category went to its best expert in hindsight; None without labels.
+    """Score if each true category is answered by its best expert in hindsight; None without labels.
 
-    A prompt without a label counts with the best expert of those without.
+    Prompts without a label form a category of their own.
     """
     if (labels < 0).all():
         return None
@@ -135,12 +135,12 @@ class GapRecovered:
 
 
 def gap_recovered(advantage: Vector, cheap: Vector, dear: Vector, weights: Vector) -> GapRecovered:
-    """The curve when the prompts with most `advantage` [n] go to the dearer expert first; equal ones go together.
+    """The curve that sends prompts to the dearer expert in order of `advantage` [n], equal ones together.
 
     `cheap` and `dear` [n] are the two experts' scores; the dearer one's mean must be the higher.
     """
     distance = mean(dear - cheap, weights)
-    assert distance > 0.0, "there is no distance to close"
+    assert distance > 0.0, "the dearer expert's mean score must be higher"
     _, group = np.unique(-advantage, return_inverse=True)
     mass = np.bincount(group, weights) / weights.sum()
     closed = np.bincount(group, weights * (dear - cheap)) / weights.sum() / distance
@@ -170,5 +170,5 @@ class Bootstrap:
 
 
 def _is_below(left: tuple[float, float], point: tuple[float, float], right: tuple[float, float]) -> bool:
-    """Is the middle point on or under the line from left to right?"""
+    """True if the middle point is on or under the line from left to right."""
     return (point[1] - left[1]) * (right[0] - left[0]) <= (right[1] - left[1]) * (point[0] - left[0])

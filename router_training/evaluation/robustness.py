@@ -1,4 +1,4 @@
-"""Slightly changed prompts: does the expert change, and what does it cost? Pure but for the draw."""
+"""Flip rate and score change of a router on slightly changed prompts. Pure except for random draws."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Ints = npt.NDArray[np.int64]
 def robustness(route: Callable[[Dataset], Ints], sample: Dataset, generator: np.random.Generator) -> dict[str, Any]:
     """The `robustness` and `flip_rate` of an evaluation; `route` gives the column of the expert of each prompt.
 
-    `flips`: share of prompts that change hands; `harmful_flips`: that change hands to an expert who recorded a lower
-    score; `score_change`: what all flips together do to the mean score.
+    `flips`: share of prompts with another expert; `harmful_flips`: share with an expert of lower recorded score;
+    `score_change`: the effect of all flips on the mean score.
     """
     before = route(sample)
     rows = np.arange(len(before))
@@ -40,7 +40,7 @@ def robustness(route: Callable[[Dataset], Ints], sample: Dataset, generator: np.
 Perturbation = Callable[[str, np.random.Generator], str]
 
 WORDS_PER_TYPO = 10
-LEAST_LETTERS = 4  # shorter words are left as they are
+LEAST_LETTERS = 4  # shorter words are not changed
 GREETING = "Hi! Could you please help me with the following? "
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 CONTRACTIONS = (
@@ -68,13 +68,13 @@ def with_typos(text: str, generator: np.random.Generator) -> str:
 
 
 def in_capitals(text: str, generator: np.random.Generator) -> str:
-    """As if the caps-lock key were stuck."""
+    """All capitals."""
     del generator
     return text.upper()
 
 
 def with_filler(text: str, generator: np.random.Generator) -> str:
-    """Politeness before and after."""
+    """A polite greeting before and thanks after."""
     del generator
     return GREETING + text + THANKS
 

@@ -1,1 +1,1 @@
-"""`report.html`: one page about a router, made of its manifest and its evaluation."""
+"""`report.html`: one page about a router, from its manifest and its evaluation."""

@@ -1,6 +1,6 @@
 """The report's charts, as inline SVG with labels that do not overlap. The page's style gives the colour names values.
 
-Knows nothing of files or tables.
+Does not depend on files or tables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from coe_server.routing.manifest import Manifest
 from coe_server.system.visible import visible
 from router_training.report.tables import escape
 
-# what is drawn in these is given the style's colour of that name afterwards
+# placeholders, replaced by the style's colours of these names in the SVG
 COLOURS = {
     "ink": "#010101",
     "muted": "#010102",
@@ -34,7 +34,7 @@ COLOURS = {
 }
 INK, MUTED, GRID, ROUTER, BAD, GOOD = COLOURS.values()
 SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: it can be read aloud, found and scaled
+    "svg.fonttype": "none",  # text stays text: it can be read by screen readers, searched and scaled
     "svg.hashsalt": "coe",
     "text.parse_math": False,  # names are data: a group may be called "$5 and $6"
     "font.family": "sans-serif",
@@ -113,7 +113,7 @@ def leave_group_out_bars(outside: Evaluation) -> str:
 
 
 def reliability_curve(bins: Sequence[dict[str, float]]) -> str:
-    """How often the likeliest category is right, against how sure the router was."""
+    """The hit rate of the likeliest category against the router's confidence."""
     with rc_context(SETTINGS):
         figure, axes = _figure(4.6, 3.6)
         axes.plot([0, 1], [0, 1], color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
@@ -125,7 +125,7 @@ def reliability_curve(bins: Sequence[dict[str, float]]) -> str:
 
 
 def risk_coverage_curve(evaluation: Evaluation) -> str:
-    """The mean score if only the surest prompts were routed."""
+    """The mean score if only the most confident prompts are routed."""
     with rc_context(SETTINGS):
         figure, axes = _figure(4.6, 3.6)
         curve = evaluation["risk_coverage"]
@@ -133,8 +133,8 @@ def risk_coverage_curve(evaluation: Evaluation) -> str:
             [one["coverage"] for one in curve], [100 * one["score"] for one in curve], color=ROUTER, linewidth=2.2
         )
         axes.axhline(100 * evaluation["best_single"]["score"], color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
-        axes.set(xlim=(0, 1.02), xlabel="share of prompts, surest first", ylabel="mean score, points")
-        return _svg(figure, "Mean score of the prompts the router is surest about, against their share")
+        axes.set(xlim=(0, 1.02), xlabel="share of prompts, most confident first", ylabel="mean score, points")
+        return _svg(figure, "Mean score of the most confident prompts against their share")
 
 
 def cost_label(manifest: Manifest) -> str:
@@ -158,7 +158,7 @@ def _points(corners: Sequence[dict[str, float]]) -> tuple[list[float], list[floa
 
 
 def _to_the_right(corner: dict[str, float], costs: dict[str, float]) -> dict[str, float]:
-    """A hull is flat beyond its last corner."""
+    """The curve extended to the right edge: a hull is flat beyond its last corner."""
     return {**corner, "mean_active_params_b": max(costs.values())}
 
 
@@ -178,8 +178,8 @@ def _draw_labels(
     points: Sequence[tuple[float, float, str, str]],
     lines: Sequence[tuple[list[float], list[float]]],
 ) -> None:
-    """A name at every point, where it covers neither another nor a line; led to its point where it is not beside it."""
-    figure.draw_without_rendering()  # only now it is known where points fall
+    """A name at every point that covers no other name or line, with a leader line if it is not beside the point."""
+    figure.draw_without_rendering()  # positions are known only after drawing
     there = [tuple(map(float, axes.transData.transform((x, y)))) for x, y, _, _ in points]
     box = axes.get_window_extent()
     names = [Label(x, y, _short(name)) for (x, y), (_, _, name, _) in zip(there, points, strict=True)]
@@ -217,7 +217,7 @@ def _svg(figure: Figure, description: str) -> str:
     """The figure as an SVG element that fills its place and takes its colours from the page."""
     text = StringIO()
     with catch_warnings():
-        # matplotlib measures by its own font; the text stays text, and the browser has fonts for every script
+        # matplotlib measures with its own font; browsers have fonts for every script
         filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()[text.getvalue().index("<svg") :]
@@ -233,7 +233,7 @@ def _svg(figure: Figure, description: str) -> str:
 
 
 SPACING = 6.0
-CHARACTER, LINE, GAP = 5.9, 13.0, 8.0  # of the charts' font; a little generous
+CHARACTER, LINE, GAP = 5.9, 13.0, 8.0  # pixels of the charts' font, rounded up
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from router_training.report import charts, tables
 from router_training.report.tables import escape
 
 REPORT = "report.html"
-NEEDED = {"router", "curve", "confusion", "reliability"}  # keys that the earliest evaluations did not have
+NEEDED = {"router", "curve", "confusion", "reliability"}  # keys missing from the earliest evaluations
 
 Evaluation = dict[str, Any]
 
@@ -25,14 +25,14 @@ class NothingToReport(ArtifactError):
 
 
 def write_report(folder: Path) -> Path:
-    """The page of the artifact in `folder`, written into it.
+    """Write the report of the artifact in `folder` into the folder.
 
-    Raises ArtifactError if the artifact is not sound, NothingToReport if it was never evaluated.
+    Raises ArtifactError if the artifact is damaged, NothingToReport without an evaluation.
     """
     artifact = artifacts.load(folder)
     evaluation = artifact_checks.read_evaluation(folder, artifact.manifest)
     if evaluation is None or not set(evaluation) >= NEEDED:
-        raise NothingToReport(f"{folder} has no evaluation that a report could be made of; `coe-train fit` writes one")
+        raise NothingToReport(f"{folder} has no evaluation to report on; `coe-train fit` writes one")
     path, text = folder / REPORT, page(artifact, evaluation)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{REPORT}.") as workplace:
         draft = Path(workplace) / REPORT
@@ -52,7 +52,7 @@ def with_texts(evaluation: Evaluation, dataset: Dataset) -> Evaluation:
 
 
 def page(artifact: Artifact, evaluation: Evaluation) -> str:
-    """The whole page; it needs nothing from anywhere else."""
+    """The whole page; it loads no other resources."""
     body = "\n".join(
         [
             _headline(artifact, evaluation),
@@ -82,14 +82,15 @@ def _headline(artifact: Artifact, evaluation: Evaluation) -> str:
         (f"{100 * router['score']:.1f}", "points, the router"),
         (f"{100 * best['score']:.1f}", f"points, always {best['expert']}"),
         (f"{100 * router['gain']:+.2f}", f"points gained ({100 * low:+.2f} to {100 * high:+.2f})"),
-        (f"{100 * outside['gain']:+.2f}" if outside else "-", "points on groups it was not trained on"),
+        (f"{100 * outside['gain']:+.2f}" if outside else "-", "points on groups left out of training"),
     ]
     boxes = "".join(f'<div class="card"><b>{escape(b)}</b><span>{escape(text)}</span></div>' for b, text in cards)
     solved = evaluation.get("re_solved")
     note = ""
     if solved and not solved["measured"]:
         note = (
-            f"<p class=no>The mapping was solved again since; the figures are of router {escape(solved['from'])}.</p>"
+            "<p class=no>The mapping has been solved again since;"
+            f" the figures are those of router {escape(solved['from'])}.</p>"
         )
     return (
         f"<h1>This router is {better} always asking {escape(best['expert'])}</h1>"
@@ -102,8 +103,8 @@ def _quality(artifact: Artifact, evaluation: Evaluation) -> str:
     spent = "active parameters" if artifact.manifest.cost_unit == "active_params_b" else "price"
     return (
         f"<h2>Quality against {spent}</h2>"
-        "<p>The zero router mixes single experts at random; a router is worth something where its line is above. The"
-        " oracle knows the best expert of every prompt.</p>"
+        "<p>The zero router mixes single experts at random; a router gains where its line is above. The"
+        " oracle always takes the best expert of a prompt.</p>"
         + _figure(
             charts.quality_against_cost(artifact.manifest, evaluation),
             f"Area between the router's line and the zero router's: {100 * evaluation['delta_aiq']:+.2f} points on"
@@ -119,7 +120,7 @@ def _outside(evaluation: Evaluation) -> str:
         return ""
     return (
         "<h2>On prompts unlike its training data</h2>"
-        "<p>Each group was left out of training in turn. Below zero, routing such prompts costs score.</p>"
+        "<p>Each group was left out of training in turn. Below zero, routing lowers the score of such prompts.</p>"
         + _figure(charts.leave_group_out_bars(outside), "Gain over the best single expert by group left out", wide=True)
     )
 
@@ -128,9 +129,9 @@ def _categories(artifact: Artifact, evaluation: Evaluation) -> str:
     manifest = artifact.manifest
     confusion = ""
     if any(any(row) for row in evaluation["confusion"]):
-        confusion = "<h2>Which category is taken for which</h2>"
+        confusion = "<h2>Confused categories</h2>"
         confusion += tables.confusion_table(manifest.categories, evaluation["confusion"])
-    return f"<h2>Who is good at what</h2>{tables.heat_map(manifest)}{confusion}"
+    return f"<h2>Scores by category</h2>{tables.heat_map(manifest)}{confusion}"
 
 
 def _confidence(evaluation: Evaluation) -> str:
@@ -138,16 +139,16 @@ def _confidence(evaluation: Evaluation) -> str:
     reliability = ""
     if calibration["ece"] is not None and bins:
         caption = (
-            f"Where it says 80 %, is it right 80 % of the time? Mean error {100 * calibration['ece']:.1f} points"
+            f"Hit rate against confidence. Mean error {100 * calibration['ece']:.1f} points"
             f" (dashed: none), {100 * calibration['ece_before']:.1f} before calibration;"
             f" Brier score {calibration['brier']:.3f}, {calibration['brier_before']:.3f} before"
         )
         reliability = _figure(charts.reliability_curve(bins), caption)
     coverage = _figure(
         charts.risk_coverage_curve(evaluation),
-        "Mean score of the prompts it is surest about; dashed: always the best single expert",
+        "Mean score of the most confident prompts; dashed: always the best single expert",
     )
-    return f'<h2>How sure it is</h2><div class="pair">{reliability}{coverage}</div>'
+    return f'<h2>Confidence</h2><div class="pair">{reliability}{coverage}</div>'
 
 
 def _robustness(evaluation: Evaluation) -> str:
@@ -161,8 +162,8 @@ def _worst(evaluation: Evaluation) -> str:
     if not prompts:
         return ""
     return (
-        "<h2>Where it went most wrong</h2>"
-        "<p>Prompts that promised a high score and got a low one, while another expert did better.</p>"
+        "<h2>Worst prompts</h2>"
+        "<p>Prompts with a high expected and a low actual score, on which another expert scored higher.</p>"
         + tables.worst_prompts_table(prompts)
     )
 
@@ -175,7 +176,7 @@ def _card(artifact: Artifact, evaluation: Evaluation) -> str:
         ("evaluated on", f"{evaluation.get('date', 'an unknown date')}, {evaluation['n_prompts']:,} prompts"),
         (
             "trained on",
-            f"{manifest.prompts:,} prompts, the held-out ones once it was judged by them; data {manifest.data_hash}",
+            f"{manifest.prompts:,} prompts, including the held-out ones after evaluation; data {manifest.data_hash}",
         ),
         ("categories", f"{len(manifest.categories)}: {', '.join(manifest.categories)}"),
         ("experts", f"{sizes} ({charts.cost_label(manifest).removeprefix('mean ').removesuffix(' per prompt')})"),

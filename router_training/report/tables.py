@@ -1,4 +1,4 @@
-"""The report's tables as HTML; every text from outside is escaped. Knows nothing of charts or files."""
+"""The report's tables as HTML; every text from outside is escaped. Does not depend on charts or files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Evaluation = dict[str, Any]
 
 
 def objectives_table(manifest: Manifest, evaluation: Evaluation) -> str:
-    """What each objective spends and gains, and whether it is served."""
+    """Cost and gain of each objective, and whether it is served."""
     rows = {row["objective"]: row for row in evaluation["by_budget"]}
     lines = []
     for name, entry in manifest.objectives.items():
         row = rows.get(name, evaluation["router"] if entry.budget is None else None)
         lines.append(_row(name, [*_figures(entry, row), _verdict(entry)]))
     heads = ("<objective", "budget", "spent", "score", "gain, 95 % interval", "<over", "<served")
-    return _table("Mean cost per prompt, score and gain on the prompts it is judged on; in points", heads, lines)
+    return _table("Mean cost per prompt, score and gain on evaluation prompts; in points", heads, lines)
 
 
 def heat_map(manifest: Manifest) -> str:
@@ -43,26 +43,24 @@ def heat_map(manifest: Manifest) -> str:
             for name in experts
         ]
         lines.append(f'<tr><th scope="row">{escape(category)}</th>{"".join(cells)}</tr>')
-    caption = (
-        "Score in points, and how many prompts stand behind it; shrunk towards the expert's mean where they are few"
-    )
+    caption = "Score in points, and its number of prompts; with few prompts it is shrunk towards the expert's mean"
     return _crossed("category, expert", caption, experts, lines)
 
 
 def confusion_table(categories: Sequence[str], shares: Sequence[Sequence[float]]) -> str:
-    """Which category was taken for which, in percent of the true one."""
+    """The confusion matrix, in percent of the true category."""
     lines = []
     for category, row in zip(categories, shares, strict=True):
         if not any(row):
             continue
         cells = [_heat_cell(f"{100 * v:.0f}" if v >= 0.005 else "", v, best=False) for v in row]
         lines.append(f'<tr><th scope="row">{escape(category)}</th>{"".join(cells)}</tr>')
-    caption = "Percent of the prompts of a category (row) that were taken for each category (column)"
+    caption = "Percent of the prompts of a category (row) that were classified as each category (column)"
     return _crossed("true, predicted", caption, categories, lines)
 
 
 def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
-    """Prompts that promised much and scored little, while another expert did better."""
+    """Prompts with a high expected and a low actual score, on which another expert scored higher."""
     lines = []
     for one in prompts:
         text = cut(one["text"]) if "text" in one else f"prompt {one['prompt_id']}"
@@ -71,7 +69,7 @@ def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
         cells = (_taken_for(one), went, better)
         wrapped = "".join(f'<td class="wrapped">{escape(cell)}</td>' for cell in cells)
         lines.append(f'<tr><td class="prompt">{escape(text)}</td>{wrapped}</tr>')
-    return _table("Scores in points", ("<prompt", "<category", "<went to", "<better would have been"), lines)
+    return _table("Scores in points", ("<prompt", "<category", "<routed to", "<better"), lines)
 
 
 def _taken_for(prompt: dict[str, Any]) -> str:
@@ -80,7 +78,7 @@ def _taken_for(prompt: dict[str, Any]) -> str:
 
 
 def robustness_table(robustness: dict[str, Any]) -> str:
-    """What slight changes of a prompt do to who answers it, and to the score."""
+    """The effect of slight changes of a prompt on its expert and score."""
     names = {"typos": "typing errors", "case": "capitals", "reworded": "another word order", "filler": "politeness"}
     lines = [
         _row(
@@ -120,7 +118,7 @@ def _text(words: str) -> str:
 
 
 def _verdict(entry: ObjectiveEntry) -> str:
-    mark = "" if entry.measured else ", not measured since it was solved anew"
+    mark = "" if entry.measured else ", not measured since it was solved again"
     if entry.shipped:
         return f'<td class="reason"><span class="yes">yes</span>{mark}</td>'
     return f'<td class="reason"><span class="no">no</span>: {escape(entry.refusal or "")}{mark}</td>'
@@ -137,7 +135,7 @@ def _row(name: str, cells: Iterable[str]) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
-    """Heads that begin with < stand over text."""
+    """A header row; names that begin with < are over text columns."""
     head = "".join(
         f'<th scope="col"{" class=text" if name.startswith("<") else ""}>{escape(name.removeprefix("<"))}</th>'
         for name in heads
@@ -147,18 +145,18 @@ def _table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
 
 
 def _crossed(corner: str, caption: str, columns: Iterable[str], lines: Iterable[str]) -> str:
-    """A table of coloured cells, with its columns' names upright."""
+    """A table of coloured cells with vertical column names."""
     heads = "".join(f'<th scope="col" class="up">{escape(name)}</th>' for name in columns)
     head = f'<thead><tr><th scope="col" class="text">{escape(corner)}</th>{heads}</tr></thead>'
     return _titled(caption, f'<table class="heat">{head}<tbody>{"".join(lines)}</tbody></table>')
 
 
 def _titled(caption: str, table: str) -> str:
-    """The caption stays where it is while a wide table is moved under a narrow screen."""
+    """A table with its caption outside of the scrolled area."""
     named = table.replace("<table", f'<table aria-label="{escape(caption)}"', 1)
     return f'<p class="muted">{escape(caption)}</p><div class="scroll">{named}</div>'
 
 
 def escape(text: str) -> str:
-    """Nothing in it is taken for markup, and nothing turns the direction of what follows."""
+    """Escaped text without markup and without bidirectional control characters."""
     return html.escape(visible(text))

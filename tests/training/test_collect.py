@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from coe_server.errors import ConfigError, DatasetError
 from router_training import in_silence
 from router_training.cli import app
+from router_training.collect import endpoint as limits
 from router_training.collect.progress import SilentBars, Tally
 from router_training.collect.run import Files, collect, plan
-from router_training.collect.run import endpoint as patience
 from router_training.collect.settings import CollectConfig, read_collect_config
 from router_training.data.dataset import read_dataset
 from tests.patience import PATIENCE_SECONDS
@@ -281,8 +281,8 @@ def test_an_expert_that_cannot_answer_is_given_up_and_the_others_are_asked(tmp_p
 def test_an_endpoint_that_only_fails_is_given_up(tmp_path: Path) -> None:
     with endpoint(lambda body, times: Says(status=500)) as stand_in:
         settings = config(stand_in, experts=[{"name": "a"}], request={"retries": 0, "concurrency": 1})
-        run(settings, files(tmp_path, patience.GIVE_UP_AFTER + 5))
-    assert stand_in.asked.total() == patience.GIVE_UP_AFTER
+        run(settings, files(tmp_path, limits.GIVE_UP_AFTER + 5))
+    assert stand_in.asked.total() == limits.GIVE_UP_AFTER
 
 
 def test_a_dry_run_sends_and_writes_nothing(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_a_collection_that_was_stopped_goes_on_without_a_lost_or_doubled_row(
         assert not where.out.exists()
         if how == signal.SIGINT:
             assert process.returncode == 130
-            assert "the same command again goes on from there" in said
+            assert "run the same command again to resume" in said
             assert "Traceback" not in said
         holding[0] = False
         process = start(tmp_path, settings)
@@ -412,7 +412,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path:
         process = start(tmp_path, settings, largest_file_kib=3)
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 2
-        assert "outcomes.raw.jsonl takes no more: File too large; all before is kept" in said
+        assert "outcomes.raw.jsonl write failed: File too large; earlier records are kept" in said
         kept = len(where.raw.read_text().splitlines())
         assert 0 < kept < 40
         stand_in.bodies.clear()

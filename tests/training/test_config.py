@@ -104,7 +104,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"data": {"prompts": ["p"]}}, "data.outcomes: is missing"),
         ({"classifier": {"folds": 1}}, "classifier.folds: input should be greater than or equal to 2, not 1"),
         ({"mapping": {"mode": "medium"}}, "mapping.mode: 'medium' is not one of 'soft' or 'hard'"),
-        ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is no expert"),
+        ({"mapping": {"pins": {"c": "zed"}}}, "'zed', which is not an expert"),
         (
             {"objectives": {"cheap": {"active_params_b": -1}}},
             "objectives.cheap.active_params_b: input should be greater than 0, not -1",

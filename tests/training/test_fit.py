@@ -214,7 +214,7 @@ def test_evaluate_measures_an_artifact_on_other_prompts(trained: Path, tmp_path:
             "objectives.tiny.active_params_b: 0.0001 is below the smallest expert's 0.0007",
         ),
         ({"mapping": {"pins": {"cooking": "fr"}}}, "category 'cooking', which the data does not have"),
-        ({"data": {"prompts": ["no.jsonl"], "outcomes": ["outcomes.jsonl"]}}, "there is no file"),
+        ({"data": {"prompts": ["no.jsonl"], "outcomes": ["outcomes.jsonl"]}}, "no such file"),
         ({"data": {"prompts": ["prompts.jsonl"], "outcomes": ["outcomes.jsonl"], "label": "topic"}}, "'topic'"),
         (
             {"experts": [{"name": "fr", "active_params_b": 1}], "objectives": {"quality": {}}},

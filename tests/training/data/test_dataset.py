@@ -92,7 +92,7 @@ def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> Non
         ([{**ROW, "category": ["a", "b"]}], [OUTCOME], r"row 1: category \['a', 'b'\] is not a text"),
         ([{**ROW, "group": {"a": 1}}], [OUTCOME], "row 1: group"),
         ([{"prompt_id": "a", "messages": [{"content": 5}]}], [OUTCOME], r"row 1: messages\[0\].content"),
-        ([[1]], [OUTCOME], "row 1 is not an object; a file has one JSON object a line, or is Parquet"),
+        ([[1]], [OUTCOME], "row 1 is not an object; expected one JSON object a line, or Parquet"),
     ],
 )
 def test_wrong_data_is_refused_with_file_and_row(
@@ -175,7 +175,7 @@ def test_parquet_whose_text_is_not_utf8_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
 def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> None:
     write_jsonl(tmp_path / "o.jsonl", [OUTCOME])
-    with pytest.raises(DatasetError, match="there is no file"):
+    with pytest.raises(DatasetError, match="no such file"):
         read_dataset([tmp_path / name], [tmp_path / "o.jsonl"], ("x",))
     (tmp_path / name).write_bytes(b"\x93NUMPY nonsense")
     with pytest.raises(DatasetError, match=name):
@@ -184,7 +184,7 @@ def test_a_file_that_is_something_else_is_named(tmp_path: Path, name: str) -> No
 
 def test_a_table_of_commas_is_told_what_is_read(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt_id,prompt\na,hello\n")
-    with pytest.raises(DatasetError, match=r"p.csv, row 1 is not JSON .*; a file has one JSON object a line, or is"):
+    with pytest.raises(DatasetError, match=r"p.csv, row 1 is not JSON .*; expected one JSON object a line, or"):
         read_dataset([tmp_path / "p.csv"], [tmp_path / "p.csv"], ("x",))
 
 

@@ -110,7 +110,7 @@ def test_no_near_duplicates_are_on_both_sides_of_a_split_by_prompt(dataset: Data
     report = check(dataset, sides, folds=5)
     assert (report.duplicates.prompts, report.duplicates.across_split) == (160, 0)
     assert report.duplicates.moved == sides.moved
-    assert any(f"{sides.moved} prompts changed sides" in warning for warning in report.warnings)
+    assert any(f"{sides.moved} prompts moved to the other side" in warning for warning in report.warnings)
 
 
 def test_a_split_by_group_keeps_groups_whole_and_tells_of_near_duplicates_across(dataset: Dataset) -> None:

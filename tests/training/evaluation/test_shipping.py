@@ -13,6 +13,6 @@ def test_a_gain_that_is_rounding_ships_nothing() -> None:
 def test_a_loss_that_is_rounding_is_none() -> None:
     assert exam_failed(-1e-16, has_budget=True) is None
     assert exam_failed(-1e-3, has_budget=False) == (
-        "on the prompts held out it loses against the best single expert: the upper bound is -0.10 points"
+        "on held-out prompts it loses against the best single expert: the upper bound is -0.10 points"
     )
     assert refusal(0.1, -0.01 - 1e-16, has_budget=False, harm_limit=0.01) is None
