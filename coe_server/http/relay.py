@@ -187,7 +187,10 @@ class _EventRelay:
                     await self._judge(events)
                 if len(events) > JUDGED_BYTES:  # other requests have their turn
                     await asyncio.sleep(0)
-        if rest := cutter.rest:
+        await self._end(cutter.rest)
+
+    async def _end(self, rest: bytes) -> None:
+        if rest:
             await self._judge(rest)
         if not self._out.spoken:
             verdict = self._opening.verdict(self._parsed.may_be_silent)
