@@ -1,10 +1,12 @@
-"""What a gateway costs: direct, ours with routing on, LiteLLM's auto router, NeMo Switchyard; same upstream, same core.
+"""What a gateway costs: direct, the floor, ours, LiteLLM's auto router, NeMo Switchyard; same upstream, same core.
 
     python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV
     python benchmarks/gateway.py --artifact artifacts/demo-router --seconds 3 --no-write     # ours alone, short
 
 Needs wrk, nginx, gcc and node. The peers live in environments of their own and are left out where none is given. Every
-gateway has the second core in turn; wrk (or node) and the upstream share the first. Written to docs/benchmarks.md.
+gateway has the second core in turn; wrk (or node) and the upstream share the first. The floor is `pass_through.py`; it
+and ours are up together and take turns in every round, since only their ratio is stable on a busy machine. Written to
+docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import yaml
@@ -50,13 +53,24 @@ ANSWER = {
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A server under test: how it is started, where it listens, and which model name makes it route."""
+    """A server under test: how it is started, where it listens, and which model name makes it route.
+
+    `named` is a model that needs no routing: a second row.
+    """
 
     name: str
     command: tuple[str, ...]
     port: int
     model: str
     environment: dict[str, str] = field(default_factory=dict)
+    named: str | None = None
+
+    @property
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """The name of each row and the model that its requests name."""
+        yield self.name, self.model
+        if self.named is not None:
+            yield f"{self.name}, by name", self.named
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,19 @@ class Load:
         """Requests for each second of processor time: what one core could do, however busy the machine is."""
         return self.requests / self.cpu_seconds if self.cpu_seconds > 0 else None
 
+    @classmethod
+    def of_rounds(cls, rounds: Sequence[Load]) -> Load:
+        """All requests of the rounds; of each percentile the median."""
+        return cls(
+            requests=sum(one.requests for one in rounds),
+            seconds=sum(one.seconds for one in rounds),
+            p50_ms=median(one.p50_ms for one in rounds),
+            p90_ms=median(one.p90_ms for one in rounds),
+            p99_ms=median(one.p99_ms for one in rounds),
+            failed=sum(one.failed for one in rounds),
+            cpu_seconds=sum(one.cpu_seconds for one in rounds),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -90,18 +117,20 @@ class Row:
     busy: Load
     resident_mib: float
 
+    @classmethod
+    def of_rounds(cls, rounds: Sequence[Row]) -> Row:
+        alone, busy = Load.of_rounds([one.alone for one in rounds]), Load.of_rounds([one.busy for one in rounds])
+        return cls(rounds[0].name, alone, busy, max(one.resident_mib for one in rounds))
+
 
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="coe-gateway-") as made, _nginx(Path(made)) as upstream:
         folder = Path(made)
-        rows = [_measure(_direct(upstream), upstream, folder, options.seconds)]
-        for gateway in _gateways(options, upstream, folder):
-            with _running(
-                gateway.command, gateway.environment, folder / f"{gateway.name}.log", GATEWAY_CORE
-            ) as process:
-                _wait_for(gateway.port, process, folder / f"{gateway.name}.log")
-                rows.append(_measure(gateway, upstream, folder, options.seconds, process.pid))
+        rows = [_measure("direct", _direct(upstream), folder, options.seconds)]
+        rows += _in_turns([_floor(upstream), *_ours_all(options, upstream, folder)], folder, options)
+        for peer in _peers(options, upstream, folder):
+            rows += _in_turns([peer], folder, options)
         streams = _streams(options, folder)
     text = _text(options.seconds, rows, streams)
     print(text)
@@ -115,8 +144,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--litellm", type=Path, help="environment with litellm[proxy]")
     parser.add_argument("--switchyard", type=Path, help="environment with nemo-switchyard")
     parser.add_argument("--another", type=Path, help="environment with this project and another Python: a second row")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each of the two loads, for each gateway")
-    parser.add_argument("--rounds", type=int, default=3, help="of the streams; each lasts two times five seconds")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each of the two loads in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="of the loads, and of the streams")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
@@ -125,10 +154,19 @@ def _direct(upstream: int) -> Gateway:
     return Gateway("direct", (), upstream, "upstream")
 
 
-def _gateways(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
+def _floor(upstream: int) -> Gateway:
+    port = _free_port()
+    program = (sys.executable, "-m", "benchmarks.pass_through", str(port), f"http://127.0.0.1:{upstream}")
+    return Gateway("floor", program, port, "upstream", {"PYTHONPATH": str(HERE.parent)})
+
+
+def _ours_all(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
     yield _ours(options.artifact, upstream, folder)
     if options.another is not None:
         yield _ours(options.artifact, upstream, folder, options.another)
+
+
+def _peers(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator[Gateway]:
     if options.litellm is not None:
         yield _litellm(options.litellm, upstream, folder)
     if options.switchyard is not None:
@@ -149,7 +187,7 @@ def _ours(artifact: Path, upstream: int, folder: Path, environment: Path | None 
     coe = Path(sys.executable).with_name("coe") if environment is None else environment / "bin/coe"
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(settings))
-    return Gateway(name, (str(coe), "serve", str(file)), port, "auto")
+    return Gateway(name, (str(coe), "serve", str(file)), port, "auto", named=EXPERTS[0])
 
 
 def _interpreter(environment: Path) -> str:
@@ -209,15 +247,38 @@ confidence_threshold = 0.5
     )
 
 
-def _measure(gateway: Gateway, upstream: int, folder: Path, seconds: float, pid: int | None = None) -> Row:
-    bodies = folder / f"{gateway.name}.bodies"
-    bodies.write_text("".join(_bodies(gateway.model)))
-    print(f"{gateway.name}: warming up", file=sys.stderr, flush=True)
+def _in_turns(gateways: Sequence[Gateway], folder: Path, options: argparse.Namespace) -> list[Row]:
+    """All of them are up; in every round each is measured once, one after the other."""
+    with ExitStack() as running:
+        pids = {one.name: running.enter_context(_up(one, folder)).pid for one in gateways}
+        measured: dict[str, list[Row]] = {}
+        for _ in range(options.rounds):
+            for gateway in gateways:
+                for name, model in gateway.rows:
+                    row = _measure(name, gateway, folder, options.seconds, pids[gateway.name], model)
+                    measured.setdefault(name, []).append(row)
+    return [Row.of_rounds(rounds) for rounds in measured.values()]
+
+
+@contextmanager
+def _up(gateway: Gateway, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    log = folder / f"{gateway.name}.log"
+    with _running(gateway.command, gateway.environment, log, GATEWAY_CORE) as process:
+        _wait_for(gateway.port, process, log)
+        yield process
+
+
+def _measure(
+    name: str, gateway: Gateway, folder: Path, seconds: float, pid: int | None = None, model: str | None = None
+) -> Row:
+    bodies = folder / f"{name}.bodies"
+    bodies.write_text("".join(_bodies(model or gateway.model)))
+    print(f"{name}: warming up", file=sys.stderr, flush=True)
     _wrk(gateway.port, bodies, 8, min(3.0, seconds), pid)
-    print(f"{gateway.name}: one at a time, then 32 at a time", file=sys.stderr, flush=True)
+    print(f"{name}: one at a time, then 32 at a time", file=sys.stderr, flush=True)
     alone = _wrk(gateway.port, bodies, 1, seconds, pid)
     busy = _wrk(gateway.port, bodies, 32, seconds, pid)
-    return Row(gateway.name, alone, busy, _resident_mib(pid) if pid is not None else 0.0)
+    return Row(name, alone, busy, _resident_mib(pid) if pid is not None else 0.0)
 
 
 def _bodies(model: str) -> Iterator[str]:
@@ -239,27 +300,40 @@ def _wrk(port: int, bodies: Path, connections: int, seconds: float, pid: int | N
 
 
 def _streams(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """100 streams at 50 tokens a second, straight and through ours, the same token of the same stream compared."""
+    """100 streams at 50 tokens a second, straight and through a gateway, the same token of the same stream compared.
+
+    Through the floor in one half of the rounds and through ours in the other, in turns.
+    """
     source = _free_port()
     program = folder / "token_source"
     subprocess.run(("gcc", "-O2", "-o", str(program), str(HERE / "in_c/token_source.c")), check=True)
-    ours = _ours(options.artifact, source, folder)
+    floor, ours = _floor(source), _ours(options.artifact, source, folder)
     with (
         _running((str(program), str(source), str(TOKENS), str(PACE)), {}, folder / "source.log", LOAD_CORE),
-        _running(ours.command, ours.environment, folder / "ours-streams.log", GATEWAY_CORE) as process,
+        _up(floor, folder) as passing,
+        _up(ours, folder) as process,
     ):
-        _wait_for(ours.port, process, folder / "ours-streams.log")
         print("streams", file=sys.stderr, flush=True)
-        before = _cpu_seconds(process.pid)
-        client = (
-            *("taskset", "-c", LOAD_CORE, "node", str(HERE / "in_node/streams.mjs"), f"http://127.0.0.1:{source}/v1"),
-            *(f"http://127.0.0.1:{ours.port}/v1", "auto", str(STREAMS), str(options.rounds)),
-        )
-        done = subprocess.run(client, capture_output=True, text=True, timeout=300, check=True)
-        spent = _cpu_seconds(process.pid) - before
+        spent: dict[str, list[float]] = {"floor": [], "ours": []}
+        for _ in range(options.rounds):
+            _, us = _streamed(source, floor, passing.pid)
+            spent["floor"].append(us)
+            found, us = _streamed(source, ours, process.pid)
+            spent["ours"].append(us)
+    return found | {f"{name}_us_per_chunk": median(values) for name, values in spent.items()}
+
+
+def _streamed(source: int, gateway: Gateway, pid: int) -> tuple[dict[str, Any], float]:
+    """The delays of one round, and the gateway's microseconds of processor time for each chunk."""
+    before, rounds = _cpu_seconds(pid), 1
+    client = (
+        *("taskset", "-c", LOAD_CORE, "node", str(HERE / "in_node/streams.mjs"), f"http://127.0.0.1:{source}/v1"),
+        *(f"http://127.0.0.1:{gateway.port}/v1", gateway.model, str(STREAMS), str(rounds)),
+    )
+    done = subprocess.run(client, capture_output=True, text=True, timeout=300, check=True)
+    chunks = STREAMS * (TOKENS + 1) * (rounds + 1)  # the client reads all once before it measures
     found: dict[str, Any] = json.loads(done.stdout)
-    chunks = STREAMS * (TOKENS + 1) * (options.rounds + 1)
-    return found | {"cpu_us_per_chunk": 1e6 * spent / chunks}
+    return found, 1e6 * (_cpu_seconds(pid) - before) / chunks
 
 
 @contextmanager
@@ -340,14 +414,15 @@ def _free_port() -> int:
 
 
 def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
-    direct, ours = rows[0], rows[1]
+    direct, floor, ours, named = rows[:4]
     lines = [
         "## Gateway",
         "",
         f"`python benchmarks/gateway.py --artifact artifacts/demo-router --seconds {seconds:g} --litellm VENV"
         " --switchyard VENV`. Upstream:",
         "nginx with one fixed answer; wrk sends the demo's 300 held-out prompts. Each gateway in turn on the second",
-        "core, wrk and nginx on the first. Ours routes every prompt with the demo's router among five remote experts,",
+        "core, wrk and nginx on the first. The floor is `benchmarks/pass_through.py`: uvicorn and aiohttp pass",
+        "the same bytes through. Ours routes every prompt with the demo's router among five remote experts,",
         "logs a line for each request and counts its metrics; LiteLLM routes with its complexity router,",
         "Switchyard with its stage router; none checks keys. added: p50 less the direct p50. per core: requests for",
         "each second of processor time that the gateway's processes took at 32 at a time.",
@@ -367,7 +442,13 @@ def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
             *(f"{row.resident_mib:.0f}" if row.resident_mib else "", str(row.alone.failed + row.busy.failed)),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", *_verdicts(rows, direct, ours), "", *_stream_lines(streams)]
+    lines += [
+        "",
+        *_verdicts(rows, direct, ours),
+        *_floor_verdicts(floor, ours, named, streams),
+        "",
+        *_stream_lines(streams),
+    ]
     return "\n".join(lines)
 
 
@@ -380,6 +461,24 @@ def _verdicts(rows: list[Row], direct: Row, ours: Row) -> Iterator[str]:
         if row.name == "LiteLLM" and row.busy.per_core and ours.busy.per_core:
             times = ours.busy.per_core / row.busy.per_core
             yield f"- Requests per core: {times:.1f} times LiteLLM's, goal at least 5: {_verdict(times >= 5)}."
+
+
+def _floor_verdicts(floor: Row, ours: Row, named: Row, streams: dict[str, Any]) -> Iterator[str]:
+    """Ratios to the floor of the same run."""
+
+    def cpu_us(load: Load) -> float:
+        return 1e6 * load.cpu_seconds / load.requests
+
+    for what, mine, least, goal in (
+        ("p50 of `auto`, one at a time, ms", ours.alone.p50_ms, floor.alone.p50_ms, 3.0),
+        ("p50 by name, one at a time, ms", named.alone.p50_ms, floor.alone.p50_ms, 2.0),
+        ("processor time of `auto`, 32 at a time, µs", cpu_us(ours.busy), cpu_us(floor.busy), 4.0),
+        ("processor time by name, 32 at a time, µs", cpu_us(named.busy), cpu_us(floor.busy), None),
+        ("processor time of a stream's chunk, µs", streams["ours_us_per_chunk"], streams["floor_us_per_chunk"], 2.0),
+    ):
+        times = mine / least
+        goal_text = "" if goal is None else f", goal at most {goal:g}: {_verdict(times <= goal)}"
+        yield f"- {what}: {mine:.3g}, floor {least:.3g}, {times:.1f} times{goal_text}."
 
 
 def _stream_lines(streams: dict[str, Any]) -> Iterator[str]:
@@ -397,7 +496,7 @@ def _stream_lines(streams: dict[str, Any]) -> Iterator[str]:
     yield ""
     added = streams["added"]["p99"]
     yield f"- Added at p99: {added:.2f} ms, goal at most 20: {_verdict(added <= 20)}."
-    yield f"- Processor time: {streams['cpu_us_per_chunk']:.0f} µs a chunk."
+    yield f"- Processor time: {streams['ours_us_per_chunk']:.0f} µs a chunk."
 
 
 def _verdict(is_met: bool) -> str:

@@ -140,18 +140,24 @@ class Overview:
     def expected(self) -> Mapping[str, Expected]:
         """What a request that arrived now would meet at each expert. The forecast adds the turns ahead of it."""
         self._look_again()
-        for name, slot in self._to_expect_anew.items():
-            self._expected[name] = _expected(slot, self._limits.max_concurrency)
-        self._to_expect_anew.clear()
+        for name in tuple(self._to_expect_anew):
+            self.expected_of(name)
         return self._expected
+
+    def expected_of(self, name: str) -> Expected:
+        """The same of one expert; raises KeyError where there is none of that name."""
+        self._look_again()
+        slot = self._to_expect_anew.pop(name, None)
+        if slot is not None:
+            self._expected[name] = _expected(slot, self._limits.max_concurrency)
+        return self._expected[name]
 
     def forecast(self, now: float) -> Forecast:
         """When each waiting expert's turn comes if no other expert is requested."""
         self._look_again()
         queues = [self._queue(slot) for slot in self._in_turn.values()]
         order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
-        expected = self.expected()
-        waiting = [expected[turn.expert].turn for turn in order]
+        waiting = [self.expected_of(turn.expert).turn for turn in order]
         standing = self.standing
         here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
         places = [_can_leave_in(slot, now, self._limits) for slot in here if shares_the_device(slot)]
@@ -213,25 +219,25 @@ class Overview:
 
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
-    up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
-    ahead = slot.waiters.leases + (slot.leases if slot.settled else 0)
+    rests, settled, service, waiting = slot.resting_tier, slot.settled, slot.costs.service, slot.waiters.leases
+    up_from = rests if slot.tier is Tier.DEVICE else slot.tier
+    ahead = waiting + (slot.leases if settled else 0)
     must_end = ahead >= max_concurrency and not slot.draining
     return Expected(
         slot.residency,
         slot.failure.reason if slot.failure else None,
-        slot.expert.remote or (slot.settled and not slot.draining),
+        slot.expert.remote or (settled and not slot.draining),
         slot.moving is not None and slot.moving.target is Tier.DEVICE,
         up_from is Tier.DISK,
         slot.costs.move(up_from, Tier.DEVICE),
-        ahead // max_concurrency * slot.costs.service,
+        ahead // max_concurrency * service,
         _makes_room(slot, ahead, max_concurrency) if must_end else None,
-        slot.costs.service,
+        service,
         Ahead(
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            _serving_seconds(slot, slot.waiters.leases, max_concurrency)
-            + slot.costs.move(Tier.DEVICE, slot.resting_tier),
+            ceil(waiting / max_concurrency) * service + slot.costs.move(Tier.DEVICE, rests),
         ),
     )
 
@@ -263,17 +269,12 @@ def _makes_room(slot: Slot, place: int, max_concurrency: int) -> float | None:
     return slot.let_in[position] if position < len(slot.let_in) else None
 
 
-def _serving_seconds(slot: Slot, leases: int, max_concurrency: int) -> float:
-    """Seconds in which so many have been held and given back, going by the answers so far."""
-    return ceil(leases / max_concurrency) * slot.costs.service
-
-
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
-    down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
+    down, service = slot.costs.move(Tier.DEVICE, slot.resting_tier), slot.costs.service
     last = _makes_room(slot, goes_on - 1, limits.max_concurrency) if goes_on else None
-    left = _serving_seconds(slot, goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
+    left = ceil(goes_on / limits.max_concurrency) * service - passed(last, service, now)
     return seconds_left(slot, now) + left + down
 
 

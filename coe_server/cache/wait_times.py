@@ -6,7 +6,7 @@ The estimate supposes that no other request comes: the turns ahead, dealt to the
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from math import ceil
@@ -189,28 +189,19 @@ class Waits:
         self._limits = limits
         self._clock = clock
         self._widest = 1  # leases that one request has taken so far
+        self._steady: dict[str, tuple[Expected, Outlook]] = {}  # where time alone changes nothing
 
     def saw(self, leases: int) -> None:
         """A request takes that many leases."""
         self._widest = max(self._widest, leases)
 
-    def outlooks(self) -> dict[str, Outlook]:
-        """Each expert by name."""
-        found: dict[str, Outlook] = {}
-        now = self._clock()
-        forecast: Forecast | None = None  # the same for all of them; nobody needs it while all are at hand
-        for name, one in self._overview.expected().items():
-            seconds = one.serving_seconds if one.makes_room is None else one.left_to_serve(now)  # most have room
-            if not one.at_hand:
-                forecast = forecast or self._forecast()
-                seconds += self._until_up(name, one, forecast)
-            found[name] = Outlook(one.residency, seconds, *self._absence(name, one.failure, now))
-        return found
+    def outlooks(self) -> Outlooks:
+        """Each expert by name, as things are now: to be read before the next await."""
+        return Outlooks(self._slots, self._overview, self._clock(), self._steady)
 
     def predicted_seconds(self, name: str) -> float:
         """Until a request that came now would be granted a lease, as the queues are now."""
-        one = self._overview.expected()[name]
-        return one.left_to_serve(self._clock()) + (0.0 if one.at_hand else self._until_up(name, one, self._forecast()))
+        return self.outlooks()[name].predicted_wait_seconds
 
     def bound_seconds(self) -> float:
         """The longest wait, with the costs measured and the fan-outs seen so far."""
@@ -224,14 +215,6 @@ class Waits:
         """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
         seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
         return self._bound(replace(self._limits, max_generation_seconds=seconds), self._widest)
-
-    def _absence(self, name: str, failure: str | None, now: float) -> tuple[str | None, float | None]:
-        """Why no request is let in now, and for how long; (None, None) for most."""
-        slot = self._slots[name]
-        if slot.backoff.since is not None:
-            refusal = slot.backoff.refusal(now)
-            return refusal, None if refusal is None else slot.backoff.seconds_left(now)
-        return failure, None if slot.failure is None else max(0.0, slot.failure.until - now)
 
     @property
     def usual_answer_seconds(self) -> float:
@@ -261,17 +244,61 @@ class Waits:
     def _bound(self, limits: Limits, widest: int) -> float:
         return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
 
-    def _forecast(self) -> Forecast:
-        return self._overview.forecast(self._clock())
 
-    def _until_up(self, name: str, expected: Expected, forecast: Forecast) -> float:
-        """Seconds until it is on the device and lets in those who come now."""
+class Outlooks(Mapping[str, Outlook]):
+    """Each expert's outlook at one moment, worked out when it is asked for.
+
+    `steady`: outlooks from earlier, each with what was expected then; one is the same while that is the same.
+    """
+
+    def __init__(
+        self, slots: Mapping[str, Slot], overview: Overview, now: float, steady: dict[str, tuple[Expected, Outlook]]
+    ) -> None:
+        self._slots = slots
+        self._overview = overview
+        self._now = now
+        self._steady = steady
+        self._forecast: Forecast | None = None  # the same for all experts; not needed while all are at hand
+
+    def __getitem__(self, name: str) -> Outlook:
+        expected = self._overview.expected_of(name)
+        backs_off = self._slots[name].backoff.since is not None
+        before, outlook = self._steady.get(name, (None, None))
+        if before is expected and outlook is not None and not backs_off:
+            return outlook
+        outlook = Outlook(expected.residency, self._seconds(name, expected), *self._absence(name, expected.failure))
+        if expected.at_hand and expected.makes_room is None and expected.failure is None and not backs_off:
+            self._steady[name] = expected, outlook
+        return outlook
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def _seconds(self, name: str, expected: Expected) -> float:
+        """Until a request that came now would be granted a lease."""
+        serving = expected.left_to_serve(self._now)
+        return serving if expected.at_hand else serving + self._until_up(name, expected)
+
+    def _until_up(self, name: str, expected: Expected) -> float:
+        """Seconds until it is on the device and admits new requests."""
+        forecast = self._forecast = self._forecast or self._overview.forecast(self._now)
         turn = forecast.until.get(name)
         if turn is not None:
             return turn
         if expected.on_its_way:
-            return self._overview.seconds_left(name, self._clock())
+            return self._overview.seconds_left(name, self._now)
         return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
+
+    def _absence(self, name: str, failure: str | None) -> tuple[str | None, float | None]:
+        """Why no request is let in now, and for how long; (None, None) for most."""
+        slot = self._slots[name]
+        if slot.backoff.since is not None:
+            refusal = slot.backoff.refusal(self._now)
+            return refusal, None if refusal is None else slot.backoff.seconds_left(self._now)
+        return failure, None if slot.failure is None else max(0.0, slot.failure.until - self._now)
 
 
 def _sharer(slot: Slot) -> Sharer:

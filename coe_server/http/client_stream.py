@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
@@ -208,9 +208,13 @@ def deadline_of(headers: Mapping[str, str]) -> float | None:
     return asyncio.get_running_loop().time() + seconds
 
 
+def within(due: float | None) -> AbstractAsyncContextManager[None]:
+    """A context that ends when the caller's deadline passes, if there is one. Raises DeadlineExceeded."""
+    return nullcontext() if due is None else _within(due)
+
+
 @asynccontextmanager
-async def within(due: float | None) -> AsyncIterator[None]:
-    """A context that ends when the caller's deadline passes. Raises DeadlineExceeded."""
+async def _within(due: float) -> AsyncIterator[None]:
     deadline = asyncio.timeout_at(due)
     try:
         async with deadline:

@@ -180,21 +180,23 @@ class _EventRelay:
             whole = cutter.whole_events(chunk)
             at_once = len(whole) <= JUDGED_BYTES or (self._out.spoken and is_plain(whole))
             for events in (whole,) if at_once else parts_of(whole):
-                await self._pass(events)
+                if self._out.spoken and is_plain(events):  # most are
+                    if events:
+                        await self._relayed.say(events)
+                else:
+                    await self._judge(events)
                 if len(events) > JUDGED_BYTES:  # other requests have their turn
                     await asyncio.sleep(0)
-        await self._pass(cutter.rest)
+        await self._end(cutter.rest)
+
+    async def _end(self, rest: bytes) -> None:
+        if rest:
+            await self._judge(rest)
         if not self._out.spoken:
             verdict = self._opening.verdict(self._parsed.may_be_silent)
             if verdict is not None:
                 self._relayed.let_pass(verdict)
             await self._relayed.say(bytes(self._opening.held))
-
-    async def _pass(self, events: bytes) -> None:
-        if not (self._out.spoken and is_plain(events)):
-            await self._judge(events)
-        elif events:
-            await self._relayed.say(events)
 
     async def _judge(self, events: bytes) -> None:
         """Pass these events on up to the first that tells of an error, and raise that one as a failure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.wait_times import Outlook
 from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
@@ -96,17 +97,27 @@ class Service:
         objectives, default = serving.router.objectives, serving.default_objective
         return Reach.of(key, self.engine_models, objectives, default, serving.aliases)
 
-    def availability(self) -> dict[str, Availability]:
-        """Each expert by name; of a failure only its first line, which callers may read."""
-        return {
-            name: Availability(
-                cast(Residency, now.residency),
-                now.predicted_wait_seconds,
-                first_line(now.failure) if now.failure is not None else None,
-                now.returns_seconds,
-            )
-            for name, now in self.cache.waits.outlooks().items()
-        }
+    def availability(self) -> Mapping[str, Availability]:
+        """Each expert by name, as things are now: to be read before the next await."""
+        return _Availabilities(self.cache.waits.outlooks())
+
+
+class _Availabilities(Mapping[str, Availability]):
+    """The cache's outlooks in the router's words; of a failure only its first line, which callers may read."""
+
+    def __init__(self, outlooks: Mapping[str, Outlook]) -> None:
+        self._outlooks = outlooks
+
+    def __getitem__(self, name: str) -> Availability:
+        residency, wait_seconds, failure, returns_seconds = self._outlooks[name]
+        told = first_line(failure) if failure is not None else None
+        return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outlooks)
+
+    def __len__(self) -> int:
+        return len(self._outlooks)
 
 
 def reference_of(held_out: HeldOut, categories: list[str]) -> Reference | None:

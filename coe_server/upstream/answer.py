@@ -26,6 +26,9 @@ _OPENING_EVENTS = frozenset(
 ) | frozenset(("message_start", "content_block_stop", "ping", "keepalive"))
 
 
+_COUNTS = ("completion_tokens", "output_tokens")
+
+
 def said_in_body(payload: object, endpoint: str) -> Says:
     """What a whole answer says; `endpoint` is the API's name (`chat`, `embeddings`, ...)."""
     if not isinstance(payload, Mapping):
@@ -53,8 +56,9 @@ def tokens_counted(payload: object) -> bool:
         return False
     wrapped = payload.get("response")
     usage = (wrapped if isinstance(wrapped, Mapping) else payload).get("usage")
-    counts = [usage.get(name) for name in ("completion_tokens", "output_tokens")] if isinstance(usage, Mapping) else []
-    return any(isinstance(count, int) and count > 0 for count in counts)
+    if not isinstance(usage, Mapping):
+        return False
+    return any(isinstance(count := usage.get(name), int) and count > 0 for name in _COUNTS)
 
 
 def has_word_in_choice(payload: Payload) -> bool:
@@ -71,8 +75,13 @@ def failed_choices(payload: Payload) -> Sequence[object]:
 
 def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
     """The most that any of them says."""
-    said = [_said_in_choice(one, is_event) for one in choices if isinstance(one, Mapping)]
-    return next((one for one in (Says.WORD, Says.SILENCE) if one in said), Says.NOTHING)
+    most = Says.NOTHING
+    for one in choices:
+        said = _said_in_choice(one, is_event) if isinstance(one, Mapping) else Says.NOTHING
+        if said is Says.WORD:
+            return said
+        most = said if said is Says.SILENCE else most
+    return most
 
 
 def _said_in_choice(choice: Payload, is_event: bool) -> Says:

@@ -272,10 +272,10 @@ def json_value(data: bytes) -> Any:
 
 def is_complex(data: bytes) -> bool:
     """Whether there are too many brackets, or too many open at one place; in linear time, whatever the bytes are."""
-    if _openings(data) <= MOST_NESTED:
+    if data.count(b"[") + data.count(b"{") <= MOST_NESTED:
         return False
     brackets = _TEXT.sub(b"", data).translate(None, _ANYTHING_ELSE)
-    if _openings(brackets) > MOST_PARTS:
+    if brackets.count(b"[") + brackets.count(b"{") > MOST_PARTS:
         return True
     depth = 0
     for bracket in brackets:
@@ -283,7 +283,3 @@ def is_complex(data: bytes) -> bool:
         if depth > MOST_NESTED:
             return True
     return False
-
-
-def _openings(data: bytes) -> int:
-    return data.count(b"[") + data.count(b"{")

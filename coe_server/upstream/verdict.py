@@ -138,10 +138,11 @@ def judge_event(event: bytes) -> Event:
         if name == "error":
             return Event(Says.NOTHING, _judged(read_complaint(_text_of(payload, data), None)))
         return Event(Says.NOTHING if data.strip() == b"[DONE]" else Says.WORD)
-    verdict = _error_in_event(name, payload)
+    says = said_in_event(payload)
+    verdict = _error_in_event(name, payload, says)
     if verdict is not None:
         return Event(Says.NOTHING, verdict, is_of_choice=bool(failed_choices(payload)) and not payload.get("error"))
-    return Event(said_in_event(payload), counted=tokens_counted(payload))
+    return Event(says, counted=tokens_counted(payload))
 
 
 def is_events(body: bytes) -> bool:
@@ -197,14 +198,14 @@ def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
     return _judged(read_complaint(error, None, _unstated(error) if payload.get("status") == "failed" else 502))
 
 
-def _error_in_event(name: str, payload: Mapping[str, Any]) -> Verdict | None:
+def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdict | None:
     """An error that ends a stream, in any of the four APIs."""
     if payload.get("type") == "response.failed":
         response = payload.get("response")
         error = response.get("error") if isinstance(response, Mapping) else None
         return _judged(read_complaint(error or "a response that failed", None, _unstated(error)))
     is_error = name == "error" or payload.get("type") == "error" or payload.get("object") == "error"
-    if not is_error and has_word_in_choice(payload):
+    if not is_error and says is Says.WORD and isinstance(payload.get("choices"), list):
         return None
     error = _error_beside(payload) or (payload if is_error else _error_of_choices(payload))
     return _judged(read_complaint(error, None)) if error else None
