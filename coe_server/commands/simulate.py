@@ -15,7 +15,7 @@ from rich.table import Table
 from coe_server.build.experts import build_capacity, build_experts, refuse_what_never_fits
 from coe_server.cache.scheduler import POLICIES, Limits, Policy
 from coe_server.commands.terminal import no_room_for, table_console, that_fits
-from coe_server.config.schema import ServerConfig, SimulatedExpert, load_config
+from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError, DatasetError
 from coe_server.simulation.comparison import Bound, Comparison, Measures, compare
 from coe_server.simulation.scenario import expert_names, made_up_scenario, scenario_of
@@ -119,17 +119,7 @@ def _trace(options: SimulationOptions, names: list[str]) -> Trace:
 def _configured(config: ServerConfig) -> Scenario:
     experts, capacity = build_experts(config), build_capacity(config)
     refuse_what_never_fits(experts, capacity)
-    timings = {
-        expert.name: Timing(
-            start_seconds=expert.start_seconds,
-            wake_seconds=expert.wake_seconds,
-            sleep_seconds=expert.sleep_seconds,
-            ttft_seconds=expert.ttft_seconds,
-            tokens_per_second=expert.tokens_per_second,
-        )
-        for expert in config.experts
-        if isinstance(expert, SimulatedExpert)
-    }
+    timings = {expert.name: Timing(**expert.timings) for expert in config.experts if expert.timings is not None}
     scenario = scenario_of(experts, timings, capacity, Limits(**config.scheduling.model_dump()))
     if not scenario.experts:
         raise ConfigError("experts: all of them are answered elsewhere; there is nothing to simulate")

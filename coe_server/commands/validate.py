@@ -12,7 +12,7 @@ from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
-from coe_server.config.schema import RemoteExpert, ServerConfig, VllmExpert
+from coe_server.config.schema import ServerConfig
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
@@ -104,8 +104,7 @@ def dead_configuration(
         *lifetimes(experts),
         *dangers(config),
         *_preloads(experts, capacity),
-        *_remote_tiers(config),
-        *_replaced_keys(config),
+        *_without_effect(config),
         *_limits(config),
         *_keys(keys, router),
         *(_routing(router, config) if isinstance(router, Router) else ()),
@@ -144,20 +143,8 @@ def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
 def dangers(config: ServerConfig) -> Iterator[str]:
     """What gives models or callers more of this machine than an answer needs; a sentence each."""
     for expert in config.experts:
-        if not isinstance(expert, VllmExpert):
-            continue
-        args = {key.replace("-", "_"): value for key, value in expert.args.items()}
-        key = f"experts.{expert.name}.args"
-        if args.get("trust_remote_code") not in {None, False}:
-            yield (
-                f"{key}.trust_remote_code: Python code that comes with '{expert.model}' runs here as the user of the "
-                "engine: it can read and change all files that this user can (models, other engines' memory, the "
-                "decision log) and reach every address that this machine can; read it first, and pin args.revision and "
-                "args.code_revision to what was read"
-            )
-        if folder := args.get("allowed_local_media_path"):
-            told = f"every caller of '{expert.name}' can have it read any media file in {folder}"
-            yield f"{key}.allowed_local_media_path: {told}"
+        for danger in expert.dangers():
+            yield f"experts.{expert.name}.{danger}"
 
 
 def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
@@ -177,20 +164,10 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         used = used + need
 
 
-def _remote_tiers(config: ServerConfig) -> Iterator[str]:
+def _without_effect(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
-        if isinstance(expert, RemoteExpert):
-            for key in ("pin", "preload"):
-                if (tier := getattr(expert, key)) is not None:
-                    yield f"experts.{expert.name}.{key}: '{tier}' never applies, it is remote and takes no memory here"
-
-
-def _replaced_keys(config: ServerConfig) -> Iterator[str]:
-    for expert in config.experts:
-        if not isinstance(expert, RemoteExpert) or expert.api_key_env is None:
-            continue
-        if any(name.lower() == "authorization" for name in expert.headers):
-            yield f"experts.{expert.name}.api_key_env: is never sent, headers has an Authorization in its place"
+        for setting in expert.without_effect():
+            yield f"experts.{expert.name}.{setting}"
 
 
 def _limits(config: ServerConfig) -> Iterator[str]:

@@ -117,7 +117,6 @@ def _tab(error: yaml.MarkedYAMLError) -> str:
     return "; indent with blanks" if "'\\t'" in str(error.problem) else ""
 
 
-_TAGS = {"engine": "vllm, remote, simulated"}  # where pydantic does not say what may stand there
 _LONGEST_CHARACTERS = 600  # of a sentence with a value of any length
 _UNKNOWN = "extra_forbidden"
 _SENTENCES = {
@@ -133,6 +132,7 @@ _SENTENCES = {
     "too_short": "{key}: must have at least one entry",
     "value_error": "{key}: {error}",
 }
+_NO_TAGS: Mapping[str, str] = {}
 _ANY_OTHER = "{key}: {message}, not {input!r}"
 
 
@@ -161,8 +161,11 @@ class Mistake:
         return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
 
 
-def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
-    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them."""
+def first_mistake(error: ValidationError, raw: Mapping[str, Any], tags: Mapping[str, str] = _NO_TAGS) -> str:
+    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them.
+
+    `tags` says what may stand under a key that selects the kind of a mapping, where pydantic does not say it.
+    """
     mistakes = error.errors(include_url=False)
     first = next((one for one in mistakes if one["type"] == _UNKNOWN), mistakes[0])
     missing = [one for one in mistakes if one["type"] == "missing" and one["loc"][:-1] == first["loc"][:-1]]
@@ -177,7 +180,7 @@ def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
         expected=context.get("expected"),
         error=context.get("error"),
         tag=tag,
-        tags=str(context.get("expected_tags", _TAGS.get(tag, "those that the example shows"))).replace("'", ""),
+        tags=str(context.get("expected_tags", tags.get(tag, "those that the example shows"))).replace("'", ""),
     )
     return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # what concerns the whole names its keys itself
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
@@ -18,26 +18,21 @@ from coe_server.config.types import (
     Alias,
     Amount,
     ByteCount,
-    Modality,
-    RequestHeaders,
-    ServedName,
+    Settings,
     clean_secret,
-    contradiction,
 )
+from coe_server.engines.remote import RemoteExpert
+from coe_server.engines.settings import VllmSettings
+from coe_server.engines.simulated import SimulatedExpert
+from coe_server.engines.vllm_settings import VllmExpert
 from coe_server.errors import ConfigError
 
-TierName = Literal["device", "host", "disk"]
-EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class HttpSettings(_Settings):
+class HttpSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
-    allowed_hosts: list[HostName] = []  # names beside this machine's own by which it may be asked without a key
+    # names beside this machine's own by which it may be asked without a key
+    allowed_hosts: list[HostName] = Field(default=[])
     max_body: ByteCount = 32 * 2**20
     bodies: ByteCount = 512 * 2**20
     body_seconds: float = Field(default=60.0, gt=0)
@@ -49,7 +44,7 @@ class HttpSettings(_Settings):
         return self.host.lower() == "localhost" or is_loopback_address(self.host)
 
 
-class LogSettings(_Settings):
+class LogSettings(Settings):
     """The log of lines, and the decision log in `state_directory`."""
 
     format: Literal["auto", "json", "text"] = "auto"
@@ -59,7 +54,7 @@ class LogSettings(_Settings):
     keep_days: float = Field(default=30.0, gt=0)
 
 
-class TracingSettings(_Settings):
+class TracingSettings(Settings):
     """OpenTelemetry traces of requests. What is None here the SDK takes from its own variables (OTEL_...)."""
 
     endpoint: WebAddress | None = None
@@ -67,7 +62,7 @@ class TracingSettings(_Settings):
     sample_ratio: float | None = Field(default=None, ge=0.0, le=1.0)
 
 
-class KeySettings(_Settings):
+class KeySettings(Settings):
     """The keys that are accepted. Without any key every client that reaches the server is."""
 
     file: Path | None = None
@@ -77,7 +72,7 @@ class KeySettings(_Settings):
     open: bool = False  # serve beyond this machine without keys
 
 
-class EmbeddingSettings(_Settings):
+class EmbeddingSettings(Settings):
     """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
 
     model: str
@@ -86,7 +81,7 @@ class EmbeddingSettings(_Settings):
     timeout_seconds: float = Field(default=5.0, gt=0)
 
 
-class RouterSettings(_Settings):
+class RouterSettings(Settings):
     artifact: Path
     objective: str = "quality"
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -95,12 +90,12 @@ class RouterSettings(_Settings):
     embeddings: EmbeddingSettings | None = None
 
 
-class MemorySettings(_Settings):
+class MemorySettings(Settings):
     device: Amount = None
     host: Amount = None
 
 
-class SchedulingSettings(_Settings):
+class SchedulingSettings(Settings):
     max_wait_seconds: float = Field(default=30.0, gt=0)
     queue_limit: int = Field(default=64, ge=1)
     queue_limit_total: int = Field(default=1024, ge=1)
@@ -111,61 +106,8 @@ class SchedulingSettings(_Settings):
     prefetch: bool = True
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-class VllmSettings(_Settings):
-    command: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = ["vllm"]
-    platform: Literal["auto", "cpu", "cuda"] = "auto"
-    start_timeout_seconds: float = Field(default=600.0, gt=0)
-    kv_cache: ByteCount = 4 * 2**30
-    process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
-    log_directory: Path | None = None  # logs in state_directory, which is one server's alone
-    allowed_media_domains: list[HostName] = []
-    user: str | None = None  # the server's own
-
-
-class _ExpertSettings(_Settings):
-    name: ServedName
-    pin: TierName | None = None
-    preload: TierName | None = None
-    ttl_seconds: float | None = Field(default=None, gt=0)
-    context_tokens: int | None = Field(default=None, gt=0)
-    vision: bool | None = None
-    modalities: list[Modality] | None = None
-    tools: bool | None = None
-    endpoints: list[EndpointName] | None = Field(default=None, min_length=1)
-
-
-class VllmExpert(_ExpertSettings):
-    engine: Literal["vllm"]
-    model: str
-    args: dict[str, bool | int | float | str] = {}
-    kv_cache: ByteCount | None = None
-    allowed_media_domains: list[HostName] | None = None
-    sleep: bool = True  # false: on the device or on disk, nothing in between
-
-
-class RemoteExpert(_ExpertSettings):
-    engine: Literal["remote"]
-    base_url: BaseUrl
-    model: str
-    api_key_env: str | None = None
-    headers: RequestHeaders = {}
-
-
-class SimulatedExpert(_ExpertSettings):
-    engine: Literal["simulated"]
-    weights_bytes: ByteCount = 15 * 2**30
-    start_seconds: float = Field(default=40.0, ge=0)
-    wake_seconds: float = Field(default=0.4, ge=0)
-    sleep_seconds: float = Field(default=0.3, ge=0)
-    ttft_seconds: float = Field(default=0.05, ge=0)
-    tokens_per_second: float = Field(default=50.0, gt=0)
-
-
-ExpertSettings = Annotated[VllmExpert | RemoteExpert | SimulatedExpert, Field(discriminator="engine")]
+# The file of a kind has all that belongs to it: its settings, and the engine that they build.
+AnyExpert = VllmExpert | RemoteExpert | SimulatedExpert  # all kinds, as `engine` names them
 
 
 def process_environment() -> Environment:
@@ -173,7 +115,7 @@ def process_environment() -> Environment:
     return Environment(os.environ)
 
 
-class ServerConfig(_Settings):
+class ServerConfig(Settings):
     """The whole of `configs/serve.yaml`; that file explains every key."""
 
     http: HttpSettings = HttpSettings()
@@ -185,8 +127,8 @@ class ServerConfig(_Settings):
     scheduling: SchedulingSettings = SchedulingSettings()
     vllm: VllmSettings = VllmSettings()
     state_directory: Path = Path("state")
-    experts: list[ExpertSettings] = Field(min_length=1)
-    aliases: dict[Alias, str] = {}
+    experts: list[Annotated[AnyExpert, Field(discriminator="engine")]] = Field(min_length=1)
+    aliases: dict[Alias, str] = Field(default={})
     _environment: Environment = PrivateAttr(default_factory=process_environment)
 
     @property
@@ -210,12 +152,11 @@ def load_config(path: Path, environment: Environment | None = None) -> ServerCon
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
+        raise ConfigError(f"{path}: {first_mistake(error, raw, {'engine': _kinds()})}") from error
     if environment is not None:
         config._environment = environment
     _refuse_twins(config, path)
     _refuse_false_aliases(config, path)
-    _refuse_impossible_tiers(config, path)
     _refuse_contradictions(config, path)
     _refuse_small_room_for_bodies(config.http, path)
     return _with_paths_from(config, path.resolve().parent)
@@ -257,22 +198,15 @@ def _refuse_false_aliases(config: ServerConfig, path: Path) -> None:
             raise ConfigError(f"{path}: aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE")
 
 
-def _refuse_impossible_tiers(config: ServerConfig, path: Path) -> None:
-    depth = get_args(TierName).index
-    for expert in config.experts:
-        key = f"{path}: experts.{expert.name}"
-        if expert.pin and expert.preload and depth(expert.preload) > depth(expert.pin):
-            raise ConfigError(f"{key}.preload: '{expert.preload}' is below its pin, '{expert.pin}'")
-        if isinstance(expert, VllmExpert) and not expert.sleep:
-            for name, tier in (("pin", expert.pin), ("preload", expert.preload)):
-                if tier == "host":
-                    raise ConfigError(f"{key}.{name}: 'host' needs `sleep: true`; without it: device or disk")
+def _kinds() -> str:
+    """The kinds of experts, as they stand under `engine`."""
+    return ", ".join(get_args(kind.model_fields["engine"].annotation)[0] for kind in get_args(AnyExpert))
 
 
 def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
     for expert in config.experts:
-        if fault := contradiction(expert.vision, expert.modalities):
-            raise ConfigError(f"{path}: experts.{expert.name}.modalities: {fault}; leave one of the two out")
+        for fault in expert.contradictions():
+            raise ConfigError(f"{path}: experts.{expert.name}.{fault}")
 
 
 def _refuse_small_room_for_bodies(http: HttpSettings, path: Path) -> None:
@@ -293,7 +227,7 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
     logs = config.vllm.log_directory and absolute(config.vllm.log_directory)
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": logs})
-    experts = [_with_model_from(expert, folder) for expert in config.experts]
+    experts = [expert.in_folder(folder) for expert in config.experts]
     own = config.keys.file  # a link in its place is not followed: the file is replaced
     keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(
@@ -305,15 +239,3 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
             "experts": experts,
         }
     )
-
-
-def _with_model_from(expert: ExpertSettings, folder: Path) -> ExpertSettings:
-    """`./x`, `../x`, `/x`, `~/x` and what is there are folders; anything else is a Hugging Face id."""
-    if not isinstance(expert, VllmExpert):
-        return expert
-    model = (folder / Path(expert.model).expanduser()).resolve()
-    if not expert.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
-        return expert
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"experts.{expert.name}.model: there is no model in the folder {model}")
-    return expert.model_copy(update={"model": str(model)})

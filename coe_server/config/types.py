@@ -15,6 +15,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from coe_server.errors import ConfigError
 
 
+class Settings(BaseModel):
+    """A mapping of settings: unknown keys are refused, nothing changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
 class Share(BaseModel):
     """A part of the memory that is there, `0 < fraction <= 1`."""
 

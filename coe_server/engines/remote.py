@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from typing import Literal
 
-from coe_server.config.addresses import ApiBase
+from pydantic import Field
+
+from coe_server.config.addresses import ApiBase, BaseUrl
 from coe_server.config.proxies import Proxy
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.config.types import RequestHeaders, filled_in
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
+from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.upstream.reply import user_agent
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
@@ -18,6 +23,40 @@ _PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropi
 # Without this header any coding is acceptable (RFC 9110, 12.5.3). Answers must be read here for events and usage.
 _UNCOMPRESSED = ("Accept-Encoding", "identity")
 _NO_HEADERS: Mapping[str, str] = {}
+
+
+class RemoteExpert(ExpertSettings):
+    engine: Literal["remote"]
+    base_url: BaseUrl
+    model: str
+    api_key_env: str | None = None
+    headers: RequestHeaders = Field(default={})
+
+    def build(self, surroundings: Surroundings) -> Engine:
+        """With its secrets and the proxy on the way to it, as the environment has them now."""
+        key, variable, secret = f"experts.{self.name}", self.api_key_env, surroundings.environment.secret
+        return RemoteEngine(
+            self.name,
+            self.base_url,
+            secret(f"{key}.api_key_env", variable) if variable else None,
+            filled_in(self.headers, lambda header, name: secret(f"{key}.headers.{header}", name)),
+            surroundings.proxy_for(self.base_url),
+        )
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    @property
+    def model_name(self) -> str:
+        return self.model
+
+    def without_effect(self) -> Iterator[str]:
+        for key, tier in (("pin", self.pin), ("preload", self.preload)):
+            if tier is not None:
+                yield f"{key}: '{tier}' never applies, it is remote and takes no memory here"
+        if self.api_key_env is not None and any(name.lower() == "authorization" for name in self.headers):
+            yield "api_key_env: is never sent, headers has an Authorization in its place"
 
 
 class RemoteEngine:

@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any, Literal
 
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from pydantic import Field
+
+from coe_server.config.types import ByteCount
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.simulated_answers import Script, script
 from coe_server.errors import EngineDied, EngineStartFailed
+
+
+class SimulatedExpert(ExpertSettings):
+    engine: Literal["simulated"]
+    weights_bytes: ByteCount = 15 * 2**30
+    start_seconds: float = Field(default=40.0, ge=0)
+    wake_seconds: float = Field(default=0.4, ge=0)
+    sleep_seconds: float = Field(default=0.3, ge=0)
+    ttft_seconds: float = Field(default=0.05, ge=0)
+    tokens_per_second: float = Field(default=50.0, gt=0)
+
+    def build(self, surroundings: Surroundings) -> Engine:
+        return SimulatedEngine(self.name, weights_bytes=self.weights_bytes, **self.timings)
+
+    @property
+    def timings(self) -> Mapping[str, Any]:
+        return {
+            "start_seconds": self.start_seconds,
+            "wake_seconds": self.wake_seconds,
+            "sleep_seconds": self.sleep_seconds,
+            "ttft_seconds": self.ttft_seconds,
+            "tokens_per_second": self.tokens_per_second,
+        }
 
 
 class SimulatedEngine:

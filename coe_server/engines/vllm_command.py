@@ -7,17 +7,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.memory import visible_device
 from coe_server.engines.model_size import weight_files
+from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
 from coe_server.errors import ConfigError
 
-Platform = Literal["cpu", "cuda"]
 ArgValue = bool | int | float | str | list[str] | dict[str, object] | None
 
 LONGEST_STEP_SECONDS = 60.0  # an engine's core answers between two steps, and a long prompt is one step

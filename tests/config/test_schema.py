@@ -12,8 +12,8 @@ from coe_server.app import require_tracing
 from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits
 from coe_server.build.service import build_capabilities, build_router
 from coe_server.cache.tiers import Bytes
-from coe_server.config.schema import HttpSettings, ServerConfig, _Settings, load_config
-from coe_server.config.types import Share
+from coe_server.config.schema import HttpSettings, ServerConfig, load_config
+from coe_server.config.types import Settings, Share
 from coe_server.errors import ArtifactError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -336,7 +336,7 @@ def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):
 
 def settings_in(annotation):
     """Every settings class inside a type like `list[Annotated[A | B, ...]] | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, _Settings):
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     for inner in get_args(annotation):
         yield from settings_in(inner)

