@@ -25,8 +25,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from coe_server.engines.cards import used_device_bytes
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.memory import available_host_bytes, used_device_bytes
+from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, model_bytes
 

@@ -22,8 +22,9 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share, filled_in
+from coe_server.engines.cards import card_bytes
 from coe_server.engines.engine import Engine
-from coe_server.engines.memory import available_host_bytes, card_bytes
+from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.user import EngineUser

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from coe_server.engines.cards import used_device_bytes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.log_file import last_lines, log_path
-from coe_server.engines.memory import used_device_bytes
 from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.engines.vllm_memory import VllmMemory
 from coe_server.engines.vllm_process import CONTROL_SECONDS, VllmRun

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
+from coe_server.engines.cards import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
-from coe_server.engines.memory import visible_device
 from coe_server.engines.model_size import weight_files
 from coe_server.engines.user import EngineUser
 from coe_server.errors import ConfigError
