@@ -101,18 +101,18 @@ class Cards:
             )
 
     @contextmanager
-    def taking(self, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
+    def taking(self, engine: object, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
         """While an engine takes up to that much on each of these cards."""
-        token = object()
-        self._taking[token] = (frozenset(cards), size_bytes)
+        self._taking[engine] = (frozenset(cards), size_bytes)
         try:
             yield
         finally:
-            del self._taking[token]
+            del self._taking[engine]
 
-    def being_taken(self, uuid: str) -> int:
-        """Bytes that our engines may be taking on a card at this moment."""
-        return sum(size for cards, size in self._taking.values() if uuid in cards)
+    def taken_by_others(self, engine: object, uuid: str) -> int:
+        """Bytes that our other engines may be taking on a card at this moment."""
+        taking = self._taking.items()
+        return sum(size for other, (cards, size) in taking if other is not engine and uuid in cards)
 
     @contextmanager
     def _asked(self, card: str) -> Iterator[Any]:
