@@ -10,9 +10,13 @@ from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.config.schema import ServerConfig, proxies_of_environment
+from coe_server.config.schema import (
+    ServerConfig,
+    proxies_of_environment,
+)
 from coe_server.config.types import Share
-from coe_server.engines.memory import available_host_bytes, card_bytes
+from coe_server.engines.cards import card_bytes
+from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
 from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import ConfigError

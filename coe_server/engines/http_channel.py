@@ -81,11 +81,18 @@ class HttpChannel:
         finally:
             exchange.leave()
 
-    async def ask(self, method: str, path: str, timeout_seconds: float, payload: Any = None) -> Any:
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        timeout_seconds: float,
+        payload: Any = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> Any:
         """One short control call; the JSON of its answer. Raises `EngineError` if it is late or not 200."""
         body = b"" if payload is None else json.dumps(payload).encode()
-        headers = (("content-type", "application/json"),) if payload is not None else ()
-        request = EngineRequest(method, path, headers, body)
+        of_json = (("content-type", "application/json"),) if payload is not None else ()
+        request = EngineRequest(method, path, (*of_json, *headers), body)
         try:
             async with asyncio.timeout(timeout_seconds), self.send(request) as response:
                 answer = await self._control_answer(response, f"{method} {path}")

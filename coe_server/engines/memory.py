@@ -1,36 +1,18 @@
-"""Memory of this machine, of its GPU and of processes, from /proc, the control group and NVML. Knows no engine.
-
-GPU figures are for the whole card. Inside a container the driver does not report memory per process.
-"""
+"""Memory of this machine and of processes, from /proc and the control group. Knows no engine and no card."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from coe_server.errors import ConfigError, EngineError
 
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
     """Host memory that can be had: what the kernel calls available, or a control group's limit if that is less."""
     return min([_memory_available(proc), *_group_limits(proc, cgroups)])
-
-
-def card_bytes() -> int:
-    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
-    try:
-        return device_bytes().total
-    except EngineError as error:
-        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
 
 
 def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> float:
@@ -135,64 +117,3 @@ def _session(pid: int) -> int | None:
         return None
     state, _parent, _group, session = stat.rpartition(")")[2].split()[:4]  # the name may hold spaces and brackets
     return None if state == "Z" else int(session)
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceBytes:
-    """Memory of one card, in bytes."""
-
-    total: int
-    used: int
-
-
-def used_device_bytes() -> int:
-    """Bytes in use on the card that engines use. Raises `EngineError` where the driver does not answer."""
-    return device_bytes().used
-
-
-def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> DeviceBytes:
-    """Memory of the card that engines use; `nvml` is the module `pynvml`. Raises `EngineError` without an answer."""
-    device = visible_device(environment)
-    if device is None:
-        raise EngineError("cannot read the GPU's memory: CUDA_VISIBLE_DEVICES hides every card")
-    nvml = nvml or _nvml()
-    try:
-        _initialise(nvml)
-        memory = nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, device))
-    except nvml.NVMLError as error:
-        raise EngineError(f"cannot read the GPU's memory: {error} (CUDA device {device})") from error
-    return DeviceBytes(int(memory.total), int(memory.used))
-
-
-def visible_device(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The first card that CUDA sees, which engines use: its index, its UUID, or the beginning of its UUID.
-
-    None if `CUDA_VISIBLE_DEVICES` hides every card. Indices are in PCI order, as in NVML; engines are told to use it.
-    """
-    listed = environment.get("CUDA_VISIBLE_DEVICES", "0")
-    first = listed.split(",")[0].strip()
-    return None if first in {"", "-1", "NoDevFiles"} else first
-
-
-def _nvml() -> Any:
-    import pynvml  # noqa: PLC0415  hosts without a GPU never need it, and its import takes 30 ms
-
-    return pynvml
-
-
-@cache
-def _initialise(nvml: Any) -> None:
-    """Once per process; a failure is not cached, so the next reading tries again."""
-    nvml.nvmlInit()
-
-
-def _handle(nvml: Any, device: str) -> Any:
-    if device.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(device))
-    with suppress(nvml.NVMLError):
-        return nvml.nvmlDeviceGetHandleByUUID(device)  # a whole card or a MIG instance
-    for index in range(nvml.nvmlDeviceGetCount()):  # CUDA accepts the beginning of a UUID
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        if nvml.nvmlDeviceGetUUID(handle).startswith(device):
-            return handle
-    raise EngineError(f"cannot read the GPU's memory: CUDA_VISIBLE_DEVICES names {device!r}, there is no such card")

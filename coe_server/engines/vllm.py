@@ -6,13 +6,14 @@ Knows nothing of the other experts. Each place that depends on how vLLM 0.32 beh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+from coe_server.engines.cards import Cards
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.log_file import last_lines, log_path
-from coe_server.engines.memory import used_device_bytes
+from coe_server.engines.vllm_args import named
 from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.engines.vllm_memory import VllmMemory
 from coe_server.engines.vllm_process import CONTROL_SECONDS, VllmRun
@@ -31,36 +32,46 @@ CANARY_REQUEST = {
 # A pooling engine answers with numbers instead of tokens. They are compared rounded.
 _POOLING_REQUEST = {"input": "1 2 3 4"}
 _COMPARED_NUMBERS = 16
+_FIRST_CANARY_SECONDS = 300.0  # in eager mode the first answer compiles kernels; the start has a limit of its own
+_LONGEST_STEP_TOKENS = 16384  # of vLLM's defaults the largest (engine/arg_utils.py, get_batch_defaults)
 _QUOTED_CHARACTERS = 300
 
 
 class VllmEngine:
     """An `Engine` (see `engine.py`) that runs `vllm serve` as its child.
 
-    `device_bytes` returns how much of the GPU is in use. On a CPU the child's own memory is measured instead.
+    `cards` are the GPUs, shared with the other engines. On a CPU the child's own memory is measured instead.
     """
 
-    def __init__(self, launch: VllmLaunch, device_bytes: Callable[[], int] = used_device_bytes) -> None:
+    def __init__(self, launch: VllmLaunch, cards: Cards | None = None) -> None:
         self._launch = launch
-        self._memory = VllmMemory(launch, device_bytes)
+        self._memory = VllmMemory(launch, cards)
         self._run: VllmRun | None = None  # the newest, running or ended
         self._died = asyncio.Event()
         self._death = ""
+        self._longest_tokens: int | None = None
 
     @property
     def footprint(self) -> Footprint:
         return self._memory.footprint
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    @property
+    def longest_tokens(self) -> int | None:
+        """A request with its answer, as the engine told when it started; None before its first start."""
+        return self._longest_tokens
+
+    async def start(self, within_seconds: float | None = None, seat: Sequence[int] = ()) -> None:
         if self._run is not None:  # a run that died; its image serves this one
             await _end(self._run, self._memory, at_once=True)
         self._died.clear()
         limit_seconds = self._launch.start_timeout_seconds
         try:
             async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
-                image_path = await self._memory.image_path()
-                self._run = await VllmRun.start(self._launch, image_path, self._memory.device_bytes())
-                await _bring_up(self._run, self._memory)
+                place = await self._memory.place(seat)
+                with self._memory.taking():
+                    self._run = await VllmRun.start(self._launch, place)
+                    await _bring_up(self._run, self._memory)
+                self._longest_tokens = self._run.longest_tokens
         except (EngineError, OSError) as error:
             try:
                 lines = await _last_lines(self._run, self._launch)
@@ -116,9 +127,12 @@ async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
     """From a process that was just started to one that answers, with its image written and its memory measured."""
     await run.until_healthy()
     await memory.secure_image(run)
+    on_gpu = memory.seat is not None
+    if on_gpu:
+        await _take_longest_step(run)
     await memory.measure(run)
-    memory.check_canary(await _canary(run))
-    if memory.on_gpu and memory.footprint.can_sleep:
+    await _check_canaries(run, memory, _FIRST_CANARY_SECONDS)
+    if on_gpu and memory.footprint.can_sleep:
         # On a GPU the first sleep is the slow one: it pins host memory, which later ones reuse. It also shows how much
         # stays on the device. So it happens before the engine serves.
         await _sleep(run, memory)
@@ -127,28 +141,64 @@ async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
 
 async def _sleep(run: VllmRun, memory: VllmMemory) -> None:
     with run.on_the_move():
-        held_bytes = memory.held_bytes(run)
+        before = await memory.before_sleep(run)
         # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
         await run.http.ask("POST", "/sleep?level=1&mode=wait", memory.move_seconds)
-        await memory.until_freed(run, held_bytes)
+        await memory.until_freed(run, before)
 
 
 async def _wake(run: VllmRun, memory: VllmMemory) -> None:
-    with run.on_the_move():
+    with run.on_the_move(), memory.taking():
         await run.http.ask("POST", "/wake_up", memory.move_seconds)
-        memory.check_canary(await _canary(run))
+        if memory.seat is not None:
+            memory.seat.woken()
+        await _check_canaries(run, memory, CONTROL_SECONDS)
 
 
-async def _canary(run: VllmRun) -> str:
+async def _take_longest_step(run: VllmRun) -> None:
+    """Send a prompt that fills one step, so that what steps need of the device is there when it is measured.
+
+    vLLM gives back the peak of its own profiling before it captures graphs (v1/worker/gpu/model_runner.py).
+    """
+    args, name = named(run.launch.args), run.launch.name
+    run.longest_tokens = await _longest_tokens(run)
+    step = args.get("max_num_batched_tokens")
+    step_tokens = step if isinstance(step, int) else _LONGEST_STEP_TOKENS
+    tokens = [1] * max(1, min(step_tokens, (run.longest_tokens or step_tokens) - 1))
+    path, _ = canary_question(args)
+    asked = {"input": tokens} if args.get("runner") == "pooling" else {"prompt": tokens, "max_tokens": 1}
+    for copy in range(run.launch.copies):
+        await run.http.ask("POST", path, _FIRST_CANARY_SECONDS, asked | {"model": name}, _to_copy(run, copy))
+
+
+async def _longest_tokens(run: VllmRun) -> int | None:
+    answer = await run.http.ask("GET", "/v1/models", CONTROL_SECONDS)
+    try:
+        return int(answer["data"][0]["max_model_len"])
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+async def _check_canaries(run: VllmRun, memory: VllmMemory, timeout_seconds: float) -> None:
+    for copy in range(run.launch.copies):
+        memory.check_canary(await _canary(run, copy, timeout_seconds), copy)
+
+
+async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
     """Ask a small question with one right answer, equal as long as the weights are. Raises `EngineError`."""
     name = run.launch.name
-    path, question = canary_question(run.launch.args)
-    answer = await run.http.ask("POST", path, CONTROL_SECONDS, question | {"model": name})
+    path, question = canary_question(named(run.launch.args))
+    answer = await run.http.ask("POST", path, timeout_seconds, question | {"model": name}, _to_copy(run, copy))
     try:
         return canary_answer(answer)
     except (LookupError, TypeError, AttributeError) as error:
         quoted = str(answer)[:_QUOTED_CHARACTERS]
         raise EngineError(f"engine '{name}' gave no usable answer to its canary\n{quoted}") from error
+
+
+def _to_copy(run: VllmRun, copy: int) -> tuple[tuple[str, str], ...]:
+    """Headers that send a request to one of several copies."""
+    return (("X-data-parallel-rank", str(copy)),) if run.launch.copies > 1 else ()
 
 
 def canary_question(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -169,8 +219,7 @@ async def _end(run: VllmRun, memory: VllmMemory, at_once: bool) -> None:
     """A second caller waits for the end that the first one began. It may be repeated after a cancellation."""
     async with run.one_end:
         if not run.gone:
-            await run.end(at_once)
-            await memory.until_given_back(run)
+            await memory.while_it_ends(run, at_once)
             run.gone = True
 
 

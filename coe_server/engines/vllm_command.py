@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
+from coe_server.engines.cards import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
-from coe_server.engines.memory import visible_device
 from coe_server.engines.model_size import weight_files
 from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
+from coe_server.engines.vllm_args import ArgValue, check_args, copies_of, named, width_of, words_of
 from coe_server.errors import ConfigError
-
-ArgValue = bool | int | float | str | list[str] | dict[str, object] | None
 
 LONGEST_STEP_SECONDS = 60.0  # an engine's core answers between two steps, and a long prompt is one step
 IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # read by the sleeping worker
@@ -25,18 +23,19 @@ IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # read by the sleeping worker
 _WORKER_FOLDER = Path(__file__).with_name("vllm_worker")
 _WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
 
-_OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_path", "api_key")) | frozenset(
-    ("kv_cache_memory_bytes", "worker_cls", "enable_sleep_mode")
-)
+_EXTENSION_CLASS = "coe_memory_report.MemoryReport"
+REPORTS_VARIABLE = "COE_MEMORY_REPORTS"  # the folder for the reports of memory, read by that extension
+
 # vLLM takes an empty list for "all". A slash ends the name of a host, so no host has this one.
 _NO_MEDIA_DOMAIN = "no-domain/"
-_ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
 
 # What an engine may need of our environment, beside what all get. All else stays with us.
 _INHERITED_PREFIXES = (
     *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
-    *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_"),
+    *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "GLOO_"),
+    *("FLASHINFER_", "DG_", "TIKTOKEN_"),  # kernels compiled and files fetched when first used: where, and how
 )
+_ALSO_INHERITED = frozenset(("CC", "CXX"))  # Triton and FlashInfer compile with them
 _NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock us out of our own engine
 
 _COMMON_ENVIRONMENT = {
@@ -59,10 +58,17 @@ _LOOPBACK_ENVIRONMENT = {
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 _CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforce_eager": True}
 
+# Pinned blocks are rounded up to powers of two unless they are larger than this (c10/core/AllocatorConfig.h of torch).
+_PINNED_ROUNDING = "pinned_max_round_threshold_mb:1"
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the first is the older name
+
 # A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); measured elsewhere with 0.6 B and 8 B models.
 _CUDA_RESIDUE_BYTES = 2 << 30
+# A rank beside others keeps NCCL's buffers, too: 2.7 GiB in all.
+_WIDE_RESIDUE_BYTES = 3 << 30
 # vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
 _CUDA_IMAGE_FACTOR = 1.36
+_FIRST_RANK_MORE = 1.1  # embeddings and the sampler's buffers lie there
 _BYTES_PER_NAMED_PARAMETER = 2.3  # 16 bits, and names round down: Qwen2.5 "7B" has 7.6 billion
 _UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
 
@@ -89,19 +95,33 @@ class VllmLaunch:
     pulse_seconds: float = 10.0  # between two liveness probes
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
+    max_concurrency: int | None = None  # answers at a time; None: vLLM's own limit
     weights_bytes: int | None = None  # estimate for a model whose files are not here yet
 
     def __post_init__(self) -> None:
-        for key, value in self.args.items():
-            name = key.replace("-", "_")
-            if name in _OURS:
-                raise ConfigError(f"experts.{self.name}.args.{key}: is set by the server, leave it out")
-            if name == "allowed_media_domains":
-                raise ConfigError(
-                    f"experts.{self.name}.args.{key}: give experts.{self.name}.{name}: [HOST, ...] instead"
-                )
-            if name in _ONE_DEVICE and value != 1:
-                raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
+        check_args(self.name, self.args)
+
+    @property
+    def width(self) -> int:
+        """How many cards it takes."""
+        return width_of(self.args)
+
+    @property
+    def copies(self) -> int:
+        """How many copies of the model answer, data parallel."""
+        return copies_of(self.args)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one run of an engine takes its memory; nothing of it is a setting."""
+
+    image_path: str | None = None  # of the CPU worker
+    cards: tuple[str, ...] = ()  # UUIDs
+    utilization: float | None = None  # share of each card that is surely free at the start
+
+
+NOWHERE = Place()
 
 
 def detect_platform(devices: Path = Path("/dev")) -> Platform:
@@ -110,7 +130,7 @@ def detect_platform(devices: Path = Path("/dev")) -> Platform:
     return "cuda" if visible else "cpu"
 
 
-def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
+def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> list[str]:
     """The command line of `vllm serve` for this expert on this socket."""
     args: dict[str, ArgValue] = {
         "uds": str(socket),
@@ -119,29 +139,52 @@ def serve_command(launch: VllmLaunch, socket: Path) -> list[str]:
         "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
-    if launch.platform == "cpu":
-        args |= _CPU_ARGS | {"worker_cls": _WORKER_CLASS}
-    elif launch.can_sleep:
-        args["enable_sleep_mode"] = True
-    args |= {key.replace("-", "_"): value for key, value in launch.args.items()}
-    flags = (word for key, value in args.items() for word in _flag(key, value))
-    return [*launch.command, "serve", launch.model, *flags]
+    args |= _cpu_args() if launch.platform == "cpu" else _cuda_args(launch, place)
+    args |= named(launch.args)
+    return [*launch.command, "serve", launch.model, *words_of(args)]
 
 
-def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str | None) -> dict[str, str]:
+def _cpu_args() -> dict[str, ArgValue]:
+    return _CPU_ARGS | {"worker_cls": _WORKER_CLASS}
+
+
+def _cuda_args(launch: VllmLaunch, place: Place) -> dict[str, ArgValue]:
+    args: dict[str, ArgValue] = {"worker_extension_cls": _EXTENSION_CLASS, "max_model_len": "auto"}
+    if launch.max_concurrency is not None:
+        args["max_num_seqs"] = launch.max_concurrency  # vLLM captures graphs for that many, not for 256 or 1024
+    if place.utilization is not None:
+        args["gpu_memory_utilization"] = place.utilization
+    if launch.can_sleep:
+        args |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True}
+    if launch.copies > 1:
+        args["api_server_count"] = 1  # else one for each copy, which take part of the requests each
+    return args
+
+
+def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = NOWHERE) -> dict[str, str]:
     """The engine's environment: the part of ours that it may have, and our settings for it."""
     environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
     environment |= launch.user.environment if launch.user else {}
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
+    environment["PYTHONPATH"] = str(_WORKER_FOLDER)
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
-    if launch.platform == "cpu":
-        environment |= _CPU_ENVIRONMENT | {"PYTHONPATH": str(_WORKER_FOLDER)}
-    else:
-        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's, by which we look at the card
-    if image_path is not None:
-        environment[IMAGE_VARIABLE] = image_path
+    environment |= _CPU_ENVIRONMENT if launch.platform == "cpu" else _cuda_environment(environment, place)
+    if launch.platform == "cuda":
+        environment[REPORTS_VARIABLE] = str(run_directory)
+    if place.image_path is not None:
+        environment[IMAGE_VARIABLE] = place.image_path
     return environment | dict(launch.environment)
+
+
+def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, str]:
+    allocator = next((name for name in _ALLOCATOR_VARIABLES if name in inherited), _ALLOCATOR_VARIABLES[-1])
+    settings = [part for part in (inherited.get(allocator), _PINNED_ROUNDING) if part]
+    environment = {allocator: ",".join(settings)}
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's, by which we look at the cards
+    if place.cards:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.cards)
+    return environment
 
 
 def model_bytes(model: str) -> int | None:
@@ -166,14 +209,20 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
         weights *= 2  # the files usually hold 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
     cuda = launch.platform == "cuda"
-    residue = _CUDA_RESIDUE_BYTES if cuda else 0
+    residue = (_CUDA_RESIDUE_BYTES if launch.width == 1 else _WIDE_RESIDUE_BYTES) if cuda else 0
     image = round(weights * _CUDA_IMAGE_FACTOR) if cuda else weights
     return Footprint(
-        device_awake=weights + launch.kv_cache_bytes + residue,
+        device_awake=_largest_share(weights, launch) + launch.kv_cache_bytes + residue,
         device_asleep=residue,
-        host_process=launch.process_bytes,
-        host_image=image if launch.can_sleep else 0,
+        host_process=launch.process_bytes * launch.width,
+        host_image=image * launch.copies if launch.can_sleep else 0,
     )
+
+
+def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:
+    """Of one rank: the first holds more than its part. Copies hold all, unless experts are spread over them."""
+    ranks = launch.width // launch.copies
+    return weights_bytes if ranks == 1 else round(weights_bytes / ranks * _FIRST_RANK_MORE)
 
 
 def _known_bytes(launch: VllmLaunch) -> int:
@@ -197,21 +246,6 @@ def _bytes_by_name(model: str) -> int | None:
     return round(int(experts or 1) * float(billions) * 1e9 * _BYTES_PER_NAMED_PARAMETER)
 
 
-def _flag(key: str, value: ArgValue) -> list[str]:
-    name = key.replace("_", "-")
-    match value:
-        case None:
-            return []
-        case True:
-            return [f"--{name}"]
-        case False:
-            return [f"--no-{name}"]
-        case list():
-            return [f"--{name}", *value]
-        case dict():
-            return [f"--{name}", json.dumps(value)]
-    return [f"--{name}", str(value)]
-
-
 def _may_inherit(key: str) -> bool:
-    return key not in _NEVER_INHERITED and (key in FOR_EVERY_ENGINE or key.startswith(_INHERITED_PREFIXES))
+    known = key in FOR_EVERY_ENGINE | _ALSO_INHERITED
+    return key not in _NEVER_INHERITED and (known or key.startswith(_INHERITED_PREFIXES))

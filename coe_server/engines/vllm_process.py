@@ -17,8 +17,9 @@ from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.engines.memory import session_members
+from coe_server.engines.seat_memory import RankReport, forget_reports, read_reports
 from coe_server.engines.user import EngineUser, python_of
-from coe_server.engines.vllm_command import VllmLaunch, engine_environment, serve_command
+from coe_server.engines.vllm_command import Place, VllmLaunch, engine_environment, serve_command
 from coe_server.errors import EngineError
 
 CONTROL_SECONDS = 30.0
@@ -32,11 +33,12 @@ _SIGNALLED = 128  # added to a signal's number in an exit status
 class VllmRun:
     """One run of `vllm serve`, from the start of the process to its end, with a channel for its requests."""
 
-    def __init__(self, launch: VllmLaunch, process: KeptProcess, http: HttpChannel, device_bytes_before: int) -> None:
+    def __init__(self, launch: VllmLaunch, process: KeptProcess, http: HttpChannel, run_directory: Path) -> None:
         self.launch = launch
         self.process = process
         self.http = http
-        self.device_bytes_before = device_bytes_before  # 0 where there is no GPU
+        self.longest_tokens: int | None = None  # a request with its answer, once the engine has told
+        self._run_directory = run_directory
         self.watch: asyncio.Task[None] | None = None
         self.one_end = asyncio.Lock()
         self.gone = False  # ended, and its memory given back
@@ -45,14 +47,14 @@ class VllmRun:
         self._moves = 0  # begun so far
 
     @classmethod
-    async def start(cls, launch: VllmLaunch, image_path: str | None, device_bytes_before: int) -> VllmRun:
+    async def start(cls, launch: VllmLaunch, place: Place) -> VllmRun:
         """Starts the process and opens the channel; it answers later. Raises `OSError`."""
         run_directory = make_run_directory(launch.user)
         socket = run_directory / "engine.sock"
         try:
             process = await KeptProcess.start(
-                serve_command(launch, socket),
-                engine_environment(launch, run_directory, image_path),
+                serve_command(launch, socket, place),
+                engine_environment(launch, run_directory, place),
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
                 launch.user,
@@ -60,7 +62,7 @@ class VllmRun:
         except BaseException:
             shutil.rmtree(run_directory, ignore_errors=True)
             raise
-        return cls(launch, process, HttpChannel(launch.name, "http://engine", socket), device_bytes_before)
+        return cls(launch, process, HttpChannel(launch.name, "http://engine", socket), run_directory)
 
     @property
     def over(self) -> bool:
@@ -78,6 +80,12 @@ class VllmRun:
         """Call a method of the worker, the process with the weights. Returns its result."""
         answer = await self.http.ask("POST", "/collective_rpc", timeout_seconds, {"method": method})
         return answer["results"][0]
+
+    async def memory_reports(self, seat: Sequence[str]) -> tuple[RankReport, ...]:
+        """What each rank holds now, in the order of the cards. Raises `EngineError`."""
+        await asyncio.to_thread(forget_reports, self._run_directory)
+        await self.ask_worker("coe_report_memory")
+        return await asyncio.to_thread(read_reports, self._run_directory, seat)
 
     @contextmanager
     def on_the_move(self) -> Iterator[None]:

@@ -16,11 +16,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
@@ -82,6 +84,7 @@ class Rank:
         self.cards, self.card, self.number, self.of = cards, card, number, of
         self.options = options
         self.pinned = 0
+        self.graphs = 0
         self.asleep = False
         self.right = True
         self.extension: Any = None
@@ -112,7 +115,8 @@ class Rank:
         rules.check_kv_cache(available, model.token_bytes, longest)
         self.cards.take(self.card, "kv_cache", available)
         if not self.options["enforce_eager"]:
-            self.cards.take(self.card, "graphs", GRAPH * rules.graph_sizes(self.options["max_num_seqs"]))
+            self.graphs = GRAPH * rules.graph_sizes(self.options["max_num_seqs"])
+            self.cards.take(self.card, "graphs", self.graphs)
         if self.options["worker_extension_cls"]:
             self.extension = extension(self.options["worker_extension_cls"], self)
         return int(longest)
@@ -156,7 +160,9 @@ class Rank:
                 self.cards.give_back(self.card, "nccl", later)
         if FAULT == "takes as it sleeps":
             self.cards.neighbour(self.card, self.cards.reading(self.card).total - before - 100 * MIB)
-        self.pinned = max(self.pinned, round(self.weights * PROCESS_IMAGE_ROUNDING))
+        offloaded = self.weights + (self.graphs if self.options["sleep_mode_offload_cudagraph"] else 0)
+        rounding = 1.0 if "pinned_max_round_threshold_mb:1" in os.environ.get("PYTORCH_ALLOC_CONF", "") else 0.0
+        self.pinned = max(self.pinned, round(offloaded * (rounding or PROCESS_IMAGE_ROUNDING)))
         self.asleep = True
         # v1/worker/gpu_worker.py, sleep: what a neighbour takes meanwhile makes this assertion fail
         assert self.cards.reading(self.card).free >= before, "Memory usage increased after sleeping."
@@ -167,12 +173,22 @@ class Rank:
             return
         self.cards.take(self.card, "weights", self.weights)
         self.cards.take(self.card, "kv_cache", int(self.options["kv_cache_memory_bytes"] or 0))
-        if self.options["sleep_mode_offload_cudagraph"] and not self.options["enforce_eager"]:
-            self.cards.take(self.card, "graphs", GRAPH * rules.graph_sizes(self.options["max_num_seqs"]))
+        if self.options["sleep_mode_offload_cudagraph"]:
+            self.cards.take(self.card, "graphs", self.graphs)
         if self.options["enable_nccl_comm_suspend"] and self.of > 1:
             self.cards.take(self.card, "nccl", NCCL)
         self.asleep = False
         self.right = FAULT != "garbage after wake"
+
+    def pool(self) -> dict[int, Any]:
+        """What `CuMemAllocator.pointer_to_data` tells, by address; `handle` is (device, size, address, chunks)."""
+        sizes = {"weights": self.weights, "kv_cache": self.options["kv_cache_memory_bytes"] or 0}
+        if self.options["sleep_mode_offload_cudagraph"]:
+            sizes["cudagraph"] = self.graphs
+        return {
+            number: SimpleNamespace(handle=(self.number, size, number, []), tag=tag, is_asleep=self.asleep)
+            for number, (tag, size) in enumerate(sizes.items())
+        }
 
     def held(self, what: str) -> int:
         return self.cards.held(os.getpid(), self.card).get(what, 0)
@@ -228,6 +244,7 @@ class Engine:
         self.name = options["served_model_name"][0]
         self.of = options["tensor_parallel_size"] * options["pipeline_parallel_size"]
         self.longest = 0
+        self.one_question = threading.Lock()
         cards = visible_cards()
         width = self.of * options["data_parallel_size"]
         if width > len(cards):
@@ -243,7 +260,11 @@ class Engine:
             self.ranks.append((process, ours))
 
     def ask(self, copy: int | None = None, **asked: Any) -> list[Any]:
-        """The answer of each rank, of one copy or of all; the first error is raised."""
+        """The answer of each rank, of one copy or of all; the first error is raised. One question at a time."""
+        with self.one_question:
+            return self._ask(copy, **asked)
+
+    def _ask(self, copy: int | None, **asked: Any) -> list[Any]:
         chosen = self.ranks if copy is None else self.ranks[copy * self.of : (copy + 1) * self.of]
         for _, wire in chosen:
             wire.send(asked)
@@ -278,16 +299,16 @@ class Engine:
         return web.json_response({"is_sleeping": False})
 
     async def collective_rpc(self, request: web.Request) -> web.Response:
-        """Of the first copy only: v1/engine/core_client.py, call_utility_async of a data parallel client."""
+        """All are asked, the first copy answers: v1/engine/core_client.py, call_utility_async of DPLBAsyncMPClient."""
         method = (await request.json())["method"]
         try:
-            return web.json_response({"results": await asyncio.to_thread(self.ask, 0, do=method)})
+            return web.json_response({"results": (await asyncio.to_thread(self.ask, do=method))[: self.of]})
         except RuntimeError as error:
             return web.json_response({"error": {"message": str(error)}}, status=500)
 
     async def completions(self, request: web.Request) -> web.Response:
         asked = await request.json()
-        return await self._answer(str(asked["prompt"]), lambda text: {"choices": [{"text": text, "index": 0}]})
+        return await self._answer(request, str(asked["prompt"]), lambda text: {"choices": [{"text": text, "index": 0}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
@@ -295,9 +316,11 @@ class Engine:
         if not asked.get("stream"):
             message = {"message": {"role": "assistant"}, "index": 0, "finish_reason": "stop"}
             return await self._answer(
-                prompt, lambda text: {"choices": [{**message, "message": {"role": "assistant", "content": text}}]}
+                request,
+                prompt,
+                lambda text: {"choices": [{**message, "message": {"role": "assistant", "content": text}}]},
             )
-        answer = await asyncio.to_thread(self._said, prompt)
+        answer = await asyncio.to_thread(self._said, prompt, copy_for(request))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for piece in (answer[:8], answer[8:]):
@@ -307,17 +330,17 @@ class Engine:
         await response.write(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode())
         return response
 
-    async def _answer(self, prompt: str, shape: Any) -> web.Response:
+    async def _answer(self, request: web.Request, prompt: str, shape: Any) -> web.Response:
         try:
-            return web.json_response(shape(await asyncio.to_thread(self._said, prompt)))
+            return web.json_response(shape(await asyncio.to_thread(self._said, prompt, copy_for(request))))
         except RuntimeError as error:
             return web.json_response({"error": {"message": str(error)}}, status=500)
 
-    def _said(self, prompt: str) -> str:
-        lacking = [error for error in self.ask(do="step", characters=len(prompt)) if error]
+    def _said(self, prompt: str, copy: int) -> str:
+        lacking = [error for error in self.ask(copy, do="step", characters=len(prompt)) if error]
         if lacking:
             raise RuntimeError(lacking[0])
-        return self.model.digest if all(self.ask(do="is right")) else "!!!!!!!!!!!!!!!!"
+        return self.model.digest if all(self.ask(copy, do="is right")) else "!!!!!!!!!!!!!!!!"
 
     async def _moved(self, **asked: Any) -> web.Response:
         try:
@@ -344,6 +367,16 @@ def visible_cards() -> list[int]:
             break  # CUDA sees no card from the first that it does not know
         found.append(matching[0])
     return found
+
+
+def copy_for(request: web.Request) -> int:
+    """entrypoints/generate/base/serving.py, _get_data_parallel_rank; without the header one is chosen by its load."""
+    return int(request.headers.get("X-data-parallel-rank", "0"))
+
+
+def _chat_answer(text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    return {"choices": [{"message": message, "index": 0, "finish_reason": "stop"}]}
 
 
 def _as_dict(model: Model) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coe_server.engines.memory import DeviceBytes, card_bytes, device_bytes, visible_device
+from coe_server.engines.cards import DeviceBytes, card_bytes, device_bytes, visible_device
 from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import ConfigError, EngineError
 

@@ -14,8 +14,17 @@ def of_rank(rank: Any) -> None:
 
 
 def _memory_reserved(device: Any = None) -> int:
-    """torch.cuda.memory_reserved: torch's own allocator, without what the sleeping pool maps."""
-    return int(_rank.held("activations") + _rank.held("graphs"))
+    """torch.cuda.memory_reserved: the sleeping pool's segments count, mapped or not (alloc_block)."""
+    return sum(segment["total_size"] for segment in _memory_snapshot())
+
+
+def _memory_snapshot(mempool_id: Any = None, include_traces: bool = True) -> list[dict[str, int]]:
+    """torch.cuda.memory_snapshot: the segments of torch's own allocator and of the sleeping pool, by address."""
+    own = {1 << 40: _rank.held("activations"), 2 << 40: _rank.held("graphs")}
+    pool = {address: data.handle[1] for address, data in _rank.pool().items()}
+    if _rank.options["sleep_mode_offload_cudagraph"]:
+        del own[2 << 40]
+    return [{"address": address, "total_size": size} for address, size in (own | pool).items()]
 
 
 def _mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -24,13 +33,15 @@ def _mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def _host_memory_stats() -> dict[str, int]:
-    """torch.cuda.host_memory_stats: pinned host memory of this process."""
-    return {"allocated_bytes.current": _rank.pinned, "reserved_bytes.current": _rank.pinned}
+    """torch.cuda.host_memory_stats: pinned host memory of this process; nothing before CUDA was used."""
+    return {"allocated_bytes.current": _rank.pinned}
 
 
 cuda = SimpleNamespace(
     memory_reserved=_memory_reserved,
     max_memory_reserved=_memory_reserved,
+    memory_snapshot=_memory_snapshot,
+    get_device_properties=lambda device=None: SimpleNamespace(uuid=_rank.cards.uuid(_rank.card).removeprefix("GPU-")),
     mem_get_info=_mem_get_info,
     host_memory_stats=_host_memory_stats,
     synchronize=lambda device=None: None,

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 
+class _OfRank:
+    """`CuMemAllocator.instance`: None until something is allocated in it, as without sleep mode."""
+
+    def __get__(self, _: object, owner: Any) -> Any:
+        return owner() if torch._rank.options["enable_sleep_mode"] else None
+
+
 class CuMemAllocator:
-    @staticmethod
-    def get_instance() -> CuMemAllocator:
-        return CuMemAllocator()
+    instance = _OfRank()
 
     @property
     def pointer_to_data(self) -> dict[int, Any]:
         """Allocations by address; `handle` is (device, size, address, chunks)."""
-        rank = torch._rank
-        sizes = {"weights": rank.weights, "kv_cache": rank.options["kv_cache_memory_bytes"] or 0}
-        return {
-            number: SimpleNamespace(handle=(rank.number, size, number, []), tag=tag, is_asleep=rank.asleep)
-            for number, (tag, size) in enumerate(sizes.items())
-        }
+        return torch._rank.pool()

@@ -1,0 +1,249 @@
+"""The NVIDIA cards of this machine, as the driver's library NVML shows them. Knows no engine.
+
+A reading may take milliseconds, more while a driver is busy: call these methods in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from coe_server.errors import ConfigError, EngineError
+
+# The inode of the first process namespace, fixed in Linux (PROC_PID_INIT_INO). In any other one the driver's process
+# ids are not ours, or it shows none.
+_FIRST_NAMESPACE = "pid:[4026531836]"
+_HIDDEN = frozenset(("", "-1", "NoDevFiles"))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceBytes:
+    """Memory of one card, in bytes."""
+
+    total: int
+    used: int
+
+    @property
+    def free(self) -> int:
+        return max(0, self.total - self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What does not change about a card. `links` are the UUIDs of cards that NVLink joins it to."""
+
+    uuid: str
+    total_bytes: int
+    model: str = ""
+    links: frozenset[str] = frozenset()
+    instance: bool = False  # a MIG instance
+    numa_node: int | None = None
+
+
+class Cards:
+    """The cards that engines may use, by UUID, in CUDA's order. NVML is initialised once, at the first reading.
+
+    Engines of one server share it: it knows how much memory others of them may be taking while one gives some back.
+    """
+
+    def __init__(
+        self, nvml: Any = None, environment: Mapping[str, str] = os.environ, tells_processes: bool | None = None
+    ) -> None:
+        self._given_nvml = nvml
+        self._environment = environment
+        self._tells_processes = _in_first_namespace() if tells_processes is None else tells_processes
+        self._taking: dict[object, tuple[frozenset[str], int]] = {}
+
+    def visible(self) -> tuple[str, ...]:
+        """UUIDs of the cards that CUDA shows to engines; a card in MIG mode is its instances. Raises `EngineError`."""
+        with self._asked("every card") as nvml:
+            listed = visible_names(self._environment)
+            if listed is None:
+                listed = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+            return tuple(uuid for name in listed for uuid in _uuids(nvml, name))
+
+    def reading(self, uuid: str) -> DeviceBytes:
+        """Raises `EngineError` where the driver does not answer."""
+        with self._asked(uuid) as nvml:
+            memory = nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, uuid))
+        return DeviceBytes(int(memory.total), int(memory.used))
+
+    def processes(self, uuid: str) -> dict[int, int] | None:
+        """Bytes of each process on a card; None where the driver does not tell, as in a container."""
+        if not self._tells_processes:
+            return None
+        with self._asked(uuid) as nvml:
+            try:
+                found = nvml.nvmlDeviceGetComputeRunningProcesses(_handle(nvml, uuid))
+            except nvml.NVMLError:
+                return None  # not supported on this card
+        if any(process.usedGpuMemory is None for process in found):
+            return None
+        return {int(process.pid): int(process.usedGpuMemory) for process in found}
+
+    def facts(self, uuid: str) -> CardFacts:
+        """Raises `EngineError` where the driver does not answer."""
+        with self._asked(uuid) as nvml:
+            handle = _handle(nvml, uuid)
+            return CardFacts(
+                uuid,
+                int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+                str(nvml.nvmlDeviceGetName(handle)),
+                frozenset(_linked(nvml, handle)),
+                uuid.startswith("MIG-"),
+                _numa_node(nvml, handle),
+            )
+
+    @contextmanager
+    def taking(self, engine: object, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
+        """While an engine takes up to that much on each of these cards."""
+        self._taking[engine] = (frozenset(cards), size_bytes)
+        try:
+            yield
+        finally:
+            del self._taking[engine]
+
+    def taken_by_others(self, engine: object, uuid: str) -> int:
+        """Bytes that our other engines may be taking on a card at this moment."""
+        taking = self._taking.items()
+        return sum(size for other, (cards, size) in taking if other is not engine and uuid in cards)
+
+    @contextmanager
+    def _asked(self, card: str) -> Iterator[Any]:
+        nvml = self._given_nvml or _nvml()
+        try:
+            _initialise(nvml)
+            yield nvml
+        except nvml.NVMLError as error:
+            raise EngineError(f"cannot read the GPU's memory: {error} (CUDA device {card})") from error
+
+
+def card_bytes() -> int:
+    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
+    try:
+        return device_bytes().total
+    except EngineError as error:
+        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
+
+
+def used_device_bytes() -> int:
+    """Bytes in use on the card that engines use. Raises `EngineError` where the driver does not answer."""
+    return device_bytes().used
+
+
+def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> DeviceBytes:
+    """Memory of the first card that engines use; `nvml` is the module `pynvml`. Raises `EngineError` without answer."""
+    device = visible_device(environment)
+    if device is None:
+        raise EngineError("cannot read the GPU's memory: CUDA_VISIBLE_DEVICES hides every card")
+    return Cards(nvml, environment).reading(device)
+
+
+def visible_device(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The first card that CUDA sees, which engines use: its index, its UUID, or the beginning of its UUID.
+
+    None if `CUDA_VISIBLE_DEVICES` hides every card. Indices are in PCI order, as in NVML; engines are told to use it.
+    """
+    listed = visible_names(environment)
+    return "0" if listed is None else next(iter(listed), None)
+
+
+def visible_names(environment: Mapping[str, str]) -> list[str] | None:
+    """What `CUDA_VISIBLE_DEVICES` lists, up to the first entry that hides the rest; None if it is not set: all."""
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return None
+    names = []
+    for name in (word.strip() for word in listed.split(",")):
+        if name in _HIDDEN:
+            break
+        names.append(name)
+    return names
+
+
+def _in_first_namespace() -> bool:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid") == _FIRST_NAMESPACE
+    return False
+
+
+def _nvml() -> Any:
+    import pynvml  # noqa: PLC0415  hosts without a GPU never need it, and its import takes 30 ms
+
+    return pynvml
+
+
+_ONE_START = threading.Lock()
+
+
+def _initialise(nvml: Any) -> None:
+    with _ONE_START:
+        _initialised(nvml)
+
+
+@cache
+def _initialised(nvml: Any) -> None:
+    """Once per process; a failure is not cached, so the next reading tries again."""
+    nvml.nvmlInit()
+
+
+def _handle(nvml: Any, device: str) -> Any:
+    if device.isdigit():
+        return nvml.nvmlDeviceGetHandleByIndex(int(device))
+    with suppress(nvml.NVMLError):
+        return nvml.nvmlDeviceGetHandleByUUID(device)  # a whole card or a MIG instance
+    for index in range(nvml.nvmlDeviceGetCount()):  # CUDA accepts the beginning of a UUID
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        if nvml.nvmlDeviceGetUUID(handle).startswith(device):
+            return handle
+    raise EngineError(f"cannot read the GPU's memory: CUDA_VISIBLE_DEVICES names {device!r}, there is no such card")
+
+
+def _uuids(nvml: Any, name: str) -> list[str]:
+    handle = _handle(nvml, name)
+    return _instances(nvml, handle) or [str(nvml.nvmlDeviceGetUUID(handle))]
+
+
+def _instances(nvml: Any, handle: Any) -> list[str]:
+    """UUIDs of a card's MIG instances; none where it has none. CUDA shows them in place of the card."""
+    found: list[str] = []
+    with suppress(nvml.NVMLError, AttributeError):
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+        if current != nvml.NVML_DEVICE_MIG_ENABLE:
+            return []
+        for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with suppress(nvml.NVMLError):  # the places in between may be empty
+                instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+                found.append(str(nvml.nvmlDeviceGetUUID(instance)))
+    return found
+
+
+def _linked(nvml: Any, handle: Any) -> Iterator[str]:
+    """UUIDs of the cards at the other ends of this one's NVLinks, where they lead from card to card."""
+    by_bus = {}
+    with suppress(nvml.NVMLError, AttributeError):
+        for index in range(nvml.nvmlDeviceGetCount()):
+            other = nvml.nvmlDeviceGetHandleByIndex(index)
+            by_bus[nvml.nvmlDeviceGetPciInfo(other).busId] = str(nvml.nvmlDeviceGetUUID(other))
+        for link in range(nvml.NVML_NVLINK_MAX_LINKS):
+            if nvml.nvmlDeviceGetNvLinkState(handle, link):
+                uuid = by_bus.get(nvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link).busId)
+                if uuid is not None:
+                    yield uuid
+
+
+def _numa_node(nvml: Any, handle: Any) -> int | None:
+    with suppress(nvml.NVMLError, AttributeError):
+        return int(nvml.nvmlDeviceGetNumaNodeId(handle))
+    with suppress(OSError, ValueError, nvml.NVMLError, AttributeError):
+        bus = nvml.nvmlDeviceGetPciInfo(handle).busId
+        place = (bus.decode() if isinstance(bus, bytes) else str(bus)).lower()[-12:]
+        node = int((Path("/sys/bus/pci/devices") / place / "numa_node").read_text())
+        return node if node >= 0 else None
+    return None

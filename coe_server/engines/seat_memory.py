@@ -1,0 +1,244 @@
+"""What one engine holds on the cards it sits on: told by its ranks, checked against the driver.
+
+The ranks' reports (`vllm_worker/coe_memory_report.py`) feed the ledger. The driver's figures are of whole cards, where
+neighbours come and go; they show whether memory is really free, and what no allocator knows of: context, NCCL, graphs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coe_server.engines.cards import Cards, DeviceBytes
+from coe_server.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+FREED_SHARE = 0.9
+_FREED_SECONDS = 2.0  # a driver may show memory as free some time after it was given back
+_FREED_POLL_SECONDS = 0.02
+_LEAST_CONTEXT_BYTES = 300 << 20  # of a CUDA context with its libraries; 450 to 550 MiB on an H100
+_UTILIZATION_STEPS = 1000  # vLLM takes a float; three digits are 80 MB of 80 GB
+_LONGEST_REPORT_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class RankReport:
+    """What one rank told of itself, in bytes."""
+
+    pid: int
+    card: str  # UUID
+    pool_bytes: int  # mapped in the pool that sleeps: weights and KV cache
+    torch_bytes: int  # reserved by torch's own allocator: activations, graphs
+    pinned_bytes: int  # host memory, with the copies of the weights
+
+    @property
+    def own_bytes(self) -> int:
+        return self.pool_bytes + self.torch_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Cards of one engine at one moment: all that is in use, and by which process where the driver tells."""
+
+    used: tuple[int, ...]
+    processes: tuple[dict[int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldAwake:
+    """What an engine held when its sleep began."""
+
+    reports: tuple[RankReport, ...]
+    look: Look
+
+
+class SeatMemory:
+    """Outlives the runs of its engine. `width` is the number of its ranks, each with a card of its own."""
+
+    def __init__(self, name: str, cards: Cards, width: int, rank_bytes: int, context_bytes: int) -> None:
+        self.cards = cards
+        self.seat: tuple[str, ...] = ()
+        self.awake: tuple[int, ...] = ()  # bytes of each rank, once measured
+        self._name = name
+        self._width = width
+        self._rank_bytes = rank_bytes  # estimate of weights and KV cache of a rank
+        self._context_estimate = context_bytes
+        self._context: tuple[int, ...] = ()  # of each rank: what no allocator knows of
+        self._held: tuple[int, ...] = ()  # of each rank, now and at least
+        self._woken: tuple[int, ...] = ()  # the same, after the next wake
+        self._before: tuple[DeviceBytes, ...] = ()
+
+    async def take(self, seat: Sequence[int] = ()) -> None:
+        """Sit on these cards, indices of visible ones, for the next run. Raises `EngineError` if there are too few."""
+        visible = await asyncio.to_thread(self.cards.visible)
+        indices = tuple(seat) or tuple(range(self._width))
+        if len(indices) != self._width or max(indices) >= len(visible):
+            raise EngineError(
+                f"engine '{self._name}' needs {self._width} cards; {len(visible)} are visible, it was given {indices}"
+            )
+        self.seat = tuple(visible[index] for index in indices)
+        self._held = ()
+        self._before = await asyncio.to_thread(lambda: tuple(map(self.cards.reading, self.seat)))
+
+    def utilization(self) -> float:
+        """The share of a card that vLLM finds free at its start, rounded down; the least over the ranks.
+
+        It looks after CUDA contexts and NCCL exist (vllm/v1/worker/gpu_worker.py, init_device), and with a KV cache in
+        bytes it reads the number for nothing else.
+        """
+        wanted = [size - context for size, context in zip(self.awake, self._context, strict=True)]
+        wanted = wanted or [self._rank_bytes] * self._width
+        share = min(size / card.total for size, card in zip(wanted, self._before, strict=True))
+        return min(1.0, max(1, math.floor(share * _UTILIZATION_STEPS)) / _UTILIZATION_STEPS)
+
+    def taking(self, size_bytes: int) -> AbstractContextManager[None]:
+        """While the engine may take up to that much on each card of its seat."""
+        return self.cards.taking(self, self.seat, size_bytes)
+
+    async def measure(self, reports: Sequence[RankReport]) -> None:
+        """Take what the awake ranks hold as measured."""
+        look = await self._look()
+        self._context = tuple(self._context_of(rank, report, look) for rank, report in enumerate(reports))
+        self.awake = self._held = self._totals(reports)
+
+    async def before_sleep(self, reports: tuple[RankReport, ...]) -> HeldAwake:
+        return HeldAwake(reports, await self._look())
+
+    async def until_freed(self, before: HeldAwake, reports: Sequence[RankReport]) -> int:
+        """Wait until each card shows what its rank gave back. Returns what the largest rank keeps, in bytes.
+
+        Raises `EngineError` where a rank keeps its memory, whatever it answered.
+        """
+        wanted = [
+            round(FREED_SHARE * max(old.pool_bytes, old.own_bytes - new.own_bytes))
+            for old, new in zip(before.reports, reports, strict=True)
+        ]
+        told = [old.own_bytes - new.own_bytes for old, new in zip(before.reports, reports, strict=True)]
+        for rank, (freed, least) in enumerate(zip(told, wanted, strict=True)):
+            if freed < least:
+                raise EngineError(_kept(self._name, self.seat[rank], freed, least))
+
+        def missing(now: Look) -> list[int]:
+            return [
+                least - self._freed(rank, before.reports[rank].pid, before.look, now)
+                for rank, least in enumerate(wanted)
+            ]
+
+        left = await self._until_none(missing)
+        for rank, lacking in enumerate(left):
+            if lacking > 0:
+                raise EngineError(_kept(self._name, self.seat[rank], wanted[rank] - lacking, wanted[rank]))
+        self._held = self._totals(reports)
+        self._woken = tuple(
+            asleep + report.pool_bytes for asleep, report in zip(self._held, before.reports, strict=True)
+        )
+        return max(self._held)
+
+    def woken(self) -> None:
+        """The engine holds its weights and cache again; what steps need comes with the first long one."""
+        self._held = self._woken or self._held
+
+    async def before_end(self) -> Look | None:
+        """What is seen before a process ends; None where nothing was measured or the driver does not answer."""
+        if not self._held:
+            return None
+        try:
+            return await self._look()
+        except EngineError:
+            return None
+
+    async def until_given_back(self, before: Look | None) -> None:
+        """Wait until the cards show the memory of a run that ended as free; log a warning where it stays in use."""
+        held, self._held = self._held, ()
+        if before is None or not held:
+            return
+        wanted = [round(FREED_SHARE * size) for size in held]
+
+        def missing(now: Look) -> list[int]:
+            return [
+                least + now.used[rank] - before.used[rank] - self.cards.taken_by_others(self, self.seat[rank])
+                for rank, least in enumerate(wanted)
+            ]
+
+        try:
+            lacking = max(await self._until_none(missing))
+        except EngineError as error:
+            logger.warning("engine '%s' ended; its GPU memory could not be checked: %s", self._name, error)
+            return
+        if lacking > 0:
+            logger.warning("engine '%s' ended; the GPU holds %d bytes more than expected", self._name, lacking)
+
+    def _context_of(self, rank: int, report: RankReport, look: Look) -> int:
+        processes = look.processes[rank]
+        if processes is not None and report.pid in processes:
+            return max(0, processes[report.pid] - report.own_bytes)
+        seen = look.used[rank] - self._before[rank].used - report.own_bytes
+        likely = _LEAST_CONTEXT_BYTES <= seen <= self._context_estimate  # else a neighbour's moves are in it
+        return seen if likely else self._context_estimate
+
+    def _totals(self, reports: Sequence[RankReport]) -> tuple[int, ...]:
+        return tuple(report.own_bytes + context for report, context in zip(reports, self._context, strict=True))
+
+    def _freed(self, rank: int, pid: int, before: Look, now: Look) -> int:
+        old, new = before.processes[rank], now.processes[rank]
+        if old is not None and new is not None and pid in old:
+            return old[pid] - new.get(pid, 0)
+        return before.used[rank] - now.used[rank] + self.cards.taken_by_others(self, self.seat[rank])
+
+    async def _look(self) -> Look:
+        return await asyncio.to_thread(
+            lambda: Look(
+                tuple(self.cards.reading(card).used for card in self.seat),
+                tuple(self.cards.processes(card) for card in self.seat),
+            )
+        )
+
+    async def _until_none(self, missing: Callable[[Look], list[int]]) -> list[int]:
+        """The first reading where nothing is missing, or the last one before the time limit."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + _FREED_SECONDS
+        while True:
+            lacking = missing(await self._look())
+            if max(lacking) <= 0 or now() > deadline:
+                return lacking
+            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
+
+
+def read_reports(folder: Path, seat: Sequence[str]) -> tuple[RankReport, ...]:
+    """What each rank has written, in the order of the cards. Raises `EngineError` unless all have."""
+    try:
+        written = [_report(file) for file in sorted(folder.glob("memory-*.json"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"an engine's report of its memory cannot be read: {error!r}") from error
+    if len(written) != len(seat):
+        raise EngineError(f"{len(written)} of an engine's {len(seat)} ranks have reported their memory")
+    if {report.card for report in written} == set(seat):
+        written.sort(key=lambda report: seat.index(report.card))
+    return tuple(written)
+
+
+def forget_reports(folder: Path) -> None:
+    for file in folder.glob("memory-*.json"):
+        file.unlink(missing_ok=True)
+
+
+def _report(file: Path) -> RankReport:
+    seen = file.lstat()
+    if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LONGEST_REPORT_BYTES:
+        raise ValueError(f"{file.name} is no report")
+    told: dict[str, Any] = json.loads(file.read_text())
+    sizes = {name: max(0, int(told[name])) for name in ("pid", "pool_bytes", "torch_bytes", "pinned_bytes")}
+    return RankReport(card=str(told["card"]), **sizes)
+
+
+def _kept(name: str, card: str, freed: int, wanted: int) -> str:
+    return f"engine '{name}' sleeps but freed {freed} bytes of {card}, {wanted} were expected"

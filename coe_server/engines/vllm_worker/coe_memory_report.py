@@ -1,0 +1,63 @@
+"""What one rank of vLLM holds on its card and in pinned host memory, written into a file for the server.
+
+Runs inside vLLM's environment (`--worker-extension-cls coe_memory_report.MemoryReport`), so it imports nothing of ours.
+vLLM mixes the class into its worker and refuses a name that the worker has; all of ours begin with `coe_`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.device_allocator.cumem import CuMemAllocator
+
+FOLDER_VARIABLE = "COE_MEMORY_REPORTS"
+
+
+class MemoryReport:
+    """Asked through `/collective_rpc`, which answers for the first copy alone: so each rank writes a file."""
+
+    device: Any
+    rank: int
+
+    def coe_report_memory(self) -> None:
+        allocations = coe_pool_allocations()
+        report = {
+            "pid": os.getpid(),
+            "rank": self.rank,
+            "card": coe_card_uuid(self.device),
+            "pool_bytes": sum(one.handle[1] for one in allocations.values() if not one.is_asleep),
+            "torch_bytes": coe_torch_bytes(allocations),
+            "torch_peak_bytes": torch.cuda.max_memory_reserved(self.device),
+            "pinned_bytes": torch.cuda.host_memory_stats().get("allocated_bytes.current", 0),
+        }
+        file = Path(os.environ[FOLDER_VARIABLE]) / f"memory-{os.getpid()}.json"
+        draft = file.with_suffix(".draft")
+        draft.write_text(json.dumps(report))
+        draft.replace(file)
+
+
+def coe_pool_allocations() -> dict[int, Any]:
+    """By address, what the pool holds that sleeps; none in an engine without sleep mode, which never makes the pool."""
+    pool = CuMemAllocator.instance
+    return {} if pool is None else dict(pool.pointer_to_data)
+
+
+def coe_torch_bytes(allocations: dict[int, Any]) -> int:
+    """What torch's own allocator has reserved.
+
+    Its segments include those of the sleeping pool, mapped or not (c10/cuda/CUDACachingAllocator.cpp, alloc_block), so
+    `memory_reserved` does not tell.
+    """
+    segments = torch.cuda.memory_snapshot(include_traces=False)
+    return sum(segment["total_size"] for segment in segments if segment["address"] not in allocations)
+
+
+def coe_card_uuid(device: Any) -> str:
+    with suppress(AttributeError, RuntimeError):
+        return f"GPU-{torch.cuda.get_device_properties(device).uuid}".replace("GPU-GPU-", "GPU-")
+    return ""
