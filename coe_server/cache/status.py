@@ -169,9 +169,9 @@ class Overview:
         return seconds_left(self._slots[name], now)
 
     def _prospect(self, slot: Slot) -> Prospect:
-        rests = slot.resting_tier
-        up = slot.costs.move(rests if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
-        down = slot.costs.move(Tier.DEVICE, rests)
+        idle = slot.idle_tier
+        up = slot.costs.move(idle if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
+        down = slot.costs.move(Tier.DEVICE, idle)
         return Prospect(self.holding(slot), up, down, may_come=slot.pushed_out)
 
     def _queue(self, slot: Slot) -> Queue:
@@ -213,7 +213,7 @@ class Overview:
 
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
-    up_from = slot.resting_tier if slot.tier is Tier.DEVICE else slot.tier
+    up_from = slot.idle_tier if slot.tier is Tier.DEVICE else slot.tier
     ahead = slot.waiters.leases + (slot.leases if slot.settled else 0)
     must_end = ahead >= max_concurrency and not slot.draining
     return Expected(
@@ -230,8 +230,7 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            _serving_seconds(slot, slot.waiters.leases, max_concurrency)
-            + slot.costs.move(Tier.DEVICE, slot.resting_tier),
+            _serving_seconds(slot, slot.waiters.leases, max_concurrency) + slot.costs.move(Tier.DEVICE, slot.idle_tier),
         ),
     )
 
@@ -271,7 +270,7 @@ def _serving_seconds(slot: Slot, leases: int, max_concurrency: int) -> float:
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
-    down = slot.costs.move(Tier.DEVICE, slot.resting_tier)
+    down = slot.costs.move(Tier.DEVICE, slot.idle_tier)
     last = _makes_room(slot, goes_on - 1, limits.max_concurrency) if goes_on else None
     left = _serving_seconds(slot, goes_on, limits.max_concurrency) - passed(last, slot.costs.service, now)
     return seconds_left(slot, now) + left + down
