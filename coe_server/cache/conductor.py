@@ -159,26 +159,27 @@ class Conductor:
 
     async def _something_can_have_changed(self, since: float) -> None:
         """`since` is the start of the last pass: moments between the two passes count as next, not as past."""
-        soonest = min((moment for moment in self._moments(since) if moment is not None), default=INFINITY)
+        moments = _moments(self._overview, self._limits, self._policy, since)
+        soonest = min((moment for moment in moments if moment is not None), default=INFINITY)
         try:
             async with asyncio.timeout(None if soonest == INFINITY else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
         except TimeoutError:
             return
 
-    def _moments(self, now: float) -> Iterator[float | None]:
-        """Seconds until a pass may be needed without an event."""
-        seen, limits = self._overview, self._limits
-        queues = seen.queues()
-        yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
-        if queues and limits.min_tenure_seconds:
-            yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
-        for slot in seen.failed:
-            if slot.failure is not None:
-                yield slot.failure.until - now
-        for slot in seen.settled:
-            if (ends := _idle_until(slot)) is not None:
-                yield ends - now
+
+def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iterator[float | None]:
+    """Seconds until a pass may be needed without an event."""
+    queues = seen.queues()
+    yield seconds_until_pressing(queues, now, limits.max_wait_seconds, policy)
+    if queues and limits.min_tenure_seconds:
+        yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+    for slot in seen.failed:
+        if slot.failure is not None:
+            yield slot.failure.until - now
+    for slot in seen.settled:
+        if (ends := _idle_until(slot)) is not None:
+            yield ends - now
 
 
 class Upkeep:

@@ -102,7 +102,11 @@ class Health:
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
             if not gone.done():
-                self._restart_or_stop(slot, died.result())
+                self._note_end(slot, died.result())
+                if _starts_at_once(slot, self._slots):
+                    self._restart(slot)
+                else:
+                    self._stop(slot)
         finally:
             gone.cancel()
             died.cancel()
@@ -126,13 +130,6 @@ class Health:
                 self._stop(slot)
             return False
 
-    def _restart_or_stop(self, slot: Slot, reason: str) -> None:
-        self._note_end(slot, reason)
-        if self._is_to_start_at_once(slot):
-            self._restart(slot)
-        else:
-            self._stop(slot)
-
     def _note_end(self, slot: Slot, reason: str) -> None:
         assert slot.moving is None, "a move cleans up after its engine"
         logger.warning("expert '%s': %s", slot.name, reason)
@@ -142,13 +139,6 @@ class Health:
         """Stop admitting requests and stop the engine, which may take a while."""
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._tasks.own(self._put_on_disk(slot))
-
-    def _is_to_start_at_once(self, slot: Slot) -> bool:
-        """True if only its own requests or pin need the device memory that it leaves."""
-        if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
-            return False
-        wanted = slot.waiters or slot.pin is not Tier.DISK
-        return bool(wanted) and not any(other.waits_for_a_turn for other in self._slots.values())
 
     def _restart(self, slot: Slot) -> None:
         """Start it again without a stop: the engine may load from the image that the dead one left."""
@@ -163,3 +153,11 @@ class Health:
         finally:
             slot.halt()
             self._changed()
+
+
+def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:
+    """True if only its own requests or pin need the device memory that it leaves."""
+    if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
+        return False
+    wanted = slot.waiters or slot.pin is not Tier.DISK
+    return bool(wanted) and not any(other.waits_for_a_turn for other in slots.values())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import MoveRecord, Slot
-from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
+from coe_server.cache.tiers import Ledger, Tier, bytes_in
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
@@ -169,7 +169,9 @@ class Mover:
             raise
         slot.change(tier=move.target, since=self._clock())
         self._settle(slot)
-        self._record(slot, move, seconds, held)
+        # memory that a dead engine held stays reserved for the next one
+        before = 0 if move.source is Tier.DISK else held.device
+        _record(self._events, slot, move, seconds, abs(before - self._ledger.held(slot.name).device))
 
     def _take_measured(self, slot: Slot) -> None:
         """The footprint of the engine that has started replaces the estimate that was reserved."""
@@ -208,17 +210,15 @@ class Mover:
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
         self._freed.set()
 
-    def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
-        slot.costs.learn_move(move.source, move.target, seconds)
-        before = (
-            0 if move.source is Tier.DISK else held.device
-        )  # memory that a dead engine held stays reserved for the next one
-        size = abs(before - self._ledger.held(slot.name).device)
-        slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size))
-        self._events.record(
-            "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size
-        )
-        logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
+
+def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes: int) -> None:
+    """Learn the cost of a completed move, and report it."""
+    slot.costs.learn_move(move.source, move.target, seconds)
+    slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size_bytes))
+    events.record(
+        "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size_bytes
+    )
+    logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
 
 async def _act(slot: Slot, move: Move) -> None:

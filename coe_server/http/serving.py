@@ -141,7 +141,7 @@ class Traffic:
         return self._watch.now
 
     def see(self, decision: RoutingDecision) -> None:
-        """Count one decision that was carried out. Requests for a named expert do not count: these are no sign of topics."""
+        """Count one decision that was carried out. Requests for a named expert do not count."""
         if not decision.probabilities or decision.confidence is None:
             return
         likeliest = max(decision.probabilities, key=decision.probabilities.__getitem__)

@@ -50,7 +50,7 @@ class Tracing(Protocol):
         decision: RoutingDecision,
         began: float,
     ) -> Trace:
-        """The trace of a request that arrived at `began` (`time.perf_counter` seconds) with these headers and body fields."""
+        """The trace of a request with these headers and body fields; `began` is in `time.perf_counter` seconds."""
 
     def close(self) -> None:
         """Send what is left, within a few seconds. Waits."""
