@@ -10,9 +10,9 @@ CoeError
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
-│   ├── NoHttp (400)           malformed HTTP request
-│   ├── HeadTooSlow (408)      the request line and headers did not come in time
-│   ├── HeadTooLong (431)      they are longer than they may be
+│   ├── MalformedHttp (400)           malformed HTTP request
+│   ├── HeadersTooSlow (408)      the request line and headers did not come in time
+│   ├── HeadersTooLong (431)      they are longer than they may be
 │   ├── BodyTooSlow (408)      the body did not come in time
 │   ├── BodyTooLarge (413)     the body is longer than it may be
 │   ├── UnsupportedCoding (415) the body is compressed in a way that is not read here
@@ -133,20 +133,20 @@ class NoCapableExpert(RequestError):
     code = "no_capable_expert"
 
 
-class NoHttp(RequestError):
+class MalformedHttp(RequestError):
     """Malformed HTTP request."""
 
     code = "no_http"
 
 
-class HeadTooSlow(RequestError):
+class HeadersTooSlow(RequestError):
     """The request line and headers did not come in time."""
 
     status = 408
     code = "headers_too_slow"
 
 
-class HeadTooLong(RequestError):
+class HeadersTooLong(RequestError):
     """The request line and headers are longer than they may be."""
 
     status = 431

@@ -179,9 +179,7 @@ def test_artifact_and_configuration_are_reloaded_while_requests_go_on(folder):
         assert version(port) == second  # all or nothing: the sound artifact was not taken either
 
         config.write_text(yaml.safe_dump(settings(port, aliases={"gpt-4o": "auto:dear"})))
-        assert (
-            "aliases.gpt-4o: there is no model 'auto:dear'; there are auto, " in reload(port, 409)["error"]["message"]
-        )
+        assert "aliases.gpt-4o: unknown model 'auto:dear'; known: auto, " in reload(port, 409)["error"]["message"]
         config.write_text(yaml.safe_dump(settings(port, aliases={"gpt-4o": "auto"})))
         assert reload(port)["changed"] == ["aliases.gpt-4o"]
         assert ask(port, "GET", "/v1/models/gpt-4o")[0] == 200
@@ -224,7 +222,7 @@ def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
         assert process.wait(PATIENCE_SECONDS) == -signal.SIGTERM, log.read_text()  # it ends as the signal would have
         assert "Traceback" not in log.read_text()
         told = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-        assert "stopping: new requests are refused, answers in progress may take 20 s" in told[:-1]
+        assert "stopping: new requests are refused; answers in progress have 20 s" in told[:-1]
         assert told[-1] == "stopped"
 
 

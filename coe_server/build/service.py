@@ -61,7 +61,7 @@ def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
     names = model_names(router.objectives, [expert.name for expert in config.experts])
     for alias, goal in config.aliases.items():
         if goal not in names:
-            raise ConfigError(f"aliases.{alias}: there is no model '{goal}'; there are {', '.join(names)}")
+            raise ConfigError(f"aliases.{alias}: unknown model '{goal}'; known: {', '.join(names)}")
     return dict(config.aliases)
 
 

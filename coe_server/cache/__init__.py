@@ -1,1 +1,1 @@
-"""Expert to lease. Knows nothing of HTTP or routing."""
+"""From an expert's name to a lease on it. Does not depend on HTTP or routing."""

@@ -1,4 +1,4 @@
-"""Turns the scheduler's orders into moves, and loads what should be loaded. What weighs experts is in pure modules."""
+"""Turns the scheduler's orders into moves; preloads and prefetches experts. Decisions are made in pure modules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class Conductor:
-    """The one task that orders moves. `admit` is called for experts whose queue may go on."""
+    """The only task that orders moves. `admit` is called for experts that may admit waiting requests."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Conductor:
         changed: asyncio.Event,
         guesses: Guesses,
     ) -> None:
-        self.ready = asyncio.Event()  # what is to be preloaded has been
+        self.ready = asyncio.Event()  # set once preloading is done
         self.demand = Demand(slots)
         self._slots = slots
         self._overview = overview
@@ -53,11 +53,11 @@ class Conductor:
         self._policy = policy
         self._clock = clock
         self._admit = admit
-        self._changed = changed  # set by all that may call for new orders
+        self._changed = changed  # set after every change that may lead to new orders
         self._guesses = guesses
         self._upkeep = Upkeep(slots, overview, capacity)
         self._draining: frozenset[str] = frozenset()
-        self._coming: Slot | None = None  # on a guess
+        self._coming: Slot | None = None  # prefetched
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -68,7 +68,7 @@ class Conductor:
             await self._something_can_have_changed(since=began)
 
     def begin(self, plan_: Plan) -> None:
-        """Start a plan; the expert it brings admits at least the requests that wait for it now."""
+        """Start a plan; the expert it loads admits at least the requests that wait for it now."""
         victims = plan_.victims
         goal = self._slots[plan_.moves[-1].expert]
         goal.change(gate=goal.waiters.leases if self._policy.collates else _oldest(goal), pushed_out=False)
@@ -82,7 +82,7 @@ class Conductor:
         self._mover.begin(plan_)
 
     def _conduct(self) -> None:
-        """One pass: what is due is done, in this order."""
+        """One pass over everything that is due, in this order."""
         now = self._clock()
         _end_cooldowns(self._overview.failed, now)
         _end_guesses(self._guesses, self._slots)
@@ -96,10 +96,10 @@ class Conductor:
             self._prefetch()
         for slot in self._overview.settled:
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
-                self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.resting_tier),)))
+                self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.idle_tier),)))
 
     def _keep_up(self) -> None:
-        """Bring up what is to be preloaded, then what is below its pin, one expert at a time."""
+        """Load the experts to preload, then those below their pin, one at a time."""
         way = self._upkeep.preload()
         if way is None:
             if not self.ready.is_set():
@@ -131,7 +131,7 @@ class Conductor:
         self._draining = names
 
     def _give_up_a_guess(self) -> None:
-        """A start on a guess is given up once a request waits for another expert; a wake is over at once."""
+        """Cancel a prefetching start once a request waits for another expert. A wake is not cancelled: it is fast."""
         if self._coming is not None and self._coming.moving is None:
             self._coming = None
         coming = self._coming
@@ -154,46 +154,47 @@ class Conductor:
             self._coming = goal
             self._guesses.begin(Guess.DEVICE, goal.name)
         else:
-            goal.change(pushed_out=True)  # it may come back on a guess, too
+            goal.change(pushed_out=True)  # it may be prefetched again
             self._guesses.begin(Guess.ROOM, goal.name)
 
     async def _something_can_have_changed(self, since: float) -> None:
-        """`since` is when the last pass began: what falls due between its look and this one is not past, but next."""
-        soonest = min((moment for moment in self._moments(since) if moment is not None), default=INFINITY)
+        """`since` is the start of the last pass: moments between the two passes count as next, not as past."""
+        moments = _moments(self._overview, self._limits, self._policy, since)
+        soonest = min((moment for moment in moments if moment is not None), default=INFINITY)
         try:
             async with asyncio.timeout(None if soonest == INFINITY else max(soonest, _SHORTEST_NAP_SECONDS) + _A_HAIR):
                 await self._changed.wait()
         except TimeoutError:
             return
 
-    def _moments(self, now: float) -> Iterator[float | None]:
-        """In how many seconds something may be to be done although nothing has happened."""
-        seen, limits = self._overview, self._limits
-        queues = seen.queues()
-        yield seconds_until_pressing(queues, now, limits.max_wait_seconds, self._policy)
-        if queues and limits.min_tenure_seconds:
-            yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
-        for slot in seen.failed:
-            if slot.failure is not None:
-                yield slot.failure.until - now
-        for slot in seen.settled:
-            if (ends := _idle_until(slot)) is not None:
-                yield ends - now
+
+def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iterator[float | None]:
+    """Seconds until a pass may be needed without an event."""
+    queues = seen.queues()
+    yield seconds_until_pressing(queues, now, limits.max_wait_seconds, policy)
+    if queues and limits.min_tenure_seconds:
+        yield seconds_until_tenured(seen.standing, now, limits.min_tenure_seconds)
+    for slot in seen.failed:
+        if slot.failure is not None:
+            yield slot.failure.until - now
+    for slot in seen.settled:
+        if (ends := _idle_until(slot)) is not None:
+            yield ends - now
 
 
 class Upkeep:
-    """Which experts are brought up while no request waits: what is to be preloaded, then what is below its pin."""
+    """Experts to load while no request waits: those to preload, then those below their pin."""
 
     def __init__(self, slots: Mapping[str, Slot], overview: Overview, capacity: Bytes) -> None:
         self._slots = slots
         self._overview = overview
         self._capacity = capacity
         wanted = [slot for slot in slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK]
-        # what only passes through the device goes first, while the device is empty
+        # experts that only pass through the device go first, while it is empty
         self._preloads = [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
 
     def preload(self) -> Plan | None:
-        """The way up of the next expert that there is room for; None if there is none, or all had their turn."""
+        """The plan to load the next expert that fits; None if none fits or all had their turn."""
         while self._preloads:
             slot = self._slots[self._preloads.pop(0)]
             if (way := self._way_up(slot)) is not None:
@@ -203,15 +204,17 @@ class Upkeep:
         return None
 
     def return_to_pin(self) -> Plan | None:
-        """The way up of an expert that is below its pin; None if there is none, or there is no room now."""
+        """The plan to load an expert below its pin; None if there is none, or no free memory."""
         if not self._overview.anyone_is_below_a_pin:
             return None
         low = (slot for slot in self._slots.values() if slot.tier.depth > slot.pin.depth and slot.failure is None)
         return next((way for slot in low if (way := self._way_up(slot)) is not None), None)
 
     def _way_up(self, slot: Slot) -> Plan | None:
-        """To the tier it should be in; None if it is there or there is no room. An idle expert leaves for a pin, none
-        for a preload."""
+        """The plan to move it to the tier where it belongs; None if it is there or does not fit.
+
+        Idle experts are evicted for a pin, not for a preload.
+        """
         goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
         if slot.tier.depth <= goal.depth:
             return None
@@ -228,32 +231,32 @@ class Upkeep:
 
 def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:
     for slot in failed:
-        assert slot.failure is not None, "the overview knows which have failed"
+        assert slot.failure is not None, "the overview lists failed experts only"
         slot.waiters.refuse_all(slot.failure.reason, max(1.0, slot.failure.until - now))
         if now >= slot.failure.until:
             slot.change(failure=None)
 
 
 def _end_guesses(guesses: Guesses, slots: Mapping[str, Slot]) -> None:
-    """An expert that came on a guess and has left again without a request came for nothing."""
+    """A prefetched expert that is evicted without a request was prefetched in vain."""
     for name in guesses.open(Guess.DEVICE):
         if slots[name].moving is None and slots[name].tier is not Tier.DEVICE:
             guesses.end(Guess.DEVICE, name, guesses.wasted)
 
 
 def _idle_until(slot: Slot) -> float | None:
-    """When it will have been idle for its ttl; None while it is used, has none, or may not leave."""
+    """The moment at which its ttl is over; None while it is used, has no ttl, or may not be evicted."""
     ttl = slot.expert.ttl_seconds
-    if ttl is None or slot.resting_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
+    if ttl is None or slot.idle_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
         return None
     return max(slot.last_used, slot.since) + ttl
 
 
 def _oldest(slot: Slot) -> int:
-    """The leases of the request that has a turn in strict order."""
+    """The number of leases of the request whose turn it is in strict order."""
     first = slot.waiters.first()
     return 1 if first is None else first.leases
 
 
-_A_HAIR = 1e-6  # seconds; a rounding error must not make it look in vain just before something falls due
-_SHORTEST_NAP_SECONDS = 0.001  # a timer that is due is given a moment, so that the loop breathes
+_A_HAIR = 1e-6  # seconds; added so that rounding does not wake it just before a moment is due
+_SHORTEST_NAP_SECONDS = 0.001  # minimum sleep before an overdue timer, so that other tasks run

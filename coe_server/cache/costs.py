@@ -1,5 +1,7 @@
-"""Seconds that an expert's moves and answers cost on this machine, measured or guessed, and kept in a small JSON file;
-and its restart budget. A file that cannot be read counts as no costs."""
+"""Seconds that an expert's moves and answers take on this machine, measured or estimated; kept in a JSON file.
+
+A file that cannot be read counts as no costs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from coe_server.system.files import private_folder, replacing
 
 
 class Costs:
-    """Exponential means of what was measured, and guesses for what was not."""
+    """Exponential means of measured seconds, and estimates where nothing is measured."""
 
     _GUESSES: ClassVar = {"start": 30.0, "wake": 1.0, "sleep": 1.0, "stop": 2.0, "service": 5.0}
     _NEWEST_SHARE = 0.3
@@ -25,14 +27,14 @@ class Costs:
 
     @property
     def measured(self) -> dict[str, float]:
-        """Kind of cost -> seconds, for keeping; guesses are not among them."""
+        """Kind of cost -> measured seconds, to be saved; without estimates."""
         return dict(self._measured)
 
     def learn_move(self, source: Tier, target: Tier, seconds: float) -> None:
         self._learn(_kind(source, target), seconds)
 
     def learn_service(self, seconds: float) -> None:
-        """How long a request stayed inside the engine."""
+        """Learn how long a request was in the engine."""
         self._learn("service", seconds)
 
     def move(self, source: Tier, target: Tier) -> float:
@@ -48,29 +50,29 @@ class Costs:
 
     @property
     def moves_are_measured(self) -> bool:
-        """Whether it is known what it takes to start it; all else comes with that, or soon."""
+        """True if a start was measured; the other costs follow soon after it."""
         return "start" in self._measured
 
     @property
     def slowest_way_up(self) -> float:
-        """To the device from wherever it may be."""
+        """The largest cost of a move to the device."""
         return max(self._of("start"), self._of("wake"))
 
     @property
     def slowest_way_down(self) -> float:
-        """To wherever it may have to go."""
+        """The largest cost of a move off the device."""
         return max(self._of("sleep"), self._of("stop"))
 
-    def patience(self, rests: int) -> float | None:
-        """Seconds after which its start is given up, so that others may start; None where no start was measured.
+    def start_timeout(self, backoffs: int) -> float | None:
+        """Seconds after which a start is aborted, so that other engines may start; None if no start was measured.
 
         Four times the usual: a busy machine or cold files take two or three times as long. The machine may have
-        become slower for good, so each of the `rests` since its last answer doubles it.
+        become permanently slower, so each of the `backoffs` since the last answer doubles it.
         """
         usual = self._measured.get("start")
         if usual is None:
             return None
-        return max(_TIMES_AS_LONG * usual, _LEAST_PATIENCE_SECONDS) * 2.0 ** min(rests, _MOST_DOUBLINGS)
+        return max(_TIMES_AS_LONG * usual, _SHORTEST_TIMEOUT_SECONDS) * 2.0 ** min(backoffs, _MOST_DOUBLINGS)
 
     def _learn(self, kind: str, seconds: float) -> None:
         known = self._measured.get(kind, seconds)
@@ -81,7 +83,7 @@ class Costs:
 
 
 _TIMES_AS_LONG = 4.0
-_LEAST_PATIENCE_SECONDS = 30.0
+_SHORTEST_TIMEOUT_SECONDS = 30.0
 _MOST_DOUBLINGS = 10
 
 
@@ -101,7 +103,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_costs(path: Path) -> dict[str, dict[str, float]]:
-    """Expert -> kind of cost -> seconds; empty if there is no file yet, or none that makes sense."""
+    """Expert -> kind of cost -> seconds; empty if the file is missing or invalid."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {
@@ -111,12 +113,12 @@ def read_costs(path: Path) -> dict[str, dict[str, float]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        logger.warning("%s: measured costs cannot be read (%s); they are measured anew", path, error)
+        logger.warning("%s: cannot read measured costs (%s); starting without them", path, error)
         return {}
 
 
 def write_costs(path: Path, costs: Mapping[str, Mapping[str, float]]) -> None:
-    """Replace the file as a whole, so that a reader never sees half of it."""
+    """Replace the file atomically."""
     private_folder(path.parent)
     with replacing(path) as out:
         json.dump(costs, out, indent=1)
@@ -124,5 +126,5 @@ def write_costs(path: Path, costs: Mapping[str, Mapping[str, float]]) -> None:
 
 def _seconds(value: object) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{value!r} is no number of seconds")
+        raise ValueError(f"{value!r} is not a number of seconds")
     return float(value)

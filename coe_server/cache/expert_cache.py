@@ -1,4 +1,4 @@
-"""Leases on experts: which request may use which expert when. The conductor decides all moves."""
+"""Grants leases on experts to requests. The conductor decides all moves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from coe_server.events import EventLog
 
 
 class ExpertCache:
-    """Experts in three tiers. `lease` waits its turn, at most as long as the bound that `waits` gives."""
+    """Experts in three tiers. `lease` waits for a turn, at most as long as the bound that `waits` gives."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class ExpertCache:
             changed=changed,
             guesses=self.guesses,
         )
-        self.ready = self._conductor.ready  # set once everything that is to be preloaded has been
+        self.ready = self._conductor.ready  # set once preloading is done
 
     async def run(self) -> None:
-        """Move experts as requests need them until cancelled, then put every expert on disk."""
+        """Move experts as requests need them until cancelled, then stop every engine."""
         self._health.watch()
         try:
             await self._conductor.run()
@@ -76,7 +76,7 @@ class ExpertCache:
             await self._mover.put_everything_away()
 
     def stop_admitting(self) -> None:
-        """Refuse every request that waits and every one that comes from now on; what holds a lease may finish."""
+        """Refuse waiting and new requests; requests that hold a lease may finish."""
         self._closing = True
         for slot in self.slots.values():
             slot.waiters.refuse_all(_CLOSING)
@@ -84,9 +84,9 @@ class ExpertCache:
     async def lease(
         self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
     ) -> Lease:
-        """Wait until the expert is on the device and has room for that many answers, then hold it there.
+        """Wait until the expert is on the device with room for that many answers, then keep it there until release.
 
-        A request that asks for more answers than an engine has room for takes all of it. Raises UnknownModel,
+        A request for more answers than an engine's concurrency takes all of it. Raises UnknownModel,
         Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
         begun goes on.
         """
@@ -119,11 +119,11 @@ class ExpertCache:
             self._waited_for.add(-leases, owner)
 
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
-        """Whether a lease that is asked for now does not have to wait."""
+        """True if a lease would be granted without waiting."""
         return self._admission.has_room(self.slots[name], min(fan_out, self.limits.max_concurrency))
 
     async def load(self, name: str) -> None:
-        """Bring an expert to the device, waiting its turn like a request. One that failed is tried again at once."""
+        """Load an expert onto the device, in turn like a request. A failed expert is tried again at once."""
         slot = self.slots[name]
         slot.backoff.forgive()
         if slot.failure is not None:
@@ -132,21 +132,23 @@ class ExpertCache:
         (await self.lease(name)).release()
 
     def unload(self, name: str) -> None:
-        """Send an idle expert to disk. Raises ExpertBusy if it is used, waited for, moving, pinned or elsewhere."""
+        """Evict an idle expert to disk. Raises ExpertBusy if it is leased, requested, moving, pinned or remote."""
         slot = self.slots[name]
         if (why := _why_it_stays(slot)) is not None:
-            raise ExpertBusy(f"expert '{name}' {why}; it stays where it is")
+            raise ExpertBusy(f"expert '{name}' cannot be evicted: it {why}")
         if slot.tier is not Tier.DISK:
             self._conductor.begin(Plan((Move(name, slot.tier, Tier.DISK),)))
 
     def pin(self, name: str, tier: Tier) -> None:
-        """From now on the expert never leaves for below `tier` (`disk`: no pin). If it is below, it comes up when no
-        request waits, and idle experts leave for it. Raises ExpertBusy for an expert that is answered elsewhere or
-        never in that tier, NoRoom if it or another one could never come to the device any more."""
+        """Keep the expert in `tier` or above from now on (`disk`: no pin).
+
+        An expert below its pin is loaded when no request waits; idle experts are evicted for it. Raises ExpertBusy for
+        a remote expert or one that is never in that tier, NoRoom if some expert could never be loaded any more.
+        """
         slot = self.slots[name]
         if slot.expert.remote:
-            raise ExpertBusy(f"expert '{name}' is answered elsewhere; there is nothing to pin")
-        if tier is Tier.HOST and slot.resting_tier is not Tier.HOST:
+            raise ExpertBusy(f"expert '{name}' is remote and cannot be pinned")
+        if tier is Tier.HOST and slot.idle_tier is not Tier.HOST:
             raise ExpertBusy(f"expert '{name}' never sleeps in host memory; pin it to the device, or to disk (no pin)")
         if tier.depth < slot.pin.depth:
             _refuse_to_leave_out(self.slots, name, tier, self.ledger.capacity)
@@ -161,11 +163,11 @@ class ExpertCache:
         )
 
     def measured_costs(self) -> dict[str, dict[str, float]]:
-        """Expert -> kind of cost -> seconds, as measured so far; `Expert.costs` takes them back."""
+        """Expert -> kind of cost -> measured seconds, in the form of `Expert.costs`."""
         return {slot.name: slot.costs.measured for slot in self.slots.values()}
 
     def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
-        """A full queue takes nothing, a half full one nothing of an owner that has its share in it."""
+        """Raise Overloaded if the queue is full, or half full and the owner already has its share of it."""
         line, limits, already, limit = slot.waiters, self.limits, None, "queue_limit"
         if line.waited_for.is_full(leases, limits.queue_limit):
             already = f"{len(line)} requests already wait for expert '{slot.name}', for {line.leases} answers"
@@ -188,7 +190,7 @@ class ExpertCache:
 
 
 class Admission:
-    """Grants leases to the requests that wait, in order, and takes them back."""
+    """Grants leases to waiting requests in order, and takes them back."""
 
     def __init__(
         self,
@@ -209,7 +211,7 @@ class Admission:
         self._changed = changed
 
     def has_room(self, slot: Slot, leases: int) -> bool:
-        """Whether a request for so many leases that came now would not have to wait."""
+        """True if a new request for this many leases would be granted without waiting."""
         has_room = slot.admits and slot.leases + leases <= self._limits.max_concurrency
         return has_room and not slot.waiters and self._policy.collates
 
@@ -217,7 +219,7 @@ class Admission:
         """Grant a lease to each request that may go in now."""
         while (first := slot.waiters.first()) is not None and slot.admits:
             if slot.leases + first.leases > self._limits.max_concurrency:
-                if first.leases > 1:  # it would never find room if others went in before it, one by one
+                if first.leases > 1:  # single leases granted before it would keep it from ever having room
                     slot.waiters.keep_first()
                 return
             if not self._policy.collates and _an_older_request_waits(slot, self._slots):
@@ -227,7 +229,7 @@ class Admission:
                 continue
             slot.change(gate=max(0, slot.gate - waiter.leases))
             waiter.granted.set_result(self.grant(slot, waiter))
-            if not self._policy.collates:  # in strict order another expert's request may be next
+            if not self._policy.collates:  # in strict order the next request may be for another expert
                 self._changed.set()
 
     def grant(self, slot: Slot, waiter: Waiter) -> Lease:
@@ -239,11 +241,12 @@ class Admission:
 
     def give_back(self, lease: Lease) -> None:
         slot = self._slots[lease.expert]
-        if slot.gone is lease.gone:  # else its engine died meanwhile, and with it the lease
+        if slot.gone is lease.gone:  # otherwise its engine has died, and the lease with it
             slot.end_use(lease.granted, lease.leases)
         slot.change(last_used=self._clock())
         self.admit(slot)
-        frees_room = slot.leases == 0 and not slot.expert.remote  # while others use it, nothing comes of this one's end
+        # while it has other leases, this release frees no memory
+        frees_room = slot.leases == 0 and not slot.expert.remote
         if frees_room or not self._policy.collates:
             self._changed.set()
 
@@ -275,7 +278,7 @@ class Admission:
 
 
 def _an_older_request_waits(slot: Slot, slots: Mapping[str, Slot]) -> bool:
-    """For another expert: in strict order of arrival no request is served before it."""
+    """True if in strict order of arrival an earlier request waits for another expert."""
     oldest = slot.waiters.oldest
     return any(other is not slot and other.waiters and other.waiters.oldest < oldest for other in slots.values())
 
@@ -295,13 +298,13 @@ def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capaci
 
 
 def _why_it_stays(slot: Slot) -> str | None:
-    """Why an operator cannot send it to disk now; None if they can."""
+    """Why an operator cannot evict it now; None if it can be evicted."""
     reasons = {
-        "is answered elsewhere": slot.expert.remote,
+        "is remote": slot.expert.remote,
         f"is pinned to {slot.pin} (unpin it first)": slot.pin is not Tier.DISK,
         "is moving": slot.moving is not None,
         f"is in use by {slot.leases} requests": slot.leases > 0,
-        f"is waited for by {len(slot.waiters)} requests": bool(slot.waiters),
+        f"has {len(slot.waiters)} waiting requests": bool(slot.waiters),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 

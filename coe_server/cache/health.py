@@ -1,4 +1,4 @@
-"""Health of experts: the backoff of remote ones that fail, and engines that die or do not respond."""
+"""Health of experts: failures and backoff; detects engines that die or do not respond."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _LIVENESS_PROBE = EngineRequest("GET", "/health", (), b"")
 
 
 class Failures:
-    """Counts failures against an expert's restart budget or, of a remote one, against its backoff."""
+    """Counts failures: of a local expert against its restart budget, of a remote one for its backoff."""
 
     def __init__(self, events: EventLog, clock: Callable[[], float]) -> None:
         self._events = events
         self._clock = clock
 
     def count(self, slot: Slot, reason: str, hopeless: bool) -> None:
-        """One more against its restart budget; it may have to back off now."""
+        """Count a failure against its restart budget; this may begin a backoff."""
         now = self._clock()
         rest_seconds = slot.restarts.fail(now, hopeless)
         self._events.record("failure", expert=slot.name, reason=reason, rest_seconds=rest_seconds)
@@ -39,10 +39,10 @@ class Failures:
             slot.change(failure=Failure(reason, now + rest_seconds))
 
     def count_remote(self, slot: Slot, cause: str, at_once: bool, asked_seconds: float | None = None) -> None:
-        """One more of an expert that is answered elsewhere; requests may be kept away from it now.
+        """Count a failure of a remote expert; this may begin a backoff.
 
-        `asked_seconds`: the backoff that its server asked for. An engine that runs here has health checks instead: of
-        it nothing is counted.
+        `asked_seconds`: the server's Retry-After. Failures of local engines are not counted here: they have health
+        checks.
         """
         if not slot.expert.remote:
             return
@@ -56,7 +56,7 @@ class Failures:
 
 
 class Health:
-    """Watches every engine that runs here, and examines those that are suspected."""
+    """Watches every local engine for its death, and probes suspected ones."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Health:
         self._probe_seconds = sign_of_life_seconds
 
     def watch(self) -> None:
-        """From now on an engine that dies is noticed."""
+        """Start watching for the engine's death."""
         for slot in self._slots.values():
             if not slot.expert.remote:
                 self._tasks.own(self._watch(slot))
@@ -88,21 +88,25 @@ class Health:
             await life.wait()
 
     def examine(self, slot: Slot) -> asyncio.Task[bool]:
-        """Send a liveness probe; whether the engine responded. One that does not is stopped."""
+        """Send a liveness probe. Returns True if the engine responded; otherwise it is stopped."""
         return self._tasks.own(self._responds(slot))
 
     async def _clean_up_when_dead(self, slot: Slot) -> None:
-        """Wait for the end of this life of the engine; if no move ended it, clean up after it."""
+        """Wait until the engine process ends. Clean up unless a move ended it."""
         gone = asyncio.create_task(slot.gone.wait())
         died = asyncio.create_task(slot.engine.died())
         try:
             await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
-            while not gone.done() and slot.moving is not None:  # a move that meets a dead engine cleans up by itself
+            while not gone.done() and slot.moving is not None:  # a move that fails on a dead engine cleans up itself
                 still = asyncio.create_task(slot.still.wait())
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
             if not gone.done():
-                self._restart_or_stop(slot, died.result())
+                self._note_end(slot, died.result())
+                if _starts_at_once(slot, self._slots):
+                    self._restart(slot)
+                else:
+                    self._stop(slot)
         finally:
             gone.cancel()
             died.cancel()
@@ -112,9 +116,9 @@ class Health:
         try:
             async with asyncio.timeout(self._probe_seconds), slot.engine.send(_LIVENESS_PROBE):
                 return True
-        except ConnectionLost:  # an idle connection was closed: that says nothing
+        except ConnectionLost:  # an idle connection was closed: no evidence of a failure
             return True
-        except EngineError:  # the death of an engine of ours has been noticed, or soon will be
+        except EngineError:  # the death of a local engine is detected separately
             self._failures.count_remote(slot, "unreachable", at_once=True)
             return False
         except TimeoutError:
@@ -126,34 +130,20 @@ class Health:
                 self._stop(slot)
             return False
 
-    def _restart_or_stop(self, slot: Slot, reason: str) -> None:
-        self._note_end(slot, reason)
-        if self._is_to_start_at_once(slot):
-            self._restart(slot)
-        else:
-            self._stop(slot)
-
     def _note_end(self, slot: Slot, reason: str) -> None:
         assert slot.moving is None, "a move cleans up after its engine"
         logger.warning("expert '%s': %s", slot.name, reason)
         self._failures.count(slot, reason, hopeless=False)
 
     def _stop(self, slot: Slot) -> None:
-        """It admits no request from this moment on; its end may take a while."""
+        """Stop admitting requests and stop the engine, which may take a while."""
         slot.depart(Move(slot.name, slot.tier, Tier.DISK))
         self._tasks.own(self._put_on_disk(slot))
 
-    def _is_to_start_at_once(self, slot: Slot) -> bool:
-        """Only requests for it, or its pin, have a use for the room that it leaves on the device."""
-        if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
-            return False
-        wanted = slot.waiters or slot.pin is not Tier.DISK
-        return bool(wanted) and not any(other.waits_for_a_turn for other in self._slots.values())
-
     def _restart(self, slot: Slot) -> None:
-        """Start it where it died, without a stop: its engine may load from the image that the dead one left."""
+        """Start it again without a stop: the engine may load from the image that the dead one left."""
         slot.end_life()
-        slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
+        slot.halt()  # requests that chose it because it was loaded must see that it left the device
         slot.change(gate=slot.waiters.leases)
         self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
 
@@ -163,3 +153,11 @@ class Health:
         finally:
             slot.halt()
             self._changed()
+
+
+def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:
+    """True if only its own requests or pin need the device memory that it leaves."""
+    if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
+        return False
+    wanted = slot.waiters or slot.pin is not Tier.DISK
+    return bool(wanted) and not any(other.waits_for_a_turn for other in slots.values())

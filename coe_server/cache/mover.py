@@ -1,4 +1,4 @@
-"""Carries plans out: talks to engines, keeps the ledger, measures. Decides nothing."""
+"""Carries out plans: calls engines, keeps the ledger, measures. Makes no decisions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import MoveRecord, Slot
-from coe_server.cache.tiers import Bytes, Ledger, Tier, bytes_in
+from coe_server.cache.tiers import Ledger, Tier, bytes_in
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
@@ -33,12 +33,12 @@ class _Venture:
 
     plan: Plan
     task: asyncio.Task[None] | None = None
-    under_way: str | None = None  # whose move has begun, and is not over if this is the last
-    given_up: bool = False  # what has not begun will not
+    under_way: str | None = None  # the expert whose move has begun; of the last move, until it is over
+    given_up: bool = False  # moves that have not begun are dropped
 
 
 class Tasks:
-    """The tasks under way. Each ends with its owner at the latest."""
+    """The running tasks, cancelled at the latest when their owner ends."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -50,7 +50,7 @@ class Tasks:
         return task
 
     async def end(self) -> None:
-        """Cancel them all; when this returns they are over."""
+        """Cancel all tasks and wait for their end."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -59,15 +59,15 @@ class Tasks:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            logger.critical("a move ended in a fault of the server's own", exc_info=task.exception())
+            logger.critical("internal error in a move", exc_info=task.exception())
 
 
 class Mover:
-    """Runs plans side by side where the ledger allows it; engines start one at a time, each for as long as its starts
-    are known to take and then some (`Costs.patience`), so that one that hangs does not hold up the others.
+    """Runs plans concurrently where the ledger allows it. Engines start one at a time, with a timeout
+    (`Costs.start_timeout`), so that a start that hangs does not block the others.
 
-    With `one_at_a_time` every single move is alone: where what an engine takes or frees is seen only in the figures of
-    the whole card, two moves at once would be taken for each other.
+    With `one_at_a_time` every move runs alone: if memory is only visible for the whole card, the effects of two
+    concurrent moves could not be told apart.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Mover:
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._one_at_a_time = one_at_a_time
-        self._ventures: dict[str, _Venture] = {}  # by the expert they bring, the latest
+        self._ventures: dict[str, _Venture] = {}  # the latest one by the expert it loads
 
     def begin(self, plan: Plan) -> None:
         """Start carrying `plan` out; its experts admit no request from this moment on."""
@@ -115,7 +115,7 @@ class Mover:
                 self._slots[move.expert].halt()
 
     async def put_everything_away(self) -> None:
-        """Cancel what is under way and stop every engine; afterwards nothing is held."""
+        """Cancel all moves and stop every engine; afterwards no memory is held."""
         await self._tasks.end()
         await asyncio.gather(*(self.put_on_disk(slot) for slot in self._slots.values()))
         await self._tasks.end()  # a health check may have started meanwhile
@@ -139,7 +139,7 @@ class Mover:
         except EngineError as error:
             logger.warning("%s", error)
         except _PlanIsStale as stale:
-            logger.info("%s; planning anew", stale)
+            logger.info("%s; planning again", stale)
         finally:
             for move in plan.moves:
                 if self._slots[move.expert].moving is move:  # otherwise another plan moves it by now
@@ -169,16 +169,16 @@ class Mover:
             raise
         slot.change(tier=move.target, since=self._clock())
         self._settle(slot)
-        self._record(slot, move, seconds, held)
+        # memory that a dead engine held stays reserved for the next one
+        before = 0 if move.source is Tier.DISK else held.device
+        _record(self._events, slot, move, seconds, abs(before - self._ledger.held(slot.name).device))
 
     def _take_measured(self, slot: Slot) -> None:
         """The footprint of the engine that has started replaces the estimate that was reserved."""
         slot.up.set()
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
         if not self._ledger.room_for(slot.name, measured):
-            reason = (
-                f"expert '{slot.name}' turned out to need {mib(measured.device)} of device and {mib(measured.host)}"
-            )
+            reason = f"expert '{slot.name}' needs {mib(measured.device)} of device and {mib(measured.host)}"
             self._failures.count(slot, f"{reason} of host memory, more than was free", hopeless=False)
             raise _PlanIsStale(reason)
 
@@ -210,17 +210,15 @@ class Mover:
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
         self._freed.set()
 
-    def _record(self, slot: Slot, move: Move, seconds: float, held: Bytes) -> None:
-        slot.costs.learn_move(move.source, move.target, seconds)
-        before = (
-            0 if move.source is Tier.DISK else held.device
-        )  # memory that a dead engine held stays reserved for the next one
-        size = abs(before - self._ledger.held(slot.name).device)
-        slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size))
-        self._events.record(
-            "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size
-        )
-        logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
+
+def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes: int) -> None:
+    """Learn the cost of a completed move, and report it."""
+    slot.costs.learn_move(move.source, move.target, seconds)
+    slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size_bytes))
+    events.record(
+        "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size_bytes
+    )
+    logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
 
 async def _act(slot: Slot, move: Move) -> None:
@@ -229,7 +227,7 @@ async def _act(slot: Slot, move: Move) -> None:
     try:
         match move.source, move.target:
             case Tier.DISK, Tier.DEVICE:
-                await engine.start(slot.costs.patience(slot.restarts.rests))
+                await engine.start(slot.costs.start_timeout(slot.restarts.backoffs))
             case Tier.HOST, Tier.DEVICE:
                 await engine.wake()
             case Tier.DEVICE, Tier.HOST:

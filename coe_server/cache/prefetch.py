@@ -1,7 +1,7 @@
-"""Pure: which moves shorten the next switch while no request waits. Moments in seconds are given; a plan comes out.
+"""Plans moves that shorten the next switch while no request waits. Pure; moments are given in seconds.
 
-The next request is guessed from how often each expert was asked for lately, and from which expert was asked for right
-after which. Measured (docs/decisions.md): knowing more about pauses or follow-ups gains nothing.
+The next expert is predicted from recent demand and from which expert follows which. Measured (docs/decisions.md):
+modelling pauses or follow-ups in more detail gains nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from coe_server.cache.planner import Move, Plan
 from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
 
 HALF_LIFE_SECONDS = 300.0
-LEAST_CHANCE = 0.005  # an expert that is less likely to be next is left out of account
-LEAST_GAIN = 0.1  # of the seconds that the moves take: for less than that nothing is moved
-_LEAST_GAIN_SECONDS = 0.001  # measured costs are no more exact
-_MOST_LIKELY = 3  # only the first few are worth bringing
-_MOST_SUCCESSORS = 64.0  # of one expert; beyond that all its counts are halved, so that old habits fade
-_DOUBT = 4.0  # successors that must have been seen before they count as much as demand
-_UNSEEN = 0.5  # requests that every expert counts as having had, so that none is taken to be impossible
+LEAST_CHANCE = 0.005  # less likely experts are ignored
+LEAST_GAIN = 0.1  # of the seconds that the moves take; a smaller gain is not worth a move
+_LEAST_GAIN_SECONDS = 0.001  # precision of measured costs
+_MOST_LIKELY = 3  # candidates considered for prefetching
+_MOST_SUCCESSORS = 64.0  # of one expert; above it all its counts are halved, so that old patterns fade
+_DOUBT = 4.0  # successors that weigh as much as demand
+_UNSEEN = 0.5  # pseudo-requests of every expert, so that none has probability 0
 
 
 class Demand:
-    """Counts the requests for each expert, worth half as much every five minutes, and the successors of each expert."""
+    """Counts requests per expert, with a half-life of five minutes, and the successors of each expert."""
 
     def __init__(self, experts: Iterable[str]) -> None:
         self._counts = dict.fromkeys(experts, 0.0)
@@ -36,7 +36,7 @@ class Demand:
         self._successors: dict[str, Counter[str]] = {}
 
     def note(self, expert: str, now: float) -> None:
-        """A request for this expert has come."""
+        """Count a request for this expert."""
         self._counts, self._counted_at = self.lately(now), now
         self._counts[expert] += 1.0
         if self._last is not None:
@@ -47,7 +47,7 @@ class Demand:
         self._last = expert
 
     def lately(self, now: float) -> dict[str, float]:
-        """Expert -> requests."""
+        """Expert -> decayed number of requests."""
         left = 0.5 ** ((now - self._counted_at) / HALF_LIFE_SECONDS)
         return {name: count * left for name, count in self._counts.items()}
 
@@ -61,14 +61,14 @@ class Demand:
 
 
 class Guess(StrEnum):
-    """What is done before a request asks for it, and when that was useful."""
+    """The kinds of prefetching, and when each is useful."""
 
-    DEVICE = "device"  # an expert was brought to the device; useful if it was asked for before it left
-    ROOM = "room"  # an idle expert left; useful if another one came before it was asked for again
+    DEVICE = "device"  # an expert was loaded; useful if it is requested before it is evicted
+    ROOM = "room"  # an idle expert was evicted; useful if another one is loaded before it is requested again
 
 
 class Guesses:
-    """Counts the guesses. Each is open until it has turned out useful or wasted."""
+    """Counts prefetches. Each is open until it is known to be useful or wasted."""
 
     def __init__(self) -> None:
         self.begun: Counter[Guess] = Counter()
@@ -81,11 +81,11 @@ class Guesses:
         self._open[guess].add(expert)
 
     def open(self, guess: Guess) -> tuple[str, ...]:
-        """The experts that such a guess concerns."""
+        """The experts with an open prefetch of this kind."""
         return tuple(self._open[guess])
 
     def end(self, guess: Guess, expert: str, outcome: Counter[Guess]) -> None:
-        """Count its outcome, `useful` or `wasted`, if there was such a guess."""
+        """Count the outcome, `useful` or `wasted`, if such a prefetch is open."""
         if expert in self._open[guess]:
             self._open[guess].discard(expert)
             outcome[guess] += 1
@@ -93,13 +93,13 @@ class Guesses:
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
-    """An expert that may come or leave on a guess, and what its moves take."""
+    """An expert that may be prefetched or evicted, and the seconds of its moves."""
 
     holding: Holding
-    up_seconds: float  # from where it is to the device; from where it would rest, if it is there
-    down_seconds: float  # from the device to where it would rest
-    may_come: bool = True  # on a guess
-    need: Bytes = field(init=False)  # what must be free for it to come, or becomes free when it leaves
+    up_seconds: float  # to the device, from its tier or, if it is on the device, from its idle tier
+    down_seconds: float  # from the device to its idle tier
+    may_come: bool = True  # may be prefetched
+    need: Bytes = field(init=False)  # memory that it needs to be loaded, or frees when it is evicted
 
     def __post_init__(self) -> None:
         footprint, tier = self.holding.footprint, self.holding.tier
@@ -118,11 +118,11 @@ class Prospect:
 def prefetch(
     here: Iterable[Prospect], away: Mapping[str, Prospect], chances: Mapping[str, float], free: Bytes
 ) -> Plan | None:
-    """The moves that save the next request the most seconds, if they are worth it: an idle expert leaves, so that the
-    next request need not wait for that; a likely one comes, if there is room; or both. None if nothing is worth it.
+    """The moves that shorten the next request's expected wait most; None if no moves are worth their cost.
 
-    Each time the seconds that the next request waits on average fall, so this comes to an end. `here`: the experts on
-    the device; `away`: all others, by name; `free`: what experts may still take.
+    An idle expert is evicted, so that the next request need not wait for that; or a likely expert is loaded, if it
+    fits; or both. Every call reduces the expected wait, so that repeated calls end. `here`: the experts on the device;
+    `away`: all others, by name; `free`: what experts may still take.
     """
     stage = _Stage(tuple(here), [one for name, one in away.items() if chances[name] >= LEAST_CHANCE], chances, free)
     best, most = None, 0.0
@@ -134,8 +134,10 @@ def prefetch(
 
 
 class _Stage:
-    """The experts here and away, and what the next request would wait for: a move up, and where there is no room,
-    before it the move down of another expert."""
+    """The experts on and off the device, and the next request's expected wait.
+
+    It waits for a move up and, if there is no free memory, for the move down of another expert before it.
+    """
 
     def __init__(
         self, here: tuple[Prospect, ...], away: list[Prospect], chances: Mapping[str, float], free: Bytes
@@ -145,12 +147,12 @@ class _Stage:
         self._idle = [one for one in here if one.may_leave]
         self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._rank)
         self._leave_seconds = min((one.down_seconds for one in chain(here, away)), default=0.0)
-        self._by_need: dict[Bytes, float] = {}  # chance that the next one is away and needs this
+        self._by_need: dict[Bytes, float] = {}  # memory of an expert off the device -> its chance
         for one in away:
             self._by_need[one.need] = self._by_need.get(one.need, 0.0) + chances[one.holding.name]
 
     def pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
-        """Which one may leave and which one may come."""
+        """Pairs of an expert to evict and an expert to load; either may be missing."""
         yield from ((one, None) for one in self._idle)
         for one in self._likeliest:
             if one.need.fits(self._free):
@@ -159,8 +161,10 @@ class _Stage:
                 yield from ((other, one) for other in self._idle if one.need.fits(self._free + other.need))
 
     def gain(self, leaves: Prospect | None, comes: Prospect | None) -> tuple[float, float]:
-        """Seconds that the next request waits less on average; and seconds of the moves, weighed with the chance that
-        the next request is for an expert that is away or leaves."""
+        """The next request's expected saving in seconds, and the weighted seconds of the moves.
+
+        The weight is the chance of a request for an expert that is off the device or is evicted.
+        """
         free, concerned = self._free, sum(self._by_need.values())
         saved, moving, late = 0.0, 0.0, self._late(free)
         if leaves is not None:
@@ -172,17 +176,17 @@ class _Stage:
             free -= comes.need
             saved += self._seconds(comes)
             moving += comes.up_seconds
-            late += 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]  # it waits for no room itself
+            late += 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]  # it needs no eviction itself
         if leaves is not None and not leaves.need.fits(free):
             late -= self._chances[leaves.holding.name]
         return saved + (late - self._late(free)) * self._leave_seconds, moving * concerned
 
     def _late(self, free: Bytes) -> float:
-        """The chance that the next request is for an expert away for which there is no room."""
+        """The chance that the next request is for an expert off the device that does not fit."""
         return sum(chance for need, chance in self._by_need.items() if not need.fits(free))
 
     def _seconds(self, one: Prospect) -> float:
-        """That the next request waits for its move up, on average."""
+        """The next request's expected seconds of waiting for its move up."""
         return self._chances[one.holding.name] * one.up_seconds
 
     def _rank(self, one: Prospect) -> tuple[float, str]:

@@ -1,8 +1,8 @@
-"""The queue of one expert, how much of it one owner may take, and the lease that a request waits for.
+"""The queue of one expert, the share of it that an owner may take, and leases.
 
-Oldest first, urgent requests a little earlier. A request waits for one lease for each answer it asks for, and none is
-granted before it. The first half of a queue takes any request; beyond it an owner that has its share of the whole
-queue is refused. Shares leave the order alone: the wait bound is that of any queue of this length.
+The order is by arrival, shifted by priority. A request waits for one lease per answer and gets all of them at once. The
+first half of a queue accepts any request; in the second half an owner that already has its share of the queue is
+refused. Shares do not change the order, so the wait bound is that of any queue of this length.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from coe_server.errors import ExpertUnavailable
 
 Priority = Literal["high", "normal", "batch"]
 WEIGHTS: dict[Priority, float] = {"high": 4.0, "normal": 1.0, "batch": 0.25}
-_HEAD_START: dict[Priority, float] = {"high": -0.5, "normal": 0.0, "batch": 0.5}  # of max_wait: so a batch request ages
+# as a share of max_wait; batch requests are overtaken for this long at most
+_HEAD_START: dict[Priority, float] = {"high": -0.5, "normal": 0.0, "batch": 0.5}
 
 
 @dataclass(slots=True, order=True)
 class Waiter:
-    """One request in a queue; `place` is its arrival, shifted by its priority; `leases` are what it waits for."""
+    """One request in a queue; `place` is its arrival shifted by its priority; `leases` is the number it waits for."""
 
     place: float
     arrived: float = field(compare=False)
@@ -37,15 +38,18 @@ class Waiter:
 
 
 class WaitingLine:
-    """Ordered by place. Everyone overtakes only those who came up to `max_wait` earlier with less priority."""
+    """Requests ordered by place.
+
+    A request overtakes only those of lower priority that came at most `max_wait` earlier.
+    """
 
     def __init__(self, max_wait_seconds: float, changed: Callable[[], object] = lambda: None) -> None:
-        self._changed = changed  # called when a request has come or gone
+        self._changed = changed  # called when a request enters or leaves
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
         self._arrivals: list[float] = []  # oldest first
         self.waited_for = WaitedFor()
-        self._weight = 0.0  # of all together; a sum of fourths, so that nothing is lost by adding and taking away
+        self._weight = 0.0  # sum of all weights; multiples of 1/4, so that adding and subtracting is exact
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -55,7 +59,7 @@ class WaitingLine:
 
     @property
     def leases(self) -> int:
-        """That all together wait for."""
+        """The number of leases that all requests wait for."""
         return self.waited_for.leases
 
     def join(
@@ -79,7 +83,7 @@ class WaitingLine:
         return self._waiters[0] if self._waiters else None
 
     def keep_first(self) -> None:
-        """The first one is not overtaken any more, whatever comes: it holds the door until it has room."""
+        """Keep the first request first, whatever arrives, until it has room."""
         self._waiters[0].place = _AT_THE_DOOR
 
     def pop(self) -> Waiter:
@@ -92,7 +96,7 @@ class WaitingLine:
                 waiter.granted.set_exception(ExpertUnavailable(reason, retry_after_seconds))
 
     def leave(self, waiter: Waiter) -> bool:
-        """Take `waiter` out; False if it is not here any more."""
+        """Remove `waiter`; False if it is not in the queue."""
         for position, one in enumerate(self._waiters):
             if one is waiter:
                 self._take(position)
@@ -101,11 +105,11 @@ class WaitingLine:
 
     @property
     def oldest(self) -> float:
-        """When the first of those who wait came; there must be one."""
+        """The arrival of the oldest request; there must be one."""
         return self._arrivals[0]
 
     def arrivals(self) -> tuple[float, ...]:
-        """When those who wait came, oldest first."""
+        """The arrivals of all requests, oldest first."""
         return tuple(self._arrivals)
 
     def mean_weight(self) -> float:
@@ -124,21 +128,21 @@ _AT_THE_DOOR = float("-inf")
 
 
 class Owner(NamedTuple):
-    """What a lease is asked for by; `share`, above 0 and at most 1, is that of every queue."""
+    """The key on whose behalf a lease is requested; `share`, in (0, 1], applies to every queue."""
 
     name: str
     share: float
 
 
 class WaitedFor:
-    """The leases that are waited for in one queue, or in all of them, and by which owner."""
+    """The number of leases waited for in one queue, or in all queues, by owner."""
 
     def __init__(self) -> None:
         self.leases = 0
         self._by_owner: Counter[str] = Counter()
 
     def add(self, leases: int, owner: Owner | None) -> None:
-        """Count so many more; a negative number takes them away again."""
+        """Add a number of leases, which may be negative."""
         self.leases += leases
         if owner is not None:
             self._by_owner[owner.name] += leases
@@ -149,13 +153,13 @@ class WaitedFor:
         return 0 if owner is None else self._by_owner[owner.name]
 
     def is_full(self, leases: int, limit: int) -> bool:
-        """Whether there is no room for so many more. An empty queue takes any request: it is no longer than that."""
+        """True if this many more would exceed the limit. An empty queue takes any request."""
         return self.leases > 0 and self.leases + leases > limit
 
     def is_over_share(self, leases: int, limit: int, owner: Owner | None) -> bool:
-        """Whether an owner would have more than its share, and more than half of the queue would be taken.
+        """True if the owner would exceed its share and more than half of the queue would be taken.
 
-        An owner with nothing waiting is never over its share: so each has one request.
+        An owner without waiting requests is never over its share, so that each can have one request.
         """
         own = self.by(owner)
         if owner is None or not own or 2 * (self.leases + leases) <= limit:
@@ -164,19 +168,19 @@ class WaitedFor:
 
 
 class Lender(Protocol):
-    """What a lease tells the cache."""
+    """Receives the events of a lease."""
 
     def give_back(self, lease: Lease) -> None:
-        """It is over: the next request may have its place."""
+        """The lease is released; the next request may take its place."""
 
     def examine(self, lease: Lease) -> Awaitable[bool]:
-        """Its engine is suspected: whether it responds. One that does not is stopped."""
+        """Probe the engine. Returns True if it responds; otherwise it is stopped."""
 
     def begins(self, lease: Lease) -> None:
-        """Its answer has begun."""
+        """The answer has begun."""
 
     def answered(self, lease: Lease) -> None:
-        """It gave a whole answer."""
+        """The answer is complete."""
 
 
 class Lease:
@@ -195,39 +199,39 @@ class Lease:
     ) -> None:
         self.expert = expert
         self.engine = engine
-        self.gone = gone  # set when this life of the engine is over
+        self.gone = gone  # set when this engine process ends
         self.granted = granted
         self.waited_seconds = waited_seconds
         self.leases = leases
-        self.mortal = mortal  # false: it is answered elsewhere, and its process is not ours to watch
-        self.is_try = False  # of an expert whose backoff is over: how it ends says whether others follow
+        self.mortal = mortal  # false: a remote expert, whose process is not watched
+        self.is_try = False  # it tries an expert after its backoff: the result decides whether others follow
         self._lender = lender
         self._held = True
 
     def release(self) -> None:
-        """Give it back; doing so twice is harmless."""
+        """Release the lease; repeated calls have no effect."""
         held, self._held = self._held, False
         if held:
             self._lender.give_back(self)
 
     def suspect_engine(self) -> None:
-        """The engine did not respond: have it examined, and stopped if it hangs."""
+        """Report an engine that did not respond; it is probed, and stopped if it hangs."""
         self._lender.examine(self)
 
     async def engine_is_alive(self) -> bool:
-        """The same, for a caller that needs to know: whether it responds within `Limits.sign_of_life_seconds`."""
+        """The same with a result: True if the engine responds within `Limits.sign_of_life_seconds`."""
         return await self._lender.examine(self)
 
     def speaks(self) -> None:
-        """The answer has begun: requests that were kept away from the expert may come."""
+        """Report the beginning of the answer; it ends a backoff for other requests."""
         self._lender.begins(self)
 
     def answered(self) -> None:
-        """The answer is whole: earlier failures are forgiven, and how long it took is learned."""
+        """Report a complete answer: it resets the failures, and its duration is learned."""
         self._lender.answered(self)
 
     async def engine_is_gone(self, within_seconds: float) -> bool:
-        """Whether the engine behind this lease turns out to be dead; waits that long to learn it."""
+        """True if the engine is dead; waits up to this many seconds for its death to be detected."""
         try:
             async with asyncio.timeout(within_seconds if self.mortal else 0):
                 await self.gone.wait()

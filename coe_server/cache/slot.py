@@ -1,4 +1,4 @@
-"""One expert inside the cache: where it is, who uses it, who waits for it. Decides nothing about the others."""
+"""One expert in the cache: its tier, leases and waiting requests. Makes no decision about other experts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from coe_server.errors import UnknownModel
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """What the cache is told about an expert when it is built."""
+    """An expert's constant settings in the cache."""
 
     name: str
     engine: Engine
     pin: Tier = Tier.DISK
     preload: Tier = Tier.DISK
-    ttl_seconds: float | None = None  # idle for this long: it leaves the device
-    remote: bool = False  # answered elsewhere; takes no bytes here
+    ttl_seconds: float | None = None  # idle time after which it is evicted
+    remote: bool = False  # served by another machine; uses no memory here
     costs: Mapping[str, float] = field(default_factory=dict)  # measured by an earlier server, see `Costs`
 
 
@@ -44,7 +44,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MoveRecord:
-    """A move that was carried out: seconds it took, bytes it freed or took on the device."""
+    """A completed move: its seconds, and the device bytes that it freed or took."""
 
     expert: str
     source: Tier
@@ -55,8 +55,10 @@ class MoveRecord:
 
 @dataclass(slots=True)
 class Slot:
-    """The mutable record of one expert, changed only between awaits. Its methods note each change in `changes`, in
-    which the overview looks; fields without a method of their own are in no view."""
+    """The mutable record of one expert, changed only between awaits.
+
+    Its methods note each change in `changes` for the overview; fields that are set directly are in no view.
+    """
 
     waiters: WaitingLine
     expert: Expert
@@ -65,21 +67,22 @@ class Slot:
     changes: dict[str, None]  # names of the slots that have changed, in order
     tier: Tier = Tier.DISK
     moving: Move | None = None
-    moving_since: float | None = None  # None: it still waits for room, or in line
-    let_in: tuple[float, ...] = ()  # when each lease that is held was granted, oldest first
-    gate: int = 0  # leases that were waited for when its turn began: they are served before it may be drained
+    moving_since: float | None = None  # None: the move still waits for memory or its turn
+    let_in: tuple[float, ...] = ()  # when each held lease was granted, oldest first
+    gate: int = 0  # leases waited for when its turn began: they are served before it may be drained
     draining: bool = False
     failure: Failure | None = None
     restarts: Restarts = field(default_factory=Restarts)
-    backoff: Backoff = field(default_factory=Backoff)  # of one that is answered elsewhere, in the place of restarts
-    up: asyncio.Event = field(default_factory=asyncio.Event)  # set while its engine lives
+    backoff: Backoff = field(default_factory=Backoff)  # of a remote expert, instead of restarts
+    up: asyncio.Event = field(default_factory=asyncio.Event)  # set while its engine runs
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
-    gone: asyncio.Event = field(default_factory=asyncio.Event)  # this life of the engine is over
-    left: asyncio.Event = field(default_factory=asyncio.Event)  # it is off the device; a new one for the next time
-    since: float = 0.0  # when it last came to where it is
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # set when this engine process ends
+    # set when it leaves the device; replaced for the next time
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    since: float = 0.0  # when it came to its tier
     last_used: float = 0.0
-    uses: int = 0  # in all
-    pushed_out: bool = False  # it left the device because another expert needed the room
+    uses: int = 0  # total number
+    pushed_out: bool = False  # it was evicted because another expert needed the memory
     last_move: MoveRecord | None = None
 
     @property
@@ -92,7 +95,7 @@ class Slot:
 
     @property
     def settled(self) -> bool:
-        """On the device and staying there for now."""
+        """True if it is on the device and does not move."""
         return self.tier is Tier.DEVICE and self.moving is None
 
     @property
@@ -105,13 +108,13 @@ class Slot:
 
     @property
     def _gate_is_open(self) -> bool:
-        """The next request takes no more leases than those waited for when the turn began: turns grow no longer."""
+        """True if the next request belongs to this turn: only leases waited for when the turn began do."""
         first = self.waiters.first()
         return self.gate >= (1 if first is None else first.leases)
 
     @property
     def waits_for_a_turn(self) -> bool:
-        """Requests wait until it comes to the device, or, where it has to leave, until it comes back or may go on."""
+        """True if requests wait for its load or, if it drains, for its return."""
         return bool(self.waiters) and self.moving is None and (self.tier is not Tier.DEVICE or self.draining)
 
     @property
@@ -119,13 +122,13 @@ class Slot:
         return "remote" if self.expert.remote else self.tier.value
 
     @property
-    def resting_tier(self) -> Tier:
-        """Where it goes when it leaves the device and memory is not short."""
+    def idle_tier(self) -> Tier:
+        """The tier to which it moves when it is evicted and host memory is sufficient."""
         return Tier.HOST if self.engine.footprint.can_sleep else Tier.DISK
 
     @property
     def leases(self) -> int:
-        """How many are held; a request holds one for each answer it asks for."""
+        """The number of held leases; a request holds one per answer."""
         return len(self.let_in)
 
     def change(self, **fields: Any) -> None:
@@ -139,21 +142,21 @@ class Slot:
         self.change(let_in=(*self.let_in, *(now,) * leases), uses=self.uses + 1)
 
     def end_use(self, let_in: float, leases: int = 1) -> None:
-        """One that began at that moment is over."""
+        """Remove a lease that was granted at that moment."""
         at = self.let_in.index(let_in)
         self.change(let_in=self.let_in[:at] + self.let_in[at + leases :])
 
     def switch_seconds(self) -> float:
-        """Measured seconds until it could answer: its own move to the device (0 if it is there)."""
+        """Measured seconds of its move to the device; 0 if it is there."""
         return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
 
     def depart(self, move: Move) -> None:
-        """From now on it admits no request, until `halt`."""
+        """Begin a move: admit no request until `halt`."""
         self.change(moving=move, moving_since=None)
         self.still.clear()
 
     def halt(self) -> None:
-        """No move is under way, or one ended without getting there."""
+        """End the move, completed or not."""
         self.change(moving=None)
         self.still.set()
         if self.tier is not Tier.DEVICE:
@@ -161,7 +164,7 @@ class Slot:
             self.left = asyncio.Event()
 
     def end_life(self) -> None:
-        """The engine's process is over: leases of it no longer count, their holders are told."""
+        """The engine process has ended: its leases no longer count, and their holders are notified."""
         self.up.clear()
         self.gone.set()
         self.gone = asyncio.Event()
@@ -172,11 +175,11 @@ class Slots(dict[str, Slot]):
     """Every expert's slot by its name, in the order of the configuration."""
 
     def __missing__(self, name: str) -> Slot:
-        raise UnknownModel(f"there is no expert '{name}'; there are {', '.join(self)}", "model")
+        raise UnknownModel(f"unknown expert '{name}'; known: {', '.join(self)}", "model")
 
 
 def new_slot(expert: Expert, max_wait_seconds: float, changes: dict[str, None]) -> Slot:
-    """Where an expert begins: on disk, or, if it is answered elsewhere, always at hand."""
+    """An expert's first slot: on disk or, if remote, always available."""
     waiters = WaitingLine(max_wait_seconds, partial(changes.setdefault, expert.name))
     place = Tier.DEVICE if expert.remote else Tier.DISK
     pin = Tier.DEVICE if expert.remote else expert.pin
@@ -186,7 +189,7 @@ def new_slot(expert: Expert, max_wait_seconds: float, changes: dict[str, None]) 
 
 
 def seconds_left(slot: Slot, now: float) -> float:
-    """Of its way to the device, if it takes as long as usual."""
+    """Seconds until it is on the device, if the move takes its usual time."""
     begun = now if slot.moving_since is None else slot.moving_since
     return max(0.0, slot.switch_seconds() - (now - begun))
 
@@ -202,5 +205,5 @@ def state_of(slot: Slot) -> State:
 
 
 def shares_the_device(slot: Slot) -> bool:
-    """Another expert may come in its place."""
+    """True if another expert may take its place on the device."""
     return slot.pin is not Tier.DEVICE and not slot.expert.remote

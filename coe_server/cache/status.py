@@ -175,9 +175,9 @@ class Overview:
         return seconds_left(self._slots[name], now)
 
     def _prospect(self, slot: Slot) -> Prospect:
-        rests = slot.resting_tier
-        up = slot.costs.move(rests if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
-        down = slot.costs.move(Tier.DEVICE, rests)
+        idle = slot.idle_tier
+        up = slot.costs.move(idle if slot.tier is Tier.DEVICE else slot.tier, Tier.DEVICE)
+        down = slot.costs.move(Tier.DEVICE, idle)
         return Prospect(self.holding(slot), up, down, may_come=slot.pushed_out)
 
     def _queue(self, slot: Slot) -> Queue:
@@ -219,7 +219,7 @@ class Overview:
 
 
 def _expected(slot: Slot, max_concurrency: int) -> Expected:
-    rests, settled, service, waiting = slot.resting_tier, slot.settled, slot.costs.service, slot.waiters.leases
+    rests, settled, service, waiting = slot.idle_tier, slot.settled, slot.costs.service, slot.waiters.leases
     up_from = rests if slot.tier is Tier.DEVICE else slot.tier
     ahead = waiting + (slot.leases if settled else 0)
     must_end = ahead >= max_concurrency and not slot.draining
@@ -272,7 +272,7 @@ def _makes_room(slot: Slot, place: int, max_concurrency: int) -> float | None:
 def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
-    down, service = slot.costs.move(Tier.DEVICE, slot.resting_tier), slot.costs.service
+    down, service = slot.costs.move(Tier.DEVICE, slot.idle_tier), slot.costs.service
     last = _makes_room(slot, goes_on - 1, limits.max_concurrency) if goes_on else None
     left = ceil(goes_on / limits.max_concurrency) * service - passed(last, service, now)
     return seconds_left(slot, now) + left + down

@@ -1,1 +1,1 @@
-"""The HTTP side: a request is read once, routed, admitted to an expert and relayed."""
+"""The HTTP interface: reads a request once, routes it, admits it to an expert and relays the answer."""

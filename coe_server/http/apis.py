@@ -4,7 +4,7 @@ Only what routing needs is read here; bodies are passed on unchanged. An engine 
 each counts. A request without a generated answer (embeddings, ranks, scores, tokens) is one unit of work, however many
 inputs it has.
 
-Beside the conversation a body has options: `model`, `coe` and `stream`. Endpoints are not known here.
+Beside the conversation a body has options: `model`, `coe` and `stream`. This module does not depend on the endpoints.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _count(limit: object) -> int:
 
 
 def is_tokens(value: object) -> bool:
-    """Whether a value is a text given as its tokens."""
+    """True if the value is a text given as tokens."""
     return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
 
 
@@ -216,8 +216,10 @@ class CoeOptions(BaseModel):
 
 
 def wants_stream(fields: Mapping[str, Any]) -> bool:
-    """Will an engine stream? `stream` is read as vLLM reads it, 1 and "yes" included; an engine rejects other
-    values."""
+    """True if an engine will stream.
+
+    `stream` is parsed as in vLLM, 1 and "yes" included; engines reject other values.
+    """
     given = fields.get("stream")
     if given is None or isinstance(given, bool):
         return bool(given)
@@ -239,9 +241,7 @@ def read_options(
     coe = _coe_options(fields.get("coe"))
     expert, objective = _read_model(fields.get("model", AUTO), model_names(objectives, experts), experts)
     if unknown := sorted(set(coe.allow or ()) - set(experts)):
-        raise RequestError(
-            f"coe.allow: unknown expert '{unknown[0]}'; the experts are {', '.join(experts)}", "coe.allow"
-        )
+        raise RequestError(f"coe.allow: unknown expert '{unknown[0]}'; known: {', '.join(experts)}", "coe.allow")
     return RouteOptions(
         expert=expert,
         objective=coe.objective or objective or default_objective,
@@ -269,7 +269,7 @@ def _read_model(model: object, names: Collection[str], experts: Collection[str])
     if model in experts:
         return model, None
     if model not in names and (model != AUTO or len(names) > len(experts)):
-        raise UnknownModel(f"there is no model '{model}'; there are {', '.join(names)}", "model")
+        raise UnknownModel(f"unknown model '{model}'; known: {', '.join(names)}", "model")
     return None, model.partition(":")[2] or None
 
 

@@ -1,4 +1,4 @@
-"""One expert that is asked under one lease, and which of a request's failures count against an expert."""
+"""One attempt at an expert under one lease, and the rule which failures count against the expert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from coe_server.upstream.verdict import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What an answer is relayed with. `spent` is called once the expert began to answer; `headers` are ours."""
+    """Everything needed to relay an answer. `spent` is called once the answer begins; `headers` are this server's."""
 
     request: RoutedRequest
     decision: RoutingDecision
@@ -41,7 +41,7 @@ class Attempt:
                 self.lease.speaks()
 
     def another_may_answer(self, verdict: Verdict) -> bool:
-        """Whether another expert in the ranking can be asked after this failure."""
+        """True if another expert in the ranking can be tried after this failure."""
         if self.out.spoken:
             return False
         others = (one.expert for one in self.decision.ranking[1:] if one.excluded is None)
@@ -50,13 +50,13 @@ class Attempt:
         return any(self.request.has_more_room(self.decision.expert, other) for other in others)
 
     async def timed_out(self) -> CoeError:
-        """Why the answer took too long. The engine is probed in any case; the result is awaited only where another
-        expert could be asked."""
+        """The error for an answer that took too long. The engine is probed in any case; the result is awaited only if
+        another expert can be tried."""
         told = f"the answer took longer than {self.request.service.cache.limits.max_generation_seconds:g} s"
         if self.out.spoken or not self.decision.has_another:
             self.lease.suspect_engine()
         elif not await self.lease.engine_is_alive():
-            error = EngineError(f"expert '{self.expert}' is unresponsive: {told}, and its health check failed")
+            error = EngineError(f"expert '{self.expert}' is unresponsive: {told} and its health check failed")
             error.backs_off = "never"  # the health check has counted that
             return error
         return GenerationTimeout(f"{told} (scheduling.max_generation_seconds)")
@@ -71,29 +71,29 @@ class _Uncounted(NamedTuple):
 
 
 class Failures:
-    """The experts that one request saw fail.
+    """The experts that failed in one request.
 
-    A request that fails on two experts counts against neither, so that one caller's bad request takes no expert from
-    the others. A failure of the expert alone (its account, its limit, no connection) always counts.
+    A request that fails on two experts counts against neither, so that one caller's bad request makes no expert
+    unavailable. A failure of the expert alone (its account, its limit, no connection) always counts.
     """
 
     def __init__(self, cache: ExpertCache) -> None:
         self._cache = cache
         self._failed: set[str] = set()
         self._uncounted: list[_Uncounted] = []
-        self._tried: set[str] = set()  # experts whose backoff is over: this request says whether others follow
+        self._tried: set[str] = set()  # experts after their backoff: this request's result ends or prolongs it
 
     def asks(self, lease: Lease) -> None:
-        """An expert is asked."""
+        """Note an attempt at an expert."""
         if lease.is_try:
             self._tried.add(lease.expert)
 
     def have_seen(self, expert: str) -> bool:
-        """Whether this expert failed."""
+        """True if this expert failed."""
         return expert in self._failed
 
     def note(self, expert: str, error: CoeError) -> None:
-        """An expert gave no answer."""
+        """Note a failed attempt."""
         if not isinstance(error, EngineError | UpstreamLimited):
             return
         match error.backs_off:
@@ -108,7 +108,7 @@ class Failures:
         self._failed.add(expert)
 
     def settle(self) -> None:
-        """An expert has begun to answer, or the request is over. That answer may take long: counting does not wait."""
+        """Count the failures, once an answer begins or the request is over: a whole answer may take long."""
         if not self._failed:
             return
         for expert, cause, asked_seconds in self._uncounted if len(self._failed) == 1 else ():

@@ -1,7 +1,7 @@
 """Which key a request has, what it gives access to, and which experts and objectives it may name. Pure.
 
 Every path that is neither public nor for clients is the operator's: a new path is closed until it is listed here.
-A path without an endpoint needs no protection: any client may be told that it does not exist.
+A path without an endpoint needs no protection: any client may learn that it does not exist.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ class Guard:
 
     def _refuse_unless_local(self, headers: Mapping[str, str]) -> None:
         if not self.on_loopback:
-            raise Forbidden(
-                "this path is for the operator, and there is no admin key; create one with coe keys add --admin"
-            )
+            raise Forbidden("this path needs an admin key, and none exists; create one with coe keys add --admin")
         for header in _ADDED_BY_PROXIES:
             if header in headers:
                 raise Forbidden(
@@ -109,7 +107,7 @@ def _unknown(given: Iterable[str]) -> InvalidApiKey:
 
 
 def is_for_clients(path: str) -> bool:
-    """Is a path for clients, and not for the operator alone?"""
+    """True if a path is for clients, not for the operator alone."""
     return path.startswith(CLIENTS_PREFIX) or path in FOR_CLIENTS
 
 
@@ -155,7 +153,7 @@ def _password(credentials: str) -> str:
 
 
 def is_of_this_machine(address: str) -> bool:
-    """Does an origin, or a Host header, name the loopback interface?"""
+    """True if an origin or a Host header names the loopback interface."""
     host = host_of_origin(address) if "//" in address else HostPort.of(address)
     return host is not None and is_loopback_host(host.name)
 
@@ -240,4 +238,4 @@ class Reach:
         self._require(f"{AUTO}:{name}", "coe.objective")
         if self.has_own_objectives and isinstance(name, str) and name not in self.objectives:
             known = ", ".join(self.objectives) or "none for this key"
-            raise UnknownModel(f"there is no objective '{name}'; there are {known}", "coe.objective")
+            raise UnknownModel(f"unknown objective '{name}'; known: {known}", "coe.objective")

@@ -70,7 +70,7 @@ def read_body(raw: bytes) -> Body:
         members, fields = _scan_object(text)
     except UnicodeDecodeError as error:
         if raw.startswith(_GZIP):
-            raise RequestError("the body is compressed; say so: `content-encoding: gzip`") from error
+            raise RequestError("the body is compressed; send `content-encoding: gzip`") from error
         raise RequestError(f"the body is not {error.encoding.upper()} (byte {error.start})") from error
     except RecursionError as error:
         raise RequestError(NESTED_TOO_DEEPLY) from error
@@ -186,7 +186,7 @@ class ParsedRequest:
 
 
 def parse_request(raw: bytes, api: Api | None) -> ParsedRequest:
-    """What the body asks. Without an API the body's fields tell which it is. Raises RequestError."""
+    """The parsed request. Without an API, the body's fields determine it. Raises RequestError."""
     body = read_body(raw)
     found = api or api_of(body.fields)
     conversation = found.conversation(body.fields)
@@ -197,8 +197,10 @@ def parse_request(raw: bytes, api: Api | None) -> ParsedRequest:
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:
-    """What the tools' descriptions take of the context. Most chat templates write the JSON as it came; the shortest
-    ones write its words without the syntax, about half of it."""
+    """Estimated characters of the tools in the context.
+
+    Most chat templates insert the JSON unchanged; the shortest ones write it without syntax, about half of it.
+    """
     written = b"".join(body.raw[member.value_start : member.end] for member in body.members if member.key == "tools")
     whole = TokenCount.of(written.decode("utf-8", "replace"))
     return TokenCount(whole.least // 2, whole.likely)

@@ -1,9 +1,9 @@
 """Which page made a browser send a request, and which host names this server accepts without a key. Pure.
 
 A page elsewhere can make a browser send forms and requests, with the password that the browser remembers. It can change
-neither `Origin` nor `Sec-Fetch-Site`, and may add headers only if this server agreed before (CORS). A foreign name can
-be pointed at this machine (DNS rebinding): its pages then have the same origin as this server and can read every
-answer. The name that a browser asked for is in `Host`.
+neither `Origin` nor `Sec-Fetch-Site`, and may add headers only if this server agreed before (CORS). The name of
+another site can resolve to this machine (DNS rebinding): its pages then have the same origin as this server and can
+read every answer. `Host` has the name that the browser used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OTHER_SITES = frozenset({"cross-site", "same-site"})  # another port, or anothe
 
 
 def other_page(headers: Mapping[str, str]) -> str | None:
-    """The origin of the foreign page that sent a request; None if no page did, or this server's own."""
+    """The origin of another site's page that sent a request; None if no page did, or this server's own."""
     if "origin" not in headers and "sec-fetch-site" not in headers:
         return None
     for origin in lines(headers, "origin"):
@@ -34,7 +34,7 @@ def other_page(headers: Mapping[str, str]) -> str | None:
 
 
 def is_from_our_page(headers: Mapping[str, str]) -> bool:
-    """Did this server's own page send it? A client that is no browser may claim so, too."""
+    """True if this server's own page sent it. A client other than a browser can claim this, too."""
     if other_page(headers) is not None:
         return False
     says_so = headers.get("sec-fetch-site", "").strip().lower() == "same-origin"
@@ -42,8 +42,7 @@ def is_from_our_page(headers: Mapping[str, str]) -> bool:
 
 
 def is_visit(headers: Mapping[str, str]) -> bool:
-    """Does the request fill a tab, by a link for example? The page with the link can neither read nor frame the
-    answer."""
+    """True if the request is a navigation, for example by a link. The page with the link cannot read the answer."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
@@ -65,7 +64,7 @@ def host_of_origin(origin: str) -> HostPort | None:
 
 
 def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
-    """Is it the address that the request was sent to, as the client or a proxy in front wrote it?"""
+    """True if it is the address that the request was sent to, according to the client or a proxy."""
     scheme, _, rest = origin.strip().partition("://")
     if scheme in _DEFAULT_PORTS and rest and rest == headers.get("host"):
         return True
@@ -80,7 +79,7 @@ def _is_ours(origin: str, headers: Mapping[str, str]) -> bool:
 
 
 def _is_one(host: HostPort, other: HostPort) -> bool:
-    """Do both name the same server, if the port is the same? Loopback has many names."""
+    """True if both name the same server, if the port is the same. Loopback has many names."""
     return host.name == other.name or (is_loopback_host(host.name) and is_loopback_host(other.name))
 
 

@@ -1,6 +1,6 @@
-"""The client's side of one answer: what was sent already, its deadline, keep-alive, and its disconnect.
+"""The client's side of one answer: sent data, deadline, keep-alive comments, client disconnect.
 
-Knows no engines.
+Does not depend on engines.
 """
 
 from __future__ import annotations
@@ -26,42 +26,44 @@ _CHANGED_IN_STREAMS = frozenset(("content-length", _UNBUFFERED[0]))
 
 
 class Outgoing:
-    """`status`: the status that was sent, None before. `spoken`: a part of the answer was sent, so that no other expert
-    can give it. `ended`: all of it was.
+    """`status`: the sent status, None before. `spoken`: a part of the answer was sent, so that no other expert can be
+    tried. `ended`: the whole answer was sent.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.status: int | None = None
         self.spoken = False
         self.ended = False
-        self.said_at = 0.0  # in the loop's time, when the last piece left
-        self.is_event_stream = False  # one that an event or a comment may be added to
+        self.said_at = 0.0  # in the loop's time, when the last piece was sent
+        self.is_event_stream = False  # an event or a comment may be added
         self._is_between_events = True
         self._scope = scope
         self._send = send
 
     @property
     def headed(self) -> bool:
-        """Whether the headers were sent."""
+        """True if the headers were sent."""
         return self.status is not None
 
     async def begin(self, status: int, headers: Mapping[str, str], others: Iterable[tuple[str, str]] = ()) -> None:
-        """The status and the headers, ours and others'. If they were sent already, a comment names the expert."""
+        """Send the status and all headers. If headers were sent before, send a comment that names the expert."""
         if not self.headed:
             await self._send_headers(status, (*others, *headers.items()))
         elif not self.spoken:
             await self._comment(answering(headers))
 
     async def say(self, piece: bytes) -> None:
-        """A part of the answer."""
+        """Send a part of the answer."""
         self.spoken = True
         self.said_at = asyncio.get_running_loop().time()
         self._is_between_events = piece.endswith(_ENDS_OF_EVENTS)
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def wait(self, headers: Mapping[str, str], state: str) -> None:
-        """A comment for the proxies between this server and the caller while the expert is silent. Before the first
-        word it follows the headers; later it comes between two events."""
+        """Send a comment to keep proxies from closing the connection while the expert is silent.
+
+        Before the first content it follows the headers; later it is between two events.
+        """
         if self.ended:
             return
         if not self.headed:
@@ -70,13 +72,15 @@ class Outgoing:
             await self._comment(state)
 
     async def end(self) -> None:
-        """The answer is whole."""
+        """End the complete answer."""
         self.spoken = self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def fail(self, error: CoeError, headers: Mapping[str, str]) -> None:
-        """An error response or, in a stream, an error event. Any other body stays incomplete, so that the client does
-        not take it for whole."""
+        """Send an error response or, in a stream, an error event.
+
+        Any other body stays incomplete, so that the client does not mistake it for a complete one.
+        """
         if not self.headed:
             self.status = error.status
             await error_response(error, headers, self._scope["path"])(self._scope, _disconnected, self._send)
@@ -90,7 +94,7 @@ class Outgoing:
                     await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     def error_event(self, told: Mapping[str, Any]) -> bytes:
-        """An engine's own error as an event, for a stream that has begun."""
+        """Send an engine's own error as an event, in a stream that has begun."""
         return event_of(told, self._scope["path"])
 
     async def _send_headers(self, status: int, headers: Iterable[tuple[str, str]]) -> None:

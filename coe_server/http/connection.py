@@ -1,6 +1,7 @@
 """One client's connection: uvicorn's, which rejects headers that are too long, too slow or malformed.
 
-Knows no endpoints. Only HTTP/1.1 is supported: an offer of another protocol (`Upgrade`) is ignored (RFC 9110, 7.8).
+Does not depend on endpoints. Only HTTP/1.1 is supported: an offer of another protocol (`Upgrade`) is ignored (RFC 9110,
+7.8).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from coe_server.errors import CoeError, HeadTooLong, HeadTooSlow, NoHttp, UpgradeRequired
+from coe_server.errors import CoeError, HeadersTooLong, HeadersTooSlow, MalformedHttp, UpgradeRequired
 from coe_server.http.errors import IN_PLACE_OF_WEBSOCKET, NO_WEBSOCKET, error_body, error_response
 from coe_server.http.headers import HARMLESS, REQUEST_ID, new_request_id
 
@@ -29,7 +30,7 @@ _TOO_LONG = f"the request line and headers are longer than {MOST_HEADER_BYTES} b
 class Connection(HttpToolsProtocol):
     """Rejects headers that are too long or too slow; a body's limits are enforced where it is read.
 
-    Long headers are noticed between two reads of the socket, and measured when they are complete.
+    Long headers are detected between two reads of the socket, and measured when they are complete.
     """
 
     header_seconds = HEADER_SECONDS
@@ -56,10 +57,10 @@ class Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._reject(NoHttp("malformed HTTP request; HTTP/1.1 is supported"))
+            self._reject(MalformedHttp("malformed HTTP request; HTTP/1.1 is supported"))
             return
         if self._unfinished_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
-            self._reject(HeadTooLong(_TOO_LONG))
+            self._reject(HeadersTooLong(_TOO_LONG))
 
     def _parse(self, data: bytes) -> None:
         """The parser stops behind headers that offer an upgrade, and takes the body for the other protocol's."""
@@ -89,7 +90,7 @@ class Connection(HttpToolsProtocol):
         self._headers_are_over()
         app = self.app
         if _size_bytes(self.parser.get_method(), self.url, self.headers) > MOST_HEADER_BYTES:
-            self.app = _rejection(HeadTooLong(_TOO_LONG), {"connection": "close"}, self._rejected)
+            self.app = _rejection(HeadersTooLong(_TOO_LONG), {"connection": "close"}, self._rejected)
         elif self._wants_websocket:
             self.app = _rejection(UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET, self._rejected)
         self._wants_websocket = False
@@ -116,7 +117,7 @@ class Connection(HttpToolsProtocol):
 
     def _time_out(self) -> None:
         if not self.transport.is_closing():
-            self._reject(HeadTooSlow(f"the request's headers did not arrive within {self.header_seconds:g} s"))
+            self._reject(HeadersTooSlow(f"the request's headers did not arrive within {self.header_seconds:g} s"))
 
     def _reject(self, error: CoeError) -> None:
         self._rejected(error)
@@ -146,12 +147,12 @@ def _rejection(error: CoeError, headers: Mapping[str, str], rejected: Callable[[
 
 
 def _is_answering(cycle: RequestResponseCycle | None) -> bool:
-    """Whether an earlier request is complete, or its answer has begun, and that answer is not over."""
+    """True if the answer to an earlier request is in progress or due."""
     return cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
 
 
 def _begins_websocket(parser: httptools.HttpRequestParser, headers: Headers) -> bool:
-    """Whether this is the start of a WebSocket by RFC 6455, 4.1; any other request is answered as usual."""
+    """True if this is a WebSocket handshake (RFC 6455, 4.1); any other request is answered as usual."""
     if parser.get_method() != b"GET" or parser.get_http_version() != "1.1":
         return False
     offers = b",".join(value for name, value in headers if name == b"upgrade")

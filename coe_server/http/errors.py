@@ -81,7 +81,7 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
 
 
 def unexpected(error: Exception) -> CoeError:
-    """The error that a caller sees for a mistake of ours; the log gets all of it."""
+    """The caller's error for an internal error; the log has the details."""
     logger.error("a request failed unexpectedly", exc_info=error)
     return CoeError(_OUR_MISTAKE)
 

@@ -1,10 +1,10 @@
-"""The story of one request to an expert.
+"""One request to an expert, step by step.
 
 1. read: the body, once, within its limits (`_read`)
 2. route: the caller's options, the conversation's session, and the router's decision (`_prepared`, `decide`)
 3. admit: the response waits for a lease of the chosen expert (`RoutedResponse`)
 4. relay: the engine's answer goes to the caller, piece by piece (`Relay`)
-5. account: metrics, trace, decision log and one log line are told what happened (`RequestLog`)
+5. log: metrics, trace, decision log and one log line (`RequestLog`)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from coe_server.routing.embeddings import Embedder, with_embeddings
 
 logger = logging.getLogger(__name__)
 
-# The caller's headers that an engine is sent. The caller's keys above all are not among them.
+# The caller's headers that are forwarded to an engine; the caller's keys are not.
 _PASSED_ON = frozenset(
     (b"accept", b"anthropic-version", b"anthropic-beta", b"x-request-id", b"traceparent", b"tracestate")
 )
@@ -52,7 +52,7 @@ def endpoint_of(service: Service, api: Api) -> Callable[[Request], Awaitable[Res
 
 
 async def generate(service: Service, api: Api, request: Request) -> Response:
-    """Read, route; the response that is returned admits, relays and accounts."""
+    """Read and route; the returned response admits, relays and logs."""
     arrived, due = time.perf_counter(), deadline_of(request.headers)
     async with within(due):
         parsed = await _read(service, api, request)
@@ -90,12 +90,12 @@ async def _prepared(service: Service, parsed: ParsedRequest, request: Request, d
 
 
 def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: str | None) -> RouteOptions:
-    """What the caller asks for, and may ask for with this key."""
+    """The request's options, checked against the rights of its key."""
     api, fields, reach = parsed.api, parsed.body.fields, service.reach(key)
     options = reach.options(fields)
     if options.priority == "high" and key is not None and not (key.priority or key.admin):
         raise Forbidden(
-            f"key '{key.name}' may not ask for coe.priority 'high'; leave it out, or create a key that may "
+            f"key '{key.name}' may not use coe.priority 'high'; omit it, or create a key that may "
             "(coe keys add --priority)"
         )
     if api.endpoint == "responses":
@@ -106,7 +106,7 @@ def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: st
 
 
 async def _embedded(service: Service, conversation: Conversation, embedder: Embedder) -> Conversation:
-    """The conversation with embeddings; without them if they cannot be had: it then counts as out of domain."""
+    """The conversation with embeddings; without them if they are unavailable: it then counts as out of domain."""
     try:
         return await with_embeddings(conversation, embedder)
     except EmbeddingUnavailable as error:

@@ -1,7 +1,7 @@
 """Response headers: the decision, what is passed on of an expert's own, and what every answer has. Pure.
 
-An answer leaves from this server's own address. So it must not become a page there, and its expert must not speak to
-browsers, caches or proxies in this server's name.
+An answer has this server's origin. So a browser must not run it as a page, and an expert's headers must not control
+browsers, caches or proxies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from coe_server.routing.decision import RoutingDecision
 
-REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`: the decision's id, or one made up
+REQUEST_ID = "x-request-id"  # OpenAI's clients show it as `_request_id`: the decision's id, or a random one
 HARMLESS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
 _ID = REQUEST_ID.encode()
 _POLICY = b"content-security-policy"
@@ -76,7 +76,7 @@ _TYPE = re.compile(  # RFC 9110, 8.3.1; of two types in one value browsers take 
 
 
 def passed_headers(headers: Pairs) -> Iterator[tuple[str, str]]:
-    """What of an expert's headers the caller gets; content of another kind than `_SHOWN` to be saved, not shown."""
+    """The expert's headers that are forwarded; types other than `_SHOWN` are sent as downloads."""
     headers = tuple(headers)
     yield from ((name, value) for name, value in headers if name.lower() in _PASSED)
     if content_type(headers) in _SHOWN:
@@ -107,7 +107,7 @@ def new_request_id() -> str:
 def callers_id(headers: Mapping[str, str]) -> str | None:
     """The caller's own id for its request, for the log; None unless it is short and plain.
 
-    It is told to the log and to engines of this machine, and not sent back.
+    It is logged and sent to local engines, and not sent back.
     """
     given = headers.get(REQUEST_ID, "")
     return given if _PLAIN.fullmatch(given) else None

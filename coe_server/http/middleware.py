@@ -1,4 +1,4 @@
-"""What every request passes before an endpoint: pages of other origins, its key, its limits; and its answer is counted.
+"""Checks before every endpoint: pages of other origins, the key, its limits. Counts every response.
 
 Pure ASGI, on the hot path. Web pages of other origins: the operator's paths are for this server's own page alone. The
 clients' paths take a key in `Authorization: Bearer` or `x-api-key`, which no browser adds by itself. If keys are
@@ -114,7 +114,7 @@ class Middleware:
                 await self._app(scope, receive, counted)
             else:
                 await self._answer(endpoint, scope, receive, counted)
-        except asyncio.CancelledError:  # the server stops, and the grace period is over: a body still came in, say
+        except asyncio.CancelledError:  # the server stops, and the grace period is over, for example during a body
             await self._fail(ExpertUnavailable("the server is stopping"), scope, receive, counted)
         except Exception as error:  # noqa: BLE001  nothing is outside of this: a mistake of ours must become an answer
             await self._fail(unexpected(error), scope, receive, counted)
@@ -136,10 +136,13 @@ class Middleware:
     async def _no_such_path(self, request: Request) -> Response:
         meant = self._paths.meant(request.scope["path"])
         advice = f"did you mean {meant}?" if meant else "GET /openapi.json lists the paths"
-        raise UnknownPath(f"{request.method} {request.scope['path']}: there is no such path; {advice}")
+        raise UnknownPath(f"{request.method} {request.scope['path']}: unknown path; {advice}")
 
     async def _fail(self, error: CoeError, scope: Scope, receive: Receive, counted: _CountedSend) -> None:
-        """An answer that has begun stays incomplete, so that the client does not take it for whole."""
+        """Send the error.
+
+        An answer that has begun stays incomplete, so that the client does not mistake it for complete.
+        """
         self._telemetry.count(ERRORS, error.code)
         if not counted.begun:
             await error_response(error, path=scope["path"])(scope, receive, counted)
@@ -194,22 +197,22 @@ class _CountedSend:
 
 MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address
 
-_ANYTHING = "\0"  # a part that no endpoint declares
+_ANYTHING = "\0"  # matches no declared part
 
 
 class Paths:
-    """The paths of an application's `routes`: which exist, and which one a wrong path probably meant."""
+    """The paths of an application's `routes`, and a suggestion for a wrong path."""
 
     def __init__(self, routes: Sequence[BaseRoute]) -> None:
         self._routes = routes
 
     def has(self, path: str) -> bool:
-        """Does an endpoint answer it, by whatever method?"""
+        """True if an endpoint has this path, with any method."""
         asked = {"type": "http", "method": "GET", "path": path, "root_path": ""}
         return any(route.matches(asked)[0] is not Match.NONE for route in self._routes)
 
     def declared(self, path: str) -> str | None:
-        """The path with a star for each part that its endpoint takes as it comes; None where there is no endpoint."""
+        """The declared path with a star for each parameter; None without an endpoint."""
         if not self.has(path):
             return None
         parts = path.split("/")
@@ -219,7 +222,7 @@ class Paths:
         return "/".join(parts)
 
     def meant(self, path: str) -> str | None:
-        """The path under /v1 that a client with a wrong base address was after."""
+        """The path under /v1 that a client with a wrong base address probably meant."""
         parts = path.strip("/").split("/", MOST_LEFT_OUT)
         guesses = (CLIENTS_PREFIX + "/".join(parts[start:]) for start in range(len(parts)))
         return next((guess for guess in guesses if self.has(guess)), None)
@@ -234,7 +237,7 @@ _BEHIND_A_PROXY = "a proxy in front of the server has to pass Host or X-Forwarde
 
 
 def refuse_other_pages(scope: Scope, headers: Headers, guard: Guard) -> None:
-    """Raises Forbidden, or InvalidApiKey where a key would help, for what a page elsewhere sent without a key.
+    """Raises Forbidden, or InvalidApiKey if a key would help, for requests of other sites' pages without a key.
 
     Public paths, and a link that leads to the page, are exempt: neither reveals or changes anything.
     """
@@ -253,7 +256,7 @@ def refuse_other_pages(scope: Scope, headers: Headers, guard: Guard) -> None:
 
 
 def refuse_other_hosts(scope: Scope, headers: Headers, guard: Guard) -> None:
-    """Raises Forbidden if a request without a key asks for a host name that is none of this server's."""
+    """Raises Forbidden if a request without a key has a host name that is not one of this server's."""
     path = scope["path"]
     if path in PUBLIC or (guard.hosts.any_for_clients and is_for_clients(path)):
         return
@@ -261,18 +264,18 @@ def refuse_other_hosts(scope: Scope, headers: Headers, guard: Guard) -> None:
     host = guard.hosts.unknown(headers.getlist("host"), bound and bound[0])
     if host is not None:
         raise Forbidden(
-            f"Host {host!r} is no name of this server; use a name or an address of this machine, "
+            f"Host {host!r} is not a name of this server; use a name or an address of this machine, "
             "or list that name in http.allowed_hosts"
         )
 
 
 def is_welcome(origin: str, path: str, guard: Guard) -> bool:
-    """Whether a page of this origin may read the answer."""
+    """True if a page of this origin may read the answer."""
     return is_for_clients(path) and (bool(guard.keyring.keys) or is_of_this_machine(origin))
 
 
 def preflight(method: str, headers: Headers, origin: str) -> Response | None:
-    """The answer to a browser that asks whether its page may send a request; None for any other request."""
+    """The response to a CORS preflight request; None for any other request."""
     if method != "OPTIONS" or _ASKS_FOR not in headers:
         return None
     told = {

@@ -117,7 +117,7 @@ class Spans:
         self._answer = self._child(f"{self._operation} {expert}", self._now(), asked, SpanKind.CLIENT)
 
     def first_bytes(self, status: int) -> None:
-        assert self._answer is not None, "an expert was asked"
+        assert self._answer is not None, "an attempt was begun"
         self._answer.add_event("first bytes", timestamp=self._now())
         self._answer.set_attribute("http.response.status_code", status)
         if status >= 400:
@@ -136,7 +136,7 @@ class Spans:
             self._request.set_attribute("error.type", error.code)
         elif status is not None and status >= 400:
             self._request.set_attribute("error.type", str(status))
-        if (error.status if error else status or 0) >= 500:  # below that it is the caller's, by convention
+        if (error.status if error else status or 0) >= 500:  # by convention, lower statuses are the caller's errors
             self._request.set_status(StatusCode.ERROR)
         if hung_up:
             self._request.set_attribute("coe.hung_up", True)

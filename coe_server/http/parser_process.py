@@ -35,7 +35,7 @@ class ParserProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def read(self, pieces: Sequence[bytes], api: Api | None) -> ParsedRequest:
-        """What `parse_request` gives, with only the ends of long texts. Waits; raises RequestError."""
+        """The result of `parse_request` with only the ends of long texts. Blocks; raises RequestError."""
         raw = b"".join(pieces)
         if self._process is None:
             pipe, command = subprocess.PIPE, (sys.executable, "-m", __name__)
@@ -47,7 +47,7 @@ class ParserProcess:
             found = _asked(self._process, raw, api)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self.close()
-            logger.warning("the process that reads large bodies has ended (%r): one is read without it", error)
+            logger.warning("the parser process has ended (%r): a large body is parsed in the server process", error)
             return parse_request(raw, api)
         finally:
             timer.cancel()

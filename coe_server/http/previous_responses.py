@@ -1,4 +1,4 @@
-"""Which expert made which response, by key: `previous_response_id` refers to state that only its engine holds."""
+"""The expert of each response, by key: `previous_response_id` refers to state that only its engine has."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MadeResponses:
         """The options with the expert that made `previous`. Raises RequestError if it is unknown, or another one is
         named.
 
-        A named expert may know a response that this server does not: it reports an error itself if not. Responses of
-        another key are unknown to this one.
+        A named expert may have a response that is unknown here; otherwise it returns an error itself. Responses of
+        other keys are unknown.
         """
         if not isinstance(previous, str):
             return options

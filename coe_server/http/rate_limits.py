@@ -1,7 +1,7 @@
 """Limits of one key (requests a minute, requests and body bytes in progress), of all bodies, and a log of rejections.
 
-Knows nothing of what is asked. Bodies are refused before they are read. No log line has a key's value, nor a path that
-a client made up; an unknown key has no name.
+Independent of request contents. Bodies are refused before they are read. Log lines contain no key values, no unknown
+paths, and no names of unknown keys.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ logger = logging.getLogger(__name__)
 WINDOW_SECONDS = 60.0
 HOLD = "coe.body"  # in a request's scope: the `Hold` of its body
 PART_OF_A_KEY = 4  # a key may hold a quarter of all bytes
-MOST_LINES = 60  # in a window: a client that guesses keys must not fill a disk
+MOST_LINES = 60  # in a window: a client that tries many keys must not fill the disk
 LONGEST_SENTENCE = 200  # characters; it may quote a header
 _SOON_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class _Use:
-    """The requests of one key: when those of the last minute came, and how many are not over."""
+    """The requests of one key: arrivals of the last minute, and the number in progress."""
 
     recent: deque[float] = field(default_factory=deque)
     running: int = 0
 
 
 class Admission:
-    """One request of a key, from `enter` to `end`; `headers` state what is left of its limits."""
+    """One request of a key, from `enter` to `end`; `headers` state the remaining limits."""
 
     def __init__(self, use: _Use, headers: Mapping[str, str]) -> None:
         self.headers = headers
@@ -210,5 +210,5 @@ class Rejections:
         if now < self._since + WINDOW_SECONDS:
             return
         if self._untold:
-            logger.warning("%d more requests were refused after these, without a line each", self._untold)
+            logger.warning("%d more requests were refused without log lines", self._untold)
         self._since, self._told, self._untold = now, 0, 0

@@ -1,4 +1,4 @@
-"""One engine's answer on its way to the caller: every byte as it came, unless it is a failure and no answer."""
+"""Relays one engine's answer to the caller byte for byte, unless it is a failure."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _ACCOUNT_MEMBER = re.compile(rb'("user_id"\s*:\s*")([^"\\]*)')  # OpenRouter's, 
 
 
 async def relay(attempt: Attempt, answer: EngineResponse) -> None:
-    """Pass an answer on. Raises EngineError or Overloaded where it is none; `attempt.out` knows what was sent.
+    """Relay an answer. Raises EngineError or Overloaded for a failure; `attempt.out` records what was sent.
 
-    The tokens that the answer stated are logged in any case: of an answer that broke off, those stated before.
+    The tokens stated in the answer are logged in any case, also for an incomplete answer.
     """
     relayed = _Relay(attempt, answer)
     try:
@@ -56,7 +56,7 @@ async def relay(attempt: Attempt, answer: EngineResponse) -> None:
 
 
 class _Relay:
-    """One answer. What an account is told by a remote expert is the operator's alone."""
+    """One answer. A remote expert's messages about the account are for the operator only."""
 
     def __init__(self, attempt: Attempt, answer: EngineResponse) -> None:
         self._attempt = attempt
@@ -73,7 +73,7 @@ class _Relay:
         """The whole answer."""
         if not 200 <= self._answer.status < 300:
             await self._complaint()
-        elif self._is_encoded:  # in a way that cannot be read here
+        elif self._is_encoded:  # with an unknown coding
             await self._unread()
         elif self._is_event_stream:
             await _EventRelay(self, self._attempt, self._answer).carry()
@@ -82,7 +82,7 @@ class _Relay:
         await self._out.end()
 
     async def _body(self) -> None:
-        """A body that is no stream of events is checked before it leaves: whole, or a long one at both ends."""
+        """Check a body that is not an event stream before it is sent: whole, or both ends of a long one."""
         held = bytearray()
         async for chunk in self._answer.chunks():
             held += chunk
@@ -106,7 +106,7 @@ class _Relay:
             raise _failure(self._attempt.expert, self._answer, NO_STREAM)
 
     async def _unread(self) -> None:
-        """Bytes as they came, each as it comes."""
+        """Relay bytes unchanged as they arrive."""
         if self._out.headed:
             raise _failure(self._attempt.expert, self._answer, NO_STREAM)
         async for chunk in self._answer.chunks():
@@ -114,7 +114,7 @@ class _Relay:
         await self._begin()
 
     async def _complaint(self) -> None:
-        """An error about the request goes to the caller; an error of the expert itself is the operator's."""
+        """Send an error about the request to the caller; raise an error of the expert itself, for the operator."""
         answer, expert = self._answer, self._attempt.expert
         body = b"" if self._is_encoded else await _all_of(answer.chunks())
         verdict = judge_status(answer.status, body)
@@ -129,7 +129,7 @@ class _Relay:
         await self.say(body)
 
     def let_pass(self, verdict: Verdict) -> None:
-        """Raise a failure, unless the caller is to read what came."""
+        """Raise a failure, unless the caller should get the expert's response."""
         expert = self._attempt.expert
         if self.is_to_fail(verdict):
             raise _failure(expert, self._answer, verdict)
@@ -137,7 +137,7 @@ class _Relay:
             self._attempt.failures.note(expert, _failure(expert, self._answer, verdict))
 
     def is_to_fail(self, verdict: Verdict) -> bool:
-        """Whether another expert is asked, or the message is not for the caller; else the caller reads it."""
+        """True if another expert is tried, or if the message is not for the caller."""
         status = self._answer.status
         is_about_account = verdict.about_account and (self._is_remote or status in _ABOUT_ACCOUNT)
         if verdict.cause is Cause.LIMITED or is_about_account:
@@ -162,8 +162,8 @@ class _Relay:
 
 
 class _EventRelay:
-    """A stream of events. They leave whole, and those before the first word with it: until then another expert may
-    take over."""
+    """Relays whole events. Those before the first content are held until it arrives: until then another expert may be
+    tried."""
 
     def __init__(self, relayed: _Relay, attempt: Attempt, answer: EngineResponse) -> None:
         self._relayed = relayed
@@ -185,7 +185,7 @@ class _EventRelay:
                         await self._relayed.say(events)
                 else:
                     await self._judge(events)
-                if len(events) > JUDGED_BYTES:  # other requests have their turn
+                if len(events) > JUDGED_BYTES:  # yield to other requests
                     await asyncio.sleep(0)
         await self._end(cutter.rest)
 
@@ -199,7 +199,7 @@ class _EventRelay:
             await self._relayed.say(bytes(self._opening.held))
 
     async def _judge(self, events: bytes) -> None:
-        """Pass these events on up to the first that tells of an error, and raise that one as a failure."""
+        """Relay these events up to the first error event; raise that as a failure."""
         sound, verdict = before_error(events, self._parsed.fan_out > 1)
         is_for_caller = verdict is not None and not self._relayed.is_to_fail(verdict)
         if verdict is not None and is_for_caller:
@@ -211,7 +211,7 @@ class _EventRelay:
         elif self._opening.hear(sound) or is_for_caller:
             await self._relayed.say(bytes(self._opening.held))
         elif len(self._opening.held) > LONGEST_HELD_BYTES:
-            raise EngineError(f"expert '{self._expert}' sent {LONGEST_HELD_BYTES} bytes of events without a word")
+            raise EngineError(f"expert '{self._expert}' sent {LONGEST_HELD_BYTES} bytes of events without content")
         if verdict is not None and not is_for_caller:
             raise _broken_off(self._expert, self._answer, verdict, self._out.spoken)
 
@@ -224,14 +224,14 @@ def _broken_off(expert: str, answer: EngineResponse, verdict: Verdict, has_spoke
 
 
 def _failure(expert: str, answer: EngineResponse, verdict: Verdict) -> CoeError:
-    """Why the expert gave no answer. Every caller may read the first line."""
+    """The error for a failed answer. Its first line may be shown to every caller."""
     status = verdict.status
     match verdict.cause:
         case Cause.LIMITED:
             told = _told(expert, "is at the request limit of its own server", verdict)
             return UpstreamLimited(told, _asked_seconds(answer))
         case Cause.CONTEXT if not verdict.about_account:
-            return TooLongForExpert(f"the request is longer than expert '{expert}' takes")
+            return TooLongForExpert(f"the request is longer than the context of expert '{expert}'")
         case Cause.ACCOUNT:
             error = EngineError(_told(expert, "did not accept this server's own account or credentials", verdict))
         case _ if 300 <= answer.status < 400:
@@ -285,7 +285,7 @@ def _openai_error(body: bytes) -> Mapping[str, Any] | None:
 
 
 def _without_account(body: bytes) -> bytes:
-    """An error as it came and as long as it was, without this server's account name at the provider."""
+    """The error unchanged in length, without this server's account name at the provider."""
     return _ACCOUNT_MEMBER.sub(lambda found: found[1] + b"*" * len(found[2]), body)
 
 
@@ -294,7 +294,7 @@ def _header(answer: EngineResponse, name: str) -> str | None:
 
 
 def _asked_seconds(answer: EngineResponse) -> float | None:
-    """How long the expert's server asked to wait; None where it did not say."""
+    """The seconds in the response's Retry-After; None without one."""
     return retry_after_seconds(_header(answer, "retry-after"), datetime.now(UTC))
 
 

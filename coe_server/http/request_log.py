@@ -1,6 +1,6 @@
-"""What happened to one request: told to metrics, trace, events and decision log at once, to the log when it is over.
+"""Reports one request: to metrics, trace, events and decision log at once, to the log at its end.
 
-The prompt is no part of the log line unless the operator asked for that (`log.prompts`).
+The log line contains the prompt only if configured (`log.prompts`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("coe.requests")
 
 
 class RequestLog:
-    """Opened when a decision is going to be followed, closed once with `close`."""
+    """Opened when a decision is carried out, closed once with `close`."""
 
     def __init__(self, request: RoutedRequest, decision: RoutingDecision, arrived: float) -> None:
         """`arrived` is when the request came, in `time.perf_counter`'s seconds."""
@@ -42,14 +42,14 @@ class RequestLog:
         _record(self._request, decision)
 
     def follows(self, decision: RoutingDecision) -> None:
-        """Another decision takes the place of the last."""
+        """Replace the decision."""
         self._decision, self._expert = decision, decision.expert
         self._telemetry.followed(decision)
         self.trace.follows(decision)
         _record(self._request, decision)
 
     def granted(self, expert: str, waited_seconds: float) -> float:
-        """A lease, after this wait for it; seconds since the request came, failed experts included."""
+        """Log a lease after this wait; seconds since the request's arrival, failed experts included."""
         self._expert = expert
         since_arrival_seconds = time.perf_counter() - self._arrived
         self._facts["wait_ms"] = round(since_arrival_seconds * 1000, 1)
@@ -58,9 +58,9 @@ class RequestLog:
         return since_arrival_seconds
 
     def first_bytes(self, status: int, told: int, is_stream: bool) -> None:
-        """The answer begins. `told` is the status that the caller got: not the expert's after early headers.
+        """Log the beginning of the answer. `told` is the caller's status: after early headers not the expert's.
 
-        An expert's refusal comes in no time and is no answer: it is not among the answers' times.
+        An expert's refusal is fast and not an answer: the times of answers exclude it.
         """
         self._facts["status"] = self._status = told
         self.trace.first_bytes(status)
@@ -71,7 +71,7 @@ class RequestLog:
             self._telemetry.observe(named.FIRST_TOKEN, seconds, self._expert)
 
     def used(self, usage: Usage) -> None:
-        """The tokens that the answer, or what there was of it, stated."""
+        """Log the tokens stated in the answer, complete or not."""
         self._usage = usage
         stated = usage.stated
         if not stated:
@@ -83,18 +83,18 @@ class RequestLog:
             self._request.service.journal.took(self._decision.decision_id, dict(stated))
 
     def fell_back(self, error: CoeError) -> None:
-        """The expert failed before its first content, and another one is tried."""
+        """Log a failure before the first content; another expert is tried."""
         self._facts.setdefault("fallbacks", []).append({"expert": self._expert, "reason": error.code})
         self._telemetry.count(named.FALLBACKS, self._expert, error.code)
         self.trace.lost(error)
 
     def disconnected(self) -> None:
-        """The client left before its answer was whole."""
+        """Log a client disconnect before the answer was complete."""
         self._facts["hung_up"] = True
         self._telemetry.count(named.HANG_UPS, self._expert)
 
     def failed(self, error: CoeError, status: int) -> None:
-        """The answer is an error, or ended in one; `status` is what it has."""
+        """Log an answer that is an error or ended in one, with its `status`."""
         self._facts["error"] = error.code
         self._facts["status"] = self._status = status
         self._error = error
@@ -131,7 +131,7 @@ class RequestLog:
 
 
 def _record(request: RoutedRequest, decision: RoutingDecision) -> None:
-    """In the live events and in the decision log; neither waits."""
+    """Write to the live events and to the decision log, without waiting."""
     service = request.service
     service.cache.events.record(
         "decision",

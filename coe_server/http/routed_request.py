@@ -1,4 +1,4 @@
-"""One request as it was read: what its router decides about, and what each expert is sent. Knows no leases."""
+"""One parsed request: the input of its router, and the request to each expert. Does not depend on leases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import RouteOptions, RoutingDecision
 
-Listener = Callable[[bytes], None]  # hears each piece of an answer
+Listener = Callable[[bytes], None]  # receives each piece of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """`serving` has the router that decides this request, even if another one is loaded meanwhile.
+    """`serving` has the router of this request, even if another one is loaded meanwhile.
 
-    `passed_on`: the caller's headers that engines are sent. `due`: the caller's own deadline, in the loop's time.
+    `passed_on`: the caller's headers that are forwarded to engines. `due`: the caller's own deadline, in the loop's
+    time.
     """
 
     service: Service
@@ -38,7 +39,7 @@ class RoutedRequest:
     due: float | None
 
     def decide(self) -> RoutingDecision:
-        """The decision, given where every expert is now."""
+        """The decision, given the current tiers of all experts."""
         return self.serving.router.route(self.conversation, self.options, self.service.availability())
 
     @property
@@ -47,7 +48,7 @@ class RoutedRequest:
 
     @property
     def owner(self) -> Owner | None:
-        """The name that leases are asked for under, with its share of the queues."""
+        """The owner of its leases, with its share of the queues."""
         return None if self.key is None else Owner(self.key.name, self.service.guard.keyring.share(self.key))
 
     @property
@@ -61,7 +62,7 @@ class RoutedRequest:
         return json.dumps(found) if found else None
 
     def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
-        """What this expert is sent: the body as it came, under the engine's own model name and without `coe`."""
+        """The request to this expert: the body unchanged except for the engine's model name, and without `coe`."""
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
         pieces = body.for_engine(self.service.engine_models[expert])
@@ -69,13 +70,13 @@ class RoutedRequest:
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole)
 
     def has_more_room(self, than: str, expert: str) -> bool:
-        """May an expert take what is too long for another? Yes, unless it is known to hold no more tokens."""
+        """True unless the expert is known to have no longer context than the one for which the request was too long."""
         router = self.serving.router
         ours, theirs = router.context_tokens(expert), router.context_tokens(than)
         return ours is None or theirs is None or ours > theirs
 
     def id_listener(self, expert: str) -> Listener | None:
-        """Remembers the id of a response, which a caller may continue with `previous_response_id`."""
+        """A listener that stores the response's id, for `previous_response_id`."""
         if self.parsed.api.endpoint != "responses":
             return None
         made, owner = self.service.made, self.key_name

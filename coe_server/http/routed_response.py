@@ -1,4 +1,4 @@
-"""The response that owns a lease: it waits for an expert, has its answer relayed, and gives the lease back.
+"""The response that owns a lease: waits for an expert, relays its answer, and releases the lease.
 
 A generator that never starts never cleans up; a response object is always called, so it holds the lease.
 """
@@ -37,7 +37,7 @@ from coe_server.routing.decision import RoutingDecision
 logger = logging.getLogger(__name__)
 
 DEATH_NOTICE_SECONDS = 8.0  # vLLM's API process outlives a killed engine core by up to 7 s
-_CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # where an expert is changes nothing about these
+_CHOSEN_BY_CALLER = frozenset(("requested", "sticky"))  # decisions that do not depend on an expert's tier
 
 
 class RoutedResponse(Response):
@@ -51,7 +51,7 @@ class RoutedResponse(Response):
         self._log = log
         self._failures = Failures(self._cache)
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
-        self._waited: dict[str, str] = {}  # for the expert that is asked now
+        self._waited: dict[str, str] = {}  # for the current expert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -84,7 +84,7 @@ class RoutedResponse(Response):
             self._log.disconnected()
 
     def _keep_alive(self) -> AbstractContextManager[None]:
-        """In a stream: the headers once the first word has taken long, and a comment after each silent period."""
+        """In a stream: send early headers if the first content is late, and a comment after each silent period."""
         if not self._request.is_streamed:
             return nullcontext()
         return KeepAlive(
@@ -94,9 +94,9 @@ class RoutedResponse(Response):
         )
 
     async def _answer(self) -> None:
-        """Ask the chosen expert and, after each failure before the answer begins, the next one in the ranking.
+        """Try the chosen expert and, after each failure before the answer begins, the next one in the ranking.
 
-        An expert that is alive and takes too long has not failed: another one would take its time, too.
+        A live expert that takes too long has not failed: another one would take long, too.
         """
         is_retry = False
         while True:
@@ -114,7 +114,7 @@ class RoutedResponse(Response):
                     raise
                 _warn(self._decision, self._out, error)
                 self._log.fell_back(error)
-                self._may_choose_again = False  # a new decision would know nothing of those that have failed
+                self._may_choose_again = False  # a new decision would ignore the failures
                 self._follow(another)
 
     def _follow(self, decision: RoutingDecision) -> None:
@@ -122,8 +122,8 @@ class RoutedResponse(Response):
         self._log.follows(decision)
 
     async def _attempt(self, is_retry: bool) -> None:
-        """One expert, one lease. When this raises, the lease is given back already: a client that does not read its
-        error holds nothing."""
+        """One attempt under one lease. The lease is released before an error is raised: a client that does not read its
+        error must not hold a lease."""
         router = self._request.serving.router
         with router.spending(self._decision) as spent, await self._lease() as lease:
             self._waited = wait_header(self._log.granted(lease.expert, lease.waited_seconds))
@@ -145,7 +145,7 @@ class RoutedResponse(Response):
                 raise
 
     async def _lease(self) -> Lease:
-        """A lease of the chosen expert; if that leaves the device during the wait, the choice is made once more."""
+        """A lease on the chosen expert; if it is evicted during the wait, the choice is made once more."""
         name, request = self._decision.expert, self._request
         fan_out = request.parsed.fan_out
         asked = partial(self._cache.lease, name, request.options.priority, fan_out, request.owner)
@@ -169,7 +169,7 @@ class RoutedResponse(Response):
             leaving.cancel()
 
     async def _relay(self, attempt: Attempt, may_retry: bool) -> None:
-        """Relay the answer, within the longest time that one may take: the wait bound of all others rests on it."""
+        """Relay the answer within the longest generation time, on which the wait bound of other requests depends."""
         lease, request = attempt.lease, self._request
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
@@ -178,7 +178,8 @@ class RoutedResponse(Response):
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
                 await relay(attempt, answer)
-                if answer.status < 400 and not self._failures.have_seen(lease.expert):  # and not its own refusal
+                # and this is not its own refusal
+                if answer.status < 400 and not self._failures.have_seen(lease.expert):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
         except TimeoutError as error:
@@ -200,13 +201,13 @@ class _ChosenAgain(Exception):
 
 
 def _warn(decision: RoutingDecision, out: Outgoing, error: CoeError) -> None:
-    """Log an error with what its caller is not told: addresses, messages of other servers."""
+    """Log an error with details that the caller must not get: addresses, messages of other servers."""
     if out.headed or isinstance(error, EngineError | UpstreamLimited):
         logger.warning("decision %s: %s", decision.decision_id, error)
 
 
 async def _keep_alive(out: Outgoing, cache: ExpertCache, decision: RoutingDecision) -> None:
-    """A comment that says what the request waits for."""
+    """The text of a comment about the expert's state."""
     if out.spoken:
         state = f"generating expert={decision.expert}"
     else:
@@ -237,7 +238,7 @@ def _can_come_in_time(request: RoutedRequest, expert: str) -> bool:
 
 
 async def _given_up(waiting: asyncio.Task[Lease]) -> None:
-    """Leave the queue; a lease that was granted in that moment is given back."""
+    """Leave the queue; release a lease that was granted in that moment."""
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     if not waiting.cancelled() and waiting.exception() is None:

@@ -1,7 +1,7 @@
-"""The whole HTTP side: the application over one service, its listener, and the address that it listens on.
+"""The HTTP server: the application over one service, and the listener with its address.
 
-The address is taken before anything else is begun. A port in use is no mistake in the configuration: the other program
-may release it, and a later start may succeed.
+The address is bound before anything else is started. A port in use is not a configuration error: the other program may
+release it, and a later start may succeed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Listener(uvicorn.Server):
                 log_level="warning",
                 log_config=None,  # uvicorn's lines go to the same log in the same format
                 access_log=False,
-                proxy_headers=False,  # a proxy's statements about its clients are not trusted
+                proxy_headers=False,  # forwarded headers of proxies are not trusted
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(grace_seconds),
             )
@@ -85,7 +85,7 @@ class Listener(uvicorn.Server):
         self._open_files = OpenFilesWatch()
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
+        """Called ten times a second."""
         self._open_files.look()
         return await super().on_tick(counter)
 
@@ -94,11 +94,11 @@ class Listener(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 address = host_and_port(*listening.getsockname()[:2])
-                logger.info("listening on http://%s/v1; GET /readyz reports when the experts are up", address)
+                logger.info("listening on http://%s/v1; GET /readyz reports when the experts are loaded", address)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_seconds = self.config.timeout_graceful_shutdown
-        logger.info("stopping: new requests are refused, answers in progress may take %d s", grace_seconds)
+        logger.info("stopping: new requests are refused; answers in progress have %d s", grace_seconds)
         self._before_stop()
         await super().shutdown(sockets)
         logger.info("stopped")
@@ -190,13 +190,13 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process answers."""
+        """200 while the process runs."""
         return {"status": "ok"}
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """All experts that are to be preloaded are loaded; 503 until then."""
+        """200 once all preloaded experts are loaded; 503 until then."""
         ready = service.cache.ready.is_set()
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
@@ -230,7 +230,7 @@ def build_models(service: Service) -> APIRouter:
     async def one_model(name: str, request: Request) -> dict[str, Any]:
         """One of them; 404 if there is none of that name."""
         if name not in names(request):
-            raise UnknownModel(f"there is no model '{name}'; there are {', '.join(names(request))}", "model")
+            raise UnknownModel(f"unknown model '{name}'; known: {', '.join(names(request))}", "model")
         return entry(name)
 
     return models

@@ -1,4 +1,4 @@
-"""What the endpoints are given: router, cache, keys, decision log; and whether traffic resembles the training data."""
+"""The state behind the endpoints: router, cache, keys, decision log; and drift detection of the traffic."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Decides(Protocol):
-    """A router: a conversation and options in, a decision out. It computes and does not wait."""
+    """A router: turns a conversation and options into a decision. It computes only and never blocks."""
 
     @property
     def version(self) -> str: ...
@@ -54,12 +54,12 @@ class Decides(Protocol):
         """An expert's context length in tokens; None if unknown."""
 
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
-        """Held while a decision is followed. The function it gives is called once the expert began to answer."""
+        """A context while a decision is carried out. The function it yields is called once the answer begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a reload replaces: as a whole, so that no request sees parts of two configurations."""
+    """The state that a reload replaces as a whole, so that no request sees parts of two configurations."""
 
     router: Decides
     default_objective: str
@@ -75,8 +75,7 @@ class Serving:
 
 @dataclass(slots=True)
 class Service:
-    """Everything the HTTP layer is given. `engine_models`: expert -> the name under which its engine knows its
-    model."""
+    """Everything that the HTTP layer needs. `engine_models`: expert -> its model's name at its engine."""
 
     serving: Serving
     cache: ExpertCache
@@ -153,7 +152,7 @@ class Traffic:
         return self._watch.now
 
     def see(self, decision: RoutingDecision) -> None:
-        """Count one followed decision; a request for a named expert says nothing about the traffic's topics."""
+        """Count one decision that was carried out. Requests for a named expert do not count."""
         if not decision.probabilities or decision.confidence is None:
             return
         likeliest = max(decision.probabilities, key=decision.probabilities.__getitem__)

@@ -1,4 +1,4 @@
-"""Server-sent events as bytes: where one ends, and those before the first word of an answer. Pure."""
+"""Splits server-sent events; holds those before an answer's first content. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coe_server.upstream.answer import Says
 from coe_server.upstream.complaint import is_complex
 from coe_server.upstream.verdict import END_OF_EVENT, NO_EVENTS, SILENT, Verdict, events_in, judge_event
 
-LONGEST_HELD_BYTES = 1 << 20  # of an incomplete event, or of events without a word
+LONGEST_HELD_BYTES = 1 << 20  # of an incomplete event, or of events without content
 _MAY_TELL_OF_ERROR = re.compile(rb'error"|failed"|event: ?error')
 _ENDS = (b"\n\n", b"\n\r\n", b"\r\r")
 _BEFORE_SEAM_BYTES = 2  # of an event's end that is split over two chunks
@@ -18,7 +18,7 @@ JUDGED_BYTES = 2 * 1024  # at a time: this may be hundreds of events, in many st
 
 
 class EventCutter:
-    """Gives whole events, byte for byte as they came; holds the beginning of an incomplete one back."""
+    """Returns whole events unchanged; holds the beginning of an incomplete one."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -45,7 +45,7 @@ class EventCutter:
 
 @dataclass(slots=True)
 class Opening:
-    """The events before the first word of an answer: until it comes another expert may still answer instead."""
+    """The events before the first content of an answer: until it arrives, another expert may be tried."""
 
     held: bytearray = field(default_factory=bytearray)
     _has_ended: bool = False
@@ -53,7 +53,7 @@ class Opening:
     _failed: Verdict | None = None  # of one of several choices
 
     def hear(self, events: bytes) -> bool:
-        """Hold these events, none of which tells of an error; True if a word is among them."""
+        """Hold these events, none of which is an error; True if one has content."""
         self.held += events
         for event in events_in(events):
             found = judge_event(event)
@@ -65,23 +65,23 @@ class Opening:
         return False
 
     def verdict(self, may_be_silent: bool) -> Verdict | None:
-        """The verdict on a stream that ended without a word; None for an answer."""
+        """The verdict on a stream that ended without content; None for a valid answer."""
         if not self._has_ended:
             return self._failed or NO_EVENTS
         return None if may_be_silent or self._counted else SILENT
 
 
 def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdict | None]:
-    """The events before the first that tells of an error, and what that one tells; all of them and None if none does.
-    One of several choices may fail, and the others go on.
+    """The events before the first error event, and its verdict; all events and None if there is no error.
 
-    vLLM tells so, under HTTP 200, of an engine that died in the middle of an answer.
+    One of several choices may fail while the others continue. vLLM reports in this way, under HTTP 200, an engine that
+    died during an answer.
     """
     if is_plain(events):
         return events, None
     start = 0
     for event in events_in(events):
-        may_tell = _MAY_TELL_OF_ERROR.search(event) or is_complex(event)  # an answer may speak of errors, too
+        may_tell = _MAY_TELL_OF_ERROR.search(event) or is_complex(event)  # an answer's text may mention errors, too
         found = judge_event(event) if may_tell else None
         if found is not None and found.verdict is not None and not (has_several and found.is_of_choice):
             return events[:start], found.verdict
@@ -90,12 +90,12 @@ def before_error(events: bytes, has_several: bool = False) -> tuple[bytes, Verdi
 
 
 def is_plain(events: bytes) -> bool:
-    """Whether none of them can report an error: a search only."""
+    """True if none of them can be an error event, by a text search."""
     return b"error" not in events and b"failed" not in events and not is_complex(events)
 
 
 def parts_of(events: bytes) -> Iterator[bytes]:
-    """Whole events, a few kilobytes at a time: so many are judged before other requests have their turn."""
+    """Whole events in parts of a few kilobytes; other requests run between two parts."""
     start = 0
     while len(events) - start > JUDGED_BYTES and (end := END_OF_EVENT.search(events, start + JUDGED_BYTES)):
         yield events[start : end.end()]

@@ -1,4 +1,4 @@
-"""The interface of tracing, and tracing that is off. Knows nothing of OpenTelemetry."""
+"""The interface of tracing, and its no-op implementation. Does not depend on OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ class Trace(Protocol):
     """One request from its decision to its end, as reported by its `RequestLog`."""
 
     def follows(self, decision: RoutingDecision) -> None:
-        """Another decision takes the place of the one it began with."""
+        """The decision is replaced."""
 
     def granted(self, expert: str, waited_seconds: float, since_arrival_seconds: float) -> None:
-        """A lease was granted after this wait: the expert is asked now."""
+        """A lease was granted after this wait: an attempt begins."""
 
     def first_bytes(self, status: int) -> None:
         """The expert's answer begins."""
 
     def lost(self, error: CoeError) -> None:
-        """The expert gave no answer; another attempt may follow."""
+        """The attempt failed; another one may follow."""
 
     def close(self, status: int | None, error: CoeError | None, hung_up: bool, usage: Usage = UNSTATED) -> None:
-        """The request is over. `status`: what the caller got, None for nothing. `usage`: the tokens of the answer."""
+        """The request is over. `status`: the caller's status, None if nothing was sent.
+
+        `usage`: the tokens of the answer.
+        """
 
     def onto(self, headers: Pairs) -> Pairs:
         """The headers for the expert, with the context that its own trace continues."""
@@ -47,7 +50,7 @@ class Tracing(Protocol):
         decision: RoutingDecision,
         began: float,
     ) -> Trace:
-        """For a request that came at `began` (`time.perf_counter`'s seconds) with these headers and body fields."""
+        """The trace of a request with these headers and body fields; `began` is in `time.perf_counter` seconds."""
 
     def close(self) -> None:
         """Send what is left, within a few seconds. Waits."""
@@ -72,4 +75,4 @@ class NoTracing:
         return Untraced()
 
     def close(self) -> None:
-        """There is nothing to send."""
+        """Do nothing."""

@@ -1,7 +1,7 @@
-"""The token counts that an answer states: bytes in, counts out. Pure; the bytes are not changed or delayed.
+"""Extracts the token counts stated in an answer from its bytes. Pure; the bytes are not changed or delayed.
 
-Nothing before `"usage"` is parsed. From there on the bytes are the rest of an object. With an opening put in front they
-are JSON only if the word was a key of that object, so a text that mentions usage is not mistaken for it.
+Parsing begins at `"usage"`, inside of an object. With an opening brace in front, the bytes are valid JSON only if the
+word was a key of that object, so that a text that mentions usage is not mistaken for it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPENING, _WHOLE, _WRAPPED = b'{"":{', b"}", b""
 
 
 class Usage(NamedTuple):
-    """Tokens; None where the answer states none. `cached_prompt` is a part of `prompt`."""
+    """Token counts; None if not stated. `cached_prompt` is a part of `prompt`."""
 
     prompt: int | None = None
     cached_prompt: int | None = None
@@ -86,7 +86,7 @@ class UsageInEvents:
 
 
 def _speaks(text: bytes) -> bool:
-    start = text.find(_WORD)  # by far the faster search
+    start = text.find(_WORD)  # by far the fastest search
     return start >= 0 and _OBJECT.search(text, start) is not None
 
 
@@ -117,7 +117,7 @@ def _member(text: bytes) -> Mapping[str, object]:
 
 
 def _usage(statements: Iterable[Mapping[str, object]]) -> Usage:
-    """The counts of all statements; a later one replaces an earlier."""
+    """The counts of all usage objects; later ones override earlier ones."""
     told: dict[str, int] = {}
     for statement in statements:
         details = statement.get("prompt_tokens_details") or statement.get("input_tokens_details")

@@ -153,7 +153,7 @@ class Template:
 
 def read_template(mode: Mode, path: Path | None) -> Template:
     """The template in a file, or the built-in one. Raises ConfigError if a required placeholder is missing."""
-    shipped = resources.files("router_training.collect.run").joinpath("templates", f"{mode}.txt")
+    shipped = resources.files("router_training.collect").joinpath("templates", f"{mode}.txt")
     try:
         text = shipped.read_text(encoding="utf-8") if path is None else path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

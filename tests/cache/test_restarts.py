@@ -2,8 +2,8 @@
 
 from coe_server.cache.backoff import (
     FAILURES_IN_THE_WINDOW,
-    LONGEST_REST_SECONDS,
-    SHORTEST_REST_SECONDS,
+    LONGEST_BACKOFF_SECONDS,
+    SHORTEST_BACKOFF_SECONDS,
     WINDOW_SECONDS,
     Restarts,
 )
@@ -12,23 +12,23 @@ from coe_server.cache.backoff import (
 def test_one_failure_costs_no_rest_and_a_second_in_a_row_does():
     restarts = Restarts()
     assert restarts.fail(0.0, hopeless=False) is None
-    assert restarts.fail(1.0, hopeless=False) == SHORTEST_REST_SECONDS
+    assert restarts.fail(1.0, hopeless=False) == SHORTEST_BACKOFF_SECONDS
 
 
 def test_a_hopeless_failure_costs_a_rest_at_once():
-    assert Restarts().fail(0.0, hopeless=True) == SHORTEST_REST_SECONDS
+    assert Restarts().fail(0.0, hopeless=True) == SHORTEST_BACKOFF_SECONDS
 
 
 def test_after_a_rest_there_is_one_try_and_each_rest_is_twice_as_long_up_to_the_longest():
     restarts = Restarts()
     restarts.fail(0.0, hopeless=False)
-    rests = [restarts.fail(2_000.0 * number, hopeless=False) for number in range(1, 9)]
-    assert rests == [30, 60, 120, 240, 480, 960, LONGEST_REST_SECONDS, LONGEST_REST_SECONDS]
+    backoffs = [restarts.fail(2_000.0 * number, hopeless=False) for number in range(1, 9)]
+    assert backoffs == [30, 60, 120, 240, 480, 960, LONGEST_BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS]
 
 
 def test_an_expert_that_never_comes_up_again_may_be_tried_for_years():
     restarts = Restarts()
-    assert [restarts.fail(1e6 * number, hopeless=True) for number in range(2_000)][-1] == LONGEST_REST_SECONDS
+    assert [restarts.fail(1e6 * number, hopeless=True) for number in range(2_000)][-1] == LONGEST_BACKOFF_SECONDS
 
 
 def test_an_answer_ends_the_row():
@@ -36,16 +36,16 @@ def test_an_answer_ends_the_row():
     restarts.fail(0.0, hopeless=True)
     restarts.answer()
     assert restarts.fail(1_000.0, hopeless=False) is None
-    assert restarts.fail(2_000.0, hopeless=False) == SHORTEST_REST_SECONDS
+    assert restarts.fail(2_000.0, hopeless=False) == SHORTEST_BACKOFF_SECONDS
 
 
 def test_answers_in_between_do_not_help_an_expert_that_dies_all_the_time():
     restarts = Restarts()
-    rests = []
+    backoffs = []
     for number in range(FAILURES_IN_THE_WINDOW):
-        rests.append(restarts.fail(10.0 * number, hopeless=False))
+        backoffs.append(restarts.fail(10.0 * number, hopeless=False))
         restarts.answer()
-    assert rests == [None] * (FAILURES_IN_THE_WINDOW - 1) + [SHORTEST_REST_SECONDS]
+    assert backoffs == [None] * (FAILURES_IN_THE_WINDOW - 1) + [SHORTEST_BACKOFF_SECONDS]
     assert restarts.fail(100.0, hopeless=False) is None, "after its rest the window begins anew"
 
 

@@ -14,7 +14,7 @@ from coe_server.simulation.simulator import run_virtually
 from tests.cache.fakes import FakeEngine, Memory
 
 MEASURED = {"start": 20.0, "wake": 0.4, "sleep": 0.3, "stop": 1.0}
-PATIENCE = 80.0  # four times as long
+START_TIMEOUT = 80.0  # four times as long
 
 
 @asynccontextmanager
@@ -69,7 +69,7 @@ def test_a_start_that_takes_four_times_as_long_as_usual_is_given_up_for_the_next
             await asyncio.sleep(1)
             began = clock()
             (await cache.lease("b")).release()
-            assert clock() - began == pytest.approx(PATIENCE - 1, abs=0.1)
+            assert clock() - began == pytest.approx(START_TIMEOUT - 1, abs=0.1)
             with pytest.raises(ExpertUnavailable, match=r"a was not up within 80 s"):
                 await stuck
             assert state(cache, "a") is State.FAILED
@@ -84,7 +84,7 @@ def test_a_start_given_up_is_waited_for_twice_as_long_the_next_time():
     async def story():
         async with running() as (cache, engines, clock):
             engines["a"].gate.clear()
-            for patience in (PATIENCE, 2 * PATIENCE, 4 * PATIENCE):
+            for patience in (START_TIMEOUT, 2 * START_TIMEOUT, 4 * START_TIMEOUT):
                 began = clock()
                 with pytest.raises(ExpertUnavailable, match="was not up within"):
                     await cache.lease("a")
@@ -92,9 +92,9 @@ def test_a_start_given_up_is_waited_for_twice_as_long_the_next_time():
                 with pytest.raises(ExpertUnavailable) as resting:
                     await cache.lease("a")
                 await asyncio.sleep(resting.value.retry_after_seconds + 0.1)
-            asyncio.get_running_loop().call_later(7 * PATIENCE, engines["a"].gate.set)
+            asyncio.get_running_loop().call_later(7 * START_TIMEOUT, engines["a"].gate.set)
             (await cache.lease("a")).release()
-            assert cache.measured_costs()["a"]["start"] == pytest.approx(20 + 0.3 * (7 * PATIENCE - 20))
+            assert cache.measured_costs()["a"]["start"] == pytest.approx(20 + 0.3 * (7 * START_TIMEOUT - 20))
 
     run_virtually(story())
 
@@ -125,7 +125,7 @@ def test_the_next_expert_is_preloaded_when_the_first_one_hangs():
         async with running("ab", device=10, a=Tier.HOST, b=Tier.HOST) as (cache, engines, clock):
             engines["a"].gate.clear()
             await cache.ready.wait()
-            assert clock() == pytest.approx(PATIENCE, abs=0.1)
+            assert clock() == pytest.approx(START_TIMEOUT, abs=0.1)
             assert state(cache, "b") is State.HOST
 
     run_virtually(story())

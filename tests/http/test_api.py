@@ -58,7 +58,7 @@ def test_the_official_client_reads_streams_and_whole_answers(server):
 def test_an_unknown_model_is_404_and_lists_the_models(server):
     status, error = error_of(server.chat(model="gpt-5"))
     assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
-    assert error["message"] == "there is no model 'gpt-5'; there are math, code"
+    assert error["message"] == "unknown model 'gpt-5'; known: math, code"
 
 
 def test_without_a_router_auto_is_refused_with_the_way_out(server):
@@ -75,7 +75,7 @@ def test_without_a_router_auto_is_refused_with_the_way_out(server):
         ({"messages": [7]}, "messages", "messages[0] is not an object"),
         ({"model": 7}, "model", "must be a string"),
         ({"coe": {"alow": ["a"]}}, "coe.alow", "there is no such key; allowed: allow, objective"),
-        ({"coe": {"allow": ["chess"]}}, "coe.allow", "unknown expert 'chess'; the experts are math, code"),
+        ({"coe": {"allow": ["chess"]}}, "coe.allow", "unknown expert 'chess'; known: math, code"),
         ({"coe": {"min_confidence": 2}}, "coe.min_confidence", "less than or equal to 1"),
         ({"coe": 3}, "coe", "coe"),
     ],

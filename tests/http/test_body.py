@@ -108,7 +108,7 @@ def test_removing_coe_leaves_valid_json_wherever_it_stands(raw):
         (b'{"a": 1}\x0c', "Extra data"),
         (b"{} {}", "Extra data"),
         (b'{"a": "\xff"}', "not UTF-8"),
-        (gzip.compress(b"{}", mtime=0), "is compressed; say so"),
+        (gzip.compress(b"{}", mtime=0), "is compressed; send"),
         (b"\xef\xbb\xbf", "must be a JSON object"),
         (b'\xef\xbb\xbf{"a": "\xff"}', "not UTF-8"),
         (b"\xff\xfe{\0}\0\0", "not UTF-16"),

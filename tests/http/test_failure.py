@@ -400,7 +400,7 @@ def test_an_expert_that_is_frozen_is_replaced_by_the_next(router):
         assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "big", "fallback")
         assert body["model"] == "big"
     assert journal.why("linguist") == (
-        "failed: expert 'linguist' is unresponsive: the answer took longer than 1 s, and its health check failed"
+        "failed: expert 'linguist' is unresponsive: the answer took longer than 1 s and its health check failed"
     )
 
 

@@ -73,8 +73,7 @@ def test_only_a_key_that_may_overtakes_others(server, path):
     status, _, body = ask(server, "alice", path, **urgent)
     assert (status, body["error"]["code"]) == (403, "forbidden")
     assert body["error"]["message"] == (
-        "key 'alice' may not ask for coe.priority 'high'; leave it out, or create a key that may "
-        "(coe keys add --priority)"
+        "key 'alice' may not use coe.priority 'high'; omit it, or create a key that may (coe keys add --priority)"
     )
     assert [ask(server, name, path, **urgent)[0] for name in ("urgent", "boss")] == [200, 200]
     for priority in ("normal", "batch", None):

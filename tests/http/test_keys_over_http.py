@@ -195,7 +195,7 @@ MISTAKEN = {
 def test_where_no_endpoint_is_a_client_is_told_so_and_what_it_may_have_meant(server, method, path):
     assert code_of(server.ask(method, path, headers=bearer(CLIENT))) == (404, "unknown_url")
     message = json.loads(server.ask(method, path, headers=bearer(CLIENT))[2])["error"]["message"]
-    assert message.startswith(f"{method} {path}: there is no such path; {MISTAKEN[path]}")
+    assert message.startswith(f"{method} {path}: unknown path; {MISTAKEN[path]}")
     refused = server.ask(method, path)
     assert code_of(refused) == (401, "invalid_api_key")
     assert "www-authenticate" not in refused[1]  # no browser's business

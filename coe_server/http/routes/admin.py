@@ -1,4 +1,4 @@
-"""The operator's endpoints: experts, events, and reloading artifact, configuration and keys: all of it or nothing."""
+"""The operator's endpoints: experts, events, and an atomic reload of artifact, configuration and keys."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.post("/experts/{name}/load")
     async def load(name: str) -> dict[str, Any]:
-        """Bring an expert to the device; answers when it is loaded. It waits its turn like a request."""
+        """Load an expert onto the device, in turn like a request. Responds when it is loaded."""
         await cache.load(name)
         return _one(cache, name)
 
     @admin.post("/experts/{name}/unload")
     async def unload(name: str) -> dict[str, Any]:
-        """Send an idle expert to disk; 409 if it is in use, waited for or pinned."""
+        """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
         cache.unload(name)
         return _one(cache, name)
 
@@ -58,7 +58,7 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
 
     @admin.post("/experts/{name}/unpin")
     async def unpin(name: str) -> dict[str, Any]:
-        """Let an expert go to disk again."""
+        """Remove an expert's pin."""
         cache.pin(name, Tier.DISK)
         return _one(cache, name)
 
@@ -101,7 +101,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """What was built and checked to replace what serves."""
+    """The new state, built and checked before it replaces the current one."""
 
     serving: Serving
     guard: Guard
@@ -110,9 +110,9 @@ class Fresh:
 
 
 class Reloader:
-    """`build` reads and checks everything in a thread; the result replaces what serves, between two requests.
+    """`build` reads and checks everything in a thread; the result then replaces the current state at once.
 
-    Requests that were decided before keep their router.
+    Requests that were routed before keep their router.
     """
 
     def __init__(self, service: Service, build: Callable[[Serving], Fresh]) -> None:
@@ -123,7 +123,7 @@ class Reloader:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def reload(self) -> dict[str, Any]:
-        """Load what is on disk now. Raises ReloadRefused with the reason; then nothing has changed."""
+        """Load the files on disk. Raises ReloadRefused with the reason; then nothing has changed."""
         try:
             return await self._take_over()
         finally:
@@ -154,7 +154,7 @@ class Reloader:
         return {"router_version": version, "changed": list(fresh.changed), "api_keys": api_keys}
 
     def begin(self) -> None:
-        """The same for a signal, which does not wait; the log has the outcome."""
+        """Start a reload for a signal handler; the log has the result."""
         task = asyncio.get_running_loop().create_task(self._reload_quietly())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

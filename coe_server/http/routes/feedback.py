@@ -1,7 +1,7 @@
 """Ratings of answers, and the logged decisions: `/v1/feedback` and `/v1/decisions`.
 
-A decision belongs to the key of its request; to every other key, admin keys excepted, it does not exist. Without keys
-its id is enough: it cannot be guessed, and only the caller knows it.
+A decision belongs to the key of its request; other keys except admin keys get 404 for it. Without configured keys the
+id suffices: it is random, and only the caller has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from coe_server.keys import Key
 MOST_BYTES = 65_536
 BODY_SECONDS = 10.0
 SAFE_ID = r"^[\x20-\x7e]{1,100}$"
-AT_A_TIME = 16  # of one key's requests in the decision log's queue; its further ones wait for these
+AT_A_TIME = 16  # of one key's requests in the decision log's queue; further ones wait
 
 
 class FeedbackBody(BaseModel):
@@ -40,7 +40,7 @@ class FeedbackBody(BaseModel):
 
 
 def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]) -> APIRouter:
-    """The routes over `journal`; without one they answer how to configure one. `reach`: what a key may see."""
+    """The routes over `journal`; without one, responses say how to configure it. `reach`: the names a key may see."""
     routes = APIRouter(prefix="/v1")
     turns: dict[str | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_A_TIME))
 
@@ -83,7 +83,7 @@ def _owner(key: Key | None) -> str | None:
 
 def _there(journal: Journal | None) -> Journal:
     if journal is None:
-        raise UnknownDecision("this server keeps no decisions; log.decisions is false")
+        raise UnknownDecision("decisions are not logged: log.decisions is false")
     return journal
 
 

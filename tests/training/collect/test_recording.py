@@ -100,7 +100,7 @@ def test_somebody_elses_file_is_refused_and_left_as_it_is(tmp_path: Path, line: 
     path = tmp_path / "notes.txt"
     for content in (line + "\n", line + "\n" + line, line)[: 2 if line.startswith('{"kind') else 3]:
         path.write_text(content)
-        with pytest.raises(DatasetError, match="row 1 is no record"), Recording(path).open():
+        with pytest.raises(DatasetError, match="row 1: not a record"), Recording(path).open():
             pass
         assert path.read_text() == content
 
@@ -110,7 +110,7 @@ def test_damage_in_the_middle_is_said_with_its_row(tmp_path: Path) -> None:
     record_all(path, [answer, answer])
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[0][:20] + b"\n" + lines[1])
-    with pytest.raises(DatasetError, match="row 2 is no record"):
+    with pytest.raises(DatasetError, match="row 2: not a record"):
         Recording(path)
 
 

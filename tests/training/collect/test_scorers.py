@@ -178,9 +178,9 @@ def test_the_reference_is_always_an_exact_match(text: str) -> None:
 @pytest.mark.parametrize(
     ("scorer", "row", "sentence"),
     [
-        (exact(), {}, "has no 'answer' to compare"),
-        (exact(), {"answer": None}, "has no 'answer' to compare"),
-        (exact(), {"answer": []}, "has no 'answer' to compare"),
+        (exact(), {}, "has no 'answer', the reference"),
+        (exact(), {"answer": None}, "has no 'answer', the reference"),
+        (exact(), {"answer": []}, "has no 'answer', the reference"),
         (numeric(), {"answer": "many"}, "no number in 'answer' 'many'"),
         (CHOICE, {"answer": "E"}, "'E' is none of the letters ABCD"),
         (CHOICE, {"answer": "AB"}, "'AB' is none of the letters ABCD"),
@@ -206,7 +206,7 @@ def test_a_pattern_is_searched_for_all_prompts_or_for_each() -> None:
     assert for_each.score(question(wanted="^é\nx$"), "a", "é\nx") == 1.0
     with pytest.raises(DatasetError, match="row 1 has no 'wanted'"):
         for_each.check(question())
-    with pytest.raises(DatasetError, match="is no regular expression"):
+    with pytest.raises(DatasetError, match="is not a regular expression"):
         for_each.check(question(wanted="("))
 
 

@@ -88,8 +88,8 @@ def test_a_template_is_relative_to_the_file(tmp_path: Path) -> None:
         ({"scorer": {"kind": "numeric", "tolerance": 1}}, "scorer.tolerance: there is no such key"),
         ({"scorer": {"kind": "python", "function": "no_colon"}}, "scorer.function: .*'no_colon'"),
         ({"scorer": {**PAIRWISE, "reference_expert": "z"}}, "scorer.reference_expert: 'z' is not an expert"),
-        ({"scorer": {"kind": "judge", "mode": "pairwise", "model": "m"}}, "reference_expert is needed"),
-        ({"scorer": {**PAIRWISE, "mode": "grade"}}, "reference_expert is needed with mode pairwise, and only there"),
+        ({"scorer": {"kind": "judge", "mode": "pairwise", "model": "m"}}, "reference_expert is required"),
+        ({"scorer": {**PAIRWISE, "mode": "grade"}}, "reference_expert is required with mode pairwise and refused"),
         ({"scorer": {"kind": "judge", "mode": "grade"}}, "scorer.model: is missing"),
     ],
 )
