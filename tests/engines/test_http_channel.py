@@ -19,7 +19,6 @@ from tests.engines.idle_server import Idle, idle_server
 
 from .conftest import DEADLINE_SECONDS
 
-
 ELSEWHERE_HOST = "127.0.0.1"  # of `server`: an address, or a name, which is reached with another client
 
 
