@@ -59,7 +59,8 @@ class Overview:
     @property
     def standing(self) -> Standing:
         """As the planner sees it."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         if self._to_stand_anew:
             self._standing = self._standing.updated([self.holding(slot) for slot in self._to_stand_anew.values()])
             self._to_stand_anew.clear()
@@ -70,7 +71,8 @@ class Overview:
 
     def prospects(self) -> tuple[Mapping[str, Prospect], Mapping[str, Prospect]]:
         """Who may leave, on the device, and who may come, away from it: on a guess only those who had to leave."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         for name, slot in self._prospects_anew.items():
             self._prospects_here.pop(name, None)
             self._prospects_away.pop(name, None)
@@ -83,41 +85,48 @@ class Overview:
     @property
     def settled(self) -> tuple[Slot, ...]:
         """On the device and staying there for now."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return tuple(self._settled.values())
 
     @property
     def at_hand(self) -> tuple[Slot, ...]:
         """Waited for, and settled."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return tuple(self._at_hand.values())
 
     @property
     def failed(self) -> tuple[Slot, ...]:
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return tuple(self._failed.values())
 
     @property
     def anyone_is_below_a_pin(self) -> bool:
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return bool(self._below_pin)
 
     @property
     def starting(self) -> bool:
         """An engine is on its way up from disk."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return bool(self._starting)
 
     @property
     def anyone_waits(self) -> bool:
         """For an expert that would have to be brought."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return bool(self._in_turn)
 
     @property
     def calm(self) -> bool:
         """Nobody waits for an expert to be brought, and none is on its way anywhere."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return not self._in_turn and not self._moving
 
     def queues(self) -> tuple[Queue, ...]:
@@ -125,7 +134,8 @@ class Overview:
 
         In strict order of arrival nobody but the oldest has a turn.
         """
-        self._look_again()
+        if self._changes:
+            self._look_again()
         if not self._policy.collates:
             oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
             return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
@@ -134,14 +144,16 @@ class Overview:
 
     def expected(self) -> Mapping[str, Expected]:
         """What whoever came now would meet, by expert, but for the turns ahead of it, which the forecast tells."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         for name in tuple(self._to_expect_anew):
             self.expected_of(name)
         return self._expected
 
     def expected_of(self, name: str) -> Expected:
         """The same of one expert; raises KeyError where there is none of that name."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         slot = self._to_expect_anew.pop(name, None)
         if slot is not None:
             self._expected[name] = _expected(slot, self._limits.max_concurrency)
@@ -149,7 +161,8 @@ class Overview:
 
     def forecast(self, now: float) -> Forecast:
         """When everybody's turn comes if nobody else is asked for."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         queues = [self._queue(slot) for slot in self._in_turn.values()]
         order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
         waiting = [self.expected_of(turn.expert).turn for turn in order]
@@ -181,9 +194,7 @@ class Overview:
         return self._queues[slot.name]
 
     def _look_again(self) -> None:
-        """At every slot that has changed since the last time."""
-        if not self._changes:
-            return
+        """At every slot that has changed since the last time. Most callers find that none has."""
         for name in self._changes:
             slot = self._slots[name]
             state = (bool(slot.waiters), slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
