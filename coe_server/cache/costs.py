@@ -31,14 +31,14 @@ class Costs:
         return dict(self._measured)
 
     def learn_move(self, source: Tier, target: Tier, seconds: float) -> None:
-        self._learn(_kind(source, target), seconds)
+        self._learn(_KINDS[source, target], seconds)
 
     def learn_service(self, seconds: float) -> None:
         """Learn how long a request was in the engine."""
         self._learn("service", seconds)
 
     def move(self, source: Tier, target: Tier) -> float:
-        return self._of(_kind(source, target))
+        return self._of(_KINDS[source, target])
 
     @property
     def start(self) -> float:
@@ -97,6 +97,9 @@ def _kind(source: Tier, target: Tier) -> str:
             return "sleep"
         case _:
             return "stop"
+
+
+_KINDS = {(source, target): _kind(source, target) for source in Tier for target in Tier}
 
 
 logger = logging.getLogger(__name__)

@@ -84,14 +84,11 @@ class Slot:
     uses: int = 0  # total number
     pushed_out: bool = False  # it was evicted because another expert needed the memory
     last_move: MoveRecord | None = None
+    name: str = field(init=False)
+    engine: Engine = field(init=False)
 
-    @property
-    def name(self) -> str:
-        return self.expert.name
-
-    @property
-    def engine(self) -> Engine:
-        return self.expert.engine
+    def __post_init__(self) -> None:
+        self.name, self.engine = self.expert.name, self.expert.engine
 
     @property
     def settled(self) -> bool:

@@ -99,12 +99,14 @@ class Overview:
 
     @property
     def failed(self) -> tuple[Slot, ...]:
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return tuple(self._failed.values())
 
     @property
     def anyone_is_below_a_pin(self) -> bool:
-        self._look_again()
+        if self._changes:
+            self._look_again()
         return bool(self._below_pin)
 
     @property
@@ -130,7 +132,8 @@ class Overview:
 
         In strict order of arrival only the expert of the oldest request has a turn.
         """
-        self._look_again()
+        if self._changes:
+            self._look_again()
         if not self._policy.collates:
             oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
             return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
@@ -146,7 +149,8 @@ class Overview:
 
     def expected_of(self, name: str) -> Expected:
         """The same of one expert; raises KeyError where there is none of that name."""
-        self._look_again()
+        if self._changes:
+            self._look_again()
         slot = self._to_expect_anew.pop(name, None)
         if slot is not None:
             self._expected[name] = _expected(slot, self._limits.max_concurrency)

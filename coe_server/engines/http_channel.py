@@ -10,12 +10,14 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.http_client import Exchange, Lost, NotHttp, NotReached, NotSendable, UnixClient
+from coe_server.engines.http_client import Address, Exchange, Lost, NotHttp, NotReached, NotSendable, PlainClient
 from coe_server.engines.http_elsewhere import ElsewhereClient
 from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
@@ -64,10 +66,13 @@ class HttpChannel:
         self._name = name
         self._base_url = base_url.rstrip("/")
         self._loss = reuse.loss
-        self._client: UnixClient | ElsewhereClient
-        if socket is not None:
-            host = self._base_url.partition("://")[2]
-            self._client = UnixClient(socket, host, reuse.idle_seconds, _CONNECT_SECONDS)
+        self._prefix = ""  # of every path
+        self._client: PlainClient | ElsewhereClient
+        where = socket if socket is not None else _plain_address(self._base_url) if proxy is None else None
+        if where is not None:
+            host, slash, path = self._base_url.partition("://")[2].partition("/")
+            self._prefix = slash + path
+            self._client = PlainClient(where, host, reuse.idle_seconds, _CONNECT_SECONDS)
         else:
             detour = Detour.of(proxy, base_url)
             self._client = ElsewhereClient(self._base_url, reuse.idle_seconds, _CONNECT_SECONDS, detour)
@@ -128,7 +133,7 @@ class HttpChannel:
             raise EngineDied(self._told("did not take the request", _CLOSED))
         headers = _end_to_end(request.headers, _SET_BY_CLIENT)
         try:
-            return await self._client.request(request.method, request.path, headers, request.body)
+            return await self._client.request(request.method, self._prefix + request.path, headers, request.body)
         except NotReached as error:
             raise EngineUnreachable(self._told("could not be reached", error)) from error
         except Lost as error:
@@ -187,6 +192,18 @@ class HttpResponse:
             ) from error
 
 
+def _plain_address(base_url: str) -> Address | None:
+    """The IP address and port of a server without TLS; None for one that has a name, which may have many addresses."""
+    parts = urlsplit(base_url)
+    if parts.scheme != "http" or "@" in parts.netloc:
+        return None
+    try:
+        return str(ip_address(parts.hostname or "")), parts.port or _HTTP_PORT
+    except ValueError:
+        return None
+
+
+_HTTP_PORT = 80
 _CLOSED = ConnectionError("its channel is closed")
 
 

@@ -1,4 +1,4 @@
-"""HTTP to a server elsewhere with aiohttp: over TCP, with TLS and through proxies. Knows no engines.
+"""HTTP to a server elsewhere with aiohttp: by name, with TLS and through proxies. Knows no engines.
 
 aiohttp resends some requests and reuses connections that the server has closed. Neither happens here.
 """
@@ -53,7 +53,7 @@ class ElsewhereClient:
         return self._session.closed
 
     async def request(self, method: str, target: str, headers: Headers, body: Body) -> Exchange:
-        """Send a request once; returns when the headers of its answer have come. Raises what `UnixClient` raises."""
+        """Send a request once; returns when the headers of its answer have come. Raises what `PlainClient` raises."""
         way = _Way()
         try:
             return _Exchange(await self._sent(method, target, tuple(headers), body, way))

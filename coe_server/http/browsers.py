@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 
@@ -107,13 +108,18 @@ class Hosts:
 
         `bound`: the address of this side of the connection.
         """
-        return next((host[:_LONGEST_QUOTED] for host in asked if host.strip() and not self._has(host, bound)), None)
+        for host in asked:
+            if host.strip() and not _is_accepted(self.allowed, host, bound):
+                return host[:_LONGEST_QUOTED]
+        return None
 
-    def _has(self, host: str, bound: str | None) -> bool:
-        asked = HostPort.of(host)
-        if asked is None:
-            return False
-        name = asked.name
-        if name in _USUAL or name in self.allowed or is_loopback_host(name):
-            return True
-        return bound is not None and name == canonical_host(bound)
+
+@lru_cache(maxsize=64)  # nearly every request asks for one of a few; a header is at most 64 KiB long
+def _is_accepted(allowed: frozenset[str], host: str, bound: str | None) -> bool:
+    asked = HostPort.of(host)
+    if asked is None:
+        return False
+    name = asked.name
+    if name in _USUAL or name in allowed or is_loopback_host(name):
+        return True
+    return bound is not None and name == canonical_host(bound)

@@ -182,7 +182,8 @@ class _CountedSend:
         self._key = key
         self._admission = admission
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """What is to be awaited is the server's own `send`: a stream passes here with every piece."""
         if message["type"] == "http.response.start":
             self.begun = True
             self._middleware.count(self._scope, self._key, message["status"])
@@ -192,7 +193,7 @@ class _CountedSend:
             message = {**message, "headers": headers}
         elif self._admission is not None and not message.get("more_body", False):
             self._admission.end()
-        await self._send(message)
+        return self._send(message)
 
 
 MOST_LEFT_OUT = 4  # parts of a path: /openai/deployments/NAME/chat/completions is what some clients make of an address

@@ -19,12 +19,16 @@ from tests.engines.idle_server import Idle, idle_server
 
 from .conftest import DEADLINE_SECONDS
 
+ELSEWHERE_HOST = "127.0.0.1"  # of `server`: an address, or a name, which is reached with another client
 
-@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
+
+@pytest.fixture(autouse=True, params=["asyncio", "uvloop", "uvloop, by name"])
 def loop_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server runs on uvloop, whose transports differ in what they are and in when they write."""
-    if request.param == "uvloop":
+    if request.param != "asyncio":
         monkeypatch.setattr(asyncio, "run", uvloop.run)
+    if request.param == "uvloop, by name":
+        monkeypatch.setattr(f"{__name__}.ELSEWHERE_HOST", "localhost")
 
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[bool]]
@@ -59,7 +63,7 @@ async def server(folder: Path, answer: Answer, reuse: Reuse | None = None) -> As
     else:
         listener = await asyncio.start_server(converse, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        channel = HttpChannel("french", f"http://127.0.0.1:{port}", reuse=reuse)
+        channel = HttpChannel("french", f"http://{ELSEWHERE_HOST}:{port}", reuse=reuse)
     try:
         yield channel
     finally:
@@ -413,7 +417,7 @@ def test_a_connection_that_was_closed_or_spoke_while_idle_is_not_used_again(
     """Whether the client's loop has noticed it by then or not."""
 
     async def story(idle: Idle) -> None:
-        channel = HttpChannel("french", f"http://127.0.0.1:{idle.port}", reuse=ELSEWHERE)
+        channel = HttpChannel("french", f"http://{ELSEWHERE_HOST}:{idle.port}", reuse=ELSEWHERE)
         request = EngineRequest("POST", "/x", (), b"{}")
         assert await body_of(channel, request) == b"yes"
         idle.may_part.set()

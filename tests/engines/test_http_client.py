@@ -21,7 +21,7 @@ from coe_server.engines.http_client import (
     NotHttp,
     NotReached,
     NotSendable,
-    UnixClient,
+    PlainClient,
     _Exchange,
 )
 
@@ -40,7 +40,7 @@ def loop_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 class Server:
     """Answers each request as scripted and counts its connections."""
 
-    def __init__(self, client: UnixClient) -> None:
+    def __init__(self, client: PlainClient) -> None:
         self.client = client
         self.connections = 0
         self.ended = asyncio.Event()  # a connection was closed by the client
@@ -63,7 +63,7 @@ async def server(folder: Path, answer: Answer, idle_seconds: float = 600.0) -> A
 
     path = folder / "server.sock"
     listener = await asyncio.start_unix_server(converse, path)
-    seen = Server(UnixClient(path, "engine", idle_seconds, 10.0))
+    seen = Server(PlainClient(path, "engine", idle_seconds, 10.0))
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             yield seen
@@ -317,7 +317,7 @@ def test_what_would_be_another_request_on_the_wire_is_not_sent(
 
 def test_a_socket_that_is_not_there_is_not_reached(tmp_path: Path) -> None:
     async def story() -> None:
-        client = UnixClient(tmp_path / "nothing.sock", "engine", 600.0, 10.0)
+        client = PlainClient(tmp_path / "nothing.sock", "engine", 600.0, 10.0)
         with pytest.raises(NotReached, match="No such file"):
             await client.request("GET", "/", (), b"")
         await client.close()
