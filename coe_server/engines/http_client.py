@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES, MOST_INTERIM
+from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES, MOST_HEADERS, MOST_INTERIM
 
 Body = bytes | tuple[bytes | memoryview, ...]
 Headers = Sequence[tuple[str, str]]
@@ -309,6 +309,7 @@ class _Parser:
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
         self._headers: list[tuple[bytes, bytes]] = []
+        self._trailers = 0
         self._interim = 0
         self._idle_bytes = 0  # since the last piece of a body: headers, trailers, what is about chunks
 
@@ -337,13 +338,19 @@ class _Parser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) + len(value) > LONGEST_HEADER_BYTES:
             raise NotHttp(f"a header of its answer is longer than {LONGEST_HEADER_BYTES:,} bytes")
-        if not self._exchange.has_headers:  # else it is a trailer
+        if self._exchange.has_headers:
+            self._trailers += 1
+        else:
             self._headers.append((name, value))
+        if len(self._headers) + self._trailers > MOST_HEADERS:
+            raise NotHttp(f"its answer has more than {MOST_HEADERS} headers")
 
     def on_headers_complete(self) -> None:
         status = self._http.get_status_code()
         if status == 101:
             raise NotHttp("it switched protocols (101), which was not asked for")
+        if status < 100:
+            raise NotHttp(f"its status is {status}")
         if status < 200:
             self._interim += 1
             if self._interim > MOST_INTERIM:

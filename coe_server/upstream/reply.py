@@ -79,6 +79,7 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
 
 
 MOST_INTERIM = 16  # of one answer: 100 once, 103 for a few hints
+MOST_HEADERS = 128  # of one answer, with its trailers: as many as aiohttp reads
 HEADERS_LIMIT_BYTES = 1 << 20  # with all interim answers
 _READ_BYTES = 4 * 1024  # of the headers, at a time: a hundred interim answers fit
 
@@ -95,7 +96,7 @@ class BoundedHeaders(ResponseHandler):
         super().__init__(loop)
         self._interim = 0
         self._header_bytes = 0
-        self._has_headersers = True  # between two answers there are none to bound
+        self._has_headers = True  # between two answers there are none to bound
 
     def set_response_params(self, **params: Any) -> None:
         """A request is about to be sent."""
@@ -121,6 +122,8 @@ class BoundedHeaders(ResponseHandler):
         status = data[0].code
         if status == 101:
             self._fail("it switched protocols (101), which was not asked for")
+        elif status < 100:
+            self._fail(f"its status is {status}")
         elif status < 200:
             self._interim += 1
             if self._interim > MOST_INTERIM:

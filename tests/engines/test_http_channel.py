@@ -581,3 +581,34 @@ def test_an_answer_to_a_control_call_is_bounded(tmp_path: Path, said: bytes, tol
                 await channel.ask("POST", "/wake_up", DEADLINE_SECONDS)
 
     asyncio.run(story())
+
+
+def test_a_body_in_very_small_chunks_leaves_other_tasks_their_turns(tmp_path: Path) -> None:
+    """A chunk of one byte takes aiohttp as long as a large one; a read of the socket may have forty thousand."""
+    count = 40_000
+
+    async def answer(said: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * count + b"0\r\n\r\n")
+        return True
+
+    async def story() -> None:
+        turns = [0]
+
+        async def others() -> None:
+            while True:
+                turns[0] += 1
+                await asyncio.sleep(0)
+
+        async with server(tmp_path, answer, ELSEWHERE) as channel:
+            other = asyncio.create_task(others())
+            async with channel.send(EngineRequest("GET", "/v1/x", (), b"")) as response:
+                pieces, after = [], []
+                async for piece in response.chunks():
+                    pieces.append(len(piece))
+                    after.append(turns[0])
+            other.cancel()
+        assert sum(pieces) == count
+        assert max(pieces) <= 5_000
+        assert len(set(after)) == len(after), "each piece came in a turn of its own"
+
+    asyncio.run(story())

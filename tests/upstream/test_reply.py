@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
@@ -47,6 +48,14 @@ async def upstream(
         finally:  # also where the loop ends first
             writer.close()
 
+    async with served(converse, socket) as channel:
+        yield channel, hung_up
+
+
+@asynccontextmanager
+async def served(
+    converse: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], socket: Path | None
+) -> AsyncIterator[HttpChannel]:
     if socket is None:
         listener = await asyncio.start_server(converse, "127.0.0.1", 0)
         channel = HttpChannel("math", f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", reuse=ELSEWHERE)
@@ -54,7 +63,7 @@ async def upstream(
         listener = await asyncio.start_unix_server(converse, socket)
         channel = HttpChannel("math", "http://engine", socket)
     try:
-        yield channel, hung_up
+        yield channel
     finally:
         await channel.close()
         listener.close()
@@ -108,3 +117,36 @@ def test_heads_that_are_long_together_are_a_failure_of_the_expert(socket: Path |
     long = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 60_000) for number in range(10))
     told = refused(socket, b"HTTP/1.1 103 Early Hints\r\n" + long + b"\r\nHTTP/1.1 200 OK\r\n" + long)
     assert re.search(f"the head(ers)? of its answer (is|are) longer than {HEADERS_LIMIT_BYTES:,} bytes", told)
+
+
+@pytest.mark.parametrize("status", ["000", "099"])
+def test_a_status_below_100_is_a_failure_of_the_expert(socket: Path | None, status: str) -> None:
+    told = refused(socket, b"HTTP/1.1 %b No\r\nContent-Length: 3\r\n\r\nnot" % status.encode() + YES)
+    assert told.startswith("expert 'math' answered with what is no HTTP\n")
+    assert f"its status is {int(status)}" in told
+
+
+def test_more_headers_than_any_server_sends_are_a_failure_of_the_expert(socket: Path | None) -> None:
+    told = refused(socket, b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n" + b"A:\r\n" * 100_000 + b"\r\nyes")
+    assert told.startswith("expert 'math' answered with what is no HTTP\n")
+
+
+def test_a_server_that_speaks_before_it_is_asked_causes_no_error_of_ours(socket: Path | None) -> None:
+    """On uvloop, as the server is: there the bytes often come before the request is sent."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(YES.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async def story() -> list[object]:
+        unexpected: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
+        async with asyncio.timeout(PATIENCE_SECONDS), served(converse, socket) as channel:
+            for _ in range(10):
+                found = await asyncio.gather(*(answer_of(channel) for _ in range(10)), return_exceptions=True)
+                unexpected += [one for one in found if one != (200, b"yes") and not isinstance(one, EngineError)]
+        return unexpected
+
+    assert uvloop.run(story()) == []
