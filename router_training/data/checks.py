@@ -171,7 +171,13 @@ def require_trainable(sides: Split, config: TrainingConfig) -> None:
 
 
 def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
-    """Raises ConfigError where a pin, a ban or a probe names a category that the data does not have."""
+    """Raises DatasetError for a category that has the gate's name, ConfigError where a pin, a ban or a probe names a
+    category that the data does not have."""
+    if GENERAL in dataset.categories:
+        raise DatasetError(
+            f"category {GENERAL!r} is the router's own name for prompts that it is not sure of or that are unlike the"
+            " training data; give the category of the data another name"
+        )
     named = [("mapping: pins or bans name", name) for name in (*config.mapping.pins, *config.mapping.bans)]
     named += [("probes.own: one names", probe.category) for probe in config.probes.own if probe.category is not None]
     for where, name in named:
