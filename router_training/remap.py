@@ -6,6 +6,7 @@ prompts and outcomes of every expert; without them an objective is marked as not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -190,7 +191,11 @@ def _costs(manifest: Manifest, budget: Budget) -> Vector:
 def _with_verdict(fresh: ObjectiveEntry, before: ObjectiveEntry | None, same_rules: bool) -> ObjectiveEntry:
     """What came out as it was stays as it was; a refusal stays; what is new is served and marked as not measured."""
     if before is None:
-        verdict = {"shipped": before.shipped, "refusal": before.refusal, "forced": before.forced}
+        return fresh.model_copy(update={"measured": False})
+    same = same_rules and fresh.experts == before.experts and fresh.mapping == before.mapping
+    if same and math.isclose(fresh.multiplier, before.multiplier, rel_tol=ROUNDING):
+        return before
+    verdict = {"shipped": before.shipped, "refusal": before.refusal, "forced": before.forced}
     return fresh.model_copy(update={**verdict, "measured": False})
 
 
