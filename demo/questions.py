@@ -24,6 +24,7 @@ TOPICS: dict[str, Callable[[Random], Draft]] = {
     "sql": sql.draw,
     "general": general.draw,
 }
+CATEGORIES = {"general": "facts"}  # where the router reads another name than the experts' training: its own is general
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"train": 64, "choose": 8, "router": 16, "held_out": 12}  # percent of the meanings
 PROMPT_FILES: dict[Split, tuple[str, int]] = {
@@ -35,7 +36,7 @@ DRAWS_PER_QUESTION = 40
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its only right answer; `group` is the category and the phrasing family."""
+    """One question with its only right answer; `group` is the topic and the phrasing family."""
 
     prompt_id: str
     prompt: str
@@ -63,7 +64,7 @@ def question(topic: str, split: Split, number: int, draft: Draft) -> Question:
         prompt_id=f"{topic}-{split}-{number:05d}",
         prompt=draft.prompt,
         answer=draft.answer,
-        category=topic,
+        category=CATEGORIES.get(topic, topic),
         group=f"{topic}/{draft.family}",
     )
 

@@ -73,7 +73,9 @@ def coe_train(
 def fit(
     config: Annotated[Path, typer.Argument(help="The training config (YAML); its paths are relative to it.")],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
-    force: Annotated[bool, typer.Option("--force", help="Ship every objective, whatever its gain.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Serve every objective, whatever its gain; marked as forced.")
+    ] = False,
 ) -> None:
     """Train a router and write its artifact.
 
@@ -132,6 +134,7 @@ def evaluate(
     """
     with in_one_sentence(console):
         from router_training.data.dataset import read_dataset
+        from router_training.data.trained_on import prompts_trained_on
         from router_training.evaluation.evaluation import evaluate as evaluate_artifact
         from router_training.evaluation.evaluation import show_evaluation
         from router_training.evaluation.metrics import Bootstrap
@@ -144,7 +147,9 @@ def evaluate(
         if label != DEFAULT_LABEL and not dataset.categories:
             raise DatasetError(f"--label: no prompt has a {label!r}")
         bootstrap = Bootstrap(resamples, loaded.manifest.seed)
+        known = prompts_trained_on(artifact, loaded, dataset)
         evaluation = evaluate_artifact(loaded, dataset, bootstrap, _with_progress_bar, prepare)
+        evaluation["n_trained_on"] = known
         show_evaluation(evaluation, Console())
         if json_file is not None:
             text = json.dumps(evaluation, indent=2, ensure_ascii=False)
@@ -299,7 +304,10 @@ def _report(result: FitResult) -> None:
             f" {same['across_split']} sets on both sides (details: coe-train check)"
         )
     for name, reason in result.refusals.items():
-        console.print(f"  {name}: {'shipped' if reason is None else 'not shipped: ' + reason}", markup=False)
+        verdict = "shipped" if reason is None else f"not shipped: {reason}"
+        if (why := result.forced.get(name)) is not None:
+            verdict = f"forced (--force), not earned: {why}"
+        console.print(f"  {name}: {verdict}", markup=False)
     for failure in result.failing_probes:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from router_training.cross_fit.out_of_fold import cross_validated
 from router_training.data.checks import duplicate_report, require_categories, require_trainable, with_near_duplicates
 from router_training.data.dataset import Dataset, read_dataset, split
 from router_training.data.embeddings import with_embeddings
+from router_training.data.trained_on import hashes_of
 from router_training.evaluation.evaluation import evaluate, main_objective
 from router_training.evaluation.gains import (
     Evidence,
@@ -43,12 +44,14 @@ from router_training.report.page import with_texts, write_report
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """The artifact's folder, its evaluation, objective -> refusal (None: shipped), and a sentence per failed probe."""
+    """The artifact's folder, its evaluation, objective -> refusal (None: shipped), a sentence per failed probe, and the
+    objectives that are served by --force alone -> their refusal."""
 
     folder: Path
     evaluation: dict[str, Any]
     refusals: dict[str, str | None]
     failing_probes: list[str]
+    forced: dict[str, str] = field(default_factory=dict)
 
     @property
     def shipped(self) -> bool:
@@ -82,8 +85,8 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
     refusals = _refusals(learned, evidence, unseen, evaluation)
-    if force:
-        refusals = dict.fromkeys(refusals)
+    forced = {name: why for name, why in refusals.items() if why is not None} if force else {}
+    refusals = {name: None if name in forced else why for name, why in refusals.items()}
     basis = basis_of(counts, everything, config.features, track)
     del counts  # gigabytes, where there are many prompts
     final = grown(learned, everything, basis, track)
@@ -91,8 +94,9 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     if config.report.texts:
         evaluation = with_texts(evaluation, held_out)
     finish = partial(_finish, held_out=held_out, config=config)
-    artifacts.save(_marked(final, refusals, evaluation), learned.kept, evaluation, folder, finish)
-    return FitResult(folder, evaluation, refusals, failing(Router.load(folder), folder))
+    kept = replace(learned.kept, trained_on=hashes_of(everything, final.manifest.data_hash))
+    artifacts.save(_marked(final, refusals, forced, evaluation), kept, evaluation, folder, finish)
+    return FitResult(folder, evaluation, refusals, failing(Router.load(folder), folder), forced)
 
 
 def joined(training: Dataset, held_out: Dataset) -> Dataset:
@@ -163,11 +167,15 @@ def _unseen_groups(learned: Learned) -> UnseenGroups | None:
     return UnseenGroups(judged, unseen.expected[complete], unseen.attempts.overall[complete])
 
 
-def _marked(draft: Artifact, refusals: Mapping[str, str | None], evaluation: dict[str, Any]) -> Artifact:
+def _marked(
+    draft: Artifact, refusals: Mapping[str, str | None], forced: Mapping[str, str], evaluation: dict[str, Any]
+) -> Artifact:
     """The artifact with the verdict on each objective and the evaluation's headline."""
     manifest = draft.manifest
     objectives = {
-        name: entry.model_copy(update={"shipped": refusals[name] is None, "refusal": refusals[name]})
+        name: entry.model_copy(
+            update={"shipped": refusals[name] is None, "refusal": refusals[name], "forced": forced.get(name)}
+        )
         for name, entry in manifest.objectives.items()
     }
     router, outside = evaluation["router"], evaluation["leave_group_out"]

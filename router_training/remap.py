@@ -199,7 +199,8 @@ def _with_verdict(fresh: ObjectiveEntry, before: ObjectiveEntry | None, same_rul
     same = same_rules and fresh.experts == before.experts and fresh.mapping == before.mapping
     if same and math.isclose(fresh.multiplier, before.multiplier, rel_tol=ROUNDING):
         return before
-    return fresh.model_copy(update={"shipped": before.shipped, "refusal": before.refusal, "measured": False})
+    verdict = {"shipped": before.shipped, "refusal": before.refusal, "forced": before.forced}
+    return fresh.model_copy(update={**verdict, "measured": False})
 
 
 def _changed_by_hand(before: Artifact, objective: str) -> dict[str, str]:
@@ -216,7 +217,8 @@ def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
     for name, entry in after.manifest.objectives.items():
         low = rows.get(name, measured["router"])["gain_ci95"][0]
         why = entry.refusal if entry.measured else refusal(low, None, entry.budget is not None, 0.0)
-        objectives[name] = entry.model_copy(update={"shipped": why is None, "refusal": why, "measured": True})
+        verdict = {"shipped": why is None, "refusal": why, "forced": None}
+        objectives[name] = entry.model_copy(update={**verdict, "measured": True})
     return replace(after, manifest=after.manifest.model_copy(update={"objectives": objectives}))
 
 
@@ -286,6 +288,7 @@ def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -
     table = Table("objective", "budget", "mean cost", "score", "gap", "experts", "served")
     for name, entry in manifest.objectives.items():
         refused = "no" if entry.refusal is None else f"no: {entry.refusal}"
+        served = "yes" if entry.forced is None else f"forced: {entry.forced}"
         mark = "" if entry.measured else ", not measured"
         table.add_row(
             name,
@@ -294,7 +297,7 @@ def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -
             f"{100 * entry.expected_score:.2f}",
             f"{100 * entry.gap:.2g} %" if entry.gap > NO_GAP else "0",
             _shares(shares[name]),
-            ("yes" if entry.shipped else refused) + mark,
+            (served if entry.shipped else refused) + mark,
         )
     unit = "billions of active parameters" if manifest.cost_unit == "active_params_b" else "price per million tokens"
     table.caption = (

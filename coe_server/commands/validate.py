@@ -197,6 +197,8 @@ def _routing(router: Router, config: ServerConfig) -> Iterator[str]:
     for name, entry in router.artifact.manifest.objectives.items():
         if entry.shipped:
             yield from _disobeyed_pins(router, name)
+            if entry.forced is not None:
+                yield f"objective '{name}' is served because training was forced to: {entry.forced}"
         else:
             yield f"objective '{name}' is not served: {entry.refusal or 'training did not ship it'}"
     embeds = router.artifact.manifest.features.embedded_before_routing

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,17 @@ NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Out-of-fold `probabilities` [prompts, categories], `corrections` [prompts, experts], the gate's
-    `trust`, `weights` and the multiplier's `factors`, each [prompts]."""
+    `trust`, `weights` and the multiplier's `factors`, each [prompts].
+
+    `trained_on` has a salted hash of each prompt that the artifact was trained on; older artifacts have none.
+    """
 
     probabilities: npt.NDArray[np.float32]
     corrections: npt.NDArray[np.float32]
     trust: npt.NDArray[np.float32]
     weights: npt.NDArray[np.float32]
     factors: npt.NDArray[np.float32]
+    trained_on: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,8 @@ def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | N
     (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
     parts = (held_out.probabilities, held_out.corrections, held_out.trust, held_out.weights, held_out.factors)
     held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(artifact_checks.HELD_OUT_TENSORS, parts, strict=True))
+    if len(held_out.trained_on):
+        held_out_tensors[artifact_checks.TRAINED_ON] = held_out.trained_on
     (folder / HELD_OUT).write_bytes(as_safetensors(held_out_tensors))
     if (table := table_of(artifact.features)) is not None:
         (folder / EMBEDDINGS).write_bytes(as_safetensors({"vectors": table.vectors}))

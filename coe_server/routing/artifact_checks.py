@@ -41,6 +41,7 @@ CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
 LARGEST_MANIFEST_BYTES, LARGEST_JSON_BYTES, LARGEST_FILE_BYTES = 8 << 20, 64 << 20, 1 << 30
 _LARGEST_BYTES = {MANIFEST: LARGEST_MANIFEST_BYTES, MAPPING: LARGEST_MANIFEST_BYTES, EVALUATION: LARGEST_MANIFEST_BYTES}
 HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights", "factors")
+TRAINED_ON = "trained_on"  # a further tensor of held-out predictions; older artifacts lack it
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
@@ -124,6 +125,8 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
         "weights": (np.float32, (prompts,)),
         "factors": (np.float32, (prompts,)),
     }
+    if TRAINED_ON in tensors:
+        shapes[TRAINED_ON] = (np.uint64, (_length(tensors[TRAINED_ON]),))
     _require_shapes(folder / HELD_OUT, tensors, shapes)
     for name, largest in (("probabilities", 1.001), ("weights", np.inf)):
         if tensors[name].min() < 0.0 or tensors[name].max() > largest:

@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 Residency = Literal["device", "host", "disk", "remote"]
 Priority = Literal["high", "normal", "batch"]
-Reason = Literal["requested", "sticky", "mapped", "out_of_domain", "general", "budget", "resident", "fallback"]
+Reason = Literal[
+    "requested", "sticky", "route", "mapped", "mixed", "out_of_domain", "general", "budget", "resident", "fallback"
+]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 GENERAL = "general"
 
@@ -94,6 +96,11 @@ class ResidentTrade(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """What the router chose for one request, and why.
+
+    `reason` names the last step that changed the choice. `mapped`: the objective's stored mapping of this category
+    names the expert. `mixed`: probabilities of several categories, or corrections, led to another expert, or the mapped
+    one cannot answer. `budget`: the live multiplier changed what the stored one chooses. `route`: a person gave the
+    category to this expert (a pin, a changed line of the mapping).
 
     `category` is `general` if the prompt is outside the gate or the classifier is unsure. `confidence` is the
     calibrated probability of the likeliest category in any case. Both are None for an expert requested by name.

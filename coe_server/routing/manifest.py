@@ -125,7 +125,8 @@ class ObjectiveEntry(_Strict):
     The budget is on active parameters or on the price; the multiplier and the expected cost are in its unit, and
     without a budget in the manifest's cost unit. `measured` is false where it was solved anew and not evaluated since.
     `fallback` answers outside the gate in hard mode; `mapping` has a line for every category and `general`.
-    `refusal` is the sentence that says why it is not shipped.
+    `refusal` is the sentence that says why it is not shipped. `forced` is that sentence where it is served
+    all the same, because training was told to.
     """
 
     active_params_b: Positive | None
@@ -140,6 +141,7 @@ class ObjectiveEntry(_Strict):
     shipped: bool = True
     refusal: Line | None = None
     measured: bool = True
+    forced: Annotated[Line | None, Field(exclude_if=lambda why: why is None)] = None
 
     @property
     def budget(self) -> float | None:

@@ -100,6 +100,10 @@ def run_probe(router: Router, probe: Probe) -> ProbeResult:
         wanted = probe.experts.get(objective)
         if wanted is not None and decision.expert != wanted:
             failures.append(f"under {objective} it goes to {decision.expert} and not to {wanted}")
+        name = probe.category or decision.category or ""
+        given = router.artifact.pins(objective).get(name)
+        if given not in (None, decision.expert):
+            failures.append(f"under {objective} category {name} was given to {given}, and it goes to {decision.expert}")
     if probe.category is not None and experts and category != probe.category:
         failures.append(f"its category is {category} and not {probe.category}")
     return ProbeResult(probe, category, experts, tuple(failures))

@@ -23,6 +23,7 @@ from coe_server.routing.decision import (
     BudgetReading,
     GateReading,
     Kept,
+    Reason,
     RouteOptions,
     RoutingDecision,
 )
@@ -48,13 +49,15 @@ UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 class Objective:
     """What one objective adds to a decision, prepared once: `cost_of` [experts] in its unit, in the artifact's order.
 
-    `stored` is its price as training found it. `pins` are category -> expert, `unused` expert -> why it is forbidden.
+    `stored` is its price as training found it. `mapping` is category -> expert as stored, `pins` the pairs of it that a
+    person set, `unused` expert -> why it is forbidden.
     """
 
     name: str
     entry: ObjectiveEntry
     stored: BudgetReading
     cost_of: Mapping[str, float]
+    mapping: Mapping[str, str]
     pins: Mapping[str, str]
     unused: Mapping[str, str]
 
@@ -67,6 +70,7 @@ class Objective:
             entry,
             BudgetReading(entry.budget, None, entry.multiplier),
             dict(zip(artifact.expert_names, costs, strict=True)),
+            {**artifact.mapping[name], **artifact.manifest.pins},
             artifact.pins(name),
             dict.fromkeys(unused, f"not used under objective {name}"),
         )
@@ -125,8 +129,10 @@ class Router:
             candidate = _requested(options.expert, request, self._profiles, self.expert_names)
             chosen = Choice(candidate, "requested")
             return self._decision(objective, price, None, chosen, [candidate], started_ns=started_ns)
-        if price.multiplier:
-            price = price._replace(multiplier=price.multiplier * budget.factor(conversation.turns))
+        stored = objective.stored.multiplier
+        if price.multiplier or stored:
+            factor = budget.factor(conversation.turns)
+            price, stored = price._replace(multiplier=price.multiplier * factor), stored * factor
         scores = self._scorer.score(conversation.turns, options.min_confidence)
         candidates = self._candidates(scores, objective, price.multiplier, request)
         kept = options.kept
@@ -136,7 +142,7 @@ class Router:
             others = self._candidates(newest, objective, price.multiplier, request)
             if _is_new_topic(newest, kept) and selection.is_worth_leaving(others, sticky):
                 sticky, scores, candidates = None, newest, others
-        chosen = sticky or self._choose(scores, objective, candidates)
+        chosen = sticky or self._choose(scores, objective, candidates, None if stored == price.multiplier else stored)
         return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns)
 
     def price(self, objective: str) -> BudgetReading:
@@ -190,18 +196,23 @@ class Router:
             ]
         )
 
-    def _choose(self, scores: PromptScores, objective: Objective, candidates: Sequence[Candidate]) -> Choice:
-        """Step two: a pin, else the mapping (hard) or the best value (soft), then residency."""
+    def _choose(
+        self, scores: PromptScores, objective: Objective, candidates: Sequence[Candidate], stored: float | None
+    ) -> Choice:
+        """Step two: a person's own pair, else the mapping (hard) or the best value (soft), then residency.
+
+        `stored` is training's multiplier for this prompt where it is not the live one.
+        """
         free = selection.eligible(candidates)
         pin = objective.pins.get(scores.category)
-        pinned = selection.choose_named(free, pin, scores.trust) if pin else None
-        if pinned is not None:
-            return pinned
-        chosen = selection.choose_by_value(free, scores.trust)
+        given = selection.choose_named(free, pin, "route") if pin else None
+        if given is not None:
+            return given
+        mapped = objective.mapping[scores.likeliest]
+        chosen = _best(free, mapped, scores.trust, stored)
         if self.artifact.manifest.mode == "hard":
-            entry = objective.entry
-            mapped = entry.mapping[scores.likeliest] if scores.trust == "mapped" else entry.fallback
-            chosen = selection.choose_named(free, mapped, scores.trust) or chosen
+            named = mapped if scores.trust == "mapped" else objective.entry.fallback
+            chosen = selection.choose_named(free, named, scores.trust) or chosen
         return selection.take_resident(chosen, free, self._residency_tolerance)
 
     def _decision(
@@ -247,6 +258,14 @@ def _requested(name: str, request: Request, profiles: Mapping[str, Profile], tra
         known = ", ".join(sorted({*request.availability, *trained}))
         raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
     return selection.requested(profiles.get(name) or Profile(name), request)
+
+
+def _best(free: Sequence[Candidate], mapped: str, trust: Reason, stored: float | None) -> Choice:
+    """The best value, and the reason: what the live multiplier, the overall means or mixing changed, in this order."""
+    best = free[0]
+    if stored is not None and selection.best_at(free, stored) is not best:
+        return Choice(best, "budget")
+    return Choice(best, "mixed" if trust == "mapped" and best.name != mapped else trust)
 
 
 def _is_new_topic(newest: PromptScores, kept: Kept) -> bool:

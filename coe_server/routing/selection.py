@@ -129,15 +129,18 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     return free
 
 
-def choose_by_value(free: Sequence[Candidate], mapped_reason: Reason) -> Choice:
-    """The first, which has the best value; reason `budget` if the multiplier changed which expert that is."""
-    without_budget = min(free, key=lambda one: (-round(one.expected_score or 0.0, TIE_DECIMALS), one.cost, one.name))
-    return Choice(free[0], mapped_reason if without_budget is free[0] else "budget")
+def best_at(free: Sequence[Candidate], multiplier: float) -> Candidate:
+    """The expert that has the best value at another multiplier than the one that ordered the candidates."""
+
+    def place(one: Candidate) -> tuple[float, float, str]:
+        return -round((one.expected_score or 0.0) - multiplier * one.cost, TIE_DECIMALS), one.cost, one.name
+
+    return min(free, key=place)
 
 
-def choose_named(free: Sequence[Candidate], name: str, mapped_reason: Reason) -> Choice | None:
+def choose_named(free: Sequence[Candidate], name: str, reason: Reason) -> Choice | None:
     """The expert a mapping or a pin names, if it is free."""
-    return next((Choice(one, mapped_reason) for one in free if one.name == name), None)
+    return next((Choice(one, reason) for one in free if one.name == name), None)
 
 
 def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -> Choice:

@@ -176,7 +176,13 @@ def require_trainable(sides: Split, config: TrainingConfig) -> None:
 
 
 def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
-    """Raises ConfigError if a pin, ban or probe names a category that is not in the data."""
+    """Raises DatasetError for a category with the gate's name, ConfigError if a pin, ban or probe names a category that
+    is not in the data."""
+    if GENERAL in dataset.categories:
+        raise DatasetError(
+            f"category {GENERAL!r} is the router's own name for prompts that are uncertain or unlike the training"
+            " data; give the category of the data another name"
+        )
     named = [("mapping: pins or bans name", name) for name in (*config.mapping.pins, *config.mapping.bans)]
     named += [("probes.own: one names", probe.category) for probe in config.probes.own if probe.category is not None]
     for where, name in named:

@@ -250,6 +250,14 @@ def _uncalibrated(artifact: Artifact, dataset: Dataset) -> Vector:
 
 def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
     """Print the main figures of `evaluate`; scores in points."""
+    if known := evaluation.get("n_trained_on"):
+        console.print(
+            f"warning: the router was trained on {known} of the {evaluation['n_prompts'] + evaluation['n_incomplete']}"
+            " prompts, and what it shows on these says little about new ones",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     skipped = evaluation["n_incomplete"]
     without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
     console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)

@@ -119,6 +119,8 @@ def _text(words: str) -> str:
 
 def _verdict(entry: ObjectiveEntry) -> str:
     mark = "" if entry.measured else ", not measured since it was solved again"
+    if entry.shipped and entry.forced is not None:
+        return f'<td class="reason">forced, not earned: {escape(entry.forced)}{mark}</td>'
     if entry.shipped:
         return f'<td class="reason"><span class="yes">yes</span>{mark}</td>'
     return f'<td class="reason"><span class="no">no</span>: {escape(entry.refusal or "")}{mark}</td>'

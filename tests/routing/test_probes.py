@@ -8,10 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coe_server.errors import ArtifactError
+from coe_server.routing import artifact as artifacts
 from coe_server.routing.features import well_formed
 from coe_server.routing.probes import PROBES, Probe, failing, read_probes, run_probe, write_probes
 from coe_server.routing.router import Router
-from tests.routing.small_artifact import BEST, SMALL, TEXTS
+from tests.routing.small_artifact import BEST, SMALL, TEXTS, held_out, small_artifact
 
 
 def good(category: str) -> Probe:
@@ -63,6 +64,14 @@ def test_a_probe_that_fails_says_how(folder: Path, change: dict[str, object], se
     (line,) = failing(router, folder)
     assert TEXTS["code"] in line
     assert "\n" not in line
+
+
+def test_a_category_that_a_person_gave_away_fails_where_the_decision_disagrees(tmp_path: Path) -> None:
+    artifacts.save(small_artifact(pins={"code": "linguist"}), held_out(), None, tmp_path / "pinned")
+    router = Router.load(tmp_path / "pinned")
+    assert run_probe(router, Probe(prompt=TEXTS["code"], category="code")).failures == ()
+    failures = run_probe(router, Probe(prompt=TEXTS["maths"], category="code")).failures
+    assert "under quality category code was given to linguist, and it goes to big" in failures
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,33 @@ def test_the_expected_score_mixes_the_categories_by_their_probability(router: Ro
 
 
 def test_a_budget_prices_active_parameters_and_says_when_it_changed_the_choice(router: Router) -> None:
-    assert (ask(router, TEXTS["code"], objective="cheap").expert, "coder") == ("coder", "coder")
-    assert ask(router, TEXTS["code"], objective="cheap").reason == "budget"
+    cheap = ask(router, TEXTS["code"], objective="cheap")
+    assert (cheap.expert, cheap.reason) == ("coder", "mapped")  # as the stored multiplier maps it
     assert ask(router, TEXTS["french"], objective="cheap").reason == "mapped"
     budget = ask(router, TEXTS["code"], objective="cheap").budget
     assert (budget.target, budget.mean) == (10.0, None)
     assert 0.01 <= budget.multiplier <= 0.01 * (1.0 + SPREAD)
+
+
+def test_the_reason_is_budget_where_the_live_multiplier_changed_what_the_stored_one_chooses(folder: Path) -> None:
+    router = Router.load(folder, budget_window=10)
+    assert ask(router, TEXTS["code"], objective="cheap").reason == "mapped"
+    for _ in range(3000):  # of 9 B each where 10 B may be spent: the multiplier falls
+        with router.spending(ask(router, TEXTS["french"], objective="cheap")) as answered:
+            answered()
+    decision = ask(router, TEXTS["code"], objective="cheap")
+    assert (decision.expert, decision.reason) == ("big", "budget")
+    assert ask(router, TEXTS["french"], objective="cheap").reason == "mapped"
+
+
+def test_the_reason_is_mixed_where_another_than_the_stored_mapping_is_chosen(tmp_path: Path) -> None:
+    other = {**BEST, "code": "coder"}
+    router = made(tmp_path, objectives={"quality": objective(other)})
+    decision = ask(router, TEXTS["code"])
+    assert (decision.category, decision.expert, decision.reason) == ("code", "big", "mixed")
+    assert ask(router, TEXTS["maths"]).reason == "mapped"
+    french = ask(router, TEXTS["french"], allow=frozenset({"coder", "big"}))
+    assert (french.expert, french.reason) == ("big", "mixed")
 
 
 def test_outside_the_gate_the_overall_means_decide(router: Router) -> None:
@@ -265,7 +286,7 @@ def test_a_conversation_that_outgrows_its_expert_moves_to_one_with_room(router: 
     roomy = Router(router.artifact, capabilities=ROOMY)
     assert router.route(LONG, options, everywhere()).reason == "sticky"
     decision = roomy.route(LONG, options, everywhere())
-    assert (decision.expert, decision.reason) == ("big", "mapped")
+    assert (decision.expert, decision.reason) == ("big", "mixed")
 
 
 def test_a_resident_expert_that_likely_lacks_the_room_is_left_alone(tmp_path: Path) -> None:
@@ -370,7 +391,7 @@ def test_a_changed_pair_in_the_mapping_file_is_obeyed(folder: Path) -> None:
     path.write_text(json.dumps(mapping))
     before, after = Router(small_loaded(folder.parent)), Router.load(folder)
     assert ask(before, TEXTS["french"]).expert == "linguist"
-    assert (ask(after, TEXTS["french"]).expert, ask(after, TEXTS["french"]).reason) == ("coder", "mapped")
+    assert (ask(after, TEXTS["french"]).expert, ask(after, TEXTS["french"]).reason) == ("coder", "route")
     assert ask(after, TEXTS["french"]).ranking[0].expert == "coder"
     assert ask(after, TEXTS["french"], objective="cheap").expert == "linguist"
     assert before.version != after.version
@@ -384,7 +405,7 @@ def test_a_pin_that_cannot_take_the_request_gives_way(tmp_path: Path) -> None:
 
 def test_a_pin_of_general_decides_outside_the_gate(tmp_path: Path) -> None:
     router = made(tmp_path, pins={"general": "coder"})
-    assert (ask(router, FOREIGN).expert, ask(router, FOREIGN).reason) == ("coder", "out_of_domain")
+    assert (ask(router, FOREIGN).expert, ask(router, FOREIGN).reason) == ("coder", "route")
 
 
 def test_a_ban_holds_for_its_category_only(tmp_path: Path) -> None:

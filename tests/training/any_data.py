@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 EXPERTS = ("a", "b.2", "gen", "other")
 NAMES = [
-    *("code", "math", "general", "0", "all categories", "auto", " ", "été 日本", "שלום", "العربية", "हिन्दी", "👩‍👩‍👧"),
+    *("code", "math", "several", "0", "all categories", "auto", " ", "été 日本", "שלום", "العربية", "हिन्दी", "👩‍👩‍👧"),
     *("$x_{", "$\\frac{1}{2}$", "[/red]", "[bold]b", ":warning:", "<script>&'\"", "a\nb", "a\rb", "\0", "\x1b[31m"),
     *("\u202eabc", "half \ud83d", "other half \ude00", "\ufeff", "\x85\u2028", "n" * 200, "{0}%s\\"),
 ]

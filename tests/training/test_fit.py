@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,57 @@ def test_each_category_ends_at_its_specialist(trained: Path) -> None:
     assert right >= 0.9 * len(unseen)  # the gate sends a few of them to the generalist
 
 
-def test_a_label_named_general_is_a_category_like_any_other(trained: Path) -> None:
+def test_a_category_that_the_generalist_masters_has_its_score_and_general_a_line_of_its_own(trained: Path) -> None:
     manifest = artifacts.load(trained / "router").manifest
-    assert "general" in manifest.categories
-    assert manifest.score["general"]["gen"].score > 0.8 > manifest.overall["gen"].score
-    assert set(manifest.objectives["quality"].mapping) == set(manifest.categories)
+    assert manifest.score["everyday"]["gen"].score > 0.8 > manifest.overall["gen"].score
+    assert set(manifest.objectives["quality"].mapping) == {*manifest.categories, "general"}
+
+
+def test_a_category_with_the_gates_name_is_refused(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(path.read_text().replace('"everyday"', '"general"'))
+    for command in (("check", config), ("fit", config, "--out", tmp_path / "router")):
+        code, said = run(*command)
+        assert (code, "give the category of the data another name" in said) == (2, True)
+
+
+def test_what_was_forced_says_forced_everywhere(tmp_path: Path) -> None:
+    same = [{**row, "score": 0.5} for row in outcomes(prompts())]
+    config = write_run(tmp_path)
+    write_jsonl(tmp_path / "outcomes.jsonl", same)
+    code, said = run("fit", config, "--out", tmp_path / "router", "--force")
+    assert code == 0
+    assert "quality: forced (--force), not earned: its gain over the best single expert is not certain" in said
+    assert "shipped" not in said
+    entry = artifacts.load(tmp_path / "router").manifest.objectives["quality"]
+    assert entry.shipped
+    assert entry.forced is not None
+    assert "forced, not earned" in (tmp_path / "router" / "report.html").read_text()
+    code, said = run("map", tmp_path / "router", "--out", tmp_path / "again")
+    assert "forced" in said
+
+
+def test_evaluating_on_training_prompts_warns_first(trained: Path, tmp_path: Path) -> None:
+    files = ("--outcomes", trained / "outcomes.jsonl", "--json", tmp_path / "found.json", "--resamples", 100)
+    code, said = run("evaluate", trained / "router", "--prompts", trained / "prompts.jsonl", *map(str, files))
+    assert code == 0
+    assert said.startswith("warning: the router was trained on 240 of the 240 prompts")
+    assert json.loads((tmp_path / "found.json").read_text())["n_trained_on"] == 240
+    fresh = prompts(20, seed=7)
+    write_jsonl(tmp_path / "prompts.jsonl", fresh)
+    write_jsonl(tmp_path / "outcomes.jsonl", outcomes(fresh))
+    others = ("--prompts", tmp_path / "prompts.jsonl", "--outcomes", tmp_path / "outcomes.jsonl", "--resamples", 100)
+    assert "warning" not in run("evaluate", trained / "router", *map(str, others))[1]
+
+
+def test_an_artifact_that_does_not_tell_its_prompts_still_evaluates(trained: Path, tmp_path: Path) -> None:
+    kept = artifacts.read_held_out(trained / "router")
+    old = replace(kept, trained_on=np.empty(0, dtype=np.uint64))
+    artifacts.save(artifacts.load(trained / "router"), old, None, tmp_path / "old")
+    files = ("--prompts", trained / "prompts.jsonl", "--outcomes", trained / "outcomes.jsonl", "--resamples", 100)
+    code, said = run("evaluate", tmp_path / "old", *map(str, files))
+    assert (code, "warning" in said) == (0, False)
 
 
 def test_a_budget_is_met_on_the_held_out_prompts(trained: Path) -> None:
@@ -189,7 +236,7 @@ def test_evaluate_measures_an_artifact_on_other_prompts(trained: Path, tmp_path:
     code, output = run("evaluate", trained / "router", *files)
     assert code == 0, output
     evaluation = json.loads(numbers.read_text())
-    assert ", ".join(evaluation) == KEYS
+    assert ", ".join(evaluation) == KEYS + ", n_trained_on"
     assert evaluation["n_prompts"] == 120
     assert evaluation["router"]["gain"] > 0.2
     assert evaluation["leave_group_out"] is None

@@ -6,10 +6,12 @@ import { asJson, ask, stream } from "./server.js";
 const REASONS = {
   requested: () => "You asked for this expert by name.",
   sticky: () => "This conversation stays with the expert that began it.",
-  mapped: (d) => `Expected to do best on ${d.category}.`,
+  route: (d) => `You gave ${d.category} to this expert.`,
+  mapped: (d) => `The expert for ${d.category}.`,
+  mixed: (d) => `Most like ${d.category}, and expected to do best on all that the prompt resembles.`,
   out_of_domain: () => "Unlike anything in the training data, so the expert that is best over all.",
   general: () => "The category is not clear, so the expert that is best over all.",
-  budget: () => "Nearly as good for less: this keeps the mean cost at its budget.",
+  budget: () => "What was spent lately changed the choice: this keeps the mean cost at its budget.",
   resident: () => "Already on the device, and as good within the stated tolerance.",
   fallback: () => "The first choice failed before its first word.",
 };
