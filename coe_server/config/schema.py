@@ -143,6 +143,7 @@ class VllmExpert(_ExpertSettings):
     model: str
     args: dict[str, bool | int | float | str] = {}
     kv_cache: ByteCount | None = None
+    weights_bytes: ByteCount | None = None  # where neither files nor the hub can tell it
     allowed_media_domains: list[HostName] | None = None
     sleep: bool = True  # false: on the device or on disk, nothing in between
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
+from coe_server.engines.hub import HubSource
 from coe_server.engines.memory import visible_device
-from coe_server.engines.model_size import weight_files
+from coe_server.engines.model_size import files_bytes, model_folder
 from coe_server.engines.user import EngineUser
 from coe_server.errors import ConfigError
 
@@ -64,7 +65,6 @@ _CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforc
 _CUDA_RESIDUE_BYTES = 2 << 30
 # vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
 _CUDA_IMAGE_FACTOR = 1.36
-_BYTES_PER_NAMED_PARAMETER = 2.3  # 16 bits, and names round down: Qwen2.5 "7B" has 7.6 billion
 _UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
 
 
@@ -90,7 +90,7 @@ class VllmLaunch:
     pulse_seconds: float = 10.0  # between two liveness probes
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
-    weights_bytes: int | None = None  # estimate for a model whose files are not here yet
+    weights_bytes: int | None = None  # for a model whose files are not here
 
     def __post_init__(self) -> None:
         for key, value in self.args.items():
@@ -103,6 +103,10 @@ class VllmLaunch:
                 )
             if name in _ONE_DEVICE and value != 1:
                 raise ConfigError(f"experts.{self.name}.args.{key}: {value} is not supported, one device for now")
+
+    def option(self, name: str) -> ArgValue:
+        """The value of one of vLLM's options, however its dashes are written; None where it is not given."""
+        return next((value for key, value in self.args.items() if key.replace("-", "_") == name), None)
 
 
 def detect_platform(devices: Path = Path("/dev")) -> Platform:
@@ -145,19 +149,28 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str 
     return environment | dict(launch.environment)
 
 
-def model_bytes(model: str) -> int | None:
-    """Size of a local model's weight files, or the size in a hub id's name (`7B`, `8x7B`); None if the name has none.
+def model_bytes(
+    model: str, environment: Mapping[str, str] = MappingProxyType({}), revision: str = "main"
+) -> int | None:
+    """Size of a model's weight files on this machine; None for a hub id that is not (wholly) downloaded.
 
     Raises `ConfigError` for a folder that is not there or holds no weights.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if model.startswith(("/", "./", "../", "~")):
-            raise ConfigError(f"there is no model folder '{model}'")
-        return _bytes_by_name(model)
-    if files := weight_files(folder):
-        return sum(file.stat().st_size for file in files)
-    raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+    if (folder := model_folder(model, environment, revision)) is not None:
+        return files_bytes(folder)
+    if Path(model).expanduser().is_dir():
+        raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+    if model.startswith(("/", "./", "../", "~")):
+        raise ConfigError(f"there is no model folder '{model}'")
+    return None
+
+
+def hub_source(launch: VllmLaunch) -> HubSource:
+    """Where this expert's engine looks for its model: with its environment, not with ours."""
+    environment = dict(launch.inherited) | (launch.user.environment if launch.user else {}) | dict(launch.environment)
+    if folder := launch.option("download_dir"):
+        environment["HF_HUB_CACHE"] = str(folder)
+    return HubSource(launch.model, environment, str(launch.option("revision") or "main"))
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
@@ -178,24 +191,17 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
 
 
 def _known_bytes(launch: VllmLaunch) -> int:
+    source = hub_source(launch)
     try:
-        weights = model_bytes(launch.model)
+        weights = model_bytes(launch.model, source.environment, source.revision)
     except ConfigError as error:
         raise ConfigError(f"experts.{launch.name}.model: {error}") from error
     if weights is None:
         raise ConfigError(
-            f"experts.{launch.name}.model: '{launch.model}' is no folder here and its name has no size;"
-            " download it and give its folder"
+            f"experts.{launch.name}.model: '{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`,"
+            f" or give experts.{launch.name}.weights_bytes where only the engine sees the files"
         )
     return weights
-
-
-def _bytes_by_name(model: str) -> int | None:
-    sizes = re.findall(r"(?<![A-Za-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])", model)
-    if not sizes:
-        return None
-    experts, billions = sizes[0]
-    return round(int(experts or 1) * float(billions) * 1e9 * _BYTES_PER_NAMED_PARAMETER)
 
 
 def _flag(key: str, value: ArgValue) -> list[str]:

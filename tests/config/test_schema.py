@@ -323,7 +323,7 @@ def test_a_proxy_of_another_kind_stops_the_start_where_it_would_be_used(tmp_path
     ],
 )
 def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp_path, settings, own, allowed):
-    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", **own}
+    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", "weights_bytes": "1GiB", **own}
     vllm = {"command": sys.executable, "platform": "cpu", **settings}
     (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
     assert built.engine._launch.allowed_media_domains == allowed
