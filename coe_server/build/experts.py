@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
@@ -22,9 +23,10 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share, filled_in
-from coe_server.engines.engine import Engine
+from coe_server.engines.engine import Engine, Footprint
+from coe_server.engines.footprints import footprint_key, write_footprints
 from coe_server.engines.hub import hub_size
-from coe_server.engines.memory import available_host_bytes, card_bytes
+from coe_server.engines.memory import available_host_bytes, card_bytes, card_model
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.user import EngineUser
@@ -35,6 +37,7 @@ from coe_server.engines.vllm_command import (
     VllmLaunch,
     detect_platform,
     hub_source,
+    known_bytes,
     model_bytes,
 )
 from coe_server.errors import ConfigError
@@ -71,6 +74,29 @@ def platform_of(config: ServerConfig) -> Platform:
     return detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
 
 
+def footprints_file(config: ServerConfig) -> Path:
+    return config.state_directory / "footprints.json"
+
+
+def keep_footprints(file: Path, experts: Iterable[Expert]) -> None:
+    """Write down what this server has measured, for the next start."""
+    engines = [expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)]
+    measured = {_footprint_key(one.launch): found for one in engines if (found := _plausible(one)) is not None}
+    if measured:
+        write_footprints(file, measured)
+
+
+def _plausible(engine: VllmEngine) -> Footprint | None:
+    """What was measured, unless it is less than the engine must hold: on a GPU, what ended meanwhile is taken off."""
+    found, launch = engine.measured_footprint, engine.launch
+    least = known_bytes(launch) // 2 + launch.kv_cache_bytes
+    return found if found is not None and found.device_awake >= least else None
+
+
+def _footprint_key(launch: VllmLaunch) -> str:
+    return footprint_key(launch, known_bytes(launch), card_model() if launch.platform == "cuda" else "")
+
+
 def costs_file(config: ServerConfig) -> Path:
     return config.state_directory / "costs.json"
 
@@ -80,11 +106,16 @@ def logs_folder(config: ServerConfig) -> Path:
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
-def build_expert(settings: ExpertSettings, config: ServerConfig, size_of_missing: MissingSize) -> Expert:
+def build_expert(
+    settings: ExpertSettings,
+    config: ServerConfig,
+    size_of_missing: MissingSize = refuse_missing,
+    measured: Mapping[str, Footprint] = MappingProxyType({}),
+) -> Expert:
     """One of them, without measured costs. Raises ConfigError."""
     return Expert(
         name=settings.name,
-        engine=_engine(settings, config, size_of_missing),
+        engine=_engine(settings, config, size_of_missing, measured),
         pin=Tier(settings.pin or Tier.DISK),
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
@@ -92,10 +123,13 @@ def build_expert(settings: ExpertSettings, config: ServerConfig, size_of_missing
     )
 
 
-def _engine(settings: ExpertSettings, config: ServerConfig, size_of_missing: MissingSize) -> Engine:
+def _engine(
+    settings: ExpertSettings, config: ServerConfig, size_of_missing: MissingSize, measured: Mapping[str, Footprint]
+) -> Engine:
     match settings:
         case VllmExpert():
-            return VllmEngine(sized(vllm_launch(settings, config), settings, size_of_missing))
+            launch = sized(vllm_launch(settings, config), settings, size_of_missing)
+            return VllmEngine(replace(launch, measured=measured.get(_footprint_key(launch))) if measured else launch)
         case RemoteExpert():
             return _remote(settings, config.environment)
         case SimulatedExpert():

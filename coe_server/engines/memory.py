@@ -164,6 +164,17 @@ def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) 
     return DeviceBytes(int(memory.total), int(memory.used))
 
 
+def card_model(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> str:
+    """Model and bytes of the card that engines use; empty where there is none, or its driver does not answer."""
+    try:
+        total = device_bytes(nvml, environment).total
+    except EngineError:
+        return ""
+    nvml = nvml or _nvml()
+    name = nvml.nvmlDeviceGetName(_handle(nvml, visible_device(environment) or "0"))
+    return f"{name}, {total} bytes"
+
+
 def visible_device(environment: Mapping[str, str] = os.environ) -> str | None:
     """The first card that CUDA sees, which engines use: its index, its UUID, or the beginning of its UUID.
 

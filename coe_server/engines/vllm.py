@@ -51,6 +51,15 @@ class VllmEngine:
     def footprint(self) -> Footprint:
         return self._memory.footprint
 
+    @property
+    def launch(self) -> VllmLaunch:
+        return self._launch
+
+    @property
+    def measured_footprint(self) -> Footprint | None:
+        """None until a start of this engine has measured it."""
+        return self._memory.footprint if self._memory.is_measured else None
+
     async def start(self, within_seconds: float | None = None) -> None:
         if self._run is not None:  # a run that died; its image serves this one
             await _end(self._run, self._memory, at_once=True)

@@ -91,6 +91,7 @@ class VllmLaunch:
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
     weights_bytes: int | None = None  # for a model whose files are not here
+    measured: Footprint | None = None  # by an earlier start, of the same on the same card
 
     def __post_init__(self) -> None:
         for key, value in self.args.items():
@@ -175,7 +176,7 @@ def hub_source(launch: VllmLaunch) -> HubSource:
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
     """Before the first start; too large rather than too small. Raises `ConfigError` if the size is unknown."""
-    weights = launch.weights_bytes or _known_bytes(launch)
+    weights = known_bytes(launch)
     if str(launch.args.get("dtype")) in ("float32", "float"):
         weights *= 2  # the files usually hold 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
@@ -190,7 +191,10 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
     )
 
 
-def _known_bytes(launch: VllmLaunch) -> int:
+def known_bytes(launch: VllmLaunch) -> int:
+    """Size of the weights as its files or `weights_bytes` tell it. Raises ConfigError."""
+    if launch.weights_bytes is not None:
+        return launch.weights_bytes
     source = hub_source(launch)
     try:
         weights = model_bytes(launch.model, source.environment, source.revision)

@@ -27,7 +27,8 @@ class VllmMemory:
     """Outlives the runs of its engine: a run that died leaves its image to the next one."""
 
     def __init__(self, launch: VllmLaunch, device_bytes: Callable[[], int]) -> None:
-        self.footprint = estimated_footprint(launch)  # until it is measured
+        self.footprint = launch.measured or estimated_footprint(launch)  # until it is measured
+        self.is_measured = False  # in this life
         self.image: WeightImage | None = None
         self.on_gpu = launch.platform == "cuda"
         self._launch = launch
@@ -67,6 +68,10 @@ class VllmMemory:
 
     async def measure(self, run: VllmRun) -> None:
         """Replace the estimated footprint by a measured one."""
+        await self._measure(run)
+        self.is_measured = True
+
+    async def _measure(self, run: VllmRun) -> None:
         private = private_bytes(run.process.pid)
         if self.on_gpu:
             awake = max(0, self.device_bytes() - run.device_bytes_before)
