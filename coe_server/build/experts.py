@@ -47,7 +47,7 @@ MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on th
 
 def refuse_missing(launch: VllmLaunch) -> int:
     """What a start says of a model that is not here: it needs no network, and no start waits for a download."""
-    raise ConfigError(f"'{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`")
+    raise ConfigError(f"'{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`, or start with --pull")
 
 
 def ask_hub(launch: VllmLaunch) -> int:

@@ -44,7 +44,7 @@ class HubSource:
 
 def hub_size(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> int:
     """Bytes of the weight files that are loaded; by `config.json` where the hub lists no sizes. Raises ConfigError."""
-    listed = _asked(source, within_seconds, lambda: _listed(source))
+    listed = hub_files(source, within_seconds)
     chosen = chosen_weights(listed)
     if chosen and all(listed[name] for name in chosen):
         return sum(listed[name] or 0 for name in chosen)
@@ -52,6 +52,11 @@ def hub_size(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> int:
     if size is None:
         raise ConfigError(f"'{source.model}' on {source.endpoint} holds no weights (*.safetensors)")
     return size
+
+
+def hub_files(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> dict[str, int | None]:
+    """Each file of the model with its bytes, None where the hub does not list them. Raises ConfigError."""
+    return _asked(source, within_seconds, lambda: _listed(source))
 
 
 def hub_config(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> dict[str, Any]:

@@ -34,6 +34,12 @@ _OURS = frozenset(("model", "served_model_name", "uds", "host", "port", "root_pa
 _NO_MEDIA_DOMAIN = "no-domain/"
 _ONE_DEVICE = frozenset(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"))
 
+# Options that may name a second repository of the hub.
+_OTHER_REPOSITORIES = (
+    *("tokenizer", "hf_config_path", "generation_config", "speculative_config", "lora_modules"),
+    *("code_revision", "tokenizer_revision", "trust_remote_code"),
+)
+
 # What an engine may need of our environment, beside what all get. All else stays with us.
 _INHERITED_PREFIXES = (
     *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
@@ -140,6 +146,8 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, image_path: str 
     environment |= launch.user.environment if launch.user else {}
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
+    if _asks_no_hub(launch):
+        environment["HF_HUB_OFFLINE"] = "1"  # else each start asks the hub for a newer version, and waits for it
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
     if launch.platform == "cpu":
         environment |= _CPU_ENVIRONMENT | {"PYTHONPATH": str(_WORKER_FOLDER)}
@@ -206,6 +214,15 @@ def known_bytes(launch: VllmLaunch) -> int:
             f" or give experts.{launch.name}.weights_bytes where only the engine sees the files"
         )
     return weights
+
+
+def _asks_no_hub(launch: VllmLaunch) -> bool:
+    """Whether all that the engine reads of the hub is in its cache: weights, configuration and tokenizer."""
+    source = hub_source(launch)
+    if Path(launch.model).is_dir() or any(launch.option(name) is not None for name in _OTHER_REPOSITORIES):
+        return False
+    folder = model_folder(source.model, source.environment, source.revision)
+    return folder is not None and (folder / "config.json").exists() and any(folder.glob("*token*"))
 
 
 def _flag(key: str, value: ArgValue) -> list[str]:

@@ -67,6 +67,12 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.repositories.get(name)
         if files is None or (hub.token and self.headers.get("authorization") != f"Bearer {hub.token}"):
             self._send(401, b"{}", {"X-Error-Code": "GatedRepo" if files else "RepoNotFound"})
+        elif listed and rest[:1] == ["tree"]:
+            tree = [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in files.items()
+            ]
+            self._send(200, json.dumps(tree).encode())
         elif listed:
             self._send(200, json.dumps(self._info(name, files)).encode())
         elif rest[:1] == ["resolve"] and (content := files.get("/".join(rest[2:]))) is not None:

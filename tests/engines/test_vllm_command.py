@@ -203,6 +203,18 @@ def test_a_missing_or_empty_model_folder_and_an_unknown_size_are_refused_with_th
     assert estimated_footprint(launch(model="a/b", weights_bytes=5)).device_awake > 5 + (1 << 27)
 
 
+def test_an_engine_of_a_downloaded_model_asks_no_hub(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b/snapshots/main"
+    snapshot.mkdir(parents=True)
+    here = launch(model="a/b", inherited={"HF_HUB_CACHE": str(tmp_path)})
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert "HF_HUB_OFFLINE" not in engine_environment(here, RUN, None)
+        (snapshot / file).write_bytes(b"{}")
+    assert engine_environment(here, RUN, None)["HF_HUB_OFFLINE"] == "1"
+    other = dataclasses.replace(here, args={"tokenizer": "c/d"})
+    assert "HF_HUB_OFFLINE" not in engine_environment(other, RUN, None)
+
+
 def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(1 << 20))
     here = launch(model=str(tmp_path), process_bytes=123)
