@@ -206,11 +206,11 @@ def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
     if not _runs_vllm(config):  # simulated and remote experts take no memory here: any figure is fine
-        return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
+        return Bytes(amount_of(device, available, 0.9), amount_of(host, available, 0.9))
     if platform_of(config) == "cuda":
-        capacity = Bytes(_on_card(device, card), _amount(host, available, 0.8))
+        capacity = Bytes(card_limit(device, card), amount_of(host, available, 0.8))
     else:
-        capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
+        capacity = Bytes(amount_of(device, available, 0.3), amount_of(host, available, 0.5))
     taken = ram_of_tiers(config, capacity)
     if taken > available:
         raise ConfigError(
@@ -237,20 +237,24 @@ def _runs_vllm(config: ServerConfig) -> bool:
     return any(isinstance(expert, VllmExpert) for expert in config.experts)
 
 
-def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
-    """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
+def card_limit(setting: int | Share | None, card: Callable[[], int]) -> int:
+    """What `memory.device` gives of a card; more than there is raises ConfigError.
+
+    Bytes stand as they are given where there is no card to ask, as where a configuration is only checked.
+    """
     try:
         there = card()
     except ConfigError:
         if isinstance(setting, int):
             return setting
         raise
-    if (amount := _amount(setting, there, 0.9)) > there:
+    if (amount := amount_of(setting, there, 0.9)) > there:
         raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there)}; lower it")
     return amount
 
 
-def _amount(setting: int | Share | None, available: int, default_share: float) -> int:
+def amount_of(setting: int | Share | None, available: int, default_share: float) -> int:
+    """Bytes as they are given, a share of what is there, or the default share."""
     if isinstance(setting, int):
         return setting
     return int(available * (setting.fraction if setting else default_share))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
-from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.file import all_mistakes, read_settings_file
 from coe_server.config.proxies import Proxies
 from coe_server.config.types import (
     Alias,
@@ -207,19 +208,33 @@ def load_config(path: Path, environment: Environment | None = None) -> ServerCon
     `environment` knows what was taken out of this process' environment.
     Raises ConfigError with one sentence that names the key, the value and what is allowed.
     """
+    config, mistakes = read_config(path)
+    if mistakes or config is None:
+        raise ConfigError(f"{path}: {mistakes[0]}")
+    if environment is not None:
+        config._environment = environment
+    return config
+
+
+def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
+    """The settings, None where they cannot be understood, and every mistake in them as a sentence.
+
+    Raises ConfigError for a file that cannot be read as YAML.
+    """
     raw = read_settings_file(path, "configs/serve.yaml")
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
-    if environment is not None:
-        config._environment = environment
-    _refuse_twins(config, path)
-    _refuse_false_aliases(config, path)
-    _refuse_impossible_tiers(config, path)
-    _refuse_contradictions(config, path)
-    _refuse_small_room_for_bodies(config.http, path)
-    return _with_paths_from(config, path.resolve().parent)
+        return None, all_mistakes(error, raw, ServerConfig)
+    mistakes = [
+        *_twins(config),
+        *_false_aliases(config),
+        *_impossible_tiers(config),
+        *_contradictions(config),
+        *_small_room_for_bodies(config.http),
+    ]
+    folder = path.resolve().parent
+    return _with_paths_from(config, folder), [*mistakes, *_missing_folders(config, folder)]
 
 
 def proxies_of_environment() -> Proxies:
@@ -240,46 +255,47 @@ def check_tracing_headers() -> None:
                 clean_secret(unquote(value), f"tracing: header '{name.strip()}'", variable)
 
 
-def _refuse_twins(config: ServerConfig, path: Path) -> None:
-    name, count = Counter(expert.name for expert in config.experts).most_common(1)[0]
-    if count > 1:
-        raise ConfigError(f"{path}: experts.{name}: the name is given {count} times")
-    if name == "auto" or any(expert.name == "auto" for expert in config.experts):
-        raise ConfigError(f"{path}: experts.auto: 'auto' is the router's own model name")
+def _twins(config: ServerConfig) -> Iterator[str]:
+    counts = Counter(expert.name for expert in config.experts)
+    for name, count in counts.most_common():
+        if count > 1:
+            yield f"experts.{name}: the name is given {count} times"
+    if "auto" in counts:
+        yield "experts.auto: 'auto' is the router's own model name"
 
 
-def _refuse_false_aliases(config: ServerConfig, path: Path) -> None:
+def _false_aliases(config: ServerConfig) -> Iterator[str]:
     """Objectives are known when the artifact is."""
     experts = {expert.name for expert in config.experts}
     for alias, goal in config.aliases.items():
         if alias in experts or alias.partition(":")[0] == "auto":
-            raise ConfigError(f"{path}: aliases.{alias}: the name is taken; an alias is one more name")
+            yield f"aliases.{alias}: the name is taken; an alias is one more name"
         if goal not in experts and goal.partition(":")[0] != "auto":
-            raise ConfigError(f"{path}: aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE")
+            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
 
 
-def _refuse_impossible_tiers(config: ServerConfig, path: Path) -> None:
+def _impossible_tiers(config: ServerConfig) -> Iterator[str]:
     depth = get_args(TierName).index
     for expert in config.experts:
-        key = f"{path}: experts.{expert.name}"
+        key = f"experts.{expert.name}"
         if expert.pin and expert.preload and depth(expert.preload) > depth(expert.pin):
-            raise ConfigError(f"{key}.preload: '{expert.preload}' is below its pin, '{expert.pin}'")
+            yield f"{key}.preload: '{expert.preload}' is below its pin, '{expert.pin}'"
         if isinstance(expert, VllmExpert) and not expert.sleep:
             for name, tier in (("pin", expert.pin), ("preload", expert.preload)):
                 if tier == "host":
-                    raise ConfigError(f"{key}.{name}: 'host' needs `sleep: true`; without it: device or disk")
+                    yield f"{key}.{name}: 'host' needs `sleep: true`; without it: device or disk"
 
 
-def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
+def _contradictions(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         if fault := contradiction(expert.vision, expert.modalities):
-            raise ConfigError(f"{path}: experts.{expert.name}.modalities: {fault}; leave one of the two out")
+            yield f"experts.{expert.name}.modalities: {fault}; leave one of the two out"
 
 
-def _refuse_small_room_for_bodies(http: HttpSettings, path: Path) -> None:
+def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
     if http.bodies < http.max_body:
-        raise ConfigError(
-            f"{path}: http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
+        yield (
+            f"http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
             f"(http.max_body, {http.max_body:,})"
         )
 
@@ -308,6 +324,14 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
     )
 
 
+def _missing_folders(config: ServerConfig, folder: Path) -> Iterator[str]:
+    for expert in config.experts:
+        if isinstance(expert, VllmExpert) and expert.model.startswith((".", "/", "~")):
+            model = (folder / Path(expert.model).expanduser()).resolve()
+            if not (model / "config.json").is_file():
+                yield f"experts.{expert.name}.model: there is no model in the folder {model}"
+
+
 def _with_model_from(expert: ExpertSettings, folder: Path) -> ExpertSettings:
     """`./x`, `../x`, `/x`, `~/x` and what is there are folders; anything else is a Hugging Face id."""
     if not isinstance(expert, VllmExpert):
@@ -315,6 +339,4 @@ def _with_model_from(expert: ExpertSettings, folder: Path) -> ExpertSettings:
     model = (folder / Path(expert.model).expanduser()).resolve()
     if not expert.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
         return expert
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"experts.{expert.name}.model: there is no model in the folder {model}")
     return expert.model_copy(update={"model": str(model)})
