@@ -9,11 +9,10 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 from fastapi import FastAPI
 
@@ -21,6 +20,8 @@ from coe_server.build.experts import (
     build_capacity,
     build_experts,
     costs_file,
+    footprints_file,
+    keep_footprints,
     platform_of,
     refuse_what_never_fits,
 )
@@ -28,6 +29,7 @@ from coe_server.build.service import build_guard, build_journal, build_router, b
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
 from coe_server.config.diff import live_changes
 from coe_server.config.schema import (
@@ -79,7 +81,11 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)
-    lifespan = _lifespan(service, costs_file(config), reloader, telemetry if wakes_by_copying else None)
+
+    def keep_measured() -> Coroutine[None, None, None]:
+        return _keep_measured(cache, config, experts)
+
+    lifespan = _lifespan(service, keep_measured, reloader, telemetry if wakes_by_copying else None)
 
     def before_stop() -> None:
         cache.stop_admitting()
@@ -117,28 +123,34 @@ class _Rebuild:
         return fresh
 
 
-async def _keep_costs(cache: ExpertCache, file: Path) -> None:
-    """Write the measured costs down after each move."""
+async def _keep_measured(cache: ExpertCache, config: ServerConfig, experts: Sequence[Expert]) -> None:
+    """Write the measured costs and footprints down after each move."""
     moved = asyncio.Event()
     cache.events.subscribe(lambda event: moved.set() if event.kind == "move" else None)
     while True:
         await moved.wait()
         moved.clear()
         try:
-            await asyncio.to_thread(write_costs, file, cache.measured_costs())
+            await asyncio.to_thread(write_costs, costs_file(config), cache.measured_costs())
+            await asyncio.to_thread(keep_footprints, footprints_file(config), experts)
         except OSError as error:
-            logger.warning("measured costs are not kept: %s (state_directory)", error)
+            logger.warning("measured costs and footprints are not kept: %s (state_directory)", error)
             return
 
 
-def _lifespan(service: Service, costs_file: Path, reloader: Reloader, telemetry: Telemetry | None) -> Lifespan:
+def _lifespan(
+    service: Service,
+    keep_measured: Callable[[], Coroutine[None, None, None]],
+    reloader: Reloader,
+    telemetry: Telemetry | None,
+) -> Lifespan:
     cache, journal = service.cache, service.journal
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         conductor = asyncio.create_task(cache.run())
         conductor.add_done_callback(_stop_without_conductor)
-        keeper = asyncio.create_task(_keep_costs(cache, costs_file))
+        keeper = asyncio.create_task(keep_measured())
         tasks = [conductor, keeper]
         if telemetry is not None:
             tasks.append(asyncio.create_task(_measure_copying(telemetry)))

@@ -20,6 +20,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.pull import pull as pull_models
 from coe_server.commands.route import decide_offline, print_decision
 from coe_server.commands.simulate import SimulationOptions, run_simulation
 from coe_server.commands.terminal import mistakes_as_sentences, table_console
@@ -87,6 +88,9 @@ def serve(
     names_only: Annotated[
         bool, typer.Option("--names-only", help="Leave the router out: to record outcomes before there is one.")
     ] = False,
+    download: Annotated[
+        bool, typer.Option("--pull", help="First download the models that are not here, as `coe pull` does.")
+    ] = False,
 ) -> None:
     """Start the server; it runs until Ctrl-C or SIGTERM.
 
@@ -109,6 +113,8 @@ def serve(
     with mistakes_as_sentences():
         settings = reread()
         write_log_to_stderr(settings.log.format)
+        if download:
+            pull_models(settings)
         sockets = taken_address(settings.http.host, settings.http.port)
         with state_lock(settings.state_directory):
             server = build_server(settings, reread)
@@ -129,6 +135,22 @@ def _with_options(settings: ServerConfig, port: int | None, names_only: bool) ->
     if port is not None:
         settings = settings.model_copy(update={"http": settings.http.model_copy(update={"port": port})})
     return settings
+
+
+@app.command()
+def pull(
+    config: ConfigPath,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Experts. Default: all.")] = None,
+) -> None:
+    """Download the models of a configuration, before a start: no start waits for a download.
+
+    Files go to the Hugging Face cache of the engines (HF_HOME, HF_HUB_CACHE); HF_TOKEN and HF_ENDPOINT hold. What is
+    here is said and left alone, and an interrupted download goes on. Exit code 1 where a model is not here at the end.
+
+    Examples: coe pull serve.yaml; coe pull serve.yaml coder maths
+    """
+    with mistakes_as_sentences():
+        pull_models(load_config(config), names or ())
 
 
 @app.command()

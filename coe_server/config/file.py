@@ -6,14 +6,16 @@ stand for gigabytes. Knows no particular setting.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from coe_server.errors import ConfigError
 from coe_server.system.visible import brief
@@ -161,28 +163,74 @@ class Mistake:
         return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
 
 
-def first_mistake(error: ValidationError, raw: Mapping[str, Any], tags: Mapping[str, str] = _NO_TAGS) -> str:
-    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them.
+def first_mistake(error: ValidationError, raw: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
+    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them."""
+    return all_mistakes(error, raw, model)[0]
 
-    `tags` says what may stand under a key that selects the kind of a mapping, where pydantic does not say it.
+
+def all_mistakes(
+    error: ValidationError,
+    raw: Mapping[str, Any],
+    model: type[BaseModel] | None = None,
+    tags: Mapping[str, str] = _NO_TAGS,
+) -> list[str]:
+    """Each mistake as `key.path: what is wrong`, unknown keys first; with `model` a similar known key is suggested.
+
+    A missing key beside an unknown one is said with it: one is probably the other. `tags` says what may stand under a
+    key that selects the kind of a mapping, where pydantic does not say it.
     """
     mistakes = error.errors(include_url=False)
-    first = next((one for one in mistakes if one["type"] == _UNKNOWN), mistakes[0])
-    missing = [one for one in mistakes if one["type"] == "missing" and one["loc"][:-1] == first["loc"][:-1]]
-    if first["type"] == _UNKNOWN and missing:
-        return f"{_dotted(first['loc'], raw)}: there is no such key; {_dotted(missing[0]['loc'], raw)} is missing"
-    context = first.get("ctx", {})
+    unknown = [one for one in mistakes if one["type"] == _UNKNOWN]
+    missing = {one["loc"][:-1]: one for one in reversed(mistakes) if one["type"] == "missing"}
+    told, explained = [], []
+    for one in unknown:
+        beside = missing.get(one["loc"][:-1])
+        meant = "" if model is None else _did_you_mean(one["loc"], model)
+        if beside is not None:
+            explained.append(beside["loc"])
+            meant = f"; {_dotted(beside['loc'], raw)} is missing"
+        told.append(brief(f"{_dotted(one['loc'], raw)}: there is no such key{meant}", _LONGEST_CHARACTERS))
+    others = (one for one in mistakes if one["type"] != _UNKNOWN and one["loc"] not in explained)
+    return list(dict.fromkeys([*told, *(_sentence(one, raw, tags) for one in others)]))
+
+
+def _sentence(mistake: ErrorDetails, raw: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    context = mistake.get("ctx", {})
     tag = str(context.get("discriminator", "")).strip("'")
-    told = _SENTENCES.get(first["type"], _ANY_OTHER).format(
-        key=_dotted(first["loc"], raw),
-        input=first["input"],
-        message=first["msg"][0].lower() + first["msg"][1:],
+    told = _SENTENCES.get(mistake["type"], _ANY_OTHER).format(
+        key=_dotted(mistake["loc"], raw),
+        input=mistake["input"],
+        message=mistake["msg"][0].lower() + mistake["msg"][1:],
         expected=context.get("expected"),
         error=context.get("error"),
         tag=tag,
         tags=str(context.get("expected_tags", tags.get(tag, "those that the example shows"))).replace("'", ""),
     )
     return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # what concerns the whole names its keys itself
+
+
+def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """`; did you mean 'pin'?` for a key much like one that is allowed in its place, else nothing."""
+    models: list[type[BaseModel]] = [model]
+    for step in location[:-1]:
+        models = [inner for one in models for inner in _models_below(one, step)]
+    allowed = sorted({name for one in models for name in one.model_fields})
+    near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _models_below(model: type[BaseModel], step: int | str) -> list[type[BaseModel]]:
+    """The models at one step of a location: of a field, itself for an index, or one of a union that `step` tags."""
+    if step in model.model_fields:
+        return _models_in(model.model_fields[str(step)].annotation)
+    tagged = any(step in get_args(field.annotation) for field in model.model_fields.values())
+    return [model] if isinstance(step, int) or tagged else []
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
 def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:

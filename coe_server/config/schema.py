@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
-from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.file import all_mistakes, read_settings_file
 from coe_server.config.proxies import Proxies
 from coe_server.config.types import (
     Alias,
@@ -148,18 +149,32 @@ def load_config(path: Path, environment: Environment | None = None) -> ServerCon
     `environment` knows what was taken out of this process' environment.
     Raises ConfigError with one sentence that names the key, the value and what is allowed.
     """
+    config, mistakes = read_config(path)
+    if mistakes or config is None:
+        raise ConfigError(f"{path}: {mistakes[0]}")
+    if environment is not None:
+        config._environment = environment
+    return config
+
+
+def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
+    """The settings, None where they cannot be understood, and every mistake in them as a sentence.
+
+    Raises ConfigError for a file that cannot be read as YAML.
+    """
     raw = read_settings_file(path, "configs/serve.yaml")
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {first_mistake(error, raw, {'engine': _kinds()})}") from error
-    if environment is not None:
-        config._environment = environment
-    _refuse_twins(config, path)
-    _refuse_false_aliases(config, path)
-    _refuse_contradictions(config, path)
-    _refuse_small_room_for_bodies(config.http, path)
-    return _with_paths_from(config, path.resolve().parent)
+        return None, all_mistakes(error, raw, ServerConfig, {"engine": _kinds()})
+    mistakes = [
+        *_twins(config),
+        *_false_aliases(config),
+        *_contradictions(config),
+        *_small_room_for_bodies(config.http),
+    ]
+    found = _with_paths_from(config, path.resolve().parent, mistakes)
+    return found, mistakes
 
 
 def proxies_of_environment() -> Proxies:
@@ -180,22 +195,23 @@ def check_tracing_headers() -> None:
                 clean_secret(unquote(value), f"tracing: header '{name.strip()}'", variable)
 
 
-def _refuse_twins(config: ServerConfig, path: Path) -> None:
-    name, count = Counter(expert.name for expert in config.experts).most_common(1)[0]
-    if count > 1:
-        raise ConfigError(f"{path}: experts.{name}: the name is given {count} times")
-    if name == "auto" or any(expert.name == "auto" for expert in config.experts):
-        raise ConfigError(f"{path}: experts.auto: 'auto' is the router's own model name")
+def _twins(config: ServerConfig) -> Iterator[str]:
+    counts = Counter(expert.name for expert in config.experts)
+    for name, count in counts.most_common():
+        if count > 1:
+            yield f"experts.{name}: the name is given {count} times"
+    if "auto" in counts:
+        yield "experts.auto: 'auto' is the router's own model name"
 
 
-def _refuse_false_aliases(config: ServerConfig, path: Path) -> None:
+def _false_aliases(config: ServerConfig) -> Iterator[str]:
     """Objectives are known when the artifact is."""
     experts = {expert.name for expert in config.experts}
     for alias, goal in config.aliases.items():
         if alias in experts or alias.partition(":")[0] == "auto":
-            raise ConfigError(f"{path}: aliases.{alias}: the name is taken; an alias is one more name")
+            yield f"aliases.{alias}: the name is taken; an alias is one more name"
         if goal not in experts and goal.partition(":")[0] != "auto":
-            raise ConfigError(f"{path}: aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE")
+            yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
 
 
 def _kinds() -> str:
@@ -203,21 +219,23 @@ def _kinds() -> str:
     return ", ".join(get_args(kind.model_fields["engine"].annotation)[0] for kind in get_args(AnyExpert))
 
 
-def _refuse_contradictions(config: ServerConfig, path: Path) -> None:
+def _contradictions(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         for fault in expert.contradictions():
-            raise ConfigError(f"{path}: experts.{expert.name}.{fault}")
+            yield f"experts.{expert.name}.{fault}"
 
 
-def _refuse_small_room_for_bodies(http: HttpSettings, path: Path) -> None:
+def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
     if http.bodies < http.max_body:
-        raise ConfigError(
-            f"{path}: http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
+        yield (
+            f"http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
             f"(http.max_body, {http.max_body:,})"
         )
 
 
-def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
+def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) -> ServerConfig:
+    """Relative paths start at the file's folder; a model's folder that is not there is one more mistake."""
+
     def absolute(path: Path) -> Path:
         return (folder / path).resolve()
 
@@ -227,7 +245,12 @@ def _with_paths_from(config: ServerConfig, folder: Path) -> ServerConfig:
         command = [os.path.normpath(folder / command[0]), *command[1:]]
     logs = config.vllm.log_directory and absolute(config.vllm.log_directory)
     vllm = config.vllm.model_copy(update={"command": command, "log_directory": logs})
-    experts = [expert.in_folder(folder) for expert in config.experts]
+    experts = []
+    for expert in config.experts:
+        try:
+            experts.append(expert.in_folder(folder))
+        except ConfigError as error:
+            mistakes.append(str(error))
     own = config.keys.file  # a link in its place is not followed: the file is replaced
     keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(

@@ -132,6 +132,16 @@ def card_bytes() -> int:
         raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
 
 
+def card_model() -> str:
+    """Model and bytes of the card that engines use; empty where there is none, or its driver does not answer."""
+    cards = Cards()
+    try:
+        facts = cards.facts(next(iter(cards.visible()), ""))
+    except EngineError:
+        return ""
+    return f"{facts.model}, {facts.total_bytes} bytes"
+
+
 def used_device_bytes() -> int:
     """Bytes in use on the card that engines use. Raises `EngineError` where the driver does not answer."""
     return device_bytes().used

@@ -5,8 +5,10 @@ Sizes are of the files, which is what vLLM loads: a quantised model counts with 
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,13 @@ def weight_files(folder: Path) -> list[Path]:
     for name in _INDEXES:
         if (listed := _indexed(folder / name)) and all((folder / file).exists() for file in listed):
             return [folder / file for file in listed]
-    return next((found for pattern in _PATTERNS if (found := sorted(folder.glob(pattern)))), [])
+    return [folder / name for name in chosen_weights(file.name for file in folder.glob("*") if file.exists())]
+
+
+def chosen_weights(names: Iterable[str]) -> list[str]:
+    """Of a folder's files, those that are loaded: one format."""
+    there = sorted(name for name in names if "/" not in name)
+    return next((found for pattern in _PATTERNS if (found := fnmatch.filter(there, pattern))), [])
 
 
 def files_bytes(folder: Path) -> int | None:
@@ -36,8 +44,36 @@ def files_bytes(folder: Path) -> int | None:
     return sum(file.stat().st_size for file in weight_files(folder)) or None
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether all weight files are there that the folder's index, or the numbers in their names, ask for."""
+    for name in _INDEXES:
+        if listed := _indexed(folder / name):
+            return all((folder / file).exists() for file in listed)
+    files = weight_files(folder)
+    numbered = [match for file in files if (match := re.search(r"-of-(\d+)\.", file.name))]
+    return bool(files) and all(len(numbered) == int(match[1]) for match in numbered)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's `config.json`; empty where it cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def model_folder(model: str, environment: Mapping[str, str], revision: str = "main") -> Path | None:
+    """Where a model's weights are on this machine, all of them: its folder, or the hub's cache; None if nowhere."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder if weight_files(folder) else None
+    found = downloaded_folder(model, environment, revision)
+    return found if found is not None and is_complete(found) else None
+
+
 def downloaded_folder(model: str, environment: Mapping[str, str], revision: str = "main") -> Path | None:
-    """The snapshot of a hub id in Hugging Face's cache; None where it has none."""
+    """The snapshot of a hub id in Hugging Face's cache, complete or not; None where it has none."""
     repository = hub_cache(environment) / f"models--{model.replace('/', '--')}"
     try:
         commit = (repository / "refs" / revision).read_text().strip()
@@ -49,10 +85,10 @@ def downloaded_folder(model: str, environment: Mapping[str, str], revision: str 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps models: HF_HUB_CACHE, else below HF_HOME, else below XDG_CACHE_HOME."""
-    if "HF_HUB_CACHE" in environment:
-        return Path(environment["HF_HUB_CACHE"]).expanduser()
-    caches = environment.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(environment.get("HF_HOME", f"{caches}/huggingface")).expanduser() / "hub"
+    home = environment.get("HOME", "~")
+    caches = environment.get("XDG_CACHE_HOME", f"{home}/.cache")
+    hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME', f'{caches}/huggingface')}/hub"
+    return Path(f"{home}{hub[1:]}" if hub.startswith("~/") else hub).expanduser()
 
 
 def config_bytes(config: Mapping[str, Any]) -> int | None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -17,8 +17,9 @@ from coe_server.config.addresses import HostName
 from coe_server.config.environment import Environment
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import ByteCount, Modality, ServedName, Settings, contradiction
-from coe_server.engines.engine import Engine
+from coe_server.engines.engine import Engine, Footprint
 from coe_server.engines.user import EngineUser
+from coe_server.errors import ConfigError
 
 Platform = Literal["cpu", "cuda"]
 TierName = Literal["device", "host", "disk"]
@@ -42,6 +43,10 @@ class VllmSettings(Settings):
     user: str | None = None  # the server's own
 
 
+def _unknown_size(launch: Any) -> int:
+    raise ConfigError(f"'{launch.model}' is not downloaded")
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What the server has for an engine, beside the settings of its expert."""
@@ -53,6 +58,8 @@ class Surroundings:
     vllm: VllmSettings
     longest_answer_seconds: float
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
+    size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
+    measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
 
     @property
     def inherited(self) -> dict[str, str]:

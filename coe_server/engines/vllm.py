@@ -56,6 +56,15 @@ class VllmEngine:
         return self._memory.footprint
 
     @property
+    def launch(self) -> VllmLaunch:
+        return self._launch
+
+    @property
+    def measured_footprint(self) -> Footprint | None:
+        """None until a start of this engine has measured it."""
+        return self._memory.footprint if self._memory.is_measured else None
+
+    @property
     def longest_tokens(self) -> int | None:
         """A request with its answer, as the engine told when it started; None before its first start."""
         return self._longest_tokens

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.cards import visible_device
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
-from coe_server.engines.model_size import weight_files
+from coe_server.engines.hub import HubSource
+from coe_server.engines.model_size import files_bytes, model_folder
 from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm_args import ArgValue, check_args, copies_of, named, width_of, words_of
@@ -28,6 +29,12 @@ REPORTS_VARIABLE = "COE_MEMORY_REPORTS"  # the folder for the reports of memory,
 
 # vLLM takes an empty list for "all". A slash ends the name of a host, so no host has this one.
 _NO_MEDIA_DOMAIN = "no-domain/"
+
+# Options that may name a second repository of the hub.
+_OTHER_REPOSITORIES = (
+    *("tokenizer", "hf_config_path", "generation_config", "speculative_config", "lora_modules"),
+    *("code_revision", "tokenizer_revision", "trust_remote_code"),
+)
 
 # What an engine may need of our environment, beside what all get. All else stays with us.
 _INHERITED_PREFIXES = (
@@ -69,7 +76,6 @@ _WIDE_RESIDUE_BYTES = 3 << 30
 # vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
 _CUDA_IMAGE_FACTOR = 1.36
 _FIRST_RANK_MORE = 1.1  # embeddings and the sampler's buffers lie there
-_BYTES_PER_NAMED_PARAMETER = 2.3  # 16 bits, and names round down: Qwen2.5 "7B" has 7.6 billion
 _UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
 
 
@@ -96,10 +102,15 @@ class VllmLaunch:
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
     process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
     max_concurrency: int | None = None  # answers at a time; None: vLLM's own limit
-    weights_bytes: int | None = None  # estimate for a model whose files are not here yet
+    weights_bytes: int | None = None  # for a model whose files are not here
+    measured: Footprint | None = None  # by an earlier start, of the same on the same card
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
+
+    def option(self, name: str) -> ArgValue:
+        """The value of one of vLLM's options, however its dashes are written; None where it is not given."""
+        return next((value for key, value in self.args.items() if key.replace("-", "_") == name), None)
 
     @property
     def width(self) -> int:
@@ -168,6 +179,8 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = N
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["PYTHONPATH"] = str(_WORKER_FOLDER)
+    if _asks_no_hub(launch):
+        environment["HF_HUB_OFFLINE"] = "1"  # else each start asks the hub for a newer version, and waits for it
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
     environment |= _CPU_ENVIRONMENT if launch.platform == "cpu" else _cuda_environment(environment, place)
     if launch.platform == "cuda":
@@ -187,24 +200,33 @@ def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, s
     return environment
 
 
-def model_bytes(model: str) -> int | None:
-    """Size of a local model's weight files, or the size in a hub id's name (`7B`, `8x7B`); None if the name has none.
+def model_bytes(
+    model: str, environment: Mapping[str, str] = MappingProxyType({}), revision: str = "main"
+) -> int | None:
+    """Size of a model's weight files on this machine; None for a hub id that is not (wholly) downloaded.
 
     Raises `ConfigError` for a folder that is not there or holds no weights.
     """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        if model.startswith(("/", "./", "../", "~")):
-            raise ConfigError(f"there is no model folder '{model}'")
-        return _bytes_by_name(model)
-    if files := weight_files(folder):
-        return sum(file.stat().st_size for file in files)
-    raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+    if (folder := model_folder(model, environment, revision)) is not None:
+        return files_bytes(folder)
+    if Path(model).expanduser().is_dir():
+        raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+    if model.startswith(("/", "./", "../", "~")):
+        raise ConfigError(f"there is no model folder '{model}'")
+    return None
+
+
+def hub_source(launch: VllmLaunch) -> HubSource:
+    """Where this expert's engine looks for its model: with its environment, not with ours."""
+    environment = dict(launch.inherited) | (launch.user.environment if launch.user else {}) | dict(launch.environment)
+    if folder := launch.option("download_dir"):
+        environment["HF_HUB_CACHE"] = str(folder)
+    return HubSource(launch.model, environment, str(launch.option("revision") or "main"))
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
     """Before the first start; too large rather than too small. Raises `ConfigError` if the size is unknown."""
-    weights = launch.weights_bytes or _known_bytes(launch)
+    weights = known_bytes(launch)
     if str(launch.args.get("dtype")) in ("float32", "float"):
         weights *= 2  # the files usually hold 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
@@ -225,25 +247,30 @@ def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:
     return weights_bytes if ranks == 1 else round(weights_bytes / ranks * _FIRST_RANK_MORE)
 
 
-def _known_bytes(launch: VllmLaunch) -> int:
+def known_bytes(launch: VllmLaunch) -> int:
+    """Size of the weights as its files or `weights_bytes` tell it. Raises ConfigError."""
+    if launch.weights_bytes is not None:
+        return launch.weights_bytes
+    source = hub_source(launch)
     try:
-        weights = model_bytes(launch.model)
+        weights = model_bytes(launch.model, source.environment, source.revision)
     except ConfigError as error:
         raise ConfigError(f"experts.{launch.name}.model: {error}") from error
     if weights is None:
         raise ConfigError(
-            f"experts.{launch.name}.model: '{launch.model}' is no folder here and its name has no size;"
-            " download it and give its folder"
+            f"experts.{launch.name}.model: '{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`,"
+            f" or give experts.{launch.name}.weights_bytes where only the engine sees the files"
         )
     return weights
 
 
-def _bytes_by_name(model: str) -> int | None:
-    sizes = re.findall(r"(?<![A-Za-z0-9.])(?:(\d+)x)?(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])", model)
-    if not sizes:
-        return None
-    experts, billions = sizes[0]
-    return round(int(experts or 1) * float(billions) * 1e9 * _BYTES_PER_NAMED_PARAMETER)
+def _asks_no_hub(launch: VllmLaunch) -> bool:
+    """Whether all that the engine reads of the hub is in its cache: weights, configuration and tokenizer."""
+    source = hub_source(launch)
+    if Path(launch.model).is_dir() or any(launch.option(name) is not None for name in _OTHER_REPOSITORIES):
+        return False
+    folder = model_folder(source.model, source.environment, source.revision)
+    return folder is not None and (folder / "config.json").exists() and any(folder.glob("*token*"))
 
 
 def _may_inherit(key: str) -> bool:

@@ -26,7 +26,8 @@ class VllmMemory:
     """Outlives the runs of its engine: a run that died leaves its image to the next one."""
 
     def __init__(self, launch: VllmLaunch, cards: Cards | None) -> None:
-        self.footprint = estimated_footprint(launch)  # until it is measured
+        self.footprint = launch.measured or estimated_footprint(launch)  # until it is measured
+        self.is_measured = False  # in this life
         self.image: WeightImage | None = None
         self.seat: SeatMemory | None = None  # None on a CPU
         self._launch = launch
@@ -72,6 +73,10 @@ class VllmMemory:
 
     async def measure(self, run: VllmRun) -> None:
         """Replace the estimated footprint by a measured one."""
+        await self._measure(run)
+        self.is_measured = True
+
+    async def _measure(self, run: VllmRun) -> None:
         private = private_bytes(run.process.pid)
         if self.seat is not None:
             await self.seat.measure(await run.memory_reports(self.seat.seat))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,10 +11,12 @@ from pydantic import Field
 
 from coe_server.config.addresses import HostName, in_url
 from coe_server.config.types import ByteCount
+from coe_server.engines.cards import card_model
 from coe_server.engines.engine import Engine
+from coe_server.engines.footprints import footprint_key
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch
+from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source, known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
 _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
@@ -28,37 +30,48 @@ class VllmExpert(ExpertSettings):
     model: str
     args: dict[str, bool | int | float | str] = Field(default={})
     kv_cache: ByteCount | None = None
+    weights_bytes: ByteCount | None = None  # where neither files nor the hub can tell it
     allowed_media_domains: list[HostName] | None = None
     sleep: bool = True  # false: on the device or on disk, nothing in between
 
     def build(self, surroundings: Surroundings) -> Engine:
+        launch = self._sized(self.launch(surroundings), surroundings)
+        measured = surroundings.measured
+        return VllmEngine(replace(launch, measured=measured.get(key_of(launch))) if measured else launch)
+
+    def launch(self, surroundings: Surroundings) -> VllmLaunch:
+        """All that is needed to start its engine, but for the size of weights that are not here."""
         vllm, longest_answer_seconds = surroundings.vllm, surroundings.longest_answer_seconds
-        if shutil.which(vllm.command[0]) is None:
-            raise ConfigError(
-                f"vllm.command: there is no program '{vllm.command[0]}' (on a CPU: deploy/install-vllm-cpu.sh)"
-            )
         own_domains = self.allowed_media_domains
-        return VllmEngine(
-            VllmLaunch(
-                name=self.name,
-                model=self.model,
-                command=tuple(vllm.command),
-                args=self.args,
-                allowed_media_domains=tuple(
-                    map(in_url, vllm.allowed_media_domains if own_domains is None else own_domains)
-                ),
-                user=surroundings.user,
-                inherited=surroundings.inherited,
-                kv_cache_bytes=self.kv_cache or vllm.kv_cache,
-                platform=surroundings.platform,
-                can_sleep=self.sleep,
-                start_timeout_seconds=vllm.start_timeout_seconds,
-                process_bytes=vllm.process_memory,
-                log_directory=surroundings.log_directory,
-                # one step is part of one answer
-                pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),
-            )
+        return VllmLaunch(
+            name=self.name,
+            model=self.model,
+            command=tuple(vllm.command),
+            args=self.args,
+            allowed_media_domains=tuple(
+                map(in_url, vllm.allowed_media_domains if own_domains is None else own_domains)
+            ),
+            user=surroundings.user,
+            inherited=surroundings.inherited,
+            kv_cache_bytes=self.kv_cache or vllm.kv_cache,
+            platform=surroundings.platform,
+            can_sleep=self.sleep,
+            start_timeout_seconds=vllm.start_timeout_seconds,
+            process_bytes=vllm.process_memory,
+            log_directory=surroundings.log_directory,
+            # one step is part of one answer
+            pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),
         )
+
+    def _sized(self, launch: VllmLaunch, surroundings: Surroundings) -> VllmLaunch:
+        """With the size of its weights where no files on this machine tell it. Files win, then `weights_bytes`."""
+        source = hub_source(launch)
+        try:
+            if model_bytes(launch.model, source.environment, source.revision) is not None:
+                return launch
+            return replace(launch, weights_bytes=self.weights_bytes or surroundings.size_of_missing(launch))
+        except ConfigError as error:
+            raise ConfigError(f"experts.{launch.name}.model: {error}") from error
 
     @property
     def weights_here(self) -> bool:
@@ -104,3 +117,8 @@ class VllmExpert(ExpertSettings):
         if not (model / "config.json").is_file():
             raise ConfigError(f"experts.{self.name}.model: there is no model in the folder {model}")
         return self.model_copy(update={"model": str(model)})
+
+
+def key_of(launch: VllmLaunch) -> str:
+    """What a measured footprint of this launch holds for."""
+    return footprint_key(launch, known_bytes(launch), card_model() if launch.platform == "cuda" else "")

@@ -12,7 +12,7 @@ from coe_server.app import require_tracing
 from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits
 from coe_server.build.service import build_capabilities, build_router
 from coe_server.cache.tiers import Bytes
-from coe_server.config.schema import HttpSettings, ServerConfig, load_config
+from coe_server.config.schema import HttpSettings, ServerConfig, load_config, read_config
 from coe_server.config.types import Settings, Share
 from coe_server.errors import ArtifactError, ConfigError
 
@@ -323,7 +323,7 @@ def test_a_proxy_of_another_kind_stops_the_start_where_it_would_be_used(tmp_path
     ],
 )
 def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp_path, settings, own, allowed):
-    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", **own}
+    expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", "weights_bytes": "1GiB", **own}
     vllm = {"command": sys.executable, "platform": "cpu", **settings}
     (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
     assert built.engine._launch.allowed_media_domains == allowed
@@ -406,3 +406,32 @@ def test_the_example_is_a_valid_configuration_but_for_its_artifact():
 )
 def test_only_an_address_or_localhost_is_loopback_and_no_name_that_looks_like_one(host, is_loopback):
     assert HttpSettings(host=host).is_loopback is is_loopback
+
+
+def test_all_mistakes_of_a_file_are_found_at_once(tmp_path):
+    experts = [
+        {"name": "a", "engine": "simulated", "weight_bytes": 1, "pin": "vram"},
+        {"name": "b", "engine": "vllm", "model": "x/y", "max_model_len": 1},
+    ]
+    path = write(tmp_path, memroy={}, http={"prot": 1, "port": 99_999}, experts=experts)
+    config, mistakes = read_config(path)
+    assert config is None
+    assert mistakes == [
+        "http.prot: there is no such key; did you mean 'port'?",
+        "experts.a.weight_bytes: there is no such key; did you mean 'weights_bytes'?",
+        "experts.b.max_model_len: there is no such key",
+        "memroy: there is no such key; did you mean 'memory'?",
+        "http.port: input should be less than or equal to 65535, not 99999",
+        "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'",
+    ]
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: {mistakes[0]}")):
+        load_config(path)
+
+
+def test_mistakes_between_keys_are_found_at_once(tmp_path):
+    experts = [
+        {"name": "a", "engine": "simulated", "pin": "device", "preload": "disk"},
+        {"name": "b", "engine": "vllm", "model": "./nowhere"},
+    ]
+    _, mistakes = read_config(write(tmp_path, experts=experts, aliases={"x": "gone"}))
+    assert [mistake.partition(":")[0] for mistake in mistakes] == ["aliases.x", "experts.a.preload", "experts.b.model"]

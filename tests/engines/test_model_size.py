@@ -1,10 +1,19 @@
 """Sizes of models: by their files, one format only, and by their published config.json."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from coe_server.engines.model_size import config_bytes, downloaded_folder, files_bytes, token_bytes, weight_files
+from coe_server.engines.model_size import (
+    config_bytes,
+    downloaded_folder,
+    files_bytes,
+    hub_cache,
+    model_folder,
+    token_bytes,
+    weight_files,
+)
 
 GB = 1e9
 QWEN25_7B = {
@@ -143,3 +152,30 @@ def test_a_downloaded_model_is_found_in_the_hubs_cache(tmp_path):
     assert files_bytes(found) == 70
     assert downloaded_folder("Qwen/other", {"HF_HUB_CACHE": str(tmp_path / "hub")}) is None
     assert downloaded_folder("Qwen/Qwen2.5-7B-Instruct-AWQ", {"HF_HOME": str(tmp_path)}, "c0ffee") == found
+
+
+NAMES = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_download_that_was_interrupted_is_not_a_model(tmp_path, indexed):
+    snapshot = tmp_path / "models--a--b/snapshots/main"
+    write(snapshot, **{NAMES[0]: 60})
+    if indexed:
+        index = {"weight_map": dict(zip("ab", NAMES, strict=True))}
+        (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    cache = {"HF_HUB_CACHE": str(tmp_path)}
+    assert model_folder("a/b", cache) is None
+    (snapshot / NAMES[1]).symlink_to(tmp_path / "gone")
+    assert model_folder("a/b", cache) is None, "a link to a file that is not there yet"
+    (snapshot / NAMES[1]).unlink()
+    write(snapshot, **{NAMES[1]: 40})
+    assert model_folder("a/b", cache) == snapshot
+    assert files_bytes(snapshot) == 100
+
+
+def test_the_cache_is_in_the_home_of_the_engines_user(tmp_path):
+    assert hub_cache({"HOME": "/home/engines"}) == Path("/home/engines/.cache/huggingface/hub")
+    assert hub_cache({"HOME": "/home/engines", "HF_HUB_CACHE": "~/hub"}) == Path("/home/engines/hub")
+    assert hub_cache({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
+    assert hub_cache({"HOME": "/h", "HF_HOME": "/models"}) == Path("/models/hub")

@@ -177,17 +177,20 @@ def test_a_local_models_size_is_that_of_its_weight_files(tmp_path: Path) -> None
     assert model_bytes(str(tmp_path)) == 1234
 
 
-@pytest.mark.parametrize(
-    ("model", "billions"),
-    [
-        *(("Qwen/Qwen2.5-Coder-7B-Instruct", 7.62), ("google/gemma-2-9b", 9.24), ("Qwen/Qwen2.5-0.5B", 0.494)),
-        *(("mistralai/Mixtral-8x7B-v0.1", 46.7), ("Qwen/Qwen2.5-72B-Instruct", 72.7)),
-    ],
-)
-def test_a_hub_models_size_is_guessed_from_its_name_and_never_too_small(model: str, billions: float) -> None:
-    guess = model_bytes(model)
-    assert guess is not None
-    assert guess >= billions * 2e9
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-Coder-7B-Instruct", "microsoft/phi-4", "openai/gpt-oss-20b"])
+def test_a_size_is_never_guessed_from_a_name(model: str, tmp_path: Path) -> None:
+    assert model_bytes(model, {"HF_HOME": str(tmp_path)}) is None
+
+
+def test_a_downloaded_models_size_is_that_of_its_files_where_the_engine_looks(tmp_path: Path) -> None:
+    for cache, commit, size in (("home/hub", "main", 100), ("other", "v2", 200)):
+        snapshot = tmp_path / cache / "models--a--b/snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "model.safetensors").write_bytes(bytes(size))
+    home = {"HF_HOME": str(tmp_path / "home")}
+    awake = estimated_footprint(launch(model="a/b", inherited=home)).device_awake
+    other = {"download-dir": str(tmp_path / "other"), "revision": "v2"}
+    assert estimated_footprint(launch(model="a/b", inherited=home, args=other)).device_awake == awake + 100
 
 
 def test_a_missing_or_empty_model_folder_and_an_unknown_size_are_refused_with_the_key(tmp_path: Path) -> None:
@@ -195,9 +198,21 @@ def test_a_missing_or_empty_model_folder_and_an_unknown_size_are_refused_with_th
         estimated_footprint(launch(model="/nowhere/x"))
     with pytest.raises(ConfigError, match=rf"^experts\.french\.model: the model folder '{tmp_path}' holds no weights"):
         estimated_footprint(launch(model=str(tmp_path)))
-    with pytest.raises(ConfigError, match=r"^experts\.french\.model: 'a/b' is no folder here and its name has no size"):
+    with pytest.raises(ConfigError, match=r"^experts\.french\.model: 'a/b' is not downloaded; run `coe pull"):
         estimated_footprint(launch(model="a/b"))
     assert estimated_footprint(launch(model="a/b", weights_bytes=5)).device_awake > 5 + (1 << 27)
+
+
+def test_an_engine_of_a_downloaded_model_asks_no_hub(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b/snapshots/main"
+    snapshot.mkdir(parents=True)
+    here = launch(model="a/b", inherited={"HF_HUB_CACHE": str(tmp_path)})
+    for file in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert "HF_HUB_OFFLINE" not in engine_environment(here, RUN, None)
+        (snapshot / file).write_bytes(b"{}")
+    assert engine_environment(here, RUN, None)["HF_HUB_OFFLINE"] == "1"
+    other = dataclasses.replace(here, args={"tokenizer": "c/d"})
+    assert "HF_HUB_OFFLINE" not in engine_environment(other, RUN, None)
 
 
 def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -> None:

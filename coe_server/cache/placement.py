@@ -1,0 +1,157 @@
+"""Pure: which experts are loaded together on the cards of a machine, and which sleep beside them, before a start.
+
+Greedy in the order given; what a sleeper keeps on its cards is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from coe_server.cache.planner import mib
+from coe_server.cache.seats import Card, Seat, candidate_seats
+from coe_server.cache.tiers import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one expert takes: bytes on each of its `width` cards, and in host memory while its process lives."""
+
+    name: str
+    awake: int
+    asleep: int
+    host: int
+    can_sleep: bool
+    width: int = 1
+    pin: Tier = Tier.DISK
+    preload: Tier = Tier.DISK
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where everything is once as many as possible are loaded; whoever is nowhere here starts from disk when asked."""
+
+    room: Mapping[int, int]  # card -> bytes for experts
+    host_room: int
+    loaded: dict[str, Seat] = field(default_factory=dict)
+    asleep: dict[str, Seat] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # could never be loaded: name -> why
+
+
+def place(demands: Sequence[Demand], cards: Sequence[Card], host_room: int) -> Placement:
+    """Pinned experts first, then those to preload, then the others in order. A card's `total_bytes` are its room."""
+    found = Placement({card.index: card.total_bytes for card in cards}, host_room)
+    by_name = {one.name: one for one in demands}
+    in_order = sorted(demands, key=lambda one: min(one.pin, one.preload, key=lambda tier: tier.depth).depth)
+    for one in in_order:
+        if why := _why_never(one, in_order, cards, found):
+            found.left_out[one.name] = why
+    possible = [one for one in in_order if one.name not in found.left_out]
+    _put_to_sleep(possible, cards, found)
+    for one in possible:
+        _load(one, by_name, candidate_seats(cards, one.width), found)
+    return found
+
+
+def _put_to_sleep(demands: Iterable[Demand], cards: Sequence[Card], found: Placement) -> None:
+    """At first all sleep that host memory holds, spread over the cards, the dearest first."""
+    host_left, sleepers = found.host_room, []
+    for one in demands:
+        if one.host <= host_left and one.can_sleep:
+            host_left -= one.host
+            sleepers.append(one)
+    load, kept = dict.fromkeys(found.room, 0.0), dict.fromkeys(found.room, 0)
+    for one in sorted(sleepers, key=lambda one: -one.awake * one.width):
+        seats = [
+            seat
+            for seat in candidate_seats(cards, one.width)
+            if all(one.awake <= found.room[card] and kept[card] + one.asleep <= found.room[card] for card in seat)
+        ]
+        if not seats:
+            continue
+        best = min(seats, key=lambda seat: sum(load[card] for card in seat))
+        for card in best:
+            load[card] += one.awake / found.room[card]
+            kept[card] += one.asleep
+        found.asleep[one.name] = best
+
+
+def _load(one: Demand, known: Mapping[str, Demand], seats: Sequence[Seat], found: Placement) -> None:
+    """Onto its own seat if it fits beside what is loaded and asleep, else onto another, else it stays as it is.
+
+    Where nothing is loaded yet, sleepers stop until it fits, pinned ones last.
+    """
+    own = found.asleep.pop(one.name, None)
+    dispensable = sorted(found.asleep, key=lambda name: known[name].pin is Tier.DISK)
+    while (seat := _free_seat(one, own, known, seats, found)) is None:
+        if found.loaded or not dispensable:
+            break
+        del found.asleep[dispensable.pop()]
+    if seat is not None:
+        found.loaded[one.name] = seat
+    elif own is not None:
+        found.asleep[one.name] = own
+
+
+def _free_seat(
+    one: Demand, own: Seat | None, known: Mapping[str, Demand], seats: Sequence[Seat], found: Placement
+) -> Seat | None:
+    if one.host > found.host_room - sum(known[name].host for name in (*found.loaded, *found.asleep)):
+        return None
+    free = {card: _free(card, known, found) for card in found.room}
+    fitting = [seat for seat in seats if all(one.awake <= free[card] for card in seat)]
+    return max(fitting, key=lambda seat: (seat == own, min(free[card] for card in seat)), default=None)
+
+
+def kept_by_sleepers(found: Placement, demands: Iterable[Demand]) -> dict[int, int]:
+    """Card -> bytes that sleepers keep on it."""
+    return {card: sum(one.asleep for one in demands if card in found.asleep.get(one.name, ())) for card in found.room}
+
+
+def used_by_loaded(found: Placement, demands: Iterable[Demand]) -> dict[int, int]:
+    """Card -> bytes of the loaded experts on it."""
+    return {card: sum(one.awake for one in demands if card in found.loaded.get(one.name, ())) for card in found.room}
+
+
+def _free(card: int, known: Mapping[str, Demand], found: Placement) -> int:
+    awake = sum(known[name].awake for name, seat in found.loaded.items() if card in seat)
+    asleep = sum(known[name].asleep for name, seat in found.asleep.items() if card in seat)
+    return found.room[card] - awake - asleep
+
+
+def _why_never(one: Demand, demands: Sequence[Demand], cards: Sequence[Card], found: Placement) -> str:
+    """Empty for an expert that can be loaded, whatever may leave."""
+    seats = candidate_seats(cards, one.width)
+    if not seats:
+        return f"expert '{one.name}' needs {one.width} equal cards; there are {len(cards)}"
+    pinned = list(_pinned_before(one, demands, found))
+    kept_host = sum(other.host for other in pinned)
+    if one.host > found.host_room - kept_host:
+        return _told(one.name, one.host, "host", found.host_room, kept_host)
+    kept = _least_kept(pinned, found)
+    if one.awake > max(min(found.room[card] - kept[card] for card in seat) for seat in seats):
+        where = "device memory" if one.width == 1 else f"device memory on each of {one.width} cards"
+        return _told(one.name, one.awake, where.removesuffix(" memory"), max(found.room.values()), min(kept.values()))
+    return ""
+
+
+def _pinned_before(one: Demand, demands: Sequence[Demand], found: Placement) -> Iterator[Demand]:
+    for other in demands:
+        if other.name != one.name and other.pin is not Tier.DISK and other.name not in found.left_out:
+            yield other
+
+
+def _least_kept(pinned: Iterable[Demand], found: Placement) -> dict[int, int]:
+    """Card -> bytes of pinned experts, each on the cards that have most left."""
+    kept = dict.fromkeys(found.room, 0)
+    for one in pinned:
+        size = one.awake if one.pin is Tier.DEVICE else one.asleep
+        for card in sorted(kept, key=lambda card: kept[card] - found.room[card])[: one.width]:
+            kept[card] += size
+    return kept
+
+
+def _told(name: str, need: int, tier: str, limit: int, kept: int) -> str:
+    beside = f", of which pinned experts keep {mib(kept)}" if kept else ""
+    place = tier if "cards" in tier else f"{tier} memory"
+    return f"expert '{name}' needs {mib(need)} of {place}; the limit is {mib(limit)}{beside}"

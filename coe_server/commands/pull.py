@@ -1,0 +1,94 @@
+"""`coe pull`: the models of a configuration, downloaded before a start; what is here is said and left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import typer
+
+from coe_server.build.experts import surroundings_of
+from coe_server.config.schema import ServerConfig
+from coe_server.engines.download import download, gib, here_already, missing, require_room
+from coe_server.engines.hub import HubSource
+from coe_server.engines.user import EngineUser
+from coe_server.engines.vllm_command import hub_source
+from coe_server.engines.vllm_settings import VllmExpert
+from coe_server.errors import CoeError, ConfigError, DownloadFailed
+
+
+def pull(config: ServerConfig, names: Sequence[str] = ()) -> None:
+    """Download what these experts (all, where none is named) lack. One that fails does not stop the others.
+
+    Raises ConfigError for a name that is not there, DownloadFailed at the end where a model is not here after all.
+    """
+    sources = _sources(config, names)
+    if not sources:
+        typer.echo("No expert has a model to download.")
+    user = EngineUser.called(config.vllm.user) if config.vllm.user else None
+    failed = _pull_all(sources) if user is None else _as(user, sources)
+    if failed:
+        raise DownloadFailed(f"{failed} of {len(sources)} models are not here; run `coe pull` again")
+
+
+def _sources(config: ServerConfig, names: Sequence[str]) -> dict[str, HubSource]:
+    """Expert -> its model; a model that several experts share stands once."""
+    known = {expert.name: expert for expert in config.experts}
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"there is no expert '{unknown[0]}'; these are: {', '.join(known)}")
+    wanted = [known[name] for name in names] or config.experts
+    surroundings = surroundings_of(config)
+    sources = {one.name: hub_source(one.launch(surroundings)) for one in wanted if isinstance(one, VllmExpert)}
+    first = {(source.model, source.revision): name for name, source in reversed(sources.items())}
+    return {name: source for name, source in sources.items() if name in first.values()}
+
+
+def _pull_all(sources: dict[str, HubSource]) -> int:
+    """How many failed; each with its sentence on standard error."""
+    failed = 0
+    for name, source in sources.items():
+        try:
+            for sentence in _pull_one(source):
+                typer.echo(f"{name}: {source.model} {sentence}")
+        except CoeError as error:
+            failed += 1
+            typer.echo(f"coe: {name}: {error}", err=True)
+    return failed
+
+
+def _pull_one(source: HubSource) -> Iterator[str]:
+    here = here_already(source)
+    if here is not None and source.model == str(here[0]):
+        yield f"is a folder on this machine, {gib(here[1])} of weights"
+        return
+    try:
+        needed = missing(source)
+    except ConfigError as error:
+        if here is None:
+            raise
+        yield f"is here already, {gib(here[1])} of weights in {here[0]} (not compared with the hub: {error})"
+        return
+    if needed.size_bytes == 0 and here is not None:
+        yield f"is here already, {gib(here[1])} of weights in {here[0]}"
+        return
+    require_room(needed)
+    yield f"is being downloaded, {gib(needed.size_bytes)} into {needed.cache}"
+    yield f"is here now, in {download(needed)}"
+
+
+def _as(user: EngineUser, sources: dict[str, HubSource]) -> int:
+    """The same as another user, in a process of its own: the cache is that user's, and root follows no links of it."""
+    import huggingface_hub  # noqa: F401, PLC0415  read while we may still read our own environment
+
+    child = os.fork()
+    if child == 0:
+        failed = len(sources)
+        try:
+            os.initgroups(user.name, user.gid)
+            os.setresgid(user.gid, user.gid, user.gid)
+            os.setresuid(user.uid, user.uid, user.uid)
+            os.environ.update(user.environment)
+            failed = _pull_all(sources)
+        finally:
+            os._exit(min(failed, 100))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
