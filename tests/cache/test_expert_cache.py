@@ -831,7 +831,10 @@ def test_an_operator_can_load_unload_and_pin():
         async with running() as (cache, engines):
             await cache.load("a")
             assert status(cache, "a").residency == "device"
-            with await cache.lease("a"), pytest.raises(ExpertBusy, match="cannot be evicted: it is in use by 1 requests"):
+            with (
+                await cache.lease("a"),
+                pytest.raises(ExpertBusy, match="cannot be evicted: it is in use by 1 requests"),
+            ):
                 cache.unload("a")
             cache.pin("a", Tier.HOST)
             with pytest.raises(ExpertBusy, match="is pinned to host"):
