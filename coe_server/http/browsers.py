@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 
 from starlette.datastructures import Headers
 
@@ -18,6 +19,7 @@ from coe_server.config.addresses import HostPort, canonical_host, is_loopback_ho
 
 OUR_PAGE = "x-coe-page"  # sent by our page: over plain HTTP a browser adds nothing else to a GET
 ANOTHER_SITE = "another site"
+MOST_ADDRESSES = 8  # of this server that one request may name: each is compared with its origin
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _OTHER_SITES = frozenset({"cross-site", "same-site"})  # another port, or another name of the same domain
 
@@ -85,8 +87,9 @@ def _is_one(host: HostPort, other: HostPort) -> bool:
 
 
 def _own_addresses(headers: Mapping[str, str]) -> list[str]:
-    forwarded = (one for line in lines(headers, "x-forwarded-host") for one in line.split(","))
-    return [*lines(headers, "host"), *forwarded]
+    """At most `MOST_ADDRESSES`: each proxy on the way may have added one."""
+    forwarded = (one for line in lines(headers, "x-forwarded-host") for one in line.split(",", MOST_ADDRESSES))
+    return list(islice(chain(lines(headers, "host"), forwarded), MOST_ADDRESSES))
 
 
 _USUAL = frozenset({"localhost", "127.0.0.1", "::1"})

@@ -22,9 +22,11 @@ from coe_server.http.headers import HARMLESS, REQUEST_ID, new_request_id
 Headers = list[tuple[bytes, bytes]]
 
 MOST_HEADER_BYTES = 64 * 1024  # request line and headers, or what is read between two pieces of a body
+MOST_HEADERS = 200  # of a request: each lookup reads them all
 HEADER_SECONDS = 20.0  # from the first byte, or from the connection's beginning
 _WEBSOCKET = b"websocket"
 _TOO_LONG = f"the request line and headers are longer than {MOST_HEADER_BYTES} bytes"
+_TOO_MANY = f"the request has more than {MOST_HEADERS} headers"
 
 
 class Connection(HttpToolsProtocol):
@@ -42,6 +44,7 @@ class Connection(HttpToolsProtocol):
         self._unfinished_bytes = 0  # of headers or a trailer that are read and not known to be complete
         self._header_timer: asyncio.TimerHandle | None = None
         self._wants_websocket = False  # the next request, which is parsed once more
+        self._body: list[bytes] = []  # of the request that is parsed, from this read of the socket
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
@@ -59,6 +62,7 @@ class Connection(HttpToolsProtocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._reject(MalformedHttp("malformed HTTP request; HTTP/1.1 is supported"))
             return
+        self._pass_body_on()
         if self._unfinished_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
             self._reject(HeadersTooLong(_TOO_LONG))
 
@@ -91,6 +95,8 @@ class Connection(HttpToolsProtocol):
         app = self.app
         if _size_bytes(self.parser.get_method(), self.url, self.headers) > MOST_HEADER_BYTES:
             self.app = _rejection(HeadersTooLong(_TOO_LONG), {"connection": "close"}, self._rejected)
+        elif len(self.headers) > MOST_HEADERS:
+            self.app = _rejection(HeadersTooLong(_TOO_MANY), {"connection": "close"}, self._rejected)
         elif self._wants_websocket:
             self.app = _rejection(UpgradeRequired(NO_WEBSOCKET), IN_PLACE_OF_WEBSOCKET, self._rejected)
         self._wants_websocket = False
@@ -99,11 +105,19 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if not self.parser.should_upgrade():
+            self._pass_body_on()
             super().on_message_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unfinished_bytes = 0
-        super().on_body(body)
+        self._body.append(body)
+
+    def _pass_body_on(self) -> None:
+        """uvicorn copies what it holds of the body for each piece: very small chunks are joined before."""
+        if self._body:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body.clear()
+            super().on_body(body)
 
     def _expect_headers(self) -> None:
         self._headers_are_over()

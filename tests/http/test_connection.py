@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from coe_server.http.connection import MOST_HEADER_BYTES, Connection
+from coe_server.http.connection import MOST_HEADER_BYTES, MOST_HEADERS, Connection
 from coe_server.http.server import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -393,3 +394,44 @@ def test_a_tunnel_is_refused_in_our_shape(server, target):
         head, _, body = received(wire).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["error"]["code"] == "no_http"
+
+
+@pytest.mark.parametrize(("count", "status"), [(MOST_HEADERS, b"200"), (MOST_HEADERS + 1, b"431")])
+def test_a_request_has_so_many_headers_at_most(server, count, status):
+    """A lookup of one header reads all of them: thousands of short ones would hold up every other request."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
+        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + b"a: b\r\n" * (count - 1) + b"\r\n")
+        assert received_answer(wire).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_body_in_very_small_chunks_is_put_together_once_for_each_read(monkeypatch):
+    """uvicorn adds each piece to the body so far, which copies that body."""
+    count, passed_on, bodies = 10_000, [], []
+    pass_on = HttpToolsProtocol.on_body
+
+    def observed(protocol, body):
+        passed_on.append(len(body))
+        pass_on(protocol, body)
+
+    monkeypatch.setattr(HttpToolsProtocol, "on_body", observed)
+
+    async def application(scope, receive, send):
+        more = True
+        while more:
+            message = await receive()
+            bodies.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def story():
+        async with asyncio.timeout(PATIENCE_SECONDS), connected(application) as (protocol, _, answers):
+            start = b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
+            protocol.data_received(start + b"1\r\nx\r\n" * count)
+            protocol.data_received(b"1\r\ny\r\n" * 2 + b"0\r\n\r\n" + start + b"1\r\nz\r\n0\r\n\r\n")
+            for _ in range(2):
+                assert (await answers.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+    asyncio.run(story())
+    assert passed_on == [count, 2, 1]
+    assert b"".join(bodies) == b"x" * count + b"yyz"

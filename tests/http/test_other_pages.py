@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from coe_server.http.auth import is_of_this_machine
-from coe_server.http.browsers import Hosts
+from coe_server.http.browsers import MOST_ADDRESSES, Hosts, other_page
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -296,3 +296,11 @@ def status_of(server, request):
     with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
         wire.sendall(request.encode())
         return int(wire.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.parametrize(("others", "is_ours"), [(MOST_ADDRESSES - 2, True), (MOST_ADDRESSES - 1, False)])
+def test_of_the_addresses_that_proxies_name_the_first_few_count(others, is_ours):
+    """They are read before any key is: thirty thousand of them would hold up every other request for a second."""
+    origin = "https://coe.example"
+    headers = {"host": "127.0.0.1", "origin": origin, "x-forwarded-host": "a," * others + "coe.example"}
+    assert other_page(headers) == (None if is_ours else origin)
