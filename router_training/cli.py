@@ -93,6 +93,25 @@ def fit(
 
 
 @app.command()
+def draft(
+    routes: Annotated[Path, typer.Argument(help="The routes (YAML); configs/routes.yaml explains every key.")],
+    out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
+    show: Annotated[bool, typer.Option("--show", help="Print how each example is routed by the others.")] = False,
+) -> None:
+    """Make a router from a few examples of each route, without recorded outcomes.
+
+    `coe serve` with router.routes does the same at its start. Each example is also routed by the others alone: the
+    share that reaches its route says how well the examples tell the routes apart.
+    """
+    with in_one_sentence(console):
+        from router_training.draft_routes import draft_routes, show_draft
+
+        found = draft_routes(routes, out)
+        show_draft(found, routes, Console(), every=show)
+        console.print(f"artifact: {out}", markup=False)
+
+
+@app.command()
 def check(config: Annotated[Path, typer.Argument(help="The training config (YAML); nothing is trained.")]) -> None:
     """Read the data of a config and show what is in it.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from coe_server.build.drafts import drafted, embedded_by
 from coe_server.config.addresses import canonical_host
 from coe_server.config.environment import Environment
 from coe_server.config.schema import (
@@ -25,7 +26,8 @@ from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key, Keyring, hashed, read_keys
-from coe_server.routing.artifact import read_held_out
+from coe_server.routing.artifact import Artifact, read_held_out
+from coe_server.routing.artifact import load as load_artifact
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
@@ -67,7 +69,7 @@ def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
 
 def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | None:
     """What the router was measured to be worth, for the page."""
-    if config.router is None or not isinstance(router, Router):
+    if config.router is None or config.router.artifact is None or not isinstance(router, Router):
         return None
     manifest = router.artifact.manifest
     return quality_of(manifest, read_evaluation(config.router.artifact, manifest))
@@ -75,7 +77,7 @@ def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | Non
 
 def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
     """The watch over drift, where there is a router and its artifact has kept what unseen prompts looked like."""
-    if config.router is None or not isinstance(router, Router):
+    if config.router is None or config.router.artifact is None or not isinstance(router, Router):
         return None
     held_out = read_held_out(config.router.artifact)
     reference = reference_of(held_out, router.artifact.manifest.categories)
@@ -92,15 +94,24 @@ def build_router(config: ServerConfig) -> Decides:
     if config.router is None:
         return NamedRouter(names, build_capabilities(config))
     settings = config.router
-    router = Router.load(
-        settings.artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window
-    )
+    artifact = _artifact(config, settings, names)
+    router = Router(artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window)
     for name in router.artifact.unserved(names):
         logger.warning("router.artifact: it knows expert '%s', which is not among experts; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     _try_probes(router, config.router)
     return router
+
+
+def _artifact(config: ServerConfig, settings: RouterSettings, experts: Sequence[str]) -> Artifact:
+    """The configured artifact, or one of the configured routes."""
+    if settings.artifact is not None:
+        return load_artifact(settings.artifact)
+    assert settings.routes is not None, "a router has an artifact or routes"
+    by = settings.embeddings
+    embedder = _embedder(by, config.environment) if by is not None else None
+    return drafted(settings.routes, experts, embedder, embedded_by(by.model, by.base_url) if by else None)
 
 
 def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
@@ -120,7 +131,7 @@ def _capabilities(expert: ExpertSettings) -> Capabilities:
 
 def _try_probes(router: Router, settings: RouterSettings) -> None:
     """Raises ConfigError at the first probe that fails, where the configuration says so; else warns of each."""
-    for failure in failing(router, settings.artifact):
+    for failure in failing(router, settings.artifact) if settings.artifact is not None else ():
         if settings.failing_probes == "refuse":
             raise ConfigError(f"router.failing_probes is refuse, and a {failure}")
         logger.warning("a router's self-test fails: %s", failure)

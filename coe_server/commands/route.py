@@ -21,7 +21,9 @@ from coe_server.system.visible import visible
 def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
     """The decision while every local expert is on disk. Raises ConfigError or ArtifactError."""
     if settings.router is None:
-        raise ConfigError(f"router.artifact: is not set, so '{AUTO}' cannot choose; train one with coe-train fit")
+        raise ConfigError(
+            f"router: is not set, so '{AUTO}' cannot choose; write a routes.yaml, or train with coe-train fit"
+        )
     unloaded = {expert.name: Availability("remote" if expert.remote else "disk", 0.0) for expert in settings.experts}
     options = RouteOptions(objective=objective or settings.router.objective)
     router = build_router(settings)
@@ -64,6 +66,8 @@ def _shown(word: str) -> str:
 def _how_sure(decision: RoutingDecision) -> str:
     """The confidence belongs to the likeliest category, which is not the decision's where that was not believed."""
     likeliest, probability = max(decision.probabilities.items(), key=lambda pair: pair[1])
+    if decision.reason == "route" and decision.category != likeliest:
+        return "by a rule"
     if decision.gate.inside and decision.category == likeliest:
         return f"{probability:.0%} sure"
     why = "too unsure" if decision.gate.inside else "unlike the training prompts"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
@@ -83,12 +83,19 @@ class EmbeddingSettings(Settings):
 
 
 class RouterSettings(Settings):
-    artifact: Path
+    artifact: Path | None = None
+    routes: Path | None = None
     objective: str = "quality"
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     budget_window: int = Field(default=1000, ge=0, le=10_000)
     failing_probes: Literal["warn", "refuse"] = "warn"
     embeddings: EmbeddingSettings | None = None
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> RouterSettings:
+        if (self.artifact is None) == (self.routes is None):
+            raise ValueError("artifact or routes is needed, and not both")
+        return self
 
 
 class MemorySettings(Settings):
@@ -239,7 +246,10 @@ def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) ->
     def absolute(path: Path) -> Path:
         return (folder / path).resolve()
 
-    router = config.router and config.router.model_copy(update={"artifact": absolute(config.router.artifact)})
+    router = config.router
+    if router is not None:
+        places = {"artifact": router.artifact, "routes": router.routes}
+        router = router.model_copy(update={name: path and absolute(path) for name, path in places.items()})
     command = config.vllm.command
     if "/" in command[0]:
         command = [os.path.normpath(folder / command[0]), *command[1:]]

@@ -79,7 +79,7 @@ async def _prepared(service: Service, parsed: ParsedRequest, request: Request, d
     key: Key | None = request.scope[CALLER]
     owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
     require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
-    options = _options(service, parsed, key, owner)
+    options = replace(_options(service, parsed, key, owner), key=owner)
     if serving.embedder is not None and options.expert is None:
         conversation = await _embedded(service, conversation, serving.embedder)
     session = session_key(conversation, options, owner)

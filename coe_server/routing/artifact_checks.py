@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from coe_server.config.file import Mistake
+from coe_server.config.routes import DEFAULT_ROUTE
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.routing.artifact_tensors import (
     Shapes,
@@ -204,14 +205,26 @@ def _require_consistency(path: Path, manifest: Manifest) -> None:
         _require_costs(path, manifest, objective.budget_unit or manifest.cost_unit)
         if not objective.experts:
             raise ArtifactError(f"router artifact: objective {name!r} in {path} has no expert")
+    _require_routes(path, manifest, experts)
     _require_known(path, "category", [*manifest.pins, *manifest.bans], [*manifest.categories, GENERAL])
     banned = [expert for names in manifest.bans.values() for expert in names]
     _require_known(path, "expert", [*manifest.pins.values(), *banned], experts)
 
 
+def _require_routes(path: Path, manifest: Manifest, experts: list[str]) -> None:
+    if manifest.routes is None:
+        return
+    _require_same(path, "category", manifest.categories, manifest.routes)
+    if DEFAULT_ROUTE not in manifest.routes:
+        raise ArtifactError(f"router artifact: {path} has routes and none that is called {DEFAULT_ROUTE!r}")
+    for route in manifest.routes.values():
+        _require_known(path, "expert", route.experts, experts)
+        _require_known(path, "expert", [route.otherwise] if route.otherwise else [], experts)
+
+
 def _require_costs(path: Path, manifest: Manifest, unit: CostUnit) -> None:
     for expert in manifest.experts:
-        if getattr(expert, unit) is None:
+        if getattr(expert, unit) is None and manifest.routes is None:
             raise ArtifactError(f"router artifact: expert {expert.name!r} in {path} has no {unit}")
 
 

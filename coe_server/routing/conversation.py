@@ -24,6 +24,12 @@ DEEPEST_PART = 3  # a message's part, a document in a tool's result, its source,
 
 Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+PATHS: Mapping[Endpoint, str] = {
+    **{name: f"/v1/{name}" for name in ENDPOINTS},
+    "chat": "/v1/chat/completions",
+    "tokenize": "/tokenize",
+}
+LONGEST_SYSTEM_PROMPT = 8_000  # characters that rules read
 
 # Parts of chat, responses and Anthropic's messages, and what vLLM takes beside them.
 _MODALITIES: dict[str, Modality] = {
@@ -33,6 +39,7 @@ _MODALITIES: dict[str, Modality] = {
     **dict.fromkeys(("file", "input_file", "document", "container_upload"), "file"),
 }
 _ASKING = ("user", "system", "developer")  # any other message, or an item of no role, followed an answer
+_SAYING = ("system", "developer")
 _REMINDERS = ("<system-reminder>", "</system-reminder>")
 
 
@@ -41,7 +48,8 @@ class Conversation:
     """The user's turns, newest last, and what an expert needs to take the request.
 
     `prompt` estimates all that stands in the context before the answer, which may have `answer_tokens`. `opening` is
-    the user's first turn, by which a conversation is known again; `continues` once it was answered.
+    the user's first turn, by which a conversation is known again; `continues` once it was answered. `system_prompt` is
+    the beginning of what the client's program says.
     """
 
     turns: tuple[Turn, ...]
@@ -52,11 +60,17 @@ class Conversation:
     endpoint: Endpoint = "chat"
     opening: str = ""
     continues: bool = False
+    system_prompt: str = ""
 
     @classmethod
     def of_prompt(cls, prompt: str) -> Conversation:
         """One prompt that stands alone."""
         return cls((Turn(prompt),), TokenCount.of(prompt))
+
+    @property
+    def path(self) -> str:
+        """The path that the request came to."""
+        return PATHS[self.endpoint]
 
     @property
     def likely_tokens(self) -> int:
@@ -88,6 +102,7 @@ def read_messages(
     """
     texts: list[str] = []
     all_texts, answered = [beside], False
+    said = [beside] if beside else []
     modalities: set[Modality] = set()
     for position, message in enumerate(messages):
         if not isinstance(message, Mapping):
@@ -99,6 +114,8 @@ def read_messages(
         all_texts.extend(_all_texts(everything))
         modalities.update(_all_modalities(everything))
         text = "\n".join(part["text"] for part in parts if isinstance(part.get("text"), str))
+        if message.get("role") in _SAYING and sum(map(len, said)) < LONGEST_SYSTEM_PROMPT:
+            said.append(text)
         if message.get("role") == "user" and (own := without_reminders(text)).strip():
             texts.append(own)
     return Conversation(
@@ -109,6 +126,7 @@ def read_messages(
         has_tools,
         opening=texts[0] if texts else "",
         continues=answered or len(texts) > 1,
+        system_prompt="\n".join(said)[:LONGEST_SYSTEM_PROMPT],
     )
 
 

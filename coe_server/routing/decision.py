@@ -49,6 +49,7 @@ class RouteOptions:
     kept: Kept | None = None
     min_confidence: float | None = None
     priority: Priority = "normal"
+    key: str | None = None  # name of the caller's key
 
 
 class RankedExpert(NamedTuple):

@@ -154,6 +154,25 @@ class ObjectiveEntry(_Strict):
         return None if self.price_per_million_tokens is None else "price_per_million_tokens"
 
 
+class MatchEntry(_Strict):
+    """A route's rule: each list that is not empty must have a value that matches."""
+
+    words: list[Line] = []
+    system_prompt: list[Line] = []
+    path: list[Line] = []
+    key: list[Line] = []
+    regex: list[Line] = []
+
+
+class RouteEntry(_Strict):
+    """A route of a person's own: its `experts`, best known first, and who answers where they cannot."""
+
+    experts: Annotated[list[Name], Field(min_length=1)]
+    otherwise: Name | None = None
+    tolerance: Share = 0.0
+    match: MatchEntry | None = None
+
+
 class Manifest(_Strict):
     format_version: int = FORMAT_VERSION
     features: FeatureSettings
@@ -178,6 +197,7 @@ class Manifest(_Strict):
     prompts: int
     versions: dict[Line, Line]
     evaluation: dict[Line, float | None] = {}
+    routes: Annotated[dict[Name, RouteEntry] | None, Field(exclude_if=lambda routes: routes is None)] = None
     checksums: dict[Line, Line] = {}
 
     @property
@@ -190,5 +210,7 @@ class Manifest(_Strict):
         """Each expert's cost as this objective counts it (None: in the manifest's unit)."""
         unit = (self.objectives[objective].budget_unit if objective else None) or self.cost_unit
         found = [getattr(expert, unit) for expert in self.experts]
+        if self.routes is not None:  # a person's own routes need no costs
+            found = [cost or 0.0 for cost in found]
         assert None not in found, "reading an artifact makes sure that every expert has a cost in every unit in use"
         return found

@@ -22,13 +22,13 @@ from coe_server.routing.decision import (
     Availability,
     BudgetReading,
     GateReading,
-    Kept,
     Reason,
     RouteOptions,
     RoutingDecision,
 )
 from coe_server.routing.manifest import ExpertEntry, ObjectiveEntry
-from coe_server.routing.scoring import PromptScores, Scorer
+from coe_server.routing.own_routes import OwnRoutes
+from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
 from coe_server.routing.selection import (
     UNKNOWN,
     Candidate,
@@ -41,7 +41,6 @@ from coe_server.routing.selection import (
 )
 
 DEFAULT_OBJECTIVE = "quality"
-SURE_OF_A_NEW_TOPIC = 0.6  # least probability of its category for one turn to count as a new topic
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 
 
@@ -100,6 +99,7 @@ class Router:
         self._experts = tuple(self._profiles[name] for name in self.expert_names)
         self._objectives = {name: Objective.of(artifact, name) for name in manifest.objectives}
         self._scorer = Scorer(artifact)
+        self._routes = OwnRoutes.of(artifact, self._profiles, self._scorer) if manifest.routes is not None else None
         self._meters = budget.meters(manifest, budget_window)
 
     @classmethod
@@ -134,13 +134,16 @@ class Router:
             factor = budget.factor(conversation.turns)
             price, stored = price._replace(multiplier=price.multiplier * factor), stored * factor
         scores = self._scorer.score(conversation.turns, options.min_confidence)
+        if self._routes is not None:
+            name, chosen, candidates = self._routes.choose(scores, request)
+            return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns, category=name)
         candidates = self._candidates(scores, objective, price.multiplier, request)
         kept = options.kept
         sticky = selection.stay(candidates, kept)
         if sticky is not None and kept is not None:
             newest = self._scorer.score(conversation.turns[-1:], options.min_confidence)
             others = self._candidates(newest, objective, price.multiplier, request)
-            if _is_new_topic(newest, kept) and selection.is_worth_leaving(others, sticky):
+            if is_new_topic(newest, kept) and selection.is_worth_leaving(others, sticky):
                 sticky, scores, candidates = None, newest, others
         chosen = sticky or self._choose(scores, objective, candidates, None if stored == price.multiplier else stored)
         return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns)
@@ -224,13 +227,14 @@ class Router:
         candidates: Sequence[Candidate],
         *,
         started_ns: int,
+        category: str | None = None,
     ) -> RoutingDecision:
         categories = self.artifact.manifest.categories
         return RoutingDecision(
             decision_id=os.urandom(16).hex(),
             router_version=self.version,
             objective=objective.name,
-            category=scores.category if scores else None,
+            category=category or (scores.category if scores else None),
             confidence=scores.confidence if scores else None,
             probabilities=dict(zip(categories, scores.probabilities, strict=True)) if scores else {},
             expert=chosen.expert.name,
@@ -266,9 +270,3 @@ def _best(free: Sequence[Candidate], mapped: str, trust: Reason, stored: float |
     if stored is not None and selection.best_at(free, stored) is not best:
         return Choice(best, "budget")
     return Choice(best, "mixed" if trust == "mapped" and best.name != mapped else trust)
-
-
-def _is_new_topic(newest: PromptScores, kept: Kept) -> bool:
-    """Whether the newest turn alone is clearly about another category; "thanks, go on" is about none."""
-    is_clear = newest.trust == "mapped" and newest.confidence >= SURE_OF_A_NEW_TOPIC
-    return is_clear and newest.likeliest != kept.category

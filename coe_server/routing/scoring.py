@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.classifier import Readout, normalised_entropy
-from coe_server.routing.decision import GENERAL, GateReading, Reason
+from coe_server.routing.decision import GENERAL, GateReading, Kept, Reason
 from coe_server.routing.features import Turn
 from coe_server.routing.gate import NARROW
 
@@ -41,6 +41,15 @@ class PromptScores:
     @property
     def category(self) -> str:
         return self.likeliest if self.trust == "mapped" else GENERAL
+
+
+SURE_OF_A_NEW_TOPIC = 0.6  # least probability of its category for one turn to count as a new topic
+
+
+def is_new_topic(newest: PromptScores, kept: Kept) -> bool:
+    """Whether the newest turn alone is clearly about another category; "thanks, go on" is about none."""
+    is_clear = newest.trust == "mapped" and newest.confidence >= SURE_OF_A_NEW_TOPIC
+    return is_clear and newest.likeliest != kept.category
 
 
 class Scorer:

@@ -118,6 +118,12 @@ def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=_place)
 
 
+def ordered_by(candidates: Iterable[Candidate], places: Mapping[str, int]) -> list[Candidate]:
+    """As `ordered`, by a person's own order first: `places` by expert, the smallest first."""
+    last = len(places)
+    return sorted(candidates, key=lambda one: (_distance(one), places.get(one.name, last), *_place(one)[1:]))
+
+
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Of `ordered` candidates, those not excluded, and those in doubt only if there is no other.
 

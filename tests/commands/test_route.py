@@ -72,3 +72,51 @@ def test_nothing_is_taken_to_be_on_the_device_and_a_remote_expert_is_remote(tmp_
     done = CliRunner().invoke(app, ["route", str(path), "hello", "--json"])
     found = {one["expert"]: one["residency"] for one in json.loads(done.stdout)["ranking"]}
     assert found == {name: "remote" if name == "big" else "disk" for name in SIZES}
+
+
+ROUTES = {
+    "routes": {
+        "code": {"expert": "a", "examples": ["Why does this python loop never end?", "A python function that sorts"]},
+        "tickets": {"expert": "b", "match": {"words": "urgent"}},
+    },
+    "default": {"expert": "b", "examples": ["Tell me a joke"]},
+}
+
+
+def served_by_routes(folder, routes):
+    (folder / "routes.yaml").write_text(yaml.safe_dump(routes))
+    experts = [{"name": name, "engine": "simulated"} for name in ("a", "b")]
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump({"router": {"routes": "routes.yaml"}, "experts": experts}))
+    return path
+
+
+def test_routes_in_the_configuration_are_a_router(tmp_path):
+    config = served_by_routes(tmp_path, ROUTES)
+    for prompt, sentence in (
+        ("a loop in python", "a, category code ("),
+        ("urgent: the printer", "b, category tickets (by a rule), reason route"),
+        ("zzqx wwvk", "b, category default (unlike the training prompts"),
+    ):
+        result = CliRunner().invoke(app, ["route", str(config), prompt])
+        assert result.exit_code == 0, result.output
+        assert result.output.startswith(sentence)
+    assert CliRunner().invoke(app, ["validate", str(config)]).exit_code == 0
+
+
+def test_a_mistake_in_the_routes_is_one_sentence_of_validate(tmp_path):
+    for change, sentence in (
+        ({"default": "nobody"}, "there is no expert 'nobody'; the experts are a, b"),
+        ({"features": {"model": "some-model"}}, "say in router.embeddings what embeds here"),
+        ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' cannot be read"),
+    ):
+        result = CliRunner().invoke(app, ["validate", str(served_by_routes(tmp_path, {**ROUTES, **change}))])
+        assert result.exit_code == 2
+        assert sentence in " ".join(result.output.split())
+
+
+def test_a_router_has_an_artifact_or_routes(tmp_path):
+    config = served_by_routes(tmp_path, ROUTES)
+    config.write_text(config.read_text().replace("routes: routes.yaml", "{}"))
+    result = CliRunner().invoke(app, ["validate", str(config)])
+    assert (result.exit_code, "artifact or routes is needed" in result.output) == (2, True)

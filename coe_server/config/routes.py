@@ -1,0 +1,191 @@
+"""`routes.yaml`: which expert answers what, told by examples, descriptions and rules. Read, checked, and no more.
+
+A mistake is one sentence with key, value and what is allowed. Knows nothing of features or artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from coe_server.config.addresses import BaseUrl
+from coe_server.config.file import first_mistake, read_settings_file
+from coe_server.config.types import ServedName
+from coe_server.errors import ConfigError
+
+DEFAULT_ROUTE = "default"
+GATES_NAME = "general"
+MOST_EXAMPLES = 5_000  # of all routes together: seconds of fitting at the start
+LONGEST_EXAMPLES_BYTES = 1 << 20
+EXPLAINED_IN = "configs/routes.yaml"
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=20_000)]
+Words = Annotated[list[Annotated[str, Field(min_length=1, max_length=1_000)]], BeforeValidator(_as_list)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MatchSettings(_Settings):
+    """A request matches if each kind of condition that is given matches; of one kind, any of its values."""
+
+    words: Words = []
+    system_prompt: Words = []
+    path: Words = []
+    key: Words = []
+    regex: Words = []
+
+    @model_validator(mode="after")
+    def _says_something(self) -> MatchSettings:
+        if not any((self.words, self.system_prompt, self.path, self.key, self.regex)):
+            raise ValueError(f"a match needs one of {', '.join(MatchSettings.model_fields)}")
+        return self
+
+
+class _Target(_Settings):
+    expert: ServedName | None = None
+    experts: Annotated[list[ServedName], Field(min_length=1)] | None = None
+    examples: list[Text] = []
+    examples_file: Path | None = None
+    description: Text | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The experts that answer, the first one first."""
+        return list(self.experts or [str(self.expert)])
+
+    @property
+    def texts(self) -> list[str]:
+        """The examples; a description counts as one."""
+        return [*self.examples, *([self.description] if self.description else [])]
+
+    @model_validator(mode="after")
+    def _names_experts(self) -> _Target:
+        if (self.expert is None) == (self.experts is None):
+            raise ValueError("one of expert and experts is needed")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("experts: a name occurs twice")
+        return self
+
+
+Target = TypeVar("Target", bound=_Target)
+
+
+class RouteSettings(_Target):
+    """One route. `otherwise` answers where its expert cannot; `tolerance` is the score that a resident one may lose."""
+
+    match: MatchSettings | None = None
+    otherwise: ServedName | None = None
+    tolerance: Share = 0.0
+
+
+class DefaultSettings(_Target):
+    """What answers a prompt that is like none of the routes; its examples are optional."""
+
+
+class RatedExpert(_Settings):
+    """What is known of an expert besides its name; `ratings` are shares by route, each worth `prior_prompts`."""
+
+    ratings: dict[str, Share] = {}
+    active_params_b: Annotated[float, Field(gt=0.0)] | None = None
+
+
+class EmbeddingFeatures(_Settings):
+    """What embeds the examples beside n-grams: an endpoint, or without `base_url` a model for sentence-transformers."""
+
+    model: Text
+    base_url: BaseUrl | None = None
+    api_key_env: str | None = None
+
+
+def _as_default(value: object) -> object:
+    return {"expert": value} if isinstance(value, str) else value
+
+
+class RoutesFile(_Settings):
+    """All of `routes.yaml`, with the examples of other files read in."""
+
+    routes: Annotated[dict[ServedName, RouteSettings], Field(min_length=1)]
+    default: Annotated[DefaultSettings, BeforeValidator(_as_default)]
+    experts: dict[ServedName, RatedExpert] = {}
+    features: EmbeddingFeatures | None = None
+    prior_prompts: Annotated[int, Field(ge=1, le=10_000)] = 20
+
+    @property
+    def targets(self) -> dict[str, RouteSettings | DefaultSettings]:
+        """Every route by name, the default last."""
+        return {**self.routes, DEFAULT_ROUTE: self.default}
+
+    @property
+    def expert_names(self) -> list[str]:
+        """Every expert that is named, in the order of the file."""
+        named = [*(name for target in self.targets.values() for name in target.names)]
+        named += [route.otherwise for route in self.routes.values() if route.otherwise is not None]
+        return list(dict.fromkeys([*named, *self.experts]))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RoutesFile:
+        if taken := {DEFAULT_ROUTE, GATES_NAME} & set(self.routes):
+            raise ValueError(f"routes.{min(taken)}: give the route another name; the router itself uses this one")
+        for name, route in self.routes.items():
+            if not (route.texts or route.examples_file or route.match):
+                raise ValueError(f"routes.{name}: needs examples, examples_file, a description or a match")
+            if route.tolerance > 0.0 and not self.is_rated(name):
+                raise ValueError(f"routes.{name}.tolerance: needs scores; give an expert a rating of this route")
+        for expert, known in self.experts.items():
+            if unknown := [name for name in known.ratings if name not in self.targets]:
+                there = ", ".join(self.targets)
+                raise ValueError(f"experts.{expert}.ratings: there is no route {unknown[0]!r} ({there})")
+        return self
+
+    def is_rated(self, route: str) -> bool:
+        """Has any expert a rating of this route?"""
+        return any(route in known.ratings for known in self.experts.values())
+
+
+def read_routes(path: Path) -> RoutesFile:
+    """The routes in a file and its files of examples. Raises ConfigError naming key, value and what is allowed."""
+    raw = read_settings_file(path, EXPLAINED_IN)
+    try:
+        found = RoutesFile.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_mistake(error, raw)}") from error
+    routes = {name: _with_examples(route, path, f"routes.{name}") for name, route in found.routes.items()}
+    found = found.model_copy(update={"routes": routes, "default": _with_examples(found.default, path, DEFAULT_ROUTE)})
+    if (count := sum(len(target.texts) for target in found.targets.values())) > MOST_EXAMPLES:
+        raise ConfigError(f"{path}: has {count:,} examples, more than {MOST_EXAMPLES:,}; `coe-train fit` takes them")
+    return found
+
+
+def _with_examples(target: Target, path: Path, key: str) -> Target:
+    if target.examples_file is None:
+        return target
+    lines = list(_lines(path.resolve().parent / target.examples_file, f"{path}: {key}.examples_file"))
+    return target.model_copy(update={"examples": [*target.examples, *lines]})
+
+
+def _lines(file: Path, key: str) -> Iterator[str]:
+    """One example a line; empty lines are left out."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(LONGEST_EXAMPLES_BYTES + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{key}: {file} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{key}: {file} is not UTF-8 ({error})") from error
+    if len(data) > LONGEST_EXAMPLES_BYTES:
+        raise ConfigError(f"{key}: {file} is longer than {LONGEST_EXAMPLES_BYTES:,} bytes")
+    if not (found := [line.strip() for line in text.splitlines() if line.strip()]):
+        raise ConfigError(f"{key}: {file} has no example; it has one a line")
+    yield from found

@@ -1,0 +1,106 @@
+"""Step two of a person's own routes: match rules, then the classifier's route, then its expert or who stands in.
+
+No budget moves a route; residency moves it within its own tolerance. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coe_server.config.routes import DEFAULT_ROUTE
+from coe_server.routing import selection
+from coe_server.routing.decision import Reason
+from coe_server.routing.manifest import RouteEntry
+from coe_server.routing.rules import Rule, first_match
+from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
+from coe_server.routing.selection import Candidate, Choice, Profile, Request, Terms
+
+if TYPE_CHECKING:
+    from coe_server.routing.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route: `experts` of its own, `places` of all that may answer it, `scores` by expert where there are any."""
+
+    name: str
+    entry: RouteEntry
+    experts: Sequence[str]
+    places: Mapping[str, int]
+    scores: Mapping[str, float]
+
+    def terms(self, expert: str) -> Terms:
+        """The expert's score, or what forbids it here."""
+        score = self.scores.get(expert)
+        is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
+        return Terms(score, score, 0.0, None if is_named else f"not an expert of route {self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRoutes:
+    """All routes by name, with the default; `rules` in the order of the file."""
+
+    routes: Mapping[str, Route]
+    rules: Mapping[str, Rule]
+    profiles: Sequence[Profile]
+    scorer: Scorer
+
+    @classmethod
+    def of(cls, artifact: Artifact, profiles: Mapping[str, Profile], scorer: Scorer) -> OwnRoutes:
+        entries = artifact.manifest.routes or {}
+        rules = {name: Rule.of(entry.match) for name, entry in entries.items() if entry.match is not None}
+        routes = {name: _route(artifact, name, entry) for name, entry in entries.items()}
+        return cls(routes, rules, [profiles[name] for name in artifact.expert_names], scorer)
+
+    def choose(self, scores: PromptScores, request: Request) -> tuple[str, Choice, list[Candidate]]:
+        """(route, choice, candidates): the conversation's expert, else a rule's route, else the classifier's.
+
+        Raises NoCapableExpert or ExpertUnavailable as `selection.eligible` does.
+        """
+        conversation, options, _ = request
+        name = first_match(self.rules, conversation, options.key)
+        reason: Reason = "route"
+        if name is None:
+            name, reason = (scores.likeliest, "route") if scores.trust == "mapped" else (DEFAULT_ROUTE, scores.trust)
+        kept = options.kept
+        if kept is not None:
+            unlimited = selection.ordered(selection.candidate(one, request) for one in self.profiles)
+            sticky = selection.stay(unlimited, kept)
+            newest = self.scorer.score(conversation.turns[-1:], options.min_confidence)
+            if sticky is not None and not self._leads_away(newest, sticky, request):
+                return (kept.category if kept.category in self.routes else None) or name, sticky, unlimited
+            name, reason = (newest.likeliest, "route") if sticky is not None else (name, reason)
+        return name, *self._of_route(self.routes[name], reason, request)
+
+    def _leads_away(self, newest: PromptScores, sticky: Choice, request: Request) -> bool:
+        """Whether the newest turn is clearly about a route that the conversation's expert is not of."""
+        kept = request.options.kept
+        assert kept is not None, "a sticky conversation has a kept expert"
+        return is_new_topic(newest, kept) and sticky.expert.name not in self.routes[newest.likeliest].experts
+
+    def _of_route(self, route: Route, reason: Reason, request: Request) -> tuple[Choice, list[Candidate]]:
+        found = (selection.candidate(one, request, route.terms(one.name)) for one in self.profiles)
+        candidates = selection.ordered_by(found, route.places)
+        free = selection.eligible(candidates)
+        first = free[0]
+        if first.name not in route.experts:
+            return Choice(first, "fallback"), candidates
+        among = free if len(route.experts) == 1 else [one for one in free if one.name in route.experts]
+        scored = [one for one in among if one.expected_score is not None]
+        return selection.take_resident(Choice(first, reason), scored, route.entry.tolerance), candidates
+
+
+def _route(artifact: Artifact, name: str, entry: RouteEntry) -> Route:
+    """The route with what a person changed in the mapping since, and the order in which experts are asked."""
+    manifest = artifact.manifest
+    changed = artifact.pins(next(iter(manifest.objectives))).get(name)
+    experts = [changed] if changed else entry.experts
+    row = manifest.score[name]
+    scores = {one: row[one].score for one in row} if any(one.prompts for one in row.values()) else {}
+    places = dict.fromkeys(experts, 0) if scores else {one: place for place, one in enumerate(experts)}
+    defaults = (manifest.routes or {})[DEFAULT_ROUTE].experts
+    for one in (*([entry.otherwise] if entry.otherwise else []), *defaults):
+        places.setdefault(one, len(experts) + len(places))
+    return Route(name, entry, experts, places, scores)

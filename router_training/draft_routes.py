@@ -1,0 +1,103 @@
+"""`coe-train draft`: routes with a few examples -> an artifact, and how its examples fare when left out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from coe_server.config.proxies import Proxies
+from coe_server.config.routes import EmbeddingFeatures, read_routes
+from coe_server.config.types import clean_secret
+from coe_server.routing import artifact as artifacts
+from coe_server.routing.draft import BUCKET_BITS, Draft, LeftOut, draft, texts_of
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embeddings import Embedder
+from coe_server.routing.features import Floats, windowed
+from coe_server.routing.manifest import FeatureSettings
+from coe_server.routing.probes import shown
+from coe_server.system.files import require_writable_folder
+from coe_server.system.visible import visible
+
+MOST_PAIRS = 5
+
+
+def draft_routes(path: Path, out: Path) -> Draft:
+    """The draft, also written to `out`. Raises ConfigError or ArtifactError with one sentence."""
+    artifacts.require_free(out)
+    require_writable_folder("--out", out.parent)
+    routes = read_routes(path)
+    rows, features = None, None
+    if (by := routes.features) is not None:
+        rows = asyncio.run(_embedded(texts_of(routes), _embedder(by)))
+        kind = "endpoint" if by.base_url else "sentence-transformers"
+        entry = {"kind": kind, "bucket_bits": BUCKET_BITS, "model": by.model, "dimensions": int(rows.shape[1])}
+        features = FeatureSettings.model_validate(entry)
+    found = draft(routes, rows, features)
+    artifacts.save(found.artifact, found.held_out, None, out)
+    artifacts.load(out)
+    return found
+
+
+def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> None:
+    """The accuracy of left-out examples, what is hard to tell apart, and with `every` each example."""
+    left_out = found.left_out
+    console.print(_by_route(left_out))
+    if every:
+        console.print(_examples(left_out), markup=False)
+    for one, other, times in left_out.hard_pairs()[:MOST_PAIRS]:
+        _say(console, f"hard to tell apart: {times} of {one} would go to {other}")
+    for warning in left_out.warnings():
+        _say(console, f"warning: {warning}")
+    _say(console, f"left out, {left_out.accuracy:.0%} of {len(left_out.labels)} examples reach their route")
+    if found.artifact.manifest.features.kind == "hashed-ngrams":
+        _say(
+            console,
+            "embeddings tell few examples apart better: add features: {model: all-MiniLM-L6-v2} to the file"
+            f" (pip install sentence-transformers), and run coe-train draft {path} again",
+        )
+
+
+def _by_route(left_out: LeftOut) -> Table:
+    table = Table("route", "examples", "reach it", "else")
+    for number, name in enumerate(left_out.routes):
+        rows = np.flatnonzero(left_out.labels == number)
+        others = Counter(left_out.routes[one] for one in left_out.chosen[rows].tolist() if one != number)
+        right = int((left_out.chosen[rows] == number).sum())
+        table.add_row(visible(name), str(len(rows)), str(right), ", ".join(f"{o} {n}" for o, n in others.most_common()))
+    return table
+
+
+def _examples(left_out: LeftOut) -> Table:
+    table = Table("route", "example", "would go to", "probability")
+    for row, text in enumerate(left_out.texts):
+        chosen = int(left_out.chosen[row])
+        probability = float(left_out.probabilities[row, chosen])
+        route = left_out.routes[left_out.labels[row]]
+        table.add_row(visible(route), shown(text), visible(left_out.routes[chosen]), f"{probability:.2f}")
+    return table
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(visible(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def _embedder(by: EmbeddingFeatures) -> Embedder:
+    if by.base_url is None:
+        return SentenceEmbedder(by.model)
+    variable = by.api_key_env
+    key = clean_secret(os.environ.get(variable), "features.api_key_env", variable) if variable else None
+    proxy = Proxies.of(os.environ).for_address(by.base_url)
+    return EndpointEmbedder(Endpoint(by.base_url, by.model, key, proxy=proxy))
+
+
+async def _embedded(texts: list[str], embedder: Embedder) -> Floats:
+    try:
+        return await embedder.embed([windowed(text) for text in texts])
+    finally:
+        await embedder.close()
