@@ -103,7 +103,16 @@ def surroundings_of(
         proxy_for=proxies_of_environment().for_address,
         size_of_missing=size_of_missing,
         measured=measured,
+        whole_device_bytes=_whole_device_bytes(config),
     )
+
+
+def _whole_device_bytes(config: ServerConfig) -> int:
+    """What is available changes from one look to the next; a figure of the configuration does not."""
+    if all(expert.engine != "command" for expert in config.experts):
+        return 0
+    device = build_capacity(config).device
+    return device if isinstance(config.memory.device, int) else int(0.9 * device)
 
 
 def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:

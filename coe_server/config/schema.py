@@ -22,6 +22,7 @@ from coe_server.config.types import (
     Settings,
     clean_secret,
 )
+from coe_server.engines.command import CommandExpert
 from coe_server.engines.remote import RemoteExpert
 from coe_server.engines.settings import VllmSettings
 from coe_server.engines.simulated import SimulatedExpert
@@ -115,7 +116,7 @@ class SchedulingSettings(Settings):
 
 
 # The file of a kind has all that belongs to it: its settings, and the engine that they build.
-AnyExpert = VllmExpert | RemoteExpert | SimulatedExpert  # all kinds, as `engine` names them
+AnyExpert = VllmExpert | RemoteExpert | CommandExpert | SimulatedExpert  # all kinds, as `engine` names them
 
 
 def process_environment() -> Environment:

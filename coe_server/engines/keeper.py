@@ -3,10 +3,10 @@
     python -I -S keeper.py SERVER_FD RUN_DIRECTORY PREVIOUS_LOG COMMAND... >LOG
 
 Standard library only, and nothing of ours: it must start fast and work while the server dies. It ends everything when
-the connection to the server closes (the server is gone, even by SIGKILL) or when the command ends; SIGTERM is passed
-on. It alone writes the log, its own standard output, from a pipe that the engine writes to: however much it writes,
-and whether the server runs or not, the file stays bounded. What the server sends is sent back once everything that
-the engine wrote before is in the log.
+the connection to the server closes (the server is gone, even by SIGKILL) or when the command ends; SIGTERM and its
+like are passed on. It alone writes the log, its own standard output, from a pipe that the engine writes to: however
+much it writes, and whether the server runs or not, the file stays bounded. What the server sends is sent back once
+everything that the engine wrote before is in the log.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from contextlib import suppress
 
 LONGEST_BYTES = 16 << 20  # an engine's log and that of its run before, together
 DROPPED = b"(earlier lines were dropped)\n"
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
 _PIPE_BYTES = 1 << 20  # a burst of lines does not wait for the disk
 _PIECE_BYTES = 64 << 10
@@ -133,7 +135,8 @@ class _Engine:
         os.set_blocking(writing_end, False)
         signal.set_wakeup_fd(writing_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only to wake `select`
-        signal.signal(signal.SIGTERM, self._pass_on)
+        for number in PASSED_ON:
+            signal.signal(number, self._pass_on)
         pid = os.fork()
         if pid == 0:
             _become(command, log.writing_end)
@@ -167,7 +170,7 @@ def _become(command: list[str], output: int) -> None:
         os.dup2(output, sys.stdout.fileno())
         os.dup2(output, sys.stderr.fileno())
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+        for number in (signal.SIGCHLD, *PASSED_ON, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores the last two; a program inherits that
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.execvp(command[0], command)

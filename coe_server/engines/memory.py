@@ -81,7 +81,12 @@ def process_tree(root: int) -> list[int]:
 
 def private_bytes(root: int) -> int:
     """`RssAnon` summed over the process tree: memory that is really held and no file or memfd stands behind."""
-    return sum(_anonymous_bytes(pid) for pid in process_tree(root))
+    return sum(_status_bytes(pid, ("RssAnon:",)) for pid in process_tree(root))
+
+
+def resident_bytes(root: int) -> int:
+    """Resident memory summed over the process tree, mapped files included: a program may map its weights."""
+    return sum(_status_bytes(pid, ("RssAnon:", "RssFile:", "RssShmem:")) for pid in process_tree(root))
 
 
 def session_members(session: int) -> list[int]:
@@ -100,12 +105,12 @@ def _children(pid: int) -> list[int]:
     return children
 
 
-def _anonymous_bytes(pid: int) -> int:
+def _status_bytes(pid: int, fields_wanted: tuple[str, ...]) -> int:
     try:
         status = (_PROC / str(pid) / "status").read_text()
     except OSError:
         return 0
-    lines = (line.split() for line in status.splitlines() if line.startswith("RssAnon:"))
+    lines = (line.split() for line in status.splitlines() if line.startswith(fields_wanted))
     return sum(int(fields[1]) * 1024 for fields in lines)  # the kernel's "kB" are 1024 bytes
 
 

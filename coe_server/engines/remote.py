@@ -19,9 +19,9 @@ from coe_server.upstream.reply import user_agent
 
 _OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
 # The caller's other headers, its key for this server above all, stay here.
-_PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
+PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
 # Without this header any coding is acceptable (RFC 9110, 12.5.3). Answers must be read here for events and usage.
-_UNCOMPRESSED = ("Accept-Encoding", "identity")
+UNCOMPRESSED = ("Accept-Encoding", "identity")
 _NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -78,8 +78,8 @@ class RemoteEngine:
         self._has_our_prefix = self._base.root.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
         self._proxy = proxy
         configured = frozenset(name.lower() for name in headers)
-        self._passed_on = _PASSED_ON - configured
-        ours = [_UNCOMPRESSED, ("User-Agent", user_agent())]
+        self._passed_on = PASSED_ON - configured
+        ours = [UNCOMPRESSED, ("User-Agent", user_agent())]
         if api_key:
             ours.append(("Authorization", f"Bearer {api_key}"))
         self._added = (*(pair for pair in ours if pair[0].lower() not in configured), *headers.items())

@@ -60,6 +60,7 @@ class Surroundings:
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
     size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
     measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
+    whole_device_bytes: int = 0  # what an engine counts for that nothing is known of: it starts alone
 
     @property
     def inherited(self) -> dict[str, str]:

@@ -74,7 +74,7 @@ class VllmRun:
         while not await _is_healthy(self.http):
             await asyncio.wait({self.process.over}, timeout=_HEALTH_POLL_SECONDS)
             if self.process.over.done():
-                raise EngineError(_ending(self.process.over.result()))
+                raise EngineError(ending(self.process.over.result()))
 
     async def ask_worker(self, method: str, timeout_seconds: float = CONTROL_SECONDS) -> Any:
         """Call a method of the worker, the process with the weights. Returns its result."""
@@ -105,7 +105,7 @@ class VllmRun:
                 await asyncio.wait({self.process.over}, timeout=_LAST_BREATH_SECONDS)
                 if not self.process.over.done():
                     return f"hangs: its worker did not answer within {self.launch.pulse_timeout_seconds:g} s"
-        return _ending(self.process.over.result())
+        return ending(self.process.over.result())
 
     async def end(self, at_once: bool) -> None:
         """No process is left when this returns. It may be called again if it was cancelled."""
@@ -138,7 +138,8 @@ async def _is_healthy(http: HttpChannel) -> bool:
     return True
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
+    """How a process ended, from its exit status."""
     if status > _SIGNALLED:
         return f"was killed by signal {status - _SIGNALLED}"
     return f"ended with status {status}"
@@ -226,10 +227,10 @@ class KeptProcess:
                     self._connection.write(b"?")
                     await self._answers.read(512)  # nothing comes from a keeper that has ended, and all is written then
 
-    async def end(self, grace_seconds: float) -> None:
-        """Send SIGTERM, and after the grace SIGKILL to everything. Returns when no process is left."""
+    async def end(self, grace_seconds: float, first: signal.Signals = signal.SIGTERM) -> None:
+        """Send `first`, and after the grace SIGKILL to everything. Returns when no process is left."""
         try:
-            self._signal(signal.SIGTERM)
+            self._signal(first)
             await self._over_within(grace_seconds)
         finally:
             self._connection.close()  # from here the keeper kills, even if we are cancelled

