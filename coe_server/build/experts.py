@@ -22,7 +22,7 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share, filled_in
-from coe_server.engines.cards import card_bytes
+from coe_server.engines.cards import Cards, card_bytes
 from coe_server.engines.engine import Engine
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.remote import RemoteEngine
@@ -37,8 +37,10 @@ def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
     platform = platform_of(config)
     costs = read_costs(costs_file(config))
+    cards = Cards()
     return [
-        replace(_expert(settings, config, platform), costs=costs.get(settings.name, {})) for settings in config.experts
+        replace(_expert(settings, config, platform, cards), costs=costs.get(settings.name, {}))
+        for settings in config.experts
     ]
 
 
@@ -55,10 +57,10 @@ def logs_folder(config: ServerConfig) -> Path:
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
-def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Expert:
+def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform, cards: Cards) -> Expert:
     return Expert(
         name=settings.name,
-        engine=_engine(settings, config, platform),
+        engine=_engine(settings, config, platform, cards),
         pin=Tier(settings.pin or Tier.DISK),
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
@@ -66,10 +68,10 @@ def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform) 
     )
 
 
-def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform) -> Engine:
+def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform, cards: Cards) -> Engine:
     match settings:
         case VllmExpert():
-            return VllmEngine(_launch(settings, config, platform))
+            return VllmEngine(_launch(settings, config, platform), cards)
         case RemoteExpert():
             return _remote(settings, config.environment)
         case SimulatedExpert():
@@ -114,6 +116,7 @@ def _launch(settings: VllmExpert, config: ServerConfig, platform: Platform) -> V
         kv_cache_bytes=settings.kv_cache or vllm.kv_cache,
         platform=platform,
         can_sleep=settings.sleep,
+        max_concurrency=settings.max_concurrency or config.scheduling.max_concurrency,
         start_timeout_seconds=vllm.start_timeout_seconds,
         process_bytes=vllm.process_memory,
         log_directory=logs_folder(config),

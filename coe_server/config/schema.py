@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import unquote
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
@@ -141,7 +141,9 @@ class _ExpertSettings(_Settings):
 class VllmExpert(_ExpertSettings):
     engine: Literal["vllm"]
     model: str
-    args: dict[str, bool | int | float | str] = {}
+    args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = {}
+    max_concurrency: int | None = Field(default=None, ge=1)  # scheduling.max_concurrency
+    cards: list[int | str] | None = Field(default=None, min_length=1)  # any; by index or UUID
     kv_cache: ByteCount | None = None
     allowed_media_domains: list[HostName] | None = None
     sleep: bool = True  # false: on the device or on disk, nothing in between

@@ -103,11 +103,15 @@ class Cards:
     @contextmanager
     def taking(self, engine: object, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
         """While an engine takes up to that much on each of these cards."""
+        outer = self._taking.get(engine)  # a start has a wake in it
         self._taking[engine] = (frozenset(cards), size_bytes)
         try:
             yield
         finally:
-            del self._taking[engine]
+            if outer is None:
+                del self._taking[engine]
+            else:
+                self._taking[engine] = outer
 
     def taken_by_others(self, engine: object, uuid: str) -> int:
         """Bytes that our other engines may be taking on a card at this moment."""
