@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
+from coe_server.cache.seats import Card, Seat, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config.addresses import in_url
@@ -22,20 +24,27 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share, filled_in
-from coe_server.engines.cards import Cards, card_bytes
+from coe_server.engines.cards import Cards, DeviceBytes, card_bytes
 from coe_server.engines.engine import Engine
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.remote import RemoteEngine
 from coe_server.engines.simulated import SimulatedEngine
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform
-from coe_server.errors import ConfigError
+from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, Platform, VllmLaunch, detect_platform, unsupported_gpu
+from coe_server.errors import ConfigError, EngineError
+
+logger = logging.getLogger(__name__)
+
+# Of a card, for what the driver and fragmentation take.
+_LEAST_SPARE_BYTES, _SPARE_SHARE = 512 << 20, 0.02
 
 
 def build_experts(config: ServerConfig) -> list[Expert]:
     """Every expert with its engine; nothing is started."""
     platform = platform_of(config)
+    if platform == "cpu" and _runs_vllm(config) and (told := unsupported_gpu()):
+        logger.warning("vllm.platform: %s", told)
     costs = read_costs(costs_file(config))
     cards = Cards()
     return [
@@ -71,7 +80,8 @@ def _expert(settings: ExpertSettings, config: ServerConfig, platform: Platform, 
 def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform, cards: Cards) -> Engine:
     match settings:
         case VllmExpert():
-            return VllmEngine(_launch(settings, config, platform), cards)
+            launch = _launch(settings, config, platform)
+            return VllmEngine(launch, cards, seats_of(settings, launch.width, cards)[0] if settings.cards else ())
         case RemoteExpert():
             return _remote(settings, config.environment)
         case SimulatedExpert():
@@ -84,6 +94,43 @@ def _engine(settings: ExpertSettings, config: ServerConfig, platform: Platform, 
                 ttft_seconds=settings.ttft_seconds,
                 tokens_per_second=settings.tokens_per_second,
             )
+
+
+def seats_of(settings: VllmExpert, width: int, cards: Cards) -> tuple[Seat, ...]:
+    """On which visible cards the expert may lie, by index. Raises ConfigError where its `cards` leave no place."""
+    key = f"experts.{settings.name}.cards"
+    try:
+        visible = cards.visible()
+        facts = [cards.facts(uuid) for uuid in visible]
+    except EngineError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    wanted = None if settings.cards is None else {_index_of(name, visible, key) for name in settings.cards}
+    known = [
+        Card(
+            index,
+            one.total_bytes,
+            one.model,
+            frozenset(place for place, uuid in enumerate(visible) if uuid in one.links),
+            one.instance,
+        )
+        for index, one in enumerate(facts)
+    ]
+    seats = candidate_seats(known, width, wanted)
+    if not seats:
+        among = "the visible ones" if settings.cards is None else settings.cards
+        raise ConfigError(f"{key}: there is no place for an expert that takes {width} cards, among {among}")
+    return seats
+
+
+def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
+    if isinstance(name, int) and 0 <= name < len(visible):
+        return name
+    matching = [index for index, uuid in enumerate(visible) if isinstance(name, str) and uuid.startswith(name)]
+    if len(matching) != 1:
+        raise ConfigError(
+            f"{key}: {name!r} is none of the visible cards: 0 to {len(visible) - 1}, {', '.join(visible)}"
+        )
+    return matching[0]
 
 
 def _remote(settings: RemoteExpert, environment: Environment) -> RemoteEngine:
@@ -129,7 +176,7 @@ def model_name(expert: ExpertSettings) -> str:
     return expert.model if isinstance(expert, RemoteExpert) else expert.name
 
 
-def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -> Bytes:
+def build_capacity(config: ServerConfig, card: Callable[[], DeviceBytes] = card_bytes) -> Bytes:
     """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
@@ -165,7 +212,7 @@ def _runs_vllm(config: ServerConfig) -> bool:
     return any(isinstance(expert, VllmExpert) for expert in config.experts)
 
 
-def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
+def _on_card(setting: int | Share | None, card: Callable[[], DeviceBytes]) -> int:
     """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
     try:
         there = card()
@@ -173,8 +220,10 @@ def _on_card(setting: int | Share | None, card: Callable[[], int]) -> int:
         if isinstance(setting, int):
             return setting
         raise
-    if (amount := _amount(setting, there, 0.9)) > there:
-        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there)}; lower it")
+    if setting is None:  # what a desktop or another program has of the card is theirs
+        return max(0, there.free - max(_LEAST_SPARE_BYTES, int(_SPARE_SHARE * there.total)))
+    if (amount := _amount(setting, there.total, 1.0)) > there.total:
+        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there.total)}; lower it")
     return amount
 
 

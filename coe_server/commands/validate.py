@@ -13,6 +13,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
 from coe_server.config.schema import RemoteExpert, ServerConfig, VllmExpert
+from coe_server.engines.vllm_args import named
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
@@ -146,7 +147,7 @@ def dangers(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         if not isinstance(expert, VllmExpert):
             continue
-        args = {key.replace("-", "_"): value for key, value in expert.args.items()}
+        args = named(expert.args)
         key = f"experts.{expert.name}.args"
         if args.get("trust_remote_code") not in {None, False}:
             yield (

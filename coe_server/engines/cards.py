@@ -125,13 +125,15 @@ class Cards:
             _initialise(nvml)
             yield nvml
         except nvml.NVMLError as error:
-            raise EngineError(f"cannot read the GPU's memory: {error} (CUDA device {card})") from error
+            raise EngineError(
+                f"cannot read the GPU's memory: {error} (CUDA device {card}){_hint(nvml, error)}"
+            ) from error
 
 
-def card_bytes() -> int:
-    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
+def card_bytes() -> DeviceBytes:
+    """Memory of the card that engines use. Raises ConfigError where it cannot be read."""
     try:
-        return device_bytes().total
+        return device_bytes()
     except EngineError as error:
         raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
 
@@ -189,6 +191,12 @@ _ONE_START = threading.Lock()
 def _initialise(nvml: Any) -> None:
     with _ONE_START:
         _initialised(nvml)
+
+
+def _hint(nvml: Any, error: Exception) -> str:
+    if getattr(error, "value", None) != getattr(nvml, "NVML_ERROR_NOT_SUPPORTED", error):
+        return ""
+    return "; a GPU that shares its memory with the processor, as in a DGX Spark, is not supported"
 
 
 @cache

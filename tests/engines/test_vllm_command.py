@@ -22,6 +22,7 @@ from coe_server.engines.vllm_command import (
     estimated_footprint,
     model_bytes,
     serve_command,
+    unsupported_gpu,
 )
 from coe_server.engines.vllm_process import make_run_directory
 from coe_server.errors import ConfigError
@@ -271,8 +272,27 @@ def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -
     assert double.host_image >= cpu.host_image + (1 << 20)
 
 
-def test_the_platform_is_cuda_exactly_where_an_nvidia_device_is() -> None:
-    assert (detect_platform() == "cuda") is any(Path("/dev").glob("nvidia[0-9]*"))
+@pytest.mark.parametrize("sign", ["dev/nvidia0", "proc/driver/nvidia/version", "usr/lib/wsl/lib/libnvidia-ml.so.1"])
+def test_the_platform_is_cuda_where_a_driver_is(tmp_path: Path, sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert detect_platform(tmp_path) == "cpu"
+    (tmp_path / sign).parent.mkdir(parents=True)
+    (tmp_path / sign).touch()
+    assert detect_platform(tmp_path) == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert detect_platform(tmp_path) == "cpu"
+
+
+def test_a_gpu_that_engines_do_not_use_is_named(tmp_path: Path) -> None:
+    assert unsupported_gpu(tmp_path) is None
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kfd").touch()
+    assert "an AMD GPU" in str(unsupported_gpu(tmp_path))
+
+
+def test_on_a_cpu_an_expert_takes_one_card() -> None:
+    with pytest.raises(ConfigError, match=r"experts\.french\.args: they ask for 2 cards, and there is no GPU"):
+        launch(args={"tensor_parallel_size": 2})
 
 
 def test_a_run_directory_is_private_and_short_enough_for_sockets(
