@@ -64,7 +64,6 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         capacity,
         Limits(**config.scheduling.model_dump()),
         events,
-        one_move_at_a_time=platform_of(config) == "cuda",
     )
     serving = build_serving(config, router)
     journal = build_journal(config)

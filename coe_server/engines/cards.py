@@ -103,11 +103,15 @@ class Cards:
     @contextmanager
     def taking(self, engine: object, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
         """While an engine takes up to that much on each of these cards."""
+        outer = self._taking.get(engine)  # a start has a wake in it
         self._taking[engine] = (frozenset(cards), size_bytes)
         try:
             yield
         finally:
-            del self._taking[engine]
+            if outer is None:
+                del self._taking[engine]
+            else:
+                self._taking[engine] = outer
 
     def taken_by_others(self, engine: object, uuid: str) -> int:
         """Bytes that our other engines may be taking on a card at this moment."""
@@ -121,13 +125,15 @@ class Cards:
             _initialise(nvml)
             yield nvml
         except nvml.NVMLError as error:
-            raise EngineError(f"cannot read the GPU's memory: {error} (CUDA device {card})") from error
+            raise EngineError(
+                f"cannot read the GPU's memory: {error} (CUDA device {card}){_hint(nvml, error)}"
+            ) from error
 
 
-def card_bytes() -> int:
-    """Memory of the card that engines use. Raises ConfigError where its size cannot be read."""
+def card_bytes() -> DeviceBytes:
+    """Memory of the card that engines use. Raises ConfigError where it cannot be read."""
     try:
-        return device_bytes().total
+        return device_bytes()
     except EngineError as error:
         raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
 
@@ -195,6 +201,12 @@ _ONE_START = threading.Lock()
 def _initialise(nvml: Any) -> None:
     with _ONE_START:
         _initialised(nvml)
+
+
+def _hint(nvml: Any, error: Exception) -> str:
+    if getattr(error, "value", None) != getattr(nvml, "NVML_ERROR_NOT_SUPPORTED", error):
+        return ""
+    return "; a GPU that shares its memory with the processor, as in a DGX Spark, is not supported"
 
 
 @cache

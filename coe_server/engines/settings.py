@@ -17,6 +17,7 @@ from coe_server.config.addresses import HostName
 from coe_server.config.environment import Environment
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import ByteCount, Modality, ServedName, Settings, contradiction
+from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Engine, Footprint
 from coe_server.engines.user import EngineUser
 from coe_server.errors import ConfigError
@@ -57,9 +58,11 @@ class Surroundings:
     platform: Platform
     vllm: VllmSettings
     longest_answer_seconds: float
+    max_concurrency: int  # answers inside one engine at a time
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
     size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
     measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
+    cards: Cards = field(default_factory=Cards)  # of this machine, shared by its engines
     whole_device_bytes: int = 0  # what an engine counts for that nothing is known of: it starts alone
 
     @property
@@ -86,6 +89,7 @@ class ExpertSettings(Settings):
     modalities: list[Modality] | None = None
     tools: bool | None = None
     endpoints: list[EndpointName] | None = Field(default=None, min_length=1)
+    cards: list[int | str] | None = Field(default=None, min_length=1)  # any; by index or UUID
 
     @abstractmethod
     def build(self, surroundings: Surroundings) -> Engine:
@@ -95,6 +99,11 @@ class ExpertSettings(Settings):
     def remote(self) -> bool:
         """Whether the model runs on another server: it takes no memory here and is always loaded."""
         return False
+
+    @property
+    def width(self) -> int:
+        """How many cards its engine takes."""
+        return 1
 
     @property
     def weights_here(self) -> bool:
@@ -131,6 +140,8 @@ class ExpertSettings(Settings):
         depth = get_args(TierName).index
         if self.pin and self.preload and depth(self.preload) > depth(self.pin):
             yield f"preload: '{self.preload}' is below its pin, '{self.pin}'"
+        if self.cards and not self.weights_here:
+            yield "cards: its engine takes no card of this machine; leave the key out"
         if fault := contradiction(self.vision, self.modalities):
             yield f"modalities: {fault}; leave one of the two out"
 

@@ -6,6 +6,7 @@ Knows nothing of the other experts. Each place that depends on how vLLM 0.32 beh
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.engines.vllm_memory import VllmMemory
 from coe_server.engines.vllm_process import CONTROL_SECONDS, VllmRun
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+
+logger = logging.getLogger(__name__)
 
 # Greedy, special tokens included: even a model of random weights has a definite answer. Four tokens, because on a CPU
 # each costs a reading of all weights, as much as half a wake-up. No probabilities: vLLM compiles a kernel for them,
@@ -43,8 +46,9 @@ class VllmEngine:
     `cards` are the GPUs, shared with the other engines. On a CPU the child's own memory is measured instead.
     """
 
-    def __init__(self, launch: VllmLaunch, cards: Cards | None = None) -> None:
+    def __init__(self, launch: VllmLaunch, cards: Cards | None = None, seat: Sequence[int] = ()) -> None:
         self._launch = launch
+        self._seat = seat  # where a start gives none; the first visible cards where this is empty, too
         self._memory = VllmMemory(launch, cards)
         self._run: VllmRun | None = None  # the newest, running or ended
         self._died = asyncio.Event()
@@ -76,7 +80,7 @@ class VllmEngine:
         limit_seconds = self._launch.start_timeout_seconds
         try:
             async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
-                place = await self._memory.place(seat)
+                place = await self._memory.place(seat or self._seat)
                 with self._memory.taking():
                     self._run = await VllmRun.start(self._launch, place)
                     await _bring_up(self._run, self._memory)
@@ -171,6 +175,7 @@ async def _take_longest_step(run: VllmRun) -> None:
     """
     args, name = named(run.launch.args), run.launch.name
     run.longest_tokens = await _longest_tokens(run)
+    logger.info("engine '%s' takes requests of up to %s tokens, answer included", name, run.longest_tokens)
     step = args.get("max_num_batched_tokens")
     step_tokens = step if isinstance(step, int) else _LONGEST_STEP_TOKENS
     tokens = [1] * max(1, min(step_tokens, (run.longest_tokens or step_tokens) - 1))

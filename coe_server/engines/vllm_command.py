@@ -107,6 +107,8 @@ class VllmLaunch:
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
+        if self.platform == "cpu" and self.width > 1:
+            raise ConfigError(f"experts.{self.name}.args: they ask for {self.width} cards, and there is no GPU")
 
     def option(self, name: str) -> ArgValue:
         """The value of one of vLLM's options, however its dashes are written; None where it is not given."""
@@ -135,10 +137,23 @@ class Place:
 NOWHERE = Place()
 
 
-def detect_platform(devices: Path = Path("/dev")) -> Platform:
-    """`cuda` where an NVIDIA card is there and not hidden from us, else `cpu`."""
-    visible = visible_device() is not None and any(devices.glob("nvidia[0-9]*"))
-    return "cuda" if visible else "cpu"
+def detect_platform(root: Path = Path("/")) -> Platform:
+    """`cuda` where an NVIDIA driver is there and no card is hidden from us, else `cpu`.
+
+    A card has no file in /dev before the first call of the driver, and none within Windows (WSL 2).
+    """
+    if visible_device() is None:
+        return "cpu"
+    signs = (root / "proc/driver/nvidia/version", root / "usr/lib/wsl/lib/libnvidia-ml.so.1")
+    there = any(sign.exists() for sign in signs) or any((root / "dev").glob("nvidia[0-9]*"))
+    return "cuda" if there else "cpu"
+
+
+def unsupported_gpu(root: Path = Path("/")) -> str | None:
+    """A sentence about a GPU that engines do not use; None where there is none."""
+    if (root / "dev/kfd").exists():
+        return "there is an AMD GPU (/dev/kfd), which is not supported: engines run on the CPU"
+    return None
 
 
 def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from coe_server.engines.engine import Engine
 from coe_server.engines.footprints import footprint_key
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm_args import named, width_of
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source, known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
@@ -28,7 +29,8 @@ _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
 class VllmExpert(ExpertSettings):
     engine: Literal["vllm"]
     model: str
-    args: dict[str, bool | int | float | str] = Field(default={})
+    args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(default={})
+    max_concurrency: int | None = Field(default=None, ge=1)  # scheduling.max_concurrency
     kv_cache: ByteCount | None = None
     weights_bytes: ByteCount | None = None  # where neither files nor the hub can tell it
     allowed_media_domains: list[HostName] | None = None
@@ -37,7 +39,9 @@ class VllmExpert(ExpertSettings):
     def build(self, surroundings: Surroundings) -> Engine:
         launch = self._sized(self.launch(surroundings), surroundings)
         measured = surroundings.measured
-        return VllmEngine(replace(launch, measured=measured.get(key_of(launch))) if measured else launch)
+        if measured:
+            launch = replace(launch, measured=measured.get(key_of(launch)))
+        return VllmEngine(launch, surroundings.cards)
 
     def launch(self, surroundings: Surroundings) -> VllmLaunch:
         """All that is needed to start its engine, but for the size of weights that are not here."""
@@ -56,6 +60,7 @@ class VllmExpert(ExpertSettings):
             kv_cache_bytes=self.kv_cache or vllm.kv_cache,
             platform=surroundings.platform,
             can_sleep=self.sleep,
+            max_concurrency=self.max_concurrency or surroundings.max_concurrency,
             start_timeout_seconds=vllm.start_timeout_seconds,
             process_bytes=vllm.process_memory,
             log_directory=surroundings.log_directory,
@@ -72,6 +77,10 @@ class VllmExpert(ExpertSettings):
             return replace(launch, weights_bytes=self.weights_bytes or surroundings.size_of_missing(launch))
         except ConfigError as error:
             raise ConfigError(f"experts.{launch.name}.model: {error}") from error
+
+    @property
+    def width(self) -> int:
+        return width_of(self.args)
 
     @property
     def weights_here(self) -> bool:
@@ -97,7 +106,7 @@ class VllmExpert(ExpertSettings):
             yield from self.never_in_host("`sleep: true`")
 
     def dangers(self) -> Iterator[str]:
-        args = {key.replace("-", "_"): value for key, value in self.args.items()}
+        args = named(self.args)
         if args.get("trust_remote_code") not in {None, False}:
             yield (
                 f"args.trust_remote_code: Python code that comes with '{self.model}' runs here as the user of the "

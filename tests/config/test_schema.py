@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from coe_server.app import require_tracing
-from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits
+from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits, seats_of
 from coe_server.build.service import build_capabilities, build_router
 from coe_server.cache.tiers import Bytes
-from coe_server.config.schema import HttpSettings, ServerConfig, load_config, read_config
+from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
 from coe_server.config.types import Settings, Share
+from coe_server.engines.cards import CardFacts, Cards, DeviceBytes
 from coe_server.errors import ArtifactError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -129,8 +130,8 @@ def write(folder, **settings):
         ),
         ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
         (
-            {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "args": {"seed": [1]}}]},
-            "experts.a.args.seed: input should be",
+            {"experts": [{"name": "a", "engine": "vllm", "model": "x/y", "max_concurrency": 0}]},
+            "experts.a.max_concurrency: input should be",
         ),
         ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
@@ -245,11 +246,41 @@ def on_a_card(folder, device):
 
 
 def test_more_memory_than_the_card_has_stops_the_start(tmp_path):
-    assert build_capacity(on_a_card(tmp_path, "70GiB"), card=lambda: 80 * 2**30).device == 70 * 2**30
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), card=lambda: DeviceBytes(80 * 2**30, 0)).device == 70 * 2**30
     with pytest.raises(
         ConfigError, match=r"^memory\.device: 92,160 MiB are more than the card has, 81,920 MiB; lower it"
     ):
-        build_capacity(on_a_card(tmp_path, "90GiB"), card=lambda: 80 * 2**30)
+        build_capacity(on_a_card(tmp_path, "90GiB"), card=lambda: DeviceBytes(80 * 2**30, 0))
+
+
+def test_auto_takes_of_a_card_what_is_free_and_leaves_some(tmp_path):
+    def auto(total_gib, used_gib):
+        card = DeviceBytes(int(total_gib * 2**30), int(used_gib * 2**30))
+        return build_capacity(on_a_card(tmp_path, "auto"), lambda: card).device
+
+    assert auto(24, 3) == 21 * 2**30 - 512 * 2**20
+    assert auto(100, 10) == 88 * 2**30
+    assert auto(24, 24) == 0
+
+
+class FourCards(Cards):
+    def visible(self):
+        return tuple(f"GPU-{letter}" for letter in "abcd")
+
+    def facts(self, uuid):
+        return CardFacts(uuid, 24 * 2**30, "one model")
+
+
+def test_an_expert_lies_on_its_cards_by_index_or_uuid():
+    def seats(width, cards):
+        return seats_of(VllmExpert(name="a", engine="vllm", model="x/y-1B", cards=cards), width, FourCards())
+
+    assert seats(1, None) == ((0,), (1,), (2,), (3,))
+    assert seats(2, [2, "GPU-d"]) == ((2, 3),)
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 'GPU-x' is none of the visible cards: 0 to 3, GPU-a"):
+        seats(1, ["GPU-x"])
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no place for an expert that takes 2 cards"):
+        seats(2, [1])
 
 
 def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares_are_not(tmp_path):

@@ -91,7 +91,7 @@ def test_three_experts_start_beside_each_other_on_one_small_card(machine, make_m
             assert [slot.tier for slot in cache.slots.values()] == [Tier.HOST] * 3
             assert here.cards.reading(0).used == DRIVER_BYTES + 3 * CONTEXT
             for name in ("e0", "e1"):
-                async with await cache.lease(name):
+                with await cache.lease(name):
                     pass
             assert [slot.tier for slot in cache.slots.values()] == [Tier.DEVICE, Tier.DEVICE, Tier.HOST]
         finally:

@@ -22,7 +22,6 @@ from aiohttp import web
 
 FAULT = os.environ.get("STAND_IN_FAULT", "")
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-CONTEXT_BYTES = int(os.environ.get("STAND_IN_CONTEXT", "0"))  # what a sleeping process keeps on a GPU
 
 
 def main(words: list[str]) -> None:
@@ -45,7 +44,6 @@ def main(words: list[str]) -> None:
         ]
     )
     asyncio.run(serve(app, options["--uds"], core))
-    engine.leave_device()
 
 
 async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]) -> None:
@@ -85,9 +83,7 @@ class StandIn:
         self.kv_cache = mmap.mmap(-1, kv_cache_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.fill_kv_cache()
         self.image = -1
-        self.device_before = Path(path).read_text() if (path := os.environ.get("STAND_IN_DEVICE")) else ""
         self.loaded_from_image = self.load_from_image()
-        self.occupy_device(self.weights_bytes + len(self.kv_cache))
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if FAULT == "never healthy" else 200)
@@ -102,8 +98,6 @@ class StandIn:
         if (request.query.get("level"), request.query.get("mode")) != ("1", "wait"):
             return web.json_response({"error": "without these, vLLM would abort what is running"}, status=400)
         self.write_image()
-        if FAULT != "keeps the device":
-            self.occupy_device(0)
         if FAULT != "keeps its memory":
             self.weights.madvise(mmap.MADV_DONTNEED)
             self.kv_cache.madvise(mmap.MADV_DONTNEED)
@@ -113,7 +107,6 @@ class StandIn:
         if FAULT != "answers garbage after wake":
             os.preadv(self.image, [self.weights], 0)
         self.fill_kv_cache()
-        self.occupy_device(self.weights_bytes + len(self.kv_cache))
         return web.json_response({"status": "awake"})
 
     async def collective_rpc(self, request: web.Request) -> web.Response:
@@ -183,15 +176,6 @@ class StandIn:
         os.pwrite(self.image, self.weights, 0)
         if FAULT != "leaves its image open":
             fcntl.fcntl(self.image, fcntl.F_ADD_SEALS, SEALS)
-
-    def occupy_device(self, moving_bytes: int) -> None:
-        """Keeps the books of a GPU that is not there, where a test asks for it: our bytes and a CUDA context's."""
-        if path := os.environ.get("STAND_IN_DEVICE"):
-            Path(path).write_text(str(CONTEXT_BYTES + moving_bytes))
-
-    def leave_device(self) -> None:
-        if path := os.environ.get("STAND_IN_DEVICE"):
-            Path(path).write_text(self.device_before)
 
     def fill_kv_cache(self) -> None:
         ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(self.kv_cache)), 1, len(self.kv_cache))

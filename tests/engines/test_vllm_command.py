@@ -15,12 +15,14 @@ import pytest
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.vllm_command import (
     IMAGE_VARIABLE,
+    Place,
     VllmLaunch,
     detect_platform,
     engine_environment,
     estimated_footprint,
     model_bytes,
     serve_command,
+    unsupported_gpu,
 )
 from coe_server.engines.vllm_process import make_run_directory
 from coe_server.errors import ConfigError
@@ -60,8 +62,8 @@ def test_on_a_cpu_one_process_serves_with_our_worker_on_a_private_socket() -> No
 def test_on_cuda_vllms_own_sleep_mode_is_used_where_sleeping_is_allowed() -> None:
     cuda = serve_command(launch(platform="cuda"), SOCKET)
     ours = ["--uds", "--served-model-name", "--kv-cache-memory-bytes", "--disable-uvicorn-access-log"]
-    ours += ["--allowed-media-domains"]
-    assert flags(cuda) == [*ours, "--enable-sleep-mode"]
+    ours += ["--allowed-media-domains", "--worker-extension-cls", "--max-model-len"]
+    assert flags(cuda) == [*ours, "--enable-sleep-mode", "--sleep-mode-offload-cudagraph"]
     assert "--enable-sleep-mode" not in serve_command(launch(platform="cuda", can_sleep=False), SOCKET)
 
 
@@ -69,11 +71,13 @@ def test_args_become_flags_of_the_same_meaning() -> None:
     args = {"max_model_len": 8192, "quantization": "awq", "gpu-memory-utilization": 0.5, "seed": None}
     args |= {"trust_remote_code": True, "enable_prefix_caching": False}
     args |= {"lora_modules": ["a=b", "c=d"], "override_generation_config": {"top_k": 1}}
+    args |= {"compilation_config.cudagraph_mode": "NONE"}
     command = serve_command(launch(platform="cuda", can_sleep=False, args=args), SOCKET)
     assert command[command.index("--max-model-len") :] == [
         *("--max-model-len", "8192", "--quantization", "awq", "--gpu-memory-utilization", "0.5"),
         *("--trust-remote-code", "--no-enable-prefix-caching", "--lora-modules", "a=b", "c=d"),
         *("--override-generation-config", json.dumps({"top_k": 1})),
+        *("--compilation-config.cudagraph_mode", "NONE"),
     ]
 
 
@@ -100,7 +104,7 @@ def test_no_media_domain_is_allowed_unless_it_is_listed() -> None:
     assert allowed("a.example", "b.example") == ["a.example", "b.example"]
     (none,) = allowed()
     assert "/" in none, "which no host's name has; an empty list would allow every domain"
-    assert engine_environment(launch(), RUN, None)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    assert engine_environment(launch(), RUN)["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
 
 
 @pytest.mark.parametrize("key", ["allowed_media_domains", "allowed-media-domains"])
@@ -109,24 +113,75 @@ def test_media_domains_have_a_key_of_their_own(key: str) -> None:
         launch(args={key: "a.example"})
 
 
-def test_more_than_one_device_is_refused_with_a_sentence() -> None:
-    launch(args={"tensor_parallel_size": 1})
-    with pytest.raises(ConfigError, match=r"args\.tensor-parallel-size: 2 is not supported, one device for now"):
-        launch(args={"tensor-parallel-size": 2})
+def test_the_cards_of_an_engine_are_its_ranks() -> None:
+    wide = launch(platform="cuda", args={"tensor-parallel-size": 2, "data_parallel_size": 3})
+    assert (wide.width, wide.copies) == (6, 3)
+    command = serve_command(wide, SOCKET, Place(cards=("GPU-a", "GPU-b"), utilization=0.25))
+    pairs = dict(pairwise(command))
+    assert (pairs["--api-server-count"], pairs["--gpu-memory-utilization"]) == ("1", "0.25")
+    environment = engine_environment(wide, RUN, Place(cards=("GPU-a", "GPU-b")))
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+    with pytest.raises(ConfigError, match=r"args\.tensor-parallel-size: 'two' is not a number from 1"):
+        launch(args={"tensor-parallel-size": "two"})
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("kv_cache_memory", "vLLM takes it for kv_cache_memory_bytes, leave it out"),
+        ("enable-sleep", "vLLM takes it for enable_sleep_mode, leave it out"),
+        ("no_enable_sleep_mode", "is set by the server, leave it out"),
+        ("tensor_parallel", "write it in full: tensor_parallel_size"),
+        ("prefill_context_parallel_size", "is not supported, use tensor_parallel_size"),
+        ("config", "give the options of that file here, by name"),
+        ("headless", "is not supported: an expert runs on one machine, in one `vllm serve`"),
+        ("ssl_keyfile", "is set by the server, leave it out"),
+        ("kv_offloading_size", "is not supported: such an engine ends after it was woken"),
+        ("cpu_offload", "vLLM takes it for cpu_offload_gb: is not supported"),
+        ("--port", "is no option's name"),
+    ],
+)
+def test_what_vllms_parser_would_take_for_a_refused_option_is_refused(key: str, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        launch(args={key: 2})
+    assert str(caught.value).startswith(f"experts.french.args.{key}: {why}")
+
+
+def test_an_option_that_begins_like_a_refused_one_is_accepted() -> None:
+    args = {"data_parallel_size": 1, "kv_cache_dtype": "fp8", "config_format": "auto", "hf_token": "x"}
+    launch(args=args | {"prefill_context_parallel_size": 1, "enable_prefix_caching": True})
+
+
+def test_pinned_memory_is_not_rounded_up_and_other_settings_of_the_allocator_stay() -> None:
+    def allocator(**inherited: str) -> dict[str, str]:
+        environment = engine_environment(launch(platform="cuda", inherited=inherited), RUN)
+        return {key: value for key, value in environment.items() if key.endswith("ALLOC_CONF")}
+
+    rounding = "pinned_max_round_threshold_mb:1"
+    assert allocator() == {"PYTORCH_ALLOC_CONF": rounding}
+    assert allocator(PYTORCH_ALLOC_CONF="a:b") == {"PYTORCH_ALLOC_CONF": f"a:b,{rounding}"}
+    assert allocator(PYTORCH_CUDA_ALLOC_CONF="a:b") == {"PYTORCH_CUDA_ALLOC_CONF": f"a:b,{rounding}"}
 
 
 def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> None:
     inherited = {
         **{"PATH": "/bin", "HOME": "/root", "HF_TOKEN": "hub", "CUDA_VISIBLE_DEVICES": "1", "LD_LIBRARY_PATH": "/l"},
         **{"OPENAI_API_KEY": "secret", "HOSTED_KEY": "secret", "AWS_SECRET_ACCESS_KEY": "secret"},
-        **{"VLLM_API_KEY": "secret", "PYTHONPATH": "/ours", "TMPDIR": "/elsewhere"},
+        **{
+            "FLASHINFER_WORKSPACE_BASE": "/f",
+            "CC": "gcc",
+            "VLLM_API_KEY": "secret",
+            "PYTHONPATH": "/ours",
+            "TMPDIR": "/elsewhere",
+        },
     }
-    environment = engine_environment(launch(inherited=inherited), RUN, "/proc/1/fd/7")
+    environment = engine_environment(launch(inherited=inherited), RUN, Place("/proc/1/fd/7"))
     assert "secret" not in environment.values()
     assert environment["PATH"] == "/bin"
     assert environment["HF_TOKEN"] == "hub"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
     assert environment["LD_LIBRARY_PATH"] == "/l"
+    assert (environment["FLASHINFER_WORKSPACE_BASE"], environment["CC"]) == ("/f", "gcc")
     assert environment["TMPDIR"] == environment["VLLM_RPC_BASE_PATH"] == str(RUN)
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert environment["VLLM_NO_USAGE_STATS"] == environment["DO_NOT_TRACK"] == "1"
@@ -136,20 +191,20 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
 
 
 def test_the_engine_keeps_idle_connections_longer_than_we_do() -> None:
-    environment = engine_environment(launch(), RUN, None)
+    environment = engine_environment(launch(), RUN)
     assert float(environment["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"]) > IDLE_SECONDS
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_processes_of_an_engine_speak_to_each_other_over_loopback_alone(platform: str) -> None:
     elsewhere = {"VLLM_HOST_IP": "10.0.0.1", "NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
-    environment = engine_environment(launch(platform=platform, inherited=elsewhere), RUN, None)
+    environment = engine_environment(launch(platform=platform, inherited=elsewhere), RUN)
     assert environment["VLLM_HOST_IP"] == environment["VLLM_LOOPBACK_IP"] == environment["MASTER_ADDR"] == "127.0.0.1"
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo"
 
 
 def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
-    environment = engine_environment(launch(), RUN, None)
+    environment = engine_environment(launch(), RUN)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["OMP_NUM_THREADS"] == "1"
     modules = {file.stem for file in Path(environment["PYTHONPATH"]).glob("*.py")}
@@ -159,13 +214,15 @@ def test_on_a_cpu_only_the_workers_own_folder_is_on_the_python_path() -> None:
 
 
 def test_cuda_gets_none_of_the_cpus_settings() -> None:
-    environment = engine_environment(launch(platform="cuda"), RUN, None)
-    assert not {"PYTHONPATH", "OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(environment)
+    environment = engine_environment(launch(platform="cuda"), RUN)
+    assert not {"OMP_NUM_THREADS", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(environment)
+    assert environment["PYTHONPATH"] == engine_environment(launch(), RUN)["PYTHONPATH"], "the folder of our extension"
+    assert environment["COE_MEMORY_REPORTS"] == str(RUN)
 
 
 def test_an_experts_own_environment_wins() -> None:
     environment = engine_environment(
-        launch(environment={"OMP_NUM_THREADS": "2"}, inherited={"OMP_NUM_THREADS": "3"}), RUN, None
+        launch(environment={"OMP_NUM_THREADS": "2"}, inherited={"OMP_NUM_THREADS": "3"}), RUN
     )
     assert environment["OMP_NUM_THREADS"] == "2"
 
@@ -230,8 +287,27 @@ def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -
     assert double.host_image >= cpu.host_image + (1 << 20)
 
 
-def test_the_platform_is_cuda_exactly_where_an_nvidia_device_is() -> None:
-    assert (detect_platform() == "cuda") is any(Path("/dev").glob("nvidia[0-9]*"))
+@pytest.mark.parametrize("sign", ["dev/nvidia0", "proc/driver/nvidia/version", "usr/lib/wsl/lib/libnvidia-ml.so.1"])
+def test_the_platform_is_cuda_where_a_driver_is(tmp_path: Path, sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert detect_platform(tmp_path) == "cpu"
+    (tmp_path / sign).parent.mkdir(parents=True)
+    (tmp_path / sign).touch()
+    assert detect_platform(tmp_path) == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert detect_platform(tmp_path) == "cpu"
+
+
+def test_a_gpu_that_engines_do_not_use_is_named(tmp_path: Path) -> None:
+    assert unsupported_gpu(tmp_path) is None
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kfd").touch()
+    assert "an AMD GPU" in str(unsupported_gpu(tmp_path))
+
+
+def test_on_a_cpu_an_expert_takes_one_card() -> None:
+    with pytest.raises(ConfigError, match=r"experts\.french\.args: they ask for 2 cards, and there is no GPU"):
+        launch(args={"tensor_parallel_size": 2})
 
 
 def test_a_run_directory_is_private_and_short_enough_for_sockets(

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from coe_server.engines.cards import DeviceBytes
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.image import WeightImage
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
 from coe_server.engines.log_file import log_path
 from coe_server.engines.memory import private_bytes, process_tree
+from coe_server.engines.seat_memory import RankReport, SeatMemory
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 from coe_server.engines.vllm_process import KeptProcess, make_run_directory
@@ -602,67 +604,54 @@ def test_a_loop_that_ends_takes_its_processes_along_while_its_server_lives_on(tm
             server.kill()
 
 
-@pytest.mark.parametrize("context_bytes", [300 << 20, 2 << 30, 5 << 30])
-def test_on_cuda_the_devices_own_books_are_believed(
-    stand_in: StandInLaunch, tmp_path: Path, context_bytes: int
-) -> None:
-    device = tmp_path / "device"
-    device.write_text("1000")  # somebody else's
-    environment = {"STAND_IN_DEVICE": str(device), "STAND_IN_CONTEXT": str(context_bytes)}
+class FakeCard:
+    """One card, with what it shows as used at each reading; the last one stays."""
+
+    def __init__(self, *used: int) -> None:
+        self.used = list(used)
+
+    def visible(self) -> tuple[str, ...]:
+        return ("GPU-a",)
+
+    def reading(self, uuid: str) -> DeviceBytes:
+        return DeviceBytes(10_000, self.used.pop(0) if len(self.used) > 1 else self.used[0])
+
+    def processes(self, uuid: str) -> None:
+        return None
+
+    def taken_by_others(self, engine: object, uuid: str) -> int:
+        return 0
+
+
+def measured_on(card: FakeCard) -> SeatMemory:
+    memory = SeatMemory("french", card, 1, 3000, 1000)  # type: ignore[arg-type]  the part of it that is used
 
     async def story() -> None:
-        launch = stand_in(platform="cuda", environment=environment, kv_cache_bytes=64 << 20)
-        engine = VllmEngine(launch, lambda: int(device.read_text()))
-        await engine.start()
-        assert engine.footprint.device_awake == context_bytes + (64 << 20) + WEIGHTS_BYTES - 1000
-        assert engine.footprint.device_asleep == context_bytes - 1000, "the first sleep was rehearsed"
-        before = await say(engine, "bonjour")
-        await engine.sleep()
-        assert engine.footprint.device_asleep == context_bytes - 1000
-        await engine.wake()
-        assert b"".join(await say(engine, "bonjour")) == b"".join(before)
-        assert engine._memory.image is None, "vLLM keeps its own copy there"
-        await engine.stop()
-        assert device.read_text() == "1000"
+        await memory.take()
+        await memory.measure([RankReport(1, "GPU-a", 3000, 0, 0)])
 
     asyncio.run(story())
+    return memory
 
 
-@pytest.mark.parametrize(
-    ("fault", "why"),
-    [("keeps the device", "sleeps but freed 0 bytes"), ("answers garbage after wake", "answers its canary wrongly")],
-)
-def test_on_cuda_an_engine_that_cannot_sleep_or_wake_does_not_begin_to_serve(
-    stand_in: StandInLaunch, tmp_path: Path, fault: str, why: str
-) -> None:
-    device = tmp_path / "device"
-    device.write_text("0")
-    launch = stand_in(platform="cuda", environment={"STAND_IN_FAULT": fault, "STAND_IN_DEVICE": str(device)})
-    with pytest.raises(EngineStartFailed, match=why):
-        asyncio.run(VllmEngine(launch, lambda: int(device.read_text())).start())
+def test_on_a_gpu_a_stop_lasts_until_the_driver_shows_the_memory_free() -> None:
+    card = FakeCard(1000, 5000, 5000, 5000, 5000, 1000)
+    memory = measured_on(card)
 
-
-def test_on_cuda_a_stop_lasts_until_the_driver_shows_the_memory_free(stand_in: StandInLaunch) -> None:
     async def story() -> None:
-        readings = [1000, 5000]  # before the start and after it
-        engine = VllmEngine(stand_in(platform="cuda", can_sleep=False), lambda: readings.pop(0))
-        await engine.start()
-        readings[:] = [5000, 5000, 1000]
-        await engine.stop()
-        assert readings == []
+        await memory.until_given_back(await memory.before_end())
 
     asyncio.run(story())
+    assert card.used == [1000]
 
 
 def test_device_memory_that_never_comes_back_is_told_and_does_not_hold_a_stop_up(
-    stand_in: StandInLaunch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    memory = measured_on(FakeCard(1000, 5000))
+
     async def story() -> None:
-        readings = [1000]
-        launch = stand_in(platform="cuda", can_sleep=False)
-        engine = VllmEngine(launch, lambda: readings.pop(0) if readings else 5000)
-        await engine.start()
-        await engine.stop()
+        await memory.until_given_back(await memory.before_end())
 
     asyncio.run(story())
     assert caplog.messages == ["engine 'french' ended; the GPU holds 3600 bytes more than expected"]
