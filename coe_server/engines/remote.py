@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 from coe_server.config.addresses import ApiBase
 from coe_server.config.proxies import Proxy
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.upstream.reply import user_agent
 
@@ -50,7 +50,7 @@ class RemoteEngine:
     def footprint(self) -> Footprint:
         return Footprint(device_awake=0)
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         """Nothing to do: connections are made when they are needed."""
 
     async def sleep(self) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.simulated_answers import Script, script
 from coe_server.errors import EngineDied, EngineStartFailed
 
@@ -40,7 +40,7 @@ class SimulatedEngine:
         self._died = asyncio.Event()
         self._death = ""
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         if within_seconds is not None and within_seconds < self._start_seconds:
             await self._pause(within_seconds)
             raise EngineStartFailed(f"engine '{self._name}' was not up within {within_seconds:g} s")

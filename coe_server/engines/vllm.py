@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.log_file import last_lines, log_path
 from coe_server.engines.memory import used_device_bytes
 from coe_server.engines.vllm_command import VllmLaunch
@@ -51,7 +51,7 @@ class VllmEngine:
     def footprint(self) -> Footprint:
         return self._memory.footprint
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         if self._run is not None:  # a run that died; its image serves this one
             await _end(self._run, self._memory, at_once=True)
         self._died.clear()
