@@ -152,7 +152,7 @@ def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot fit on the device even after every permitted eviction."""
-    at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin) for expert in experts)
+    at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin, expert.seats) for expert in experts)
     for name, why in left_out(at_their_pins, capacity).items():
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")
 

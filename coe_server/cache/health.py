@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from coe_server.cache.backoff import Failure
-from coe_server.cache.planner import Move, Plan
+from coe_server.cache.planner import Plan
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineError
@@ -140,8 +140,7 @@ class Health:
 
     def _stop(self, slot: Slot) -> None:
         """It admits no request from this moment on; its end may take a while."""
-        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._tasks.own(self._put_on_disk(slot))
+        self._mover.abandon(slot)
 
     def _is_to_start_at_once(self, slot: Slot) -> bool:
         """Only requests for it, or its pin, have a use for the room that it leaves on the device."""
@@ -155,11 +154,4 @@ class Health:
         slot.end_life()
         slot.halt()  # it has left the device, as far as those are concerned who chose it for being there
         slot.change(gate=slot.waiters.leases)
-        self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
-
-    async def _put_on_disk(self, slot: Slot) -> None:
-        try:
-            await self._mover.put_on_disk(slot, at_once=True)
-        finally:
-            slot.halt()
-            self._changed()
+        self._mover.begin(Plan((slot.move_to(Tier.DEVICE),)))

@@ -91,7 +91,7 @@ def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool
         return False
     for seat in goal.may_come_to:
         room = _Room(standing, goal, seat, capacity)
-        fits = all([need <= capacity.on(card) for card in seat])
+        fits = all(need <= capacity.on(card) for card in seat)
         if not (fits and room.device_is_short and room.all_busy):
             return False
     return not _anyone_is_pinned(standing)
@@ -277,7 +277,7 @@ class _Draft:
     def gains_from(self, held: Bytes) -> bool:
         """Whether any of what is short now is among these."""
         if self._device_is_short:
-            return any([short > 0 and held.on(card) > 0 for card, short in self._short.items()])
+            return any(short > 0 and held.on(card) > 0 for card, short in self._short.items())
         return held.host > 0
 
     def demote(self, holding: Holding, tier: Tier) -> None:
@@ -287,7 +287,7 @@ class _Draft:
             return
         on_card, host = _change(holding, now, tier)
         gain = on_card if self._device_is_short else host
-        if gain < 0 and (not self._device_is_short or any([self._short.get(card, 0) > 0 for card in holding.seat])):
+        if gain < 0 and (not self._device_is_short or any(self._short.get(card, 0) > 0 for card in holding.seat)):
             self._place(holding, tier, on_card, host)
 
     def spare_the_unneeded(self) -> None:

@@ -60,7 +60,7 @@ class Bytes(_Amounts):
         return _bytes(tuple([a - b for a, b in _pairs(self.cards, other.cards)]), self.host - other.host)
 
     def fits(self, capacity: Bytes) -> bool:
-        return self.host <= capacity.host and all([a <= b for a, b in _pairs(self.cards, capacity.cards)])
+        return self.host <= capacity.host and all(a <= b for a, b in _pairs(self.cards, capacity.cards))
 
     def at_least(self, other: Bytes) -> Bytes:
         return _bytes(tuple([max(a, b) for a, b in _pairs(self.cards, other.cards)]), max(self.host, other.host))
@@ -181,7 +181,10 @@ class Holding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Which experts stand in which tier, and what all of them hold. A change makes a new one and costs what has changed."""
+    """Which experts stand in which tier, and what all of them hold.
+
+    A change makes a new one and costs what has changed.
+    """
 
     tiers: Mapping[Tier, Mapping[str, Holding]]
     held: Mapping[Tier, Bytes]
