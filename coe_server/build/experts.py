@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from coe_server.cache.costs import read_costs
 from coe_server.cache.planner import left_out, mib, pinned
-from coe_server.cache.seats import Card, Seat, candidate_seats
+from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.config.schema import (
@@ -20,7 +20,7 @@ from coe_server.config.schema import (
 )
 from coe_server.config.types import Share
 from coe_server.engines.cards import Cards, DeviceBytes, card_bytes
-from coe_server.engines.engine import Footprint
+from coe_server.engines.engine import Footprint, Seat
 from coe_server.engines.footprints import write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.memory import available_host_bytes
@@ -208,7 +208,7 @@ def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot fit on the device even after every permitted eviction."""
-    at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin) for expert in experts)
+    at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin, expert.seats) for expert in experts)
     for name, why in left_out(at_their_pins, capacity).items():
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")
 

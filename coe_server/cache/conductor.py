@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from coe_server.cache.claims import Claim
 from coe_server.cache.mover import Mover
 from coe_server.cache.planner import Move, Plan, plan
 from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
@@ -19,7 +20,7 @@ from coe_server.cache.scheduler import (
 )
 from coe_server.cache.slot import Slot
 from coe_server.cache.status import Overview
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Ledger, Tier
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Conductor:
         overview: Overview,
         mover: Mover,
         events: EventLog,
-        capacity: Bytes,
+        ledger: Ledger,
         limits: Limits,
         policy: Policy,
         clock: Callable[[], float],
@@ -48,15 +49,17 @@ class Conductor:
         self._overview = overview
         self._mover = mover
         self._events = events
-        self._capacity = capacity
+        self._ledger = ledger
         self._limits = limits
         self._policy = policy
         self._clock = clock
         self._admit = admit
         self._changed = changed  # set after every change that may lead to new orders
         self._guesses = guesses
-        self._upkeep = Upkeep(slots, overview, capacity)
+        self._upkeep = Upkeep(slots, overview, ledger)
         self._draining: frozenset[str] = frozenset()
+        self._claims: tuple[Claim, ...] = ()
+        self._lost: set[int] = set()  # cards
         self._coming: Slot | None = None  # prefetched
 
     async def run(self) -> None:
@@ -81,9 +84,15 @@ class Conductor:
                 self._events.record("switch", expert=goal.name, victims=pushed, waiting=len(goal.waiters))
         self._mover.begin(plan_)
 
+    def lose_card(self, card: int) -> None:
+        """From the next pass on experts leave it."""
+        self._lost.add(card)
+
     def _conduct(self) -> None:
         """One pass over everything that is due, in this order."""
         now = self._clock()
+        if self._lost:
+            self._leave_lost_cards()
         _end_cooldowns(self._overview.failed, now)
         _end_guesses(self._guesses, self._slots)
         self._follow_orders()
@@ -96,7 +105,7 @@ class Conductor:
             self._prefetch()
         for slot in self._overview.settled:
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
-                self.begin(Plan((Move(slot.name, Tier.DEVICE, slot.idle_tier),)))
+                self.begin(Plan((slot.move_to(slot.idle_tier),)))
 
     def _keep_up(self) -> None:
         """Load the experts to preload, then those below their pin, one at a time."""
@@ -113,9 +122,21 @@ class Conductor:
         seen = self._overview
         if not (queues := seen.queues()):
             self._let_drain(frozenset())
+            if not seen.anyone_waits:
+                self._claims = ()
             return
-        now = self._clock()
-        orders = conduct(seen.standing, queues, self._capacity, now, self._limits, self._policy, seen.starting)
+        orders = conduct(
+            seen.standing,
+            queues,
+            self._ledger.capacity,
+            self._clock(),
+            self._limits,
+            self._policy,
+            seen.starting,
+            seen.starts_on,
+            self._claims,
+        )
+        self._claims = orders.claims
         self._let_drain(orders.draining)
         for name in orders.staying:
             self._slots[name].change(gate=self._slots[name].waiters.leases)
@@ -123,6 +144,16 @@ class Conductor:
             self._slots[expert].waiters.refuse_all(sentence)
         for ready in orders.plans:
             self.begin(ready)
+
+    def _leave_lost_cards(self) -> None:
+        """Stop what is on them: at once, for its leases are lost with the card. What moves is stopped when it has."""
+        for slot in self._slots.values():
+            if slot.expert.remote or not any(map(slot.touches, self._lost)):
+                continue
+            if slot.moving is None:
+                self._mover.abandon(slot)
+            elif slot.moving.target is Tier.DEVICE:
+                self._mover.give_up(slot)
 
     def _let_drain(self, names: frozenset[str]) -> None:
         for name in names | self._draining:
@@ -144,7 +175,7 @@ class Conductor:
         if not self._limits.prefetch or not self._overview.calm:
             return
         here, away = self._overview.prospects()
-        free = self._capacity - self._overview.standing.used
+        free = self._ledger.capacity - self._overview.standing.used
         way = prefetch(here.values(), away, self.demand.chances(self._clock()), free)
         if way is None:
             return
@@ -185,10 +216,10 @@ def _moments(seen: Overview, limits: Limits, policy: Policy, now: float) -> Iter
 class Upkeep:
     """Experts to load while no request waits: those to preload, then those below their pin."""
 
-    def __init__(self, slots: Mapping[str, Slot], overview: Overview, capacity: Bytes) -> None:
+    def __init__(self, slots: Mapping[str, Slot], overview: Overview, ledger: Ledger) -> None:
         self._slots = slots
         self._overview = overview
-        self._capacity = capacity
+        self._ledger = ledger
         wanted = [slot for slot in slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK]
         # experts that only pass through the device go first, while it is empty
         self._preloads = [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
@@ -218,14 +249,14 @@ class Upkeep:
         goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
         if slot.tier.depth <= goal.depth:
             return None
-        outcome = plan(self._overview.standing, self._overview.holding(slot), self._capacity)
+        outcome = plan(self._overview.standing, self._overview.holding(slot), self._ledger.capacity)
         if not isinstance(outcome, Plan):
             return None
         if len(outcome.moves) > 1:
             if slot.tier.depth <= slot.pin.depth:
                 return None
             goal = slot.pin
-        then = (Move(slot.name, Tier.DEVICE, Tier.HOST),) if goal is Tier.HOST else ()
+        then = (Move(slot.name, Tier.DEVICE, Tier.HOST, outcome.moves[-1].seat),) if goal is Tier.HOST else ()
         return Plan(outcome.moves + then)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.health import Failures, Health
 from coe_server.cache.mover import Mover, Tasks
-from coe_server.cache.planner import Move, Plan, left_out, pinned
+from coe_server.cache.planner import Plan, left_out, pinned, seated
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor, Waiter
 from coe_server.cache.scheduler import OURS, Limits, Policy
 from coe_server.cache.slot import Expert, Slot, Slots, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
-from coe_server.cache.tiers import Bytes, Ledger, Tier
+from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
 from coe_server.cache.wait_times import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
 from coe_server.events import EventLog
@@ -40,6 +40,7 @@ class ExpertCache:
         self._clock = clock
         changes: dict[str, None] = {}
         self.slots = slots = Slots((one.name, new_slot(one, limits.max_wait_seconds, changes)) for one in experts)
+        _place_pinned(slots, capacity)
         self._waited_for = WaitedFor()
         self._closing = False
         self._changed = changed = asyncio.Event()
@@ -48,15 +49,15 @@ class ExpertCache:
             slots, self.ledger, events, self.failures, tasks, clock, changed.set, one_at_a_time=one_move_at_a_time
         )
         self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.sign_of_life_seconds)
-        overview = Overview(slots, changes, policy, limits, capacity)
-        self.waits = Waits(slots, overview, capacity, limits, clock)
+        overview = Overview(slots, changes, policy, limits, self.ledger)
+        self.waits = Waits(slots, overview, self.ledger, limits, clock)
         self._admission = Admission(slots, limits, policy, self.guesses, self._health, clock, changed)
         self._conductor = Conductor(
             slots,
             overview,
             self._mover,
             events,
-            capacity,
+            self.ledger,
             limits,
             policy,
             clock,
@@ -137,7 +138,7 @@ class ExpertCache:
         if (why := _why_it_stays(slot)) is not None:
             raise ExpertBusy(f"expert '{name}' cannot be evicted: it {why}")
         if slot.tier is not Tier.DISK:
-            self._conductor.begin(Plan((Move(name, slot.tier, Tier.DISK),)))
+            self._conductor.begin(Plan((slot.move_to(Tier.DISK),)))
 
     def pin(self, name: str, tier: Tier) -> None:
         """Keep the expert in `tier` or above from now on (`disk`: no pin).
@@ -153,6 +154,14 @@ class ExpertCache:
         if tier.depth < slot.pin.depth:
             _refuse_to_leave_out(self.slots, name, tier, self.ledger.capacity)
         slot.change(pin=tier)
+        _place_pinned(self.slots, self.ledger.capacity)
+        self._changed.set()
+
+    def lose_card(self, card: int) -> None:
+        """That card is gone: experts on it are stopped, their leases lost, and none is brought to it any more."""
+        self.ledger.lose(card)
+        _place_pinned(self.slots, self.ledger.capacity, moved_from=card)
+        self._conductor.lose_card(card)
         self._changed.set()
 
     def status(self) -> tuple[ExpertStatus, ...]:
@@ -291,10 +300,26 @@ def _refuse_while_it_fails(slot: Slot, now: float) -> None:
 
 
 def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capacity: Bytes) -> None:
-    pins = {one.name: one.pin for one in slots.values()} | {name: pin}
-    at_their_pins = (pinned(one.name, one.engine.footprint, pins[one.name]) for one in slots.values())
+    at_their_pins = [_at_its_pin(one, pin if one.name == name else one.pin) for one in slots.values()]
     for why in left_out(at_their_pins, capacity).values():
         raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
+
+
+def _at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
+    """A process keeps its cards; without one, any of its seats will do."""
+    lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)
+    seat = slot.seat if slot.moving is None else slot.moving.seat
+    stays = seat if lives and moved_from not in seat else None
+    return pinned(slot.name, slot.engine.footprint, pin, slot.expert.seats, stays)
+
+
+def _place_pinned(slots: Mapping[str, Slot], capacity: Bytes, moved_from: int | None = None) -> None:
+    """Each pinned expert has one place of its own, so that they all have room; the others may go anywhere."""
+    placed = seated([_at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
+    for slot, holding in zip(slots.values(), placed, strict=True):
+        seats = slot.expert.seats if slot.pin is Tier.DISK or slot.expert.remote else holding.seats
+        if seats != slot.seats:
+            slot.change(seats=seats)
 
 
 def _why_it_stays(slot: Slot) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from coe_server.cache.backoff import Failure
-from coe_server.cache.planner import Move, Plan
+from coe_server.cache.planner import Plan
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import EngineRequest
 from coe_server.errors import ConnectionLost, EngineError
@@ -137,22 +137,14 @@ class Health:
 
     def _stop(self, slot: Slot) -> None:
         """Stop admitting requests and stop the engine, which may take a while."""
-        slot.depart(Move(slot.name, slot.tier, Tier.DISK))
-        self._tasks.own(self._put_on_disk(slot))
+        self._mover.abandon(slot)
 
     def _restart(self, slot: Slot) -> None:
         """Start it again without a stop: the engine may load from the image that the dead one left."""
         slot.end_life()
         slot.halt()  # requests that chose it because it was loaded must see that it left the device
         slot.change(gate=slot.waiters.leases)
-        self._mover.begin(Plan((Move(slot.name, Tier.DISK, Tier.DEVICE),)))
-
-    async def _put_on_disk(self, slot: Slot) -> None:
-        try:
-            await self._mover.put_on_disk(slot, at_once=True)
-        finally:
-            slot.halt()
-            self._changed()
+        self._mover.begin(Plan((slot.move_to(Tier.DEVICE),)))
 
 
 def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:

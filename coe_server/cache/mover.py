@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import MoveRecord, Slot
 from coe_server.cache.tiers import Ledger, Tier, bytes_in
+from coe_server.engines.engine import Seat
 from coe_server.errors import EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
@@ -66,8 +68,9 @@ class Mover:
     """Runs plans concurrently where the ledger allows it. Engines start one at a time, with a timeout
     (`Costs.start_timeout`), so that a start that hangs does not block the others.
 
-    With `one_at_a_time` every move runs alone: if memory is only visible for the whole card, the effects of two
-    concurrent moves could not be told apart.
+    With `one_at_a_time` every move runs alone on its cards: if memory is only visible for a whole card, the effects of
+    two concurrent moves could not be told apart. A move reserves its memory first, then waits for the start before it,
+    then for its cards in the order of their index: it holds no lock while it waits for memory.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Mover:
         self._changed = changed
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
+        self._cards: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._one_at_a_time = one_at_a_time
         self._ventures: dict[str, _Venture] = {}  # the latest one by the expert it loads
 
@@ -106,13 +110,27 @@ class Mover:
         An expert that is being evicted for it completes its move: stopped halfway, it would have to start again.
         """
         venture = self._ventures[slot.name]
+        if venture.given_up:
+            return
+        venture.given_up = True
         if venture.under_way == slot.name and venture.task is not None:
             venture.task.cancel()
             return
-        venture.given_up = True
         for move in venture.plan.moves:
             if move.expert != venture.under_way and self._slots[move.expert].moving is move:
                 self._slots[move.expert].halt()
+
+    def abandon(self, slot: Slot) -> None:
+        """Stop its engine at once, whatever uses it. It admits no request from this moment on."""
+        slot.depart(slot.move_to(Tier.DISK))
+        self._tasks.own(self._abandon(slot))
+
+    async def _abandon(self, slot: Slot) -> None:
+        try:
+            await self.put_on_disk(slot, at_once=True)
+        finally:
+            slot.halt()
+            self._changed()
 
     async def put_everything_away(self) -> None:
         """Cancel all moves and stop every engine; afterwards no memory is held."""
@@ -149,14 +167,15 @@ class Mover:
     async def _move(self, slot: Slot, move: Move) -> None:
         slot.depart(move)
         held = self._ledger.held(slot.name)
-        await self._reserve(slot, move.target)
+        await self._reserve(slot, move)
         try:
-            alone = move.source is Tier.DISK or self._one_at_a_time
-            async with self._one_start if alone else nullcontext():
+            async with self._turn(slot, move):
                 slot.moving_since = began = self._clock()
+                if move.is_start and slot.tier is not Tier.DISK:
+                    await self._leave_seat(slot, move)
                 await _act(slot, move)
                 if move.is_start:
-                    self._take_measured(slot)
+                    self._take_measured(slot, move.seat)
                 elif move.target is Tier.DISK:
                     slot.end_life()
                 seconds = self._clock() - began
@@ -167,32 +186,51 @@ class Mover:
         except (asyncio.CancelledError, _PlanIsStale):
             await asyncio.shield(self._tasks.own(self.put_on_disk(slot)))
             raise
-        slot.change(tier=move.target, since=self._clock())
+        slot.change(tier=move.target, since=self._clock(), seat=move.seat)
         self._settle(slot)
         # memory that a dead engine held stays reserved for the next one
         before = 0 if move.source is Tier.DISK else held.device
         _record(self._events, slot, move, seconds, abs(before - self._ledger.held(slot.name).device))
 
-    def _take_measured(self, slot: Slot) -> None:
+    @asynccontextmanager
+    async def _turn(self, slot: Slot, move: Move) -> AsyncIterator[None]:
+        """Wait until the move may be made, and keep others that must not be made beside it waiting."""
+        cards = sorted({*slot.seat, *move.seat}) if self._one_at_a_time else ()
+        async with AsyncExitStack() as held:
+            if move.is_start:
+                await held.enter_async_context(self._one_start)
+            for card in cards:
+                await held.enter_async_context(self._cards[card])
+            yield
+
+    async def _leave_seat(self, slot: Slot, move: Move) -> None:
+        """Stop a process that sleeps, because it starts anew on other cards. Its room there is reserved already."""
+        await slot.engine.stop(at_once=False)
+        slot.end_life()
+        self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, Tier.DEVICE, move.seat))
+        self._freed.set()
+
+    def _take_measured(self, slot: Slot, seat: Seat) -> None:
         """The footprint of the engine that has started replaces the estimate that was reserved."""
         slot.up.set()
-        measured = bytes_in(slot.engine.footprint, Tier.DEVICE)
+        measured = bytes_in(slot.engine.footprint, Tier.DEVICE, seat)
         if not self._ledger.room_for(slot.name, measured):
-            reason = f"expert '{slot.name}' needs {mib(measured.device)} of device and {mib(measured.host)}"
+            device = f"{mib(slot.engine.footprint.device_awake)} of device"
+            reason = f"expert '{slot.name}' needs {device} and {mib(measured.host)}"
             self._failures.count(slot, f"{reason} of host memory, more than was free", hopeless=False)
             raise _PlanIsStale(reason)
 
-    async def _reserve(self, slot: Slot, target: Tier) -> None:
+    async def _reserve(self, slot: Slot, move: Move) -> None:
         """Reserve the memory as soon as the moves that free it have done so.
 
         The plan is stale if no eviction is under way any more and the memory is still missing, because an expert
         turned out to be larger than planned.
         """
-        if target is not Tier.DEVICE:
+        if move.target is not Tier.DEVICE:
             return
-        goal = bytes_in(slot.engine.footprint, target)
+        goal = bytes_in(slot.engine.footprint, Tier.DEVICE, move.seat)
         while not self._ledger.room_for(slot.name, goal):
-            if not any(other.moving is not None and other.moving.goes_down for other in self._slots.values()):
+            if not any(other is not slot and _frees_memory(other) for other in self._slots.values()):
                 reason = f"the memory planned for expert '{slot.name}' did not become free"
                 self._failures.count(slot, reason, hopeless=False)
                 raise _PlanIsStale(reason)
@@ -207,7 +245,7 @@ class Mover:
         self._settle(slot)
 
     def _settle(self, slot: Slot) -> None:
-        self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier))
+        self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, slot.tier, slot.seat))
         self._freed.set()
 
 
@@ -221,13 +259,19 @@ def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes
     logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
 
+def _frees_memory(slot: Slot) -> bool:
+    """Its move does: it goes down, or it sleeps and is stopped in order to start on other cards."""
+    move = slot.moving
+    return move is not None and (move.goes_down or (move.is_start and slot.tier is not Tier.DISK))
+
+
 async def _act(slot: Slot, move: Move) -> None:
     """Call the engine. Raises EngineError, whatever its driver raises."""
     engine = slot.engine
     try:
         match move.source, move.target:
             case Tier.DISK, Tier.DEVICE:
-                await engine.start(slot.costs.start_timeout(slot.restarts.backoffs))
+                await engine.start(slot.costs.start_timeout(slot.restarts.backoffs), move.seat)
             case Tier.HOST, Tier.DEVICE:
                 await engine.wake()
             case Tier.DEVICE, Tier.HOST:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from coe_server.cache.planner import mib
-from coe_server.cache.seats import Card, Seat, candidate_seats
+from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.tiers import Tier
+from coe_server.engines.engine import Seat
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
-from coe_server.engines.engine import Footprint
+from coe_server.engines.engine import Footprint, Seat
 
 
 class Move(NamedTuple):
-    """One expert from one tier to another."""
+    """One expert from one tier to another, with its process on the cards of `seat`.
+
+    A start of an expert that sleeps stops it first: its process stays on its seat, a new one may take another.
+    """
 
     expert: str
     source: Tier
     target: Tier
+    seat: Seat = (0,)
 
     @property
     def goes_down(self) -> bool:
@@ -44,14 +48,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Possible as soon as those of `leaving` that are busy no longer are, if the others stay idle."""
+    """Possible on `seat` as soon as those of `leaving` that are busy no longer are, if the others stay idle."""
 
     leaving: tuple[str, ...]
+    seat: Seat = (0,)
 
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """Impossible, whoever leaves."""
+    """Impossible, whichever experts leave."""
 
     sentence: str
 
@@ -62,11 +67,65 @@ def plan(
     """The moves that bring `goal` to the device: idle experts leave in order of (leaving, wanted, worth).
 
     A victim sleeps where that is enough, and leaves for disk only when host memory is short. Victims that turn out
-    not to be needed stay, and so does who came after `tenured_since` and is waited for. Raises nothing; `Never`
-    carries the sentence for a person.
+    not to be needed stay, and so does one that came after `tenured_since` and is waited for. Of several seats the best
+    is taken: a plan before a wait, then the victims of least worth, then the fewest moves, then the tightest fit.
+    Raises nothing; `Never` carries the sentence for a person.
     """
+    return _best(standing, goal, goal.may_come_to, capacity, tenured_since)
 
-    short = _short(standing, goal, capacity)
+
+def plan_anew(standing: Standing, goal: Holding, capacity: Bytes) -> Plan | NotYet | Never:
+    """The same for an expert that sleeps, which is stopped and started on another of its seats."""
+    return _best(standing, goal, [seat for seat in goal.seats if seat != goal.seat], capacity, float("inf"))
+
+
+def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
+    """Whether `goal` has to wait because every expert on each of its seats is busy: known at once, where `plan` says
+    for which to wait.
+
+    False where waiting may be in vain, which `plan` tells: beside pinned experts, or for one that needs more than
+    there is.
+    """
+    need = goal.footprint.device_awake
+    if goal.footprint.host > capacity.host or not goal.may_come_to:
+        return False
+    for seat in goal.may_come_to:
+        room = _Room(standing, goal, seat, capacity)
+        fits = all(need <= capacity.on(card) for card in seat)
+        if not (fits and room.device_is_short and room.all_busy):
+            return False
+    return not _anyone_is_pinned(standing)
+
+
+def _anyone_is_pinned(standing: Standing) -> bool:
+    return any(one.pin is not Tier.DISK for tier in (Tier.DEVICE, Tier.HOST) for one in standing.tiers[tier].values())
+
+
+def _best(
+    standing: Standing, goal: Holding, seats: Sequence[Seat], capacity: Bytes, tenured_since: float
+) -> Plan | NotYet | Never:
+    """The best way among these seats."""
+    if not seats:
+        return Never(f"expert '{goal.name}' has no cards to start on")
+    if len(seats) == 1:
+        return _way_to(_Room(standing, goal, seats[0], capacity), tenured_since)
+    ways: list[tuple[_Rank, Plan | NotYet]] = []
+    for seat in seats:
+        room = _Room(standing, goal, seat, capacity)
+        way = _way_to(room, tenured_since)
+        if not isinstance(way, Never):
+            ways.append((room.rank(way), way))
+    if ways:
+        return min(ways, key=itemgetter(0))[1]
+    return Never(_why_never(goal, max(seats, key=lambda seat: min(map(capacity.on, seat))), standing, capacity))
+
+
+_Rank = tuple[bool, bool, bool, float, int, int]
+
+
+def _way_to(room: _Room, tenured_since: float) -> Plan | NotYet | Never:
+    """One seat's way of making room."""
+    goal, seat = room.goal, room.seat
 
     def may_leave(holding: Holding) -> bool:
         return not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
@@ -74,67 +133,93 @@ def plan(
     def may_leave_now(holding: Holding) -> bool:
         return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
 
-    if not (_all_busy(standing) and short.device > 0):
-        draft = _make_room(standing, short, may_leave_now)
+    if not (room.device_is_short and room.all_busy):
+        draft = room.made(may_leave_now)
         if draft is not None:
-            return Plan((*draft.moves(), Move(goal.name, goal.tier, Tier.DEVICE)))
-    draft = _make_room(standing, short, may_leave)
+            source = goal.tier if seat == goal.seat else Tier.DISK
+            return Plan((*draft.moves(), Move(goal.name, source, Tier.DEVICE, seat)))
+    draft = room.made(may_leave)
     if draft is not None:
-        return NotYet(tuple(move.expert for move in draft.moves()))
-    draft = _make_room(standing, short, lambda holding: holding.name != goal.name)
-    return Never(_why_never(goal, standing, capacity)) if draft is None else NotYet(())
+        return NotYet(tuple(move.expert for move in draft.moves()), seat)
+    draft = room.made(lambda holding: holding.name != goal.name)
+    if draft is None:
+        return Never(_why_never(goal, seat, room.standing, room.capacity))
+    return NotYet((), seat)
 
 
-def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
-    """Whether `goal` has to wait because everybody on the device is busy: known at once, where `plan` says for whom.
+class _Room:
+    """What an expert needs on one seat, and how to make it."""
 
-    False where waiting may be in vain, which `plan` tells: beside pinned experts, or for who needs more than there is.
-    """
-    if not _all_busy(standing) or _short(standing, goal, capacity).device <= 0:
-        return False
-    need = bytes_in(goal.footprint, Tier.DEVICE)
-    return need.device <= capacity.device and need.host <= capacity.host and not _anyone_is_pinned(standing)
+    def __init__(self, standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> None:
+        self.standing, self.goal, self.seat, self.capacity = standing, goal, seat, capacity
+        self._short, self._host_short = _short(standing, goal, seat, capacity)
+        self.device_is_short = max(self._short.values()) > 0
 
+    @property
+    def all_busy(self) -> bool:
+        """No idle expert holds anything on this seat."""
+        seat, asleep = self.seat, self.standing.held[Tier.HOST]
+        for holding in self.standing.tiers[Tier.DEVICE].values():
+            if not holding.busy and _touch(holding.seat, seat):
+                return False
+        return not any(map(asleep.on, seat))
 
-def _anyone_is_pinned(standing: Standing) -> bool:
-    return any(one.pin is not Tier.DISK for tier in (Tier.DEVICE, Tier.HOST) for one in standing.tiers[tier].values())
+    def made(self, may_leave: Callable[[Holding], bool]) -> _Draft | None:
+        """The experts that leave. What a way gains at first decides which it asks; if that leaves only host memory
+        short, it asks all."""
+        draft = self._draft(may_leave, _gains)
+        if draft.lacks_only_host:
+            draft = self._draft(may_leave, lambda gain: True)
+        if not draft.fits:
+            return None
+        draft.spare_the_unneeded()
+        return draft
 
-
-def _all_busy(standing: Standing) -> bool:
-    """No idle expert holds anything of the device."""
-    for holding in standing.tiers[Tier.DEVICE].values():
-        if not holding.busy:
-            return False
-    return not standing.held[Tier.HOST].device
-
-
-def _short(standing: Standing, goal: Holding, capacity: Bytes) -> Bytes:
-    """What would be missing if the goal came and nobody left; below zero: what would be left over."""
-    awake, asleep = standing.held[Tier.DEVICE], standing.held[Tier.HOST]
-    now, then = goal.held, bytes_in(goal.footprint, Tier.DEVICE)
-    return Bytes(
-        awake.device + asleep.device + max(0, then.device - now.device) - capacity.device,
-        awake.host + asleep.host + max(0, then.host - now.host) - capacity.host,
-    )
-
-
-def _make_room(standing: Standing, short: Bytes, may_leave: Callable[[Holding], bool]) -> _Draft | None:
-    draft = _Draft(short)
-    for way in _WAYS_DOWN:
-        if draft.fits:
-            break
-        if not draft.gains_from(standing.held[way.source]):
-            continue
-        gain = draft.gain_from(way)
-        for holding in way.in_order(standing.tiers[way.source].values()):
+    def _draft(self, may_leave: Callable[[Holding], bool], asks: Callable[[int], bool]) -> _Draft:
+        draft = _Draft(self._short, self._host_short)
+        for way in _WAYS_DOWN:
             if draft.fits:
                 break
-            if gain(holding.footprint) > 0 and may_leave(holding):
-                draft.demote(holding, way.target(holding))
-    if not draft.fits:
-        return None
-    draft.spare_the_unneeded()
-    return draft
+            if not draft.gains_from(self.standing.held[way.source]):
+                continue
+            gain = draft.gain_from(way)
+            for holding in way.in_order(self.standing.tiers[way.source].values()):
+                if draft.fits:
+                    break
+                if asks(gain(holding.footprint)) and may_leave(holding):
+                    draft.demote(holding, way.target(holding))
+        return draft
+
+    def rank(self, way: Plan | NotYet) -> _Rank:
+        """Of several seats' ways that of the lowest rank is the best."""
+        names = [move.expert for move in way.moves[:-1]] if isinstance(way, Plan) else way.leaving
+        leaving = [holding for name in names if (holding := self.standing.holding(name)) is not None]
+        dearest = max(((not one.leaving, one.wanted, one.worth) for one in leaving), default=_NO_VICTIM)
+        left_over = -sum(self._short.values())
+        return (isinstance(way, NotYet), *dearest, len(names), left_over)
+
+
+def _gains(gain: int) -> bool:
+    return gain > 0
+
+
+_NO_VICTIM = (False, False, float("-inf"))
+
+
+def _touch(one: Seat, other: Seat) -> bool:
+    """They share a card."""
+    return one == other or not set(one).isdisjoint(other)
+
+
+def _short(standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> tuple[dict[int, int], int]:
+    """What would be missing on each card of the seat and in host memory if the goal came and no expert left; below
+    zero: what would be left over."""
+    awake, asleep = standing.held[Tier.DEVICE], standing.held[Tier.HOST]
+    now, need = goal.held, goal.footprint.device_awake
+    on_cards = {
+        card: awake.on(card) + asleep.on(card) + max(0, need - now.on(card)) - capacity.on(card) for card in seat
+    }
+    return on_cards, awake.host + asleep.host + max(0, goal.footprint.host - now.host) - capacity.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +228,11 @@ class _WayDown:
 
     source: Tier
     target: Callable[[Holding], Tier]
-    device_gain: Callable[[Footprint], int]  # at most, by lowering somebody who is there
+    device_gain: Callable[[Footprint], int]  # on a card, at most, by lowering an expert that is there
 
     def in_order(self, there: Collection[Holding]) -> Iterator[Holding]:
-        """The first one to leave first: who drains already, then who is not wanted, then the least worth. One after the
-        other, because most plans need one or two of 150."""
+        """The first one to leave first: those that drain already, then those not wanted, then the least worth. One
+        after the other, because most plans need one or two of 150."""
         line = [(not one.leaving, one.wanted, one.worth, one.name, one) for one in there]
         heapify(line)
         while line:
@@ -158,10 +243,9 @@ def _rests_in(holding: Holding) -> Tier:
     return Tier.HOST if holding.footprint.can_sleep else Tier.DISK
 
 
-_NOTHING = Bytes()
 _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_asleep"), attrgetter("host")
 
-# cheapest first: who is on the device goes to sleep, or stops if it cannot sleep; then sleepers stop; then anybody does
+# cheapest first: those on the device go to sleep, or stop if they cannot sleep; then sleepers stop; then any does
 _WAYS_DOWN = (
     _WayDown(Tier.DEVICE, _rests_in, _AWAKE),
     _WayDown(Tier.HOST, lambda _: Tier.DISK, _ASLEEP),
@@ -172,30 +256,39 @@ _WAYS_DOWN = (
 class _Draft:
     """A plan in the making: who stands where once it is carried out. Only who is lowered is written down."""
 
-    def __init__(self, short: Bytes) -> None:
-        self._device_short, self._host_short = short.device, short.host
+    def __init__(self, short: Mapping[int, int], host_short: int) -> None:
+        self._short = dict(short)  # card -> bytes
+        self._device_is_short = max(short.values()) > 0
+        self._host_short = host_short
         self._lowered: dict[str, tuple[Holding, Tier]] = {}
 
     @property
     def fits(self) -> bool:
-        return self._device_short <= 0 and self._host_short <= 0
+        return not self._device_is_short and self._host_short <= 0
 
-    def gains_from(self, held: Bytes) -> bool:
-        """Whether any of what is short now is among these."""
-        return (held.device if self._device_short > 0 else held.host) > 0
+    @property
+    def lacks_only_host(self) -> bool:
+        return self._host_short > 0 and not self._device_is_short
 
     def gain_from(self, way: _WayDown) -> Callable[[Footprint], int]:
         """How much of what is short now could be had at most from an expert."""
-        return way.device_gain if self._device_short > 0 else _IN_HOST
+        return way.device_gain if self._device_is_short else _IN_HOST
+
+    def gains_from(self, held: Bytes) -> bool:
+        """Whether any of what is short now is among these."""
+        if self._device_is_short:
+            return any(short > 0 and held.on(card) > 0 for card, short in self._short.items())
+        return held.host > 0
 
     def demote(self, holding: Holding, tier: Tier) -> None:
-        """Lower `holding` to `tier` if its pin allows it and the tier that is short gains by it."""
+        """Lower `holding` to `tier` if its pin allows it and what is short now gains by it."""
         now = self._tier(holding)
         if tier.depth > holding.pin.depth or tier.depth <= now.depth:
             return
-        change = bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, now)
-        if (change.device if self._device_short > 0 else change.host) < 0:
-            self._place(holding, tier, change)
+        on_card, host = _change(holding, now, tier)
+        gain = on_card if self._device_is_short else host
+        if gain < 0 and (not self._device_is_short or any(self._short.get(card, 0) > 0 for card in holding.seat)):
+            self._place(holding, tier, on_card, host)
 
     def spare_the_unneeded(self) -> None:
         """Undo every demotion that the plan can do without, the most valuable expert first."""
@@ -206,34 +299,52 @@ class _Draft:
             chosen = self._tier(holding)
             for tier in (holding.tier, Tier.HOST):
                 if tier.depth < chosen.depth and (tier is holding.tier or holding.footprint.can_sleep):
-                    change = bytes_in(holding.footprint, tier) - bytes_in(holding.footprint, chosen)
-                    self._place(holding, tier, change)
+                    on_card, host = _change(holding, chosen, tier)
+                    self._place(holding, tier, on_card, host)
                     if self.fits:
                         break
-                    self._place(holding, chosen, _NOTHING - change)
+                    self._place(holding, chosen, -on_card, -host)
 
     def moves(self) -> tuple[Move, ...]:
-        return tuple(Move(h.name, h.tier, tier) for h, tier in self._lowered.values() if h.tier is not tier)
+        return tuple(Move(h.name, h.tier, tier, h.seat) for h, tier in self._lowered.values() if h.tier is not tier)
 
     def _tier(self, holding: Holding) -> Tier:
         return self._lowered[holding.name][1] if holding.name in self._lowered else holding.tier
 
-    def _place(self, holding: Holding, tier: Tier, change: Bytes) -> None:
-        self._device_short += change.device
-        self._host_short += change.host
+    def _place(self, holding: Holding, tier: Tier, on_card: int, host: int) -> None:
+        for card in holding.seat:
+            if card in self._short:
+                self._short[card] += on_card
+        self._device_is_short = max(self._short.values()) > 0
+        self._host_short += host
         self._lowered[holding.name] = (holding, tier)
 
 
-def _why_never(goal: Holding, standing: Standing, capacity: Bytes) -> str:
-    need = bytes_in(goal.footprint, Tier.DEVICE)
-    pinned = sum((bytes_in(h.footprint, h.pin) for h in standing if h.name != goal.name), Bytes())
-    for tier, wants, has, kept in (
-        ("device", need.device, capacity.device, pinned.device),
-        ("host", need.host, capacity.host, pinned.host),
+def _change(holding: Holding, now: Tier, then: Tier) -> tuple[int, int]:
+    """Bytes more on each of its cards, and in host memory."""
+    footprint = holding.footprint
+    process = (then is not Tier.DISK) - (now is not Tier.DISK)  # one more, or one less
+    return _on_each(footprint, then) - _on_each(footprint, now), process * footprint.host
+
+
+def _on_each(footprint: Footprint, tier: Tier) -> int:
+    """Bytes on each card of its seat."""
+    if tier is Tier.DISK:
+        return 0
+    return footprint.device_awake if tier is Tier.DEVICE else footprint.device_asleep
+
+
+def _why_never(goal: Holding, seat: Seat, standing: Standing, capacity: Bytes) -> str:
+    pinned = sum((bytes_in(h.footprint, h.pin, h.seat) for h in standing if h.name != goal.name), Bytes())
+    fullest = min(seat, key=lambda card: capacity.on(card) - pinned.on(card))
+    where = f"device memory on each of {len(seat)} cards" if len(seat) > 1 else "device memory"
+    for memory, wants, has, kept in (
+        (where, goal.footprint.device_awake, capacity.on(fullest), pinned.on(fullest)),
+        ("host memory", goal.footprint.host, capacity.host, pinned.host),
     ):
         if wants > has - kept:
             beside = f", of which pinned experts keep {mib(kept)}" if kept else ""
-            return f"expert '{goal.name}' needs {mib(wants)} of {tier} memory; the limit is {mib(has)}{beside}"
+            return f"expert '{goal.name}' needs {mib(wants)} of {memory}; the limit is {mib(has)}{beside}"
     return f"expert '{goal.name}' does not fit beside the pinned experts"
 
 
@@ -242,14 +353,33 @@ def mib(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:,.0f} MiB"
 
 
-def pinned(name: str, footprint: Footprint, pin: Tier) -> Holding:
-    """An expert that is as far down as its pin lets it."""
-    return Holding(name, pin, footprint, pin=pin)
+def pinned(
+    name: str, footprint: Footprint, pin: Tier, seats: tuple[Seat, ...] = ((0,),), seat: Seat | None = None
+) -> Holding:
+    """An expert that is as far down as its pin lets it; on `seat`, or where `seated` puts it."""
+    return Holding(name, pin, footprint, pin=pin, seat=seat or seats[0], seats=(seat,) if seat else seats)
+
+
+def seated(experts: Iterable[Holding], capacity: Bytes) -> tuple[Holding, ...]:
+    """The same with a seat for each that is pinned: the widest and largest first, each where it fits most tightly, so
+    that those pinned to the device are placed before sleepers. One that fits on no seat stays on its first."""
+    experts = tuple(experts)
+    free, chosen = capacity, {one.name: one for one in experts}
+    fixed = [one for one in experts if one.pin is not Tier.DISK and len(one.seats) == 1]
+    for one in fixed:
+        free -= one.held
+    loose = [one for one in experts if one.pin is not Tier.DISK and len(one.seats) > 1]
+    for one in sorted(loose, key=lambda one: (-len(one.seat), -one.footprint.device_awake, one.name)):
+        fits = [seat for seat in one.seats if bytes_in(one.footprint, one.tier, seat).fits(free)]
+        seat = min(fits, key=lambda seat: sum(map(free.on, seat)), default=one.seat)
+        chosen[one.name] = one._replace(seat=seat, seats=(seat,))
+        free -= chosen[one.name].held
+    return tuple(chosen.values())
 
 
 def left_out(experts: Iterable[Holding], capacity: Bytes) -> dict[str, str]:
-    """Who of these could never come to the device, whoever leaves that may: name -> why."""
-    experts = tuple(experts)
+    """Which of these could never come to the device, whichever may leave does: name -> why."""
+    experts = seated(experts, capacity)
     standing = Standing.of(experts)
     plans = {one.name: plan(standing, one, capacity) for one in experts}
     return {name: found.sentence for name, found in plans.items() if isinstance(found, Never)}

@@ -15,6 +15,7 @@ from itertools import chain
 
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
+from coe_server.engines.engine import Seat
 
 HALF_LIFE_SECONDS = 300.0
 LEAST_CHANCE = 0.005  # less likely experts are ignored
@@ -99,12 +100,25 @@ class Prospect:
     up_seconds: float  # to the device, from its tier or, if it is on the device, from its idle tier
     down_seconds: float  # from the device to its idle tier
     may_come: bool = True  # may be prefetched
-    need: Bytes = field(init=False)  # memory that it needs to be loaded, or frees when it is evicted
+    needs: tuple[tuple[Seat, Bytes], ...] = field(init=False)  # seat -> memory that it needs there, or frees there
 
     def __post_init__(self) -> None:
         footprint, tier = self.holding.footprint, self.holding.tier
-        need = bytes_in(footprint, Tier.DEVICE) - bytes_in(footprint, self.rest if tier is Tier.DEVICE else tier)
-        object.__setattr__(self, "need", need)
+        lower = self.rest if tier is Tier.DEVICE else tier
+        needs = tuple(
+            (seat, bytes_in(footprint, Tier.DEVICE, seat) - bytes_in(footprint, lower, seat))
+            for seat in self.holding.may_come_to
+        )
+        object.__setattr__(self, "needs", needs)
+
+    @property
+    def frees(self) -> Bytes:
+        """What becomes free when it leaves the device."""
+        return self.needs[0][1]
+
+    def place(self, free: Bytes) -> tuple[Seat, Bytes] | None:
+        """The seat on which it fits most tightly, and what it needs there; None if it fits on none."""
+        return _tightest(self.needs, free)
 
     @property
     def rest(self) -> Tier:
@@ -130,7 +144,7 @@ def prefetch(
         gain, stake = stage.gain(leaves, comes)
         if gain > max(most, LEAST_GAIN * stake, _LEAST_GAIN_SECONDS):
             best, most = (leaves, comes), gain
-    return None if best is None else _plan(*best)
+    return None if best is None else _plan(*best, free)
 
 
 class _Stage:
@@ -147,18 +161,18 @@ class _Stage:
         self._idle = [one for one in here if one.may_leave]
         self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._rank)
         self._leave_seconds = min((one.down_seconds for one in chain(here, away)), default=0.0)
-        self._by_need: dict[Bytes, float] = {}  # memory of an expert off the device -> its chance
+        self._by_need: dict[_Needs, float] = {}  # memory of an expert off the device -> its chance
         for one in away:
-            self._by_need[one.need] = self._by_need.get(one.need, 0.0) + chances[one.holding.name]
+            self._by_need[one.needs] = self._by_need.get(one.needs, 0.0) + chances[one.holding.name]
 
     def pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
         """Pairs of an expert to evict and an expert to load; either may be missing."""
         yield from ((one, None) for one in self._idle)
         for one in self._likeliest:
-            if one.need.fits(self._free):
+            if one.place(self._free) is not None:
                 yield None, one
             else:
-                yield from ((other, one) for other in self._idle if one.need.fits(self._free + other.need))
+                yield from ((other, one) for other in self._idle if one.place(self._free + other.frees) is not None)
 
     def gain(self, leaves: Prospect | None, comes: Prospect | None) -> tuple[float, float]:
         """The next request's expected saving in seconds, and the weighted seconds of the moves.
@@ -168,22 +182,23 @@ class _Stage:
         free, concerned = self._free, sum(self._by_need.values())
         saved, moving, late = 0.0, 0.0, self._late(free)
         if leaves is not None:
-            free += leaves.need
+            free += leaves.frees
             saved -= self._seconds(leaves)
             moving += leaves.down_seconds
             concerned += self._chances[leaves.holding.name]
         if comes is not None:
-            free -= comes.need
+            place = comes.place(free)
+            free -= Bytes() if place is None else place[1]
             saved += self._seconds(comes)
             moving += comes.up_seconds
-            late += 0.0 if comes.need.fits(free) else self._chances[comes.holding.name]  # it needs no eviction itself
-        if leaves is not None and not leaves.need.fits(free):
+            late += 0.0 if comes.place(free) is not None else self._chances[comes.holding.name]  # it needs no eviction
+        if leaves is not None and leaves.place(free) is None:
             late -= self._chances[leaves.holding.name]
         return saved + (late - self._late(free)) * self._leave_seconds, moving * concerned
 
     def _late(self, free: Bytes) -> float:
         """The chance that the next request is for an expert off the device that does not fit."""
-        return sum(chance for need, chance in self._by_need.items() if not need.fits(free))
+        return sum(chance for needs, chance in self._by_need.items() if _tightest(needs, free) is None)
 
     def _seconds(self, one: Prospect) -> float:
         """The next request's expected seconds of waiting for its move up."""
@@ -193,10 +208,20 @@ class _Stage:
         return -self._seconds(one), one.holding.name
 
 
-def _plan(leaves: Prospect | None, comes: Prospect | None) -> Plan:
+_Needs = tuple[tuple[Seat, Bytes], ...]
+
+
+def _tightest(needs: _Needs, free: Bytes) -> tuple[Seat, Bytes] | None:
+    """The seat with the least room among those with enough, and what is needed there."""
+    fits = [place for place in needs if place[1].fits(free)]
+    return min(fits, key=lambda place: sum(map(free.on, place[0]))) if len(fits) > 1 else next(iter(fits), None)
+
+
+def _plan(leaves: Prospect | None, comes: Prospect | None, free: Bytes) -> Plan:
     moves = []
     if leaves is not None:
-        moves.append(Move(leaves.holding.name, Tier.DEVICE, leaves.rest))
-    if comes is not None:
-        moves.append(Move(comes.holding.name, comes.holding.tier, Tier.DEVICE))
+        moves.append(Move(leaves.holding.name, Tier.DEVICE, leaves.rest, leaves.holding.seat))
+        free += leaves.frees
+    if comes is not None and (place := comes.place(free)) is not None:
+        moves.append(Move(comes.holding.name, comes.holding.tier, Tier.DEVICE, place[0]))
     return Plan(tuple(moves))

@@ -2,7 +2,7 @@
 
 Requests for an expert on the device are served while no request is overdue: collating amortises switches. A switch
 comes when the waiting is worth its measured cost, or when a request is overdue. Overdue experts go in order of
-deadline, and nothing behind one takes the room it waits for.
+deadline. One that has to wait claims a seat and the host memory it lacks, and nothing behind it takes that.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
+from coe_server.cache.claims import Claim, Claims, Taken
+from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan, plan_anew
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
-from coe_server.engines.engine import Footprint
+from coe_server.engines.engine import Footprint, Seat
 
 Retention = Literal["lru", "lfu"]
 
@@ -67,7 +68,7 @@ class Queue(NamedTuple):
 class Turn(NamedTuple):
     """An expert that should come to the device.
 
-    A `pressing` turn may make busy experts drain. Nobody behind an `overdue` turn may take the room it waits for.
+    A `pressing` turn may make busy experts drain. An `overdue` one that has to wait claims the room it waits for.
     """
 
     expert: str
@@ -77,12 +78,13 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What to do now: begin these plans, let these experts drain, refuse those who wait for these."""
+    """What to do now: begin these plans, let these experts drain, refuse the requests that wait for these."""
 
     plans: tuple[Plan, ...] = ()
     draining: frozenset[str] = frozenset()
-    staying: frozenset[str] = frozenset()  # on the device, and it is their turn: who waits for them now is let in
+    staying: frozenset[str] = frozenset()  # on the device, and it is their turn: requests that wait now are let in
     never: Mapping[str, str] = field(default_factory=dict)  # expert -> why it can never come
+    claims: tuple[Claim, ...] = ()  # to be given to the next pass
 
 
 def conduct(
@@ -93,31 +95,40 @@ def conduct(
     limits: Limits,
     policy: Policy = OURS,
     starting: bool = False,
+    starts_on: Seat = (0,),
+    claims: Iterable[Claim] = (),
 ) -> Orders:
-    """One pass over everyone who waits: who comes to the device now, who drains for whom.
+    """One pass over every expert that is waited for: which come to the device now, which drain for which.
 
-    Engines start one at a time. While one is `starting`, no room is made for the next start: whoever has it goes on
-    serving. The next start keeps its place; once it may begin, nobody behind it takes the room.
+    Engines start one at a time. While one is `starting` (on the cards of `starts_on`), no room is made for the next
+    start: the experts that have it go on serving. The next start keeps its place; once it may begin, nothing behind it
+    takes the room. `claims` are those of the pass before.
     """
-    orders = _Orders(standing, capacity, starting)
+    queues = tuple(queues)
+    arrived = {queue.expert: queue.arrivals[0] for queue in queues}
+    overdue = {name for name, oldest in arrived.items() if policy.bounded and now - oldest >= limits.max_wait_seconds}
+    kept = Claims(claims, standing, arrived, overdue)
+    orders = _Orders(standing, capacity, kept, starts_on if starting else None)
     for turn in turns(queues, now, limits.max_wait_seconds, policy, orders.could_concern):
         tenured_since = INFINITY if turn.overdue else now - limits.min_tenure_seconds
-        holds_the_place = orders.give(turn, tenured_since)
-        if holds_the_place and (turn.overdue or not policy.collates):
+        holds_the_place = orders.give(turn, arrived[turn.expert] if turn.overdue else INFINITY, tenured_since)
+        if holds_the_place and (not policy.collates or orders.every_card_is_claimed):
             break
     return orders.so_far()
 
 
-_Kind = tuple[Tier, Footprint, Tier]  # where they are, what they hold, where they are pinned: they need the same room
+_Kind = tuple[Tier, Footprint, Tier, tuple[Seat, ...]]  # tier, footprint, pin, seats: such need the same room
 
 
 class _Orders:
-    """The orders of one pass in the making: what has been decided stands for those who come later in it."""
+    """The orders of one pass in the making: what has been decided stands for those that come later in it."""
 
-    def __init__(self, standing: Standing, capacity: Bytes, starting: bool) -> None:
+    def __init__(self, standing: Standing, capacity: Bytes, claims: Claims, starts_on: Seat | None) -> None:
         self._standing = standing
         self._capacity = capacity
-        self._starting = starting
+        self._claims = claims
+        self._starts_on = starts_on  # None: no engine starts
+        self._taken = Taken(frozenset(), 0)  # by the claims ahead of the turn that is being decided
         self._plans: list[Plan] = []
         self._unseen: list[Plan] = []  # begun, but not yet in the standing: few passes come to a next turn
         self._moving: set[str] = set()  # by those plans
@@ -127,36 +138,49 @@ class _Orders:
         self._never: dict[str, str] = {}
 
     def so_far(self) -> Orders:
-        return Orders(tuple(self._plans), frozenset(self._draining), frozenset(self._staying), self._never)
+        draining, staying = frozenset(self._draining), frozenset(self._staying)
+        return Orders(tuple(self._plans), draining, staying, self._never, self._claims.all())
+
+    @property
+    def every_card_is_claimed(self) -> bool:
+        """No turn behind the last one can be given anything."""
+        return bool(self._taken.cards) and self._taken.cards.issuperset(range(len(self._capacity.cards)))
 
     def could_concern(self, expert: str) -> bool:
-        """False for whom a plan of this pass moves, and for who would have to start while another engine does."""
-        return expert not in self._moving and not (self._starting and expert in self._standing.tiers[Tier.DISK])
+        """False for one that a plan of this pass moves, and for one that would have to start while another starts."""
+        starts = self._starts_on is not None and expert in self._standing.tiers[Tier.DISK]
+        return expert not in self._moving and not starts
 
-    def give(self, turn: Turn, tenured_since: float) -> bool:
-        """Decide about one turn; True if it waits for room that nobody behind it may take."""
+    def give(self, turn: Turn, arrived: float, tenured_since: float) -> bool:
+        """Decide about one turn, of a request that came at `arrived`; True if it waits for room."""
         while self._unseen:
             self._standing = _after(self._standing, self._unseen.pop())
             self._in_vain.clear()
         goal = self._standing.holding(turn.expert)
-        assert goal is not None, "who waits takes part"
+        assert goal is not None, "an expert that is waited for takes part"
+        self._taken = self._claims.ahead_of(turn.expert, arrived, self._standing, self._starts_on)
         if goal.tier is Tier.DEVICE:
-            self._let_stay(goal, turn)
+            if self._taken.cards.isdisjoint(goal.seat):
+                self._let_stay(goal, turn)
             return False
+        if turn.overdue:
+            return self._bring_overdue(goal, arrived)
         return self._bring(goal, turn, tenured_since)
 
     def _bring(self, goal: Holding, turn: Turn, tenured_since: float) -> bool:
-        kind = goal.tier, goal.footprint, goal.pin
-        if kind in self._in_vain and not turn.overdue:
+        seats = self._taken.leaves(goal.may_come_to)
+        kind = goal.tier, goal.footprint, goal.pin, goal.may_come_to
+        if not seats or kind in self._in_vain:
             return True  # one before it waits for the same, and is as pressing, unless a switch costs nothing
-        if not turn.pressing and nobody_can_leave(self._standing, goal, self._capacity):
+        goal, capacity = goal._replace(seats=seats), self._taken.left_of(self._capacity)
+        if not turn.pressing and nobody_can_leave(self._standing, goal, capacity):
             self._in_vain.add(kind)
             return True
-        match plan(self._standing, goal, self._capacity, tenured_since):
+        match plan(self._standing, goal, capacity, tenured_since):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
                 self._begin(ready, goal)
                 return False
-            case Never(sentence):
+            case Never(sentence) if self._taken.is_nothing:
                 self._never[goal.name] = sentence
                 return False
             case NotYet(leaving):
@@ -165,8 +189,49 @@ class _Orders:
                     self._draining.update(leaving)
         return True
 
+    def _bring_overdue(self, goal: Holding, arrived: float) -> bool:
+        """It comes to any seat that is not claimed, at once; or waits for the one that it claims."""
+        outcome = self._ways(goal, self._taken.leaves(goal.may_come_to))
+        if isinstance(outcome, Never | NotYet) and self._may_be_stopped(goal):
+            anew = self._ways(goal, self._taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
+            if isinstance(anew, Plan) or isinstance(outcome, Never):
+                outcome = anew
+        if isinstance(outcome, Plan):
+            self._claims.drop(goal.name)
+            self._begin(outcome, goal)
+            return False
+        claimed = self._claims.seat_of(goal.name)
+        if claimed is not None:
+            kept = self._ways(goal, self._taken.leaves((claimed,)))
+            outcome = outcome if isinstance(kept, Never) else kept
+        match outcome:
+            case NotYet(leaving, seat) if self._taken.cards.isdisjoint(seat):
+                self._claims.put(goal, arrived, seat)
+                self._taken = self._taken._replace(cards=self._taken.cards.union(seat))
+                self._draining.update(leaving)
+                self._in_vain.add((goal.tier, goal.footprint, goal.pin, goal.may_come_to))
+            case Never(sentence):
+                self._claims.drop(goal.name)
+                if self._taken.is_nothing:
+                    self._never[goal.name] = sentence
+                    return False
+        return True
+
+    def _ways(self, goal: Holding, seats: tuple[Seat, ...]) -> Plan | NotYet | Never:
+        """To these seats; a sleeper's own way is to its own. Where claims have all of them, it waits behind those."""
+        capacity = self._taken.left_of(self._capacity)
+        if not seats:
+            return NotYet((), tuple(self._taken.cards)) if self._taken.cards else plan(self._standing, goal, capacity)
+        if goal.tier is Tier.HOST and seats != (goal.seat,):
+            return plan_anew(self._standing, goal._replace(seats=seats), capacity)
+        return plan(self._standing, goal._replace(seats=seats), capacity)
+
+    def _may_be_stopped(self, goal: Holding) -> bool:
+        """It sleeps and could be started anew on other cards now."""
+        return goal.tier is Tier.HOST and len(goal.seats) > 1 and self._starts_on is None
+
     def _let_stay(self, goal: Holding, turn: Turn) -> None:
-        """It drains for somebody; if its own requests are overdue before theirs, they are let in first."""
+        """It drains for another one; if its own requests are overdue before that one's, they are let in first."""
         if turn.overdue:
             self._staying.add(goal.name)
             self._standing = self._standing.updated([goal._replace(busy=True)])
@@ -174,7 +239,8 @@ class _Orders:
     def _begin(self, ready: Plan, goal: Holding) -> None:
         self._plans.append(ready)
         self._moving.update(move.expert for move in ready.moves)
-        self._starting = self._starting or goal.tier is Tier.DISK
+        if ready.moves[-1].is_start:
+            self._starts_on = ready.moves[-1].seat
         self._unseen.append(ready)
 
 
@@ -238,7 +304,7 @@ def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:
 def _after(standing: Standing, begun: Plan) -> Standing:
     """The same experts once `begun` is under way: where they will stand, and not to be touched."""
     return standing.updated(
-        holding._replace(tier=move.target, busy=True)
+        holding._replace(tier=move.target, busy=True, seat=move.seat)
         for move in begun.moves
         if (holding := standing.holding(move.expert)) is not None
     )

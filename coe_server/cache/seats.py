@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-Seat = tuple[int, ...]  # the cards of one process, by index; as long as the expert is wide
+from coe_server.engines.engine import Seat
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,16 @@ from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Move
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.tiers import Tier
-from coe_server.engines.engine import Engine
+from coe_server.engines.engine import Engine, Seat
 from coe_server.errors import UnknownModel
 
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """An expert's constant settings in the cache."""
+    """An expert's constant settings in the cache. Its process takes `width` cards, those of one of `seats`.
+
+    Seats are in order of preference.
+    """
 
     name: str
     engine: Engine
@@ -29,6 +32,8 @@ class Expert:
     ttl_seconds: float | None = None  # idle time after which it is evicted
     remote: bool = False  # served by another machine; uses no memory here
     costs: Mapping[str, float] = field(default_factory=dict)  # measured by an earlier server, see `Costs`
+    width: int = 1
+    seats: tuple[Seat, ...] = ((0,),)
 
 
 class State(StrEnum):
@@ -65,6 +70,8 @@ class Slot:
     pin: Tier
     costs: Costs
     changes: dict[str, None]  # names of the slots that have changed, in order
+    seats: tuple[Seat, ...]  # where it may start; one that is pinned has a place of its own
+    seat: Seat  # the cards of its process; those of the last one, if it has none
     tier: Tier = Tier.DISK
     moving: Move | None = None
     moving_since: float | None = None  # None: the move still waits for memory or its turn
@@ -143,6 +150,15 @@ class Slot:
         at = self.let_in.index(let_in)
         self.change(let_in=self.let_in[:at] + self.let_in[at + leases :])
 
+    def move_to(self, target: Tier) -> Move:
+        """From the tier where it is, on the cards where it is."""
+        return Move(self.name, self.tier, target, self.seat)
+
+    def touches(self, card: int) -> bool:
+        """Whether its process is on that card, or on its way there."""
+        going_there = self.moving is not None and card in self.moving.seat
+        return going_there or (self.tier is not Tier.DISK and card in self.seat)
+
     def switch_seconds(self) -> float:
         """Measured seconds of its move to the device; 0 if it is there."""
         return 0.0 if self.tier is Tier.DEVICE else self.costs.move(self.tier, Tier.DEVICE)
@@ -180,7 +196,8 @@ def new_slot(expert: Expert, max_wait_seconds: float, changes: dict[str, None]) 
     waiters = WaitingLine(max_wait_seconds, partial(changes.setdefault, expert.name))
     place = Tier.DEVICE if expert.remote else Tier.DISK
     pin = Tier.DEVICE if expert.remote else expert.pin
-    slot = Slot(waiters, expert, pin, Costs(expert.costs), changes, tier=place)
+    seats = expert.seats
+    slot = Slot(waiters, expert, pin, Costs(expert.costs), changes, seats, seats[0] if seats else (), tier=place)
     slot.change()
     return slot
 

@@ -11,8 +11,9 @@ from coe_server.cache.planner import Move
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Policy, Queue, turns
 from coe_server.cache.slot import MoveRecord, Slot, State, seconds_left, shares_the_device, state_of
-from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
+from coe_server.cache.tiers import Bytes, Holding, Ledger, Standing, Tier
 from coe_server.cache.wait_times import Ahead, Expected, Forecast, Outlook, passed
+from coe_server.engines.engine import Seat
 
 _State = tuple[
     bool, Tier, Move | None, Failure | None, Tier, bool
@@ -32,13 +33,13 @@ class Overview:
         changes: dict[str, None],
         policy: Policy,
         limits: Limits,
-        capacity: Bytes,
+        ledger: Ledger,
     ) -> None:
         self._slots = slots
         self._changes = changes  # names, noted by the slots; taken out here
         self._policy = policy
         self._limits = limits
-        self._capacity = capacity
+        self._ledger = ledger
         self._settled: dict[str, Slot] = {}
         self._waiting: dict[str, Slot] = {}
         self._at_hand: dict[str, Slot] = {}
@@ -116,6 +117,11 @@ class Overview:
         return bool(self._starting)
 
     @property
+    def starts_on(self) -> Seat:
+        """The cards on which it starts."""
+        return next((slot.moving.seat for slot in self._starting.values() if slot.moving is not None), (0,))
+
+    @property
     def anyone_waits(self) -> bool:
         """True if requests wait for an expert that must be loaded."""
         self._look_again()
@@ -169,7 +175,7 @@ class Overview:
             [self._slots[name].engine.footprint.device_awake for name in self._in_turn or standing.tiers[Tier.DEVICE]],
             default=0,
         )
-        free = (self._capacity - standing.used).device // max(largest, 1)
+        free = sum(max(0, card) // max(largest, 1) for card in (self._ledger.capacity - standing.used).cards)
         places += [0.0] * min(free, len(waiting) + 1)  # more free places than turns change nothing
         starting = (seconds_left(slot, now) for slot in self._starting.values())
         return Forecast(waiting, places, max(starting, default=0.0))
@@ -258,6 +264,8 @@ def _holding(slot: Slot, policy: Policy) -> Holding:
         since=slot.since,
         worth=slot.last_used if policy.retention == "lru" else float(slot.uses),
         pin=slot.pin,
+        seat=slot.moving.seat if slot.moving else slot.seat,
+        seats=slot.seats,
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
-from coe_server.engines.engine import Footprint
+from coe_server.engines.engine import Footprint, Seat
 
 
 class Tier(StrEnum):
@@ -27,43 +27,83 @@ class Tier(StrEnum):
         return tier
 
 
-class Bytes(NamedTuple):
-    """An amount in both accounted tiers (disk is not accounted)."""
+class _Amounts(NamedTuple):
+    cards: tuple[int, ...]
+    host: int
 
-    device: int = 0
-    host: int = 0
+
+class Bytes(_Amounts):
+    """An amount on each card and in host memory (disk is not accounted).
+
+    `Bytes(10, 5)` is 10 on the first card, `Bytes((10, 20), 5)` names each. Cards that are not named hold nothing, so
+    `Bytes()` is zero on any machine and equal amounts compare as equal.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, device: int | Sequence[int] = (), host: int = 0) -> Bytes:
+        return _bytes((device,) if isinstance(device, int) else tuple(device), host)
+
+    @property
+    def device(self) -> int:
+        """On all cards together."""
+        return sum(self.cards)
+
+    def on(self, card: int) -> int:
+        """On that card."""
+        return self.cards[card] if card < len(self.cards) else 0
 
     def __add__(self, other: Bytes) -> Bytes:  # type: ignore[override]  # amounts add up, they are not strung together
-        return Bytes(self.device + other.device, self.host + other.host)
+        return _bytes(tuple([a + b for a, b in _pairs(self.cards, other.cards)]), self.host + other.host)
 
     def __sub__(self, other: Bytes) -> Bytes:
-        return Bytes(self.device - other.device, self.host - other.host)
+        return _bytes(tuple([a - b for a, b in _pairs(self.cards, other.cards)]), self.host - other.host)
 
     def fits(self, capacity: Bytes) -> bool:
-        return self.device <= capacity.device and self.host <= capacity.host
+        return self.host <= capacity.host and all(a <= b for a, b in _pairs(self.cards, capacity.cards))
 
     def at_least(self, other: Bytes) -> Bytes:
-        return Bytes(max(self.device, other.device), max(self.host, other.host))
+        return _bytes(tuple([max(a, b) for a, b in _pairs(self.cards, other.cards)]), max(self.host, other.host))
+
+    def without(self, card: int) -> Bytes:
+        """The same with nothing on that card."""
+        return _bytes(tuple(0 if index == card else size for index, size in enumerate(self.cards)), self.host)
+
+
+def _bytes(cards: tuple[int, ...], host: int) -> Bytes:
+    while cards and not cards[-1]:
+        cards = cards[:-1]
+    return Bytes._make((cards, host))
+
+
+def _pairs(mine: tuple[int, ...], theirs: tuple[int, ...]) -> Iterable[tuple[int, int]]:
+    """Card by card; one that only the other names counts as 0."""
+    return zip(mine, theirs, strict=True) if len(mine) == len(theirs) else zip_longest(mine, theirs, fillvalue=0)
 
 
 @lru_cache(maxsize=4096)  # every pass over the experts asks for the same few
-def bytes_in(footprint: Footprint, tier: Tier) -> Bytes:
-    """What an expert of this footprint holds while it stands in `tier`.
+def bytes_in(footprint: Footprint, tier: Tier, seat: Seat = (0,)) -> Bytes:
+    """What an expert of this footprint holds while it stands in `tier`, its process on the cards of `seat`.
 
-    Host accounting is inclusive: process and image count while the process lives, awake or asleep, so that going
-    to sleep never needs new host memory.
+    The footprint's device bytes are those on each card, its host bytes those of the whole process. Host accounting is
+    inclusive: process and image count while the process lives, awake or asleep, so that going to sleep never needs new
+    host memory.
     """
     if tier is Tier.DISK:
         return _NOTHING
-    device = footprint.device_awake if tier is Tier.DEVICE else footprint.device_asleep
-    return Bytes(device, footprint.host)
+    on_each = footprint.device_awake if tier is Tier.DEVICE else footprint.device_asleep
+    return Bytes([on_each if card in seat else 0 for card in range(max(seat) + 1)], footprint.host)
 
 
 _NOTHING = Bytes()
 
 
 class Ledger:
-    """Bytes held by each expert. Reserve before a move, settle after it is seen to be done."""
+    """Bytes held by each expert. Reserve before a move, settle after it is seen to be done.
+
+    `capacity` shrinks when a card is lost. What its experts still hold there stays until they have stopped; more than
+    `capacity` is never reserved.
+    """
 
     def __init__(self, capacity: Bytes) -> None:
         self.capacity = capacity
@@ -86,20 +126,31 @@ class Ledger:
         self._hold(expert, exact)
 
     def room_for(self, expert: str, target: Bytes) -> bool:
-        return (self.used - self.held(expert) + self.held(expert).at_least(target)).fits(self.capacity)
+        return self._may_hold(self.used - self.held(expert) + self.held(expert).at_least(target))
+
+    def lose(self, card: int) -> None:
+        """From now on that card has no room."""
+        self.capacity = self.capacity.without(card)
 
     def _hold(self, expert: str, amount: Bytes) -> None:
         after = self.used - self.held(expert) + amount
-        assert after.fits(self.capacity), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
+        assert self._may_hold(after), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
         self.used = after
         if amount == Bytes():
             self._held.pop(expert, None)
         else:
             self._held[expert] = amount
 
+    def _may_hold(self, after: Bytes) -> bool:
+        """In all: within capacity, or, on a card that was lost, no more than now."""
+        return after.fits(self.capacity) or after.fits(self.capacity.at_least(self.used))
+
 
 class Holding(NamedTuple):
-    """One expert as the planner sees it. Every change of an expert makes a new one, so it must be quick to make."""
+    """One expert as the planner sees it. Every change of an expert makes a new one, so it must be quick to make.
+
+    A process stays on the cards of its `seat`; one that has none takes any of `seats`.
+    """
 
     name: str
     tier: Tier
@@ -110,10 +161,17 @@ class Holding(NamedTuple):
     since: float = float("-inf")  # when it came to the device, in the clock of the caller
     worth: float = 0.0  # the lowest leaves first: when it was last used, or how often
     pin: Tier = Tier.DISK  # never below this tier
+    seat: Seat = (0,)  # the cards of its process, or those that it starts on
+    seats: tuple[Seat, ...] = ((0,),)  # where it may start
 
     @property
     def held(self) -> Bytes:
-        return bytes_in(self.footprint, self.tier)
+        return bytes_in(self.footprint, self.tier, self.seat)
+
+    @property
+    def may_come_to(self) -> tuple[Seat, ...]:
+        """The seats on which it can come to the device without being stopped before."""
+        return self.seats if self.tier is Tier.DISK else (self.seat,)
 
     @property
     def takes_part(self) -> bool:
@@ -123,7 +181,10 @@ class Holding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who stands in which tier, and what all of them hold. A change makes a new one and costs what has changed."""
+    """Which experts stand in which tier, and what all of them hold.
+
+    A change makes a new one and costs what has changed.
+    """
 
     tiers: Mapping[Tier, Mapping[str, Holding]]
     held: Mapping[Tier, Bytes]
@@ -134,7 +195,7 @@ class Standing:
 
     @property
     def used(self) -> Bytes:
-        return self.held[Tier.DEVICE] + self.held[Tier.HOST]  # nobody holds anything on disk
+        return self.held[Tier.DEVICE] + self.held[Tier.HOST]  # an expert on disk holds nothing
 
     def holding(self, name: str) -> Holding | None:
         """What is known of an expert; None if it takes no part."""
@@ -158,6 +219,10 @@ def _look_up(tiers: Mapping[Tier, Mapping[str, Holding]], name: str) -> Holding 
     return None
 
 
+def _hold_the_same(one: Holding, other: Holding) -> bool:
+    return one.tier is other.tier and one.footprint is other.footprint and one.seat == other.seat
+
+
 class _Changes:
     """A standing in the making; of the old one's tiers only those are copied in which something changes."""
 
@@ -172,7 +237,7 @@ class _Changes:
         if known == holding:
             return
         stays = holding.takes_part
-        if known is not None and stays and known.tier is holding.tier and known.footprint is holding.footprint:
+        if known is not None and stays and _hold_the_same(known, holding):
             self._own(known.tier)[name] = holding  # it holds what it held
             return
         if known is not None:

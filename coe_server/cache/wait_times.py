@@ -12,7 +12,7 @@ from heapq import nlargest
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Ledger, Tier
 from coe_server.engines.engine import Footprint
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Sharer(NamedTuple):
     footprint: Footprint
     up_seconds: float  # to the device from wherever it may be
     down_seconds: float  # from wherever it may be to wherever it has to go
+    width: int = 1  # cards that it takes
 
 
 def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
@@ -74,12 +75,13 @@ def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> f
     device = sorted(min(filter(None, _freed(one.footprint)), default=0) for one in sharers)
     host = sorted(one.footprint.host for one in sharers)
 
-    def victims(goal: Footprint) -> int:
-        for_host = _most_needed(goal.host, host) if host_left_bytes < 0 else 0
-        return min(_most_needed(goal.device_awake, device) + for_host, max(1, len(sharers) - 1))
+    def victims(goal: Sharer) -> int:
+        for_host = _most_needed(goal.footprint.host, host) if host_left_bytes < 0 else 0
+        for_device = goal.width * _most_needed(goal.footprint.device_awake, device)
+        return min(for_device + for_host, max(1, len(sharers) - 1))
 
     down = [one.down_seconds for one in sharers]
-    return max((one.up_seconds + sum(nlargest(victims(one.footprint), down)) for one in sharers), default=0.0)
+    return max((one.up_seconds + sum(nlargest(victims(one), down)) for one in sharers), default=0.0)
 
 
 def _freed(footprint: Footprint) -> tuple[int, int]:
@@ -179,13 +181,13 @@ class Waits:
         self,
         slots: Mapping[str, Slot],
         overview: Overview,
-        capacity: Bytes,
+        ledger: Ledger,
         limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self._slots = slots
         self._overview = overview
-        self._capacity = capacity
+        self._ledger = ledger
         self._limits = limits
         self._clock = clock
         self._widest = 1  # leases that one request has taken so far
@@ -229,7 +231,7 @@ class Waits:
     @property
     def switch_seconds(self) -> float:
         """The slowest switch, with the costs measured so far."""
-        host_left = self._capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
+        host_left = self._ledger.capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
         return slowest_switch_seconds([_sharer(slot) for slot in self._sharers], host_left)
 
     @property
@@ -302,4 +304,7 @@ class Outlooks(Mapping[str, Outlook]):
 
 
 def _sharer(slot: Slot) -> Sharer:
-    return Sharer(slot.engine.footprint, slot.costs.slowest_way_up, slot.costs.slowest_way_down)
+    """One with several seats may have to stop before it comes: it can start anew on another seat."""
+    up, down = slot.costs.slowest_way_up, slot.costs.slowest_way_down
+    stop = down if len(slot.expert.seats) > 1 else 0.0
+    return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width)

@@ -7,9 +7,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+Seat = tuple[int, ...]  # the cards of one process, by index; as long as the expert is wide
+
 
 class Footprint(NamedTuple):
-    """Bytes one expert needs in each tier.
+    """Bytes one expert needs in each tier: on the device those on each of its cards, in host memory those of all.
 
     `host_image` is 0 for an engine that cannot sleep: it is on the device or on disk, never in between.
     """
@@ -67,8 +69,9 @@ class Engine(Protocol):
     def footprint(self) -> Footprint:
         """An estimate before the first start, too large rather than too small; measured afterwards."""
 
-    async def start(self, within_seconds: float | None = None) -> None:
-        """Start a process and load the weights, until it answers; within its own time limit and `within_seconds`.
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
+        """Start a process on the cards of `seat` and load the weights, until it answers; within its own time limit and
+        `within_seconds`.
 
         Raises `EngineStartFailed`; then nothing is left behind. After the process died, a start without a stop in
         between may use the image that it left.

@@ -54,7 +54,7 @@ class ProcessEngine(ABC, Generic[R]):
     async def _bring_up(self) -> None:
         """Start a run, kept in `_run` at once, until it answers. The caller sets a time limit."""
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         limit_seconds = self._start_timeout_seconds
         if self._run is not None:
             await self.stop(at_once=True)

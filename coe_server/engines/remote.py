@@ -12,7 +12,7 @@ from pydantic import Field
 from coe_server.config.addresses import ApiBase, BaseUrl
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import RequestHeaders, filled_in
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.upstream.reply import user_agent
@@ -89,7 +89,7 @@ class RemoteEngine:
     def footprint(self) -> Footprint:
         return Footprint(device_awake=0)
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         """Nothing to do: connections are made when they are needed."""
 
     async def sleep(self) -> None:

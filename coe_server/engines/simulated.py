@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from coe_server.config.types import ByteCount
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.simulated_answers import Script, script
 from coe_server.errors import EngineDied, EngineStartFailed
@@ -68,7 +68,7 @@ class SimulatedEngine:
         self._died = asyncio.Event()
         self._death = ""
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         if within_seconds is not None and within_seconds < self._start_seconds:
             await self._pause(within_seconds)
             raise EngineStartFailed(f"engine '{self._name}' was not up within {within_seconds:g} s")

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from coe_server.engines.cards import Cards
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.log_file import last_lines, log_path
 from coe_server.engines.vllm_args import named
 from coe_server.engines.vllm_command import VllmLaunch
@@ -73,7 +73,7 @@ class VllmEngine:
         """A request with its answer, as the engine told when it started; None before its first start."""
         return self._longest_tokens
 
-    async def start(self, within_seconds: float | None = None, seat: Sequence[int] = ()) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = ()) -> None:
         if self._run is not None:  # a run that died; its image serves this one
             await _end(self._run, self._memory, at_once=True)
         self._died.clear()

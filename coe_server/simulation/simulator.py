@@ -18,7 +18,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits, Policy
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.events import EventLog, Kind
 from coe_server.simulation.traces import Request, Trace
@@ -229,7 +229,7 @@ class _TimedEngine:
         self.footprint = footprint
         self._timing = timing
 
-    async def start(self, within_seconds: float | None = None) -> None:
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         await asyncio.sleep(self._timing.start_seconds)
 
     async def sleep(self) -> None:

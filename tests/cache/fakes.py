@@ -58,7 +58,7 @@ class FakeEngine:
         self.gate.set()
         self.life = Life()
 
-    async def start(self, within_seconds=None):
+    async def start(self, within_seconds=None, seat=(0,)):
         try:
             async with asyncio.timeout(within_seconds):
                 await self._move("start", self.footprint.device_awake, self.footprint.host)

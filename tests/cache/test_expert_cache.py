@@ -392,7 +392,7 @@ def test_an_engine_larger_than_its_estimate_is_not_kept_where_it_can_never_fit()
     async def story():
         async with running() as (cache, engines):
 
-            async def start_larger(within_seconds=None):
+            async def start_larger(within_seconds=None, seat=(0,)):
                 engines["a"].footprint = Footprint(device_awake=10, host_process=200)
 
             engines["a"].start = start_larger
@@ -410,7 +410,7 @@ def test_an_engine_larger_than_its_estimate_makes_others_leave():
             (await cache.lease("a")).release()
             start = engines["b"].start
 
-            async def start_larger(within_seconds=None):
+            async def start_larger(within_seconds=None, seat=(0,)):
                 engines["b"].footprint = Footprint(20, 0, 10, 5)
                 engines["b"].memory.capacity = Bytes(30, 100)  # for the moment until it is measured
                 await start()

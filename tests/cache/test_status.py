@@ -43,7 +43,7 @@ def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
     def watched(conductor):
         for step in (lambda: None, lambda: conduct(conductor)):
             step()
-            anew = fresh(conductor._slots, policy, conductor._limits, conductor._capacity)
+            anew = fresh(conductor._slots, policy, conductor._limits, conductor._ledger)
             looks.append((picture(conductor._overview), picture(anew)))
 
     with mock.patch.object(Conductor, "_conduct", watched):

@@ -289,9 +289,9 @@ class Breaking(SimulatedEngine):
         self.deaths = deaths
         self.starts = 0
 
-    async def start(self, within_seconds=None):
+    async def start(self, within_seconds=None, seat=(0,)):
         self.starts += 1
-        await super().start(within_seconds)
+        await super().start(within_seconds, seat)
 
     def send(self, request):
         if self.deaths:

@@ -322,7 +322,7 @@ def test_what_a_broken_stream_was_told_by_its_engine_is_for_the_log(caplog):
 
 def test_why_an_expert_rests_is_told_to_callers_without_its_engines_log(router):
     class DoesNotStart(Breaking):
-        async def start(self, within_seconds=None):
+        async def start(self, within_seconds=None, seat=(0,)):
             raise EngineStartFailed("engine 'linguist' did not start: ended with status 1\n/home/secret/model.py")
 
     with running_server(team() | {"linguist": DoesNotStart("linguist", [])}, router=router) as server:
@@ -557,9 +557,9 @@ def test_the_official_client_takes_no_notice_of_signs_of_life():
 @pytest.mark.parametrize("who_dies", [["linguist"], list(SIZES)], ids=["one", "all"])
 def test_a_failure_after_signs_of_life_is_answered_by_another_or_told_in_the_stream(router, who_dies):
     class SlowBreaking(Breaking):
-        async def start(self, within_seconds=None):
+        async def start(self, within_seconds=None, seat=(0,)):
             await asyncio.sleep(0.2)  # the engine's own time
-            await super().start(within_seconds)
+            await super().start(within_seconds, seat)
 
     experts = {name: SlowBreaking(name, [DiesAtOnce] * 9 if name in who_dies else []) for name in SIZES}
     with running_server(experts, router=router, keepalive_seconds=0.05) as server:
@@ -588,9 +588,9 @@ def test_a_response_that_fails_before_its_first_word_is_made_by_the_next(router)
 @pytest.mark.parametrize(("path", "event"), [("/v1/messages", "event: error\n"), ("/v1/chat/completions", "")])
 def test_an_engines_refusal_after_signs_of_life_is_an_event_that_clients_of_that_api_know(path, event):
     class Waits(Breaking):
-        async def start(self, within_seconds=None):
+        async def start(self, within_seconds=None, seat=(0,)):
             await asyncio.sleep(0.2)  # the engine's own time
-            await super().start(within_seconds)
+            await super().start(within_seconds, seat)
 
     told = {"error": {"message": "too long", "type": "BadRequestError", "param": None, "code": 400}}
     experts = {"a": Waits("a", [Says(400, json.dumps(told).encode())])}

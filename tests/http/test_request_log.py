@@ -18,7 +18,7 @@ ALICE = Keyring((Key(name="alice", sha256=hashed("coe-alice")),))
 
 
 class NeverStarts(Breaking):
-    async def start(self, within_seconds=None):
+    async def start(self, within_seconds=None, seat=(0,)):
         raise EngineStartFailed("it does not start")
 
 

@@ -398,9 +398,9 @@ def test_a_collector_that_does_not_answer_holds_up_neither_requests_nor_the_end(
 
 def test_after_an_early_head_the_request_has_the_status_that_the_caller_saw(spans, tracing):
     class StartsLate(Breaking):
-        async def start(self, within_seconds=None):
+        async def start(self, within_seconds=None, seat=(0,)):
             await asyncio.to_thread(may_start.wait, PATIENCE_SECONDS)
-            await super().start(within_seconds)
+            await super().start(within_seconds, seat)
 
     may_start = threading.Event()
     refuses = StartsLate("a", [Says(400, b'{"error": {"message": "bad", "code": 400}}')])
