@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
+from coe_server.engines.engine import Seat
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.log_file import last_lines, log_path
 from coe_server.engines.vllm_process import KeptProcess
