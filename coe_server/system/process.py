@@ -172,6 +172,7 @@ def write_log_to_stderr(form: Format) -> None:
     handler.setFormatter(TextLines() if as_text else JsonLines())
     for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # no line tells of these
         setattr(logging, unused, False)
+    logging._srcfile = None  # nor of the caller's file (docs: logging, Optimization)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.scheduler import POLICIES
 from coe_server.cache.status import Overview
+from coe_server.cache.wait_times import Waits
 from coe_server.simulation.simulator import simulate
 from tests.cache.machines import played
 from tests.examples import examples
@@ -38,13 +39,18 @@ def fresh(slots, *others):
 @given(played(), st.sampled_from([policy for policy in POLICIES.values() if policy.collates]))
 def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
     scenario, trace = played
-    conduct, looks = Conductor._conduct, []
+    conduct, looks, waits = Conductor._conduct, [], {}
 
     def watched(conductor):
+        def outlooks_of(overview):
+            return Waits(conductor._slots, overview, conductor._capacity, conductor._limits, conductor._clock)
+
+        remembering = waits.setdefault(id(conductor), outlooks_of(conductor._overview))
         for step in (lambda: None, lambda: conduct(conductor)):
             step()
             anew = fresh(conductor._slots, policy, conductor._limits, conductor._ledger)
             looks.append((picture(conductor._overview), picture(anew)))
+            looks.append((dict(remembering.outlooks()), dict(outlooks_of(anew).outlooks())))
 
     with mock.patch.object(Conductor, "_conduct", watched):
         simulate(scenario, trace, policy)
