@@ -108,43 +108,48 @@ def _best(
     if not seats:
         return Never(f"expert '{goal.name}' has no cards to start on")
     if len(seats) == 1:
-        return _way_to(_Room(standing, goal, seats[0], capacity), tenured_since)
-    ways: list[tuple[_Rank, Plan | NotYet]] = []
-    for seat in seats:
-        room = _Room(standing, goal, seat, capacity)
-        way = _way_to(room, tenured_since)
-        if not isinstance(way, Never):
-            ways.append((room.rank(way), way))
-    if ways:
-        return min(ways, key=itemgetter(0))[1]
+        room = _Room(standing, goal, seats[0], capacity)
+        way = _now(room, tenured_since) or _later(room, tenured_since)
+        return way or Never(_why_never(goal, seats[0], standing, capacity))
+    rooms = [_Room(standing, goal, seat, capacity) for seat in seats]
+    for find in (_now, _later):  # what can be had at once spares the search for what may be had later
+        found = [(room.rank(way), way) for room in rooms if (way := find(room, tenured_since)) is not None]
+        if found:
+            return min(found, key=itemgetter(0))[1]
     return Never(_why_never(goal, max(seats, key=lambda seat: min(map(capacity.on, seat))), standing, capacity))
 
 
 _Rank = tuple[bool, bool, bool, float, int, int]
 
 
-def _way_to(room: _Room, tenured_since: float) -> Plan | NotYet | Never:
-    """One seat's way of making room."""
+def _now(room: _Room, tenured_since: float) -> Plan | None:
+    """The moves that make room on this seat at once."""
+    goal, seat = room.goal, room.seat
+
+    def may_leave_now(holding: Holding) -> bool:
+        return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
+
+    if room.device_is_short and room.all_busy:
+        return None
+    draft = room.made(may_leave_now)
+    if draft is None:
+        return None
+    source = goal.tier if seat == goal.seat else Tier.DISK
+    return Plan((*draft.moves(), Move(goal.name, source, Tier.DEVICE, seat)))
+
+
+def _later(room: _Room, tenured_since: float) -> NotYet | None:
+    """For which experts it waits on this seat; None if it would wait in vain."""
     goal, seat = room.goal, room.seat
 
     def may_leave(holding: Holding) -> bool:
         return not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
 
-    def may_leave_now(holding: Holding) -> bool:
-        return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
-
-    if not (room.device_is_short and room.all_busy):
-        draft = room.made(may_leave_now)
-        if draft is not None:
-            source = goal.tier if seat == goal.seat else Tier.DISK
-            return Plan((*draft.moves(), Move(goal.name, source, Tier.DEVICE, seat)))
     draft = room.made(may_leave)
     if draft is not None:
         return NotYet(tuple(move.expert for move in draft.moves()), seat)
     draft = room.made(lambda holding: holding.name != goal.name)
-    if draft is None:
-        return Never(_why_never(goal, seat, room.standing, room.capacity))
-    return NotYet((), seat)
+    return None if draft is None else NotYet((), seat)
 
 
 class _Room:
@@ -183,12 +188,18 @@ class _Room:
             if not draft.gains_from(self.standing.held[way.source]):
                 continue
             gain = draft.gain_from(way)
-            for holding in way.in_order(self.standing.tiers[way.source].values()):
+            for holding in way.in_order(self._concerned(self.standing.tiers[way.source].values())):
                 if draft.fits:
                     break
                 if asks(gain(holding.footprint)) and may_leave(holding):
                     draft.demote(holding, way.target(holding))
         return draft
+
+    def _concerned(self, there: Collection[Holding]) -> Collection[Holding]:
+        """Those that could leave room: where host memory is not short, only those on the seat's cards."""
+        if self._host_short > 0 or len(self.capacity.cards) < _SEVERAL:
+            return there
+        return [holding for holding in there if _touch(holding.seat, self.seat)]
 
     def rank(self, way: Plan | NotYet) -> _Rank:
         """Of several seats' ways that of the lowest rank is the best."""
@@ -203,6 +214,7 @@ def _gains(gain: int) -> bool:
     return gain > 0
 
 
+_SEVERAL = 2
 _NO_VICTIM = (False, False, float("-inf"))
 
 

@@ -41,7 +41,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedExpert:
-    """What the simulator is told about an expert."""
+    """What the simulator is told about an expert, as `Expert` is told it."""
 
     name: str
     footprint: Footprint
@@ -49,6 +49,8 @@ class SimulatedExpert:
     pin: Tier = Tier.DISK
     preload: Tier = Tier.DISK
     ttl_seconds: float | None = None
+    width: int = 1
+    seats: tuple[Seat, ...] = ((0,),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,9 @@ def _expert(one: SimulatedExpert) -> Expert:
         "sleep": one.timing.sleep_seconds,
         "stop": one.timing.stop_seconds,
     }  # as if an earlier server had measured them
-    return Expert(one.name, engine, one.pin, one.preload, one.ttl_seconds, costs=known)
+    return Expert(
+        one.name, engine, one.pin, one.preload, one.ttl_seconds, costs=known, width=one.width, seats=one.seats
+    )
 
 
 Result = TypeVar("Result")

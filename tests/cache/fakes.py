@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
 
+from coe_server.cache.tiers import Bytes
 from coe_server.engines.engine import Footprint
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
@@ -19,11 +20,10 @@ class Memory:
         if not kept:
             self.broken_promises.append(sentence)
 
-    def hold(self, name, device, host):
-        self.held[name] = (device, host)
-        used = [sum(amounts) for amounts in zip(*self.held.values(), strict=True)]
-        self.promise(used[0] <= self.capacity.device, f"device over capacity: {self.held}")
-        self.promise(used[1] <= self.capacity.host, f"host over capacity: {self.held}")
+    def hold(self, name, device, host, seat=(0,)):
+        self.held[name] = Bytes([device if card in seat else 0 for card in range(max(seat) + 1)], host)
+        used = sum(self.held.values(), Bytes())
+        self.promise(used.fits(self.capacity), f"over capacity: {self.held}")
 
 
 class Life:
@@ -54,11 +54,13 @@ class FakeEngine:
         self.fail = set()
         self.hangs = False
         self.is_out_of_reach = False
+        self.seat = (0,)  # of its last start
         self.gate = asyncio.Event()
         self.gate.set()
         self.life = Life()
 
     async def start(self, within_seconds=None, seat=(0,)):
+        self.seat = seat
         try:
             async with asyncio.timeout(within_seconds):
                 await self._move("start", self.footprint.device_awake, self.footprint.host)
@@ -109,4 +111,4 @@ class FakeEngine:
         self._hold(device, host)
 
     def _hold(self, device, host):
-        self.memory.hold(self.name, device, host)
+        self.memory.hold(self.name, device, host, self.seat)
