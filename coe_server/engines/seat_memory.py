@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 FREED_SHARE = 0.9
 _FREED_SECONDS = 2.0  # a driver may show memory as free some time after it was given back
 _FREED_POLL_SECONDS = 0.02
+_DRIVER_SECONDS = 10.0  # a driver that has lost a card may hang
 _LEAST_CONTEXT_BYTES = 300 << 20  # of a CUDA context with its libraries; 450 to 550 MiB on an H100
 _UTILIZATION_STEPS = 1000  # vLLM takes a float; three digits are 80 MB of 80 GB
 _LONGEST_REPORT_BYTES = 1 << 16
@@ -195,12 +196,17 @@ class SeatMemory:
         return before.used[rank] - now.used[rank] + self.cards.taken_by_others(self, self.seat[rank])
 
     async def _look(self) -> Look:
-        return await asyncio.to_thread(
-            lambda: Look(
+        def look() -> Look:
+            return Look(
                 tuple(self.cards.reading(card).used for card in self.seat),
                 tuple(self.cards.processes(card) for card in self.seat),
             )
-        )
+
+        try:
+            async with asyncio.timeout(_DRIVER_SECONDS):
+                return await asyncio.to_thread(look)
+        except TimeoutError as error:
+            raise EngineError(f"the GPU driver did not answer within {_DRIVER_SECONDS:g} s") from error
 
     async def _until_none(self, missing: Callable[[Look], list[int]]) -> list[int]:
         """The first reading where nothing is missing, or the last one before the time limit."""
