@@ -12,32 +12,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from coe_server.app import require_tracing
-from coe_server.build.experts import build_capacity, build_experts, ram_of_tiers, refuse_what_never_fits
-from coe_server.build.service import build_guard, build_router, build_serving, journal_file
-from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import Limits
+from coe_server.build.experts import build_experts
+from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.machine import parse_machine
 from coe_server.commands.pull import pull as pull_models
 from coe_server.commands.route import decide_offline, print_decision
 from coe_server.commands.simulate import SimulationOptions, run_simulation
-from coe_server.commands.terminal import mistakes_as_sentences, table_console
-from coe_server.commands.validate import (
-    container_limit,
-    dangers,
-    dead_configuration,
-    lifetimes,
-    placement,
-    plan_table,
-    wait_bound,
-)
+from coe_server.commands.terminal import mistakes_as_sentences, table_console, tell
+from coe_server.commands.validate import check, dangers, lifetimes, report
 from coe_server.config.addresses import host_and_port
 from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError
 from coe_server.journal.store import export
-from coe_server.system.files import require_writable_folder
+from coe_server.system.files import require_writable_file, require_writable_folder
 from coe_server.system.process import (
     allow_many_open_files,
     give_back_free_memory,
@@ -154,31 +144,39 @@ def pull(
 
 
 @app.command()
-def validate(config: ConfigPath) -> None:
+def validate(
+    config: ConfigPath,
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZES",
+            help="Plan for another machine: '[Nx]SIZE[+[Nx]SIZE...],host=SIZE'. Neither it nor vLLM has to be here.",
+        ),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan and the mistakes here.")] = None,
+) -> None:
     """Check a configuration without starting anything, and show the plan.
 
-    Which experts fit where, the longest wait, which experts the router can reach, and what in the configuration can
-    never take effect. Exit code 2 and one sentence where something is wrong.
+    Whether it fits, what is loaded together, waits, which experts the router can reach, what in the configuration can
+    never take effect, and hints with numbers. The hub is asked for the size of models that are not downloaded.
+
+    Exit code 0: it fits. 1: mistakes, all of them at once. 4: it does not fit.
+
+    Examples: coe validate serve.yaml; coe validate serve.yaml --machine 24GiB,host=64GiB;
+    coe validate serve.yaml --machine 4x80GiB,host=512GiB --json plan.json
     """
     with mistakes_as_sentences():
-        settings = load_config(config)
-        router = build_router(settings)
-        capacity = build_capacity(settings)
-        found = build_experts(settings)
-        refuse_what_never_fits(found, capacity)
-        keys = build_guard(settings).keyring.keys
-        require_tracing(settings)
-        build_serving(settings, router)  # all that serving reads of the artifact
-    cache = ExpertCache(found, capacity, Limits(**settings.scheduling.model_dump()))
-    console = Console()
-    console.print(plan_table(settings, found, capacity))
-    for sentence in placement(found, capacity):
-        console.print(sentence)
-    console.print(container_limit(ram_of_tiers(settings, capacity)))
-    console.print(f"router {router.version}, objectives: {', '.join(router.objectives) or 'none (experts by name)'}")
-    console.print(wait_bound(cache))
-    for warning in dead_configuration(settings, router, found, capacity, keys):
-        console.print(f"[yellow]warning:[/yellow] {warning}")
+        if json_file is not None:
+            require_writable_file("--json", json_file)
+        checked = check(config, None if machine is None else parse_machine(machine))
+        found = report(checked, table_console())
+    if json_file is not None:
+        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    left_out = checked.plan.found.left_out if checked.plan is not None and not checked.mistakes else {}
+    for mistake in (*checked.mistakes, *(f"experts.{name}: {why}" for name, why in left_out.items())):
+        tell(mistake if mistake.startswith(str(config)) else f"{config}: {mistake}")
+    if checked.mistakes or left_out:
+        raise typer.Exit(1 if checked.mistakes else 4)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from coe_server.config.schema import (
     proxies_of_environment,
 )
 from coe_server.config.types import Share
-from coe_server.engines.cards import Cards, DeviceBytes, card_bytes
+from coe_server.engines.cards import Cards, DeviceBytes, card_readings
 from coe_server.engines.engine import Footprint, Seat
 from coe_server.engines.footprints import write_footprints
 from coe_server.engines.hub import hub_size
@@ -134,7 +134,22 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
         remote=settings.remote,
+        width=settings.width,
+        seats=_seats(settings, surroundings),
     )
+
+
+def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, ...]:
+    """On which cards it may lie. Raises ConfigError where there are none for it."""
+    if not settings.weights_here or surroundings.platform == "cpu":
+        if settings.width > 1:
+            raise ConfigError(f"experts.{settings.name}: takes {settings.width} cards, and here is no GPU")
+        return ((0,),)
+    try:
+        surroundings.cards.visible()
+    except EngineError:  # a configuration that is only checked, on a machine without a driver
+        return (tuple(range(settings.width)),)
+    return seats_of(settings, settings.width, surroundings.cards)
 
 
 def require_vllm(config: ServerConfig) -> None:
@@ -181,14 +196,14 @@ def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
     return matching[0]
 
 
-def build_capacity(config: ServerConfig, card: Callable[[], DeviceBytes] = card_bytes) -> Bytes:
-    """The tiers' capacities in bytes; `card` tells what a GPU has. Raises ConfigError for more than there is."""
+def build_capacity(config: ServerConfig, cards: Callable[[], Sequence[DeviceBytes]] = card_readings) -> Bytes:
+    """The tiers' capacities in bytes; `cards` reads the GPUs. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
     if not _weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
         return Bytes(amount_of(device, available, 0.9), amount_of(host, available, 0.9))
     if platform_of(config) == "cuda":
-        capacity = Bytes(card_limit(device, card), amount_of(host, available, 0.8))
+        capacity = Bytes(_device_limits(device, cards), amount_of(host, available, 0.8))
     else:
         capacity = Bytes(amount_of(device, available, 0.3), amount_of(host, available, 0.5))
     taken = ram_of_tiers(config, capacity)
@@ -217,14 +232,18 @@ def _weights_here(config: ServerConfig) -> bool:
     return any(expert.weights_here for expert in config.experts)
 
 
-def card_limit(setting: int | Share | None, card: Callable[[], DeviceBytes]) -> int:
+def _device_limits(setting: int | Share | None, cards: Callable[[], Sequence[DeviceBytes]]) -> tuple[int, ...]:
     """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
     try:
-        there = card()
-    except ConfigError:
+        return tuple(card_limit(setting, card) for card in cards())
+    except EngineError as error:
         if isinstance(setting, int):
-            return setting
-        raise
+            return (setting,)
+        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
+
+
+def card_limit(setting: int | Share | None, there: DeviceBytes) -> int:
+    """What `memory.device` gives of one card. Raises ConfigError for more than it has."""
     if setting is None:  # what a desktop or another program has of the card is theirs
         return max(0, there.free - max(_LEAST_SPARE_BYTES, int(_SPARE_SHARE * there.total)))
     if (amount := amount_of(setting, there.total, 1.0)) > there.total:

@@ -30,7 +30,7 @@ class Demand:
 
 @dataclass(slots=True)
 class Placement:
-    """Where everything is once as many as possible are loaded; whoever is nowhere here starts from disk when asked."""
+    """Where everything is once as many as possible are loaded; an expert that is in none of these starts from disk."""
 
     room: Mapping[int, int]  # card -> bytes for experts
     host_room: int

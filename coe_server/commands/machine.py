@@ -9,6 +9,7 @@ from coe_server.build.experts import amount_of, build_capacity, card_limit
 from coe_server.cache.planner import mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import parse_byte_count
+from coe_server.engines.cards import DeviceBytes
 from coe_server.engines.download import gib
 from coe_server.errors import ConfigError
 
@@ -30,11 +31,12 @@ class Rooms:
     cards: tuple[int, ...]
     host: int
     told: str  # the machine in words
+    there: tuple[int, ...]  # bytes that each card has; as `cards` where it is not known
 
 
 def parse_machine(text: str) -> Machine:
     """Raises ConfigError, which shows how it is written."""
-    cards, _, host = text.replace(" ", "").rpartition("host=")
+    cards, _, host = text.replace(" ", "").partition("host=")
     if not host:
         raise ConfigError(f"--machine: '{text}' has no host=SIZE; it is written {GRAMMAR}")
     sizes: list[int] = []
@@ -58,18 +60,18 @@ def rooms(config: ServerConfig, machine: Machine | None) -> Rooms:
     """What the configuration gives to experts. Raises ConfigError where it asks for more than there is."""
     if machine is None:
         capacity = build_capacity(config)
-        return Rooms((capacity.device,), capacity.host, "this machine")
+        return Rooms(capacity.cards, capacity.host, "this machine", capacity.cards)
     if not machine.cards:
         device, host = (
             amount_of(config.memory.device, machine.host, 0.3),
             amount_of(config.memory.host, machine.host, 0.5),
         )
         _refuse_more_host(device + host, machine.host, "memory: device and host ask")
-        return Rooms((device,), host, f"a machine without a GPU and with {gib(machine.host)} of RAM")
+        return Rooms((device,), host, f"a machine without a GPU and with {gib(machine.host)} of RAM", (device,))
     host = amount_of(config.memory.host, machine.host, 0.8)
     _refuse_more_host(host, machine.host, "memory.host: asks")
-    cards = tuple(card_limit(config.memory.device, lambda card=card: card) for card in machine.cards)  # type: ignore[misc]
-    return Rooms(cards, host, f"{_told(machine.cards)} and {gib(machine.host)} of host memory")
+    cards = tuple(card_limit(config.memory.device, DeviceBytes(size, 0)) for size in machine.cards)
+    return Rooms(cards, host, f"{_told(machine.cards)} and {gib(machine.host)} of host memory", machine.cards)
 
 
 def _refuse_more_host(wanted: int, there: int, asks: str) -> None:

@@ -20,20 +20,20 @@ def mistakes_as_sentences() -> Iterator[None]:
     try:
         yield
     except (ConfigError, ArtifactError, DatasetError) as error:
-        _tell(error)
+        tell(error)
         raise typer.Exit(2) from error
     except CoeError as error:
-        _tell(error)
+        tell(error)
         raise typer.Exit(1) from error
     except BrokenPipeError:  # the reader of our output left: the command ends silently
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        _tell(f"{where}{error.strerror or error}")
+        tell(f"{where}{error.strerror or error}")
         raise typer.Exit(1) from error
 
 
-def _tell(told: object) -> None:
+def tell(told: object) -> None:
     """One line on standard error, independent of the log's settings; it may quote a server."""
     print(visible_lines(f"coe: {told}"), file=sys.stderr)  # noqa: T201
 

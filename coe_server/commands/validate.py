@@ -2,34 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from coe_server.cache.costs import Costs
+from coe_server.app import require_tracing
+from coe_server.build.experts import (
+    ask_hub,
+    build_expert,
+    costs_file,
+    footprints_file,
+    ram_of_tiers,
+    require_vllm,
+    surroundings_of,
+)
+from coe_server.build.service import build_guard, build_router, build_serving
+from coe_server.cache.costs import Costs, read_costs
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
 from coe_server.cache.planner import mib
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
-from coe_server.config.schema import ServerConfig
+from coe_server.commands.machine import Machine, for_machine, rooms
+from coe_server.commands.plan import (
+    Plan,
+    as_json,
+    headline,
+    hints,
+    make_plan,
+    planned,
+    together,
+    typical_wait,
+    without_width,
+)
+from coe_server.config.schema import ServerConfig, read_config
+from coe_server.engines.download import gib
+from coe_server.engines.footprints import read_footprints
+from coe_server.engines.settings import ExpertSettings
+from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
 from coe_server.routing.router import Router
 
+_T = TypeVar("_T")
+
 GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, and what large bodies and many streams take
 
 
-def plan_table(settings: ServerConfig, found: list[Expert], capacity: Bytes) -> Table:
-    """What each expert takes in each tier, and the tiers' limits."""
-    table = Table("expert", "engine", "device", "host", "sleeps", "pin")
-    for expert, expert_settings in zip(found, settings.experts, strict=True):
-        need = expert.engine.footprint
-        sleeps = "yes" if need.can_sleep else "no"
-        pin = "" if expert.pin is Tier.DISK else expert.pin.value
-        table.add_row(expert.name, expert_settings.engine, mib(need.device_awake), mib(need.host), sleeps, pin)
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is known of a configuration: everything where it has no mistake, else what could be built of it."""
+
+    mistakes: list[str]
+    plan: Plan | None = None
+    settings: ServerConfig | None = None
+    experts: tuple[Expert, ...] = ()
+    router: Decides | None = None
+    keys: tuple[Key, ...] = ()
+
+
+def check(path: Path, machine: Machine | None) -> Checked:
+    """Everything that a start would find, all mistakes at once. Nothing is started; `machine` replaces detection."""
+    try:
+        settings, mistakes = read_config(path)
+    except ConfigError as error:
+        return Checked([str(error)])
+    if settings is None:
+        return Checked(mistakes)
+    settings = settings if machine is None else for_machine(settings, machine)
+
+    def built(make: Callable[[], _T]) -> _T | None:
+        try:
+            return make()
+        except (ConfigError, ArtifactError) as error:
+            mistakes.append(str(error))
+            return None
+
+    if machine is None:
+        built(lambda: require_vllm(settings))
+    room = built(lambda: rooms(settings, machine))
+    experts = _experts(settings, machine, mistakes)
+    router = built(lambda: build_router(settings))
+    guard = built(lambda: build_guard(settings))
+    built(lambda: require_tracing(settings))
+    if router is not None:
+        built(lambda: build_serving(settings, router))  # all that serving reads of the artifact
+    mistakes = list(dict.fromkeys(mistakes))
+    if room is None or len(experts) < len(settings.experts):
+        return Checked(mistakes)
+    local = [
+        planned(one, found, settings) for one, found in zip(settings.experts, experts, strict=True) if not found.remote
+    ]
+    keys = tuple(guard.keyring.keys) if guard is not None else ()
+    return Checked(mistakes, make_plan(local, room), settings, experts, router, keys)
+
+
+def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
+    """Those that can be built; several ask the hub at the same time, which has seconds to answer."""
+    costs = read_costs(costs_file(settings))
+    measured = read_footprints(footprints_file(settings)) if machine is None else {}
+    surroundings = surroundings_of(settings, ask_hub, measured)
+
+    def build(one: ExpertSettings) -> Expert | ConfigError:
+        try:
+            expert = build_expert(without_width(one), surroundings)
+        except ConfigError as error:
+            return error
+        return replace(expert, costs=costs.get(one.name, {}) if machine is None else {})
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        found = list(pool.map(build, settings.experts))
+    mistakes.extend(str(one) for one in found if isinstance(one, ConfigError))
+    return tuple(one for one in found if isinstance(one, Expert))
+
+
+def report(checked: Checked, console: Console) -> dict[str, Any]:
+    """Print what matters first, and return it for programs."""
+    plan, settings = checked.plan, checked.settings
+    if plan is None or settings is None or checked.mistakes:
+        nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
+        return nothing | {"mistakes": checked.mistakes, "hints": []}
+    capacity = Bytes(max(plan.rooms.cards), plan.rooms.host)
+    console.print(headline(plan))
+    told = list(hints(plan))
+    if not plan.fits:
+        _print_hints(told, console)
+        console.print(plan_table(plan, settings))
+        return as_json(plan, None, told)
+    cache = ExpertCache(checked.experts, capacity, Limits(**settings.scheduling.model_dump()))
+    asleep, disk = typical_wait(checked.experts)
+    for sentence in (*together(plan), _wait_in_short(cache, asleep, disk)):
+        console.print(sentence)
+    _print_hints(told, console)
+    console.print(plan_table(plan, settings))
+    if len(plan.rooms.cards) == 1:
+        for sentence in placement(checked.experts, capacity):
+            console.print(sentence)
+    console.print(container_limit(ram_of_tiers(settings, capacity)))
+    _print_router(checked, settings, capacity, console)
+    console.print(wait_bound(cache))
+    wait = {"typical": asleep, "from_disk": disk, "bound": cache.waits.bound_seconds()}
+    return as_json(plan, wait, told)
+
+
+def _print_hints(told: Sequence[str], console: Console) -> None:
+    for sentence in told:
+        console.print(f"[cyan]hint:[/cyan] {escape(sentence)}")
+
+
+def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, console: Console) -> None:
+    router = checked.router
+    assert router is not None, "else there would be a mistake"
+    served = ", ".join(router.objectives) or "none (experts by name)"
+    console.print(f"router {router.version}, objectives: {served}")
+    for warning in dead_configuration(settings, router, checked.experts, capacity, checked.keys):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
+    known = "measured" if cache.waits.costs_are_measured else "guessed until measured"
+    typical = (
+        f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
+    )
+    if not cache.waits.sharing:
+        typical = "Typical wait: none, no experts share the device"
+    return (
+        f"{typical} ({known}); with full queues {cache.waits.usual_bound_seconds():,.0f} s. Guaranteed limit"
+        f" {cache.waits.bound_seconds():,.0f} s; lower max_generation_seconds or queue_limit to shorten it."
+    )
+
+
+def plan_table(plan: Plan, settings: ServerConfig) -> Table:
+    """What each expert takes on each of its cards and in host memory, and the limits."""
+    engines = {one.name: one.engine for one in settings.experts}
+    heads = ("expert", "engine", "cards", "loaded", "asleep keeps", "host", "KV tokens", "pin")
+    table = Table(*heads, title="on each card" if any(one.demand.width > 1 for one in plan.experts) else None)
+    for one in plan.experts:
+        need = one.demand
+        asleep = gib(need.asleep) if need.can_sleep else "never sleeps"
+        tokens = f"{one.kv_tokens:,}" if one.kv_tokens else ""
+        pin = "" if need.pin is Tier.DISK else need.pin.value
+        sizes = (str(need.width), gib(need.awake), asleep, gib(need.host))
+        table.add_row(need.name, engines[need.name], *sizes, tokens, pin)
+    for name in engines.keys() - {one.demand.name for one in plan.experts}:
+        table.add_row(name, engines[name], "", "", "", "", "", "")
     table.add_section()
-    table.add_row("limit", "", mib(capacity.device), mib(capacity.host), "", "")
+    used, kept = used_by_loaded(plan.found, plan.demands), kept_by_sleepers(plan.found, plan.demands)
+    for index, size in enumerate(plan.rooms.cards):
+        place = "limit" if len(plan.rooms.cards) == 1 else f"card {index}"
+        host = gib(plan.rooms.host) if index == 0 else ""
+        row = f"{gib(used[index])} of {gib(size)}", f"{gib(kept[index])}"
+        table.add_row(place, "", "", *row, host, "", "")
     return table
 
 

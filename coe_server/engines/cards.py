@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coe_server.errors import ConfigError, EngineError
+from coe_server.errors import EngineError
 
 # The inode of the first process namespace, fixed in Linux (PROC_PID_INIT_INO). In any other one the driver's process
 # ids are not ours, or it shows none.
@@ -130,12 +130,13 @@ class Cards:
             ) from error
 
 
-def card_bytes() -> DeviceBytes:
-    """Memory of the card that engines use. Raises ConfigError where it cannot be read."""
-    try:
-        return device_bytes()
-    except EngineError as error:
-        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
+def card_readings() -> tuple[DeviceBytes, ...]:
+    """Memory of every card that engines may use, in CUDA's order. Raises `EngineError` without an answer."""
+    cards = Cards()
+    visible = cards.visible()
+    if not visible:
+        raise EngineError("cannot read the GPU's memory: CUDA_VISIBLE_DEVICES hides every card")
+    return tuple(cards.reading(uuid) for uuid in visible)
 
 
 def card_model() -> str:

@@ -9,6 +9,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.commands.validate import container_limit, dead_configuration, placement
 from coe_server.config.schema import ServerConfig
+from coe_server.engines.engine import Footprint
 from coe_server.engines.remote import RemoteEngine
 from coe_server.keys import Key, hashed
 from coe_server.routing import artifact as artifacts
@@ -20,7 +21,7 @@ from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 def expert(name, gib=1, **more):
     engine = simulated(name)
-    engine._weights_bytes = gib * GIB
+    engine.footprint = Footprint(device_awake=gib * GIB, host_image=gib * GIB)
     return Expert(name, engine, **more)
 
 

@@ -15,7 +15,7 @@ from coe_server.cache.tiers import Bytes
 from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
 from coe_server.config.types import Settings, Share
 from coe_server.engines.cards import CardFacts, Cards, DeviceBytes
-from coe_server.errors import ArtifactError, ConfigError
+from coe_server.errors import ArtifactError, ConfigError, EngineError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SIMULATED = {"name": "a", "engine": "simulated"}
@@ -246,17 +246,17 @@ def on_a_card(folder, device):
 
 
 def test_more_memory_than_the_card_has_stops_the_start(tmp_path):
-    assert build_capacity(on_a_card(tmp_path, "70GiB"), card=lambda: DeviceBytes(80 * 2**30, 0)).device == 70 * 2**30
+    assert build_capacity(on_a_card(tmp_path, "70GiB"), cards=lambda: [DeviceBytes(80 * 2**30, 0)]).device == 70 * 2**30
     with pytest.raises(
         ConfigError, match=r"^memory\.device: 92,160 MiB are more than the card has, 81,920 MiB; lower it"
     ):
-        build_capacity(on_a_card(tmp_path, "90GiB"), card=lambda: DeviceBytes(80 * 2**30, 0))
+        build_capacity(on_a_card(tmp_path, "90GiB"), cards=lambda: [DeviceBytes(80 * 2**30, 0)])
 
 
 def test_auto_takes_of_a_card_what_is_free_and_leaves_some(tmp_path):
     def auto(total_gib, used_gib):
         card = DeviceBytes(int(total_gib * 2**30), int(used_gib * 2**30))
-        return build_capacity(on_a_card(tmp_path, "auto"), lambda: card).device
+        return build_capacity(on_a_card(tmp_path, "auto"), lambda: [card]).device
 
     assert auto(24, 3) == 21 * 2**30 - 512 * 2**20
     assert auto(100, 10) == 88 * 2**30
@@ -283,9 +283,16 @@ def test_an_expert_lies_on_its_cards_by_index_or_uuid():
         seats(2, [1])
 
 
+def test_every_visible_card_has_its_own_limit(tmp_path):
+    cards = [DeviceBytes(80 * 2**30, 0), DeviceBytes(24 * 2**30, 4 * 2**30)]
+    found = build_capacity(on_a_card(tmp_path, "50%"), lambda: cards)
+    assert found.cards == (40 * 2**30, 12 * 2**30)
+    assert build_capacity(on_a_card(tmp_path, "auto"), lambda: cards).on(1) == 20 * 2**30 - 512 * 2**20
+
+
 def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares_are_not(tmp_path):
     def no_card():
-        raise ConfigError("memory.device: nobody knows; give the size in bytes, e.g. 70GiB")
+        raise EngineError("cannot read the GPU's memory: Driver Not Loaded")
 
     assert build_capacity(on_a_card(tmp_path, "70GiB"), no_card).device == 70 * 2**30
     with pytest.raises(ConfigError, match="give the size in bytes"):

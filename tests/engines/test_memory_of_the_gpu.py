@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from coe_server.engines.cards import DeviceBytes, card_bytes, device_bytes, visible_device
+from coe_server.engines.cards import DeviceBytes, card_readings, device_bytes, visible_device
 from coe_server.engines.vllm_command import detect_platform
-from coe_server.errors import ConfigError, EngineError
+from coe_server.errors import EngineError
 
 CARDS = ("GPU-aaaa-1", "GPU-bbbb-2", "MIG-cccc-3")
 
@@ -103,5 +103,5 @@ def test_where_every_card_is_hidden_there_is_none_to_ask_about(listed: str, monk
         device_bytes(FakeNvml(), {"CUDA_VISIBLE_DEVICES": listed})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
     assert detect_platform() == "cpu"
-    with pytest.raises(ConfigError, match=r"memory\.device: .*hides every card; give the size in bytes"):
-        card_bytes()
+    with pytest.raises(EngineError, match=r"hides every card"):
+        card_readings()

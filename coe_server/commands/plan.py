@@ -1,0 +1,293 @@
+"""What a configuration amounts to on a machine: what is loaded together, tokens, waits, and what would change it.
+
+Footprints are measured ones where there are any, else estimates. Starts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from coe_server.build.experts import surroundings_of
+from coe_server.cache.costs import Costs
+from coe_server.cache.placement import Demand, Placement, kept_by_sleepers, place, used_by_loaded
+from coe_server.cache.seats import Card, candidate_seats
+from coe_server.cache.slot import Expert
+from coe_server.cache.tiers import Tier
+from coe_server.commands.machine import Rooms
+from coe_server.config.schema import ServerConfig
+from coe_server.engines.download import gib
+from coe_server.engines.hub import hub_config
+from coe_server.engines.model_size import downloaded_folder, read_config, token_bytes
+from coe_server.engines.settings import ExpertSettings
+from coe_server.engines.vllm_command import hub_source
+from coe_server.engines.vllm_settings import VllmExpert
+from coe_server.errors import ConfigError
+
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_NCCL_BYTES = 700 << 20  # what ranks that talk to each other keep asleep, beside the residue of one card
+_UNEVEN_SHARE = 1.02  # norms and padding are on every rank
+_SMALLER_CACHES = tuple(size << 20 for size in (3072, 2048, 1536, 1024, 512))  # largest first
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One local expert in the plan."""
+
+    demand: Demand
+    kv_bytes: int  # of its device memory on each card; 0 where it is not known
+    kv_is_own: bool  # by `kv_cache` of its own
+    token_bytes: int | None
+    longest_tokens: int | None  # context that a request may have, where every layer keeps all of it
+
+    @property
+    def kv_tokens(self) -> int | None:
+        return self.kv_bytes // self.token_bytes if self.token_bytes and self.kv_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that `coe validate` says of memory."""
+
+    experts: tuple[Planned, ...]
+    rooms: Rooms
+    found: Placement
+
+    @property
+    def demands(self) -> tuple[Demand, ...]:
+        return tuple(one.demand for one in self.experts)
+
+    @property
+    def fits(self) -> bool:
+        return not self.found.left_out
+
+
+def without_width(settings: ExpertSettings) -> ExpertSettings:
+    """The expert as if it had one card; its share of several is taken afterwards."""
+    if not isinstance(settings, VllmExpert):
+        return settings
+    args = {key: value for key, value in settings.args.items() if key.replace("-", "_") not in _PARALLEL}
+    return settings.model_copy(update={"args": args})
+
+
+def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> Planned:
+    """`expert` is built from `without_width(settings)`."""
+    need = expert.engine.footprint
+    demand = Demand(
+        name=expert.name,
+        awake=need.device_awake,
+        asleep=need.device_asleep,
+        host=need.host,
+        can_sleep=need.can_sleep,
+        pin=expert.pin,
+        preload=expert.preload,
+    )
+    if not isinstance(settings, VllmExpert):
+        return Planned(demand, 0, False, None, None)
+    tensor, pipeline, copies = (_whole(settings.args, key) for key in _PARALLEL)
+    kv_bytes = settings.kv_cache or config.vllm.kv_cache
+    if (width := tensor * pipeline * copies) > 1:
+        weights = need.device_awake - kv_bytes - need.device_asleep
+        residue = need.device_asleep + (_NCCL_BYTES if need.device_asleep else 0)
+        share = round(weights / (tensor * pipeline) * _UNEVEN_SHARE)
+        host = need.host_process * width + need.host_image * copies
+        demand = replace(demand, width=width, awake=share + kv_bytes + residue, asleep=residue, host=host)
+    model = _model_config(settings, config)
+    text = model.get("text_config", model)
+    value_bytes = 1.0 if "fp8" in str(_option(settings.args, "kv_cache_dtype")) else 2.0
+    longest = _option(settings.args, "max_model_len") or text.get("max_position_embeddings")
+    windows = text.get("sliding_window") and text.get("use_sliding_window", True)
+    per_token = token_bytes(model, value_bytes, tensor)
+    return Planned(
+        demand,
+        kv_bytes,
+        settings.kv_cache is not None,
+        per_token // pipeline if per_token else None,
+        longest if isinstance(longest, int) and not windows else None,
+    )
+
+
+def make_plan(experts: Sequence[Planned], rooms: Rooms) -> Plan:
+    cards = [Card(index, size) for index, size in enumerate(rooms.cards)]
+    return Plan(tuple(experts), rooms, place([one.demand for one in experts], cards, rooms.host))
+
+
+def headline(plan: Plan) -> str:
+    """Whether it fits, in one sentence."""
+    usable = ", ".join(dict.fromkeys(gib(size) for size in plan.rooms.cards))
+    room = (
+        f"{plan.rooms.told} ({usable}{' each' if len(plan.rooms.cards) > 1 else ''} and {gib(plan.rooms.host)} usable)"
+    )
+    count = f"{len(plan.experts)} local experts" if len(plan.experts) != 1 else "the local expert"
+    if not plan.experts:
+        return "Fits: every expert is remote, nothing is moved here."
+    if plan.fits:
+        return f"Fits: {count} on {room}."
+    some = f"{len(plan.found.left_out)} of " if len(plan.experts) > 1 else ""
+    return f"Does not fit: {some}{count} on {room}."
+
+
+def together(plan: Plan) -> Iterator[str]:
+    """What is loaded at the same time, and where the others are then; a sentence each, none without local experts."""
+    loaded, asleep = list(plan.found.loaded), list(plan.found.asleep)
+    on_disk = [one.name for one in plan.demands if one.name not in {*loaded, *asleep}]
+    if loaded:
+        yield f"Loaded together: {', '.join(loaded)} ({len(loaded)} of {len(plan.experts)})."
+    if asleep:
+        sizes = [size for size in kept_by_sleepers(plan.found, plan.demands).values() if size]
+        kept = f"; together they keep {' and '.join(dict.fromkeys(map(gib, sizes)))} of a card" if sizes else ""
+        yield f"Beside them asleep in host memory: {', '.join(asleep)}{kept}."
+    if on_disk:
+        yield f"On disk: {', '.join(on_disk)}."
+
+
+def typical_wait(experts: Sequence[Expert]) -> tuple[float, float]:
+    """Seconds until an expert that is not loaded is, with nothing else to do: from host memory, and from disk."""
+    local = [Costs(one.costs) for one in experts if not one.remote]
+    down = max((one.slowest_way_down for one in local), default=0.0)
+    wake = max((one.move(Tier.HOST, Tier.DEVICE) for one in local), default=0.0)
+    return down + wake, down + max((one.start for one in local), default=0.0)
+
+
+def hints(plan: Plan) -> Iterator[str]:
+    """What would change the plan, with numbers; a sentence each."""
+    yield from _ways_to_fit(plan)
+    yield from _tokens(plan)
+    if not plan.fits or len(plan.found.loaded) == len(plan.experts):
+        return
+    yield from _smaller_cache(plan)
+    yield from _no_sleep(plan)
+
+
+def _ways_to_fit(plan: Plan) -> Iterator[str]:
+    """What lets an expert in that is little too large for its cards."""
+    largest, whole = max(plan.rooms.cards), max(plan.rooms.there)
+    for one in plan.experts:
+        if one.demand.name not in plan.found.left_out or one.demand.awake <= largest:
+            continue
+        if (smaller := one.kv_bytes - (one.demand.awake - largest)) >= _SMALLER_CACHES[-1]:
+            tokens = f" ({smaller // one.token_bytes:,} tokens)" if one.token_bytes else ""
+            yield f"experts.{one.demand.name}.kv_cache: {smaller >> 20}MiB makes it fit{tokens}"
+        if one.demand.awake <= whole:
+            yield (
+                f"memory.device: {-(-one.demand.awake >> 20)}MiB makes '{one.demand.name}' fit; the card has"
+                f" {gib(whole)}, of which the driver and other programs need some"
+            )
+
+
+def _tokens(plan: Plan) -> Iterator[str]:
+    for one in plan.experts:
+        tokens, name = one.kv_tokens, one.demand.name
+        if tokens is None:
+            continue
+        if one.longest_tokens is not None and tokens < one.longest_tokens and one.token_bytes:
+            need = gib(one.longest_tokens * one.token_bytes)
+            yield (
+                f"experts.{name}: {gib(one.kv_bytes)} of KV cache = {tokens:,} tokens, and its context is"
+                f" {one.longest_tokens:,}; vLLM refuses that: args: {{max_model_len: {tokens // 1024 * 1024}}}, or"
+                f" kv_cache: {need}"
+            )
+
+
+def _smaller_cache(plan: Plan) -> Iterator[str]:
+    """The largest KV cache with which more experts are loaded together."""
+    before = set(plan.found.loaded)
+    for size in _SMALLER_CACHES:
+        if (smaller := make_plan([_with_cache(one, size) for one in plan.experts], plan.rooms)) == plan:
+            continue
+        more = set(smaller.found.loaded)
+        if len(more) > len(before):
+            tokens = [one.kv_tokens for one in smaller.experts if one.kv_tokens and one.demand.name in more]
+            least = f", at least {min(tokens):,} tokens each" if tokens else ""
+            count = "one more" if len(more) == len(before) + 1 else f"{len(more) - len(before)} more"
+            names = ", ".join(smaller.found.loaded)
+            yield f"vllm.kv_cache: {_key(size)} makes room for {count}: {names} together{least}"
+            return
+
+
+def _no_sleep(plan: Plan) -> Iterator[str]:
+    """What the card would have if sleepers stopped instead."""
+    names = [one.demand.name for one in plan.experts if one.demand.name in plan.found.asleep and one.demand.asleep]
+    if not names:
+        return
+    changed = [_never_asleep(one) if one.demand.name in names else one for one in plan.experts]
+    gained = len(make_plan(changed, plan.rooms).found.loaded) - len(plan.found.loaded)
+    if gained > 0:
+        kept = max(kept_by_sleepers(plan.found, plan.demands).values())
+        yield (
+            f"sleep: false for {', '.join(names)} frees {gib(kept)} of a card, for {gained} more loaded together; they"
+            " then start from disk instead of waking"
+        )
+
+
+def _with_cache(one: Planned, size: int) -> Planned:
+    if one.kv_is_own or size >= one.kv_bytes:
+        return one
+    return replace(one, kv_bytes=size, demand=replace(one.demand, awake=one.demand.awake - one.kv_bytes + size))
+
+
+def _never_asleep(one: Planned) -> Planned:
+    return replace(one, demand=replace(one.demand, can_sleep=False, asleep=0))
+
+
+def as_json(plan: Plan, wait: Mapping[str, float] | None, told: Sequence[str]) -> dict[str, Any]:
+    """What `coe validate --json` writes; bytes and seconds."""
+    cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
+    used, kept = used_by_loaded(plan.found, plan.demands), kept_by_sleepers(plan.found, plan.demands)
+    return {
+        "fits": plan.fits,
+        "cards": [
+            {"room": size, "awake": used[index], "asleep": kept[index]} for index, size in enumerate(plan.rooms.cards)
+        ],
+        "host": plan.rooms.host,
+        "experts": [
+            {
+                "name": one.demand.name,
+                "width": one.demand.width,
+                "seats": candidate_seats(cards, one.demand.width),
+                "device_awake": one.demand.awake,
+                "device_asleep": one.demand.asleep,
+                "host": one.demand.host,
+                "kv_tokens": one.kv_tokens,
+                "left_out": plan.found.left_out.get(one.demand.name),
+            }
+            for one in plan.experts
+        ],
+        "awake_together": list(plan.found.loaded),
+        "wait": None if wait is None else dict(wait),
+        "mistakes": [],
+        "hints": list(told),
+    }
+
+
+def _model_config(settings: VllmExpert, config: ServerConfig) -> dict[str, Any]:
+    """Empty where it cannot be had: nothing depends on it but tokens."""
+    stripped = without_width(settings)
+    assert isinstance(stripped, VllmExpert), "the same expert"
+    source = hub_source(stripped.launch(surroundings_of(config)))
+    if found := read_config(Path(settings.model)):
+        return found
+    folder = downloaded_folder(source.model, source.environment, source.revision)
+    if folder is not None and (found := read_config(folder)):
+        return found
+    if settings.weights_bytes is not None:
+        return {}
+    try:
+        return hub_config(source)
+    except ConfigError:
+        return {}
+
+
+def _option(args: Mapping[str, Any], name: str) -> Any:
+    return next((value for key, value in args.items() if key.replace("-", "_") == name), None)
+
+
+def _whole(args: Mapping[str, Any], name: str) -> int:
+    value = _option(args, name)
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _key(size: int) -> str:
+    return f"{size >> 30}GiB" if size % (1 << 30) == 0 else f"{size >> 20}MiB"
