@@ -47,14 +47,12 @@ def _surroundings(config: ServerConfig) -> Surroundings:
         vllm=config.vllm,
         longest_answer_seconds=config.scheduling.max_generation_seconds,
         proxy_for=proxies_of_environment().for_address,
-        whole_device_bytes=_whole_device_bytes(config),
+        whole_device_bytes=lambda: _whole_device_bytes(config),
     )
 
 
 def _whole_device_bytes(config: ServerConfig) -> int:
     """What is available changes from one look to the next; a figure of the configuration does not."""
-    if not any(expert.weights_here for expert in config.experts):
-        return 0
     device = build_capacity(config).device
     return device if isinstance(config.memory.device, int) else int(0.9 * device)
 

@@ -53,7 +53,7 @@ class Surroundings:
     vllm: VllmSettings
     longest_answer_seconds: float
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
-    whole_device_bytes: int  # what an engine counts for that nothing is known of: it starts alone
+    whole_device_bytes: Callable[[], int]  # what an engine takes that nothing is known of: it starts alone
 
     @property
     def inherited(self) -> dict[str, str]:
