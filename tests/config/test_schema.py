@@ -134,7 +134,10 @@ def write(folder, **settings):
         ),
         ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
-        ({"experts": [{**SIMULATED, "engine": "ollama"}]}, "experts.a.engine: must be one of vllm, remote, command, simulated"),
+        (
+            {"experts": [{**SIMULATED, "engine": "ollama"}]},
+            "experts.a.engine: must be one of vllm, remote, command, simulated",
+        ),
         ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, simulated"),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
         ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
