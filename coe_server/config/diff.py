@@ -53,8 +53,8 @@ def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value for a message: headers and the query of an address may hold a secret."""
-    if fnmatchcase(key, "experts.*.headers.*"):
+    """A value for a message: headers, variables and the query of an address may hold a secret."""
+    if fnmatchcase(key, "experts.*.headers.*") or fnmatchcase(key, "experts.*.environment.*"):
         return "'...'"
     return repr(shown_address(value)) if key.endswith(".base_url") and isinstance(value, str) else repr(value)
 

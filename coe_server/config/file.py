@@ -240,12 +240,14 @@ def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
     """
     parts: list[str] = []
     node: Any = raw
-    for step in location:
+    for before, step in zip((None, *location), location, strict=False):
         if isinstance(node, list) and isinstance(step, int):
             node = node[step]
             parts.append(str(node.get("name", step)) if isinstance(node, dict) else str(step))
         elif step == "[key]":  # what is wrong is the key that stands before it
             continue
+        elif isinstance(before, int) and isinstance(node, dict) and step == node.get("engine"):
+            continue  # a kind may be called like one of its keys
         elif isinstance(node, dict) and (step in node or step not in {node.get("engine"), node.get("kind")}):
             parts.append(str(step))
             node = node.get(step)

@@ -41,11 +41,20 @@ def _words(value: object) -> object:
         raise ValueError(f"'{value}' cannot be split into words: {error}") from error
 
 
+def _variables(value: object) -> object:
+    """A value may be a secret: no sentence shows one."""
+    for name, content in value.items() if isinstance(value, dict) else ():
+        if not isinstance(content, str):
+            raise ValueError(f"'{name}' must have a text as its value; put the value in quotes")
+    return value
+
+
 def _off(value: object) -> object:
     return "off" if value is False else value  # YAML reads off as false
 
 
 Words = Annotated[list[str], BeforeValidator(_words), Field(min_length=1)]
+Variables = Annotated[dict[str, str], BeforeValidator(_variables)]
 MoveRequest = Annotated[str, Field(pattern=r"^(POST|GET|PUT) /\S*$")]
 
 
@@ -58,7 +67,7 @@ class CommandExpert(ExpertSettings):
     engine: Literal["command"]
     command: Words
     model: str = ""  # what {model} stands for
-    environment: dict[str, str] = Field(default={})
+    environment: Variables = Field(default={})
     health: str = Field(default="/health", pattern="^/")
     stop: Words = Field(default=["SIGTERM"])
     device_bytes: ByteCount | None = None
@@ -85,7 +94,7 @@ class CommandExpert(ExpertSettings):
             pulse_timeout_seconds=surroundings.longest_answer_seconds,
         )
         footprint = Footprint(
-            device_awake=self.device_bytes or surroundings.whole_device_bytes,
+            device_awake=self.device_bytes or surroundings.whole_device_bytes(),
             host_process=self.host_bytes or 0,
             host_image=(self.device_bytes or 1) if self.sleep and self.wake else 0,
         )

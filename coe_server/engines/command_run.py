@@ -199,6 +199,8 @@ class CommandRun:
         """Whether the program itself listens where it was told to. Raises `PortTaken`, or `EngineError` beyond that."""
         own, others = by_owner(self.process.pid)
         if self._socket is None and (thief := next((one for one in others if one.port == self._port), None)):
+            if thief not in by_owner(self.process.pid)[1]:  # it was the program's, which ended while we looked
+                return False
             raise PortTaken(f"another process listens on {thief}, the port that was chosen for it")
         if exposed := next((one for one in own if not one.is_loopback), None):
             raise EngineError(

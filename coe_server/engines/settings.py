@@ -60,10 +60,10 @@ class Surroundings:
     longest_answer_seconds: float
     max_concurrency: int  # answers inside one engine at a time
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
+    whole_device_bytes: Callable[[], int]  # what an engine takes that nothing is known of: it starts alone
     size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
     measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
     cards: Cards = field(default_factory=Cards)  # of this machine, shared by its engines
-    whole_device_bytes: int = 0  # what an engine counts for that nothing is known of: it starts alone
 
     @property
     def inherited(self) -> dict[str, str]:

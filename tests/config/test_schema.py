@@ -135,8 +135,11 @@ def write(folder, **settings):
         ),
         ({"experts": [SIMULATED, SIMULATED]}, "experts.a: the name is given 2 times"),
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
-        ({"experts": [{**SIMULATED, "engine": "ollama"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
-        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, simulated"),
+        (
+            {"experts": [{**SIMULATED, "engine": "ollama"}]},
+            "experts.a.engine: must be one of vllm, remote, command, simulated",
+        ),
+        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, simulated"),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
         ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
         ({"aliases": {"a": "b"}}, "aliases.a: the name is taken; an alias is one more name"),
@@ -432,7 +435,7 @@ def test_a_key_that_is_explained_in_one_section_is_not_taken_to_be_explained_in_
 
 def test_the_example_is_a_valid_configuration_but_for_its_artifact():
     config = load_config(ROOT / "configs/serve.yaml")
-    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "simulated"]
+    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "command", "simulated"]
 
 
 @pytest.mark.parametrize(
