@@ -183,11 +183,11 @@ def _tokens(plan: Plan) -> Iterator[str]:
         if tokens is None:
             continue
         if one.longest_tokens is not None and tokens < one.longest_tokens and one.token_bytes:
-            need = gib(one.longest_tokens * one.token_bytes)
+            need = -(-one.longest_tokens * one.token_bytes >> 20)
             yield (
                 f"experts.{name}: {gib(one.kv_bytes)} of KV cache = {tokens:,} tokens, and its context is"
                 f" {one.longest_tokens:,}; vLLM refuses that: args: {{max_model_len: {tokens // 1024 * 1024}}}, or"
-                f" kv_cache: {need}"
+                f" kv_cache: {need}MiB"
             )
 
 

@@ -120,7 +120,9 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         found = list(pool.map(build, settings.experts))
-    mistakes.extend(str(one) for one in found if isinstance(one, ConfigError))
+    told = {mistake.partition(": ")[0] for mistake in mistakes}
+    new = (str(one) for one in found if isinstance(one, ConfigError))
+    mistakes.extend(mistake for mistake in new if mistake.partition(": ")[0] not in told)
     return tuple(one for one in found if isinstance(one, Expert))
 
 
