@@ -18,7 +18,7 @@ from coe_server.errors import ConfigError
 
 DEFAULT_ROUTE = "default"
 GATES_NAME = "general"
-MOST_EXAMPLES = 5_000  # of all routes together: seconds of fitting at the start
+MOST_EXAMPLES = 1_000  # of all routes together: seconds of fitting, and their vectors take 260 MB
 LONGEST_EXAMPLES_BYTES = 1 << 20
 EXPLAINED_IN = "configs/routes.yaml"
 

@@ -40,9 +40,10 @@ from coe_server.routing.manifest import (
 )
 
 BUCKET_BITS = 18
-MOST_COLUMNS = 200_000
+MOST_COLUMNS = 65_536
 NEIGHBOURS = 3
 OUTSIDE_SHARE = 0.1  # of the examples, by their similarity when left out
+UNSURE_SHARE = 0.25  # of the examples, by the probability of their likeliest route when left out
 NEVER_INSIDE = 2.0  # a threshold that no cosine reaches
 NO_EXAMPLES = -1e4  # the intercept of a route that only rules lead to
 SAME = 0.9  # the cosine from which two examples are near-duplicates
@@ -64,7 +65,7 @@ class LeftOut:
 
     @property
     def chosen(self) -> Ints:
-        """[n]: the likeliest route; the default for examples outside the gate."""
+        """[n]: the likeliest route; the default for examples outside the gate or unsure."""
         outside = self.routes.index(DEFAULT_ROUTE)
         return np.where(self.inside, self.probabilities.argmax(axis=1), outside).astype(np.int64)
 
@@ -120,7 +121,9 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     gate = _gate(rows, threshold)
     probabilities = np.zeros((len(read), len(names)))
     probabilities[:, known] = softmax(logits / temperature)
-    manifest = _manifest(routes, features, embeddings, temperature, threshold, read)
+    least = float(np.quantile(probabilities.max(axis=1), UNSURE_SHARE)) if len(known) > 1 else 0.0
+    thresholds = Thresholds(gate=threshold, min_confidence=least)
+    manifest = _manifest(routes, features, embeddings, temperature, thresholds, read)
     artifact = Artifact(
         manifest,
         features,
@@ -128,7 +131,7 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
         NgramGate(gate, ngrams.columns, threshold) if isinstance(features, EmbeddedFeatures) else gate,
         {name: dict(entry.mapping) for name, entry in manifest.objectives.items()},
     )
-    inside = cosines >= threshold
+    inside = (cosines >= threshold) & (probabilities.max(axis=1) >= least)
     left_out = LeftOut(names, tuple(read), where, probabilities, inside, alike(gram, SAME))
     return Draft(artifact, _held_out(probabilities, inside, len(manifest.experts)), left_out)
 
@@ -207,7 +210,7 @@ def _manifest(
     features: Vectoriser,
     embeddings: FeatureSettings | None,
     temperature: float,
-    threshold: float,
+    thresholds: Thresholds,
     texts: Sequence[str],
 ) -> Manifest:
     names, experts = list(routes.targets), routes.expert_names
@@ -221,7 +224,7 @@ def _manifest(
         temperature=temperature,
         prototypes=len(texts),
         neighbours=NEIGHBOURS,
-        thresholds=Thresholds(gate=threshold, min_confidence=0.0),
+        thresholds=thresholds,
         mode="soft",
         experts=[_expert(name, routes.experts.get(name, RatedExpert())) for name in experts],
         score=score,

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from grammars import french, general, python, sql, units
 from grammars.draft import Draft
-from questions import SHARES, SPLITS, TOPICS, questions, split_of, write_prompts
+from questions import CATEGORIES, SHARES, SPLITS, TOPICS, questions, split_of, write_prompts
 
 DEMO = Path(__file__).parents[2] / "demo"
 EXPERTS = ("french", "python", "units", "sql", "generalist")
@@ -163,7 +163,9 @@ def test_the_committed_prompt_files_are_what_the_script_makes(tmp_path: Path) ->
 def test_the_prompt_files_have_the_promised_rows() -> None:
     for name, per_topic in (("train.prompts.jsonl", 200), ("held_out.prompts.jsonl", 60)):
         rows = [json.loads(line) for line in (DEMO / "data" / name).read_text(encoding="utf-8").splitlines()]
-        assert [sum(row["category"] == topic for row in rows) for topic in TOPICS] == [per_topic] * len(TOPICS)
+        assert [sum(row["category"] == CATEGORIES.get(topic, topic) for row in rows) for topic in TOPICS] == [
+            per_topic
+        ] * len(TOPICS)
         assert len({row["prompt_id"] for row in rows}) == len(rows)
         assert set(rows[0]) == {"prompt_id", "prompt", "answer", "category", "group"}
 

@@ -132,7 +132,7 @@ def test_check_counts_outcomes_without_a_score_and_takes_any_name(tmp_path: Path
         tmp_path, "outcomes.jsonl", lambda row: {**row, "score": None if row["prompt_id"] == "french-0-1" else 0.5}
     )
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    odd = {"french": "[/red]", "units": ":warning:", "python": "\x1b[31m\n\ud83d", "general": "a" * 200}
+    odd = {"french": "[/red]", "units": ":warning:", "python": "\x1b[31m\n\ud83d", "everyday": "a" * 200}
     write_jsonl(tmp_path / "prompts.jsonl", [{**row, "category": odd[row["category"]]} for row in rows])
     done = CliRunner().invoke(app, ["check", str(config)], env={"COLUMNS": "300"})
     assert done.exit_code == 0, done.output
