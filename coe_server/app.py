@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from importlib import import_module
 
 from fastapi import FastAPI
 
@@ -25,7 +24,7 @@ from coe_server.build.experts import (
     platform_of,
     refuse_what_never_fits,
 )
-from coe_server.build.service import build_guard, build_journal, build_router, build_serving
+from coe_server.build.service import build_guard, build_journal, build_router, build_serving, build_tracing
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
@@ -34,15 +33,12 @@ from coe_server.cache.tiers import Tier
 from coe_server.config.diff import live_changes
 from coe_server.config.schema import (
     ServerConfig,
-    check_tracing_headers,
 )
 from coe_server.engines.memory import copy_bytes_per_second
-from coe_server.errors import ConfigError
 from coe_server.events import EventLog
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
-from coe_server.http.trace import NoTracing, Tracing
 from coe_server.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -181,23 +177,3 @@ def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:
     if not conductor.cancelled() and conductor.exception() is not None:
         logger.critical("the conductor failed; the server stops", exc_info=conductor.exception())
         signal.raise_signal(signal.SIGTERM)
-
-
-def build_tracing(config: ServerConfig) -> Tracing:
-    """What begins and sends traces. Raises ConfigError as `require_tracing` does."""
-    if config.tracing is None:
-        return NoTracing()
-    require_tracing(config)
-    from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
-
-    return span_tracing(config.tracing, {expert.name: expert.model_name for expert in config.experts})
-
-
-def require_tracing(config: ServerConfig) -> None:
-    """Raises ConfigError if tracing is on and its packages are not installed, or its headers cannot be sent."""
-    if config.tracing is not None:
-        check_tracing_headers()
-        try:
-            import_module("coe_server.http.otel")
-        except ImportError as error:
-            raise ConfigError("tracing: needs OpenTelemetry; install it: pip install 'coe-server[otel]'") from error

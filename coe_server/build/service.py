@@ -1,9 +1,10 @@
-"""The parts of the service, built from settings: router, embedder, drift watch, decision log, guard of the keys."""
+"""Parts of the service, built from settings: router, embedder, drift watch, decision log, guard of the keys, tracing."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from coe_server.config.schema import (
     EmbeddingSettings,
     RouterSettings,
     ServerConfig,
+    check_tracing_headers,
     proxies_of_environment,
 )
 from coe_server.engines.settings import ExpertSettings
@@ -23,6 +25,7 @@ from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
 from coe_server.http.routes.page import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
+from coe_server.http.trace import NoTracing, Tracing
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key, Keyring, hashed, read_keys
@@ -235,3 +238,25 @@ def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None
             raise ConfigError(
                 f"keys.file: key '{key.name}' may use expert '{unknown[0]}'; the experts are {', '.join(experts)}"
             )
+
+
+def build_tracing(config: ServerConfig) -> Tracing:
+    """What begins and sends traces. Raises ConfigError as `require_tracing` does."""
+    if config.tracing is None:
+        return NoTracing()
+    require_tracing(config)
+    from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
+
+    return span_tracing(config.tracing, {expert.name: expert.model_name for expert in config.experts})
+
+
+def require_tracing(config: ServerConfig) -> None:
+    """Raises ConfigError if tracing is on and its packages are not installed, or its headers cannot be sent."""
+    if config.tracing is not None:
+        check_tracing_headers()
+        try:
+            import_module("coe_server.http.otel")
+        except ImportError as error:
+            raise ConfigError(
+                "tracing: needs OpenTelemetry; install it: in the checkout: pip install -c constraints.txt '.[otel]'"
+            ) from error

@@ -10,7 +10,7 @@ from coe_server.cache.planner import mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import parse_byte_count
 from coe_server.engines.cards import DeviceBytes
-from coe_server.engines.download import gib
+from coe_server.engines.hub import gib
 from coe_server.errors import ConfigError
 
 GRAMMAR = "'[Nx]SIZE[+[Nx]SIZE...],host=SIZE': '24GiB,host=64GiB', '4x80GiB,host=512GiB', without a GPU 'host=16GiB'"

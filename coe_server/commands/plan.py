@@ -18,8 +18,7 @@ from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
 from coe_server.commands.machine import Rooms
 from coe_server.config.schema import ServerConfig
-from coe_server.engines.download import gib
-from coe_server.engines.hub import hub_config
+from coe_server.engines.hub import gib, hub_config
 from coe_server.engines.model_size import downloaded_folder, read_config, token_bytes
 from coe_server.engines.settings import ExpertSettings
 from coe_server.engines.vllm_command import hub_source

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from coe_server.app import require_tracing
 from coe_server.build.experts import (
     ask_hub,
     build_expert,
@@ -22,7 +21,7 @@ from coe_server.build.experts import (
     require_vllm,
     surroundings_of,
 )
-from coe_server.build.service import build_guard, build_router, build_serving
+from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
 from coe_server.cache.costs import Costs, read_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
@@ -44,8 +43,8 @@ from coe_server.commands.plan import (
     without_width,
 )
 from coe_server.config.schema import ServerConfig, read_config
-from coe_server.engines.download import gib
 from coe_server.engines.footprints import read_footprints
+from coe_server.engines.hub import gib
 from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides

@@ -8,9 +8,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from coe_server.app import require_tracing
 from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits, seats_of
-from coe_server.build.service import build_capabilities, build_router
+from coe_server.build.service import build_capabilities, build_router, require_tracing
 from coe_server.cache.tiers import Bytes
 from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
 from coe_server.config.types import Settings, Share

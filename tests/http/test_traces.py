@@ -19,7 +19,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from coe_server.app import build_server, build_tracing
+from coe_server.app import build_server
+from coe_server.build.service import build_tracing
 from coe_server.cache.scheduler import Limits
 from coe_server.config.schema import ServerConfig, TracingSettings
 from coe_server.errors import ConfigError
