@@ -349,7 +349,11 @@ def in_one_sentence(console: Console) -> Iterator[None]:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRA:
             raise
-        console.print(f"{EXTRA[package]} is not installed: pip install 'coe-server[train]'", style="red", markup=False)
+        console.print(
+            f"{EXTRA[package]} is not installed; in the checkout: pip install -c constraints.txt '.[train]'",
+            style="red",
+            markup=False,
+        )
         raise typer.Exit(EXIT_WRONG_INPUT) from error
     except BrokenPipeError:  # the reader closed the pipe: end silently
         raise

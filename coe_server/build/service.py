@@ -1,4 +1,4 @@
-"""Parts of the service, built from settings: router, embedder, drift watch, decision log, guard of the keys, tracing."""
+"""Parts of the service, built from settings: router, embedder, drift watch, decision log, keys, tracing."""
 
 from __future__ import annotations
 
@@ -258,5 +258,5 @@ def require_tracing(config: ServerConfig) -> None:
             import_module("coe_server.http.otel")
         except ImportError as error:
             raise ConfigError(
-                "tracing: needs OpenTelemetry; install it: in the checkout: pip install -c constraints.txt '.[otel]'"
+                "tracing: needs OpenTelemetry; install it in the checkout: pip install -c constraints.txt '.[otel]'"
             ) from error

@@ -196,4 +196,7 @@ def test_resamples_have_a_limit(tmp_path: Path) -> None:
 def test_without_the_extra_a_sentence_says_which_it_is(package: str, module: str, words: tuple[str, ...]) -> None:
     program = "import sys; sys.modules[sys.argv.pop(1)] = None; from router_training.__main__ import main; main()"
     ended = subprocess.run((sys.executable, "-c", program, module, *words), capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (2, f"{package} is not installed: pip install 'coe-server[train]'\n")
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"{package} is not installed; in the checkout: pip install -c constraints.txt '.[train]'\n",
+    )
