@@ -22,6 +22,7 @@ from coe_server.http.headers import HARMLESS, REQUEST_ID, new_request_id
 Headers = list[tuple[bytes, bytes]]
 
 MOST_HEADER_BYTES = 64 * 1024  # request line and headers, or what is read between two pieces of a body
+MOST_PIPELINED = 32  # requests of one connection that wait for the answer to an earlier one
 MOST_HEADERS = 200  # of a request: each lookup reads them all
 HEADER_SECONDS = 20.0  # from the first byte, or from the connection's beginning
 _WEBSOCKET = b"websocket"
@@ -85,6 +86,8 @@ class Connection(HttpToolsProtocol):
                 return
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MOST_PIPELINED:  # the parser ends here; those before are answered, then it closes
+            raise OverflowError("too many requests wait for the answer to an earlier one")
         super().on_message_begin()
         self._expect_headers()
 

@@ -11,7 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from coe_server.http.connection import MOST_HEADER_BYTES, MOST_HEADERS, Connection
+from coe_server.http.connection import MOST_HEADER_BYTES, MOST_HEADERS, MOST_PIPELINED, Connection
 from coe_server.http.server import Listener
 from tests.http.server import running_server
 from tests.http.test_api import simulated
@@ -50,6 +50,22 @@ def test_a_head_that_does_not_come_is_not_waited_for(server, sent, monkeypatch):
         answer = received(wire)
     assert answer.startswith(b"HTTP/1.1 408")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_slow"
+
+
+def test_requests_that_are_sent_before_an_answer_are_answered_up_to_a_limit(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
+        with suppress(ConnectionError):
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2000)
+        answers = received(wire)
+    assert 1 <= answers.count(b"HTTP/1.1 200") <= MOST_PIPELINED + 2
+    assert server.ask("GET", "/healthz")[0] == 200
+
+
+def test_a_few_requests_that_are_sent_before_an_answer_are_all_answered(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS) as wire:
+        one = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
+        wire.sendall((one + b"\r\n") * 9 + one + b"connection: close\r\n\r\n")
+        assert received(wire).count(b"HTTP/1.1 200") == 10
 
 
 def test_a_second_request_on_a_connection_has_its_own_time(server):
