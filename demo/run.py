@@ -25,7 +25,7 @@ from rich.table import Table
 from service import Service, running_service
 
 ROOT = Path(__file__).resolve().parent.parent
-TOPICS = ("french", "python", "units", "sql", "general")
+TOPICS = ("french", "python", "units", "sql", "facts")
 TOUR = [*(topic for topic in TOPICS for _ in range(2)), "french", "python", "french", "python"]
 MOVES = {
     "disk -> device": "cold start",
