@@ -110,7 +110,7 @@ def test_a_wide_expert_and_small_ones_on_four_cards(tmp_path, hf):
 
 
 def test_what_does_not_fit_has_exit_code_4_and_a_way_out(tmp_path, hf):
-    downloaded(hf, "org/m", 17)
+    downloaded(hf, "org/m", 17.7)
     done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a", args={"max_model_len": 4096})])
     assert done.exit_code == 4
     assert done.stdout.startswith("Does not fit: the local expert on one card of 24.0 GiB")
