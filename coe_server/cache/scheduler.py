@@ -253,7 +253,7 @@ def turns(
 ) -> Iterator[Turn]:
     """Who should come next, first one first: overdue by deadline, then by waiting per second of switch cost.
 
-    One after the other, because whoever asks seldom needs all of them, and who is `concerned` may depend on what was
+    One after the other, because callers seldom need all of them, and which are `concerned` may depend on what was
     done about those before.
     """
     overdue: list[tuple[float, int, Turn]] = []

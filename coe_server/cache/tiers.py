@@ -157,7 +157,7 @@ class Holding(NamedTuple):
     footprint: Footprint
     busy: bool = False  # leased or moving: it must stay where it is
     wanted: bool = False  # requests wait for it: others leave first
-    leaving: bool = False  # it drains already: it leaves before anybody else is asked to
+    leaving: bool = False  # it drains already: it leaves before any other
     since: float = float("-inf")  # when it came to the device, in the clock of the caller
     worth: float = 0.0  # the lowest leaves first: when it was last used, or how often
     pin: Tier = Tier.DISK  # never below this tier

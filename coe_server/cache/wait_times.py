@@ -33,7 +33,7 @@ class Sharer(NamedTuple):
 def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
     """`max_wait + turns * (turn + switch)`, for so many experts that share the device; see `turn_seconds`.
 
-    Where nobody shares the device there are no switches, but there is a turn: that of the requests for the same expert.
+    Where no expert shares the device there are no switches, but there is a turn: that of its own requests.
     """
     waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits, widest)
     return waiting + turns_ahead(sharing) * switch_seconds if sharing else waiting
@@ -42,7 +42,7 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, wide
 def turns_ahead(sharing: int) -> int:
     """The most turns until an overdue request is let in: one of each expert, its own included, and the one under way.
 
-    That one's expert may have another turn: whoever came for it when its turn had begun waits for the next.
+    That expert may have another turn: requests for it that came after its turn had begun wait for the next.
     """
     return max(sharing, 1) + (sharing > 1)
 
@@ -90,7 +90,7 @@ def _freed(footprint: Footprint) -> tuple[int, int]:
 
 
 def _most_needed(need_bytes: int, freed: Iterable[int]) -> int:
-    """The most who leave for so much; `freed` by each, least first. Nobody leaves without whom there is enough."""
+    """Upper bound on the evictions that free so much; `freed` by each, least first. No needless one is counted."""
     number, without_one = 1, 0
     for size in filter(None, freed):
         without_one += size
@@ -110,7 +110,7 @@ class Ahead(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What whoever came now would meet at an expert, until something about it changes."""
+    """What a request that arrived now would meet at an expert, until something about it changes."""
 
     residency: str
     failure: str | None
@@ -137,7 +137,7 @@ class Forecast:
     """When each of `turns`, first one first, will have its expert on the device.
 
     `places`: for each expert that shares the device, in how many seconds it can have left it. Engines start one at a
-    time, the next one from `starts_from` on; while one starts, whoever else has a place goes on, and wakes take the
+    time, the next one from `starts_from` on; while one starts, the others with a place go on, and wakes take the
     places that become free.
     """
 

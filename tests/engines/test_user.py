@@ -125,6 +125,6 @@ def test_an_engine_of_another_user_has_its_home() -> None:
     user = EngineUser("engines", 990, 990, "/var/lib/engines")
     inherited = {"HOME": "/root", "USER": "root", "LOGNAME": "root", "PATH": "/bin"}
     launch = VllmLaunch("a", "/model", 1, Path("logs"), "cpu", inherited=inherited, user=user)
-    environment = engine_environment(launch, Path("/run/x"), None)
+    environment = engine_environment(launch, Path("/run/x"))
     assert (environment["HOME"], environment["USER"], environment["LOGNAME"]) == (user.home, "engines", "engines")
     assert environment["PATH"] == "/bin"

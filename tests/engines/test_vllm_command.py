@@ -265,11 +265,11 @@ def test_an_engine_of_a_downloaded_model_asks_no_hub(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     here = launch(model="a/b", inherited={"HF_HUB_CACHE": str(tmp_path)})
     for file in ("model.safetensors", "config.json", "tokenizer.json"):
-        assert "HF_HUB_OFFLINE" not in engine_environment(here, RUN, None)
+        assert "HF_HUB_OFFLINE" not in engine_environment(here, RUN)
         (snapshot / file).write_bytes(b"{}")
-    assert engine_environment(here, RUN, None)["HF_HUB_OFFLINE"] == "1"
+    assert engine_environment(here, RUN)["HF_HUB_OFFLINE"] == "1"
     other = dataclasses.replace(here, args={"tokenizer": "c/d"})
-    assert "HF_HUB_OFFLINE" not in engine_environment(other, RUN, None)
+    assert "HF_HUB_OFFLINE" not in engine_environment(other, RUN)
 
 
 def test_estimates_cover_weights_kv_cache_image_and_what_stays(tmp_path: Path) -> None:
