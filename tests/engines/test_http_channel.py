@@ -583,8 +583,11 @@ def test_an_answer_to_a_control_call_is_bounded(tmp_path: Path, said: bytes, tol
     asyncio.run(story())
 
 
-def test_a_body_in_very_small_chunks_leaves_other_tasks_their_turns(tmp_path: Path) -> None:
+def test_a_body_in_very_small_chunks_leaves_other_tasks_their_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A chunk of one byte takes aiohttp as long as a large one; a read of the socket may have forty thousand."""
+    monkeypatch.setattr(f"{__name__}.ELSEWHERE_HOST", "localhost")  # a name: aiohttp's client
     count = 40_000
 
     async def answer(said: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
