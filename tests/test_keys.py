@@ -118,7 +118,7 @@ def guard_of(folder, **settings):
 
 def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
     beyond = {"host": "0.0.0.0"}
-    with pytest.raises(ConfigError, match="can be reached by others and there are no keys"):
+    with pytest.raises(ConfigError, match="can be reached from other machines and there are no keys"):
         guard_of(tmp_path, http=beyond)
     guard = guard_of(tmp_path, http=beyond, keys={"open": True})
     assert (guard.keyring.keys, guard.on_loopback) == ((), False)
@@ -127,7 +127,7 @@ def test_a_server_that_others_reach_wants_keys_or_a_word(tmp_path, caplog):
 
 @pytest.mark.parametrize("host", ["127.evil.example", "127.0.0.1.evil.example", "localhost.example", "10.0.0.1", "::"])
 def test_a_name_that_looks_like_loopback_is_reached_by_others(tmp_path, host):
-    with pytest.raises(ConfigError, match="can be reached by others and there are no keys"):
+    with pytest.raises(ConfigError, match="can be reached from other machines and there are no keys"):
         guard_of(tmp_path, http={"host": host})
 
 

@@ -41,9 +41,8 @@ def victim(tmp_path):
 
 def write_journal(folder):
     store = Store(folder / "journal.sqlite3")
-    store.begin()
-    store.add(Entry(0.0, MadeUp("one", {"probabilities": {}}), said("a secret")))
-    store.commit()
+    with store.file.transaction():
+        store.add(Entry(0.0, MadeUp("one", {"probabilities": {}}), said("a secret")))
     store.close()
 
 

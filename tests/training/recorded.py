@@ -14,9 +14,9 @@ WORDS = {
     "french": ["bonjour", "merci", "maison", "chien", "chat", "pomme", "rouge", "livre"],
     "python": ["list", "dict", "lambda", "def", "sort", "print", "loop", "string"],
     "units": ["km", "metre", "gram", "litre", "inch", "foot", "mile", "pound"],
-    "everyday": ["weather", "story", "capital", "name", "colour", "who", "when", "holiday"],
+    "generic": ["weather", "story", "capital", "name", "colour", "who", "when", "holiday"],
 }
-SPECIALIST = {"french": "fr", "python": "py", "units": "un", "everyday": "gen"}
+SPECIALIST = {"french": "fr", "python": "py", "units": "un", "generic": "gen"}
 SIZES = {"fr": 0.0007, "py": 0.0007, "un": 0.0007, "gen": 0.0025}
 
 

@@ -306,7 +306,7 @@ def test_rescoring_asks_no_expert(tmp_path: Path) -> None:
 
 
 def test_rescoring_nothing_is_a_mistake(tmp_path: Path) -> None:
-    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="nothing is recorded"):
+    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="no recorded answers to score"):
         run(config(stand_in), files(tmp_path, 4), rescore=True)
 
 
@@ -412,7 +412,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path:
         process = start(tmp_path, settings, largest_file_kib=3)
         said, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 2
-        assert "outcomes.raw.jsonl write failed: File too large; earlier records are kept" in said
+        assert "outcomes.raw.jsonl: write failed: File too large; earlier records are kept" in said
         kept = len(where.raw.read_text().splitlines())
         assert 0 < kept < 40
         stand_in.bodies.clear()
@@ -484,7 +484,7 @@ def test_a_mistake_in_the_prompts_is_one_sentence_and_nothing_is_sent(
 def test_no_file_is_overwritten_by_another(tmp_path: Path, name: str) -> None:
     where = files(tmp_path, 1, name)
     before = where.prompts[0].read_bytes()
-    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="need a file each"):
+    with endpoint(echo) as stand_in, pytest.raises(DatasetError, match="need separate files"):
         run(config(stand_in), Files(where.prompts, where.out, where.out))
     assert where.prompts[0].read_bytes() == before
     assert not stand_in.bodies
@@ -508,7 +508,7 @@ def test_conversations_from_parquet_are_sent_without_the_keys_of_others(tmp_path
 
 @pytest.mark.parametrize(
     ("out", "sentence"),
-    [("/proc/o.jsonl", "--out: /proc cannot be written"), ("taken.jsonl", "is a folder, where a file is due")],
+    [("/proc/o.jsonl", "--out: /proc cannot be written"), ("taken.jsonl", "is a folder; name a file")],
 )
 def test_outcomes_that_could_not_be_written_are_refused_before_anything_is_sent(
     tmp_path: Path, out: str, sentence: str

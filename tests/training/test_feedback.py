@@ -44,16 +44,15 @@ def served(folder: Path, router: Router, opinion: dict[str, float], per_category
     config.write_text(yaml.safe_dump({"experts": experts, "state_directory": "state"}))
     store = Store(folder / "state" / "journal.sqlite3")
     draw = random.Random(3)
-    store.begin()
-    for category, words in WORDS.items():
-        for number in range(per_category):
-            text = " ".join(draw.choices(words, k=4))
-            decision = router.route(Conversation.of_prompt(text), RouteOptions(), NEARBY)
-            store.add(Entry(float(number), decision, [{"role": "user", "content": text}]))
-            store.took(decision.decision_id, {"prompt": 4, "completion": number})
-            if number % 10:  # nobody rates everything
-                store.rate(Feedback(decision.decision_id, opinion.get(category, 0.95), None, 0.0))
-    store.commit()
+    with store.file.transaction():
+        for category, words in WORDS.items():
+            for number in range(per_category):
+                text = " ".join(draw.choices(words, k=4))
+                decision = router.route(Conversation.of_prompt(text), RouteOptions(), NEARBY)
+                store.add(Entry(float(number), decision, [{"role": "user", "content": text}]))
+                store.took(decision.decision_id, {"prompt": 4, "completion": number})
+                if number % 10:  # nobody rates everything
+                    store.rate(Feedback(decision.decision_id, opinion.get(category, 0.95), None, 0.0))
     store.close()
     return config
 
@@ -143,12 +142,11 @@ def test_prompts_that_hold_half_a_surrogate_pair_come_out_of_the_log_and_are_tra
     write_jsonl(tmp_path / "prompts.jsonl", texts)
     fit(read_config(recipe), tmp_path / "router", force=True, track=in_silence)
     router, store = Router.load(tmp_path / "router"), Store(tmp_path / "state" / "journal.sqlite3")
-    store.begin()
-    for row in texts:
-        decision = router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), NEARBY)
-        store.add(Entry(0.0, decision, [{"role": "user", "content": row["prompt"]}]))
-        store.rate(Feedback(decision.decision_id, 1.0, "half \udfff", 0.0))
-    store.commit()
+    with store.file.transaction():
+        for row in texts:
+            decision = router.route(Conversation.of_prompt(row["prompt"]), RouteOptions(), NEARBY)
+            store.add(Entry(0.0, decision, [{"role": "user", "content": row["prompt"]}]))
+            store.rate(Feedback(decision.decision_id, 1.0, "half \udfff", 0.0))
     store.close()
     config = tmp_path / "serve.yaml"
     experts = [{"name": name, "engine": "simulated"} for name in SIZES]

@@ -60,14 +60,14 @@ def test_each_category_ends_at_its_specialist(trained: Path) -> None:
 
 def test_a_category_that_the_generalist_masters_has_its_score_and_general_a_line_of_its_own(trained: Path) -> None:
     manifest = artifacts.load(trained / "router").manifest
-    assert manifest.score["everyday"]["gen"].score > 0.8 > manifest.overall["gen"].score
+    assert manifest.score["generic"]["gen"].score > 0.8 > manifest.overall["gen"].score
     assert set(manifest.objectives["quality"].mapping) == {*manifest.categories, "general"}
 
 
 def test_a_category_with_the_gates_name_is_refused(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     path = tmp_path / "prompts.jsonl"
-    path.write_text(path.read_text().replace('"everyday"', '"general"'))
+    path.write_text(path.read_text().replace('"generic"', '"general"'))
     for command in (("check", config), ("fit", config, "--out", tmp_path / "router")):
         code, said = run(*command)
         assert (code, "give the category of the data another name" in said) == (2, True)

@@ -100,4 +100,4 @@ def test_after_solving_again_the_probes_name_the_new_experts(trained: Path, tmp_
     french = [probe for probe in read_probes(tmp_path / "new") if probe.category == "french"]
     assert {probe.experts["quality"] for probe in french} == {"gen"}
     assert runner.invoke(app, ["probe", str(tmp_path / "new")]).exit_code == 0
-    assert "The mapping was solved again" in (tmp_path / "new" / "report.html").read_text()
+    assert "The mapping has been solved again" in (tmp_path / "new" / "report.html").read_text()

@@ -35,7 +35,7 @@ def data(**changes: Any) -> dict[str, Any]:
     [
         (data(held_out_share=0.9999), "data.held_out_share: 0.9999 leaves none of the 240 prompts to train on"),
         (data(held_out_share=0.0001), "data.held_out_share: 0.0001 leaves none of the 240 prompts to measure by"),
-        (data(held_out_share=0.9911), "the 1 training prompts of 240 are too few: no category has two different ones"),
+        (data(held_out_share=0.985), "the 1 training prompts of 240 are too few: no category has two different ones"),
         (data(label="categroy"), "no training prompt has a 'categroy'; data.label names the column"),
         ({"mapping": {"pins": {"nocat": "fr"}}}, "pins or bans name category 'nocat', which the data does not have"),
         ({"mapping": {"bans": {"nocat": ["fr"]}}}, "pins or bans name category 'nocat', which the data does not have"),
@@ -132,7 +132,7 @@ def test_check_counts_outcomes_without_a_score_and_takes_any_name(tmp_path: Path
         tmp_path, "outcomes.jsonl", lambda row: {**row, "score": None if row["prompt_id"] == "french-0-1" else 0.5}
     )
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    odd = {"french": "[/red]", "units": ":warning:", "python": "\x1b[31m\n\ud83d", "everyday": "a" * 200}
+    odd = {"french": "[/red]", "units": ":warning:", "python": "\x1b[31m\n\ud83d", "generic": "a" * 200}
     write_jsonl(tmp_path / "prompts.jsonl", [{**row, "category": odd[row["category"]]} for row in rows])
     done = CliRunner().invoke(app, ["check", str(config)], env={"COLUMNS": "300"})
     assert done.exit_code == 0, done.output

@@ -132,7 +132,7 @@ def _every_prompt_has_its_specialist_unless_the_gate_doubts_it(
     for decision in decisions:
         specialist = SPECIALIST[max(decision.probabilities, key=lambda name: decision.probabilities[name])]
         trusted = decision.gate.similarity is not None and decision.gate.similarity >= full_trust
-        assert decision.expert in ({specialist} if trusted else {specialist, SPECIALIST["everyday"]})
+        assert decision.expert in ({specialist} if trusted else {specialist, SPECIALIST["generic"]})
     assert np.mean([(one.gate.similarity or -1.0) >= full_trust for one in decisions]) >= 0.5
 
 
