@@ -1,0 +1,128 @@
+"""A whole server on a pretend machine with two cards: an expert as wide as both, and two that each take one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cuda.cards import GIB, VARIABLE, Cards
+from tests.patience import PATIENCE_SECONDS, until
+
+ROOT = Path(__file__).parents[2]
+COE = Path(sys.executable).with_name("coe")
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+class Served:
+    def __init__(self, port, process):
+        self.port, self.process = port, process
+
+    def ask(self, method, path, body=None):
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        try:
+            connection.request(method, path, body and json.dumps(body), {"content-type": "application/json"})
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def complete(self, name):
+        status, answer = self.ask("POST", "/v1/completions", {"model": name, "prompt": "hi", "max_tokens": 4})
+        assert status == 200, answer
+        return answer["choices"][0]["text"]
+
+    def residency(self):
+        return {expert["name"]: expert["residency"] for expert in self.ask("GET", "/admin/experts")[1]}
+
+    def listens(self):
+        try:
+            return self.ask("GET", "/healthz")[0] == 200
+        except OSError:
+            return self.process.poll() is not None
+
+
+@contextmanager
+def serving(folder, environment, experts):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = {
+        "http": {"port": port},
+        "memory": {"host": "90%"},
+        "vllm": {"command": [sys.executable, str(STAND_IN)], "platform": "cuda", "kv_cache": "1GiB"},
+        "state_directory": str(folder / "state"),
+        "experts": experts,
+    }
+    config, log = folder / "serve.yaml", folder / "server.log"
+    config.write_text(yaml.safe_dump(settings))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [COE, "serve", config, "--names-only"], env=environment, stdout=output, stderr=output
+        )
+    served = Served(port, process)
+    try:
+        until(served.listens)
+        assert process.poll() is None, log.read_text()
+        yield served
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+@pytest.fixture
+def two_cards(tmp_path, vllm_rules):
+    cards = Cards.create(tmp_path / "cards.json", [24 * GIB] * 2)
+    driver = Path(__file__).with_name("driver")
+    pretended = {VARIABLE: str(tmp_path / "cards.json"), "PYTHONPATH": f"{ROOT}:{driver}"}
+    return cards, {**os.environ, **vllm_rules, **pretended}
+
+
+def on(cards, card):
+    return round(cards.held(card=card).get("weights", 0) / GIB)
+
+
+def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two_cards, make_model):
+    cards, environment = two_cards
+
+    def expert(name, size, **more):
+        model = str(make_model(name, size * GIB))
+        return {"name": name, "engine": "vllm", "model": model, "sleep": False, **more}
+
+    wide = expert("wide", 30, args={"tensor_parallel_size": 2})
+    with serving(tmp_path, environment, [wide, expert("a", 12), expert("b", 12, cards=[1])]) as served:
+        first = {name: served.complete(name) for name in ("a", "b")}
+        assert (on(cards, 0), on(cards, 1)) == (12, 12), "side by side, `b` on the card that it was given"
+        first["wide"] = served.complete("wide")
+        assert (on(cards, 0), on(cards, 1)) == (15, 15), "one rank on each card"
+        assert served.residency() == {"wide": "device", "a": "disk", "b": "disk"}
+        assert served.complete("b") == first["b"]
+        assert (on(cards, 0), on(cards, 1)) == (0, 12)
+        assert served.complete("a") == first["a"]
+        assert served.residency() == {"wide": "disk", "a": "device", "b": "device"}
+        assert served.complete("wide") == first["wide"]
+    until(lambda: cards.held() == {})
+
+
+def test_a_place_that_no_card_has_stops_the_start_with_a_sentence(tmp_path, two_cards, make_model):
+    _, environment = two_cards
+    experts = [{"name": "a", "engine": "vllm", "model": str(make_model("a")), "args": {"tensor_parallel_size": 4}}]
+    config = tmp_path / "serve.yaml"
+    vllm = {"command": [sys.executable, str(STAND_IN)], "platform": "cuda"}
+    config.write_text(yaml.safe_dump({"vllm": vllm, "experts": experts}))
+    done = subprocess.run(
+        [COE, "serve", config, "--names-only"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "experts.a.cards: there is no place for an expert that takes 4 cards" in done.stderr
