@@ -102,6 +102,9 @@ def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two
         first["wide"] = served.complete("wide")
         assert (on(cards, 0), on(cards, 1)) == (15, 15), "one rank on each card"
         assert served.residency() == {"wide": "device", "a": "disk", "b": "disk"}
+        told = {expert["name"]: expert for expert in served.ask("GET", "/admin/experts")[1]}["wide"]
+        assert [card["index"] for card in told["cards"]] == [0, 1]
+        assert sum(card["bytes"] for card in told["cards"]) == told["bytes"]["device"]
         assert served.complete("b") == first["b"]
         assert (on(cards, 0), on(cards, 1)) == (0, 12)
         assert served.complete("a") == first["a"]

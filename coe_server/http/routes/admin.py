@@ -87,6 +87,7 @@ def _expert_json(status: ExpertStatus) -> dict[str, Any]:
         "state": status.state,
         "residency": status.residency,
         "bytes": {"device": status.held.device, "host": status.held.host},
+        "cards": [{"index": card, "bytes": size} for card, size in enumerate(status.held.cards) if size],
         "leases": status.leases,
         "queued": status.queued,
         "pin": None if status.pin == "disk" or status.residency == "remote" else status.pin,

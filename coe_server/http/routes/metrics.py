@@ -81,6 +81,9 @@ def _tiers(cache: ExpertCache, telemetry: Telemetry) -> Iterator[Family]:
     used, capacity = cache.ledger.used, cache.ledger.capacity
     yield _family(named.TIER_BYTES, {("device",): used.device, ("host",): used.host})
     yield _family(named.TIER_CAPACITY, {("device",): capacity.device, ("host",): capacity.host})
+    cards = range(len(capacity.cards))
+    yield _family(named.CARD_BYTES, {(str(card),): used.on(card) for card in cards})
+    yield _family(named.CARD_CAPACITY, {(str(card),): capacity.on(card) for card in cards})
     yield _family(named.BANDWIDTH, telemetry.bandwidth.bytes_per_second)
     yield _family(named.MOVE_SHARE, telemetry.bandwidth.shares)
 
