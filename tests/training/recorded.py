@@ -16,6 +16,7 @@ WORDS = {
     "units": ["km", "metre", "gram", "litre", "inch", "foot", "mile", "pound"],
     "generic": ["weather", "story", "capital", "name", "colour", "who", "when", "holiday"],
 }
+ID_PREFIX = {"generic": "general"}  # ids decide which prompts are held out
 SPECIALIST = {"french": "fr", "python": "py", "units": "un", "generic": "gen"}
 SIZES = {"fr": 0.0007, "py": 0.0007, "un": 0.0007, "gen": 0.0025}
 
@@ -25,7 +26,7 @@ def prompts(per_category: int = 60, seed: int = 0) -> list[dict[str, Any]]:
     draw = random.Random(seed)
     return [
         {
-            "prompt_id": f"{category}-{seed}-{number}",
+            "prompt_id": f"{ID_PREFIX.get(category, category)}-{seed}-{number}",
             "prompt": " ".join(draw.choices(words, k=4)) + f" {draw.randint(0, 99)}",
             "category": category,
             "group": f"set-{number % 4}",
