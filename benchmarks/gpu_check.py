@@ -1,6 +1,6 @@
 """What only a GPU can show: engines beside each other on one card, and what each expected figure turns out to be.
 
-    python benchmarks/gpu_check.py                          makes a model of 3 GB, asks it under three names; 4 minutes
+    python benchmarks/gpu_check.py                          makes a model of 3 GB, asks it under three names
     python benchmarks/gpu_check.py --model FOLDER --vllm .venv/bin/vllm --write
 
 Needs an NVIDIA card with 24 GB or more that no other program uses, and vLLM with CUDA. A whole server runs three

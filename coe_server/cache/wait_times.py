@@ -70,7 +70,7 @@ def widest_request(limits: Limits) -> int:
 def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> float:
     """The longest that bringing one of them takes: its own way up, and before it, one by one, those that make room.
 
-    `host_left_bytes` would be left of host memory if everybody had a process; below zero sleepers have to stop, too.
+    `host_left_bytes` would be left of host memory if every expert had a process; below zero sleepers have to stop, too.
     """
     device = sorted(min(filter(None, _freed(one.footprint)), default=0) for one in sharers)
     host = sorted(one.footprint.host for one in sharers)
@@ -175,7 +175,7 @@ class Outlook(NamedTuple):
 
 
 class Waits:
-    """`overview` knows everybody's place now, `clock` gives seconds."""
+    """`overview` knows where every expert is now, `clock` gives seconds."""
 
     def __init__(
         self,

@@ -149,11 +149,6 @@ def card_model() -> str:
     return f"{facts.model}, {facts.total_bytes} bytes"
 
 
-def used_device_bytes() -> int:
-    """Bytes in use on the card that engines use. Raises `EngineError` where the driver does not answer."""
-    return device_bytes().used
-
-
 def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> DeviceBytes:
     """Memory of the first card that engines use; `nvml` is the module `pynvml`. Raises `EngineError` without answer."""
     device = visible_device(environment)
