@@ -109,13 +109,12 @@ def bury():
 
 
 def children_of(pid):
+    found = []
     with suppress(OSError):
-        return [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    return []
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(OSError):  # a thread that ends meanwhile hides no child of the others
+                found.extend(int(child) for child in (thread / "children").read_text().split())
+    return found
 
 
 def state_of(pid):

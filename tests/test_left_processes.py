@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from tests.left_processes import children_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFTEST = """
@@ -90,3 +93,25 @@ def test_what_a_test_starts_beside_a_fixture_of_the_module_is_looked_for_at_its_
     assert "ERROR test_it.py::test_two" in said
     assert f"{pid} {sys.executable} -c import time; time.sleep(600) (started in test_one)" in said
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_thread_that_ends_hides_no_child_of_the_others():
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    over = threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            threads = [threading.Thread(target=int) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+
+    churn = threading.Thread(target=come_and_go)
+    churn.start()
+    try:
+        assert all(child.pid in children_of(os.getpid()) for _ in range(500))
+    finally:
+        over.set()
+        churn.join()
+        child.communicate()

@@ -84,24 +84,27 @@ class Health:
         while True:
             await slot.up.wait()
             life = slot.gone
-            self._tasks.own(self._clean_up_when_dead(slot))
+            self._tasks.own(self._clean_up_when_dead(slot, life))
             await life.wait()
 
     def examine(self, slot: Slot) -> asyncio.Task[bool]:
         """Send a liveness probe. Returns True if the engine responded; otherwise it is stopped."""
         return self._tasks.own(self._responds(slot))
 
-    async def _clean_up_when_dead(self, slot: Slot) -> None:
-        """Wait until the engine process ends. Clean up unless a move ended it."""
-        gone = asyncio.create_task(slot.gone.wait())
+    async def _clean_up_when_dead(self, slot: Slot, life: asyncio.Event) -> None:
+        """Wait until the engine process ends. Clean up unless a move ended it.
+
+        `life` is set when this process has ended: the slot may have the next one by the time this runs.
+        """
+        gone = asyncio.create_task(life.wait())
         died = asyncio.create_task(slot.engine.died())
         try:
             await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
-            while not gone.done() and slot.moving is not None:  # a move that fails on a dead engine cleans up itself
+            while not life.is_set() and slot.moving is not None:  # a move that fails on a dead engine cleans up itself
                 still = asyncio.create_task(slot.still.wait())
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
-            if not gone.done():
+            if not life.is_set():
                 self._note_end(slot, died.result())
                 if _starts_at_once(slot, self._slots):
                     self._restart(slot)

@@ -536,6 +536,31 @@ def test_an_engine_that_dies_while_it_is_moved_again_and_again_is_cleaned_up_onc
     run(story())
 
 
+@pytest.mark.parametrize("turns_of_the_loop", range(1, 6))
+def test_a_death_is_never_taken_for_that_of_the_next_process(turns_of_the_loop):
+    """The first process is stopped as soon as it is up: whoever watched it must not watch the second one."""
+
+    async def story():
+        async with running(host=15) as (cache, engines):  # room for one process alone
+            first, other = (asyncio.create_task(cache.lease(name)) for name in "ab")
+            for _ in range(turns_of_the_loop):
+                await asyncio.sleep(0)
+            first.cancel()
+            (await other).release()
+            assert engines["a"].calls == ["start", "stop"]
+            engines["a"].gate.clear()
+            second = asyncio.create_task(cache.lease("a"))
+            await settle()
+            engines["a"].die()  # told late: the first process is long gone
+            await settle()
+            engines["a"].gate.set()
+            with await second, engines["a"].life.in_use():
+                await settle()
+                assert engines["a"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
 def test_whoever_waits_when_the_server_stops_is_told_so():
     async def story():
         async with running() as (cache, engines):
