@@ -8,12 +8,10 @@ read every answer. `Host` has the name that the browser used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
-
-from starlette.datastructures import Headers
 
 from coe_server.config.addresses import HostPort, canonical_host, is_loopback_host
 
@@ -49,10 +47,40 @@ def is_visit(headers: Mapping[str, str]) -> bool:
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
+class RequestHeaders(Mapping[str, str]):
+    """One request's headers by lower-case name, read once: the first line of each, and all of them with `lines`.
+
+    `raw` is ASGI's list, whose names are in lower case.
+    """
+
+    __slots__ = ("_lines",)
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._lines: dict[str, list[str]] = {}
+        for name, value in raw:
+            self._lines.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+
+    def __getitem__(self, name: str) -> str:
+        return self._lines[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lines
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def lines(self, name: str) -> Sequence[str]:
+        """Every line of that name."""
+        return self._lines.get(name, ())
+
+
 def lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
     """Every line of that name; a plain mapping has one at most."""
-    if isinstance(headers, Headers):
-        return headers.getlist(name)
+    if isinstance(headers, RequestHeaders):
+        return headers.lines(name)
     return [headers[name]] if name in headers else []
 
 

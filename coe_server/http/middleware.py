@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
@@ -36,7 +35,7 @@ from coe_server.http.auth import (
     is_of_this_machine,
     presented_on_purpose,
 )
-from coe_server.http.browsers import is_visit, other_page
+from coe_server.http.browsers import RequestHeaders, is_visit, other_page
 from coe_server.http.errors import error_response, unexpected
 from coe_server.http.headers import HARMLESS, REQUEST_ID, completed, new_request_id
 from coe_server.http.rate_limits import HOLD, Admission, Bodies, RateLimits, Rejections
@@ -81,8 +80,8 @@ class Middleware:
             return
         if scope["path"].endswith("/"):  # from here on each path has one spelling, for keys and limits, too
             scope["path"] = scope["path"].rstrip("/") or "/"
-        guard, headers = self._guard(), Headers(scope=scope)
-        origin = headers.get("origin")
+        guard, headers = self._guard(), RequestHeaders(scope["headers"])
+        origin = headers.get("origin", None)
         if origin is not None and is_welcome(origin, scope["path"], guard):
             if (leave := preflight(scope["method"], headers, origin)) is not None:
                 self.count(scope, None, leave.status_code)
@@ -91,7 +90,7 @@ class Middleware:
             send = readable_by(origin, send)
         await self._admit(guard, headers, scope, receive, send)
 
-    async def _admit(self, guard: Guard, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, guard: Guard, headers: RequestHeaders, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         exists = path in self._direct or self._paths.has(path)
         try:
@@ -157,7 +156,7 @@ class Middleware:
             self._telemetry.count(KEY_REQUESTS, key.name, str(status))
 
 
-def _authenticated(guard: Guard, scope: Scope, headers: Headers, exists: bool) -> Key | None:
+def _authenticated(guard: Guard, scope: Scope, headers: RequestHeaders, exists: bool) -> Key | None:
     """The key that gave access, None where none was needed. Raises InvalidApiKey or Forbidden."""
     refuse_other_pages(scope, headers, guard)
     key = guard.admit(scope["path"], headers) if exists else guard.client(headers)
@@ -237,7 +236,7 @@ _SEND_ONE = "send `Authorization: Bearer KEY` or `x-api-key: KEY`"
 _BEHIND_A_PROXY = "a proxy in front of the server has to pass Host or X-Forwarded-Host on"
 
 
-def refuse_other_pages(scope: Scope, headers: Headers, guard: Guard) -> None:
+def refuse_other_pages(scope: Scope, headers: RequestHeaders, guard: Guard) -> None:
     """Raises Forbidden, or InvalidApiKey if a key would help, for requests of other sites' pages without a key.
 
     Public paths, and a link that leads to the page, are exempt: neither reveals or changes anything.
@@ -256,13 +255,13 @@ def refuse_other_pages(scope: Scope, headers: Headers, guard: Guard) -> None:
     raise Forbidden(f"{sent}; {_SEND_ONE} (any key, from a page of this machine); {_BEHIND_A_PROXY}")
 
 
-def refuse_other_hosts(scope: Scope, headers: Headers, guard: Guard) -> None:
+def refuse_other_hosts(scope: Scope, headers: RequestHeaders, guard: Guard) -> None:
     """Raises Forbidden if a request without a key has a host name that is not one of this server's."""
     path = scope["path"]
     if path in PUBLIC or (guard.hosts.any_for_clients and is_for_clients(path)):
         return
     bound = scope.get("server")
-    host = guard.hosts.unknown(headers.getlist("host"), bound and bound[0])
+    host = guard.hosts.unknown(headers.lines("host"), bound and bound[0])
     if host is not None:
         raise Forbidden(
             f"Host {host!r} is not a name of this server; use a name or an address of this machine, "
@@ -275,7 +274,7 @@ def is_welcome(origin: str, path: str, guard: Guard) -> bool:
     return is_for_clients(path) and (bool(guard.keyring.keys) or is_of_this_machine(origin))
 
 
-def preflight(method: str, headers: Headers, origin: str) -> Response | None:
+def preflight(method: str, headers: RequestHeaders, origin: str) -> Response | None:
     """The response to a CORS preflight request; None for any other request."""
     if method != "OPTIONS" or _ASKS_FOR not in headers:
         return None
