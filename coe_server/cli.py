@@ -247,11 +247,13 @@ def simulate(
     requests: Annotated[int | None, typer.Option(help="How many requests a profile makes. Default 300.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same profile. Default 0.")] = None,
     on_device: Annotated[
-        int | None, typer.Option(help="Made-up experts that fit on the device. Default 2 of 5, 3 of 20, else 4.", min=1)
+        int | None, typer.Option(help="Made-up experts that fit on a card. Default 2 of 5, 3 of 20, else 4.", min=1)
     ] = None,
     in_host: Annotated[
         int | None, typer.Option(help="Made-up experts that fit in host memory. Default all of 20, else half.", min=1)
     ] = None,
+    cards: Annotated[int | None, typer.Option(help="Cards of the made-up machine. Default 1.", min=1, max=64)] = None,
+    wide: Annotated[int | None, typer.Option(help="Made-up experts that take two cards. Default 0.", min=1)] = None,
     policy: Annotated[str | None, typer.Option(help="Only this one: coe, fifo, lru or lfu. Default all.")] = None,
     tolerance: Annotated[
         float, typer.Option(help="Score given up for an expert on the device (with scores).", min=0, max=1)
@@ -265,7 +267,9 @@ def simulate(
     without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
     seconds in which a request waits and none generates.
     """
-    options = SimulationOptions(config, trace, profile, experts, requests, seed, on_device, in_host, policy, tolerance)
+    options = SimulationOptions(
+        config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, policy, tolerance
+    )
     with mistakes_as_sentences():
         run_simulation(options, json_file, timeline)
 

@@ -114,17 +114,18 @@ def surroundings_of(
         size_of_missing=size_of_missing,
         measured=measured,
         whole_device_bytes=lambda: _whole_device_bytes(config),
+        memory_cards=config.memory.cards or 1,
     )
 
 
 def _whole_device_bytes(config: ServerConfig) -> int:
     """What is available changes from one look to the next; a figure of the configuration does not."""
-    device = build_capacity(config).device
+    device = max(build_capacity(config).cards, default=0)
     return device if isinstance(config.memory.device, int) else int(0.9 * device)
 
 
-def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert:
-    """One of them, without measured costs. Raises ConfigError."""
+def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tuple[Seat, ...] | None = None) -> Expert:
+    """One of them, without measured costs; it may lie on `seats`, or where its settings say. Raises ConfigError."""
     return Expert(
         name=settings.name,
         engine=settings.build(surroundings),
@@ -132,22 +133,30 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert
         preload=Tier(settings.preload or settings.pin or Tier.DISK),
         ttl_seconds=settings.ttl_seconds,
         remote=settings.remote,
-        width=settings.width,
-        seats=_seats(settings, surroundings),
+        width=settings.cards_taken,
+        seats=_seats(settings, surroundings) if seats is None else seats,
     )
 
 
 def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, ...]:
     """On which cards it may lie. Raises ConfigError where there are none for it."""
-    if not settings.weights_here or surroundings.platform == "cpu":
-        if settings.width > 1:
-            raise ConfigError(f"experts.{settings.name}: takes {settings.width} cards, and here is no GPU")
+    width = settings.cards_taken
+    if settings.remote:
         return ((0,),)
+    if not settings.weights_here or surroundings.platform == "cpu":
+        return _seats_without_gpu(settings.name, width, surroundings.memory_cards)
     try:
         surroundings.cards.visible()
     except EngineError:  # a configuration that is only checked, on a machine without a driver
-        return (tuple(range(settings.width)),)
-    return seats_of(settings, settings.width, surroundings.cards)
+        return (tuple(range(width)),)
+    return seats_of(settings, width, surroundings.cards)
+
+
+def _seats_without_gpu(name: str, width: int, cards: int) -> tuple[Seat, ...]:
+    seats = candidate_seats([Card(index, 1) for index in range(cards)], width)
+    if not seats:
+        raise ConfigError(f"experts.{name}: takes {width} cards, and memory.cards is {cards}; raise it")
+    return seats
 
 
 def require_vllm(config: ServerConfig) -> None:
@@ -198,12 +207,15 @@ def build_capacity(config: ServerConfig, cards: Callable[[], Sequence[DeviceByte
     """The tiers' capacities in bytes; `cards` reads the GPUs. Raises ConfigError for more than there is."""
     available = available_host_bytes()
     device, host = config.memory.device, config.memory.host
+    number = config.memory.cards or 1
     if not _weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
-        return Bytes(amount_of(device, available, 0.9), amount_of(host, available, 0.9))
+        return Bytes(divided(device, available, 0.9, number), amount_of(host, available, 0.9))
     if platform_of(config) == "cuda":
+        if config.memory.cards is not None:
+            raise ConfigError("memory.cards: is for machines without a GPU; the GPUs are counted here, leave it out")
         capacity = Bytes(_device_limits(device, cards), amount_of(host, available, 0.8))
     else:
-        capacity = Bytes(amount_of(device, available, 0.3), amount_of(host, available, 0.5))
+        capacity = Bytes(divided(device, available, 0.3, number), amount_of(host, available, 0.5))
     taken = ram_of_tiers(config, capacity)
     if taken > available:
         raise ConfigError(
@@ -238,6 +250,12 @@ def _device_limits(setting: int | Share | None, cards: Callable[[], Sequence[Dev
         if isinstance(setting, int):
             return (setting,)
         raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
+
+
+def divided(setting: int | Share | None, available: int, default_share: float, cards: int) -> list[int]:
+    """Bytes of each card without a GPU: an amount is given for each, a share of the RAM is divided among them."""
+    amount = amount_of(setting, available, default_share)
+    return [amount if isinstance(setting, int) else amount // cards] * cards
 
 
 def card_limit(setting: int | Share | None, there: DeviceBytes) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop
-from operator import attrgetter, itemgetter
+from itertools import chain
+from operator import attrgetter
 from typing import NamedTuple
 
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
@@ -68,8 +68,8 @@ def plan(
 
     A victim sleeps where that is enough, and leaves for disk only when host memory is short. Victims that turn out
     not to be needed stay, and so does one that came after `tenured_since` and is waited for. Of several seats the best
-    is taken: a plan before a wait, then the victims of least worth, then the fewest moves, then the tightest fit.
-    Raises nothing; `Never` carries the sentence for a person.
+    is taken: a plan before a wait; of plans without victims the one on the least crowded seat, else the victims of
+    least worth, then the fewest moves, then the tightest fit. Raises nothing; `Never` carries a sentence for people.
     """
     return _best(standing, goal, goal.may_come_to, capacity, tenured_since)
 
@@ -112,30 +112,53 @@ def _best(
         way = _now(room, tenured_since) or _later(room, tenured_since)
         return way or Never(_why_never(goal, seats[0], standing, capacity))
     rooms = [_Room(standing, goal, seat, capacity) for seat in seats]
-    for find in (_now, _later):  # what can be had at once spares the search for what may be had later
-        found = [(room.rank(way), way) for room in rooms if (way := find(room, tenured_since)) is not None]
-        if found:
-            return min(found, key=itemgetter(0))[1]
-    return Never(_why_never(goal, max(seats, key=lambda seat: min(map(capacity.on, seat))), standing, capacity))
+    if free := [room for room in rooms if room.is_free]:
+        return min(free, key=_Room.crowd).plan(())
+    # what can be had at once spares the search for what may be had later
+    way = _cheapest(rooms, _now, _may_leave_now(goal, tenured_since), tenured_since)
+    way = way or _cheapest(rooms, _later, lambda holding: holding.name != goal.name, tenured_since)
+    return way or Never(_why_never(goal, max(seats, key=lambda seat: min(map(capacity.on, seat))), standing, capacity))
 
 
-_Rank = tuple[bool, bool, bool, float, int, int]
+_Worth = tuple[bool, bool, float]
+_Rank = tuple[bool, _Worth, int, int]
+
+
+def _cheapest(
+    rooms: Sequence[_Room],
+    find: Callable[[_Room, float], Plan | NotYet | None],
+    may_leave: Callable[[Holding], bool],
+    tenured_since: float,
+) -> Plan | NotYet | None:
+    """The way of the lowest rank; of equal ones that on the earlier seat. A seat on which even the first victim is
+    worth more than those found elsewhere is not searched. `may_leave` is true of every expert that `find` considers.
+    """
+    if not rooms[0].host_can_be_had(may_leave):
+        return None
+    least = [(worth, at) for at, room in enumerate(rooms) if (worth := room.least_worth(may_leave)) is not None]
+    found: tuple[tuple[_Rank, int], Plan | NotYet] | None = None
+    for worth, at in sorted(least):
+        if found is not None and worth > found[0][0][1] and not rooms[0].has_tenured(tenured_since):
+            break
+        way = find(rooms[at], tenured_since)
+        if way is not None and (found is None or (rooms[at].rank(way), at) < found[0]):
+            found = (rooms[at].rank(way), at), way
+    return None if found is None else found[1]
+
+
+def _may_leave_now(goal: Holding, tenured_since: float) -> Callable[[Holding], bool]:
+    def may_leave_now(holding: Holding) -> bool:
+        return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
+
+    return may_leave_now
 
 
 def _now(room: _Room, tenured_since: float) -> Plan | None:
     """The moves that make room on this seat at once."""
-    goal, seat = room.goal, room.seat
-
-    def may_leave_now(holding: Holding) -> bool:
-        return not holding.busy and not (holding.wanted and holding.since > tenured_since) and holding.name != goal.name
-
     if room.device_is_short and room.all_busy:
         return None
-    draft = room.made(may_leave_now)
-    if draft is None:
-        return None
-    source = goal.tier if seat == goal.seat else Tier.DISK
-    return Plan((*draft.moves(), Move(goal.name, source, Tier.DEVICE, seat)))
+    draft = room.made(_may_leave_now(room.goal, tenured_since))
+    return None if draft is None else room.plan(draft.moves())
 
 
 def _later(room: _Room, tenured_since: float) -> NotYet | None:
@@ -161,13 +184,26 @@ class _Room:
         self.device_is_short = max(self._short.values()) > 0
 
     @property
+    def is_free(self) -> bool:
+        """No expert has to leave."""
+        return not self.device_is_short and self._host_short <= 0
+
+    def crowd(self) -> tuple[int, int]:
+        """Of several free seats that with the least is the best: bytes of the experts that lie there or come back there
+        from host memory, then bytes that would be left over."""
+        there = chain(self.standing.line(Tier.DEVICE, self.seat), self.standing.line(Tier.HOST, self.seat))
+        return sum(one.footprint.device_awake for one in there), -sum(self._short.values())
+
+    def plan(self, first: tuple[Move, ...]) -> Plan:
+        """These moves, then the expert comes to this seat."""
+        source = self.goal.tier if self.seat == self.goal.seat else Tier.DISK
+        return Plan((*first, Move(self.goal.name, source, Tier.DEVICE, self.seat)))
+
+    @property
     def all_busy(self) -> bool:
         """No idle expert holds anything on this seat."""
         seat, asleep = self.seat, self.standing.held[Tier.HOST]
-        for holding in self.standing.tiers[Tier.DEVICE].values():
-            if not holding.busy and _touch(holding.seat, seat):
-                return False
-        return not any(map(asleep.on, seat))
+        return not any(map(asleep.on, seat)) and all(one.busy for one in self.standing.line(Tier.DEVICE, seat))
 
     def made(self, may_leave: Callable[[Holding], bool]) -> _Draft | None:
         """The experts that leave. What a way gains at first decides which it asks; if that leaves only host memory
@@ -183,31 +219,63 @@ class _Room:
     def _draft(self, may_leave: Callable[[Holding], bool], asks: Callable[[int], bool]) -> _Draft:
         draft = _Draft(self._short, self._host_short)
         for way in _WAYS_DOWN:
-            if draft.fits:
-                break
-            if not draft.gains_from(self.standing.held[way.source]):
-                continue
-            gain = draft.gain_from(way)
-            for holding in way.in_order(self._concerned(self.standing.tiers[way.source].values())):
-                if draft.fits:
+            for there in self._concerned(way.source, draft):
+                if draft.fits or not draft.gains_from(self.standing.held[way.source]):
                     break
-                if asks(gain(holding.footprint)) and may_leave(holding):
-                    draft.demote(holding, way.target(holding))
+                gain = draft.gain_from(way)
+                for holding in there:
+                    if draft.fits:
+                        break
+                    if asks(gain(holding.footprint)) and may_leave(holding):
+                        draft.demote(holding, way.target(holding))
         return draft
 
-    def _concerned(self, there: Collection[Holding]) -> Collection[Holding]:
-        """Those that could leave room: where host memory is not short, only those on the seat's cards."""
-        if self._host_short > 0 or len(self.capacity.cards) < _SEVERAL:
-            return there
-        return [holding for holding in there if _touch(holding.seat, self.seat)]
+    def _concerned(self, tier: Tier, draft: _Draft) -> Iterator[Sequence[Holding]]:
+        """Those that could leave room: those on the seat's cards; then, if only host memory is short, all others."""
+        if len(self.capacity.cards) < _SEVERAL:
+            yield self.standing.line(tier)
+            return
+        yield self.standing.line(tier, self.seat)
+        if draft.lacks_only_host:
+            yield self.standing.line(tier)
+
+    def least_worth(self, may_leave: Callable[[Holding], bool]) -> _Worth | None:
+        """The dearest victim on this seat is worth at least this; None where not enough can be freed on a card."""
+        least = _NO_VICTIM
+        for card, short in self._short.items():
+            if short <= 0:
+                continue
+            awake = [one for one in self.standing.line(Tier.DEVICE, (card,)) if may_leave(one)]
+            asleep = [one for one in self.standing.line(Tier.HOST, (card,)) if may_leave(one)]
+            of_sleepers = sum([-_change(one, Tier.HOST, one.pin)[0] for one in asleep])
+            if of_sleepers + sum([-_change(one, Tier.DEVICE, one.pin)[0] for one in awake]) < short:
+                return None
+            first = awake[:1] if of_sleepers < short else awake[:1] + asleep[:1]
+            least = max(least, min(map(_worth, first)))
+        return least
+
+    def host_can_be_had(self, may_leave: Callable[[Holding], bool]) -> bool:
+        """False where not enough host memory could be freed, whichever experts leave: the same on every seat."""
+        if self._host_short <= 0:
+            return True
+        there = chain(self.standing.line(Tier.DEVICE), self.standing.line(Tier.HOST))
+        could = sum(one.footprint.host for one in there if one.pin is Tier.DISK and may_leave(one))
+        return could >= self._host_short
+
+    def has_tenured(self, tenured_since: float) -> bool:
+        return any(one.wanted and one.since > tenured_since for one in self.standing.line(Tier.DEVICE))
 
     def rank(self, way: Plan | NotYet) -> _Rank:
         """Of several seats' ways that of the lowest rank is the best."""
         names = [move.expert for move in way.moves[:-1]] if isinstance(way, Plan) else way.leaving
         leaving = [holding for name in names if (holding := self.standing.holding(name)) is not None]
-        dearest = max(((not one.leaving, one.wanted, one.worth) for one in leaving), default=_NO_VICTIM)
+        dearest = max(map(_worth, leaving), default=_NO_VICTIM)
         left_over = -sum(self._short.values())
-        return (isinstance(way, NotYet), *dearest, len(names), left_over)
+        return isinstance(way, NotYet), dearest, len(names), left_over
+
+
+def _worth(holding: Holding) -> _Worth:
+    return not holding.leaving, holding.wanted, holding.worth
 
 
 def _gains(gain: int) -> bool:
@@ -216,11 +284,6 @@ def _gains(gain: int) -> bool:
 
 _SEVERAL = 2
 _NO_VICTIM = (False, False, float("-inf"))
-
-
-def _touch(one: Seat, other: Seat) -> bool:
-    """They share a card."""
-    return one == other or not set(one).isdisjoint(other)
 
 
 def _short(standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> tuple[dict[int, int], int]:
@@ -241,14 +304,6 @@ class _WayDown:
     source: Tier
     target: Callable[[Holding], Tier]
     device_gain: Callable[[Footprint], int]  # on a card, at most, by lowering an expert that is there
-
-    def in_order(self, there: Collection[Holding]) -> Iterator[Holding]:
-        """The first one to leave first: those that drain already, then those not wanted, then the least worth. One
-        after the other, because most plans need one or two of 150."""
-        line = [(not one.leaving, one.wanted, one.worth, one.name, one) for one in there]
-        heapify(line)
-        while line:
-            yield heappop(line)[-1]
 
 
 def _rests_in(holding: Holding) -> Tier:

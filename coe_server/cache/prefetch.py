@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from heapq import nsmallest
 from itertools import chain
+from typing import NamedTuple
 
 from coe_server.cache.planner import Move, Plan
 from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
@@ -92,6 +94,14 @@ class Guesses:
             outcome[guess] += 1
 
 
+Needs = tuple[tuple[Seat, Bytes], ...]  # seat -> memory that an expert needs there, or frees there
+
+
+@lru_cache(maxsize=4096)
+def _one_object(needs: Needs) -> Needs:
+    return needs
+
+
 @dataclass(frozen=True, slots=True)
 class Prospect:
     """An expert that may be prefetched or evicted, and the seconds of its moves."""
@@ -100,7 +110,7 @@ class Prospect:
     up_seconds: float  # to the device, from its tier or, if it is on the device, from its idle tier
     down_seconds: float  # from the device to its idle tier
     may_come: bool = True  # may be prefetched
-    needs: tuple[tuple[Seat, Bytes], ...] = field(init=False)  # seat -> memory that it needs there, or frees there
+    needs: Needs = field(init=False)  # equal ones are one object
 
     def __post_init__(self) -> None:
         footprint, tier = self.holding.footprint, self.holding.tier
@@ -109,16 +119,12 @@ class Prospect:
             (seat, bytes_in(footprint, Tier.DEVICE, seat) - bytes_in(footprint, lower, seat))
             for seat in self.holding.may_come_to
         )
-        object.__setattr__(self, "needs", needs)
+        object.__setattr__(self, "needs", _one_object(needs))
 
     @property
     def frees(self) -> Bytes:
         """What becomes free when it leaves the device."""
         return self.needs[0][1]
-
-    def place(self, free: Bytes) -> tuple[Seat, Bytes] | None:
-        """The seat on which it fits most tightly, and what it needs there; None if it fits on none."""
-        return _tightest(self.needs, free)
 
     @property
     def rest(self) -> Tier:
@@ -161,44 +167,65 @@ class _Stage:
         self._idle = [one for one in here if one.may_leave]
         self._likeliest = nsmallest(_MOST_LIKELY, (one for one in away if one.may_come), key=self._rank)
         self._leave_seconds = min((one.down_seconds for one in chain(here, away)), default=0.0)
-        self._by_need: dict[_Needs, float] = {}  # memory of an expert off the device -> its chance
+        by_need: dict[int, tuple[Needs, float]] = {}  # what experts off the device need, and the chance of one of them
         for one in away:
-            self._by_need[one.needs] = self._by_need.get(one.needs, 0.0) + chances[one.holding.name]
+            chance = by_need[id(one.needs)][1] if id(one.needs) in by_need else 0.0
+            by_need[id(one.needs)] = one.needs, chance + chances[one.holding.name]
+        self._by_need = tuple(by_need.values())
+        self._all_away = sum(chance for _, chance in self._by_need)
+        self._late_now = self._late(free)
+        self._outcomes: dict[tuple[int, int], _Outcome | None] = {}
 
     def pairs(self) -> Iterator[tuple[Prospect | None, Prospect | None]]:
         """Pairs of an expert to evict and an expert to load; either may be missing."""
         yield from ((one, None) for one in self._idle)
         for one in self._likeliest:
-            if one.place(self._free) is not None:
+            if self._outcome(None, one) is not None:
                 yield None, one
             else:
-                yield from ((other, one) for other in self._idle if one.place(self._free + other.frees) is not None)
+                yield from ((other, one) for other in self._idle if self._outcome(other, one) is not None)
 
     def gain(self, leaves: Prospect | None, comes: Prospect | None) -> tuple[float, float]:
         """The next request's expected saving in seconds, and the weighted seconds of the moves.
 
         The weight is the chance of a request for an expert that is off the device or is evicted.
         """
-        free, concerned = self._free, sum(self._by_need.values())
-        saved, moving, late = 0.0, 0.0, self._late(free)
+        after, concerned = self._outcome(leaves, comes), self._all_away
+        assert after is not None, "a pair has room"
+        saved, moving, late = 0.0, 0.0, self._late_now
         if leaves is not None:
-            free += leaves.frees
             saved -= self._seconds(leaves)
             moving += leaves.down_seconds
             concerned += self._chances[leaves.holding.name]
         if comes is not None:
-            place = comes.place(free)
-            free -= Bytes() if place is None else place[1]
             saved += self._seconds(comes)
             moving += comes.up_seconds
-            late += 0.0 if comes.place(free) is not None else self._chances[comes.holding.name]  # it needs no eviction
-        if leaves is not None and leaves.place(free) is None:
+            late += 0.0 if after.fits_twice else self._chances[comes.holding.name]  # it needs no eviction
+        if leaves is not None and not after.fits_again:
             late -= self._chances[leaves.holding.name]
-        return saved + (late - self._late(free)) * self._leave_seconds, moving * concerned
+        return saved + (late - after.late) * self._leave_seconds, moving * concerned
+
+    def _outcome(self, leaves: Prospect | None, comes: Prospect | None) -> _Outcome | None:
+        """Once these moves are made; None if there is no room for them. It depends on what the two need alone."""
+        key = 0 if leaves is None else id(leaves.needs), 0 if comes is None else id(comes.needs)
+        if key not in self._outcomes:
+            self._outcomes[key] = self._make_outcome(leaves, comes)
+        return self._outcomes[key]
+
+    def _make_outcome(self, leaves: Prospect | None, comes: Prospect | None) -> _Outcome | None:
+        free = self._free if leaves is None else self._free + leaves.frees
+        fits_twice = False
+        if comes is not None:
+            place = tightest(comes.needs, free)
+            if place is None:
+                return None
+            free -= place[1]
+            fits_twice = tightest(comes.needs, free) is not None
+        return _Outcome(self._late(free), fits_twice, leaves is not None and tightest(leaves.needs, free) is not None)
 
     def _late(self, free: Bytes) -> float:
         """The chance that the next request is for an expert off the device that does not fit."""
-        return sum(chance for needs, chance in self._by_need.items() if _tightest(needs, free) is None)
+        return sum(chance for needs, chance in self._by_need if not any(need.fits(free) for _, need in needs))
 
     def _seconds(self, one: Prospect) -> float:
         """The next request's expected seconds of waiting for its move up."""
@@ -208,10 +235,13 @@ class _Stage:
         return -self._seconds(one), one.holding.name
 
 
-_Needs = tuple[tuple[Seat, Bytes], ...]
+class _Outcome(NamedTuple):
+    late: float  # the chance that the next request is for an expert off the device that does not fit
+    fits_twice: bool  # there would be room for as much again as the expert that comes
+    fits_again: bool  # the one that leaves could come back without an eviction
 
 
-def _tightest(needs: _Needs, free: Bytes) -> tuple[Seat, Bytes] | None:
+def tightest(needs: Needs, free: Bytes) -> tuple[Seat, Bytes] | None:
     """The seat with the least room among those with enough, and what is needed there."""
     fits = [place for place in needs if place[1].fits(free)]
     return min(fits, key=lambda place: sum(map(free.on, place[0]))) if len(fits) > 1 else next(iter(fits), None)
@@ -222,6 +252,6 @@ def _plan(leaves: Prospect | None, comes: Prospect | None, free: Bytes) -> Plan:
     if leaves is not None:
         moves.append(Move(leaves.holding.name, Tier.DEVICE, leaves.rest, leaves.holding.seat))
         free += leaves.frees
-    if comes is not None and (place := comes.place(free)) is not None:
+    if comes is not None and (place := tightest(comes.needs, free)) is not None:
         moves.append(Move(comes.holding.name, comes.holding.tier, Tier.DEVICE, place[0]))
     return Plan(tuple(moves))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from coe_server.build.experts import amount_of, build_capacity, card_limit
+from coe_server.build.experts import amount_of, build_capacity, card_limit, divided
 from coe_server.cache.planner import mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import parse_byte_count
@@ -62,12 +62,10 @@ def rooms(config: ServerConfig, machine: Machine | None) -> Rooms:
         capacity = build_capacity(config)
         return Rooms(capacity.cards, capacity.host, "this machine", capacity.cards)
     if not machine.cards:
-        device, host = (
-            amount_of(config.memory.device, machine.host, 0.3),
-            amount_of(config.memory.host, machine.host, 0.5),
-        )
-        _refuse_more_host(device + host, machine.host, "memory: device and host ask")
-        return Rooms((device,), host, f"a machine without a GPU and with {gib(machine.host)} of RAM", (device,))
+        shares = tuple(divided(config.memory.device, machine.host, 0.3, config.memory.cards or 1))
+        host = amount_of(config.memory.host, machine.host, 0.5)
+        _refuse_more_host(sum(shares) + host, machine.host, "memory: device and host ask")
+        return Rooms(shares, host, f"a machine without a GPU and with {gib(machine.host)} of RAM", shares)
     host = amount_of(config.memory.host, machine.host, 0.8)
     _refuse_more_host(host, machine.host, "memory.host: asks")
     cards = tuple(card_limit(config.memory.device, DeviceBytes(size, 0)) for size in machine.cards)

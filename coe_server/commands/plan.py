@@ -80,6 +80,7 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
         asleep=need.device_asleep,
         host=need.host,
         can_sleep=need.can_sleep,
+        width=1 if isinstance(settings, VllmExpert) else settings.cards_taken,
         pin=expert.pin,
         preload=expert.preload,
     )

@@ -25,6 +25,7 @@ from coe_server.simulation.traces import Profile, Trace, make_trace, read_trace
 from coe_server.system.files import require_writable_file
 
 EXPERTS, REQUESTS = 5, 300  # of a profile, by default
+_WIDE = 2  # cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class SimulationOptions:
     seed: int | None = None
     on_device: int | None = None
     in_host: int | None = None
+    cards: int | None = None
+    wide: int | None = None
     policy: str | None = None
     tolerance: float = 0.0
 
@@ -84,14 +87,18 @@ def _stage(options: SimulationOptions) -> tuple[Scenario, Trace]:
     else:
         names = expert_names(options.experts or EXPERTS)
         trace = _trace(options, names)
-    return made_up_scenario(names, options.on_device, options.in_host), trace
+    cards, wide = options.cards or 1, options.wide or 0
+    if wide and cards < _WIDE:
+        raise ConfigError(f"--wide: {wide} experts take two cards each, and there is one; give --cards")
+    return made_up_scenario(names, options.on_device, options.in_host, cards=cards, wide=wide), trace
 
 
 def _refuse_unused(options: SimulationOptions) -> None:
     """Raises ConfigError at an option that could change nothing: what it would make up is given."""
     made_up_experts = {"--experts": options.experts, "--on-device": options.on_device, "--in-host": options.in_host}
+    made_up_cards = {"--cards": options.cards, "--wide": options.wide}
     if options.config is not None:
-        _refuse_any(made_up_experts, f"the experts and the machine are those of {options.config}")
+        _refuse_any(made_up_experts | made_up_cards, f"the experts and the machine are those of {options.config}")
     if options.trace is not None:
         made_up_requests = {"--experts": options.experts, "--requests": options.requests, "--seed": options.seed}
         _refuse_any(made_up_requests, f"the requests and their experts are those of {options.trace}")

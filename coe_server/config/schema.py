@@ -100,7 +100,8 @@ class RouterSettings(Settings):
 
 
 class MemorySettings(Settings):
-    device: Amount = None
+    cards: int | None = Field(default=None, ge=1, le=64)
+    device: Amount = None  # of each card
     host: Amount = None
 
 

@@ -5,20 +5,23 @@ Settings and engine. Knows of the program only that it speaks the OpenAI API ove
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
 from coe_server.config.types import ByteCount, Settings, filled_in, variables_in
+from coe_server.engines.cards import Cards
 from coe_server.engines.command_run import STOP_SIGNALS, CommandLaunch, CommandRun, PortTaken, placeholders_in
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
@@ -70,7 +73,8 @@ class CommandExpert(ExpertSettings):
     environment: Variables = Field(default={})
     health: str = Field(default="/health", pattern="^/")
     stop: Words = Field(default=["SIGTERM"])
-    device_bytes: ByteCount | None = None
+    width: int = Field(default=1, ge=1)
+    device_bytes: ByteCount | None = None  # on each of its cards
     host_bytes: ByteCount | None = None
     sleep: MoveRequest | None = None
     wake: MoveRequest | None = None
@@ -96,10 +100,16 @@ class CommandExpert(ExpertSettings):
         footprint = Footprint(
             device_awake=self.device_bytes or surroundings.whole_device_bytes(),
             host_process=self.host_bytes or 0,
-            host_image=(self.device_bytes or 1) if self.sleep and self.wake else 0,
+            host_image=self.width * (self.device_bytes or 1) if self.sleep and self.wake else 0,
         )
-        is_measured = self.device_bytes is None and surroundings.platform == "cpu"
-        return CommandEngine(launch, footprint, is_measured, self._moves, self._canary)
+        on_gpu = surroundings.platform == "cuda"
+        is_measured = self.device_bytes is None and not on_gpu
+        cards = surroundings.cards if on_gpu else None
+        return CommandEngine(launch, footprint, is_measured, self._moves, self._canary, cards, self.width)
+
+    @property
+    def cards_taken(self) -> int:
+        return self.width
 
     @property
     def _moves(self) -> tuple[str, str] | None:
@@ -157,6 +167,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
     """An `Engine` (see `engine.py`) that runs the program as its child.
 
     `moves` are the requests that put it to sleep and wake it, `canary` path and body of a request that it must answer.
+    `cards` are the GPUs, of which it sees those of its seat; None on a CPU.
     """
 
     def __init__(
@@ -166,6 +177,8 @@ class CommandEngine(ProcessEngine[CommandRun]):
         is_measured: bool = False,
         moves: tuple[str, str] | None = None,
         canary: tuple[str, dict[str, Any]] | None = None,
+        cards: Cards | None = None,
+        width: int = 1,
     ) -> None:
         super().__init__(launch.name, launch.log_directory, launch.start_timeout_seconds)
         self.footprint = footprint
@@ -173,7 +186,14 @@ class CommandEngine(ProcessEngine[CommandRun]):
         self._is_measured = is_measured
         self._moves = moves
         self._canary = canary
+        self._cards = cards
+        self._width = width
+        self._seat: Seat = (0,)
         self._answer: str | None = None  # of the canary since the last start
+
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
+        self._seat = seat
+        await super().start(within_seconds, seat)
 
     async def sleep(self) -> None:
         """Its 200 is the word for it that the device is free: what it keeps is not known here."""
@@ -203,13 +223,19 @@ class CommandEngine(ProcessEngine[CommandRun]):
         if self._is_measured:
             held_bytes = resident_bytes(self.running().process.pid)
             image_bytes = held_bytes if self._moves else 0
-            self.footprint = self.footprint._replace(device_awake=held_bytes, host_image=image_bytes)
+            on_each = -(-held_bytes // self._width)
+            self.footprint = self.footprint._replace(device_awake=on_each, host_image=image_bytes)
         self._answer = None
         await self._check_canary()
 
     async def _begin(self) -> None:
-        self._run = await CommandRun.start(self._launch)
+        self._run = await CommandRun.start(replace(self._launch, visible_cards=await self._visible_cards()))
         await self._run.until_healthy()
+
+    async def _visible_cards(self) -> tuple[str, ...]:
+        """UUIDs of its seat; none where there is one card, or none to choose from. Raises `EngineError`."""
+        visible = () if self._cards is None else await asyncio.to_thread(self._cards.visible)
+        return tuple(visible[index] for index in self._seat) if len(visible) > 1 else ()
 
     async def _move(self, number: int) -> None:
         if self._moves is None:

@@ -60,6 +60,7 @@ class CommandLaunch:
     start_timeout_seconds: float = 600.0
     pulse_timeout_seconds: float = 60.0
     user: EngineUser | None = None  # None: the server's own
+    visible_cards: tuple[str, ...] = ()  # UUIDs of the GPUs that it may use; none: all
 
     @property
     def stop_program(self) -> tuple[str, ...]:
@@ -235,7 +236,8 @@ def _environment(launch: CommandLaunch, run_directory: Path, values: Mapping[str
     }
     given = dict(zip(launch.environment, filled(launch.environment.values(), values), strict=True))
     own = launch.user.environment if launch.user else {}
-    return inherited | own | {"TMPDIR": str(run_directory), "PYTHONUNBUFFERED": "1"} | given
+    cards = {"CUDA_VISIBLE_DEVICES": ",".join(launch.visible_cards)} if launch.visible_cards else {}
+    return inherited | own | cards | {"TMPDIR": str(run_directory), "PYTHONUNBUFFERED": "1"} | given
 
 
 async def _run_stop_program(launch: CommandLaunch, values: Mapping[str, str], environment: Mapping[str, str]) -> None:

@@ -64,6 +64,7 @@ class Surroundings:
     size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
     measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
     cards: Cards = field(default_factory=Cards)  # of this machine, shared by its engines
+    memory_cards: int = 1  # cards into which memory is divided where there is no GPU
 
     @property
     def inherited(self) -> dict[str, str]:
@@ -101,8 +102,8 @@ class ExpertSettings(Settings):
         return False
 
     @property
-    def width(self) -> int:
-        """How many cards its engine takes."""
+    def cards_taken(self) -> int:
+        """The expert's width: how many cards its engine takes."""
         return 1
 
     @property

@@ -19,7 +19,8 @@ from coe_server.errors import EngineDied, EngineStartFailed
 
 class SimulatedExpert(ExpertSettings):
     engine: Literal["simulated"]
-    weights_bytes: ByteCount = 15 * 2**30
+    weights_bytes: ByteCount = 15 * 2**30  # on all of its cards together
+    width: int = Field(default=1, ge=1)
     start_seconds: float = Field(default=40.0, ge=0)
     wake_seconds: float = Field(default=0.4, ge=0)
     sleep_seconds: float = Field(default=0.3, ge=0)
@@ -27,7 +28,11 @@ class SimulatedExpert(ExpertSettings):
     tokens_per_second: float = Field(default=50.0, gt=0)
 
     def build(self, surroundings: Surroundings) -> Engine:
-        return SimulatedEngine(self.name, weights_bytes=self.weights_bytes, **self.timings)
+        return SimulatedEngine(self.name, weights_bytes=self.weights_bytes, width=self.width, **self.timings)
+
+    @property
+    def cards_taken(self) -> int:
+        return self.width
 
     @property
     def timings(self) -> Mapping[str, Any]:
@@ -53,9 +58,10 @@ class SimulatedEngine:
         sleep_seconds: float,
         ttft_seconds: float,
         tokens_per_second: float,
+        width: int = 1,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.footprint = Footprint(device_awake=weights_bytes, host_image=weights_bytes)
+        self.footprint = Footprint(device_awake=-(-weights_bytes // width), host_image=weights_bytes)
         self._name = name
         self._start_seconds = start_seconds
         self._wake_seconds = wake_seconds

@@ -79,7 +79,7 @@ class VllmExpert(ExpertSettings):
             raise ConfigError(f"experts.{launch.name}.model: {error}") from error
 
     @property
-    def width(self) -> int:
+    def cards_taken(self) -> int:
         return width_of(self.args)
 
     @property

@@ -108,7 +108,8 @@ def offline_bound(
     switches = max(0, len(asked) - _most_together(asked.values(), scenario.capacity.device))
     kept = [m for m in measures.values() if m.bound_kept and not m.refused]
     fans_out = any(request.fan_out > 1 for request in trace.requests)  # the search lets in one answer for each request
-    if len(jobs) > EXACT_UP_TO_REQUESTS or not kept or fans_out:
+    several_cards = len(scenario.capacity.cards) > 1  # and knows one device
+    if len(jobs) > EXACT_UP_TO_REQUESTS or not kept or fans_out or several_cards:
         return _bound(blocked, switches, False, scenario, trace)
     reached = min(m.blocked_seconds for m in kept)
     limit = max(m.wait_bound_seconds for m in kept)

@@ -115,6 +115,35 @@ def test_where_nothing_can_leave_any_seat_waiting_is_not_in_vain(machine):
         assert isinstance(plan(Standing.of(busy), busy[0], capacity), NotYet)
 
 
+def rank(holdings, outcome, seat, capacity):
+    """The rule that chooses among seats, written down a second time."""
+    named = {one.name: one for one in holdings}
+    now = isinstance(outcome, Plan)
+    names = [move.expert for move in outcome.moves[:-1]] if now else outcome.leaving
+    worth = max(((not named[name].leaving, named[name].wanted, named[name].worth) for name in names), default=None)
+    there = [one for one in holdings if one.tier is not Tier.DISK and not set(one.seat).isdisjoint(seat)]
+    used, need = Standing.of(holdings).used, holdings[0].footprint.device_awake
+    left_over = sum(capacity.on(card) - used.on(card) - need for card in seat)
+    crowd = sum(one.footprint.device_awake for one in there) if now and not names else 0
+    return not now, worth is not None, worth or (), len(names), crowd, left_over
+
+
+@examples(400)
+@given(machines(most=7))
+def test_of_several_seats_the_best_is_taken_as_a_search_of_each_by_itself_finds_it(machine):
+    holdings, capacity = machine
+    holdings[0] = holdings[0]._replace(tier=Tier.DISK, busy=False)
+    goal, standing = holdings[0], Standing.of(holdings)
+    alone = {seat: plan(standing, goal._replace(seats=(seat,)), capacity) for seat in goal.seats}
+    possible_ones = {seat: one for seat, one in alone.items() if not isinstance(one, Never)}
+    chosen = plan(standing, goal, capacity)
+    if not possible_ones:
+        assert isinstance(chosen, Never)
+        return
+    best = min(possible_ones, key=lambda seat: (rank(holdings, alone[seat], seat, capacity), goal.seats.index(seat)))
+    assert chosen == alone[best]
+
+
 def expert(name, tier=Tier.DEVICE, seat=(0,), seats=((0,), (1,)), footprint=SMALL, **more):
     return Holding(name, tier, footprint, seat=seat, seats=seats, **more)
 

@@ -56,10 +56,22 @@ def test_a_trace_file_for_the_experts_of_a_configuration(run, tmp_path):
     assert 4 <= figures["bound"]["blocked_seconds"] <= figures["policies"]["coe"]["blocked_seconds"]
 
 
+def test_a_made_up_machine_may_have_several_cards_and_wide_experts(run):
+    words = ("--profile", "interleaved", "--experts", 6, "--requests", 60, "--cards", 2, "--wide", 1, "--on-device", 1)
+    result, figures = run(*words)
+    assert result.exit_code == 0, result.output
+    ours = figures["policies"]["coe"]
+    assert ours["wait_bound_kept"]
+    one_card = run("--profile", "interleaved", "--experts", 6, "--requests", 60, "--on-device", 1)[1]
+    assert ours["switches"] != one_card["policies"]["coe"]["switches"]
+    refused, _ = run("--profile", "zipf", "--wide", 1)
+    assert "--wide: 1 experts take two cards each, and there is one; give --cards" in refused.stderr
+
+
 def test_an_option_that_would_change_nothing_is_refused(run, tmp_path):
     config = tmp_path / "serve.yaml"
     config.write_text(CONFIG)
-    for option in ("--experts", "--on-device", "--in-host"):
+    for option in ("--experts", "--on-device", "--in-host", "--cards", "--wide"):
         result, figures = run(config, "--profile", "zipf", option, 3)
         assert (result.exit_code, figures) == (2, None)
         assert f"{option}: changes nothing, the experts and the machine are those of {config}" in result.stderr
