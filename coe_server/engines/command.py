@@ -92,6 +92,7 @@ class CommandExpert(ExpertSettings):
             start_timeout_seconds=surroundings.vllm.start_timeout_seconds,
             user=surroundings.user,
             pulse_timeout_seconds=surroundings.longest_answer_seconds,
+            cores=surroundings.cores,
         )
         footprint = Footprint(
             device_awake=self.device_bytes or surroundings.whole_device_bytes(),
@@ -208,7 +209,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
         await self._check_canary()
 
     async def _begin(self) -> None:
-        self._run = await CommandRun.start(self._launch)
+        self._run = await CommandRun.start(self._launch, self._seat)
         await self._run.until_healthy()
 
     async def _move(self, number: int) -> None:
