@@ -2,7 +2,7 @@
 #   docker build --target cpu --tag coe-server:cpu .
 # hadolint global ignore=DL3008
 # (DL3008 wants pinned Debian packages: the archive drops a version with the next security fix, and the build with it.)
-# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /keys, /scrape and /tmp.
+# Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /hub, /keys, /scrape and /tmp.
 # A package index of your own: --secret id=pip,src=pip.conf. docs/deploy.md says what was checked, and how.
 # Images are named by tag. To pin one: docker buildx imagetools inspect NAME:TAG prints the digest, and
 # --build-arg PYTHON_IMAGE=NAME:TAG@sha256:... (VLLM_IMAGE=...) takes it.
@@ -53,7 +53,7 @@ COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
 COPY deploy/image/bin /usr/local/bin
 # Without a C++ compiler in the image torch must not try to compile a kernel (it would, for log-probabilities).
-ENV PATH=/usr/local/bin:/opt/coe/bin:/opt/vllm/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1 TORCHDYNAMO_DISABLE=1
+ENV PATH=/usr/local/bin:/opt/coe/bin:/opt/vllm/bin:$PATH HOME=/var/lib/coe HF_HOME=/hub PYTHONUNBUFFERED=1 TORCHDYNAMO_DISABLE=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080
@@ -74,7 +74,7 @@ COPY --from=demo /opt/demo /opt/demo
 COPY --from=wheel /wheel /build/wheel
 RUN /opt/coe/bin/pip install --quiet --no-cache-dir --no-deps --no-index /build/wheel/*.whl
 COPY deploy/image/bin /usr/local/bin
-ENV PATH=/usr/local/bin:/opt/coe/bin:$PATH HOME=/var/lib/coe HF_HOME=/models/hub PYTHONUNBUFFERED=1
+ENV PATH=/usr/local/bin:/opt/coe/bin:$PATH HOME=/var/lib/coe HF_HOME=/hub PYTHONUNBUFFERED=1
 WORKDIR /var/lib/coe
 USER 10001:10001
 EXPOSE 8080

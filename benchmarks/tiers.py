@@ -127,9 +127,9 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
 
 async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: list[list[int]], rounds: int) -> None:
     """One round more than asked for: the first sleep has a line of its own."""
-    assert engine._memory.image is not None, "an engine that may sleep has an image"
+    (image,) = engine._memory.images
     reference = await asyncio.create_subprocess_exec(
-        *(vllm / "bin/python", IN_VLLM / "copy_reference.py", engine._memory.image.path, str(measured.weights_bytes)),
+        *(vllm / "bin/python", IN_VLLM / "copy_reference.py", image.path, str(measured.weights_bytes)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},

@@ -15,13 +15,12 @@ from dataclasses import replace
 
 from fastapi import FastAPI
 
+from coe_server.build.capacity import build_capacity, platform_of
 from coe_server.build.experts import (
-    build_capacity,
     build_experts,
     costs_file,
     footprints_file,
     keep_footprints,
-    platform_of,
     refuse_what_never_fits,
 )
 from coe_server.build.service import build_guard, build_journal, build_router, build_serving, build_tracing

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from coe_server.build.capacity import build_capacity, cores_of_cards, platform_of, weights_here
 from coe_server.cache.costs import read_costs
-from coe_server.cache.planner import left_out, mib, pinned
+from coe_server.cache.planner import left_out, pinned
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
@@ -18,22 +19,17 @@ from coe_server.config.schema import (
     ServerConfig,
     proxies_of_environment,
 )
-from coe_server.config.types import Share
-from coe_server.engines.cards import Cards, DeviceBytes, card_readings
+from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Footprint, Seat
 from coe_server.engines.footprints import write_footprints
 from coe_server.engines.hub import hub_size
-from coe_server.engines.memory import available_host_bytes
-from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
+from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, detect_platform, hub_source, known_bytes, unsupported_gpu
+from coe_server.engines.vllm_command import VllmLaunch, hub_source, known_bytes, unsupported_gpu
 from coe_server.engines.vllm_settings import VllmExpert, key_of
 from coe_server.errors import ConfigError, EngineError
 
 logger = logging.getLogger(__name__)
-
-# Of a card, for what the driver and fragmentation take.
-_LEAST_SPARE_BYTES, _SPARE_SHARE = 512 << 20, 0.02
 
 _NOT_MEASURED: Mapping[str, Footprint] = MappingProxyType({})
 MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on this machine; may raise ConfigError
@@ -58,14 +54,10 @@ def ask_hub(launch: VllmLaunch) -> int:
 def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_missing) -> list[Expert]:
     """Every expert with its engine; nothing is started. `size_of_missing` is asked for models that are not here."""
     require_vllm(config)
-    if platform_of(config) == "cpu" and _weights_here(config) and (told := unsupported_gpu()):
+    if platform_of(config) == "cpu" and weights_here(config) and (told := unsupported_gpu()):
         logger.warning("vllm.platform: %s", told)
     surroundings, costs = surroundings_of(config, size_of_missing), read_costs(costs_file(config))
     return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
-
-
-def platform_of(config: ServerConfig) -> Platform:
-    return detect_platform() if config.vllm.platform == "auto" else config.vllm.platform
 
 
 def footprints_file(config: ServerConfig) -> Path:
@@ -83,7 +75,8 @@ def keep_footprints(file: Path, experts: Iterable[Expert]) -> None:
 def _plausible(engine: VllmEngine) -> Footprint | None:
     """What was measured, unless it is less than the engine must hold: on a GPU, what ended meanwhile is taken off."""
     found, launch = engine.measured_footprint, engine.launch
-    least = known_bytes(launch) // 2 + launch.kv_cache_bytes
+    of_a_rank = known_bytes(launch) * launch.copies // launch.width
+    least = of_a_rank // 2 + launch.kv_cache_bytes
     return found if found is not None and found.device_awake >= least else None
 
 
@@ -115,13 +108,15 @@ def surroundings_of(
         measured=measured,
         whole_device_bytes=lambda: _whole_device_bytes(config),
         memory_cards=config.memory.cards or 1,
+        cores=cores_of_cards(config),
     )
 
 
 def _whole_device_bytes(config: ServerConfig) -> int:
-    """What is available changes from one look to the next; a figure of the configuration does not."""
-    device = max(build_capacity(config).cards, default=0)
-    return device if isinstance(config.memory.device, int) else int(0.9 * device)
+    """Of the largest card. What is available changes from look to look; a figure of the configuration does not."""
+    setting, largest = config.memory.device, max(build_capacity(config).cards, default=0)
+    given = all(isinstance(one, int) for one in setting) if isinstance(setting, tuple) else isinstance(setting, int)
+    return largest if given else int(0.9 * largest)
 
 
 def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tuple[Seat, ...] | None = None) -> Expert:
@@ -134,17 +129,17 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tu
         ttl_seconds=settings.ttl_seconds,
         remote=settings.remote,
         width=settings.cards_taken,
-        seats=_seats(settings, surroundings) if seats is None else seats,
+        seats=seats_here(settings, surroundings) if seats is None else seats,
     )
 
 
-def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, ...]:
+def seats_here(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, ...]:
     """On which cards it may lie. Raises ConfigError where there are none for it."""
     width = settings.cards_taken
     if settings.remote:
         return ((0,),)
     if not settings.weights_here or surroundings.platform == "cpu":
-        return _seats_without_gpu(settings.name, width, surroundings.memory_cards)
+        return _ram_seats(settings, surroundings.memory_cards)
     try:
         surroundings.cards.visible()
     except EngineError:  # a configuration that is only checked, on a machine without a driver
@@ -152,11 +147,19 @@ def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, 
     return seats_of(settings, width, surroundings.cards)
 
 
-def _seats_without_gpu(name: str, width: int, cards: int) -> tuple[Seat, ...]:
-    seats = candidate_seats([Card(index, 1) for index in range(cards)], width)
-    if not seats:
-        raise ConfigError(f"experts.{name}: takes {width} cards, and memory.cards is {cards}; raise it")
-    return seats
+def _ram_seats(settings: ExpertSettings, count: int) -> tuple[Seat, ...]:
+    """Without a GPU: on the cards into which the machine is divided, all of one size."""
+    width, wanted = settings.cards_taken, settings.cards
+    if width > count:
+        raise ConfigError(f"experts.{settings.name}: takes {width} cards, and memory.cards is {count}; raise it")
+    if count == 1:
+        return ((0,),)
+    for name in wanted or ():
+        if not isinstance(name, int) or not 0 <= name < count:
+            key = f"experts.{settings.name}.cards"
+            raise ConfigError(f"{key}: {name!r} is none of the cards: 0 to {count - 1} (memory.cards)")
+    allowed = None if wanted is None else {name for name in wanted if isinstance(name, int)}
+    return _some(candidate_seats([Card(index, 0) for index in range(count)], width, allowed), settings, width)
 
 
 def require_vllm(config: ServerConfig) -> None:
@@ -185,10 +188,16 @@ def seats_of(settings: ExpertSettings, width: int, cards: Cards) -> tuple[Seat, 
         )
         for index, one in enumerate(facts)
     ]
-    seats = candidate_seats(known, width, wanted)
+    return _some(candidate_seats(known, width, wanted), settings, width)
+
+
+def _some(seats: tuple[Seat, ...], settings: ExpertSettings, width: int) -> tuple[Seat, ...]:
+    """The same; raises ConfigError where there are none."""
     if not seats:
         among = "the visible ones" if settings.cards is None else settings.cards
-        raise ConfigError(f"{key}: there is no place for an expert that takes {width} cards, among {among}")
+        raise ConfigError(
+            f"experts.{settings.name}.cards: there is no place for an expert that takes {width} cards, among {among}"
+        )
     return seats
 
 
@@ -203,71 +212,8 @@ def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
     return matching[0]
 
 
-def build_capacity(config: ServerConfig, cards: Callable[[], Sequence[DeviceBytes]] = card_readings) -> Bytes:
-    """The tiers' capacities in bytes; `cards` reads the GPUs. Raises ConfigError for more than there is."""
-    available = available_host_bytes()
-    device, host = config.memory.device, config.memory.host
-    number = config.memory.cards or 1
-    if not _weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
-        return Bytes(divided(device, available, 0.9, number), amount_of(host, available, 0.9))
-    if platform_of(config) == "cuda":
-        if config.memory.cards is not None:
-            raise ConfigError("memory.cards: is for machines without a GPU; the GPUs are counted here, leave it out")
-        capacity = Bytes(_device_limits(device, cards), amount_of(host, available, 0.8))
-    else:
-        capacity = Bytes(divided(device, available, 0.3, number), amount_of(host, available, 0.5))
-    taken = ram_of_tiers(config, capacity)
-    if taken > available:
-        raise ConfigError(
-            f"memory: device and host ask for {mib(taken)} of RAM and only {mib(available)} are available; lower them"
-        )
-    return capacity
-
-
-def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
-    """How much of this machine's RAM the tiers may fill, in bytes: both without a GPU, none without an engine here."""
-    if not _weights_here(config):
-        return 0
-    return capacity.host if platform_of(config) == "cuda" else capacity.device + capacity.host
-
-
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
     """Raises ConfigError naming the first expert that cannot fit on the device even after every permitted eviction."""
     at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin, expert.seats) for expert in experts)
     for name, why in left_out(at_their_pins, capacity).items():
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")
-
-
-def _weights_here(config: ServerConfig) -> bool:
-    return any(expert.weights_here for expert in config.experts)
-
-
-def _device_limits(setting: int | Share | None, cards: Callable[[], Sequence[DeviceBytes]]) -> tuple[int, ...]:
-    """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
-    try:
-        return tuple(card_limit(setting, card) for card in cards())
-    except EngineError as error:
-        if isinstance(setting, int):
-            return (setting,)
-        raise ConfigError(f"memory.device: {error}; give the size in bytes, e.g. 70GiB") from error
-
-
-def divided(setting: int | Share | None, available: int, default_share: float, cards: int) -> list[int]:
-    """Bytes of each card without a GPU: an amount is given for each, a share of the RAM is divided among them."""
-    amount = amount_of(setting, available, default_share)
-    return [amount if isinstance(setting, int) else amount // cards] * cards
-
-
-def card_limit(setting: int | Share | None, there: DeviceBytes) -> int:
-    """What `memory.device` gives of one card. Raises ConfigError for more than it has."""
-    if setting is None:  # what a desktop or another program has of the card is theirs
-        return max(0, there.free - max(_LEAST_SPARE_BYTES, int(_SPARE_SHARE * there.total)))
-    if (amount := amount_of(setting, there.total, 1.0)) > there.total:
-        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there.total)}; lower it")
-    return amount
-
-
-def amount_of(setting: int | Share | None, available: int, default_share: float) -> int:
-    if isinstance(setting, int):
-        return setting
-    return int(available * (setting.fraction if setting else default_share))

@@ -253,9 +253,8 @@ def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes
     """Learn the cost of a completed move, and report it."""
     slot.costs.learn_move(move.source, move.target, seconds)
     slot.change(last_move=MoveRecord(slot.name, move.source, move.target, seconds, size_bytes))
-    events.record(
-        "move", expert=slot.name, **{"from": move.source, "to": move.target}, seconds=seconds, bytes=size_bytes
-    )
+    places = {"from": move.source, "to": move.target, "cards": list(move.seat)}
+    events.record("move", expert=slot.name, **places, seconds=seconds, bytes=size_bytes)
     logger.info("%s: %s -> %s in %.2f s", slot.name, move.source, move.target, seconds)
 
 

@@ -39,9 +39,15 @@ class Placement:
     left_out: dict[str, str] = field(default_factory=dict)  # could never be loaded: name -> why
 
 
-def place(demands: Sequence[Demand], cards: Sequence[Card], host_room: int) -> Placement:
-    """Pinned experts first, then those to preload, then the others in order. A card's `total_bytes` are its room."""
-    found = Placement({card.index: card.total_bytes for card in cards}, host_room)
+def place(
+    demands: Sequence[Demand], cards: Sequence[Card], host_room: int, room: Sequence[int] | None = None
+) -> Placement:
+    """Pinned experts first, then those to preload, then the others in order.
+
+    `room` is what experts may take of each card. Default: all that it has.
+    """
+    free = [card.total_bytes for card in cards] if room is None else room
+    found = Placement({card.index: size for card, size in zip(cards, free, strict=True)}, host_room)
     by_name = {one.name: one for one in demands}
     in_order = sorted(demands, key=lambda one: min(one.pin, one.preload, key=lambda tier: tier.depth).depth)
     for one in in_order:

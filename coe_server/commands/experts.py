@@ -78,7 +78,8 @@ def experts_table(found: list[dict[str, Any]], width: int) -> Group:
     """
     none_pinned = all(not expert["pin"] for expert in found)
     tell_least = dict.fromkeys((*(("pin",) if none_pinned else ()), *_TELL_LEAST))
-    table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), tell_least, width)
+    columns = tuple(name for name in _COLUMNS if name != "cards" or _several_cards(found))
+    table, left_out = that_fits(partial(_table, found), columns, filter(columns.__contains__, tell_least), width)
     missing = [name for name in left_out if not (name == "pin" and none_pinned)]
     return Group(table, *no_room_for(missing), *(_failure(one) for one in found if one["failure"]))
 
@@ -109,6 +110,10 @@ def _state(expert: dict[str, Any]) -> str:
     return f"[red]{state}[/red]" if state == "failed" else state
 
 
+def _several_cards(found: list[dict[str, Any]]) -> bool:
+    return any(card["index"] for expert in found for card in expert["cards"])
+
+
 def _move(move: dict[str, Any] | None) -> str:
     return f"{_shown(move['from'])} -> {_shown(move['to'])}, {move['seconds']:.2f} s" if move else ""
 
@@ -127,6 +132,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "expert": lambda expert: _shown(expert["name"]),
     "state": _state,
     "pin": lambda expert: _shown(expert["pin"] or ""),
+    "cards": lambda expert: _shown(", ".join(str(card["index"]) for card in expert["cards"])),
     "device": lambda expert: mib(expert["bytes"]["device"]),
     "host": lambda expert: mib(expert["bytes"]["host"]),
     "leases": lambda expert: _shown(expert["leases"]),
@@ -134,4 +140,4 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "last move": lambda expert: _move(expert["last_move"]),
 }
 _NUMBERS = frozenset({"device", "host", "leases", "queued"})
-_TELL_LEAST = ("last move", "pin", "host", "leases")
+_TELL_LEAST = ("last move", "pin", "host", "leases", "cards")

@@ -5,13 +5,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from coe_server.build.experts import amount_of, build_capacity, card_limit, divided
+from coe_server.build.capacity import (
+    amount_of,
+    build_capacity,
+    card_limit,
+    for_each_card,
+    platform_of,
+    ram_as_cards,
+    refuse_division,
+    weights_here,
+)
 from coe_server.cache.planner import mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import parse_byte_count
-from coe_server.engines.cards import DeviceBytes
+from coe_server.engines.cards import DeviceBytes, card_readings
 from coe_server.engines.hub import gib
-from coe_server.errors import ConfigError
+from coe_server.errors import ConfigError, EngineError
 
 GRAMMAR = "'[Nx]SIZE[+[Nx]SIZE...],host=SIZE': '24GiB,host=64GiB', '4x80GiB,host=512GiB', without a GPU 'host=16GiB'"
 
@@ -31,7 +40,7 @@ class Rooms:
     cards: tuple[int, ...]
     host: int
     told: str  # the machine in words
-    there: tuple[int, ...]  # bytes that each card has; as `cards` where it is not known
+    there: tuple[int, ...]  # bytes that each card has; as `cards` where it is not known, and without a GPU equal
 
 
 def parse_machine(text: str) -> Machine:
@@ -58,18 +67,33 @@ def for_machine(config: ServerConfig, machine: Machine) -> ServerConfig:
 
 def rooms(config: ServerConfig, machine: Machine | None) -> Rooms:
     """What the configuration gives to experts. Raises ConfigError where it asks for more than there is."""
+    divided = f", divided into {config.memory.cards} cards" if (config.memory.cards or 1) > 1 else ""
     if machine is None:
         capacity = build_capacity(config)
-        return Rooms(capacity.cards, capacity.host, "this machine", capacity.cards)
+        there = _there(config, capacity.cards)
+        cards = capacity.cards + (0,) * (len(there) - len(capacity.cards))  # amounts leave out what has no room
+        return Rooms(cards, capacity.host, f"this machine{divided}", there)
+    refuse_division(config)
     if not machine.cards:
-        shares = tuple(divided(config.memory.device, machine.host, 0.3, config.memory.cards or 1))
-        host = amount_of(config.memory.host, machine.host, 0.5)
-        _refuse_more_host(sum(shares) + host, machine.host, "memory: device and host ask")
-        return Rooms(shares, host, f"a machine without a GPU and with {gib(machine.host)} of RAM", shares)
+        cards, host = ram_as_cards(config, machine.host), amount_of(config.memory.host, machine.host, 0.5)
+        _refuse_more_host(sum(cards) + host, machine.host, "memory: device and host ask")
+        told = f"a machine without a GPU and with {gib(machine.host)} of RAM{divided}"
+        return Rooms(cards, host, told, (max(cards),) * len(cards))
     host = amount_of(config.memory.host, machine.host, 0.8)
     _refuse_more_host(host, machine.host, "memory.host: asks")
-    cards = tuple(card_limit(config.memory.device, DeviceBytes(size, 0)) for size in machine.cards)
+    settings = for_each_card(config, len(machine.cards))
+    cards = tuple(card_limit(one, DeviceBytes(size, 0)) for one, size in zip(settings, machine.cards, strict=True))
     return Rooms(cards, host, f"{_told(machine.cards)} and {gib(machine.host)} of host memory", machine.cards)
+
+
+def _there(config: ServerConfig, cards: tuple[int, ...]) -> tuple[int, ...]:
+    """What the cards of this machine have in all: equal ones have unequal room where one is in use already."""
+    if platform_of(config) == "cpu" or not weights_here(config):
+        return (max(cards, default=0),) * (config.memory.cards or 1)
+    try:
+        return tuple(card.total for card in card_readings())
+    except EngineError:
+        return cards
 
 
 def _refuse_more_host(wanted: int, there: int, asks: str) -> None:

@@ -110,16 +110,19 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
 
 
 def make_plan(experts: Sequence[Planned], rooms: Rooms) -> Plan:
-    cards = [Card(index, size) for index, size in enumerate(rooms.cards)]
-    return Plan(tuple(experts), rooms, place([one.demand for one in experts], cards, rooms.host))
+    found = place([one.demand for one in experts], _cards(rooms), rooms.host, rooms.cards)
+    return Plan(tuple(experts), rooms, found)
+
+
+def _cards(rooms: Rooms) -> list[Card]:
+    return [Card(index, size) for index, size in enumerate(rooms.there)]
 
 
 def headline(plan: Plan) -> str:
     """Whether it fits, in one sentence."""
-    usable = ", ".join(dict.fromkeys(gib(size) for size in plan.rooms.cards))
-    room = (
-        f"{plan.rooms.told} ({usable}{' each' if len(plan.rooms.cards) > 1 else ''} and {gib(plan.rooms.host)} usable)"
-    )
+    sizes = [*map(gib, plan.rooms.cards)]
+    usable = f"{sizes[0]} each" if len(sizes) > 1 and len(set(sizes)) == 1 else ", ".join(sizes)
+    room = f"{plan.rooms.told} ({usable} and {gib(plan.rooms.host)} usable)"
     count = f"{len(plan.experts)} local experts" if len(plan.experts) != 1 else "the local expert"
     if not plan.experts:
         return "Fits: every expert is remote, nothing is moved here."
@@ -234,7 +237,7 @@ def _never_asleep(one: Planned) -> Planned:
 
 def as_json(plan: Plan, wait: Mapping[str, float] | None, told: Sequence[str]) -> dict[str, Any]:
     """What `coe validate --json` writes; bytes and seconds."""
-    cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
+    cards = _cards(plan.rooms)
     used, kept = used_by_loaded(plan.found, plan.demands), kept_by_sleepers(plan.found, plan.demands)
     return {
         "fits": plan.fits,

@@ -12,7 +12,8 @@ from typing import get_args
 from rich.progress import Progress
 from rich.table import Table
 
-from coe_server.build.experts import build_capacity, build_experts, refuse_what_never_fits
+from coe_server.build.capacity import build_capacity
+from coe_server.build.experts import build_experts, refuse_what_never_fits
 from coe_server.cache.scheduler import POLICIES, Limits, Policy
 from coe_server.commands.terminal import no_room_for, table_console, that_fits
 from coe_server.config.schema import ServerConfig, load_config

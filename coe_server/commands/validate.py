@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from coe_server.build.capacity import cores_of_cards, ram_of_tiers
 from coe_server.build.experts import (
     ask_hub,
     build_expert,
     costs_file,
     footprints_file,
-    ram_of_tiers,
     require_vllm,
+    seats_here,
     surroundings_of,
 )
 from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
@@ -112,6 +113,8 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
 
     def build(one: ExpertSettings) -> Expert | ConfigError:
         try:
+            if machine is None and settings.memory.cards:
+                seats_here(one, surroundings)
             expert = build_expert(without_width(one), surroundings)
         except ConfigError as error:
             return error
@@ -131,7 +134,7 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
     if plan is None or settings is None or checked.mistakes:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
         return nothing | {"mistakes": checked.mistakes, "hints": []}
-    capacity = Bytes(max(plan.rooms.cards), plan.rooms.host)
+    capacity = Bytes(plan.rooms.cards, plan.rooms.host)
     console.print(headline(plan))
     told = list(hints(plan))
     if not plan.fits:
@@ -147,11 +150,20 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
     if len(plan.rooms.cards) == 1:
         for sentence in placement(checked.experts, capacity):
             console.print(sentence)
+    elif settings.memory.cards:
+        console.print(_cores(settings))
     console.print(container_limit(ram_of_tiers(settings, capacity)))
     _print_router(checked, settings, capacity, console)
     console.print(wait_bound(cache))
     wait = {"typical": asleep, "from_disk": disk, "bound": cache.waits.bound_seconds()}
     return as_json(plan, wait, told)
+
+
+def _cores(settings: ServerConfig) -> str:
+    """Which cores the engines of each card run on."""
+    shares = enumerate(cores_of_cards(settings))
+    told = [f"on card {card} on {', '.join(map(str, cores))}" for card, cores in shares]
+    return f"Engines run on these cores: {'; '.join(told)}."
 
 
 def _print_hints(told: Sequence[str], console: Console) -> None:
@@ -325,7 +337,8 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
         if goal is Tier.DISK or expert.remote:
             continue
-        need = bytes_in(expert.engine.footprint, goal)
+        needs = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
+        need = next((one for one in needs if (used + one).fits(capacity)), needs[0])
         if not (used + need).fits(capacity):
             free = capacity - used
             yield (

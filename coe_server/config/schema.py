@@ -18,6 +18,7 @@ from coe_server.config.proxies import Proxies
 from coe_server.config.types import (
     Alias,
     Amount,
+    Amounts,
     ByteCount,
     Settings,
     clean_secret,
@@ -100,9 +101,9 @@ class RouterSettings(Settings):
 
 
 class MemorySettings(Settings):
-    cards: int | None = Field(default=None, ge=1, le=64)
-    device: Amount = None  # of each card
+    device: Amounts = None  # of each card, or a list with one for each
     host: Amount = None
+    cards: int | None = Field(default=None, ge=1, le=64)  # into which RAM and cores are divided, without a GPU
 
 
 class SchedulingSettings(Settings):

@@ -71,7 +71,13 @@ def parse_byte_count(value: object) -> object:
     return size
 
 
+def parse_amounts(value: object) -> object:
+    """As `parse_amount`, or a list with one for each card."""
+    return tuple(map(parse_amount, value)) if isinstance(value, list) and value else parse_amount(value)
+
+
 Amount = Annotated[int | Share | None, BeforeValidator(parse_amount)]
+Amounts = Annotated[int | Share | tuple[int | Share | None, ...] | None, BeforeValidator(parse_amounts)]
 ByteCount = Annotated[int, BeforeValidator(parse_byte_count)]
 
 

@@ -96,6 +96,7 @@ class CommandExpert(ExpertSettings):
             start_timeout_seconds=surroundings.vllm.start_timeout_seconds,
             user=surroundings.user,
             pulse_timeout_seconds=surroundings.longest_answer_seconds,
+            cores=surroundings.cores,
         )
         footprint = Footprint(
             device_awake=self.device_bytes or surroundings.whole_device_bytes(),
@@ -229,7 +230,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
         await self._check_canary()
 
     async def _begin(self) -> None:
-        self._run = await CommandRun.start(replace(self._launch, visible_cards=await self._visible_cards()))
+        self._run = await CommandRun.start(replace(self._launch, visible_cards=await self._visible_cards()), self._seat)
         await self._run.until_healthy()
 
     async def _visible_cards(self) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
-from coe_server.engines.engine import EngineRequest
+from coe_server.engines.cores import Cores
+from coe_server.engines.engine import EngineRequest, Seat
 from coe_server.engines.http_channel import HttpChannel, Reuse
 from coe_server.engines.listeners import by_owner, free_port
 from coe_server.engines.log_file import fresh_log
@@ -61,6 +62,11 @@ class CommandLaunch:
     pulse_timeout_seconds: float = 60.0
     user: EngineUser | None = None  # None: the server's own
     visible_cards: tuple[str, ...] = ()  # UUIDs of the GPUs that it may use; none: all
+    cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
+
+    def cores_on(self, seat: Seat) -> Cores:
+        """Those that the program may run on; empty: any."""
+        return tuple(core for card in seat for core in self.cores[card]) if self.cores else ()
 
     @property
     def stop_program(self) -> tuple[str, ...]:
@@ -102,7 +108,7 @@ class CommandRun:
         self._moving = False
 
     @classmethod
-    async def start(cls, launch: CommandLaunch) -> CommandRun:
+    async def start(cls, launch: CommandLaunch, seat: Seat = (0,)) -> CommandRun:
         """Starts the process with an address and a key of its own; it answers later. Raises `OSError`."""
         run_directory = make_run_directory(launch.user)
         values = {
@@ -121,6 +127,7 @@ class CommandRun:
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
                 launch.user,
+                launch.cores_on(seat),
             )
         except BaseException:
             shutil.rmtree(run_directory, ignore_errors=True)

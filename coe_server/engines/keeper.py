@@ -1,12 +1,12 @@
 """Keeps one engine's processes together. It outlives the server that starts it by milliseconds and leaves nothing.
 
-    python -I -S keeper.py SERVER_FD RUN_DIRECTORY PREVIOUS_LOG COMMAND... >LOG
+    python -I -S keeper.py SERVER_FD RUN_DIRECTORY PREVIOUS_LOG CORES COMMAND... >LOG
 
 Standard library only, and nothing of ours: it must start fast and work while the server dies. It ends everything when
 the connection to the server closes (the server is gone, even by SIGKILL) or when the command ends; SIGTERM and its
 like are passed on. It alone writes the log, its own standard output, from a pipe that the engine writes to: however
 much it writes, and whether the server runs or not, the file stays bounded. What the server sends is sent back once
-everything that the engine wrote before is in the log.
+everything that the engine wrote before is in the log. CORES, `0,1`, are those that the engine may run on; empty: any.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-)[^/]*")
 
 
 def main() -> int:
-    server, run_directory, previous_log, command = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
+    server, run_directory, previous_log, cores, command = int(sys.argv[1]), *sys.argv[2:5], sys.argv[5:]
     os.closerange(3, server)  # what the server's own parent left open comes along under uvloop, and is not the engine's
     os.closerange(server + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(server, False)
     os.set_blocking(server, False)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the engine become our children, so none can slip away
     log = _Log(sys.stdout.fileno(), previous_log)
-    engine = _Engine(command, log)
+    engine = _Engine(command, log, [int(core) for core in cores.split(",") if core])
     try:
         while engine.status is None and not _server_gone(server, engine, log):
             engine.reap()
@@ -127,7 +127,7 @@ def shorten(file: int, kept_bytes: int) -> None:
 class _Engine:
     """The command's process, and the signals that reach us."""
 
-    def __init__(self, command: list[str], log: _Log) -> None:
+    def __init__(self, command: list[str], log: _Log, cores: list[int]) -> None:
         self.status: int | None = None
         self.pid = 0
         self.signals, writing_end = os.pipe()
@@ -139,7 +139,7 @@ class _Engine:
             signal.signal(number, self._pass_on)
         pid = os.fork()
         if pid == 0:
-            _become(command, log.writing_end)
+            _become(command, log.writing_end, cores)
         os.close(log.writing_end)
         self.pid = pid
 
@@ -164,7 +164,7 @@ class _Engine:
         return 128 - code if code < 0 else code  # as a shell reports a signal
 
 
-def _become(command: list[str], output: int) -> None:
+def _become(command: list[str], output: int, cores: list[int]) -> None:
     """The forked child: turns into the engine, and dies if we are killed before we could end it."""
     try:
         os.dup2(output, sys.stdout.fileno())
@@ -173,12 +173,24 @@ def _become(command: list[str], output: int) -> None:
         for number in (signal.SIGCHLD, *PASSED_ON, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)  # Python ignores the last two; a program inherits that
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        _bind(cores)
         os.execvp(command[0], command)
     except OSError as error:
         sys.stderr.write(f"cannot run {command[0]}: {error.strerror}\n")
         sys.stderr.flush()
     finally:
         os._exit(127)
+
+
+def _bind(cores: list[int]) -> None:
+    """A group of ours may have lost these cores since they were chosen: an engine on others is better than none."""
+    if not cores:
+        return
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as error:
+        sys.stderr.write(f"cannot bind to the cores {cores}: {error.strerror}\n")
+        sys.stderr.flush()
 
 
 def _server_gone(server: int, engine: _Engine, log: _Log) -> bool:

@@ -81,7 +81,12 @@ def process_tree(root: int) -> list[int]:
 
 def private_bytes(root: int) -> int:
     """`RssAnon` summed over the process tree: memory that is really held and no file or memfd stands behind."""
-    return sum(_status_bytes(pid, ("RssAnon:",)) for pid in process_tree(root))
+    return sum(private_bytes_by_process(root).values())
+
+
+def private_bytes_by_process(root: int) -> dict[int, int]:
+    """The same for each process of the tree, by its id."""
+    return {pid: _status_bytes(pid, ("RssAnon:",)) for pid in process_tree(root)}
 
 
 def resident_bytes(root: int) -> int:

@@ -50,6 +50,7 @@ class ProcessEngine(ABC, Generic[R]):
         self._watch: asyncio.Task[None] | None = None
         self._died = asyncio.Event()
         self._death = ""
+        self._seat: Seat = (0,)  # of the newest run
 
     @abstractmethod
     async def _bring_up(self) -> None:
@@ -60,6 +61,7 @@ class ProcessEngine(ABC, Generic[R]):
         if self._run is not None:
             await self.stop(at_once=True)
         self._died.clear()
+        self._seat = seat
         try:
             async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
                 await self._bring_up()

@@ -18,6 +18,7 @@ from coe_server.config.environment import Environment
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import ByteCount, Modality, ServedName, Settings, contradiction
 from coe_server.engines.cards import Cards
+from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Engine, Footprint
 from coe_server.engines.user import EngineUser
 from coe_server.errors import ConfigError
@@ -65,6 +66,7 @@ class Surroundings:
     measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
     cards: Cards = field(default_factory=Cards)  # of this machine, shared by its engines
     memory_cards: int = 1  # cards into which memory is divided where there is no GPU
+    cores: tuple[Cores, ...] = ()  # of each card, where this machine's RAM and cores are divided into cards
 
     @property
     def inherited(self) -> dict[str, str]:

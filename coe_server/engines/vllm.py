@@ -130,8 +130,7 @@ class VllmEngine:
         return self._run
 
     async def _notice_loss(self, run: VllmRun) -> None:
-        image = self._memory.image
-        ending = await _first([run.loss(), *([image.lost()] if image else [])])
+        ending = await _first([run.loss(), *(image.lost() for image in self._memory.images)])
         self._death = f"engine '{self._launch.name}' {ending}\n{await _last_lines(run, self._launch)}"
         self._died.set()
 
@@ -139,7 +138,7 @@ class VllmEngine:
 async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
     """From a process that was just started to one that answers, with its image written and its memory measured."""
     await run.until_healthy()
-    await memory.secure_image(run)
+    await memory.secure_images(run)
     on_gpu = memory.seat is not None
     if on_gpu:
         await _take_longest_step(run)

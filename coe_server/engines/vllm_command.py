@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import MappingProxyType
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.cards import visible_device
+from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.hub import HubSource
@@ -19,7 +21,7 @@ from coe_server.engines.vllm_args import ArgValue, check_args, copies_of, named,
 from coe_server.errors import ConfigError
 
 LONGEST_STEP_SECONDS = 60.0  # an engine's core answers between two steps, and a long prompt is one step
-IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # read by the sleeping worker
+IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # one path for each rank, read by the sleeping worker
 
 _WORKER_FOLDER = Path(__file__).with_name("vllm_worker")
 _WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
@@ -63,7 +65,9 @@ _LOOPBACK_ENVIRONMENT = {
 }
 # One process and one thread per small engine: a spinning worker process would starve its own API server on two cores.
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-_CPU_ARGS: dict[str, ArgValue] = {"distributed_executor_backend": "uni", "enforce_eager": True}
+# A process for each rank; vLLM gives each the threads that its cores allow.
+_WIDE_CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
+_CPU_ARGS: dict[str, ArgValue] = {"enforce_eager": True, "worker_cls": _WORKER_CLASS}
 
 # Pinned blocks are rounded up to powers of two unless they are larger than this (c10/core/AllocatorConfig.h of torch).
 _PINNED_ROUNDING = "pinned_max_round_threshold_mb:1"
@@ -104,11 +108,25 @@ class VllmLaunch:
     max_concurrency: int | None = None  # answers at a time; None: vLLM's own limit
     weights_bytes: int | None = None  # for a model whose files are not here
     measured: Footprint | None = None  # by an earlier start, of the same on the same card
+    cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
-        if self.platform == "cpu" and self.width > 1:
-            raise ConfigError(f"experts.{self.name}.args: they ask for {self.width} cards, and there is no GPU")
+        if self.platform == "cpu" and (fault := self._too_wide()):
+            raise ConfigError(f"experts.{self.name}.args: {fault}")
+
+    def _too_wide(self) -> str | None:
+        """What a machine without a GPU cannot give."""
+        if self.width > 1 and not self.cores:
+            return (
+                f"they ask for {self.width} cards, and there is no GPU; memory.cards: {self.width} divides this"
+                " machine's RAM and cores into as many"
+            )
+        if self.width > max(1, len(self.cores)):
+            return f"they ask for {self.width} cards, and there are {len(self.cores)} (memory.cards)"
+        if self.width != (self.option("tensor_parallel_size") or 1):
+            return "without a GPU only tensor_parallel_size takes several cards"
+        return None
 
     def option(self, name: str) -> ArgValue:
         """The value of one of vLLM's options, however its dashes are written; None where it is not given."""
@@ -129,9 +147,14 @@ class VllmLaunch:
 class Place:
     """Where one run of an engine takes its memory; nothing of it is a setting."""
 
-    image_path: str | None = None  # of the CPU worker
+    image_paths: tuple[str, ...] = ()  # of each rank of the CPU worker
     cards: tuple[str, ...] = ()  # UUIDs
     utilization: float | None = None  # share of each card that is surely free at the start
+    cores: tuple[Cores, ...] = ()  # of each rank, or of all together; none: any
+
+    @property
+    def all_cores(self) -> Cores:
+        return tuple(sorted({core for cores in self.cores for core in cores}))
 
 
 NOWHERE = Place()
@@ -165,13 +188,13 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
-    args |= _cpu_args() if launch.platform == "cpu" else _cuda_args(launch, place)
+    args |= _cpu_args(launch) if launch.platform == "cpu" else _cuda_args(launch, place)
     args |= named(launch.args)
     return [*launch.command, "serve", launch.model, *words_of(args)]
 
 
-def _cpu_args() -> dict[str, ArgValue]:
-    return _CPU_ARGS | {"worker_cls": _WORKER_CLASS}
+def _cpu_args(launch: VllmLaunch) -> dict[str, ArgValue]:
+    return _CPU_ARGS | {"distributed_executor_backend": "uni" if launch.width == 1 else "mp"}
 
 
 def _cuda_args(launch: VllmLaunch, place: Place) -> dict[str, ArgValue]:
@@ -197,12 +220,22 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = N
     if _asks_no_hub(launch):
         environment["HF_HUB_OFFLINE"] = "1"  # else each start asks the hub for a newer version, and waits for it
     environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
-    environment |= _CPU_ENVIRONMENT if launch.platform == "cpu" else _cuda_environment(environment, place)
+    environment |= (
+        _cpu_environment(launch, place) if launch.platform == "cpu" else _cuda_environment(environment, place)
+    )
     if launch.platform == "cuda":
         environment[REPORTS_VARIABLE] = str(run_directory)
-    if place.image_path is not None:
-        environment[IMAGE_VARIABLE] = place.image_path
+    if place.image_paths:
+        environment[IMAGE_VARIABLE] = os.pathsep.join(place.image_paths)
     return environment | dict(launch.environment)
+
+
+def _cpu_environment(launch: VllmLaunch, place: Place) -> dict[str, str]:
+    """With the cores of each rank: left to itself, vLLM wants a NUMA node for each (utils/ompmultiprocessing.py)."""
+    if launch.width > 1:
+        ranks = (",".join(map(str, cores)) for cores in place.cores)
+        return _WIDE_CPU_ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "|".join(ranks)}
+    return _CPU_ENVIRONMENT | ({"OMP_NUM_THREADS": str(len(place.all_cores))} if place.cores else {})
 
 
 def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, str]:

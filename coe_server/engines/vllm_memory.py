@@ -1,6 +1,6 @@
-"""What one vLLM holds on its device and in host memory: its footprint, its image, and whether memory came back.
+"""What one vLLM holds on its device and in host memory: its footprint, its images, and whether memory came back.
 
-On a GPU its ranks tell (`seat_memory.py`), on a CPU the figures of the process count. Starts and stops nothing.
+On a GPU its ranks tell (`seat_memory.py`), on a CPU the figures of the processes count. Starts and stops nothing.
 """
 
 from __future__ import annotations
@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from coe_server.engines.cards import Cards
+from coe_server.engines.cores import Core, Cores, here, near
 from coe_server.engines.image import WeightImage
-from coe_server.engines.memory import private_bytes
+from coe_server.engines.memory import private_bytes, private_bytes_by_process
 from coe_server.engines.seat_memory import FREED_SHARE, HeldAwake, SeatMemory
 from coe_server.engines.vllm_command import Place, VllmLaunch, estimated_footprint
 from coe_server.engines.vllm_process import VllmRun
@@ -22,15 +25,25 @@ _FREED_POLL_SECONDS = 0.01
 _SLOWEST_BYTES_PER_SECOND = 0.2e9  # memory that a virtual machine hands out for the first time
 
 
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One of the processes with the weights, on a CPU."""
+
+    pid: int
+    awake_bytes: int  # weights and KV cache
+
+
 class VllmMemory:
     """Outlives the runs of its engine: a run that died leaves its image to the next one."""
 
-    def __init__(self, launch: VllmLaunch, cards: Cards | None) -> None:
+    def __init__(self, launch: VllmLaunch, cards: Cards | None, machine: Callable[[], Sequence[Core]] = here) -> None:
         self.footprint = launch.measured or estimated_footprint(launch)  # until it is measured
         self.is_measured = False  # in this life
-        self.image: WeightImage | None = None
+        self.images: tuple[WeightImage, ...] = ()  # of each rank; none for an engine without them
         self.seat: SeatMemory | None = None  # None on a CPU
         self._launch = launch
+        self._machine = machine  # its cores
+        self._ranks: tuple[_Rank, ...] = ()  # on a CPU, as they were measured
         self._canaries: dict[int, str] = {}  # what the weights answer, by copy
         if launch.platform == "cuda":
             context_bytes = self.footprint.device_asleep
@@ -43,33 +56,46 @@ class VllmMemory:
         return self._launch.move_timeout_seconds + self.footprint.device_awake / _SLOWEST_BYTES_PER_SECOND
 
     async def place(self, seat: Sequence[int]) -> Place:
-        """Where the next run takes its memory; `seat` are indices of visible cards, the first ones if it is empty."""
-        image_path = await self.image_path()
+        """Where the next run takes its memory; `seat` are indices of cards, the first ones if it is empty."""
         if self.seat is None:
-            return Place(image_path)
+            cores = self._launch.cores and tuple(
+                self._launch.cores[card] for card in (seat or range(self._launch.width))
+            )
+            return Place(await self._image_paths(), cores=cores)
         await self.seat.take(seat)
-        return Place(image_path, self.seat.seat, self.seat.utilization())
+        return Place((), self.seat.seat, self.seat.utilization(), await asyncio.to_thread(self._near, self.seat))
 
-    async def image_path(self) -> str | None:
-        """Path of the image that an earlier run left, else of a new empty one; None for an engine without an image."""
-        if self.image is not None and self.image.over:
-            self.image = None  # lost: the next one is written from the files
-        if self.image is None and self._launch.can_sleep and self.seat is None:
-            self.image = await WeightImage.held(self._launch.name, self._launch.user)
-        return self.image.path if self.image else None
+    def _near(self, seat: SeatMemory) -> tuple[Cores, ...]:
+        """The cores on the nodes of its cards, for all ranks together, unless vLLM itself is told to bind them."""
+        if self._launch.option("numa_bind"):
+            return ()
+        found = near(self._machine(), [seat.cards.facts(card).numa_node for card in seat.seat])
+        return (found,) if found else ()
 
-    async def secure_image(self, run: VllmRun) -> None:
-        """Have the image written before the first sleep, unless the engine was loaded from it."""
-        if self.image is None:
+    async def _image_paths(self) -> tuple[str, ...]:
+        """Paths of the images that an earlier run left, else of new empty ones; none for an engine without images."""
+        if any(image.over for image in self.images):  # lost: the next ones are written from the files
+            await self._close_images()
+        if not self.images and self._launch.can_sleep:
+            for _ in range(self._launch.width):
+                self.images += (await WeightImage.held(self._launch.name, self._launch.user),)
+        return tuple(image.path for image in self.images)
+
+    async def secure_images(self, run: VllmRun) -> None:
+        """Have the images written before the first sleep, unless the engine was loaded from them."""
+        if not self.images:
             return
-        report = await run.ask_worker("memory_report")
-        if not report["loaded_from_image"]:
+        reports = await run.ask_ranks("memory_report")
+        fresh = [not report["loaded_from_image"] for report in reports]
+        if any(fresh):
             self._canaries.clear()
-            if (await self.image.state()).sealed:  # the worker found a reason not to trust it
-                await self.image.renew()
-            await run.ask_worker("write_image", self.move_seconds)
-        if not (await self.image.state()).sealed:
-            raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
+            for image, is_fresh in zip(self.images, fresh, strict=True):
+                if is_fresh and (await image.state()).sealed:  # the worker found a reason not to trust it
+                    await image.renew()
+            await run.ask_ranks("write_image", self.move_seconds)
+        for image in self.images:
+            if not (await image.state()).sealed:
+                raise EngineError(f"engine '{self._launch.name}' left its image open to changes")
 
     async def measure(self, run: VllmRun) -> None:
         """Replace the estimated footprint by a measured one."""
@@ -82,12 +108,15 @@ class VllmMemory:
             await self.seat.measure(await run.memory_reports(self.seat.seat))
             self.footprint = self.footprint._replace(device_awake=max(self.seat.awake), host_process=private)
             return
-        report = await run.ask_worker("memory_report")
-        awake = int(report["weights_bytes"]) + int(report["kv_cache_bytes"])
-        image_bytes = (await self.image.state()).size_bytes if self.image else 0
-        process_bytes = max(0, private - awake)
+        self._ranks = tuple(_rank(report) for report in await run.ask_ranks("memory_report"))
+        if len(self._ranks) != self._launch.width:
+            raise EngineError(f"{len(self._ranks)} of the {self._launch.width} ranks have reported their memory")
+        awake = [rank.awake_bytes for rank in self._ranks]
         self.footprint = self.footprint._replace(
-            device_awake=awake, device_asleep=0, host_process=process_bytes, host_image=image_bytes
+            device_awake=max(awake),
+            device_asleep=0,
+            host_process=max(0, private - sum(awake)),
+            host_image=sum([(await image.state()).size_bytes for image in self.images]),
         )
 
     def taking(self) -> AbstractContextManager[None]:
@@ -102,13 +131,13 @@ class VllmMemory:
                 f"engine '{self._launch.name}' answers its canary wrongly: {answer!r} now, {first!r} at first"
             )
 
-    async def before_sleep(self, run: VllmRun) -> HeldAwake | int:
-        """The figures that a sleep lowers: of the ranks and their cards, or private bytes of the process on a CPU."""
+    async def before_sleep(self, run: VllmRun) -> HeldAwake | list[int]:
+        """The figures that a sleep lowers: of the ranks and their cards, or private bytes of the ranks on a CPU."""
         if self.seat is None:
-            return private_bytes(run.process.pid)
+            return self._private_of_ranks(run)
         return await self.seat.before_sleep(await run.memory_reports(self.seat.seat))
 
-    async def until_freed(self, run: VllmRun, before: HeldAwake | int) -> None:
+    async def until_freed(self, run: VllmRun, before: HeldAwake | list[int]) -> None:
         """Wait until a sleep has given its memory back, by the system's figures. Raises `EngineError` if it has not."""
         if self.seat is not None:
             assert isinstance(before, HeldAwake)
@@ -119,11 +148,30 @@ class VllmMemory:
                 device_asleep=asleep, host_image=pinned or self.footprint.host_image
             )
             return
-        assert isinstance(before, int)
-        wanted = round(FREED_SHARE * (self.footprint.device_awake - self.footprint.device_asleep))
-        freed = await _at_least(wanted, lambda: before - private_bytes(run.process.pid))
-        if freed < wanted:
-            raise EngineError(f"engine '{self._launch.name}' sleeps but freed {freed} bytes, {wanted} were expected")
+        assert isinstance(before, list), "taken by `before_sleep`"
+        await self._until_ranks_freed(run, before)
+
+    async def _until_ranks_freed(self, run: VllmRun, before: list[int]) -> None:
+        """Rank by rank: what one frees too much is no room on another's card."""
+        wanted = [round(FREED_SHARE * rank.awake_bytes) for rank in self._ranks]
+        now = asyncio.get_running_loop().time
+        deadline = now() + _FREED_SECONDS
+        while True:
+            freed = [then - held for then, held in zip(before, self._private_of_ranks(run), strict=True)]
+            short = [(seen, least) for seen, least in zip(freed, wanted, strict=True) if seen < least]
+            if not short:
+                return
+            if now() > deadline:
+                seen, least = short[0]
+                raise EngineError(f"engine '{self._launch.name}' sleeps but freed {seen} bytes, {least} were expected")
+            await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
+
+    def _private_of_ranks(self, run: VllmRun) -> list[int]:
+        """Of a single one all processes count: it needs not be told apart from those beside it."""
+        if len(self._ranks) == 1:
+            return [private_bytes(run.process.pid)]
+        held = private_bytes_by_process(run.process.pid)
+        return [held.get(rank.pid, 0) for rank in self._ranks]
 
     async def while_it_ends(self, run: VllmRun, at_once: bool) -> None:
         """End a run, and wait until the GPU shows its memory as free."""
@@ -134,19 +182,15 @@ class VllmMemory:
             await self.seat.until_given_back(before)
 
     async def close(self) -> None:
-        """Give the image back."""
-        image, self.image = self.image, None
+        """Give the images back."""
         self._canaries.clear()
-        if image is not None:
+        await self._close_images()
+
+    async def _close_images(self) -> None:
+        images, self.images = self.images, ()
+        for image in images:
             await image.close()
 
 
-async def _at_least(wanted: int, size_bytes: Callable[[], int]) -> int:
-    """The first reading that reaches `wanted`, or the last one before the time limit."""
-    now = asyncio.get_running_loop().time
-    deadline = now() + _FREED_SECONDS
-    while True:
-        seen = size_bytes()
-        if seen >= wanted or now() > deadline:
-            return seen
-        await asyncio.sleep(_FREED_POLL_SECONDS)  # the system does not announce that memory was freed
+def _rank(report: dict[str, Any]) -> _Rank:
+    return _Rank(int(report.get("pid", 0)), int(report["weights_bytes"]) + int(report["kv_cache_bytes"]))

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from coe_server.engines.cores import Cores
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
@@ -58,6 +59,7 @@ class VllmRun:
                 run_directory,
                 fresh_log(launch.log_directory, launch.name),
                 launch.user,
+                place.all_cores,
             )
         except BaseException:
             shutil.rmtree(run_directory, ignore_errors=True)
@@ -77,9 +79,14 @@ class VllmRun:
                 raise EngineError(ending(self.process.over.result()))
 
     async def ask_worker(self, method: str, timeout_seconds: float = CONTROL_SECONDS) -> Any:
-        """Call a method of the worker, the process with the weights. Returns its result."""
+        """Call a method of the workers, the processes with the weights. Returns the first one's result."""
+        return (await self.ask_ranks(method, timeout_seconds))[0]
+
+    async def ask_ranks(self, method: str, timeout_seconds: float = CONTROL_SECONDS) -> list[Any]:
+        """The same with the results of all ranks, of the first copy alone where there are several."""
         answer = await self.http.ask("POST", "/collective_rpc", timeout_seconds, {"method": method})
-        return answer["results"][0]
+        results: list[Any] = answer["results"]
+        return results
 
     async def memory_reports(self, seat: Sequence[str]) -> tuple[RankReport, ...]:
         """What each rank holds now, in the order of the cards. Raises `EngineError`."""
@@ -189,8 +196,12 @@ class KeptProcess:
         run_directory: Path,
         log: Path,
         user: EngineUser | None = None,
+        cores: Cores = (),
     ) -> KeptProcess:
-        """Run the command in a session of its own, with its output in `log`, bounded. Raises `OSError`."""
+        """Run the command in a session of its own, on these cores or any, with its output in `log`, bounded.
+
+        Raises `OSError`.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             answers, connection = await asyncio.open_unix_connection(sock=ours)
@@ -199,6 +210,7 @@ class KeptProcess:
                     keeper = await asyncio.create_subprocess_exec(
                         *python_of(user),
                         *(str(_KEEPER), str(theirs.fileno()), str(run_directory), str(previous_log(log))),
+                        ",".join(map(str, cores)),
                         *command,
                         stdin=asyncio.subprocess.DEVNULL,
                         stdout=output,

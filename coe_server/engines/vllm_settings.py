@@ -64,6 +64,7 @@ class VllmExpert(ExpertSettings):
             start_timeout_seconds=vllm.start_timeout_seconds,
             process_bytes=vllm.process_memory,
             log_directory=surroundings.log_directory,
+            cores=surroundings.cores,
             # one step is part of one answer
             pulse_timeout_seconds=min(LONGEST_STEP_SECONDS, longest_answer_seconds),
         )

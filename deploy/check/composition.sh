@@ -72,8 +72,8 @@ see_user_and_file_system() {
         if inside sh -c "touch $place/written 2>/dev/null"; then fail "$place can be written"; fi
     done
     expect "root file system" "ro" "$(inside sh -c "sed -n 's|^[^ ]* / [^ ]* \(r[ow]\),.*|\1|p' /proc/mounts")"
-    for place in /var/lib/coe /models /keys /scrape /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
-    echo "may be written: /var/lib/coe /models /keys /scrape /tmp"
+    for place in /var/lib/coe /models /hub /keys /scrape /tmp; do inside sh -c "touch $place/written && rm $place/written"; done
+    echo "may be written: /var/lib/coe /models /hub /keys /scrape /tmp"
 }
 
 see_answers() {

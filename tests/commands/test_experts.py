@@ -12,6 +12,7 @@ MOVE = {"from": "device", "to": "host", "seconds": 0.3, "bytes": 1}
 def expert(name, **more):
     held = {"device": 15 * 2**30, "host": 15 * 2**30}
     return {"name": name, "state": "device", "residency": "device", "bytes": held, "leases": 2, "queued": 11} | {
+        "cards": [{"index": 0, "bytes": held["device"]}],
         "pin": None,
         "last_move": MOVE,
         "failure": None,
@@ -30,6 +31,14 @@ def test_where_there_is_room_everything_is_shown():
     head, one = lines([expert("coder", pin="host")], IN_FULL)
     assert head.split() == ["expert", "state", "pin", "device", "host", "leases", "queued", "last", "move"]
     assert one.endswith("device -> host, 0.30 s")
+
+
+def test_on_several_cards_each_expert_names_its_own():
+    two = [{"index": 0, "bytes": 1}, {"index": 1, "bytes": 1}]
+    head, wide, asleep = lines([expert("wide", cards=two), expert("asleep", cards=[])], IN_FULL)
+    assert head.split()[:5] == ["expert", "state", "pin", "cards", "device"]
+    assert wide.split()[2:4] == ["0,", "1"]
+    assert "0" not in asleep.split()[:3]
 
 
 @pytest.mark.parametrize(

@@ -156,3 +156,38 @@ def test_on_this_machine_vllm_has_to_be_here(tmp_path, hf):
     done, plan = validate(tmp_path, None, [expert("a", weights_bytes="1GiB")])
     assert done.exit_code == 1
     assert plan["mistakes"][0].startswith("vllm.command: there is no program 'no-such-vllm'")
+
+
+def test_a_machine_without_a_gpu_is_planned_as_the_cards_it_is_divided_into(tmp_path, hf):
+    downloaded(hf, "org/m", 1)
+    wide = expert("wide", args={"max_model_len": 4096, "tensor_parallel_size": 2})
+    memory = {"cards": 2, "device": "3GiB", "host": "16GiB"}
+    done, plan = validate(tmp_path, "host=32GiB", [wide, expert("a")], memory=memory, vllm={"kv_cache": "1GiB"})
+    assert done.exit_code == 0, done.output
+    told = "Fits: 2 local experts on a machine without a GPU and with 32.0 GiB of RAM, divided into 2 cards"
+    assert done.stdout.startswith(f"{told} (3.0 GiB each and 16.0 GiB usable)")
+    assert [card["room"] for card in plan["cards"]] == [3 * GIB] * 2
+    assert [one["seats"] for one in plan["experts"]] == [[[0, 1]], [[0], [1]]]
+
+
+def test_equal_cards_have_room_for_a_wide_expert_though_their_limits_differ(tmp_path, hf):
+    downloaded(hf, "org/m", 20)
+    wide = expert("wide", args={"max_model_len": 4096, "tensor_parallel_size": 2})
+    done, plan = validate(tmp_path, "2x80GiB,host=99GiB", [wide], memory={"device": ["70GiB", "20GiB"]})
+    assert done.exit_code == 0, done.output
+    assert "(70.0 GiB, 20.0 GiB and " in done.stdout
+    assert [card["room"] for card in plan["cards"]] == [70 * GIB, 20 * GIB]
+
+
+def test_a_list_of_another_length_than_the_cards_is_a_mistake(tmp_path, hf):
+    downloaded(hf, "org/m", 1)
+    done, plan = validate(tmp_path, "3x80GiB,host=99GiB", [expert("a")], memory={"device": ["70GiB", "20GiB"]})
+    assert done.exit_code == 1
+    assert plan["mistakes"] == ["memory.device: it lists 2 amounts, and there are 3 cards"]
+
+
+def test_cards_made_of_ram_are_refused_beside_real_ones(tmp_path, hf):
+    downloaded(hf, "org/m", 1)
+    done, plan = validate(tmp_path, "80GiB,host=99GiB", [expert("a")], memory={"cards": 2})
+    assert done.exit_code == 1
+    assert plan["mistakes"][0].startswith("memory.cards: divides RAM and cores of a machine without a GPU, and here")

@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 import yaml
 
-from coe_server.build.experts import build_capacity, build_experts, logs_folder, refuse_what_never_fits, seats_of
+from coe_server.build.capacity import build_capacity
+from coe_server.build.experts import build_experts, logs_folder, refuse_what_never_fits, seats_of
 from coe_server.build.service import build_capabilities, build_router, require_tracing
 from coe_server.cache.tiers import Bytes
 from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
@@ -292,11 +293,77 @@ def test_every_visible_card_has_its_own_limit(tmp_path):
     assert build_capacity(on_a_card(tmp_path, "auto"), lambda: cards).on(1) == 20 * 2**30 - 512 * 2**20
 
 
+def test_a_list_has_an_amount_for_each_card(tmp_path):
+    cards = [DeviceBytes(80 * 2**30, 0), DeviceBytes(24 * 2**30, 4 * 2**30), DeviceBytes(24 * 2**30, 0)]
+    found = build_capacity(on_a_card(tmp_path, ["70GiB", "auto", "50%"]), lambda: cards)
+    assert found.cards == (70 * 2**30, 20 * 2**30 - 512 * 2**20, 12 * 2**30)
+    with pytest.raises(ConfigError, match=r"^memory\.device: it lists 2 amounts, and there are 3 cards$"):
+        build_capacity(on_a_card(tmp_path, ["70GiB", "20GiB"]), lambda: cards)
+    with pytest.raises(ConfigError, match=r"^memory\.device: 30,720 MiB are more than the card has, 24,576 MiB"):
+        build_capacity(on_a_card(tmp_path, ["70GiB", "30GiB", "auto"]), lambda: cards)
+
+
+@pytest.mark.parametrize("said", [[], ["much"], [["70GiB"]], ["70GiB", -1]])
+def test_a_list_of_anything_but_amounts_is_refused(tmp_path, said):
+    with pytest.raises(ConfigError, match=r"memory\.device: .* is not an amount of memory"):
+        on_a_card(tmp_path, said)
+
+
+def on_a_cpu(folder, **memory):
+    expert = {**VLLM, "model": "x/y-1B", "kv_cache": "1MiB", "weights_bytes": "1MiB"}
+    vllm = {"platform": "cpu", "command": sys.executable}
+    return load_config(write(folder, memory=memory, vllm=vllm, experts=[expert]))
+
+
+def test_without_a_gpu_ram_is_divided_into_equal_cards(tmp_path):
+    assert build_capacity(on_a_cpu(tmp_path, cards=2, device="1GiB", host="1GiB")).cards == (2**30, 2**30)
+    halves = build_capacity(on_a_cpu(tmp_path, cards=2, device="20%", host="1GiB")).cards
+    whole = build_capacity(on_a_cpu(tmp_path, device="20%", host="1GiB")).cards
+    assert len(halves) == 2
+    assert sum(halves) == pytest.approx(whole[0], rel=0.2), "of what is available, which changes"
+    listed = build_capacity(on_a_cpu(tmp_path, cards=2, device=["1GiB", "512MiB"], host="1GiB"))
+    assert listed.cards == (2**30, 2**29)
+
+
+def test_a_list_without_cards_names_the_key_that_makes_them(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"memory\.device: it lists 2 amounts, and there is one card; memory\.cards: 2"
+    ):
+        build_capacity(on_a_cpu(tmp_path, device=["1GiB", "1GiB"], host="1GiB"))
+
+
+def test_a_machine_is_divided_only_without_a_gpu_and_with_a_core_for_each_card(tmp_path):
+    expert = {**VLLM, "model": "x/y-1B"}
+    with_gpu = write(tmp_path, memory={"cards": 2}, vllm={"platform": "cuda"}, experts=[expert])
+    with pytest.raises(
+        ConfigError, match=r"^memory\.cards: divides RAM and cores of a machine without a GPU, and here"
+    ):
+        build_capacity(load_config(with_gpu), lambda: [])
+    with pytest.raises(ConfigError, match=r"^memory\.cards: each card needs a core, and this server may run on"):
+        build_capacity(on_a_cpu(tmp_path, cards=64, device="1MiB", host="1MiB"))
+
+
+def test_on_a_divided_machine_experts_lie_on_any_card_or_on_their_own(tmp_path):
+    def seats(**more):
+        expert = {**VLLM, "model": "x/y-1B", "weights_bytes": "1MiB", **more}
+        settings = {"memory": {"cards": 2, "device": "1GiB"}, "vllm": {"platform": "cpu", "command": sys.executable}}
+        return build_experts(load_config(write(tmp_path, experts=[expert], **settings)))[0].seats
+
+    assert seats() == ((0,), (1,))
+    assert seats(cards=[1]) == ((1,),)
+    assert seats(args={"tensor_parallel_size": 2}) == ((0, 1),)
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 2 is none of the cards: 0 to 1 \(memory\.cards\)"):
+        seats(cards=[2])
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no place for an expert that takes 2 cards"):
+        seats(cards=[1], args={"tensor_parallel_size": 2})
+
+
 def test_where_no_card_can_be_asked_bytes_are_taken_as_they_are_given_and_shares_are_not(tmp_path):
     def no_card():
         raise EngineError("cannot read the GPU's memory: Driver Not Loaded")
 
     assert build_capacity(on_a_card(tmp_path, "70GiB"), no_card).device == 70 * 2**30
+    assert build_capacity(on_a_card(tmp_path, ["70GiB", "20GiB"]), no_card).cards == (70 * 2**30, 20 * 2**30)
     with pytest.raises(ConfigError, match="give the size in bytes"):
         build_capacity(on_a_card(tmp_path, "80%"), no_card)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from coe_server.config.schema import load_config
+from coe_server.keys import read_keys
 from deploy.check.plain_compose import plain
 from tests.patience import PATIENCE_SECONDS
 
@@ -97,6 +98,7 @@ def test_every_service_is_confined(root):
         assert service["mem_limit"]
         assert set(service["logging"]["options"]) == {"max-size", "max-file"}  # Docker's own default has no end
         assert all(port.startswith(("127.0.0.1:", "${COE_BIND:-127.0.0.1}:")) for port in service["ports"])
+        assert all(re.search(r":\$\{COE_(\w+_)?PORT:-(\d+)\}:\2$", port) for port in service["ports"])
     assert services["coe"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
 
 
@@ -168,12 +170,47 @@ def test_the_services_keys_are_its_own_and_the_scrapers_is_its_groups(start, tmp
         for name in ("keys", "scrape")
         for file in (tmp_path / name).iterdir()
     }
-    assert modes == {"COE_API_KEY": "0o600", "COE_ADMIN_KEY": "0o600", "COE_SCRAPE_KEY": "0o640"}
+    own = {"COE_API_KEY": "0o600", "COE_ADMIN_KEY": "0o600", "keys.json": "0o600"}
+    assert modes == own | {"COE_SCRAPE_KEY": "0o640"}
     assert not (tmp_path / "victim").exists()
     written = [
         (tmp_path / path).read_text() for path in ("keys/COE_API_KEY", "keys/COE_ADMIN_KEY", "scrape/COE_SCRAPE_KEY")
     ]
     assert len(set(written)) == 3
+
+
+def test_keys_that_are_added_survive_the_next_start(start, tmp_path):
+    assert start("serve")[0] == 0
+    file = tmp_path / "keys/keys.json"
+    assert read_keys(file) == ()
+    file.write_text('{"keys": [1]}')
+    assert start("serve")[0] == 0
+    assert file.read_text() == '{"keys": [1]}'
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_demo_takes_added_keys_from_the_volume_of_keys(root, kind):
+    keys = yaml.safe_load((root / f"deploy/demo-{kind}/serve.yaml").read_text())["keys"]
+    assert keys["file"] == "/keys/keys.json"
+    assert "keys:/keys" in plain(root / "compose.yaml")["services"]["coe"]["volumes"]
+
+
+def test_a_hugging_face_cache_is_mounted_where_the_image_looks_for_it(root):
+    cpu, gpu = stages(root)["cpu"], stages(root)["gpu"]
+    for lines in (cpu, gpu):
+        (home,) = {word for line in lines if line.startswith("ENV ") for word in line.split() if "HF_HOME" in word}
+        assert home == "HF_HOME=/hub"
+    assert "${COE_HF_CACHE:-hub}:/hub" in plain(root / "compose.yaml")["services"]["coe"]["volumes"]
+    assert " /hub" in (root / "deploy/image/prepare.sh").read_text(), (
+        "a new volume belongs to the image's folder's owner"
+    )
+
+
+def test_every_variable_of_the_composition_is_explained_at_its_top(root):
+    text = (root / "compose.yaml").read_text()
+    used = set(re.findall(r"\$\{(\w+)", text))
+    assert {"COE_PORT", "COE_ENV_FILE", "COE_HF_CACHE"} <= used
+    assert {name for name in used if name not in text.partition("\nname: coe")[0]} == set()
 
 
 def test_prometheus_sees_no_key_but_the_one_for_the_metrics(root):

@@ -50,7 +50,7 @@ class Kept:
         self.log, self.previous_log = log, folder / "engine.previous.log"
         self.server, theirs = socket.socketpair()
         self.server.settimeout(DEADLINE_SECONDS)
-        words = (str(theirs.fileno()), str(self.run_directory), str(self.previous_log), *command)
+        words = (str(theirs.fileno()), str(self.run_directory), str(self.previous_log), "", *command)
         with theirs, self.log.open(mode) as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", keeper.__file__, *words],

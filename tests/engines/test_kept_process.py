@@ -73,3 +73,29 @@ def test_an_engine_has_nothing_open_that_the_servers_own_parent_left_open(loop, 
     with open(__file__) as left_open, asyncio.Runner(loop_factory=loop) as runner:
         os.set_inheritable(left_open.fileno(), True)
         runner.run(story())
+
+
+def test_a_command_runs_on_the_cores_that_it_is_given(tmp_path: Path) -> None:
+    log, core = tmp_path / "engine.log", max(os.sched_getaffinity(0))
+    command = (sys.executable, "-c", "import os; print(sorted(os.sched_getaffinity(0)))")
+
+    async def story() -> None:
+        process = await KeptProcess.start(command, {}, make_run_directory(), log, cores=(core,))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await process.over == 0
+
+    asyncio.run(story())
+    assert log.read_text() == f"[{core}]\n"
+
+
+def test_a_command_runs_all_the_same_where_its_cores_are_gone(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    command = (sys.executable, "-c", "print('runs')")
+
+    async def story() -> None:
+        process = await KeptProcess.start(command, {}, make_run_directory(), log, cores=(1023,))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await process.over == 0
+
+    asyncio.run(story())
+    assert log.read_text() == "cannot bind to the cores [1023]: Invalid argument\nruns\n"

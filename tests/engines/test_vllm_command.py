@@ -175,7 +175,7 @@ def test_the_environment_has_what_an_engine_needs_and_none_of_our_secrets() -> N
             "TMPDIR": "/elsewhere",
         },
     }
-    environment = engine_environment(launch(inherited=inherited), RUN, Place("/proc/1/fd/7"))
+    environment = engine_environment(launch(inherited=inherited), RUN, Place(("/proc/1/fd/7",)))
     assert "secret" not in environment.values()
     assert environment["PATH"] == "/bin"
     assert environment["HF_TOKEN"] == "hub"
@@ -305,9 +305,34 @@ def test_a_gpu_that_engines_do_not_use_is_named(tmp_path: Path) -> None:
     assert "an AMD GPU" in str(unsupported_gpu(tmp_path))
 
 
-def test_on_a_cpu_an_expert_takes_one_card() -> None:
-    with pytest.raises(ConfigError, match=r"experts\.french\.args: they ask for 2 cards, and there is no GPU"):
+def test_on_a_cpu_an_expert_takes_one_card_unless_the_machine_is_divided() -> None:
+    with pytest.raises(
+        ConfigError, match=r"experts\.french\.args: they ask for 2 cards, and there is no GPU; memory\.ca"
+    ):
         launch(args={"tensor_parallel_size": 2})
+    with pytest.raises(ConfigError, match=r"they ask for 4 cards, and there are 2 \(memory\.cards\)"):
+        launch(args={"tensor_parallel_size": 4}, cores=((0,), (1,)))
+    with pytest.raises(ConfigError, match="without a GPU only tensor_parallel_size takes several cards"):
+        launch(args={"data_parallel_size": 2}, cores=((0,), (1,)))
+
+
+def test_on_a_divided_machine_each_rank_has_the_cores_of_its_card_and_an_image() -> None:
+    wide = launch(args={"tensor_parallel_size": 2}, cores=((0, 1), (2, 3)))
+    place = Place(("/proc/1/fd/3", "/proc/2/fd/3"), cores=((0, 1), (2, 3)))
+    environment = engine_environment(wide, RUN, place)
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "0,1|2,3"
+    assert environment[IMAGE_VARIABLE] == "/proc/1/fd/3:/proc/2/fd/3"
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1", "a process for each rank"
+    words = serve_command(wide, RUN / "engine.sock", place)
+    assert words[words.index("--distributed-executor-backend") + 1] == "mp"
+    assert words[words.index("--worker-cls") + 1] == "coe_sleeping_worker.SleepingWorker"
+    assert place.all_cores == (0, 1, 2, 3)
+
+
+def test_on_a_divided_machine_a_single_one_has_as_many_threads_as_its_card_has_cores() -> None:
+    environment = engine_environment(launch(cores=((0, 1), (2, 3))), RUN, Place(cores=((2, 3),)))
+    assert environment["OMP_NUM_THREADS"] == "2"
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in environment
 
 
 def test_a_run_directory_is_private_and_short_enough_for_sockets(

@@ -35,8 +35,8 @@ def keeper_of(engine: VllmEngine) -> int:
 
 
 def image_of(engine: VllmEngine) -> WeightImage:
-    assert engine._memory.image is not None
-    return engine._memory.image
+    (image,) = engine._memory.images
+    return image
 
 
 async def whole_tree(engine: VllmEngine) -> list[int]:
@@ -109,8 +109,7 @@ def test_sleep_gives_the_memory_back_and_wake_brings_the_same_answers(stand_in: 
         engine = VllmEngine(stand_in())
         await engine.start()
         before, awake_bytes = await say(engine, "bonjour"), private_bytes(keeper_of(engine))
-        image = engine._memory.image
-        assert image is not None
+        image = image_of(engine)
         assert (await image.state()).sealed, "it was written before the engine served"
         for _ in range(2):
             await engine.sleep()
@@ -391,8 +390,7 @@ def test_after_a_death_the_next_start_loads_from_the_image_and_not_from_the_file
 def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_files(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in()))
-        image = engine._memory.image
-        assert image is not None
+        image = image_of(engine)
         assert (await image.state()).size_bytes == engine.footprint.host_image
         await engine.stop()
         assert image.over
@@ -407,8 +405,7 @@ def test_a_stop_after_a_death_gives_the_image_back_and_the_next_start_reads_the_
 def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in("does not trust its image")))
-        image = engine._memory.image
-        assert image is not None
+        image = image_of(engine)
         path = image.path
         await engine.start()
         assert not await loaded_from_image(engine)
@@ -424,8 +421,7 @@ def test_an_image_that_the_engine_does_not_trust_is_written_anew(stand_in: Stand
 def test_a_restart_that_answers_otherwise_than_before_fails_and_drops_the_image(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = await dead(VllmEngine(stand_in("answers garbage after restart")))
-        image = engine._memory.image
-        assert image is not None
+        image = image_of(engine)
         with pytest.raises(EngineStartFailed, match="'french' answers its canary wrongly"):
             await engine.start()
         assert image.over

@@ -184,8 +184,8 @@ def multiplies_16_bits() -> bool:
 
 def test_the_image_holds_the_weights_and_answers_come_from_it(real: Real) -> None:
     """The proof that wake really reads the image: its bytes contain the model's embedding, word for word."""
-    assert real.engine._memory.image is not None
-    with open(real.engine._memory.image.path, "rb") as file:
+    (held,) = real.engine._memory.images
+    with open(held.path, "rb") as file:
         image = file.read()
     weights = (real.model / "model.safetensors").read_bytes()
     header_bytes = int.from_bytes(weights[:8], "little")

@@ -33,7 +33,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 _custom_ops._supports_onednn = False
 linear_layers.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
-IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"
+IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # one path for each rank
 EMPTY_FORMAT = "coe-empty"
 
 
@@ -57,8 +57,8 @@ class SleepingWorker(CPUWorker):
         # and the server may be killed at the same instant.
         die_with_parent(signal.SIGKILL)
         started = time.perf_counter()
-        self._image = Image(os.environ.get(IMAGE_VARIABLE))
-        self._source = describe_source(self.vllm_config)
+        self._image = Image(image_path(self.rank))
+        self._source = describe_source(self.vllm_config, self.rank)
         # Quantized layers may keep numbers outside their tensors: only the files bring those back.
         plain = self.vllm_config.model_config.quantization is None
         left = self._image.left_from(self._source) if plain else None
@@ -116,6 +116,7 @@ class SleepingWorker(CPUWorker):
     def memory_report(self) -> dict[str, float]:
         """Exact sizes and the last times, for the server (`/collective_rpc`)."""
         return {
+            "pid": os.getpid(),
             "weights_bytes": self._arena.pages.size_bytes,
             "kv_cache_bytes": self._kv_cache_bytes,
             "image_bytes": self._image.size_bytes,
@@ -169,8 +170,14 @@ def linear_layers_noted() -> Iterator[list[torch.nn.Module]]:
         linear_layers.dispatch_cpu_unquantized_gemm = usual
 
 
-def describe_source(vllm_config: Any) -> str:
-    """What an image's bytes are made from; another model, file, option or program gives another text."""
+def image_path(rank: int) -> str | None:
+    """Of this rank's own image; None where the server offers none."""
+    offered = os.environ.get(IMAGE_VARIABLE)
+    return offered.split(os.pathsep)[rank] if offered else None
+
+
+def describe_source(vllm_config: Any, rank: int) -> str:
+    """What an image's bytes are made from; another model, file, option, rank or program gives another text."""
     model = vllm_config.model_config
     folder = Path(model.model)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -179,6 +186,7 @@ def describe_source(vllm_config: Any) -> str:
         "model": [model.model, model.revision],
         "files": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "config": vllm_config.compute_hash(),
+        "rank": [rank, vllm_config.parallel_config.world_size],
         "versions": [version("vllm"), torch.__version__],
     }
     return json.dumps(facts)
