@@ -21,7 +21,7 @@ from coe_server.config.schema import (
 from coe_server.config.types import Share
 from coe_server.engines.cards import Cards, DeviceBytes, card_readings
 from coe_server.engines.engine import Footprint, Seat
-from coe_server.engines.footprints import write_footprints
+from coe_server.engines.footprints import read_footprints, write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import ExpertSettings, Platform, Surroundings
@@ -60,7 +60,8 @@ def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_mi
     require_vllm(config)
     if platform_of(config) == "cpu" and _weights_here(config) and (told := unsupported_gpu()):
         logger.warning("vllm.platform: %s", told)
-    surroundings, costs = surroundings_of(config, size_of_missing), read_costs(costs_file(config))
+    surroundings = surroundings_of(config, size_of_missing, read_footprints(footprints_file(config)))
+    costs = read_costs(costs_file(config))
     return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
 
 
@@ -134,6 +135,7 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings) -> Expert
         remote=settings.remote,
         width=settings.width,
         seats=_seats(settings, surroundings),
+        max_concurrency=settings.concurrency,
     )
 
 

@@ -52,6 +52,7 @@ def scenario_of(experts: Iterable[Expert], timings: Mapping[str, Timing], capaci
             expert.pin,
             expert.preload,
             expert.ttl_seconds,
+            max_concurrency=expert.max_concurrency,
         )
         for expert in experts
         if not expert.remote
