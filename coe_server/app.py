@@ -34,6 +34,7 @@ from coe_server.config.schema import (
     ServerConfig,
 )
 from coe_server.engines.memory import copy_bytes_per_second
+from coe_server.engines.vllm import VllmEngine
 from coe_server.events import EventLog
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
@@ -72,6 +73,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         telemetry=telemetry,
         log_prompts=config.log.prompts,
         tracing=build_tracing(config),
+        lengths={expert.name: expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)},
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)

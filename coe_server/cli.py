@@ -209,7 +209,8 @@ def experts(
         typer.Option(envvar="COE_ADMIN_KEY", help="Admin key, where the server requires one.", show_default=False),
     ] = None,
 ) -> None:
-    """Show where the experts of a running server are: state, bytes, users, queue and last move.
+    """Show where the experts of a running server are: state, bytes, users, queue and last move; and what each card
+    holds, where there are several.
 
     A narrow terminal gets fewer columns, a file or a pipe all of them.
     """
@@ -224,7 +225,7 @@ def experts(
         elif watch:
             watch_experts(server, console)
         else:
-            console.print(experts_table(server.experts(), console.width))
+            console.print(experts_table(server.look(), console.width))
 
 
 @app.command()

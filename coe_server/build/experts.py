@@ -21,7 +21,7 @@ from coe_server.config.schema import (
 )
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Footprint, Seat
-from coe_server.engines.footprints import write_footprints
+from coe_server.engines.footprints import read_footprints, write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
@@ -56,7 +56,8 @@ def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_mi
     require_vllm(config)
     if platform_of(config) == "cpu" and weights_here(config) and (told := unsupported_gpu()):
         logger.warning("vllm.platform: %s", told)
-    surroundings, costs = surroundings_of(config, size_of_missing), read_costs(costs_file(config))
+    surroundings = surroundings_of(config, size_of_missing, read_footprints(footprints_file(config)))
+    costs = read_costs(costs_file(config))
     return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
 
 
@@ -130,6 +131,7 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tu
         remote=settings.remote,
         width=settings.cards_taken,
         seats=seats_here(settings, surroundings) if seats is None else seats,
+        max_concurrency=settings.concurrency,
     )
 
 

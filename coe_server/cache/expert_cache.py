@@ -39,7 +39,7 @@ class ExpertCache:
         self.events = events = events or EventLog()
         self._clock = clock
         changes: dict[str, None] = {}
-        self.slots = slots = Slots((one.name, new_slot(one, limits.max_wait_seconds, changes)) for one in experts)
+        self.slots = slots = Slots((one.name, new_slot(one, limits, changes)) for one in experts)
         _place_pinned(slots, capacity)
         self._waited_for = WaitedFor()
         self._closing = False
@@ -51,7 +51,7 @@ class ExpertCache:
         self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.sign_of_life_seconds)
         overview = Overview(slots, changes, policy, limits, self.ledger)
         self.waits = Waits(slots, overview, self.ledger, limits, clock)
-        self._admission = Admission(slots, limits, policy, self.guesses, self._health, clock, changed)
+        self._admission = Admission(slots, policy, self.guesses, self._health, clock, changed)
         self._conductor = Conductor(
             slots,
             overview,
@@ -91,7 +91,8 @@ class ExpertCache:
         Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
         begun goes on.
         """
-        slot, leases, now = self.slots[name], min(fan_out, self.limits.max_concurrency), self._clock()
+        slot, now = self.slots[name], self._clock()
+        leases = min(fan_out, slot.places)
         if self._closing:
             raise ExpertUnavailable(_CLOSING)
         _refuse_while_it_fails(slot, now)
@@ -121,7 +122,8 @@ class ExpertCache:
 
     def grants_at_once(self, name: str, fan_out: int = 1) -> bool:
         """True if a lease would be granted without waiting."""
-        return self._admission.has_room(self.slots[name], min(fan_out, self.limits.max_concurrency))
+        slot = self.slots[name]
+        return self._admission.has_room(slot, min(fan_out, slot.places))
 
     async def load(self, name: str) -> None:
         """Load an expert onto the device, in turn like a request. A failed expert is tried again at once."""
@@ -204,7 +206,6 @@ class Admission:
     def __init__(
         self,
         slots: Mapping[str, Slot],
-        limits: Limits,
         policy: Policy,
         guesses: Guesses,
         health: Health,
@@ -212,7 +213,6 @@ class Admission:
         changed: asyncio.Event,
     ) -> None:
         self._slots = slots
-        self._limits = limits
         self._policy = policy
         self._guesses = guesses
         self._health = health
@@ -221,13 +221,13 @@ class Admission:
 
     def has_room(self, slot: Slot, leases: int) -> bool:
         """True if a new request for this many leases would be granted without waiting."""
-        has_room = slot.admits and slot.leases + leases <= self._limits.max_concurrency
+        has_room = slot.admits and slot.leases + leases <= slot.places
         return has_room and not slot.waiters and self._policy.collates
 
     def admit(self, slot: Slot) -> None:
         """Grant a lease to each request that may go in now."""
         while (first := slot.waiters.first()) is not None and slot.admits:
-            if slot.leases + first.leases > self._limits.max_concurrency:
+            if slot.leases + first.leases > slot.places:
                 if first.leases > 1:  # single leases granted before it would keep it from ever having room
                     slot.waiters.keep_first()
                 return

@@ -44,8 +44,8 @@ class Limits:
     max_wait_seconds: float = 30.0
     queue_limit: int = 64  # leases waited for of one expert
     queue_limit_total: int = 1024  # leases waited for of all experts
-    max_concurrency: int = 16  # leases of one engine at a time: a request takes one for each answer it asks for
-    max_fan_out: int = 128  # answers that one request may ask for; it never takes more than `max_concurrency` leases
+    max_concurrency: int = 16  # leases of one engine at a time, where its expert has no number of its own
+    max_fan_out: int = 128  # answers that one request may ask for; it takes a lease for each, as many as there may be
     max_generation_seconds: float = 120.0  # one answer may take no longer
     prefetch: bool = True  # bring experts in demand to free room before they are asked for
     sign_of_life_seconds: float = 5.0  # a suspected engine has this long to answer before it is buried

@@ -13,6 +13,7 @@ from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Move
 from coe_server.cache.queue import WaitingLine
+from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Tier
 from coe_server.engines.engine import Engine, Seat
 from coe_server.errors import UnknownModel
@@ -34,6 +35,7 @@ class Expert:
     costs: Mapping[str, float] = field(default_factory=dict)  # measured by an earlier server, see `Costs`
     width: int = 1
     seats: tuple[Seat, ...] = ((0,),)
+    max_concurrency: int | None = None  # leases at a time; None: `Limits.max_concurrency`
 
 
 class State(StrEnum):
@@ -72,6 +74,7 @@ class Slot:
     changes: dict[str, None]  # names of the slots that have changed, in order
     seats: tuple[Seat, ...]  # where it may start; one that is pinned has a place of its own
     seat: Seat  # the cards of its process; those of the last one, if it has none
+    places: int  # leases at a time
     tier: Tier = Tier.DISK
     moving: Move | None = None
     moving_since: float | None = None  # None: the move still waits for memory or its turn
@@ -191,13 +194,14 @@ class Slots(dict[str, Slot]):
         raise UnknownModel(f"unknown expert '{name}'; known: {', '.join(self)}", "model")
 
 
-def new_slot(expert: Expert, max_wait_seconds: float, changes: dict[str, None]) -> Slot:
+def new_slot(expert: Expert, limits: Limits, changes: dict[str, None]) -> Slot:
     """An expert's first slot: on disk or, if remote, always available."""
-    waiters = WaitingLine(max_wait_seconds, partial(changes.setdefault, expert.name))
+    waiters = WaitingLine(limits.max_wait_seconds, partial(changes.setdefault, expert.name))
     place = Tier.DEVICE if expert.remote else Tier.DISK
     pin = Tier.DEVICE if expert.remote else expert.pin
-    seats = expert.seats
-    slot = Slot(waiters, expert, pin, Costs(expert.costs), changes, seats, seats[0] if seats else (), tier=place)
+    seats, places = expert.seats, expert.max_concurrency or limits.max_concurrency
+    seat = seats[0] if seats else ()
+    slot = Slot(waiters, expert, pin, Costs(expert.costs), changes, seats, seat, places, tier=place)
     slot.change()
     return slot
 

@@ -159,7 +159,7 @@ class Overview:
             self._look_again()
         slot = self._to_expect_anew.pop(name, None)
         if slot is not None:
-            self._expected[name] = _expected(slot, self._limits.max_concurrency)
+            self._expected[name] = _expected(slot)
         return self._expected[name]
 
     def forecast(self, now: float) -> Forecast:
@@ -170,7 +170,7 @@ class Overview:
         waiting = [self.expected_of(turn.expert).turn for turn in order]
         standing = self.standing
         here = [self._slots[name] for name in standing.tiers[Tier.DEVICE]]
-        places = [_can_leave_in(slot, now, self._limits) for slot in here if shares_the_device(slot)]
+        places = [_can_leave_in(slot, now) for slot in here if shares_the_device(slot)]
         largest = max(
             [self._slots[name].engine.footprint.device_awake for name in self._in_turn or standing.tiers[Tier.DEVICE]],
             default=0,
@@ -228,11 +228,11 @@ class Overview:
                 where.pop(name, None)
 
 
-def _expected(slot: Slot, max_concurrency: int) -> Expected:
+def _expected(slot: Slot) -> Expected:
     rests, settled, service, waiting = slot.idle_tier, slot.settled, slot.costs.service, slot.waiters.leases
     up_from = rests if slot.tier is Tier.DEVICE else slot.tier
     ahead = waiting + (slot.leases if settled else 0)
-    must_end = ahead >= max_concurrency and not slot.draining
+    must_end = ahead >= slot.places and not slot.draining
     return Expected(
         slot.residency,
         slot.failure.reason if slot.failure else None,
@@ -240,14 +240,14 @@ def _expected(slot: Slot, max_concurrency: int) -> Expected:
         slot.moving is not None and slot.moving.target is Tier.DEVICE,
         up_from is Tier.DISK,
         slot.costs.move(up_from, Tier.DEVICE),
-        ahead // max_concurrency * service,
-        _makes_room(slot, ahead, max_concurrency) if must_end else None,
+        ahead // slot.places * service,
+        _makes_room(slot, ahead) if must_end else None,
         service,
         Ahead(
             slot.name,
             slot.tier is Tier.DISK,
             slot.switch_seconds(),
-            ceil(waiting / max_concurrency) * service + slot.costs.move(Tier.DEVICE, rests),
+            ceil(waiting / slot.places) * service + slot.costs.move(Tier.DEVICE, rests),
         ),
     )
 
@@ -274,19 +274,19 @@ def _queue(slot: Slot) -> Queue:
     return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), slot.waiters.mean_weight())
 
 
-def _makes_room(slot: Slot, place: int, max_concurrency: int) -> float | None:
+def _makes_room(slot: Slot, place: int) -> float | None:
     """When the lease was granted whose release admits the request at this place (0: the oldest lease; requests that
     wait come after the leases). None where no lease has to end first."""
-    position = place % max_concurrency
+    position = place % slot.places
     return slot.let_in[position] if position < len(slot.let_in) else None
 
 
-def _can_leave_in(slot: Slot, now: float, limits: Limits) -> float:
+def _can_leave_in(slot: Slot, now: float) -> float:
     """Seconds until an expert on the device, or on its way there, can have left it."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
     down, service = slot.costs.move(Tier.DEVICE, slot.idle_tier), slot.costs.service
-    last = _makes_room(slot, goes_on - 1, limits.max_concurrency) if goes_on else None
-    left = ceil(goes_on / limits.max_concurrency) * service - passed(last, service, now)
+    last = _makes_room(slot, goes_on - 1) if goes_on else None
+    left = ceil(goes_on / slot.places) * service - passed(last, service, now)
     return seconds_left(slot, now) + left + down
 
 
@@ -299,6 +299,7 @@ class ExpertStatus:
     residency: str
     held: Bytes
     leases: int
+    max_concurrency: int  # leases at a time
     queued: int  # leases that are waited for
     pin: Tier
     last_move: MoveRecord | None
@@ -314,6 +315,7 @@ class ExpertStatus:
             residency=outlook.residency,
             held=held,
             leases=slot.leases,
+            max_concurrency=slot.places,
             queued=slot.waiters.leases,
             pin=slot.pin,
             last_move=slot.last_move,

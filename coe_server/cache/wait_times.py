@@ -50,21 +50,18 @@ def turns_ahead(sharing: int) -> int:
 def turn_seconds(limits: Limits, widest: int = 1) -> float:
     """The longest an expert may keep the device once others are overdue: what was queued when its turn began.
 
-    `widest`: the most leases that one request takes. Requests go in strictly in order, so a wide one leaves places
-    empty until it fits. Deal q leases to rounds in that order, a new round whenever the next request does not fit into
-    c places: what is in round k has gone in when k - 1 answers of the longest kind are over. Two rounds in a row take
-    more than c leases, each but the last at least c - widest + 1: there are no more rounds than `_rounds`.
+    `widest`: the most answers that one request asks for; it takes a lease for each, `max_concurrency` at most. Requests
+    go in strictly in order, so a wide one leaves places empty until it fits. Deal q leases to rounds in that order, a
+    new round whenever the next request does not fit into c places: what is in round k has gone in when k - 1 answers of
+    the longest kind are over. Two rounds in a row take more than c leases, each but the last at least c - widest + 1:
+    there are no more rounds than `_rounds`.
     """
+    widest = min(widest, limits.max_concurrency)
     return _rounds(limits.queue_limit, limits.max_concurrency, widest) * limits.max_generation_seconds
 
 
 def _rounds(queued: int, places: int, widest: int) -> int:
     return min(2 * ceil(queued / places), ceil(queued / (places - widest + 1)))
-
-
-def widest_request(limits: Limits) -> int:
-    """The most leases that one request may take."""
-    return min(limits.max_fan_out, limits.max_concurrency)
 
 
 def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> float:
@@ -211,7 +208,7 @@ class Waits:
 
     def widest_bound_seconds(self) -> float:
         """The same once a request has asked for as many answers as one may."""
-        return self._bound(self._limits, widest_request(self._limits))
+        return self._bound(self._limits, self._limits.max_fan_out)
 
     def usual_bound_seconds(self) -> float:
         """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
@@ -243,7 +240,13 @@ class Waits:
     def _sharers(self) -> list[Slot]:
         return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
 
+    @property
+    def fewest_places(self) -> int:
+        """Leases at a time of the expert that has the longest turn: fewer of them never make it shorter."""
+        return min((slot.places for slot in self._slots.values()), default=self._limits.max_concurrency)
+
     def _bound(self, limits: Limits, widest: int) -> float:
+        limits = replace(limits, max_concurrency=self.fewest_places)
         return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
 
 

@@ -28,6 +28,14 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # neve
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The experts as `GET /admin/experts` has them, and each card's bytes as `GET /admin/overview` has them."""
+
+    experts: list[dict[str, Any]]
+    cards: list[dict[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that may be there, at `url`; `admin_key` for one that asks for it."""
 
@@ -36,52 +44,89 @@ class RunningServer:
 
     def experts(self) -> list[dict[str, Any]]:
         """What `GET /admin/experts` says. Raises CoeError with the reason if nothing or something else answers."""
-        address = f"{self.url}/admin/experts"
+        found: list[dict[str, Any]] = self._json("/admin/experts")
+        return found
+
+    def look(self) -> Seen:
+        """Experts and cards. Raises CoeError as `experts` does."""
+        return Seen(self.experts(), self._json("/admin/overview")["tiers"]["device"]["cards"])
+
+    def _json(self, path: str) -> Any:
+        address = f"{self.url}{path}"
         request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key))
         try:
             with _DIRECTLY.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-                found: list[dict[str, Any]] = json.load(answer)
+                return json.load(answer)
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error
         except ValueError as error:
-            raise CoeError(f"what answers at {self.url} is not this server: /admin/experts is no JSON") from error
+            raise CoeError(f"what answers at {self.url} is not this server: {path} is no JSON") from error
         except TimeoutError as error:
             raise CoeError(f"the server at {self.url} did not answer within {_TIMEOUT_SECONDS:g} s") from error
         except OSError as error:
             cause = getattr(error, "reason", error)
             why = getattr(cause, "strerror", None) or cause
             raise CoeError(f"no server answers at {self.url} ({why}); `coe serve CONFIG` starts one") from error
-        return found
 
 
 def watch_experts(server: RunningServer, console: Console) -> None:
     """Show the table until Ctrl-C or the server's end; into a file or pipe, each time it changes."""
-    shown = server.experts()
+    shown = server.look()
     with suppress(KeyboardInterrupt):
         if console.is_terminal:
             with Live(experts_table(shown, console.width), console=console, auto_refresh=False) as live:
                 while True:
                     time.sleep(_LOOK_SECONDS)
-                    live.update(experts_table(server.experts(), console.width), refresh=True)
+                    live.update(experts_table(server.look(), console.width), refresh=True)
         console.print(experts_table(shown, console.width))
         while True:
             time.sleep(_LOOK_SECONDS)
-            if (found := server.experts()) != shown:
+            if (found := server.look()) != shown:
                 console.print(experts_table(found, console.width))
             shown = found
 
 
-def experts_table(found: list[dict[str, Any]], width: int) -> Group:
-    """One line for each expert, in `width` characters; why one failed stands below, in full.
+def experts_table(seen: Seen, width: int) -> Group:
+    """One line for each expert, in `width` characters; then the cards where there are several; why an expert failed
+    stands below, in full.
 
     Columns that do not fit are left out, those that tell least first, and named below.
     """
+    found, several = seen.experts, len(seen.cards) > 1
     none_pinned = all(not expert["pin"] for expert in found)
     tell_least = dict.fromkeys((*(("pin",) if none_pinned else ()), *_TELL_LEAST))
-    columns = tuple(name for name in _COLUMNS if name != "cards" or _several_cards(found))
+    columns = tuple(name for name in _COLUMNS if name != "cards" or several)
     table, left_out = that_fits(partial(_table, found), columns, filter(columns.__contains__, tell_least), width)
     missing = [name for name in left_out if not (name == "pin" and none_pinned)]
-    return Group(table, *no_room_for(missing), *(_failure(one) for one in found if one["failure"]))
+    failures = [_failure(one) for one in found if one["failure"]]
+    if not several:
+        return Group(table, *no_room_for(missing), *failures)
+    return Group(table, *no_room_for(missing), "", _cards_table(seen), *failures)
+
+
+def _cards_table(seen: Seen) -> Table:
+    """One line for each card: its bytes, whose they are, and what sleepers keep."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("card", "used", "free", "limit"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("loaded", overflow="fold")
+    table.add_column("asleep", overflow="fold")
+    for index, card in enumerate(seen.cards):
+        here = [(expert, _bytes_on(expert, index)) for expert in seen.experts if _bytes_on(expert, index)]
+        loaded = [_shown(expert["name"]) for expert, _ in here if not _is_asleep(expert)]
+        asleep = [(_shown(expert["name"]), size) for expert, size in here if _is_asleep(expert)]
+        kept = f"{', '.join(name for name, _ in asleep)}: {mib(sum(size for _, size in asleep))}" if asleep else ""
+        sizes = (card["used"], max(0, card["capacity"] - card["used"]), card["capacity"])
+        table.add_row(str(index), *map(mib, sizes), ", ".join(loaded), kept)
+    return table
+
+
+def _bytes_on(expert: dict[str, Any], index: int) -> int:
+    return sum(card["bytes"] for card in expert["cards"] if card["index"] == index)
+
+
+def _is_asleep(expert: dict[str, Any]) -> bool:
+    return bool(expert["residency"] == "host" and expert["state"] != "starting")
 
 
 def _failure(expert: dict[str, Any]) -> str:
@@ -110,10 +155,6 @@ def _state(expert: dict[str, Any]) -> str:
     return f"[red]{state}[/red]" if state == "failed" else state
 
 
-def _several_cards(found: list[dict[str, Any]]) -> bool:
-    return any(card["index"] for expert in found for card in expert["cards"])
-
-
 def _move(move: dict[str, Any] | None) -> str:
     return f"{_shown(move['from'])} -> {_shown(move['to'])}, {move['seconds']:.2f} s" if move else ""
 
@@ -132,7 +173,7 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "expert": lambda expert: _shown(expert["name"]),
     "state": _state,
     "pin": lambda expert: _shown(expert["pin"] or ""),
-    "cards": lambda expert: _shown(", ".join(str(card["index"]) for card in expert["cards"])),
+    "cards": lambda expert: ", ".join(_shown(card["index"]) for card in expert["cards"]),
     "device": lambda expert: mib(expert["bytes"]["device"]),
     "host": lambda expert: mib(expert["bytes"]["host"]),
     "leases": lambda expert: _shown(expert["leases"]),

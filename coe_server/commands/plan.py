@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coe_server.build.capacity import platform_of
 from coe_server.build.experts import surroundings_of
 from coe_server.cache.costs import Costs
 from coe_server.cache.placement import Demand, Placement, kept_by_sleepers, place, used_by_loaded
@@ -26,6 +27,7 @@ from coe_server.engines.vllm_settings import VllmExpert
 from coe_server.errors import ConfigError
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_FITS_ITSELF = ("auto", -1)  # values of max_model_len
 _NCCL_BYTES = 700 << 20  # what ranks that talk to each other keep asleep, beside the residue of one card
 _UNEVEN_SHARE = 1.02  # norms and padding are on every rank
 _SMALLER_CACHES = tuple(size << 20 for size in (3072, 2048, 1536, 1024, 512))  # largest first
@@ -40,6 +42,9 @@ class Planned:
     kv_is_own: bool  # by `kv_cache` of its own
     token_bytes: int | None
     longest_tokens: int | None  # context that a request may have, where every layer keeps all of it
+    shortens: bool = (
+        False  # vLLM takes a shorter context where the KV cache holds no more, instead of refusing to start
+    )
 
     @property
     def kv_tokens(self) -> int | None:
@@ -97,7 +102,9 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
     model = _model_config(settings, config)
     text = model.get("text_config", model)
     value_bytes = 1.0 if "fp8" in str(_option(settings.args, "kv_cache_dtype")) else 2.0
-    longest = _option(settings.args, "max_model_len") or text.get("max_position_embeddings")
+    given = _option(settings.args, "max_model_len")
+    shortens = given in _FITS_ITSELF or (given is None and platform_of(config) == "cuda")
+    longest = text.get("max_position_embeddings") if given in (None, *_FITS_ITSELF) else given
     windows = text.get("sliding_window") and text.get("use_sliding_window", True)
     per_token = token_bytes(model, value_bytes, tensor)
     return Planned(
@@ -106,6 +113,7 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
         settings.kv_cache is not None,
         per_token // pipeline if per_token else None,
         longest if isinstance(longest, int) and not windows else None,
+        shortens,
     )
 
 
@@ -181,17 +189,27 @@ def _ways_to_fit(plan: Plan) -> Iterator[str]:
 
 
 def _tokens(plan: Plan) -> Iterator[str]:
+    """KV caches that hold less than a model's context; experts of which the same holds share a sentence."""
+    said: dict[str, list[str]] = {}
     for one in plan.experts:
-        tokens, name = one.kv_tokens, one.demand.name
-        if tokens is None:
-            continue
-        if one.longest_tokens is not None and tokens < one.longest_tokens and one.token_bytes:
-            need = -(-one.longest_tokens * one.token_bytes >> 20)
-            yield (
-                f"experts.{name}: {gib(one.kv_bytes)} of KV cache = {tokens:,} tokens, and its context is"
-                f" {one.longest_tokens:,}; vLLM refuses that: args: {{max_model_len: {tokens // 1024 * 1024}}}, or"
-                f" kv_cache: {need}MiB"
-            )
+        if (sentence := _too_few_tokens(one)) is not None:
+            said.setdefault(sentence, []).append(one.demand.name)
+    for sentence, names in said.items():
+        yield f"experts.{', '.join(names)}: {sentence}"
+
+
+def _too_few_tokens(one: Planned) -> str | None:
+    tokens, longest = one.kv_tokens, one.longest_tokens
+    if tokens is None or longest is None or one.token_bytes is None or tokens >= longest:
+        return None
+    cache, need = (
+        f"{gib(one.kv_bytes)} of KV cache = {tokens:,} tokens",
+        f"kv_cache: {-(-longest * one.token_bytes >> 20)}MiB",
+    )
+    if one.shortens:
+        return f"{cache} of a context of {longest:,}; requests that need more are routed elsewhere; {need} holds all"
+    shorter = f"args: {{max_model_len: {tokens // 1024 * 1024}}}"
+    return f"{cache}, and the context is {longest:,}; vLLM refuses that: {shorter}, or {need}"
 
 
 def _smaller_cache(plan: Plan) -> Iterator[str]:

@@ -251,11 +251,19 @@ def wait_bound(cache: ExpertCache) -> str:
     return (
         f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
-        f"It is that long because a turn is {limits.queue_limit} queued requests, {limits.max_concurrency} "
-        f"at a time, each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
+        f"It is that long because a turn is {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
+        f"each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
         f"{waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
         f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
     )
+
+
+def _at_a_time(cache: ExpertCache) -> str:
+    """How many requests are let in, and by which expert where that is its own number."""
+    fewest = cache.waits.fewest_places
+    own = next(slot.name for slot in cache.slots.values() if slot.places == fewest)
+    whose = f" (experts.{own}.max_concurrency, the fewest)" if fewest != cache.limits.max_concurrency else ""
+    return f"{fewest} at a time{whose}"
 
 
 def _with_fan_out(cache: ExpertCache) -> str:
@@ -270,7 +278,8 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 
 def _turns(cache: ExpertCache) -> str:
-    waits, turn = cache.waits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
+    waits, longest = cache.waits, replace(cache.limits, max_concurrency=cache.waits.fewest_places)
+    turn = f"a turn of {turn_seconds(longest):,.0f} s"
     if not waits.sharing:
         return f"{turn}, since no experts share the device"
     switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"

@@ -62,6 +62,14 @@ class EngineResponse(Protocol):
         """The body as it arrives; raises `EngineDied` if the connection breaks before its end."""
 
 
+class TellsLength(Protocol):
+    """An engine that tells how long a request may be, which may be less than was asked for: vLLM fits it to memory."""
+
+    @property
+    def longest_tokens(self) -> int | None:
+        """Tokens of a request with its answer, as the engine told when it started; None before its first start."""
+
+
 class Engine(Protocol):
     """One expert's engine. Its owner makes one of start, sleep, wake, stop at a time; `send` may overlap itself."""
 

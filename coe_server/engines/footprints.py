@@ -25,6 +25,7 @@ _LONGEST_FILE_BYTES = 1 << 20
 def footprint_key(launch: VllmLaunch, weights_bytes: int, card: str) -> str:
     """What a measurement holds for: change any of it and it is measured anew."""
     said = [launch.model, weights_bytes, launch.kv_cache_bytes, launch.can_sleep, launch.platform, card]
+    said.append(launch.max_concurrency)  # of so many sequences graphs are captured
     told = json.dumps([*said, launch.command, dict(launch.args)], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 

@@ -59,7 +59,7 @@ class Surroundings:
     platform: Platform
     vllm: VllmSettings
     longest_answer_seconds: float
-    max_concurrency: int  # answers inside one engine at a time
+    max_concurrency: int  # answers inside one engine at a time, unless its expert has a number of its own
     proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
     whole_device_bytes: Callable[[], int]  # what an engine takes that nothing is known of: it starts alone
     size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
@@ -87,6 +87,7 @@ class ExpertSettings(Settings):
     pin: TierName | None = None
     preload: TierName | None = None
     ttl_seconds: float | None = Field(default=None, gt=0)
+    max_concurrency: int | None = Field(default=None, ge=1)  # scheduling.max_concurrency
     context_tokens: int | None = Field(default=None, gt=0)
     vision: bool | None = None
     modalities: list[Modality] | None = None
@@ -107,6 +108,11 @@ class ExpertSettings(Settings):
     def cards_taken(self) -> int:
         """The expert's width: how many cards its engine takes."""
         return 1
+
+    @property
+    def concurrency(self) -> int | None:
+        """Answers inside its engine at a time; None: as for every expert."""
+        return self.max_concurrency
 
     @property
     def weights_here(self) -> bool:

@@ -70,7 +70,7 @@ class VllmEngine:
 
     @property
     def longest_tokens(self) -> int | None:
-        """A request with its answer, as the engine told when it started; None before its first start."""
+        """As `TellsLength` says; None on a CPU."""
         return self._longest_tokens
 
     async def start(self, within_seconds: float | None = None, seat: Seat = ()) -> None:

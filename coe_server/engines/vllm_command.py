@@ -185,6 +185,7 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "uds": str(socket),
         "served_model_name": launch.name,
         "kv_cache_memory_bytes": launch.kv_cache_bytes,
+        "max_num_seqs": launch.max_concurrency,  # of each copy; for 256 or 1024, vLLM's own, more graphs are captured
         "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
@@ -199,8 +200,6 @@ def _cpu_args(launch: VllmLaunch) -> dict[str, ArgValue]:
 
 def _cuda_args(launch: VllmLaunch, place: Place) -> dict[str, ArgValue]:
     args: dict[str, ArgValue] = {"worker_extension_cls": _EXTENSION_CLASS, "max_model_len": "auto"}
-    if launch.max_concurrency is not None:
-        args["max_num_seqs"] = launch.max_concurrency  # vLLM captures graphs for that many, not for 256 or 1024
     if place.utilization is not None:
         args["gpu_memory_utilization"] = place.utilization
     if launch.can_sleep:

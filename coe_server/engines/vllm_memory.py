@@ -46,9 +46,9 @@ class VllmMemory:
         self._ranks: tuple[_Rank, ...] = ()  # on a CPU, as they were measured
         self._canaries: dict[int, str] = {}  # what the weights answer, by copy
         if launch.platform == "cuda":
-            context_bytes = self.footprint.device_asleep
-            rank_bytes = self.footprint.device_awake - context_bytes
-            self.seat = SeatMemory(launch.name, cards or Cards(), launch.width, rank_bytes, context_bytes)
+            rank_bytes = self.footprint.device_awake - self.footprint.device_asleep
+            most_context_bytes = estimated_footprint(launch).device_asleep  # what an earlier start measured may be less
+            self.seat = SeatMemory(launch.name, cards or Cards(), launch.width, rank_bytes, most_context_bytes)
 
     @property
     def move_seconds(self) -> float:

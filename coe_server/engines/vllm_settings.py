@@ -16,7 +16,7 @@ from coe_server.engines.engine import Engine
 from coe_server.engines.footprints import footprint_key
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_args import named, width_of
+from coe_server.engines.vllm_args import copies_of, named, width_of
 from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source, known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
@@ -30,7 +30,6 @@ class VllmExpert(ExpertSettings):
     engine: Literal["vllm"]
     model: str
     args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(default={})
-    max_concurrency: int | None = Field(default=None, ge=1)  # scheduling.max_concurrency
     kv_cache: ByteCount | None = None
     weights_bytes: ByteCount | None = None  # where neither files nor the hub can tell it
     allowed_media_domains: list[HostName] | None = None
@@ -60,7 +59,7 @@ class VllmExpert(ExpertSettings):
             kv_cache_bytes=self.kv_cache or vllm.kv_cache,
             platform=surroundings.platform,
             can_sleep=self.sleep,
-            max_concurrency=self.max_concurrency or surroundings.max_concurrency,
+            max_concurrency=self.concurrency or surroundings.max_concurrency,
             start_timeout_seconds=vllm.start_timeout_seconds,
             process_bytes=vllm.process_memory,
             log_directory=surroundings.log_directory,
@@ -82,6 +81,13 @@ class VllmExpert(ExpertSettings):
     @property
     def cards_taken(self) -> int:
         return width_of(self.args)
+
+    @property
+    def concurrency(self) -> int | None:
+        """What `args` set for vLLM is what is let in: more would wait in the engine, where no order is kept."""
+        sequences = named(self.args).get("max_num_seqs")
+        given = sequences * copies_of(self.args) if isinstance(sequences, int) and sequences > 0 else None
+        return self.max_concurrency or given
 
     @property
     def weights_here(self) -> bool:
@@ -125,7 +131,11 @@ class VllmExpert(ExpertSettings):
         if not self.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
             return self
         if not (model / "config.json").is_file():
-            raise ConfigError(f"experts.{self.name}.model: there is no model in the folder {model}")
+            gguf = model.suffix == ".gguf" or any(model.glob("*.gguf"))
+            told = f"{model} is GGUF, which vLLM does not serve; llama.cpp does: engine: command (docs/engines.md)"
+            raise ConfigError(
+                f"experts.{self.name}.model: {told if gguf else f'there is no model in the folder {model}'}"
+            )
         return self.model_copy(update={"model": str(model)})
 
 

@@ -71,8 +71,7 @@ class RoutedRequest:
 
     def has_more_room(self, than: str, expert: str) -> bool:
         """True unless the expert is known to have no longer context than the one for which the request was too long."""
-        router = self.serving.router
-        ours, theirs = router.context_tokens(expert), router.context_tokens(than)
+        ours, theirs = self.service.context_tokens(expert), self.service.context_tokens(than)
         return ours is None or theirs is None or ours > theirs
 
     def id_listener(self, expert: str) -> Listener | None:

@@ -201,7 +201,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
     app.include_router(build_page(service))
-    app.include_router(build_admin(service.cache, reloader))
+    app.include_router(build_admin(service, reloader))
     app.include_router(build_metrics(service))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)

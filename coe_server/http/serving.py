@@ -13,6 +13,7 @@ import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.wait_times import Outlook
+from coe_server.engines.engine import TellsLength
 from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
@@ -27,6 +28,7 @@ from coe_server.routing.artifact import HeldOut
 from coe_server.routing.conversation import Conversation, Sessions
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embeddings import Embedder
+from coe_server.routing.selection import shorter
 
 __all__ = ["AUTO", "Decides", "Service", "Serving"]
 
@@ -85,6 +87,7 @@ class Service:
     started: int  # seconds since the epoch
     telemetry: Telemetry
     log_prompts: bool = False
+    lengths: Mapping[str, TellsLength] = field(default_factory=dict)  # engines that tell theirs, by expert
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
     bodies: BodyReader = field(default_factory=BodyReader)
@@ -98,25 +101,36 @@ class Service:
 
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
-        return _Availabilities(self.cache.waits.outlooks())
+        return _Availabilities(self.cache.waits.outlooks(), self.lengths)
+
+    def context_tokens(self, expert: str) -> int | None:
+        """How many tokens an expert holds: as it is configured or trained, or as its engine tells if that is less."""
+        return shorter(self.serving.router.context_tokens(expert), _told(self.lengths, expert))
 
 
 class _Availabilities(Mapping[str, Availability]):
     """The cache's outlooks in the router's words; of a failure only its first line, which callers may read."""
 
-    def __init__(self, outlooks: Mapping[str, Outlook]) -> None:
+    def __init__(self, outlooks: Mapping[str, Outlook], lengths: Mapping[str, TellsLength]) -> None:
         self._outlooks = outlooks
+        self._lengths = lengths
 
     def __getitem__(self, name: str) -> Availability:
         residency, wait_seconds, failure, returns_seconds = self._outlooks[name]
         told = first_line(failure) if failure is not None else None
-        return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds)
+        length = _told(self._lengths, name)
+        return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds, length)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._outlooks)
 
     def __len__(self) -> int:
         return len(self._outlooks)
+
+
+def _told(lengths: Mapping[str, TellsLength], expert: str) -> int | None:
+    engine = lengths.get(expert)
+    return None if engine is None else engine.longest_tokens
 
 
 def reference_of(held_out: HeldOut, categories: list[str]) -> Reference | None:

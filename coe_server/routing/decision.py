@@ -20,13 +20,15 @@ GENERAL = "general"
 class Availability(NamedTuple):
     """Where an expert's weights are now, how long a lease would take, and why it is unavailable (or None).
 
-    `returns_seconds`: until it may be available again, where that is known.
+    `returns_seconds`: until it may be available again, where that is known. `longest_tokens`: of a request with its
+    answer, as its engine told when it started.
     """
 
     residency: Residency
     predicted_wait_seconds: float
     unavailable: str | None = None
     returns_seconds: float | None = None
+    longest_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

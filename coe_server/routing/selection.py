@@ -81,12 +81,13 @@ def candidate(expert: Profile, request: Request, terms: Terms = NO_TERMS) -> Can
     able, conversation, options = expert.capabilities, request.conversation, request.options
     name, size = expert.name, expert.active_params_b
     score, value, cost, stopped_by = terms
+    where = request.availability.get(name)
+    limit = able.context_tokens if where is None else shorter(able.context_tokens, where.longest_tokens)
     if not is_allowed(name, options):
         stopped_by = NOT_ALLOWED  # first: other reasons are for callers that may use the expert
     elif stopped_by is None:
-        stopped_by = _over_cap(size, options) or _missing_ability(able, conversation)
-    where = request.availability.get(name)
-    return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, doubt(able, conversation))
+        stopped_by = _over_cap(size, options) or _missing_ability(able, limit, conversation)
+    return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, _doubt(limit, conversation))
 
 
 def requested(expert: Profile, request: Request) -> Candidate:
@@ -289,7 +290,9 @@ def obstacle(
     """Why this expert cannot take this request, whatever its state; None if it can."""
     if not is_allowed(name, options):
         return NOT_ALLOWED
-    return _over_cap(active_params_b, options) or _missing_ability(capabilities, conversation)
+    return _over_cap(active_params_b, options) or _missing_ability(
+        capabilities, capabilities.context_tokens, conversation
+    )
 
 
 def _over_cap(active_params_b: float | None, options: RouteOptions) -> str | None:
@@ -312,10 +315,16 @@ def _first(ours: Known | None, theirs: Known | None) -> Known | None:
     return theirs if ours is None else ours
 
 
-def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> str | None:
+def shorter(one: int | None, other: int | None) -> int | None:
+    """Of two limits in tokens, each unknown where it is None."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
+
+
+def _missing_ability(capabilities: Capabilities, limit: int | None, conversation: Conversation) -> str | None:
     if capabilities.endpoints is not None and conversation.endpoint not in capabilities.endpoints:
         return f"does not serve {conversation.endpoint} requests"
-    limit = capabilities.context_tokens
     if limit is not None and conversation.least_tokens > limit:
         return f"holds {limit} tokens and the request needs at least about {conversation.least_tokens}"
     for modality in MODALITIES if conversation.modalities else ():
@@ -326,9 +335,8 @@ def _missing_ability(capabilities: Capabilities, conversation: Conversation) -> 
     return None
 
 
-def doubt(capabilities: Capabilities, conversation: Conversation) -> str | None:
+def _doubt(limit: int | None, conversation: Conversation) -> str | None:
     """Why the request may exceed this expert's context, so that others come first; None if it likely fits."""
-    limit = capabilities.context_tokens
     if limit is None or conversation.likely_tokens <= limit:
         return None
     return f"holds {limit} tokens and the request needs about {conversation.likely_tokens}"

@@ -113,8 +113,9 @@ def offline_bound(
         return _bound(blocked, switches, False, scenario, trace)
     reached = min(m.blocked_seconds for m in kept)
     limit = max(m.wait_bound_seconds for m in kept)
-    players = {name: _player(expert, first_tiers.get(name, Tier.DISK)) for name, expert in asked.items()}
-    board = Board(jobs, players, scenario.capacity, limit, scenario.limits.max_concurrency)
+    places = scenario.limits.max_concurrency
+    players = {name: _player(expert, first_tiers.get(name, Tier.DISK), places) for name, expert in asked.items()}
+    board = Board(jobs, players, scenario.capacity, limit)
     exact = fewest_blocked_seconds(board, reached) if blocked < reached else reached
     return _bound(blocked if exact is None else exact, switches, exact is not None, scenario, trace)
 
@@ -133,7 +134,7 @@ def _bringing(expert: SimulatedExpert, begins: Tier) -> Bringing:
     return Bringing(seconds[begins], begins is Tier.DISK, expert.footprint.device_awake)
 
 
-def _player(expert: SimulatedExpert, begins: Tier) -> Player:
+def _player(expert: SimulatedExpert, begins: Tier, places: int) -> Player:
     timing = expert.timing
     return Player(
         expert.footprint,
@@ -143,6 +144,7 @@ def _player(expert: SimulatedExpert, begins: Tier) -> Player:
         timing.wake_seconds,
         timing.sleep_seconds,
         timing.stop_seconds,
+        expert.max_concurrency or places,
     )
 
 

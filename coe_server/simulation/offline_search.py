@@ -33,6 +33,7 @@ class Player:
     wake_seconds: float
     sleep_seconds: float
     stop_seconds: float
+    places: int  # answers inside at a time
 
     def seconds(self, source: Tier, target: Tier) -> float:
         if source is Tier.DISK:
@@ -50,7 +51,6 @@ class Board:
     players: dict[str, Player]  # only experts that are asked for
     capacity: Bytes
     wait_limit_seconds: float
-    max_concurrency: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class _Rules:
     def lets_in(self, state: _State, index: int) -> bool:
         spot = state.spots[index]
         inside = sum(self.owner[job] == index for _, job in state.running)
-        return spot.tier is Tier.DEVICE and spot.source is None and inside < self._board.max_concurrency
+        return spot.tier is Tier.DEVICE and spot.source is None and inside < self.players[index].places
 
     def needed(self, state: _State, index: int) -> bool:
         """Some request for it has not been let in yet, or has not arrived."""

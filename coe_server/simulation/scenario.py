@@ -66,6 +66,7 @@ def scenario_of(experts: Iterable[Expert], timings: Mapping[str, Timing], capaci
             expert.ttl_seconds,
             expert.width,
             expert.seats,
+            max_concurrency=expert.max_concurrency,
         )
         for expert in experts
         if not expert.remote

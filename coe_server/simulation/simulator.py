@@ -51,6 +51,7 @@ class SimulatedExpert:
     ttl_seconds: float | None = None
     width: int = 1
     seats: tuple[Seat, ...] = ((0,),)
+    max_concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +260,15 @@ def _expert(one: SimulatedExpert) -> Expert:
         "stop": one.timing.stop_seconds,
     }  # as if an earlier server had measured them
     return Expert(
-        one.name, engine, one.pin, one.preload, one.ttl_seconds, costs=known, width=one.width, seats=one.seats
+        one.name,
+        engine,
+        one.pin,
+        one.preload,
+        one.ttl_seconds,
+        costs=known,
+        width=one.width,
+        seats=one.seats,
+        max_concurrency=one.max_concurrency,
     )
 
 

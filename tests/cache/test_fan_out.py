@@ -13,7 +13,7 @@ from coe_server.cache.queue import WaitingLine
 from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert, new_slot
 from coe_server.cache.tiers import Tier
-from coe_server.cache.wait_times import turn_seconds, widest_request
+from coe_server.cache.wait_times import turn_seconds
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Timing, simulate
@@ -220,8 +220,7 @@ def test_a_turn_with_wide_requests_takes_up_to_twice_as_many_rounds(widest, roun
 
 
 def test_no_request_is_wider_than_the_engine():
-    assert widest_request(replace(LIMITS, max_fan_out=128)) == 16
-    assert widest_request(replace(LIMITS, max_fan_out=3)) == 3
+    assert turn_seconds(LIMITS, 128) == turn_seconds(LIMITS, 16) > turn_seconds(LIMITS, 3)
 
 
 @given(st.data())
@@ -290,7 +289,7 @@ def test_whatever_the_fan_outs_no_request_waits_longer_than_stated(stage):
 
 @pytest.mark.parametrize(("gate", "admits"), [(0, False), (3, False), (4, True)])
 def test_what_overtakes_those_a_turn_is_for_goes_in_only_if_the_turn_grows_no_longer(gate, admits):
-    slot = new_slot(Expert("a", None), 20, {})
+    slot = new_slot(Expert("a", None), Limits(max_wait_seconds=20), {})
     slot.change(tier=Tier.DEVICE, draining=True, gate=gate)
     slot.waiters.join(0.0, "normal", None, 3)
     slot.waiters.join(1.0, "high", None, 4)

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from coe_server.commands.experts import experts_table
+from coe_server.commands.experts import Seen, experts_table
 from coe_server.commands.terminal import IN_FULL
 
 MOVE = {"from": "device", "to": "host", "seconds": 0.3, "bytes": 1}
@@ -20,10 +20,13 @@ def expert(name, **more):
     }
 
 
-def lines(found, width):
+ONE_CARD = [{"used": 15 * 2**30, "capacity": 22 * 2**30}]
+
+
+def lines(found, width, cards=ONE_CARD):
     console = Console(width=width)
     with console.capture() as shown:
-        console.print(experts_table(found, width))
+        console.print(experts_table(Seen(found, cards), width))
     return [line.rstrip() for line in shown.get().splitlines()]
 
 
@@ -75,3 +78,26 @@ def test_what_a_failed_experts_server_said_colours_and_forges_nothing():
         r"ev[red]il\x1b[31m failed: answered 500: \x1b[2J\x1b]0;PWNED\x07 [bold]",
         "    evil device",
     ]
+
+
+def test_several_cards_have_a_line_each_with_who_sits_there_and_what_sleepers_keep():
+    on_both = [{"index": card, "bytes": 10 * 2**30} for card in (0, 1)]
+    keeps = [{"index": 1, "bytes": 2**29}]
+    found = [
+        expert("wide", cards=on_both),
+        expert("tired", state="host", residency="host", cards=keeps),
+        expert("worn", state="host", residency="host", cards=keeps),
+        expert("away", state="disk", residency="disk", cards=[]),
+    ]
+    cards = [{"used": 10 * 2**30, "capacity": 22 * 2**30}, {"used": 11 * 2**30, "capacity": 22 * 2**30}]
+    shown = lines(found, IN_FULL, cards)
+    assert shown[0].split() == ["expert", "state", "pin", "cards", "device", "host", "leases", "queued", "last", "move"]
+    assert shown[1].split()[:4] == ["wide", "device", "0,", "1"]
+    head, first, second = shown[-3:]
+    assert head.split() == ["card", "used", "free", "limit", "loaded", "asleep"]
+    assert first.split("  ") == ["", " 0", "10,240 MiB", "12,288 MiB", "22,528 MiB", "wide"]
+    assert second.endswith("11,264 MiB  11,264 MiB  22,528 MiB  wide    tired, worn: 1,024 MiB")
+
+
+def test_one_card_is_told_by_the_table_of_experts_alone():
+    assert len(lines([expert("coder")], IN_FULL)) == 2

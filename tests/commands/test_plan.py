@@ -85,14 +85,26 @@ def test_five_small_models_on_a_24_gib_card_without_vllm(tmp_path, hf):
     assert len(smaller["awake_together"]) == 2, "the hint says what happens"
 
 
-def test_a_context_that_the_kv_cache_cannot_hold_is_said_in_tokens(tmp_path, hf):
+@pytest.mark.parametrize(
+    ("machine", "args"), [("24GiB,host=64GiB", {"max_model_len": 40_960}), ("host=64GiB", {}), ("host=64GiB", None)]
+)
+def test_a_context_that_the_kv_cache_cannot_hold_is_said_in_tokens(tmp_path, hf, machine, args):
     downloaded(hf, "org/m", 5)
-    _, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a")])
-    (hint,) = plan["hints"]
-    assert hint.startswith(
-        "experts.a: 4.0 GiB of KV cache = 29,127 tokens, and its context is 40,960; vLLM refuses that"
-    )
-    assert hint.endswith("kv_cache: 5760MiB")
+    _, plan = validate(tmp_path, machine, [expert("a", **({} if args is None else {"args": args}))])
+    assert plan["hints"] == [
+        "experts.a: 4.0 GiB of KV cache = 29,127 tokens, and the context is 40,960; vLLM refuses that: args:"
+        " {max_model_len: 28672}, or kv_cache: 5760MiB"
+    ]
+
+
+@pytest.mark.parametrize("args", [{}, {"max-model-len": "auto"}, {"max_model_len": -1}])
+def test_on_a_gpu_the_context_is_what_the_kv_cache_holds_and_one_sentence_says_so_of_all(tmp_path, hf, args):
+    downloaded(hf, "org/m", 5)
+    _, plan = validate(tmp_path, "48GiB,host=64GiB", [expert("a", args=args), expert("b", args=args)])
+    assert plan["hints"] == [
+        "experts.a, b: 4.0 GiB of KV cache = 29,127 tokens of a context of 40,960; requests that need more are routed"
+        " elsewhere; kv_cache: 5760MiB holds all"
+    ]
 
 
 def test_a_wide_expert_and_small_ones_on_four_cards(tmp_path, hf):

@@ -9,12 +9,16 @@ import pytest
 import yaml
 
 from coe_server.build.capacity import build_capacity
-from coe_server.build.experts import build_experts, logs_folder, refuse_what_never_fits, seats_of
+from coe_server.build.experts import build_experts, footprints_file, logs_folder, refuse_what_never_fits, seats_of
 from coe_server.build.service import build_capabilities, build_router, require_tracing
 from coe_server.cache.tiers import Bytes
 from coe_server.config.schema import HttpSettings, ServerConfig, VllmExpert, load_config, read_config
 from coe_server.config.types import Settings, Share
 from coe_server.engines.cards import CardFacts, Cards, DeviceBytes
+from coe_server.engines.engine import Footprint
+from coe_server.engines.footprints import write_footprints
+from coe_server.engines.vllm_command import serve_command
+from coe_server.engines.vllm_settings import key_of
 from coe_server.errors import ArtifactError, ConfigError, EngineError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -434,6 +438,66 @@ def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp
     vllm = {"command": sys.executable, "platform": "cpu", **settings}
     (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
     assert built.engine._launch.allowed_media_domains == allowed
+
+
+@pytest.mark.parametrize("model", ["./quantised", "./quantised/model-q4.gguf"])
+def test_gguf_is_named_with_what_serves_it(tmp_path, model):
+    (tmp_path / "quantised").mkdir()
+    (tmp_path / "quantised/model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match=r"experts\.a\.model: .* is GGUF, .* engine: command \(docs/engines\.md\)"):
+        load_config(write(tmp_path, experts=[VLLM | {"model": model}]))
+
+
+VLLM_HERE = {"name": "a", "engine": "vllm", "model": "x/y-7B", "weights_bytes": "1GiB"}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    ("own", "admitted", "word"),
+    [
+        ({}, None, "7"),
+        ({"max_concurrency": 3}, 3, "3"),
+        ({"args": {"max-num-seqs": 5}}, 5, "5"),
+        ({"args": {"max_num_seqs": 5}, "max_concurrency": 3}, 3, "5"),
+    ],
+)
+def test_as_many_are_let_in_as_the_engine_runs(tmp_path, platform, own, admitted, word):
+    vllm, common = {"command": sys.executable, "platform": platform}, {"max_concurrency": 7}
+    config = load_config(write(tmp_path, experts=[VLLM_HERE | own], vllm=vllm, scheduling=common))
+    (built,) = build_experts(config)
+    command = serve_command(built.engine.launch, Path("/run/x.sock"))
+    assert built.max_concurrency == admitted
+    assert command[command.index("--max-num-seqs") + 1] == word
+    assert command.count("--max-num-seqs") == 1
+
+
+def test_of_copies_each_runs_its_number(tmp_path):
+    args = {"max_num_seqs": 5, "data_parallel_size": 2}
+    vllm = {"command": sys.executable, "platform": "cuda"}
+    config = load_config(write(tmp_path, experts=[VLLM_HERE | {"args": args}], vllm=vllm))
+    assert config.experts[0].concurrency == 10
+
+
+@pytest.mark.parametrize("kind", [SIMULATED, {**REMOTE, "base_url": "http://127.0.0.1:1/v1"}])
+def test_every_kind_of_expert_may_have_a_number_of_its_own(tmp_path, kind):
+    (built,) = build_experts(load_config(write(tmp_path, experts=[kind | {"max_concurrency": 2}])))
+    assert built.max_concurrency == 2
+
+
+def test_what_an_earlier_start_measured_is_what_the_next_one_reserves(tmp_path):
+    config = load_config(write(tmp_path, experts=[VLLM_HERE], vllm={"command": sys.executable, "platform": "cpu"}))
+    (guessed,) = build_experts(config)
+    measured = Footprint(device_awake=1 << 30, host_process=1 << 28, host_image=1 << 29)
+    write_footprints(footprints_file(config), {key_of(guessed.engine.launch): measured})
+    (known,) = build_experts(config)
+    assert known.engine.footprint == measured != guessed.engine.footprint
+    other = load_config(
+        write(
+            tmp_path, experts=[VLLM_HERE | {"max_concurrency": 2}], vllm={"command": sys.executable, "platform": "cpu"}
+        )
+    )
+    (another,) = build_experts(other)
+    assert another.engine.footprint == guessed.engine.footprint, "it runs other numbers of sequences"
 
 
 def test_simulated_experts_take_no_memory_of_this_machine(tmp_path):

@@ -350,6 +350,17 @@ class Engine:
         return web.json_response({})
 
 
+def folder_of(model: str) -> Path:
+    """A folder, or what huggingface_hub keeps of an id. Ends where it would ask the hub: nothing answers here."""
+    if Path(model).is_dir():
+        return Path(model)
+    if os.environ.get("HF_HUB_OFFLINE") != "1":
+        sys.exit(f"OSError: We couldn't connect to 'https://huggingface.co' to load {model}")
+    home = os.environ.get("HF_HOME", str(Path.home() / ".cache/huggingface"))
+    repository = Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")) / f"models--{model.replace('/', '--')}"
+    return repository / "snapshots" / (repository / "refs/main").read_text()
+
+
 def visible_cards() -> list[int]:
     """Cards by index in the books: CUDA_VISIBLE_DEVICES names them by index or by UUID, or the beginning of one."""
     cards = Cards()
@@ -409,7 +420,7 @@ async def serve(engine: Engine, socket: str) -> None:
 def main(words: list[str]) -> None:
     try:
         options = rules.parse(words[1:])
-        model = Model.read(Path(options["model_tag"]), options["tensor_parallel_size"])
+        model = Model.read(folder_of(options["model_tag"]), options["tensor_parallel_size"])
         engine = Engine(options, model)
         engine.start()
     except (rules.Refused, RuntimeError) as error:

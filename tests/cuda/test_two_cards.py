@@ -18,6 +18,7 @@ from tests.patience import PATIENCE_SECONDS, until
 ROOT = Path(__file__).parents[2]
 COE = Path(sys.executable).with_name("coe")
 STAND_IN = Path(__file__).with_name("stand_in.py")
+MEMORY = {"host": "90%"}
 
 
 class Served:
@@ -47,16 +48,19 @@ class Served:
         except OSError:
             return self.process.poll() is not None
 
+    def is_ready(self):
+        return self.ask("GET", "/readyz")[0] == 200
+
 
 @contextmanager
-def serving(folder, environment, experts):
+def serving(folder, environment, experts, memory=MEMORY, kv_cache="1GiB"):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {
         "http": {"port": port},
-        "memory": {"host": "90%"},
-        "vllm": {"command": [sys.executable, str(STAND_IN)], "platform": "cuda", "kv_cache": "1GiB"},
+        "memory": memory,
+        "vllm": {"command": [sys.executable, str(STAND_IN)], "platform": "cuda", "kv_cache": kv_cache},
         "state_directory": str(folder / "state"),
         "experts": experts,
     }
@@ -104,7 +108,13 @@ def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two
         assert served.residency() == {"wide": "device", "a": "disk", "b": "disk"}
         told = {expert["name"]: expert for expert in served.ask("GET", "/admin/experts")[1]}["wide"]
         assert [card["index"] for card in told["cards"]] == [0, 1]
+        assert [one["context_tokens"] for one in served.ask("GET", "/admin/experts")[1]] == [
+            32768,  # all of the model's
+            *[GIB // (2 * 28 * 4 * 128 * 2)] * 2,  # what their caches hold, as their engines told
+        ]
         assert sum(card["bytes"] for card in told["cards"]) == told["bytes"]["device"]
+        seen = served.ask("GET", "/admin/overview")[1]["tiers"]["device"]["cards"]
+        assert [card["used"] for card in seen] == [card["bytes"] for card in told["cards"]], "`a` and `b` are on disk"
         assert served.complete("b") == first["b"]
         assert (on(cards, 0), on(cards, 1)) == (0, 12)
         assert served.complete("a") == first["a"]

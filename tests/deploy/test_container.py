@@ -136,6 +136,11 @@ def load_memory(file):
     return {tier: int(amount[:-3]) * units[amount[-3:]] for tier, amount in amounts.items()}
 
 
+def test_an_engine_of_the_unit_finds_the_compiler_of_its_gpu(root):
+    (line,) = (line for line in (root / "deploy/coe.service").read_text().splitlines() if "PATH=" in line)
+    assert "/usr/local/cuda/bin" in line.partition("PATH=")[2].split(":")
+
+
 def test_scripts_are_well_formed(root):
     scripts = [*(root / "deploy").rglob("*.sh"), root / "deploy/image/bin/coe"]
     assert len(scripts) >= 8

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from coe_server.engines.cards import DeviceBytes, card_readings, device_bytes, visible_device
+from coe_server.engines.cards import Cards, DeviceBytes, card_readings, device_bytes, visible_device
 from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import EngineError
 
@@ -105,3 +105,46 @@ def test_where_every_card_is_hidden_there_is_none_to_ask_about(listed: str, monk
     assert detect_platform() == "cpu"
     with pytest.raises(EngineError, match="cannot read the GPU's memory"):
         card_readings()
+
+
+class InstancesNvml(FakeNvml):
+    """The second card is in MIG mode: of its three places for instances two are taken."""
+
+    NVML_DEVICE_MIG_ENABLE = 1
+
+    def nvmlDeviceGetMigMode(self, handle: int) -> tuple[int, int]:  # noqa: N802  NVIDIA's name
+        if handle == 1:
+            raise self.NVMLError("Not Supported")
+        return (1, 1) if handle == 2 else (0, 0)
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:  # noqa: N802  NVIDIA's name
+        return 3
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, index: int) -> str:  # noqa: N802  NVIDIA's name
+        if index == 1:
+            raise self.NVMLError("Not Found")
+        return f"MIG-of-{handle}-{index}"
+
+    def nvmlDeviceGetUUID(self, handle: int | str) -> str:  # type: ignore[override]  # noqa: N802  an instance, too
+        return handle if isinstance(handle, str) else super().nvmlDeviceGetUUID(handle)
+
+
+def test_a_card_in_mig_mode_is_its_instances() -> None:
+    assert Cards(InstancesNvml(), {}).visible() == ("GPU-aaaa-1", "MIG-of-2-0", "MIG-of-2-2", "MIG-cccc-3")
+    assert Cards(InstancesNvml(), {"CUDA_VISIBLE_DEVICES": "MIG-cccc-3"}).visible() == ("MIG-cccc-3",)
+
+
+class SharedNvml(FakeNvml):
+    """A GPU without memory of its own."""
+
+    NVML_ERROR_NOT_SUPPORTED = 3
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:  # noqa: N802  NVIDIA's name
+        error = self.NVMLError("Not Supported")
+        error.value = 3  # type: ignore[attr-defined]  as NVIDIA's
+        raise error
+
+
+def test_a_gpu_that_shares_its_memory_with_the_processor_is_named() -> None:
+    with pytest.raises(EngineError, match=r"Not Supported .*; a GPU that shares its memory .*DGX Spark, is not supp"):
+        device_bytes(SharedNvml(), {})

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
 from coe_server.engines.log_file import log_path
 from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.seat_memory import RankReport, SeatMemory
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm import VllmEngine, _bring_up
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 from coe_server.engines.vllm_process import KeptProcess, make_run_directory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
@@ -664,7 +666,7 @@ SERVER = """
 import asyncio, json, sys
 from pathlib import Path
 from coe_server.engines.memory import process_tree
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm import VllmEngine, _bring_up
 from coe_server.engines.vllm_command import VllmLaunch, detect_platform
 
 async def main():
@@ -701,3 +703,26 @@ def settings_of(launch: VllmLaunch) -> str:
     names = ("name", "model", "kv_cache_bytes", "platform", "command", "environment", "start_timeout_seconds")
     settings = {name: getattr(launch, name) for name in names}
     return json.dumps(settings | {"log_directory": str(launch.log_directory)})
+
+
+class Asked:
+    """In the place of an engine's channel: how long each question may take."""
+
+    def __init__(self) -> None:
+        self.limits_seconds: list[float] = []
+
+    async def ask(self, method: str, path: str, timeout_seconds: float, *rest: Any) -> dict[str, Any]:
+        self.limits_seconds.append(timeout_seconds)
+        return {"choices": [{"text": "right"}]}
+
+
+def test_the_first_answer_has_minutes_for_kernels_are_compiled_with_it(tmp_path: Path) -> None:
+    async def nothing(*given: object) -> None:
+        return None
+
+    launch = VllmLaunch("french", "/models/french", 1, tmp_path, "cpu")
+    asked = Asked()
+    run = SimpleNamespace(launch=launch, http=asked, until_healthy=nothing)
+    memory = SimpleNamespace(secure_image=nothing, measure=nothing, seat=None, check_canary=lambda answer, copy: None)
+    asyncio.run(_bring_up(run, memory))  # type: ignore[arg-type]  the parts of both that are used
+    assert asked.limits_seconds == [300.0]

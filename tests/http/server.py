@@ -119,6 +119,7 @@ def running_server(
     hosts=None,
     journal=None,
     tracing=None,
+    lengths=None,
     remote=(),
     grace_seconds=GRACE_SECONDS,
     **serving_settings,
@@ -152,6 +153,7 @@ def running_server(
             telemetry=telemetry,
             log_prompts=log_prompts,
             tracing=tracing or NoTracing(),
+            lengths=lengths or {},
         )
         reloader = Reloader(service, rebuild or _nothing_to_reload)
 

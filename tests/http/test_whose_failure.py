@@ -230,6 +230,29 @@ def test_too_long_for_one_goes_to_the_next_that_holds_more(tmp_path):
             assert headers["x-coe-expert"] == "coder"  # big is next in the ranking, and holds less
 
 
+class Holds:
+    def __init__(self, tokens):
+        self.longest_tokens = tokens
+
+
+def test_too_long_for_one_does_not_go_to_one_whose_engine_holds_less_than_was_said(tmp_path):
+    router = saved_router(tmp_path, linguist=500, big=9000, coder=600)
+    too_long = openai(400, "maximum context length is 500 tokens")
+    with serving(router, team(linguist=[too_long]), lengths={"big": Holds(450)}) as server:
+        _, headers, _ = stream(server, stream=False)
+    assert headers["x-coe-expert"] == "coder"
+
+
+def test_a_request_is_not_sent_to_an_engine_that_holds_less_than_was_said(tmp_path):
+    router = saved_router(tmp_path, linguist=8000, big=8000, coder=8000)
+    asked = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "bonjour " * 300}]})
+    with serving(router, team(), lengths={"linguist": Holds(100), "coder": Holds(None)}) as server:
+        decision = json.loads(server.ask("POST", "/v1/route", asked)[2])
+    reasons = {one["expert"]: one["excluded"] for one in decision["ranking"]}
+    assert reasons["linguist"].startswith("holds 100 tokens and the request needs at least about ")
+    assert (reasons["big"], reasons["coder"]) == (None, None)
+
+
 def test_too_long_for_all_is_the_callers_to_read(tmp_path):
     router = saved_router(tmp_path, linguist=500, big=400, coder=500)
     too_long = openai(400, "maximum context length is 500 tokens")

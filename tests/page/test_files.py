@@ -5,6 +5,10 @@ import re
 
 import pytest
 
+from coe_server.cache.tiers import Bytes
+from tests.http.server import running_server
+from tests.page.conftest import GIB, engine
+
 STATIC = "coe_server/http/routes/static"
 
 
@@ -53,3 +57,15 @@ def test_the_overview_has_the_tiers_in_bytes(served):
     tiers = json.loads(served.ask("GET", "/admin/overview")[2])["tiers"]
     assert tiers["device"]["capacity"] == 3 * 2**29
     assert 0 <= tiers["device"]["used"] <= tiers["device"]["capacity"]
+    assert tiers["device"]["cards"] == [{"used": tiers["device"]["used"], "capacity": 3 * 2**29}]
+
+
+def test_the_overview_has_each_card():
+    with running_server({"one": engine("one", start_seconds=0)}, capacity=Bytes((2 * GIB, 3 * GIB), GIB)) as server:
+        server.ask("POST", "/admin/experts/one/load")
+        device = json.loads(server.ask("GET", "/admin/overview")[2])["tiers"]["device"]
+    assert device == {
+        "used": GIB,
+        "capacity": 5 * GIB,
+        "cards": [{"used": GIB, "capacity": 2 * GIB}, {"used": 0, "capacity": 3 * GIB}],
+    }

@@ -174,6 +174,71 @@ def test_of_many_experts_a_screen_shows_many_and_which_shelf_they_are_on(visit):
     assert page.inner_text('.shelf[data-tier="host"] .kept') == "3.0 GiB for loaded experts"
 
 
+TWO_CARDS = [{"used": 17 * 2**30, "capacity": 22 * 2**30}, {"used": 11 * 2**30, "capacity": 22 * 2**30}]
+
+
+def on(size_bytes, *cards):
+    return [{"index": card, "bytes": size_bytes} for card in cards]
+
+
+def put_on_cards(page):
+    """An expert on both cards, one more on the first, one that comes there, and two that sleep on the second."""
+    host = {"state": "host", "residency": "host", "bytes": {"device": 2**29, "host": 6 * 2**30}}
+    awake = {"state": "device", "residency": "device", "leases": 3}
+    experts = [
+        {"name": "wide", **awake, "cards": on(10 * 2**30, 0, 1), "bytes": {"device": 20 * 2**30, "host": 2**30}},
+        {"name": "single", **awake, "cards": on(6 * 2**30, 0), "bytes": {"device": 6 * 2**30, "host": 2**30}},
+        {"name": "coming", "state": "starting", "residency": "disk", "cards": on(2**30, 0), "bytes": host["bytes"]},
+        {"name": "tired", **host, "cards": on(2**29, 1)},
+        {"name": "worn", **host, "cards": on(2**29, 1)},
+    ]
+    device = {"used": 28 * 2**30, "capacity": 44 * 2**30, "cards": TWO_CARDS}
+    page.evaluate(
+        """async ([experts, tiers]) => {
+            const place = document.getElementById("shelves");
+            place.replaceChildren();
+            new (await import("/page/shelves.js")).Shelves(place).show(experts, tiers);
+        }""",
+        [experts, {"device": device, "host": {"used": 2**33, "capacity": 2**35}}],
+    )
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_each_of_several_cards_shows_its_bytes_and_whose_they_are(visit, screen):
+    page = visit(**SCREENS[screen]).page
+    put_on_cards(page)
+    first, second = page.locator(".gpu").all()
+    assert first.locator("h4").inner_text() == "Card 0"
+    assert first.locator(".gpu-amount").inner_text() == "17.0 GiB used, 5.0 GiB free of 22.0 GiB"
+    assert first.locator(".gpu-names li").all_inner_texts() == [
+        "wide 10.0 GiB · also on card 1",
+        "single 6.0 GiB",
+        "coming 1.0 GiB · room held while it comes",
+    ]
+    assert second.locator(".gpu-names li").all_inner_texts() == [
+        "wide 10.0 GiB · also on card 0",
+        "tired, worn asleep, keep 1.0 GiB",
+    ]
+    widths = first.locator(".part").evaluate_all("all => all.map((one) => parseFloat(one.style.inlineSize))")
+    assert widths == [pytest.approx(100 * size / 22, abs=0.01) for size in (10, 6, 1)]
+    assert page.inner_text('[data-tier="device"] .amount') == "28.0 GiB of 44.0 GiB on 2 cards"
+    assert page.inner_text('[data-expert="wide"] .where') == "card 0, 1"
+    assert page.locator('[data-tier="device"] .edge').is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") == SCREENS[screen]["width"]
+    page.evaluate(AXE_SCRIPT)
+    found = page.evaluate("axe.run(document)")
+    assert [(fault["id"], fault["nodes"][0]["target"]) for fault in found["violations"]] == []
+    if "COE_SCREENSHOTS" in os.environ:
+        page.screenshot(path=f"{os.environ['COE_SCREENSHOTS']}/cards-{screen}.png", full_page=True)
+
+
+def test_one_card_is_a_bar_of_its_shelf(visit):
+    page = visit().page
+    assert page.locator(".gpus").first.is_hidden()
+    assert page.locator('[data-tier="device"] .edge').is_visible()
+    assert page.locator(".where").all_inner_texts() == [""] * 3
+
+
 def test_motion_is_left_out_for_who_does_not_want_it(visit):
     opened = visit(reduced_motion="reduce")
     expert, question = other_than(opened)

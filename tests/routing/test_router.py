@@ -472,3 +472,20 @@ def test_threads_share_a_router_and_agree(router: Router) -> None:
 def small_loaded(tmp_path: Path) -> artifacts.Artifact:
     artifacts.save(small_artifact(), held_out(), None, tmp_path / "unchanged")
     return artifacts.load(tmp_path / "unchanged")
+
+
+def test_what_an_engine_really_holds_counts_where_it_is_less_than_was_said(folder: Path) -> None:
+    said = {name: Capabilities(context_tokens=8000) for name in ("coder", "linguist", "big")}
+    router = Router.load(folder, capabilities=said)
+    fits = Conversation((Turn(TEXTS["french"]),), TokenCount(900, 950))
+    assert router.route(fits, RouteOptions(), everywhere()).expert == "linguist"
+    told = everywhere(linguist=Availability("disk", 10.0, longest_tokens=512))
+    decision = router.route(fits, RouteOptions(), told)
+    assert decision.expert != "linguist"
+    (reason,) = (one.excluded for one in decision.ranking if one.expert == "linguist")
+    assert reason == "holds 512 tokens and the request needs at least about 900"
+    more = everywhere(linguist=Availability("disk", 10.0, longest_tokens=50_000))
+    assert router.route(fits, RouteOptions(), more).expert == "linguist"
+    longer = Conversation((Turn(TEXTS["french"]),), TokenCount(9000, 9000))
+    with pytest.raises(NoCapableExpert, match="linguist: holds 8000 tokens"):
+        router.route(longer, RouteOptions(), more)

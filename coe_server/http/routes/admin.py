@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 
-from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Tier
 from coe_server.errors import CoeError, ReloadRefused
@@ -23,14 +22,14 @@ from coe_server.routing.embeddings import Embedder
 from coe_server.system.process import give_back_free_memory
 
 
-def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
+def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     """The routes under `/admin`."""
-    admin = APIRouter(prefix="/admin")
+    admin, cache = APIRouter(prefix="/admin"), service.cache
 
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
         """Each expert: residency, bytes held, leases and queued requests."""
-        return [_expert_json(status) for status in cache.status()]
+        return [_expert_json(status, service) for status in cache.status()]
 
     @admin.get("/events")
     async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
@@ -41,26 +40,26 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
     async def load(name: str) -> dict[str, Any]:
         """Load an expert onto the device, in turn like a request. Responds when it is loaded."""
         await cache.load(name)
-        return _one(cache, name)
+        return _one(service, name)
 
     @admin.post("/experts/{name}/unload")
     async def unload(name: str) -> dict[str, Any]:
         """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
         cache.unload(name)
-        return _one(cache, name)
+        return _one(service, name)
 
     @admin.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
         """Keep an expert at `tier` (query parameter, default device) or above. It is moved there when no request waits,
         and idle experts are evicted for it. 409 if some expert could then never be loaded."""
         cache.pin(name, tier)
-        return _one(cache, name)
+        return _one(service, name)
 
     @admin.post("/experts/{name}/unpin")
     async def unpin(name: str) -> dict[str, Any]:
         """Remove an expert's pin."""
         cache.pin(name, Tier.DISK)
-        return _one(cache, name)
+        return _one(service, name)
 
     @admin.post("/reload")
     async def reload() -> dict[str, Any]:
@@ -70,8 +69,8 @@ def build_admin(cache: ExpertCache, reloader: Reloader) -> APIRouter:
     return admin
 
 
-def _one(cache: ExpertCache, name: str) -> dict[str, Any]:
-    return next(_expert_json(status) for status in cache.status() if status.name == name)
+def _one(service: Service, name: str) -> dict[str, Any]:
+    return next(_expert_json(status, service) for status in service.cache.status() if status.name == name)
 
 
 async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
@@ -80,7 +79,7 @@ async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
         yield f"id: {event.seq}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"
 
 
-def _expert_json(status: ExpertStatus) -> dict[str, Any]:
+def _expert_json(status: ExpertStatus, service: Service) -> dict[str, Any]:
     move = status.last_move
     return {
         "name": status.name,
@@ -89,7 +88,9 @@ def _expert_json(status: ExpertStatus) -> dict[str, Any]:
         "bytes": {"device": status.held.device, "host": status.held.host},
         "cards": [{"index": card, "bytes": size} for card, size in enumerate(status.held.cards) if size],
         "leases": status.leases,
+        "max_concurrency": status.max_concurrency,
         "queued": status.queued,
+        "context_tokens": service.context_tokens(status.name),
         "pin": None if status.pin == "disk" or status.residency == "remote" else status.pin,
         "last_move": move
         and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},

@@ -49,12 +49,14 @@ def build_page(service: Service) -> APIRouter:
 
     @page.get("/admin/overview")
     async def overview() -> dict[str, Any]:
-        """Bytes and capacity of the tiers, the router, and whether traffic still resembles the training data."""
+        """Bytes and capacity of the tiers and of each card, the router, and whether traffic still resembles the
+        training data."""
         used, capacity = service.cache.ledger.used, service.cache.ledger.capacity
         router, traffic = service.serving.router, service.serving.traffic
+        cards = [{"used": used.on(card), "capacity": capacity.on(card)} for card in range(len(capacity.cards))]
         return {
             "tiers": {
-                "device": {"used": used.device, "capacity": capacity.device},
+                "device": {"used": used.device, "capacity": capacity.device, "cards": cards},
                 "host": {"used": used.host, "capacity": capacity.host},
             },
             "now": time.time(),  # events up to here are included

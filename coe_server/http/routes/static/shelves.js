@@ -1,6 +1,7 @@
 // The tiers as shelves. An expert is one card for as long as the page lives: it moves, it is not drawn anew.
 
 import { bytes, calm, element, seconds } from "./dom.js";
+import { Gpus } from "./gpus.js";
 
 const TIERS = {
   device: ["Device", "answers now"],
@@ -23,12 +24,14 @@ export class Shelves {
   }
 
   show(experts, tiers) {
+    const several = (tiers.device.cards ?? []).length > 1;
     for (const expert of experts) {
       const card = this.cards.get(expert.name) ?? this.#addCard(expert.name);
       this.#put(card, expert.residency);
-      card.show(expert);
+      card.show(expert, several);
     }
     for (const [tier, amount] of Object.entries(tiers)) this.shelves.get(tier).gauge(amount);
+    this.shelves.get("device").split(tiers.device.cards ?? [], experts);
     this.shelves.get("host").keeps(experts.filter(({ residency }) => residency !== "host"));
     const coming = experts.filter(({ state, residency }) => state === "starting" && residency !== "device");
     this.shelves.get("device").holdRoom(coming.map(({ name }) => name));
@@ -80,17 +83,27 @@ class Shelf {
     this.amount = element("p", { class: "amount" });
     this.kept = element("p", { class: "kept" });
     this.empty = element("p", { class: "empty" }, "no experts here now");
+    this.edge = element("div", { class: "edge", "aria-hidden": "true" }, this.fill);
+    this.gpus = new Gpus();
     this.root = element(
       "section",
       { class: "shelf", "data-tier": tier, "aria-label": title },
       element("div", { class: "label" }, element("h3", {}, title), element("p", {}, meaning), this.amount, this.kept),
-      element("div", { class: "stage" }, this.board, this.empty, element("div", { class: "edge", "aria-hidden": "true" }, this.fill)),
+      element("div", { class: "stage" }, this.board, this.empty, this.edge),
+      this.gpus.root,
     );
   }
 
   gauge({ used, capacity }) {
     this.amount.textContent = `${bytes(used)} of ${bytes(capacity)}`;
     this.fill.style.inlineSize = `${capacity ? Math.min(100, (100 * used) / capacity) : 0}%`;
+  }
+
+  // Each card has a limit of its own, so one bar for all would show room that no expert can use.
+  split(cards, experts) {
+    this.edge.hidden = cards.length > 1;
+    this.gpus.show(cards, experts);
+    if (cards.length > 1) this.amount.textContent += ` on ${cards.length} cards`;
   }
 
   // The host copy of a loaded expert counts here: the expert returns to it.
@@ -120,20 +133,23 @@ class Card {
   constructor(name) {
     this.news = null;
     this.size = element("span", { class: "size" });
+    this.where = element("span", { class: "where" });
     this.users = element("span", { class: "users" });
     this.state = element("span", { class: "state" });
     this.root = element(
       "li",
       { class: "card", "data-expert": name },
       element("span", { class: "name" }, name),
-      element("span", { class: "facts" }, this.size, this.users),
+      element("span", { class: "facts" }, this.size, this.where, this.users),
       this.state,
     );
   }
 
-  show({ state, residency, bytes: held, leases, queued, pin, failure }) {
+  show({ state, residency, bytes: held, cards, leases, queued, pin, failure }, several) {
     const size = residency === "device" ? held.device : held.host;
     this.size.textContent = size ? bytes(size) : "";
+    const seat = several ? cards.map(({ index }) => index) : [];
+    this.where.textContent = seat.length ? `card ${seat.join(", ")}` : "";
     const users = [leases ? `${leases} answering` : "", queued ? `${queued} waiting` : ""].filter(Boolean);
     this.users.textContent = users.join(", ");
     this.rest = STATES[state] ?? AT_REST[residency] + (pin ? `, pinned to ${pin}` : "");
