@@ -65,7 +65,10 @@ class Model:
     token_bytes: int
 
     @classmethod
-    def read(cls, folder: Path, tensor_parallel: int) -> Model:
+    def read(cls, model: str, tensor_parallel: int) -> Model:
+        """Of a folder, or of an id in Hugging Face's cache."""
+        cached = Path(os.environ.get("HF_HUB_CACHE", "/nonexistent")) / f"models--{model.replace('/', '--')}/snapshots"
+        folder = next(cached.iterdir()) if cached.is_dir() else Path(model)
         config = json.loads((folder / "config.json").read_text())
         heads = config.get("num_key_value_heads", config["num_attention_heads"])
         size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -409,7 +412,7 @@ async def serve(engine: Engine, socket: str) -> None:
 def main(words: list[str]) -> None:
     try:
         options = rules.parse(words[1:])
-        model = Model.read(Path(options["model_tag"]), options["tensor_parallel_size"])
+        model = Model.read(options["model_tag"], options["tensor_parallel_size"])
         engine = Engine(options, model)
         engine.start()
     except (rules.Refused, RuntimeError) as error:
