@@ -1,5 +1,5 @@
 # Two images: `cpu` on a slim Debian with Python, `gpu` (the default) on vLLM's own image.
-#   docker build --target cpu --tag coe-server:cpu .
+#   docker build --target cpu --tag coe-server:0.1.0-cpu .
 # hadolint global ignore=DL3008
 # (DL3008 wants pinned Debian packages: the archive drops a version with the next security fix, and the build with it.)
 # Both serve as user 10001 on a read-only root file system: what is written goes to /var/lib/coe, /models, /hub, /keys, /scrape and /tmp.
@@ -25,7 +25,8 @@ COPY deploy/image/install-dependencies.sh requirements/serve.lock /build/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf /build/install-dependencies.sh /opt/coe serve
 
 FROM dependencies-cpu AS wheel
-COPY pyproject.toml README.md /source/
+COPY pyproject.toml setup.py README.md /source/
+COPY configs /source/configs
 COPY coe_server /source/coe_server
 COPY router_training /source/router_training
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -48,6 +48,11 @@ sbom: .venv-tools/installed ## build/sbom.json: what the gateway runs on, with h
 	mkdir -p build
 	$(TOOLS)/cyclonedx-py requirements requirements/serve.lock --pyproject pyproject.toml --output-reproducible -o build/sbom.json
 
+dist: .venv/installed ## dist/: the wheel and the sdist
+	rm -rf dist
+	$(BIN)/python -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")'
+	$(BIN)/pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+
 install: .venv/installed ## the gateway's environment in .venv, each package by its hash
 
 engines: ## vLLM for the CPU in .venv-vllm, each package by its hash but torch
@@ -69,6 +74,6 @@ artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml dem
 	touch $@
 
 clean: ## remove the environments and everything that was made
-	rm -rf .venv .venv-tools .venv-vllm artifacts build *.egg-info
+	rm -rf .venv .venv-tools .venv-vllm artifacts build dist *.egg-info
 
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes lock audit sbom install engines clean
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes lock audit sbom dist install engines clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,9 @@ from coe_server.build.experts import build_experts
 from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
+from coe_server.commands.example import config as print_example
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.init import first_configuration, write_first_configuration
 from coe_server.commands.machine import parse_machine
 from coe_server.commands.pull import pull as pull_models
 from coe_server.commands.route import decide_offline, print_decision
@@ -49,6 +52,7 @@ app.add_typer(key_commands.app, name="keys")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
 app.command()(bench)
+app.command("config")(print_example)
 
 
 def _show_version(asked: bool) -> None:
@@ -67,8 +71,34 @@ def coe(
 
 
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/serve.yaml explains every key.")
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; `coe config --example serve` explains every key.")
 ]
+
+
+@app.command()
+def init(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER]...", help="Folders with models. Default: ./models and the usual ones of others."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write; one that is there stays as it is.")] = Path(
+        "serve.yaml"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file and write nothing.")] = False,
+) -> None:
+    """Write a first configuration for this machine: its cards, its memory, and the models and engines that are here.
+
+    Looks into the folders, Hugging Face's cache (HF_HUB_CACHE, HF_HOME) and Ollama's store (OLLAMA_MODELS), and on PATH
+    for vllm and llama-server. Opens no connection, reads names and headers, runs nothing but `--version`. What cannot
+    run here is left out, with the reason beside it.
+
+    Examples: coe init; coe init ~/gguf --out home.yaml; coe init --dry-run
+    """
+    with mistakes_as_sentences():
+        found = first_configuration(folders or (), os.environ)
+        typer.echo(found.text if dry_run else write_first_configuration(found, out), nl=not dry_run)
 
 
 @app.command()

@@ -9,7 +9,8 @@ set -Eeuo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 folder=${1:-/var/tmp/coe-check}
 . "$root/deploy/check/report.sh"
-readonly root folder
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")
+readonly root folder version
 readonly PACKAGES=(buildah podman runc catatonit netavark aardvark-dns iptables iproute2 debootstrap
     python3-venv ca-certificates curl)
 
@@ -105,16 +106,16 @@ build_images() {
             fail "buildah build $*: $(tail -5 "$folder/build.log")"
     }
     say "the CPU image (the first time this installs vLLM: 10 minutes or more)"
-    build --target cpu --tag localhost/coe-server:cpu .
+    build --target cpu --tag "localhost/coe-server:$version-cpu" .
     say "the GPU image's steps, on a base with a program called vllm in place of vLLM's image"
     build --tag localhost/vllm-stand-in - <<FILE
 FROM $(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)
 RUN printf '#!/bin/sh\necho this is not vLLM >&2\nexit 1\n' >/usr/local/bin/vllm && chmod 755 /usr/local/bin/vllm
 FILE
-    build --target gpu --build-arg VLLM_IMAGE=localhost/vllm-stand-in --tag localhost/coe-server:gpu-steps .
+    build --target gpu --build-arg VLLM_IMAGE=localhost/vllm-stand-in --tag "localhost/coe-server:$version-gpu-steps" .
     say "a systemd over what the CPU image installs, for the unit"
     build --tag localhost/coe-unit - <<FILE
-FROM localhost/coe-server:cpu
+FROM localhost/coe-server:$version-cpu
 USER 0
 WORKDIR /
 RUN apt-get update -qq && apt-get install -qq --yes --no-install-recommends systemd && userdel coe && rm -rf /var/lib/coe

@@ -48,7 +48,7 @@ app = typer.Typer(
 
     2. Outcomes, the same: prompt_id, expert, score from 0 to 1. coe-train collect makes and scores them.
 
-    3. A config that names both files and your experts: configs/train.yaml explains every key.
+    3. A config that names both files and your experts: `coe config --example train` explains every key.
 
     4. coe-train fit CONFIG --out artifacts/router; then point the server's router.artifact at that folder.""",
 )
@@ -94,7 +94,9 @@ def fit(
 
 @app.command()
 def draft(
-    routes: Annotated[Path, typer.Argument(help="The routes (YAML); configs/routes.yaml explains every key.")],
+    routes: Annotated[
+        Path, typer.Argument(help="The routes (YAML); `coe config --example routes` explains every key.")
+    ],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
     show: Annotated[bool, typer.Option("--show", help="Print how each example is routed by the others.")] = False,
 ) -> None:
@@ -178,7 +180,9 @@ def evaluate(
 
 @app.command()
 def collect(
-    config: Annotated[Path, typer.Argument(help="Experts and scorer (YAML); configs/collect.yaml explains every key.")],
+    config: Annotated[
+        Path, typer.Argument(help="Experts and scorer (YAML); `coe config --example collect` explains every key.")
+    ],
     prompts: Annotated[list[Path], typer.Option(help="Prompts, JSONL or Parquet; may be given several times.")],
     out: Annotated[Path, typer.Option(help="The outcomes to write: .jsonl or .parquet.")],
     raw: Annotated[
@@ -350,7 +354,7 @@ def in_one_sentence(console: Console) -> Iterator[None]:
         if package not in EXTRA:
             raise
         console.print(
-            f"{EXTRA[package]} is not installed; in the checkout: pip install -c constraints.txt '.[train]'",
+            f"{EXTRA[package]} is not installed: it comes with the extra `train` (docs/upgrade.md)",
             style="red",
             markup=False,
         )

@@ -260,7 +260,7 @@ def read_config(path: Path) -> TrainingConfig:
     return _with_paths_from(path.resolve().parent, config)
 
 
-def read_settings(path: Path, model: type[Read], explained_in: str = "configs/train.yaml") -> Read:
+def read_settings(path: Path, model: type[Read], explained_in: str = "`coe config --example train`") -> Read:
     """The settings in a YAML file.
 
     Raises ConfigError, one sentence that names the key, what was found and what is allowed.

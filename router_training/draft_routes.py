@@ -59,7 +59,7 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
         _say(
             console,
             "embeddings tell few examples apart better: add features: {model: all-MiniLM-L6-v2} to the file"
-            f" (pip install sentence-transformers), and run coe-train draft {path} again",
+            f" (it needs the package sentence-transformers), and run coe-train draft {path} again",
         )
 
 

@@ -258,5 +258,5 @@ def require_tracing(config: ServerConfig) -> None:
             import_module("coe_server.http.otel")
         except ImportError as error:
             raise ConfigError(
-                "tracing: needs OpenTelemetry; install it in the checkout: pip install -c constraints.txt '.[otel]'"
+                "tracing: needs OpenTelemetry, which comes with the extra `otel` (docs/upgrade.md)"
             ) from error

@@ -20,7 +20,7 @@ DEFAULT_ROUTE = "default"
 GATES_NAME = "general"
 MOST_EXAMPLES = 1_000  # of all routes together: seconds of fitting, and their vectors take 260 MB
 LONGEST_EXAMPLES_BYTES = 1 << 20
-EXPLAINED_IN = "configs/routes.yaml"
+EXPLAINED_IN = "`coe config --example routes`"
 
 
 def _as_list(value: object) -> object:

@@ -172,7 +172,7 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
 
     Raises ConfigError for a file that cannot be read as YAML.
     """
-    raw = read_settings_file(path, "configs/serve.yaml")
+    raw = read_settings_file(path, "`coe config --example serve`")
     try:
         config = ServerConfig.model_validate(raw)
     except ValidationError as error:

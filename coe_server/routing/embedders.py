@@ -174,7 +174,7 @@ class SentenceEmbedder:
     def __init__(self, model: str) -> None:
         """`model` is a folder or a name that sentence-transformers knows; it is loaded when it is first used."""
         if find_spec(PACKAGE) is None:
-            raise ConfigError(f"embeddings by {model!r} need a package: pip install sentence-transformers")
+            raise ConfigError(f"embeddings by {model!r} need the package sentence-transformers, which is not installed")
         self._name = model
         self._model: Any = None
         self._thread = ThreadPoolExecutor(1, "embedder")

@@ -168,7 +168,9 @@ def _tokenizer(vocabulary: str) -> Tokenizer:
     try:
         from tokenizers import Tokenizer as Loaded  # noqa: PLC0415 - only where static embeddings are configured
     except ImportError as error:
-        raise ConfigError("static embeddings need the package tokenizers: pip install tokenizers") from error
+        raise ConfigError(
+            "static embeddings need the package tokenizers: it comes with the extra `static` (docs/upgrade.md)"
+        ) from error
     _require_safe(vocabulary)
     try:
         with _panics_as_errors():

@@ -43,6 +43,19 @@ def replacing(file: Path, mode: int = PRIVATE_FILE) -> Iterator[TextIO]:
         raise
 
 
+def create_private(file: Path, text: str) -> None:
+    """A new file with this text. Raises FileExistsError where anything is there, a link included."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(file, flags, PRIVATE_FILE), "w", encoding="utf-8") as out:
+        try:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        except BaseException:
+            os.unlink(file)
+            raise
+
+
 def open_private(file: Path, flags: int) -> int:
     """A descriptor of the file, made where there is none; one of ours that others could read no longer is.
 

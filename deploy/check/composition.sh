@@ -5,7 +5,8 @@ set -Eeuo pipefail
 
 readonly folder=$1 here=deploy/check
 readonly service=coe_coe_1
-readonly service_image=localhost/coe-server:cpu
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+readonly service_image=localhost/coe-server:$version-cpu
 export PATH="$folder/tools/bin:$PATH" COMPOSE_FILE=compose.yaml:compose.cpu.yaml
 
 main() {
@@ -194,7 +195,7 @@ sentence() { # sentence TITLE FOLDER WORDS
 
 see_gpu_steps() {
     see "the GPU image's steps"
-    podman run --rm --no-healthcheck --network none --read-only --volume "$PWD/deploy/demo-gpu:/etc/coe:ro" localhost/coe-server:gpu-steps \
+    podman run --rm --no-healthcheck --network none --read-only --volume "$PWD/deploy/demo-gpu:/etc/coe:ro" "localhost/coe-server:$version-gpu-steps" \
         route /etc/coe/serve.yaml "942 metres in decimetres" >"$folder/said" 2>&1 || fail "coe route: $(cat "$folder/said")"
     head -1 "$folder/said"
 }

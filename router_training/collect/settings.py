@@ -129,7 +129,7 @@ def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfi
 
     Raises ConfigError.
     """
-    config = read_settings(path, CollectConfig, "configs/collect.yaml")
+    config = read_settings(path, CollectConfig, "`coe config --example collect`")
     if base_url is not None:
         config = config.model_copy(update={"base_url": _option("--base-url", base_url)})
     scorer = config.scorer

@@ -38,7 +38,8 @@ def test_where_there_is_room_everything_is_shown():
 
 def test_on_several_cards_each_expert_names_its_own():
     two = [{"index": 0, "bytes": 1}, {"index": 1, "bytes": 1}]
-    head, wide, asleep = lines([expert("wide", cards=two), expert("asleep", cards=[])], IN_FULL)
+    found = [expert("wide", cards=two), expert("asleep", cards=[])]
+    head, wide, asleep, *_ = lines(found, IN_FULL, cards=ONE_CARD * 2)
     assert head.split()[:5] == ["expert", "state", "pin", "cards", "device"]
     assert wide.split()[2:4] == ["0,", "1"]
     assert "0" not in asleep.split()[:3]

@@ -453,5 +453,5 @@ def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):
     monkeypatch.delitem(sys.modules, "coe_server.http.otel")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     config = ServerConfig(tracing={}, experts=[{"name": "a", "engine": "simulated"}])
-    with pytest.raises(ConfigError, match=re.escape("pip install -c constraints.txt '.[otel]'")):
+    with pytest.raises(ConfigError, match=re.escape("comes with the extra `otel` (docs/upgrade.md)")):
         build_tracing(config)

@@ -1,0 +1,53 @@
+"""`coe init`: a first configuration from what this machine has. Opens no connection, changes nothing that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from coe_server.commands.first_file import first_file
+from coe_server.commands.machine_here import look
+from coe_server.commands.models_here import Skipped, find_models, usual_folders
+from coe_server.commands.proposal import Proposed, memory_of, propose, room_of
+from coe_server.engines.model_size import hub_cache
+from coe_server.errors import ConfigError
+from coe_server.system.files import create_private
+from coe_server.system.visible import visible
+
+
+@dataclass(frozen=True, slots=True)
+class FirstConfiguration:
+    """The text of a serve.yaml, and what it says of experts."""
+
+    text: str
+    experts: Sequence[Proposed]
+    skipped: Sequence[Skipped]
+
+
+def first_configuration(folders: Sequence[Path], environment: Mapping[str, str]) -> FirstConfiguration:
+    """Look at the machine, look for models, propose experts, write them down."""
+    places = list(folders) or usual_folders(environment)
+    models, skipped = find_models(places, environment)
+    machine = look(environment)
+    memory = memory_of(machine, models)
+    experts = propose(models, machine, room_of(machine, memory))
+    looked_in = [*map(str, places), str(hub_cache(environment)), "Ollama's store"]
+    return FirstConfiguration(first_file(machine, memory, experts, skipped, looked_in), experts, skipped)
+
+
+def write_first_configuration(found: FirstConfiguration, out: Path) -> str:
+    """Write it where nothing is yet; what was written, in a sentence or two. Raises ConfigError, OSError."""
+    try:
+        create_private(out, found.text)
+    except FileExistsError as error:
+        raise ConfigError(
+            f"--out: {out} is there already and stays as it is; give another name, or --dry-run"
+        ) from error
+    left_out = [one for one in found.experts if one.left_out]
+    names = ", ".join(one.name for one in found.experts if not one.left_out)
+    told = f"{out}: experts {names}." if names else f"{out}: no model can run here yet, so the one expert is simulated."
+    if left_out or found.skipped:
+        told += f" Left out: {len(left_out)}, passed over: {len(found.skipped)}; the file says why."
+    shown = visible(str(out))
+    return f"{told}\nNext: coe validate {shown}, then coe serve {shown}"
