@@ -1,6 +1,7 @@
 """What every test may ask for: the repository's root and the environment that holds vLLM."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from tests.examples import register_profiles
 from tests.left_processes import LeftProcesses
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Tests start hundreds of Python programs; without its byte code each of them would compile the whole package first.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_configure(config):

@@ -32,13 +32,15 @@ class LeftProcesses:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef):
+        if fixturedef.scope == "function":
+            return (yield)
         before = living()
         try:
             return (yield)
         finally:
             if fixturedef.scope in {"module", "class"}:
                 self._of_module |= living() - before
-            elif fixturedef.scope != "function":
+            else:
                 self._of_session |= living() - before
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

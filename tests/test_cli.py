@@ -12,16 +12,30 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from tests.patience import PATIENCE_SECONDS
+from coe_server.cli import app
+from tests.patience import PATIENCE_SECONDS, until
 
 COE = Path(sys.executable).with_name("coe")
 
 
 def coe(*words):
+    """The program as a process of its own, as `serve` has to be: it changes the process that it runs in."""
     done = subprocess.run([COE, *words], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert "Traceback" not in done.stdout + done.stderr
     return done
+
+
+def said_by(*words):
+    """The same from within this process, which has imported everything: two seconds less."""
+    result = CliRunner().invoke(app, [str(word) for word in words], prog_name="coe")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+
+PROGRAMS = {"serve": coe, "validate": said_by}
 
 
 def config(folder, **settings):
@@ -42,7 +56,7 @@ def config(folder, **settings):
 )
 @pytest.mark.parametrize("command", ["serve", "validate"])
 def test_a_mistake_stops_the_start_with_one_sentence(tmp_path, command, settings, sentence):
-    done = coe(command, config(tmp_path, **settings))
+    done = PROGRAMS[command](command, config(tmp_path, **settings))
     assert done.returncode == (2 if command == "serve" else 4 if "memory" in settings else 1)
     assert [line.startswith("coe: ") for line in done.stderr.splitlines()].count(True) == done.stderr.count("\n")
     assert done.stderr.count("\n") == 1 or command == "validate"  # which also says that vLLM is not here
@@ -72,7 +86,7 @@ def test_a_port_in_use_is_said_and_ends_the_server(tmp_path):
 
 
 def test_validate_shows_who_fits_where(tmp_path):
-    done = coe("validate", config(tmp_path))
+    done = said_by("validate", config(tmp_path))
     assert done.returncode == 0
     assert "1.0 GiB" in done.stdout
     assert "1.0 GiB of 2.0 GiB" in done.stdout
@@ -81,7 +95,7 @@ def test_validate_shows_who_fits_where(tmp_path):
 def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_path):
     expert = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "ttl_seconds": 0.5}
     limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
-    done = coe("validate", config(tmp_path, experts=[expert], scheduling=limits))
+    done = said_by("validate", config(tmp_path, experts=[expert], scheduling=limits))
     assert "No request waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
     told = " ".join(done.stdout.split())
     assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that has" in told
@@ -97,7 +111,9 @@ def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_pat
     experts = [{"name": name, "engine": "simulated", "weights_bytes": "1GiB"} for name in "abc"]
     limits = {"max_wait_seconds": 10, "queue_limit": 8, "max_concurrency": 8, "max_generation_seconds": 20}
     room = {"device": "1GiB", "host": "3GiB"}
-    told = " ".join(coe("validate", config(tmp_path, memory=room, experts=experts, scheduling=limits)).stdout.split())
+    told = " ".join(
+        said_by("validate", config(tmp_path, memory=room, experts=experts, scheduling=limits)).stdout.split()
+    )
     assert (
         "No request waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
         "one for each of the 3 experts that share the device and the one under way." in told
@@ -107,7 +123,7 @@ def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_pat
 def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(tmp_path):
     expert = {"name": "a", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "a"}
     limits = {"max_wait_seconds": 2, "queue_limit": 8, "max_concurrency": 4, "max_generation_seconds": 10}
-    told = " ".join(coe("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
+    told = " ".join(said_by("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
     assert "No request waits longer than 22 s: max_wait 2 s + a turn of 20 s, since no experts share the device" in told
     assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 12 s" in told
     assert "lists of prompts; up to 128, scheduling.max_fan_out) can make it 42 s." in told  # four rounds, not two
@@ -115,7 +131,7 @@ def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(
 
 def test_where_a_request_asks_for_one_answer_the_wait_bound_has_no_condition(tmp_path):
     limits = {"max_fan_out": 1}
-    assert "several answers" not in coe("validate", config(tmp_path, scheduling=limits)).stdout
+    assert "several answers" not in said_by("validate", config(tmp_path, scheduling=limits)).stdout
 
 
 @pytest.mark.parametrize(
@@ -134,16 +150,16 @@ def test_where_a_request_asks_for_one_answer_the_wait_bound_has_no_condition(tmp
 def test_memory_that_can_never_do_is_refused_with_numbers(tmp_path, memory, pin, sentence):
     experts = [{"name": name, "engine": "simulated", "weights_bytes": "15GiB"} for name in "ab"]
     experts[0]["pin"] = pin
-    done = coe("validate", config(tmp_path, memory=memory, experts=experts))
+    done = said_by("validate", config(tmp_path, memory=memory, experts=experts))
     assert done.returncode == (1 if "%" in memory["device"] else 4)
     assert sentence in done.stderr
 
 
 def test_every_command_explains_itself():
-    overview = coe("--help").stdout
+    overview = said_by("--help").stdout
     for command in ("serve", "validate", "route", "experts"):
         assert command in overview
-        assert "CONFIG" in coe(command, "--help").stdout
+        assert "CONFIG" in said_by(command, "--help").stdout
 
 
 def test_the_shell_completes_commands():
@@ -153,13 +169,13 @@ def test_the_shell_completes_commands():
 
 
 def test_route_without_a_router_says_how_to_get_one(tmp_path):
-    done = coe("route", config(tmp_path), "hello")
+    done = said_by("route", config(tmp_path), "hello")
     assert done.returncode == 2
     assert "coe-train fit" in done.stderr
 
 
 def test_experts_shows_a_running_server(tmp_path):
-    done = coe("experts", config(tmp_path, http={"port": 1}))
+    done = said_by("experts", config(tmp_path, http={"port": 1}))
     assert done.returncode == 1
     assert "no server answers at http://127.0.0.1:1 (Connection refused); `coe serve CONFIG` starts one" in done.stderr
 
@@ -174,8 +190,8 @@ def serving(folder, **settings):
         [COE, "serve", config(folder, **settings), "--port", str(port)], stderr=subprocess.DEVNULL
     )
     try:
-        while not answers(port):
-            assert server.poll() is None
+        until(lambda: answers(port) or server.poll() is not None)
+        assert server.poll() is None
         yield server, str(port)
     finally:
         server.terminate()
@@ -201,8 +217,8 @@ QUICK = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB", "start_sec
 def test_experts_of_a_running_server_stand_in_one_line_each(tmp_path):
     hosted = {"name": "hosted", "engine": "remote", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
     with serving(tmp_path, experts=[QUICK | {"preload": "host"}, hosted]) as (_, port):
-        done = coe("experts", tmp_path / "serve.yaml", "--port", port)
-        found = coe("experts", tmp_path / "serve.yaml", "--port", port, "--json")
+        done = said_by("experts", tmp_path / "serve.yaml", "--port", port)
+        found = said_by("experts", tmp_path / "serve.yaml", "--port", port, "--json")
     assert [one["name"] for one in json.loads(found.stdout)] == ["a", "hosted"]
     assert done.returncode == 0
     lines = [line.split() for line in done.stdout.splitlines()]
@@ -235,7 +251,7 @@ def test_json_output_is_nothing_but_json(root):
     artifact = root / "artifacts/demo-router/manifest.json"
     if not artifact.exists():
         pytest.skip("the demo's router has not been trained: `make demo` does")
-    done = coe("route", root / "configs/demo.yaml", "What is 3 km in m?", "--json")
+    done = said_by("route", root / "configs/demo.yaml", "What is 3 km in m?", "--json")
     assert json.loads(done.stdout)["expert"]
 
 
@@ -245,13 +261,13 @@ def test_validate_names_a_secret_that_no_header_can_carry_and_never_shows_it(tmp
     path = config(tmp_path, experts=[remote])
     monkeypatch.setenv("THEIRS", "s3cret\n")
     monkeypatch.setenv("TEAM", "s3cret")
-    done = coe("validate", path)
+    done = said_by("validate", path)
     assert done.returncode == 0, done.stderr
     assert "s3cret" not in done.stdout + done.stderr
     assert "t0p" not in done.stdout + done.stderr
     monkeypatch.setenv("THEIRS", "s3cret\nword")
     for command in "validate", "serve":
-        done = coe(command, path)
+        done = PROGRAMS[command](command, path)
         assert done.returncode == (2 if command == "serve" else 1)
         assert "experts.a.api_key_env: the environment variable 'THEIRS' holds a line break" in done.stderr
         assert "s3cret" not in done.stdout + done.stderr
@@ -261,6 +277,6 @@ def test_a_running_server_of_this_machine_is_not_asked_through_a_proxy(tmp_path,
     monkeypatch.setenv("no_proxy", "")
     with serving(tmp_path) as (_, port):
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-        done = coe("experts", tmp_path / "serve.yaml", "--port", port)
+        done = said_by("experts", tmp_path / "serve.yaml", "--port", port)
         monkeypatch.delenv("http_proxy")
     assert done.returncode == 0, done.stderr
