@@ -13,7 +13,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from coe_server.build.experts import build_capacity, build_experts
+from coe_server.build.capacity import build_capacity
+from coe_server.build.experts import build_experts
 from coe_server.cache.tiers import Bytes
 from coe_server.cli import app
 from coe_server.config.schema import ServerConfig, load_config
