@@ -44,6 +44,8 @@ def downloaded(cache: Path, name: str, size_bytes: int) -> None:
     (snapshot / "tokenizer.json").write_text("{}")
     with (snapshot / "model.safetensors").open("wb") as out:
         out.truncate(size_bytes)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("main")
 
 
 @pytest.fixture
