@@ -1,6 +1,6 @@
 """The demo: starts the service, asks it questions one by one and all at once, and shows what it did. Ends by itself.
 
-python demo/run.py [--json FILE] [--patience SECONDS]
+python demo/run.py [--json FILE] [--config FILE] [--patience SECONDS]
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write everything that was seen to this file")
     parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs/demo.yaml", help="the server's (default configs/demo.yaml)"
+    )
+    parser.add_argument(
         "--patience",
         type=float,
         default=PATIENCE_SECONDS,
@@ -70,7 +73,7 @@ def main() -> None:
     options = parser.parse_args()
     patience = options.patience
     console.rule("a composition of five tiny experts")
-    with running_service(ROOT / "configs/demo.yaml", console=console, ready_seconds=patience) as service:
+    with running_service(options.config, console=console, ready_seconds=patience) as service:
         console.print("The server is ready. One question after the other, through the official openai client:")
         tour = take_tour(service, patience)
         console.print("\nNow every held-out question at once:")
