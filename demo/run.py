@@ -1,6 +1,6 @@
 """The demo: starts the service, asks it questions one by one and all at once, and shows what it did. Ends by itself.
 
-python demo/run.py [--json FILE]
+python demo/run.py [--json FILE] [--config FILE] [--patience SECONDS]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOVES = {
     "device -> disk": "stop",
 }
 LONGEST_ANSWER_TOKENS = 48
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 300.0
 console = Console(width=None if sys.stdout.isatty() else 150)
 
 
@@ -60,14 +60,25 @@ class Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="also write everything that was seen to this file")
+    parser.add_argument(
+        "--config", type=Path, default=ROOT / "configs/demo.yaml", help="the server's (default configs/demo.yaml)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE_SECONDS,
+        metavar="SECONDS",
+        help="longest wait for the server, an answer and a move; a busy machine needs more (default 300)",
+    )
     options = parser.parse_args()
+    patience = options.patience
     console.rule("a composition of five tiny experts")
-    with running_service(ROOT / "configs/demo.yaml", console=console) as service:
+    with running_service(options.config, console=console, ready_seconds=patience) as service:
         console.print("The server is ready. One question after the other, through the official openai client:")
-        tour = take_tour(service)
+        tour = take_tour(service, patience)
         console.print("\nNow every held-out question at once:")
-        held_out = asyncio.run(ask_all(service))
-        put_away(service)
+        held_out = asyncio.run(ask_all(service, patience))
+        put_away(service, patience)
         moves = list(service.moves)
     show_moves(moves)
     result = compare(held_out)
@@ -75,9 +86,9 @@ def main() -> None:
         options.json.write_text(json.dumps({"tour": [asdict(a) for a in tour], "moves": moves, **result}, indent=1))
 
 
-def take_tour(service: Service) -> list[Asked]:
+def take_tour(service: Service, patience: float) -> list[Asked]:
     """Ask each expert twice, then alternate between two; show each answer as it comes."""
-    client = OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=PATIENCE_SECONDS, max_retries=0)
+    client = OpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=patience, max_retries=0)
     questions = by_category(read_rows("held_out.prompts.jsonl"))
     table = Table(box=None)
     for column in ("question", "answer"):
@@ -134,10 +145,10 @@ def judged(row: dict[str, Any], answer: str, headers: Any, first_token_ms: float
     )
 
 
-async def ask_all(service: Service) -> list[Asked]:
+async def ask_all(service: Service, patience: float) -> list[Asked]:
     """Every held-out question at once; the service decides the order in which experts are loaded."""
     rows = read_rows("held_out.prompts.jsonl")
-    client = AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=PATIENCE_SECONDS, max_retries=0)
+    client = AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", timeout=patience, max_retries=0)
 
     async def one(row: dict[str, Any]) -> Asked:
         began = time.perf_counter()
@@ -161,16 +172,16 @@ async def ask_all(service: Service) -> list[Asked]:
     return asked
 
 
-def put_away(service: Service) -> None:
+def put_away(service: Service, patience: float) -> None:
     """The one move that traffic seldom causes: an operator sends an expert from the device straight to disk."""
     idle = (one for one in service.get("/admin/experts") if one["state"] == "device" and not one["leases"])
     expert = next(idle)["name"]
     console.print(f"Last, as an operator would: POST /admin/experts/{expert}/unload.")
     service.post(f"/admin/experts/{expert}/unload")
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + patience
     while not any((move["expert"], move["to"]) == (expert, "disk") for move in service.moves[-1:]):
         if time.monotonic() > deadline:
-            sys.exit(f"{expert} was not unloaded within {PATIENCE_SECONDS} s; artifacts/demo-server.log may say why")
+            sys.exit(f"{expert} was not unloaded within {patience:g} s; artifacts/demo-server.log may say why")
         time.sleep(0.05)
 
 

@@ -24,8 +24,9 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
 
-READY_SECONDS = 300
+READY_SECONDS = 300.0
 STOP_SECONDS = 60
+ASK_SECONDS = 60
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,16 +39,20 @@ class Service:
     moves: list[dict[str, Any]] = field(default_factory=list)
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=ASK_SECONDS) as answer:
             return json.load(answer)
 
     def post(self, path: str) -> Any:
-        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", method="POST"), timeout=10) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}{path}", method="POST"), timeout=ASK_SECONDS
+        ) as answer:
             return json.load(answer)
 
 
 @contextmanager
-def running_service(config: Path, *options: str, console: Console) -> Iterator[Service]:
+def running_service(
+    config: Path, *options: str, console: Console, ready_seconds: float = READY_SECONDS
+) -> Iterator[Service]:
     """`coe serve CONFIG` on a free loopback port, ready; stopped at the end, whatever happens in between."""
     port = _free_port()
     command = [str(Path(sys.executable).with_name("coe")), "serve", str(config), "--port", str(port), *options]
@@ -57,7 +62,7 @@ def running_service(config: Path, *options: str, console: Console) -> Iterator[S
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_stop_with_parent)  # noqa: PLW1509  no thread runs yet
     service = Service(f"http://127.0.0.1:{port}", process)
     try:
-        _until_ready(service, log, console)
+        _until_ready(service, log, console, ready_seconds)
         threading.Thread(target=_follow_moves, args=(service,), daemon=True).start()
         yield service
     finally:
@@ -69,14 +74,14 @@ def _stop_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _until_ready(service: Service, log: Path, console: Console) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+def _until_ready(service: Service, log: Path, console: Console, ready_seconds: float) -> None:
+    deadline = time.monotonic() + ready_seconds
     with Live(console=console, refresh_per_second=8, transient=True) as live:
         while not _is_ready(service):
             if service.process.poll() is not None:
                 sys.exit(f"the server did not start; the last lines of {log}:\n{_tail(log)}")
             if time.monotonic() > deadline:
-                sys.exit(f"the server was not ready after {READY_SECONDS} s; the last lines of {log}:\n{_tail(log)}")
+                sys.exit(f"the server was not ready after {ready_seconds:g} s; the last lines of {log}:\n{_tail(log)}")
             live.update(_experts_table(service))
             time.sleep(0.25)
 

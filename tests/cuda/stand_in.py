@@ -25,9 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from aiohttp import web
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests import small_web as web
 from tests.cuda import rules
 from tests.cuda.cards import GIB, MIB, Cards, OutOfMemory
 

@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
-from aiohttp import web
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests import small_web as web
 
 OPTIONS = argparse.ArgumentParser()
 for option in ("--socket", "--key", "--fault", "--name"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,18 @@ runner = CliRunner()
 OWN = {"prompt": "merci bonjour chien", "category": "french", "experts": {"quality": "fr"}}
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    config = read_config(write_run(folder, probes={"per_category": 2, "own": [OWN]}))
+    fit(config, folder / "router", force=True, track=in_silence)
+    return folder / "router"
+
+
 @pytest.fixture
-def trained(tmp_path: Path) -> Path:
-    config = read_config(write_run(tmp_path, probes={"per_category": 2, "own": [OWN]}))
-    fit(config, tmp_path / "router", force=True, track=in_silence)
-    return tmp_path / "router"
+def trained(fitted: Path, tmp_path: Path) -> Path:
+    """A copy of one's own."""
+    return Path(shutil.copytree(fitted, tmp_path / "router"))
 
 
 def broken(folder: Path) -> Path:
