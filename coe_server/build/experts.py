@@ -144,7 +144,7 @@ def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, 
     if settings.remote:
         return ((0,),)
     if not settings.weights_here or surroundings.platform == "cpu":
-        return _seats_without_gpu(settings.name, width, surroundings.memory_cards)
+        return _seats_without_gpu(settings, surroundings.memory_cards)
     try:
         surroundings.cards.visible()
     except EngineError:  # a configuration that is only checked, on a machine without a driver
@@ -152,11 +152,17 @@ def _seats(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, 
     return seats_of(settings, width, surroundings.cards)
 
 
-def _seats_without_gpu(name: str, width: int, cards: int) -> tuple[Seat, ...]:
-    seats = candidate_seats([Card(index, 1) for index in range(cards)], width)
-    if not seats:
-        raise ConfigError(f"experts.{name}: takes {width} cards, and memory.cards is {cards}; raise it")
-    return seats
+def _seats_without_gpu(settings: ExpertSettings, number: int) -> tuple[Seat, ...]:
+    name, width = settings.name, settings.cards_taken
+    for index in settings.cards or ():
+        if not isinstance(index, int) or not 0 <= index < number:
+            raise ConfigError(f"experts.{name}.cards: {index!r} is none of the {number} cards (memory.cards)")
+    seats = candidate_seats([Card(index, 1) for index in range(number)], width, settings.cards)  # type: ignore[arg-type]  # indices, as checked
+    if seats:
+        return seats
+    if settings.cards is None:
+        raise ConfigError(f"experts.{name}: takes {width} cards, and memory.cards is {number}; raise it")
+    raise ConfigError(f"experts.{name}.cards: there is no place for an expert that takes {width} cards")
 
 
 def require_vllm(config: ServerConfig) -> None:

@@ -27,6 +27,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
@@ -101,7 +102,19 @@ def check(path: Path, machine: Machine | None) -> Checked:
         planned(one, found, settings) for one, found in zip(settings.experts, experts, strict=True) if not found.remote
     ]
     keys = tuple(guard.keyring.keys) if guard is not None else ()
-    return Checked(mistakes, make_plan(local, room), settings, experts, router, keys)
+    plan = make_plan(local, room)
+    return Checked(mistakes, plan, settings, tuple(_on_their_cards(settings, experts, plan)), router, keys)
+
+
+def _on_their_cards(settings: ServerConfig, experts: Sequence[Expert], plan: Plan) -> Iterator[Expert]:
+    """With the seats that each has on the machine of the plan; as they are where it has none."""
+    widths = {one.name: one.width for one in plan.demands}
+    cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
+    for one, expert in zip(settings.experts, experts, strict=True):
+        width, among = widths.get(expert.name, 1), one.cards or ()
+        allowed = {card for card in among if isinstance(card, int)} if among else None
+        seats = () if expert.remote else candidate_seats(cards, width, allowed or None)
+        yield replace(expert, width=width, seats=seats or expert.seats)
 
 
 def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
@@ -112,7 +125,7 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
 
     def build(one: ExpertSettings) -> Expert | ConfigError:
         try:
-            expert = build_expert(without_width(one), surroundings)
+            expert = build_expert(without_width(one), surroundings, ((0,),) if one.cards_taken > 1 else None)
         except ConfigError as error:
             return error
         return replace(expert, costs=costs.get(one.name, {}) if machine is None else {})
@@ -131,7 +144,7 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
     if plan is None or settings is None or checked.mistakes:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
         return nothing | {"mistakes": checked.mistakes, "hints": []}
-    capacity = Bytes(max(plan.rooms.cards), plan.rooms.host)
+    capacity = Bytes(plan.rooms.cards, plan.rooms.host)
     console.print(headline(plan))
     told = list(hints(plan))
     if not plan.fits:
@@ -149,7 +162,8 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
             console.print(sentence)
     console.print(container_limit(ram_of_tiers(settings, capacity)))
     _print_router(checked, settings, capacity, console)
-    console.print(wait_bound(cache))
+    for sentence in (wait_bound(cache), *bounds_of_groups(cache)):
+        console.print(sentence)
     wait = {"typical": asleep, "from_disk": disk, "bound": cache.waits.bound_seconds()}
     return as_json(plan, wait, told)
 
@@ -173,7 +187,7 @@ def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
     typical = (
         f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
     )
-    if not cache.waits.sharing:
+    if not cache.waits.groups:
         typical = "Typical wait: none, no experts share the device"
     return (
         f"{typical} ({known}); with full queues {cache.waits.usual_bound_seconds():,.0f} s. Guaranteed limit"
@@ -259,13 +273,27 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 def _turns(cache: ExpertCache) -> str:
     waits, turn = cache.waits, f"a turn of {turn_seconds(cache.limits):,.0f} s"
-    if not waits.sharing:
+    if not waits.groups:
         return f"{turn}, since no experts share the device"
-    switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"
-    if waits.sharing == 1:
-        return f"{turn} and {switch}, for one expert that has the device to itself"
-    ahead = f"one for each of the {waits.sharing} experts that share the device and the one under way"
-    return f"{turns_ahead(waits.sharing)} x ({turn} and {switch}), {ahead}"
+    group = waits.groups[0]
+    known, device = "as measured" if waits.costs_are_measured else "guessed", "the device"
+    switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
+    if group.start_elsewhere_seconds:
+        switch = f"{switch}, and a start on other cards of {group.start_elsewhere_seconds:,.1f} s"
+        device = "their cards"
+    then = f" + {group.starts_ahead_seconds:,.1f} s for starts on other cards" if group.starts_ahead_seconds else ""
+    if (sharing := len(group.experts)) == 1:
+        return f"{turn} and {switch}{then}, for one expert that has {device} to itself"
+    ahead = f"one for each of the {sharing} experts that share {device} and the one under way"
+    return f"{turns_ahead(sharing)} x ({turn} and {switch}){then}, {ahead}"
+
+
+def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
+    """A sentence for each group of experts that shares no card with the others; none where there is one group."""
+    groups = cache.waits.groups
+    for group in groups if len(groups) > 1 else ():
+        bound = group.bound_seconds(cache.limits)
+        yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."
 
 
 def dead_configuration(
@@ -325,8 +353,10 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
         if goal is Tier.DISK or expert.remote:
             continue
-        need = bytes_in(expert.engine.footprint, goal)
-        if not (used + need).fits(capacity):
+        sizes = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
+        need = next((size for size in sizes if (used + size).fits(capacity)), None)
+        if need is None:
+            need = sizes[0]
             free = capacity - used
             yield (
                 f"experts.{expert.name}.preload: no room is left for it ({mib(need.device)} of device and "
