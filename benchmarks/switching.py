@@ -19,9 +19,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import TypeVar
 
+from benchmarks import switching_cards
 from benchmarks.document import document
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.expert_cache import Admission, ExpertCache
@@ -307,6 +308,45 @@ def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) 
     yield _spread(f"the availability of all {experts} experts for the router, for a request", watch.outlooks)
 
 
+def cost_on_cards(requests: int = 4000, rounds: int = 3) -> Iterator[str]:
+    """One card and eight in turns, in one process: the ratio does not depend on what else the machine does."""
+    yield "### Switching: the cost of deciding on several cards"
+    yield ""
+    yield (
+        f"150 experts, 4 to a card, {requests:,} requests (zipf), as many a card and second; {rounds} rounds in turns, "
+        "the median of them. Processor time of deciding for a request, in ms:"
+    )
+    yield ""
+    yield "| cards | in host memory | mean | p50 | p99 | p99, of one card |"
+    yield "|---|---|---|---|---|---|"
+    for in_host in (75, 150):
+        found: dict[int, list[tuple[float, float, float]]] = {cards: [] for cards in COST_CARDS}
+        for _ in range(rounds):
+            for cards, spreads in found.items():
+                print(f"cost of deciding on {cards} cards, {in_host} in host memory", file=sys.stderr, flush=True)
+                spreads.append(_deciding_on(cards, in_host, requests))
+        one = median(p99 for _, _, p99 in found[1])
+        for cards, spreads in found.items():
+            mean, p50, p99 = (median(column) for column in zip(*spreads, strict=True))
+            yield f"| {cards} | {in_host} | {mean:.2f} | {p50:.2f} | {p99:.2f} | {p99 / one:.1f} |"
+
+
+COST_CARDS = (1, 8)
+
+
+def _deciding_on(cards: int, in_host: int, requests: int) -> tuple[float, float, float]:
+    """Mean, p50 and p99, in ms. Nothing is preloaded, so that the trace's clock is the loop's."""
+    names = expert_names(150)
+    made_up = made_up_scenario(names, 4, in_host, cards=cards)
+    scenario = replace(made_up, experts=tuple(replace(expert, preload=Tier.DISK) for expert in made_up.experts))
+    made = make_trace("zipf", names, requests, SEED)
+    trace = Trace(made.name, tuple(replace(one, arrival_seconds=one.arrival_seconds / cards) for one in made.requests))
+    watch = Watch([request.arrival_seconds for request in trace.requests])
+    watch.run(lambda: simulate(scenario, trace, OURS))
+    ordered = sorted(1000 * seconds for seconds in watch.deciding)
+    return fmean(ordered), ordered[len(ordered) // 2], ordered[int(0.99 * len(ordered))]
+
+
 def _spread(what: str, seconds: list[float]) -> str:
     ordered = sorted(seconds)
     p50, p99 = ordered[len(ordered) // 2], ordered[int(0.99 * len(ordered))]
@@ -369,6 +409,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "large": lambda: machine_text(MACHINES[4:]),
     "large seeds": lambda: "\n".join((*several_traces(MACHINES[4:], "the mean of eight traces for 150 experts"), NOTE)),
     "cost": cost_text,
+    "cost on cards": lambda: "\n".join(cost_on_cards()),
+    "cards": switching_cards.text,
 }
 
 

@@ -13,7 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 from coe_server.cache.tiers import Ledger, Tier
-from coe_server.engines.engine import Footprint
+from coe_server.engines.engine import Footprint, Seat
 
 if TYPE_CHECKING:
     from coe_server.cache.scheduler import Limits
@@ -28,6 +28,22 @@ class Sharer(NamedTuple):
     up_seconds: float  # to the device from wherever it may be
     down_seconds: float  # from wherever it may be to wherever it has to go
     width: int = 1  # cards that it takes
+    name: str = ""
+    seats: tuple[Seat, ...] = ((0,),)
+
+
+class Group(NamedTuple):
+    """Experts that may have to make room for one another, and what keeps each of their turns waiting."""
+
+    experts: tuple[str, ...] = ()
+    switch_seconds: float = 0.0  # the slowest
+    start_elsewhere_seconds: float = 0.0  # the slowest start on cards beside that of a turn; 0 where there are none
+    starts_ahead_seconds: float = 0.0  # of all experts that share no card with these: each may start before them once
+
+    def bound_seconds(self, limits: Limits, widest: int = 1) -> float:
+        """The longest wait for one of them."""
+        switch_seconds = self.switch_seconds + self.start_elsewhere_seconds
+        return wait_bound_seconds(limits, len(self.experts), switch_seconds, widest) + self.starts_ahead_seconds
 
 
 def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
@@ -37,6 +53,53 @@ def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, wide
     """
     waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits, widest)
     return waiting + turns_ahead(sharing) * switch_seconds if sharing else waiting
+
+
+def groups_of(sharers: Sequence[Sharer], host_left_bytes: int) -> tuple[Group, ...]:
+    """The experts whose waits depend on one another; each is in one group.
+
+    Two are in one group if their seats share a card, directly or over others, and all are where host memory does not
+    hold every process (`host_left_bytes` below zero). Proof of a group's bound, for a request that is overdue:
+
+    1. Of the experts in its group those with an earlier deadline come before it, each once: its turn lets in all that
+       had come before this request. Each claims a seat, whose experts drain together, so that from the claim to the
+       end of the switch pass at most a turn and a switch. On one card that is all; see `turns_ahead`.
+    2. On several cards an expert that is not overdue may start on cards without a claim. Engines start one at a time:
+       such a start may have begun just before a claimed seat is free, once for each turn.
+    3. An overdue expert of another group is ahead in the line of starts if its deadline is earlier, once.
+    """
+    parts = [list(sharers)] if host_left_bytes < 0 else _connected(sharers)
+    starts_elsewhere = max((one.up_seconds for one in sharers), default=0.0) if _some_are_disjoint(sharers) else 0.0
+    return tuple(
+        Group(
+            tuple(one.name for one in part),
+            slowest_switch_seconds(part, host_left_bytes),
+            starts_elsewhere,
+            sum(one.up_seconds for one in sharers if one not in part),
+        )
+        for part in parts
+        if part
+    )
+
+
+def _connected(sharers: Iterable[Sharer]) -> list[list[Sharer]]:
+    parts: list[tuple[set[int], list[Sharer]]] = []
+    for one in sharers:
+        cards, members = {card for seat in one.seats for card in seat}, [one]
+        apart = []
+        for other_cards, others in parts:
+            if cards.isdisjoint(other_cards):
+                apart.append((other_cards, others))
+            else:
+                cards, members = cards | other_cards, others + members
+        parts = [*apart, (cards, members)]
+    return [members for _, members in parts]
+
+
+def _some_are_disjoint(sharers: Iterable[Sharer]) -> bool:
+    """Whether an expert can start on cards that another one does not wait for."""
+    seats = {seat for one in sharers for seat in one.seats}
+    return any(set(one).isdisjoint(other) for one in seats for other in seats)
 
 
 def turns_ahead(sharing: int) -> int:
@@ -206,6 +269,27 @@ class Waits:
         """The longest wait, with the costs measured and the fan-outs seen so far."""
         return self._bound(self._limits, self._widest)
 
+    def bounds_seconds(self) -> dict[str, float]:
+        """The same for each local expert: that of its group."""
+        bounds = {
+            name: wait_bound_seconds(replace(self._limits, max_concurrency=slot.places), 0, 0.0, self._widest)
+            for name, slot in self._slots.items()
+            if not slot.expert.remote
+        }
+        for group in self.groups:
+            bounds |= dict.fromkeys(group.experts, self.bound_of(group))
+        return bounds
+
+    def bound_of(self, group: Group, limits: Limits | None = None, widest: int | None = None) -> float:
+        """The longest wait for an expert of this group.
+
+        The expert with the fewest leases at a time has the longest turn. `limits`: default the server's; `widest`:
+        the most leases of one request, default the most so far.
+        """
+        places = min((self._slots[name].places for name in group.experts), default=self._limits.max_concurrency)
+        limits = replace(limits or self._limits, max_concurrency=places)
+        return group.bound_seconds(limits, self._widest if widest is None else widest)
+
     def widest_bound_seconds(self) -> float:
         """The same once a request has asked for as many answers as one may."""
         return self._bound(self._limits, self._limits.max_fan_out)
@@ -221,15 +305,12 @@ class Waits:
         return max((slot.costs.service for slot in self._slots.values()), default=0.0)
 
     @property
-    def sharing(self) -> int:
-        """How many experts may have to make room for one another."""
-        return len(self._sharers)
-
-    @property
-    def switch_seconds(self) -> float:
-        """The slowest switch, with the costs measured so far."""
+    def groups(self) -> tuple[Group, ...]:
+        """The experts that may have to make room for one another, with the costs measured so far; the group with the
+        longest wait first."""
         host_left = self._ledger.capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
-        return slowest_switch_seconds([_sharer(slot) for slot in self._sharers], host_left)
+        found = groups_of([_sharer(slot) for slot in self._sharers], host_left)
+        return tuple(sorted(found, key=lambda group: -self.bound_of(group, widest=1)))
 
     @property
     def costs_are_measured(self) -> bool:
@@ -246,8 +327,7 @@ class Waits:
         return min((slot.places for slot in self._slots.values()), default=self._limits.max_concurrency)
 
     def _bound(self, limits: Limits, widest: int) -> float:
-        limits = replace(limits, max_concurrency=self.fewest_places)
-        return wait_bound_seconds(limits, self.sharing, self.switch_seconds, widest)
+        return max(self.bound_of(group, limits, widest) for group in self.groups or (Group(),))
 
 
 class Outlooks(Mapping[str, Outlook]):
@@ -310,4 +390,4 @@ def _sharer(slot: Slot) -> Sharer:
     """One with several seats may have to stop before it comes: it can start anew on another seat."""
     up, down = slot.costs.slowest_way_up, slot.costs.slowest_way_down
     stop = down if len(slot.expert.seats) > 1 else 0.0
-    return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width)
+    return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width, slot.name, slot.seats)

@@ -28,6 +28,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits
+from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
@@ -102,7 +103,19 @@ def check(path: Path, machine: Machine | None) -> Checked:
         planned(one, found, settings) for one, found in zip(settings.experts, experts, strict=True) if not found.remote
     ]
     keys = tuple(guard.keyring.keys) if guard is not None else ()
-    return Checked(mistakes, make_plan(local, room), settings, experts, router, keys)
+    plan = make_plan(local, room)
+    return Checked(mistakes, plan, settings, tuple(_on_their_cards(settings, experts, plan)), router, keys)
+
+
+def _on_their_cards(settings: ServerConfig, experts: Sequence[Expert], plan: Plan) -> Iterator[Expert]:
+    """With the seats that each has on the machine of the plan; as they are where it has none."""
+    widths = {one.name: one.width for one in plan.demands}
+    cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
+    for one, expert in zip(settings.experts, experts, strict=True):
+        width, among = widths.get(expert.name, 1), one.cards or ()
+        allowed = {card for card in among if isinstance(card, int)} if among else None
+        seats = () if expert.remote else candidate_seats(cards, width, allowed or None)
+        yield replace(expert, width=width, seats=seats or expert.seats)
 
 
 def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
@@ -115,7 +128,7 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
         try:
             if machine is None and settings.memory.cards:
                 seats_here(one, surroundings)
-            expert = build_expert(without_width(one), surroundings)
+            expert = build_expert(without_width(one), surroundings, ((0,),) if one.cards_taken > 1 else None)
         except ConfigError as error:
             return error
         return replace(expert, costs=costs.get(one.name, {}) if machine is None else {})
@@ -154,7 +167,8 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
         console.print(_cores(settings))
     console.print(container_limit(ram_of_tiers(settings, capacity)))
     _print_router(checked, settings, capacity, console)
-    console.print(wait_bound(cache))
+    for sentence in (wait_bound(cache), *bounds_of_groups(cache)):
+        console.print(sentence)
     wait = {"typical": asleep, "from_disk": disk, "bound": cache.waits.bound_seconds()}
     return as_json(plan, wait, told)
 
@@ -185,7 +199,7 @@ def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
     typical = (
         f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
     )
-    if not cache.waits.sharing:
+    if not cache.waits.groups:
         typical = "Typical wait: none, no experts share the device"
     return (
         f"{typical} ({known}); with full queues {cache.waits.usual_bound_seconds():,.0f} s. Guaranteed limit"
@@ -280,13 +294,27 @@ def _with_fan_out(cache: ExpertCache) -> str:
 def _turns(cache: ExpertCache) -> str:
     waits, longest = cache.waits, replace(cache.limits, max_concurrency=cache.waits.fewest_places)
     turn = f"a turn of {turn_seconds(longest):,.0f} s"
-    if not waits.sharing:
+    if not waits.groups:
         return f"{turn}, since no experts share the device"
-    switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"
-    if waits.sharing == 1:
-        return f"{turn} and {switch}, for one expert that has the device to itself"
-    ahead = f"one for each of the {waits.sharing} experts that share the device and the one under way"
-    return f"{turns_ahead(waits.sharing)} x ({turn} and {switch}), {ahead}"
+    group = waits.groups[0]
+    known, device = "as measured" if waits.costs_are_measured else "guessed", "the device"
+    switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
+    if group.start_elsewhere_seconds:
+        switch = f"{switch}, and a start on other cards of {group.start_elsewhere_seconds:,.1f} s"
+        device = "their cards"
+    then = f" + {group.starts_ahead_seconds:,.1f} s for starts on other cards" if group.starts_ahead_seconds else ""
+    if (sharing := len(group.experts)) == 1:
+        return f"{turn} and {switch}{then}, for one expert that has {device} to itself"
+    ahead = f"one for each of the {sharing} experts that share {device} and the one under way"
+    return f"{turns_ahead(sharing)} x ({turn} and {switch}){then}, {ahead}"
+
+
+def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
+    """A sentence for each group of experts that shares no card with the others; none where there is one group."""
+    groups = cache.waits.groups
+    for group in groups if len(groups) > 1 else ():
+        bound = cache.waits.bound_of(group, widest=1)
+        yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."
 
 
 def dead_configuration(
@@ -346,8 +374,8 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
         if goal is Tier.DISK or expert.remote:
             continue
-        needs = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
-        need = next((one for one in needs if (used + one).fits(capacity)), needs[0])
+        sizes = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
+        need = next((size for size in sizes if (used + size).fits(capacity)), sizes[0])
         if not (used + need).fits(capacity):
             free = capacity - used
             yield (

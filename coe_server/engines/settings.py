@@ -149,7 +149,7 @@ class ExpertSettings(Settings):
         depth = get_args(TierName).index
         if self.pin and self.preload and depth(self.preload) > depth(self.pin):
             yield f"preload: '{self.preload}' is below its pin, '{self.pin}'"
-        if self.cards and not self.weights_here:
+        if self.cards and self.remote:
             yield "cards: its engine takes no card of this machine; leave the key out"
         if fault := contradiction(self.vision, self.modalities):
             yield f"modalities: {fault}; leave one of the two out"

@@ -107,6 +107,7 @@ class Run:
     wait_bound_seconds: float
     work_seconds: float  # solo service seconds of every request of the trace, refused ones included
     first_tiers: Mapping[str, Tier] = field(default_factory=dict)  # where experts were when the trace began; else disk
+    wait_bounds: Mapping[str, float] = field(default_factory=dict)  # expert -> seconds; the longest is that of the run
 
 
 def simulate(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float = 0.0) -> Run:
@@ -135,14 +136,14 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
             for request in trace.requests:
                 await asyncio.sleep(max(0.0, request.arrival_seconds - diary.now))
                 group.create_task(player.ask(request))
-        bound = cache.waits.bound_seconds()
+        bound, bounds = cache.waits.bound_seconds(), cache.waits.bounds_seconds()
     finally:
         conductor.cancel()
         with suppress(asyncio.CancelledError):
             await conductor
     work = sum(scenario.service_seconds(request.best, request.output_tokens) for request in trace.requests)
     moves, first = tuple(diary.moves), diary.first_tiers
-    return Run(tuple(player.answers), moves, diary.switches, player.refused, bound, work, first)
+    return Run(tuple(player.answers), moves, diary.switches, player.refused, bound, work, first, bounds)
 
 
 class _Player:

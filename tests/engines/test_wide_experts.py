@@ -83,6 +83,35 @@ def test_a_width_that_cannot_be_had_is_named(
     assert sentence in str(told.value)
 
 
+def test_cards_without_a_gpu_are_named_by_their_index(tmp_path: Path) -> None:
+    memory = {"cards": 4, "device": "16GiB", "host": "99GiB"}
+    pinned_down = {**WIDE, "cards": [2, 3]}
+    (wide,) = build_experts(load(tmp_path, pinned_down, memory=memory))
+    assert wide.seats == ((2, 3),)
+    for cards, sentence in (([4, 5], "cards: 4 is none of the 4 cards"), ([1], "there is no place for an expert that")):
+        with pytest.raises(ConfigError, match=sentence):
+            build_experts(load(tmp_path, {**WIDE, "cards": cards}, memory=memory))
+
+
+def test_the_wait_bound_is_told_for_experts_that_share_no_card_with_the_others(tmp_path: Path) -> None:
+    memory = {"cards": 4, "device": "16GiB", "host": "99GiB"}
+    apart = [{**WIDE, "cards": [2, 3]}, *({**one, "cards": [0, 1]} for one in SINGLES)]
+    result = validated(load(tmp_path, *apart, memory=memory), tmp_path)
+    # 30 s, a turn of 480 s, a switch of 30 + 2 s, a start elsewhere of 30 + 2 s, and two such starts of the others
+    assert "At most 638 s for wide, which share no card with the others." in result
+    assert "3 x (a turn of 480 s and a switch of 34.0 s, guessed, and a start on other cards of 32.0 s)" in result
+    assert "for starts on other cards, one for each of the 2 experts that share their cards and the one under" in result
+    together = validated(load(tmp_path, WIDE, *SINGLES, memory=memory), tmp_path)
+    assert "one for each of the 3 experts that share their cards and the one under way" in together
+    assert "At most" not in together
+
+
+def validated(_: ServerConfig, folder: Path) -> str:
+    result = CliRunner().invoke(app, ["validate", str(folder / "serve.yaml")], env={"COLUMNS": "2000"})
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
 def test_cards_are_given_only_where_there_is_no_gpu(tmp_path: Path) -> None:
     expert = {**COMMAND, "device_bytes": 1024}
     with pytest.raises(ConfigError, match=r"^memory\.cards: divides RAM and cores of a machine without a GPU"):
