@@ -65,8 +65,8 @@ def cores_of_cards(config: ServerConfig) -> tuple[Cores, ...]:
 
 
 def refuse_division(config: ServerConfig) -> None:
-    """Raises ConfigError where a machine is to be divided into cards that has real ones."""
-    if config.memory.cards is not None and platform_of(config) == "cuda":
+    """Raises ConfigError where a machine is to be divided that has real cards, and an expert could use them."""
+    if config.memory.cards is not None and weights_here(config) and platform_of(config) == "cuda":
         raise ConfigError(
             "memory.cards: divides RAM and cores of a machine without a GPU, and here is one; leave it out, or set"
             " vllm.platform: cpu"

@@ -85,7 +85,7 @@ def test_a_width_that_cannot_be_had_is_named(
 
 def test_cards_are_given_only_where_there_is_no_gpu(tmp_path: Path) -> None:
     expert = {**COMMAND, "device_bytes": 1024}
-    with pytest.raises(ConfigError, match=r"^memory\.cards: is for machines without a GPU"):
+    with pytest.raises(ConfigError, match=r"^memory\.cards: divides RAM and cores of a machine without a GPU"):
         build_capacity(load(tmp_path, expert, vllm={"platform": "cuda"}), cards=list)
 
 
