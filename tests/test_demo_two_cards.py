@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -117,18 +118,17 @@ def quietly(follow):
         return  # the server ended
 
 
-def ranks():
-    """The processes with the weights of the wide expert, as vLLM names them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes()
-            folders = (folder / "environ").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"VLLM::Worker_TP") and f"OTEL_SERVICE_NAME=vllm {WIDE}".encode() in folders:
-            found.append(int(folder.name))
-    return sorted(found)
+def ranks(folder):
+    """The processes with the weights of the wide expert, first rank first, as the engine's log names them."""
+    told = re.findall(r"Worker_TP(\d) pid=(\d+)", (folder / f"logs/{WIDE}.log").read_text())
+    return [int(pid) for _, pid in sorted(dict(told).items())]
+
+
+def lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_wide_expert_and_single_ones_live_on_two_cards(root, vllm_environment, tmp_path):
@@ -152,11 +152,13 @@ def test_a_wide_expert_and_single_ones_live_on_two_cards(root, vllm_environment,
         assert served.ask(WIDE) == answers[WIDE], "equal after a sleep"
         assert [move["cards"] for move in served.moves(("host", "device")) if move["expert"] == WIDE] == [[0, 1]]
 
-        assert len(ranks()) == 2
-        os.kill(ranks()[1], signal.SIGKILL)
+        first_ranks = ranks(tmp_path)
+        assert [lives(pid) for pid in first_ranks] == [True, True]
+        os.kill(first_ranks[1], signal.SIGKILL)
         until(lambda: any(event["kind"] == "failure" for event in served.events), PATIENCE_SECONDS)
         assert {name: served.ask(name) for name in first} == first, "the others answer meanwhile"
         assert served.ask(WIDE) == answers[WIDE], "it came back"
+        assert not set(ranks(tmp_path)) & set(first_ranks)
         assert [served.ask(name) for name in ("units", "sql")]
         assert {name: served.ask(name) for name in first} == first
-    assert ranks() == []
+    assert not any(map(lives, ranks(tmp_path)))

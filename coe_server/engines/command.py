@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 from coe_server.config.types import ByteCount, Settings, filled_in, variables_in
 from coe_server.engines.cards import Cards
 from coe_server.engines.command_run import STOP_SIGNALS, CommandLaunch, CommandRun, PortTaken, placeholders_in
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
 from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
@@ -189,12 +189,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
         self._canary = canary
         self._cards = cards
         self._width = width
-        self._seat: Seat = (0,)
         self._answer: str | None = None  # of the canary since the last start
-
-    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
-        self._seat = seat
-        await super().start(within_seconds, seat)
 
     async def sleep(self) -> None:
         """Its 200 is the word for it that the device is free: what it keeps is not known here."""

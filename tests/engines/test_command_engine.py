@@ -21,6 +21,7 @@ from coe_server.cache.tiers import Bytes
 from coe_server.engines import command_run
 from coe_server.engines.command import CommandEngine
 from coe_server.engines.command_run import CommandLaunch, filled, placeholders_in
+from coe_server.engines.cores import divided, here
 from coe_server.engines.engine import EngineRequest, Footprint
 from coe_server.engines.listeners import by_owner, free_port, listeners
 from coe_server.engines.log_file import log_path
@@ -297,5 +298,19 @@ def test_two_programs_take_turns_on_one_device_and_leave_no_byte(make: Make, tmp
                 await conductor
         assert cache.ledger.used == Bytes()
         assert not any(runs(pid) for pid in pids)
+
+    asyncio.run(story())
+
+
+def test_a_program_runs_on_the_cores_of_its_card(make: Make) -> None:
+    cards = divided(here(), 2)
+
+    async def story() -> None:
+        engine = make(cores=cards)
+        await engine.start(seat=(1,))
+        (program,) = process_tree(engine.running().process.pid)[1:2]
+        bound = os.sched_getaffinity(program)
+        await engine.stop()
+        assert bound == set(cards[1])
 
     asyncio.run(story())
