@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from coe_server.cache.claims import Claim
 from coe_server.cache.mover import Mover
-from coe_server.cache.planner import Move, Plan, plan
+from coe_server.cache.planner import Move, Never, NotYet, Plan, pinned, plan, seated
 from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
 from coe_server.cache.scheduler import (
     INFINITY,
@@ -20,7 +20,7 @@ from coe_server.cache.scheduler import (
 )
 from coe_server.cache.slot import Slot
 from coe_server.cache.status import Overview
-from coe_server.cache.tiers import Ledger, Tier
+from coe_server.cache.tiers import Bytes, Ledger, Tier
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -246,10 +246,10 @@ class Upkeep:
 
         Idle experts are evicted for a pin, not for a preload.
         """
-        goal = min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
+        goal = _belongs_in(slot)
         if slot.tier.depth <= goal.depth:
             return None
-        outcome = plan(self._overview.standing, self._overview.holding(slot), self._ledger.capacity)
+        outcome = self._outcome(slot, goal)
         if not isinstance(outcome, Plan):
             return None
         if len(outcome.moves) > 1:
@@ -258,6 +258,28 @@ class Upkeep:
             goal = slot.pin
         then = (Move(slot.name, Tier.DEVICE, Tier.HOST, outcome.moves[-1].seat),) if goal is Tier.HOST else ()
         return Plan(outcome.moves + then)
+
+    def _outcome(self, slot: Slot, goal: Tier) -> Plan | NotYet | Never:
+        """What passes through the device stays bound to its cards: where it can, not to those of an expert that is
+        still to be preloaded to the device, since they would push each other out."""
+        standing, holding, capacity = self._overview.standing, self._overview.holding(slot), self._ledger.capacity
+        if goal is Tier.HOST:
+            beside = plan(standing, holding, capacity - self._to_come(capacity))
+            if isinstance(beside, Plan) and len(beside.moves) == 1:
+                return beside
+        return plan(standing, holding, capacity)
+
+    def _to_come(self, capacity: Bytes) -> Bytes:
+        """What the experts that are still to be preloaded to the device will hold on its cards."""
+        to_load = [self._slots[name] for name in self._preloads]
+        coming = [slot for slot in to_load if slot.tier is not Tier.DEVICE and _belongs_in(slot) is Tier.DEVICE]
+        experts = [pinned(slot.name, slot.engine.footprint, Tier.DEVICE, slot.seats) for slot in coming]
+        return sum((Bytes(one.held.cards) for one in seated(experts, capacity)), Bytes())
+
+
+def _belongs_in(slot: Slot) -> Tier:
+    """The tier to which it is preloaded or pinned, whichever is nearer to the device."""
+    return min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
 
 
 def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:

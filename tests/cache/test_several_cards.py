@@ -66,6 +66,23 @@ def test_experts_on_different_cards_serve_beside_each_other():
     run(story())
 
 
+def test_what_is_preloaded_to_host_memory_lies_beside_what_is_preloaded_to_the_device():
+    async def story():
+        asleep = {name: {"preload": Tier.HOST} for name in "bcde"}
+        where = {"a": {"preload": Tier.DEVICE}, **asleep}
+        async with running([15] * 4, 100, [2, 1, 1, 1, 1], **where) as (cache, _):
+            await cache.ready.wait()
+            assert {name: slot.tier for name, slot in cache.slots.items()} == {
+                "a": Tier.DEVICE,
+                **dict.fromkeys(asleep, Tier.HOST),
+            }
+            seats = sorted(cache.slots[name].seat for name in asleep)
+            assert not {card for seat in seats for card in seat} & set(cache.slots["a"].seat)
+            assert len(set(seats)) == 2, "on the two other cards"
+
+    run(story())
+
+
 def test_a_wide_expert_comes_though_single_ones_are_asked_for_all_the_time():
     async def story():
         async with running([11, 11], 99, [1, 1, 2]) as (cache, engines):

@@ -32,6 +32,11 @@ def test_three_small_models_by_hub_id_start_at_the_first_try_and_two_are_awake(t
         assert sorted(served.residency().values()) == ["device", "device", "host"]
         assert {name: served.complete(name) for name in AWQ} == first
         assert starts(tmp_path) == (3, []), "what was asleep was woken"
+        (last,) = (name for name, tier in served.residency().items() if tier == "host")
+        assert served.ask("POST", f"/admin/experts/{last}/unload")[0] == 200
+        assert served.complete(last) == first[last]
+        assert starts(tmp_path) == (4, []), "it started beside an expert that is awake"
+        assert sorted(served.residency().values()) == ["device", "device", "host"]
     until(lambda: cards.held() == {})
 
 
