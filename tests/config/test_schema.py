@@ -565,7 +565,7 @@ def test_a_key_that_is_explained_in_one_section_is_not_taken_to_be_explained_in_
 
 def test_the_example_is_a_valid_configuration_but_for_its_artifact():
     config = load_config(ROOT / "configs/serve.yaml")
-    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "command", "simulated"]
+    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "command", "preset", "simulated"]
 
 
 @pytest.mark.parametrize(
