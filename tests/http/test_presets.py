@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,10 +19,13 @@ from coe_server.http.body import parse_request, read_body
 from coe_server.http.presets import Preset
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.serving import Service
+from coe_server.routing import artifact as artifacts
 from coe_server.routing.decision import RouteOptions
+from coe_server.routing.router import Router
 from tests.http.server import Running, running_server
 from tests.http.test_api import GIB
 from tests.patience import until
+from tests.routing.small_artifact import TEXTS, held_out, small_artifact
 
 MESSAGES = [{"role": "user", "content": "hello there"}]
 THINKER = Preset({"reasoning_effort": "high", "max_tokens": 900}, {"temperature": 0.6}, ("top_k",))
@@ -218,6 +222,27 @@ def test_a_large_body_is_changed_as_a_small_one_is(server: Running, engine: Reco
     (body,) = engine.bodies
     assert (body["reasoning"], body["temperature"]) == ({"effort": "low"}, 0.6)
     assert body.keys().isdisjoint({"top_k", "reasoning_effort"})
+
+
+def test_a_router_chooses_a_preset_and_sees_it_where_its_base_is(tmp_path: Path) -> None:
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    coder = Recording("coder")
+    with running_server(
+        {"coder": coder, "big": Recording("big")},
+        router=Router.load(tmp_path / "router"),
+        bases={"linguist": "coder"},
+        presets={"linguist": Preset({"seed": 7}, {}, ())},
+    ) as server:
+        assert server.chat(model="coder")[0] == 200
+        _, headers, _ = server.chat(messages=[{"role": "user", "content": TEXTS["french"]}])
+        asked = {"messages": [{"role": "user", "content": TEXTS["french"]}]}
+        _, _, raw = server.ask("POST", "/v1/route", json.dumps(asked))
+    assert (headers["x-coe-expert"], headers["x-coe-reason"]) == ("linguist", "mapped")
+    assert headers["x-coe-residency"] == "device"
+    assert coder.bodies[-1]["seed"] == 7
+    assert coder.starts == 1
+    residency = {one["expert"]: one["residency"] for one in json.loads(raw)["ranking"]}
+    assert residency == {"coder": "device", "linguist": "device", "big": "disk"}
 
 
 def test_presets_are_listed_with_their_base_and_hold_nothing(server: Running) -> None:
