@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from coe_server.build.experts import amount_of, card_limit
+from coe_server.build.capacity import amount_of, card_limit
 from coe_server.engines.cards import Cards, DeviceBytes
 from coe_server.engines.hub import gib
 from coe_server.engines.memory import available_host_bytes
