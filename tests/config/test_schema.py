@@ -141,9 +141,9 @@ def write(folder, **settings):
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
         (
             {"experts": [{**SIMULATED, "engine": "ollama"}]},
-            "experts.a.engine: must be one of vllm, remote, command, simulated",
+            "experts.a.engine: must be one of vllm, remote, command, preset, simulated",
         ),
-        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, simulated"),
+        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, preset, simulated"),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
         ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
         ({"aliases": {"a": "b"}}, "aliases.a: the name is taken; an alias is one more name"),
