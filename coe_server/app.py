@@ -23,7 +23,14 @@ from coe_server.build.experts import (
     keep_footprints,
     refuse_what_never_fits,
 )
-from coe_server.build.service import build_guard, build_journal, build_router, build_serving, build_tracing
+from coe_server.build.service import (
+    build_guard,
+    build_journal,
+    build_presets,
+    build_router,
+    build_serving,
+    build_tracing,
+)
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
@@ -60,6 +67,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         capacity,
         Limits(**config.scheduling.model_dump()),
         events,
+        bases=config.bases,
     )
     serving = build_serving(config, router)
     journal = build_journal(config)
@@ -67,7 +75,8 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         serving=serving,
         cache=cache,
         journal=journal,
-        engine_models={expert.name: expert.model_name for expert in config.experts},
+        engine_models=config.engine_models,
+        presets=build_presets(config),
         guard=build_guard(config),
         started=int(time.time()),
         telemetry=telemetry,

@@ -201,7 +201,7 @@ def collect(
     Exit 2: wrong input.
     """
     with in_one_sentence(console):
-        from router_training.collect.progress import TerminalBars, show_steps, show_tally
+        from router_training.collect.progress import TerminalBars, show_cost_factors, show_steps, show_tally
         from router_training.collect.run import Files, plan
         from router_training.collect.run import collect as run_collect
         from router_training.collect.settings import read_collect_config
@@ -218,6 +218,7 @@ def collect(
             console.print(f"interrupted; answers so far are in {files.raw}; run the same command again to resume")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         show_tally(tally, out, files.raw, console)
+        show_cost_factors(tally, settings.bases, console)
         if tally.may_grow:
             raise typer.Exit(EXIT_INCOMPLETE)
 

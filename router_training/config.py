@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from coe_server.config.addresses import BaseUrl
 from coe_server.config.file import first_mistake, read_settings_file
 from coe_server.config.proxies import Proxies, Proxy
-from coe_server.config.types import Modality, ServedName, clean_secret, contradiction
+from coe_server.config.types import ServedName, clean_secret
 from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
+from router_training.expert_settings import ExpertSettings, Positive, on_their_bases
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
 
@@ -41,33 +41,6 @@ class DataSettings(_Settings):
     held_out_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     split_by: Literal["prompt", "group"] = "prompt"
     categories: Annotated[int, Field(ge=2, le=1000)] | Literal["auto"] = "auto"
-
-
-class ExpertSettings(_Settings):
-    name: ServedName
-    active_params_b: Positive | None = None
-    total_params_b: Positive | None = None
-    price_per_million_tokens: Positive | None = None
-    context_tokens: Annotated[int, Field(gt=0)] | None = None
-    vision: bool | None = None
-    modalities: list[Modality] | None = None
-    tools: bool = True
-
-    @model_validator(mode="after")
-    def _agrees_on_images(self) -> ExpertSettings:
-        if fault := contradiction(self.vision, self.modalities):
-            raise ValueError(f"{fault}; leave one of the two out")
-        return self
-
-    @property
-    def sees(self) -> bool:
-        """True if it is configured to accept images."""
-        return bool(self.vision) or "image" in (self.modalities or ())
-
-    @property
-    def hosted_params_b(self) -> float:
-        """Its parameters for the hosting limit; 0 if only its price is known."""
-        return self.total_params_b or self.active_params_b or 0.0
 
 
 class ObjectiveSettings(_Settings):
@@ -177,6 +150,11 @@ class TrainingConfig(_Settings):
     @property
     def expert_names(self) -> tuple[str, ...]:
         return tuple(expert.name for expert in self.experts)
+
+    @field_validator("experts")
+    @classmethod
+    def _costs_are_known(cls, experts: list[ExpertSettings]) -> list[ExpertSettings]:
+        return on_their_bases(experts)
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainingConfig:

@@ -58,7 +58,7 @@ def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_mi
         logger.warning("vllm.platform: %s", told)
     surroundings = surroundings_of(config, size_of_missing, read_footprints(footprints_file(config)))
     costs = read_costs(costs_file(config))
-    return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.experts]
+    return [replace(build_expert(one, surroundings), costs=costs.get(one.name, {})) for one in config.with_engines]
 
 
 def footprints_file(config: ServerConfig) -> Path:

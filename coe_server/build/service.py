@@ -18,11 +18,13 @@ from coe_server.config.schema import (
     check_tracing_headers,
     proxies_of_environment,
 )
+from coe_server.engines.preset import PresetExpert
 from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ConfigError
 from coe_server.http.apis import model_names
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
+from coe_server.http.presets import Preset
 from coe_server.http.routes.page import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.http.trace import NoTracing, Tracing
@@ -117,9 +119,19 @@ def _artifact(config: ServerConfig, settings: RouterSettings, experts: Sequence[
     return drafted(settings.routes, experts, embedder, embedded_by(by.model, by.base_url) if by else None)
 
 
+def build_presets(config: ServerConfig) -> dict[str, Preset]:
+    """Expert -> what it changes in a body, for those that change any."""
+    presets = (expert for expert in config.experts if isinstance(expert, PresetExpert))
+    return {one.name: Preset(one.set, one.force, tuple(one.remove)) for one in presets}
+
+
 def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
-    """What the configuration says, or tells, of what each expert can take; the artifact knows the rest."""
-    return {expert.name: _capabilities(expert) for expert in config.experts}
+    """What the configuration says, or tells, of what each expert can take; the artifact knows the rest.
+
+    What a preset does not say is its base's.
+    """
+    own = {expert.name: _capabilities(expert) for expert in config.experts}
+    return {name: said.over(own[config.bases[name]]) if name in config.bases else said for name, said in own.items()}
 
 
 def _capabilities(expert: ExpertSettings) -> Capabilities:
@@ -247,7 +259,7 @@ def build_tracing(config: ServerConfig) -> Tracing:
     require_tracing(config)
     from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
 
-    return span_tracing(config.tracing, {expert.name: expert.model_name for expert in config.experts})
+    return span_tracing(config.tracing, config.engine_models)
 
 
 def require_tracing(config: ServerConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.health import Failures, Health
@@ -33,13 +34,15 @@ class ExpertCache:
         clock: Callable[[], float] = time.monotonic,
         policy: Policy = OURS,
         one_move_at_a_time: bool = False,
+        bases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.limits = limits
         self.ledger = Ledger(capacity)
         self.events = events = events or EventLog()
         self._clock = clock
         changes: dict[str, None] = {}
-        self.slots = slots = Slots((one.name, new_slot(one, limits, changes)) for one in experts)
+        made = ((one.name, new_slot(one, limits, changes)) for one in experts)
+        self.slots = slots = Slots(made, bases)
         _place_pinned(slots, capacity)
         self._waited_for = WaitedFor()
         self._closing = False
@@ -98,8 +101,8 @@ class ExpertCache:
         _refuse_while_it_fails(slot, now)
         self._refuse_what_finds_no_room(slot, leases, owner)
         self.waits.saw(leases)
-        self._conductor.demand.note(name, now)
-        self.guesses.end(Guess.ROOM, name, self.guesses.wasted)
+        self._conductor.demand.note(slot.name, now)
+        self.guesses.end(Guess.ROOM, slot.name, self.guesses.wasted)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = slot.waiters.join(now, priority, granted, leases, owner)
         is_try = slot.backoff.begin_try()
@@ -136,6 +139,7 @@ class ExpertCache:
 
     def unload(self, name: str) -> None:
         """Evict an idle expert to disk. Raises ExpertBusy if it is leased, requested, moving, pinned or remote."""
+        self._require_own_slot(name)
         slot = self.slots[name]
         if (why := _why_it_stays(slot)) is not None:
             raise ExpertBusy(f"expert '{name}' cannot be evicted: it {why}")
@@ -148,6 +152,7 @@ class ExpertCache:
         An expert below its pin is loaded when no request waits; idle experts are evicted for it. Raises ExpertBusy for
         a remote expert or one that is never in that tier, NoRoom if some expert could never be loaded any more.
         """
+        self._require_own_slot(name)
         slot = self.slots[name]
         if slot.expert.remote:
             raise ExpertBusy(f"expert '{name}' is remote and cannot be pinned")
@@ -176,6 +181,10 @@ class ExpertCache:
     def measured_costs(self) -> dict[str, dict[str, float]]:
         """Expert -> kind of cost -> measured seconds, in the form of `Expert.costs`."""
         return {slot.name: slot.costs.measured for slot in self.slots.values()}
+
+    def _require_own_slot(self, name: str) -> None:
+        if (base := self.slots.bases.get(name)) is not None:
+            raise ExpertBusy(f"expert '{name}' shares the engine of its base; ask for '{base}'")
 
     def _refuse_what_finds_no_room(self, slot: Slot, leases: int, owner: Owner | None) -> None:
         """Raise Overloaded if the queue is full, or half full and the owner already has its share of it."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from coe_server.cache.backoff import Backoff, Failure, Restarts
@@ -188,10 +189,20 @@ class Slot:
 
 
 class Slots(dict[str, Slot]):
-    """Every expert's slot by its name, in the order of the configuration."""
+    """Every expert's slot by its name, in the order of the configuration.
+
+    `bases`: further names, of experts that share another's engine (presets, adapters), each with the name of that one.
+    They find its slot; iteration meets each slot once.
+    """
+
+    def __init__(self, slots: Iterable[tuple[str, Slot]] = (), bases: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(slots)
+        self.bases = bases
 
     def __missing__(self, name: str) -> Slot:
-        raise UnknownModel(f"unknown expert '{name}'; known: {', '.join(self)}", "model")
+        if (base := self.bases.get(name)) is not None:
+            return self[base]
+        raise UnknownModel(f"unknown expert '{name}'; known: {', '.join((*self, *self.bases))}", "model")
 
 
 def new_slot(expert: Expert, limits: Limits, changes: dict[str, None]) -> Slot:

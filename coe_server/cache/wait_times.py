@@ -263,7 +263,7 @@ class Waits:
 
     def predicted_seconds(self, name: str) -> float:
         """Until a request that came now would be granted a lease, as the queues are now."""
-        return self.outlooks()[name].predicted_wait_seconds
+        return self.outlooks()[self._slots[name].name].predicted_wait_seconds
 
     def bound_seconds(self) -> float:
         """The longest wait, with the costs measured and the fan-outs seen so far."""

@@ -95,7 +95,9 @@ def experts_table(seen: Seen, width: int) -> Group:
     found, several = seen.experts, len(seen.cards) > 1
     none_pinned = all(not expert["pin"] for expert in found)
     tell_least = dict.fromkeys((*(("pin",) if none_pinned else ()), *_TELL_LEAST))
-    columns = tuple(name for name in _COLUMNS if name != "cards" or several)
+    has_bases = any(expert.get("base") for expert in found)
+    left = {name for name, needed in (("cards", several), ("base", has_bases)) if not needed}
+    columns = tuple(name for name in _COLUMNS if name not in left)
     table, left_out = that_fits(partial(_table, found), columns, filter(columns.__contains__, tell_least), width)
     missing = [name for name in left_out if not (name == "pin" and none_pinned)]
     failures = [_failure(one) for one in found if one["failure"]]
@@ -171,6 +173,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
 
 _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "expert": lambda expert: _shown(expert["name"]),
+    "base": lambda expert: _shown(expert.get("base") or ""),
     "state": _state,
     "pin": lambda expert: _shown(expert["pin"] or ""),
     "cards": lambda expert: ", ".join(_shown(card["index"]) for card in expert["cards"]),

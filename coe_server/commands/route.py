@@ -24,7 +24,11 @@ def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -
         raise ConfigError(
             f"router: is not set, so '{AUTO}' cannot choose; write a routes.yaml, or train with coe-train fit"
         )
-    unloaded = {expert.name: Availability("remote" if expert.remote else "disk", 0.0) for expert in settings.experts}
+    remote = {expert.name for expert in settings.with_engines if expert.remote}
+    unloaded = {
+        expert.name: Availability("remote" if (expert.base or expert.name) in remote else "disk", 0.0)
+        for expert in settings.experts
+    }
     options = RouteOptions(objective=objective or settings.router.objective)
     router = build_router(settings)
     return router.route(asyncio.run(_prepared(prompt, settings, router)), options, unloaded)

@@ -97,11 +97,10 @@ def check(path: Path, machine: Machine | None) -> Checked:
     if router is not None:
         built(lambda: build_serving(settings, router))  # all that serving reads of the artifact
     mistakes = list(dict.fromkeys(mistakes))
-    if room is None or len(experts) < len(settings.experts):
+    own = settings.with_engines
+    if room is None or len(experts) < len(own):
         return Checked(mistakes)
-    local = [
-        planned(one, found, settings) for one, found in zip(settings.experts, experts, strict=True) if not found.remote
-    ]
+    local = [planned(one, found, settings) for one, found in zip(own, experts, strict=True) if not found.remote]
     keys = tuple(guard.keyring.keys) if guard is not None else ()
     plan = make_plan(local, room)
     return Checked(mistakes, plan, settings, tuple(_on_their_cards(settings, experts, plan)), router, keys)
@@ -134,7 +133,7 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
         return replace(expert, costs=costs.get(one.name, {}) if machine is None else {})
 
     with ThreadPoolExecutor(max_workers=16) as pool:
-        found = list(pool.map(build, settings.experts))
+        found = list(pool.map(build, settings.with_engines))
     told = {mistake.partition(": ")[0] for mistake in mistakes}
     new = (str(one) for one in found if isinstance(one, ConfigError))
     mistakes.extend(mistake for mistake in new if mistake.partition(": ")[0] not in told)

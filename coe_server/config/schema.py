@@ -24,6 +24,7 @@ from coe_server.config.types import (
     clean_secret,
 )
 from coe_server.engines.command import CommandExpert
+from coe_server.engines.preset import PresetExpert
 from coe_server.engines.remote import RemoteExpert
 from coe_server.engines.settings import VllmSettings
 from coe_server.engines.simulated import SimulatedExpert
@@ -118,7 +119,7 @@ class SchedulingSettings(Settings):
 
 
 # The file of a kind has all that belongs to it: its settings, and the engine that they build.
-AnyExpert = VllmExpert | RemoteExpert | CommandExpert | SimulatedExpert  # all kinds, as `engine` names them
+AnyExpert = VllmExpert | RemoteExpert | CommandExpert | PresetExpert | SimulatedExpert  # all kinds, as `engine` names
 
 
 def process_environment() -> Environment:
@@ -146,6 +147,22 @@ class ServerConfig(Settings):
     def environment(self) -> Environment:
         """Where the values are of the variables that these settings name."""
         return self._environment
+
+    @property
+    def bases(self) -> dict[str, str]:
+        """The experts that share another's engine, by name, each with the one that has it."""
+        return {expert.name: expert.base for expert in self.experts if expert.base is not None}
+
+    @property
+    def with_engines(self) -> list[AnyExpert]:
+        """The experts that have an engine of their own."""
+        return [expert for expert in self.experts if expert.base is None]
+
+    @property
+    def engine_models(self) -> dict[str, str]:
+        """Each expert with the name under which its engine knows the model."""
+        own = {expert.name: expert.model_name for expert in self.with_engines}
+        return {expert.name: own[expert.base or expert.name] for expert in self.experts}
 
     @property
     def secret_variables(self) -> frozenset[str]:
@@ -181,6 +198,7 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
         *_twins(config),
         *_false_aliases(config),
         *_contradictions(config),
+        *_without_base(config),
         *_small_room_for_bodies(config.http),
     ]
     found = _with_paths_from(config, path.resolve().parent, mistakes)
@@ -233,6 +251,18 @@ def _contradictions(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         for fault in expert.contradictions():
             yield f"experts.{expert.name}.{fault}"
+
+
+def _without_base(config: ServerConfig) -> Iterator[str]:
+    """Presets of what is no expert with an engine."""
+    bases = {expert.name: expert.base for expert in config.experts}
+    for expert in config.experts:
+        if expert.base is None:
+            continue
+        if expert.base not in bases:
+            yield f"experts.{expert.name}.of: there is no expert '{expert.base}'"
+        elif bases[expert.base] is not None:
+            yield f"experts.{expert.name}.of: '{expert.base}' has no engine of its own; name '{bases[expert.base]}'"
 
 
 def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:

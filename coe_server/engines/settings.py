@@ -105,6 +105,11 @@ class ExpertSettings(Settings):
         return False
 
     @property
+    def base(self) -> str | None:
+        """The expert whose engine it shares, under a name of its own; None for one with an engine of its own."""
+        return None
+
+    @property
     def cards_taken(self) -> int:
         """The expert's width: how many cards its engine takes."""
         return 1

@@ -71,7 +71,7 @@ class _Uncounted(NamedTuple):
 
 
 class Failures:
-    """The experts that failed in one request.
+    """The experts that failed in one request, by the names of their engines' slots.
 
     A request that fails on two experts counts against neither, so that one caller's bad request makes no expert
     unavailable. A failure of the expert alone (its account, its limit, no connection) always counts.
@@ -90,18 +90,19 @@ class Failures:
 
     def have_seen(self, expert: str) -> bool:
         """True if this expert failed."""
-        return expert in self._failed
+        return self._cache.slots[expert].name in self._failed
 
     def note(self, expert: str, error: CoeError) -> None:
         """Note a failed attempt."""
         if not isinstance(error, EngineError | UpstreamLimited):
             return
+        expert = self._cache.slots[expert].name
         match error.backs_off:
             case "at once":
                 self._cache.failures.count_remote(
                     self._cache.slots[expert], error.cause, at_once=True, asked_seconds=error.asked_seconds
                 )
-            case "in a row":
+            case "in a row" if expert not in self._failed:  # two names of one engine are one failure
                 self._uncounted.append(_Uncounted(expert, error.cause, error.asked_seconds))
             case "never":
                 self._end_tries({expert})

@@ -7,6 +7,7 @@ import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from coe_server.errors import RequestError
@@ -20,6 +21,7 @@ MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million 
 NESTED_TOO_DEEPLY = "the body is nested too deeply"
 
 _GZIP = b"\x1f\x8b"
+_NO_CHANGES: Mapping[str, bytes | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +42,25 @@ class Body:
     fields: Mapping[str, Any]
     members: tuple[Member, ...]
 
-    def for_engine(self, model: str) -> tuple[bytes | memoryview, ...]:
-        """The same bytes, in pieces, with the value of `model` replaced (or added) and `coe` removed."""
+    def for_engine(
+        self, model: str, changes: Mapping[str, bytes | None] = _NO_CHANGES
+    ) -> tuple[bytes | memoryview, ...]:
+        """The same bytes, in pieces, with the value of `model` replaced (or added) and `coe` removed.
+
+        `changes`: further members with their new values, which stand at the end; None drops one.
+        """
         raw, name = memoryview(self.raw), json.dumps(model).encode()
         end = self.members[-1].end if self.members else self.raw.index(b"}")
         pieces: list[bytes | memoryview] = [raw[: self.members[0].start if self.members else end]]
         for before, member in zip((None, *self.members), self.members, strict=False):
-            if member.key != "coe":
+            if member.key != "coe" and member.key not in changes:
                 start = before.end if before and len(pieces) > 1 else member.start  # the comma only between two
                 pieces.append(raw[start : member.value_start])
                 pieces.append(name if member.key == "model" else raw[member.value_start : member.end])
-        if "model" not in self.fields:
-            pieces += [b', "model": ' if len(pieces) > 1 else b'"model": ', name]
+        added = {} if "model" in self.fields else {"model": name}
+        for key, value in (*added.items(), *changes.items()):
+            if value is not None:
+                pieces += [b", " if len(pieces) > 1 else b"", json.dumps(key).encode(), b": ", value]
         return (*pieces, raw[end:])
 
 
@@ -141,7 +150,7 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 # The fields of a body that are read beside its conversation.
 OPTIONS = ("model", "coe", "stream", "previous_response_id")
 # With one of these fields an answer may be empty.
-_ENDINGS = (
+ENDINGS = (
     "stop",
     "stop_sequences",
     "stop_token_ids",
@@ -192,7 +201,7 @@ def parse_request(raw: bytes, api: Api | None) -> ParsedRequest:
     conversation = found.conversation(body.fields)
     if conversation.has_tools:
         conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
-    may_be_silent = any(body.fields.get(name) is not None for name in _ENDINGS)
+    may_be_silent = any(body.fields.get(name) is not None for name in ENDINGS)
     return ParsedRequest(found, body, conversation, may_be_silent, read_fan_out(found, body.fields))
 
 

@@ -96,7 +96,9 @@ class _Relay:
         if self._out.spoken:
             self._require_answer(body, judge_end(body))
         else:
-            verdict = judge_body(body, self._parsed.api.answered_as, self._parsed.may_be_silent)
+            verdict = judge_body(
+                body, self._parsed.api.answered_as, self._attempt.request.may_be_silent(self._attempt.expert)
+            )
             self._require_answer(body, verdict)
         await self.say(body)
 
@@ -171,6 +173,7 @@ class _EventRelay:
         self._out = attempt.out
         self._expert = attempt.expert
         self._parsed = attempt.request.parsed
+        self._may_be_silent = attempt.request.may_be_silent(attempt.expert)
         self._opening = Opening()
 
     async def carry(self) -> None:
@@ -193,7 +196,7 @@ class _EventRelay:
         if rest:
             await self._judge(rest)
         if not self._out.spoken:
-            verdict = self._opening.verdict(self._parsed.may_be_silent)
+            verdict = self._opening.verdict(self._may_be_silent)
             if verdict is not None:
                 self._relayed.let_pass(verdict)
             await self._relayed.say(bytes(self._opening.held))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from coe_server.cache.queue import Owner
 from coe_server.engines.engine import EngineRequest
-from coe_server.http.body import LARGE_BYTES, ParsedRequest
+from coe_server.http.body import ENDINGS, LARGE_BYTES, ParsedRequest
+from coe_server.http.presets import Changes
 from coe_server.http.previous_responses import ResponseId
 from coe_server.http.serving import Service, Serving
 from coe_server.http.trace import Trace
@@ -62,12 +63,22 @@ class RoutedRequest:
         return json.dumps(found) if found else None
 
     def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
-        """The request to this expert: the body unchanged except for the engine's model name, and without `coe`."""
+        """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
+        what a preset changes."""
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
-        pieces = body.for_engine(self.service.engine_models[expert])
+        pieces = body.for_engine(self.service.engine_models[expert], self._changes(expert))
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole)
+
+    def _changes(self, expert: str) -> Changes:
+        """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""
+        preset, api = self.service.presets.get(expert), self.parsed.api
+        return preset.changes(api.endpoint, self.parsed.body) if preset is not None and api.routed else {}
+
+    def may_be_silent(self, expert: str) -> bool:
+        """True if an empty text may be this expert's whole answer: the caller, or a preset, asked for an end."""
+        return self.parsed.may_be_silent or any(self._changes(expert).get(name) for name in ENDINGS)
 
     def has_more_room(self, than: str, expert: str) -> bool:
         """True unless the expert is known to have no longer context than the one for which the request was too long."""

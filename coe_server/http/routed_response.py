@@ -126,11 +126,19 @@ class RoutedResponse(Response):
         error must not hold a lease."""
         router = self._request.serving.router
         with router.spending(self._decision) as spent, await self._lease() as lease:
-            self._waited = wait_header(self._log.granted(lease.expert, lease.waited_seconds))
+            self._waited = wait_header(self._log.granted(self._decision.expert, lease.waited_seconds))
             self._failures.asks(lease)
             headers = decision_headers(self._decision) | self._waited
             attempt = Attempt(
-                self._request, self._decision, lease, self._out, self._log, self._failures, spent, headers, lease.expert
+                self._request,
+                self._decision,
+                lease,
+                self._out,
+                self._log,
+                self._failures,
+                spent,
+                headers,
+                self._decision.expert,
             )
             may_retry = not is_retry and not self._decision.has_another
             try:
@@ -173,13 +181,13 @@ class RoutedResponse(Response):
         lease, request = attempt.lease, self._request
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
-            sent = request.engine_request(lease.expert, self._log.trace)
+            sent = request.engine_request(attempt.expert, self._log.trace)
             async with longest, lease.engine.send(sent) as answer:
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
-                    raise EngineDied(f"expert '{lease.expert}' answered with status {answer.status} and died")
+                    raise EngineDied(f"expert '{attempt.expert}' answered with status {answer.status} and died")
                 await relay(attempt, answer)
                 # and this is not its own refusal
-                if answer.status < 400 and not self._failures.have_seen(lease.expert):
+                if answer.status < 400 and not self._failures.have_seen(attempt.expert):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
         except TimeoutError as error:
@@ -211,8 +219,8 @@ async def _keep_alive(out: Outgoing, cache: ExpertCache, decision: RoutingDecisi
     if out.spoken:
         state = f"generating expert={decision.expert}"
     else:
-        expert = next(one for one in cache.status() if one.name == decision.expert)
-        state = f"waiting expert={expert.name} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
+        expert = next(one for one in cache.status() if one.name == cache.slots[decision.expert].name)
+        state = f"waiting expert={decision.expert} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
     await out.wait(decision_headers(decision), state)
 
 

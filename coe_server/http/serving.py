@@ -18,6 +18,7 @@ from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
 from coe_server.http.body_reader import BodyReader
+from coe_server.http.presets import Preset
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
@@ -86,6 +87,7 @@ class Service:
     guard: Guard
     started: int  # seconds since the epoch
     telemetry: Telemetry
+    presets: Mapping[str, Preset] = field(default_factory=dict)
     log_prompts: bool = False
     lengths: Mapping[str, TellsLength] = field(default_factory=dict)  # engines that tell theirs, by expert
     sessions: Sessions = field(default_factory=Sessions)
@@ -101,31 +103,39 @@ class Service:
 
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
-        return _Availabilities(self.cache.waits.outlooks(), self.lengths)
+        return _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases)
 
     def context_tokens(self, expert: str) -> int | None:
         """How many tokens an expert holds: as it is configured or trained, or as its engine tells if that is less."""
-        return shorter(self.serving.router.context_tokens(expert), _told(self.lengths, expert))
+        told = _told(self.lengths, self.cache.slots.bases.get(expert, expert))
+        return shorter(self.serving.router.context_tokens(expert), told)
 
 
 class _Availabilities(Mapping[str, Availability]):
-    """The cache's outlooks in the router's words; of a failure only its first line, which callers may read."""
+    """The cache's outlooks in the router's words; of a failure only its first line, which callers may read.
 
-    def __init__(self, outlooks: Mapping[str, Outlook], lengths: Mapping[str, TellsLength]) -> None:
+    `bases`: the experts that share another's engine, each with that one, whose outlook is theirs.
+    """
+
+    def __init__(
+        self, outlooks: Mapping[str, Outlook], lengths: Mapping[str, TellsLength], bases: Mapping[str, str]
+    ) -> None:
         self._outlooks = outlooks
         self._lengths = lengths
+        self._bases = bases
 
     def __getitem__(self, name: str) -> Availability:
-        residency, wait_seconds, failure, returns_seconds = self._outlooks[name]
+        own = self._bases.get(name, name)
+        residency, wait_seconds, failure, returns_seconds = self._outlooks[own]
         told = first_line(failure) if failure is not None else None
-        length = _told(self._lengths, name)
+        length = _told(self._lengths, own)
         return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds, length)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._outlooks)
+        return iter((*self._outlooks, *self._bases))
 
     def __len__(self) -> int:
-        return len(self._outlooks)
+        return len(self._outlooks) + len(self._bases)
 
 
 def _told(lengths: Mapping[str, TellsLength], expert: str) -> int | None:

@@ -158,6 +158,28 @@ def show_steps(steps: Sequence[Step], console: Console) -> None:
     console.print("All checks passed; nothing was sent. A judge's requests are an upper bound.")
 
 
+def cost_factor(own: Sequence[Outcome], base: Sequence[Outcome]) -> float | None:
+    """How many times as many tokens one writes as the other, over prompts for which both counted; None without any."""
+    counted = {one.prompt_id: one.output_tokens for one in base if one.output_tokens is not None}
+    pairs = [
+        (one.output_tokens, counted[one.prompt_id]) for one in own if one.prompt_id in counted and one.output_tokens
+    ]
+    below = sum(tokens for _, tokens in pairs)
+    return sum(tokens for tokens, _ in pairs) / below if below else None
+
+
+def show_cost_factors(tally: Tally, bases: Mapping[str, str], console: Console) -> None:
+    """Print, for each preset, what its thinking costs beside its base."""
+    for name, base in bases.items():
+        factor = cost_factor(tally.by_expert[name].outcomes, tally.by_expert[base].outcomes)
+        if factor is not None:
+            console.print(
+                f"{name} writes {factor:.2f} times the tokens of {base}; for the training config:"
+                f" {{name: {name}, of: {base}, cost_factor: {factor:.2f}}}",
+                markup=False,
+            )
+
+
 def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     """Print scores, costs, missing outcomes with reasons, and the output files."""
     table = Table("expert", "mean score")

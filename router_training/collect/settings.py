@@ -38,6 +38,7 @@ class AskedExpert(_Settings):
     model: Name | None = None
     api_key_env: Name | None = None
     options: Options = {}
+    of: Name | None = None
 
 
 class RequestSettings(_Settings):
@@ -110,6 +111,11 @@ class CollectConfig(_Settings):
     scorer: ScorerSettings
 
     @property
+    def bases(self) -> dict[str, str]:
+        """The experts that are another's presets, each with that one."""
+        return {expert.name: expert.of for expert in self.experts if expert.of is not None}
+
+    @property
     def expert_names(self) -> tuple[str, ...]:
         return tuple(expert.name for expert in self.experts)
 
@@ -118,6 +124,11 @@ class CollectConfig(_Settings):
         names = self.expert_names
         if len(set(names)) < len(names):
             raise ValueError("experts: a name occurs twice")
+        for expert in self.experts:
+            if expert.of is not None and expert.of not in names:
+                raise ValueError(
+                    f"experts: {expert.name} is of {expert.of!r}, which is not an expert ({', '.join(names)})"
+                )
         reference = self.scorer.reference_expert if isinstance(self.scorer, JudgeSettings) else None
         if reference is not None and reference not in names:
             raise ValueError(f"scorer.reference_expert: {reference!r} is not an expert ({', '.join(names)})")

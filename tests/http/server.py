@@ -7,6 +7,7 @@ import socket
 import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
@@ -122,9 +123,13 @@ def running_server(
     lengths=None,
     remote=(),
     grace_seconds=GRACE_SECONDS,
+    bases=MappingProxyType({}),
+    presets=MappingProxyType({}),
     **serving_settings,
 ):
     """`engines` by name, those in `remote` answered elsewhere; `serving_settings` are fields of `Serving`.
+
+    `bases`: further names, each with the expert whose engine it shares; `presets`: what some of them change.
 
     The conductor runs on the server's own loop.
     """
@@ -136,9 +141,9 @@ def running_server(
         telemetry, events = Telemetry(), EventLog()
         events.subscribe(telemetry.saw)
         room = capacity or Bytes(1 << 40, 1 << 40)
-        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events)
+        cache = ExpertCache(experts, room, limits or Limits(max_wait_seconds=0.2), events, bases=bases)
         serving = Serving(
-            router=router or NamedRouter(list(engines)),
+            router=router or NamedRouter([*engines, *bases]),
             default_objective="quality",
             embedder=embedder,
             **{"max_body_bytes": 100_000, **serving_settings},
@@ -147,7 +152,8 @@ def running_server(
             serving=serving,
             cache=cache,
             journal=journal,
-            engine_models={name: name for name in engines},
+            engine_models={name: name for name in engines} | dict(bases),
+            presets=presets,
             guard=Guard(keyring or Keyring(), on_loopback=on_loopback, hosts=hosts or Hosts()),
             started=1,
             telemetry=telemetry,

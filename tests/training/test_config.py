@@ -8,7 +8,8 @@ import yaml
 from pydantic import BaseModel
 
 from coe_server.errors import ConfigError
-from router_training.config import ExpertSettings, TrainingConfig, read_config
+from router_training.config import TrainingConfig, read_config
+from router_training.expert_settings import ExpertSettings
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "train.yaml"
 LEAST: dict[str, Any] = {
@@ -189,3 +190,35 @@ def test_the_way_to_the_endpoint_is_the_environments(monkeypatch: pytest.MonkeyP
     features = read_config(written(tmp_path, {**LEAST, "features": ENDPOINT})).features
     assert features.proxy is not None
     assert features.proxy.url == "http://p:1"
+
+
+QWEN = {"name": "qwen3", "active_params_b": 8.0, "total_params_b": 10.0, "context_tokens": 8192, "tools": False}
+
+
+def test_a_preset_costs_what_its_base_does_times_its_factor(tmp_path: Path) -> None:
+    thinker = {"name": "thinker", "of": "qwen3", "cost_factor": 2.5}
+    priced = {"name": "hosted", "active_params_b": 1.0, "price_per_million_tokens": 0.4}
+    deep = {"name": "deep", "of": "hosted", "tools": False}
+    config = read_config(written(tmp_path, {**LEAST, "experts": [thinker, QWEN, priced, deep]}))
+    found = {expert.name: expert for expert in config.experts}
+    assert list(found) == ["thinker", "qwen3", "hosted", "deep"]
+    assert (found["thinker"].active_params_b, found["thinker"].hosted_params_b) == (20.0, 10.0)
+    assert (found["thinker"].context_tokens, found["thinker"].tools) == (8192, False)
+    assert (found["deep"].price_per_million_tokens, found["deep"].active_params_b) == (0.4, 1.0)
+    assert (found["deep"].tools, found["hosted"].tools) == (False, True)
+    assert config.costs("active_params_b") == [20.0, 8.0, 1.0, 1.0]
+    assert TrainingConfig.model_validate(dict(config)).experts == config.experts, "a second reading changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("experts", "sentence"),
+    [
+        ([QWEN, {"name": "t", "of": "gone"}], "t is of 'gone', which is none of qwen3"),
+        ([QWEN, {"name": "t", "of": "qwen3"}, {"name": "u", "of": "t"}], "u is of 't', which is none of qwen3"),
+        ([{**QWEN, "cost_factor": 2}], "cost_factor needs `of`"),
+        ([QWEN, {"name": "t", "of": "qwen3", "active_params_b": 8}], "active_params_b belongs to its base, 'qwen3'"),
+    ],
+)
+def test_costs_that_cannot_be_known_are_refused(tmp_path: Path, experts: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read_config(written(tmp_path, {**LEAST, "experts": experts}))

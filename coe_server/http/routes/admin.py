@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -29,7 +29,7 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
         """Each expert: residency, bytes held, leases and queued requests."""
-        return [_expert_json(status, service) for status in cache.status()]
+        return list(_rows(service))
 
     @admin.get("/events")
     async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
@@ -70,7 +70,17 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
 
 
 def _one(service: Service, name: str) -> dict[str, Any]:
-    return next(_expert_json(status, service) for status in service.cache.status() if status.name == name)
+    return next(row for row in _rows(service) if row["name"] == name)
+
+
+def _rows(service: Service) -> Iterator[dict[str, Any]]:
+    """Experts with an engine, then those that share one: where their base is, and nothing of what it holds."""
+    rows = {status.name: _expert_json(status, service) for status in service.cache.status()}
+    yield from rows.values()
+    for name, base in service.cache.slots.bases.items():
+        shared = {"bytes": {"device": 0, "host": 0}, "cards": [], "leases": 0, "queued": 0, "pin": None}
+        own = {"name": name, "base": base, "last_move": None, "context_tokens": service.context_tokens(name)}
+        yield rows[base] | own | shared
 
 
 async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
@@ -83,6 +93,7 @@ def _expert_json(status: ExpertStatus, service: Service) -> dict[str, Any]:
     move = status.last_move
     return {
         "name": status.name,
+        "base": None,
         "state": status.state,
         "residency": status.residency,
         "bytes": {"device": status.held.device, "host": status.held.host},

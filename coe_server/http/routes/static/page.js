@@ -24,7 +24,7 @@ function refresh() {
 async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
-    shelves.show(experts, overview.tiers);
+    shelves.show(experts.filter(({ base }) => !base), overview.tiers); // those that share an engine take no room
     knownAt = overview.now;
     playground.remembers = overview.decisions_kept;
     showRouter(overview);

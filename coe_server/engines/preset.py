@@ -1,0 +1,70 @@
+"""A preset: another expert's engine with members of the body filled, replaced or dropped; a name on its base's slot.
+
+It has no engine: leases, residency, queue and bound are its base's, and so are the keys that decide about them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from coe_server.config.types import ByteCount
+from coe_server.engines.engine import Engine
+from coe_server.engines.settings import ExpertSettings, Surroundings
+from coe_server.errors import ConfigError
+
+# Read before an expert is chosen, or another part of the answer depends on it.
+_OF_THE_CALLER = frozenset(("model", "coe", "messages", "prompt", "input", "system", "instructions", "tools"))
+_OF_THE_CALLER |= frozenset(("stream", "stream_options", "n", "best_of", "previous_response_id"))
+_OF_ITS_BASE = ("pin", "preload", "ttl_seconds", "kv_cache", "cards", "max_concurrency")
+_LONGEST_NAME = 64
+
+
+class PresetExpert(ExpertSettings):
+    engine: Literal["preset"]
+    of: str
+    set: dict[str, Any] = Field(default={})
+    force: dict[str, Any] = Field(default={})
+    remove: list[str] = Field(default=[])
+    kv_cache: ByteCount | None = None  # refused with the sentence that the others have
+
+    def build(self, surroundings: Surroundings) -> Engine:
+        raise ConfigError(f"experts.{self.name}: has no engine of its own, it is a preset of '{self.of}'")
+
+    @property
+    def base(self) -> str | None:
+        return self.of
+
+    def contradictions(self) -> Iterator[str]:
+        for key in _OF_ITS_BASE:
+            if getattr(self, key) is not None:
+                yield f"{key}: belongs to its base, '{self.of}'; give it there"
+        yield from (fault for fault in super().contradictions() if not fault.startswith("cards:"))
+        places: tuple[tuple[str, Mapping[str, Any]], ...] = (
+            ("set", self.set),
+            ("force", self.force),
+            ("remove", dict.fromkeys(self.remove)),
+        )
+        seen: dict[str, str] = {}
+        for place, members in places:
+            for name, value in members.items():
+                if fault := _fault(name, value) or (name in seen and f"is in {seen[name]}, too; leave it in one"):
+                    yield f"{place}.{name}: {fault}"
+                seen[name] = place
+        if not seen:
+            yield "set: is missing; a preset without set, force and remove is an alias (aliases)"
+
+
+def _fault(name: str, value: object) -> str:
+    if name in _OF_THE_CALLER:
+        return "is the caller's: it is read before an expert is chosen"
+    if not 0 < len(name) <= _LONGEST_NAME:
+        return f"is no member's name: up to {_LONGEST_NAME} characters"
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return f"{value!r} cannot be written as JSON; put it in quotes"
+    return ""
