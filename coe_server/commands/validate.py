@@ -1,4 +1,4 @@
-"""What a configuration amounts to before a start: which experts fit where, and what can never take effect."""
+"""`coe validate`: checks a configuration before a start: the plan, and settings that can never take effect."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ from coe_server.routing.router import Router
 
 _T = TypeVar("_T")
 
-GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, and what large bodies and many streams take
+GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, plus large bodies and many streams
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is known of a configuration: everything where it has no mistake, else what could be built of it."""
+    """The result of the checks. With mistakes only the parts that could be built are set."""
 
     mistakes: list[str]
     plan: Plan | None = None
@@ -70,7 +70,7 @@ class Checked:
 
 
 def check(path: Path, machine: Machine | None) -> Checked:
-    """Everything that a start would find, all mistakes at once. Nothing is started; `machine` replaces detection."""
+    """Make all checks of a start and collect every mistake. Starts nothing; `machine` replaces detection."""
     try:
         settings, mistakes = read_config(path)
     except ConfigError as error:
@@ -94,7 +94,7 @@ def check(path: Path, machine: Machine | None) -> Checked:
     guard = built(lambda: build_guard(settings))
     built(lambda: require_tracing(settings))
     if router is not None:
-        built(lambda: build_serving(settings, router))  # all that serving reads of the artifact
+        built(lambda: build_serving(settings, router))  # checks the rest of the artifact
     mistakes = list(dict.fromkeys(mistakes))
     if room is None or len(experts) < len(settings.experts):
         return Checked(mistakes)
@@ -106,7 +106,7 @@ def check(path: Path, machine: Machine | None) -> Checked:
 
 
 def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
-    """Those that can be built; several ask the hub at the same time, which has seconds to answer."""
+    """The experts that can be built; adds the mistakes of the others. In threads: each may ask the hub for seconds."""
     costs = read_costs(costs_file(settings))
     measured = read_footprints(footprints_file(settings)) if machine is None else {}
     surroundings = surroundings_of(settings, ask_hub, measured)
@@ -129,7 +129,7 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
 
 
 def report(checked: Checked, console: Console) -> dict[str, Any]:
-    """Print what matters first, and return it for programs."""
+    """Print the report, most important first, and return it as JSON."""
     plan, settings = checked.plan, checked.settings
     if plan is None or settings is None or checked.mistakes:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
@@ -173,7 +173,7 @@ def _print_hints(told: Sequence[str], console: Console) -> None:
 
 def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, console: Console) -> None:
     router = checked.router
-    assert router is not None, "else there would be a mistake"
+    assert router is not None, "without a router there is a mistake"
     served = ", ".join(router.objectives) or "none (experts by name)"
     console.print(f"router {router.version}, objectives: {served}")
     for warning in dead_configuration(settings, router, checked.experts, capacity, checked.keys):
@@ -181,7 +181,7 @@ def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, con
 
 
 def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
-    known = "measured" if cache.waits.costs_are_measured else "guessed until measured"
+    known = "measured" if cache.waits.costs_are_measured else "estimated, not yet measured"
     typical = (
         f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
     )
@@ -194,7 +194,7 @@ def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
 
 
 def plan_table(plan: Plan, settings: ServerConfig) -> Table:
-    """What each expert takes on each of its cards and in host memory, and the limits."""
+    """Each expert's bytes per card and in host memory, and the limits."""
     engines = {one.name: one.engine for one in settings.experts}
     heads = ("expert", "engine", "cards", "loaded", "asleep keeps", "host", "KV tokens", "pin")
     table = Table(*heads, title="on each card" if any(one.demand.width > 1 for one in plan.experts) else None)
@@ -218,19 +218,19 @@ def plan_table(plan: Plan, settings: ServerConfig) -> Table:
 
 
 def container_limit(tiers_bytes: int) -> str:
-    """What a container or cgroup around the server must allow, as a sentence; `tiers_bytes` are the tiers' in RAM."""
+    """The memory limit that a container or cgroup needs, as a sentence. `tiers_bytes`: RAM of the tiers."""
     least = -(-(tiers_bytes + GATEWAY_BYTES) // 2**20)
     return (
-        f"A container's memory limit (COE_MEMORY in compose.yaml, MemoryMax of a unit): at least {least}m, which is "
+        f"A container's memory limit (COE_MEMORY in compose.yaml, MemoryMax of a unit): at least {least}m: "
         f"{mib(tiers_bytes)} for the tiers in RAM and {mib(GATEWAY_BYTES)} for the server itself."
     )
 
 
 def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
-    """How many experts fit on the device at once, and the tier of each when the server is ready; a sentence each."""
+    """Sentences: how many experts fit on the device at once, and the tier of each when the server is ready."""
     local = [expert for expert in experts if not expert.remote]
     if not local:
-        return ["Every expert is remote: nothing is moved here."]
+        return ["Every expert is remote: no weights move here."]
     sizes = sorted(expert.engine.footprint.device_awake for expert in local)
     most, fewest = _how_many(sizes, capacity.device), _how_many(sizes[::-1], capacity.device)
     at_once = f"{fewest}" if most == fewest else f"{fewest} (the largest) to {most} (the smallest)"
@@ -246,14 +246,14 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
 
 
 def wait_bound(cache: ExpertCache) -> str:
-    """The longest wait for a lease and its parts, as one paragraph."""
+    """The wait bound and its parts, as one paragraph."""
     limits, waits = cache.limits, cache.waits
     return (
         f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
         f"It is that long because a turn is {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
         f"each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
-        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
+        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would be "
         f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
     )
 
@@ -267,7 +267,7 @@ def _at_a_time(cache: ExpertCache) -> str:
 
 
 def _with_fan_out(cache: ExpertCache) -> str:
-    """A sentence where requests that ask for several answers may make it longer."""
+    """A sentence, if requests for several answers can make the bound longer; else empty."""
     widest = cache.waits.widest_bound_seconds()
     if widest == cache.waits.bound_seconds():
         return ""
@@ -282,17 +282,17 @@ def _turns(cache: ExpertCache) -> str:
     turn = f"a turn of {turn_seconds(longest):,.0f} s"
     if not waits.sharing:
         return f"{turn}, since no experts share the device"
-    switch = f"a switch of {waits.switch_seconds:,.1f} s, {'as measured' if waits.costs_are_measured else 'guessed'}"
+    switch = f"a switch of {waits.switch_seconds:,.1f} s, {'measured' if waits.costs_are_measured else 'estimated'}"
     if waits.sharing == 1:
         return f"{turn} and {switch}, for one expert that has the device to itself"
-    ahead = f"one for each of the {waits.sharing} experts that share the device and the one under way"
+    ahead = f"one for each of the {waits.sharing} experts that share the device, and the present one"
     return f"{turns_ahead(waits.sharing)} x ({turn} and {switch}), {ahead}"
 
 
 def dead_configuration(
     config: ServerConfig, router: Decides, experts: Sequence[Expert], capacity: Bytes, keys: Sequence[Key]
 ) -> list[str]:
-    """What is allowed and yet can never take effect, or is probably not meant; one sentence each."""
+    """Warnings: valid settings that can never take effect, or are probably not meant; one sentence each."""
     return [
         *lifetimes(experts),
         *dangers(config),
@@ -315,7 +315,7 @@ def _how_many(sizes: Sequence[int], room: int) -> int:
 
 
 def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
-    """Times to live that are shorter than what they cause, or that never apply; a sentence each."""
+    """Warnings about ttl_seconds: shorter than the moves that it causes, or never applied; a sentence each."""
     for expert in experts:
         below = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
         costs = Costs(expert.costs)
@@ -328,13 +328,13 @@ def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
         elif expert.ttl_seconds < seconds:
             known = "measured" if expert.costs else "guessed"
             yield (
-                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to "
-                f"{below} and back ({seconds:.1f} s, {known}): it will be loaded and unloaded all the time"
+                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than the move to "
+                f"{below} and back takes ({seconds:.1f} s, {known}): it will be loaded and unloaded all the time"
             )
 
 
 def dangers(config: ServerConfig) -> Iterator[str]:
-    """What gives models or callers more of this machine than an answer needs; a sentence each."""
+    """Warnings about security: settings that give models or clients more rights than needed; a sentence each."""
     for expert in config.experts:
         for danger in expert.dangers():
             yield f"experts.{expert.name}.{danger}"
@@ -351,8 +351,8 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         if not (used + need).fits(capacity):
             free = capacity - used
             yield (
-                f"experts.{expert.name}.preload: no room is left for it ({mib(need.device)} of device and "
-                f"{mib(need.host)} of host memory, where {mib(free.device)} and {mib(free.host)} are)"
+                f"experts.{expert.name}.preload: too little memory is left (needs {mib(need.device)} of device and "
+                f"{mib(need.host)} of host memory; {mib(free.device)} and {mib(free.host)} are free)"
             )
             continue
         used = used + need
@@ -368,14 +368,14 @@ def _limits(config: ServerConfig) -> Iterator[str]:
     limits = config.scheduling
     if limits.queue_limit > limits.queue_limit_total:
         total = limits.queue_limit_total
-        yield f"scheduling.queue_limit: {limits.queue_limit} is never reached, queue_limit_total is {total}"
+        yield f"scheduling.queue_limit: {limits.queue_limit} is never reached, since queue_limit_total is {total}"
     if config.keys.open and config.http.is_loopback:
         yield (
-            f"keys.open: {config.http.host} cannot be reached from elsewhere; all that changes is that requests without"
-            " a key may ask for any Host, which web pages can make use of (http.allowed_hosts lists some)"
+            f"keys.open: {config.http.host} is a loopback address, so this only allows requests without"
+            " a key and with any Host header, which web pages can exploit; set http.allowed_hosts instead"
         )
     if config.router is not None and config.router.residency_tolerance > 0 and len(config.experts) == 1:
-        yield "router.residency_tolerance: changes nothing, there is one expert"
+        yield "router.residency_tolerance: has no effect with one expert"
 
 
 def _keys(keys: Sequence[Key], router: Decides) -> Iterator[str]:
@@ -383,7 +383,7 @@ def _keys(keys: Sequence[Key], router: Decides) -> Iterator[str]:
         for name in sorted((key.objectives or frozenset()) - set(router.objectives)):
             yield f"keys.file: key '{key.name}' may ask for objective '{name}', which the router does not serve"
         if key.experts == frozenset():
-            yield f"keys.file: key '{key.name}' may use no expert at all"
+            yield f"keys.file: key '{key.name}' may use no expert"
 
 
 def _routing(router: Router, config: ServerConfig) -> Iterator[str]:
@@ -392,21 +392,21 @@ def _routing(router: Router, config: ServerConfig) -> Iterator[str]:
         if entry.shipped:
             yield from _disobeyed_pins(router, name)
             if entry.forced is not None:
-                yield f"objective '{name}' is served because training was forced to: {entry.forced}"
+                yield f"objective '{name}' is served only because training was forced: {entry.forced}"
         else:
             yield f"objective '{name}' is not served: {entry.refusal or 'training did not ship it'}"
     embeds = router.artifact.manifest.features.embedded_before_routing
     if config.router is not None and config.router.embeddings is not None and not embeds:
-        yield "router.embeddings: is never used, the artifact's features need no embeddings"
+        yield "router.embeddings: is never used; the artifact's features need no embeddings"
 
 
 def _unreachable(router: Router, config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         if expert.name not in router.expert_names:
-            yield f"experts.{expert.name}: the router does not know it; it answers only when it is asked for by name"
+            yield f"experts.{expert.name}: the router does not know it; it answers only requests for its name"
         elif all(expert.name not in _chosen(router, objective) for objective in router.objectives):
-            but = "; under soft mixing single prompts may still go to it" if _is_soft(router) else ""
-            yield f"experts.{expert.name}: no category maps to it under any objective that is served{but}"
+            but = "; with soft mixing some prompts may still go to it" if _is_soft(router) else ""
+            yield f"experts.{expert.name}: no category maps to it under any served objective{but}"
 
 
 def _is_soft(router: Router) -> bool:
@@ -418,12 +418,12 @@ def _disobeyed_pins(router: Router, objective: str) -> Iterator[str]:
     for category, expert in router.artifact.pins(objective).items():
         if expert not in manifest.objectives[objective].experts or expert in manifest.bans.get(category, ()):
             yield (
-                f"mapping.json: '{category}' is pinned to '{expert}' under '{objective}', which may not take it: "
-                "the pin is never obeyed"
+                f"mapping.json: '{category}' is pinned to '{expert}', which objective '{objective}' may not use: "
+                "the pin has no effect"
             )
 
 
 def _chosen(router: Router, objective: str) -> set[str]:
-    """The experts mapped to under an objective, fallback and pins included."""
+    """The experts to which an objective maps categories, fallback and pins included."""
     entry = router.artifact.manifest.objectives[objective]
     return {*router.artifact.mapping[objective].values(), *router.artifact.pins(objective).values(), entry.fallback}

@@ -56,20 +56,20 @@ def test_how_many_fit_at_once_and_who_is_where():
 
 
 def test_a_container_must_allow_the_tiers_in_ram_and_the_server_itself():
-    assert "at least 5120m, which is 4,096 MiB for the tiers in RAM" in container_limit(4 * GIB)
+    assert "at least 5120m: 4,096 MiB for the tiers in RAM" in container_limit(4 * GIB)
     assert "at least 1025m" in container_limit(1)
 
 
 def test_a_preload_without_room_is_named():
     experts = [expert("a", 4, pin=Tier.DEVICE), expert("b", 4, preload=Tier.DEVICE)]
     (sentence,) = said(experts=experts, capacity=Bytes(5 * GIB, 99 * GIB))
-    assert sentence.startswith("experts.b.preload: no room is left for it (4,096 MiB of device")
+    assert sentence.startswith("experts.b.preload: too little memory is left (needs 4,096 MiB of device")
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"ttl_seconds": 0.5}, "0.5 s is less than its switch takes, to host and back (2.0 s, guessed)"),
+        ({"ttl_seconds": 0.5}, "0.5 s is less than the move to host and back takes (2.0 s, estimated)"),
         ({"ttl_seconds": 600.0, "pin": Tier.DEVICE}, "never applies, the expert is pinned to the device"),
     ],
 )
@@ -96,8 +96,8 @@ def test_a_remote_expert_has_no_tier(key):
     ("sections", "sentence"),
     [
         ({"scheduling": {"queue_limit": 50, "queue_limit_total": 10}}, "scheduling.queue_limit: 50 is never reached"),
-        ({"keys": {"open": True}}, "keys.open: 127.0.0.1 cannot be reached from elsewhere; all that changes"),
-        ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: changes nothing"),
+        ({"keys": {"open": True}}, "keys.open: 127.0.0.1 is a loopback address"),
+        ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: has no effect"),
     ],
 )
 def test_a_setting_that_another_one_overrules_is_named(sections, sentence):
@@ -129,13 +129,13 @@ def test_keys_for_what_is_not_there_are_named():
     keys = [Key(name="k", sha256=hashed("k"), objectives=frozenset({"cheap"}), experts=frozenset())]
     assert said(keys=keys) == [
         "keys.file: key 'k' may ask for objective 'cheap', which the router does not serve",
-        "keys.file: key 'k' may use no expert at all",
+        "keys.file: key 'k' may use no expert",
     ]
 
 
 def test_who_cannot_be_routed_to_is_named(router):
     found = said(config(*SIZES, "stranger"), router)
-    assert "experts.stranger: the router does not know it; it answers only when it is asked for by name" in found
+    assert "experts.stranger: the router does not know it; it answers only requests for its name" in found
     assert "objective 'unearned' is not served: it lost" in found
     assert not any(name in sentence for sentence in found for name in ("experts.coder", "experts.big"))
 
@@ -145,9 +145,7 @@ def test_an_expert_taken_out_of_service_is_told_and_the_others_go_on(tmp_path, r
     build_router(config(*SIZES, **at))
     assert not caplog.messages
     build_router(config(*[name for name in SIZES if name != "coder"], **at))
-    assert caplog.messages == [
-        "router.artifact: it knows expert 'coder', which is not among experts; the next best answers"
-    ]
+    assert caplog.messages == ["router.artifact: its expert 'coder' is not configured; the next best answers"]
 
 
 def test_an_expert_no_category_maps_to_is_named(router):
@@ -158,10 +156,10 @@ def test_an_expert_no_category_maps_to_is_named(router):
         for name, entry in manifest.objectives.items()
     }
     mapping = {name: dict(everything_to_big) for name in objectives}
-    unused = "experts.coder: no category maps to it under any objective that is served"
+    unused = "experts.coder: no category maps to it under any served objective"
     for mode, sentence in (
         ("hard", unused),
-        ("soft", f"{unused}; under soft mixing single prompts may still go to it"),
+        ("soft", f"{unused}; with soft mixing some prompts may still go to it"),
     ):
         narrowed = manifest.model_copy(update={"objectives": objectives, "mode": mode})
         found = said(config(*SIZES), Router(replace(router.artifact, manifest=narrowed, mapping=mapping)))
@@ -172,7 +170,7 @@ def test_an_expert_no_category_maps_to_is_named(router):
 def test_a_pin_that_is_banned_is_never_obeyed(router):
     manifest = router.artifact.manifest.model_copy(update={"pins": {"code": "coder"}, "bans": {"code": ["coder"]}})
     found = said(config(*SIZES), Router(replace(router.artifact, manifest=manifest)))
-    assert any("'code' is pinned to 'coder'" in sentence and "never obeyed" in sentence for sentence in found)
+    assert any("'code' is pinned to 'coder'" in sentence and "the pin has no effect" in sentence for sentence in found)
 
 
 def test_a_key_that_a_header_takes_the_place_of_is_named():
