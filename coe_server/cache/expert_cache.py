@@ -48,7 +48,7 @@ class ExpertCache:
         self._mover = Mover(
             slots, self.ledger, events, self.failures, tasks, clock, changed.set, one_at_a_time=one_move_at_a_time
         )
-        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.sign_of_life_seconds)
+        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.probe_timeout_seconds)
         overview = Overview(slots, changes, policy, limits, self.ledger)
         self.waits = Waits(slots, overview, self.ledger, limits, clock)
         self._admission = Admission(slots, policy, self.guesses, self._health, clock, changed)

@@ -65,14 +65,14 @@ class Health:
         failures: Failures,
         tasks: Tasks,
         changed: Callable[[], None],
-        sign_of_life_seconds: float,
+        probe_timeout_seconds: float,
     ) -> None:
         self._slots = slots
         self._mover = mover
         self._failures = failures
         self._tasks = tasks
         self._changed = changed
-        self._probe_seconds = sign_of_life_seconds
+        self._timeout_seconds = probe_timeout_seconds
 
     def watch(self) -> None:
         """Start watching for the engine's death."""
@@ -117,7 +117,7 @@ class Health:
     async def _responds(self, slot: Slot) -> bool:
         life = slot.gone
         try:
-            async with asyncio.timeout(self._probe_seconds), slot.engine.send(_LIVENESS_PROBE):
+            async with asyncio.timeout(self._timeout_seconds), slot.engine.send(_LIVENESS_PROBE):
                 return True
         except ConnectionLost:  # an idle connection was closed: no evidence of a failure
             return True
@@ -128,7 +128,7 @@ class Health:
             self._failures.count_remote(slot, "not responding", at_once=True)
             if not slot.expert.remote and slot.gone is life and slot.moving is None:
                 self._note_end(
-                    slot, f"engine '{slot.name}' did not respond to a health check for {self._probe_seconds:g} s"
+                    slot, f"engine '{slot.name}' did not respond to a health check for {self._timeout_seconds:g} s"
                 )
                 self._stop(slot)
             return False

@@ -48,7 +48,7 @@ class Limits:
     max_fan_out: int = 128  # answers that one request may ask for; it takes a lease for each, as many as there may be
     max_generation_seconds: float = 120.0  # per answer
     prefetch: bool = True  # load likely experts, and free memory for them, before a request
-    sign_of_life_seconds: float = 5.0  # timeout of a liveness probe; then the engine is stopped
+    probe_timeout_seconds: float = 5.0  # timeout of a liveness probe; then the engine is stopped
     min_tenure_seconds: float = 0.0  # for so long an expert with waiting requests is evicted for overdue ones only
 
 
