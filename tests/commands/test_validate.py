@@ -7,7 +7,8 @@ import pytest
 from coe_server.build.service import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.commands.validate import container_limit, dead_configuration, placement
+from coe_server.commands.config_warnings import dead_configuration
+from coe_server.commands.validate import container_limit, placement
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.engine import Footprint
 from coe_server.engines.remote import RemoteEngine
