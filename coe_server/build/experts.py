@@ -46,7 +46,7 @@ def ask_hub(launch: VllmLaunch) -> int:
         return hub_size(hub_source(launch))
     except ConfigError as error:
         raise ConfigError(
-            f"'{launch.model}' is not downloaded, and its size is not known: {error}; give"
+            f"'{launch.model}' is not downloaded, and its size is unknown: {error}; set"
             f" experts.{launch.name}.weights_bytes, e.g. 9.3GiB"
         ) from error
 
@@ -121,7 +121,7 @@ def _whole_device_bytes(config: ServerConfig) -> int:
 
 
 def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tuple[Seat, ...] | None = None) -> Expert:
-    """One of them, without measured costs; it may lie on `seats`, or where its settings say. Raises ConfigError."""
+    """One expert without measured costs, on `seats` or on those of its settings. Raises ConfigError."""
     return Expert(
         name=settings.name,
         engine=settings.build(surroundings),
@@ -150,16 +150,16 @@ def seats_here(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Se
 
 
 def _ram_seats(settings: ExpertSettings, count: int) -> tuple[Seat, ...]:
-    """Without a GPU: on the cards into which the machine is divided, all of one size."""
+    """Seats without a GPU: on the equal cards into which the machine is divided."""
     width, wanted = settings.cards_taken, settings.cards
     if width > count:
-        raise ConfigError(f"experts.{settings.name}: takes {width} cards, and memory.cards is {count}; raise it")
+        raise ConfigError(f"experts.{settings.name}: takes {width} cards, but memory.cards is {count}; raise it")
     if count == 1:
         return ((0,),)
     for name in wanted or ():
         if not isinstance(name, int) or not 0 <= name < count:
             key = f"experts.{settings.name}.cards"
-            raise ConfigError(f"{key}: {name!r} is none of the cards: 0 to {count - 1} (memory.cards)")
+            raise ConfigError(f"{key}: {name!r} is not a card; cards: 0 to {count - 1} (memory.cards)")
     allowed = None if wanted is None else {name for name in wanted if isinstance(name, int)}
     return _some(candidate_seats([Card(index, 0) for index in range(count)], width, allowed), settings, width)
 
@@ -194,11 +194,11 @@ def seats_of(settings: ExpertSettings, width: int, cards: Cards) -> tuple[Seat, 
 
 
 def _some(seats: tuple[Seat, ...], settings: ExpertSettings, width: int) -> tuple[Seat, ...]:
-    """The same; raises ConfigError where there are none."""
+    """Return the seats. Raises ConfigError if there are none."""
     if not seats:
         among = "the visible ones" if settings.cards is None else settings.cards
         raise ConfigError(
-            f"experts.{settings.name}.cards: there is no place for an expert that takes {width} cards, among {among}"
+            f"experts.{settings.name}.cards: there is no seat for an expert that needs {width} cards, among {among}"
         )
     return seats
 
@@ -209,7 +209,7 @@ def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
     matching = [index for index, uuid in enumerate(visible) if isinstance(name, str) and uuid.startswith(name)]
     if len(matching) != 1:
         raise ConfigError(
-            f"{key}: {name!r} is none of the visible cards: 0 to {len(visible) - 1}, {', '.join(visible)}"
+            f"{key}: {name!r} is not a visible card; visible: 0 to {len(visible) - 1}, {', '.join(visible)}"
         )
     return matching[0]
 

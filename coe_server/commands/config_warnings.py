@@ -61,7 +61,8 @@ def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
         goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
         if goal is Tier.DISK or expert.remote:
             continue
-        need = bytes_in(expert.engine.footprint, goal)
+        needs = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
+        need = next((one for one in needs if (used + one).fits(capacity)), needs[0])
         if not (used + need).fits(capacity):
             free = capacity - used
             yield (

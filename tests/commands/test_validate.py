@@ -90,7 +90,7 @@ def test_a_remote_expert_has_no_lifetime():
 def test_a_remote_expert_has_no_tier(key):
     remote = {"name": "a", "engine": "remote", "base_url": "http://x/v1", "model": "m", key: "device"}
     (found,) = said(ServerConfig.model_validate({"experts": [remote]}))
-    assert found == f"experts.a.{key}: 'device' never applies, it is remote and takes no memory here"
+    assert found == f"experts.a.{key}: 'device' never applies; the expert is remote and uses no memory here"
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def vllm(**args):
 def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
     (found,) = said(vllm(**{key: True}))
     assert found.startswith("experts.a.args.trust_remote_code: Python code that comes with 'x/y-7B' runs here as the")
-    assert "it can read and change all files that this user can" in found
+    assert "it can access all files of this user" in found
     assert "pin args.revision and args.code_revision" in found
     assert said(vllm(**{key: False}, max_model_len=512)) == []
 
@@ -122,7 +122,7 @@ def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
 def test_files_that_callers_can_have_read_are_warned_of():
     (found,) = said(vllm(allowed_local_media_path="/srv"))
     assert (
-        found == "experts.a.args.allowed_local_media_path: every caller of 'a' can have it read any media file in /srv"
+        found == "experts.a.args.allowed_local_media_path: every client of 'a' can make it read any media file in /srv"
     )
 
 
@@ -178,5 +178,5 @@ def test_a_key_that_a_header_takes_the_place_of_is_named():
     remote = {"name": "a", "engine": "remote", "model": "m", "base_url": "http://a/v1", "api_key_env": "KEY"}
     replaced = ServerConfig.model_validate({"experts": [{**remote, "headers": {"authorization": "Token t"}}]})
     (sentence,) = said(replaced)
-    assert sentence == "experts.a.api_key_env: is never sent, headers has an Authorization in its place"
+    assert sentence == "experts.a.api_key_env: is never sent; the Authorization in headers replaces it"
     assert said(ServerConfig.model_validate({"experts": [{**remote, "headers": {"X-A": "1"}}]})) == []

@@ -310,7 +310,7 @@ def test_on_a_cpu_an_expert_takes_one_card_unless_the_machine_is_divided() -> No
         ConfigError, match=r"experts\.french\.args: they need 2 cards; this machine has no GPU; memory\.ca"
     ):
         launch(args={"tensor_parallel_size": 2})
-    with pytest.raises(ConfigError, match=r"they ask for 4 cards, and there are 2 \(memory\.cards\)"):
+    with pytest.raises(ConfigError, match=r"they need 4 cards; there are 2 \(memory\.cards\)"):
         launch(args={"tensor_parallel_size": 4}, cores=((0,), (1,)))
     with pytest.raises(ConfigError, match="without a GPU only tensor_parallel_size takes several cards"):
         launch(args={"data_parallel_size": 2}, cores=((0,), (1,)))
