@@ -17,6 +17,7 @@ from coe_server.build.experts import build_experts
 from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
+from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.example import config as print_example
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
 from coe_server.commands.init import first_configuration, write_first_configuration
@@ -25,7 +26,7 @@ from coe_server.commands.pull import pull as pull_models
 from coe_server.commands.route import decide_offline, print_decision
 from coe_server.commands.simulate import SimulationOptions, run_simulation
 from coe_server.commands.terminal import mistakes_as_sentences, table_console, tell
-from coe_server.commands.validate import check, dangers, lifetimes, report
+from coe_server.commands.validate import check, report
 from coe_server.config.addresses import host_and_port
 from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError

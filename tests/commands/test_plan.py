@@ -156,7 +156,7 @@ def test_sizes_that_are_not_here_come_from_the_hub(tmp_path, hf, monkeypatch):
         done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a"), expert("gone", "org/gone")])
         assert done.exit_code == 1
         (mistake,) = plan["mistakes"]
-        assert mistake.startswith("experts.gone.model: 'org/gone' is not downloaded, and its size is not known:")
+        assert mistake.startswith("experts.gone.model: 'org/gone' is not downloaded, and its size is unknown:")
         assert mistake.endswith("give experts.gone.weights_bytes, e.g. 9.3GiB")
         done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a"), expert("b", "x/y", weights_bytes="5GiB")])
     assert done.exit_code == 0, done.output

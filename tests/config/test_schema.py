@@ -358,7 +358,7 @@ def test_on_a_divided_machine_experts_lie_on_any_card_or_on_their_own(tmp_path):
     assert seats(args={"tensor_parallel_size": 2}) == ((0, 1),)
     with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 2 is not a card; cards: 0 to 1 \(memory\.cards\)"):
         seats(cards=[2])
-    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no place for an expert that takes 2 cards"):
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no seat for an expert that needs 2 cards"):
         seats(cards=[1], args={"tensor_parallel_size": 2})
 
 
