@@ -344,7 +344,7 @@ async def _said(
 def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Server, findings: Findings) -> None:
     """Right expert's answer to this very question."""
     text = "\n".join(line for line in raw.decode().splitlines() if not line.startswith(":"))  # without signs of life
-    owner = by if b": coe " not in raw else _owner(text, server)  # headers went out before it was known who answers
+    owner = by if b": coe " not in raw else _owner(text, server)  # headers were sent before the expert was known
     findings.must(status == 200, f"{mark}: {status} without an error: {text[:200]}")
     findings.must(model in ("auto", owner), f"{mark}: asked {model}, answered by {owner}")
     findings.must(mark in text, f"{mark}: the answer is to another question")

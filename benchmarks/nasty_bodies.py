@@ -1,4 +1,4 @@
-"""What bodies made to be slow cost everybody else: the wait of small requests while they are sent, and without them.
+"""The cost of maliciously slow bodies for other requests: the wait of small requests with and without them.
 
     python -m benchmarks.nasty_bodies [--seconds 8] [--no-write]
 

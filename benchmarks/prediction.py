@@ -26,7 +26,7 @@ MEDIAN_OF = {
 def predicted_waits(
     config: Path, answered: list[Seen], moves: list[dict[str, Any]], held: dict[str, dict[str, int]]
 ) -> list[float]:
-    """The simulator's waits, sorted. Each expert has the run's medians: of its own moves, or of everybody's."""
+    """The simulator's waits, sorted. Each expert has the run's medians: of its own moves, or of all experts'."""
     settings = load_config(config)
     requests = tuple(Request(one.arrived, one.tokens, one.expert) for one in sorted(answered, key=lambda s: s.arrived))
     experts = tuple(

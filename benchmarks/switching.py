@@ -99,7 +99,7 @@ def _spread_cells(one: Measures, found: Comparison) -> tuple[str, ...]:
 
 
 def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
-    """Ours, if it let one request on the device at a time. Only to see what that is worth; queues hold everybody."""
+    """The server's policy with one request on the device at a time, for comparison. Queues are unlimited."""
     admit, give_back = Admission.admit, Admission.give_back
 
     def admit_alone(desk: Admission, slot: Slot) -> None:

@@ -1,10 +1,10 @@
-"""The program `coe`, which is `python -m coe_server`, too."""
+"""The program `coe`, also run as `python -m coe_server`."""
 
 from coe_server.system.interruption import quiet_interruption
 
 
 def main() -> None:
-    """Everything is imported here, where Ctrl-C is taken care of."""
+    """Import everything here, where Ctrl-C is handled."""
     with quiet_interruption():
         from typer.main import get_command  # noqa: PLC0415 - a tenth of a second
 

@@ -1,6 +1,6 @@
-"""Builds every object and joins them. The only file that does; `build` has the parts.
+"""Joins all objects of the server; `build` makes the parts. No other file joins them.
 
-OpenTelemetry is an extra: it is imported only where tracing is on.
+OpenTelemetry is an optional extra, imported only if tracing is on.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> Listener:
     """The whole server for `config`, ready to run. Raises ConfigError or ArtifactError before anything starts.
 
-    `reread` gives the configuration as it is on disk now, for a reload; without it the artifact alone is reloaded.
+    `reread` reads the configuration again, for a reload. Without it only the artifact is reloaded.
     """
     router = build_router(config)
     experts = build_experts(config)
@@ -106,30 +106,28 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
 
 
 class _Rebuild:
-    """Builds anew what may change while the server runs, from what is on disk now; see `Reloader`."""
+    """Rebuilds the reloadable parts from the files on disk; see `Reloader`."""
 
     def __init__(self, running: ServerConfig, reread: Callable[[], ServerConfig]) -> None:
         self._running = running
         self._reread = reread
 
     def __call__(self, serving: Serving) -> Fresh:
-        """Raises ReloadRefused, ConfigError or ArtifactError; then everything stays as it is."""
+        """Build them. Raises ReloadRefused, ConfigError or ArtifactError; then nothing changes."""
         wanted = self._reread()
         changed = live_changes(self._running, wanted)
         before = None if any(key.startswith("router.embeddings") for key in changed) else serving
-        built = build_serving(wanted, build_router(wanted), before)  # all that is on disk, also what does not decide
+        built = build_serving(wanted, build_router(wanted), before)  # checks all files, also unused ones
         decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
         if decides_alike and built.router.version == serving.router.version:
-            built = replace(
-                built, router=serving.router, traffic=serving.traffic
-            )  # they keep what they have counted so far
+            built = replace(built, router=serving.router, traffic=serving.traffic)  # keep their counts
         fresh = Fresh(built, build_guard(wanted), wanted.log.prompts, changed)
         self._running = wanted
         return fresh
 
 
 async def _keep_measured(cache: ExpertCache, config: ServerConfig, experts: Sequence[Expert]) -> None:
-    """Write the measured costs and footprints down after each move."""
+    """Save the measured costs and footprints after each move."""
     moved = asyncio.Event()
     cache.events.subscribe(lambda event: moved.set() if event.kind == "move" else None)
     while True:
@@ -139,7 +137,7 @@ async def _keep_measured(cache: ExpertCache, config: ServerConfig, experts: Sequ
             await asyncio.to_thread(write_costs, costs_file(config), cache.measured_costs())
             await asyncio.to_thread(keep_footprints, footprints_file(config), experts)
         except OSError as error:
-            logger.warning("measured costs and footprints are not kept: %s (state_directory)", error)
+            logger.warning("cannot save measured costs and footprints: %s (state_directory)", error)
             return
 
 
@@ -159,7 +157,7 @@ def _lifespan(
         tasks = [conductor, keeper]
         if telemetry is not None:
             tasks.append(asyncio.create_task(_measure_copying(telemetry)))
-        with suppress(ValueError, RuntimeError, NotImplementedError):  # signals reach the main thread alone
+        with suppress(ValueError, RuntimeError, NotImplementedError):  # only the main thread gets signals
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloader.begin)
         try:
             yield
@@ -178,12 +176,12 @@ def _lifespan(
 
 
 async def _measure_copying(telemetry: Telemetry) -> None:
-    """The most a wake on a CPU can reach; requests do not wait for the figure."""
+    """Measure the speed limit of a wake on a CPU, in the background."""
     telemetry.bandwidth.measured(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
 
 
 def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:
-    """A server with a failed conductor can move nothing any more: it logs why and stops."""
+    """Log the conductor's failure and stop the server, which can no longer move experts."""
     if not conductor.cancelled() and conductor.exception() is not None:
         logger.critical("the conductor failed; the server stops", exc_info=conductor.exception())
         signal.raise_signal(signal.SIGTERM)

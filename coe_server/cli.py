@@ -1,4 +1,4 @@
-"""`coe`: the server's commands. Says everything in sentences; a mistake ends with exit code 2."""
+"""`coe`: the server's commands. An invalid option or configuration ends with exit code 2."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from coe_server.build.experts import build_experts
 from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands.bench import bench
+from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.example import config as print_example
 from coe_server.commands.experts import RunningServer, experts_table, watch_experts
 from coe_server.commands.init import first_configuration, write_first_configuration
@@ -25,7 +26,7 @@ from coe_server.commands.pull import pull as pull_models
 from coe_server.commands.route import decide_offline, print_decision
 from coe_server.commands.simulate import SimulationOptions, run_simulation
 from coe_server.commands.terminal import mistakes_as_sentences, table_console, tell
-from coe_server.commands.validate import check, dangers, lifetimes, report
+from coe_server.commands.validate import check, report
 from coe_server.config.addresses import host_and_port
 from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError
@@ -64,10 +65,10 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def coe(
     _: Annotated[
-        bool, typer.Option("--version", help="Show the version and end.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What every command has in common."""
+    """Options of all commands."""
 
 
 ConfigPath = Annotated[
@@ -104,21 +105,21 @@ def init(
 @app.command()
 def serve(
     config: ConfigPath,
-    port: Annotated[int | None, typer.Option(help="Listen here instead of http.port.", min=0, max=65535)] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on instead of http.port.", min=0, max=65535)] = None,
     names_only: Annotated[
-        bool, typer.Option("--names-only", help="Leave the router out: to record outcomes before there is one.")
+        bool, typer.Option("--names-only", help="Run without the router, to record outcomes before one is trained.")
     ] = False,
     download: Annotated[
-        bool, typer.Option("--pull", help="First download the models that are not here, as `coe pull` does.")
+        bool, typer.Option("--pull", help="First download missing models, as `coe pull` does.")
     ] = False,
 ) -> None:
     """Start the server; it runs until Ctrl-C or SIGTERM.
 
-    The experts to preload are started one at a time; GET /readyz answers 200 when they are up. Experts are stopped
-    before the server ends, and also if it is killed. SIGHUP takes over a changed artifact or configuration.
+    Experts to preload are started one at a time; GET /readyz answers 200 once they are loaded. All experts are stopped
+    when the server ends, even if it is killed. SIGHUP reloads the artifact and the configuration.
     """
     refuse_inspection()  # before a secret is read
-    from coe_server.app import build_server  # the web framework, which no other command waits for
+    from coe_server.app import build_server  # imports the web framework, which no other command needs
     from coe_server.http.server import taken_address
 
     share_one_arena()
@@ -142,7 +143,7 @@ def serve(
             for warning in (*lifetimes(build_experts(settings)), *dangers(settings)):
                 logging.getLogger(__name__).warning("%s", warning)
             gc.collect()
-            gc.freeze()  # what is loaded by now stays; scanning it in each collection would delay requests
+            gc.freeze()  # objects of the start live on; scanning them in each collection would delay requests
             give_back_free_memory()
             server.run(sockets)
     if not server.started:  # the reason has been logged
@@ -162,10 +163,10 @@ def pull(
     config: ConfigPath,
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Experts. Default: all.")] = None,
 ) -> None:
-    """Download the models of a configuration, before a start: no start waits for a download.
+    """Download the models of a configuration. Do this before a start, which downloads nothing.
 
-    Files go to the Hugging Face cache of the engines (HF_HOME, HF_HUB_CACHE); HF_TOKEN and HF_ENDPOINT hold. What is
-    here is said and left alone, and an interrupted download goes on. Exit code 1 where a model is not here at the end.
+    Files go to the engines' Hugging Face cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN and HF_ENDPOINT apply. Complete models
+    are listed and left alone; an interrupted download is resumed. Exit code 1 if a model is still missing at the end.
 
     Examples: coe pull serve.yaml; coe pull serve.yaml coder maths
     """
@@ -180,17 +181,17 @@ def validate(
         str | None,
         typer.Option(
             metavar="SIZES",
-            help="Plan for another machine: '[Nx]SIZE[+[Nx]SIZE...],host=SIZE'. Neither it nor vLLM has to be here.",
+            help="Plan for another machine: '[Nx]SIZE[+[Nx]SIZE...],host=SIZE'. Neither its GPU nor vLLM is needed.",
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan and the mistakes here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write plan and mistakes to this file.")] = None,
 ) -> None:
     """Check a configuration without starting anything, and show the plan.
 
-    Whether it fits, what is loaded together, waits, which experts the router can reach, what in the configuration can
-    never take effect, and hints with numbers. The hub is asked for the size of models that are not downloaded.
+    The plan shows whether it fits, which experts are loaded together, waits, the experts that the router can choose,
+    settings that can never take effect, and hints with numbers. The hub gives the size of models not downloaded.
 
-    Exit code 0: it fits. 1: mistakes, all of them at once. 4: it does not fit.
+    Exit code 0: it fits. 1: mistakes, all listed. 4: it does not fit.
 
     Examples: coe validate serve.yaml; coe validate serve.yaml --machine 24GiB,host=64GiB;
     coe validate serve.yaml --machine 4x80GiB,host=512GiB --json plan.json
@@ -212,7 +213,7 @@ def validate(
 @app.command()
 def route(
     config: ConfigPath,
-    prompt: Annotated[str, typer.Argument(help="What a user would ask.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt to route.")],
     objective: Annotated[str | None, typer.Option(help="The objective to decide under.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole decision as JSON.")] = False,
 ) -> None:
@@ -231,12 +232,12 @@ def experts(
     config: ConfigPath,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh four times a second until Ctrl-C.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what GET /admin/experts says and nothing else.")
+        bool, typer.Option("--json", help="Print the JSON of GET /admin/experts and nothing else.")
     ] = False,
     port: Annotated[int | None, typer.Option(help="Port of the server. Default: http.port.", min=1)] = None,
     admin_key: Annotated[
         str | None,
-        typer.Option(envvar="COE_ADMIN_KEY", help="Admin key, where the server requires one.", show_default=False),
+        typer.Option(envvar="COE_ADMIN_KEY", help="Admin key, if the server requires one.", show_default=False),
     ] = None,
 ) -> None:
     """Show where the experts of a running server are: state, bytes, users, queue and last move; and what each card
@@ -261,7 +262,7 @@ def experts(
 @app.command()
 def simulate(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="Experts, limits and timings; without it made-up ones.")
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Experts, limits and timings. Default: made-up ones.")
     ] = None,
     trace: Annotated[
         Path | None,
@@ -273,9 +274,9 @@ def simulate(
         str | None, typer.Option(help="Made-up traffic: balanced, bursty, dominant, interleaved, zipf or shift.")
     ] = None,
     experts: Annotated[
-        int | None, typer.Option(help="How many made-up experts a profile asks for. Default 5.", min=1)
+        int | None, typer.Option(help="Number of made-up experts in a profile. Default 5.", min=1)
     ] = None,
-    requests: Annotated[int | None, typer.Option(help="How many requests a profile makes. Default 300.", min=1)] = None,
+    requests: Annotated[int | None, typer.Option(help="Number of requests in a profile. Default 300.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same profile. Default 0.")] = None,
     on_device: Annotated[
         int | None, typer.Option(help="Made-up experts that fit on a card. Default 2 of 5, 3 of 20, else 4.", min=1)
@@ -289,14 +290,14 @@ def simulate(
     tolerance: Annotated[
         float, typer.Option(help="Score given up for an expert on the device (with scores).", min=0, max=1)
     ] = 0.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-    timeline: Annotated[Path | None, typer.Option(help="Draw the first policy's run here (SVG).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Draw the first policy's run to this file (SVG).")] = None,
 ) -> None:
-    """Play traffic through the server's own scheduler under a virtual clock, beside other policies and the optimum.
+    """Simulate traffic with the server's own scheduler, and compare it with other policies and the optimum.
 
-    No engine is started; hours of traffic take seconds. An engine answers up to max_concurrency requests at once
-    without getting slower. Serving share: W / (W + blocked), W the seconds all answers take by themselves, blocked the
-    seconds in which a request waits and none generates.
+    No engine is started; a virtual clock runs hours of traffic in seconds. Model: an engine serves up to
+    max_concurrency requests at once at full speed. Serving share = W / (W + blocked); W: seconds that all answers take
+    alone; blocked: seconds in which a request waits and none generates.
     """
     options = SimulationOptions(
         config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, policy, tolerance
@@ -308,9 +309,9 @@ def simulate(
 @journal.command("export")
 def export_(
     config: ConfigPath,
-    out: Annotated[Path, typer.Option(help="A folder; files of an earlier export are replaced.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files; those of an earlier export are replaced.")],
 ) -> None:
-    """Write the decision log as files that coe-train reads; the server may go on running.
+    """Export the decision log for coe-train. The server may be running.
 
     feedback.jsonl: every routed decision with its rating, for `coe-train map ARTIFACT --feedback`. prompts.jsonl and
     outcomes.jsonl: kept prompts (log.prompts: true) and their ratings as outcomes, for `coe-train fit`.

@@ -7,39 +7,39 @@ CoeError
 ├── DownloadFailed         a model could not be downloaded
 ├── RequestError (400)     the caller's mistake
 │   ├── UnknownModel (404)     no such model, expert or objective
-│   ├── UnknownPath (404)      no endpoint answers there
+│   ├── UnknownPath (404)      no endpoint at this path
 │   ├── ModelWithheld (403)    the caller's key may not use it
 │   ├── UnknownDecision (404)  no such decision in the log
 │   ├── NoCapableExpert (400)  no expert can take this request
 │   ├── MalformedHttp (400)           malformed HTTP request
-│   ├── HeadersTooSlow (408)      the request line and headers did not come in time
-│   ├── HeadersTooLong (431)      they are longer than they may be
-│   ├── BodyTooSlow (408)      the body did not come in time
-│   ├── BodyTooLarge (413)     the body is longer than it may be
-│   ├── UnsupportedCoding (415) the body is compressed in a way that is not read here
-│   └── UpgradeRequired (426)  a WebSocket was asked for; there is HTTP/1.1 alone
-├── ExpertBusy (409)       an operator's request cannot be met while the expert is in use
-├── NoRoom (409)           an operator's request would leave another expert without room
-├── ReloadRefused (409)    what was to replace the running configuration is wrong; the old one stays
-├── InvalidApiKey (401)    no key, or not one of ours
-├── Forbidden (403)        the key, or the place a request comes from, does not allow it
+│   ├── HeadersTooSlow (408)      request line and headers did not arrive in time
+│   ├── HeadersTooLong (431)      request line and headers exceed the limit
+│   ├── BodyTooSlow (408)      the body did not arrive in time
+│   ├── BodyTooLarge (413)     the body exceeds the limit
+│   ├── UnsupportedCoding (415) the body has an unsupported content coding
+│   └── UpgradeRequired (426)  a WebSocket was requested; only HTTP/1.1 is served
+├── ExpertBusy (409)       an operator's request cannot be carried out while the expert is in use
+├── NoRoom (409)           an operator's request would leave too little memory for another expert
+├── ReloadRefused (409)    the new configuration is wrong or needs a restart; the old one stays
+├── InvalidApiKey (401)    no key, or an unknown one
+├── Forbidden (403)        not allowed for this key or origin
 ├── Overloaded (429)       the queue is full; try again later
-│   ├── UpstreamLimited (429)  an expert's own server takes no more
-│   └── RateLimited (429)      a key has used up what it may ask for
-├── BodiesFull (503)       requests in progress hold as many bytes of bodies as they may
-├── ExpertUnavailable (503)    an expert cannot be brought to the device now
-├── DeadlineExceeded (504)     the caller's own deadline passed
-├── GenerationTimeout (504)    an answer took longer than one may
+│   ├── UpstreamLimited (429)  a remote expert's server refuses more requests
+│   └── RateLimited (429)      a key has reached one of its limits
+├── BodiesFull (503)       the bodies of requests in progress have reached their limit
+├── ExpertUnavailable (503)    an expert cannot be loaded now
+├── DeadlineExceeded (504)     the client's own deadline has passed
+├── GenerationTimeout (504)    an answer exceeded the time limit
 ├── EmbeddingUnavailable (503) a prompt cannot be embedded now
 │   └── EmbeddingNotFinite (503)   an embedding has values that are not numbers
 ├── JournalUnavailable (503)   the decision log cannot be written or read now
-└── EngineError (502)      an engine misbehaved
+└── EngineError (502)      an engine failed
     ├── EngineStartFailed (503)
-    ├── TooLongForExpert (400) the request is longer than it takes
-    ├── EngineRefused (4xx)    it answered with an error that no client of OpenAI's could read
-    ├── ConnectionLost (502)   a connection used before was closed in place of an answer; the request is not sent again
+    ├── TooLongForExpert (400) the request exceeds the expert's context
+    ├── EngineRefused (4xx)    it refused a request with an error in its own format
+    ├── ConnectionLost (502)   a reused connection was closed without an answer; the request is not sent again
     └── EngineDied (502)
-        └── EngineUnreachable (502)    no connection to it could be made: it has not seen the request
+        └── EngineUnreachable (502)    no connection could be made: it has not seen the request
 """
 
 from __future__ import annotations
@@ -51,22 +51,22 @@ BacksOff = Literal["at once", "in a row", "never"]
 
 
 def first_line(message: str) -> str:
-    """What a caller may read of an error's message; further lines (addresses, logs) are for the operator."""
+    """The part of an error's message for clients; further lines (addresses, logs) are for the operator."""
     return message.partition("\n")[0]
 
 
 class CoeError(Exception):
-    """`str(error)` is one sentence for the caller, sometimes with more lines for the operator alone."""
+    """`str(error)` is one sentence for the client; further lines, if any, are for the operator only."""
 
     status = 500
     type = "server_error"
     code = "internal_error"
-    retry_after_seconds: float | None = None  # when trying again makes sense
-    should_retry = False  # the caller may send the same again at once; here it was not, for it may count twice
+    retry_after_seconds: float | None = None  # earliest useful retry
+    should_retry = False  # the client may retry at once; the server does not, since the request may then count twice
 
     @property
     def sentence(self) -> str:
-        """What a caller may read."""
+        """The message for clients."""
         return first_line(str(self))
 
 
@@ -83,7 +83,7 @@ class ArtifactError(CoeError):
 
 
 class DatasetError(CoeError):
-    """Prompts or outcomes for training are wrong; the message names the file and what is wrong in it."""
+    """Training data are invalid; the message names the file and the fault."""
 
     code = "invalid_dataset"
 
@@ -95,7 +95,7 @@ class DownloadFailed(CoeError):
 
 
 class RequestError(CoeError):
-    """The caller's request is wrong as it stands."""
+    """The client's request is invalid."""
 
     status = 400
     type = "invalid_request_error"
@@ -114,28 +114,28 @@ class UnknownModel(RequestError):
 
 
 class UnknownPath(RequestError):
-    """No endpoint answers there; the message names the path that was probably meant."""
+    """No endpoint has this path; the message suggests a similar one."""
 
     status = 404
-    code = "unknown_url"  # as OpenAI says it
+    code = "unknown_url"  # OpenAI's code
 
 
 class ModelWithheld(RequestError):
-    """The model exists, and the caller's key may not use it."""
+    """The model exists, but the client's key may not use it."""
 
     status = 403
-    code = "model_not_found"  # as OpenAI says it
+    code = "model_not_found"  # OpenAI's code
 
 
 class UnknownDecision(RequestError):
-    """The decision log has no such decision (any more)."""
+    """The decision log does not contain this decision."""
 
     status = 404
     code = "decision_not_found"
 
 
 class NoCapableExpert(RequestError):
-    """No expert can take this request; the message names the limit that ruled them out."""
+    """No expert can take this request; the message names the limits."""
 
     code = "no_capable_expert"
 
@@ -147,49 +147,49 @@ class MalformedHttp(RequestError):
 
 
 class HeadersTooSlow(RequestError):
-    """The request line and headers did not come in time."""
+    """The request line and headers did not arrive in time."""
 
     status = 408
     code = "headers_too_slow"
 
 
 class HeadersTooLong(RequestError):
-    """The request line and headers are longer than they may be."""
+    """The request line and headers exceed the limit."""
 
     status = 431
     code = "headers_too_large"
 
 
 class BodyTooSlow(RequestError):
-    """The body did not come in time."""
+    """The body did not arrive in time."""
 
     status = 408
     code = "body_too_slow"
 
 
 class BodyTooLarge(RequestError):
-    """The body is longer than it may be; the message names the limit, and its key where it has one."""
+    """The body exceeds the limit; the message has the limit and its configuration key, if any."""
 
     status = 413
     code = "body_too_large"
 
 
 class UnsupportedCoding(RequestError):
-    """The body's content-encoding is not read here; the message names it, and those that are."""
+    """The body has an unsupported content coding; the message lists the supported ones."""
 
     status = 415
     code = "unsupported_content_encoding"
 
 
 class UpgradeRequired(RequestError):
-    """A WebSocket was asked for; clients that can do without one go over to HTTP/1.1 at this status."""
+    """A WebSocket was requested; at this status some clients fall back to HTTP/1.1."""
 
     status = 426
     code = "upgrade_required"
 
 
 class Forbidden(CoeError):
-    """The caller may not do this."""
+    """The client may not do this."""
 
     status = 403
     type = "permission_error"
@@ -197,7 +197,7 @@ class Forbidden(CoeError):
 
 
 class InvalidApiKey(CoeError):
-    """No key, or one that is not known here."""
+    """No key, or an unknown one."""
 
     status = 401
     type = "invalid_request_error"
@@ -205,7 +205,7 @@ class InvalidApiKey(CoeError):
 
 
 class ExpertBusy(CoeError):
-    """An operator's request cannot be met while the expert is in use."""
+    """An operator's request cannot be carried out while the expert is in use."""
 
     status = 409
     type = "invalid_request_error"
@@ -221,7 +221,7 @@ class NoRoom(CoeError):
 
 
 class ReloadRefused(CoeError):
-    """What was to be loaded is wrong or needs a restart; what runs goes on as it is."""
+    """The new configuration is invalid or needs a restart; the running one stays."""
 
     status = 409
     type = "invalid_request_error"
@@ -229,7 +229,7 @@ class ReloadRefused(CoeError):
 
 
 class Overloaded(CoeError):
-    """A queue is full. `retry_after_seconds`: by then the requests that wait now should have been admitted."""
+    """A queue is full. `retry_after_seconds`: time after which the present queue should have been admitted."""
 
     status = 429
     type = "rate_limit_error"
@@ -241,9 +241,9 @@ class Overloaded(CoeError):
 
 
 class UpstreamLimited(Overloaded):
-    """An expert that is answered elsewhere takes no more requests there for now: no queue of ours is full.
+    """A remote expert's server refuses more requests for now; no queue of this server is full.
 
-    `asked_seconds`: what its server asked to wait; None where it did not say.
+    `asked_seconds`: its Retry-After; None without one.
     """
 
     code = "upstream_rate_limited"
@@ -256,13 +256,13 @@ class UpstreamLimited(Overloaded):
 
 
 class RateLimited(Overloaded):
-    """A key has used up what it may ask for; the message names the limit."""
+    """A key has reached one of its limits; the message names it."""
 
     code = "rate_limit_exceeded"
 
 
 class BodiesFull(CoeError):
-    """The bodies of requests in progress take all the memory they may; the message names the limit."""
+    """The bodies of requests in progress have reached their memory limit; the message names it."""
 
     status = 503
     code = "bodies_full"
@@ -270,7 +270,7 @@ class BodiesFull(CoeError):
 
 
 class ExpertUnavailable(CoeError):
-    """An expert cannot be brought to the device now; the message says why."""
+    """An expert cannot be loaded now; the message has the reason."""
 
     status = 503
     code = "expert_unavailable"
@@ -281,21 +281,21 @@ class ExpertUnavailable(CoeError):
 
 
 class DeadlineExceeded(CoeError):
-    """The time that the caller gave (`x-request-timeout`) is over."""
+    """The client's time limit (`x-request-timeout`) has passed."""
 
     status = 504
     code = "deadline_exceeded"
 
 
 class GenerationTimeout(CoeError):
-    """An answer took longer than scheduling.max_generation_seconds allows. No failure of its engine, which is alive."""
+    """An answer exceeded scheduling.max_generation_seconds. Not a failure of the engine, which still runs."""
 
     status = 504
     code = "generation_timeout"
 
 
 class EmbeddingUnavailable(CoeError):
-    """What embeds prompts does not answer as it should; the message names the endpoint and the reason."""
+    """The embedder of prompts failed; the message names the endpoint and the reason."""
 
     status = 503
     code = "embedding_unavailable"
@@ -303,7 +303,7 @@ class EmbeddingUnavailable(CoeError):
 
 
 class EmbeddingNotFinite(EmbeddingUnavailable):
-    """An embedding has NaN or an infinite value; `places` are those of the texts, from 0, among all that were given."""
+    """An embedding has NaN or an infinite value. `places`: the 0-based positions of the texts in the input."""
 
     def __init__(self, message: str, places: Sequence[int] = ()) -> None:
         super().__init__(message)
@@ -311,7 +311,7 @@ class EmbeddingNotFinite(EmbeddingUnavailable):
 
 
 class JournalUnavailable(CoeError):
-    """The decision log cannot be written or read now; the message says why."""
+    """The decision log cannot be written or read now; the message has the reason."""
 
     status = 503
     code = "journal_unavailable"
@@ -319,21 +319,21 @@ class JournalUnavailable(CoeError):
 
 
 class EngineError(CoeError):
-    """An engine did not do what was asked of it.
+    """An engine failed to carry out a request.
 
-    `cause`, a word or a status, and `backs_off` say what follows for an expert that is answered elsewhere: requests are
-    kept away from it at once, after the third such failure in a row, or never.
+    For a remote expert: `cause` is a word or a status, and `backs_off` says when a backoff begins: at once, after the
+    third such failure in a row, or never.
     """
 
     status = 502
     code = "engine_error"
     cause = "no answer"
     backs_off: BacksOff = "in a row"
-    asked_seconds: float | None = None  # what its server asked to wait
+    asked_seconds: float | None = None  # its server's Retry-After
 
 
 class EngineStartFailed(EngineError):
-    """An engine did not come up; the message ends with the last lines of its log."""
+    """An engine did not start; the message ends with the last lines of its log."""
 
     status = 503
     code = "engine_start_failed"
@@ -341,18 +341,18 @@ class EngineStartFailed(EngineError):
 
 
 class TooLongForExpert(EngineError):
-    """A request is too long for this expert; one that holds more may take it."""
+    """A request exceeds this expert's context; an expert with a longer one may take it."""
 
     status = 400
     type = "invalid_request_error"
-    code = "context_length_exceeded"  # as OpenAI says it
+    code = "context_length_exceeded"  # OpenAI's code
     backs_off = "never"
 
 
 class EngineRefused(EngineError):
-    """An engine refused a request in a shape of its own; its status is kept.
+    """An engine refused a request with an error in its own format; its status is kept.
 
-    What it `said` may repeat the request: that is for its caller alone, neither for the log nor for the decision log.
+    `said`, its text, may quote the request, so it is only for the client, not for any log.
     """
 
     type = "invalid_request_error"
@@ -369,7 +369,7 @@ class EngineRefused(EngineError):
 
 
 class EngineDied(EngineError):
-    """An engine's process ended, or its connection broke, while it was needed."""
+    """An engine's process ended, or its connection broke, during a request."""
 
     code = "engine_died"
 
@@ -383,10 +383,10 @@ class EngineUnreachable(EngineDied):
 
 
 class ConnectionLost(EngineError):
-    """A connection used before was closed before a byte of the answer came.
+    """A reused connection was closed before the first byte of a response.
 
-    That says nothing of the engine: servers close what has been idle for long, and this request crossed that. Whether
-    it was read is not known, so it is not sent again by itself: the answer may have been paid for.
+    Not a failure of the engine: servers close idle connections, which may coincide with a request. The request may
+    have been read, and charged for, so it is not sent again automatically.
     """
 
     code = "connection_lost"

@@ -1,4 +1,4 @@
-"""What happened, in order: a bounded log that readers can follow live and resume. Knows nothing of what it records."""
+"""A bounded log of events in order, which readers can follow live and resume. Does not interpret the events."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Event:
 
 
 class EventLog:
-    """Keeps the newest events of each kind, so that many decisions do not push out the moves.
+    """Keeps the newest events of each kind, so that many decisions do not displace the moves.
 
-    One writer's loop; any number of readers on the same loop.
+    Writers and readers run on one event loop.
     """
 
     def __init__(self, keep: int = 1000) -> None:
@@ -40,7 +40,7 @@ class EventLog:
         self._observers: list[Callable[[Event], None]] = []
 
     def subscribe(self, observer: Callable[[Event], None]) -> None:
-        """From now on `observer` is called with each event as it happens; it must not wait."""
+        """Call `observer` with each new event; it must not block."""
         self._observers.append(observer)
 
     def record(self, kind: Kind, **fields: Any) -> None:
@@ -53,14 +53,14 @@ class EventLog:
         self._news = asyncio.Event()
 
     def close(self) -> None:
-        """Nothing follows any more: readers get what there is and come to an end."""
+        """End the log: readers get the remaining events, then stop."""
         self._closed = True
         self._news.set()
 
     async def after(self, seq: int) -> AsyncIterator[Event]:
-        """Every kept event after `seq`, then each new one as it happens, until the log is closed.
+        """Every kept event after `seq`, then each new one, until the log is closed.
 
-        A `seq` that is still to come is from an earlier server: everything is sent from the beginning.
+        A `seq` beyond the last event comes from an earlier server: then all kept events are sent.
         """
         seq = seq if seq <= self._seq else 0
         while True:
@@ -74,7 +74,7 @@ class EventLog:
                 await news.wait()
 
     def _newer_than(self, seq: int) -> list[Event]:
-        """In order. Looked for from the newest: a reader that follows must not pass all that is kept each time."""
+        """In order. Searched from the newest event, so that a live reader does not scan the whole log each time."""
         newer: list[Event] = []
         for events in self._events.values():
             newer += takewhile(lambda event: event.seq > seq, reversed(events))

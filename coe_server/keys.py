@@ -1,6 +1,6 @@
-"""API keys: what each may do, kept as hashes in a file that one command writes. Knows nothing of HTTP.
+"""API keys and their rights, stored as hashes in a file that `coe keys` writes. Does not depend on HTTP.
 
-Keys are 256 random bits, so one round of SHA-256 is as good as a slow hash; a key cannot be chosen by hand.
+Keys are generated with 256 random bits, so SHA-256 is as safe as a slow hash.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from coe_server.system.files import private_folder, replacing
 PREFIX = "coe-"
 MOST_A_MINUTE = 1_000_000
 MOST_WEIGHT = 1000.0
-LARGEST_FILE_BYTES = 8 << 20  # some twenty thousand keys
+LARGEST_FILE_BYTES = 8 << 20  # about twenty thousand keys
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 
 def _require_digest(text: str) -> str:
-    """Raises ValueError without the text: it may be the key itself."""
+    """Return the digest. Raises ValueError without quoting the text, which may be the key itself."""
     if re.fullmatch(r"[0-9a-f]{64}", text) is None:
         raise ValueError("is not the SHA-256 of a key, 64 hexadecimal digits; `coe keys add` writes it")
     return text
 
 
 class Key(BaseModel):
-    """What a key may do; None is no limit. The key itself is known to its owner alone."""
+    """A key's name, digest, rights and limits; None means no limit. The key itself is not stored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,12 +47,12 @@ class Key(BaseModel):
     sha256: Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True), AfterValidator(_require_digest)]
     created: date | None = None
     admin: bool = False
-    scrape: bool = False  # opens GET /metrics and nothing else
+    scrape: bool = False  # may only GET /metrics
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
-    max_fan_out: int | None = Field(default=None, ge=1)  # answers that one request may ask for
+    max_fan_out: int | None = Field(default=None, ge=1)  # answers per request
     priority: bool = False  # may ask for `coe.priority: high`; an admin key may, too
-    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT, allow_inf_nan=False)  # of its share of the queues
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT, allow_inf_nan=False)  # for its share of the queues
     experts: frozenset[str] | None = None
     objectives: frozenset[str] | None = None
 
@@ -80,7 +80,7 @@ class Keyring:
         object.__setattr__(self, "_digests", tuple(bytes.fromhex(key.sha256) for key in self.keys))
 
     def find(self, presented: str) -> Key | None:
-        """The key that was presented; every one is compared, each in constant time."""
+        """The key that matches, or None. Compares with every key, each in constant time."""
         digest = sha256(presented.encode("utf-8", "replace")).digest()
         found = None
         for key, known in zip(self.keys, self._digests, strict=True):
@@ -89,7 +89,7 @@ class Keyring:
         return found
 
     def share(self, key: Key) -> float:
-        """Of what keys share: its weight of all weights."""
+        """Its share of the queues: its weight divided by the sum of all weights."""
         return min(1.0, key.weight / max(sum(one.weight for one in self.keys), key.weight))
 
     @property
@@ -97,7 +97,7 @@ class Keyring:
         return any(key.admin for key in self.keys)
 
     def since(self, before: Keyring) -> dict[str, list[str]]:
-        """The names of the keys that are `added`, `removed` or `changed`, in what they may do or in the key itself."""
+        """The names of keys `added`, `removed` or `changed` (rights or digest) since `before`."""
         was, now = ({key.name: key for key in ring.keys} for ring in (before, self))
         return {
             "added": sorted(now.keys() - was.keys()),
@@ -112,21 +112,21 @@ def new_key() -> str:
 
 
 def hashed(key: str) -> str:
-    """What may be kept of a key."""
+    """The digest that is stored for a key."""
     return sha256(key.encode()).hexdigest()
 
 
 def read_keys(file: Path) -> tuple[Key, ...]:
-    """The keys in a file. Raises ConfigError if it is not one of ours."""
+    """The keys in a file. Raises ConfigError if it is not a valid key file."""
     try:
         raw = json.loads(_text_of(file))
         if not isinstance(raw, dict):
             raise ConfigError(
-                f"keys.file: {file} must be a mapping with the list `keys`; `coe keys add` makes such a file"
+                f"keys.file: {file} must be a mapping with the list `keys`; `coe keys add` creates such a file"
             )
         found = _KeyFile.model_validate(raw).keys
     except OSError as error:
-        raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` makes it") from error
+        raise ConfigError(f"keys.file: {file} cannot be read ({error.strerror}); `coe keys add` creates it") from error
     except ValidationError as error:
         raise ConfigError(f"keys.file: {file}: {first_mistake(error, raw)}") from error
     except (ValueError, RecursionError) as error:
@@ -136,16 +136,16 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 def write_keys(file: Path, keys: Iterable[Key]) -> None:
-    """Replace the file as a whole; only its owner may read it. Raises ConfigError if it cannot be written."""
+    """Replace the file atomically, readable by its owner only. Raises ConfigError if it cannot be written."""
     if file.is_symlink():
-        raise ConfigError(f"keys.file: {file} is a symbolic link; name the file that it leads to")
+        raise ConfigError(f"keys.file: {file} is a symbolic link; give the path of its target")
     text = json.dumps({"keys": [_as_json(key) for key in keys]}, indent=1)
     try:
         private_folder(file.parent)
         with replacing(file) as out:
             out.write(text + "\n")
     except OSError as error:
-        raise ConfigError(f"keys.file: {file} cannot be written ({error.strerror}); give it another place") from error
+        raise ConfigError(f"keys.file: {file} cannot be written ({error.strerror}); give another path") from error
 
 
 def _as_json(key: Key) -> dict[str, object]:
@@ -154,9 +154,9 @@ def _as_json(key: Key) -> dict[str, object]:
 
 
 def _text_of(file: Path) -> str:
-    """The text of a file that not every user of this machine could have written, as long as such a file may be."""
+    """The file's text. Raises ConfigError if it is not a regular file, too long, or writable by every user."""
     if file.exists() and not file.is_file():
-        raise ConfigError(f"keys.file: {file} is no file, so it may have no end")
+        raise ConfigError(f"keys.file: {file} is not a regular file")
     with file.open("rb") as opened:
         if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) & stat.S_IWOTH:
             raise ConfigError(f"keys.file: {file} can be written by every user of this machine; chmod 600 {file}")
@@ -171,6 +171,6 @@ def _refuse_twins(keys: list[Key], file: Path) -> None:
     digests: set[str] = set()
     for key in keys:
         if key.name in names or key.sha256 in digests:
-            raise ConfigError(f"keys.file: {file}: the key '{key.name}' stands twice")
+            raise ConfigError(f"keys.file: {file}: the key '{key.name}' occurs twice")
         names.add(key.name)
         digests.add(key.sha256)

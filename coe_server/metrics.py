@@ -1,6 +1,6 @@
-"""Every metric, named once, and the registry that counts what is told to it. Knows nothing of HTTP or experts' moves.
+"""All metrics by name, and the registry of counters and histograms. Does not depend on HTTP or on the cache.
 
-No label carries free text: values are names from the configuration and the artifact, or codes of our own.
+Label values are names from the configuration and the artifact, or fixed codes; never free text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from coe_server.routing.decision import RoutingDecision
 
 Labelled = TypeVar("Labelled", Counter, Histogram)
 
-RECENT = 1000  # routed requests over which the out-of-domain share is taken
+RECENT = 1000  # window of the out-of-domain share, in routed requests
 _SHORT = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)  # seconds
 _LONG = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric as Prometheus knows it; counters get `_total`, histograms `_bucket`, `_sum` and `_count`."""
+    """One Prometheus metric. In the output counters get `_total`, histograms `_bucket`, `_sum` and `_count`."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -143,7 +143,7 @@ METRICS: tuple[Metric, ...] = tuple(value for value in list(vars().values()) if 
 
 
 class Telemetry:
-    """Counts what it is told. What can be looked up at any time (queues, residency) is no business of its own."""
+    """Counters and histograms of events. State that can be read at any time (queues, residency) is not kept here."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second, unused series for every counter
@@ -171,7 +171,7 @@ class Telemetry:
         self._histogram(metric.name, *labels).observe(seconds)
 
     def decided(self, decision: RoutingDecision) -> None:
-        """The first decision of a request that is going to be followed."""
+        """Count the first decision of a request."""
         self.followed(decision)
         self.observe(ROUTING, decision.routing_ms / 1000)
         if decision.gate.inside is not None:
@@ -180,14 +180,14 @@ class Telemetry:
                 self.count(OUT_OF_DOMAIN)
 
     def followed(self, decision: RoutingDecision) -> None:
-        """A decision that is followed from now on: the first one, or what takes its place."""
+        """Count a decision that takes effect: the first one, or a later one that replaces it."""
         self.count(DECISIONS, decision.category or "", decision.expert, decision.reason)
         if decision.reason == "resident":
             self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
             self.count(RESIDENT_WAIT_SAVED, by=decision.resident.wait_saved_seconds)
 
     def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
-        """What an answer stated; added here and looked up, for a labelled counter takes four times as long."""
+        """Add an answer's token count. Kept in dictionaries: a labelled counter is four times as slow."""
         self.tokens[expert, kind] += tokens
         if key is not None:
             self.key_tokens[key, kind] += tokens
@@ -198,7 +198,7 @@ class Telemetry:
         return sum(recent) / len(recent) if recent else 0.0
 
     def saw(self, event: Event) -> None:
-        """An event of the cache."""
+        """Count an event of the cache."""
         fields = event.fields
         match event.kind:
             case "move":
@@ -217,7 +217,7 @@ class Telemetry:
 
 
 class Bandwidth:
-    """Bytes per second between two tiers, (from, to): as measured, else the fastest move so far."""
+    """Bytes per second by (from, to) tier: the machine's limit if measured, else the fastest move so far."""
 
     def __init__(self) -> None:
         self.bytes_per_second: dict[tuple[str, str], float] = {}
@@ -225,7 +225,7 @@ class Bandwidth:
         self._measured: set[tuple[str, str]] = set()
 
     def measured(self, source: str, target: str, bytes_per_second: float) -> None:
-        """What the machine can do between two tiers; moves no longer change that."""
+        """Set the machine's limit between two tiers; moves no longer change it."""
         self.bytes_per_second[source, target] = bytes_per_second
         self._measured.add((source, target))
 
@@ -237,7 +237,7 @@ class Bandwidth:
 
     @property
     def shares(self) -> dict[tuple[str, str], float]:
-        """The speed of the last move as a share of what these tiers can do."""
+        """Speed of the last move as a share of the limit, by (from, to) tier."""
         return {tiers: last / self.bytes_per_second[tiers] for tiers, last in self._last.items()}
 
 
@@ -250,7 +250,7 @@ def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
 
 
 def _labelled(metrics: Mapping[str, Labelled]) -> Callable[..., Labelled]:
-    """(name, *labels) -> its child, remembered: labels are bounded, and prometheus_client locks and checks them."""
+    """A cached look-up (name, *labels) -> child: prometheus_client's own takes locks and checks. Labels are bounded."""
 
     @cache
     def child(name: str, *labels: str) -> Labelled:

@@ -162,7 +162,7 @@ class TrainingConfig(_Settings):
         if len(set(names)) < len(names):
             raise ValueError("experts: a name occurs twice")
         if "auto" in names:
-            raise ValueError("experts.auto: 'auto' is the router's own model name")
+            raise ValueError("experts.auto: the name 'auto' is reserved for the router")
         asked = [*self.mapping.pins.values(), *(name for banned in self.mapping.bans.values() for name in banned)]
         for name in asked:
             if name not in names:

@@ -170,7 +170,7 @@ class Prior:
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """The table after the ratings, shaped as the prior."""
+    """The score table updated with the ratings, in the shape of the prior."""
 
     scores: Vector
     prompts: Vector

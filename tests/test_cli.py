@@ -98,10 +98,10 @@ def test_validate_gives_the_wait_bound_and_warns_of_a_ttl_that_never_rests(tmp_p
     done = said_by("validate", config(tmp_path, experts=[expert], scheduling=limits))
     assert "No request waits longer than 62 s" in done.stdout  # 10 + 1 x (20 + 30 for a start + 2 for the victim)
     told = " ".join(done.stdout.split())
-    assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, guessed, for one expert that has" in told
-    assert "experts.a.ttl_seconds: 0.5 s is less than its switch takes, to host and back (2.0 s, guessed)" in told
-    assert "a turn is 8 queued requests, 8 at a time, each as long as it may be (20 s)" in told
-    assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 47 s" in told
+    assert "max_wait 10 s + a turn of 20 s and a switch of 32.0 s, estimated, for one expert that has" in told
+    assert "experts.a.ttl_seconds: 0.5 s is less than the move to host and back takes (2.0 s, estimated)" in told
+    assert "A turn serves 8 queued requests, 8 at a time, each of maximum length (20 s)" in told
+    assert "(measured, or estimated before), the bound would be 47 s" in told
 
 
 def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_path):
@@ -116,7 +116,7 @@ def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_pat
     )
     assert (
         "No request waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
-        "one for each of the 3 experts that share the device and the one under way." in told
+        "one for each of the 3 experts that share the device, and the present one." in told
     )
 
 
@@ -125,7 +125,7 @@ def test_where_no_experts_share_the_device_the_wait_bound_is_a_turn_of_ones_own(
     limits = {"max_wait_seconds": 2, "queue_limit": 8, "max_concurrency": 4, "max_generation_seconds": 10}
     told = " ".join(said_by("validate", config(tmp_path, experts=[expert], scheduling=limits)).stdout.split())
     assert "No request waits longer than 22 s: max_wait 2 s + a turn of 20 s, since no experts share the device" in told
-    assert "with answers of 5.0 s, the slowest expert's as measured (or guessed), it would be 12 s" in told
+    assert "with answers of 5.0 s, the slowest expert's (measured, or estimated before), the bound would be 12" in told
     assert "lists of prompts; up to 128, scheduling.max_fan_out) can make it 42 s." in told  # four rounds, not two
 
 
@@ -269,7 +269,7 @@ def test_validate_names_a_secret_that_no_header_can_carry_and_never_shows_it(tmp
     for command in "validate", "serve":
         done = PROGRAMS[command](command, path)
         assert done.returncode == (2 if command == "serve" else 1)
-        assert "experts.a.api_key_env: the environment variable 'THEIRS' holds a line break" in done.stderr
+        assert "experts.a.api_key_env: the environment variable 'THEIRS' has a line break" in done.stderr
         assert "s3cret" not in done.stdout + done.stderr
 
 

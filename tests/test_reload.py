@@ -114,10 +114,10 @@ def test_what_is_made_to_harm_is_refused_in_a_sentence_and_the_server_goes_on(fo
             return told
 
         config.write_text(plain + "state_directory:\n- &n0 [x, x, x, x, x, x, x, x, x, x]\n" + bomb)
-        assert "when its aliases are replaced" in refused()
+        assert "after expansion of its aliases" in refused()
         config.write_text(plain)
         (folder / "router/probes.yaml").write_text("probes:\n- &n0 [x, x, x, x, x, x, x, x, x, x]\n" + bomb)
-        assert "when its aliases are replaced" in refused()
+        assert "after expansion of its aliases" in refused()
         (folder / "router/probes.yaml").unlink()
         manifest.write_text(json.dumps({**json.loads(sound), "data_hash": "\x1b[31m"}))
         assert r"\x1b[31m" in refused()

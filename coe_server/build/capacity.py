@@ -1,4 +1,4 @@
-"""How much memory each tier has, card by card, from settings and from what this machine has. Starts nothing."""
+"""The tiers' capacities, card by card, from settings and this machine's memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from coe_server.engines.settings import Platform
 from coe_server.engines.vllm_command import detect_platform
 from coe_server.errors import ConfigError, EngineError
 
-# Of a card, for what the driver and fragmentation take.
+# Left free on a card for the driver and fragmentation.
 _LEAST_SPARE_BYTES, _SPARE_SHARE = 512 << 20, 0.02
 
-# Parts of what is there, where the configuration says auto.
+# Shares of the available memory for `auto`.
 _RAM_AS_DEVICE, _HOST_BESIDE_IT, _HOST_BESIDE_A_GPU, _SIMULATED = 0.3, 0.5, 0.8, 0.9
 
 Setting = int | Share | None
 
 
 def build_capacity(config: ServerConfig, cards: Callable[[], Sequence[DeviceBytes]] = card_readings) -> Bytes:
-    """The tiers' capacities in bytes; `cards` reads the GPUs. Raises ConfigError for more than there is."""
+    """The tiers' capacities in bytes. `cards` reads the GPUs. Raises ConfigError if settings exceed the memory."""
     available, host = available_host_bytes(), config.memory.host
-    if not weights_here(config):  # simulated and remote experts take no memory here: any figure is fine
+    if not weights_here(config):  # simulated and remote experts use no memory here: any size is valid
         return Bytes(ram_as_cards(config, available, _SIMULATED), amount_of(host, available, _SIMULATED))
     refuse_division(config)
     if platform_of(config) == "cuda":
@@ -38,7 +38,7 @@ def build_capacity(config: ServerConfig, cards: Callable[[], Sequence[DeviceByte
     taken = ram_of_tiers(config, capacity)
     if taken > available:
         raise ConfigError(
-            f"memory: device and host ask for {mib(taken)} of RAM and only {mib(available)} are available; lower them"
+            f"memory: device and host together need {mib(taken)} of RAM; {mib(available)} is available; lower them"
         )
     return capacity
 
@@ -52,20 +52,20 @@ def weights_here(config: ServerConfig) -> bool:
 
 
 def ram_of_tiers(config: ServerConfig, capacity: Bytes) -> int:
-    """How much of this machine's RAM the tiers may fill, in bytes: both without a GPU, none without an engine here."""
+    """Bytes of RAM that the tiers may fill: host, and without a GPU also device; 0 without local engines."""
     if not weights_here(config):
         return 0
     return capacity.host if platform_of(config) == "cuda" else capacity.device + capacity.host
 
 
 def cores_of_cards(config: ServerConfig) -> tuple[Cores, ...]:
-    """The cores of each card into which this machine is divided; none where it is not."""
+    """The cores of each card into which this machine is divided; empty if it is not divided."""
     count = config.memory.cards or 1
     return divided(here(), count) if count > 1 and platform_of(config) == "cpu" else ()
 
 
 def refuse_division(config: ServerConfig) -> None:
-    """Raises ConfigError if engines here have real cards, so that nothing is left to divide."""
+    """Raise ConfigError if `memory.cards` would divide a machine whose engines have real cards."""
     if config.memory.cards is not None and weights_here(config) and platform_of(config) == "cuda":
         raise ConfigError(
             "memory.cards: divides RAM and cores of a machine without a GPU, and here is one; leave it out, or set"
@@ -80,13 +80,13 @@ def _refuse_too_few_cores(config: ServerConfig) -> None:
 
 
 def ram_as_cards(config: ServerConfig, available: int, default_share: float = _RAM_AS_DEVICE) -> tuple[int, ...]:
-    """Bytes of each card without a GPU: parts of the available RAM, of which each card has an equal share."""
+    """Bytes of each card without a GPU: equal shares of the available RAM."""
     count = config.memory.cards or 1
     return tuple(amount_of(one, available // count, default_share) for one in for_each_card(config, count))
 
 
 def for_each_card(config: ServerConfig, count: int) -> tuple[Setting, ...]:
-    """What `memory.device` says of each card. Raises ConfigError for a list of another length."""
+    """The setting of `memory.device` for each card. Raises ConfigError for a list of another length."""
     setting = config.memory.device
     if not isinstance(setting, tuple):
         return (setting,) * count
@@ -99,7 +99,7 @@ def for_each_card(config: ServerConfig, count: int) -> tuple[Setting, ...]:
 
 
 def _device_limits(config: ServerConfig, cards: Callable[[], Sequence[DeviceBytes]]) -> tuple[int, ...]:
-    """Bytes stand as they are given where there is no card to ask, as where a configuration is only checked."""
+    """Device capacity per card. Sizes in bytes need no card, so that a configuration can be checked without one."""
     setting = config.memory.device
     try:
         found = cards()
@@ -112,11 +112,11 @@ def _device_limits(config: ServerConfig, cards: Callable[[], Sequence[DeviceByte
 
 
 def card_limit(setting: Setting, there: DeviceBytes) -> int:
-    """What `memory.device` gives of one card. Raises ConfigError for more than it has."""
-    if setting is None:  # what a desktop or another program has of the card is theirs
+    """Bytes of one card that `memory.device` allows. Raises ConfigError if the card has less."""
+    if setting is None:  # auto: memory used by other programs is left out
         return max(0, there.free - max(_LEAST_SPARE_BYTES, int(_SPARE_SHARE * there.total)))
     if (amount := amount_of(setting, there.total, 1.0)) > there.total:
-        raise ConfigError(f"memory.device: {mib(amount)} are more than the card has, {mib(there.total)}; lower it")
+        raise ConfigError(f"memory.device: {mib(amount)} is more than the card has ({mib(there.total)}); lower it")
     return amount
 
 

@@ -1,4 +1,4 @@
-"""The artifact of a server that is configured with `router.routes`: fitted on the routes' examples at each start."""
+"""The artifact of a server with `router.routes`: fitted to the routes' examples at each start."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from coe_server.routing.manifest import FeatureSettings
 def drafted(
     path: Path, experts: Sequence[str], embedder: Embedder | None, features: FeatureSettings | None
 ) -> Artifact:
-    """The artifact, read back as it would be from a folder. Raises ConfigError or ArtifactError with one sentence."""
+    """The artifact of a routes file, with every check of a saved one. Raises ConfigError or ArtifactError."""
     routes = read_routes(path)
     for name in routes.expert_names:
         if name not in experts:
             raise ConfigError(f"{path}: there is no expert {name!r}; the experts are {', '.join(experts)}")
     if routes.features is not None and embedder is None:
-        raise ConfigError(f"{path}: features name {routes.features.model!r}; say in router.embeddings what embeds here")
+        raise ConfigError(f"{path}: features need {routes.features.model!r}; set router.embeddings")
     return as_saved(with_embeddings_of(routes, embedder, features))
 
 
 def with_embeddings_of(routes: RoutesFile, embedder: Embedder | None, features: FeatureSettings | None) -> Draft:
-    """The draft, on embeddings too where there is something that embeds. `features` says all but the dimensions."""
+    """The draft, with embeddings if there is an embedder. Replaces the dimensions of `features` by the real ones."""
     texts = texts_of(routes)
     if embedder is None or features is None or not texts:
         return draft(routes)
@@ -41,13 +41,13 @@ def with_embeddings_of(routes: RoutesFile, embedder: Embedder | None, features: 
 
 
 def embedded_by(model: str, base_url: str | None) -> FeatureSettings:
-    """Features of n-grams and embeddings by this model; their dimensions are known once it has embedded something."""
+    """Features of n-grams and this model's embeddings. `dimensions` is a placeholder until a text has been embedded."""
     kind = "endpoint" if base_url else "sentence-transformers"
     return FeatureSettings(kind=kind, bucket_bits=BUCKET_BITS, model=model, dimensions=1)  # type: ignore[arg-type]
 
 
 def as_saved(found: Draft) -> Artifact:
-    """The artifact written to a temporary folder and read back, with every check that a folder gets."""
+    """Write the artifact to a temporary folder and read it back, with all checks."""
     with tempfile.TemporaryDirectory(prefix="coe-routes.") as workplace:
         folder = Path(workplace) / "router"
         artifacts.save(found.artifact, found.held_out, None, folder)
@@ -61,5 +61,5 @@ def _embedded(texts: Sequence[str], embedder: Embedder) -> Floats:
         finally:
             await embedder.close()
 
-    with ThreadPoolExecutor(1) as thread:  # a reload runs within an event loop already
+    with ThreadPoolExecutor(1) as thread:  # a reload already runs in an event loop
         return thread.submit(lambda: asyncio.run(ask())).result()

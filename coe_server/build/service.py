@@ -1,4 +1,4 @@
-"""Parts of the service, built from settings: router, embedder, drift watch, decision log, keys, tracing."""
+"""Builds parts of the service from settings: router, embedder, drift watch, decision log, keys, tracing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_serving(config: ServerConfig, router: Decides, before: Serving | None = None) -> Serving:
-    """What the HTTP layer works with for as long as nothing is reloaded; the embedder of `before` stays if it fits."""
+    """The reloadable parts of the HTTP layer. The embedder of `before` is kept if its settings are the same."""
     embedder = build_embedder(config, router)
     if before is not None and _embed_alike(before.embedder, embedder):
         embedder = before.embedder
@@ -64,7 +64,7 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
 
 
 def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
-    """Further names for what may stand under `model`. Raises ConfigError for one that stands for nothing."""
+    """Alias -> model name. Raises ConfigError for an unknown model."""
     names = model_names(router.objectives, [expert.name for expert in config.experts])
     for alias, goal in config.aliases.items():
         if goal not in names:
@@ -73,7 +73,7 @@ def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
 
 
 def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | None:
-    """What the router was measured to be worth, for the page."""
+    """The router's evaluation, for the page; None without one."""
     if config.router is None or config.router.artifact is None or not isinstance(router, Router):
         return None
     manifest = router.artifact.manifest
@@ -81,7 +81,7 @@ def build_quality(config: ServerConfig, router: Decides) -> dict[str, Any] | Non
 
 
 def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
-    """The watch over drift, where there is a router and its artifact has kept what unseen prompts looked like."""
+    """The drift watch; None without a router, or if the artifact has no statistics of held-out prompts."""
     if config.router is None or config.router.artifact is None or not isinstance(router, Router):
         return None
     held_out = read_held_out(config.router.artifact)
@@ -94,7 +94,7 @@ def _embed_alike(one: Embedder | None, other: Embedder | None) -> bool:
 
 
 def build_router(config: ServerConfig) -> Decides:
-    """The router of the configured artifact, checked against the experts; without one, experts are taken by name."""
+    """The router of the configured artifact, checked against the experts; without one, experts are chosen by name."""
     names = [expert.name for expert in config.experts]
     if config.router is None:
         return NamedRouter(names, build_capabilities(config))
@@ -102,7 +102,7 @@ def build_router(config: ServerConfig) -> Decides:
     artifact = _artifact(config, settings, names)
     router = Router(artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window)
     for name in router.artifact.unserved(names):
-        logger.warning("router.artifact: it knows expert '%s', which is not among experts; the next best answers", name)
+        logger.warning("router.artifact: its expert '%s' is not configured; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
     _try_probes(router, config.router)
@@ -110,7 +110,7 @@ def build_router(config: ServerConfig) -> Decides:
 
 
 def _artifact(config: ServerConfig, settings: RouterSettings, experts: Sequence[str]) -> Artifact:
-    """The configured artifact, or one of the configured routes."""
+    """The configured artifact, or one fitted to the configured routes."""
     if settings.artifact is not None:
         return load_artifact(settings.artifact)
     assert settings.routes is not None, "a router has an artifact or routes"
@@ -126,9 +126,9 @@ def build_presets(config: ServerConfig) -> dict[str, Preset]:
 
 
 def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
-    """What the configuration says, or tells, of what each expert can take; the artifact knows the rest.
+    """Each expert's capabilities as the configuration states or implies them; the artifact adds the rest.
 
-    What a preset does not say is its base's.
+    A preset has its base's, except for those it states itself.
     """
     own = {expert.name: _capabilities(expert) for expert in config.experts}
     return {name: said.over(own[config.bases[name]]) if name in config.bases else said for name, said in own.items()}
@@ -145,17 +145,18 @@ def _capabilities(expert: ExpertSettings) -> Capabilities:
 
 
 def _try_probes(router: Router, settings: RouterSettings) -> None:
-    """Raises ConfigError at the first probe that fails, where the configuration says so; else warns of each."""
+    """Run the artifact's probes. A failure raises ConfigError or logs a warning, as `failing_probes` says."""
     for failure in failing(router, settings.artifact) if settings.artifact is not None else ():
         if settings.failing_probes == "refuse":
-            raise ConfigError(f"router.failing_probes is refuse, and a {failure}")
-        logger.warning("a router's self-test fails: %s", failure)
+            raise ConfigError(f"router.artifact: a {failure} (router.failing_probes: refuse)")
+        logger.warning("router.artifact: a %s", failure)
 
 
 def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
-    """What embeds prompts for this router, where its features need that. Raises ConfigError if it is not configured.
+    """The embedder that this router needs; None if its features need none. Raises ConfigError if it is not configured.
 
-    It comes from the server's own configuration: an artifact cannot make the server call an address or load a model.
+    Its settings come from the server's configuration only: an artifact cannot make the server call an address or load
+    a model.
     """
     needed = router.artifact.manifest.features if isinstance(router, Router) else None
     if config.router is None or needed is None or not needed.embedded_before_routing:
@@ -164,7 +165,7 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
     if settings is None:
         raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
     if settings.base_url is not None and settings.model != needed.model:
-        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not {needed.model!r}, the artifact's")
+        raise ConfigError(f"router.embeddings.model: {settings.model!r} is not the artifact's model, {needed.model!r}")
     return OfLength(_embedder(settings, config.environment), needed.dimensions)
 
 
@@ -189,7 +190,7 @@ SECONDS_PER_DAY = 86_400.0
 
 
 def build_journal(config: ServerConfig) -> Journal | None:
-    """The decision log, open and ready; None where no decisions are kept. Raises ConfigError if it cannot be opened."""
+    """The decision log, opened; None if no decisions are kept. Raises ConfigError if it cannot be opened."""
     if not config.log.decisions:
         return None
     keep = Retention(config.log.keep_rows, config.log.keep_days * SECONDS_PER_DAY)
@@ -206,7 +207,7 @@ _ADMIN, _SCRAPE = "admin_key_env", "scrape_key_env"
 
 
 def build_guard(config: ServerConfig) -> Guard:
-    """The guard of all requests. Raises ConfigError if keys are wrong, or missing on an address that others reach."""
+    """The guard of all requests. Raises ConfigError if keys are invalid, or missing on a non-loopback address."""
     settings = config.keys
     keys = read_keys(settings.file) if settings.file is not None else ()
     keys += tuple(_keys_of_environment(config, {key.name for key in keys}))
@@ -214,12 +215,10 @@ def build_guard(config: ServerConfig) -> Guard:
     if not keys and not config.http.is_loopback:
         if not config.keys.open:
             raise ConfigError(
-                f"http.host: '{config.http.host}' can be reached from other machines and there are no keys; make one "
+                f"http.host: '{config.http.host}' can be reached from other machines and there are no keys; create one "
                 "(keys.file, `coe keys add`), or set keys.open: true"
             )
-        logger.warning(
-            "every client that reaches %s may use every expert: there are no keys (keys.open)", config.http.host
-        )
+        logger.warning("no keys (keys.open): every client that reaches %s may use every expert", config.http.host)
     return Guard(Keyring(keys), config.http.is_loopback, _hosts(config))
 
 
@@ -229,7 +228,7 @@ def _hosts(config: ServerConfig) -> Hosts:
 
 
 def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterator[Key]:
-    """A key is called after its setting: a decision is its key's, and a key is known by its name."""
+    """The keys set by environment variables. Each has the name of its setting, which the decision log records."""
     settings = config.keys
     for name, variable in (
         ("api_key_env", settings.api_key_env),
@@ -239,7 +238,7 @@ def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterat
         if variable is None:
             continue
         if name in taken:
-            raise ConfigError(f"keys.{name}: keys.file has a key of the name '{name}'; give that one another name")
+            raise ConfigError(f"keys.{name}: keys.file has a key with the name '{name}'; rename that key")
         digest = hashed(config.environment.secret(f"keys.{name}", variable))
         yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE, priority=name != _SCRAPE)
 
@@ -253,7 +252,7 @@ def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None
 
 
 def build_tracing(config: ServerConfig) -> Tracing:
-    """What begins and sends traces. Raises ConfigError as `require_tracing` does."""
+    """The tracing of requests. Raises ConfigError as `require_tracing` does."""
     if config.tracing is None:
         return NoTracing()
     require_tracing(config)
@@ -263,7 +262,7 @@ def build_tracing(config: ServerConfig) -> Tracing:
 
 
 def require_tracing(config: ServerConfig) -> None:
-    """Raises ConfigError if tracing is on and its packages are not installed, or its headers cannot be sent."""
+    """Raise ConfigError if tracing is on and its packages are not installed, or its headers are invalid."""
     if config.tracing is not None:
         check_tracing_headers()
         try:

@@ -1,4 +1,4 @@
-"""Pure: the seats and host memory that overdue experts wait for, which nothing behind them takes."""
+"""Pure: seats and host memory reserved for overdue experts against every expert with a later deadline."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from coe_server.engines.engine import Seat
 
 
 class Claim(NamedTuple):
-    """The seat that an overdue expert waits for, and the host memory that it needs there.
+    """One overdue expert's claim: a seat, and the host memory that it still needs.
 
-    It is kept from pass to pass and holds against every turn of a later deadline.
+    A claim is kept from pass to pass. No turn with a later deadline may use what it covers.
     """
 
     expert: str
-    arrived: float  # seconds; of its oldest request
+    arrived: float  # arrival of its oldest request, in seconds
     seat: Seat
     host_bytes: int
 
 
 class Taken(NamedTuple):
-    """What the claims ahead of a turn leave to nothing behind them."""
+    """The cards and host memory covered by claims with an earlier deadline; this turn may not use them."""
 
     cards: frozenset[int]
     host_bytes: int
@@ -32,11 +32,11 @@ class Taken(NamedTuple):
         return not self.cards and not self.host_bytes
 
     def leaves(self, seats: tuple[Seat, ...]) -> tuple[Seat, ...]:
-        """Those of the seats on which there is no claim."""
+        """The seats without a claimed card."""
         return tuple([seat for seat in seats if self.cards.isdisjoint(seat)]) if self.cards else seats
 
     def left_of(self, capacity: Bytes) -> Bytes:
-        """The capacity without the host memory that is claimed."""
+        """The capacity less the claimed host memory."""
         return capacity - Bytes(host=self.host_bytes) if self.host_bytes else capacity
 
 
@@ -44,14 +44,17 @@ _NOTHING = Taken(frozenset(), 0)
 
 
 class Claims:
-    """The claims of one pass. Those of the last pass whose expert is still overdue, or waits to be asked, are kept."""
+    """The claims of one pass.
+
+    A claim of the last pass is kept while its expert is overdue, or has no turn in this pass (its start must wait).
+    """
 
     def __init__(
         self, kept: Iterable[Claim], standing: Standing, arrived: Mapping[str, float], overdue: Collection[str]
     ) -> None:
-        """`arrived`: when the oldest request came for each expert that may have a turn in this pass."""
+        """`arrived`: arrival of the oldest request of each expert that may have a turn in this pass."""
         self._claims: dict[str, Claim] = {}
-        self._settled: set[str] = set()  # in this pass: they stand before every turn that follows
+        self._settled: set[str] = set()  # decided in this pass: they precede every later turn
         for claim in kept:
             holding = standing.holding(claim.expert)
             waits = holding is not None and holding.wanted and not holding.busy and holding.tier is not Tier.DEVICE
@@ -66,7 +69,7 @@ class Claims:
         return None if claim is None else claim.seat
 
     def put(self, goal: Holding, arrived: float, seat: Seat) -> None:
-        """From now on the seat, and the host memory that the expert lacks, are claimed."""
+        """Claim this seat and the host memory that the expert still needs."""
         lacks = goal.footprint.host - goal.held.host
         self._claims[goal.name] = Claim(goal.name, arrived, seat, max(0, lacks))
         self._settled.add(goal.name)
@@ -75,10 +78,10 @@ class Claims:
         self._claims.pop(expert, None)
 
     def ahead_of(self, expert: str, arrived: float, standing: Standing, starts_on: Seat | None) -> Taken:
-        """What is claimed with an earlier deadline than that of a request which came at `arrived`.
+        """The claims with an earlier deadline than that of a request that arrived at `arrived`.
 
-        Where an engine starts on the cards of `starts_on`, a claim on them that needs a start itself cannot be met
-        before that is over: until then others may use the room.
+        A claim that needs a start on a card of `starts_on`, where another engine is starting, is left out: until that
+        start ends it cannot be met, so others may use the memory.
         """
         if not self._claims:
             return _NOTHING

@@ -54,7 +54,7 @@ class Conductor:
         self._policy = policy
         self._clock = clock
         self._admit = admit
-        self._changed = changed  # set after every change that may lead to new orders
+        self._changed = changed  # set after every change that may require new orders
         self._guesses = guesses
         self._upkeep = Upkeep(slots, overview, ledger)
         self._draining: frozenset[str] = frozenset()
@@ -85,7 +85,7 @@ class Conductor:
         self._mover.begin(plan_)
 
     def lose_card(self, card: int) -> None:
-        """From the next pass on experts leave it."""
+        """Take the card out of service: from the next pass on its experts are stopped."""
         self._lost.add(card)
 
     def _conduct(self) -> None:
@@ -146,7 +146,7 @@ class Conductor:
             self.begin(ready)
 
     def _leave_lost_cards(self) -> None:
-        """Stop what is on them: at once, for its leases are lost with the card. What moves is stopped when it has."""
+        """Stop the experts on lost cards at once: their leases are lost. A loading expert's plan is cancelled."""
         for slot in self._slots.values():
             if slot.expert.remote or not any(map(slot.touches, self._lost)):
                 continue
@@ -162,7 +162,7 @@ class Conductor:
         self._draining = names
 
     def _give_up_a_guess(self) -> None:
-        """Cancel a prefetching start once a request waits for another expert. A wake is not cancelled: it is fast."""
+        """Cancel a start made by prefetching when a request waits for another expert. A wake is fast and goes on."""
         if self._coming is not None and self._coming.moving is None:
             self._coming = None
         coming = self._coming
@@ -189,7 +189,7 @@ class Conductor:
             self._guesses.begin(Guess.ROOM, goal.name)
 
     async def _something_can_have_changed(self, since: float) -> None:
-        """`since` is the start of the last pass: moments between the two passes count as next, not as past."""
+        """Wait for a change or the next timer. Timers count from `since`, the start of the last pass."""
         moments = _moments(self._overview, self._limits, self._policy, since)
         soonest = min((moment for moment in moments if moment is not None), default=INFINITY)
         try:
@@ -221,11 +221,11 @@ class Upkeep:
         self._overview = overview
         self._ledger = ledger
         wanted = [slot for slot in slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK]
-        # experts that only pass through the device go first, while it is empty
+        # experts that go on to host memory are loaded first, while the device is empty
         self._preloads = [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
 
     def preload(self) -> Plan | None:
-        """The plan to load the next expert that fits; None if none fits or all had their turn."""
+        """The plan to load the next expert that fits; None if none fits or all have been tried."""
         while self._preloads:
             slot = self._slots[self._preloads.pop(0)]
             if (way := self._way_up(slot)) is not None:
@@ -242,7 +242,7 @@ class Upkeep:
         return next((way for slot in low if (way := self._way_up(slot)) is not None), None)
 
     def _way_up(self, slot: Slot) -> Plan | None:
-        """The plan to move it to the tier where it belongs; None if it is there or does not fit.
+        """The plan to move it to its target tier; None if it is there or does not fit.
 
         Idle experts are evicted for a pin, not for a preload.
         """
@@ -291,14 +291,14 @@ def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:
 
 
 def _end_guesses(guesses: Guesses, slots: Mapping[str, Slot]) -> None:
-    """A prefetched expert that is evicted without a request was prefetched in vain."""
+    """Count a prefetch as wasted if the expert was evicted without a request."""
     for name in guesses.open(Guess.DEVICE):
         if slots[name].moving is None and slots[name].tier is not Tier.DEVICE:
             guesses.end(Guess.DEVICE, name, guesses.wasted)
 
 
 def _idle_until(slot: Slot) -> float | None:
-    """The moment at which its ttl is over; None while it is used, has no ttl, or may not be evicted."""
+    """When its ttl expires; None if it is in use, has no ttl, or may not be evicted."""
     ttl = slot.expert.ttl_seconds
     if ttl is None or slot.idle_tier.depth > slot.pin.depth or slot.busy or slot.waiters or not slot.settled:
         return None
@@ -306,10 +306,10 @@ def _idle_until(slot: Slot) -> float | None:
 
 
 def _oldest(slot: Slot) -> int:
-    """The number of leases of the request whose turn it is in strict order."""
+    """The number of leases that its oldest request waits for."""
     first = slot.waiters.first()
     return 1 if first is None else first.leases
 
 
-_A_HAIR = 1e-6  # seconds; added so that rounding does not wake it just before a moment is due
+_A_HAIR = 1e-6  # seconds; added so that rounding does not end the sleep just before a timer is due
 _SHORTEST_NAP_SECONDS = 0.001  # minimum sleep before an overdue timer, so that other tasks run

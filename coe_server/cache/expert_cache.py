@@ -23,7 +23,7 @@ from coe_server.events import EventLog
 
 
 class ExpertCache:
-    """Experts in three tiers. `lease` waits for a turn, at most as long as the bound that `waits` gives."""
+    """Experts in three tiers. `lease` waits for a turn, at most `waits.bound_seconds()`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ExpertCache:
         self._mover = Mover(
             slots, self.ledger, events, self.failures, tasks, clock, changed.set, one_at_a_time=one_move_at_a_time
         )
-        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.sign_of_life_seconds)
+        self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.probe_timeout_seconds)
         overview = Overview(slots, changes, policy, limits, self.ledger)
         self.waits = Waits(slots, overview, self.ledger, limits, clock)
         self._admission = Admission(slots, policy, self.guesses, self._health, clock, changed)
@@ -165,7 +165,7 @@ class ExpertCache:
         self._changed.set()
 
     def lose_card(self, card: int) -> None:
-        """That card is gone: experts on it are stopped, their leases lost, and none is brought to it any more."""
+        """Take a failed card out of service: its experts are stopped, their leases lost, none is loaded there again."""
         self.ledger.lose(card)
         _place_pinned(self.slots, self.ledger.capacity, moved_from=card)
         self._conductor.lose_card(card)
@@ -237,13 +237,13 @@ class Admission:
         """Grant a lease to each request that may go in now."""
         while (first := slot.waiters.first()) is not None and slot.admits:
             if slot.leases + first.leases > slot.places:
-                if first.leases > 1:  # single leases granted before it would keep it from ever having room
+                if first.leases > 1:  # otherwise single leases granted before it could starve it
                     slot.waiters.keep_first()
                 return
             if not self._policy.collates and _an_older_request_waits(slot, self._slots):
                 return
             waiter = slot.waiters.pop()
-            if waiter.granted.done():  # cancelled, and not yet out of the queue
+            if waiter.granted.done():  # cancelled, but still in the queue
                 continue
             slot.change(gate=max(0, slot.gate - waiter.leases))
             waiter.granted.set_result(self.grant(slot, waiter))
@@ -259,7 +259,7 @@ class Admission:
 
     def give_back(self, lease: Lease) -> None:
         slot = self._slots[lease.expert]
-        if slot.gone is lease.gone:  # otherwise its engine has died, and the lease with it
+        if slot.gone is lease.gone:  # otherwise its engine has died, which ended the lease
             slot.end_use(lease.granted, lease.leases)
         slot.change(last_used=self._clock())
         self.admit(slot)
@@ -269,7 +269,7 @@ class Admission:
             self._changed.set()
 
     def forget(self, slot: Slot, waiter: Waiter) -> None:
-        """The request has left the queue, or was granted a lease in that moment."""
+        """Remove a cancelled request; if its lease was granted at the same moment, the lease is released."""
         if slot.waiters.leave(waiter):
             slot.change(gate=min(slot.gate, slot.waiters.leases))
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
@@ -315,7 +315,7 @@ def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capaci
 
 
 def _at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
-    """A process keeps its cards; without one, any of its seats will do."""
+    """The expert in the tier of its pin: on the cards of its process, or on any of its seats if it has none."""
     lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)
     seat = slot.seat if slot.moving is None else slot.moving.seat
     stays = seat if lives and moved_from not in seat else None
@@ -323,7 +323,7 @@ def _at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding
 
 
 def _place_pinned(slots: Mapping[str, Slot], capacity: Bytes, moved_from: int | None = None) -> None:
-    """Each pinned expert has one place of its own, so that they all have room; the others may go anywhere."""
+    """Assign each pinned expert one seat, so that all fit together; other experts may use any of their seats."""
     placed = seated([_at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
     for slot, holding in zip(slots.values(), placed, strict=True):
         seats = slot.expert.seats if slot.pin is Tier.DISK or slot.expert.remote else holding.seats

@@ -65,14 +65,14 @@ class Health:
         failures: Failures,
         tasks: Tasks,
         changed: Callable[[], None],
-        sign_of_life_seconds: float,
+        probe_timeout_seconds: float,
     ) -> None:
         self._slots = slots
         self._mover = mover
         self._failures = failures
         self._tasks = tasks
         self._changed = changed
-        self._probe_seconds = sign_of_life_seconds
+        self._timeout_seconds = probe_timeout_seconds
 
     def watch(self) -> None:
         """Start watching for the engine's death."""
@@ -100,7 +100,7 @@ class Health:
         died = asyncio.create_task(slot.engine.died())
         try:
             await asyncio.wait((gone, died), return_when=asyncio.FIRST_COMPLETED)
-            while not life.is_set() and slot.moving is not None:  # a move that fails on a dead engine cleans up itself
+            while not life.is_set() and slot.moving is not None:  # a move that fails cleans up itself
                 still = asyncio.create_task(slot.still.wait())
                 await asyncio.wait((gone, still), return_when=asyncio.FIRST_COMPLETED)
                 still.cancel()
@@ -117,7 +117,7 @@ class Health:
     async def _responds(self, slot: Slot) -> bool:
         life = slot.gone
         try:
-            async with asyncio.timeout(self._probe_seconds), slot.engine.send(_LIVENESS_PROBE):
+            async with asyncio.timeout(self._timeout_seconds), slot.engine.send(_LIVENESS_PROBE):
                 return True
         except ConnectionLost:  # an idle connection was closed: no evidence of a failure
             return True
@@ -128,7 +128,7 @@ class Health:
             self._failures.count_remote(slot, "not responding", at_once=True)
             if not slot.expert.remote and slot.gone is life and slot.moving is None:
                 self._note_end(
-                    slot, f"engine '{slot.name}' did not respond to a health check for {self._probe_seconds:g} s"
+                    slot, f"engine '{slot.name}' did not respond to a health check for {self._timeout_seconds:g} s"
                 )
                 self._stop(slot)
             return False
@@ -139,19 +139,19 @@ class Health:
         self._failures.count(slot, reason, hopeless=False)
 
     def _stop(self, slot: Slot) -> None:
-        """Stop admitting requests and stop the engine, which may take a while."""
+        """Stop admitting requests, then stop the engine in a task."""
         self._mover.abandon(slot)
 
     def _restart(self, slot: Slot) -> None:
-        """Start it again without a stop: the engine may load from the image that the dead one left."""
+        """Start it again without a stop first: the new engine may load from the image of the dead one."""
         slot.end_life()
-        slot.halt()  # requests that chose it because it was loaded must see that it left the device
+        slot.halt()  # requests that chose it because it was loaded must learn that it left the device
         slot.change(gate=slot.waiters.leases)
         self._mover.begin(Plan((slot.move_to(Tier.DEVICE),)))
 
 
 def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:
-    """True if only its own requests or pin need the device memory that it leaves."""
+    """True if its freed device memory is needed only by its own requests or pin."""
     if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
         return False
     wanted = slot.waiters or slot.pin is not Tier.DISK

@@ -31,16 +31,16 @@ class _PlanIsStale(Exception):
 
 @dataclass(slots=True)
 class _Venture:
-    """A plan that is being carried out."""
+    """A plan in execution."""
 
     plan: Plan
     task: asyncio.Task[None] | None = None
-    under_way: str | None = None  # the expert whose move has begun; of the last move, until it is over
-    given_up: bool = False  # moves that have not begun are dropped
+    under_way: str | None = None  # the expert whose move was begun last
+    given_up: bool = False  # then moves that have not begun are dropped
 
 
 class Tasks:
-    """The running tasks, cancelled at the latest when their owner ends."""
+    """The running tasks of one owner; `end` cancels those that are left."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -68,9 +68,9 @@ class Mover:
     """Runs plans concurrently where the ledger allows it. Engines start one at a time, with a timeout
     (`Costs.start_timeout`), so that a start that hangs does not block the others.
 
-    With `one_at_a_time` every move runs alone on its cards: if memory is only visible for a whole card, the effects of
-    two concurrent moves could not be told apart. A move reserves its memory first, then waits for the start before it,
-    then for its cards in the order of their index: it holds no lock while it waits for memory.
+    With `one_at_a_time` a move runs alone on its cards: where memory is measured per card, two concurrent moves could
+    not be told apart. A move first reserves its memory, then waits for the start lock, then for its cards in index
+    order. So it holds no lock while it waits for memory.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Mover:
         self._ventures: dict[str, _Venture] = {}  # the latest one by the expert it loads
 
     def begin(self, plan: Plan) -> None:
-        """Start carrying `plan` out; its experts admit no request from this moment on."""
+        """Start executing `plan`; its experts admit no request from now on."""
         for move in plan.moves:
             self._slots[move.expert].depart(move)
         venture = self._ventures[plan.moves[-1].expert] = _Venture(plan)
@@ -107,7 +107,7 @@ class Mover:
     def give_up(self, slot: Slot) -> None:
         """Cancel the plan that loads this expert. It ends on disk, or where it was if its move had not begun.
 
-        An expert that is being evicted for it completes its move: stopped halfway, it would have to start again.
+        An eviction that has begun for it is completed: an expert stopped halfway would need a cold start.
         """
         venture = self._ventures[slot.name]
         if venture.given_up:
@@ -121,7 +121,7 @@ class Mover:
                 self._slots[move.expert].halt()
 
     def abandon(self, slot: Slot) -> None:
-        """Stop its engine at once, whatever uses it. It admits no request from this moment on."""
+        """Stop its engine at once, even if it is leased. It admits no request from now on."""
         slot.depart(slot.move_to(Tier.DISK))
         self._tasks.own(self._abandon(slot))
 
@@ -160,7 +160,7 @@ class Mover:
             logger.info("%s; planning again", stale)
         finally:
             for move in plan.moves:
-                if self._slots[move.expert].moving is move:  # otherwise another plan moves it by now
+                if self._slots[move.expert].moving is move:  # otherwise another plan already moves it
                     self._slots[move.expert].halt()
             self._changed()
 
@@ -179,7 +179,7 @@ class Mover:
                 elif move.target is Tier.DISK:
                     slot.end_life()
                 seconds = self._clock() - began
-        except EngineError as error:  # a sleep that frees no memory ends here too: the process is stopped
+        except EngineError as error:  # also after a sleep that freed no memory: the process is stopped
             self._failures.count(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
             await self.put_on_disk(slot, at_once=True)
             raise
@@ -194,7 +194,7 @@ class Mover:
 
     @asynccontextmanager
     async def _turn(self, slot: Slot, move: Move) -> AsyncIterator[None]:
-        """Wait until the move may be made, and keep others that must not be made beside it waiting."""
+        """Wait until the move may run, and exclude moves that must not run beside it."""
         cards = sorted({*slot.seat, *move.seat}) if self._one_at_a_time else ()
         async with AsyncExitStack() as held:
             if move.is_start:
@@ -204,14 +204,14 @@ class Mover:
             yield
 
     async def _leave_seat(self, slot: Slot, move: Move) -> None:
-        """Stop a process that sleeps, because it starts anew on other cards. Its room there is reserved already."""
+        """Stop a sleeping process that is to start on other cards, where its memory is already reserved."""
         await slot.engine.stop(at_once=False)
         slot.end_life()
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, Tier.DEVICE, move.seat))
         self._freed.set()
 
     def _take_measured(self, slot: Slot, seat: Seat) -> None:
-        """The footprint of the engine that has started replaces the estimate that was reserved."""
+        """Replace the reserved estimate by the measured footprint of the started engine."""
         slot.up.set()
         measured = bytes_in(slot.engine.footprint, Tier.DEVICE, seat)
         if not self._ledger.room_for(slot.name, measured):
@@ -221,10 +221,9 @@ class Mover:
             raise _PlanIsStale(reason)
 
     async def _reserve(self, slot: Slot, move: Move) -> None:
-        """Reserve the memory as soon as the moves that free it have done so.
+        """Wait until the evictions have freed the memory, then reserve it.
 
-        The plan is stale if no eviction is under way any more and the memory is still missing, because an expert
-        turned out to be larger than planned.
+        Raises _PlanIsStale if all evictions have ended and memory is still missing: an expert is larger than planned.
         """
         if move.target is not Tier.DEVICE:
             return
@@ -259,13 +258,13 @@ def _record(events: EventLog, slot: Slot, move: Move, seconds: float, size_bytes
 
 
 def _frees_memory(slot: Slot) -> bool:
-    """Its move does: it goes down, or it sleeps and is stopped in order to start on other cards."""
+    """True if its move frees memory: a move down, or a sleeper that is stopped to start on other cards."""
     move = slot.moving
     return move is not None and (move.goes_down or (move.is_start and slot.tier is not Tier.DISK))
 
 
 async def _act(slot: Slot, move: Move) -> None:
-    """Call the engine. Raises EngineError, whatever its driver raises."""
+    """Call the engine. Turns every exception of its code into EngineError."""
     engine = slot.engine
     try:
         match move.source, move.target:

@@ -1,6 +1,6 @@
-"""Pure: which experts are loaded together on the cards of a machine, and which sleep beside them, before a start.
+"""Pure: predicts, before a start, which experts fit on the cards together and which sleep beside them.
 
-Greedy in the order given; what a sleeper keeps on its cards is counted.
+Greedy in the order given. The bytes that a sleeper keeps on its cards are counted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from coe_server.engines.engine import Seat
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one expert takes: bytes on each of its `width` cards, and in host memory while its process lives."""
+    """One expert's memory: bytes on each of its `width` cards, and in host memory while its process runs."""
 
     name: str
     awake: int
@@ -30,13 +30,13 @@ class Demand:
 
 @dataclass(slots=True)
 class Placement:
-    """Where everything is once as many as possible are loaded; an expert that is in none of these starts from disk."""
+    """The seat of each expert once as many as possible are loaded. An expert in none of these starts from disk."""
 
-    room: Mapping[int, int]  # card -> bytes for experts
+    room: Mapping[int, int]  # card -> bytes that experts may use
     host_room: int
     loaded: dict[str, Seat] = field(default_factory=dict)
     asleep: dict[str, Seat] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)  # could never be loaded: name -> why
+    left_out: dict[str, str] = field(default_factory=dict)  # name -> why it can never be loaded
 
 
 def place(
@@ -61,7 +61,7 @@ def place(
 
 
 def _put_to_sleep(demands: Iterable[Demand], cards: Sequence[Card], found: Placement) -> None:
-    """At first all sleep that host memory holds, spread over the cards, the dearest first."""
+    """Let as many experts sleep as fit into host memory, spread over the cards, largest first."""
     host_left, sleepers = found.host_room, []
     for one in demands:
         if one.host <= host_left and one.can_sleep:
@@ -84,9 +84,9 @@ def _put_to_sleep(demands: Iterable[Demand], cards: Sequence[Card], found: Place
 
 
 def _load(one: Demand, known: Mapping[str, Demand], seats: Sequence[Seat], found: Placement) -> None:
-    """Onto its own seat if it fits beside what is loaded and asleep, else onto another, else it stays as it is.
+    """Load it on the seat where it sleeps, else on another with enough memory, else leave it as it is.
 
-    Where nothing is loaded yet, sleepers stop until it fits, pinned ones last.
+    For the first expert to be loaded sleepers are stopped until it fits, pinned ones last.
     """
     own = found.asleep.pop(one.name, None)
     dispensable = sorted(found.asleep, key=lambda name: known[name].pin is Tier.DISK)
@@ -111,12 +111,12 @@ def _free_seat(
 
 
 def kept_by_sleepers(found: Placement, demands: Iterable[Demand]) -> dict[int, int]:
-    """Card -> bytes that sleepers keep on it."""
+    """Card -> bytes used by sleeping experts."""
     return {card: sum(one.asleep for one in demands if card in found.asleep.get(one.name, ())) for card in found.room}
 
 
 def used_by_loaded(found: Placement, demands: Iterable[Demand]) -> dict[int, int]:
-    """Card -> bytes of the loaded experts on it."""
+    """Card -> bytes used by loaded experts."""
     return {card: sum(one.awake for one in demands if card in found.loaded.get(one.name, ())) for card in found.room}
 
 
@@ -127,7 +127,7 @@ def _free(card: int, known: Mapping[str, Demand], found: Placement) -> int:
 
 
 def _why_never(one: Demand, demands: Sequence[Demand], cards: Sequence[Card], found: Placement) -> str:
-    """Empty for an expert that can be loaded, whatever may leave."""
+    """Why it can never be loaded, even after every permitted eviction; empty if it can."""
     seats = candidate_seats(cards, one.width)
     if not seats:
         return f"expert '{one.name}' needs {one.width} equal cards; there are {len(cards)}"
@@ -149,7 +149,7 @@ def _pinned_before(one: Demand, demands: Sequence[Demand], found: Placement) -> 
 
 
 def _least_kept(pinned: Iterable[Demand], found: Placement) -> dict[int, int]:
-    """Card -> bytes of pinned experts, each on the cards that have most left."""
+    """Card -> bytes of pinned experts, each placed on the cards with the most free memory."""
     kept = dict.fromkeys(found.room, 0)
     for one in pinned:
         size = one.awake if one.pin is Tier.DEVICE else one.asleep

@@ -1,4 +1,4 @@
-"""Pure: which moves bring one expert to the device, and which experts pins leave no room for. Values in, values out."""
+"""Pure: the moves that load one expert onto the device, and which experts can never fit beside the pinned ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from coe_server.engines.engine import Footprint, Seat
 
 
 class Move(NamedTuple):
-    """One expert from one tier to another, with its process on the cards of `seat`.
+    """Moves one expert from one tier to another, with its process on the cards of `seat`.
 
-    A start of an expert that sleeps stops it first: its process stays on its seat, a new one may take another.
+    A sleeping process is bound to its seat. To start on another seat, the expert is stopped first.
     """
 
     expert: str
@@ -25,30 +25,30 @@ class Move(NamedTuple):
 
     @property
     def goes_down(self) -> bool:
-        """To a lower tier: it will free memory."""
+        """True if the target is a slower tier, so that the move frees memory."""
         return self.target.depth > self.source.depth
 
     @property
     def is_start(self) -> bool:
-        """From disk up, or in line for it."""
+        """True if it starts a process from disk."""
         return self.source is Tier.DISK
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """These moves, in this order, end with the expert on the device."""
+    """Moves that, in this order, bring the expert to the device."""
 
     moves: tuple[Move, ...]
 
     @property
     def victims(self) -> tuple[str, ...]:
-        """The experts that leave the device to make room."""
+        """The experts that are evicted from the device."""
         return tuple(move.expert for move in self.moves if move.source is Tier.DEVICE)
 
 
 @dataclass(frozen=True, slots=True)
 class NotYet:
-    """Possible on `seat` as soon as those of `leaving` that are busy no longer are, if the others stay idle."""
+    """Possible on `seat` once every busy expert among `leaving` is idle, provided that the others stay idle."""
 
     leaving: tuple[str, ...]
     seat: Seat = (0,)
@@ -56,7 +56,7 @@ class NotYet:
 
 @dataclass(frozen=True, slots=True)
 class Never:
-    """Impossible, whichever experts leave."""
+    """Impossible even after every permitted eviction."""
 
     sentence: str
 
@@ -75,16 +75,15 @@ def plan(
 
 
 def plan_anew(standing: Standing, goal: Holding, capacity: Bytes) -> Plan | NotYet | Never:
-    """The same for an expert that sleeps, which is stopped and started on another of its seats."""
+    """The plan that stops the sleeping expert `goal` and starts it on another of its seats."""
     return _best(standing, goal, [seat for seat in goal.seats if seat != goal.seat], capacity, float("inf"))
 
 
 def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
-    """Whether `goal` has to wait because every expert on each of its seats is busy: known at once, where `plan` says
-    for which to wait.
+    """True if `goal` must wait because every expert on each of its seats is busy. A fast check before `plan`.
 
-    False where waiting may be in vain, which `plan` tells: beside pinned experts, or for one that needs more than
-    there is.
+    False if waiting might never help, which only `plan` can tell: with pinned experts, or if `goal` needs more than
+    the capacity.
     """
     need = goal.footprint.device_awake
     if goal.footprint.host > capacity.host or not goal.may_come_to:
@@ -104,7 +103,7 @@ def _anyone_is_pinned(standing: Standing) -> bool:
 def _best(
     standing: Standing, goal: Holding, seats: Sequence[Seat], capacity: Bytes, tenured_since: float
 ) -> Plan | NotYet | Never:
-    """The best way among these seats."""
+    """The best outcome over these seats."""
     if not seats:
         return Never(f"expert '{goal.name}' has no cards to start on")
     if len(seats) == 1:
@@ -154,7 +153,7 @@ def _may_leave_now(goal: Holding, tenured_since: float) -> Callable[[Holding], b
 
 
 def _now(room: _Room, tenured_since: float) -> Plan | None:
-    """The moves that make room on this seat at once."""
+    """The plan that loads `room.goal` on this seat now; None if too few experts are idle."""
     if room.device_is_short and room.all_busy:
         return None
     draft = room.made(_may_leave_now(room.goal, tenured_since))
@@ -162,7 +161,7 @@ def _now(room: _Room, tenured_since: float) -> Plan | None:
 
 
 def _later(room: _Room, tenured_since: float) -> NotYet | None:
-    """For which experts it waits on this seat; None if it would wait in vain."""
+    """The experts whose end of work it waits for on this seat; None if waiting cannot help."""
     goal, seat = room.goal, room.seat
 
     def may_leave(holding: Holding) -> bool:
@@ -176,7 +175,7 @@ def _later(room: _Room, tenured_since: float) -> NotYet | None:
 
 
 class _Room:
-    """What an expert needs on one seat, and how to make it."""
+    """The memory that an expert needs on one seat, and the evictions that free it."""
 
     def __init__(self, standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> None:
         self.standing, self.goal, self.seat, self.capacity = standing, goal, seat, capacity
@@ -201,13 +200,16 @@ class _Room:
 
     @property
     def all_busy(self) -> bool:
-        """No idle expert holds anything on this seat."""
+        """True if no idle expert holds memory on this seat."""
         seat, asleep = self.seat, self.standing.held[Tier.HOST]
         return not any(map(asleep.on, seat)) and all(one.busy for one in self.standing.line(Tier.DEVICE, seat))
 
     def made(self, may_leave: Callable[[Holding], bool]) -> _Draft | None:
-        """The experts that leave. What a way gains at first decides which it asks; if that leaves only host memory
-        short, it asks all."""
+        """The evictions that free enough; None if none do.
+
+        At first only experts are considered that free the memory which is short at the beginning. If then only host
+        memory is short, all are considered.
+        """
         draft = self._draft(may_leave, _gains)
         if draft.lacks_only_host:
             draft = self._draft(may_leave, lambda gain: True)
@@ -266,7 +268,7 @@ class _Room:
         return any(one.wanted and one.since > tenured_since for one in self.standing.line(Tier.DEVICE))
 
     def rank(self, way: Plan | NotYet) -> _Rank:
-        """Of several seats' ways that of the lowest rank is the best."""
+        """Sort key over seats: the lowest is best."""
         names = [move.expert for move in way.moves[:-1]] if isinstance(way, Plan) else way.leaving
         leaving = [holding for name in names if (holding := self.standing.holding(name)) is not None]
         dearest = max(map(_worth, leaving), default=_NO_VICTIM)
@@ -287,8 +289,7 @@ _NO_VICTIM = (False, False, float("-inf"))
 
 
 def _short(standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> tuple[dict[int, int], int]:
-    """What would be missing on each card of the seat and in host memory if the goal came and no expert left; below
-    zero: what would be left over."""
+    """Missing bytes on each card of the seat and in host memory if the goal came without evictions; negative: free."""
     awake, asleep = standing.held[Tier.DEVICE], standing.held[Tier.HOST]
     now, need = goal.held, goal.footprint.device_awake
     on_cards = {
@@ -299,11 +300,11 @@ def _short(standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> tu
 
 @dataclass(frozen=True, slots=True)
 class _WayDown:
-    """Which experts may be lowered from `source`, and how far."""
+    """One kind of eviction: from `source` to `target`."""
 
     source: Tier
     target: Callable[[Holding], Tier]
-    device_gain: Callable[[Footprint], int]  # on a card, at most, by lowering an expert that is there
+    device_gain: Callable[[Footprint], int]  # most bytes that it can free on a card
 
 
 def _rests_in(holding: Holding) -> Tier:
@@ -312,7 +313,7 @@ def _rests_in(holding: Holding) -> Tier:
 
 _AWAKE, _ASLEEP, _IN_HOST = attrgetter("device_awake"), attrgetter("device_asleep"), attrgetter("host")
 
-# cheapest first: those on the device go to sleep, or stop if they cannot sleep; then sleepers stop; then any does
+# cheapest first: loaded experts sleep (or stop if they cannot), then sleepers stop, then any loaded expert stops
 _WAYS_DOWN = (
     _WayDown(Tier.DEVICE, _rests_in, _AWAKE),
     _WayDown(Tier.HOST, lambda _: Tier.DISK, _ASLEEP),
@@ -321,7 +322,7 @@ _WAYS_DOWN = (
 
 
 class _Draft:
-    """A plan in the making: who stands where once it is carried out. Only who is lowered is written down."""
+    """A plan under construction: the experts to evict, and the memory that is still missing."""
 
     def __init__(self, short: Mapping[int, int], host_short: int) -> None:
         self._short = dict(short)  # card -> bytes
@@ -338,17 +339,17 @@ class _Draft:
         return self._host_short > 0 and not self._device_is_short
 
     def gain_from(self, way: _WayDown) -> Callable[[Footprint], int]:
-        """How much of what is short now could be had at most from an expert."""
+        """A function: footprint -> most bytes that this eviction frees of the memory that is short now."""
         return way.device_gain if self._device_is_short else _IN_HOST
 
     def gains_from(self, held: Bytes) -> bool:
-        """Whether any of what is short now is among these."""
+        """True if `held` includes memory that is short now."""
         if self._device_is_short:
             return any(short > 0 and held.on(card) > 0 for card, short in self._short.items())
         return held.host > 0
 
     def demote(self, holding: Holding, tier: Tier) -> None:
-        """Lower `holding` to `tier` if its pin allows it and what is short now gains by it."""
+        """Evict `holding` to `tier` if its pin allows it and that frees memory that is short now."""
         now = self._tier(holding)
         if tier.depth > holding.pin.depth or tier.depth <= now.depth:
             return
@@ -358,8 +359,8 @@ class _Draft:
             self._place(holding, tier, on_card, host)
 
     def spare_the_unneeded(self) -> None:
-        """Undo every demotion that the plan can do without, the most valuable expert first."""
-        if len(self._lowered) == 1:  # it did not fit before
+        """Undo evictions that the plan does not need, the most valuable expert first."""
+        if len(self._lowered) == 1:  # needed: without it the goal did not fit
             return
         lowered = [holding for holding, _ in self._lowered.values()]
         for holding in sorted(lowered, key=lambda h: (h.wanted, h.worth), reverse=True):
@@ -388,14 +389,14 @@ class _Draft:
 
 
 def _change(holding: Holding, now: Tier, then: Tier) -> tuple[int, int]:
-    """Bytes more on each of its cards, and in host memory."""
+    """Change in bytes on each of its cards, and in host memory."""
     footprint = holding.footprint
-    process = (then is not Tier.DISK) - (now is not Tier.DISK)  # one more, or one less
+    process = (then is not Tier.DISK) - (now is not Tier.DISK)  # 1: starts, -1: ends
     return _on_each(footprint, then) - _on_each(footprint, now), process * footprint.host
 
 
 def _on_each(footprint: Footprint, tier: Tier) -> int:
-    """Bytes on each card of its seat."""
+    """Bytes held on each card of the seat."""
     if tier is Tier.DISK:
         return 0
     return footprint.device_awake if tier is Tier.DEVICE else footprint.device_asleep
@@ -423,13 +424,15 @@ def mib(size_bytes: int) -> str:
 def pinned(
     name: str, footprint: Footprint, pin: Tier, seats: tuple[Seat, ...] = ((0,),), seat: Seat | None = None
 ) -> Holding:
-    """An expert that is as far down as its pin lets it; on `seat`, or where `seated` puts it."""
+    """An expert in the lowest tier that its pin allows, on `seat`, or on the seat that `seated` chooses."""
     return Holding(name, pin, footprint, pin=pin, seat=seat or seats[0], seats=(seat,) if seat else seats)
 
 
 def seated(experts: Iterable[Holding], capacity: Bytes) -> tuple[Holding, ...]:
-    """The same with a seat for each that is pinned: the widest and largest first, each where it fits most tightly, so
-    that those pinned to the device are placed before sleepers. One that fits on no seat stays on its first."""
+    """The same experts with one seat for each pinned one: widest and largest first, each at its tightest fit.
+
+    A pinned expert that fits on no seat stays on its first.
+    """
     experts = tuple(experts)
     free, chosen = capacity, {one.name: one for one in experts}
     fixed = [one for one in experts if one.pin is not Tier.DISK and len(one.seats) == 1]
@@ -445,7 +448,7 @@ def seated(experts: Iterable[Holding], capacity: Bytes) -> tuple[Holding, ...]:
 
 
 def left_out(experts: Iterable[Holding], capacity: Bytes) -> dict[str, str]:
-    """Which of these could never come to the device, whichever may leave does: name -> why."""
+    """Experts that can never be loaded, even after every permitted eviction: name -> why."""
     experts = seated(experts, capacity)
     standing = Standing.of(experts)
     plans = {one.name: plan(standing, one, capacity) for one in experts}

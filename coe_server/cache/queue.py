@@ -219,7 +219,7 @@ class Lease:
         self._lender.examine(self)
 
     async def engine_is_alive(self) -> bool:
-        """The same with a result: True if the engine responds within `Limits.sign_of_life_seconds`."""
+        """The same with a result: True if the engine responds within `Limits.probe_timeout_seconds`."""
         return await self._lender.examine(self)
 
     def speaks(self) -> None:

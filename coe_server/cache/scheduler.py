@@ -1,8 +1,8 @@
-"""Pure: what the conductor orders next, under which policy. Times come in as seconds, orders go out as values.
+"""Pure: the orders of one pass over the waiting requests, under a policy. Times are in seconds.
 
-Requests for an expert on the device are served while no request is overdue: collating amortises switches. A switch
-comes when the waiting is worth its measured cost, or when a request is overdue. Overdue experts go in order of
-deadline. One that has to wait claims a seat and the host memory it lacks, and nothing behind it takes that.
+Requests for a loaded expert are served while no request is overdue: collating amortises switches. A switch is made
+when the accumulated waiting exceeds its measured cost, or when a request is overdue. Overdue experts are served by
+deadline. One that must wait claims a seat and the host memory that it still needs; later deadlines cannot take them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Retention = Literal["lru", "lfu"]
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A named set of rules. Ours is what the server runs; the others exist to be compared with."""
+    """A named set of rules. The server uses `OURS`; the others are baselines for comparison."""
 
     name: str
-    collates: bool  # requests for an expert on the device overtake those for others; else strict order of arrival
-    bounded: bool  # who waits longer than max_wait makes busy experts drain
-    weighs_waiting: bool  # waiting that is worth a switch makes busy experts drain
-    retention: Retention  # who leaves first
+    collates: bool  # requests for a loaded expert overtake those for others; false: strict order of arrival
+    bounded: bool  # a request that waits longer than max_wait makes busy experts drain
+    weighs_waiting: bool  # waiting that exceeds the switch cost makes busy experts drain
+    retention: Retention  # which expert is evicted first
 
 
 OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="lru")
@@ -39,36 +39,36 @@ POLICIES = {policy.name: policy for policy in (OURS, FIFO, LRU, LFU)}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the cache promises its callers."""
+    """Limits on queues, concurrency and waiting."""
 
     max_wait_seconds: float = 30.0
-    queue_limit: int = 64  # leases waited for of one expert
-    queue_limit_total: int = 1024  # leases waited for of all experts
+    queue_limit: int = 64  # waiting leases per expert
+    queue_limit_total: int = 1024  # waiting leases of all experts together
     max_concurrency: int = 16  # leases of one engine at a time, where its expert has no number of its own
     max_fan_out: int = 128  # answers that one request may ask for; it takes a lease for each, as many as there may be
-    max_generation_seconds: float = 120.0  # one answer may take no longer
-    prefetch: bool = True  # bring experts in demand to free room before they are asked for
-    sign_of_life_seconds: float = 5.0  # a suspected engine has this long to answer before it is buried
-    min_tenure_seconds: float = 0.0  # an expert that has just come is not pressed out by mere waiting
+    max_generation_seconds: float = 120.0  # per answer
+    prefetch: bool = True  # load likely experts, and free memory for them, before a request
+    probe_timeout_seconds: float = 5.0  # timeout of a liveness probe; then the engine is stopped
+    min_tenure_seconds: float = 0.0  # for so long an expert with waiting requests is evicted for overdue ones only
 
 
 class Queue(NamedTuple):
-    """The requests that wait for one expert: to be brought, or, where it drains, to go on."""
+    """The requests that wait for one expert: until it is loaded or, if it drains, until it admits requests again."""
 
     expert: str
     arrivals: tuple[float, ...]  # seconds, oldest first; never empty
-    switch_seconds: float  # measured cost of bringing the expert to the device
+    switch_seconds: float  # measured cost of loading the expert
     weight: float = 1.0  # mean weight of the requests' priorities
 
     def waited(self, now: float) -> float:
-        """Weighted seconds of waiting so far, summed over the queue."""
+        """Weighted waiting time so far, summed over the queue, in seconds."""
         return self.weight * (now * len(self.arrivals) - sum(self.arrivals))
 
 
 class Turn(NamedTuple):
-    """An expert that should come to the device.
+    """An expert that should be loaded.
 
-    A `pressing` turn may make busy experts drain. An `overdue` one that has to wait claims the room it waits for.
+    A `pressing` turn may make busy experts drain. An `overdue` one that must wait claims the memory it waits for.
     """
 
     expert: str
@@ -78,13 +78,13 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What to do now: begin these plans, let these experts drain, refuse the requests that wait for these."""
+    """What to do now: plans to begin, experts to drain, experts whose waiting requests are refused."""
 
     plans: tuple[Plan, ...] = ()
     draining: frozenset[str] = frozenset()
-    staying: frozenset[str] = frozenset()  # on the device, and it is their turn: requests that wait now are let in
-    never: Mapping[str, str] = field(default_factory=dict)  # expert -> why it can never come
-    claims: tuple[Claim, ...] = ()  # to be given to the next pass
+    staying: frozenset[str] = frozenset()  # loaded, and it is their turn: requests that wait now are admitted
+    never: Mapping[str, str] = field(default_factory=dict)  # expert -> why it can never be loaded
+    claims: tuple[Claim, ...] = ()  # input of the next pass
 
 
 def conduct(
@@ -98,11 +98,10 @@ def conduct(
     starts_on: Seat = (0,),
     claims: Iterable[Claim] = (),
 ) -> Orders:
-    """One pass over every expert that is waited for: which come to the device now, which drain for which.
+    """One pass over all experts with waiting requests: which are loaded now, and which drain for them.
 
-    Engines start one at a time. While one is `starting` (on the cards of `starts_on`), no room is made for the next
-    start: the experts that have it go on serving. The next start keeps its place; once it may begin, nothing behind it
-    takes the room. `claims` are those of the pass before.
+    Engines start one at a time. While one is `starting` (on the cards of `starts_on`), no memory is freed for the
+    next start, so loaded experts go on serving. The next start keeps its position. `claims` come from the last pass.
     """
     queues = tuple(queues)
     arrived = {queue.expert: queue.arrivals[0] for queue in queues}
@@ -117,22 +116,23 @@ def conduct(
     return orders.so_far()
 
 
-_Kind = tuple[Tier, Footprint, Tier, tuple[Seat, ...]]  # tier, footprint, pin, seats: such need the same room
+# tier, footprint, pin, seats: experts of one kind need the same memory
+_Kind = tuple[Tier, Footprint, Tier, tuple[Seat, ...]]
 
 
 class _Orders:
-    """The orders of one pass in the making: what has been decided stands for those that come later in it."""
+    """The orders of one pass under construction. Each decision is final for the turns after it."""
 
     def __init__(self, standing: Standing, capacity: Bytes, claims: Claims, starts_on: Seat | None) -> None:
         self._standing = standing
         self._capacity = capacity
         self._claims = claims
-        self._starts_on = starts_on  # None: no engine starts
-        self._taken = Taken(frozenset(), 0)  # by the claims ahead of the turn that is being decided
+        self._starts_on = starts_on  # None: no engine is starting
+        self._taken = Taken(frozenset(), 0)  # by claims with an earlier deadline than the current turn
         self._plans: list[Plan] = []
-        self._unseen: list[Plan] = []  # begun, but not yet in the standing: few passes come to a next turn
-        self._moving: set[str] = set()  # by those plans
-        self._in_vain: set[_Kind] = set()  # there is no room yet for any of this kind
+        self._unseen: list[Plan] = []  # not yet in the standing; applied lazily, since few passes reach a next turn
+        self._moving: set[str] = set()  # in those plans
+        self._in_vain: set[_Kind] = set()  # kinds for which there is no memory yet
         self._draining: set[str] = set()
         self._staying: set[str] = set()
         self._never: dict[str, str] = {}
@@ -143,21 +143,21 @@ class _Orders:
 
     @property
     def every_card_is_claimed(self) -> bool:
-        """No turn behind the last one can be given anything."""
+        """True if no later turn can be given a card."""
         return bool(self._taken.cards) and self._taken.cards.issuperset(range(len(self._capacity.cards)))
 
     def could_concern(self, expert: str) -> bool:
-        """False for one that a plan of this pass moves, and for one that would have to start while another starts."""
+        """False if a plan of this pass moves it, or if it would have to start while another engine starts."""
         starts = self._starts_on is not None and expert in self._standing.tiers[Tier.DISK]
         return expert not in self._moving and not starts
 
     def give(self, turn: Turn, arrived: float, tenured_since: float) -> bool:
-        """Decide about one turn, of a request that came at `arrived`; True if it waits for room."""
+        """Decide one turn, whose request arrived at `arrived`. Returns True if it must wait for memory."""
         while self._unseen:
             self._standing = _after(self._standing, self._unseen.pop())
             self._in_vain.clear()
         goal = self._standing.holding(turn.expert)
-        assert goal is not None, "an expert that is waited for takes part"
+        assert goal is not None, "an expert with waiting requests takes part"
         self._taken = self._claims.ahead_of(turn.expert, arrived, self._standing, self._starts_on)
         if goal.tier is Tier.DEVICE:
             if self._taken.cards.isdisjoint(goal.seat):
@@ -171,7 +171,7 @@ class _Orders:
         seats = self._taken.leaves(goal.may_come_to)
         kind = goal.tier, goal.footprint, goal.pin, goal.may_come_to
         if not seats or kind in self._in_vain:
-            return True  # one before it waits for the same, and is as pressing, unless a switch costs nothing
+            return True  # an earlier turn waits for the same, and is as pressing unless its switch costs nothing
         goal, capacity = goal._replace(seats=seats), self._taken.left_of(self._capacity)
         if not turn.pressing and nobody_can_leave(self._standing, goal, capacity):
             self._in_vain.add(kind)
@@ -190,7 +190,7 @@ class _Orders:
         return True
 
     def _bring_overdue(self, goal: Holding, arrived: float) -> bool:
-        """It comes to any seat that is not claimed, at once; or waits for the one that it claims."""
+        """Load it now on any unclaimed seat, or let it wait for the seat that it claims."""
         outcome = self._ways(goal, self._taken.leaves(goal.may_come_to))
         if isinstance(outcome, Never | NotYet) and self._may_be_stopped(goal):
             anew = self._ways(goal, self._taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
@@ -218,7 +218,7 @@ class _Orders:
         return True
 
     def _ways(self, goal: Holding, seats: tuple[Seat, ...]) -> Plan | NotYet | Never:
-        """To these seats; a sleeper's own way is to its own. Where claims have all of them, it waits behind those."""
+        """The plan over these seats; a sleeper is woken on its own seat only. Without seats it waits for claims."""
         capacity = self._taken.left_of(self._capacity)
         if not seats:
             return NotYet((), tuple(self._taken.cards)) if self._taken.cards else plan(self._standing, goal, capacity)
@@ -227,11 +227,11 @@ class _Orders:
         return plan(self._standing, goal._replace(seats=seats), capacity)
 
     def _may_be_stopped(self, goal: Holding) -> bool:
-        """It sleeps and could be started anew on other cards now."""
+        """True if it sleeps and could now be started on other cards instead."""
         return goal.tier is Tier.HOST and len(goal.seats) > 1 and self._starts_on is None
 
     def _let_stay(self, goal: Holding, turn: Turn) -> None:
-        """It drains for another one; if its own requests are overdue before that one's, they are let in first."""
+        """Keep a draining expert if its own requests are overdue: they are admitted before it leaves."""
         if turn.overdue:
             self._staying.add(goal.name)
             self._standing = self._standing.updated([goal._replace(busy=True)])
@@ -251,10 +251,9 @@ def turns(
     policy: Policy = OURS,
     concerned: Callable[[str], bool] = lambda expert: True,
 ) -> Iterator[Turn]:
-    """Who should come next, first one first: overdue by deadline, then by waiting per second of switch cost.
+    """The experts to load next, in order: overdue by deadline, then by waiting per second of switch cost.
 
-    One after the other, because callers seldom need all of them, and which are `concerned` may depend on what was
-    done about those before.
+    Lazy: callers seldom need all of them, and `concerned` may depend on the decisions about earlier turns.
     """
     overdue: list[tuple[float, int, Turn]] = []
     others: list[tuple[float, int, Turn]] = []
@@ -290,7 +289,7 @@ def seconds_until_pressing(
 
 
 def seconds_until_tenured(standing: Standing, now: float, min_tenure_seconds: float) -> float | None:
-    """Seconds until the next expert that is waited for may be pressed out of the device; None if all may be."""
+    """Seconds until the next loaded expert with waiting requests may be evicted again; None if all may be."""
     left = (
         holding.since + min_tenure_seconds - now for holding in standing.tiers[Tier.DEVICE].values() if holding.wanted
     )
@@ -302,7 +301,7 @@ def _anyone_waits_for(victims: Iterable[str], standing: Standing) -> bool:
 
 
 def _after(standing: Standing, begun: Plan) -> Standing:
-    """The same experts once `begun` is under way: where they will stand, and not to be touched."""
+    """The standing once `begun` is under way: its experts are busy and in their target tiers."""
     return standing.updated(
         holding._replace(tier=move.target, busy=True, seat=move.seat)
         for move in begun.moves
@@ -311,4 +310,4 @@ def _after(standing: Standing, begun: Plan) -> Standing:
 
 
 INFINITY = float("inf")
-_INSTANT = 1e-6  # seconds; keeps the ratio finite for an expert that costs nothing to bring
+_INSTANT = 1e-6  # seconds; keeps the ratio finite for an expert without load cost

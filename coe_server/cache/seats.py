@@ -1,4 +1,4 @@
-"""Pure: on which cards an expert may lie. Knows sizes and neighbours of cards, not what is on them."""
+"""Pure: the cards on which an expert may run. Knows sizes and links of cards, not what is loaded on them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from coe_server.engines.engine import Seat
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One card that engines may use. `links` names the cards it is joined to by NVLink."""
+    """One card that engines may use. `links`: indices of the cards connected by NVLink."""
 
     index: int
     total_bytes: int
     model: str = ""
     links: frozenset[int] = frozenset()
-    instance: bool = False  # a MIG instance: it takes part in no block
+    instance: bool = False  # a MIG instance: never part of a block
 
 
 def candidate_seats(cards: Sequence[Card], width: int, allowed: Collection[int] | None = None) -> tuple[Seat, ...]:
-    """Every seat of that width, in order of preference; none if the machine has none.
+    """All seats of this width, in order of preference; empty if the machine has none.
 
     Width 1: each card. Wider: aligned blocks of cards of equal model and size, so that two seats of one width share
-    either all cards or none. Cards that NVLink joins stand beside each other, and blocks within one such island come
-    first. `allowed` narrows the cards; if it names exactly as many as needed, they are the only seat.
+    either all cards or none. Cards connected by NVLink are adjacent, and blocks within one such island come first.
+    `allowed` restricts the cards; if it names exactly `width` of them, they are the only seat.
     """
     usable = [card for card in cards if allowed is None or card.index in allowed]
     if width == 1:
@@ -41,7 +41,7 @@ def candidate_seats(cards: Sequence[Card], width: int, allowed: Collection[int] 
 
 
 def _alike(cards: Iterable[Card]) -> list[list[Card]]:
-    """Cards of equal model and size: ranks hold equal shares, so the smallest would bound the others."""
+    """Groups of cards of equal model and size: ranks hold equal shares, so the smallest card would limit the others."""
     groups: dict[tuple[str, int], list[Card]] = {}
     for card in cards:
         groups.setdefault((card.model, card.total_bytes), []).append(card)
@@ -49,7 +49,7 @@ def _alike(cards: Iterable[Card]) -> list[list[Card]]:
 
 
 def _islands(cards: Sequence[Card]) -> list[list[Card]]:
-    """Cards that links join, directly or over others; by size, largest first, then by their first card."""
+    """Connected components of the links; largest first, then by first card."""
     left = {card.index: card for card in cards}
     islands = []
     while left:

@@ -65,7 +65,7 @@ class MoveRecord:
 class Slot:
     """The mutable record of one expert, changed only between awaits.
 
-    Its methods note each change in `changes` for the overview; fields that are set directly are in no view.
+    Its methods note each change in `changes` for the overview; fields that are set directly appear in no view.
     """
 
     waiters: WaitingLine
@@ -73,8 +73,8 @@ class Slot:
     pin: Tier
     costs: Costs
     changes: dict[str, None]  # names of the slots that have changed, in order
-    seats: tuple[Seat, ...]  # where it may start; one that is pinned has a place of its own
-    seat: Seat  # the cards of its process; those of the last one, if it has none
+    seats: tuple[Seat, ...]  # where it may start; a pinned expert has one
+    seat: Seat  # the cards of its process, or of its last one
     places: int  # leases at a time
     tier: Tier = Tier.DISK
     moving: Move | None = None
@@ -84,15 +84,15 @@ class Slot:
     draining: bool = False
     failure: Failure | None = None
     restarts: Restarts = field(default_factory=Restarts)
-    backoff: Backoff = field(default_factory=Backoff)  # of a remote expert, instead of restarts
+    backoff: Backoff = field(default_factory=Backoff)  # for a remote expert, instead of restarts
     up: asyncio.Event = field(default_factory=asyncio.Event)  # set while its engine runs
     still: asyncio.Event = field(default_factory=asyncio.Event)  # set while it is not moving
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # set when this engine process ends
-    # set when it leaves the device; replaced for the next time
+    # set when it leaves the device, then replaced by a new event
     left: asyncio.Event = field(default_factory=asyncio.Event)
-    since: float = 0.0  # when it came to its tier
+    since: float = 0.0  # when it reached its tier
     last_used: float = 0.0
-    uses: int = 0  # total number
+    uses: int = 0  # leases granted so far
     pushed_out: bool = False  # it was evicted because another expert needed the memory
     last_move: MoveRecord | None = None
     name: str = field(init=False)
@@ -155,11 +155,11 @@ class Slot:
         self.change(let_in=self.let_in[:at] + self.let_in[at + leases :])
 
     def move_to(self, target: Tier) -> Move:
-        """From the tier where it is, on the cards where it is."""
+        """The move from its tier to `target`, on its present cards."""
         return Move(self.name, self.tier, target, self.seat)
 
     def touches(self, card: int) -> bool:
-        """Whether its process is on that card, or on its way there."""
+        """True if its process is on that card, or will be after its move."""
         going_there = self.moving is not None and card in self.moving.seat
         return going_there or (self.tier is not Tier.DISK and card in self.seat)
 
@@ -218,7 +218,7 @@ def new_slot(expert: Expert, limits: Limits, changes: dict[str, None]) -> Slot:
 
 
 def seconds_left(slot: Slot, now: float) -> float:
-    """Seconds until it is on the device, if the move takes its usual time."""
+    """Seconds until it is on the device, if the move takes as long as usual."""
     begun = now if slot.moving_since is None else slot.moving_since
     return max(0.0, slot.switch_seconds() - (now - begun))
 

@@ -1,4 +1,4 @@
-"""All slots as the scheduler and the planner see them, and each as an operator sees it. Changes nothing."""
+"""Read-only views of the slots: for the scheduler, for the planner, and for operators."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _State = tuple[
 
 
 class Overview:
-    """Derived views of all slots: location, moves, waiting requests, failures. Saves a scan of 150 slots a pass.
+    """Derived views of all slots: tier, moves, waiting requests, failures. Avoids a scan of 150 slots per pass.
 
     The views are always current. The planner's and the scheduler's views are computed on access, because most passes
     need neither.
@@ -36,7 +36,7 @@ class Overview:
         ledger: Ledger,
     ) -> None:
         self._slots = slots
-        self._changes = changes  # names, noted by the slots; taken out here
+        self._changes = changes  # names, added by the slots and removed here
         self._policy = policy
         self._limits = limits
         self._ledger = ledger
@@ -134,9 +134,9 @@ class Overview:
         return not self._in_turn and not self._moving
 
     def queues(self) -> tuple[Queue, ...]:
-        """The experts that wait for a turn and could have one: engines start one at a time.
+        """The waiting requests of every expert that could have a turn now: engines start one at a time.
 
-        In strict order of arrival only the expert of the oldest request has a turn.
+        In strict order of arrival only the expert of the oldest request could.
         """
         if self._changes:
             self._look_again()
@@ -147,14 +147,14 @@ class Overview:
         return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
 
     def expected(self) -> Mapping[str, Expected]:
-        """What a request that arrived now would meet at each expert. The forecast adds the turns ahead of it."""
+        """Each expert's state as it affects a request that arrives now, without the turns ahead (see `forecast`)."""
         self._look_again()
         for name in tuple(self._to_expect_anew):
             self.expected_of(name)
         return self._expected
 
     def expected_of(self, name: str) -> Expected:
-        """The same of one expert; raises KeyError where there is none of that name."""
+        """The same for one expert. Raises KeyError if the name is unknown."""
         if self._changes:
             self._look_again()
         slot = self._to_expect_anew.pop(name, None)
@@ -163,7 +163,7 @@ class Overview:
         return self._expected[name]
 
     def forecast(self, now: float) -> Forecast:
-        """When each waiting expert's turn comes if no other expert is requested."""
+        """When each waiting expert is loaded, if no other expert is requested."""
         self._look_again()
         queues = [self._queue(slot) for slot in self._in_turn.values()]
         order = turns(queues, now, self._limits.max_wait_seconds, self._policy)
@@ -176,7 +176,7 @@ class Overview:
             default=0,
         )
         free = sum(max(0, card) // max(largest, 1) for card in (self._ledger.capacity - standing.used).cards)
-        places += [0.0] * min(free, len(waiting) + 1)  # more free places than turns change nothing
+        places += [0.0] * min(free, len(waiting) + 1)  # more free places than turns make no difference
         starting = (seconds_left(slot, now) for slot in self._starting.values())
         return Forecast(waiting, places, max(starting, default=0.0))
 
@@ -253,7 +253,7 @@ def _expected(slot: Slot) -> Expected:
 
 
 def _holding(slot: Slot, policy: Policy) -> Holding:
-    """As the planner sees it: where it will be once the move under way is done."""
+    """The planner's view of a slot: in the target tier of its present move."""
     return Holding(
         slot.name,
         slot.moving.target if slot.moving else slot.tier,
@@ -270,19 +270,21 @@ def _holding(slot: Slot, policy: Policy) -> Holding:
 
 
 def _queue(slot: Slot) -> Queue:
-    """The requests that wait for it, as the scheduler sees them."""
+    """The scheduler's view of the requests that wait for it."""
     return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), slot.waiters.mean_weight())
 
 
 def _makes_room(slot: Slot, place: int) -> float | None:
-    """When the lease was granted whose release admits the request at this place (0: the oldest lease; requests that
-    wait come after the leases). None where no lease has to end first."""
+    """Grant time of the lease whose release admits the request at this position; None if no lease must end first.
+
+    Positions count the held leases, oldest first, then the waiting requests.
+    """
     position = place % slot.places
     return slot.let_in[position] if position < len(slot.let_in) else None
 
 
 def _can_leave_in(slot: Slot, now: float) -> float:
-    """Seconds until an expert on the device, or on its way there, can have left it."""
+    """Seconds until an expert that is loaded, or being loaded, can have left the device."""
     goes_on = slot.leases + (slot.gate if slot.draining else slot.waiters.leases)
     down, service = slot.costs.move(Tier.DEVICE, slot.idle_tier), slot.costs.service
     last = _makes_room(slot, goes_on - 1) if goes_on else None
@@ -292,7 +294,7 @@ def _can_leave_in(slot: Slot, now: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ExpertStatus:
-    """Where it is, what it holds, who uses it and waits for it, and what it did last."""
+    """Operator's view of one expert: tier, memory, leases, queue, last move, failure."""
 
     name: str
     state: State
@@ -300,12 +302,12 @@ class ExpertStatus:
     held: Bytes
     leases: int
     max_concurrency: int  # leases at a time
-    queued: int  # leases that are waited for
+    queued: int  # waiting leases
     pin: Tier
     last_move: MoveRecord | None
     failure: str | None
     predicted_wait_seconds: float
-    returns_seconds: float | None  # of one that has failed: until a request may be let in again
+    returns_seconds: float | None  # seconds until a failed expert admits requests again
 
     @classmethod
     def of(cls, slot: Slot, outlook: Outlook, held: Bytes) -> ExpertStatus:

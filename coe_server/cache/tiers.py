@@ -1,4 +1,4 @@
-"""Pure: the tiers, the bytes that an expert holds in each, their ledger, and where every expert is (the standing)."""
+"""Pure: the tiers, the bytes that an expert holds in each, the ledger, and the standing (every expert's tier)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coe_server.engines.engine import Footprint, Seat
 
 
 class Tier(StrEnum):
-    """Where an expert's weights can be, fastest first; the fastest has the least depth."""
+    """Where an expert's weights can be, fastest first; `depth` is 0 for the fastest."""
 
     depth: int
 
@@ -21,7 +21,7 @@ class Tier(StrEnum):
     HOST = "host", 1
     DISK = "disk", 2
 
-    def __new__(cls, word: str, depth: int = 0) -> Tier:  # type checkers take `Tier("host")`, a look-up, for this
+    def __new__(cls, word: str, depth: int = 0) -> Tier:  # type checkers use it for the look-up `Tier("host")`
         tier = str.__new__(cls, word)
         tier._value_, tier.depth = word, depth
         return tier
@@ -33,10 +33,10 @@ class _Amounts(NamedTuple):
 
 
 class Bytes(_Amounts):
-    """An amount on each card and in host memory (disk is not accounted).
+    """Bytes on each card and in host memory (disk is not accounted).
 
-    `Bytes(10, 5)` is 10 on the first card, `Bytes((10, 20), 5)` names each. Cards that are not named hold nothing, so
-    `Bytes()` is zero on any machine and equal amounts compare as equal.
+    `Bytes(10, 5)` is 10 on the first card and 5 in host memory; `Bytes((10, 20), 5)` lists the cards. Missing cards
+    count as 0, so `Bytes()` is zero on any machine and equal amounts compare as equal.
     """
 
     __slots__ = ()
@@ -46,14 +46,14 @@ class Bytes(_Amounts):
 
     @property
     def device(self) -> int:
-        """On all cards together."""
+        """Sum over all cards."""
         return sum(self.cards)
 
     def on(self, card: int) -> int:
-        """On that card."""
+        """Bytes on that card."""
         return self.cards[card] if card < len(self.cards) else 0
 
-    def __add__(self, other: Bytes) -> Bytes:  # type: ignore[override]  # amounts add up, they are not strung together
+    def __add__(self, other: Bytes) -> Bytes:  # type: ignore[override]  # adds amounts instead of joining tuples
         return _bytes(tuple([a + b for a, b in _pairs(self.cards, other.cards)]), self.host + other.host)
 
     def __sub__(self, other: Bytes) -> Bytes:
@@ -71,7 +71,7 @@ class Bytes(_Amounts):
         return _bytes(tuple([max(a, b) for a, b in _pairs(self.cards, other.cards)]), max(self.host, other.host))
 
     def without(self, card: int) -> Bytes:
-        """The same with nothing on that card."""
+        """The same with 0 on that card."""
         return _bytes(tuple(0 if index == card else size for index, size in enumerate(self.cards)), self.host)
 
 
@@ -82,17 +82,16 @@ def _bytes(cards: tuple[int, ...], host: int) -> Bytes:
 
 
 def _pairs(mine: tuple[int, ...], theirs: tuple[int, ...]) -> Iterable[tuple[int, int]]:
-    """Card by card; one that only the other names counts as 0."""
+    """The amounts card by card; a missing card counts as 0."""
     return zip(mine, theirs, strict=True) if len(mine) == len(theirs) else zip_longest(mine, theirs, fillvalue=0)
 
 
-@lru_cache(maxsize=4096)  # every pass over the experts asks for the same few
+@lru_cache(maxsize=4096)  # every pass asks for the same few
 def bytes_in(footprint: Footprint, tier: Tier, seat: Seat = (0,)) -> Bytes:
-    """What an expert of this footprint holds while it stands in `tier`, its process on the cards of `seat`.
+    """The bytes of an expert with this footprint in `tier`, with its process on the cards of `seat`.
 
-    The footprint's device bytes are those on each card, its host bytes those of the whole process. Host accounting is
-    inclusive: process and image count while the process lives, awake or asleep, so that going to sleep never needs new
-    host memory.
+    Device bytes of a footprint are per card, host bytes per process. Host accounting is inclusive: process and image
+    count while the process runs, awake or asleep, so a sleep never needs new host memory.
     """
     if tier is Tier.DISK:
         return _NOTHING
@@ -104,10 +103,10 @@ _NOTHING = Bytes()
 
 
 class Ledger:
-    """Bytes held by each expert. Reserve before a move, settle after it is seen to be done.
+    """Bytes held by each expert. Reserve before a move; settle after its effect was measured.
 
-    `capacity` shrinks when a card is lost. What its experts still hold there stays until they have stopped; more than
-    `capacity` is never reserved.
+    More than `capacity` is never reserved. `capacity` shrinks when a card is lost; bytes held there stay in the
+    ledger until their experts have stopped.
     """
 
     def __init__(self, capacity: Bytes) -> None:
@@ -123,18 +122,18 @@ class Ledger:
         return self._held.get(expert, Bytes())
 
     def reserve(self, expert: str, target: Bytes) -> None:
-        """Hold the larger of now and `target` in each tier, for the time of a move."""
+        """Hold the larger of present bytes and `target` in each tier, for the duration of a move."""
         self._hold(expert, self.held(expert).at_least(target))
 
     def settle(self, expert: str, exact: Bytes) -> None:
-        """Hold exactly `exact`; for memory that is known to be taken or seen to be free."""
+        """Hold exactly `exact`, after memory was seen to be used or freed."""
         self._hold(expert, exact)
 
     def room_for(self, expert: str, target: Bytes) -> bool:
         return self._may_hold(self.used - self.held(expert) + self.held(expert).at_least(target))
 
     def lose(self, card: int) -> None:
-        """From now on that card has no room."""
+        """Set the capacity of that card to 0."""
         self.capacity = self.capacity.without(card)
 
     def _hold(self, expert: str, amount: Bytes) -> None:
@@ -147,26 +146,26 @@ class Ledger:
             self._held[expert] = amount
 
     def _may_hold(self, after: Bytes) -> bool:
-        """In all: within capacity, or, on a card that was lost, no more than now."""
+        """True if the total is within capacity; on a lost card it must not grow."""
         return after.fits(self.capacity) or after.fits(self.capacity.at_least(self.used))
 
 
 class Holding(NamedTuple):
-    """One expert as the planner sees it. Every change of an expert makes a new one, so it must be quick to make.
+    """The planner's view of one expert. Every change of an expert creates a new one, so creation must be fast.
 
-    A process stays on the cards of its `seat`; one that has none takes any of `seats`.
+    A process stays on the cards of its `seat`; an expert without a process may use any of `seats`.
     """
 
     name: str
     tier: Tier
     footprint: Footprint
-    busy: bool = False  # leased or moving: it must stay where it is
-    wanted: bool = False  # requests wait for it: others leave first
-    leaving: bool = False  # it drains already: it leaves before any other
-    since: float = float("-inf")  # when it came to the device, in the clock of the caller
-    worth: float = 0.0  # the lowest leaves first: when it was last used, or how often
+    busy: bool = False  # leased or moving: must not be moved
+    wanted: bool = False  # has waiting requests: others are evicted first
+    leaving: bool = False  # already draining: evicted before any other
+    since: float = float("-inf")  # when it came to the device, in the caller's clock
+    worth: float = 0.0  # the lowest is evicted first: time of last use, or number of uses
     pin: Tier = Tier.DISK  # never below this tier
-    seat: Seat = (0,)  # the cards of its process, or those that it starts on
+    seat: Seat = (0,)  # the cards of its process, or of its start
     seats: tuple[Seat, ...] = ((0,),)  # where it may start
 
     @property
@@ -175,20 +174,20 @@ class Holding(NamedTuple):
 
     @property
     def may_come_to(self) -> tuple[Seat, ...]:
-        """The seats on which it can come to the device without being stopped before."""
+        """The seats on which it can be loaded without a stop before."""
         return self.seats if self.tier is Tier.DISK else (self.seat,)
 
     @property
     def takes_part(self) -> bool:
-        """False for an expert that is idle on disk: no plan can touch it."""
+        """False for an idle expert on disk: no plan involves it."""
         return self.wanted or self.busy or self.tier is not Tier.DISK
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Which experts stand in which tier, and what all of them hold.
+    """The experts in each tier, and the bytes that they hold together.
 
-    A change makes a new one and costs what has changed.
+    Immutable; an update copies only what has changed.
     """
 
     tiers: Mapping[Tier, Mapping[str, Holding]]
@@ -204,7 +203,7 @@ class Standing:
         return self.held[Tier.DEVICE] + self.held[Tier.HOST]  # an expert on disk holds nothing
 
     def holding(self, name: str) -> Holding | None:
-        """What is known of an expert; None if it takes no part."""
+        """The holding of an expert; None if it takes no part."""
         return _look_up(self.tiers, name)
 
     def line(self, tier: Tier, seat: Seat | None = None) -> Sequence[Holding]:
@@ -232,7 +231,7 @@ class Standing:
         return chain.from_iterable(tier.values() for tier in self.tiers.values())
 
     def updated(self, changed: Iterable[Holding]) -> Standing:
-        """The same with these instead of what was known of them."""
+        """A new standing with these holdings replaced."""
         draft = _Changes(self)
         for holding in changed:
             draft.put(holding)
@@ -258,7 +257,7 @@ def _hold_the_same(one: Holding, other: Holding) -> bool:
 
 
 class _Changes:
-    """A standing in the making; of the old one's tiers only those are copied in which something changes."""
+    """A standing under construction. Only tiers that change are copied from the old one."""
 
     def __init__(self, before: Standing) -> None:
         self.tiers = dict(before.tiers)
@@ -277,7 +276,7 @@ class _Changes:
         if stays:
             self._forget_lines(holding)
         if known is not None and stays and _hold_the_same(known, holding):
-            self._own(known.tier)[name] = holding  # it holds what it held
+            self._own(known.tier)[name] = holding  # its bytes are unchanged
             return
         if known is not None:
             del self._own(known.tier)[name]

@@ -1,6 +1,6 @@
-"""Wait times of requests: the upper bound, and an estimate of each expert's wait now. No clock, no I/O.
+"""Wait times of requests: the upper bound, and an estimate of each expert's wait now. No I/O.
 
-The estimate supposes that no other request comes: the turns ahead, dealt to the places on the device.
+The estimate assumes that no other request arrives. It assigns the turns ahead to the places on the device.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 
 class Sharer(NamedTuple):
-    """An expert that may have to make room on the device for another one, and what its moves take."""
+    """An expert that may be evicted from the device for another one, and the duration of its moves."""
 
     footprint: Footprint
-    up_seconds: float  # to the device from wherever it may be
-    down_seconds: float  # from wherever it may be to wherever it has to go
-    width: int = 1  # cards that it takes
+    up_seconds: float  # slowest move to the device
+    down_seconds: float  # slowest move off the device
+    width: int = 1  # cards
     name: str = ""
     seats: tuple[Seat, ...] = ((0,),)
 
 
 class Group(NamedTuple):
-    """Experts that may have to make room for one another, and what keeps each of their turns waiting."""
+    """Experts that may evict one another, and the moves that delay each of their turns."""
 
     experts: tuple[str, ...] = ()
     switch_seconds: float = 0.0  # the slowest
@@ -41,15 +41,15 @@ class Group(NamedTuple):
     starts_ahead_seconds: float = 0.0  # of all experts that share no card with these: each may start before them once
 
     def bound_seconds(self, limits: Limits, widest: int = 1) -> float:
-        """The longest wait for one of them."""
+        """Upper bound on the wait for one of them."""
         switch_seconds = self.switch_seconds + self.start_elsewhere_seconds
         return wait_bound_seconds(limits, len(self.experts), switch_seconds, widest) + self.starts_ahead_seconds
 
 
 def wait_bound_seconds(limits: Limits, sharing: int, switch_seconds: float, widest: int = 1) -> float:
-    """`max_wait + turns * (turn + switch)`, for so many experts that share the device; see `turn_seconds`.
+    """Upper bound `max_wait + turns * (turn + switch)`, for `sharing` experts on one device; see `turn_seconds`.
 
-    Where no expert shares the device there are no switches, but there is a turn: that of its own requests.
+    If no experts share the device, there is no switch, but one turn: that of the expert's own requests.
     """
     waiting = limits.max_wait_seconds + turns_ahead(sharing) * turn_seconds(limits, widest)
     return waiting + turns_ahead(sharing) * switch_seconds if sharing else waiting
@@ -103,9 +103,9 @@ def _some_are_disjoint(sharers: Iterable[Sharer]) -> bool:
 
 
 def turns_ahead(sharing: int) -> int:
-    """The most turns until an overdue request is let in: one of each expert, its own included, and the one under way.
+    """Upper bound on turns until an overdue request is admitted: one per expert, its own included, and the present one.
 
-    That expert may have another turn: requests for it that came after its turn had begun wait for the next.
+    The expert of the present turn may have another: requests that arrived after its turn began wait for the next.
     """
     return max(sharing, 1) + (sharing > 1)
 
@@ -128,9 +128,9 @@ def _rounds(queued: int, places: int, widest: int) -> int:
 
 
 def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> float:
-    """The longest that bringing one of them takes: its own way up, and before it, one by one, those that make room.
+    """Upper bound on a switch: the expert's own move up, after its victims' moves down, one after the other.
 
-    `host_left_bytes` would be left of host memory if every expert had a process; below zero sleepers have to stop, too.
+    `host_left_bytes`: host memory that is free while every expert has a process; if negative, sleepers must stop too.
     """
     device = sorted(min(filter(None, _freed(one.footprint)), default=0) for one in sharers)
     host = sorted(one.footprint.host for one in sharers)
@@ -145,12 +145,12 @@ def slowest_switch_seconds(sharers: Sequence[Sharer], host_left_bytes: int) -> f
 
 
 def _freed(footprint: Footprint) -> tuple[int, int]:
-    """Of the device: by falling asleep, by stopping after that."""
+    """Device bytes freed by a sleep, and by a stop after it."""
     return footprint.device_awake - footprint.device_asleep, footprint.device_asleep
 
 
 def _most_needed(need_bytes: int, freed: Iterable[int]) -> int:
-    """Upper bound on the evictions that free so much; `freed` by each, least first. No needless one is counted."""
+    """Upper bound on the evictions needed to free `need_bytes`. `freed`: bytes of each eviction, ascending."""
     number, without_one = 1, 0
     for size in filter(None, freed):
         without_one += size
@@ -161,48 +161,48 @@ def _most_needed(need_bytes: int, freed: Iterable[int]) -> int:
 
 
 class Ahead(NamedTuple):
-    """An expert whose turn comes, as far as those behind it are concerned."""
+    """An expert's next turn, as it delays the turns after it."""
 
     expert: str
     from_disk: bool
     switch_seconds: float
-    serving_seconds: float  # of those who wait for it, once it is there, and of its way off the device again
+    serving_seconds: float  # for its waiting requests once it is loaded, and for its move off the device
 
 
 class Expected(NamedTuple):
-    """What a request that arrived now would meet at an expert, until something about it changes."""
+    """The state of an expert as it affects a request that arrives now; valid until the slot changes."""
 
     residency: str
     failure: str | None
-    at_hand: bool  # it is up, and lets in those who come
-    on_its_way: bool  # to the device, now
-    from_disk: bool  # else it has to start, or is woken from where it rests
-    up_seconds: float  # which takes so long
-    serving_seconds: float  # of those who go in before, once it is up
-    makes_room: float | None  # of those, when the one inside was let in who has to end first
-    answer_seconds: float  # that an answer usually takes
-    turn: Ahead  # of those who wait for it
+    at_hand: bool  # loaded, and admits new requests
+    on_its_way: bool  # moving to the device now
+    from_disk: bool  # needs a cold start; false: a wake
+    up_seconds: float  # duration of that move
+    serving_seconds: float  # for the requests admitted before this one, once it is loaded
+    makes_room: float | None  # grant time of the lease that must end before this request is admitted
+    answer_seconds: float  # usual duration of an answer
+    turn: Ahead  # of its waiting requests
 
     def left_to_serve(self, now: float) -> float:
-        """`serving_seconds`, less what is over of the answer that goes on inside."""
+        """`serving_seconds`, less the elapsed part of the answer that must end first."""
         return self.serving_seconds - passed(self.makes_room, self.answer_seconds, now)
 
 
 def passed(since: float | None, usual_seconds: float, now: float) -> float:
-    """Of an answer that began then and takes as long as usual: none where there is none, never more than all of it."""
+    """Elapsed seconds of an answer that began at `since`, at most `usual_seconds`; 0 if there is none."""
     return 0.0 if since is None else min(now - since, usual_seconds)
 
 
 class Forecast:
-    """When each of `turns`, first one first, will have its expert on the device.
+    """When the expert of each of `turns` (in order) will be loaded.
 
-    `places`: for each expert that shares the device, in how many seconds it can have left it. Engines start one at a
-    time, the next one from `starts_from` on; while one starts, the others with a place go on, and wakes take the
-    places that become free.
+    `places`: for each expert that shares the device, the seconds until it can have left it. Engines start one at a
+    time, the next one not before `starts_from`. During a start loaded experts go on serving, and wakes use places
+    that become free.
     """
 
     def __init__(self, turns: Iterable[Ahead], places: Iterable[float], starts_from: float) -> None:
-        self.until: dict[str, float] = {}  # expert -> seconds
+        self.until: dict[str, float] = {}  # expert -> seconds until it is loaded
         self._places = list(places) or [0.0]
         heapq.heapify(self._places)
         self._starts_from = starts_from
@@ -212,7 +212,7 @@ class Forecast:
                 later.append(turn)
             else:
                 self._give(turn)
-        self.wake_after_all = self._places[0]  # when an expert whose turn is the last can begin to come
+        self.wake_after_all = self._places[0]  # when a wake after all these turns can begin
         for turn in later:
             self._give(turn)
         self.start_after_all = max(self._places[0], self._starts_from)
@@ -226,16 +226,16 @@ class Forecast:
 
 
 class Outlook(NamedTuple):
-    """What a request for an expert would meet if it came now."""
+    """The wait, or the failure, that a request for an expert would meet now."""
 
     residency: str
     predicted_wait_seconds: float
     failure: str | None
-    returns_seconds: float | None = None  # of one that has failed: until a request may be let in again
+    returns_seconds: float | None = None  # seconds until a failed expert admits requests again
 
 
 class Waits:
-    """`overview` knows where every expert is now, `clock` gives seconds."""
+    """Wait times from the present queues and measured costs. `clock` returns seconds."""
 
     def __init__(
         self,
@@ -250,23 +250,23 @@ class Waits:
         self._ledger = ledger
         self._limits = limits
         self._clock = clock
-        self._widest = 1  # leases that one request has taken so far
-        self._steady: dict[str, tuple[Expected, Outlook]] = {}  # where time alone changes nothing
+        self._widest = 1  # most leases taken by one request so far
+        self._steady: dict[str, tuple[Expected, Outlook]] = {}  # outlooks that do not change with time alone
 
     def saw(self, leases: int) -> None:
-        """A request takes that many leases."""
+        """Note that a request takes this many leases."""
         self._widest = max(self._widest, leases)
 
     def outlooks(self) -> Outlooks:
-        """Each expert by name, as things are now: to be read before the next await."""
+        """Each expert's outlook by name. Valid only until the next await."""
         return Outlooks(self._slots, self._overview, self._clock(), self._steady)
 
     def predicted_seconds(self, name: str) -> float:
-        """Until a request that came now would be granted a lease, as the queues are now."""
+        """Predicted wait of a request that arrives now until its lease, in seconds."""
         return self.outlooks()[self._slots[name].name].predicted_wait_seconds
 
     def bound_seconds(self) -> float:
-        """The longest wait, with the costs measured and the fan-outs seen so far."""
+        """Upper bound on the wait, with the costs and fan-outs seen so far, in seconds."""
         return self._bound(self._limits, self._widest)
 
     def bounds_seconds(self) -> dict[str, float]:
@@ -291,30 +291,29 @@ class Waits:
         return group.bound_seconds(limits, self._widest if widest is None else widest)
 
     def widest_bound_seconds(self) -> float:
-        """The same once a request has asked for as many answers as one may."""
+        """The same if a request asks for the maximum number of answers."""
         return self._bound(self._limits, self._limits.max_fan_out)
 
     def usual_bound_seconds(self) -> float:
-        """The same if every answer took as long as those measured so far (guessed before): what full queues cost."""
+        """The bound if every answer takes as long as measured (an estimate before): the wait behind full queues."""
         seconds = min(self.usual_answer_seconds, self._limits.max_generation_seconds)
         return self._bound(replace(self._limits, max_generation_seconds=seconds), self._widest)
 
     @property
     def usual_answer_seconds(self) -> float:
-        """Of the slowest expert, as measured; a guess before."""
+        """Duration of an answer of the slowest expert, as measured; an estimate before."""
         return max((slot.costs.service for slot in self._slots.values()), default=0.0)
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The experts that may have to make room for one another, with the costs measured so far; the group with the
-        longest wait first."""
+        """Groups of experts that may evict one another, with the costs measured so far; longest wait first."""
         host_left = self._ledger.capacity.host - sum(slot.engine.footprint.host for slot in self._slots.values())
         found = groups_of([_sharer(slot) for slot in self._sharers], host_left)
         return tuple(sorted(found, key=lambda group: -self.bound_of(group, widest=1)))
 
     @property
     def costs_are_measured(self) -> bool:
-        """Whether none of the moves in the bound is guessed."""
+        """True if every move in the bound was measured."""
         return all(slot.costs.moves_are_measured for slot in self._sharers)
 
     @property
@@ -331,9 +330,9 @@ class Waits:
 
 
 class Outlooks(Mapping[str, Outlook]):
-    """Each expert's outlook at one moment, worked out when it is asked for.
+    """Each expert's outlook at one moment, computed on access.
 
-    `steady`: outlooks from earlier, each with what was expected then; one is the same while that is the same.
+    `steady`: a cache of earlier outlooks; an entry is valid while its `Expected` is the same object.
     """
 
     def __init__(
@@ -343,7 +342,7 @@ class Outlooks(Mapping[str, Outlook]):
         self._overview = overview
         self._now = now
         self._steady = steady
-        self._forecast: Forecast | None = None  # the same for all experts; not needed while all are at hand
+        self._forecast: Forecast | None = None  # shared by all experts; not needed while all are at hand
 
     def __getitem__(self, name: str) -> Outlook:
         expected = self._overview.expected_of(name)
@@ -363,12 +362,12 @@ class Outlooks(Mapping[str, Outlook]):
         return len(self._slots)
 
     def _seconds(self, name: str, expected: Expected) -> float:
-        """Until a request that came now would be granted a lease."""
+        """Seconds until a request that arrives now is granted a lease."""
         serving = expected.left_to_serve(self._now)
         return serving if expected.at_hand else serving + self._until_up(name, expected)
 
     def _until_up(self, name: str, expected: Expected) -> float:
-        """Seconds until it is on the device and admits new requests."""
+        """Seconds until it is loaded and admits new requests."""
         forecast = self._forecast = self._forecast or self._overview.forecast(self._now)
         turn = forecast.until.get(name)
         if turn is not None:
@@ -378,7 +377,7 @@ class Outlooks(Mapping[str, Outlook]):
         return (forecast.start_after_all if expected.from_disk else forecast.wake_after_all) + expected.up_seconds
 
     def _absence(self, name: str, failure: str | None) -> tuple[str | None, float | None]:
-        """Why no request is let in now, and for how long; (None, None) for most."""
+        """Why no request is admitted now, and for how many seconds; (None, None) if requests are."""
         slot = self._slots[name]
         if slot.backoff.since is not None:
             refusal = slot.backoff.refusal(self._now)
@@ -387,7 +386,7 @@ class Outlooks(Mapping[str, Outlook]):
 
 
 def _sharer(slot: Slot) -> Sharer:
-    """One with several seats may have to stop before it comes: it can start anew on another seat."""
+    """The sharer of a slot. With several seats it may stop first and start on another seat."""
     up, down = slot.costs.slowest_way_up, slot.costs.slowest_way_down
     stop = down if len(slot.expert.seats) > 1 else 0.0
     return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width, slot.name, slot.seats)

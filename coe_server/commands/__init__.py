@@ -1,1 +1,1 @@
-"""What `coe` does, a file for each command that is more than a few lines."""
+"""The commands of `coe`, one file for each that is more than a few lines."""

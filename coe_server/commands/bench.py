@@ -24,19 +24,19 @@ CONCURRENCY, REQUESTS = 8, 100  # defaults
 
 def bench(
     url: Annotated[str, typer.Argument(metavar="URL", help="An OpenAI endpoint, e.g. http://127.0.0.1:8080/v1")],
-    model: Annotated[str, typer.Option(help="What stands under model: auto, auto:<objective> or a name.")] = "auto",
-    concurrency: Annotated[int | None, typer.Option(help="Requests under way at a time. Default 8.", min=1)] = None,
+    model: Annotated[str, typer.Option(help="Value of model: auto, auto:<objective> or a name.")] = "auto",
+    concurrency: Annotated[int | None, typer.Option(help="Requests in flight. Default 8.", min=1)] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Requests a second, however many are under way, instead of --concurrency.")
+        float | None, typer.Option(help="Requests per second, however many are in flight; replaces --concurrency.")
     ] = None,
     requests: Annotated[
-        int | None, typer.Option(help="Stop after so many. Default 100 without --duration.", min=1)
+        int | None, typer.Option(help="Stop after this many requests. Default 100 without --duration.", min=1)
     ] = None,
-    duration: Annotated[float | None, typer.Option(help="Stop sending after so many seconds.")] = None,
+    duration: Annotated[float | None, typer.Option(help="Stop sending after this many seconds.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines with prompt or messages, or one prompt a line. Default: made up.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="The longest answer asked for.", min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option(help="max_tokens of each request.", min=1)] = 64,
     key: Annotated[str | None, typer.Option(envvar="COE_API_KEY", help="API key.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON and nothing else.")] = False,
 ) -> None:
@@ -48,8 +48,8 @@ def bench(
 
       coe bench http://127.0.0.1:8000/v1 --model my-model --rate 5 --requests 200 --prompts questions.jsonl
 
-    A token is a chunk with content or reasoning. Only whole answers are timed; the others are counted by their code.
-    Exit code 1 if none was whole.
+    A token is a chunk with content or reasoning. Only complete answers are timed; errors are counted by code.
+    Exit code 1 if no answer was complete.
     """
     with mistakes_as_sentences():
         if rate is not None and concurrency is not None:

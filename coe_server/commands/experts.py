@@ -1,4 +1,4 @@
-"""Where the experts of a running server are, as a table for a person: once, or as it changes. Asks over HTTP only."""
+"""`coe experts`: the experts of a running server as a table, once or refreshed. Uses HTTP only."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """A server that may be there, at `url`; `admin_key` for one that asks for it."""
+    """The server at `url`, which may not be running; `admin_key` if it requires one."""
 
     url: str
     admin_key: str | None = None
 
     def experts(self) -> list[dict[str, Any]]:
-        """What `GET /admin/experts` says. Raises CoeError with the reason if nothing or something else answers."""
+        """The answer of `GET /admin/experts`. Raises CoeError if no server, or another program, answers."""
         found: list[dict[str, Any]] = self._json("/admin/experts")
         return found
 
@@ -60,7 +60,7 @@ class RunningServer:
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error
         except ValueError as error:
-            raise CoeError(f"what answers at {self.url} is not this server: {path} is no JSON") from error
+            raise CoeError(f"{address} does not answer with JSON; is it another program's port?") from error
         except TimeoutError as error:
             raise CoeError(f"the server at {self.url} did not answer within {_TIMEOUT_SECONDS:g} s") from error
         except OSError as error:
@@ -70,7 +70,7 @@ class RunningServer:
 
 
 def watch_experts(server: RunningServer, console: Console) -> None:
-    """Show the table until Ctrl-C or the server's end; into a file or pipe, each time it changes."""
+    """Show the table until Ctrl-C or until the server ends. Into a file or pipe, print it on each change."""
     shown = server.look()
     with suppress(KeyboardInterrupt):
         if console.is_terminal:
@@ -132,13 +132,13 @@ def _is_asleep(expert: dict[str, Any]) -> bool:
 
 
 def _failure(expert: dict[str, Any]) -> str:
-    """In full; what looks like a row of the table is indented."""
+    """The whole failure; further lines are indented, so that none looks like a row."""
     told = visible_lines(str(expert["failure"])).replace("\n", "\n    ")
     return f"[red]{_shown(expert['name'])} failed:[/red] {escape(told)}"
 
 
 def _shown(word: object) -> str:
-    """What a server says: nothing in it colours, moves or links anything here."""
+    """A server's text without control characters and without markup."""
     return escape(visible(str(word)))
 
 
@@ -152,7 +152,7 @@ def _table(found: list[dict[str, Any]], columns: Sequence[str]) -> Table:
 
 
 def _state(expert: dict[str, Any]) -> str:
-    """A remote expert is always at hand and takes nothing here."""
+    """The state shown; a remote expert has no tier here."""
     state = "remote" if expert["residency"] == "remote" and expert["state"] == "device" else _shown(expert["state"])
     return f"[red]{state}[/red]" if state == "failed" else state
 
@@ -162,7 +162,7 @@ def _move(move: dict[str, Any] | None) -> str:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What to do about it, or the server's own sentence."""
+    """What to do, or the server's own error message."""
     if error.code in {401, 403, 404}:
         return "it requires an admin key (COE_ADMIN_KEY), or none on a loopback address"
     try:

@@ -1,4 +1,4 @@
-"""`coe keys`: makes, shows and removes API keys. A key is printed once; only its hash is kept."""
+"""`coe keys`: creates, lists and removes API keys. A key is printed once; only its hash is stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coe_server.keys import MOST_A_MINUTE, MOST_WEIGHT, NAME, Key, hashed, new_k
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Make, list and remove API keys. The file is keys.file of the configuration; only hashes are kept in it.",
+    help="Create, list and remove API keys. They are stored as hashes in keys.file of the configuration.",
 )
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="The server's YAML file; its keys.file is changed.")]
@@ -29,28 +29,28 @@ Name = Annotated[str, typer.Argument(help="Name of the key; it appears in metric
 def add(
     config: ConfigPath,
     name: Name,
-    admin: Annotated[bool, typer.Option("--admin", help="It also opens /admin, /metrics and the page.")] = False,
-    scrape: Annotated[bool, typer.Option("--scrape", help="It opens /metrics and nothing else: Prometheus's.")] = False,
+    admin: Annotated[bool, typer.Option("--admin", help="Also allow /admin, /metrics and the page.")] = False,
+    scrape: Annotated[bool, typer.Option("--scrape", help="Allow only /metrics, for Prometheus.")] = False,
     requests_per_minute: Annotated[
-        int | None, typer.Option(help="At most so many. Default: no limit.", min=1, max=MOST_A_MINUTE)
+        int | None, typer.Option(help="Requests per minute. Default: no limit.", min=1, max=MOST_A_MINUTE)
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Requests in progress at a time.", min=1)] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Concurrent requests.", min=1)] = None,
     max_fan_out: Annotated[
         int | None,
         typer.Option(help="Answers that one request may ask for (n, prompts). Default: the server's.", min=1),
     ] = None,
-    priority: Annotated[bool, typer.Option("--priority", help="It may ask for `priority: high`.")] = False,
+    priority: Annotated[bool, typer.Option("--priority", help="Allow `priority: high`.")] = False,
     weight: Annotated[
         float, typer.Option(help="Share of half-full queues relative to the other keys.", min=0.001, max=MOST_WEIGHT)
     ] = 1.0,
     expert: Annotated[
-        list[str] | None, typer.Option(help="May use this expert (repeatable). Default: every expert.")
+        list[str] | None, typer.Option(help="Allow this expert (repeatable). Default: every expert.")
     ] = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="May ask for auto:OBJECTIVE (repeatable). Default: every objective.")
+        list[str] | None, typer.Option(help="Allow auto:OBJECTIVE (repeatable). Default: every objective.")
     ] = None,
 ) -> None:
-    """Make a key and print it, once. A running server knows it after a reload.
+    """Create a key and print it, once. A running server accepts it after a reload.
 
     Example: coe keys add serve.yaml alice --requests-per-minute 60 --concurrency 4 --objective cheap
     """
@@ -58,13 +58,13 @@ def add(
         settings = load_config(config)
         file = _file(settings.keys.file)
         if re.fullmatch(NAME, name) is None:
-            raise ConfigError(f"NAME: '{name}' is not up to 64 letters, digits, dots, dashes and underscores")
+            raise ConfigError(f"NAME: '{name}' is not a name: up to 64 letters, digits, dots, dashes and underscores")
         if scrape and (admin or expert or objective or requests_per_minute or concurrency):
-            raise ConfigError("--scrape: such a key opens /metrics and nothing else; give it no other option")
+            raise ConfigError("--scrape: such a key allows only /metrics; give no other option")
         _refuse_unknown(expert or (), {one.name for one in settings.experts})
         known = read_keys(file) if file.exists() else ()
         if any(key.name == name for key in known):
-            raise ConfigError(f"keys.file: there is a key '{name}' already; coe keys remove {config} {name} removes it")
+            raise ConfigError(f"keys.file: key '{name}' already exists; `coe keys remove {config} {name}` removes it")
         key = new_key()
         entry = Key(
             name=name,
@@ -82,7 +82,7 @@ def add(
         )
         write_keys(file, (*known, entry))
     typer.echo(key)
-    typer.echo(f"kept as a hash in {file}; it cannot be shown again", err=True)
+    typer.echo(f"stored as a hash in {file}; the key cannot be shown again", err=True)
 
 
 @app.command(name="list")
@@ -127,16 +127,17 @@ def remove(config: ConfigPath, name: Name) -> None:
         file = _file(load_config(config).keys.file)
         found = read_keys(file)
         if all(key.name != name for key in found):
-            raise ConfigError(f"keys.file: there is no key '{name}'; there are {', '.join(key.name for key in found)}")
+            names = ", ".join(key.name for key in found)
+            raise ConfigError(f"keys.file: there is no key '{name}'; the keys are {names}")
         write_keys(file, (key for key in found if key.name != name))
 
 
 def _file(file: Path | None) -> Path:
     if file is None:
-        raise ConfigError("keys.file: is not set; say where the keys are to be kept, e.g. keys: {file: keys.json}")
+        raise ConfigError("keys.file: is not set; set it, e.g. keys: {file: keys.json}")
     return file
 
 
 def _refuse_unknown(experts: list[str] | tuple[()], known: set[str]) -> None:
     if unknown := sorted(set(experts) - known):
-        raise ConfigError(f"--expert: there is no expert '{unknown[0]}'; there are {', '.join(sorted(known))}")
+        raise ConfigError(f"--expert: there is no expert '{unknown[0]}'; the experts are {', '.join(sorted(known))}")

@@ -1,6 +1,6 @@
-"""Load on any OpenAI-compatible endpoint: sends chat requests, streams the answers and times them. Prints nothing.
+"""Load generator for an OpenAI-compatible endpoint: sends chat requests and times their streamed answers.
 
-Its prompts come from a file or are generated.
+Prompts come from a file or are generated.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from coe_server.upstream.reply import why_not_connected
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is sent: `concurrency` at a time, or `rate` a second (None: as fast as answers come).
+    """The load: `concurrency` requests in flight, or `rate` requests per second (None: `concurrency` applies).
 
-    It ends after `requests` or `seconds`, whichever is given.
+    Ends after `requests` or after `seconds`, whichever comes first.
     """
 
     url: str
@@ -43,7 +43,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request; seconds. `error` is a status or a code, None for a whole answer."""
+    """One request; times in seconds. `error`: a status or a code; None for a complete answer."""
 
     error: str | None
     first_token: float | None
@@ -57,13 +57,13 @@ class Answer:
 
 @dataclass(slots=True)
 class Measured:
-    """What came back, and in how many seconds altogether."""
+    """All answers, and the duration of the run in seconds."""
 
     answers: list[Answer] = field(default_factory=list)
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, rates, and percentiles in milliseconds of whole answers alone; a token is a chunk with words."""
+        """Counts, rates, and percentiles in milliseconds (complete answers only). A token is a chunk with text."""
         whole = [answer for answer in self.answers if answer.error is None]
         return {
             "requests": len(self.answers),
@@ -79,7 +79,7 @@ class Measured:
 
 
 async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
-    """Carry the plan out; `answered` hears of each request as it ends."""
+    """Send the load. `answered` is called when a request ends."""
     measured, began = Measured(), time.perf_counter()
     timeout = aiohttp.ClientTimeout(total=plan.timeout_seconds)
     connector = aiohttp.TCPConnector(limit=0)
@@ -100,7 +100,7 @@ async def send_load(plan: Plan, answered: Callable[[Answer], None]) -> Measured:
 
 
 class _Turns:
-    """Numbers the requests until there have been enough, or the time is up."""
+    """Numbers the requests, up to the limit of requests or time."""
 
     def __init__(self, plan: Plan, began: float) -> None:
         self._left = plan.requests
@@ -122,7 +122,7 @@ async def _keep_asking(turns: _Turns, one: Callable[[int], Any]) -> None:
 
 
 async def _ask_at_rate(turns: _Turns, rate: float, one: Callable[[int], Any]) -> None:
-    """At even distances; a slow server does not slow the load down."""
+    """Send at constant intervals, independent of the server's speed."""
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         while (number := turns.take()) is not None:
@@ -172,28 +172,28 @@ async def _read(response: aiohttp.ClientResponse, began: float) -> Answer:
 
 
 def _has_content(event: Mapping[str, Any]) -> bool:
-    """Does any choice say something, aloud or, as reasoning models do first, to itself?"""
+    """True if any choice has content or reasoning."""
     choices = event.get("choices")
     deltas = (_object(_object(one).get("delta")) for one in (choices if isinstance(choices, list) else ()))
     return any(delta.get(kind) for delta in deltas for kind in ("content", "reasoning_content", "reasoning"))
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object, or an empty one in place of anything else that a server sends."""
+    """The value if it is a JSON object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 
 def _in_words(error: Exception, plan: Plan) -> str:
-    """What went wrong with a request that got no answer, or half of one."""
+    """The error of a request without a complete answer."""
     match error:
         case TimeoutError():
-            return f"no whole answer within {plan.timeout_seconds:g} s"
+            return f"no complete answer within {plan.timeout_seconds:g} s"
         case aiohttp.ClientConnectorError():
             return f"cannot connect: {why_not_connected(error.os_error)}"
         case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError() | ConnectionError():
             return "broken off"
         case aiohttp.InvalidURL():
-            return "the URL is none"
+            return "invalid URL"
         case ValueError():
             return "not JSON"
         case _:
@@ -201,7 +201,7 @@ def _in_words(error: Exception, plan: Plan) -> str:
 
 
 def _code(status: int, body: bytes) -> str:
-    """`429 queue_full`, or the status alone where the body has no code."""
+    """`429 queue_full`, or only the status if the body has no code."""
     try:
         return f"{status} {_object(_object(json.loads(body)).get('error')).get('code') or ''}".strip()
     except ValueError:
@@ -209,7 +209,7 @@ def _code(status: int, body: bytes) -> str:
 
 
 def _percentiles(seconds: Sequence[float]) -> dict[str, float] | None:
-    """In milliseconds, of the nearest rank; None where there is nothing."""
+    """Nearest-rank percentiles in milliseconds; None for no values."""
     if not seconds:
         return None
     ranked = sorted(seconds)
@@ -231,7 +231,7 @@ MADE_UP = (
 
 
 def made_up_questions(count: int, seed: int = 0) -> list[Messages]:
-    """Generated questions, the same for the same seed."""
+    """Generated questions, reproducible by seed."""
     chance = random.Random(seed)
     return [
         _asked(chance.choice(MADE_UP).format(a=chance.randint(2, 99), b=chance.randint(2, 99))) for _ in range(count)
@@ -239,7 +239,7 @@ def made_up_questions(count: int, seed: int = 0) -> list[Messages]:
 
 
 def read_questions(file: Path) -> list[Messages]:
-    """`prompt` or `messages` of each JSON line; in a file that is not .jsonl any other line is a prompt itself.
+    """`prompt` or `messages` of each JSON line. If the file is not .jsonl, any other line is itself a prompt.
 
     Raises ConfigError naming file and line.
     """

@@ -1,4 +1,4 @@
-"""The machine that a plan is for: this one, or one that `--machine` describes. Reads sizes, starts nothing."""
+"""The machine of a plan: this one, or the one that `--machine` describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GRAMMAR = "'[Nx]SIZE[+[Nx]SIZE...],host=SIZE': '24GiB,host=64GiB', '4x80GiB,host
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Bytes of each card, none on a machine without a GPU, and of host memory that can be had."""
+    """Bytes of each card (none without a GPU) and of available host memory."""
 
     cards: tuple[int, ...]
     host: int
@@ -35,30 +35,30 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """What of a machine experts may take: bytes of each card (of RAM in its place without a GPU) and of host memory."""
+    """Bytes that experts may use: of each card (without a GPU: of RAM in its place), and of host memory."""
 
     cards: tuple[int, ...]
     host: int
     told: str  # the machine in words
-    there: tuple[int, ...]  # bytes that each card has; as `cards` where it is not known, and without a GPU equal
+    there: tuple[int, ...]  # total bytes of each card; equal to `cards` if unknown, and without a GPU equal
 
 
 def parse_machine(text: str) -> Machine:
-    """Raises ConfigError, which shows how it is written."""
+    """Parse the value of `--machine`. Raises ConfigError with the grammar."""
     cards, _, host = text.replace(" ", "").partition("host=")
     if not host:
-        raise ConfigError(f"--machine: '{text}' has no host=SIZE; it is written {GRAMMAR}")
+        raise ConfigError(f"--machine: '{text}' has no host=SIZE; expected {GRAMMAR}")
     sizes: list[int] = []
     for part in filter(None, cards.removesuffix(",").split("+")):
         match = re.fullmatch(r"(?:(\d{1,3})x)?(\d.*)", part)
         if match is None:
-            raise ConfigError(f"--machine: '{part}' is no card; it is written {GRAMMAR}")
+            raise ConfigError(f"--machine: '{part}' is not a card; expected {GRAMMAR}")
         sizes.extend([_size(match[2], text)] * int(match[1] or 1))
     return Machine(tuple(sizes), _size(host, text))
 
 
 def for_machine(config: ServerConfig, machine: Machine) -> ServerConfig:
-    """The configuration as that machine would run it."""
+    """The configuration with that machine's platform."""
     if config.vllm.platform != "auto":
         return config
     platform = "cuda" if machine.cards else "cpu"
@@ -66,7 +66,7 @@ def for_machine(config: ServerConfig, machine: Machine) -> ServerConfig:
 
 
 def rooms(config: ServerConfig, machine: Machine | None) -> Rooms:
-    """What the configuration gives to experts. Raises ConfigError where it asks for more than there is."""
+    """The memory that the configuration gives to experts. Raises ConfigError if it exceeds the machine's."""
     divided = f", divided into {config.memory.cards} cards" if (config.memory.cards or 1) > 1 else ""
     if machine is None:
         capacity = build_capacity(config)
@@ -76,11 +76,11 @@ def rooms(config: ServerConfig, machine: Machine | None) -> Rooms:
     refuse_division(config)
     if not machine.cards:
         cards, host = ram_as_cards(config, machine.host), amount_of(config.memory.host, machine.host, 0.5)
-        _refuse_more_host(sum(cards) + host, machine.host, "memory: device and host ask")
+        _refuse_more_host(sum(cards) + host, machine.host, "memory: device and host together need")
         told = f"a machine without a GPU and with {gib(machine.host)} of RAM{divided}"
         return Rooms(cards, host, told, (max(cards),) * len(cards))
     host = amount_of(config.memory.host, machine.host, 0.8)
-    _refuse_more_host(host, machine.host, "memory.host: asks")
+    _refuse_more_host(host, machine.host, "memory.host: needs")
     settings = for_each_card(config, len(machine.cards))
     cards = tuple(card_limit(one, DeviceBytes(size, 0)) for one, size in zip(settings, machine.cards, strict=True))
     return Rooms(cards, host, f"{_told(machine.cards)} and {gib(machine.host)} of host memory", machine.cards)
@@ -98,7 +98,7 @@ def _there(config: ServerConfig, cards: tuple[int, ...]) -> tuple[int, ...]:
 
 def _refuse_more_host(wanted: int, there: int, asks: str) -> None:
     if wanted > there:
-        raise ConfigError(f"{asks} for {mib(wanted)} of RAM and only {mib(there)} are there; lower it")
+        raise ConfigError(f"{asks} {mib(wanted)} of RAM; the machine has {mib(there)}; lower it")
 
 
 def _told(cards: tuple[int, ...]) -> str:

@@ -1,6 +1,6 @@
-"""What a configuration amounts to on a machine: what is loaded together, tokens, waits, and what would change it.
+"""The plan of a configuration on a machine: experts loaded together, KV tokens, waits, and hints.
 
-Footprints are measured ones where there are any, else estimates. Starts nothing.
+Footprints are measured ones if there are any, else estimates. Starts nothing.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from coe_server.errors import ConfigError
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 _FITS_ITSELF = ("auto", -1)  # values of max_model_len
-_NCCL_BYTES = 700 << 20  # what ranks that talk to each other keep asleep, beside the residue of one card
-_UNEVEN_SHARE = 1.02  # norms and padding are on every rank
+_NCCL_BYTES = 700 << 20  # kept asleep by each rank of several, beyond the residue on one card
+_UNEVEN_SHARE = 1.02  # norms and padding are replicated on each rank
 _SMALLER_CACHES = tuple(size << 20 for size in (3072, 2048, 1536, 1024, 512))  # largest first
 
 
@@ -38,10 +38,10 @@ class Planned:
     """One local expert in the plan."""
 
     demand: Demand
-    kv_bytes: int  # of its device memory on each card; 0 where it is not known
-    kv_is_own: bool  # by `kv_cache` of its own
+    kv_bytes: int  # of its device memory on each card; 0 if unknown
+    kv_is_own: bool  # set by its own `kv_cache`
     token_bytes: int | None
-    longest_tokens: int | None  # context that a request may have, where every layer keeps all of it
+    longest_tokens: int | None  # longest context, if every layer caches all of it
     shortens: bool = (
         False  # vLLM takes a shorter context where the KV cache holds no more, instead of refusing to start
     )
@@ -53,7 +53,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that `coe validate` says of memory."""
+    """All memory figures of `coe validate`."""
 
     experts: tuple[Planned, ...]
     rooms: Rooms
@@ -69,7 +69,7 @@ class Plan:
 
 
 def without_width(settings: ExpertSettings) -> ExpertSettings:
-    """The expert as if it had one card; its share of several is taken afterwards."""
+    """The expert as if it used one card; its share per card is computed afterwards."""
     if not isinstance(settings, VllmExpert):
         return settings
     args = {key: value for key, value in settings.args.items() if key.replace("-", "_") not in _PARALLEL}
@@ -127,13 +127,13 @@ def _cards(rooms: Rooms) -> list[Card]:
 
 
 def headline(plan: Plan) -> str:
-    """Whether it fits, in one sentence."""
+    """One sentence: does it fit?"""
     sizes = [*map(gib, plan.rooms.cards)]
     usable = f"{sizes[0]} each" if len(sizes) > 1 and len(set(sizes)) == 1 else ", ".join(sizes)
     room = f"{plan.rooms.told} ({usable} and {gib(plan.rooms.host)} usable)"
     count = f"{len(plan.experts)} local experts" if len(plan.experts) != 1 else "the local expert"
     if not plan.experts:
-        return "Fits: every expert is remote, nothing is moved here."
+        return "Fits: every expert is remote, no weights move here."
     if plan.fits:
         return f"Fits: {count} on {room}."
     some = f"{len(plan.found.left_out)} of " if len(plan.experts) > 1 else ""
@@ -141,7 +141,7 @@ def headline(plan: Plan) -> str:
 
 
 def together(plan: Plan) -> Iterator[str]:
-    """What is loaded at the same time, and where the others are then; a sentence each, none without local experts."""
+    """Sentences: the experts loaded at the same time, and the tiers of the others; none without local experts."""
     loaded, asleep = list(plan.found.loaded), list(plan.found.asleep)
     on_disk = [one.name for one in plan.demands if one.name not in {*loaded, *asleep}]
     if loaded:
@@ -155,7 +155,7 @@ def together(plan: Plan) -> Iterator[str]:
 
 
 def typical_wait(experts: Sequence[Expert]) -> tuple[float, float]:
-    """Seconds until an expert that is not loaded is, with nothing else to do: from host memory, and from disk."""
+    """Seconds to load an expert on an idle server: from host memory, and from disk."""
     local = [Costs(one.costs) for one in experts if not one.remote]
     down = max((one.slowest_way_down for one in local), default=0.0)
     wake = max((one.move(Tier.HOST, Tier.DEVICE) for one in local), default=0.0)
@@ -163,7 +163,7 @@ def typical_wait(experts: Sequence[Expert]) -> tuple[float, float]:
 
 
 def hints(plan: Plan) -> Iterator[str]:
-    """What would change the plan, with numbers; a sentence each."""
+    """Settings that would improve the plan, with numbers; a sentence each."""
     yield from _ways_to_fit(plan)
     yield from _tokens(plan)
     if not plan.fits or len(plan.found.loaded) == len(plan.experts):
@@ -173,7 +173,7 @@ def hints(plan: Plan) -> Iterator[str]:
 
 
 def _ways_to_fit(plan: Plan) -> Iterator[str]:
-    """What lets an expert in that is little too large for its cards."""
+    """Settings with which an expert fits that is slightly too large for its cards."""
     largest, whole = max(plan.rooms.cards), max(plan.rooms.there)
     for one in plan.experts:
         if one.demand.name not in plan.found.left_out or one.demand.awake <= largest:
@@ -229,7 +229,7 @@ def _smaller_cache(plan: Plan) -> Iterator[str]:
 
 
 def _no_sleep(plan: Plan) -> Iterator[str]:
-    """What the card would have if sleepers stopped instead."""
+    """Device memory that is gained if experts are stopped instead of sleeping."""
     names = [one.demand.name for one in plan.experts if one.demand.name in plan.found.asleep and one.demand.asleep]
     if not names:
         return
@@ -254,7 +254,7 @@ def _never_asleep(one: Planned) -> Planned:
 
 
 def as_json(plan: Plan, wait: Mapping[str, float] | None, told: Sequence[str]) -> dict[str, Any]:
-    """What `coe validate --json` writes; bytes and seconds."""
+    """The JSON of `coe validate --json`; bytes and seconds."""
     cards = _cards(plan.rooms)
     used, kept = used_by_loaded(plan.found, plan.demands), kept_by_sleepers(plan.found, plan.demands)
     return {
@@ -284,7 +284,7 @@ def as_json(plan: Plan, wait: Mapping[str, float] | None, told: Sequence[str]) -
 
 
 def _model_config(settings: VllmExpert, config: ServerConfig) -> dict[str, Any]:
-    """Empty where it cannot be had: nothing depends on it but tokens."""
+    """The model's config.json; empty if unavailable. Only token counts depend on it."""
     stripped = without_width(settings)
     assert isinstance(stripped, VllmExpert), "the same expert"
     source = hub_source(stripped.launch(surroundings_of(config)))

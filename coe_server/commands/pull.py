@@ -1,4 +1,4 @@
-"""`coe pull`: the models of a configuration, downloaded before a start; what is here is said and left alone."""
+"""`coe pull`: downloads the models of a configuration; complete models are listed and left alone."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from coe_server.errors import CoeError, ConfigError, DownloadFailed
 
 
 def pull(config: ServerConfig, names: Sequence[str] = ()) -> None:
-    """Download what these experts (all, where none is named) lack. One that fails does not stop the others.
+    """Download missing models of these experts (default: all). A failed download does not stop the others.
 
-    Raises ConfigError for a name that is not there, DownloadFailed at the end where a model is not here after all.
+    Raises ConfigError for an unknown name, and DownloadFailed at the end if a model is still missing.
     """
     sources = _sources(config, names)
     if not sources:
@@ -27,14 +27,14 @@ def pull(config: ServerConfig, names: Sequence[str] = ()) -> None:
     user = EngineUser.called(config.vllm.user) if config.vllm.user else None
     failed = _pull_all(sources) if user is None else _as(user, sources)
     if failed:
-        raise DownloadFailed(f"{failed} of {len(sources)} models are not here; run `coe pull` again")
+        raise DownloadFailed(f"{failed} of {len(sources)} models are still missing; run `coe pull` again")
 
 
 def _sources(config: ServerConfig, names: Sequence[str]) -> dict[str, HubSource]:
-    """Expert -> its model; a model that several experts share stands once."""
+    """Expert -> its model; a model of several experts is listed once."""
     known = {expert.name: expert for expert in config.experts}
     if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"there is no expert '{unknown[0]}'; these are: {', '.join(known)}")
+        raise ConfigError(f"there is no expert '{unknown[0]}'; the experts are {', '.join(known)}")
     wanted = [known[name] for name in names] or config.experts
     surroundings = surroundings_of(config)
     sources = {one.name: hub_source(one.launch(surroundings)) for one in wanted if isinstance(one, VllmExpert)}
@@ -43,7 +43,7 @@ def _sources(config: ServerConfig, names: Sequence[str]) -> dict[str, HubSource]
 
 
 def _pull_all(sources: dict[str, HubSource]) -> int:
-    """How many failed; each with its sentence on standard error."""
+    """Download all; returns the number of failures, each reported on standard error."""
     failed = 0
     for name, source in sources.items():
         try:
@@ -58,26 +58,26 @@ def _pull_all(sources: dict[str, HubSource]) -> int:
 def _pull_one(source: HubSource) -> Iterator[str]:
     here = here_already(source)
     if here is not None and source.model == str(here[0]):
-        yield f"is a folder on this machine, {gib(here[1])} of weights"
+        yield f"is a local folder, {gib(here[1])} of weights"
         return
     try:
         needed = missing(source)
     except ConfigError as error:
         if here is None:
             raise
-        yield f"is here already, {gib(here[1])} of weights in {here[0]} (not compared with the hub: {error})"
+        yield f"is already here, {gib(here[1])} of weights in {here[0]} (not compared with the hub: {error})"
         return
     if needed.size_bytes == 0 and here is not None:
-        yield f"is here already, {gib(here[1])} of weights in {here[0]}"
+        yield f"is already here, {gib(here[1])} of weights in {here[0]}"
         return
     require_room(needed)
-    yield f"is being downloaded, {gib(needed.size_bytes)} into {needed.cache}"
-    yield f"is here now, in {download(needed)}"
+    yield f"downloading {gib(needed.size_bytes)} into {needed.cache}"
+    yield f"downloaded into {download(needed)}"
 
 
 def _as(user: EngineUser, sources: dict[str, HubSource]) -> int:
-    """The same as another user, in a process of its own: the cache is that user's, and root follows no links of it."""
-    import huggingface_hub  # noqa: F401, PLC0415  read while we may still read our own environment
+    """Download in a process of the engines' user, who owns the cache: root must not follow links in it."""
+    import huggingface_hub  # noqa: F401, PLC0415  reads the environment, so before the user changes
 
     child = os.fork()
     if child == 0:

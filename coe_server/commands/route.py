@@ -1,4 +1,4 @@
-"""`coe route`: one decision without a server, as a line and a table. No expert is started, none counts as loaded."""
+"""`coe route`: one decision without a server, as a line and a table. No expert is started; all count as unloaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -
 
 
 async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Conversation:
-    """The prompt with an embedding, where the router's features need one."""
+    """The prompt, with an embedding if the router's features need one."""
     conversation = Conversation.of_prompt(prompt)
     embedder = build_embedder(settings, router)
     if embedder is None:
@@ -47,13 +47,13 @@ async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Con
 
 
 def print_decision(decision: RoutingDecision) -> None:
-    """To standard output. For routed decisions: an expert asked for by name has no probabilities."""
+    """Print a routed decision to standard output. (An expert chosen by name has no probabilities.)"""
     console = Console(emoji=False)
     category = _shown(f"{decision.category} ({_how_sure(decision)})")
     console.print(
         f"[bold]{_shown(decision.expert)}[/bold], category {category}, reason {decision.reason}", soft_wrap=True
     )
-    table = Table("expert", "expected score", "active params (B)", "value", "left out or behind because")
+    table = Table("expert", "expected score", "active params (B)", "value", "excluded or ranked lower because")
     for ranked in decision.ranking:
         numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
         why = ranked.excluded or ranked.doubt or ""
@@ -63,12 +63,12 @@ def print_decision(decision: RoutingDecision) -> None:
 
 
 def _shown(word: str) -> str:
-    """Names come from an artifact's files."""
+    """A name from an artifact's files, made safe to print."""
     return escape(visible(word))
 
 
 def _how_sure(decision: RoutingDecision) -> str:
-    """The confidence belongs to the likeliest category, which is not the decision's where that was not believed."""
+    """The confidence; if the decision did not use the likeliest category, also that category and the reason."""
     likeliest, probability = max(decision.probabilities.items(), key=lambda pair: pair[1])
     if decision.reason == "route" and decision.category != likeliest:
         return "by a rule"

@@ -1,4 +1,4 @@
-"""What `coe simulate` does: a machine, a trace, every policy, a table and files. Decides nothing about the cache."""
+"""`coe simulate`: builds machine and trace, runs every policy, prints a table and writes files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WIDE = 2  # cards
 
 @dataclass(frozen=True, slots=True)
 class SimulationOptions:
-    """What to simulate; None where the caller left it open."""
+    """What to simulate; None if not given."""
 
     config: Path | None = None
     trace: Path | None = None
@@ -48,7 +48,7 @@ class SimulationOptions:
 
 
 def run_simulation(options: SimulationOptions, json_file: Path | None, timeline: Path | None) -> None:
-    """Play the trace; print a table, and write files where asked. Raises ConfigError or DatasetError."""
+    """Simulate the trace, print a table, and write the requested files. Raises ConfigError or DatasetError."""
     for option, file in (("--json", json_file), ("--timeline", timeline)):
         if file is not None:
             require_writable_file(option, file)
@@ -75,7 +75,7 @@ def _policies(name: str | None) -> list[Policy]:
 
 
 def _stage(options: SimulationOptions) -> tuple[Scenario, Trace]:
-    """The machine and what is asked of it."""
+    """The machine and its trace."""
     if (options.trace is None) == (options.profile is None):
         raise ConfigError("give either --trace FILE or --profile NAME")
     _refuse_unused(options)
@@ -95,20 +95,20 @@ def _stage(options: SimulationOptions) -> tuple[Scenario, Trace]:
 
 
 def _refuse_unused(options: SimulationOptions) -> None:
-    """Raises ConfigError at an option that could change nothing: what it would make up is given."""
+    """Raise ConfigError for an option without effect, because a file already gives its value."""
     made_up_experts = {"--experts": options.experts, "--on-device": options.on_device, "--in-host": options.in_host}
     made_up_cards = {"--cards": options.cards, "--wide": options.wide}
     if options.config is not None:
-        _refuse_any(made_up_experts | made_up_cards, f"the experts and the machine are those of {options.config}")
+        _refuse_any(made_up_experts | made_up_cards, f"experts and machine come from {options.config}")
     if options.trace is not None:
         made_up_requests = {"--experts": options.experts, "--requests": options.requests, "--seed": options.seed}
-        _refuse_any(made_up_requests, f"the requests and their experts are those of {options.trace}")
+        _refuse_any(made_up_requests, f"requests and their experts come from {options.trace}")
 
 
 def _refuse_any(options: Mapping[str, int | None], why: str) -> None:
     for option, value in options.items():
         if value is not None:
-            raise ConfigError(f"{option}: changes nothing, {why}; leave one of the two out")
+            raise ConfigError(f"{option}: has no effect, since {why}; give only one of them")
 
 
 def _trace(options: SimulationOptions, names: list[str]) -> Trace:
@@ -130,7 +130,7 @@ def _configured(config: ServerConfig) -> Scenario:
     timings = {expert.name: Timing(**expert.timings) for expert in config.experts if expert.timings is not None}
     scenario = scenario_of(experts, timings, capacity, Limits(**config.scheduling.model_dump()))
     if not scenario.experts:
-        raise ConfigError("experts: all of them are answered elsewhere; there is nothing to simulate")
+        raise ConfigError("experts: all of them are remote; there is nothing to simulate")
     return scenario
 
 
@@ -142,7 +142,7 @@ def _print(found: Comparison) -> None:
     console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s")
     table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), _TELL_LEAST, console.width)
     console.print(table, *no_room_for(left_out), sep="\n")
-    kind = "the optimum, found by search" if bound.exact else "proven: no schedule is better, perhaps none is as good"
+    kind = "the optimum, found by search" if bound.exact else "a proven upper bound, perhaps not reachable"
     console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
     for name, m in found.policies.items():
         for sentence in _remarks(m):
@@ -154,10 +154,10 @@ def _counted(count: int, what: str) -> str:
 
 
 def _remarks(m: Measures) -> Iterator[str]:
-    kept = "no request waited longer than" if m.bound_kept else f"[red]{m.wait_max:,.0f} s of waiting break[/red]"
+    kept = "no request waited longer than" if m.bound_kept else f"[red]a wait of {m.wait_max:,.0f} s exceeds[/red]"
     yield f"{kept} the bound of {m.wait_bound_seconds:,.0f} s."
     if m.refused:
-        yield f"{m.refused} requests were refused with 429: its figures are not comparable."
+        yield f"{m.refused} requests were refused with 429, so its figures are not comparable."
     if m.resident_choices:
         yield (
             f"{m.resident_choices} requests took a resident expert; {m.score_lost:.3f} of score lost, "

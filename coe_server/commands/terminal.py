@@ -1,4 +1,4 @@
-"""What commands share: errors as one sentence with an exit code, tables whose values are never cut, keys as headers."""
+"""Shared by the commands: errors as one sentence with an exit code, tables, keys as headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coe_server.system.visible import visible_lines
 
 @contextmanager
 def mistakes_as_sentences() -> Iterator[None]:
-    """Exit code 2 for a mistake in what was given, 1 for anything else we name or the file system refuses."""
+    """Print an error as one sentence and exit: code 2 for invalid input, 1 for other known errors and OSError."""
     try:
         yield
     except (ConfigError, ArtifactError, DatasetError) as error:
@@ -25,7 +25,7 @@ def mistakes_as_sentences() -> Iterator[None]:
     except CoeError as error:
         tell(error)
         raise typer.Exit(1) from error
-    except BrokenPipeError:  # the reader of our output left: the command ends silently
+    except BrokenPipeError:  # the reader of the output closed it: exit silently
         raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -34,7 +34,7 @@ def mistakes_as_sentences() -> Iterator[None]:
 
 
 def tell(told: object) -> None:
-    """One line on standard error, independent of the log's settings; it may quote a server."""
+    """Print one line on standard error, escaped, independent of the log's settings."""
     print(visible_lines(f"coe: {told}"), file=sys.stderr)  # noqa: T201
 
 
@@ -42,7 +42,7 @@ IN_FULL = 10_000  # characters: wider than any table
 
 
 def table_console() -> Console:
-    """Standard output; where it is no terminal, nothing is cut."""
+    """Standard output. Nothing is truncated if it is not a terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=IN_FULL)
 
@@ -50,7 +50,7 @@ def table_console() -> Console:
 def that_fits(
     table: Callable[[Sequence[str]], Table], columns: Sequence[str], tell_least: Iterable[str], width: int
 ) -> tuple[Table, list[str]]:
-    """The table of as many columns as `width` characters hold, and those left out; first go those that tell least."""
+    """The table with the columns that fit into `width` characters, and those left out, in the order of `tell_least`."""
     kept = list(columns)
     for name in tell_least:
         if Console(width=IN_FULL).measure(table(kept)).maximum <= width:
@@ -60,18 +60,18 @@ def that_fits(
 
 
 def no_room_for(left_out: Sequence[str]) -> list[str]:
-    """The line that names the columns left out, if any."""
-    return [f"[dim]No room for: {', '.join(left_out)}. --json has it all.[/dim]"] if left_out else []
+    """A line that names the columns left out; empty if there are none."""
+    return [f"[dim]Not shown: {', '.join(left_out)}; --json has all columns.[/dim]"] if left_out else []
 
 
 def bearer(option: str, key: str | None) -> dict[str, str]:
-    """The header to send, none without a key; blanks around a key are left out.
+    """The Authorization header; empty without a key. Surrounding blanks are removed.
 
-    Raises ConfigError for what no header can carry; the key is not shown.
+    Raises ConfigError, without showing the key, if it is not valid in a header.
     """
     key = (key or "").strip()
     if not key:
         return {}
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{option}: a key is printable ASCII in one line; this one has something else in it")
+        raise ConfigError(f"{option}: the key has other characters than printable ASCII")
     return {"authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""What a configuration amounts to before a start: which experts fit where, and what can never take effect."""
+"""`coe validate`: checks a configuration before a start and prints its plan."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from coe_server.build.experts import (
     surroundings_of,
 )
 from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
-from coe_server.cache.costs import Costs, read_costs
+from coe_server.cache.costs import read_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Tier
 from coe_server.cache.wait_times import turn_seconds, turns_ahead
+from coe_server.commands.config_warnings import dead_configuration
 from coe_server.commands.machine import Machine, for_machine, rooms
 from coe_server.commands.plan import (
     Plan,
@@ -51,16 +52,15 @@ from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
-from coe_server.routing.router import Router
 
 _T = TypeVar("_T")
 
-GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, and what large bodies and many streams take
+GATEWAY_BYTES = 1 << 30  # for the server's own process: about 100 MB, plus large bodies and many streams
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What is known of a configuration: everything where it has no mistake, else what could be built of it."""
+    """The result of the checks. With mistakes only the parts that could be built are set."""
 
     mistakes: list[str]
     plan: Plan | None = None
@@ -71,7 +71,7 @@ class Checked:
 
 
 def check(path: Path, machine: Machine | None) -> Checked:
-    """Everything that a start would find, all mistakes at once. Nothing is started; `machine` replaces detection."""
+    """Make all checks of a start and collect every mistake. Starts nothing; `machine` replaces detection."""
     try:
         settings, mistakes = read_config(path)
     except ConfigError as error:
@@ -95,7 +95,7 @@ def check(path: Path, machine: Machine | None) -> Checked:
     guard = built(lambda: build_guard(settings))
     built(lambda: require_tracing(settings))
     if router is not None:
-        built(lambda: build_serving(settings, router))  # all that serving reads of the artifact
+        built(lambda: build_serving(settings, router))  # checks the rest of the artifact
     mistakes = list(dict.fromkeys(mistakes))
     own = settings.with_engines
     if room is None or len(experts) < len(own):
@@ -110,7 +110,7 @@ def _on_their_cards(settings: ServerConfig, experts: Sequence[Expert], plan: Pla
     """With the seats that each has on the machine of the plan; as they are where it has none."""
     widths = {one.name: one.width for one in plan.demands}
     cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
-    for one, expert in zip(settings.experts, experts, strict=True):
+    for one, expert in zip(settings.with_engines, experts, strict=True):
         width, among = widths.get(expert.name, 1), one.cards or ()
         allowed = {card for card in among if isinstance(card, int)} if among else None
         seats = () if expert.remote else candidate_seats(cards, width, allowed or None)
@@ -118,7 +118,7 @@ def _on_their_cards(settings: ServerConfig, experts: Sequence[Expert], plan: Pla
 
 
 def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
-    """Those that can be built; several ask the hub at the same time, which has seconds to answer."""
+    """The experts that can be built; adds the mistakes of the others. In threads: each may ask the hub for seconds."""
     costs = read_costs(costs_file(settings))
     measured = read_footprints(footprints_file(settings)) if machine is None else {}
     surroundings = surroundings_of(settings, ask_hub, measured)
@@ -141,7 +141,7 @@ def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str
 
 
 def report(checked: Checked, console: Console) -> dict[str, Any]:
-    """Print what matters first, and return it for programs."""
+    """Print the report, most important first, and return it as JSON."""
     plan, settings = checked.plan, checked.settings
     if plan is None or settings is None or checked.mistakes:
         nothing: dict[str, Any] = {"fits": False, "cards": [], "experts": [], "awake_together": [], "wait": None}
@@ -186,7 +186,7 @@ def _print_hints(told: Sequence[str], console: Console) -> None:
 
 def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, console: Console) -> None:
     router = checked.router
-    assert router is not None, "else there would be a mistake"
+    assert router is not None, "without a router there is a mistake"
     served = ", ".join(router.objectives) or "none (experts by name)"
     console.print(f"router {router.version}, objectives: {served}")
     for warning in dead_configuration(settings, router, checked.experts, capacity, checked.keys):
@@ -194,7 +194,7 @@ def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, con
 
 
 def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
-    known = "measured" if cache.waits.costs_are_measured else "guessed until measured"
+    known = "measured" if cache.waits.costs_are_measured else "estimated, not yet measured"
     typical = (
         f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
     )
@@ -207,7 +207,7 @@ def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
 
 
 def plan_table(plan: Plan, settings: ServerConfig) -> Table:
-    """What each expert takes on each of its cards and in host memory, and the limits."""
+    """Each expert's bytes per card and in host memory, and the limits."""
     engines = {one.name: one.engine for one in settings.experts}
     heads = ("expert", "engine", "cards", "loaded", "asleep keeps", "host", "KV tokens", "pin")
     table = Table(*heads, title="on each card" if any(one.demand.width > 1 for one in plan.experts) else None)
@@ -231,19 +231,19 @@ def plan_table(plan: Plan, settings: ServerConfig) -> Table:
 
 
 def container_limit(tiers_bytes: int) -> str:
-    """What a container or cgroup around the server must allow, as a sentence; `tiers_bytes` are the tiers' in RAM."""
+    """The memory limit that a container or cgroup needs, as a sentence. `tiers_bytes`: RAM of the tiers."""
     least = -(-(tiers_bytes + GATEWAY_BYTES) // 2**20)
     return (
-        f"A container's memory limit (COE_MEMORY in compose.yaml, MemoryMax of a unit): at least {least}m, which is "
+        f"A container's memory limit (COE_MEMORY in compose.yaml, MemoryMax of a unit): at least {least}m: "
         f"{mib(tiers_bytes)} for the tiers in RAM and {mib(GATEWAY_BYTES)} for the server itself."
     )
 
 
 def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
-    """How many experts fit on the device at once, and the tier of each when the server is ready; a sentence each."""
+    """Sentences: how many experts fit on the device at once, and the tier of each when the server is ready."""
     local = [expert for expert in experts if not expert.remote]
     if not local:
-        return ["Every expert is remote: nothing is moved here."]
+        return ["Every expert is remote: no weights move here."]
     sizes = sorted(expert.engine.footprint.device_awake for expert in local)
     most, fewest = _how_many(sizes, capacity.device), _how_many(sizes[::-1], capacity.device)
     at_once = f"{fewest}" if most == fewest else f"{fewest} (the largest) to {most} (the smallest)"
@@ -258,15 +258,25 @@ def placement(experts: Sequence[Expert], capacity: Bytes) -> list[str]:
     return sentences
 
 
+def _how_many(sizes: Sequence[int], room: int) -> int:
+    count = 0
+    for size in sizes:
+        room -= size
+        if room < 0:
+            break
+        count += 1
+    return count
+
+
 def wait_bound(cache: ExpertCache) -> str:
-    """The longest wait for a lease and its parts, as one paragraph."""
+    """The wait bound and its parts, as one paragraph."""
     limits, waits = cache.limits, cache.waits
     return (
         f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
         f"It is that long because a turn is {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
         f"each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
-        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's as measured (or guessed), it would be "
+        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would be "
         f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
     )
 
@@ -280,7 +290,7 @@ def _at_a_time(cache: ExpertCache) -> str:
 
 
 def _with_fan_out(cache: ExpertCache) -> str:
-    """A sentence where requests that ask for several answers may make it longer."""
+    """A sentence, if requests for several answers can make the bound longer; else empty."""
     widest = cache.waits.widest_bound_seconds()
     if widest == cache.waits.bound_seconds():
         return ""
@@ -296,7 +306,7 @@ def _turns(cache: ExpertCache) -> str:
     if not waits.groups:
         return f"{turn}, since no experts share the device"
     group = waits.groups[0]
-    known, device = "as measured" if waits.costs_are_measured else "guessed", "the device"
+    known, device = "measured" if waits.costs_are_measured else "estimated", "the device"
     switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
     if group.start_elsewhere_seconds:
         switch = f"{switch}, and a start on other cards of {group.start_elsewhere_seconds:,.1f} s"
@@ -304,7 +314,7 @@ def _turns(cache: ExpertCache) -> str:
     then = f" + {group.starts_ahead_seconds:,.1f} s for starts on other cards" if group.starts_ahead_seconds else ""
     if (sharing := len(group.experts)) == 1:
         return f"{turn} and {switch}{then}, for one expert that has {device} to itself"
-    ahead = f"one for each of the {sharing} experts that share {device} and the one under way"
+    ahead = f"one for each of the {sharing} experts that share {device}, and the present one"
     return f"{turns_ahead(sharing)} x ({turn} and {switch}){then}, {ahead}"
 
 
@@ -314,143 +324,3 @@ def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
     for group in groups if len(groups) > 1 else ():
         bound = cache.waits.bound_of(group, widest=1)
         yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."
-
-
-def dead_configuration(
-    config: ServerConfig, router: Decides, experts: Sequence[Expert], capacity: Bytes, keys: Sequence[Key]
-) -> list[str]:
-    """What is allowed and yet can never take effect, or is probably not meant; one sentence each."""
-    return [
-        *lifetimes(experts),
-        *dangers(config),
-        *_preloads(experts, capacity),
-        *_without_effect(config),
-        *_limits(config),
-        *_keys(keys, router),
-        *(_routing(router, config) if isinstance(router, Router) else ()),
-    ]
-
-
-def _how_many(sizes: Sequence[int], room: int) -> int:
-    count = 0
-    for size in sizes:
-        room -= size
-        if room < 0:
-            break
-        count += 1
-    return count
-
-
-def lifetimes(experts: Sequence[Expert]) -> Iterator[str]:
-    """Times to live that are shorter than what they cause, or that never apply; a sentence each."""
-    for expert in experts:
-        below = Tier.HOST if expert.engine.footprint.can_sleep else Tier.DISK
-        costs = Costs(expert.costs)
-        seconds = costs.move(Tier.DEVICE, below) + costs.move(below, Tier.DEVICE)
-        if expert.ttl_seconds is None:
-            continue
-        if expert.pin is Tier.DEVICE or expert.remote:
-            why = "it is remote" if expert.remote else "the expert is pinned to the device"
-            yield f"experts.{expert.name}.ttl_seconds: never applies, {why}"
-        elif expert.ttl_seconds < seconds:
-            known = "measured" if expert.costs else "guessed"
-            yield (
-                f"experts.{expert.name}.ttl_seconds: {expert.ttl_seconds:g} s is less than its switch takes, to "
-                f"{below} and back ({seconds:.1f} s, {known}): it will be loaded and unloaded all the time"
-            )
-
-
-def dangers(config: ServerConfig) -> Iterator[str]:
-    """What gives models or callers more of this machine than an answer needs; a sentence each."""
-    for expert in config.experts:
-        for danger in expert.dangers():
-            yield f"experts.{expert.name}.{danger}"
-
-
-def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:
-    used = Bytes()
-    for expert in experts:
-        goal = min(expert.preload, expert.pin, key=lambda tier: tier.depth)
-        if goal is Tier.DISK or expert.remote:
-            continue
-        sizes = [bytes_in(expert.engine.footprint, goal, seat) for seat in expert.seats]
-        need = next((size for size in sizes if (used + size).fits(capacity)), sizes[0])
-        if not (used + need).fits(capacity):
-            free = capacity - used
-            yield (
-                f"experts.{expert.name}.preload: no room is left for it ({mib(need.device)} of device and "
-                f"{mib(need.host)} of host memory, where {mib(free.device)} and {mib(free.host)} are)"
-            )
-            continue
-        used = used + need
-
-
-def _without_effect(config: ServerConfig) -> Iterator[str]:
-    for expert in config.experts:
-        for setting in expert.without_effect():
-            yield f"experts.{expert.name}.{setting}"
-
-
-def _limits(config: ServerConfig) -> Iterator[str]:
-    limits = config.scheduling
-    if limits.queue_limit > limits.queue_limit_total:
-        total = limits.queue_limit_total
-        yield f"scheduling.queue_limit: {limits.queue_limit} is never reached, queue_limit_total is {total}"
-    if config.keys.open and config.http.is_loopback:
-        yield (
-            f"keys.open: {config.http.host} cannot be reached from elsewhere; all that changes is that requests without"
-            " a key may ask for any Host, which web pages can make use of (http.allowed_hosts lists some)"
-        )
-    if config.router is not None and config.router.residency_tolerance > 0 and len(config.experts) == 1:
-        yield "router.residency_tolerance: changes nothing, there is one expert"
-
-
-def _keys(keys: Sequence[Key], router: Decides) -> Iterator[str]:
-    for key in keys:
-        for name in sorted((key.objectives or frozenset()) - set(router.objectives)):
-            yield f"keys.file: key '{key.name}' may ask for objective '{name}', which the router does not serve"
-        if key.experts == frozenset():
-            yield f"keys.file: key '{key.name}' may use no expert at all"
-
-
-def _routing(router: Router, config: ServerConfig) -> Iterator[str]:
-    yield from _unreachable(router, config)
-    for name, entry in router.artifact.manifest.objectives.items():
-        if entry.shipped:
-            yield from _disobeyed_pins(router, name)
-            if entry.forced is not None:
-                yield f"objective '{name}' is served because training was forced to: {entry.forced}"
-        else:
-            yield f"objective '{name}' is not served: {entry.refusal or 'training did not ship it'}"
-    embeds = router.artifact.manifest.features.embedded_before_routing
-    if config.router is not None and config.router.embeddings is not None and not embeds:
-        yield "router.embeddings: is never used, the artifact's features need no embeddings"
-
-
-def _unreachable(router: Router, config: ServerConfig) -> Iterator[str]:
-    for expert in config.experts:
-        if expert.name not in router.expert_names:
-            yield f"experts.{expert.name}: the router does not know it; it answers only when it is asked for by name"
-        elif all(expert.name not in _chosen(router, objective) for objective in router.objectives):
-            but = "; under soft mixing single prompts may still go to it" if _is_soft(router) else ""
-            yield f"experts.{expert.name}: no category maps to it under any objective that is served{but}"
-
-
-def _is_soft(router: Router) -> bool:
-    return router.artifact.manifest.mode == "soft"
-
-
-def _disobeyed_pins(router: Router, objective: str) -> Iterator[str]:
-    manifest = router.artifact.manifest
-    for category, expert in router.artifact.pins(objective).items():
-        if expert not in manifest.objectives[objective].experts or expert in manifest.bans.get(category, ()):
-            yield (
-                f"mapping.json: '{category}' is pinned to '{expert}' under '{objective}', which may not take it: "
-                "the pin is never obeyed"
-            )
-
-
-def _chosen(router: Router, objective: str) -> set[str]:
-    """The experts mapped to under an objective, fallback and pins included."""
-    entry = router.artifact.manifest.objectives[objective]
-    return {*router.artifact.mapping[objective].values(), *router.artifact.pins(objective).values(), entry.fallback}

@@ -1,1 +1,1 @@
-"""The configuration: files, types of values, environment. The only package that reads them."""
+"""The configuration: files, types of values, environment. No other package reads them."""

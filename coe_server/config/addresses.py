@@ -1,4 +1,4 @@
-"""Hosts and URLs as configurations and requests write them, `[::1]` or `http://127.0.0.1:8000/v1`. Resolves no name."""
+"""Parses hosts and URLs of configurations and requests, e.g. `[::1]`, `http://127.0.0.1:8000/v1`. Resolves no names."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_][a-z0-9_-]{0,62})*")
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """`name` in its canonical form; `port` is None where none is given."""
+    """A host in canonical form and its port (None if not given)."""
 
     name: str
     port: int | None
 
     @classmethod
     def of(cls, text: str) -> HostPort | None:
-        """What a `Host` header, or an origin behind its scheme, names; None where it is neither name nor address."""
+        """Parse a `Host` header or an origin without its scheme; None if it is neither a name nor an address."""
         found = _HOST_AND_PORT.fullmatch(text.strip())
         if found is None:
             return None
@@ -35,7 +35,7 @@ class HostPort:
 
 
 def canonical_host(name: str) -> str:
-    """One spelling for each name and each address, without brackets."""
+    """The canonical spelling of a name or address, without brackets."""
     name = name.lower().removesuffix(".")
     try:
         return str(ip_address(name)) if name[:1].isdigit() or ":" in name else name
@@ -44,23 +44,23 @@ def canonical_host(name: str) -> str:
 
 
 def in_url(name: str) -> str:
-    """A canonical name as it stands in a URL: an IPv6 address has brackets there."""
+    """A canonical name as written in a URL: IPv6 addresses in brackets."""
     return f"[{name}]" if ":" in name else name
 
 
 def parse_host_name(text: str) -> str:
-    """The canonical name or address. Raises ValueError, saying what is allowed."""
+    """The canonical name or address. Raises ValueError with what is allowed."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     name = canonical_host(bare)
     if ":" in name and HostPort.of(f"[{name}]") is None:
-        raise ValueError(f"{text!r} is not a host's name or address; write it without scheme, port and path")
+        raise ValueError(f"{text!r} is not a host name or address; write it without scheme, port and path")
     if ":" not in name and _NAME.fullmatch(_ascii(name)) is None:
-        raise ValueError(f"{text!r} is not a host's name or address; allowed: ai.example.com, coe, 10.1.2.3, ::1")
+        raise ValueError(f"{text!r} is not a host name or address; allowed: ai.example.com, coe, 10.1.2.3, ::1")
     return _ascii(name)
 
 
 def _ascii(name: str) -> str:
-    """As browsers write a name that has other letters."""
+    """An internationalised name in ASCII (IDNA), as browsers send it."""
     try:
         return name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError:
@@ -76,9 +76,9 @@ _CREDENTIALS = (
     "(api_key_env; headers of a remote expert; OTEL_EXPORTER_OTLP_HEADERS for traces)"
 )
 _LONGEST_HOST = 253  # RFC 1035, section 2.3.4
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)  # names of containers have underscores
-_SHORT_IPV4 = re.compile(r"[0-9][0-9a-fx.]*", re.IGNORECASE | re.ASCII)  # the resolver passes over what follows a blank
-_ENDPOINT = re.compile(  # what clients and this server append to a base
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)  # container names have underscores
+_SHORT_IPV4 = re.compile(r"[0-9][0-9a-fx.]*", re.IGNORECASE | re.ASCII)  # the resolver ignores text after a blank
+_ENDPOINT = re.compile(  # paths that clients and this server append to a base
     r"/(chat/completions|completions|responses|messages(/count_tokens)?|embeddings"
     r"|rerank|score|tokenize|detokenize|(?<=/v1/)models)$",
     re.IGNORECASE,
@@ -86,10 +86,10 @@ _ENDPOINT = re.compile(  # what clients and this server append to a base
 
 
 def parse_web_address(text: str) -> str:
-    """The address as it is, if a request can be sent there. Raises ValueError, one sentence without credentials."""
+    """Return the address. Raises ValueError, without quoting credentials, if it is invalid."""
     shown = shown_address(text)
     if any(character.isspace() or unicodedata.category(character) == "Cc" for character in text):
-        raise ValueError(f"{shown!r} has a blank or a control character in it; write the address without it")
+        raise ValueError(f"{shown!r} has a blank or a control character; remove it")
     try:
         parts = urlsplit(text)
     except ValueError as error:
@@ -99,25 +99,25 @@ def parse_web_address(text: str) -> str:
     if "@" in parts.netloc:
         raise ValueError(f"'{shown}' has credentials in it; {_CREDENTIALS}")
     if "#" in text:
-        raise ValueError(f"'{shown}' has a fragment, which no server sees; write it without '#' and what follows")
+        raise ValueError(f"'{shown}' has a fragment, which is never sent; remove '#' and the rest")
     if (fault := _port_fault(parts) or _host_fault(parts)) is not None:
         raise ValueError(f"'{shown}' is not an address ({fault})")
     return text
 
 
 def parse_base_url(text: str) -> str:
-    """As `parse_web_address`, for an API's base: what requests append to it must not be there already."""
+    """As `parse_web_address`, for the base of an API: it must not include an endpoint's path."""
     base = ApiBase.of(parse_web_address(text))
     if (endpoint := _ENDPOINT.search(base.root)) is not None:
         rest = f"{base.root[: endpoint.start()]}{'?...' if base.query else ''}"
         raise ValueError(
-            f"'{shown_address(text)}' is the address of one endpoint; write what stands before '{endpoint[0]}': {rest}"
+            f"'{shown_address(text)}' is the address of one endpoint; write the part before '{endpoint[0]}': {rest}"
         )
     return text
 
 
 def host_and_port(host: str, port: int) -> str:
-    """As they stand in an address: with brackets where the host has colons of its own, ::1 say (RFC 3986, 3.2.2)."""
+    """`host:port`, with brackets around an IPv6 address (RFC 3986, 3.2.2)."""
     return f"{in_url(host)}:{port}"
 
 
@@ -127,7 +127,7 @@ BaseUrl = Annotated[str, AfterValidator(parse_base_url)]
 
 @dataclass(frozen=True, slots=True)
 class ApiBase:
-    """Where an API's paths start. `root` has no slash at its end; `query` (Azure's `api-version=1`) ends every URL."""
+    """The base URL of an API. `root` has no trailing slash; `query` (Azure's `api-version=1`) is added to every URL."""
 
     root: str
     query: str = ""
@@ -138,24 +138,24 @@ class ApiBase:
         return cls(root.rstrip("/"), query)
 
     def with_query(self, path: str) -> str:
-        """A path, which may have a query of its own, with the base's behind it."""
+        """A path, which may have its own query, with the base's query appended."""
         if not self.query:
             return path
         return f"{path}{'&' if '?' in path else '?'}{self.query}"
 
     def url(self, path: str) -> str:
-        """Where the endpoint `path` is."""
+        """The URL of the endpoint `path`."""
         return self.with_query(self.root + path)
 
 
 def shown_address(address: str) -> str:
-    """An address for messages and logs: without what may be a secret, that is credentials and the query's values."""
+    """An address for messages and logs, without credentials and query values, which may be secret."""
     without_user = re.sub(r"^([a-z][a-z0-9+.-]*://)?.*@", r"\1...@", address, flags=re.IGNORECASE | re.DOTALL)
     return re.sub(r"\?.+", "?...", without_user, flags=re.DOTALL)
 
 
 def is_loopback_host(host: str) -> bool:
-    """Does a host, without brackets, name this machine by its loopback interface?"""
+    """True if a host (without brackets) is a loopback name or address."""
     host = host.rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761, section 6.3
         return True
@@ -163,7 +163,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def is_loopback_address(host: str) -> bool:
-    """The same for addresses alone, never for a name: 127.example.com is one."""
+    """True for a loopback address; False for every name, such as 127.example.com."""
     address = _numeric_host(host)
     return address is not None and (ip_address(address).is_loopback or _is_mapped_loopback(address))
 
@@ -173,7 +173,7 @@ def _port_fault(parts: SplitResult) -> str | None:
         port = parts.port
     except ValueError:
         bare = parts.netloc.count(":") > 1 and "[" not in parts.netloc
-        return "an IPv6 host stands in brackets: http://[::1]:8000/v1" if bare else "its port is not one of 1 to 65535"
+        return "an IPv6 host needs brackets: http://[::1]:8000/v1" if bare else "its port is not one of 1 to 65535"
     return "its port is not one of 1 to 65535" if port == 0 else None
 
 
@@ -183,7 +183,7 @@ def _host_fault(parts: SplitResult) -> str | None:
         return _EXAMPLES
     if parts.netloc.startswith("["):
         between = parts.netloc.rpartition("]")[2]
-        return f"'{between}' stands between its host and its port" if between and between[0] != ":" else None
+        return f"'{between}' is between its host and its port" if between and between[0] != ":" else None
     try:
         ascii_host = host.encode("idna").decode("ascii").rstrip(".")
     except UnicodeError:
@@ -197,7 +197,7 @@ def _host_fault(parts: SplitResult) -> str | None:
 
 
 def _numeric_host(host: str) -> str | None:
-    """An IP address as it is usually written; None for a name. IPv4 may be short, as the system's resolver has it."""
+    """The canonical IP address; None for a name. Accepts short IPv4 forms, as the system's resolver does."""
     try:
         return str(ip_address(host))
     except ValueError:

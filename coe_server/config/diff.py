@@ -1,4 +1,4 @@
-"""What differs between two configurations, and what of it a running server can take over. Pure."""
+"""Compares two configurations for a reload: which keys differ, and which need a restart. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coe_server.config.addresses import shown_address
 from coe_server.config.schema import ServerConfig
 from coe_server.errors import ReloadRefused
 
-# Everything else belongs to engines, sockets, queues or the memory that is given out: it takes effect with a restart.
+# All other keys concern engines, sockets, queues or reserved memory: they need a restart.
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
     *("http.bodies", "http.allowed_hosts", "aliases.*"),
@@ -38,7 +38,7 @@ def _refuse_other_experts(running: Collection[str], wanted: Collection[str]) -> 
 
 
 def _plain(config: ServerConfig) -> dict[str, Any]:
-    """The settings as nested mappings, experts by name; `log` and `http` keep their own keys."""
+    """The settings as nested mappings, experts by name."""
     plain = config.model_dump()
     plain["experts"] = {expert["name"]: expert for expert in plain["experts"]}
     return plain
@@ -53,7 +53,7 @@ def _keys(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _shown(key: str, value: Any) -> str:
-    """A value for a message: headers, variables and the query of an address may hold a secret."""
+    """A value for a message, without secrets in headers, variables and the query of an address."""
     if fnmatchcase(key, "experts.*.headers.*") or fnmatchcase(key, "experts.*.environment.*"):
         return "'...'"
     return repr(shown_address(value)) if key.endswith(".base_url") and isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""The environment variables of this process, and which of them are secrets that it keeps for itself."""
+"""The environment variables of this process, and the secrets among them, which child processes do not get."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import suppress
 
 from coe_server.config.types import clean_secret, variables_in
 
-# What every engine gets, be it named by a setting or not: `headers: {X-From: "{env.USER}"}` makes no secret of a name,
-# and the hub's token is what an engine downloads its model with.
+# Never secrets, even if a setting names them: `headers: {X-From: "{env.USER}"}` does not make the user's name secret,
+# and engines need the hub's token to download their model.
 FOR_EVERY_ENGINE = (
     frozenset(("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD"))
     | frozenset(("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"))
@@ -21,33 +21,33 @@ FOR_EVERY_ENGINE = (
 
 
 class Environment:
-    """`variables` is `os.environ`, or a mapping in its place."""
+    """Access to `variables`: `os.environ`, or a mapping in tests."""
 
     def __init__(self, variables: MutableMapping[str, str]) -> None:
         self._variables = variables
         self._taken_out: dict[str, str] = {}
 
     def secret(self, key: str, variable: str) -> str:
-        """The value of a variable that the setting `key` names, taken out or not, blanks around it left out.
+        """The value, without surrounding blanks, of a variable named by the setting `key`, even if taken out.
 
-        ConfigError if it is not set, or holds what no header can carry.
+        Raises ConfigError if it is not set or is invalid in a header.
         """
         return clean_secret(self._variables.get(variable) or self._taken_out.get(variable), key, variable)
 
     def take_out(self, names: Iterable[str]) -> None:
-        """From now on these are known here alone: no program that we start has them, and /proc shows blanks."""
+        """Keep these variables only here: child processes do not inherit them, and /proc shows blanks."""
         for name in names:
             if name in self._variables:
                 blank_in_place(name)
                 self._taken_out[name] = self._variables.pop(name)
 
     def without(self, names: Collection[str]) -> dict[str, str]:
-        """All that is left, without these names."""
+        """The remaining variables, without these names."""
         return {name: value for name, value in self._variables.items() if name not in names}
 
 
 def secret_variables(settings: Mapping[str, object]) -> frozenset[str]:
-    """The variables that settings (as plain values) name, by keys like `api_key_env` or within headers."""
+    """The variables named in settings (plain values): by keys such as `api_key_env`, or in headers."""
     return frozenset(_named("", settings)) - FOR_EVERY_ENGINE
 
 
@@ -64,9 +64,9 @@ def _named(key: str, node: object) -> Iterator[str]:
 
 
 def blank_in_place(variable: str) -> None:
-    """Overwrite the value of an environment variable where the C library has it; the variable is empty then.
+    """Overwrite the value of an environment variable in the C library's memory; the variable is then empty.
 
-    `unsetenv` forgets where it is and leaves it there. Copies that were made of it before stay what they are.
+    `unsetenv` alone would leave the value in memory. Earlier copies are not changed.
     """
     start = os.fsencode(variable) + b"="
     with suppress(ValueError, AttributeError, OSError):  # a C library without `environ`

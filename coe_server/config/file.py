@@ -1,7 +1,7 @@
-"""A YAML file of settings -> a mapping; a mistake in it -> one sentence with key, value and what is allowed.
+"""Reads YAML files of settings; a mistake becomes one sentence with key, value and what is allowed.
 
-YAML is bounded, also after each alias has been replaced by what it names: a few hundred bytes of aliases of aliases
-stand for gigabytes. Knows no particular setting.
+The size of YAML is limited, also after expansion of aliases: a few hundred bytes of nested aliases can expand to
+gigabytes. Independent of particular settings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LONGEST_FILE_BYTES = 1 << 20
 
 
 def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
-    """The settings in a file; `explained_in` explains its keys. Raises ConfigError with one sentence."""
+    """The settings in a file. `explained_in`: the file that explains its keys. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             data = file.read(LONGEST_FILE_BYTES + 1)  # a pipe has no size
@@ -42,17 +42,17 @@ def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """Safe YAML in which a key may stand once: of two, the first would be ignored without a word."""
+    """Safe YAML without duplicate keys, of which PyYAML would silently ignore all but the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key, count in Counter(map(str, keys)).items() if count > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice[0]}' occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 class UnusableYaml(Exception):
-    """What is no YAML, or too long; the message says what is wrong, after `line` where one is known."""
+    """Invalid or too long YAML; `line` is set if known."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:
         super().__init__(problem)
@@ -60,7 +60,7 @@ class UnusableYaml(Exception):
 
 
 def parse_yaml(text: str, most_characters: int, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """The value. Raises UnusableYaml."""
+    """Parse YAML within `most_characters`. Raises UnusableYaml."""
     if len(text) > most_characters:
         raise UnusableYaml(f"is longer than {most_characters:,} characters")
     try:
@@ -76,8 +76,8 @@ def parse_yaml(text: str, most_characters: int, loader: type[yaml.SafeLoader] = 
         LookupError,
         AttributeError,
         ArithmeticError,
-    ) as error:  # a date, or a number, of old
-        raise UnusableYaml(f"is not YAML: a value is not what it looks like ({error})") from error
+    ) as error:  # e.g. an invalid date
+        raise UnusableYaml(f"is not YAML: a value is invalid ({error})") from error
 
 
 def _value(loader: yaml.SafeLoader, most_characters: int) -> Any:
@@ -86,16 +86,16 @@ def _value(loader: yaml.SafeLoader, most_characters: int) -> Any:
         if node is None:
             return None
         if _size(node, most_characters, {}) > most_characters:
-            raise UnusableYaml(f"is longer than {most_characters:,} characters when its aliases are replaced")
+            raise UnusableYaml(f"is longer than {most_characters:,} characters after expansion of its aliases")
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
 def _size(node: yaml.Node, most: int, known: dict[int, int]) -> int:
-    """Characters of the scalars and one for each node, aliases replaced; more than `most` without an end.
+    """Size with aliases expanded: the scalars' characters plus one per node. Stops counting beyond `most`.
 
-    `known` has a node while it is looked at, too: an alias inside of what it names has no size.
+    `known` also has the nodes being counted: a recursive alias has no size.
     """
     if id(node) in known:
         return known[id(node)]
@@ -116,10 +116,10 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
 
 
 def _tab(error: yaml.MarkedYAMLError) -> str:
-    return "; indent with blanks" if "'\\t'" in str(error.problem) else ""
+    return "; indent with spaces" if "'\\t'" in str(error.problem) else ""
 
 
-_LONGEST_CHARACTERS = 600  # of a sentence with a value of any length
+_LONGEST_CHARACTERS = 600  # limit of a sentence that quotes a value
 _UNKNOWN = "extra_forbidden"
 _SENTENCES = {
     _UNKNOWN: "{key}: there is no such key",
@@ -140,14 +140,14 @@ _ANY_OTHER = "{key}: {message}, not {input!r}"
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What pydantic found first in a value from outside, without that value. `str` is one sentence with the key."""
+    """The first mistake that pydantic found in foreign data, without the value. `str`: one sentence with the key."""
 
-    key: str  # dotted; empty where the whole value is wrong
+    key: str  # dotted; empty if the whole value is wrong
     message: str
 
     @classmethod
     def first(cls, errors: Sequence[Any], root: str = "", known: Collection[str] = ()) -> Mistake:
-        """`errors` is what a pydantic error lists, below the key `root`; `known` are the allowed keys."""
+        """The first of pydantic's `errors`, below the key `root`; `known`: the allowed keys."""
         error = errors[0]
         key = ".".join(map(str, ([root] if root else []) + list(error["loc"])))
         if error["type"] == _UNKNOWN and known:
@@ -159,12 +159,12 @@ class Mistake:
 
     @property
     def invalid(self) -> str:
-        """The predicate of a sentence about a file."""
+        """The mistake as the predicate of a sentence about a file."""
         return f"is not valid{f' at {self.key}' if self.key else ''}: {self.message}"
 
 
 def first_mistake(error: ValidationError, raw: Mapping[str, Any], model: type[BaseModel] | None = None) -> str:
-    """The first mistake as `key.path: what is wrong`; a key that is not there before others: it may explain them."""
+    """The first mistake as `key.path: what is wrong`; unknown keys come first, since they may explain others."""
     return all_mistakes(error, raw, model)[0]
 
 
@@ -174,10 +174,10 @@ def all_mistakes(
     model: type[BaseModel] | None = None,
     tags: Mapping[str, str] = _NO_TAGS,
 ) -> list[str]:
-    """Each mistake as `key.path: what is wrong`, unknown keys first; with `model` a similar known key is suggested.
+    """All mistakes as `key.path: what is wrong`, unknown keys first; with `model` a similar known key is suggested.
 
-    A missing key beside an unknown one is said with it: one is probably the other. `tags` says what may stand under a
-    key that selects the kind of a mapping, where pydantic does not say it.
+    A missing key is reported together with an unknown one, which is probably its misspelling. `tags`: allowed values of
+    a key that selects the kind of a mapping, if pydantic does not give them.
     """
     mistakes = error.errors(include_url=False)
     unknown = [one for one in mistakes if one["type"] == _UNKNOWN]
@@ -206,11 +206,11 @@ def _sentence(mistake: ErrorDetails, raw: Mapping[str, Any], tags: Mapping[str, 
         tag=tag,
         tags=str(context.get("expected_tags", tags.get(tag, "those that the example shows"))).replace("'", ""),
     )
-    return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # what concerns the whole names its keys itself
+    return brief(told.removeprefix(": "), _LONGEST_CHARACTERS)  # a mistake of the whole mapping names its keys itself
 
 
 def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """`; did you mean 'pin'?` for a key much like one that is allowed in its place, else nothing."""
+    """`; did you mean 'pin'?` if a similar key is allowed there, else empty."""
     models: list[type[BaseModel]] = [model]
     for step in location[:-1]:
         models = [inner for one in models for inner in _models_below(one, step)]
@@ -220,7 +220,7 @@ def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> st
 
 
 def _models_below(model: type[BaseModel], step: int | str) -> list[type[BaseModel]]:
-    """The models at one step of a location: of a field, itself for an index, or one of a union that `step` tags."""
+    """The models one step down a location: of a field, of an index (the same model), or of a tagged union."""
     if step in model.model_fields:
         return _models_in(model.model_fields[str(step)].annotation)
     tagged = any(step in get_args(field.annotation) for field in model.model_fields.values())
@@ -234,9 +234,9 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
-    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin'): a step that is not in the file is left out.
+    """`experts.coder.pin` for ('experts', 2, 'vllm', 'pin'): steps that are not in the file are left out.
 
-    Those are the members of a union that pydantic tried, by their tag (`engine`, `kind`) or by their type.
+    Such steps are pydantic's names of union members: their tag (`engine`, `kind`) or type.
     """
     parts: list[str] = []
     node: Any = raw
@@ -244,10 +244,10 @@ def _dotted(location: tuple[int | str, ...], raw: Mapping[str, Any]) -> str:
         if isinstance(node, list) and isinstance(step, int):
             node = node[step]
             parts.append(str(node.get("name", step)) if isinstance(node, dict) else str(step))
-        elif step == "[key]":  # what is wrong is the key that stands before it
+        elif step == "[key]":  # the key before it is wrong
             continue
         elif isinstance(before, int) and isinstance(node, dict) and step == node.get("engine"):
-            continue  # a kind may be called like one of its keys
+            continue  # a kind may have the name of one of its keys
         elif isinstance(node, dict) and (step in node or step not in {node.get("engine"), node.get("kind")}):
             parts.append(str(step))
             node = node.get(step)

@@ -1,6 +1,6 @@
-"""HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY as other programs read them. Reads no environment itself; pure.
+"""Interprets HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY as other programs do. Pure.
 
-No message here shows a proxy's credentials.
+Messages never show a proxy's credentials.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where requests are sent instead. `url` is without credentials."""
+    """An HTTP proxy. `url` is without credentials."""
 
     url: str
     user: str = field(default="", repr=False)
@@ -30,14 +30,14 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True)
 class Detour:
-    """How a client of aiohttp sends requests to an address: `arguments` for the request, `headers` beside its own."""
+    """aiohttp's `arguments` and additional `headers` for requests through a proxy."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, proxy: Proxy | None, address: str) -> Detour:
-        """https goes through a tunnel: CONNECT has the proxy's credentials; else each request has them."""
+        """The detour to an address. Credentials are sent with CONNECT (https) or with each request (http)."""
         if proxy is None:
             return cls()
         told = _authorization(proxy)
@@ -48,14 +48,14 @@ class Detour:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """What the environment says of proxies; made by `of`."""
+    """The proxies of an environment; create it with `of`."""
 
-    by_scheme: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # variable, value
+    by_scheme: Mapping[str, tuple[str, str]] = field(default_factory=dict, repr=False)  # scheme -> (variable, value)
     exceptions: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Proxies:
-        """Of two spellings the lower case counts, as in curl; an empty one means no proxy."""
+        """Lower-case variables take precedence, as in curl; an empty value means no proxy."""
         found = {}
         for scheme in _DEFAULT_PORTS:
             for name in (f"{scheme}_proxy", "all_proxy"):
@@ -67,9 +67,9 @@ class Proxies:
         return cls(found, tuple(exceptions.lower().replace(",", " ").split()))
 
     def for_address(self, address: str) -> Proxy | None:
-        """The proxy for requests to an address; none for this machine's loopback.
+        """The proxy for an address; None for loopback addresses.
 
-        Raises ConfigError, which names the variable, for one that cannot be used.
+        Raises ConfigError, naming the variable, for an invalid proxy.
         """
         parts = urlsplit(address)
         host = (parts.hostname or "").rstrip(".")
@@ -89,7 +89,7 @@ def _authorization(proxy: Proxy) -> dict[str, str]:
 
 
 def _covers(exception: str, host: str, port: int) -> bool:
-    """`*`, a host, a domain with all below it, an IP address or network; each but the last two may name a port."""
+    """True if an exception matches: `*`, a host, a domain with subdomains (optionally with port), or an IP network."""
     if exception == "*":
         return True
     if _is_in_network(exception, host):
@@ -123,12 +123,12 @@ def _proxy(variable: str, text: str) -> Proxy:
         raise ConfigError(f"{variable}: '{shown}' is not a proxy's address (http://proxy.example:3128)") from error
     raise ConfigError(
         f"{variable}: '{shown}' is not an HTTP proxy, and no other kind is supported; "
-        "name one that is, or name in NO_PROXY the hosts that are reached without it"
+        "set an HTTP proxy, or list in NO_PROXY the hosts that need none"
     )
 
 
 def _credentials(variable: str, parts: SplitResult) -> tuple[str, str]:
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     if ":" in user or unfit_for_a_header(f"{user}{password}") is not None:
-        raise ConfigError(f"{variable}: the proxy's user name or password holds what no header can carry")
+        raise ConfigError(f"{variable}: the proxy's user name or password has characters that are invalid in a header")
     return user, password

@@ -1,6 +1,6 @@
-"""`routes.yaml`: which expert answers what, told by examples, descriptions and rules. Read, checked, and no more.
+"""Reads and checks `routes.yaml`: experts by route, with examples, descriptions and rules.
 
-A mistake is one sentence with key, value and what is allowed. Knows nothing of features or artifacts.
+A mistake is one sentence with key, value and what is allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coe_server.errors import ConfigError
 
 DEFAULT_ROUTE = "default"
 GATES_NAME = "general"
-MOST_EXAMPLES = 1_000  # of all routes together: seconds of fitting, and their vectors take 260 MB
+MOST_EXAMPLES = 1_000  # of all routes together: the fit takes seconds and 260 MB
 LONGEST_EXAMPLES_BYTES = 1 << 20
 EXPLAINED_IN = "`coe config --example routes`"
 
@@ -37,7 +37,7 @@ class _Settings(BaseModel):
 
 
 class MatchSettings(_Settings):
-    """A request matches if each kind of condition that is given matches; of one kind, any of its values."""
+    """A request matches if every given kind of condition matches with any of its values."""
 
     words: Words = []
     system_prompt: Words = []
@@ -61,18 +61,18 @@ class _Target(_Settings):
 
     @property
     def names(self) -> list[str]:
-        """The experts that answer, the first one first."""
+        """The experts that answer, in order of preference."""
         return list(self.experts or [str(self.expert)])
 
     @property
     def texts(self) -> list[str]:
-        """The examples; a description counts as one."""
+        """The examples, including the description."""
         return [*self.examples, *([self.description] if self.description else [])]
 
     @model_validator(mode="after")
     def _names_experts(self) -> _Target:
         if (self.expert is None) == (self.experts is None):
-            raise ValueError("one of expert and experts is needed")
+            raise ValueError("set either expert or experts")
         if len(set(self.names)) < len(self.names):
             raise ValueError("experts: a name occurs twice")
         return self
@@ -82,7 +82,7 @@ Target = TypeVar("Target", bound=_Target)
 
 
 class RouteSettings(_Target):
-    """One route. `otherwise` answers where its expert cannot; `tolerance` is the score that a resident one may lose."""
+    """One route. `otherwise` answers if its expert cannot. `tolerance`: score that a loaded expert may be worse."""
 
     match: MatchSettings | None = None
     otherwise: ServedName | None = None
@@ -90,18 +90,18 @@ class RouteSettings(_Target):
 
 
 class DefaultSettings(_Target):
-    """What answers a prompt that is like none of the routes; its examples are optional."""
+    """The route of prompts that resemble no other route; examples are optional."""
 
 
 class RatedExpert(_Settings):
-    """What is known of an expert besides its name; `ratings` are shares by route, each worth `prior_prompts`."""
+    """Optional properties of an expert; `ratings`: route -> share, each counted as `prior_prompts` prompts."""
 
     ratings: dict[str, Share] = {}
     active_params_b: Annotated[float, Field(gt=0.0)] | None = None
 
 
 class EmbeddingFeatures(_Settings):
-    """What embeds the examples beside n-grams: an endpoint, or without `base_url` a model for sentence-transformers."""
+    """The embedder used in addition to n-grams: an endpoint, or without `base_url` a sentence-transformers model."""
 
     model: Text
     base_url: BaseUrl | None = None
@@ -113,7 +113,7 @@ def _as_default(value: object) -> object:
 
 
 class RoutesFile(_Settings):
-    """All of `routes.yaml`, with the examples of other files read in."""
+    """The content of `routes.yaml`, including the examples from other files."""
 
     routes: Annotated[dict[ServedName, RouteSettings], Field(min_length=1)]
     default: Annotated[DefaultSettings, BeforeValidator(_as_default)]
@@ -123,12 +123,12 @@ class RoutesFile(_Settings):
 
     @property
     def targets(self) -> dict[str, RouteSettings | DefaultSettings]:
-        """Every route by name, the default last."""
+        """All routes by name, the default last."""
         return {**self.routes, DEFAULT_ROUTE: self.default}
 
     @property
     def expert_names(self) -> list[str]:
-        """Every expert that is named, in the order of the file."""
+        """All experts named in the file, in order."""
         named = [*(name for target in self.targets.values() for name in target.names)]
         named += [route.otherwise for route in self.routes.values() if route.otherwise is not None]
         return list(dict.fromkeys([*named, *self.experts]))
@@ -136,7 +136,7 @@ class RoutesFile(_Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> RoutesFile:
         if taken := {DEFAULT_ROUTE, GATES_NAME} & set(self.routes):
-            raise ValueError(f"routes.{min(taken)}: give the route another name; the router itself uses this one")
+            raise ValueError(f"routes.{min(taken)}: this name is reserved; rename the route")
         for name, route in self.routes.items():
             if not (route.texts or route.examples_file or route.match):
                 raise ValueError(f"routes.{name}: needs examples, examples_file, a description or a match")
@@ -149,12 +149,12 @@ class RoutesFile(_Settings):
         return self
 
     def is_rated(self, route: str) -> bool:
-        """Has any expert a rating of this route?"""
+        """True if any expert has a rating for this route."""
         return any(route in known.ratings for known in self.experts.values())
 
 
 def read_routes(path: Path) -> RoutesFile:
-    """The routes in a file and its files of examples. Raises ConfigError naming key, value and what is allowed."""
+    """Read a routes file and its files of examples. Raises ConfigError naming key, value and what is allowed."""
     raw = read_settings_file(path, EXPLAINED_IN)
     try:
         found = RoutesFile.model_validate(raw)
@@ -163,7 +163,7 @@ def read_routes(path: Path) -> RoutesFile:
     routes = {name: _with_examples(route, path, f"routes.{name}") for name, route in found.routes.items()}
     found = found.model_copy(update={"routes": routes, "default": _with_examples(found.default, path, DEFAULT_ROUTE)})
     if (count := sum(len(target.texts) for target in found.targets.values())) > MOST_EXAMPLES:
-        raise ConfigError(f"{path}: has {count:,} examples, more than {MOST_EXAMPLES:,}; `coe-train fit` takes them")
+        raise ConfigError(f"{path}: has {count:,} examples, more than {MOST_EXAMPLES:,}; use `coe-train fit`")
     return found
 
 
@@ -175,7 +175,7 @@ def _with_examples(target: Target, path: Path, key: str) -> Target:
 
 
 def _lines(file: Path, key: str) -> Iterator[str]:
-    """One example a line; empty lines are left out."""
+    """One example per line; empty lines are skipped."""
     try:
         with file.open("rb") as opened:
             data = opened.read(LONGEST_EXAMPLES_BYTES + 1)
@@ -187,5 +187,5 @@ def _lines(file: Path, key: str) -> Iterator[str]:
     if len(data) > LONGEST_EXAMPLES_BYTES:
         raise ConfigError(f"{key}: {file} is longer than {LONGEST_EXAMPLES_BYTES:,} bytes")
     if not (found := [line.strip() for line in text.splitlines() if line.strip()]):
-        raise ConfigError(f"{key}: {file} has no example; it has one a line")
+        raise ConfigError(f"{key}: {file} has no example; write one per line")
     yield from found

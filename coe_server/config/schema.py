@@ -34,8 +34,8 @@ from coe_server.errors import ConfigError
 
 class HttpSettings(Settings):
     host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)  # 0: any free port
-    # names beside this machine's own by which it may be asked without a key
+    port: int = Field(default=8080, ge=0, le=65535)  # 0: a free port
+    # further host names accepted in requests without a key
     allowed_hosts: list[HostName] = Field(default=[])
     max_body: ByteCount = 32 * 2**20
     bodies: ByteCount = 512 * 2**20
@@ -49,17 +49,17 @@ class HttpSettings(Settings):
 
 
 class LogSettings(Settings):
-    """The log of lines, and the decision log in `state_directory`."""
+    """The log on standard error, and the decision log in `state_directory`."""
 
     format: Literal["auto", "json", "text"] = "auto"
-    prompts: bool = False  # prompts are kept only where the operator says so
+    prompts: bool = False  # prompts are stored only if the operator enables it
     decisions: bool = True
     keep_rows: int = Field(default=100_000, ge=1)
     keep_days: float = Field(default=30.0, gt=0)
 
 
 class TracingSettings(Settings):
-    """OpenTelemetry traces of requests. What is None here the SDK takes from its own variables (OTEL_...)."""
+    """OpenTelemetry traces of requests. For keys that are None the SDK uses its own variables (OTEL_...)."""
 
     endpoint: WebAddress | None = None
     service_name: str | None = None
@@ -67,17 +67,17 @@ class TracingSettings(Settings):
 
 
 class KeySettings(Settings):
-    """The keys that are accepted. Without any key every client that reaches the server is."""
+    """The accepted API keys. Without any key every client that reaches the server is accepted."""
 
     file: Path | None = None
     api_key_env: str | None = None
     admin_key_env: str | None = None
     scrape_key_env: str | None = None
-    open: bool = False  # serve beyond this machine without keys
+    open: bool = False  # allow a non-loopback address without keys
 
 
 class EmbeddingSettings(Settings):
-    """What embeds prompts before they are routed: an endpoint, or without `base_url` a model in this process."""
+    """The embedder of prompts: an endpoint, or without `base_url` a model in this process."""
 
     model: str
     base_url: BaseUrl | None = None
@@ -97,7 +97,7 @@ class RouterSettings(Settings):
     @model_validator(mode="after")
     def _has_one_source(self) -> RouterSettings:
         if (self.artifact is None) == (self.routes is None):
-            raise ValueError("artifact or routes is needed, and not both")
+            raise ValueError("set either artifact or routes")
         return self
 
 
@@ -118,12 +118,12 @@ class SchedulingSettings(Settings):
     prefetch: bool = True
 
 
-# The file of a kind has all that belongs to it: its settings, and the engine that they build.
+# Each kind has one file with its settings and its engine.
 AnyExpert = VllmExpert | RemoteExpert | CommandExpert | PresetExpert | SimulatedExpert  # all kinds, as `engine` names
 
 
 def process_environment() -> Environment:
-    """The variables that this process has now."""
+    """The environment of this process."""
     return Environment(os.environ)
 
 
@@ -145,7 +145,7 @@ class ServerConfig(Settings):
 
     @property
     def environment(self) -> Environment:
-        """Where the values are of the variables that these settings name."""
+        """The environment that holds the variables named in these settings."""
         return self._environment
 
     @property
@@ -166,15 +166,15 @@ class ServerConfig(Settings):
 
     @property
     def secret_variables(self) -> frozenset[str]:
-        """The environment variables that these settings name as holding secrets."""
+        """The environment variables with secrets that these settings name."""
         return secret_variables(self.model_dump())
 
 
 def load_config(path: Path, environment: Environment | None = None) -> ServerConfig:
-    """Read and check a configuration file; relative paths in it start at its folder.
+    """Read and check a configuration file; paths in it are relative to its folder.
 
-    `environment` knows what was taken out of this process' environment.
-    Raises ConfigError with one sentence that names the key, the value and what is allowed.
+    `environment`: holds the secrets that were removed from the process's environment. Raises ConfigError with one
+    sentence that names key, value and what is allowed.
     """
     config, mistakes = read_config(path)
     if mistakes or config is None:
@@ -185,9 +185,9 @@ def load_config(path: Path, environment: Environment | None = None) -> ServerCon
 
 
 def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
-    """The settings, None where they cannot be understood, and every mistake in them as a sentence.
+    """The settings (None if they cannot be parsed), and a sentence for every mistake.
 
-    Raises ConfigError for a file that cannot be read as YAML.
+    Raises ConfigError if the file is not readable YAML.
     """
     raw = read_settings_file(path, "`coe config --example serve`")
     try:
@@ -206,16 +206,16 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
 
 
 def proxies_of_environment() -> Proxies:
-    """HTTP_PROXY and its like as they are now."""
+    """The proxies of the present environment."""
     return Proxies.of(os.environ)
 
 
-# What OpenTelemetry's SDK reads by itself, once, as tracing is built.
+# Read by OpenTelemetry's SDK when tracing is built.
 TRACING_SECRETS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 
 
 def check_tracing_headers() -> None:
-    """Raises ConfigError if a header that the SDK is to send with traces cannot be sent: it would fail each time."""
+    """Raise ConfigError if a header for traces is invalid: every export would fail."""
     for variable in TRACING_SECRETS:
         for header in os.environ.get(variable, "").split(","):
             name, _, value = header.partition("=")
@@ -229,21 +229,21 @@ def _twins(config: ServerConfig) -> Iterator[str]:
         if count > 1:
             yield f"experts.{name}: the name is given {count} times"
     if "auto" in counts:
-        yield "experts.auto: 'auto' is the router's own model name"
+        yield "experts.auto: the name 'auto' is reserved for the router"
 
 
 def _false_aliases(config: ServerConfig) -> Iterator[str]:
-    """Objectives are known when the artifact is."""
+    """Invalid aliases; objectives are checked later, with the artifact."""
     experts = {expert.name for expert in config.experts}
     for alias, goal in config.aliases.items():
         if alias in experts or alias.partition(":")[0] == "auto":
-            yield f"aliases.{alias}: the name is taken; an alias is one more name"
+            yield f"aliases.{alias}: the name belongs to an expert or to the router (auto); choose another"
         if goal not in experts and goal.partition(":")[0] != "auto":
             yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
 
 
 def _kinds() -> str:
-    """The kinds of experts, as they stand under `engine`."""
+    """The kinds of experts: the allowed values of `engine`."""
     return ", ".join(get_args(kind.model_fields["engine"].annotation)[0] for kind in get_args(AnyExpert))
 
 
@@ -268,13 +268,13 @@ def _without_base(config: ServerConfig) -> Iterator[str]:
 def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
     if http.bodies < http.max_body:
         yield (
-            f"http.bodies: {http.bodies:,} bytes for all bodies are fewer than one may have "
+            f"http.bodies: {http.bodies:,} bytes for all bodies together are less than the limit of one "
             f"(http.max_body, {http.max_body:,})"
         )
 
 
 def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) -> ServerConfig:
-    """Relative paths start at the file's folder; a model's folder that is not there is one more mistake."""
+    """Make paths relative to `folder` absolute; a missing model folder is added to the mistakes."""
 
     def absolute(path: Path) -> Path:
         return (folder / path).resolve()
@@ -294,7 +294,7 @@ def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) ->
             experts.append(expert.in_folder(folder))
         except ConfigError as error:
             mistakes.append(str(error))
-    own = config.keys.file  # a link in its place is not followed: the file is replaced
+    own = config.keys.file  # not resolved: a symbolic link would be replaced
     keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(
         update={

@@ -1,6 +1,6 @@
-"""Types of values in configurations: amounts of memory, names, modalities, secrets, headers. Pure.
+"""Types of configuration values: amounts of memory, names, modalities, secrets, headers. Pure.
 
-A value may be a secret: no sentence about secrets or headers shows one.
+Messages about secrets and headers never show the value.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from coe_server.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """A mapping of settings: unknown keys are refused, nothing changes afterwards."""
+    """A mapping of settings: unknown keys are refused; immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Share(BaseModel):
-    """A part of the memory that is there, `0 < fraction <= 1`."""
+    """A share of the available memory, `0 < fraction <= 1`."""
 
     model_config = ConfigDict(frozen=True)
     fraction: float
 
 
 def parse_bytes(value: object) -> object:
-    """`70GiB`, `512MiB`, `1048576` as bytes, `80%` as a Share, `auto` as None."""
+    """`70GiB`, `512MiB`, `1048576` -> bytes, `80%` -> Share, `auto` -> None."""
     if value == "auto":
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
@@ -56,7 +56,7 @@ _UNITS = {"B": 1} | {
 
 
 def parse_amount(value: object) -> object:
-    """As `parse_bytes`, and not less than nothing."""
+    """As `parse_bytes`, but not negative."""
     size = parse_bytes(value)
     if isinstance(size, int) and size < 0:
         raise ValueError(f"{value!r} is not an amount of memory ({_AMOUNTS})")
@@ -64,7 +64,7 @@ def parse_amount(value: object) -> object:
 
 
 def parse_byte_count(value: object) -> object:
-    """As `parse_bytes`, but neither a share nor `auto`, and more than nothing."""
+    """As `parse_bytes`, but a positive number of bytes: no share, no `auto`."""
     size = parse_bytes(value)
     if not isinstance(size, int) or size <= 0:
         raise ValueError(f"{value!r} is not a number of bytes (70GiB, 512MiB)")
@@ -82,19 +82,20 @@ ByteCount = Annotated[int, BeforeValidator(parse_byte_count)]
 
 
 def require_served_name(name: str) -> str:
-    """The name itself. Raises ValueError, saying what is allowed."""
+    """Return the name. Raises ValueError with what is allowed."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) is None:
         raise ValueError(
-            f"{name!r} is not a name: up to 64 letters, digits, '.', '_' and '-', no sign at its beginning"
+            f"{name!r} is not a name: up to 64 letters, digits, '.', '_' and '-', starting with a letter or digit"
         )
     return name
 
 
 def require_alias(name: str) -> str:
-    """The name itself: what clients have built in, `openai/gpt-4o` say. Raises ValueError, saying what is allowed."""
+    """Return the name, e.g. `openai/gpt-4o`, which clients may have built in. Raises ValueError."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}", name) is None:
         raise ValueError(
-            f"{name!r} is no alias: up to 128 letters, digits, '.', '_', '-', ':', '/' and '@', no sign at its start"
+            f"{name!r} is not an alias: up to 128 letters, digits, '.', '_', '-', ':', '/' and '@',"
+            " starting with a letter or digit"
         )
     return name
 
@@ -108,45 +109,45 @@ MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
 def contradiction(vision: bool | None, modalities: Sequence[Modality] | None) -> str | None:
-    """What is wrong where both are given, `vision` being the older word for images; None if they agree."""
+    """The contradiction between `vision` (the older key for images) and `modalities`; None if they agree."""
     if vision is None or modalities is None or vision == ("image" in modalities):
         return None
     listed = ", ".join(modalities) or "none"
-    return f"vision is {str(vision).lower()}, and image is {'not ' if vision else ''}among the modalities ({listed})"
+    return f"vision is {str(vision).lower()}, but image is {'not ' if vision else ''}among the modalities ({listed})"
 
 
 def clean_secret(value: str | None, key: str, variable: str) -> str:
-    """The value without the blanks and newlines around it, as `echo KEY | base64` or an editor leaves them there.
+    """The value without surrounding blanks and newlines, which `echo KEY | base64` or an editor may add.
 
-    Raises ConfigError, which names the setting's key and the environment variable and never shows the value.
+    Raises ConfigError with the setting's key and the variable's name, never with the value.
     """
     if not value:
         raise ConfigError(f"{key}: the environment variable '{variable}' is not set")
     stripped = value.strip()
     if not stripped:
-        raise ConfigError(f"{key}: the environment variable '{variable}' holds nothing but blanks")
+        raise ConfigError(f"{key}: the environment variable '{variable}' is blank")
     if (fault := unfit_for_a_header(stripped)) is not None:
-        raise ConfigError(f"{key}: the environment variable '{variable}' holds {fault}; set it to the key alone")
+        raise ConfigError(f"{key}: the environment variable '{variable}' has {fault}; set it to the key only")
     return stripped
 
 
 def unfit_for_a_header(text: str) -> str | None:
-    """What in a text no HTTP header can carry, in words that do not show the text; None if all of it can stand there.
+    """What makes a text invalid in an HTTP header, without quoting the text; None if it is valid.
 
-    RFC 9110, section 5.5: no control characters; what is not Latin-1 has no agreed encoding.
+    RFC 9110, section 5.5: no control characters; characters outside Latin-1 have no standard encoding.
     """
     if "\n" in text or "\r" in text:
-        return "a line break, which no HTTP header can carry"
+        return "a line break, which is invalid in an HTTP header"
     if any(unicodedata.category(character) == "Cc" for character in text):
-        return "a control character, which no HTTP header can carry"
+        return "a control character, which is invalid in an HTTP header"
     if any(ord(character) > 0xFF for character in text):
-        return "a character outside Latin-1, which no HTTP header can carry"
+        return "a character outside Latin-1, which is invalid in an HTTP header"
     return None
 
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _VARIABLE = re.compile(r"\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
-_OF_THE_CONNECTION = (  # RFC 9110, section 7.6.1, and what frames or addresses a message
+_OF_THE_CONNECTION = (  # RFC 9110, section 7.6.1, and headers that frame or address a message
     frozenset(("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "http2-settings"))
     | frozenset(("proxy-authenticate", "proxy-authorization", "proxy-connection"))
     | frozenset(("host", "content-length", "expect"))
@@ -155,17 +156,17 @@ _OF_THE_BODY = frozenset(("content-encoding", "accept-encoding"))
 
 
 def parse_request_headers(value: object) -> object:
-    """The headers as they are, if each can be sent. Raises ValueError, one sentence that names the header."""
+    """Return the headers. Raises ValueError, naming the header, if one cannot be sent."""
     if not isinstance(value, Mapping):
         raise ValueError("must be a mapping of names to texts: {X-Name: value}")
     seen: set[str] = set()
     for name, content in value.items():
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
-            raise ValueError(f"{name!r} is not a header's name: letters, digits and any of !#$%&'*+-.^_`|~")
+            raise ValueError(f"{name!r} is not a header name: letters, digits and any of !#$%&'*+-.^_`|~")
         if (fault := _fault(name.lower(), content)) is not None:
             raise ValueError(f"'{name}' {fault}")
         if name.lower() in seen:
-            raise ValueError(f"'{name}' stands twice; upper and lower case are the same header")
+            raise ValueError(f"'{name}' occurs twice; header names ignore case")
         seen.add(name.lower())
     return value
 
@@ -174,7 +175,7 @@ RequestHeaders = Annotated[dict[str, str], BeforeValidator(parse_request_headers
 
 
 def filled_in(headers: Mapping[str, str], secret: Callable[[str, str], str]) -> dict[str, str]:
-    """The headers with every `{env.NAME}` replaced by what `secret(header, NAME)` gives."""
+    """The headers with every `{env.NAME}` replaced by `secret(header, NAME)`."""
     return {
         name: _VARIABLE.sub(lambda match, name=name: secret(name, match[1]), content.strip())  # type: ignore[misc]
         for name, content in headers.items()
@@ -182,15 +183,15 @@ def filled_in(headers: Mapping[str, str], secret: Callable[[str, str], str]) -> 
 
 
 def variables_in(value: str) -> list[str]:
-    """The names of the environment variables that a header's value holds."""
+    """The names of the environment variables in a header's value."""
     return _VARIABLE.findall(value)
 
 
 def _fault(name: str, content: object) -> str | None:
     if name in _OF_THE_CONNECTION:
-        return "cannot be set: it belongs to the connection, and the HTTP client writes it; leave it out"
+        return "cannot be set: the HTTP client sets it for each connection; leave it out"
     if name in _OF_THE_BODY:
-        return "cannot be set: answers are read here, and requests are sent as they came; leave it out"
+        return "cannot be set: the server controls content codings; leave it out"
     return _fault_of_value(content)
 
 
@@ -198,8 +199,8 @@ def _fault_of_value(content: object) -> str | None:
     if not isinstance(content, str):
         return "must have a text as its value; put the value in quotes"
     if "{env." in _VARIABLE.sub("", content):
-        return "has '{env.' in it and no variable's name behind it; write {env.NAME}"
+        return "has '{env.' without a variable name; write {env.NAME}"
     if not content.strip():
         return "is empty; give it a value or leave it out"
     unfit = unfit_for_a_header(content.strip())
-    return None if unfit is None else f"holds {unfit}"
+    return None if unfit is None else f"has {unfit}"

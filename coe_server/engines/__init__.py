@@ -1,1 +1,1 @@
-"""One expert's process. Knows nothing of the other experts."""
+"""Engines: one expert's process, or its connection to a server. Independent of other experts."""

@@ -1,6 +1,6 @@
-"""The NVIDIA cards of this machine, as the driver's library NVML shows them. Knows no engine.
+"""The NVIDIA cards of this machine, read with the driver's library NVML. Does not depend on engines.
 
-A reading may take milliseconds, more while a driver is busy: call these methods in a thread.
+A reading takes milliseconds, longer while the driver is busy: call these methods in a thread.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from coe_server.errors import EngineError
 
-# The inode of the first process namespace, fixed in Linux (PROC_PID_INIT_INO). In any other one the driver's process
-# ids are not ours, or it shows none.
+# Inode of the initial PID namespace, fixed in Linux (PROC_PID_INIT_INO). In another namespace the driver reports
+# foreign process ids, or none.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _HIDDEN = frozenset(("", "-1", "NoDevFiles"))
 
@@ -36,7 +36,7 @@ class DeviceBytes:
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What does not change about a card. `links` are the UUIDs of cards that NVLink joins it to."""
+    """Constant properties of a card. `links`: UUIDs of the cards connected by NVLink."""
 
     uuid: str
     total_bytes: int
@@ -49,7 +49,7 @@ class CardFacts:
 class Cards:
     """The cards that engines may use, by UUID, in CUDA's order. NVML is initialised once, at the first reading.
 
-    Engines of one server share it: it knows how much memory others of them may be taking while one gives some back.
+    Shared by the engines of a server: it keeps track of memory that other engines may be allocating meanwhile.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Cards:
         self._taking: dict[object, tuple[frozenset[str], int]] = {}
 
     def visible(self) -> tuple[str, ...]:
-        """UUIDs of the cards that CUDA shows to engines; a card in MIG mode is its instances. Raises `EngineError`."""
+        """UUIDs of the cards visible to engines; in MIG mode those of the instances. Raises `EngineError`."""
         with self._asked("every card") as nvml:
             listed = visible_names(self._environment)
             if listed is None:
@@ -75,7 +75,7 @@ class Cards:
         return DeviceBytes(int(memory.total), int(memory.used))
 
     def processes(self, uuid: str) -> dict[int, int] | None:
-        """Bytes of each process on a card; None where the driver does not tell, as in a container."""
+        """Process id -> bytes on a card; None if the driver does not report it, as in a container."""
         if not self._tells_processes:
             return None
         with self._asked(uuid) as nvml:
@@ -102,8 +102,8 @@ class Cards:
 
     @contextmanager
     def taking(self, engine: object, cards: Sequence[str], size_bytes: int) -> Iterator[None]:
-        """While an engine takes up to that much on each of these cards."""
-        outer = self._taking.get(engine)  # a start has a wake in it
+        """Note, within this context, that an engine may allocate up to this much on each of these cards."""
+        outer = self._taking.get(engine)  # a start may include a wake
         self._taking[engine] = (frozenset(cards), size_bytes)
         try:
             yield
@@ -114,7 +114,7 @@ class Cards:
                 self._taking[engine] = outer
 
     def taken_by_others(self, engine: object, uuid: str) -> int:
-        """Bytes that our other engines may be taking on a card at this moment."""
+        """Bytes that other engines of this server may be allocating on a card now."""
         taking = self._taking.items()
         return sum(size for other, (cards, size) in taking if other is not engine and uuid in cards)
 
@@ -140,7 +140,7 @@ def card_readings() -> tuple[DeviceBytes, ...]:
 
 
 def card_model() -> str:
-    """Model and bytes of the card that engines use; empty where there is none, or its driver does not answer."""
+    """Model and bytes of the first card; empty if there is none or its driver does not answer."""
     cards = Cards()
     try:
         facts = cards.facts(next(iter(cards.visible()), ""))
@@ -150,7 +150,7 @@ def card_model() -> str:
 
 
 def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) -> DeviceBytes:
-    """Memory of the first card that engines use; `nvml` is the module `pynvml`. Raises `EngineError` without answer."""
+    """Memory of the first card. `nvml`: the module `pynvml`. Raises `EngineError` if the driver does not answer."""
     device = visible_device(environment)
     if device is None:
         raise EngineError("cannot read the GPU's memory: CUDA_VISIBLE_DEVICES hides every card")
@@ -158,16 +158,16 @@ def device_bytes(nvml: Any = None, environment: Mapping[str, str] = os.environ) 
 
 
 def visible_device(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The first card that CUDA sees, which engines use: its index, its UUID, or the beginning of its UUID.
+    """The first visible card: its index, its UUID, or a prefix of its UUID.
 
-    None if `CUDA_VISIBLE_DEVICES` hides every card. Indices are in PCI order, as in NVML; engines are told to use it.
+    None if `CUDA_VISIBLE_DEVICES` hides every card. Indices are in PCI order, as in NVML; engines get the same order.
     """
     listed = visible_names(environment)
     return "0" if listed is None else next(iter(listed), None)
 
 
 def visible_names(environment: Mapping[str, str]) -> list[str] | None:
-    """What `CUDA_VISIBLE_DEVICES` lists, up to the first entry that hides the rest; None if it is not set: all."""
+    """The entries of `CUDA_VISIBLE_DEVICES` up to the first that hides the rest; None (all cards) if it is not set."""
     listed = environment.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return None
@@ -186,7 +186,7 @@ def _in_first_namespace() -> bool:
 
 
 def _nvml() -> Any:
-    import pynvml  # noqa: PLC0415  hosts without a GPU never need it, and its import takes 30 ms
+    import pynvml  # noqa: PLC0415  only needed with a GPU; its import takes 30 ms
 
     return pynvml
 
@@ -207,7 +207,7 @@ def _hint(nvml: Any, error: Exception) -> str:
 
 @cache
 def _initialised(nvml: Any) -> None:
-    """Once per process; a failure is not cached, so the next reading tries again."""
+    """Initialise NVML once per process. A failure is not cached, so the next reading tries again."""
     nvml.nvmlInit()
 
 
@@ -216,11 +216,11 @@ def _handle(nvml: Any, device: str) -> Any:
         return nvml.nvmlDeviceGetHandleByIndex(int(device))
     with suppress(nvml.NVMLError):
         return nvml.nvmlDeviceGetHandleByUUID(device)  # a whole card or a MIG instance
-    for index in range(nvml.nvmlDeviceGetCount()):  # CUDA accepts the beginning of a UUID
+    for index in range(nvml.nvmlDeviceGetCount()):  # CUDA accepts a prefix of a UUID
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         if nvml.nvmlDeviceGetUUID(handle).startswith(device):
             return handle
-    raise EngineError(f"cannot read the GPU's memory: CUDA_VISIBLE_DEVICES names {device!r}, there is no such card")
+    raise EngineError(f"cannot read the GPU's memory: CUDA_VISIBLE_DEVICES names {device!r}, which does not exist")
 
 
 def _uuids(nvml: Any, name: str) -> list[str]:
@@ -229,21 +229,21 @@ def _uuids(nvml: Any, name: str) -> list[str]:
 
 
 def _instances(nvml: Any, handle: Any) -> list[str]:
-    """UUIDs of a card's MIG instances; none where it has none. CUDA shows them in place of the card."""
+    """UUIDs of a card's MIG instances, which CUDA shows in place of the card."""
     found: list[str] = []
     with suppress(nvml.NVMLError, AttributeError):
         current, _pending = nvml.nvmlDeviceGetMigMode(handle)
         if current != nvml.NVML_DEVICE_MIG_ENABLE:
             return []
         for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            with suppress(nvml.NVMLError):  # the places in between may be empty
+            with suppress(nvml.NVMLError):  # an index may be unused
                 instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
                 found.append(str(nvml.nvmlDeviceGetUUID(instance)))
     return found
 
 
 def _linked(nvml: Any, handle: Any) -> Iterator[str]:
-    """UUIDs of the cards at the other ends of this one's NVLinks, where they lead from card to card."""
+    """UUIDs of the cards directly connected by NVLink."""
     by_bus = {}
     with suppress(nvml.NVMLError, AttributeError):
         for index in range(nvml.nvmlDeviceGetCount()):

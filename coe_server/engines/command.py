@@ -1,6 +1,6 @@
-"""An expert that any program serves: a command that starts it, on a private socket or a port of the loopback address.
+"""An expert served by any program with the OpenAI API: started by a command, on a private socket or a loopback port.
 
-Settings and engine. Knows of the program only that it speaks the OpenAI API over HTTP.
+Contains its settings and its engine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CANARY: dict[str, object] = {"prompt": "1 2 3 4", "max_tokens": 4, "temperature
 
 
 def _words(value: object) -> object:
-    """Words as a shell would split them. Nothing is replaced and no shell runs: a value cannot become a word."""
+    """Split into words as a shell does, without a shell and before placeholders are replaced."""
     if not isinstance(value, str):
         return value
     try:
@@ -45,7 +45,7 @@ def _words(value: object) -> object:
 
 
 def _variables(value: object) -> object:
-    """A value may be a secret: no sentence shows one."""
+    """Check the variables. Values may be secrets, so no message shows one."""
     for name, content in value.items() if isinstance(value, dict) else ():
         if not isinstance(content, str):
             raise ValueError(f"'{name}' must have a text as its value; put the value in quotes")
@@ -69,7 +69,7 @@ class CanaryRequest(Settings):
 class CommandExpert(ExpertSettings):
     engine: Literal["command"]
     command: Words
-    model: str = ""  # what {model} stands for
+    model: str = ""  # the value of {model}
     environment: Variables = Field(default={})
     health: str = Field(default="/health", pattern="^/")
     stop: Words = Field(default=["SIGTERM"])
@@ -81,7 +81,7 @@ class CommandExpert(ExpertSettings):
     canary: Annotated[Literal["off", "completion"] | CanaryRequest, BeforeValidator(_off)] = "off"
 
     def build(self, surroundings: Surroundings) -> Engine:
-        """With the values of its environment as our environment has them now."""
+        """Build the engine with the values of the present environment."""
         secret = surroundings.environment.secret
         given = filled_in(self.environment, lambda key, name: secret(f"experts.{self.name}.environment.{key}", name))
         launch = CommandLaunch(
@@ -128,33 +128,33 @@ class CommandExpert(ExpertSettings):
 
     @property
     def served_endpoints(self) -> tuple[EndpointName, ...]:
-        """The same two where nothing is said: most programs serve them, and few serve all."""
+        """The configured endpoints; by default the two that most programs serve."""
         return super().served_endpoints or ("chat", "completions")
 
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         named = placeholders_in(self.command)
         if not named & {"socket", "port"}:
-            yield "command: has neither {socket} nor {port}, so it cannot be told where to listen"
+            yield "command: needs {socket} or {port}, the address to listen on"
         if "model" in named and not self.model:
-            yield "model: is missing, the command has {model}"
+            yield "model: is missing; the command uses {model}"
         for key, words in (("command", self.command), ("stop", self.stop)):
             if any(variables_in(word) for word in words):
-                yield f"{key}: has {{env.NAME}}, which every user of this machine could read; give it in environment"
+                yield f"{key}: {{env.NAME}} would be readable by every user of this machine; set it in environment"
         if (self.sleep is None) != (self.wake is None):
-            yield f"{'wake' if self.wake is None else 'sleep'}: is missing, sleep and wake go together"
+            yield f"{'wake' if self.wake is None else 'sleep'}: is missing; set both sleep and wake"
         if self.sleep is None:
             yield from self.never_in_host("`sleep` and `wake`")
         if len(self.stop) == 1 and self.stop[0].startswith("SIG") and self.stop[0] not in STOP_SIGNALS:
-            yield f"stop: '{self.stop[0]}' is not one of {', '.join(STOP_SIGNALS)}, and no program's name"
+            yield f"stop: '{self.stop[0]}' is not one of {', '.join(STOP_SIGNALS)}, and not the name of a program"
 
     def without_effect(self) -> Iterator[str]:
         for key, words in (("command", self.command), ("stop", self.stop)):
             if words[0] not in STOP_SIGNALS and shutil.which(words[0]) is None:
-                yield f"{key}: there is no program '{words[0]}' on PATH, so it cannot be run here"
+                yield f"{key}: there is no program '{words[0]}' on PATH"
 
     def in_folder(self, folder: Path) -> Self:
-        """Programs and models that are written as paths; other words stay as they are."""
+        """The settings with paths of programs and models made absolute; other words are unchanged."""
         return self.model_copy(
             update={
                 "command": [_path(self.command[0], folder), *self.command[1:]],
@@ -189,10 +189,10 @@ class CommandEngine(ProcessEngine[CommandRun]):
         self._canary = canary
         self._cards = cards
         self._width = width
-        self._answer: str | None = None  # of the canary since the last start
+        self._answer: str | None = None  # of the canary, since the last start
 
     async def sleep(self) -> None:
-        """Its 200 is the word for it that the device is free: what it keeps is not known here."""
+        """Send the sleep request. Status 200 counts as freed: the memory it keeps cannot be measured."""
         await self._move(0)
 
     async def wake(self) -> None:
@@ -243,7 +243,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
                 await run.ask(method, path, _MOVE_SECONDS)
 
     async def _check_canary(self) -> None:
-        """After a wake the answer must equal the one of the start, where both hold text or an embedding."""
+        """Compare the canary's answer after a wake with that of the start, if both have text or an embedding."""
         if self._canary is None:
             return
         path, question = self._canary
@@ -256,7 +256,7 @@ class CommandEngine(ProcessEngine[CommandRun]):
 
 
 def _told(answer: bytes) -> str:
-    """What is compared: ids and times differ each time."""
+    """The compared part of an answer: without ids and times."""
     try:
         return canary_answer(json.loads(answer))
     except (LookupError, TypeError, AttributeError, ValueError):
@@ -264,7 +264,7 @@ def _told(answer: bytes) -> str:
 
 
 def _path(word: str, folder: Path) -> str:
-    """`./x`, `../x` and `~/x` as whole paths."""
+    """`./x`, `../x` and `~/x` as absolute paths."""
     if not word.startswith(("./", "../", "~/")):
         return word
     return os.path.normpath(folder / Path(word).expanduser())

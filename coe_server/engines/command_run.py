@@ -1,6 +1,6 @@
-"""One run of a program that serves an expert: its words and its address, until it is ready, and to its end.
+"""One run of a program that serves an expert: its command line, address, readiness check and end.
 
-The program is ready only once the socket that it was given is its own: another process might listen there.
+The program counts as ready only if it owns the socket at its address; another process might listen there.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ from coe_server.errors import ConnectionLost, EngineError
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
 
 _PLACEHOLDER = re.compile(r"\{(socket|port|api_key|model|name)\}")
-_POLL_SECONDS = 0.1  # a program does not announce that it is ready
+_POLL_SECONDS = 0.1  # programs do not announce that they are ready
 _HEALTH_SECONDS = 30.0
-_PULSE_SECONDS = 10.0  # between two liveness probes
-_GRACE_SECONDS = 10.0  # from the signal to SIGKILL
+_PULSE_SECONDS = 10.0  # interval of liveness probes
+_GRACE_SECONDS = 10.0  # between the stop signal and SIGKILL
 _FAILED_GRACE_SECONDS = 1.0
 _STOP_PROGRAM_SECONDS = 30.0
 _LONGEST_ANSWER_BYTES = 1 << 20
 _QUOTED_BYTES = 300
-_IDLE_CONNECTIONS = Reuse(4.0, ConnectionLost)  # how long the program keeps them is not known; five seconds are usual
+_IDLE_CONNECTIONS = Reuse(4.0, ConnectionLost)  # the program's keep-alive is unknown; 5 s is usual
 _INHERITED_PREFIXES = ("LC_", "XDG_", "CUDA", "NVIDIA_", "HF_", "OMP_", "GGML_")
 
 
 class PortTaken(EngineError):
-    """Another process listens on the port that was chosen for the program."""
+    """Another process listens on the port chosen for the program."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandLaunch:
-    """Everything needed to start the program."""
+    """All that is needed to start the program."""
 
     name: str
     command: tuple[str, ...]  # with placeholders
     log_directory: Path
     model: str = ""
-    stop: tuple[str, ...] = ("SIGTERM",)  # a signal's name, or the words of a program
-    environment: Mapping[str, str] = field(default_factory=dict)  # wins over what it inherits
-    inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which it gets what it needs
+    stop: tuple[str, ...] = ("SIGTERM",)  # name of a signal, or the words of a command
+    environment: Mapping[str, str] = field(default_factory=dict)  # overrides inherited variables
+    inherited: Mapping[str, str] = field(default_factory=dict)  # the server's environment, filtered for the program
     health: str = "/health"
     start_timeout_seconds: float = 600.0
     pulse_timeout_seconds: float = 60.0
-    user: EngineUser | None = None  # None: the server's own
+    user: EngineUser | None = None  # None: the server's user
     visible_cards: tuple[str, ...] = ()  # UUIDs of the GPUs that it may use; none: all
     cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
 
@@ -78,17 +78,17 @@ class CommandLaunch:
 
 
 def placeholders_in(words: Iterable[str]) -> frozenset[str]:
-    """The names of the placeholders; braces around anything else are none."""
+    """The names of the known placeholders; other braces are plain text."""
     return frozenset(name for word in words for name in _PLACEHOLDER.findall(word))
 
 
 def filled(words: Iterable[str], values: Mapping[str, str]) -> list[str]:
-    """The words with their placeholders replaced. What a value holds, blanks and braces included, stays in its word."""
+    """The words with placeholders replaced. Values are neither split nor replaced again."""
     return [_PLACEHOLDER.sub(lambda match: values[match[1]], word) for word in words]
 
 
 class CommandRun:
-    """From the start of the process to its end, with a channel for requests. `port` is None on a Unix socket."""
+    """One run of the process with its channel. `port` is None on a Unix socket."""
 
     def __init__(
         self, launch: CommandLaunch, values: Mapping[str, str], environment: Mapping[str, str], process: KeptProcess
@@ -109,7 +109,7 @@ class CommandRun:
 
     @classmethod
     async def start(cls, launch: CommandLaunch, seat: Seat = (0,)) -> CommandRun:
-        """Starts the process with an address and a key of its own; it answers later. Raises `OSError`."""
+        """Start the process with a new address and key, without waiting until it is ready. Raises `OSError`."""
         run_directory = make_run_directory(launch.user)
         values = {
             "socket": str(run_directory / "engine.sock"),
@@ -120,7 +120,7 @@ class CommandRun:
         }
         environment = _environment(launch, run_directory, values)
         try:
-            await _run_stop_program(launch, values, environment)  # what a server that was killed could not end
+            await _run_stop_program(launch, values, environment)  # ends what a killed server left running
             process = await KeptProcess.start(
                 filled(launch.command, values),
                 environment,
@@ -136,23 +136,23 @@ class CommandRun:
 
     @property
     def over(self) -> bool:
-        """Whether the process has ended, or its end has begun; then no request is sent to it."""
+        """True if the process has ended or is ending; then no request is sent to it."""
         return self._ending or self.process.over.done()
 
     async def until_healthy(self) -> None:
-        """Raises `PortTaken`, or `EngineError` if the process ends or listens beyond this machine.
+        """Wait until it is ready. Raises `PortTaken`, or `EngineError` if it ends or is reachable from other machines.
 
-        The key is sent to no listener but the program's own. The caller sets a time limit.
+        The key is sent only to the program's own listener. The caller sets a time limit.
         """
         while not (await asyncio.to_thread(self._listens) and await self._is_healthy()):
             await asyncio.wait({self.process.over}, timeout=_POLL_SECONDS)
             if self.process.over.done():
-                await asyncio.to_thread(self._listens)  # a program whose port is taken ends by itself
+                await asyncio.to_thread(self._listens)  # a program that cannot bind its port ends by itself
                 raise EngineError(ending(self.process.over.result()))
-        await asyncio.to_thread(self._listens)  # it may have opened another while it loaded
+        await asyncio.to_thread(self._listens)  # it may have opened another socket during its load
 
     async def ask(self, method: str, path: str, timeout_seconds: float, payload: Any = None) -> bytes:
-        """One short control request; the body of its answer. Raises `EngineError` if it is late or no success."""
+        """Make a short control request; returns the body. Raises `EngineError` on a timeout or an error status."""
         body = b"" if payload is None else json.dumps(payload).encode()
         headers = self.authorization if payload is None else (*self.authorization, ("Content-Type", "application/json"))
         request, asked = EngineRequest(method, path, headers, body), f"{method} {path}"
@@ -162,7 +162,7 @@ class CommandRun:
                 async for chunk in response.chunks():
                     answer += chunk
                     if len(answer) > _LONGEST_ANSWER_BYTES:
-                        raise EngineError(f"engine '{self.launch.name}' answered {asked} without an end")
+                        raise EngineError(f"engine '{self.launch.name}' sent an endless answer to {asked}")
         except TimeoutError as error:
             raise EngineError(
                 f"engine '{self.launch.name}' did not answer {asked} within {timeout_seconds:.3g} s"
@@ -174,7 +174,7 @@ class CommandRun:
 
     @contextmanager
     def on_the_move(self) -> Iterator[None]:
-        """No liveness probes meanwhile: a move may keep the program busy, and has a time limit of its own."""
+        """Suspend liveness probes in this context: a move keeps the program busy and has its own time limit."""
         self._moving = True
         try:
             yield
@@ -182,7 +182,7 @@ class CommandRun:
             self._moving = False
 
     async def loss(self) -> str:
-        """Wait until the process ends, or does not answer liveness probes. Returns what happened."""
+        """Wait until the process ends or fails a liveness probe. Returns what happened."""
         while not self.process.over.done():
             await asyncio.wait({self.process.over}, timeout=_PULSE_SECONDS)
             if not self.process.over.done() and not self._moving and not await self._is_alive():
@@ -190,7 +190,7 @@ class CommandRun:
         return ending(self.process.over.result())
 
     async def end(self, at_once: bool) -> None:
-        """No process is left when this returns. It may be called again if it was cancelled."""
+        """End it; on return no process is left. After a cancellation it may be called again."""
         self._ending = True
         async with self._one_end:
             if self._gone:
@@ -204,15 +204,15 @@ class CommandRun:
             self._gone = True
 
     def _listens(self) -> bool:
-        """Whether the program itself listens where it was told to. Raises `PortTaken`, or `EngineError` beyond that."""
+        """True if the program listens at its address. Raises `PortTaken`, or `EngineError` if others can reach it."""
         own, others = by_owner(self.process.pid)
         if self._socket is None and (thief := next((one for one in others if one.port == self._port), None)):
-            if thief not in by_owner(self.process.pid)[1]:  # it was the program's, which ended while we looked
+            if thief not in by_owner(self.process.pid)[1]:  # it was the program's, which has just ended
                 return False
-            raise PortTaken(f"another process listens on {thief}, the port that was chosen for it")
+            raise PortTaken(f"another process listens on {thief}, the port chosen for it")
         if exposed := next((one for one in own if not one.is_loopback), None):
             raise EngineError(
-                f"listens on {exposed}, which other machines reach; let it listen on 127.0.0.1 (--host 127.0.0.1)"
+                f"listens on {exposed}, which other machines can reach; make it listen on 127.0.0.1 (--host 127.0.0.1)"
             )
         if self._socket is not None:
             return self._socket.exists()
@@ -226,7 +226,7 @@ class CommandRun:
         return True
 
     async def _is_alive(self) -> bool:
-        """Any answer counts: a program may say that it is busy."""
+        """Send a liveness probe; any response counts, since a program may report that it is busy."""
         request = EngineRequest("GET", self.launch.health, self.authorization, b"")
         with suppress(EngineError, TimeoutError):
             async with asyncio.timeout(self.launch.pulse_timeout_seconds), self.http.send(request):
@@ -235,7 +235,7 @@ class CommandRun:
 
 
 def _environment(launch: CommandLaunch, run_directory: Path, values: Mapping[str, str]) -> dict[str, str]:
-    """The part of ours that the program may have, and what is configured for it, placeholders filled in."""
+    """The variables that the program may inherit, and the configured ones with placeholders replaced."""
     inherited = {
         key: value
         for key, value in launch.inherited.items()
@@ -248,7 +248,7 @@ def _environment(launch: CommandLaunch, run_directory: Path, values: Mapping[str
 
 
 async def _run_stop_program(launch: CommandLaunch, values: Mapping[str, str], environment: Mapping[str, str]) -> None:
-    """Run it to its end, where there is one. That it fails is usual: there may be nothing to stop."""
+    """Run the stop program, if one is configured. Its failure is normal: there may be nothing to stop."""
     if not launch.stop_program:
         return
     nothing = asyncio.subprocess.DEVNULL

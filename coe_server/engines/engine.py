@@ -1,4 +1,4 @@
-"""The seam between the cache and one expert's process. Knows nothing of the other experts."""
+"""The interface between the cache and one expert's process. Independent of other experts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-Seat = tuple[int, ...]  # the cards of one process, by index; as long as the expert is wide
+Seat = tuple[int, ...]  # card indices of one process; its length is the expert's width
 
 
 class Footprint(NamedTuple):
-    """Bytes one expert needs in each tier: on the device those on each of its cards, in host memory those of all.
+    """Bytes that one expert needs: device bytes on each of its cards, host bytes in total.
 
-    `host_image` is 0 for an engine that cannot sleep: it is on the device or on disk, never in between.
+    `host_image` is 0 for an engine that cannot sleep: it is on the device or on disk, never in host memory.
     """
 
     device_awake: int  # weights + KV cache
-    device_asleep: int = 0  # what stays on the device while the engine sleeps
-    host_process: int = 0  # fixed cost of the living process
+    device_asleep: int = 0  # kept on the device during sleep
+    host_process: int = 0  # fixed cost of the running process
     host_image: int = 0  # the write-once copy of the weights
 
     @property
@@ -35,7 +35,7 @@ class Footprint(NamedTuple):
 class EngineRequest:
     """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`.
 
-    `body` is in pieces where it is so large that copying it would delay other requests.
+    `body` is in pieces if it is so large that copying it would delay other requests.
     """
 
     method: str
@@ -71,36 +71,35 @@ class TellsLength(Protocol):
 
 
 class Engine(Protocol):
-    """One expert's engine. Its owner makes one of start, sleep, wake, stop at a time; `send` may overlap itself."""
+    """One expert's engine. Its owner calls start, sleep, wake and stop one at a time; `send` may run concurrently."""
 
     @property
     def footprint(self) -> Footprint:
-        """An estimate before the first start, too large rather than too small; measured afterwards."""
+        """Measured; before the first start an estimate, rather too large than too small."""
 
     async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
-        """Start a process on the cards of `seat` and load the weights, until it answers; within its own time limit and
-        `within_seconds`.
+        """Start a process on the cards of `seat`, load the weights, and wait until it answers.
 
-        Raises `EngineStartFailed`; then nothing is left behind. After the process died, a start without a stop in
-        between may use the image that it left.
+        Time limits: its own and `within_seconds`. Raises `EngineStartFailed` and leaves nothing behind. If the
+        process died and `stop` was not called, the new one may load from the image of the dead one.
         """
 
     async def sleep(self) -> None:
-        """Leave the device. Returns when its memory is measured as free; raises `EngineError` if it stays in use."""
+        """Leave the device; returns when its memory is measured as free. Raises `EngineError` if it stays in use."""
 
     async def wake(self) -> None:
-        """Load the weights from host memory again and check a canary. Raises `EngineError` if the answer is wrong."""
+        """Load the weights from host memory and check a canary. Raises `EngineError` if its answer is wrong."""
 
     async def stop(self, at_once: bool = False) -> None:
-        """No process and no memory is left, whatever the state before. Never raises; calling it twice is fine.
+        """End the process and free its memory, in any state. Never raises; may be called repeatedly.
 
-        `at_once`: after a failure or a start that was given up; the process gets hardly any time to end by itself.
+        `at_once`: with hardly any grace period, after a failure or a cancelled start.
         """
 
     async def died(self) -> str:
-        """Wait until the process ends or hangs without being asked to. Returns the reason with the last log lines.
+        """Wait until the process ends unexpectedly or hangs. Returns the reason with the last log lines.
 
-        Its image stays in host memory, as the footprint says, until `stop` or the next start.
+        Its image stays in host memory, as counted in the footprint, until `stop` or the next start.
         """
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:

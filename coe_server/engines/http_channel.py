@@ -1,6 +1,6 @@
-"""HTTP to one engine, ours or elsewhere, and what its failures mean. Bodies pass through untouched.
+"""HTTP to one engine, local or remote; maps failures to errors. Bodies are not changed.
 
-A request is sent once, whatever happens: the server may have read a request that was lost, and charged for it.
+A request is never sent twice: the server may have read, and charged for, a request whose connection was lost.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnr
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
 
-IDLE_SECONDS = 30.0  # an unused connection is closed by us after this; the engine must wait longer
-_IDLE_ELSEWHERE_SECONDS = 4.0  # servers wait five (uvicorn, Node) to seventy-five (nginx) and do not say so
+IDLE_SECONDS = 30.0  # idle connections are closed after this; the engine must keep them longer
+_IDLE_ELSEWHERE_SECONDS = 4.0  # unannounced, servers close after 5 s (uvicorn, Node) to 75 s (nginx)
 
 _HOP_BY_HOP = (  # RFC 9110, section 7.6.1
     frozenset(("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"))
     | frozenset(("proxy-authenticate", "proxy-authorization", "proxy-connection"))
 )
 _SET_BY_CLIENT = frozenset(("host", "content-length"))
-_CODED = frozenset(("content-encoding", "content-length"))  # of the body before it was decoded
-_CONNECT_SECONDS = 10.0  # for name, connection, TLS and proxy together
+_CODED = frozenset(("content-encoding", "content-length"))  # describe the body before decoding
+_CONNECT_SECONDS = 10.0  # name look-up, connection, TLS and proxy together
 _QUOTED_CHARACTERS = 300  # of an engine's error message
 _LONGEST_CONTROL_BYTES = 1 << 20  # of the answer to a control call
 
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """How long an unused connection is good, and what the loss of one that was used before means."""
+    """How long an idle connection may be reused, and the error if a reused connection is lost."""
 
     idle_seconds: float
     loss: type[EngineError]
 
 
-OUR_ENGINES = Reuse(IDLE_SECONDS, EngineDied)  # they close no idle connection: they are set to wait longer
+OUR_ENGINES = Reuse(IDLE_SECONDS, EngineDied)  # they keep idle connections longer, by their settings
 ELSEWHERE = Reuse(_IDLE_ELSEWHERE_SECONDS, ConnectionLost)
 
 
 class HttpChannel:
-    """A pool of connections to one server. Made inside the running loop, ended with `close`.
+    """A pool of connections to one server. Create it in the running loop; end it with `close`.
 
-    Its errors say in the first line what a caller may read, and below it what only an operator may.
+    The first line of its errors is for clients; further lines are for the operator only.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class HttpChannel:
 
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[HttpResponse]:
-        """Pass one request on. Leaving the context before the body ended closes the connection: the engine aborts."""
+        """Send one request. Leaving the context before the end of the body closes the connection; the engine aborts."""
         exchange = await self._deliver(request)
         try:
             yield HttpResponse(self._name, self._base_url, exchange)
@@ -94,7 +94,7 @@ class HttpChannel:
         payload: Any = None,
         headers: tuple[tuple[str, str], ...] = (),
     ) -> Any:
-        """One short control call; the JSON of its answer. Raises `EngineError` if it is late or not 200."""
+        """Make a short control call; returns its JSON answer. Raises `EngineError` on a timeout or an error status."""
         body = b"" if payload is None else json.dumps(payload).encode()
         of_json = (("content-type", "application/json"),) if payload is not None else ()
         request = EngineRequest(method, path, (*of_json, *headers), body)
@@ -112,7 +112,7 @@ class HttpChannel:
             return json_value(answer) if answer else None
         except ValueError as error:
             quoted = answer[:_QUOTED_CHARACTERS].decode(errors="replace")
-            raise EngineError(f"engine '{self._name}' answered {method} {path} with no JSON\n{quoted}") from error
+            raise EngineError(f"engine '{self._name}' answered {method} {path} without JSON\n{quoted}") from error
 
     async def _control_answer(self, response: HttpResponse, asked: str) -> bytes:
         answer = bytearray()
@@ -128,7 +128,7 @@ class HttpChannel:
         await self._client.close()
 
     async def _deliver(self, request: EngineRequest) -> Exchange:
-        """Send it, once; returns when the headers of the answer have come."""
+        """Send it once; returns when the response headers have arrived."""
         if self._client.closed:
             raise EngineDied(self._told("did not take the request", _CLOSED))
         headers = _end_to_end(request.headers, _SET_BY_CLIENT)
@@ -139,29 +139,27 @@ class HttpChannel:
         except Lost as error:
             raise self._lost(error) from error
         except NotHttp as error:
-            raise EngineError(self._told("answered with what is no HTTP", error)) from error
+            raise EngineError(self._told("did not answer with valid HTTP", error)) from error
         except NotSendable as error:
-            told = "cannot be asked: its address, or a header of the request, cannot be sent as it is"
+            told = "cannot be reached: its address or a request header is invalid in HTTP"
             raise EngineError(self._told(told, error)) from error
 
     def _lost(self, error: Lost) -> EngineError:
-        """What the loss of a connection means before the headers of the answer had come."""
+        """The error for a connection lost before the response headers arrived."""
         if self._client.closed:  # the engine is being stopped
             return EngineDied(self._told("did not take the request", _CLOSED))
         if error.has_begun:
             return EngineDied(self._told("broke off its answer", error))
         if not error.was_reused or self._loss is EngineDied:
             return EngineDied(self._told("did not take the request", error))
-        return self._loss(
-            self._told("closed its connection in place of an answer; the request was not sent again", error)
-        )
+        return self._loss(self._told("closed the connection without an answer; the request was not sent again", error))
 
     def _told(self, what: str, error: Exception) -> str:
         return f"expert '{self._name}' {what}\n{self._base_url}: {error}"
 
 
 class HttpResponse:
-    """An `EngineResponse`, decoded where the coding of its body is known here."""
+    """An `EngineResponse`; a body in a known content coding is decoded."""
 
     def __init__(self, name: str, base_url: str, exchange: Exchange) -> None:
         self.status = exchange.status
@@ -181,7 +179,7 @@ class HttpResponse:
                 for piece in self._decoder.chunks(chunk):
                     if piece:
                         yield piece
-                    await asyncio.sleep(0)  # a small chunk may have no end of pieces
+                    await asyncio.sleep(0)  # a small chunk may expand into many pieces
             if self._decoder is not None:
                 self._decoder.end()
         except (Lost, NotHttp) as error:
@@ -193,7 +191,7 @@ class HttpResponse:
 
 
 def _plain_address(base_url: str) -> Address | None:
-    """The IP address and port of a server without TLS; None for one that has a name, which may have many addresses."""
+    """IP address and port of a server without TLS; None for a host name, which may have several addresses."""
     parts = urlsplit(base_url)
     if parts.scheme != "http" or "@" in parts.netloc:
         return None

@@ -1,7 +1,7 @@
-"""Plain HTTP/1.1 over httptools, to a Unix socket or an IP address: a third of the processor time of aiohttp.
+"""Plain HTTP/1.1 over httptools, to a Unix socket or an IP address; takes a third of aiohttp's processor time.
 
-A request is sent once. Bodies are neither decoded nor interpreted. What has a name to look up, TLS or a proxy is
-reached with aiohttp (`http_elsewhere.py`), which reports the same failures. Knows no engines.
+A request is sent once. Bodies are neither decoded nor interpreted. Host names, TLS and proxies need aiohttp
+(`http_elsewhere.py`), which raises the same errors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES,
 Body = bytes | tuple[bytes | memoryview, ...]
 Headers = Sequence[tuple[str, str]]
 
-SENT_BYTES = 64 * 1024  # of a large body, at a time
-_MOST_BUFFERED_BYTES = 128 * 1024  # of an answer; then reading from the socket pauses until half of it is taken
+SENT_BYTES = 64 * 1024  # piece of a large body
+_MOST_BUFFERED_BYTES = 128 * 1024  # of a response; beyond it reading pauses until half of it is consumed
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _NOT_IN_A_VALUE = re.compile(r"[\r\n\0]")
@@ -30,19 +30,19 @@ _WITHOUT_BODY = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
 class NotReached(Exception):
-    """No connection: the server has not seen the request."""
+    """No connection could be made: the server has not seen the request."""
 
 
 class NotSendable(Exception):
-    """The address or a header cannot be sent as it is; the message shows no value."""
+    """The address or a header is invalid in HTTP; the message shows no value."""
 
 
 class NotHttp(Exception):
-    """The answer does not begin as HTTP/1.1 within its bounds."""
+    """The response is not valid HTTP/1.1, or exceeds the limits."""
 
 
 class Lost(Exception):
-    """A connection that broke. `has_begun`: some of the answer had come. `was_reused`: an earlier request used it."""
+    """A broken connection. `has_begun`: part of the response had arrived. `was_reused`: an earlier request used it."""
 
     def __init__(self, error: Exception, has_begun: bool, was_reused: bool) -> None:
         super().__init__(str(error) or type(error).__name__)
@@ -51,7 +51,7 @@ class Lost(Exception):
 
 
 class Exchange(Protocol):
-    """A request that was sent and the answer to it, of which the headers have come."""
+    """A request that was sent, and its response, whose headers have arrived."""
 
     @property
     def status(self) -> int: ...
@@ -60,17 +60,17 @@ class Exchange(Protocol):
     def raw_headers(self) -> Sequence[tuple[bytes, bytes]]: ...
 
     async def read(self) -> bytes:
-        """What has come of the body, at least a byte; empty at its end. Raises `Lost` if it breaks off."""
+        """Wait for at least one byte of the body and return all that has arrived; empty at its end. Raises `Lost`."""
 
     def leave(self) -> None:
-        """Close the connection, unless the answer has ended and another request may use it."""
+        """Close the connection, unless the response is complete and the connection reusable."""
 
 
-Address = tuple[str, int]  # of IP, in numbers, and a port
+Address = tuple[str, int]  # numeric IP address and port
 
 
 class PlainClient:
-    """A pool of connections to the server at `where`. An unused one is not used again after `idle_seconds`."""
+    """A pool of connections to the server at `where`. An idle connection is not reused after `idle_seconds`."""
 
     def __init__(self, where: Path | Address, host: str, idle_seconds: float, connect_seconds: float) -> None:
         self._where = where
@@ -79,11 +79,11 @@ class PlainClient:
         self._connect_seconds = connect_seconds
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
-        self._idle: deque[_Connection] = deque()  # the one that was used last is at its end
+        self._idle: deque[_Connection] = deque()  # the last used one at the end
         self.closed = False
 
     async def request(self, method: str, target: str, headers: Headers, body: Body) -> Exchange:
-        """Send a request once; returns when the headers of its answer have come. Raises the failures above."""
+        """Send a request once; returns when the response headers have arrived. Raises the errors above."""
         start = _start_of_request(method, target, self._host, headers, body)
         connection = self._unused() or await self._connected()
         exchange = _Exchange(connection, method)
@@ -100,10 +100,10 @@ class PlainClient:
         self.closed = True
         for connection in tuple(self._connections):
             connection.transport.abort()
-        await asyncio.sleep(0)  # sockets close in the next turn of the loop
+        await asyncio.sleep(0)  # sockets close in the next iteration of the loop
 
     def give_back(self, connection: _Connection) -> None:
-        """For another request."""
+        """Return a connection to the pool."""
         connection.idle_since = now = self._loop.time()
         self._idle.append(connection)
         while now - self._idle[0].idle_since > self._idle_seconds:
@@ -115,7 +115,7 @@ class PlainClient:
             self._idle.remove(connection)
 
     def _unused(self) -> _Connection | None:
-        """A connection on which nothing has come since its last answer: neither bytes nor its end."""
+        """An idle connection that has received neither bytes nor its end since its last response; None without one."""
         while self._idle:
             connection = self._idle.pop()
             if self._loop.time() - connection.idle_since < self._idle_seconds and not connection.has_spoken():
@@ -144,7 +144,7 @@ class PlainClient:
 
 
 class _Connection(asyncio.Protocol):
-    """The socket. What comes belongs to the exchange under way."""
+    """The socket. Received bytes belong to the present exchange."""
 
     def __init__(self, client: PlainClient) -> None:
         self.client = client
@@ -155,11 +155,11 @@ class _Connection(asyncio.Protocol):
         self.writable.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # one of uvloop says nothing of its kind
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport does not declare its class
 
     def data_received(self, data: bytes) -> None:
         if self.exchange is None or self.exchange.parser is None:
-            self.transport.abort()  # bytes that answer nothing
+            self.transport.abort()  # unexpected bytes
             return
         try:
             self.exchange.parser.feed(data)
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
         self.writable.set()
 
     def has_spoken(self) -> bool:
-        """Whether the server has closed an idle connection, or sent bytes, that the event loop may not have seen."""
+        """True if the server has closed an idle connection or sent bytes, even if the event loop has not seen it."""
         socket = self.transport.get_extra_info("socket")
         if self.transport.is_closing() or socket is None or socket.fileno() < 0:
             return True
@@ -196,7 +196,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Exchange:
-    """An `Exchange`; its parser reports what has come."""
+    """An `Exchange`, filled by its parser."""
 
     def __init__(self, connection: _Connection, method: str) -> None:
         self.status = 0
@@ -217,7 +217,7 @@ class _Exchange:
     def send(self, start: bytes, body: Body) -> None:
         if isinstance(body, bytes):
             self._connection.transport.write(start + body)
-        else:  # meanwhile the server may answer
+        else:  # in a task, since the server may already answer
             self._connection.transport.write(start)
             self._sending = asyncio.create_task(_send_pieces(self._connection, body))
 
@@ -239,7 +239,7 @@ class _Exchange:
         if connection.exchange is not self or self.parser is None:
             return
         self.parser.end()
-        connection.exchange = self.parser = self._failure = None  # no cycles are left to the garbage collector
+        connection.exchange = self.parser = self._failure = None  # breaks reference cycles
         is_sent = self._sending is None or self._sending.done()
         if self._sending is not None:
             self._sending.cancel()
@@ -250,7 +250,7 @@ class _Exchange:
             connection.transport.abort()
 
     def begin(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """The headers of the answer have come."""
+        """Set the response headers, which have arrived."""
         self.status, self.raw_headers, self.has_headers = status, headers, True
         self._is_complete = not self._has_body
 
@@ -265,28 +265,28 @@ class _Exchange:
         self._is_complete, self._is_reusable = True, is_reusable
 
     def fail(self, error: Exception) -> None:
-        """Also where more comes than one answer: then the answer stays, and the connection goes."""
+        """Note an error. If it comes after a complete response, the response is kept and the connection closed."""
         self._failure = self._failure or error
         self._is_reusable = False
         self._connection.transport.abort()
 
     async def news(self) -> None:
-        """Wait until something comes, or raise what has failed."""
+        """Wait until something arrives. Raises the error of a failed exchange."""
         if self._failure is not None:
             raise self._failure
         if self.parser is None:
-            raise Lost(ConnectionError("the answer was left before its end"), has_begun=True, was_reused=False)
+            raise Lost(ConnectionError("the response was abandoned before its end"), has_begun=True, was_reused=False)
         self._news = asyncio.get_running_loop().create_future()
         await self._news
 
     def announce(self) -> None:
-        """Wakes what waits for news."""
+        """Wake the reader that waits for news."""
         if self._news is not None and not self._news.done():
             self._news.set_result(None)
 
 
 async def _send_pieces(connection: _Connection, pieces: tuple[bytes | memoryview, ...]) -> None:
-    """A large body, uncopied; other tasks run in between."""
+    """Send a large body without copies; other tasks run in between."""
     for piece in pieces:
         view = memoryview(piece)
         for start in range(0, len(view), SENT_BYTES):
@@ -298,41 +298,41 @@ async def _send_pieces(connection: _Connection, pieces: tuple[bytes | memoryview
 
 
 class _Parser:
-    """What httptools calls as it parses answers: sets what has come in the exchange, and keeps the bounds."""
+    """Callbacks of httptools: fill the exchange and enforce the limits."""
 
     def __init__(self, exchange: _Exchange) -> None:
         self.has_begun = False
-        self.ends_with_connection = False  # no length and no chunks mark the end of the body
+        self.ends_with_connection = False  # the body has neither length nor chunks
         self._exchange = exchange
         self._http = httptools.HttpResponseParser(self)
-        self._http.set_dangerous_leniencies(  # as in aiohttp: of an answer nothing is smuggled
+        self._http.set_dangerous_leniencies(  # as in aiohttp; smuggling is no risk in a response
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
         self._headers: list[tuple[bytes, bytes]] = []
         self._trailers = 0
         self._interim = 0
-        self._idle_bytes = 0  # since the last piece of a body: headers, trailers, what is about chunks
+        self._idle_bytes = 0  # headers, trailers and chunk framing since the last piece of a body
 
     def feed(self, data: bytes) -> None:
-        """Raises `NotHttp`."""
+        """Parse received bytes. Raises `NotHttp`."""
         self.has_begun = True
         self._idle_bytes += len(data)
         try:
             self._http.feed_data(data)
         except httptools.HttpParserUpgrade:
-            raise NotHttp("it switched protocols (101), which was not asked for") from None
+            raise NotHttp("an unexpected change of protocol (101)") from None
         except httptools.HttpParserError as error:
             raise error.__context__ if isinstance(error.__context__, NotHttp) else NotHttp(str(error)) from error
         if self._idle_bytes > HEADERS_LIMIT_BYTES:
             raise NotHttp(f"the headers of its answer are longer than {HEADERS_LIMIT_BYTES:,} bytes")
 
     def end(self) -> None:
-        """Nothing is parsed any more."""
+        """Stop parsing."""
         del self._http
 
     def on_message_begin(self) -> None:
         if self._exchange.has_headers:
-            raise NotHttp("it answers what was not asked")
+            raise NotHttp("a response without a request")
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -348,9 +348,9 @@ class _Parser:
     def on_headers_complete(self) -> None:
         status = self._http.get_status_code()
         if status == 101:
-            raise NotHttp("it switched protocols (101), which was not asked for")
+            raise NotHttp("an unexpected change of protocol (101)")
         if status < 100:
-            raise NotHttp(f"its status is {status}")
+            raise NotHttp(f"invalid status {status}")
         if status < 200:
             self._interim += 1
             if self._interim > MOST_INTERIM:
@@ -369,7 +369,7 @@ class _Parser:
 
 
 def _delimits(name: bytes, value: bytes) -> bool:
-    """Whether a header marks the end of the body."""
+    """True if the header determines the end of the body."""
     return name == b"content-length" or (name == b"transfer-encoding" and value.rstrip().endswith(b"chunked"))
 
 

@@ -1,6 +1,6 @@
-"""HTTP to a server elsewhere with aiohttp: by name, with TLS and through proxies. Knows no engines.
+"""HTTP to other servers with aiohttp: host names, TLS and proxies.
 
-aiohttp resends some requests and reuses connections that the server has closed. Neither happens here.
+Prevents aiohttp from resending requests and from reusing connections that the server has closed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ from coe_server.config.proxies import Detour
 from coe_server.engines.http_client import SENT_BYTES, Body, Exchange, Headers, Lost, NotHttp, NotReached, NotSendable
 from coe_server.upstream.reply import LONGEST_HEADER_BYTES, bound
 
-_READ_BYTES = 16 * 1024  # of a body, at a time, and a quarter as many chunks: each costs aiohttp 10 us
-_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # what the caller did not send
+_READ_BYTES = 16 * 1024  # read size of a body; each read costs aiohttp 10 us
+_NOT_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")  # aiohttp must not add these
 _NO_CONNECTION = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-_NO_REQUEST = (ValueError, TypeError, aiohttp.NonHttpUrlClientError)  # what aiohttp raises for a header or an address
+_NO_REQUEST = (ValueError, TypeError, aiohttp.NonHttpUrlClientError)  # aiohttp's for an invalid header or address
 
 
 class ElsewhereClient:
-    """A pool of connections. An unused one is not used again after `idle_seconds`; a name, a proxy, TLS and all that
-    makes a new one have `connect_seconds` together."""
+    """A pool of connections. An idle connection is not reused after `idle_seconds`.
+
+    `connect_seconds` limits name look-up, proxy, TLS and connection together.
+    """
 
     def __init__(self, base_url: str, idle_seconds: float, connect_seconds: float, detour: Detour) -> None:
         self._base_url = base_url
@@ -55,7 +57,7 @@ class ElsewhereClient:
         return self._session.closed
 
     async def request(self, method: str, target: str, headers: Headers, body: Body) -> Exchange:
-        """Send a request once; returns when the headers of its answer have come. Raises what `PlainClient` raises."""
+        """Send a request once; returns when the response headers have arrived. Raises as `PlainClient.request` does."""
         way = _Way()
         try:
             return _Exchange(await self._sent(method, target, tuple(headers), body, way))
@@ -68,7 +70,7 @@ class ElsewhereClient:
         except aiohttp.ClientResponseError as error:
             raise NotHttp(str(error)) from error
         except _NO_REQUEST as error:
-            raise NotSendable(type(error).__name__) from error  # its text may show a secret
+            raise NotSendable(type(error).__name__) from error  # its text may contain a secret
         except (aiohttp.ClientError, OSError) as error:
             raise Lost(error, has_begun=False, was_reused=False) from error
 
@@ -102,7 +104,7 @@ class _Exchange:
     async def read(self) -> bytes:
         try:
             body = await self._response.content.readany()
-            await asyncio.sleep(0)  # more may be there already: other tasks run in between
+            await asyncio.sleep(0)  # let other tasks run, even if more has arrived
             return body
         except (aiohttp.ClientError, OSError) as error:
             raise Lost(error, has_begun=True, was_reused=False) from error
@@ -113,9 +115,9 @@ class _Exchange:
 
 
 class _Pool(aiohttp.TCPConnector):
-    """Reuses a connection only while nothing has come on it: neither bytes nor its end.
+    """Reuses an idle connection only if it has received neither bytes nor its end.
 
-    aiohttp itself looks at what its event loop has noticed; what the system knows already is asked here.
+    aiohttp checks only events that its loop has processed; this also asks the operating system.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -128,7 +130,7 @@ class _Pool(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            assert protocol is not None, "a connection that was just given out"
+            assert protocol is not None, "a connection just taken from the pool"
             if protocol not in self._given_out or not _has_spoken(protocol):
                 self._given_out.add(protocol)
                 self._given_to[req] = protocol
@@ -136,13 +138,13 @@ class _Pool(aiohttp.TCPConnector):
             connection.close()
 
     def retire(self, request: ClientRequest) -> None:
-        """Use the connection that a request went over for no other, whether it is idle already or not."""
+        """Exclude the request's connection from reuse, whether it is already idle or not."""
         if (protocol := self._given_to.get(request)) is not None:
             protocol.force_close()
 
 
 class _LostInAiohttp(Exception):
-    """A connection that was lost, hidden from aiohttp, which would send the request again."""
+    """Wraps the error of a lost connection, so that aiohttp does not send the request again."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
@@ -152,7 +154,7 @@ class _LostInAiohttp(Exception):
 async def _once(
     connections: _Pool, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
-    """aiohttp sends a GET or DELETE again on another connection when it meets the error of a lost one."""
+    """Send once: aiohttp would resend a GET or DELETE after the error of a lost connection."""
     try:
         response = await handler(request)
         if response.status >= 500:  # uvicorn closes the connection after a failure, unannounced
@@ -165,12 +167,12 @@ async def _once(
 
 
 def _has_begun(error: Exception) -> bool:
-    """Whether an answer had begun: aiohttp then has what there was of its headers as the message."""
+    """True if the response had begun: then aiohttp's error contains the partial headers."""
     return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 
 async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:
-    """A large body, uncopied; other tasks run in between."""
+    """A large body in pieces, without copies; other tasks run in between."""
     for piece in pieces:
         view = memoryview(piece)
         for start in range(0, len(view), SENT_BYTES):
@@ -179,7 +181,7 @@ async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[m
 
 
 def _has_spoken(protocol: ResponseHandler) -> bool:
-    """Whether the server has closed an unused connection, or sent bytes that answer nothing."""
+    """True if the server has closed an idle connection or sent unexpected bytes."""
     if protocol.should_close or not protocol.is_connected():
         return True
     assert protocol.transport is not None, "a transport that is connected"
@@ -193,14 +195,14 @@ def _has_spoken(protocol: ResponseHandler) -> bool:
 
 @dataclass(slots=True)
 class _Way:
-    """How far a request has come on its way to the server."""
+    """The progress of a request on its way to the server."""
 
     connected: bool = False
     reused: bool = False
 
 
 def _way_watcher() -> aiohttp.TraceConfig:
-    """Keeps up to date the `_Way` that a request has as its trace context."""
+    """Updates the `_Way` that a request carries as its trace context."""
     watcher = aiohttp.TraceConfig()
     watcher.on_connection_create_start.append(_begins_anew)
     watcher.on_connection_create_end.append(_is_there)

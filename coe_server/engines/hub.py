@@ -1,7 +1,7 @@
-"""Models on the Hugging Face hub: how large one is, its `config.json`, and its download into its engine's cache.
+"""Models on the Hugging Face hub: size, `config.json`, and download into the engine's cache.
 
-A question has one time limit for all of it. A download has none and holds no lock: no start waits for it; it fetches
-only the files that vLLM loads, and files that were finished before an interruption stay. The library is imported late.
+A query has one overall time limit. A download has none and holds no lock. It fetches only the files that vLLM loads,
+and keeps complete files after an interruption. The library is imported late.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """A model's id with the variables that say which hub has it (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE)."""
+    """A model's id and the variables that select its hub (HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE)."""
 
     model: str
     environment: Mapping[str, str]
@@ -52,7 +52,7 @@ class HubSource:
 
 
 def hub_size(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> int:
-    """Bytes of the weight files that are loaded; by `config.json` where the hub lists no sizes. Raises ConfigError."""
+    """Bytes of the weight files; estimated from `config.json` if the hub lists no sizes. Raises ConfigError."""
     listed = hub_files(source, within_seconds)
     chosen = chosen_weights(listed)
     if chosen and all(listed[name] for name in chosen):
@@ -64,7 +64,7 @@ def hub_size(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> int:
 
 
 def hub_files(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> dict[str, int | None]:
-    """Each file of the model with its bytes, None where the hub does not list them. Raises ConfigError."""
+    """File name -> bytes (None if the hub does not list them). Raises ConfigError."""
     return _asked(source, within_seconds, lambda: _listed(source))
 
 
@@ -75,7 +75,7 @@ def hub_config(source: HubSource, within_seconds: float = ANSWER_SECONDS) -> dic
 
 
 def _listed(source: HubSource) -> dict[str, int | None]:
-    from huggingface_hub import HfApi  # noqa: PLC0415  a second to import, and most starts need no hub
+    from huggingface_hub import HfApi  # noqa: PLC0415  takes a second to import; most starts need no hub
 
     api = HfApi(endpoint=source.endpoint, token=source.token)
     found = api.model_info(source.model, revision=source.revision, files_metadata=True)
@@ -86,22 +86,22 @@ def _fetched_json(source: HubSource, file: str) -> Any:
     from huggingface_hub import HfApi  # noqa: PLC0415
 
     api = HfApi(endpoint=source.endpoint, token=source.token)
-    with TemporaryDirectory(prefix="coe-") as folder:  # a cache with nothing but this file would look like a download
+    with TemporaryDirectory(prefix="coe-") as folder:  # in the cache this file alone would look like a download
         there = api.hf_hub_download(source.model, file, revision=source.revision, local_dir=folder)
         return json.loads(Path(there).read_text())
 
 
 def _asked(source: HubSource, within_seconds: float, question: Callable[[], _T]) -> _T:
-    """The answer. The library retries by itself, so the time limit is kept from outside: a late answer is ignored."""
+    """Run a query in a thread with a time limit, since the library retries by itself. A late answer is ignored."""
     if source.offline:
-        raise ConfigError(f"{source.endpoint} is not asked, HF_HUB_OFFLINE is set")
+        raise ConfigError(f"{source.endpoint} is not queried, since HF_HUB_OFFLINE is set")
     answers: list[_T] = []
     failures: list[Exception] = []
 
     def ask() -> None:
         try:
             answers.append(question())
-        except Exception as error:  # noqa: BLE001  the library's, its HTTP client's, and what a mirror makes of JSON
+        except Exception as error:  # noqa: BLE001  of the library, its HTTP client, and invalid JSON
             failures.append(error)
 
     asking = threading.Thread(target=ask, daemon=True)
@@ -115,7 +115,7 @@ def _asked(source: HubSource, within_seconds: float, question: Callable[[], _T])
 
 
 def explained(source: HubSource, error: Exception) -> str:
-    """A failure of the library as a sentence."""
+    """An exception of the library as a sentence."""
     from huggingface_hub import errors  # noqa: PLC0415
 
     name, endpoint = source.model, source.endpoint
@@ -129,7 +129,7 @@ def explained(source: HubSource, error: Exception) -> str:
         case errors.HFValidationError():
             return f"'{name}' is neither a folder here nor the id of a model (OWNER/NAME)"
         case errors.HfHubHTTPError():
-            return f"{endpoint} refused the question for '{name}': status {error.response.status_code}"
+            return f"{endpoint} refused the query for '{name}': status {error.response.status_code}"
     return f"{endpoint} cannot be reached ({type(error).__name__}: {_first_line(error)})"
 
 
@@ -137,23 +137,23 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-_ROOM_LEFT_BYTES = 256 << 20  # on the disk, for what else is written there
-# Weights in formats that are not loaded; what small files a model has beside them is not known beforehand.
+_ROOM_LEFT_BYTES = 256 << 20  # left free on the disk for other writers
+# Weights in formats that are not loaded. Other files cannot be listed beforehand, so all of them are fetched.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack", ".ot", ".tflite")
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What is to be downloaded for a model: nothing where all is here."""
+    """The missing files of a model; size 0 if it is complete."""
 
     source: HubSource
-    files: tuple[str, ...]  # all that the model needs
-    size_bytes: int  # that are not here
+    files: tuple[str, ...]  # all files of the model
+    size_bytes: int  # of the missing ones
     cache: Path
 
 
 def missing(source: HubSource) -> Missing:
-    """Asks the hub, whatever is here: a newer version may be there. Raises ConfigError as the hub's questions do."""
+    """The missing files. Always asks the hub, which may have a newer version. Raises ConfigError."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415  a second to import
 
     files = tuple(_needed(hub_files(source)))
@@ -175,24 +175,27 @@ def missing(source: HubSource) -> Missing:
 
 
 def here_already(source: HubSource) -> tuple[Path, int] | None:
-    """Folder and bytes of a model that is wholly on this machine."""
+    """Folder and bytes of a complete local model; None if there is none."""
     folder = model_folder(source.model, source.environment, source.revision)
     return None if folder is None else (folder, files_bytes(folder) or 0)
 
 
 def require_room(needed: Missing) -> None:
-    """Raises DownloadFailed where the disk of the cache has less room than is to be downloaded."""
+    """Raise DownloadFailed if the cache's disk has too little free space."""
     place = next(folder for folder in (needed.cache, *needed.cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if needed.size_bytes + _ROOM_LEFT_BYTES > free:
         raise DownloadFailed(
-            f"{needed.source.model}: {gib(needed.size_bytes)} are to be downloaded, and the disk of {needed.cache} has"
-            f" {gib(free)} free; make room, or set HF_HOME to a folder on a larger disk"
+            f"{needed.source.model}: the download needs {gib(needed.size_bytes)}; the disk of {needed.cache} has"
+            f" {gib(free)} free; free space, or set HF_HOME to a folder on a larger disk"
         )
 
 
 def download(needed: Missing) -> Path:
-    """The snapshot's folder, complete; on a terminal the library shows its progress. Raises DownloadFailed."""
+    """Download and return the complete snapshot's folder. The library shows progress on a terminal.
+
+    Raises DownloadFailed.
+    """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
     source = needed.source
@@ -205,7 +208,7 @@ def download(needed: Missing) -> Path:
             endpoint=source.endpoint,
             token=source.token,
         )
-    except OSError as error:  # of the disk and of the network
+    except OSError as error:  # disk or network
         raise DownloadFailed(f"{source.model}: {error.strerror or explained(source, error)}") from error
     except Exception as error:  # the library's and its HTTP client's
         raise DownloadFailed(f"{source.model}: {explained(source, error)}") from error
@@ -215,7 +218,7 @@ def download(needed: Missing) -> Path:
 
 
 def gib(size_bytes: int) -> str:
-    """`9.3 GiB`, with what is less than half of one in MiB."""
+    """`9.3 GiB`; sizes below half a GiB in MiB."""
     return f"{size_bytes / 2**30:,.1f} GiB" if size_bytes >= 1 << 29 else f"{size_bytes / 2**20:,.0f} MiB"
 
 

@@ -1,6 +1,6 @@
-"""One expert's image: a sealed memfd in a small process of its own. Knows nothing of its content.
+"""One expert's image: a sealed memfd owned by a small holder process. Independent of its content.
 
-Nothing here, and nothing in the file's form (`vllm_worker/coe_weight_image.py`), depends on the device that reads it.
+Neither this module nor the file format (`vllm_worker/coe_weight_image.py`) depends on the device.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from coe_server.errors import EngineError
 
 _HOLDER = Path(__file__).with_name("image_holder.py")
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_ANSWER_SECONDS = 30.0  # a holder that does not answer is stopped, or is not what we started
+_ANSWER_SECONDS = 30.0  # time limit for the holder's answer
 _END_SECONDS = 10.0
 
 
 class ImageState(NamedTuple):
-    """What the holder reports of its memfd."""
+    """The state of the memfd, as the holder reports it."""
 
     descriptor: int
     size_bytes: int
@@ -31,15 +31,15 @@ class ImageState(NamedTuple):
 
     @property
     def sealed(self) -> bool:
-        """True once no process, the holder included, can change, shorten or lengthen the image."""
+        """True if no process, not even the holder, can change, shrink or grow the image."""
         return self.seals & _SEALS == _SEALS
 
 
 class WeightImage:
-    """Empty at first; an engine opens `path`, writes once and seals it. It vanishes with the server, even on SIGKILL.
+    """Empty at first; an engine opens `path`, writes it once and seals it. It ends with the server, even on SIGKILL.
 
-    The memory belongs to a holder process (`image_holder.py`, `pid`). An engine could not open a file of the server:
-    other processes cannot look into the server, because it knows secrets.
+    The memory belongs to a holder process (`image_holder.py`, `pid`). Engines cannot open the server's own files
+    through /proc: the server has secrets and is protected from inspection.
     """
 
     def __init__(
@@ -79,34 +79,34 @@ class WeightImage:
 
     @property
     def over(self) -> bool:
-        """Whether the memory is gone, closed or lost."""
+        """True if the image was closed or lost."""
         return self._over.done()
 
     async def state(self) -> ImageState:
-        """Raises `EngineError` if the holder is gone or does not answer."""
+        """Ask the holder. Raises `EngineError` if it has ended or does not answer."""
         return await self._ask(b"state\n")
 
     async def renew(self) -> None:
-        """Make it empty again, at the same path, after its engine refused to use it. Raises `EngineError`."""
+        """Replace it by an empty one at the same path, after an engine rejected it. Raises `EngineError`."""
         await self._ask(b"renew\n")
 
     async def lost(self) -> str:
-        """Wait until the holder ends without being asked to; returns how it ended."""
+        """Wait until the holder ends unexpectedly; returns how it ended."""
         status = await asyncio.shield(self._over)
         return f"lost its image: the process that held it {_ending(status)}"
 
     async def close(self) -> None:
-        """Give the memory back; engines that still have it open keep it alive. Closing twice is fine."""
+        """Release the memory, except while an engine has it open. Repeated calls have no effect."""
         self._connection.close()
         done, _ = await asyncio.wait({self._over}, timeout=_END_SECONDS)
-        if not done:  # it is stopped
+        if not done:  # the holder hangs
             with suppress(ProcessLookupError):
                 self._holder.kill()
         await asyncio.shield(self._over)
 
     async def _ask(self, question: bytes) -> ImageState:
         async with self._one_question:
-            if not self._connection.is_closing():  # else the next line says so: there is none
+            if not self._connection.is_closing():  # if closed, reading the answer reports it
                 self._connection.write(question)
             return await self._answered()
 
@@ -121,16 +121,16 @@ class WeightImage:
         try:
             return await self._holder.wait()
         finally:
-            self._connection.close()  # when we are cancelled our loop ends: so does the image
+            self._connection.close()  # cancelled: the loop ends, and the image with it
 
 
 async def _start_holder(connection: socket.socket, name: str, user: EngineUser | None) -> asyncio.subprocess.Process:
-    """In a session of its own: a Ctrl-C on the server's terminal does not reach it before the engines have ended."""
+    """Start it in a separate session, so that Ctrl-C on the server's terminal does not end it before the engines."""
     return await asyncio.create_subprocess_exec(
         *python_of(user),
         *(str(_HOLDER), str(connection.fileno()), name),
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,  # the server's log, were it open there, would be open to engines
+        stdout=asyncio.subprocess.DEVNULL,  # otherwise engines could open the server's log through it
         stderr=asyncio.subprocess.DEVNULL,
         env={},
         cwd=os.sep,

@@ -1,11 +1,11 @@
-"""Holds one expert's image, a memfd that the expert's engines open through /proc. Knows nothing of what is in it.
+"""Holds one expert's image, a memfd that the expert's engines open through /proc.
 
     python -I -S image_holder.py CONNECTION_FD NAME
 
-Standard library only, and nothing of ours: its environment is empty, it has no other file open, so that an engine that
-looks into it finds the image alone; the server cannot be looked into. It ends when the connection to the server closes
-(the server is gone, even by SIGKILL, or wants the image no more). Every line that comes is answered with one, and one
-comes first: the image's descriptor, its size in bytes, its seals. `renew` puts an empty memfd in the image's place.
+Imports only the standard library. Its environment is empty and no other file is open, so engines that inspect it
+find only the image; they cannot inspect the server. It ends when the connection to the server closes: the server
+ended, even by SIGKILL, or no longer needs the image. It sends one line at the start and one for each line received:
+the image's descriptor, its size in bytes, its seals. `renew` replaces the image by an empty memfd.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import fcntl
 import os
 import sys
 
-_LONGEST_NAME = 200  # Linux allows 249 bytes, which only show in /proc
+_LONGEST_NAME = 200  # Linux allows 249 bytes; shown in /proc only
 _PIECE_BYTES = 512
 
 
 def main() -> None:
     connection, name = int(sys.argv[1]), sys.argv[2][:_LONGEST_NAME]
-    os.closerange(3, connection)  # what the server's own parent left open comes along under uvloop
+    os.closerange(3, connection)  # uvloop passes on descriptors that the server inherited
     os.closerange(connection + 1, os.sysconf("SC_OPEN_MAX"))
     image = _fresh(name)
-    asked = b"state\n"  # the first answer comes unasked
+    asked = b"state\n"  # the first answer is sent without a question
     while asked:
         if b"renew" in asked:
             _renew(image, name)
@@ -45,5 +45,5 @@ def _fresh(name: str) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except OSError:  # the connection broke: the server is gone
+    except OSError:  # the server has ended
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Keeps one engine's processes together. It outlives the server that starts it by milliseconds and leaves nothing.
+"""Supervises one engine's processes and ends them with the server, leaving nothing behind.
 
     python -I -S keeper.py SERVER_FD RUN_DIRECTORY PREVIOUS_LOG CORES COMMAND... >LOG
 
@@ -22,30 +22,30 @@ import sys
 import time
 from contextlib import suppress
 
-LONGEST_BYTES = 16 << 20  # an engine's log and that of its run before, together
+LONGEST_BYTES = 16 << 20  # an engine's log and its previous run's log together
 DROPPED = b"(earlier lines were dropped)\n"
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 
-_PIPE_BYTES = 1 << 20  # a burst of lines does not wait for the disk
+_PIPE_BYTES = 1 << 20  # so that a burst of lines does not wait for the disk
 _PIECE_BYTES = 64 << 10
-_OUTSIDERS_SECONDS = 2.0  # how long a process beyond our reach, which holds the pipe, can go on writing
+_OUTSIDERS_SECONDS = 2.0  # time limit for processes out of reach that hold the pipe open
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 TRACKER_SECONDS = 2.0
 _TRACKER_POLL_SECONDS = 0.02
-# What Python, torch and NCCL leave in shared memory when they are killed. Never any other file there: it may be the
-# user's own model.
+# Shared-memory files that Python, torch and NCCL leave when killed. No other file may be deleted there: it may be
+# the user's model.
 _LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-)[^/]*")
 
 
 def main() -> int:
     server, run_directory, previous_log, cores, command = int(sys.argv[1]), *sys.argv[2:5], sys.argv[5:]
-    os.closerange(3, server)  # what the server's own parent left open comes along under uvloop, and is not the engine's
+    os.closerange(3, server)  # uvloop passes on descriptors that the server inherited
     os.closerange(server + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(server, False)
     os.set_blocking(server, False)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the engine become our children, so none can slip away
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # orphans of the engine become children of this process
     log = _Log(sys.stdout.fileno(), previous_log)
     engine = _Engine(command, log, [int(core) for core in cores.split(",") if core])
     try:
@@ -59,37 +59,37 @@ def main() -> int:
 
 
 class _Log:
-    """Moves what the engine writes from a pipe to a bounded file: the newest is kept."""
+    """Moves the engine's output from a pipe to a bounded file, which keeps the newest lines."""
 
     def __init__(self, file: int, previous_log: str) -> None:
         self.output, self.writing_end = os.pipe()
         os.set_blocking(self.output, False)
-        with suppress(OSError):  # a user's pipes may be limited
+        with suppress(OSError):  # pipe sizes may be limited per user
             fcntl.fcntl(self.output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self.sources = [self.output]  # to wait for; empty once the pipe has no writer left
+        self.sources = [self.output]  # polled; empty once the pipe has no writer
         self._file = file
         self._previous_log = previous_log
 
     def take(self) -> bool:
-        """Move a piece of what the pipe holds; whether there was any."""
+        """Move one piece of output. Returns False if the pipe was empty."""
         try:
             piece = os.read(self.output, _PIECE_BYTES)
         except BlockingIOError:
             return False
         if not piece:
             self.sources = []
-        with suppress(OSError):  # a full disk costs lines, never the engine
+        with suppress(OSError):  # a full disk loses lines but does not stop the engine
             self._append(piece)
         return bool(piece)
 
     def catch_up(self) -> None:
-        """Move all that the pipe holds now, and not what is written meanwhile without end."""
+        """Move the output that is in the pipe now, not what is written meanwhile."""
         for _ in range(_PIPE_BYTES // _PIECE_BYTES + 1):
             if not self.take():
                 return
 
     def finish(self) -> None:
-        """The last of it: nothing of ours is left that could write."""
+        """Move the remaining output, after all processes have ended."""
         deadline = time.monotonic() + _OUTSIDERS_SECONDS
         while self.take() and time.monotonic() < deadline:
             pass
@@ -97,26 +97,26 @@ class _Log:
     def _append(self, piece: bytes) -> None:
         size = os.lseek(self._file, 0, os.SEEK_END) + len(piece)
         if self._previous_log and size > LONGEST_BYTES // 2:
-            with suppress(OSError):  # it is gone, or its folder is another user's
-                os.unlink(self._previous_log)  # the older one gives way
+            with suppress(OSError):  # already deleted, or in another user's folder
+                os.unlink(self._previous_log)  # the older log is deleted first
             self._previous_log = ""
         if size > LONGEST_BYTES:
             try:
                 shorten(self._file, LONGEST_BYTES // 2)
             except OSError:
-                os.ftruncate(self._file, 0)  # the newest is kept, if not as much of it
+                os.ftruncate(self._file, 0)  # keep only the newest piece
             os.lseek(self._file, 0, os.SEEK_END)
         while piece:
             piece = piece[os.write(self._file, piece) :]
 
 
 def shorten(file: int, kept_bytes: int) -> None:
-    """Leave the newest lines of a file that is longer, `DROPPED` before them.
+    """Keep only the newest lines of a longer file, with `DROPPED` before them.
 
-    They move to its front in place: the end of the file is there at every moment, for a reader and if we are killed.
+    They are moved to the front in place, so that the newest lines are in the file at every moment, even after SIGKILL.
     """
     source = os.lseek(file, 0, os.SEEK_END) - kept_bytes + len(DROPPED)
-    source += os.pread(file, _PIECE_BYTES, source).find(b"\n") + 1  # from the first whole line on, where there is one
+    source += os.pread(file, _PIECE_BYTES, source).find(b"\n") + 1  # from the first complete line, if any
     target = os.pwrite(file, DROPPED, 0)
     while piece := os.pread(file, _PIECE_BYTES, source):
         moved = os.pwrite(file, piece, target)
@@ -125,7 +125,7 @@ def shorten(file: int, kept_bytes: int) -> None:
 
 
 class _Engine:
-    """The command's process, and the signals that reach us."""
+    """The command's process, and the signals sent to the keeper."""
 
     def __init__(self, command: list[str], log: _Log, cores: list[int]) -> None:
         self.status: int | None = None
@@ -148,7 +148,7 @@ class _Engine:
             os.kill(self.pid, number)
 
     def reap(self) -> None:
-        """Collect every child that ended; remember how the engine itself did."""
+        """Collect all ended children and store the engine's exit status."""
         with suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -165,13 +165,13 @@ class _Engine:
 
 
 def _become(command: list[str], output: int, cores: list[int]) -> None:
-    """The forked child: turns into the engine, and dies if we are killed before we could end it."""
+    """In the forked child: execute the engine, which dies with the keeper."""
     try:
         os.dup2(output, sys.stdout.fileno())
         os.dup2(output, sys.stderr.fileno())
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, *PASSED_ON, signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)  # Python ignores the last two; a program inherits that
+            signal.signal(number, signal.SIG_DFL)  # Python ignores the last two, and programs inherit that
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _bind(cores)
         os.execvp(command[0], command)
@@ -194,7 +194,7 @@ def _bind(cores: list[int]) -> None:
 
 
 def _server_gone(server: int, engine: _Engine, log: _Log) -> bool:
-    """Wait for the next event and look after the log; true when the server's end of the connection is closed."""
+    """Wait for the next event and serve the log. Returns True if the server has closed the connection."""
     if server not in _look_after(engine, log, server):
         return False
     try:
@@ -207,8 +207,8 @@ def _server_gone(server: int, engine: _Engine, log: _Log) -> bool:
 
 
 def _look_after(engine: _Engine, log: _Log, *others: int, seconds: float | None = None) -> set[int]:
-    """Wait for the next event; a piece of output moves, a signal has been seen. All that was ready."""
-    events = select.poll()  # not `select`, which knows no descriptor above 1023
+    """Wait for the next event (output, a signal or other descriptors); returns the ready descriptors."""
+    events = select.poll()  # not `select`, which is limited to descriptors below 1024
     for source in (engine.signals, *log.sources, *others):
         events.register(source, select.POLLIN)
     ready = {source for source, _ in events.poll(None if seconds is None else seconds * 1000)}
@@ -225,10 +225,10 @@ def _forget_signals(signals: int) -> None:
 
 
 def _end_descendants(engine: _Engine, log: _Log) -> None:
-    """SIGKILL until none is left; new children of killed processes come to us and are killed in the next round.
+    """Send SIGKILL until no descendant is left; orphans become children of this process and are killed next.
 
-    Python's resource trackers go last and by themselves: with all others dead they remove the semaphores and shared
-    memory that those left behind. Only one that takes too long is killed as well.
+    Python's resource trackers end by themselves at last: once all others are dead, they remove left semaphores and
+    shared memory. A tracker that takes too long is killed, too.
     """
     leftovers: set[str] = set()
     deadline = time.monotonic() + TRACKER_SECONDS
@@ -239,7 +239,7 @@ def _end_descendants(engine: _Engine, log: _Log) -> None:
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        _look_after(engine, log, seconds=_TRACKER_POLL_SECONDS)  # SIGCHLD, or a grandchild's end, which has no signal
+        _look_after(engine, log, seconds=_TRACKER_POLL_SECONDS)  # SIGCHLD; the end of a grandchild sends no signal
         engine.reap()
     for path in leftovers:
         with suppress(OSError):
@@ -255,7 +255,7 @@ def is_resource_tracker(pid: int) -> bool:
 def _descendants() -> list[int]:
     found: list[int] = []
     queue = [os.getpid()]
-    for pid in queue:  # grows while we walk
+    for pid in queue:  # grows during the loop
         children: list[int] = []
         with suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
@@ -267,7 +267,7 @@ def _descendants() -> list[int]:
 
 
 def _shared_memory_of(pid: int) -> set[str]:
-    """Named shared memory the process has mapped; its owner is about to lose the chance to remove it."""
+    """Named shared memory mapped by the process, which cannot remove it after SIGKILL."""
     with suppress(OSError), open(f"/proc/{pid}/maps") as maps:
         fields = (line.rstrip("\n").split(maxsplit=5) for line in maps)
         return {field[5] for field in fields if len(field) == 6 and _LEFTOVER.fullmatch(field[5])}

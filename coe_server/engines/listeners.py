@@ -1,4 +1,4 @@
-"""TCP sockets that listen on this machine, and which of them belong to a process tree; from /proc."""
+"""Listening TCP sockets of this machine and their owners, from /proc."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Listener:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine reaches it."""
+        """True if only this machine can reach it."""
         address = ip_address(self.address)
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
         return (mapped or address).is_loopback
@@ -36,7 +36,7 @@ class Listener:
 
 
 def listeners(proc: Path = _PROC) -> list[Listener]:
-    """All of this network namespace. A line of the tables is `sl local_address rem_address st ... inode` (proc(5))."""
+    """All listeners of this network namespace. Lines: `sl local_address rem_address st ... inode` (proc(5))."""
     found: list[Listener] = []
     for table in ("net/tcp", "net/tcp6"):
         with suppress(OSError):  # a kernel without IPv6
@@ -49,20 +49,20 @@ def listeners(proc: Path = _PROC) -> list[Listener]:
 
 
 def by_owner(root: int) -> tuple[list[Listener], list[Listener]]:
-    """Those that a process or one of its descendants holds, and all others."""
-    found = listeners()  # first: what is opened after this look is in neither list, not in the wrong one
+    """The listeners of a process and its descendants, and all others."""
+    found = listeners()  # first, so that a socket opened later is in neither list
     own = {inode for pid in process_tree(root) for inode in _socket_inodes(pid)}
     return [one for one in found if one.inode in own], [one for one in found if one.inode not in own]
 
 
 def free_port() -> int:
-    """A port of the loopback address that nothing listens on; another process may take it at any time."""
+    """A free port of the loopback address; another process may take it at any time."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 def _address(text: str) -> str:
-    """The kernel prints the address as 32-bit words in the machine's order, little-endian wherever engines run."""
+    """Decode the kernel's address: 32-bit words in machine order, which is little-endian on supported machines."""
     words = bytes.fromhex(text)
     raw = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
     return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
@@ -72,7 +72,7 @@ def _socket_inodes(pid: int) -> Iterator[int]:
     try:
         descriptors = list((_PROC / str(pid) / "fd").iterdir())
     except OSError:
-        return  # it ended while we looked
+        return  # it has just ended
     for descriptor in descriptors:
         with suppress(OSError):
             target = os.readlink(descriptor)

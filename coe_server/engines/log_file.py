@@ -1,4 +1,4 @@
-"""One engine's log: a bounded file per expert, the log of the run before beside it, and the last lines with errors."""
+"""An engine's log: a bounded file per expert, the previous run's log, and the last lines with errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRACEBACK = re.compile(r'^\s*(File "|\^+|~|Traceback)|^\s{4,}')
 
 
 def fresh_log(directory: Path, name: str) -> Path:
-    """An empty `<name>.log`; the newest of what the run before wrote becomes `<name>.previous.log`."""
+    """Create an empty `<name>.log`; the end of the previous run's log becomes `<name>.previous.log`."""
     private_folder(directory)
     log = log_path(directory, name)
     if log.is_symlink():
@@ -36,21 +36,21 @@ def fresh_log(directory: Path, name: str) -> Path:
 
 
 def log_path(directory: Path, name: str) -> Path:
-    return directory / f"{quote(name, safe='')}.log"  # a name may hold a slash
+    return directory / f"{quote(name, safe='')}.log"  # a name may contain a slash
 
 
 def previous_log(log: Path) -> Path:
-    """Where the run before stands. It gives way when a log becomes long: together they hold `LONGEST_BYTES`."""
+    """The log of the previous run. It is deleted when the new log grows: together they have at most `LONGEST_BYTES`."""
     return log.with_suffix(".previous.log")
 
 
 def open_log(log: Path) -> BinaryIO:
-    """Only the owner can read a log that is made here: it may quote prompts."""
+    """Open for appending. A new file is readable by its owner only, since it may quote prompts."""
     return open(open_private(log, os.O_RDWR), "r+b", buffering=0)
 
 
 def last_lines(log: Path) -> str:
-    """The last lines that look like errors; if there are none, the last lines."""
+    """The last lines that look like errors, or else the last lines."""
     lines = _tail(log)
     telling = [line for line in lines if _TELLING.search(line) and not _WARNING.search(line)]
     return "\n".join((telling or lines)[-_TAIL_LINES:]) or "(its log is empty)"
@@ -67,7 +67,7 @@ def _tail(log: Path) -> list[str]:
 
 
 def _newest(file: BinaryIO) -> bytes:
-    """The last of a file that may be shortened while we look: what stood behind its new end stands before it then."""
+    """The end of a file that the keeper may shorten meanwhile, which moves the last lines to the front."""
     for _ in range(_LOOKS):
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         if newest := file.read():

@@ -1,4 +1,4 @@
-"""Memory of this machine and of processes, from /proc and the control group. Knows no engine and no card."""
+"""Memory of this machine and of processes, from /proc and control groups."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 
 def available_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Host memory that can be had: what the kernel calls available, or a control group's limit if that is less."""
+    """Available host memory: the kernel's MemAvailable, or less if a control group limits it."""
     return min([_memory_available(proc), *_group_limits(proc, cgroups)])
 
 
 def copy_bytes_per_second(size_bytes: int = 64 * 2**20, rounds: int = 3) -> float:
-    """How fast one thread copies memory here: the best of a few rounds over pages that have been touched."""
+    """Memory copy speed of one thread: the best of `rounds` over pages already in use."""
     source, target = np.zeros(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)
     source[:], target[:] = 1, 2
     best = float("inf")
@@ -34,7 +34,7 @@ def _memory_available(proc: Path) -> int:
 
 
 def _group_limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Limits of this process's control groups, bytes, innermost first: a container sees its own as the outermost."""
+    """Limits of this process's control groups in bytes, innermost first; a container sees its own group as root."""
     for controllers, place in _own_groups(proc):
         if "memory" in controllers.split(","):
             root, name = cgroups / "memory", "memory.limit_in_bytes"
@@ -48,7 +48,7 @@ def _group_limits(proc: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _own_groups(proc: Path) -> Iterator[tuple[str, Path]]:
-    """Controllers and place, below the root of their hierarchy, of each group that this process is in."""
+    """Controllers and path (relative to the hierarchy's root) of each control group of this process."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -74,13 +74,13 @@ def process_tree(root: int) -> list[int]:
     if not (_PROC / str(root)).exists():
         return []
     found = [root]
-    for pid in found:  # grows while we walk
+    for pid in found:  # grows during the loop
         found.extend(_children(pid))
     return found
 
 
 def private_bytes(root: int) -> int:
-    """`RssAnon` summed over the process tree: memory that is really held and no file or memfd stands behind."""
+    """`RssAnon` summed over the process tree: resident memory without files and memfds."""
     return sum(private_bytes_by_process(root).values())
 
 
@@ -90,12 +90,12 @@ def private_bytes_by_process(root: int) -> dict[int, int]:
 
 
 def resident_bytes(root: int) -> int:
-    """Resident memory summed over the process tree, mapped files included: a program may map its weights."""
+    """Resident memory summed over the process tree, with mapped files, since a program may map its weights."""
     return sum(_status_bytes(pid, ("RssAnon:", "RssFile:", "RssShmem:")) for pid in process_tree(root))
 
 
 def session_members(session: int) -> list[int]:
-    """Every living process of a session, wherever its parent went."""
+    """Every living process of a session, orphans included."""
     pids = (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
     return [pid for pid in pids if _session(pid) == session]
 
@@ -106,7 +106,7 @@ def _children(pid: int) -> list[int]:
         for task in (_PROC / str(pid) / "task").iterdir():
             children.extend(int(child) for child in (task / "children").read_text().split())
     except OSError:
-        pass  # it ended while we looked
+        pass  # it has just ended
     return children
 
 
@@ -120,10 +120,10 @@ def _status_bytes(pid: int, fields_wanted: tuple[str, ...]) -> int:
 
 
 def _session(pid: int) -> int | None:
-    """None for a process that ended, a zombie included: only its parent can end that."""
+    """The session of a process; None if it has ended, also for a zombie."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
-    state, _parent, _group, session = stat.rpartition(")")[2].split()[:4]  # the name may hold spaces and brackets
+    state, _parent, _group, session = stat.rpartition(")")[2].split()[:4]  # the name may contain spaces and brackets
     return None if state == "Z" else int(session)

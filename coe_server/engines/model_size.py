@@ -1,6 +1,6 @@
-"""How large a model's weights are: by its files, or by its `config.json` where they are not here yet. Reads no weights.
+"""Size of a model's weights, from its files or, if not downloaded, from its `config.json`. Reads no weights.
 
-Sizes are of the files, which is what vLLM loads: a quantised model counts with its quantised bytes.
+Sizes are those of the files that vLLM loads: a quantised model counts with its quantised bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 # Index files name each weight file once, so files of the same weights in another format are not counted.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# In this order; the first that matches anything is what vLLM loads. `consolidated` is Mistral's second format.
+# In vLLM's order: the first pattern with a match is loaded. `consolidated` is Mistral's second format.
 _PATTERNS = ("model*.safetensors", "*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.gguf")
 
 _BYTES_OF_TYPE = {"float32": 4.0, "float": 4.0, "float16": 2.0, "half": 2.0, "bfloat16": 2.0}
-# Bits of a weight with its share of scales and zero points, by the format's definition:
+# Bits per weight including scales and zero points, by definition of the formats:
 _SCALE_BITS, _ZERO_SHARE = 16.0, 1.0  # AWQ and GPTQ: a 16-bit scale and a zero point of the weights' width per group
 _MXFP4_BITS = 4 + 8 / 32  # OCP microscaling formats: 8-bit scale for 32 values
 _NVFP4_BITS = 4 + 8 / 16  # 8-bit scale for 16 values
@@ -26,7 +26,7 @@ _BNB_4BIT_BITS = 4 + 32 / 64 / 4  # bitsandbytes NF4, nested scales
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that are loaded from a model's folder: one format, as its index lists them; none if none."""
+    """The weight files in a model's folder that vLLM loads: one format, as listed by its index."""
     for name in _INDEXES:
         if (listed := _indexed(folder / name)) and all((folder / file).exists() for file in listed):
             return [folder / file for file in listed]
@@ -34,18 +34,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def chosen_weights(names: Iterable[str]) -> list[str]:
-    """Of a folder's files, those that are loaded: one format."""
+    """The weight files among these names that vLLM loads: one format."""
     there = sorted(name for name in names if "/" not in name)
     return next((found for pattern in _PATTERNS if (found := fnmatch.filter(there, pattern))), [])
 
 
 def files_bytes(folder: Path) -> int | None:
-    """Size of a folder's weight files, links followed; None where there are none."""
+    """Size of a folder's weight files, links followed; None if there are none."""
     return sum(file.stat().st_size for file in weight_files(folder)) or None
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether all weight files are there that the folder's index, or the numbers in their names, ask for."""
+    """True if no weight file is missing, by the folder's index or by the numbers in their names."""
     for name in _INDEXES:
         if listed := _indexed(folder / name):
             return all((folder / file).exists() for file in listed)
@@ -55,7 +55,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's `config.json`; empty where it cannot be read."""
+    """A folder's `config.json`; empty if it cannot be read."""
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def model_folder(model: str, environment: Mapping[str, str], revision: str = "main") -> Path | None:
-    """Where a model's weights are on this machine, all of them: its folder, or the hub's cache; None if nowhere."""
+    """The folder with a model's complete weights: its own, or a snapshot in the hub cache; None if there is none."""
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder if weight_files(folder) else None
@@ -73,7 +73,7 @@ def model_folder(model: str, environment: Mapping[str, str], revision: str = "ma
 
 
 def downloaded_folder(model: str, environment: Mapping[str, str], revision: str = "main") -> Path | None:
-    """The snapshot of a hub id in Hugging Face's cache, complete or not; None where it has none."""
+    """The snapshot of a hub id in Hugging Face's cache, complete or not; None if there is none."""
     repository = hub_cache(environment) / f"models--{model.replace('/', '--')}"
     try:
         commit = (repository / "refs" / revision).read_text().strip()
@@ -84,7 +84,7 @@ def downloaded_folder(model: str, environment: Mapping[str, str], revision: str 
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps models: HF_HUB_CACHE, else below HF_HOME, else below XDG_CACHE_HOME."""
+    """The cache of huggingface_hub: HF_HUB_CACHE, else below HF_HOME, else below XDG_CACHE_HOME."""
     home = environment.get("HOME", "~")
     caches = environment.get("XDG_CACHE_HOME", f"{home}/.cache")
     hub = environment.get("HF_HUB_CACHE") or f"{environment.get('HF_HOME', f'{caches}/huggingface')}/hub"
@@ -92,7 +92,7 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
 
 
 def config_bytes(config: Mapping[str, Any]) -> int | None:
-    """Estimated size of the weight files that a `config.json` describes, a decoder's; None where it tells too little.
+    """Estimated size of a decoder's weight files from its `config.json`; None if the config lacks fields.
 
     Counts embeddings, attention and (gated) feed-forward layers, experts included. Within 3 % for dense, mixture of
     experts and quantised decoders; without a vision tower.
@@ -105,15 +105,15 @@ def config_bytes(config: Mapping[str, Any]) -> int | None:
     plain = _BYTES_OF_TYPE.get(str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")), 2.0)
     quantised = config.get("quantization_config") or text.get("quantization_config") or {}
     linear = _quantised_bits(quantised, 8 * plain) / 8
-    only_experts = quantised.get("quant_method") == "mxfp4"  # gpt-oss: attention stays as it is
+    only_experts = quantised.get("quant_method") == "mxfp4"  # gpt-oss: attention is not quantised
     attention = counts["attention"] * (plain if only_experts else linear)
     return round(float(counts["embeddings"] * plain + attention + counts["feed_forward"] * linear))
 
 
 def token_bytes(config: Mapping[str, Any], value_bytes: float = 2.0, tensor_parallel: int = 1) -> int | None:
-    """Bytes of one token's keys and values on one card; None where the config tells too little.
+    """Bytes of one token's keys and values on one card; None if the config lacks fields.
 
-    2 x layers x key-value heads x head size x bytes of a value, heads split over the ranks and at least one on each.
+    2 x layers x key-value heads x head size x bytes of a value; heads are split over the ranks, at least one each.
     """
     text = config.get("text_config", config)
     try:

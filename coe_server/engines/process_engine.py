@@ -1,6 +1,6 @@
-"""An engine that is a process of ours: starts under a time limit, is watched while it runs, and leaves nothing.
+"""Base of engines that are local processes: starts with a time limit, watches the run, cleans up.
 
-What the process is, and when it is ready, its subclass says.
+Subclasses define the process and when it is ready.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class Run(Protocol):
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, or its end has begun."""
+        """True if it has ended or is ending."""
 
     async def loss(self) -> str:
         """Wait until it ends or hangs. Returns what happened."""
 
     async def end(self, at_once: bool) -> None:
-        """No process is left when this returns. A second call waits for the first."""
+        """End it; on return no process is left. A second call waits for the first."""
 
 
 R = TypeVar("R", bound=Run)
 
 
 class ProcessEngine(ABC, Generic[R]):
-    """The part of an `Engine` (see `engine.py`) that is the same for every process: start, stop, deaths."""
+    """The part of an `Engine` (see `engine.py`) common to all processes: start, stop, detection of its death."""
 
     def __init__(self, name: str, log_directory: Path, start_timeout_seconds: float) -> None:
         self._name = name
         self._log = log_path(log_directory, name)
         self._start_timeout_seconds = start_timeout_seconds
-        self._run: R | None = None  # the newest, running or ended
+        self._run: R | None = None  # the last run, running or ended
         self._watch: asyncio.Task[None] | None = None
         self._died = asyncio.Event()
         self._death = ""
@@ -54,7 +54,7 @@ class ProcessEngine(ABC, Generic[R]):
 
     @abstractmethod
     async def _bring_up(self) -> None:
-        """Start a run, kept in `_run` at once, until it answers. The caller sets a time limit."""
+        """Start a run, store it in `_run` at once, and wait until it answers. The caller sets a time limit."""
 
     async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
         limit_seconds = self._start_timeout_seconds
@@ -88,14 +88,14 @@ class ProcessEngine(ABC, Generic[R]):
         return self._death
 
     def running(self) -> R:
-        """The run that serves now. Raises `EngineDied` if there is none."""
+        """The present run. Raises `EngineDied` if there is none."""
         if self._run is None or self._run.over or self._died.is_set():
             raise EngineDied(f"engine '{self._name}' is not running")
         return self._run
 
     @asynccontextmanager
     async def _log_quoted(self) -> AsyncIterator[None]:
-        """Adds the lines of the engine's log that explain a failure to its error."""
+        """Add the relevant log lines to an EngineError raised in this context."""
         try:
             yield
         except EngineError as error:
@@ -116,5 +116,5 @@ def _reason(error: Exception, limit_seconds: float, within_seconds: float | None
     if not isinstance(error, TimeoutError):
         return str(error)
     if within_seconds is not None and within_seconds < limit_seconds:
-        return f"not up within {within_seconds:.0f} s, far longer than its starts have taken"
+        return f"not up within {within_seconds:.0f} s, far longer than earlier starts"
     return f"not ready after {limit_seconds:g} s (vllm.start_timeout_seconds)"

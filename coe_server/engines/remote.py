@@ -1,4 +1,4 @@
-"""An expert on another server with an OpenAI-compatible API. It takes no memory here, so it is always loaded."""
+"""An expert on another server with an OpenAI-compatible API. It uses no memory here, so it is always loaded."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.upstream.reply import user_agent
 
-_OUR_PREFIX = "/v1"  # `base_url` brings its own, as in OpenAI's clients
-# The caller's other headers, its key for this server above all, stay here.
+_OUR_PREFIX = "/v1"  # `base_url` includes it, as in OpenAI's clients
+# The client's other headers are not forwarded, above all its key for this server.
 PASSED_ON = frozenset(("content-type", "accept", "anthropic-version", "anthropic-beta"))
 # Without this header any coding is acceptable (RFC 9110, 12.5.3). Answers must be read here for events and usage.
 UNCOMPRESSED = ("Accept-Encoding", "identity")
@@ -33,7 +33,7 @@ class RemoteExpert(ExpertSettings):
     headers: RequestHeaders = Field(default={})
 
     def build(self, surroundings: Surroundings) -> Engine:
-        """With its secrets and the proxy on the way to it, as the environment has them now."""
+        """Build the engine with the secrets and the proxy of the present environment."""
         key, variable, secret = f"experts.{self.name}", self.api_key_env, surroundings.environment.secret
         return RemoteEngine(
             self.name,
@@ -54,15 +54,15 @@ class RemoteExpert(ExpertSettings):
     def without_effect(self) -> Iterator[str]:
         for key, tier in (("pin", self.pin), ("preload", self.preload)):
             if tier is not None:
-                yield f"{key}: '{tier}' never applies, it is remote and takes no memory here"
+                yield f"{key}: '{tier}' never applies; the expert is remote and uses no memory here"
         if self.api_key_env is not None and any(name.lower() == "authorization" for name in self.headers):
-            yield "api_key_env: is never sent, headers has an Authorization in its place"
+            yield "api_key_env: is never sent; the Authorization in headers replaces it"
 
 
 class RemoteEngine:
-    """An `Engine` (see `engine.py`) without a process: starting and moving it cost nothing.
+    """An `Engine` (see `engine.py`) without a process: start and moves do nothing.
 
-    `headers` are sent with every request, in place of the caller's and ours of the same names.
+    `headers` are sent with every request and replace headers of the same names.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class RemoteEngine:
     ) -> None:
         self._name = name
         self._base = ApiBase.of(base_url)
-        self._has_our_prefix = self._base.root.endswith(_OUR_PREFIX)  # then `/tokenize` and its like stand beside it
+        self._has_our_prefix = self._base.root.endswith(_OUR_PREFIX)  # then `/tokenize` etc. are outside `/v1`
         self._proxy = proxy
         configured = frozenset(name.lower() for name in headers)
         self._passed_on = PASSED_ON - configured
@@ -104,7 +104,7 @@ class RemoteEngine:
             await http.close()
 
     async def died(self) -> str:
-        await asyncio.Event().wait()  # whether the server runs is unknown here; each request finds out
+        await asyncio.Event().wait()  # the server's state is unknown until a request
         raise AssertionError("this event is never set")
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:

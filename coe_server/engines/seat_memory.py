@@ -1,7 +1,7 @@
-"""What one engine holds on the cards it sits on: told by its ranks, checked against the driver.
+"""Memory of one engine on its cards: reported by its ranks, checked with the driver.
 
-The ranks' reports (`vllm_worker/coe_memory_report.py`) feed the ledger. The driver's figures are of whole cards, where
-neighbours come and go; they show whether memory is really free, and what no allocator knows of: context, NCCL, graphs.
+The ranks' reports (`vllm_worker/coe_memory_report.py`) feed the ledger. The driver's figures are per card, shared with
+other processes. They show whether memory is free, and include what allocators do not count: context, NCCL, graphs.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from coe_server.errors import EngineError
 logger = logging.getLogger(__name__)
 
 FREED_SHARE = 0.9
-_FREED_SECONDS = 2.0  # a driver may show memory as free some time after it was given back
+_FREED_SECONDS = 2.0  # a driver may show released memory as free only after some time
 _FREED_POLL_SECONDS = 0.02
 _DRIVER_SECONDS = 10.0  # a driver that has lost a card may hang
 _LEAST_CONTEXT_BYTES = 300 << 20  # of a CUDA context with its libraries; 450 to 550 MiB on an H100
-_UTILIZATION_STEPS = 1000  # vLLM takes a float; three digits are 80 MB of 80 GB
+_UTILIZATION_STEPS = 1000  # resolution of the utilization: three digits are 80 MB of 80 GB
 _LONGEST_REPORT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """What one rank told of itself, in bytes."""
+    """One rank's report, in bytes."""
 
     pid: int
     card: str  # UUID
-    pool_bytes: int  # mapped in the pool that sleeps: weights and KV cache
+    pool_bytes: int  # mapped in the sleep pool: weights and KV cache
     torch_bytes: int  # reserved by torch's own allocator: activations, graphs
     pinned_bytes: int  # host memory, with the copies of the weights
 
@@ -48,7 +48,7 @@ class RankReport:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Cards of one engine at one moment: all that is in use, and by which process where the driver tells."""
+    """A reading of an engine's cards: bytes in use, and by process if the driver reports it."""
 
     used: tuple[int, ...]
     processes: tuple[dict[int, int] | None, ...]
@@ -56,30 +56,30 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class HeldAwake:
-    """What an engine held when its sleep began."""
+    """The memory of an engine at the beginning of its sleep."""
 
     reports: tuple[RankReport, ...]
     look: Look
 
 
 class SeatMemory:
-    """Outlives the runs of its engine. `width` is the number of its ranks, each with a card of its own."""
+    """The device memory of one engine over all its runs. `width`: number of ranks, one per card."""
 
     def __init__(self, name: str, cards: Cards, width: int, rank_bytes: int, context_bytes: int) -> None:
         self.cards = cards
         self.seat: tuple[str, ...] = ()
-        self.awake: tuple[int, ...] = ()  # bytes of each rank, once measured
+        self.awake: tuple[int, ...] = ()  # bytes per rank, once measured
         self._name = name
         self._width = width
-        self._rank_bytes = rank_bytes  # estimate of weights and KV cache of a rank
+        self._rank_bytes = rank_bytes  # estimate of a rank's weights and KV cache
         self._context_estimate = context_bytes
-        self._context: tuple[int, ...] = ()  # of each rank: what no allocator knows of
-        self._held: tuple[int, ...] = ()  # of each rank, now and at least
-        self._woken: tuple[int, ...] = ()  # the same, after the next wake
+        self._context: tuple[int, ...] = ()  # per rank: bytes that no allocator counts
+        self._held: tuple[int, ...] = ()  # per rank: lower bound on bytes held now
+        self._woken: tuple[int, ...] = ()  # the same after the next wake
         self._before: tuple[DeviceBytes, ...] = ()
 
     async def take(self, seat: Sequence[int] = ()) -> None:
-        """Sit on these cards, indices of visible ones, for the next run. Raises `EngineError` if there are too few."""
+        """Use these cards (indices of visible ones) for the next run. Raises `EngineError` if there are too few."""
         visible = await asyncio.to_thread(self.cards.visible)
         indices = tuple(seat) or tuple(range(self._width))
         if len(indices) != self._width or max(indices) >= len(visible):
@@ -91,10 +91,10 @@ class SeatMemory:
         self._before = await asyncio.to_thread(lambda: tuple(map(self.cards.reading, self.seat)))
 
     def utilization(self) -> float:
-        """The share of a card that vLLM finds free at its start, rounded down; the least over the ranks.
+        """The share of a card that is free when vLLM checks it at its start, rounded down; the least over the ranks.
 
-        It looks after CUDA contexts and NCCL exist (vllm/v1/worker/gpu_worker.py, init_device), and with a KV cache in
-        bytes it reads the number for nothing else.
+        vLLM checks after it has created CUDA contexts and NCCL (vllm/v1/worker/gpu_worker.py, init_device). With a KV
+        cache in bytes it uses the number for nothing else.
         """
         wanted = [size - context for size, context in zip(self.awake, self._context, strict=True)]
         wanted = wanted or [self._rank_bytes] * self._width
@@ -102,11 +102,11 @@ class SeatMemory:
         return min(1.0, max(1, math.floor(share * _UTILIZATION_STEPS)) / _UTILIZATION_STEPS)
 
     def taking(self, size_bytes: int) -> AbstractContextManager[None]:
-        """While the engine may take up to that much on each card of its seat."""
+        """Note, within this context, that the engine may allocate up to this much on each of its cards."""
         return self.cards.taking(self, self.seat, size_bytes)
 
     async def measure(self, reports: Sequence[RankReport]) -> None:
-        """Take what the awake ranks hold as measured."""
+        """Measure the memory of the awake ranks."""
         look = await self._look()
         self._context = tuple(self._context_of(rank, report, look) for rank, report in enumerate(reports))
         self.awake = self._held = self._totals(reports)
@@ -115,9 +115,9 @@ class SeatMemory:
         return HeldAwake(reports, await self._look())
 
     async def until_freed(self, before: HeldAwake, reports: Sequence[RankReport]) -> int:
-        """Wait until each card shows what its rank gave back. Returns what the largest rank keeps, in bytes.
+        """Wait until each card shows the memory that its rank released. Returns the bytes that the largest rank keeps.
 
-        Raises `EngineError` where a rank keeps its memory, whatever it answered.
+        Raises `EngineError` if a rank has not released its memory.
         """
         wanted = [
             round(FREED_SHARE * max(old.pool_bytes, old.own_bytes - new.own_bytes))
@@ -145,11 +145,11 @@ class SeatMemory:
         return max(self._held)
 
     def woken(self) -> None:
-        """The engine holds its weights and cache again; what steps need comes with the first long one."""
+        """Note a wake: weights and cache are on the device; the memory of steps follows with the first long one."""
         self._held = self._woken or self._held
 
     async def before_end(self) -> Look | None:
-        """What is seen before a process ends; None where nothing was measured or the driver does not answer."""
+        """A reading before a process ends; None if nothing was measured or the driver does not answer."""
         if not self._held:
             return None
         try:
@@ -158,7 +158,7 @@ class SeatMemory:
             return None
 
     async def until_given_back(self, before: Look | None) -> None:
-        """Wait until the cards show the memory of a run that ended as free; log a warning where it stays in use."""
+        """Wait until the cards show the memory of an ended run as free; log a warning if it stays in use."""
         held, self._held = self._held, ()
         if before is None or not held:
             return
@@ -183,7 +183,7 @@ class SeatMemory:
         if processes is not None and report.pid in processes:
             return max(0, processes[report.pid] - report.own_bytes)
         seen = look.used[rank] - self._before[rank].used - report.own_bytes
-        likely = _LEAST_CONTEXT_BYTES <= seen <= self._context_estimate  # else a neighbour's moves are in it
+        likely = _LEAST_CONTEXT_BYTES <= seen <= self._context_estimate  # otherwise it includes another engine's move
         return seen if likely else self._context_estimate
 
     def _totals(self, reports: Sequence[RankReport]) -> tuple[int, ...]:
@@ -209,7 +209,7 @@ class SeatMemory:
             raise EngineError(f"the GPU driver did not answer within {_DRIVER_SECONDS:g} s") from error
 
     async def _until_none(self, missing: Callable[[Look], list[int]]) -> list[int]:
-        """The first reading where nothing is missing, or the last one before the time limit."""
+        """The first reading without missing bytes, or the last one before the time limit."""
         now = asyncio.get_running_loop().time
         deadline = now() + _FREED_SECONDS
         while True:
@@ -220,7 +220,7 @@ class SeatMemory:
 
 
 def read_reports(folder: Path, seat: Sequence[str]) -> tuple[RankReport, ...]:
-    """What each rank has written, in the order of the cards. Raises `EngineError` unless all have."""
+    """The reports of all ranks, in the order of the cards. Raises `EngineError` if one is missing or invalid."""
     try:
         written = [_report(file) for file in sorted(folder.glob("memory-*.json"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -240,7 +240,7 @@ def forget_reports(folder: Path) -> None:
 def _report(file: Path) -> RankReport:
     seen = file.lstat()
     if not stat.S_ISREG(seen.st_mode) or seen.st_size > _LONGEST_REPORT_BYTES:
-        raise ValueError(f"{file.name} is no report")
+        raise ValueError(f"{file.name} is not a report")
     told: dict[str, Any] = json.loads(file.read_text())
     sizes = {name: max(0, int(told[name])) for name in ("pid", "pool_bytes", "torch_bytes", "pinned_bytes")}
     return RankReport(card=str(told["card"]), **sizes)

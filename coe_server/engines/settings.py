@@ -1,6 +1,6 @@
-"""What the settings of all kinds of experts have in common, and the surroundings their engines are built in.
+"""Settings common to all kinds of experts, and the surroundings that engines are built with.
 
-A kind of expert is one file: a subclass of `ExpertSettings`, which builds its engine, and the engine. Knows no kind.
+Each kind is one file with a subclass of `ExpertSettings`, which builds the engine, and the engine itself.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def _as_list(value: object) -> object:
 
 
 class VllmSettings(Settings):
-    """The section `vllm`; start timeout, logs and user are those of every engine that is a process here."""
+    """The section `vllm`. Start timeout, logs and user apply to every engine that is a local process."""
 
     command: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)] = Field(default=["vllm"])
     platform: Literal["auto", "cpu", "cuda"] = "auto"
     start_timeout_seconds: float = Field(default=600.0, gt=0)
     kv_cache: ByteCount = 4 * 2**30
-    process_memory: ByteCount = 1280 * 2**20  # host memory of one engine process, until it is measured
-    log_directory: Path | None = None  # logs in state_directory, which is one server's alone
+    process_memory: ByteCount = 1280 * 2**20  # host memory of an engine process, until measured
+    log_directory: Path | None = None  # default: logs in state_directory, which no two servers share
     allowed_media_domains: list[HostName] = Field(default=[])
-    user: str | None = None  # the server's own
+    user: str | None = None  # default: the server's user
 
 
 def _unknown_size(launch: Any) -> int:
@@ -51,36 +51,36 @@ def _unknown_size(launch: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the server has for an engine, beside the settings of its expert."""
+    """What an engine needs from the server, beside its expert's settings."""
 
     environment: Environment
-    secret_variables: frozenset[str]  # names of variables that no engine inherits
+    secret_variables: frozenset[str]  # variables that no engine inherits
     log_directory: Path
     platform: Platform
     vllm: VllmSettings
     longest_answer_seconds: float
-    max_concurrency: int  # answers inside one engine at a time, unless its expert has a number of its own
-    proxy_for: Callable[[str], Proxy | None]  # the proxy on the way to an address
-    whole_device_bytes: Callable[[], int]  # what an engine takes that nothing is known of: it starts alone
-    size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of a launch's weights that are not on this machine
-    measured: Mapping[str, Footprint] = field(default_factory=dict)  # footprints by an earlier start, by their key
-    cards: Cards = field(default_factory=Cards)  # of this machine, shared by its engines
+    max_concurrency: int  # concurrent answers per engine, unless its expert has a number of its own
+    proxy_for: Callable[[str], Proxy | None]  # address -> proxy
+    whole_device_bytes: Callable[[], int]  # assumed for an engine of unknown size, which then starts alone
+    size_of_missing: Callable[[Any], int] = _unknown_size  # bytes of weights that are not downloaded
+    measured: Mapping[str, Footprint] = field(default_factory=dict)  # by key, from earlier starts
+    cards: Cards = field(default_factory=Cards)  # of this machine, shared by all engines
     memory_cards: int = 1  # cards into which memory is divided where there is no GPU
     cores: tuple[Cores, ...] = ()  # of each card, where this machine's RAM and cores are divided into cards
 
     @property
     def inherited(self) -> dict[str, str]:
-        """Our environment without secrets; an engine gets the part of it that it needs."""
+        """The server's environment without secrets; an engine gets the part that it needs."""
         return self.environment.without(self.secret_variables)
 
     @property
     def user(self) -> EngineUser | None:
-        """The system user of engines; None for the server's own. Raises ConfigError if it cannot be had."""
+        """The system user of engines; None for the server's. Raises ConfigError if it cannot be used."""
         return EngineUser.called(self.vllm.user) if self.vllm.user else None
 
 
 class ExpertSettings(Settings):
-    """One entry of `experts`. What other modules ask of a kind is asked here; a kind overrides what differs."""
+    """One entry of `experts`. Other modules use only this interface; each kind overrides what differs."""
 
     engine: str
     name: ServedName
@@ -93,15 +93,15 @@ class ExpertSettings(Settings):
     modalities: list[Modality] | None = None
     tools: bool | None = None
     endpoints: list[EndpointName] | None = Field(default=None, min_length=1)
-    cards: list[int | str] | None = Field(default=None, min_length=1)  # any; by index or UUID
+    cards: list[int | str] | None = Field(default=None, min_length=1)  # index or UUID; default: any
 
     @abstractmethod
     def build(self, surroundings: Surroundings) -> Engine:
-        """The engine, not started. Raises ConfigError where something it needs is missing."""
+        """Build the engine without starting it. Raises ConfigError if something it needs is missing."""
 
     @property
     def remote(self) -> bool:
-        """Whether the model runs on another server: it takes no memory here and is always loaded."""
+        """True if the model runs on another server: it uses no memory here and is always loaded."""
         return False
 
     @property
@@ -121,41 +121,41 @@ class ExpertSettings(Settings):
 
     @property
     def weights_here(self) -> bool:
-        """Whether its engine takes memory of this machine."""
+        """True if its engine uses memory of this machine."""
         return False
 
     @property
     def wakes_by_copying(self) -> bool:
-        """Whether a wake on a CPU is a copy of the weights, as fast as this machine's memory is."""
+        """True if a wake on a CPU copies the weights, so that memory speed is its limit."""
         return False
 
     @property
     def model_name(self) -> str:
-        """The name under which the engine knows its model."""
+        """The model's name in the engine."""
         return self.name
 
     @property
     def served_endpoints(self) -> tuple[EndpointName, ...] | None:
-        """The endpoints that it serves; None where they are not known."""
+        """The endpoints that it serves; None if unknown."""
         return None if self.endpoints is None else tuple(self.endpoints)
 
     @property
     def longest_context_tokens(self) -> int | None:
-        """Most tokens of a request and its answer together; None where that is not known."""
+        """Most tokens of a request and its answer together; None if unknown."""
         return self.context_tokens
 
     @property
     def timings(self) -> Mapping[str, float] | None:
-        """Durations that are configured, as `Timing` has them; None for an engine that has real ones."""
+        """Configured durations, named as in `Timing`; None for an engine with real ones."""
         return None
 
     def contradictions(self) -> Iterator[str]:
-        """What cannot be meant, as `key: sentence`; the first one stops the start."""
+        """Contradictory settings, as `key: sentence`; the first one stops the start."""
         depth = get_args(TierName).index
         if self.pin and self.preload and depth(self.preload) > depth(self.pin):
             yield f"preload: '{self.preload}' is below its pin, '{self.pin}'"
         if self.cards and self.remote:
-            yield "cards: its engine takes no card of this machine; leave the key out"
+            yield "cards: its engine uses no card of this machine; leave the key out"
         if fault := contradiction(self.vision, self.modalities):
             yield f"modalities: {fault}; leave one of the two out"
 
@@ -166,7 +166,7 @@ class ExpertSettings(Settings):
                 yield f"{name}: 'host' needs {way_out}; without it: device or disk"
 
     def dangers(self) -> Iterator[str]:
-        """What gives models or callers more of this machine than an answer needs, as `key: sentence`."""
+        """Settings that give models or clients more rights on this machine than needed, as `key: sentence`."""
         yield from ()
 
     def without_effect(self) -> Iterator[str]:
@@ -174,5 +174,5 @@ class ExpertSettings(Settings):
         yield from ()
 
     def in_folder(self, folder: Path) -> Self:
-        """With relative paths from a folder, the configuration file's."""
+        """The settings with paths relative to `folder`, the configuration file's, made absolute."""
         return self

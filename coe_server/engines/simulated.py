@@ -1,4 +1,4 @@
-"""A timing-accurate engine without a model or a process, for load and fault tests without weights."""
+"""An engine without a model or process that keeps configured times, for load and fault tests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class SimulatedExpert(ExpertSettings):
 
 
 class SimulatedEngine:
-    """An `Engine` (see `engine.py`) that names itself and repeats the last user message, at the configured speed."""
+    """An `Engine` (see `engine.py`) that answers with its name and the last user message, at the configured speed."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class SimulatedEngine:
         return self._death
 
     def kill(self, reason: str) -> None:
-        """Do what SIGKILL does to a real engine: streams break where they are."""
+        """Behave like an engine after SIGKILL: streams break off."""
         self._running = False
         self._death = f"engine '{self._name}' {reason}"
-        self._awake.set()  # requests that wait for it fail
+        self._awake.set()  # then waiting requests fail
         self._died.set()
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What a simulated engine says on each path of the OpenAI surface: it names itself and repeats the question. Pure."""
+"""The answers of a simulated engine on each path of the OpenAI API: its name and the question. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIMENSIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """An answer to be played: `opening` at once, one of `pieces` with each token, `closing` after the last."""
+    """A timed answer: `opening` at once, one of `pieces` per token, `closing` after the last."""
 
     status: int
     content_type: str
@@ -28,7 +28,7 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The text for one question, one word a token, cut at the caller's limit."""
+    """The text for one question; a token is a word; cut at the client's token limit."""
 
     model: str
     created: int
@@ -46,7 +46,7 @@ class Reply:
 
 
 def script(name: str, path: str, body: bytes, created: int) -> Script:
-    """The answer to one POST; a complaint with status 400 or 404 where there is none."""
+    """The answer to one POST; an error with status 400 or 404 if it cannot be answered."""
     shape = _SHAPES.get(path)
     if shape is None:
         return _complaint(path, 404, f"a simulated engine does not know POST {path}")
@@ -54,7 +54,7 @@ def script(name: str, path: str, body: bytes, created: int) -> Script:
         fields = json.loads(body)
         return shape(name, fields, created)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        return _complaint(path, 400, f"this is no request for {path}: {type(error).__name__} {error}")
+        return _complaint(path, 400, f"invalid request for {path}: {type(error).__name__} {error}")
 
 
 def _chat(name: str, fields: Fields, created: int) -> Script:
@@ -225,7 +225,7 @@ def _vector(text: str) -> list[float]:
 
 
 def _whole(answer: Fields, reply: Reply | None = None) -> Script:
-    """One JSON answer, after the time that its tokens take."""
+    """One JSON answer, sent after the time of its tokens."""
     return Script(200, JSON, (), repeat(b"", len(reply.tokens) if reply else 0), (json.dumps(answer).encode(),))
 
 
@@ -234,7 +234,7 @@ def _is_asked_for_usage(fields: Fields) -> bool:
 
 
 def _complaint(path: str, status: int, message: str) -> Script:
-    """In the shape of the API that was called."""
+    """An error in the format of the called API."""
     told = {"message": message, "type": "invalid_request_error", "param": None, "code": "simulated_refusal"}
     error = {"type": "error", "error": told} if path.startswith("/v1/messages") else {"error": told}
     return Script(status, JSON, (), iter(()), (json.dumps(error).encode(),))

@@ -1,4 +1,4 @@
-"""The system user under which engines run, if it is not the server's. Knows nothing of the programs it runs."""
+"""The system user that runs the engines, if other than the server's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from coe_server.errors import ConfigError
 
-# A program of its own, because it must run before the engine's and cannot import ours. With the user go all privileges
-# of root; the user's groups stay (on some systems a GPU's device files belong to one). Arguments: USER PROGRAM WORDS...
+# A separate program, because it runs before the engine's and cannot import coe_server. Changing the user drops root's
+# privileges; the user's groups are set (a GPU's device files may belong to one). Arguments: USER PROGRAM WORDS...
 _BECOME_USER = """
 import os, pwd, sys
 name, program = sys.argv[1], sys.argv[2:]
@@ -21,7 +21,7 @@ os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
 os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
 os.execv(program[0], program)
 """
-_ISOLATED = (sys.executable, "-I", "-S")  # no variables, no user's packages, no site-packages
+_ISOLATED = (sys.executable, "-I", "-S")  # ignores variables, user packages and site-packages
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,19 @@ class EngineUser:
 
     @classmethod
     def called(cls, name: str) -> EngineUser:
-        """Raises ConfigError if there is no such user, it is root, or this process may not start programs as it."""
+        """The user `name`. Raises ConfigError if it does not exist, is root, or this process may not switch to it."""
         try:
             found = pwd.getpwnam(name)
         except KeyError as error:
             raise ConfigError(
-                f"vllm.user: this system has no user '{name}'; make it (useradd), or leave it out"
+                f"vllm.user: this system has no user '{name}'; create it (useradd), or leave the key out"
             ) from error
         if found.pw_uid == 0:
-            raise ConfigError(f"vllm.user: '{name}' is root, which may read every file; name another user")
+            raise ConfigError(f"vllm.user: '{name}' is root, which may read every file; set another user")
         if os.geteuid() != 0:
             raise ConfigError(
-                f"vllm.user: only a server that root starts can run engines as '{name}', this one runs as user"
-                f" {os.geteuid()}; leave it out"
+                f"vllm.user: only a server started by root can run engines as '{name}'; this one runs as user"
+                f" {os.geteuid()}; leave the key out"
             )
         return cls(name, found.pw_uid, found.pw_gid, found.pw_dir)
 
@@ -57,15 +57,15 @@ class EngineUser:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables of a program of this user, in place of the server's own."""
+        """Variables of a program of this user that replace the server's."""
         return {"HOME": self.home, "USER": self.name, "LOGNAME": self.name}
 
 
 def python_of(user: EngineUser | None) -> list[str]:
-    """The command that runs a script of ours as the user, or as the server's own for None: Python, isolated."""
+    """The command to run a Python script, isolated, as this user (None: the server's)."""
     return [*as_user(user.name if user else None), *_ISOLATED]
 
 
 def as_user(name: str | None) -> list[str]:
-    """What stands before a command to run it as another user; nothing for None."""
+    """The words before a command that run it as another user; empty for None."""
     return [] if name is None else [*_ISOLATED, "-c", _BECOME_USER, name]

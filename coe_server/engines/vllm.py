@@ -1,6 +1,6 @@
 """One expert's vLLM: a `vllm serve` child on a private Unix socket that starts, sleeps, wakes and stops.
 
-Knows nothing of the other experts. Each place that depends on how vLLM 0.32 behaves says so.
+Dependencies on the behaviour of vLLM 0.32 are marked in comments.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 
 logger = logging.getLogger(__name__)
 
-# Greedy, special tokens included: even a model of random weights has a definite answer. Four tokens, because on a CPU
-# each costs a reading of all weights, as much as half a wake-up. No probabilities: vLLM compiles a kernel for them,
-# which takes more than half a minute on the first request.
+# Greedy, with special tokens: even a model with random weights has a definite answer. Four tokens: on a CPU each reads
+# all weights, which takes half as long as a wake. No log probabilities: vLLM would compile a kernel for them on the
+# first request, for more than half a minute.
 CANARY_REQUEST = {
     "prompt": "1 2 3 4",
     "max_tokens": 4,
@@ -32,25 +32,25 @@ CANARY_REQUEST = {
     "ignore_eos": True,
     "return_token_ids": True,
 }
-# A pooling engine answers with numbers instead of tokens. They are compared rounded.
+# A pooling engine answers with numbers, which are compared rounded.
 _POOLING_REQUEST = {"input": "1 2 3 4"}
 _COMPARED_NUMBERS = 16
-_FIRST_CANARY_SECONDS = 300.0  # in eager mode the first answer compiles kernels; the start has a limit of its own
-_LONGEST_STEP_TOKENS = 16384  # of vLLM's defaults the largest (engine/arg_utils.py, get_batch_defaults)
+_FIRST_CANARY_SECONDS = 300.0  # in eager mode the first answer compiles kernels; the start's own limit also applies
+_LONGEST_STEP_TOKENS = 16384  # the largest of vLLM's defaults (engine/arg_utils.py, get_batch_defaults)
 _QUOTED_CHARACTERS = 300
 
 
 class VllmEngine:
     """An `Engine` (see `engine.py`) that runs `vllm serve` as its child.
 
-    `cards` are the GPUs, shared with the other engines. On a CPU the child's own memory is measured instead.
+    `cards`: the GPUs, shared with other engines. On a CPU the memory of the process is measured instead.
     """
 
     def __init__(self, launch: VllmLaunch, cards: Cards | None = None, seat: Sequence[int] = ()) -> None:
         self._launch = launch
-        self._seat = seat  # where a start gives none; the first visible cards where this is empty, too
+        self._seat = seat  # default of `start`; if empty, the first visible cards
         self._memory = VllmMemory(launch, cards)
-        self._run: VllmRun | None = None  # the newest, running or ended
+        self._run: VllmRun | None = None  # the last run, running or ended
         self._died = asyncio.Event()
         self._death = ""
         self._longest_tokens: int | None = None
@@ -65,7 +65,7 @@ class VllmEngine:
 
     @property
     def measured_footprint(self) -> Footprint | None:
-        """None until a start of this engine has measured it."""
+        """The footprint measured by this engine; None before its first start."""
         return self._memory.footprint if self._memory.is_measured else None
 
     @property
@@ -74,7 +74,7 @@ class VllmEngine:
         return self._longest_tokens
 
     async def start(self, within_seconds: float | None = None, seat: Seat = ()) -> None:
-        if self._run is not None:  # a run that died; its image serves this one
+        if self._run is not None:  # a run that died; the new run uses its image
             await _end(self._run, self._memory, at_once=True)
         self._died.clear()
         limit_seconds = self._launch.start_timeout_seconds
@@ -124,7 +124,7 @@ class VllmEngine:
         return self.running().http.send(request)
 
     def running(self) -> VllmRun:
-        """The run that serves now. Raises `EngineDied` if there is none."""
+        """The present run. Raises `EngineDied` if there is none."""
         if self._run is None or self._run.over or self._died.is_set():
             raise EngineDied(f"engine '{self._launch.name}' is not running")
         return self._run
@@ -136,7 +136,7 @@ class VllmEngine:
 
 
 async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
-    """From a process that was just started to one that answers, with its image written and its memory measured."""
+    """Wait until a new process answers, write its image and measure its memory."""
     await run.until_healthy()
     await memory.secure_images(run)
     on_gpu = memory.seat is not None
@@ -145,8 +145,8 @@ async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
     await memory.measure(run)
     await _check_canaries(run, memory, _FIRST_CANARY_SECONDS)
     if on_gpu and memory.footprint.can_sleep:
-        # On a GPU the first sleep is the slow one: it pins host memory, which later ones reuse. It also shows how much
-        # stays on the device. So it happens before the engine serves.
+        # On a GPU the first sleep is slow: it pins host memory, which later sleeps reuse. It also shows how much memory
+        # stays on the device. Therefore it is done before the engine serves.
         await _sleep(run, memory)
         await _wake(run, memory)
 
@@ -154,7 +154,7 @@ async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
 async def _sleep(run: VllmRun, memory: VllmMemory) -> None:
     with run.on_the_move():
         before = await memory.before_sleep(run)
-        # Query parameters: vLLM silently ignores a JSON body and then aborts what is still running.
+        # Query parameters: vLLM ignores a JSON body and would abort running requests.
         await run.http.ask("POST", "/sleep?level=1&mode=wait", memory.move_seconds)
         await memory.until_freed(run, before)
 
@@ -168,9 +168,9 @@ async def _wake(run: VllmRun, memory: VllmMemory) -> None:
 
 
 async def _take_longest_step(run: VllmRun) -> None:
-    """Send a prompt that fills one step, so that what steps need of the device is there when it is measured.
+    """Send a prompt that fills one step, so that the measurement includes the memory of steps.
 
-    vLLM gives back the peak of its own profiling before it captures graphs (v1/worker/gpu/model_runner.py).
+    vLLM frees the memory of its own profiling before it captures graphs (v1/worker/gpu/model_runner.py).
     """
     args, name = named(run.launch.args), run.launch.name
     run.longest_tokens = await _longest_tokens(run)
@@ -198,7 +198,7 @@ async def _check_canaries(run: VllmRun, memory: VllmMemory, timeout_seconds: flo
 
 
 async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
-    """Ask a small question with one right answer, equal as long as the weights are. Raises `EngineError`."""
+    """The answer to a fixed prompt, which is the same as long as the weights are. Raises `EngineError`."""
     name = run.launch.name
     path, question = canary_question(named(run.launch.args))
     answer = await run.http.ask("POST", path, timeout_seconds, question | {"model": name}, _to_copy(run, copy))
@@ -210,7 +210,7 @@ async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
 
 
 def _to_copy(run: VllmRun, copy: int) -> tuple[tuple[str, str], ...]:
-    """Headers that send a request to one of several copies."""
+    """Headers that address one of several copies."""
     return (("X-data-parallel-rank", str(copy)),) if run.launch.copies > 1 else ()
 
 
@@ -229,7 +229,7 @@ def canary_answer(answer: dict[str, Any]) -> str:
 
 
 async def _end(run: VllmRun, memory: VllmMemory, at_once: bool) -> None:
-    """A second caller waits for the end that the first one began. It may be repeated after a cancellation."""
+    """End a run. A second caller waits for the first; it may be repeated after a cancellation."""
     async with run.one_end:
         if not run.gone:
             await memory.while_it_ends(run, at_once)
@@ -238,7 +238,7 @@ async def _end(run: VllmRun, memory: VllmMemory, at_once: bool) -> None:
 
 @asynccontextmanager
 async def _log_quoted(run: VllmRun, launch: VllmLaunch) -> AsyncIterator[None]:
-    """Adds the lines of the engine's log that explain a failure to its error."""
+    """Add the relevant log lines to an EngineError raised in this context."""
     try:
         yield
     except EngineError as error:
@@ -246,7 +246,7 @@ async def _log_quoted(run: VllmRun, launch: VllmLaunch) -> AsyncIterator[None]:
 
 
 async def _last_lines(run: VllmRun | None, launch: VllmLaunch) -> str:
-    """The lines of the engine's log that explain most, up to its last output."""
+    """The most relevant lines of the engine's log, up to its last output."""
     if run is not None:
         await run.process.written()
     return last_lines(log_path(launch.log_directory, launch.name))
@@ -267,5 +267,5 @@ def _reason(error: Exception, limit_seconds: float, within_seconds: float | None
     if not isinstance(error, TimeoutError):
         return str(error)
     if within_seconds is not None and within_seconds < limit_seconds:
-        return f"not up within {within_seconds:.0f} s, far longer than its starts have taken"
+        return f"not up within {within_seconds:.0f} s, far longer than earlier starts"
     return f"not ready after {limit_seconds:g} s (vllm.start_timeout_seconds)"

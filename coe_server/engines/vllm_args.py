@@ -1,6 +1,6 @@
-"""What an expert's `args` may say to `vllm serve`, and the words that they become. Pure.
+"""Checks an expert's `args` for `vllm serve` and turns them into command-line words. Pure.
 
-vLLM's parser takes any unambiguous beginning of an option, `no-` before a switch, and dashes as underscores.
+vLLM's parser accepts unambiguous prefixes of options, `no-` before a switch, and dashes for underscores.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _REFUSED = (
     | {"prefill_context_parallel_size": "is not supported, use tensor_parallel_size"}
     | dict.fromkeys(
         ("kv_offloading_size", "kv_offloading_backend"),
-        "is not supported: such an engine ends after it was woken, and its host memory would not be counted",
+        "is not supported: such an engine crashes after a wake, and its host memory would not be counted",
     )
     | dict.fromkeys(
         ("cpu_offload_gb", "cpu_offload_params", "offload_backend"),
         "is not supported: its host memory would not be counted",
     )
 )
-# What is read here, or has a default of ours: a shortened name would be missed.
+# Options that are read here or have a default here: an abbreviation would be missed.
 _READ = (
     *WIDTH,
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "runner", "dtype"),
@@ -53,14 +53,14 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_.-]+)?")
 
 
 def check_args(expert: str, args: Mapping[str, ArgValue]) -> None:
-    """Raises `ConfigError` for the first option that is not the expert's to set, or that is not written in full."""
+    """Raise `ConfigError` for the first option that must not be set or is abbreviated."""
     for key, value in args.items():
         if fault := _fault(expert, key, value):
             raise ConfigError(f"experts.{expert}.args.{key}: {fault}")
 
 
 def option_name(key: str) -> str:
-    """`max-model-len` as `max_model_len`; what follows a dot is the name of a field and stays as it is."""
+    """`max-model-len` -> `max_model_len`; a field name after a dot is unchanged."""
     option, dot, field = key.partition(".")
     return option.replace("-", "_") + dot + field
 
@@ -70,7 +70,7 @@ def named(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
 
 
 def width_of(args: Mapping[str, ArgValue]) -> int:
-    """How many cards an engine with these options takes: a card for each rank of each copy."""
+    """The number of cards of an engine with these options: one for each rank of each copy."""
     return prod(_count(args, name) for name in WIDTH)
 
 
@@ -79,7 +79,7 @@ def copies_of(args: Mapping[str, ArgValue]) -> int:
 
 
 def words_of(args: Mapping[str, ArgValue]) -> Iterator[str]:
-    """Options by their names (`option_name`) as words of a command line; None leaves an option out."""
+    """Options, by `option_name`, as command-line words; an option with value None is left out."""
     for name, value in args.items():
         option, dot, field = name.partition(".")
         yield from _words(option.replace("_", "-") + dot + field, value)
@@ -87,7 +87,7 @@ def words_of(args: Mapping[str, ArgValue]) -> Iterator[str]:
 
 def _fault(expert: str, key: str, value: ArgValue) -> str | None:
     if _KEY.fullmatch(key) is None:
-        return "is no option's name; write it without dashes in front, as in max_model_len"
+        return "is not an option name; write it without leading dashes, as in max_model_len"
     name = option_name(key).partition(".")[0]
     name = name.removeprefix("no_")
     if name in _READ:

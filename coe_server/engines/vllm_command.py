@@ -1,4 +1,4 @@
-"""How one expert's vLLM is started: settings in, command line and environment out. Pure but for two looks at files."""
+"""The command line and environment of an expert's vLLM. Pure, except that two functions read files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm_args import ArgValue, check_args, copies_of, named, width_of, words_of
 from coe_server.errors import ConfigError
 
-LONGEST_STEP_SECONDS = 60.0  # an engine's core answers between two steps, and a long prompt is one step
+LONGEST_STEP_SECONDS = 60.0  # an engine answers probes between steps only, and a long prompt is one step
 IMAGE_VARIABLE = "COE_WEIGHT_IMAGE"  # one path for each rank, read by the sleeping worker
 
 _WORKER_FOLDER = Path(__file__).with_name("vllm_worker")
 _WORKER_CLASS = "coe_sleeping_worker.SleepingWorker"
 
 _EXTENSION_CLASS = "coe_memory_report.MemoryReport"
-REPORTS_VARIABLE = "COE_MEMORY_REPORTS"  # the folder for the reports of memory, read by that extension
+REPORTS_VARIABLE = "COE_MEMORY_REPORTS"  # folder for memory reports, read by the extension
 
-# vLLM takes an empty list for "all". A slash ends the name of a host, so no host has this one.
+# vLLM takes an empty list for "all". No host name contains a slash, so this one matches nothing.
 _NO_MEDIA_DOMAIN = "no-domain/"
 
 # Options that may name a second repository of the hub.
@@ -38,32 +38,32 @@ _OTHER_REPOSITORIES = (
     *("code_revision", "tokenizer_revision", "trust_remote_code"),
 )
 
-# What an engine may need of our environment, beside what all get. All else stays with us.
+# Variables that an engine may inherit beside the common ones; no others.
 _INHERITED_PREFIXES = (
     *("LC_", "XDG_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "VLLM_", "TORCH", "PYTORCH_", "TRITON_"),
     *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "GLOO_"),
-    *("FLASHINFER_", "DG_", "TIKTOKEN_"),  # kernels compiled and files fetched when first used: where, and how
+    *("FLASHINFER_", "DG_", "TIKTOKEN_"),  # caches and settings of compiled kernels and fetched files
 )
 _ALSO_INHERITED = frozenset(("CC", "CXX"))  # Triton and FlashInfer compile with them
-_NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock us out of our own engine
+_NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock the server out of its engine
 
 _COMMON_ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # /sleep, /wake_up and /collective_rpc; the socket is ours alone
-    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(round(2 * IDLE_SECONDS)),  # we close idle connections, never the engine
+    "VLLM_SERVER_DEV_MODE": "1",  # /sleep, /wake_up and /collective_rpc; the socket is private
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(round(2 * IDLE_SECONDS)),  # the server closes idle connections, not the engine
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # else an allowed domain may lead to one that is not
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # otherwise an allowed domain could redirect to another
     "VLLM_LOGGING_COLOR": "0",
-    "PYTHONUNBUFFERED": "1",  # output just before a crash reaches the log
+    "PYTHONUNBUFFERED": "1",  # so that output before a crash reaches the log
 }
-# The processes of one engine are on one machine. Gloo and NCCL, left to themselves, listen on the address of the host's
-# name, which in a container is not the loopback one.
+# The processes of one engine are on one machine. By default Gloo and NCCL listen on the address of the host name,
+# which in a container is not the loopback address.
 _LOOPBACK_ENVIRONMENT = {
     **{"VLLM_HOST_IP": "127.0.0.1", "VLLM_LOOPBACK_IP": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"},
     **{"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "TP_SOCKET_IFNAME": "lo"},
 }
-# One process and one thread per small engine: a spinning worker process would starve its own API server on two cores.
+# One process and one thread per engine: on two cores a busy-waiting worker process would starve its own API server.
 _CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 # A process for each rank; vLLM gives each the threads that its cores allow.
 _WIDE_CPU_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1"}
@@ -71,16 +71,16 @@ _CPU_ARGS: dict[str, ArgValue] = {"enforce_eager": True, "worker_cls": _WORKER_C
 
 # Pinned blocks are rounded up to powers of two unless they are larger than this (c10/core/AllocatorConfig.h of torch).
 _PINNED_ROUNDING = "pinned_max_round_threshold_mb:1"
-_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the first is the older name
+_ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the first name is the older one
 
-# A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); measured elsewhere with 0.6 B and 8 B models.
+# A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); reported for 0.6 B and 8 B models.
 _CUDA_RESIDUE_BYTES = 2 << 30
-# A rank beside others keeps NCCL's buffers, too: 2.7 GiB in all.
+# One of several ranks also keeps NCCL's buffers: 2.7 GiB in all.
 _WIDE_RESIDUE_BYTES = 3 << 30
-# vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, measured elsewhere on an H100.
+# vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, reported for an H100.
 _CUDA_IMAGE_FACTOR = 1.36
-_FIRST_RANK_MORE = 1.1  # embeddings and the sampler's buffers lie there
-_UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers that no weight file holds
+_FIRST_RANK_MORE = 1.1  # it also has embeddings and the sampler's buffers
+_UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers outside the weight files
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +93,21 @@ class VllmLaunch:
     log_directory: Path
     platform: Platform
     command: tuple[str, ...] = ("vllm",)
-    args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's own, `max_model_len: 8192`
-    inherited: Mapping[str, str] = field(default_factory=dict)  # our environment, of which an engine gets what it needs
-    environment: Mapping[str, str] = field(default_factory=dict)  # wins over everything
-    allowed_media_domains: tuple[str, ...] = ()  # hosts of images, audio and video that callers may name by URL
-    user: EngineUser | None = None  # None: the server's own
+    args: Mapping[str, ArgValue] = field(default_factory=dict)  # vLLM's options, e.g. `max_model_len: 8192`
+    inherited: Mapping[str, str] = field(default_factory=dict)  # the server's environment, filtered for the engine
+    environment: Mapping[str, str] = field(default_factory=dict)  # overrides all other variables
+    allowed_media_domains: tuple[str, ...] = ()  # hosts from which clients may load media by URL
+    user: EngineUser | None = None  # None: the server's user
     can_sleep: bool = True
     start_timeout_seconds: float = 600.0
-    move_timeout_seconds: float = 20.0  # of a sleep or a wake, beside what its bytes take at the slowest
-    stop_timeout_seconds: float = 10.0  # vLLM needs about 2 s from SIGTERM to its end
-    pulse_seconds: float = 10.0  # between two liveness probes
+    move_timeout_seconds: float = 20.0  # for a sleep or wake, plus the time of its bytes at the slowest speed
+    stop_timeout_seconds: float = 10.0  # vLLM ends about 2 s after SIGTERM
+    pulse_seconds: float = 10.0  # interval of liveness probes
     pulse_timeout_seconds: float = LONGEST_STEP_SECONDS
-    process_bytes: int = 1_200_000_000  # estimate of the process itself, until it is measured
-    max_concurrency: int | None = None  # answers at a time; None: vLLM's own limit
-    weights_bytes: int | None = None  # for a model whose files are not here
-    measured: Footprint | None = None  # by an earlier start, of the same on the same card
+    process_bytes: int = 1_200_000_000  # estimate of the process without weights, until measured
+    max_concurrency: int | None = None  # concurrent answers; None: vLLM's limit
+    weights_bytes: int | None = None  # for a model without local files
+    measured: Footprint | None = None  # by an earlier start with the same settings and card
     cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
 
     def __post_init__(self) -> None:
@@ -119,37 +119,37 @@ class VllmLaunch:
         """What a machine without a GPU cannot give."""
         if self.width > 1 and not self.cores:
             return (
-                f"they ask for {self.width} cards, and there is no GPU; memory.cards: {self.width} divides this"
+                f"they need {self.width} cards; this machine has no GPU; memory.cards: {self.width} divides this"
                 " machine's RAM and cores into as many"
             )
         if self.width > max(1, len(self.cores)):
-            return f"they ask for {self.width} cards, and there are {len(self.cores)} (memory.cards)"
+            return f"they need {self.width} cards; there are {len(self.cores)} (memory.cards)"
         if self.width != (self.option("tensor_parallel_size") or 1):
             return "without a GPU only tensor_parallel_size takes several cards"
         return None
 
     def option(self, name: str) -> ArgValue:
-        """The value of one of vLLM's options, however its dashes are written; None where it is not given."""
+        """The value of one of vLLM's options, with dashes or underscores; None if not given."""
         return next((value for key, value in self.args.items() if key.replace("-", "_") == name), None)
 
     @property
     def width(self) -> int:
-        """How many cards it takes."""
+        """The number of cards."""
         return width_of(self.args)
 
     @property
     def copies(self) -> int:
-        """How many copies of the model answer, data parallel."""
+        """The number of data-parallel copies."""
         return copies_of(self.args)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one run of an engine takes its memory; nothing of it is a setting."""
+    """The memory of one run of an engine: image and cards."""
 
     image_paths: tuple[str, ...] = ()  # of each rank of the CPU worker
     cards: tuple[str, ...] = ()  # UUIDs
-    utilization: float | None = None  # share of each card that is surely free at the start
+    utilization: float | None = None  # lower bound on the free share of each card at the start
     cores: tuple[Cores, ...] = ()  # of each rank, or of all together; none: any
 
     @property
@@ -161,9 +161,9 @@ NOWHERE = Place()
 
 
 def detect_platform(root: Path = Path("/")) -> Platform:
-    """`cuda` where an NVIDIA driver is there and no card is hidden from us, else `cpu`.
+    """`cuda` if an NVIDIA driver is installed and shows a card, else `cpu`.
 
-    A card has no file in /dev before the first call of the driver, and none within Windows (WSL 2).
+    /dev has no file for a card before the driver's first call, and never in WSL 2.
     """
     if visible_device() is None:
         return "cpu"
@@ -173,9 +173,9 @@ def detect_platform(root: Path = Path("/")) -> Platform:
 
 
 def unsupported_gpu(root: Path = Path("/")) -> str | None:
-    """A sentence about a GPU that engines do not use; None where there is none."""
+    """A sentence about a GPU that engines cannot use; None if there is none."""
     if (root / "dev/kfd").exists():
-        return "there is an AMD GPU (/dev/kfd), which is not supported: engines run on the CPU"
+        return "the AMD GPU (/dev/kfd) is not supported: engines run on the CPU"
     return None
 
 
@@ -186,7 +186,7 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "served_model_name": launch.name,
         "kv_cache_memory_bytes": launch.kv_cache_bytes,
         "max_num_seqs": launch.max_concurrency,  # of each copy; for 256 or 1024, vLLM's own, more graphs are captured
-        "disable_uvicorn_access_log": True,  # the log is for failures, and a line for each request would bury them
+        "disable_uvicorn_access_log": True,  # a line per request would bury failures in the log
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     args |= _cpu_args(launch) if launch.platform == "cpu" else _cuda_args(launch, place)
@@ -205,20 +205,20 @@ def _cuda_args(launch: VllmLaunch, place: Place) -> dict[str, ArgValue]:
     if launch.can_sleep:
         args |= {"enable_sleep_mode": True, "sleep_mode_offload_cudagraph": True}
     if launch.copies > 1:
-        args["api_server_count"] = 1  # else one for each copy, which take part of the requests each
+        args["api_server_count"] = 1  # otherwise each copy would have one, with a part of the requests
     return args
 
 
 def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = NOWHERE) -> dict[str, str]:
-    """The engine's environment: the part of ours that it may have, and our settings for it."""
+    """The engine's environment: the variables that it may inherit, and the server's settings for it."""
     environment = {key: value for key, value in launch.inherited.items() if _may_inherit(key)}
     environment |= launch.user.environment if launch.user else {}
     environment |= _COMMON_ENVIRONMENT | _LOOPBACK_ENVIRONMENT
     environment |= {"TMPDIR": str(run_directory), "VLLM_RPC_BASE_PATH": str(run_directory)}
     environment["PYTHONPATH"] = str(_WORKER_FOLDER)
     if _asks_no_hub(launch):
-        environment["HF_HUB_OFFLINE"] = "1"  # else each start asks the hub for a newer version, and waits for it
-    environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # read where its traces are asked for
+        environment["HF_HUB_OFFLINE"] = "1"  # otherwise each start asks the hub for a newer version
+    environment["OTEL_SERVICE_NAME"] = f"vllm {launch.name}"  # used if tracing is on
     environment |= (
         _cpu_environment(launch, place) if launch.platform == "cpu" else _cuda_environment(environment, place)
     )
@@ -241,7 +241,7 @@ def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, s
     allocator = next((name for name in _ALLOCATOR_VARIABLES if name in inherited), _ALLOCATOR_VARIABLES[-1])
     settings = [part for part in (inherited.get(allocator), _PINNED_ROUNDING) if part]
     environment = {allocator: ",".join(settings)}
-    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the driver's, by which we look at the cards
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of NVML
     if place.cards:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(place.cards)
     return environment
@@ -250,9 +250,9 @@ def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, s
 def model_bytes(
     model: str, environment: Mapping[str, str] = MappingProxyType({}), revision: str = "main"
 ) -> int | None:
-    """Size of a model's weight files on this machine; None for a hub id that is not (wholly) downloaded.
+    """Size of a model's local weight files; None for a hub id that is not completely downloaded.
 
-    Raises `ConfigError` for a folder that is not there or holds no weights.
+    Raises `ConfigError` for a folder that does not exist or has no weights.
     """
     if (folder := model_folder(model, environment, revision)) is not None:
         return files_bytes(folder)
@@ -264,7 +264,7 @@ def model_bytes(
 
 
 def hub_source(launch: VllmLaunch) -> HubSource:
-    """Where this expert's engine looks for its model: with its environment, not with ours."""
+    """The model's source as the engine sees it, with the engine's environment."""
     environment = dict(launch.inherited) | (launch.user.environment if launch.user else {}) | dict(launch.environment)
     if folder := launch.option("download_dir"):
         environment["HF_HUB_CACHE"] = str(folder)
@@ -272,10 +272,10 @@ def hub_source(launch: VllmLaunch) -> HubSource:
 
 
 def estimated_footprint(launch: VllmLaunch) -> Footprint:
-    """Before the first start; too large rather than too small. Raises `ConfigError` if the size is unknown."""
+    """Estimate before the first start, rather too large. Raises `ConfigError` if the size is unknown."""
     weights = known_bytes(launch)
     if str(launch.args.get("dtype")) in ("float32", "float"):
-        weights *= 2  # the files usually hold 16-bit numbers
+        weights *= 2  # files usually have 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
     cuda = launch.platform == "cuda"
     residue = (_CUDA_RESIDUE_BYTES if launch.width == 1 else _WIDE_RESIDUE_BYTES) if cuda else 0
@@ -289,13 +289,13 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
 
 
 def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:
-    """Of one rank: the first holds more than its part. Copies hold all, unless experts are spread over them."""
+    """Bytes of the largest rank. The first has more than its share; copies have all, unless experts are sharded."""
     ranks = launch.width // launch.copies
     return weights_bytes if ranks == 1 else round(weights_bytes / ranks * _FIRST_RANK_MORE)
 
 
 def known_bytes(launch: VllmLaunch) -> int:
-    """Size of the weights as its files or `weights_bytes` tell it. Raises ConfigError."""
+    """Size of the weights from files or `weights_bytes`. Raises ConfigError."""
     if launch.weights_bytes is not None:
         return launch.weights_bytes
     source = hub_source(launch)
@@ -312,7 +312,7 @@ def known_bytes(launch: VllmLaunch) -> int:
 
 
 def _asks_no_hub(launch: VllmLaunch) -> bool:
-    """Whether all that the engine reads of the hub is in its cache: weights, configuration and tokenizer."""
+    """True if weights, configuration and tokenizer are all in the hub cache."""
     source = hub_source(launch)
     if Path(launch.model).is_dir() or any(launch.option(name) is not None for name in _OTHER_REPOSITORIES):
         return False

@@ -22,7 +22,7 @@ from coe_server.errors import EngineError
 
 _FREED_SECONDS = 2.0
 _FREED_POLL_SECONDS = 0.01
-_SLOWEST_BYTES_PER_SECOND = 0.2e9  # memory that a virtual machine hands out for the first time
+_SLOWEST_BYTES_PER_SECOND = 0.2e9  # first use of memory in a virtual machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class _Rank:
 
 
 class VllmMemory:
-    """Outlives the runs of its engine: a run that died leaves its image to the next one."""
+    """The memory of one engine over all its runs: the image of a dead run is used by the next."""
 
     def __init__(self, launch: VllmLaunch, cards: Cards | None, machine: Callable[[], Sequence[Core]] = here) -> None:
-        self.footprint = launch.measured or estimated_footprint(launch)  # until it is measured
-        self.is_measured = False  # in this life
+        self.footprint = launch.measured or estimated_footprint(launch)  # an estimate until measured
+        self.is_measured = False  # by this server
         self.images: tuple[WeightImage, ...] = ()  # of each rank; none for an engine without them
         self.seat: SeatMemory | None = None  # None on a CPU
         self._launch = launch
         self._machine = machine  # its cores
         self._ranks: tuple[_Rank, ...] = ()  # on a CPU, as they were measured
-        self._canaries: dict[int, str] = {}  # what the weights answer, by copy
+        self._canaries: dict[int, str] = {}  # first answer by copy
         if launch.platform == "cuda":
             rank_bytes = self.footprint.device_awake - self.footprint.device_asleep
             most_context_bytes = estimated_footprint(launch).device_asleep  # what an earlier start measured may be less
@@ -52,7 +52,7 @@ class VllmMemory:
 
     @property
     def move_seconds(self) -> float:
-        """Time limit of a sleep, a wake or the writing of the image; an engine that takes longer has failed."""
+        """Time limit in seconds of a sleep, a wake or the writing of the image."""
         return self._launch.move_timeout_seconds + self.footprint.device_awake / _SLOWEST_BYTES_PER_SECOND
 
     async def place(self, seat: Sequence[int]) -> Place:
@@ -90,7 +90,7 @@ class VllmMemory:
         if any(fresh):
             self._canaries.clear()
             for image, is_fresh in zip(self.images, fresh, strict=True):
-                if is_fresh and (await image.state()).sealed:  # the worker found a reason not to trust it
+                if is_fresh and (await image.state()).sealed:  # the worker rejected it
                     await image.renew()
             await run.ask_ranks("write_image", self.move_seconds)
         for image in self.images:
@@ -120,11 +120,11 @@ class VllmMemory:
         )
 
     def taking(self) -> AbstractContextManager[None]:
-        """While the engine takes the memory that it holds when it is awake."""
+        """Note, within this context, that the engine may allocate its awake memory."""
         return nullcontext() if self.seat is None else self.seat.taking(self.footprint.device_awake)
 
     def check_canary(self, answer: str, copy: int = 0) -> None:
-        """The first answer counts as right. Every later one must equal it, after a restart from the image too."""
+        """Store the first answer as correct. Raise EngineError if a later one differs, even after a restart."""
         first = self._canaries.setdefault(copy, answer)
         if answer != first:
             raise EngineError(
@@ -138,7 +138,7 @@ class VllmMemory:
         return await self.seat.before_sleep(await run.memory_reports(self.seat.seat))
 
     async def until_freed(self, run: VllmRun, before: HeldAwake | list[int]) -> None:
-        """Wait until a sleep has given its memory back, by the system's figures. Raises `EngineError` if it has not."""
+        """Wait until the system shows the memory of a sleep as freed. Raises `EngineError` if it is not."""
         if self.seat is not None:
             assert isinstance(before, HeldAwake)
             reports = await run.memory_reports(self.seat.seat)
@@ -175,7 +175,7 @@ class VllmMemory:
 
     async def while_it_ends(self, run: VllmRun, at_once: bool) -> None:
         """End a run, and wait until the GPU shows its memory as free."""
-        lives = not run.process.over.done()  # the memory of one that died may be free already
+        lives = not run.process.over.done()  # the memory of a dead one may already be free
         before = await self.seat.before_end() if self.seat is not None and lives else None
         await run.end(at_once)
         if self.seat is not None:

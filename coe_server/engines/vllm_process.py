@@ -1,4 +1,4 @@
-"""The process of one engine: a command under a keeper, and one run of vLLM with its channel and its liveness."""
+"""The process of one engine: a command under a keeper, and one run of vLLM with its channel and liveness probes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from coe_server.errors import EngineError
 
 CONTROL_SECONDS = 30.0
 
-_HEALTH_POLL_SECONDS = 0.1  # vLLM does not announce that it is ready, and asking costs it nothing
-_LAST_BREATH_SECONDS = 5.0  # from the loss of its core to the end of vLLM's process
-_FAILED_GRACE_SECONDS = 1.0  # vLLM without its core does not end on SIGTERM; others may wait for its memory
+_HEALTH_POLL_SECONDS = 0.1  # vLLM does not announce that it is ready; polling is cheap
+_LAST_BREATH_SECONDS = 5.0  # from the death of its core to the end of vLLM's process
+_FAILED_GRACE_SECONDS = 1.0  # vLLM without its core ignores SIGTERM, and other experts may wait for its memory
 _SIGNALLED = 128  # added to a signal's number in an exit status
 
 
@@ -38,18 +38,18 @@ class VllmRun:
         self.launch = launch
         self.process = process
         self.http = http
-        self.longest_tokens: int | None = None  # a request with its answer, once the engine has told
+        self.longest_tokens: int | None = None  # request and answer together, once reported by the engine
         self._run_directory = run_directory
         self.watch: asyncio.Task[None] | None = None
         self.one_end = asyncio.Lock()
-        self.gone = False  # ended, and its memory given back
+        self.gone = False  # ended, and its memory released
         self._ending = False
         self._moving = False
-        self._moves = 0  # begun so far
+        self._moves = 0  # number begun
 
     @classmethod
     async def start(cls, launch: VllmLaunch, place: Place) -> VllmRun:
-        """Starts the process and opens the channel; it answers later. Raises `OSError`."""
+        """Start the process and open the channel, without waiting until it is ready. Raises `OSError`."""
         run_directory = make_run_directory(launch.user)
         socket = run_directory / "engine.sock"
         try:
@@ -68,11 +68,11 @@ class VllmRun:
 
     @property
     def over(self) -> bool:
-        """Whether the process has ended, or its end has begun; then no request is sent to it."""
+        """True if the process has ended or is ending; then no request is sent to it."""
         return self._ending or self.process.over.done()
 
     async def until_healthy(self) -> None:
-        """Raises `EngineError` if the process ends before it is ready. The caller sets a time limit."""
+        """Wait until it is ready. Raises `EngineError` if it ends before. The caller sets a time limit."""
         while not await _is_healthy(self.http):
             await asyncio.wait({self.process.over}, timeout=_HEALTH_POLL_SECONDS)
             if self.process.over.done():
@@ -89,14 +89,14 @@ class VllmRun:
         return results
 
     async def memory_reports(self, seat: Sequence[str]) -> tuple[RankReport, ...]:
-        """What each rank holds now, in the order of the cards. Raises `EngineError`."""
+        """The memory report of each rank, in the order of the cards. Raises `EngineError`."""
         await asyncio.to_thread(forget_reports, self._run_directory)
         await self.ask_worker("coe_report_memory")
         return await asyncio.to_thread(read_reports, self._run_directory, seat)
 
     @contextmanager
     def on_the_move(self) -> Iterator[None]:
-        """No liveness probes meanwhile: a move may keep the worker busy, and has a time limit of its own."""
+        """Suspend liveness probes in this context: a move keeps the worker busy and has its own time limit."""
         self._moves += 1
         self._moving = True
         try:
@@ -105,7 +105,7 @@ class VllmRun:
             self._moving = False
 
     async def loss(self) -> str:
-        """Wait until the process ends, or its worker stops answering liveness probes. Returns what happened."""
+        """Wait until the process ends or its worker fails a liveness probe. Returns what happened."""
         while not self.process.over.done():
             await asyncio.wait({self.process.over}, timeout=self.launch.pulse_seconds)
             if not self.process.over.done() and not await self._is_alive():
@@ -115,7 +115,7 @@ class VllmRun:
         return ending(self.process.over.result())
 
     async def end(self, at_once: bool) -> None:
-        """No process is left when this returns. It may be called again if it was cancelled."""
+        """End it; on return no process is left. After a cancellation it may be called again."""
         grace_seconds = self.launch.stop_timeout_seconds
         self._ending = True
         if self.watch is not None:
@@ -126,7 +126,7 @@ class VllmRun:
             await self.process.end(min(grace_seconds, _FAILED_GRACE_SECONDS) if at_once else grace_seconds)
 
     async def _is_alive(self) -> bool:
-        """Ask the worker itself: vLLM answers `/health` even while the process with the weights stands still."""
+        """Probe the worker itself: vLLM answers `/health` even if the process with the weights hangs."""
         moves = self._moves
         if self._moving:
             return True
@@ -155,13 +155,13 @@ def ending(status: int) -> str:
 _KEEPER = Path(__file__).with_name("keeper.py")
 _KILL_SECONDS = 10.0
 _POLL_SECONDS = 0.02
-_CATCH_UP_SECONDS = 10.0  # a keeper that does not answer was stopped (SIGSTOP), or waits for its disk
-_LONGEST_SOCKET_PATH = 107  # sockaddr_un holds 108 bytes with the final zero
-_ROOM_FOR_NAMES = 60  # vLLM puts sockets with names of 36 characters beside ours
+_CATCH_UP_SECONDS = 10.0  # time limit for a keeper that is stopped (SIGSTOP) or waits for its disk
+_LONGEST_SOCKET_PATH = 107  # sockaddr_un has 108 bytes, including the final zero
+_ROOM_FOR_NAMES = 60  # vLLM creates sockets with names of 36 characters in the same folder
 
 
 def make_run_directory(user: EngineUser | None = None) -> Path:
-    """A short private folder (mode 0700) for sockets and temporary files; the keeper removes it."""
+    """Create a private folder (mode 0700) with a short path, for sockets and temporary files; the keeper removes it."""
     system = tempfile.gettempdir()
     if len(system) + _ROOM_FOR_NAMES > _LONGEST_SOCKET_PATH:
         system = "/tmp"
@@ -172,7 +172,7 @@ def make_run_directory(user: EngineUser | None = None) -> Path:
 
 
 class KeptProcess:
-    """Started with `start`, ended when `over` is done. No process of it stays behind, whatever happens."""
+    """A command under a keeper, which leaves none of its processes behind. `over` completes when it has ended."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class KeptProcess:
         self._connection = connection
         self._one_question = asyncio.Lock()
         self._run_directory = run_directory
-        self.over: asyncio.Task[int] = asyncio.create_task(self._watch())  # its result: the exit status
+        self.over: asyncio.Task[int] = asyncio.create_task(self._watch())  # result: exit status
 
     @classmethod
     async def start(
@@ -226,26 +226,26 @@ class KeptProcess:
 
     @property
     def pid(self) -> int:
-        """The keeper's process id, root of the tree and id of the session."""
+        """The keeper's process id: the root of the process tree and the session id."""
         return self._keeper.pid
 
     async def written(self) -> None:
         """Wait until all output of the command so far is in its log."""
         async with self._one_question:
-            if self._connection.is_closing():  # the keeper has ended, and its log is whole
+            if self._connection.is_closing():  # the keeper has ended; the log is complete
                 return
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_CATCH_UP_SECONDS):
                     self._connection.write(b"?")
-                    await self._answers.read(512)  # nothing comes from a keeper that has ended, and all is written then
+                    await self._answers.read(512)  # end of file: the keeper has ended; the log is complete
 
     async def end(self, grace_seconds: float, first: signal.Signals = signal.SIGTERM) -> None:
-        """Send `first`, and after the grace SIGKILL to everything. Returns when no process is left."""
+        """Send `first`, then after the grace period SIGKILL to all processes. Returns when none is left."""
         try:
             self._signal(first)
             await self._over_within(grace_seconds)
         finally:
-            self._connection.close()  # from here the keeper kills, even if we are cancelled
+            self._connection.close()  # now the keeper kills, even after a cancellation here
         if not await self._over_within(_KILL_SECONDS):
             self._signal(signal.SIGKILL)
         await asyncio.shield(self.over)
@@ -261,14 +261,14 @@ class KeptProcess:
     async def _watch(self) -> int:
         try:
             status = await self._keeper.wait()
-            await self._end_session()  # empty, unless the keeper itself was killed
+            await self._end_session()  # has members only if the keeper was killed
             shutil.rmtree(self._run_directory, ignore_errors=True)
         finally:
-            self._connection.close()  # when we are cancelled our loop ends: so does the engine
+            self._connection.close()  # cancelled: the loop ends, and the engine with it
         return status
 
     async def _end_session(self) -> None:
-        """Do what the keeper does, after it was killed: end all but the resource trackers, which clean up and end."""
+        """Clean up after a killed keeper: end all processes but the resource trackers, which end by themselves."""
         now = asyncio.get_running_loop().time
         trackers_deadline, deadline = now() + TRACKER_SECONDS, now() + _KILL_SECONDS
         while (members := session_members(self.pid)) and now() < deadline:
@@ -276,4 +276,4 @@ class KeptProcess:
                 if now() > trackers_deadline or not is_resource_tracker(pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            await asyncio.sleep(_POLL_SECONDS)  # not our children: their end is not reported to us
+            await asyncio.sleep(_POLL_SECONDS)  # not child processes: their end is not reported

@@ -1,4 +1,4 @@
-"""Settings of an expert that a `vllm serve` of ours runs, and how its engine is built from them."""
+"""Settings of a vLLM expert that runs here, and the construction of its engine."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class VllmExpert(ExpertSettings):
     model: str
     args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(default={})
     kv_cache: ByteCount | None = None
-    weights_bytes: ByteCount | None = None  # where neither files nor the hub can tell it
+    weights_bytes: ByteCount | None = None  # only if neither files nor the hub give it
     allowed_media_domains: list[HostName] | None = None
-    sleep: bool = True  # false: on the device or on disk, nothing in between
+    sleep: bool = True  # false: on the device or on disk, never in host memory
 
     def build(self, surroundings: Surroundings) -> Engine:
         launch = self._sized(self.launch(surroundings), surroundings)
@@ -43,7 +43,7 @@ class VllmExpert(ExpertSettings):
         return VllmEngine(launch, surroundings.cards)
 
     def launch(self, surroundings: Surroundings) -> VllmLaunch:
-        """All that is needed to start its engine, but for the size of weights that are not here."""
+        """The launch of its engine, without the size of weights that are not downloaded."""
         vllm, longest_answer_seconds = surroundings.vllm, surroundings.longest_answer_seconds
         own_domains = self.allowed_media_domains
         return VllmLaunch(
@@ -69,7 +69,7 @@ class VllmExpert(ExpertSettings):
         )
 
     def _sized(self, launch: VllmLaunch, surroundings: Surroundings) -> VllmLaunch:
-        """With the size of its weights where no files on this machine tell it. Files win, then `weights_bytes`."""
+        """The launch with the size of its weights. Local files take precedence, then `weights_bytes`, then the hub."""
         source = hub_source(launch)
         try:
             if model_bytes(launch.model, source.environment, source.revision) is not None:
@@ -99,7 +99,7 @@ class VllmExpert(ExpertSettings):
 
     @property
     def served_endpoints(self) -> tuple[EndpointName, ...] | None:
-        """What vLLM serves follows from its runner; where that is left to vLLM, it is not known here."""
+        """The endpoints of the configured runner; None if vLLM chooses the runner."""
         return super().served_endpoints or _OF_RUNNER.get(self.args.get("runner"))
 
     @property
@@ -116,17 +116,19 @@ class VllmExpert(ExpertSettings):
         args = named(self.args)
         if args.get("trust_remote_code") not in {None, False}:
             yield (
-                f"args.trust_remote_code: Python code that comes with '{self.model}' runs here as the user of the "
-                "engine: it can read and change all files that this user can (models, other engines' memory, the "
-                "decision log) and reach every address that this machine can; read it first, and pin args.revision and "
-                "args.code_revision to what was read"
+                f"args.trust_remote_code: Python code of '{self.model}' runs here as the engines' user: "
+                "it can access all files of this user (models, other engines' memory, the decision log) and every "
+                "address that this machine reaches; review the code, and pin args.revision and args.code_revision"
             )
         if folder := args.get("allowed_local_media_path"):
-            told = f"every caller of '{self.name}' can have it read any media file in {folder}"
+            told = f"every client of '{self.name}' can make it read any media file in {folder}"
             yield f"args.allowed_local_media_path: {told}"
 
     def in_folder(self, folder: Path) -> Self:
-        """`./x`, `../x`, `/x`, `~/x` and what is there are folders; anything else is a Hugging Face id."""
+        """The settings with an absolute model path. `./x`, `../x`, `/x`, `~/x` and existing paths are folders.
+
+        Any other `model` is a Hugging Face id.
+        """
         model = (folder / Path(self.model).expanduser()).resolve()
         if not self.model.startswith((".", "/", "~")) and not (model / "config.json").is_file():
             return self
@@ -140,5 +142,5 @@ class VllmExpert(ExpertSettings):
 
 
 def key_of(launch: VllmLaunch) -> str:
-    """What a measured footprint of this launch holds for."""
+    """The key under which this launch's measured footprint is stored."""
     return footprint_key(launch, known_bytes(launch), card_model() if launch.platform == "cuda" else "")

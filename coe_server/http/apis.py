@@ -31,8 +31,10 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """One path of an engine that is open to callers. `routed` is false where the answer depends on the model:
-    embeddings of two models do not compare, nor do their tokens."""
+    """One engine path that clients may use.
+
+    `routed`: false if answers of different models are not interchangeable, as for embeddings and tokens.
+    """
 
     path: str
     endpoint: Endpoint
@@ -124,7 +126,7 @@ def _messages(fields: Fields) -> list[Any]:
 
 def _require_few(entries: list[Any], field: str) -> None:
     if len(entries) > MOST_MESSAGES:
-        raise RequestError(f"{field} has {len(entries)} entries; {MOST_MESSAGES} are allowed", field)
+        raise RequestError(f"{field} has {len(entries)} entries; the limit is {MOST_MESSAGES}", field)
 
 
 def _longest(prompts: list[Any]) -> TokenCount:

@@ -120,7 +120,7 @@ def presented_on_purpose(headers: Mapping[str, str]) -> Iterator[str]:
 def _presented(headers: Mapping[str, str]) -> Iterator[str]:
     """All possible keys, including a browser's password.
 
-    A proxy may add credentials of its own in front of a client's or behind them.
+    A proxy may add its own credentials before or after the client's.
     """
     return _first(_in_headers(headers, {"bearer": str, "basic": _password}))
 
@@ -160,7 +160,7 @@ def is_of_this_machine(address: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What one key may name: `experts` and `objectives` in the server's order; `withheld` are the other names."""
+    """The `experts` and `objectives` that one key may use, in the server's order; `withheld`: all other names."""
 
     experts: tuple[str, ...]
     objectives: tuple[str, ...]
@@ -200,7 +200,7 @@ class Reach:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every name this caller may put under `model`."""
+        """The values of `model` that this client may use."""
         names = model_names(self.objectives, self.experts)
         return names + tuple(alias for alias, goal in self.aliases.items() if goal in names)
 
@@ -227,8 +227,10 @@ class Reach:
         return {**decision} if mine is None else {**decision, "ranking": mine}
 
     def _require(self, name: object, param: str, asked: object = None) -> None:
-        """`asked` is the caller's name for it: an error does not reveal the target of an alias that the key may not
-        use."""
+        """Raise ModelWithheld if the key may not use `name`.
+
+        `asked`: the alias in the request, if any; the error shows only that, since the key may not know its target.
+        """
         if isinstance(name, str) and name in self.withheld:
             raise ModelWithheld(
                 f"this key has no access to '{asked or name}'; it may use {', '.join(self.models)}", param

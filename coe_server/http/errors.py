@@ -66,7 +66,7 @@ def _anthropics_type(status: int) -> str:
 
 
 def error_response(error: CoeError, headers: Mapping[str, str] | None = None, path: str = "") -> Response:
-    """The response for `error`, with `Retry-After` in whole seconds where trying again makes sense."""
+    """The response for `error`, with `Retry-After` in whole seconds if a retry makes sense."""
     all_headers = {**HARMLESS, **(headers or {})}
     if error.retry_after_seconds is not None:
         all_headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))

@@ -106,7 +106,7 @@ def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: st
 
 
 async def _embedded(service: Service, conversation: Conversation, embedder: Embedder) -> Conversation:
-    """The conversation with embeddings; without them if they are unavailable: it then counts as out of domain."""
+    """The conversation with embeddings. If they are unavailable, without them: then it counts as out of domain."""
     try:
         return await with_embeddings(conversation, embedder)
     except EmbeddingUnavailable as error:

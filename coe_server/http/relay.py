@@ -246,7 +246,7 @@ def _failure(expert: str, answer: EngineResponse, verdict: Verdict) -> CoeError:
 
 
 def _refusal(expert: str, answer: EngineResponse, verdict: Verdict, body: bytes) -> EngineError:
-    """An error in a shape of the engine's own, turned into OpenAI's."""
+    """An error in an engine's own format, converted to OpenAI's."""
     told = f"expert '{expert}' answered with status {answer.status}"
     if answer.status >= 500:  # about the expert itself, so for the operator
         error = _with_cause(EngineError(f"{told}\n{_quoted(verdict)}"), answer, verdict)

@@ -22,7 +22,7 @@ Listener = Callable[[bytes], None]  # receives each piece of an answer
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """`serving` has the router of this request, even if another one is loaded meanwhile.
+    """`serving`: router and settings at the start of the request; a reload does not change them.
 
     `passed_on`: the caller's headers that are forwarded to engines. `due`: the caller's own deadline, in the loop's
     time.

@@ -131,7 +131,7 @@ def taken_address(host: str, port: int) -> list[socket.socket]:
 
 
 class _NotOurs(Exception):
-    """An address of `host` that this machine lacks, such as ::1 of localhost."""
+    """An address of `host` that this machine does not have, such as ::1 of localhost."""
 
 
 def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
@@ -223,7 +223,7 @@ def build_models(service: Service) -> APIRouter:
 
     @models.get("/v1/models")
     async def every_model(request: Request) -> dict[str, Any]:
-        """Every name that the caller may put under `model`: objectives of the router, experts, and aliases of both."""
+        """The values of `model` that the client may use: objectives of the router, experts, and aliases of both."""
         return {"object": "list", "data": [entry(name) for name in names(request)]}
 
     @models.get("/v1/models/{name:path}")

@@ -1,1 +1,1 @@
-"""What was decided and what came of it: the decision log, feedback on it, and drift away from training."""
+"""The decision log, feedback on decisions, and drift of the traffic from the training data."""

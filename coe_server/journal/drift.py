@@ -1,16 +1,16 @@
-"""Is the traffic still like the training data? Watched with e-detectors: their false alarms are bounded. Pure.
+"""Detects drift of the traffic from the training data, with e-detectors, which bound false alarms. Pure.
 
-Of each routed prompt these values in [0, 1] are followed: is it of this category (one value each), is it outside the
-gate, the classifier's confidence, and 1 minus that. Each has a band: its mean is at most `edge`, a little above what
-unseen training prompts showed. A detector bets against that, with stakes that depend on the past only:
+Each routed prompt gives these values in [0, 1]: an indicator per category, an indicator for outside the gate, the
+classifier's confidence, and 1 minus the confidence. The null hypothesis of each is that its mean is at most `edge`,
+a little above its mean on held-out training prompts. A detector bets against it with stakes set by past values only:
 
     evidence <- max(evidence, 1) * (1 + stake * (value - edge)),   E[factor | past] <= 1 while the mean is in its band
 
-which is the e-CUSUM of Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change
+This is the e-CUSUM of Shin, Ramdas and Rinaldo, "E-detectors: a nonparametric framework for sequential change
 detection" (2023), with the bets of Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting"
-(2023). As each restart costs 1, P(an alarm within n requests) <= n / threshold for traffic in its band, whatever its
-law; the threshold is such that all detectors together stay below ALARMS over HORIZON requests.
-What the bound cannot promise: that a batch job which asks one thing a thousand times is not called drift. It is.
+(2023). Each restart costs 1, so P(alarm within n requests) <= n / threshold for traffic in its band, whatever its
+distribution. The threshold keeps the expected false alarms of all detectors over HORIZON requests below ALARMS.
+A batch job that sends one prompt a thousand times counts as drift.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
 
-ALARMS = 0.01  # false ones, at most in expectation, over HORIZON requests of all detectors together
+ALARMS = 0.01  # upper bound on expected false alarms of all detectors over HORIZON requests
 HORIZON = 20_000
-TOLERANCE = 0.05  # a share or a mean confidence may be off by so much,
-LEAST_TOLERANCE, RELATIVE = 0.02, 0.25  # and a small share by this and so much of itself
-SURE = 3.0  # standard errors of what training knows of its own figures
-MEMORY = 100.0  # requests: how far back the stakes and the readings look
-MOST_STAKED = 0.9  # of what one has
-OUTSIDE = ""  # stands for a category where the prompt was outside the gate
+TOLERANCE = 0.05  # absolute, for shares and the mean confidence
+LEAST_TOLERANCE, RELATIVE = 0.02, 0.25  # for small shares: absolute, and relative
+SURE = 3.0  # standard errors of the training figures, added to the band
+MEMORY = 100.0  # effective number of past requests in stakes and readings
+MOST_STAKED = 0.9  # of the evidence
+OUTSIDE = ""  # the category of prompts outside the gate
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What `prompts` unseen training prompts looked like: category -> share (OUTSIDE: outside the gate; together 1),
-    mean and standard deviation of the confidence."""
+    """Statistics of `prompts` held-out training prompts.
+
+    Shares by category (OUTSIDE: outside the gate; they sum to 1), mean and standard deviation of the confidence.
+    """
 
     mix: Mapping[str, float]
     confidence: float
@@ -51,8 +53,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What the traffic looks like now, and which readings have left their band: `categories`, `out_of_domain`,
-    `confidence`. `mix_distance` is half the sum of the shares' differences from training's, 0 to 1."""
+    """Statistics of recent traffic, and the readings outside their band: `categories`, `out_of_domain`, `confidence`.
+
+    `mix_distance`: total variation distance of the category shares from training's, 0 to 1.
+    """
 
     requests: int
     mix_distance: float
@@ -62,9 +66,9 @@ class Drift:
 
 
 class Detectors:
-    """One for each of k means of values in [0, 1]: bets that it is above its `edges` [k].
+    """k detectors, for means of values in [0, 1]: each gathers evidence that its mean exceeds its edge (`edges` [k]).
 
-    An alarm ends when the mean of the last values is in its band again; evidence then starts anew.
+    An alarm ends when the recent mean is in its band again; then the evidence is reset.
     """
 
     def __init__(self, edges: Vector, means: Vector, deviations: Vector) -> None:
@@ -77,7 +81,7 @@ class Detectors:
         self._highest_stakes = np.where(edges < 1.0, MOST_STAKED / np.maximum(edges, 0.05), 0.0)  # no mean is above 1
 
     def see(self, values: Vector) -> bool:
-        """One more value for each; whether an alarm began or ended."""
+        """Add one value per detector, `values` [k]. Returns True if an alarm began or ended."""
         gains = np.maximum(self.means - self._edges, 0.0)
         stakes = np.minimum(gains / (self._variances + gains**2), self._highest_stakes)
         self.evidence = np.maximum(self.evidence, 0.0) + np.log1p(stakes * (values - self._edges))
@@ -91,7 +95,7 @@ class Detectors:
 
 
 class DriftWatch:
-    """Sees one routed prompt after the other."""
+    """Follows the routed prompts one by one."""
 
     def __init__(self, reference: Reference) -> None:
         self.reference = reference
@@ -99,7 +103,7 @@ class DriftWatch:
         self._names = [*(name for name in reference.mix if name != OUTSIDE), OUTSIDE]
         self._shares = np.array([reference.mix.get(name, 0.0) for name in self._names])
         count, sure = max(reference.prompts, 1), reference.confidence
-        shares = np.maximum(self._shares, 0.5 / count)  # what training has not seen a prompt of may have some traffic
+        shares = np.maximum(self._shares, 0.5 / count)  # a category without training prompts may have some traffic
         tolerances = np.minimum(TOLERANCE, LEAST_TOLERANCE + RELATIVE * shares)
         tolerances[-1] = TOLERANCE
         deviations = np.sqrt(shares * (1.0 - shares))
@@ -113,7 +117,7 @@ class DriftWatch:
         )
 
     def see(self, category: str | None, confidence: float) -> bool:
-        """One more prompt; `category` None: outside the gate. Whether a reading may have left its band or come back."""
+        """Add a prompt; `category` None: outside the gate. Returns True if a reading may have crossed its band."""
         values = np.zeros(len(self._names) + 2)
         values[self._names.index(category) if category is not None else -3] = 1.0
         values[-2:] = confidence, 1.0 - confidence

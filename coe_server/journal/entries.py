@@ -1,10 +1,9 @@
-"""The values that go into the journal and come out of it, and texts in a shape that SQLite can erase. Pure.
+"""Values of the journal, and a text encoding that SQLite can erase completely. Pure.
 
-Texts get whole pages of their own. secure_delete zeroes what is freed, but rows that move between pages when the tree
-is balanced leave copies behind in the unused part of a page. Overflow pages never move and are zeroed whole when they
-are freed. How much of a row stays on the tree's page is settled by the file format
-(https://www.sqlite.org/fileformat2.html, section 1.6): of a payload of LOCAL + n * OVERFLOW bytes exactly LOCAL. Those
-are zeros here, and the text is what follows.
+Texts are stored on overflow pages only. secure_delete zeroes freed space, but rows that move when the B-tree is
+balanced leave copies in unused parts of pages. Overflow pages never move and are zeroed when freed. By the file
+format (https://www.sqlite.org/fileformat2.html, section 1.6) a payload of LOCAL + n * OVERFLOW bytes keeps exactly
+LOCAL bytes on the B-tree page. These bytes are zeros here; the text follows them.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from typing import Any, Protocol
 
 
 class Decided(Protocol):
-    """What the journal must know of a decision to keep it."""
+    """A routing decision, as far as the journal needs it."""
 
     @property
     def decision_id(self) -> str: ...
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """The whole decision as plain values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One decision; `time` is in seconds since the epoch, `owner` the name of the key that asked; None without one.
+    """One decision. `time`: seconds since the epoch. `owner`: name of the API key; None without one.
 
-    `messages` are the user's turns that routing read, newest last; None where texts are not kept.
+    `messages`: the user's messages that routing read, newest last; None if texts are not kept.
     """
 
     time: float
@@ -39,7 +38,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """What a caller thought of the answer to one decision; `score` is in [0, 1]."""
+    """A client's rating of the answer to one decision; `score` is in [0, 1]."""
 
     decision_id: str
     score: float
@@ -49,7 +48,7 @@ class Feedback:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One decision as it was read back, with the feedback on it and the tokens that its answer stated, by kind."""
+    """One decision read back, with its feedback and the token counts that its answer reported, by kind."""
 
     time: float
     decision: Mapping[str, Any]
@@ -59,40 +58,40 @@ class Kept:
     tokens: Mapping[str, int] | None
 
     def as_json(self) -> dict[str, Any]:
-        """The decision, when it was made, what its answer took and what was thought of it; the prompt is no part."""
+        """The decision, its time, token counts and feedback; without the prompt."""
         feedback = None if self.score is None else {"score": self.score, "comment": self.comment}
         return {"time": self.time, "feedback": feedback, "tokens": self.tokens, **self.decision}
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """What is kept at most: so many decisions, none older than so many seconds."""
+    """Limits of the log: the number of decisions, and their age in seconds."""
 
     rows: int
     seconds: float
 
 
 PAGE_SIZE = 4096
-OVERFLOW = PAGE_SIZE - 4  # a page less the number of the next one
+OVERFLOW = PAGE_SIZE - 4  # a page less the 4-byte number of the next one
 LOCAL = (PAGE_SIZE - 12) * 32 // 255 - 23
 
 
 def packed(text: str) -> bytes:
-    """The value to store in the second of two columns, the first being the row's number."""
+    """The BLOB for a text, to be stored in a row of (number, BLOB)."""
     body = text.encode()
     for pages in range(1, len(body) // OVERFLOW + 3):
         size = LOCAL + pages * OVERFLOW - _header_bytes(LOCAL + pages * OVERFLOW)
         if size >= LOCAL + len(body):
             return bytes(LOCAL) + body + bytes(size - LOCAL - len(body))
-    raise AssertionError("one page more than the text fills is always enough")
+    raise AssertionError("one page more than the text needs is always enough")
 
 
 def unpacked(value: bytes) -> str:
-    """The text again; it has no zero bytes of its own, JSON writes them as escapes."""
+    """The text of such a BLOB. The text, being JSON, contains no zero bytes."""
     return value[LOCAL:].rstrip(b"\0").decode()
 
 
 def _header_bytes(payload: int) -> int:
-    """Of a row of (number, bytes): its own length, one byte for the number, the kind and length of the bytes."""
+    """Bytes of the record header of a row (number, BLOB): header length, type of the number, type of the BLOB."""
     kind = 2 * payload + 12
     return 2 + next(width for width in (1, 2, 3, 4, 5) if kind < 1 << 7 * width)

@@ -1,6 +1,6 @@
-"""The journal's one owner: a thread that writes what it is handed, many things in one transaction.
+"""The journal: one thread owns the store and writes queued jobs, many per transaction.
 
-Callers put jobs into a bounded queue. A decision that finds it full is counted and not logged.
+The queue is bounded. A decision that finds it full is counted and not logged.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from coe_server.journal.store import Store
 logger = logging.getLogger(__name__)
 
 QUEUE_LENGTH = 4096
-BATCH = 512  # things written in one transaction, at most
-GATHER_SECONDS = 0.25  # decisions that no caller awaits are written together: each wake-up costs event loop time
-EXPIRE_EVERY = 256  # jobs written that no caller awaits
-IDLE_SECONDS = 600.0  # without any news the owner looks for what has become too old
-LONGEST_TEXT = 32_768  # characters of a prompt that is kept; a longer one is logged without its text
+BATCH = 512  # most jobs per transaction
+GATHER_SECONDS = 0.25  # decisions are gathered for so long: each wake-up of the thread delays the event loop
+EXPIRE_EVERY = 256  # jobs
+IDLE_SECONDS = 600.0  # without jobs, expired decisions are looked for at this interval
+LONGEST_TEXT = 32_768  # characters; a longer prompt is logged without its text
 
 Found = TypeVar("Found")
 CLOSED = "the decision log is closed"
@@ -36,16 +36,16 @@ CLOSED = "the decision log is closed"
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Something to do with the store; `done` is None where no caller awaits it."""
+    """A job for the store; `done` is None if no caller awaits it."""
 
     act: Callable[[Store], Any]
     done: Future[Any] | None = None
-    erases: bool = False  # done only when no trace of what was deleted is left
+    erases: bool = False  # complete only when deleted text is erased from all files
 
 
 @dataclass(slots=True)
 class Counts:
-    """What has become of decisions, of the tokens that their answers took, and of feedback since the start."""
+    """Written and dropped records since the start."""
 
     written: int = 0
     refused: int = 0  # by a full queue
@@ -54,12 +54,12 @@ class Counts:
 
     @property
     def dropped(self) -> int:
-        """Decisions and answers' tokens that are in no file."""
+        """Decisions and token counts that were not written."""
         return self.refused + self.failed
 
 
 class Journal:
-    """The decision log at `path`. `start` it before anything is recorded; `stop` writes what is still queued."""
+    """The decision log at `path`. Call `start` first; `stop` writes what is still queued."""
 
     def __init__(
         self, path: Path, keep: Retention, keeps_prompts: bool = False, queue_length: int = QUEUE_LENGTH
@@ -69,11 +69,11 @@ class Journal:
         self._writer = _Writer(path, keep, self.counts, queue_length)
 
     def start(self) -> None:
-        """Opens the file. Raises ConfigError if it cannot be used."""
+        """Open the file. Raises ConfigError if it cannot be used."""
         self._writer.start()
 
     def stop(self) -> None:
-        """Returns when everything handed in is written and the file is closed."""
+        """Write all queued jobs and close the file."""
         self._writer.stop()
 
     @property
@@ -83,10 +83,10 @@ class Journal:
     def record(
         self, decision: Decided, messages: Sequence[Mapping[str, str]] | None = None, owner: str | None = None
     ) -> None:
-        """Hands a decision in and returns at once. `messages` are kept only where the journal keeps prompts.
+        """Queue a decision and return at once. `messages` are stored only if the journal keeps prompts.
 
-        `owner` is the name of the key that asked. Where `rate`, `delete` and `one` are given one, another key's
-        decision is as unknown to them as one that was never made.
+        `owner`: name of the API key. With an owner, `rate`, `delete` and `one` see only its own decisions; others raise
+        UnknownDecision.
         """
         if not self.keeps_prompts or sum(len(m["content"]) for m in messages or ()) > LONGEST_TEXT:
             messages = None
@@ -94,21 +94,21 @@ class Journal:
         self._writer.hand_in(lambda store: store.add(entry))
 
     def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
-        """Hands in what the answer to a recorded decision took, by kind of token, and returns at once."""
+        """Queue the token counts of a recorded decision's answer and return at once."""
         self._writer.hand_in(lambda store: store.took(decision_id, tokens))
 
     async def rate(self, decision_id: str, score: float, comment: str | None, owner: str | None = None) -> None:
-        """Returns when the feedback is on the disk. Raises UnknownDecision or JournalUnavailable."""
+        """Store feedback; returns when it is on disk. Raises UnknownDecision or JournalUnavailable."""
         feedback = Feedback(decision_id, score, comment, time.time())
         await self._writer.done(lambda store: store.rate(feedback, owner))
         self.counts.feedback += 1
 
     async def delete(self, decision_id: str, owner: str | None = None) -> None:
-        """Returns when nothing of the decision is in the files. Raises UnknownDecision or JournalUnavailable."""
+        """Delete a decision; returns when it is erased from all files. Raises UnknownDecision or JournalUnavailable."""
         await self._writer.done(lambda store: store.delete(decision_id, owner), erases=True)
 
     async def one(self, decision_id: str, owner: str | None = None) -> Kept:
-        """Raises UnknownDecision or JournalUnavailable."""
+        """One decision. Raises UnknownDecision or JournalUnavailable."""
         return await self._writer.done(lambda store: store.one(decision_id, owner))
 
     async def newest(self, count: int) -> list[Kept]:
@@ -117,7 +117,7 @@ class Journal:
 
 
 class _Writer:
-    """The thread that owns the store, and the queue that leads to it."""
+    """The thread that owns the store, and its queue."""
 
     def __init__(self, path: Path, keep: Retention, counts: Counts, queue_length: int) -> None:
         self.thread = threading.Thread(target=self._write_until_stopped, name="journal", daemon=True)
@@ -126,7 +126,7 @@ class _Writer:
         self._counts = counts
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: the end
         self._most_jobs = queue_length
-        self._hurry = threading.Event()  # a caller waits, or there is enough for one transaction
+        self._hurry = threading.Event()  # set when a caller waits, or a full batch is queued
         self._ended = False
         self._since_expiry = EXPIRE_EVERY
 
@@ -158,7 +158,7 @@ class _Writer:
             raise JournalUnavailable(CLOSED)
         queued = self._jobs.qsize()
         if queued >= self._most_jobs:
-            raise JournalUnavailable("the decision log cannot keep up with what is to be written")
+            raise JournalUnavailable("the queue of the decision log is full; try again later")
         self._jobs.put(job)
         if job.done is not None or queued >= BATCH - 1:
             self._hurry.set()
@@ -169,7 +169,7 @@ class _Writer:
             while jobs is not None:
                 self._carry_out(jobs)
                 jobs = self._next_batch()
-        finally:  # also after a bug of ours: no caller waits for a thread that has ended
+        finally:  # also after an internal error: no caller may wait for an ended thread
             self._ended = True
             self._store.close()
             while not self._jobs.empty():
@@ -178,12 +178,12 @@ class _Writer:
                 _tell(job, JournalUnavailable(CLOSED))
 
     def _next_batch(self) -> list[_Job] | None:
-        """What is queued, after waiting for the first and a moment for more; None at the end."""
+        """Wait for a job, then briefly for more, and return them; None when the journal stops."""
         jobs: list[_Job] = []
         try:
             job = self._jobs.get(timeout=IDLE_SECONDS)
             self._hurry.wait(GATHER_SECONDS)
-            self._hurry.clear()  # before the remaining jobs are taken: a later job is either seen now or sets it again
+            self._hurry.clear()  # before the queue is drained: a later job is drained now or sets it again
             while job is not None:
                 jobs.append(job)
                 if len(jobs) == BATCH:
@@ -191,15 +191,15 @@ class _Writer:
                 job = self._jobs.get_nowait()
         except queue.Empty:
             if not jobs:
-                self._since_expiry = EXPIRE_EVERY  # a quiet time: look for what has become too old
+                self._since_expiry = EXPIRE_EVERY  # idle: expire old decisions
             return jobs
         if jobs:
-            self._jobs.put(None)  # the end, after these
+            self._jobs.put(None)  # stop after these
             return jobs
         return None
 
     def _carry_out(self, jobs: Sequence[_Job]) -> None:
-        """One transaction; callers are answered after the commit, or told why there was none."""
+        """Run the jobs in one transaction. Callers get their results after the commit, or the error."""
         try:
             with self._store.file.transaction():
                 answers = [_attempt(job, self._store) for job in jobs]
@@ -227,7 +227,7 @@ class _Writer:
 
 
 def _unerased(store: Store) -> CoeError | None:
-    """Why something deleted may still be found in the files; the next transaction tries again."""
+    """The error if deleted text could not be erased from the files; the next transaction tries again."""
     try:
         store.file.erase_traces()
     except JournalUnavailable as error:
@@ -238,7 +238,7 @@ def _unerased(store: Store) -> CoeError | None:
 
 
 def _attempt(job: _Job, store: Store) -> Any:
-    """What the job answers, or the reason why it cannot be done."""
+    """The job's result, or the CoeError that it raised."""
     try:
         return job.act(store)
     except CoeError as error:

@@ -1,10 +1,8 @@
-"""Decisions, what their answers took, and feedback in one SQLite file, and its export for training.
+"""Decisions, their token counts and feedback in one SQLite file, and the file's export for training.
 
-Used by one thread at a time; knows nothing of queues or of HTTP.
-
-Every commit is on the disk when it returns (WAL with synchronous=FULL): what was acknowledged survives SIGKILL and a
-power cut. Texts lie in pages of their own, which are overwritten with zeros when they are deleted (secure_delete); then
-the write-ahead log is cut to nothing.
+For one thread at a time. Every commit is on disk when it returns (WAL with synchronous=FULL), so it survives SIGKILL
+and a power failure. Texts are stored on separate pages, which are zeroed when they are deleted (secure_delete);
+afterwards the write-ahead log is truncated.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from coe_server.journal.entries import PAGE_SIZE, Entry, Feedback, Kept, Retenti
 from coe_server.system.files import open_private, private_folder, replacing
 
 VERSION = 3  # 1 had no tokens, 2 no owners
-BUSY_SECONDS = 5.0  # for another process that reads, an export say
+BUSY_SECONDS = 5.0  # wait for another process that reads, such as an export
 
 _TABLE = """
 CREATE TABLE decisions (
@@ -39,7 +37,7 @@ CREATE INDEX decisions_by_time ON decisions (time);
 CREATE TABLE prompts (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 """
-# Of its own: many to a page, where a decision's row would be written once more for them.
+# A separate table: an update of the decision's row would write the whole row again.
 _TOKENS = "CREATE TABLE IF NOT EXISTS tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL);"
 _OWNERS = "ALTER TABLE decisions ADD COLUMN owner TEXT;"
 _OWN = "id = ? AND (? IS NULL OR owner = ?)"
@@ -59,9 +57,9 @@ class LogFile:
         try:
             private_folder(path.parent)
             log = path.with_name(f"{path.name}-wal")
-            self._traces = log.exists() and log.stat().st_size > 0  # a killed server may not have erased all of them
-            os.close(open_private(path, os.O_RDWR))  # prompts are for the server's own user
-            # autocommit: transactions are begun and ended here and nowhere else
+            self._traces = log.exists() and log.stat().st_size > 0  # left by a server that was killed
+            os.close(open_private(path, os.O_RDWR))  # only the server's user may read prompts
+            # autocommit: only this class begins and ends transactions
             self.sql = sqlite3.connect(path, BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(self.sql, path)
@@ -70,13 +68,12 @@ class LogFile:
                 raise
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
-                f"{path}: cannot keep the decision log ({error}); give state_directory another place, or set"
-                " log.decisions: false"
+                f"{path}: cannot open the decision log ({error}); set another state_directory, or log.decisions: false"
             ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is changed within is on the disk at the end; after an error nothing of it is."""
+        """Commit the changes made in this context, synced to disk; after an error roll them back."""
         self.sql.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -95,24 +92,27 @@ class LogFile:
         self._traces = self._traces or (gone > 0 and table in _WITH_TEXTS)
 
     def erase_traces(self) -> None:
-        """After a commit: what was deleted is in no file. Raises JournalUnavailable while another process reads."""
+        """Truncate the write-ahead log after a commit, so that no deleted text is left in a file.
+
+        Raises JournalUnavailable while another process reads.
+        """
         if not self._traces:
             return
         (busy, _, _) = self.sql.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
-            raise JournalUnavailable("deleted, but another program reads the decision log: its text is not erased yet")
+            raise JournalUnavailable("deleted, but not yet erased from disk: another program reads the decision log")
         self._traces = False
 
 
 class Store:
-    """The decisions in the file at `path`, which is created where there is none. Raises ConfigError as `LogFile`."""
+    """The decisions in the file at `path`, which is created if missing. Raises ConfigError as `LogFile` does."""
 
     def __init__(self, path: Path) -> None:
         self.file = LogFile(path)
         self._sql = self.file.sql
 
     def add(self, entry: Entry) -> None:
-        """A decision; one that changed hands since replaces what was written of it."""
+        """Insert a decision, or replace it after a fallback to another expert."""
         (seq,) = self._sql.execute(
             "INSERT INTO decisions (id, time, decision, owner) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET decision = excluded.decision RETURNING seq",
@@ -122,13 +122,13 @@ class Store:
             self._sql.execute("INSERT OR IGNORE INTO prompts VALUES (?, ?)", (seq, _packed(list(entry.messages))))
 
     def took(self, decision_id: str, tokens: Mapping[str, int]) -> None:
-        """What the answer to a decision stated, by kind; nothing where the decision has been deleted since."""
+        """Store the token counts of a decision's answer; ignored if the decision has been deleted."""
         self._sql.execute(
             "INSERT OR REPLACE INTO tokens SELECT seq, ? FROM decisions WHERE id = ?", (json.dumps(tokens), decision_id)
         )
 
     def rate(self, feedback: Feedback, owner: str | None = None) -> None:
-        """The last word on a decision; with an `owner` on one of its own. Raises UnknownDecision."""
+        """Store feedback, replacing earlier. Raises UnknownDecision; with `owner` also for another key's decision."""
         seq = _seq(self._sql, feedback.decision_id, owner)
         self._sql.execute(
             "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
@@ -138,13 +138,13 @@ class Store:
             self._sql.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
 
     def delete(self, decision_id: str, owner: str | None = None) -> None:
-        """The decision, its text, its tokens and its feedback; as `rate`. Raises UnknownDecision."""
+        """Delete a decision with its text, tokens and feedback; `owner` as in `rate`. Raises UnknownDecision."""
         seq = _seq(self._sql, decision_id, owner)
         for table in _EVERYTHING:
             self.file.erase(table, "seq = ?", seq)
 
     def expire(self, keep: Retention, now: float) -> None:
-        """Deletes what is too old or too much."""
+        """Delete the decisions that are beyond the limits."""
         row = self._sql.execute(
             "SELECT max(seq) FROM decisions WHERE time < ? OR seq <= (SELECT max(seq) FROM decisions) - ?",
             (now - keep.seconds, keep.rows),
@@ -153,7 +153,7 @@ class Store:
             self.file.erase(table, "seq <= ?", row[0] or 0)
 
     def one(self, decision_id: str, owner: str | None = None) -> Kept:
-        """One decision; with an `owner` one of its own. Raises UnknownDecision."""
+        """One decision; `owner` as in `rate`. Raises UnknownDecision."""
         row = self._sql.execute(f"{_KEPT} WHERE {_OWN}", (decision_id, owner, owner)).fetchone()
         if row is None:
             raise _unknown(decision_id)
@@ -181,7 +181,8 @@ def _prepare(sql: sqlite3.Connection, path: Path) -> None:
     elif version in {1, 2}:
         sql.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {_OWNERS} PRAGMA user_version = {VERSION}; COMMIT")
     elif version != VERSION:
-        raise ConfigError(f"{path}: is a journal of version {version}, and this server writes {VERSION}")
+        told = f"is a journal of version {version}; this server needs version {VERSION}"
+        raise ConfigError(f"{path}: {told}; set another state_directory")
 
 
 def _seq(sql: sqlite3.Connection, decision_id: str, owner: str | None) -> int:
@@ -193,14 +194,14 @@ def _seq(sql: sqlite3.Connection, decision_id: str, owner: str | None) -> int:
 
 def _unknown(decision_id: str) -> UnknownDecision:
     return UnknownDecision(
-        f"there is no decision '{decision_id}' in the log: it was never made here, has been deleted or is too old"
+        f"there is no decision '{decision_id}' in the log: the id is wrong, or it was deleted or has expired"
         " (log.keep_rows, log.keep_days)",
         "decision_id",
     )
 
 
 def _packed(words: object) -> bytes:
-    """As JSON in ASCII: half of a surrogate pair, which is no Unicode, is kept as well."""
+    """JSON in ASCII, so that lone surrogates are kept, too."""
     return packed(json.dumps(words))
 
 
@@ -221,7 +222,7 @@ FEEDBACK, PROMPTS, OUTCOMES = "feedback.jsonl", "prompts.jsonl", "outcomes.jsonl
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many lines are in each file."""
+    """The number of lines in each file."""
 
     feedback: int
     rated: int
@@ -230,7 +231,10 @@ class Exported:
 
 
 def export(journal: Path, folder: Path) -> Exported:
-    """Writes the three files, for their owner alone, into `folder`. A server may go on writing. Raises ConfigError."""
+    """Write the three files into `folder`, readable by their owner only. Raises ConfigError.
+
+    The server may be running.
+    """
     if not journal.is_file():
         raise ConfigError(f"{journal}: there is no decision log; a server with log.decisions: true writes one")
     store = Store(journal)
@@ -251,9 +255,9 @@ def export(journal: Path, folder: Path) -> Exported:
 
 
 def _feedback(one: Kept) -> dict[str, Any] | None:
-    """None for an expert that was asked for by name: there was no choice, and nothing was expected.
+    """The line for `coe-train map`; None for an expert requested by name, since nothing was chosen or predicted.
 
-    A decision is `inside` where its category was believed: elsewhere the experts' overall means decided.
+    `inside`: True if the predicted category was used; otherwise the experts' overall means decided.
     """
     decision = one.decision
     probabilities: Mapping[str, float] = decision["probabilities"]
@@ -272,7 +276,7 @@ def _feedback(one: Kept) -> dict[str, Any] | None:
 
 
 def _outcome(one: Kept) -> dict[str, Any]:
-    """In the words of `coe-train collect`: what an answer took is what was written of it."""
+    """An outcome in the format of `coe-train collect`; `output_tokens` are the completion tokens."""
     return {
         "prompt_id": one.decision["decision_id"],
         "expert": one.decision["expert"],

@@ -1,1 +1,1 @@
-"""Text to decision. Knows nothing of HTTP, tiers or engines."""
+"""From a text to a routing decision. Does not depend on HTTP, tiers or engines."""

@@ -1,7 +1,7 @@
 """The router artifact: the folder that training writes and the server loads. Nothing in it can execute code.
 
-Weights are safetensors, everything else JSON. A folder that is there is complete: it is written beside its
-place and renamed. `mapping.json` is outside the checksums, so that a person may change a line.
+Weights are safetensors, everything else JSON. The folder is written under a temporary name and renamed, so an existing
+one is complete. `mapping.json` is not covered by the checksums, so that it can be edited.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from coe_server.routing.features import Vectoriser
 from coe_server.routing.gate import Similarity
 from coe_server.routing.manifest import Manifest
 
-NOT_SERVED = {"evaluation", "versions", "checksums"}  # what may differ between two equal routers
+NOT_SERVED = {"evaluation", "versions", "checksums"}  # may differ between equal routers
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Out-of-fold `probabilities` [prompts, categories], `corrections` [prompts, experts], the gate's
-    `trust`, `weights` and the multiplier's `factors`, each [prompts].
+    """Out-of-fold predictions: `probabilities` [prompts, categories], `corrections` [prompts, experts].
 
-    `trained_on` has a salted hash of each prompt that the artifact was trained on; older artifacts have none.
+    Also the gate's `trust`, `weights` and the multiplier's `factors`, each [prompts]. `trained_on`: a salted hash of
+    each training prompt; absent in older artifacts.
     """
 
     probabilities: npt.NDArray[np.float32]
@@ -65,7 +65,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A trained router in memory; `mapping` is objective -> category -> expert as a person may have changed it."""
+    """A trained router in memory; `mapping` is objective -> category -> expert, possibly edited."""
 
     manifest: Manifest
     features: Vectoriser
@@ -80,34 +80,34 @@ class Artifact:
 
     @property
     def version(self) -> str:
-        """The hash of what is served."""
-        assert self.manifest.checksums, "an artifact has a version once it was saved and read back"
+        """The hash of everything that affects decisions."""
+        assert self.manifest.checksums, "an artifact has a version after it was saved and read back"
         files = [self.manifest.checksums.get(name) for name in (WEIGHTS, EMBEDDINGS, TOKENIZER)]
         served = [self.manifest.model_dump(exclude=NOT_SERVED), self.mapping, files]
         return hashlib.sha256(json.dumps(served, sort_keys=True).encode()).hexdigest()[:12]
 
     def pins(self, objective: str) -> dict[str, str]:
-        """Category -> expert where a person overruled the solution: in training's configuration or since."""
+        """Category -> expert of the pairs set by hand: in training's configuration or later in mapping.json."""
         solved = self.manifest.objectives[objective].mapping
         changed = {c: e for c, e in self.mapping[objective].items() if solved[c] != e}
         return {**self.manifest.pins, **changed}
 
     def unserved(self, served_names: Iterable[str]) -> list[str]:
-        """The experts it knows that this server does not serve. Raises ArtifactError if it serves none of them."""
+        """Its experts that this server does not serve. Raises ArtifactError if the server serves none of them."""
         served = set(served_names)
         missing = [name for name in self.expert_names if name not in served]
         if len(missing) == len(self.expert_names):
             raise ArtifactError(
-                f"the router artifact knows only experts that this server does not serve ({', '.join(missing)};"
-                f" it serves {', '.join(sorted(served)) or 'none'}): name the experts as they were named in training"
+                f"this server serves none of the router artifact's experts ({', '.join(missing)};"
+                f" it serves {', '.join(sorted(served)) or 'none'}): use the names of training"
             )
         return missing
 
 
 def load(folder: Path) -> Artifact:
-    """The artifact in a folder, checked.
+    """Load and check the artifact in a folder.
 
-    Raises ArtifactError, one sentence, for anything missing, damaged, unknown or inconsistent.
+    Raises ArtifactError if anything is missing, damaged, unknown or inconsistent.
     """
     manifest = artifact_checks.read_manifest(folder)
     artifact_checks.require_undamaged(folder, manifest)
@@ -121,7 +121,7 @@ def load(folder: Path) -> Artifact:
 
 
 def read_held_out(folder: Path) -> HeldOut:
-    """The out-of-fold predictions kept in an artifact folder, for re-solving its mapping."""
+    """The out-of-fold predictions in an artifact folder, used to solve its mapping again."""
     return HeldOut(**artifact_checks.read_held_out(folder, artifact_checks.read_manifest(folder)))
 
 
@@ -132,10 +132,10 @@ def save(
     folder: Path,
     finish: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes the artifact beside `folder` and renames it; an artifact already there is replaced.
+    """Write the artifact under a temporary name and rename it to `folder`, replacing an existing artifact.
 
-    `finish` may add files outside the checksums to the complete artifact before it gets its name.
-    Raises ArtifactError if something other than an artifact is in the way, or if the file system refuses.
+    `finish` may add files without checksums to the complete artifact before the rename. Raises ArtifactError if
+    `folder` exists and is not an artifact, or if the file system refuses.
     """
     require_free(folder)
     try:
@@ -147,32 +147,32 @@ def save(
             if finish is not None:
                 finish(fresh)
             _put(fresh, folder, Path(workplace) / "old")
-    except OSError as error:  # of a full disk the system does not say where
+    except OSError as error:  # for a full disk the system names no file
         raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def _put(fresh: Path, folder: Path, old: Path) -> None:
-    """`fresh` takes the name of `folder`; whatever happens, one of the two has it."""
+    """Rename `fresh` to `folder`. Even after an error one of the two has the name."""
     try:
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)
-    except BaseException:  # Ctrl-C too: between the two renames there would be no artifact
+    except BaseException:  # also after Ctrl-C, since between the renames there is no artifact
         if old.exists() and not folder.exists():
             old.rename(folder)
         raise
 
 
 def require_free(folder: Path) -> None:
-    """Raises ArtifactError if something other than a router artifact (or an empty folder) is at this place."""
+    """Raise ArtifactError if the path exists and is neither a router artifact nor an empty folder."""
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise ArtifactError(f"{folder} exists and is not a router artifact; it is left alone")
+        raise ArtifactError(f"{folder} exists and is not a router artifact; choose another path")
 
 
 def _write(artifact: Artifact, held_out: HeldOut, evaluation: dict[str, Any] | None, folder: Path) -> None:
-    # written by us and not by safetensors, which makes files that only their owner can read
+    # not written by safetensors, which would make them readable by their owner only
     (folder / WEIGHTS).write_bytes(as_safetensors(_weights(artifact)))
     parts = (held_out.probabilities, held_out.corrections, held_out.trust, held_out.weights, held_out.factors)
     held_out_tensors: dict[str, npt.NDArray[Any]] = dict(zip(artifact_checks.HELD_OUT_TENSORS, parts, strict=True))

@@ -1,6 +1,6 @@
-"""Reads the files of an artifact folder and refuses, in one sentence, whatever is not as it should be.
+"""Reads and checks the files of an artifact folder. Every error is one sentence.
 
-Trusts nothing: names come from here and not from the manifest, sums are compared before a file is parsed.
+Trusts nothing: file names are fixed here, not taken from the manifest, and checksums are compared before parsing.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ from coe_server.system.visible import brief
 
 MANIFEST, MAPPING, EVALUATION = "manifest.json", "mapping.json", "evaluation.json"
 WEIGHTS, HELD_OUT = "weights.safetensors", "held_out.safetensors"
-EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # of static embeddings
+EMBEDDINGS, TOKENIZER = "embeddings.safetensors", "tokenizer.json"  # files of static embeddings
 CHECKED = (WEIGHTS, HELD_OUT, EVALUATION, EMBEDDINGS, TOKENIZER)
-# Far beyond any router; more would fill the memory, or take long to read while requests go on.
+# Far larger than any router; larger files would fill the memory or take too long to read while serving.
 LARGEST_MANIFEST_BYTES, LARGEST_JSON_BYTES, LARGEST_FILE_BYTES = 8 << 20, 64 << 20, 1 << 30
 _LARGEST_BYTES = {MANIFEST: LARGEST_MANIFEST_BYTES, MAPPING: LARGEST_MANIFEST_BYTES, EVALUATION: LARGEST_MANIFEST_BYTES}
 HELD_OUT_TENSORS = ("probabilities", "corrections", "trust", "weights", "factors")
-TRAINED_ON = "trained_on"  # a further tensor of held-out predictions; older artifacts lack it
+TRAINED_ON = "trained_on"  # an optional tensor of held-out predictions; older artifacts lack it
 
 T = TypeVar("T")
 Mapping = dict[str, dict[str, str]]
 
 
 class _FormatOnly(BaseModel):
-    """Read first: a newer format may have keys that this one would refuse."""
+    """The format version, read first: a newer format may have keys that this version refuses."""
 
     format_version: Annotated[int, Field(strict=True)]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest, valid and consistent with itself."""
+    """The manifest, checked for validity and consistency."""
     if not folder.is_dir():
         raise ArtifactError(
-            f"router artifact: there is no folder {folder}; `coe-train fit` writes one, and until then experts"
-            " are taken by name, without a router in the configuration"
+            f"router artifact: there is no folder {folder}; create it with `coe-train fit`, or remove"
+            " `router` from the configuration to choose experts by name"
         )
     data = _bytes(folder / MANIFEST)
     version = _parsed(folder / MANIFEST, TypeAdapter(_FormatOnly), data).format_version
     if version != FORMAT_VERSION:
         raise ArtifactError(
-            f"router artifact: {folder / MANIFEST} has format version {version}, this server reads {FORMAT_VERSION}"
+            f"router artifact: {folder / MANIFEST} has format version {version}; this server reads {FORMAT_VERSION}"
         )
     manifest = _parsed(folder / MANIFEST, TypeAdapter(Manifest), data)
     _require_consistency(folder / MANIFEST, manifest)
@@ -73,7 +73,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
-    """objective -> category -> expert, complete and with known names only."""
+    """objective -> category -> expert; complete, with known names only."""
     path = folder / MAPPING
     mapping = _parsed(path, TypeAdapter(Mapping), _bytes(path))
     _require_same(path, "objective", manifest.objectives, mapping)
@@ -83,7 +83,7 @@ def read_mapping(folder: Path, manifest: Manifest) -> Mapping:
 
 
 def read_weights(folder: Path, manifest: Manifest) -> Tensors:
-    """The tensors of features, classifier and gate, in the shapes that the manifest implies."""
+    """The tensors of features, classifier and gate, with shapes checked against the manifest."""
     tensors = _checked_tensors(folder, WEIGHTS, manifest)
     columns = column_count(tensors, manifest)
     shapes: Shapes = {
@@ -102,7 +102,7 @@ def read_weights(folder: Path, manifest: Manifest) -> Tensors:
 
 
 def read_table(folder: Path, manifest: Manifest) -> StaticEmbeddings | None:
-    """The static embeddings, where the features have them."""
+    """The static embeddings; None if the features do not use them."""
     if manifest.features.kind != "static":
         return None
     tensors = _checked_tensors(folder, EMBEDDINGS, manifest)
@@ -131,14 +131,12 @@ def read_held_out(folder: Path, manifest: Manifest) -> Tensors:
     _require_shapes(folder / HELD_OUT, tensors, shapes)
     for name, largest in (("probabilities", 1.001), ("weights", np.inf)):
         if tensors[name].min() < 0.0 or tensors[name].max() > largest:
-            raise ArtifactError(
-                f"router artifact: tensor {name!r} in {folder / HELD_OUT} has values that are no {name}"
-            )
+            raise ArtifactError(f"router artifact: tensor {name!r} in {folder / HELD_OUT} has invalid values")
     return tensors
 
 
 def read_evaluation(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
-    """The content of `evaluation.json`; None where there is none."""
+    """The content of `evaluation.json`; None if the file is missing."""
     if EVALUATION not in manifest.checksums:
         return None
     data = _checked_bytes(folder, EVALUATION, manifest)
@@ -146,7 +144,7 @@ def read_evaluation(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
 
 
 def require_undamaged(folder: Path, manifest: Manifest) -> None:
-    """Every file that the manifest has a checksum of, also those that serving does not read."""
+    """Verify the checksum of every file in the manifest, also of files that serving does not read."""
     for name in manifest.checksums:
         path = folder / name
         _require_size(path)
@@ -159,7 +157,7 @@ def require_undamaged(folder: Path, manifest: Manifest) -> None:
 
 
 def digest(data: bytes) -> str:
-    """The checksum that the manifest keeps of a file."""
+    """The checksum of a file's content, as in the manifest."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -176,7 +174,7 @@ def _require_size(path: Path) -> None:
         raise ArtifactError(f"router artifact: {path} is missing")
     largest = _LARGEST_BYTES.get(path.name, LARGEST_JSON_BYTES if path.suffix == ".json" else LARGEST_FILE_BYTES)
     if (size := path.stat().st_size) > largest:
-        raise ArtifactError(f"router artifact: {path} has {size:,} bytes, more than the {largest:,} that are read")
+        raise ArtifactError(f"router artifact: {path} has {size:,} bytes; the limit is {largest:,}")
 
 
 def _parsed(path: Path, shape: TypeAdapter[T], data: bytes) -> T:
@@ -216,7 +214,7 @@ def _require_routes(path: Path, manifest: Manifest, experts: list[str]) -> None:
         return
     _require_same(path, "category", manifest.categories, manifest.routes)
     if DEFAULT_ROUTE not in manifest.routes:
-        raise ArtifactError(f"router artifact: {path} has routes and none that is called {DEFAULT_ROUTE!r}")
+        raise ArtifactError(f"router artifact: {path} has routes, but no route {DEFAULT_ROUTE!r}")
     for route in manifest.routes.values():
         _require_known(path, "expert", route.experts, experts)
         _require_known(path, "expert", [route.otherwise] if route.otherwise else [], experts)
@@ -259,7 +257,7 @@ def _checked_bytes(folder: Path, name: str, manifest: Manifest) -> bytes:
 
 def _require_sum(path: Path, found: str, manifest: Manifest) -> None:
     if found != manifest.checksums[path.name]:
-        raise ArtifactError(f"router artifact: {path} is damaged: its checksum is not the manifest's")
+        raise ArtifactError(f"router artifact: {path} is damaged: its checksum differs from the manifest's")
 
 
 def _checked_tensors(folder: Path, name: str, manifest: Manifest) -> Tensors:

@@ -1,4 +1,4 @@
-"""Classifier, features and gate as named tensors and back: the arrays of each kind and their shapes. Knows no files."""
+"""Converts classifier, features and gate to named tensors and back, with the shapes of each kind. No I/O."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ Shapes = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 def classifier_tensors(classifier: Classifier) -> Tensors:
-    """What a file keeps of a classifier."""
+    """The tensors of a classifier."""
     tensors = {**_model_tensors(classifier.model), **_calibration_tensors(classifier.calibration)}
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def classifier_from_tensors(tensors: Tensors, manifest: Manifest) -> Classifier:
-    """The classifier that these tensors, already found to be in shape, are of."""
+    """The classifier of these tensors, whose shapes have been checked."""
     return Classifier(_model(tensors, manifest), _calibration(tensors, manifest))
 
 
 def classifier_shapes(tensors: Tensors, manifest: Manifest, columns: int) -> Shapes:
-    """The tensors that a classifier of the manifest's kind must have; inner sizes are taken from their own tensor."""
+    """The required tensors of a classifier of the manifest's kind; inner sizes are taken from the tensors."""
     categories = len(manifest.categories)
     match manifest.classifier.kind:
         case "knn":
@@ -125,7 +125,7 @@ def _calibration_tensors(calibration: Calibration) -> Tensors:
         case Isotonic():
             return {"isotonic_logits": calibration.logits, "isotonic_shares": calibration.shares}
         case _:
-            return {}  # a temperature stands in the manifest
+            return {}  # a temperature is stored in the manifest
 
 
 def _calibration(tensors: Tensors, manifest: Manifest) -> Calibration:
@@ -162,7 +162,7 @@ def _size(tensors: Tensors, name: str, axis: int) -> int:
 
 
 def feature_tensors(features: Vectoriser) -> Tensors:
-    """What a file keeps of features, but for a table of static embeddings."""
+    """The tensors of features, without a table of static embeddings."""
     ngrams = features.ngrams if isinstance(features, EmbeddedFeatures) else features
     if ngrams is None:
         return {}
@@ -176,7 +176,7 @@ def table_of(features: Vectoriser) -> StaticEmbeddings | None:
 
 
 def features_from_tensors(tensors: Tensors, manifest: Manifest, table: StaticEmbeddings | None) -> Vectoriser:
-    """The features that these tensors, already found to be in shape, are of."""
+    """The features of these tensors, whose shapes have been checked."""
     settings = manifest.features
     ngrams = None
     if settings.ngrams:
@@ -187,12 +187,12 @@ def features_from_tensors(tensors: Tensors, manifest: Manifest, table: StaticEmb
 
 
 def column_count(tensors: Tensors, manifest: Manifest) -> int:
-    """How long a vector is."""
+    """The length of a feature vector."""
     return (_length(tensors, "kept") if manifest.features.ngrams else 0) + manifest.features.dimensions
 
 
 def feature_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
-    """The tensors that features of the manifest's kind must have."""
+    """The required tensors of features of the manifest's kind."""
     if not manifest.features.ngrams:
         return {}
     columns = _length(tensors, "kept")
@@ -211,7 +211,7 @@ def feature_fault(tensors: Tensors, manifest: Manifest) -> str | None:
 
 
 def gate_tensors(gate: Similarity) -> Tensors:
-    """What a file keeps of a gate."""
+    """The tensors of a gate."""
     match gate:
         case Gate():
             rows, weights = (np.ascontiguousarray(gate.postings[name]) for name in ("row", "weight"))
@@ -225,7 +225,7 @@ def gate_tensors(gate: Similarity) -> Tensors:
 
 
 def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser) -> Similarity:
-    """The gate that these tensors, already found to be in shape, are of."""
+    """The gate of these tensors, whose shapes have been checked."""
     threshold = manifest.thresholds.gate
     if isinstance(features, EmbeddedFeatures) and _compares_embeddings(tensors, manifest):
         return EmbeddedGate(tensors["gate_embeddings"], features.first_dense, manifest.neighbours, threshold)
@@ -240,7 +240,7 @@ def gate_from_tensors(tensors: Tensors, manifest: Manifest, features: Vectoriser
 
 
 def gate_shapes(tensors: Tensors, manifest: Manifest) -> Shapes:
-    """The tensors that a gate for the manifest's features must have."""
+    """The required tensors of a gate for the manifest's features."""
     if _compares_embeddings(tensors, manifest):
         return {"gate_embeddings": (np.float32, (manifest.prototypes, manifest.features.dimensions))}
     count = _length(tensors, "posting_rows")
@@ -263,7 +263,7 @@ def gate_fault(tensors: Tensors, manifest: Manifest) -> str | None:
 
 
 def _compares_embeddings(tensors: Tensors, manifest: Manifest) -> bool:
-    """Whether the gate compares embeddings; older artifacts do so beside n-grams too."""
+    """True if the gate compares embeddings; in older artifacts also beside n-grams."""
     settings = manifest.features
     return settings.embedded and (not settings.ngrams or "gate_embeddings" in tensors)
 

@@ -1,7 +1,7 @@
-"""The price of cost, and the controller that holds the mean cost of answered requests at an objective's budget.
+"""The controller that keeps the mean cost of answered requests at an objective's budget.
 
-An expert's value is its expected score less its priced cost. The multiplier, which prices cost, starts as training
-found it and follows the actual spending. Of a text it knows a checksum only; it knows nothing of HTTP.
+An expert's value is its expected score minus multiplier times cost. The multiplier starts at training's value and
+follows the actual spending.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from coe_server.routing.manifest import Manifest
 
 Vector = npt.NDArray[np.float64]
 
-# A lasting error is corrected in about 1/80 of the window. Where requests are alike, a range of multipliers spends the
-# same and the multiplier drifts through it; the mean is off for as long, so a larger gain makes its error smaller.
+# A constant error is corrected in about 1/80 of the window. If requests are alike, a range of multipliers spends the
+# same. The mean is off while the multiplier drifts through that range, so a larger gain makes the error smaller.
 CORRECTIONS_PER_WINDOW = 80
-ROUNDING = 1e-9  # of the largest cost: what costs so little more costs the same
-LEAST_STEPS = 10.0  # in which an error is corrected, however short the window
-HEADROOM = (
-    1.5  # above the last multiplier that changes a choice by the score table, which corrections go beyond a little
-)
+ROUNDING = 1e-9  # relative to the largest cost: smaller differences are ties
+LEAST_STEPS = 10.0  # lower bound on the steps of a correction, for short windows
+HEADROOM = 1.5  # margin above the last multiplier that changes a choice by the score table, because of corrections
 
 
 def values(expected_scores: Iterable[float], costs: Iterable[float], multiplier: float) -> list[float]:
@@ -37,10 +35,10 @@ def values(expected_scores: Iterable[float], costs: Iterable[float], multiplier:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a meter holds: the mean cost of the last `window` answered requests at `target`.
+    """The control target of a meter: mean cost `target` over the last `window` answered requests.
 
-    `start` is the stored multiplier, `largest` the one beyond which nothing gets cheaper, `response` by how much
-    the mean cost falls for each unit that the multiplier rises.
+    `start`: the stored multiplier. `largest`: beyond it no choice gets cheaper. `response`: decrease of the mean cost
+    per unit of the multiplier.
     """
 
     target: float
@@ -52,7 +50,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """`multiplier` is for the next decision; `spent` are the costs of the last answered requests, oldest first."""
+    """State of the controller. `multiplier`: for the next decision; `spent`: costs of the last answered requests."""
 
     multiplier: float
     spent: tuple[float, ...] = ()
@@ -63,21 +61,21 @@ class Balance:
 
 
 def begun(balance: Balance, goal: Goal, cost: float) -> Balance:
-    """The balance once a decision of this cost is being followed.
+    """The balance after a decision of this cost has begun.
 
-    Dual ascent: the multiplier integrates the overspending, so no error lasts, and it stays within [0, largest].
-    It moves now and not with the answer: the cost of requests in flight is known already.
+    Dual ascent: the multiplier integrates the overspending, within [0, largest], so there is no steady-state error.
+    It changes now, not with the answer, since the cost of requests in flight is known.
     """
     return replace(balance, multiplier=_clipped(balance.multiplier + _step(goal, cost), goal))
 
 
 def answered(balance: Balance, goal: Goal, cost: float) -> Balance:
-    """The balance once such a request was answered."""
+    """The balance after such a request was answered."""
     return replace(balance, spent=(*balance.spent, cost)[-goal.window :])
 
 
 def dropped(balance: Balance, goal: Goal, cost: float) -> Balance:
-    """The balance once such a request ended without an answer: it cost nothing."""
+    """The balance after such a request ended without an answer, at no cost."""
     return replace(balance, multiplier=_clipped(balance.multiplier - _step(goal, cost), goal))
 
 
@@ -90,7 +88,7 @@ def _clipped(multiplier: float, goal: Goal) -> float:
 
 
 class Meter:
-    """Owns the balance of one objective; safe to read and to change from any thread."""
+    """The balance of one objective; thread-safe."""
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
@@ -103,7 +101,7 @@ class Meter:
 
     @contextmanager
     def spending(self, cost: float) -> Iterator[Callable[[], None]]:
-        """Holds a request of this cost, from decision to end; call the yielded function once it is answered."""
+        """A context from the decision to the end of a request of this cost; call the yielded function when answered."""
         is_answered = False
 
         def tell() -> None:
@@ -125,7 +123,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A corner of the front of score against mean cost."""
+    """A corner of the front of score over mean cost."""
 
     score: float
     cost: float
@@ -133,7 +131,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """What training found: `scores` [categories, experts], `costs` [experts], and the front, cheapest first."""
+    """Results of training: `scores` [categories, experts], `costs` [experts], and the front, cheapest first."""
 
     scores: Vector
     costs: Vector
@@ -141,11 +139,11 @@ class Table:
 
 
 def goal(target: float, start: float, window: int, table: Table) -> Goal:
-    """What to hold, and how strongly to push.
+    """The control target, with `largest` and `response` derived from the table.
 
-    `largest`: expected scores are mixtures of rows, so no prompt pays more for a unit of cost than some row does.
-    `response`: along the front the mean cost falls from end to end while the multiplier rises from 0 to twice the
-    front's mean slope; where there is no front, from the dearest expert to the cheapest while it rises to `largest`.
+    `largest`: expected scores are mixtures of rows, so no prompt gains more per unit of cost than some row does.
+    `response`: while the multiplier rises from 0 to twice the front's mean slope, the mean cost falls over the whole
+    front. Without a front: from the most expensive expert to the cheapest while it rises to `largest`.
     """
     largest = max(HEADROOM * _dearest_unit(table.scores, table.costs), start)
     spread, whole_way = float(np.ptp(table.costs)), largest
@@ -154,12 +152,12 @@ def goal(target: float, start: float, window: int, table: Table) -> Goal:
         spread = front[-1].cost - front[0].cost
         whole_way = min(2.0 * (front[-1].score - front[0].score) / spread, largest)
     if whole_way <= 0.0 or spread <= 0.0:
-        return Goal(target, start, largest, response=1.0, window=window)  # nothing to trade: it stays where it is
+        return Goal(target, start, largest, response=1.0, window=window)  # nothing to trade: the multiplier is constant
     return Goal(target, start, largest, spread / whole_way, window)
 
 
 def _dearest_unit(scores: Vector, costs: Vector) -> float:
-    """The most score that one unit of cost buys between any two experts, in any row."""
+    """The largest score difference per unit of cost between any two experts, over all rows."""
     gained = scores[:, :, np.newaxis] - scores[:, np.newaxis, :]
     paid = costs[:, np.newaxis] - costs
     dearer = paid > ROUNDING * costs.max()
@@ -167,7 +165,7 @@ def _dearest_unit(scores: Vector, costs: Vector) -> float:
 
 
 def meters(manifest: Manifest, window: int) -> dict[str, Meter]:
-    """A meter for each objective with a budget, by name; none where `window` is 0."""
+    """A meter for each objective with a budget, by name; empty if `window` is 0."""
     if window == 0:
         return {}
     rows = [*(manifest.score[category] for category in manifest.categories), manifest.overall]
@@ -182,14 +180,14 @@ def meters(manifest: Manifest, window: int) -> dict[str, Meter]:
     return found
 
 
-SPREAD = 0.1  # share of the multiplier added at most; at its upper bound the cheapest expert alone is left
+SPREAD = 0.1  # largest relative increase of the multiplier; at its upper bound only the cheapest expert remains
 
 
 def factor(turns: Sequence[Turn]) -> float:
-    """The factor on a prompt's multiplier, from 1 to 1 + SPREAD, evenly spread over texts and constant for each.
+    """The factor on a prompt's multiplier, from 1 to 1 + SPREAD, uniform over texts and constant for each text.
 
-    Outside the gate all prompts have the same expected scores. One multiplier for all would move them together, and
-    most budgets could be missed or left unspent but never met. With the spread they move one after the other.
+    Outside the gate all prompts have the same expected scores. With one multiplier they would all change their expert
+    at once, and most budgets could not be met exactly. With the factor they change one by one.
     """
     digest = 0
     for turn in turns:

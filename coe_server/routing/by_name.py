@@ -1,4 +1,4 @@
-"""Deciding without an artifact: a request names its expert."""
+"""Routing without an artifact: each request names its expert."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from coe_server.routing.selection import UNKNOWN, Capabilities, Profile, Request
 
 
 class NamedRouter:
-    """The router of a server without an artifact: to collect the outcomes that a trained router needs."""
+    """The router of a server without an artifact, e.g. for collecting outcomes for training."""
 
     version = "none"
     objectives: tuple[str, ...] = ()
@@ -34,12 +34,12 @@ class NamedRouter:
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
     ) -> RoutingDecision:
-        """The requested expert. Raises UnknownModel where none is named, or the error that names its obstacle."""
+        """The requested expert. Raises UnknownModel if the request names none, or the error that excludes it."""
         started_ns = time.perf_counter_ns()
         expert = self._experts.get(options.expert or "")
         if expert is None:
             raise UnknownModel(
-                "this server has no router yet (router.artifact); ask for one of the experts by name: "
+                "this server has no router (router.artifact); request an expert by name: "
                 + ", ".join(one for one in self._experts if is_allowed(one, options)),
                 "model",
             )
@@ -65,10 +65,10 @@ class NamedRouter:
         raise UnknownModel(f"there is no objective {objective!r}", "objective")
 
     def context_tokens(self, expert: str) -> int | None:
-        """How many tokens an expert holds; None where that is not known."""
+        """Context length of an expert in tokens; None if unknown."""
         return self._capabilities.get(expert, UNKNOWN).context_tokens
 
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
-        """Does nothing: there is no budget to hold."""
+        """Do nothing: there is no budget."""
         del decision
         return nullcontext(lambda: None)

@@ -1,6 +1,6 @@
 """Vector -> calibrated probability of each category, and corrections of the experts' scores. numpy only.
 
-Every model begins with one linear map of the sparse vector; what follows is small and dense. Knows no text or files.
+Every model begins with a linear map of the sparse vector; the rest is small and dense.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy.typing as npt
 
 from coe_server.routing.features import Floats, SparseVector
 
-LEAST_SHARE = 1e-6  # of the votes of neighbours: a logarithm needs more than nothing
+LEAST_SHARE = 1e-6  # of neighbours' votes, so that its logarithm is finite
 
 Vector = npt.NDArray[np.float64]
 
 
 class CategoryModel(Protocol):
-    """A classifier that scikit-learn fitted, as plain arrays."""
+    """A classifier fitted by scikit-learn, as plain arrays."""
 
     @property
     def projection(self) -> Floats:
-        """[columns, r]: the linear map that the model begins with."""
+        """[columns, r]: the first linear map."""
 
     def logits(self, projected: npt.NDArray[np.floating]) -> Vector:
         """[n, categories] from projected vectors [n, r]."""
@@ -31,7 +31,7 @@ class CategoryModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A model and what makes its logits probabilities."""
+    """A model and its calibration."""
 
     model: CategoryModel
     calibration: Calibration
@@ -41,7 +41,7 @@ class Classifier:
         return self.of_projected(vector.times(self.model.projection))
 
     def of_projected(self, projected: npt.NDArray[np.floating]) -> Vector:
-        """The same of a vector that went through the model's projection, [r]."""
+        """The same for a projected vector [r]."""
         (probabilities,) = self.calibration.probabilities(self.model.logits(projected[np.newaxis]))
         return np.asarray(probabilities)
 
@@ -63,7 +63,7 @@ class LinearModel:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourModel:
-    """Shares of the votes of the nearest `prototypes` [n, r] (each of length 1, with its category in `labels`)."""
+    """k nearest neighbours: vote shares of the nearest `prototypes` [n, r] (of length 1; categories in `labels`)."""
 
     projection: Floats
     prototypes: Floats
@@ -72,7 +72,7 @@ class NeighbourModel:
     categories: int
 
     def logits(self, projected: npt.NDArray[np.floating]) -> Vector:
-        # the prompt's own length does not change who is nearest
+        # the prompt's length does not change the order of its neighbours
         similarities = projected @ self.prototypes.T
         count = min(self.neighbours, similarities.shape[1])
         nearest = np.argpartition(similarities, similarities.shape[1] - count, axis=1)[:, -count:]
@@ -97,7 +97,7 @@ class PerceptronModel:
 
 
 class Calibration(Protocol):
-    """Learned on prompts that the classifier was not fitted on."""
+    """A calibration, learned on held-out prompts."""
 
     def probabilities(self, logits: Vector) -> Vector:
         """[n, categories], each row summing to 1, from logits [n, categories]."""
@@ -105,7 +105,7 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Temperature:
-    """One number for all categories; above 1 softens."""
+    """Temperature scaling; values above 1 soften."""
 
     temperature: float = 1.0
 
@@ -127,7 +127,7 @@ class Sigmoid:
 
 @dataclass(frozen=True, slots=True)
 class Isotonic:
-    """A rising curve through the points (`logits`, `shares`), both [categories, points], for each category."""
+    """Isotonic regression per category, through the points (`logits`, `shares`), both [categories, points]."""
 
     logits: Vector
     shares: Vector
@@ -146,14 +146,14 @@ def softmax(logits: npt.NDArray[np.floating]) -> Vector:
 
 
 def summing_to_one(shares: Vector) -> Vector:
-    """Each row divided by its sum; a row of zeros says nothing and becomes even."""
+    """Each row divided by its sum; a row of zeros becomes uniform."""
     totals = shares.sum(axis=1, keepdims=True)
     even = 1.0 / shares.shape[1]
     return np.where(totals > 0.0, shares / np.where(totals > 0.0, totals, 1.0), even)
 
 
 def normalised_entropy(probabilities: Vector) -> Vector:
-    """0 (sure) to 1 (no idea), along the last axis; 0 where there is one category only."""
+    """Entropy from 0 (certain) to 1 (uniform) along the last axis; 0 with one category."""
     categories = probabilities.shape[-1]
     if categories < 2:
         return np.zeros(probabilities.shape[:-1])
@@ -163,14 +163,14 @@ def normalised_entropy(probabilities: Vector) -> Vector:
 
 @dataclass(frozen=True, slots=True)
 class Corrections:
-    """`coefficients` [columns, experts]; corrections sum to about 0 over the experts, and so move choices only."""
+    """`coefficients` [columns, experts]. Corrections sum to about 0 over the experts, so they only shift choices."""
 
     coefficients: Floats
 
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """`matrix` [columns, r + experts]: the classifier's projection and, beside it, the corrections' coefficients."""
+    """`matrix` [columns, r + experts]: the classifier's projection and the corrections' coefficients, concatenated."""
 
     classifier: Classifier
     matrix: Floats
@@ -184,7 +184,7 @@ class Readout:
         return cls(classifier, np.hstack((projection, corrections.coefficients)), projection.shape[1])
 
     def read(self, vector: SparseVector) -> tuple[Vector, list[float]]:
-        """(P(category), corrections [experts]); the second is empty where there are none."""
+        """(P(category), corrections [experts]); corrections are empty if the artifact has none."""
         both = vector.times(self.matrix)
         width = self.width
         return self.classifier.of_projected(both[:width]), both[width:].tolist()

@@ -1,7 +1,7 @@
-"""A request's messages -> the user's turns and what the request needs; and the memory of each conversation's expert.
+"""A request's messages -> the user's turns and the request's needs; and the memory of each conversation's expert.
 
-Only the user's turns are read: no system, assistant or tool turn, and no reminder that a program writes into a user's
-turn. The others still fill the context window. Knows nothing of categories, time or HTTP.
+Routing reads only the user's turns: no system, assistant or tool messages, and no reminders that a program inserts into
+a user's turn. All of them count for the context window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from coe_server.routing.tokens import NOTHING, TokenCount
 
 REMEMBERED_TURNS = 4
 WEIGHT_PER_STEP_BACK = 0.5
-DEEPEST_PART = 3  # a message's part, a document in a tool's result, its source, a part of that
+DEEPEST_PART = 3  # levels: a message's part, a document in a tool result, its source, a part of that
 
 Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
@@ -31,25 +31,25 @@ PATHS: Mapping[Endpoint, str] = {
 }
 LONGEST_SYSTEM_PROMPT = 8_000  # characters that rules read
 
-# Parts of chat, responses and Anthropic's messages, and what vLLM takes beside them.
+# Parts of chat, responses and Anthropic's messages, and vLLM's additional ones.
 _MODALITIES: dict[str, Modality] = {
     **dict.fromkeys(("image_url", "input_image", "image", "image_embeds", "computer_screenshot"), "image"),
     **dict.fromkeys(("input_audio", "audio_url", "audio", "audio_embeds"), "audio"),
     **dict.fromkeys(("video_url", "input_video", "video", "video_embeds"), "video"),
     **dict.fromkeys(("file", "input_file", "document", "container_upload"), "file"),
 }
-_ASKING = ("user", "system", "developer")  # any other message, or an item of no role, followed an answer
+_ASKING = ("user", "system", "developer")  # any other message, or an item without a role, comes after an answer
 _SAYING = ("system", "developer")
 _REMINDERS = ("<system-reminder>", "</system-reminder>")
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The user's turns, newest last, and what an expert needs to take the request.
+    """The user's turns, newest last, and the request's needs.
 
-    `prompt` estimates all that stands in the context before the answer, which may have `answer_tokens`. `opening` is
-    the user's first turn, by which a conversation is known again; `continues` once it was answered. `system_prompt` is
-    the beginning of what the client's program says.
+    `prompt`: estimated tokens before the answer, which may have `answer_tokens`. `opening`: the user's first turn,
+    which identifies the conversation. `continues`: the first turn has been answered. `system_prompt`: the beginning of
+    the system prompt.
     """
 
     turns: tuple[Turn, ...]
@@ -64,27 +64,29 @@ class Conversation:
 
     @classmethod
     def of_prompt(cls, prompt: str) -> Conversation:
-        """One prompt that stands alone."""
+        """A conversation of one prompt."""
         return cls((Turn(prompt),), TokenCount.of(prompt))
 
     @property
     def path(self) -> str:
-        """The path that the request came to."""
+        """The request's path."""
         return PATHS[self.endpoint]
 
     @property
     def likely_tokens(self) -> int:
-        """About what the prompt takes of the context, with the longest answer that is allowed."""
+        """Estimated context tokens of the prompt and the longest allowed answer."""
         return self.prompt.likely + self.answer_tokens
 
     @property
     def least_tokens(self) -> int:
-        """No context below this takes the request. vLLM ends an answer where the context does (`get_max_tokens`), and
-        refuses an `answer_tokens` over the whole context."""
+        """Lower bound on the context that the request needs.
+
+        vLLM ends an answer at the end of the context (`get_max_tokens`), and refuses `answer_tokens` above the context.
+        """
         return max(self.prompt.least, self.answer_tokens)
 
     def of_any_length(self) -> Conversation:
-        """The same for an expert requested by name: its engine counts the tokens and rejects what is too long."""
+        """The same without a length check, for an expert requested by name: its engine counts tokens exactly."""
         return replace(self, prompt=NOTHING, answer_tokens=0)
 
 
@@ -96,9 +98,9 @@ def read_messages(
     beside: str = "",
     field: str = "messages",
 ) -> Conversation:
-    """The conversation in a request. `max_tokens` is what the answer may add to the context, `beside` fills it too.
+    """The conversation in a request. `max_tokens`: limit of the answer. `beside`: further text in the context.
 
-    Raises RequestError naming the message whose content is neither text nor a list of parts.
+    Raises RequestError for a message whose content is neither text nor a list of parts.
     """
     texts: list[str] = []
     all_texts, answered = [beside], False
@@ -109,7 +111,7 @@ def read_messages(
             raise RequestError(f"{field}[{position}] is not an object", param=field)
         parts = _parts(message.get("content"), position, field)
         answered = answered or message.get("role") not in _ASKING
-        is_plain = len(message) == 2 and "content" in message  # a role and this, as most have
+        is_plain = len(message) == 2 and "content" in message  # only role and content, as in most messages
         everything = tuple(_with_inner(parts if is_plain else [*parts, *_beside_content(message)]))
         all_texts.extend(_all_texts(everything))
         modalities.update(_all_modalities(everything))
@@ -131,7 +133,7 @@ def read_messages(
 
 
 def without_reminders(text: str) -> str:
-    """The text without what an agent wrote between its reminder marks; one that is never closed goes to the end."""
+    """The text without an agent's reminders between their marks; an unclosed one extends to the end."""
     opening, closing = _REMINDERS
     if opening not in text:
         return text
@@ -150,13 +152,13 @@ def _parts(content: object, position: int, field: str) -> list[Mapping[str, Any]
         return [{"type": "text", "text": content}]
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
         return content
-    if isinstance(content, list) and all(isinstance(part, Mapping | str) for part in content):  # vLLM takes words, too
+    if isinstance(content, list) and all(isinstance(part, Mapping | str) for part in content):  # strings: for vLLM
         return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
     raise RequestError(f"{field}[{position}].content is neither text nor a list of parts", param=field)
 
 
 def _with_inner(parts: Iterable[Mapping[str, Any]], levels: int = DEEPEST_PART) -> Iterator[Mapping[str, Any]]:
-    """The parts, and those inside a tool's result or a document."""
+    """The parts, and those nested in tool results and documents."""
     for part in parts:
         yield part
         inner = part.get("content")
@@ -167,12 +169,12 @@ def _with_inner(parts: Iterable[Mapping[str, Any]], levels: int = DEEPEST_PART) 
 
 
 def _readable(source: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What of a document's source is text, or parts; the rest is bytes or an address."""
+    """The text or parts of a document's source, without bytes and addresses."""
     return {"text": source.get("data") if source.get("type") == "text" else None, "content": source.get("content")}
 
 
 def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """What tools were called with and what they said, where an API has that beside the content: chat and responses."""
+    """Tool calls and results that are outside the content, in chat and responses."""
     for said in (message.get("arguments"), message.get("output")):
         if isinstance(said, str):
             yield {"text": said}
@@ -190,7 +192,7 @@ def _beside_content(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _all_modalities(parts: Sequence[Mapping[str, Any]]) -> Iterator[Modality]:
     for part in parts:
         kind = part.get("type")
-        if kind is None:  # vLLM takes a part that says what it is by its content alone
+        if kind is None:  # vLLM accepts a part without a type
             yield from (modality for name, modality in _MODALITIES.items() if part.get(name) is not None)
         elif isinstance(kind, str) and kind in _MODALITIES:
             yield _MODALITIES[kind]
@@ -200,13 +202,13 @@ def _all_texts(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for part in parts:
         said = (part.get("text"), part.get("content"), part.get("refusal"))
         yield from (text for text in said if isinstance(text, str))
-        given = part.get("input")  # of a tool that Anthropic's messages tell was called
+        given = part.get("input")  # of a tool call in Anthropic's messages
         if isinstance(given, Mapping):
             yield from (text for text in given.values() if isinstance(text, str))
 
 
 def _weighted(texts: list[str]) -> tuple[Turn, ...]:
-    """The last few turns; the newest counts 1, each one before it half as much as the one after."""
+    """The last few turns; the newest has weight 1, each earlier one half of the next."""
     recent = texts[-REMEMBERED_TURNS:] or [""]
     steps_back = range(len(recent) - 1, -1, -1)
     return tuple(Turn(text, WEIGHT_PER_STEP_BACK**steps) for text, steps in zip(recent, steps_back, strict=True))
@@ -214,11 +216,11 @@ def _weighted(texts: list[str]) -> tuple[Turn, ...]:
 
 MOST_SESSIONS = 10_000
 _OPENING_CHARACTERS = 2_000
-_NOT_KEPT = frozenset(("requested", "fallback"))  # by the caller or by accident: not the conversation's expert
+_NOT_KEPT = frozenset(("requested", "fallback"))  # chosen by the client or after a failure
 
 
 class Sessions:
-    """Conversation -> `Kept`. The least recently answered conversation is forgotten first."""
+    """Conversation -> `Kept`, bounded; the least recently answered one is dropped first."""
 
     def __init__(self, most: int = MOST_SESSIONS) -> None:
         self._most = most
@@ -228,13 +230,13 @@ class Sessions:
         return len(self._kept)
 
     def last(self, key: bytes | None, conversation: Conversation, options: RouteOptions) -> Kept | None:
-        """The expert that answered last; None for a conversation that only begins without a named session."""
+        """The expert that answered last; None for the first turn of a conversation without a named session."""
         if key is None or not (conversation.continues or options.session is not None):
             return None
         return self._kept.get(key)
 
     def remember(self, key: bytes | None, decision: RoutingDecision) -> None:
-        """`decision` was followed and answered. A kept expert keeps the topic that it was chosen for."""
+        """Note an answered decision. A sticky expert keeps the topic for which it was first chosen."""
         if key is None or decision.reason in _NOT_KEPT:
             return
         before = self._kept.pop(key, None)
@@ -245,9 +247,9 @@ class Sessions:
 
 
 def session_key(conversation: Conversation, options: RouteOptions, owner: str | None) -> bytes | None:
-    """A hash of the session's name, else of the conversation's first turn; None where there is neither.
+    """A hash of the session's name, else of the conversation's first turn; None without either.
 
-    `owner` names the caller's key: naming or repeating another key's conversation does not reach it.
+    `owner`, the name of the client's key, is part of the hash, so that keys do not share conversations.
     """
     if options.expert is not None:
         return None

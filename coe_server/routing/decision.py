@@ -1,7 +1,4 @@
-"""The values a decision travels in: what is asked, what is known of each expert, what was chosen and why.
-
-Knows nothing of how the choice is made.
-"""
+"""The values of a decision: options, availability of experts, and the choice with its reasons."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ class Availability(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The expert that answered a conversation last, and the category it was chosen for."""
+    """The expert that last answered a conversation, and the category for which it was chosen."""
 
     expert: str
     category: str | None
@@ -41,7 +38,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class RouteOptions:
-    """The caller's options; None leaves the choice to the artifact."""
+    """The client's options; None means the artifact's default."""
 
     expert: str | None = None
     objective: str | None = None
@@ -51,15 +48,15 @@ class RouteOptions:
     kept: Kept | None = None
     min_confidence: float | None = None
     priority: Priority = "normal"
-    key: str | None = None  # name of the caller's key
+    key: str | None = None  # name of the client's key
 
 
 class RankedExpert(NamedTuple):
-    """One expert's place in a decision; `excluded` is the sentence that ruled it out, or None. `doubt` says why one
-    that is not ruled out comes behind those without a doubt.
+    """One entry of a decision's ranking.
 
-    `expected_score`, in [0, 1], `active_params_b` and `value` are None for an expert the router was not trained on
-    (it can be asked for by name); the first and last also where nothing was scored.
+    `excluded`: why it cannot be chosen, or None. `doubt`: why it is ranked after experts without a doubt, or None.
+    `expected_score` is in [0, 1]. It, `active_params_b` and `value` are None for an expert that the router was not
+    trained on; `expected_score` and `value` also if nothing was scored.
     """
 
     expert: str
@@ -73,7 +70,7 @@ class RankedExpert(NamedTuple):
 
 
 class GateReading(NamedTuple):
-    """Is the prompt like the training data? Similarity to the nearest prototypes, and the least that counts."""
+    """The gate's reading: similarity to the nearest prototypes, the threshold, and whether the prompt is inside."""
 
     similarity: float | None
     threshold: float | None
@@ -81,8 +78,10 @@ class GateReading(NamedTuple):
 
 
 class BudgetReading(NamedTuple):
-    """Target and mean of the last answered requests, in billions of active parameters or, where the budget is on it,
-    in price per million tokens; the multiplier is the score that one unit must buy."""
+    """A budget's target and the mean cost of the last answered requests, and the multiplier: score per unit of cost.
+
+    The unit is billions of active parameters or, for a budget on price, price per million tokens.
+    """
 
     target: float | None
     mean: float | None
@@ -90,7 +89,7 @@ class BudgetReading(NamedTuple):
 
 
 class ResidentTrade(NamedTuple):
-    """What taking an expert already on the device gave up, and the wait it saved."""
+    """The score given up by choosing a loaded expert, and the wait saved."""
 
     score_lost: float = 0.0
     wait_saved_seconds: float = 0.0
@@ -100,10 +99,10 @@ class ResidentTrade(NamedTuple):
 class RoutingDecision:
     """What the router chose for one request, and why.
 
-    `reason` names the last step that changed the choice. `mapped`: the objective's stored mapping of this category
-    names the expert. `mixed`: probabilities of several categories, or corrections, led to another expert, or the mapped
-    one cannot answer. `budget`: the live multiplier changed what the stored one chooses. `route`: a person gave the
-    category to this expert (a pin, a changed line of the mapping).
+    `reason` names the last step that changed the choice. `mapped`: the expert of the objective's stored mapping.
+    `mixed`: another expert, because of other categories' probabilities or corrections, or because the mapped one cannot
+    answer. `budget`: the live multiplier chose otherwise than the stored one. `route`: a pin or an edited line of the
+    mapping.
 
     `category` is `general` if the prompt is outside the gate or the classifier is unsure. `confidence` is the
     calibrated probability of the likeliest category in any case. Both are None for an expert requested by name.
@@ -126,17 +125,17 @@ class RoutingDecision:
 
     @property
     def has_another(self) -> bool:
-        """Whether another expert can take this request."""
+        """True if another expert can take this request."""
         return any(one.excluded is None for one in self.ranking[1:])
 
     def without_first(self, why: str) -> RoutingDecision:
-        """The next in the ranking instead of the chosen expert, which goes to the end with the reason."""
+        """The decision for the next expert of the ranking; the chosen one moves to the end with the reason."""
         first, *rest = self.ranking
         assert self.has_another, "another expert can take the request"
         return replace(self, expert=rest[0].expert, reason="fallback", ranking=(*rest, first._replace(excluded=why)))
 
     def as_json(self) -> dict[str, Any]:
-        """The decision as plain values, the same in dry run, log, events and page."""
+        """The decision as plain values; the same in dry run, log, events and page."""
         return {
             **{name: getattr(self, name) for name in self.__slots__},
             "probabilities": dict(self.probabilities),

@@ -1,6 +1,6 @@
-"""Routes with a few examples each -> an artifact without recorded outcomes. numpy only: a server does it at its start.
+"""Routes with a few examples each -> an artifact without recorded outcomes. numpy only: servers run it at start.
 
-The classifier is fitted on the examples; temperature and gate come from what is said of each example when left out.
+The classifier is fitted on the examples; temperature and gate are set from cross-validated predictions.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from coe_server.routing.manifest import (
 BUCKET_BITS = 18
 MOST_COLUMNS = 65_536
 NEIGHBOURS = 3
-OUTSIDE_SHARE = 0.1  # of the examples, by their similarity when left out
-UNSURE_SHARE = 0.25  # of the examples, by the probability of their likeliest route when left out
-NEVER_INSIDE = 2.0  # a threshold that no cosine reaches
-NO_EXAMPLES = -1e4  # the intercept of a route that only rules lead to
-SAME = 0.9  # the cosine from which two examples are near-duplicates
+OUTSIDE_SHARE = 0.1  # share of the left-out examples that fall outside the gate
+UNSURE_SHARE = 0.25  # share of the left-out examples that count as unsure
+NEVER_INSIDE = 2.0  # a threshold above every cosine
+NO_EXAMPLES = -1e4  # intercept of a route that only rules select
+SAME = 0.9  # least cosine of near-duplicates
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What the other examples say of each: `texts` [n], their route, the route they would get, and its probability."""
+    """Cross-validated predictions: `texts` [n], their route, the predicted route, and its probability."""
 
     routes: tuple[str, ...]
     texts: tuple[str, ...]
@@ -65,22 +65,22 @@ class LeftOut:
 
     @property
     def chosen(self) -> Ints:
-        """[n]: the likeliest route; the default for examples outside the gate or unsure."""
+        """[n]: the predicted route; the default for examples that are outside the gate or unsure."""
         outside = self.routes.index(DEFAULT_ROUTE)
         return np.where(self.inside, self.probabilities.argmax(axis=1), outside).astype(np.int64)
 
     @property
     def accuracy(self) -> float:
-        """The share of examples that would reach their route."""
+        """The share of examples with a correct prediction."""
         return float((self.chosen == self.labels).mean()) if len(self.labels) else 0.0
 
     def hard_pairs(self) -> list[tuple[str, str, int]]:
-        """Routes that are hard to tell apart: (route, mistaken for, times)."""
+        """Confused routes: (route, predicted route, count)."""
         pairs = counted_pairs(self.labels.tolist(), self.chosen.tolist())
         return [(self.routes[one], self.routes[other], times) for one, other, times in pairs]
 
     def warnings(self) -> list[str]:
-        """Near-duplicates, and examples of one route that are near-duplicates of another's."""
+        """One sentence for each pair of near-duplicate examples, within a route or between two."""
         found = []
         for one, other in self.same:
             first, second = self.routes[self.labels[one]], self.routes[self.labels[other]]
@@ -91,7 +91,7 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """An artifact without recorded outcomes, its held-out predictions, and how its examples fare when left out."""
+    """An artifact without recorded outcomes, its held-out predictions, and the predictions for left-out examples."""
 
     artifact: Artifact
     held_out: HeldOut
@@ -99,11 +99,13 @@ class Draft:
 
 
 def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: FeatureSettings | None = None) -> Draft:
-    """The router of these routes. `embedded` [n, dimensions] are the embeddings of `texts_of(routes)`, each of length
-    1, by what `embeddings` names."""
+    """The router of these routes.
+
+    `embedded` [n, dimensions]: embeddings of `texts_of(routes)`, of length 1, by the model in `embeddings`.
+    """
     names = tuple(routes.targets)
     texts, labels = texts_of(routes), labels_of(routes)
-    read = texts or [DEFAULT_ROUTE]  # rules alone: no prompt is like this one
+    read = texts or [DEFAULT_ROUTE]  # only rules: a placeholder that no prompt resembles
     ngrams = _features(read)
     features: Vectoriser = ngrams
     if embedded is not None and texts:
@@ -137,7 +139,7 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
 
 
 def texts_of(routes: RoutesFile) -> list[str]:
-    """Every example, a description as one of them, in the order of the routes."""
+    """All examples, descriptions included, in the order of the routes."""
     return [text for target in routes.targets.values() for text in target.texts]
 
 
@@ -159,7 +161,7 @@ def _features(texts: Sequence[str]) -> Features:
 
 
 def _rows(features: Features, texts: Sequence[str]) -> Floats:
-    """[n, columns], dense: there are few texts."""
+    """[n, columns], dense, since there are few texts."""
     rows = np.zeros((len(texts), features.columns), dtype=np.float32)
     for row, text in zip(rows, texts, strict=True):
         vector = features.vector((Turn(text),))
@@ -168,7 +170,7 @@ def _rows(features: Features, texts: Sequence[str]) -> Floats:
 
 
 def _left_out_cosines(rows: Floats, labels: Ints) -> Vector:
-    """[n]: similarity of each example to its nearest others, as the gate would see it."""
+    """[n]: similarity of each example to its nearest other examples, computed as the gate does."""
     if len(rows) < 2:
         return np.zeros(len(rows))
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -265,7 +267,7 @@ def _entry(target: RouteSettings | DefaultSettings) -> RouteEntry:
 
 
 def _expert(name: str, known: RatedExpert) -> ExpertEntry:
-    """Whether it sees or calls tools is for the server's configuration to say: nothing here excludes it."""
+    """The expert's entry. Vision and tools are left unknown, so only the server's configuration can exclude it."""
     return ExpertEntry(
         name=name,
         active_params_b=known.active_params_b,
@@ -277,7 +279,7 @@ def _expert(name: str, known: RatedExpert) -> ExpertEntry:
 
 
 def _score_row(routes: RoutesFile, route: str, experts: Sequence[str]) -> dict[str, ScoreEntry]:
-    """Ratings count as `prior_prompts`; a missing one is the rated ones' mean with no prompt."""
+    """Scores from ratings, each counted as `prior_prompts` prompts; a missing rating is the mean, with 0 prompts."""
     rated = {one: known.ratings[route] for one, known in routes.experts.items() if route in known.ratings}
     mean = sum(rated.values()) / len(rated) if rated else 0.0
     prompts = {one: routes.prior_prompts if one in rated else 0 for one in experts}

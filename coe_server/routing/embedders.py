@@ -1,6 +1,6 @@
 """Embedders: an OpenAI-compatible endpoint (`POST {base_url}/embeddings`), or a sentence-transformers model.
 
-Requests go out in batches and are retried on failure. `sentence_transformers` is imported only where it is used.
+Requests are sent in batches and retried on failure. `sentence_transformers` is imported on use.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from coe_server.upstream.reply import (
 )
 
 MOST_AT_ONCE = 4  # requests in flight
-BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # worth another try
+BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # retried
 LONGEST_PAUSE_SECONDS = 30.0
 LEAST_ANSWER_BYTES = 1 << 20
 BYTES_FOR_EACH_TEXT = 256 << 10  # room for ten thousand numbers of 22 digits
@@ -43,7 +43,7 @@ BYTES_FOR_EACH_TEXT = 256 << 10  # room for ten thousand numbers of 22 digits
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where embeddings come from; `timeout_seconds` is for each request and the longest pause, `tries` in all."""
+    """The endpoint's settings; `timeout_seconds` limits each request and each pause, `tries` counts all attempts."""
 
     base_url: str
     model: str
@@ -56,7 +56,7 @@ class Endpoint:
 
 
 class _Busy(Exception):
-    """The endpoint is busy; `pause_seconds` is what it asks to wait, if it says so."""
+    """The endpoint is busy; `pause_seconds`: its Retry-After, if any."""
 
     def __init__(self, reason: str, pause_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -118,23 +118,23 @@ class EndpointEmbedder:
         return result
 
     async def _attempt(self, texts: Sequence[str]) -> Floats | Exception:
-        """The embeddings, or the error after which another attempt may succeed."""
+        """The embeddings, or an error after which a retry may succeed."""
         try:
             return await self._ask(texts)
         except UnusableBody as error:
             raise EmbeddingUnavailable(f"{self._url} gives {error}") from error
         except (_Busy, aiohttp.ClientError, TimeoutError) as error:
             return error
-        except (ValueError, TypeError) as error:  # of aiohttp's; its words may show a secret
+        except (ValueError, TypeError) as error:  # aiohttp's; its text may contain a secret
             raise EmbeddingUnavailable(
-                f"{self._url} cannot be asked: the address, or the key for it, cannot be sent as it is"
+                f"{self._url} cannot be reached: the address or its key is invalid in HTTP"
             ) from error
 
     async def _ask(self, texts: Sequence[str]) -> Floats:
         if self._session is None:
             self._session = bounded_session(self._endpoint.timeout_seconds)
         endpoint = self._endpoint
-        # an empty text is refused by some endpoints, and means the same as a blank one
+        # some endpoints refuse an empty text; a blank one is equivalent
         inputs = [well_formed(text) or " " for text in texts]
         body = {"model": endpoint.model, "input": inputs, "encoding_format": "float"}
         request = self._session.post(
@@ -147,18 +147,18 @@ class EndpointEmbedder:
                 raise _Busy(f"status {response.status}", asked)
             if response.status != 200:
                 is_elsewhere = 300 <= response.status < 400
-                said = "it redirects to another address" if is_elsewhere else content[:200].decode("utf-8", "replace")
+                said = "redirect to another address" if is_elsewhere else content[:200].decode("utf-8", "replace")
                 raise EmbeddingUnavailable(f"{self._url} answers with status {response.status}: {visible(said)}")
         return self._rows(content, len(texts))
 
     def _rows(self, content: bytes, count: int) -> Floats:
         try:
             entries: list[Any] = sorted(json_value(content)["data"], key=lambda entry: entry["index"])
-            with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
+            with np.errstate(over="ignore"):  # too large numbers become infinite, which is refused
                 rows = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise EmbeddingUnavailable(
-                f"{self._url} does not answer as OpenAI's embeddings do: {visible(str(error)[:200])}"
+                f"{self._url} does not answer in the format of OpenAI's embeddings: {visible(str(error)[:200])}"
             ) from error
         if rows.ndim != 2 or len(rows) != count:
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
@@ -169,10 +169,10 @@ PACKAGE = "sentence_transformers"
 
 
 class SentenceEmbedder:
-    """An `Embedder` with its own thread: the model computes without blocking the event loop."""
+    """An `Embedder` that computes in its own thread, so that it does not block the event loop."""
 
     def __init__(self, model: str) -> None:
-        """`model` is a folder or a name that sentence-transformers knows; it is loaded when it is first used."""
+        """`model`: a folder or a name known to sentence-transformers; loaded on first use."""
         if find_spec(PACKAGE) is None:
             raise ConfigError(f"embeddings by {model!r} need the package sentence-transformers, which is not installed")
         self._name = model

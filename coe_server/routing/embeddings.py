@@ -1,7 +1,7 @@
-"""Embeddings as features: a static table in this process, or vectors computed before `route`, which never waits.
+"""Embeddings as features: from a static table in this process, or computed before `route`, which does no I/O.
 
-A static table has one vector for each token; a text's embedding is their mean. Tables are folders as model2vec writes
-them (`model.safetensors`, `tokenizer.json`); nothing in them is executed. `tokenizers` is imported only where used.
+A static table has one vector per token; a text's embedding is their mean. Tables are folders in model2vec's format
+(`model.safetensors`, `tokenizer.json`); no code in them is executed. `tokenizers` is imported on use.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFeatures:
-    """The columns of `ngrams` (None: none), then `dimensions` of an embedding of length 1.
+    """The columns of `ngrams` (None: no n-grams), then the `dimensions` of an embedding of length 1.
 
-    `table` embeds in `vector`; without it the turns carry their embeddings. A prompt without an embedding keeps its
-    n-grams only, and the gate treats it as unlike the training data.
+    With `table`, `vector` computes the embedding; otherwise the turns carry theirs. A prompt without an embedding has
+    only its n-grams, and the gate treats it as unlike the training data.
     """
 
     ngrams: Features | None
@@ -46,7 +46,7 @@ class EmbeddedFeatures:
 
     @property
     def first_dense(self) -> int:
-        """The column in which the embedding begins."""
+        """The first column of the embedding."""
         return self.ngrams.columns if self.ngrams is not None else 0
 
     def vector(self, turns: Sequence[Turn]) -> SparseVector:
@@ -67,7 +67,7 @@ class EmbeddedFeatures:
 
 
 def mean_embedding(embeddings: Sequence[Floats | None], weights: Sequence[float]) -> Floats:
-    """The weighted mean, of length 1; empty where an embedding is missing."""
+    """The weighted mean, scaled to length 1; empty if an embedding is missing."""
     known = [one for one in embeddings if one is not None]
     if len(known) < len(embeddings) or not known:
         return np.empty(0, dtype=np.float32)
@@ -82,7 +82,7 @@ _TRIED = ["", "a word", "\U0001f600 中 é \ufdfa \0\x7f", bytes(range(33, 127))
 
 @dataclass(frozen=True, slots=True)
 class StaticEmbeddings:
-    """`vectors` [tokens, dimensions], each token's weight already in it; `vocabulary` is a tokenizer.json's text."""
+    """`vectors` [tokens, dimensions], multiplied by the token weights; `vocabulary`: the text of a tokenizer.json."""
 
     vectors: Floats
     vocabulary: str
@@ -90,7 +90,7 @@ class StaticEmbeddings:
 
     @classmethod
     def of(cls, vectors: Floats, vocabulary: str) -> StaticEmbeddings:
-        """Raises ConfigError where tokens and vectors do not belong together."""
+        """Check and load. Raises ConfigError if tokens and vectors do not match."""
         tokenizer = _tokenizer(vocabulary)
         largest = max(tokenizer.get_vocab().values(), default=-1)
         if vectors.ndim != 2 or largest >= len(vectors):
@@ -109,7 +109,7 @@ class StaticEmbeddings:
         try:
             with _panics_as_errors():
                 encodings = self.tokenizer.encode_batch_fast(read, add_special_tokens=False)
-        except Exception as error:  # a rule that does not know this text
+        except Exception as error:  # a tokenizer rule fails on this text
             raise EmbeddingUnavailable(f"static embeddings: {TOKENIZER} fails: {brief(str(error))}") from error
         nothing = np.zeros(self.dimensions, dtype=np.float32)
         means = [self.vectors[one.ids].mean(axis=0) if one.ids else nothing for one in encodings]
@@ -117,7 +117,7 @@ class StaticEmbeddings:
 
 
 def read_static_embeddings(folder: Path) -> StaticEmbeddings:
-    """The table in a folder. Raises ConfigError, one sentence, for anything missing or unreadable."""
+    """The table in a folder. Raises ConfigError if a file is missing or invalid."""
     try:
         _require_size(folder / TABLE, LARGEST_TABLE_BYTES)
         _require_size(folder / TOKENIZER, LARGEST_TOKENIZER_BYTES)
@@ -134,11 +134,11 @@ def read_static_embeddings(folder: Path) -> StaticEmbeddings:
 
 def _require_size(path: Path, largest: int) -> None:
     if (size := path.stat().st_size) > largest:
-        raise ConfigError(f"static embeddings: {path} has {size:,} bytes, more than the {largest:,} that are read")
+        raise ConfigError(f"static embeddings: {path} has {size:,} bytes; the limit is {largest:,}")
 
 
 def _weighted(tensors: dict[str, npt.NDArray[Any]], folder: Path) -> Floats:
-    """Vectors by token: model2vec may share rows between tokens (`mapping`) and weigh tokens (`weights`)."""
+    """Vectors by token. model2vec may share rows between tokens (`mapping`) and has token weights (`weights`)."""
     vectors = tensors["embeddings"].astype(np.float32)
     try:
         if "mapping" in tensors:
@@ -151,7 +151,7 @@ def _weighted(tensors: dict[str, npt.NDArray[Any]], folder: Path) -> Floats:
 
 
 def _without_unknown(vectors: Floats, vocabulary: str, folder: Path) -> Floats:
-    """The vectors with zeros for the unknown token."""
+    """The vectors with that of the unknown token set to zero."""
     try:
         model = json.loads(vocabulary)["model"]
         unknown = model.get("unk_id")
@@ -187,7 +187,7 @@ def _require_safe(vocabulary: str) -> None:
     try:
         rules = json.loads(vocabulary)
         if not isinstance(rules, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         require_safe(rules)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"static embeddings: {TOKENIZER} is not valid: {brief(str(error))}") from error
@@ -197,7 +197,7 @@ def _require_safe(vocabulary: str) -> None:
 
 @contextmanager
 def _panics_as_errors() -> Iterator[None]:
-    """A Rust panic is not an `Exception` and would end more than the call: it becomes a RuntimeError."""
+    """Turn a Rust panic, which is not an `Exception`, into a RuntimeError."""
     try:
         yield
     except BaseException as error:
@@ -207,18 +207,18 @@ def _panics_as_errors() -> Iterator[None]:
 
 
 class Embedder(Protocol):
-    """Computes embeddings. The code that creates one closes it."""
+    """Computes embeddings. Its creator closes it."""
 
     async def embed(self, texts: Sequence[str]) -> Floats:
         """[n, dimensions], each row of length 1. Raises EmbeddingUnavailable."""
 
     async def close(self) -> None:
-        """Releases connections and threads; the embedder can be used again."""
+        """Release connections and threads; the embedder can be used again."""
 
 
 @dataclass(frozen=True, slots=True)
 class OfLength:
-    """An embedder whose vectors must have the `dimensions` that the router was trained with."""
+    """An embedder that checks for the `dimensions` of the router's training."""
 
     embedder: Embedder
     dimensions: int
@@ -227,8 +227,8 @@ class OfLength:
         rows = await self.embedder.embed(texts)
         if rows.shape[1] != self.dimensions:
             raise EmbeddingUnavailable(
-                f"embeddings have {rows.shape[1]} dimensions, the router was trained with {self.dimensions}:"
-                " router.embeddings.model is another model"
+                f"embeddings have {rows.shape[1]} dimensions; the router was trained with {self.dimensions}:"
+                " set router.embeddings.model to the artifact's model"
             )
         return rows
 
@@ -237,7 +237,7 @@ class OfLength:
 
 
 def finite(rows: Floats, source: str) -> Floats:
-    """The rows [n, dimensions] as they are. Raises EmbeddingNotFinite naming the first text whose row has NaN."""
+    """Return the rows [n, dimensions]. Raises EmbeddingNotFinite for the first text whose row has NaN or infinity."""
     wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(wrong) == 0:
         return rows

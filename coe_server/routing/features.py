@@ -1,7 +1,6 @@
 """Text -> sparse vector: words, word pairs and runs of 3 to 5 bytes, hashed into buckets and weighted by TF-IDF.
 
-numpy only, and no Python loop over n-grams: a prompt of 1 KB takes a fraction of a millisecond.
-Knows nothing of categories, experts or files.
+numpy only, without Python loops over n-grams: a prompt of 1 KB takes a fraction of a millisecond.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
-WINDOW_BYTES = 2048  # a longer turn is cut to this much of its start and of its end
+WINDOW_BYTES = 2048  # of a longer turn this much is read from its start and from its end
 CHARACTER_RUNS = (3, 4, 5)
-PRODUCT_CELLS = 1 << 18  # multiplied at a time: 1 MB
+PRODUCT_CELLS = 1 << 18  # per block: 1 MB
 
 _MULTIPLIER = np.uint32(0x01000193)  # the FNV prime: spreads bytes over 32 bits
 _WORD_SEED = np.uint32(0x9E3779B1)
@@ -31,15 +30,15 @@ _IS_WORD = np.array([byte >= 128 or chr(byte).isalnum() for byte in range(256)])
 _POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _MULTIPLIER, dtype=np.uint32), dtype=np.uint32)
 _INVERSE = np.uint32(pow(int(_MULTIPLIER), -1, 1 << 32))
 _INVERSE_POWERS = np.cumprod(np.full(2 * WINDOW_BYTES + 2, _INVERSE, dtype=np.uint32), dtype=np.uint32) * _MULTIPLIER
-_MOST_NGRAMS = 5 * (2 * WINDOW_BYTES + 2)  # of a text: three orders of runs, words and pairs of words
+_MOST_NGRAMS = 5 * (2 * WINDOW_BYTES + 2)  # per text: three orders of runs, words and word pairs
 _LOGARITHMS = np.log2(1.0 + np.arange(_MOST_NGRAMS)).astype(np.float32)  # of 1 + a count
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One user turn and how much it counts (the newest 1, older ones less).
+    """One user turn and its weight (the newest 1, older ones less).
 
-    `embedding` [dimensions], of length 1, is there where features need one that `route` cannot compute itself.
+    `embedding` [dimensions], of length 1, is set if features need an embedding that `route` cannot compute.
     """
 
     text: str
@@ -49,7 +48,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class SparseVector:
-    """Ascending `columns` [n] and their `weights` [n]; words and runs each have length 1."""
+    """Ascending `columns` [n] and their `weights` [n]; the parts of words and of runs each have length 1."""
 
     columns: Ints
     weights: Floats
@@ -57,8 +56,8 @@ class SparseVector:
     def times(self, matrix: Floats) -> Floats:
         """[r]: the product with `matrix` [columns, r].
 
-        In blocks: for one large product BLAS starts threads, and on a busy machine waits for them far longer than it
-        works.
+        In blocks: for one large product BLAS would start threads, and waiting for them on a busy machine takes far
+        longer than the work.
         """
         step = max(1, PRODUCT_CELLS // matrix.shape[1])
         if len(self.columns) <= step:
@@ -74,17 +73,17 @@ class Vectoriser(Protocol):
 
     @property
     def columns(self) -> int:
-        """How long a vector is."""
+        """The length of a vector."""
 
     def vector(self, turns: Sequence[Turn]) -> SparseVector:
-        """The turns as one vector; computes and never waits."""
+        """The turns as one vector; no I/O."""
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What a training run chose: the buckets it kept (ascending) and their inverse document frequency.
+    """Trained n-gram features: the kept buckets (ascending) and their inverse document frequency.
 
-    Buckets below `2 ** (bucket_bits - 1)` hold words and pairs, the rest byte runs.
+    Buckets below `2 ** (bucket_bits - 1)` are for words and pairs, the rest for byte runs.
     """
 
     bucket_bits: int
@@ -95,7 +94,7 @@ class Features:
 
     @classmethod
     def of(cls, bucket_bits: int, kept: Ints, idf: Floats) -> Features:
-        """Features with their lookup table from bucket to column (-1 where a bucket was not kept)."""
+        """Features with their lookup table from bucket to column (-1: not kept)."""
         column_of = np.full(1 << bucket_bits, -1, dtype=np.int32)
         column_of[kept] = np.arange(len(kept), dtype=np.int32)
         return cls(bucket_bits, kept, idf, column_of, int(np.searchsorted(kept, 1 << (bucket_bits - 1))))
@@ -127,7 +126,7 @@ class Features:
 
 
 def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
-    """The bucket of every n-gram of the text, repeats included, in no useful order."""
+    """The bucket of every n-gram of the text, with repeats, in arbitrary order."""
     data = normalised(text)
     words = word_hashes(data)
     first = len(words)
@@ -140,7 +139,7 @@ def buckets(text: str, bucket_bits: int) -> npt.NDArray[np.uint32]:
 
 
 def normalised(text: str) -> npt.NDArray[np.uint8]:
-    """Lower-case UTF-8 between two spaces, runs of white space as one space, long texts cut in the middle."""
+    """Lower-case UTF-8 between two spaces; runs of white space become one space, long texts lose their middle."""
     data = windowed(text).lower().encode("utf-8", "replace")
     if len(data) > 2 * WINDOW_BYTES:
         data = data[:WINDOW_BYTES] + data[-WINDOW_BYTES:]
@@ -151,26 +150,26 @@ def normalised(text: str) -> npt.NDArray[np.uint8]:
 
 
 def well_formed(text: str) -> str:
-    """The text with "?" for each half of a surrogate pair, as `normalised` reads it: no file or request can hold it."""
+    """The text with "?" for each lone surrogate, as `normalised` reads it; UTF-8 cannot encode surrogates."""
     return text.encode("utf-8", "replace").decode()
 
 
 def windowed(text: str) -> str:
-    """What is read of a text: all of it, or the start and the end of a long one."""
+    """The part of a text that is read: all of it, or the start and the end of a long one."""
     if len(text) <= 2 * WINDOW_BYTES:
         return text
     return text[:WINDOW_BYTES] + " " + text[-WINDOW_BYTES:]
 
 
 def distinct(columns: npt.NDArray[np.integer]) -> tuple[Ints, npt.NDArray[np.float64]]:
-    """The values that occur, ascending, and how often each does."""
+    """The distinct values, ascending, and their counts."""
     values, counts = _runs(np.sort(columns))
     return values, counts.astype(np.float64)
 
 
 def _runs(ordered: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
-    """The distinct values of an ascending array, and the length of each one's run."""
-    is_edge = np.empty(len(ordered) + 1, dtype=bool)  # where a value begins, and the end
+    """The distinct values of an ascending array, and their counts."""
+    is_edge = np.empty(len(ordered) + 1, dtype=bool)  # start of each value, and the end
     is_edge[0] = is_edge[-1] = True
     np.not_equal(ordered[1:], ordered[:-1], out=is_edge[1:-1])
     edges = is_edge.nonzero()[0]
@@ -179,13 +178,13 @@ def _runs(ordered: npt.NDArray[np.integer]) -> tuple[Ints, Ints]:
 
 
 def of_length_one(rows: npt.NDArray[np.floating]) -> Floats:
-    """Each row [n, dimensions] divided by its length; zeros stay zeros."""
+    """The rows [n, dimensions] scaled to length 1; zeros stay zeros."""
     lengths = np.sqrt((np.asarray(rows, dtype=np.float64) ** 2).sum(axis=1, keepdims=True))
     return np.asarray(rows / np.where(lengths > 0.0, lengths, 1.0), dtype=np.float32)
 
 
 def _hash_runs(data: npt.NDArray[np.uint8], into: npt.NDArray[np.uint32]) -> None:
-    """Hashes of all runs of 3, 4 and 5 bytes, each order mixed by its own odd factor."""
+    """Hashes of all runs of 3, 4 and 5 bytes; each order has its own odd factor."""
     values = data.astype(np.uint32)
     rolling = values[:-1] * _MULTIPLIER
     rolling += values[1:]
@@ -202,12 +201,12 @@ def _hash_runs(data: npt.NDArray[np.uint8], into: npt.NDArray[np.uint32]) -> Non
 
 
 def word_hashes(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Hashes of all words and of all pairs of neighbouring words.
+    """Hashes of all words and of all pairs of adjacent words.
 
-    A word's hash is the sum of its bytes times the powers of the multiplier, from its first byte on: of powers from
-    the text's first byte on, all multiplied by one power too many, which its inverse takes away.
+    A word's hash is the sum of its bytes times powers of the multiplier, counted from its first byte. It is computed
+    with powers counted from the text's first byte, then multiplied by the inverse of the word's first power.
     """
-    inside = _IS_WORD.take(data)  # starts and ends with False: the text stands between two spaces
+    inside = _IS_WORD.take(data)  # starts and ends with False: the text is between two spaces
     edges = (inside[1:] != inside[:-1]).nonzero()[0] + 1
     if len(edges) == 0:
         return np.empty(0, dtype=np.uint32)

@@ -1,7 +1,7 @@
-"""Few labelled examples -> multinomial logistic regression, and what it says of each example when left out. numpy only.
+"""Multinomial logistic regression on few examples, with predictions for left-out examples. numpy only.
 
-Few examples have a small Gram matrix, so the weights are sought as combinations of the examples (Schoelkopf, Herbrich
-and Smola, "A generalized representer theorem", 2001) by gradient descent with Nesterov's acceleration.
+With few examples the Gram matrix is small, so the weights are fitted as combinations of the examples (Schoelkopf,
+Herbrich and Smola, "A generalized representer theorem", 2001) by gradient descent with Nesterov's acceleration.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from coe_server.routing.classifier import softmax
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-INVERSE_REGULARISATION = 10.0  # as training's default
+INVERSE_REGULARISATION = 10.0  # training's default
 MOST_STEPS = 400
-CLOSE_ENOUGH = 1e-5  # of the gradient's largest entry
+CLOSE_ENOUGH = 1e-5  # largest entry of the gradient at which the fit ends
 MOST_FOLDS = 10
 TEMPERATURES = np.geomspace(0.05, 5.0, 40)
 
@@ -26,7 +26,7 @@ TEMPERATURES = np.geomspace(0.05, 5.0, 40)
 def fitted_duals(gram: Vector, labels: Ints, classes: int) -> Vector:
     """[n, classes]: coefficients of the examples, from their inner products `gram` [n, n] and `labels` [n]."""
     wanted = np.eye(classes)[labels]
-    largest = float(np.abs(gram).sum(axis=1).max(initial=0.0))  # no eigenvalue is above it
+    largest = float(np.abs(gram).sum(axis=1).max(initial=0.0))  # an upper bound on the eigenvalues
     step = 1.0 / (1.0 + 0.5 * INVERSE_REGULARISATION * largest)
     duals = np.zeros((len(labels), classes))
     ahead, momentum = duals, 1.0
@@ -41,7 +41,7 @@ def fitted_duals(gram: Vector, labels: Ints, classes: int) -> Vector:
 
 
 def folds_of(labels: Ints) -> Ints:
-    """[n]: the fold that leaves each example out; the examples of a route are spread over all folds."""
+    """[n]: the fold of each example, stratified by route."""
     folds = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
@@ -50,7 +50,7 @@ def folds_of(labels: Ints) -> Ints:
 
 
 def left_out_logits(gram: Vector, labels: Ints, classes: int) -> Vector:
-    """[n, classes]: what the others say of each example."""
+    """[n, classes]: cross-validated logits of each example."""
     logits = np.zeros((len(labels), classes))
     folds = folds_of(labels)
     for fold in np.unique(folds):
@@ -62,7 +62,7 @@ def left_out_logits(gram: Vector, labels: Ints, classes: int) -> Vector:
 
 
 def fitted_temperature(logits: Vector, labels: Ints) -> float:
-    """The temperature at which left-out examples are most likely; 1 where there is nothing to choose."""
+    """The temperature with the highest likelihood of the left-out examples; 1 without examples or with one class."""
     if logits.shape[1] < 2 or len(labels) < 2:
         return 1.0
     rows = np.arange(len(labels))
@@ -71,14 +71,14 @@ def fitted_temperature(logits: Vector, labels: Ints) -> float:
 
 
 def alike(gram: Vector, share: float) -> list[tuple[int, int]]:
-    """Pairs of examples that are near-duplicates: a cosine of at least `share`."""
+    """Pairs of near-duplicate examples: cosine at least `share`."""
     lengths = np.sqrt(np.maximum(np.diag(gram), 1e-12))
     rows, columns = np.nonzero(np.triu(gram / np.outer(lengths, lengths) >= share, k=1))
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def counted_pairs(labels: Sequence[int], chosen: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(route, mistaken for, times), the most frequent first."""
+    """(route, predicted route, count) of errors, the most frequent first."""
     pairs: dict[tuple[int, int], int] = {}
     for label, other in zip(labels, chosen, strict=True):
         if label != other:

@@ -1,7 +1,7 @@
 """Is this prompt like the training data? Mean similarity to its nearest prototypes, against a threshold.
 
-Off their training data all trained routers lose to a constant choice. Low confidence does not detect it; distance
-does. Knows nothing of categories or experts.
+Outside their training data trained routers are worse than a constant choice. Low confidence does not detect such
+prompts; distance does. Independent of categories and experts.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from coe_server.routing.features import Floats, SparseVector
 
 Postings = npt.NDArray[np.void]
 
-POSTING = np.dtype([("row", np.int32), ("weight", np.float32)])  # side by side: memory is what a look-up waits for
-NARROW = 1e-9  # a ramp this short is a step
+POSTING = np.dtype([("row", np.int32), ("weight", np.float32)])  # interleaved: look-ups are limited by memory access
+NARROW = 1e-9  # a shorter ramp is a step
 
 
 class Similarity(Protocol):
-    """A gate: a prompt is inside from `threshold` on."""
+    """A gate: a prompt is inside if its similarity is at least `threshold`."""
 
     @property
     def prototypes(self) -> int:
-        """How many training prompts a new one is compared with."""
+        """The number of training prompts to compare with."""
 
     @property
     def threshold(self) -> float:
-        """The least similarity that counts as like the training data."""
+        """The least similarity of a prompt inside."""
 
     def similarity(self, vector: SparseVector) -> float:
         """Similarity to the training data; larger is more similar."""
@@ -38,10 +38,10 @@ class Similarity(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Prototypes by column: those that have column c are in `postings[starts[c]:starts[c + 1]]`, with their weight.
+    """Inverted index: the prototypes with column c, and their weights, are `postings[starts[c]:starts[c + 1]]`.
 
-    `starts` [columns + 1]. Columns too common to tell prompts apart may be empty: they cost most and say least.
-    A prototype's weights are its vector's, scaled so that the whole vector had length 1.
+    `starts` [columns + 1]. Very common columns may be left empty: they cost most and distinguish least. A prototype's
+    weights are those of its complete vector, scaled to length 1.
     """
 
     starts: npt.NDArray[np.int64]
@@ -51,7 +51,7 @@ class Gate:
     threshold: float
 
     def similarity(self, vector: SparseVector) -> float:
-        """Mean cosine to the nearest prototypes, 0 to 1; 0 for a prompt without one known n-gram."""
+        """Mean cosine to the nearest prototypes, 0 to 1; 0 for a prompt without any known n-gram."""
         length = math.sqrt(vector.weights @ vector.weights)
         if length == 0.0:
             return 0.0
@@ -76,9 +76,9 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class NgramGate:
-    """The gate of the n-grams alone, for prompts with an embedding, which begins in column `first_dense`.
+    """A gate on the n-grams of prompts with embeddings, which begin in column `first_dense`.
 
-    Embeddings of any two texts are similar: as a gate they accept prompts unlike the training data.
+    Embeddings of any two texts are similar, so a gate on them would accept prompts unlike the training data.
     """
 
     ngrams: Gate
@@ -90,7 +90,7 @@ class NgramGate:
         return self.ngrams.prototypes
 
     def similarity(self, vector: SparseVector) -> float:
-        """0 to 1; -1 for a prompt without an embedding, of which the classifier sees only half."""
+        """0 to 1; -1 for a prompt without an embedding, since the classifier lacks half of its features."""
         end = int(vector.columns.searchsorted(self.first_dense))
         if end == len(vector.columns):
             return -1.0
@@ -99,10 +99,9 @@ class NgramGate:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedGate:
-    """Where there are no n-grams: mean cosine between a prompt's embedding and its nearest `embeddings` [prototypes,
-    dimensions], of length 1.
+    """A gate without n-grams: mean cosine between a prompt's embedding and its nearest prototypes.
 
-    `first_dense` is the column in which embeddings begin.
+    `embeddings` [prototypes, dimensions], of length 1. `first_dense`: the first column of the embedding.
     """
 
     embeddings: Floats
@@ -123,14 +122,14 @@ class EmbeddedGate:
 
 
 def postings(rows: npt.NDArray[np.integer], weights: npt.NDArray[np.floating]) -> Postings:
-    """Prototypes `rows` [n], each with its weight in `weights` [n], as a gate keeps them."""
+    """The postings of prototypes `rows` [n] with `weights` [n]."""
     found = np.empty(len(rows), dtype=POSTING)
     found["row"], found["weight"] = rows, weights
     return found
 
 
 def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt.NDArray[np.float64]:
-    """The mean of each row's largest `neighbours` values (of all, where there are fewer)."""
+    """The mean of each row's `neighbours` largest values (of all values if there are fewer)."""
     count = min(neighbours, similarities.shape[1])
     largest = np.partition(similarities, similarities.shape[1] - count, axis=1)[:, -count:]
     return np.asarray(largest.sum(axis=1) / count, dtype=np.float64)
@@ -139,7 +138,7 @@ def nearest_mean(similarities: npt.NDArray[np.floating], neighbours: int) -> npt
 def trust_in(
     similarities: npt.NDArray[np.float64] | np.float64, threshold: float, full_trust: float
 ) -> npt.NDArray[np.float64]:
-    """How much of what the categories say to believe: 0 below `threshold`, 1 from `full_trust`, between them a ramp."""
+    """The weight of the categories' scores: 0 below `threshold`, 1 from `full_trust`, linear between them."""
     if full_trust - threshold < NARROW:
         return np.asarray(np.where(similarities >= threshold, 1.0, 0.0))
     return np.asarray(np.minimum(np.maximum((similarities - threshold) / (full_trust - threshold), 0.0), 1.0))

@@ -1,7 +1,4 @@
-"""The shape of an artifact's `manifest.json`; unknown keys, NaN and wrong types are refused.
-
-Knows nothing of files.
-"""
+"""The schema of an artifact's `manifest.json`; unknown keys, NaN and wrong types are refused. No I/O."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ FORMAT_VERSION = 1
 
 
 def require_visible(text: str) -> str:
-    """The text itself. Raises ValueError where a terminal, a header or a page would obey a part of it."""
+    """Return the text. Raises ValueError if it has control characters or line breaks."""
     if visible(text) != text:
         raise ValueError(f"'{brief(text)}' has a control character or a line break")
     return text
@@ -34,9 +31,9 @@ class _Strict(BaseModel):
 
 
 class FeatureSettings(_Strict):
-    """Which features the weights are for. `model` and `dimensions` are those of embeddings.
+    """The features of the weights. `model` and `dimensions` are those of embeddings.
 
-    Nothing here is fetched or called: what embeds a prompt is named in the server's own configuration.
+    Nothing named here is fetched or called: the embedder is set in the server's configuration.
     """
 
     kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint"] = "hashed-ngrams"
@@ -48,22 +45,22 @@ class FeatureSettings(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
         if self.embedded != (self.dimensions > 0) or not (self.embedded or self.ngrams):
-            raise ValueError("embeddings have dimensions, and without embeddings there are n-grams")
+            raise ValueError("kinds with embeddings need dimensions; without embeddings n-grams are required")
         return self
 
     @property
     def embedded(self) -> bool:
-        """Is there an embedding beside or instead of n-grams?"""
+        """True if an embedding is used, with or without n-grams."""
         return self.kind != "hashed-ngrams"
 
     @property
     def embedded_before_routing(self) -> bool:
-        """Does a prompt need an embedding that `route` cannot compute itself?"""
+        """True if a prompt needs an embedding that `route` cannot compute."""
         return self.kind in {"sentence-transformers", "endpoint"}
 
 
 class ClassifierEntry(_Strict):
-    """Which model the weights are of, and how its logits become probabilities; `neighbours` are those of `knn`."""
+    """The kind of model and its calibration; `neighbours` applies to `knn`."""
 
     kind: Literal["logistic", "svm", "knn", "mlp"] = "logistic"
     calibration: Literal["temperature", "sigmoid", "isotonic"] = "temperature"
@@ -71,19 +68,19 @@ class ClassifierEntry(_Strict):
 
 
 class Thresholds(_Strict):
-    """Below `min_confidence`, or above `max_entropy` (1: nothing is), the experts' overall means decide."""
+    """Below `min_confidence` or above `max_entropy` (1: never) the experts' overall means decide."""
 
-    gate: float  # similarity below which the categories are not trusted at all
-    full_trust: float | None = None  # and from which they are trusted fully; null: from `gate` on
+    gate: float  # least similarity at which the categories are used
+    full_trust: float | None = None  # similarity from which they have full weight; null: from `gate` on
     min_confidence: Share
     max_entropy: Share = 1.0
 
 
 class ExpertEntry(_Strict):
-    """An expert has active parameters, a price, or both; one that is hosted elsewhere may have no parameters here.
+    """One expert; it has active parameters, a price, or both. A hosted expert may lack parameters.
 
-    `modalities` lists all that it takes beside text; where that was not said, `vision` alone is known, and nothing is
-    written: the file and its version stay what they were before there were modalities.
+    `modalities` lists all input kinds beside text. If not given, only `vision` is known and the key is not written, so
+    that files and versions from before this key are unchanged.
     """
 
     name: Name
@@ -103,7 +100,7 @@ class ExpertEntry(_Strict):
 
 
 class ScoreEntry(_Strict):
-    """A mean score, the prompts it was taken from, and its standard error (None below two prompts)."""
+    """A mean score, its number of prompts, and its standard error (None below two prompts)."""
 
     score: Share
     prompts: Annotated[int, Field(ge=0)]
@@ -111,7 +108,7 @@ class ScoreEntry(_Strict):
 
 
 class FrontPoint(_Strict):
-    """One supported point of score against mean cost (in the manifest's cost unit), and the experts it uses."""
+    """One supported point of score over mean cost (in the manifest's cost unit), and its experts."""
 
     score: Share
     mean_active_params_b: Annotated[float, Field(ge=0.0)]
@@ -120,13 +117,12 @@ class FrontPoint(_Strict):
 
 
 class ObjectiveEntry(_Strict):
-    """A budget (None: no limit), its multiplier, its mapping as solved, and whether it may be served.
+    """One objective: budget (None: no limit), multiplier, solved mapping, and whether it may be served.
 
-    The budget is on active parameters or on the price; the multiplier and the expected cost are in its unit, and
-    without a budget in the manifest's cost unit. `measured` is false where it was solved anew and not evaluated since.
-    `fallback` answers outside the gate in hard mode; `mapping` has a line for every category and `general`.
-    `refusal` is the sentence that says why it is not shipped. `forced` is that sentence where it is served
-    all the same, because training was told to.
+    The budget is on active parameters or on price. Multiplier and expected cost are in its unit, without a budget in
+    the manifest's cost unit. `measured`: false if solved again and not evaluated since. `fallback` answers outside the
+    gate in hard mode. `mapping` has an entry for every category and `general`. `refusal`: why it is not shipped.
+    `forced`: the same sentence if training was told to ship it anyway.
     """
 
     active_params_b: Positive | None
@@ -155,7 +151,7 @@ class ObjectiveEntry(_Strict):
 
 
 class MatchEntry(_Strict):
-    """A route's rule: each list that is not empty must have a value that matches."""
+    """A route's rule: one value of each non-empty list must match."""
 
     words: list[Line] = []
     system_prompt: list[Line] = []
@@ -165,7 +161,7 @@ class MatchEntry(_Strict):
 
 
 class RouteEntry(_Strict):
-    """A route of a person's own: its `experts`, best known first, and who answers where they cannot."""
+    """A configured route: its `experts`, best rated first, and `otherwise`, which answers if they cannot."""
 
     experts: Annotated[list[Name], Field(min_length=1)]
     otherwise: Name | None = None
@@ -183,8 +179,8 @@ class Manifest(_Strict):
     neighbours: Annotated[int, Field(ge=1)]
     thresholds: Thresholds
     mode: Literal["soft", "hard"]
-    corrections: bool = False  # are there corrections of the expected scores among the weights?
-    z: Annotated[float, Field(ge=0.0)] = 0.0  # standard errors already taken off every score below
+    corrections: bool = False  # the weights include corrections of expected scores
+    z: Annotated[float, Field(ge=0.0)] = 0.0  # standard errors already subtracted from every score
     experts: Annotated[list[ExpertEntry], Field(min_length=1)]
     score: dict[Name, dict[Name, ScoreEntry]]
     overall: dict[Name, ScoreEntry]
@@ -202,15 +198,15 @@ class Manifest(_Strict):
 
     @property
     def cost_unit(self) -> CostUnit:
-        """What costs are measured in where no budget says so: active parameters if every expert's are known."""
+        """The default unit of costs: active parameters if known for every expert, else price."""
         known = all(expert.active_params_b is not None for expert in self.experts)
         return "active_params_b" if known else "price_per_million_tokens"
 
     def costs(self, objective: str | None = None) -> list[float]:
-        """Each expert's cost as this objective counts it (None: in the manifest's unit)."""
+        """Each expert's cost in the unit of this objective (None: in the manifest's unit)."""
         unit = (self.objectives[objective].budget_unit if objective else None) or self.cost_unit
         found = [getattr(expert, unit) for expert in self.experts]
-        if self.routes is not None:  # a person's own routes need no costs
+        if self.routes is not None:  # configured routes need no costs
             found = [cost or 0.0 for cost in found]
-        assert None not in found, "reading an artifact makes sure that every expert has a cost in every unit in use"
+        assert None not in found, "checked on load: every expert has a cost in every unit in use"
         return found

@@ -1,6 +1,6 @@
-"""Step two of a person's own routes: match rules, then the classifier's route, then its expert or who stands in.
+"""Step two for configured routes: match rules, then the classifier's route, then its expert or a substitute.
 
-No budget moves a route; residency moves it within its own tolerance. Knows nothing of files.
+Budgets do not change a route's expert; residency does within the route's own tolerance. No I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: `experts` of its own, `places` of all that may answer it, `scores` by expert where there are any."""
+    """One route: its `experts`, `places` (the order of all experts that may answer), and known `scores` by expert."""
 
     name: str
     entry: RouteEntry
@@ -32,7 +32,7 @@ class Route:
     scores: Mapping[str, float]
 
     def terms(self, expert: str) -> Terms:
-        """The expert's score, or what forbids it here."""
+        """The expert's score, or why the route forbids it."""
         score = self.scores.get(expert)
         is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
         return Terms(score, score, 0.0, None if is_named else f"not an expert of route {self.name}")
@@ -40,7 +40,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class OwnRoutes:
-    """All routes by name, with the default; `rules` in the order of the file."""
+    """All routes by name, including the default; `rules` in file order."""
 
     routes: Mapping[str, Route]
     rules: Mapping[str, Rule]
@@ -55,7 +55,7 @@ class OwnRoutes:
         return cls(routes, rules, [profiles[name] for name in artifact.expert_names], scorer)
 
     def choose(self, scores: PromptScores, request: Request) -> tuple[str, Choice, list[Candidate]]:
-        """(route, choice, candidates): the conversation's expert, else a rule's route, else the classifier's.
+        """(route, choice, candidates): the conversation's expert, else the route of a rule, else the classifier's.
 
         Raises NoCapableExpert or ExpertUnavailable as `selection.eligible` does.
         """
@@ -75,7 +75,7 @@ class OwnRoutes:
         return name, *self._of_route(self.routes[name], reason, request)
 
     def _leads_away(self, newest: PromptScores, sticky: Choice, request: Request) -> bool:
-        """Whether the newest turn is clearly about a route that the conversation's expert is not of."""
+        """True if the newest turn clearly belongs to a route without the conversation's expert."""
         kept = request.options.kept
         assert kept is not None, "a sticky conversation has a kept expert"
         return is_new_topic(newest, kept) and sticky.expert.name not in self.routes[newest.likeliest].experts
@@ -93,7 +93,7 @@ class OwnRoutes:
 
 
 def _route(artifact: Artifact, name: str, entry: RouteEntry) -> Route:
-    """The route with what a person changed in the mapping since, and the order in which experts are asked."""
+    """The route with later edits of the mapping, and the order of its experts."""
     manifest = artifact.manifest
     changed = artifact.pins(next(iter(manifest.objectives))).get(name)
     experts = [changed] if changed else entry.experts

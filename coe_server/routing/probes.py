@@ -1,6 +1,6 @@
 """`probes.yaml`: prompts with a known category and expert, the self-test of a router.
 
-The file is outside the checksums, so that it can be edited. Knows nothing of training.
+The file is not covered by the checksums, so that it can be edited.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 PROBES = "probes.yaml"
 LARGEST_FILE_BYTES = 4_000_000
 SHOWN_CHARACTERS = 60
-MOST_PROBES = 10_000  # a self-test of a second or two
-LONGEST_READ = 10_000  # characters of a prompt that its beginning is looked for in
+MOST_PROBES = 10_000  # a self-test takes a second or two
+LONGEST_READ = 10_000  # characters of a prompt that are read for its beginning
 
 
 class Probe(BaseModel):
-    """A prompt, its category (None: not tested), and under each objective its expert."""
+    """A prompt, its category (None: not tested), and its expert by objective."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +58,7 @@ class ProbeResult:
 
 
 def read_probes(folder: Path) -> tuple[Probe, ...]:
-    """The probes in an artifact folder; none where there is no file. Raises ArtifactError with one sentence."""
+    """The probes in an artifact folder; empty without a file. Raises ArtifactError if the file is invalid."""
     path = folder / PROBES
     if not path.is_file():
         return ()
@@ -77,7 +77,7 @@ def read_probes(folder: Path) -> tuple[Probe, ...]:
 
 
 def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
-    """Writes the file, even without a probe, so that probes can be added by hand."""
+    """Write the file, even without probes, so that they can be added by hand."""
     written = [probe.model_copy(update={"prompt": well_formed(probe.prompt)}) for probe in probes]
     plain = {"probes": [probe.model_dump(exclude_none=True) for probe in written]}
     text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False, width=110)
@@ -85,7 +85,7 @@ def write_probes(folder: Path, probes: Sequence[Probe]) -> None:
 
 
 def run_probe(router: Router, probe: Probe) -> ProbeResult:
-    """Routes the prompt under every objective that the probe names, with all experts on disk."""
+    """Route the prompt under every objective of the probe, with all experts on disk."""
     failures: list[str] = []
     category, experts = None, {}
     away = dict.fromkeys(router.expert_names, Availability("disk", 0.0))
@@ -99,20 +99,20 @@ def run_probe(router: Router, probe: Probe) -> ProbeResult:
         category, experts[objective] = decision.category, decision.expert
         wanted = probe.experts.get(objective)
         if wanted is not None and decision.expert != wanted:
-            failures.append(f"under {objective} it goes to {decision.expert} and not to {wanted}")
+            failures.append(f"under {objective} it goes to {decision.expert}, not to {wanted}")
         name = probe.category or decision.category or ""
         given = router.artifact.pins(objective).get(name)
         if given not in (None, decision.expert):
-            failures.append(f"under {objective} category {name} was given to {given}, and it goes to {decision.expert}")
+            failures.append(f"under {objective} it goes to {decision.expert}, but category {name} was given to {given}")
     if probe.category is not None and experts and category != probe.category:
-        failures.append(f"its category is {category} and not {probe.category}")
+        failures.append(f"its category is {category}, not {probe.category}")
     return ProbeResult(probe, category, experts, tuple(failures))
 
 
 def failing(router: Router, folder: Path) -> list[str]:
-    """One sentence for each probe of the artifact that fails. Raises ArtifactError if the file cannot be read."""
+    """One sentence per failing probe of the artifact. Raises ArtifactError if the file cannot be read."""
     if router.artifact.manifest.features.embedded_before_routing:
-        return []  # a prompt cannot be routed before a model or an endpoint has embedded it
+        return []  # prompts would first need embeddings from a model or an endpoint
     results = [run_probe(router, probe) for probe in read_probes(folder)]
     return [
         f"probe {shown(result.probe.prompt)!r}: {'; '.join(result.failures)}" for result in results if result.failures

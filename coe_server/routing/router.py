@@ -1,7 +1,7 @@
 """Conversation -> decision: the steps of one decision, in order.
 
-Synchronous, no I/O; its only changing state are the budgets' meters, so many threads may share one router. It knows
-where each expert is only from the `Availability` it is given.
+Synchronous, no I/O. Its only mutable state are the budgets' meters, so threads may share one router. The residency of
+experts is an argument (`Availability`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ UNREAD = GateReading(similarity=None, threshold=None, inside=None)
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What one objective adds to a decision, prepared once: `cost_of` [experts] in its unit, in the artifact's order.
+    """Precomputed values of one objective. `cost_of` [experts]: cost in its unit, in the artifact's order.
 
-    `stored` is its price as training found it. `mapping` is category -> expert as stored, `pins` the pairs of it that a
-    person set, `unused` expert -> why it is forbidden.
+    `stored`: the price from training. `mapping`: category -> expert, as stored. `pins`: the pairs set by hand.
+    `unused`: expert -> why it is forbidden.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Objective:
 
 
 class Router:
-    """A loaded artifact that decides. What `capabilities` (by expert) say replaces what the artifact says.
+    """Routes with a loaded artifact. `capabilities` (by expert) override those of the artifact.
 
-    With a `budget_window` the mean cost of that many answered requests is held at each objective's budget; with 0
-    every decision uses the multiplier that training stored.
+    With a `budget_window` the mean cost over that many answered requests is kept at each objective's budget; with 0
+    every decision uses the stored multiplier.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Router:
         capabilities: Mapping[str, Capabilities] | None = None,
         budget_window: int = 0,
     ) -> Router:
-        """The router in an artifact folder; raises ArtifactError with one sentence if it is not sound."""
+        """The router of an artifact folder. Raises ArtifactError if it is invalid."""
         return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window)
 
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
     ) -> RoutingDecision:
-        """Which expert answers, and why. `availability` has every expert that is served, by name.
+        """Choose the expert for a request. `availability`: every served expert, by name.
 
         Raises UnknownModel (no such expert or objective), RequestError (an objective that was not shipped),
         NoCapableExpert (no expert can take this request), ExpertUnavailable (the experts that can are unavailable now).
@@ -149,7 +149,7 @@ class Router:
         return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns)
 
     def price(self, objective: str) -> BudgetReading:
-        """What this objective's budget, its spending and its multiplier are now."""
+        """This objective's budget, mean cost and multiplier now."""
         stored, meter = self._objectives[objective].stored, self._meters.get(objective)
         if meter is None:
             return stored
@@ -157,15 +157,15 @@ class Router:
         return BudgetReading(stored.target, balance.mean, balance.multiplier)
 
     def context_tokens(self, expert: str) -> int | None:
-        """How many tokens an expert holds; None where that is not known."""
+        """Context length of an expert in tokens; None if unknown."""
         profile = self._profiles.get(expert)
         return profile.capabilities.context_tokens if profile else None
 
     def spending(self, decision: RoutingDecision) -> AbstractContextManager[Callable[[], None]]:
-        """Hold it while this decision is followed; call the function it gives once the request is answered.
+        """A context for the time of the request; call the function that it yields once the request is answered.
 
-        The objective's meter counts the cost from here on, and takes it back if no answer came. An expert that was
-        requested by name is not counted.
+        The objective's meter counts the cost on entry, and takes it back on exit without an answer. Experts requested
+        by name are not counted.
         """
         meter = self._meters.get(decision.objective)
         if meter is None or decision.reason == "requested":
@@ -186,7 +186,7 @@ class Router:
     def _candidates(
         self, scores: PromptScores, objective: Objective, multiplier: float, request: Request
     ) -> list[Candidate]:
-        """Every expert with its expected score and value, or with the reason that excludes it; the best first."""
+        """All experts with expected score and value, or the reason that excludes them; best first."""
         forbidden = objective.unused
         if banned := self.artifact.manifest.bans.get(scores.category):
             forbidden = {**forbidden, **dict.fromkeys(banned, f"banned for category {scores.category}")}
@@ -202,9 +202,9 @@ class Router:
     def _choose(
         self, scores: PromptScores, objective: Objective, candidates: Sequence[Candidate], stored: float | None
     ) -> Choice:
-        """Step two: a person's own pair, else the mapping (hard) or the best value (soft), then residency.
+        """Step two: a pin, else the mapping (hard) or the best value (soft), then residency.
 
-        `stored` is training's multiplier for this prompt where it is not the live one.
+        `stored`: the stored multiplier for this prompt; None if it equals the live one.
         """
         free = selection.eligible(candidates)
         pin = objective.pins.get(scores.category)
@@ -248,7 +248,7 @@ class Router:
 
 
 def _profiles(entries: Sequence[ExpertEntry], said: Mapping[str, Capabilities]) -> dict[str, Profile]:
-    """Experts by name, with what the server's configuration `said` of them before what the artifact says."""
+    """Experts by name. Capabilities `said` by the server's configuration take precedence over the artifact's."""
     found = {}
     for one in entries:
         trained = Capabilities(one.context_tokens, known_modalities(one.vision, one.modalities), one.tools)
@@ -257,7 +257,7 @@ def _profiles(entries: Sequence[ExpertEntry], said: Mapping[str, Capabilities]) 
 
 
 def _requested(name: str, request: Request, profiles: Mapping[str, Profile], trained: Sequence[str]) -> Candidate:
-    """The expert requested by name; the router need not have been trained on it."""
+    """The expert requested by name; also one that the router was not trained on."""
     if name not in request.availability and name not in trained:
         known = ", ".join(sorted({*request.availability, *trained}))
         raise UnknownModel(f"there is no expert {name!r}; known are {known}", "model")
@@ -265,7 +265,7 @@ def _requested(name: str, request: Request, profiles: Mapping[str, Profile], tra
 
 
 def _best(free: Sequence[Candidate], mapped: str, trust: Reason, stored: float | None) -> Choice:
-    """The best value, and the reason: what the live multiplier, the overall means or mixing changed, in this order."""
+    """The expert of the best value, and the reason: live multiplier, overall means or mixing, checked in this order."""
     best = free[0]
     if stored is not None and selection.best_at(free, stored) is not best:
         return Choice(best, "budget")

@@ -1,6 +1,6 @@
-"""Rules that choose a route before the classifier does: words, system prompt, path, key, and regular expressions.
+"""Rules that choose a route before the classifier: words, system prompt, path, key, and regular expressions.
 
-Expressions have a time limit; one that exceeds it does not match. Knows nothing of experts.
+Expressions have a time limit; one that exceeds it does not match.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from coe_server.errors import ArtifactError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.manifest import MatchEntry
 
-REGEX_SECONDS = 0.01  # for one expression on one prompt
-LONGEST_READ = 20_000  # characters of a prompt that an expression is searched in
+REGEX_SECONDS = 0.01  # time limit of one expression on one prompt
+LONGEST_READ = 20_000  # characters of a prompt that expressions search
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One route's conditions, ready to be asked."""
+    """The compiled conditions of one route."""
 
     entry: MatchEntry
     words: Any
@@ -29,12 +29,12 @@ class Rule:
 
     @classmethod
     def of(cls, entry: MatchEntry) -> Rule:
-        """Raises ArtifactError for an expression that cannot be read."""
+        """Compile an entry. Raises ArtifactError for an invalid expression."""
         words = "|".join(rf"(?<!\w){regex.escape(word)}(?!\w)" for word in entry.words)
         return cls(entry, _compiled(words) if words else None, tuple(map(_compiled, entry.regex)))
 
     def matches(self, conversation: Conversation, key: str | None) -> bool:
-        """Whether every kind of condition that is given holds."""
+        """True if every given kind of condition holds."""
         entry, text = self.entry, conversation.turns[-1].text[:LONGEST_READ]
         conditions: tuple[tuple[object, Callable[[], bool]], ...] = (
             (entry.key, lambda: key in entry.key),
@@ -47,7 +47,7 @@ class Rule:
 
 
 def first_match(rules: Mapping[str, Rule], conversation: Conversation, key: str | None) -> str | None:
-    """The first route, in the order of the file, that matches."""
+    """The first matching route in file order; None if none matches."""
     return next((name for name, rule in rules.items() if rule.matches(conversation, key)), None)
 
 
@@ -67,4 +67,4 @@ def _compiled(expression: str) -> Any:
     try:
         return regex.compile(expression, regex.IGNORECASE)
     except regex.error as error:
-        raise ArtifactError(f"match.regex: {expression!r} cannot be read: {error}") from error
+        raise ArtifactError(f"match.regex: {expression!r} is invalid: {error}") from error

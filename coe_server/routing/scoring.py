@@ -1,6 +1,6 @@
-"""Step one: a text's category probabilities, its gate, and the expected score of each expert.
+"""Step one: a text's category probabilities, gate reading, and the expected score of each expert.
 
-Knows nothing of costs, budgets or where experts are.
+Independent of costs, budgets and residency.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PromptScores:
-    """What the classifier and the gate say about a text.
+    """The readings of classifier and gate for a text.
 
-    `probabilities` [categories] and `expected` [experts] are in the artifact's order. `trust` is `mapped`, or the
-    reason why the experts' overall mean scores decide instead of the categories.
+    `probabilities` [categories] and `expected` [experts] are in the artifact's order. `trust`: `mapped`, or the reason
+    why the experts' overall mean scores are used instead of the categories.
     """
 
     probabilities: Sequence[float]
@@ -43,17 +43,17 @@ class PromptScores:
         return self.likeliest if self.trust == "mapped" else GENERAL
 
 
-SURE_OF_A_NEW_TOPIC = 0.6  # least probability of its category for one turn to count as a new topic
+SURE_OF_A_NEW_TOPIC = 0.6  # least category probability of a turn that counts as a new topic
 
 
 def is_new_topic(newest: PromptScores, kept: Kept) -> bool:
-    """Whether the newest turn alone is clearly about another category; "thanks, go on" is about none."""
+    """True if the newest turn alone clearly belongs to another category; "thanks, go on" belongs to none."""
     is_clear = newest.trust == "mapped" and newest.confidence >= SURE_OF_A_NEW_TOPIC
     return is_clear and newest.likeliest != kept.category
 
 
 class Scorer:
-    """Scores prompts with an artifact's features, classifier and gate. Computes and never waits; has no state."""
+    """Scores prompts with an artifact's features, classifier and gate. Stateless; no I/O."""
 
     def __init__(self, artifact: Artifact) -> None:
         manifest = artifact.manifest
@@ -90,10 +90,10 @@ class Scorer:
 
     def _is_uncertain(self, probabilities: Vector) -> bool:
         largest = self._thresholds.max_entropy
-        return largest < 1.0 and bool(normalised_entropy(probabilities) > largest)  # entropy is 1 at most
+        return largest < 1.0 and bool(normalised_entropy(probabilities) > largest)  # the entropy is at most 1
 
     def _mixed(self, probabilities: Vector, corrections: Sequence[float], similarity: float) -> Sequence[float]:
-        """Expected scores over all categories plus corrections; near the gate they lean to the overall means."""
+        """Expected scores over all categories plus corrections; near the gate they approach the overall means."""
         expected = (probabilities @ self._scores).tolist()
         if corrections:
             expected = [score + correction for score, correction in zip(expected, corrections, strict=True)]

@@ -1,7 +1,4 @@
-"""Step two: the experts that can take a request, with the reason for each that cannot, and the choice among them. Pure.
-
-Knows nothing of text, features or files.
-"""
+"""Step two: the experts that can take a request, the reasons against the others, and the choice. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
 from coe_server.routing.conversation import Conversation, Endpoint
 from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade, RouteOptions
 
-TIE_DECIMALS = 9  # values that are equal to so many differ by rounding, as training has it
-WORTH_LEAVING = 0.03  # of expected score: a new expert reads the whole conversation again, and may have to be loaded
+TIE_DECIMALS = 9  # values equal to this many decimals are ties, as in training
+WORTH_LEAVING = 0.03  # expected score: another expert must read the whole conversation and may have to be loaded
 
 
 class Candidate(NamedTuple):
     """One expert as a possible choice.
 
-    `obstacle` says why it cannot take the request, `absence` why it is unavailable now, `doubt` why it may turn out
-    unable. `cost` is in the objective's unit. Corrections may move `expected_score` a little outside [0, 1]. Without
-    an `availability` the expert is not served here.
+    `obstacle`: why it cannot take the request. `absence`: why it is unavailable now. `doubt`: why it may fail. `cost`
+    is in the objective's unit. Corrections may move `expected_score` slightly outside [0, 1]. An expert without
+    `availability` is not served here.
     """
 
     name: str
@@ -56,7 +53,7 @@ class Candidate(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """An expert's `expected_score`, its `value` and `cost` under an objective, and why it is `forbidden` there."""
+    """An expert's `expected_score`, `value` and `cost` under an objective, and why it is `forbidden` (or None)."""
 
     expected_score: float | None = None
     value: float | None = None
@@ -66,7 +63,7 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The expert taken, the last step that changed the choice, and what residency traded."""
+    """The chosen expert, the last step that changed the choice, and the trade for residency (or None)."""
 
     expert: Candidate
     reason: Reason
@@ -77,21 +74,21 @@ NO_TERMS = Terms()
 
 
 def candidate(expert: Profile, request: Request, terms: Terms = NO_TERMS) -> Candidate:
-    """The expert with all reasons in the request and at this moment against choosing it."""
+    """The expert with the reasons against choosing it, by the request and by its present state."""
     able, conversation, options = expert.capabilities, request.conversation, request.options
     name, size = expert.name, expert.active_params_b
     score, value, cost, stopped_by = terms
     where = request.availability.get(name)
     limit = able.context_tokens if where is None else shorter(able.context_tokens, where.longest_tokens)
     if not is_allowed(name, options):
-        stopped_by = NOT_ALLOWED  # first: other reasons are for callers that may use the expert
+        stopped_by = NOT_ALLOWED  # takes precedence: other reasons are only for clients that may use the expert
     elif stopped_by is None:
         stopped_by = _over_cap(size, options) or _missing_ability(able, limit, conversation)
     return Candidate(name, score, size, value, stopped_by, where, absence(where), cost, _doubt(limit, conversation))
 
 
 def requested(expert: Profile, request: Request) -> Candidate:
-    """The expert that the request names, however long the request is: the engine counts its tokens exactly.
+    """The expert that the request names. The request's length is not checked: the engine counts tokens exactly.
 
     Raises NoCapableExpert or ExpertUnavailable with what excludes it.
     """
@@ -102,33 +99,33 @@ def requested(expert: Profile, request: Request) -> Candidate:
 
 
 def stay(candidates: Sequence[Candidate], kept: Kept | None) -> Choice | None:
-    """The conversation's expert, if it can take this request too; one in doubt only if every other one is."""
+    """The conversation's expert, if it can take this request; one in doubt only if all others are in doubt."""
     if kept is None:
         return None
     return choose_named(_likeliest(candidates), kept.expert, "sticky")
 
 
 def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
-    """Whether another expert is so much better at this request that the conversation should change to it."""
+    """True if another expert is so much better for this request that the conversation should change to it."""
     here = next(_value(one) for one in candidates if one.name == chosen.expert.name)
     return any(_value(one) - here >= WORTH_LEAVING for one in _likeliest(candidates))
 
 
 def ordered(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Best value first; ties go to the cheaper expert, then by name. Those in doubt follow, then those excluded."""
+    """Best value first; ties: the cheaper expert, then by name. Experts in doubt follow, then excluded ones."""
     return sorted(candidates, key=_place)
 
 
 def ordered_by(candidates: Iterable[Candidate], places: Mapping[str, int]) -> list[Candidate]:
-    """As `ordered`, by a person's own order first: `places` by expert, the smallest first."""
+    """As `ordered`, but first by the configured order: `places` by expert, smallest first."""
     last = len(places)
     return sorted(candidates, key=lambda one: (_distance(one), places.get(one.name, last), *_place(one)[1:]))
 
 
 def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of `ordered` candidates, those not excluded, and those in doubt only if there is no other.
+    """The candidates that are not excluded; those in doubt only if there are no others. `candidates` are `ordered`.
 
-    Raises NoCapableExpert naming each obstacle, or ExpertUnavailable where absence is the only reason.
+    Raises NoCapableExpert with each obstacle, or ExpertUnavailable if absence is the only reason.
     """
     free = _likeliest(candidates)
     if not free:
@@ -137,7 +134,7 @@ def eligible(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def best_at(free: Sequence[Candidate], multiplier: float) -> Candidate:
-    """The expert that has the best value at another multiplier than the one that ordered the candidates."""
+    """The candidate with the best value at `multiplier`, which may differ from that of the order."""
 
     def place(one: Candidate) -> tuple[float, float, str]:
         return -round((one.expected_score or 0.0) - multiplier * one.cost, TIE_DECIMALS), one.cost, one.name
@@ -146,14 +143,14 @@ def best_at(free: Sequence[Candidate], multiplier: float) -> Candidate:
 
 
 def choose_named(free: Sequence[Candidate], name: str, reason: Reason) -> Choice | None:
-    """The expert a mapping or a pin names, if it is free."""
+    """The choice of the expert named by a mapping or a pin; None if it is not eligible."""
     return next((Choice(one, reason) for one in free if one.name == name), None)
 
 
 def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -> Choice:
-    """An expert on the device instead, where it is worth at most `tolerance` less than the choice and saves waiting.
+    """Replace the choice by a loaded expert, if its value is at most `tolerance` lower and it saves waiting.
 
-    A remote choice is ready anyway, and a long queue for the resident expert would save no time.
+    A remote choice needs no load, and a long queue at the loaded expert would save no time.
     """
     if tolerance <= 0.0 or _on_device(choice.expert):
         return choice
@@ -167,13 +164,13 @@ def take_resident(choice: Choice, free: Sequence[Candidate], tolerance: float) -
 
 
 def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpert, ...]:
-    """The chosen expert, then the others as they are ordered."""
+    """The chosen expert, then the others in order."""
     rest = [one for one in candidates if one is not choice.expert]
     return tuple(one.ranked() for one in (choice.expert, *rest))
 
 
 def no_expert(candidates: Sequence[Candidate]) -> CoeError:
-    """The error that says why no expert takes this request. An expert that is not served here is never "unavailable".
+    """The error if no expert can take this request. An expert that is not served never counts as "unavailable".
 
     Experts that the request may not use are not named.
     """
@@ -194,14 +191,14 @@ def _place(one: Candidate) -> tuple[int, float, float, str]:
 
 
 def _distance(candidate: Candidate) -> int:
-    """How far from answering: 0 likely able, 1 in doubt, 2 excluded."""
+    """0: likely able, 1: in doubt, 2: excluded."""
     if (candidate.obstacle or candidate.absence) is not None:
         return 2
     return 0 if candidate.doubt is None else 1
 
 
 def _likeliest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of `ordered` candidates, those without a doubt, or if there are none, those in doubt; never one excluded."""
+    """The candidates without a doubt or, if there are none, those in doubt; never excluded ones."""
     nearest = _distance(candidates[0]) if candidates else 2
     return [one for one in candidates if _distance(one) == nearest] if nearest < 2 else []
 
@@ -230,7 +227,7 @@ Known = TypeVar("Known")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an expert can take. None, or a modality that is not listed, means unknown and excludes nothing."""
+    """An expert's capabilities. None, or an unlisted modality, means unknown and excludes nothing."""
 
     context_tokens: int | None = None
     modalities: Mapping[Modality, bool] = field(default_factory=dict)
@@ -238,7 +235,7 @@ class Capabilities:
     endpoints: frozenset[Endpoint] | None = None
 
     def over(self, other: Capabilities) -> Capabilities:
-        """What is known here, and what `other` knows of the rest."""
+        """These capabilities, with unknown ones filled in from `other`."""
         return Capabilities(
             _first(self.context_tokens, other.context_tokens),
             {**other.modalities, **self.modalities},
@@ -253,7 +250,7 @@ NOT_ALLOWED = "not in the request's allow list"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What is known of an expert whatever is asked; `active_params_b` is None where training did not know it."""
+    """The constant properties of an expert; `active_params_b` is None if unknown in training."""
 
     name: str
     active_params_b: float | None = None
@@ -261,7 +258,7 @@ class Profile:
 
 
 class Request(NamedTuple):
-    """One call of `route`: what was asked, and what is known of each expert now."""
+    """The arguments of one call of `route`."""
 
     conversation: Conversation
     options: RouteOptions
@@ -269,14 +266,14 @@ class Request(NamedTuple):
 
 
 def known_modalities(vision: bool | None, listed: Collection[Modality] | None) -> dict[Modality, bool]:
-    """Known modalities from a `vision` flag, or from the full list of them where there is one."""
+    """Known modalities, from the full list if given, else from the `vision` flag."""
     if listed is not None:
         return {modality: modality in listed for modality in MODALITIES}
     return {} if vision is None else {"image": vision}
 
 
 def is_allowed(name: str, options: RouteOptions) -> bool:
-    """May the request, or the key that it came with, use this expert?"""
+    """True if the request and its key may use this expert."""
     return options.allow is None or name in options.allow
 
 
@@ -287,7 +284,7 @@ def obstacle(
     conversation: Conversation,
     options: RouteOptions,
 ) -> str | None:
-    """Why this expert cannot take this request, whatever its state; None if it can."""
+    """Why this expert cannot take this request in any state; None if it can."""
     if not is_allowed(name, options):
         return NOT_ALLOWED
     return _over_cap(active_params_b, options) or _missing_ability(

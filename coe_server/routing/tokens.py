@@ -1,7 +1,7 @@
 """Token counts estimated without a tokenizer, and which rules of a tokenizer.json are safe to run.
 
-The package `tokenizers` runs such a file's rules in this process. A rule may expand ten letters into gigabytes, which
-aborts the process, or take exponential time. Rules must be linear, and are refused before they are loaded.
+The package `tokenizers` runs the rules of such a file in this process. A rule may expand ten letters to gigabytes,
+which aborts the process, or take exponential time. Only rules that are known to be linear are loaded.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from coe_server.system.visible import brief
 _LETTER, _FOREIGN, _DIGIT, _SIGN, _WIDE, _LINE, _SPACE = range(7)
 _WIDE_FROM = 0x2E80  # Chinese, Japanese, Korean, emoji: a character is about a token
 
-# Hundredths of a token for each word (a run of letters), ASCII letter, other letter, digit, sign, wide character and
-# run of line ends. Spaces cost nothing, nor does a sign or wide character that repeats the one before it: such a run is
-# a few tokens. Measured on 615 texts (code, JSON, logs, tables, prose, some thirty languages) with seven tokenizers of
-# 32 to 200 thousand tokens: of GPT-4, GPT-4o, Qwen, DeepSeek, Claude, Llama 2, and Mistral's tekken. `_LEAST` stays
-# below 0.85 of what the most sparing tokenizer took of any text; `_LIKELY` was within 0.7 and 1.4 of the tokenizers'
-# mean for 97 of 100 texts (a quarter of the bytes: for 72), and at worst half of it in real ones (base64: 0.54).
+# Cost in 1/100 token of each word (a run of letters), ASCII letter, other letter, digit, sign, wide character and run
+# of line ends. Spaces, and repetitions of the same sign or wide character, cost nothing: such runs take few tokens.
+# Measured on 615 texts (code, JSON, logs, tables, prose, some thirty languages) with seven tokenizers of 32 to 200
+# thousand tokens: GPT-4, GPT-4o, Qwen, DeepSeek, Claude, Llama 2, and Mistral's tekken. `_LEAST` is below 0.85 of the
+# smallest count of the seven for every text. `_LIKELY` is 0.7 to 1.4 times their mean for 97 % of the texts (bytes / 4:
+# for 72 %), and at worst half of it for real texts (base64: 0.54).
 _LEAST = (75, 1, 3, 30, 3, 30, 40)
 _LIKELY = (80, 10, 40, 110, 60, 85, 220)
-_PIECE = 1 << 16  # characters at a time, so that a large text needs little beside itself
+_PIECE = 1 << 16  # characters per step, which bounds the extra memory
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """An interval: `least` where a text gets by with few tokens, and what is `likely`."""
+    """An estimate: `least` is below the count of every measured tokenizer, `likely` a typical count."""
 
     least: int = 0
     likely: int = 0
 
     @classmethod
     def of(cls, text: str) -> TokenCount:
-        """The estimate for a text; any part of the text has no more."""
+        """The estimate for a text. It is monotone: no part of the text has a larger one."""
         least = likely = 0
         for piece in _pieces(text):
             counts = _counts(piece)
@@ -59,13 +59,13 @@ NOTHING = TokenCount()
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text piece by piece, each with the character before it."""
+    """The text in pieces, each preceded by the last character of the piece before."""
     for start in range(0, len(text), _PIECE):
         yield text[start - 1 : start + _PIECE] if start else " " + text[:_PIECE]
 
 
 def _counts(piece: str) -> tuple[int, ...]:
-    """How many there are of all that costs something, in the order of the costs."""
+    """The number of units of each kind, in the order of the costs."""
     codes, kinds = _kinds_of(piece)
     here, before = kinds[1:], kinds[:-1]
     is_letter = here <= _FOREIGN
@@ -106,11 +106,11 @@ _KINDS = _kinds()
 _ASCII_KINDS = _KINDS[:256].tobytes()
 
 
-MOST_GROWTH = 1_000  # characters for each of a text, at the very most; NFKC alone makes 18 of one
-LONGEST_TEXT = 64  # in a rule
-LONGEST_WORD = 200  # that WordPiece looks up piece by piece, in the square of its length
+MOST_GROWTH = 1_000  # upper bound on output characters per input character; NFKC alone can make 18
+LONGEST_TEXT = 64  # of a text in a rule
+LONGEST_WORD = 200  # WordPiece takes quadratic time in the length of a word
 _MOST_RULES, _MOST_LEVELS = 300, 6
-_GROWTH = {  # of what maps characters, each alone; after one of these any character may have become any other
+_GROWTH = {  # of rules that map single characters; afterwards any character may be any other
     **dict.fromkeys(("NFC", "Nmt", "Strip", "StripAccents", "Prepend"), 1),
     **{"Lowercase": 2, "BertNormalizer": 3, "NFD": 4, "ByteLevel": 4, "NFKC": 18, "NFKD": 18},
 }
@@ -121,7 +121,7 @@ _SPLITTERS = {
 }
 _MODELS = frozenset(("WordPiece", "WordLevel", "BPE", "Unigram"))
 _UNREAD = frozenset(("vocab", "merges", "precompiled_charsmap", "Regex"))
-# Of GPT-2, Llama 3 and Qwen 2, CLIP: no part of them can match a text in two ways.
+# From GPT-2, Llama 3 and Qwen 2, CLIP: unambiguous, so linear.
 _KNOWN = frozenset(
     (
         r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -137,16 +137,16 @@ _ONE_REPEATED = re.compile(rf"{_ATOM}(?:\+|\{{[1-9]\d?(?:,\d{{0,2}})?\}})?")  # 
 
 
 class UnsafeRule(Exception):
-    """A rule that is not used here; the message says which and why."""
+    """A rule that is refused; the message names the rule and the reason."""
 
 
 def require_safe(tokenizer: Mapping[str, Any]) -> None:
-    """Raises UnsafeRule for the first that is not."""
+    """Check all rules. Raises UnsafeRule for the first unsafe one."""
     _require_known_patterns(tokenizer, 0)
     model = tokenizer.get("model")
     kind = model.get("type") if isinstance(model, Mapping) else None
     if not isinstance(model, Mapping) or not (kind is None or kind in _MODELS):
-        raise UnsafeRule(f"the model {kind!r} is none of {', '.join(sorted(_MODELS))}")
+        raise UnsafeRule(f"the model {kind!r} is not one of {', '.join(sorted(_MODELS))}")
     longest = model.get("max_input_chars_per_word", 100)
     if not isinstance(longest, int) or longest > LONGEST_WORD:
         raise UnsafeRule(f"max_input_chars_per_word is {longest!r}, more than {LONGEST_WORD}")
@@ -156,11 +156,11 @@ def require_safe(tokenizer: Mapping[str, Any]) -> None:
             raise UnsafeRule(f"the pre-tokenizer {rule['type']!r} is not known here")
         growth *= _SPLITTERS[rule["type"]]
     if growth > MOST_GROWTH:
-        raise UnsafeRule(f"its rules may make {min(growth, 10**9):,.0f} characters of one, more than {MOST_GROWTH}")
+        raise UnsafeRule(f"its rules may expand one character to {min(growth, 10**9):,.0f}, more than {MOST_GROWTH}")
 
 
 def _require_known_patterns(node: object, level: int) -> None:
-    """Every regular expression, and the length of every text, wherever it stands; the tables of words apart."""
+    """Check every regular expression and the length of every text in the rules, except vocabularies."""
     if level > _MOST_LEVELS:
         raise UnsafeRule(f"its rules are nested more than {_MOST_LEVELS} levels deep")
     if isinstance(node, Mapping):
@@ -182,23 +182,23 @@ def _require_linear(pattern: object) -> None:
 
 
 def _rules(node: object, parts: str, level: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The rules of a sequence, one after the other."""
+    """The rules, sequences flattened."""
     if node is None:
         return
     if not isinstance(node, Mapping) or not isinstance(node.get("type"), str) or level > _MOST_LEVELS:
-        raise UnsafeRule(f"the {parts} are no rules")
+        raise UnsafeRule(f"the {parts} are not rules")
     if node["type"] != "Sequence":
         yield node
         return
     listed = node.get(parts)
     if not isinstance(listed, list) or len(listed) > _MOST_RULES:
-        raise UnsafeRule(f"the {parts} are no list of at most {_MOST_RULES} rules")
+        raise UnsafeRule(f"the {parts} are not a list of at most {_MOST_RULES} rules")
     for one in listed:
         yield from _rules(one, parts, level + 1)
 
 
 def _growth_of_normalizers(rules: list[Mapping[str, Any]]) -> float:
-    """The most characters that they make of one."""
+    """Upper bound on output characters per input character."""
     growth, replacements = 1.0, []
     for rule in rules[: _MOST_RULES + 1]:
         if rule["type"] == "Replace":
@@ -220,7 +220,7 @@ def _growth_of_map(rule: Mapping[str, Any]) -> int:
 
 
 def _longest_in_charsmap(encoded: object) -> int:
-    """SentencePiece's: the length of a trie, the trie, and the texts that it leads to, each with a zero at its end."""
+    """The longest replacement. Format of SentencePiece: length of a trie, the trie, zero-terminated replacements."""
     try:
         blob = base64.b64decode(encoded if isinstance(encoded, str) else "", validate=True)
         texts = blob[4 + int.from_bytes(blob[:4], "little") :].decode("utf-8")
@@ -232,14 +232,14 @@ def _longest_in_charsmap(encoded: object) -> int:
 
 
 def _growth_of_replacements(rules: list[Mapping[str, Any]]) -> float:
-    """An upper bound: how many characters there are of each kind, from one of any kind."""
+    """Upper bound on output characters per input character, by a count of each kind of character."""
     pairs = [(*_pattern_of(rule), str(rule.get("content", ""))) for rule in rules]
     kinds = {character for _, pattern, content in pairs for character in pattern + content} | {" ", ""}
     return max(_grown({kind: 1.0}, pairs) for kind in kinds)
 
 
 def _pattern_of(rule: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether it is a regular expression, and the text that is looked for: of those, any character."""
+    """(is a regular expression, the text to be replaced); for a regular expression any character."""
     pattern = rule.get("pattern")
     text = pattern.get("String") if isinstance(pattern, Mapping) else None
     if isinstance(text, str) and text:
@@ -249,13 +249,16 @@ def _pattern_of(rule: Mapping[str, Any]) -> tuple[bool, str]:
         or not isinstance(pattern.get("Regex"), str)
         or len(rule.get("content", "")) > 1
     ):
-        raise UnsafeRule("a replacement of nothing, or of a regular expression by more than one character")
+        raise UnsafeRule("it replaces an empty text, or a regular expression by more than one character")
     return True, ""
 
 
 def _grown(counts: dict[str, float], pairs: list[tuple[bool, str, str]]) -> float:
-    """All characters after these replacements. A pattern of several characters occurs no more often than the mean of
-    them; one of a regular expression stands for at least one character, and may leave it."""
+    """Upper bound on all characters after these replacements.
+
+    A pattern of several characters occurs at most as often as their mean. A regular expression matches at least one
+    character, and may keep it.
+    """
     for is_regex, pattern, content in pairs:
         if is_regex:
             counts[content] = sum(counts.values())

@@ -1,1 +1,1 @@
-"""The cache under a virtual clock: what a traffic would cost, beside other policies and the offline bound."""
+"""Simulates the cache under a virtual clock, and compares it with other policies and the offline bound."""

@@ -1,4 +1,4 @@
-"""Pure: one trace under every policy, its figures, and the offline bound. The clock in it is a virtual one."""
+"""Pure: compares policies on one trace, with the offline bound. Time is virtual."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EXACT_UP_TO_REQUESTS = 12
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What no policy can beat on this trace; `exact` if some schedule reaches it.
+    """The offline bound on this trace; `exact` if a schedule reaches it.
 
-    `switches` is a bound of its own: experts that are asked for, less those that fit on the device together.
+    `switches` is a separate lower bound: the number of requested experts less those that fit on the device together.
     """
 
     blocked_seconds: float
@@ -49,7 +49,7 @@ class Comparison:
     policies: Mapping[str, Measures]
 
     def as_json(self) -> dict[str, Any]:
-        """The layout that tools read."""
+        """The JSON of `coe simulate --json`, a stable format."""
         return {
             "trace": {
                 "name": self.trace.name,
@@ -70,9 +70,9 @@ def compare(
     tolerance: float = 0.0,
     done: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
-    """Play the trace under each policy; `done` is told the name of each that is finished.
+    """Simulate the trace under each policy; `done` is called with the name of each finished one.
 
-    The policies that ours is compared with prefetch nothing: that is part of ours.
+    Only the policy `coe` prefetches.
     """
     runs: dict[str, Run] = {}
     for policy in policies:
@@ -94,10 +94,10 @@ def offline_bound(
 ) -> Bound:
     """The bound under the wait limit of these runs; exact for short traces, if the search ends in time.
 
-    `first_tiers`: where experts are when the trace begins; those that are not in it are on disk.
+    `first_tiers`: the experts' tiers at the start of the trace; default: disk.
     """
     if tolerance and any(request.scores for request in trace.requests):
-        return _bound(0.0, 0, False, scenario, trace)  # which expert answers is open: nothing stronger is proven
+        return _bound(0.0, 0, False, scenario, trace)  # a request's expert is open: nothing stronger is proven
     jobs = tuple(
         Job(request.arrival_seconds, request.best, scenario.service_seconds(request.best, request.output_tokens))
         for request in trace.requests
@@ -107,7 +107,7 @@ def offline_bound(
     blocked = lower_bound(jobs, bringing, scenario.capacity.device)
     switches = max(0, len(asked) - _most_together(asked.values(), scenario.capacity.device))
     kept = [m for m in measures.values() if m.bound_kept and not m.refused]
-    fans_out = any(request.fan_out > 1 for request in trace.requests)  # the search lets in one answer for each request
+    fans_out = any(request.fan_out > 1 for request in trace.requests)  # the search admits one answer per request
     several_cards = len(scenario.capacity.cards) > 1  # and knows one device
     if len(jobs) > EXACT_UP_TO_REQUESTS or not kept or fans_out or several_cards:
         return _bound(blocked, switches, False, scenario, trace)
@@ -161,7 +161,7 @@ Interval = tuple[float, float]  # from, to
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """How one policy did on one trace. Seconds, bytes, counts."""
+    """The figures of one policy on one trace: seconds, bytes, counts."""
 
     switches: int
     serving_share: float
@@ -203,9 +203,9 @@ class Measures:
 def measure(run: Run) -> Measures:
     """The figures of one run.
 
-    `serving_share` is W / (W + blocked): W the solo service seconds of all requests of the trace, blocked the seconds
-    in which some request is unfinished and none is generating. Bytes count once, on the way to the device. The wait
-    at p95 is that of the nearest rank.
+    `serving_share` is W / (W + blocked). W: sum of the solo service seconds of all requests. blocked: seconds in which
+    some request is unfinished and none is generating. Bytes count once, on the way to the device. p95 is by nearest
+    rank.
     """
     blocked = blocked_seconds(run)
     waits = sorted(answer.waited for answer in run.answers) or [0.0]

@@ -1,13 +1,13 @@
 """Pure: the fewest blocked seconds of any schedule of a short trace, found by search.
 
-Exact over all schedules whose steps (letting a request in, beginning a start, wake, sleep or stop) happen when
-something else does: a request arrives, an answer ends or a move ends. A schedule may leave a request waiting
-although it could be admitted, may bring experts before they are asked for, and knows the trace. Every policy of this
-server acts only at such moments, unless `ttl_seconds` or `min_tenure_seconds` are set; so the optimum is at most what
-any of them reaches. It is never less than `offline_bound.lower_bound`, which holds for every schedule.
+Exact over all schedules that act (admit a request, begin a start, wake, sleep or stop) only at events: a request
+arrives, an answer ends or a move ends. A schedule knows the trace; it may let a request wait although it could be
+admitted, and may load experts before they are requested. Every policy of this server acts only at such events, unless
+`ttl_seconds` or `min_tenure_seconds` are set, so no policy is better than the optimum. The optimum is at least
+`offline_bound.lower_bound`, which holds for every schedule.
 
-Best-first search: a state is where experts are, what runs and which requests wait. Its price is what has been blocked
-so far, plus the lower bound of the rest. The first finished state that comes up has the lowest price.
+Best-first search. A state has the experts' tiers, running answers and waiting requests. Its cost is the blocked time
+so far plus the lower bound of the rest. The first finished state taken from the queue has the lowest cost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from coe_server.simulation.offline_bound import Bringing, Job, lower_bound
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """An expert as the search sees it: where it begins, what it weighs, what its moves take."""
+    """An expert of the search: first tier, footprint and move durations."""
 
     footprint: Footprint
     tier: Tier
@@ -45,20 +45,20 @@ class Player:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What does not change during a search."""
+    """The constants of a search."""
 
     jobs: tuple[Job, ...]  # in order of arrival
-    players: dict[str, Player]  # only experts that are asked for
+    players: dict[str, Player]  # only requested experts
     capacity: Bytes
     wait_limit_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Where an expert is, or where it goes and when it will be there.
+    """An expert's tier, or the target and end of its move.
 
-    `unused_from` is where it came from, until it admits a request: it does not go back there unused, for it could as
-    well have stayed.
+    `unused_from`: the tier that it left without having served a request since. Going back there is pruned, since it
+    could have stayed.
     """
 
     tier: Tier
@@ -75,14 +75,14 @@ class _Spot:
 @dataclass(frozen=True, slots=True)
 class _State:
     now: float
-    arrived: int  # this many of the jobs
+    arrived: int  # number of jobs
     waiting: frozenset[int]
     running: tuple[tuple[float, int], ...]  # (end, job), sorted
     spots: tuple[_Spot, ...]  # in the order of board.players
-    rank: int = 0  # at one moment steps are taken in one order, so that each set of them is looked at once
+    rank: int = 0  # simultaneous steps are taken in one order, so that each set is visited once
 
     def key(self, all_arrived: bool) -> tuple[object, ...]:
-        """Two states with equal keys have equal futures; once all have arrived the time of day is irrelevant."""
+        """States with equal keys have equal futures. Once all requests have arrived, absolute time is irrelevant."""
         zero = self.now if all_arrived else 0.0
         running = tuple((round(end - zero, 6), job) for end, job in self.running)
         spots = tuple(
@@ -93,7 +93,7 @@ class _State:
 
 
 def fewest_blocked_seconds(board: Board, reached: float, most_states: int = 60_000) -> float | None:
-    """The optimum, at most `reached` (what some schedule is known to reach); None if the search grew too large."""
+    """The optimum, at most `reached` (the cost of a known schedule); None if the search exceeds `most_states`."""
     return _Search(board).run(reached, most_states)
 
 
@@ -101,7 +101,7 @@ class _Search:
     def __init__(self, board: Board) -> None:
         self._board = board
         self._rules = _Rules(board)
-        self._bounds: dict[tuple[object, ...], float] = {}  # by where experts are, whatever was decided last
+        self._bounds: dict[tuple[object, ...], float] = {}  # by the experts' tiers, independent of the last step
         spent = sum(job.seconds for job in board.jobs) + sum(
             p.start_seconds + p.wake_seconds + p.sleep_seconds + p.stop_seconds for p in self._rules.players
         ) * len(board.jobs)
@@ -118,7 +118,7 @@ class _Search:
             if price >= reached - _TICK:
                 return reached
             if state.arrived == len(self._board.jobs) and not state.waiting:
-                return blocked  # what runs still ends without blocking a request
+                return blocked  # running answers end without blocking a request
             key = self._key(state)
             if best.get(key, _NEVER) <= blocked:
                 continue
@@ -135,7 +135,7 @@ class _Search:
         return state.key(state.arrived == len(self._board.jobs) and not self._limited)
 
     def _successors(self, state: _State) -> Iterator[tuple[float, _State]]:
-        """What is yielded last is looked at first, if it is as good as the rest: admitting a request."""
+        """Of equal states the last one yielded is visited first: the one that admits a request."""
         later = self._pass_time(state)
         if later is not None:
             nobody_generates = bool(state.waiting) and not state.running
@@ -143,7 +143,7 @@ class _Search:
         yield from ((0.0, step) for step in self._steps(state))
 
     def _pass_time(self, state: _State) -> _State | None:
-        """On to the next moment at which something happens."""
+        """Advance to the next event."""
         moments = [end for end, _ in state.running[:1]]
         moments += [spot.until for spot in state.spots if spot.source is not None]
         if state.arrived < len(self._board.jobs):
@@ -156,7 +156,7 @@ class _Search:
         return None if late else later
 
     def _settle(self, state: _State) -> _State:
-        """Take note of what has arrived or ended by now; an expert that is not needed any more is unloaded at once."""
+        """Apply arrivals and ends up to now; an expert that is no longer needed is unloaded at once."""
         arrived, now = state.arrived, state.now
         while arrived < len(self._board.jobs) and self._board.jobs[arrived].arrived <= now + _TICK:
             arrived += 1
@@ -171,11 +171,11 @@ class _Search:
         return settled
 
     def _steps(self, state: _State) -> Iterator[_State]:
-        """Every single step that can be taken now, later ones than `state.rank` only."""
+        """Every possible step now with a rank above `state.rank`."""
         size = len(self._rules.players)
         targets = (Tier.DISK, Tier.HOST, Tier.DEVICE) if self._rules.crowded(state) else (Tier.DEVICE,)
         for target in targets:
-            order = 2 - target.depth  # what makes room, perhaps at once, comes before what needs it
+            order = 2 - target.depth  # steps that free memory come before those that need it
             for index in range(size):
                 rank = 1 + order * size + index
                 useful = target is not Tier.DEVICE or self._rules.needed(state, index)
@@ -186,7 +186,7 @@ class _Search:
             rank = 1 + 3 * size + job
             index, seconds = self._rules.owner[job], self._board.jobs[job].seconds
             if (index, seconds) in seen or not self._rules.lets_in(state, index):
-                continue  # of requests that are alike the oldest goes first
+                continue  # of equal requests the oldest is admitted first
             seen.add((index, seconds))
             if rank > state.rank:
                 running = tuple(sorted((*state.running, (state.now + seconds, job))))
@@ -194,7 +194,7 @@ class _Search:
                 yield replace(state, waiting=state.waiting - {job}, running=running, spots=spots, rank=rank)
 
     def _still_blocked(self, state: _State) -> float:
-        """Seconds that are blocked from here on at least: the lower bound of what is left."""
+        """Lower bound on the blocked seconds from here on."""
         key = self._key(replace(state, rank=0))
         if key not in self._bounds:
             self._bounds[key] = self._bound(state)
@@ -214,7 +214,7 @@ class _Search:
 
 
 class _Rules:
-    """What may be done in a state, and what a move makes of it."""
+    """The steps allowed in a state, and their results."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -223,7 +223,7 @@ class _Rules:
         self.owner = [names.index(job.expert) for job in board.jobs]
 
     def crowded(self, state: _State) -> bool:
-        """Not all that are needed or still here fit on the device together; else none has to be evicted for another."""
+        """True if the experts needed or present do not all fit on the device; otherwise no eviction is needed."""
         here = (
             bytes_in(player.footprint, Tier.DEVICE)
             for index, player in enumerate(self.players)
@@ -237,7 +237,7 @@ class _Rules:
         return spot.tier is Tier.DEVICE and spot.source is None and inside < self.players[index].places
 
     def needed(self, state: _State, index: int) -> bool:
-        """Some request for it has not been let in yet, or has not arrived."""
+        """True if a request for it has not been admitted or has not arrived."""
         return any(self.owner[job] == index for job in state.waiting) or index in self.owner[state.arrived :]
 
     def may(self, state: _State, index: int, target: Tier) -> bool:
@@ -260,7 +260,7 @@ class _Rules:
         return sum(others, bytes_in(player.footprint, Tier.DEVICE)).fits(self._board.capacity)
 
     def _held(self, index: int, spot: _Spot) -> Bytes:
-        """While it moves, the larger of both ends."""
+        """The bytes held; during a move the larger of both tiers."""
         footprint = self.players[index].footprint
         held = bytes_in(footprint, spot.tier)
         return held if spot.source is None else held.at_least(bytes_in(footprint, spot.source))
@@ -273,7 +273,7 @@ class _Rules:
 
 
 def _until_up(player: Player, spot: _Spot, now: float) -> float:
-    """Seconds until the expert can be on the device."""
+    """Least seconds until the expert is on the device."""
     if spot.source is None:
         return 0.0 if spot.tier is Tier.DEVICE else player.seconds(spot.tier, Tier.DEVICE)
     moving = spot.until - now
@@ -281,4 +281,4 @@ def _until_up(player: Player, spot: _Spot, now: float) -> float:
 
 
 _NEVER = float("inf")
-_TICK = 1e-7  # seconds; what is closer together happens at once
+_TICK = 1e-7  # seconds; closer events are simultaneous

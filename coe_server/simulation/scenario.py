@@ -1,4 +1,4 @@
-"""Pure: machines for the simulator: a made-up one of a given size, or the one that a configuration describes."""
+"""Pure: machines for the simulator: a made-up one of a given size, or that of a configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from coe_server.engines.engine import Footprint
 from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing
 
 WEIGHTS_BYTES = 15 * 2**30
-_ALL_IN_HOST_UP_TO = 20  # experts; of more, half
+_ALL_IN_HOST_UP_TO = 20  # experts; beyond that, half of them
 
 
 def expert_names(number: int) -> list[str]:
@@ -55,7 +55,7 @@ def made_up_scenario(
 
 
 def scenario_of(experts: Iterable[Expert], timings: Mapping[str, Timing], capacity: Bytes, limits: Limits) -> Scenario:
-    """The experts of a server; those answered elsewhere take no part. Timings: see `timing_of` for what is missing."""
+    """The scenario of a server's local experts. Missing timings: see `timing_of`."""
     local = tuple(
         SimulatedExpert(
             expert.name,
@@ -75,7 +75,7 @@ def scenario_of(experts: Iterable[Expert], timings: Mapping[str, Timing], capaci
 
 
 def timing_of(costs: Mapping[str, float]) -> Timing:
-    """Moves as an earlier server measured them (`Costs.measured`); what it did not is guessed as the server does."""
+    """Move durations measured by an earlier server (`Costs.measured`); the rest are the server's estimates."""
     known = Costs(costs)
     return Timing(
         start_seconds=known.move(Tier.DISK, Tier.DEVICE),

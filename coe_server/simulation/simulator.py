@@ -1,8 +1,8 @@
-"""The server's own cache under a virtual clock: real leases, plans and turns; engines that only pass the time.
+"""Runs the server's own cache under a virtual clock: real leases, plans and turns, with engines that only wait.
 
-An engine serves up to `max_concurrency` answers at once without getting slower; a request stays inside for
-`ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`. One with a fan-out
-takes as many places for that long. When no task is ready, the event loop jumps to the next timer.
+An engine serves up to `max_concurrency` answers at once at full speed. A request takes
+`ttft_seconds + output_tokens / tokens_per_second` of its expert, at most `max_generation_seconds`; with a fan-out it
+takes as many leases for that time. When no task is ready, the event loop jumps to the next timer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedExpert:
-    """What the simulator is told about an expert, as `Expert` is told it."""
+    """An expert of the simulation; the fields are those of `Expert`."""
 
     name: str
     footprint: Footprint
@@ -69,15 +69,15 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One request that was answered; seconds since the trace began."""
+    """One answered request; times in seconds since the start of the trace."""
 
     expert: str
     arrived: float
     granted: float
     finished: float
-    score_lost: float = 0.0  # by taking a resident expert
-    wait_saved_seconds: float = 0.0  # by the same, as predicted
-    resident: bool = False  # it went to another expert than the best, because that one was on the device
+    score_lost: float = 0.0  # by choosing a resident expert
+    wait_saved_seconds: float = 0.0  # predicted saving of that choice
+    resident: bool = False  # another expert than the best was chosen because it was on the device
 
     @property
     def waited(self) -> float:
@@ -86,7 +86,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TimedMove:
-    """One move that was carried out; seconds since the trace began."""
+    """One move; times in seconds since the start of the trace."""
 
     expert: str
     source: Tier
@@ -98,27 +98,27 @@ class TimedMove:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that happened while a trace was played."""
+    """The result of a simulated trace."""
 
     answers: tuple[Answer, ...]
     moves: tuple[TimedMove, ...]
     switches: int
     refused: int
     wait_bound_seconds: float
-    work_seconds: float  # solo service seconds of every request of the trace, refused ones included
-    first_tiers: Mapping[str, Tier] = field(default_factory=dict)  # where experts were when the trace began; else disk
+    work_seconds: float  # sum of the solo service seconds of all requests, refused ones included
+    first_tiers: Mapping[str, Tier] = field(default_factory=dict)  # at the start of the trace; default: disk
     wait_bounds: Mapping[str, float] = field(default_factory=dict)  # expert -> seconds; the longest is that of the run
 
 
 def simulate(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float = 0.0) -> Run:
-    """Play `trace` under `policy`; time starts when everything that is to be preloaded has been.
+    """Simulate `trace` under `policy`. The clock starts after preloading.
 
-    `tolerance` is the score that may be given up for an expert that is on the device. Raises DatasetError if the
-    trace asks for an expert that the scenario does not have.
+    `tolerance`: expected score that may be given up for a loaded expert. Raises DatasetError if the trace names an
+    unknown expert.
     """
     known = {expert.name for expert in scenario.experts}
     if strangers := [name for name in trace.experts if name not in known]:
-        raise DatasetError(f"{trace.name}: there is no expert '{strangers[0]}'; there are {', '.join(sorted(known))}")
+        raise DatasetError(f"{trace.name}: there is no expert '{strangers[0]}'; known: {', '.join(sorted(known))}")
     return run_virtually(_play(scenario, trace, policy, tolerance))
 
 
@@ -147,7 +147,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
 
 
 class _Player:
-    """Asks the cache like the server does, and writes down how long it took."""
+    """Requests leases as the server does, and records the times."""
 
     def __init__(self, scenario: Scenario, cache: ExpertCache, diary: _Diary, tolerance: float) -> None:
         self.answers: list[Answer] = []
@@ -175,8 +175,10 @@ class _Player:
         self.answers.append(Answer(expert, arrived, granted, finished, lost, saved, expert != request.best))
 
     def _route(self, request: Request) -> tuple[str, float, float]:
-        """The best expert, or within the tolerance the best that is on the device and saves waiting; the score lost and
-        the wait saved."""
+        """The chosen expert, the score lost and the wait saved.
+
+        It is the best one, or within the tolerance the best one that is loaded and saves waiting.
+        """
         best = request.best
         if not request.scores or not self._tolerance:
             return best, 0.0, 0.0
@@ -197,7 +199,7 @@ class _Player:
 
 
 class _Diary(EventLog):
-    """The cache's own events, kept with virtual times."""
+    """Records the cache's events with virtual times."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(keep=1)
@@ -212,7 +214,7 @@ class _Diary(EventLog):
         return self._clock() - self._zero
 
     def begins(self) -> None:
-        """The trace begins: what has been preloaded happened before time zero and took none."""
+        """Start the trace: preloading happened before time zero."""
         moves = [TimedMove(m.expert, m.source, m.target, 0.0, 0.0, 0) for m in self.moves]
         self.first_tiers = {move.expert: move.target for move in moves}
         self.moves, self.switches, self._zero = moves, 0, self._clock()
@@ -227,7 +229,7 @@ class _Diary(EventLog):
 
 
 class _TimedEngine:
-    """An `Engine` (see `engine.py`) that is nothing but its seconds."""
+    """An `Engine` (see `engine.py`) whose moves only wait."""
 
     def __init__(self, footprint: Footprint, timing: Timing) -> None:
         self.footprint = footprint
@@ -246,10 +248,10 @@ class _TimedEngine:
         await asyncio.sleep(self._timing.stop_seconds)
 
     async def died(self) -> str:
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never does
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # never completes
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
-        raise AssertionError("a simulated request stays inside by itself")
+        raise AssertionError("the player waits for a simulated request itself")
 
 
 def _expert(one: SimulatedExpert) -> Expert:
@@ -259,7 +261,7 @@ def _expert(one: SimulatedExpert) -> Expert:
         "wake": one.timing.wake_seconds,
         "sleep": one.timing.sleep_seconds,
         "stop": one.timing.stop_seconds,
-    }  # as if an earlier server had measured them
+    }  # counted as measured
     return Expert(
         one.name,
         engine,
@@ -277,7 +279,7 @@ Result = TypeVar("Result")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """`time()` starts at 0 and moves only when every task waits; what runs is single-threaded and repeatable."""
+    """An event loop whose `time()` starts at 0 and advances only while every task waits; deterministic."""
 
     def __init__(self) -> None:
         self._jumps = _JumpingSelector()
@@ -288,19 +290,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Lets time pass instead of waiting for files."""
+    """Advances the clock instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        assert timeout is not None, "every task waits for another one: nothing can ever happen again"
+        assert timeout is not None, "deadlock: every task waits for another one"
         self.now += max(0.0, timeout)
         return []
 
 
 def run_virtually(story: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end under a clock of its own."""
+    """Run a coroutine to its end under a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(story)

@@ -1,4 +1,4 @@
-"""Pure: a played trace as a picture (SVG): moves, stays on the device, answers and waits."""
+"""Pure: draws a simulated trace as SVG: moves, time on the device, answers and waits."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _COLOURS = (
 
 
 def draw_timeline(run: Run, title: str) -> str:
-    """One row for each expert (the most asked for, if there are more than 40), time from left to right.
+    """One row per expert (the 40 most requested), time from left to right.
 
-    Pale: it moves to the device or away. Colour: it is on the device. Dark line: it generates. Below, a dot for each
-    request at the time it came, as high as it waited.
+    Pale: moving to or from the device. Colour: on the device. Dark line: generating. Below, one dot per request: its
+    arrival and its wait.
     """
     asked = Counter(answer.expert for answer in run.answers)
     names = sorted(name for name, _ in asked.most_common(_MOST_ROWS))
@@ -63,7 +63,7 @@ class _Picture:
         return "\n".join(parts) + "\n"
 
     def _legend(self) -> Iterator[str]:
-        more = f"; {self._left_out} experts that were asked less often are left out" if self._left_out else ""
+        more = f"; {self._left_out} less requested experts are left out" if self._left_out else ""
         yield f'<text x="{_LEFT}" y="44" fill="#666">pale: moving to or from the device; colour: on the device; '
         yield f"black line: generating{more}</text>"
 
@@ -80,7 +80,7 @@ class _Picture:
         colour = self._colours[name]
         for move in self._run.moves:
             touches_device = Tier.DEVICE in (move.source, move.target)
-            if move.expert == name and touches_device and move.ended > 0:  # else it was preloaded
+            if move.expert == name and touches_device and move.ended > 0:  # otherwise preloaded
                 yield self._bar(move.began, move.ended, y + 3, 16, f'fill="{colour}" opacity="0.35"')
         for begins, ends in _stays([move for move in self._run.moves if move.expert == name], self._end):
             yield self._bar(begins, ends, y + 3, 16, f'fill="{colour}"')
@@ -120,7 +120,7 @@ class _Picture:
 
 
 def _stays(moves: Sequence[TimedMove], end: float) -> Iterator[tuple[float, float]]:
-    """From when to when one expert was on the device."""
+    """The intervals in which one expert was on the device."""
     came: float | None = None
     for move in moves:
         if move.target is Tier.DEVICE:
@@ -133,6 +133,6 @@ def _stays(moves: Sequence[TimedMove], end: float) -> Iterator[tuple[float, floa
 
 
 def _round_step(about: float) -> float:
-    """The next of 1, 2, 5, 10, 20, ... (or 0.1, 0.2, ...) that is not smaller."""
+    """The smallest of 1, 2, 5, 10, 20, ... (or 0.1, 0.2, ...) that is not below `about`."""
     power = 10.0 ** floor(log10(about))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= about * (1 - 1e-9))

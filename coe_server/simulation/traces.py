@@ -23,11 +23,11 @@ class Request:
     scores: Mapping[str, float] = field(default_factory=dict)
     prompt_tokens: int | None = None
     priority: Priority = "normal"
-    fan_out: int = 1  # answers it asks for at once
+    fan_out: int = 1  # answers requested at once
 
     @property
     def best(self) -> str:
-        """Where it goes if nothing but quality counts; of equal scores the first name."""
+        """The expert with the highest score; of equal scores the first name."""
         return self.expert if self.expert is not None else min(self.scores, key=lambda name: (-self.scores[name], name))
 
 
@@ -46,10 +46,10 @@ class Trace:
 
 
 def read_trace(name: str, lines: Iterable[str]) -> Trace:
-    """A trace from JSON lines; `name` is used in messages. Raises DatasetError with the number of the wrong line."""
+    """A trace from JSON lines; `name` is used in messages. Raises DatasetError with the line number."""
     requests = [_request(f"{name}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not requests:
-        raise DatasetError(f"{name}: holds no request")
+        raise DatasetError(f"{name}: contains no request")
     return Trace(name, tuple(sorted(requests, key=lambda request: request.arrival_seconds)))
 
 
@@ -133,9 +133,9 @@ _Choices = Callable[[Random, list[str], int], Iterator[str]]
 def make_trace(profile: Profile, experts: list[str], requests: int, seed: int) -> Trace:
     """`requests` requests for `experts`; the first comes at 0 s.
 
-    balanced: every expert alike. bursty: runs of about 12 for one expert, close together, then a pause. dominant: one
-    expert takes 80 %. interleaved: one after the other in turn. zipf: popularity falls as rank^-1.1. shift: zipf with
-    ranks dealt anew midway. Gaps and answers' lengths are exponential, but for the gaps of interleaved traffic.
+    balanced: all experts equally likely. bursty: runs of about 12 requests for one expert, then a pause. dominant: one
+    expert gets 80 %. interleaved: round robin. zipf: popularity falls as rank^-1.1. shift: zipf with ranks shuffled
+    midway. Gaps (except of interleaved) and answer lengths are exponential.
     """
     random = Random(seed)
     names = list(_CHOICES[profile](random, experts, requests))
@@ -150,7 +150,7 @@ def make_trace(profile: Profile, experts: list[str], requests: int, seed: int) -
 def _gap(profile: Profile, random: Random, before: str, after: str) -> float:
     if profile == "interleaved":
         return MEAN_GAP_SECONDS
-    if profile == "bursty":  # as many requests an hour as the others
+    if profile == "bursty":  # same mean rate as the other profiles
         pause = _BURST_REQUESTS * (MEAN_GAP_SECONDS - _BURST_GAP_SECONDS) + _BURST_GAP_SECONDS
         return random.expovariate(1 / (_BURST_GAP_SECONDS if before == after else pause))
     return random.expovariate(1 / MEAN_GAP_SECONDS)

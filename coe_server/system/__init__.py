@@ -1,1 +1,1 @@
-"""What the server asks of the operating system: its process, files and signals."""
+"""Operating system: the server's process, files and signals."""

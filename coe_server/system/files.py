@@ -1,5 +1,6 @@
-"""Private files, whatever the umask: created or replaced as a whole, never through a symbolic link; and whether a place
-can be written, asked before the work that ends there. Knows nothing of what is in them.
+"""Private files and folders, independent of the umask, and checks that a destination is writable.
+
+Files are created or replaced as a whole, never through a symbolic link.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
 
 
 def private_folder(folder: Path) -> None:
-    """Makes the folder, and those above it, where there is none; one that is there keeps its mode."""
+    """Create the folder and its parents if missing. An existing folder keeps its mode."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]
     for one in reversed(missing):
         one.mkdir(PRIVATE_FOLDER, exist_ok=True)
@@ -25,9 +26,9 @@ def private_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(file: Path, mode: int = PRIVATE_FILE) -> Iterator[TextIO]:
-    """What is written becomes `file` at the end, on the disk and as a whole; after an error `file` stays as it is.
+    """Write a temporary file that replaces `file` at the end, synced to disk. After an error `file` is unchanged.
 
-    It is written under a name that did not exist (O_EXCL), and a link in the place of `file` is replaced, not followed.
+    The temporary file is created with O_EXCL. If `file` is a symbolic link, the link is replaced, not followed.
     """
     descriptor, draft = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
@@ -57,36 +58,36 @@ def create_private(file: Path, text: str) -> None:
 
 
 def open_private(file: Path, flags: int) -> int:
-    """A descriptor of the file, made where there is none; one of ours that others could read no longer is.
+    """Open the file, creating it if missing. If this user owns it, other users lose access to it.
 
-    Raises OSError (ELOOP) where a symbolic link stands in its place.
+    Raises OSError (ELOOP) if it is a symbolic link.
     """
     descriptor = os.open(file, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE)
-    with suppress(PermissionError):  # another user's file: its mode is that user's
+    with suppress(PermissionError):  # another user's file: its mode stays
         os.fchmod(descriptor, PRIVATE_FILE)
     return descriptor
 
 
 def require_writable_file(option: str, path: Path) -> None:
-    """Raises ConfigError, which names the option, unless a file can be written at `path`. What is there stays."""
+    """Raise ConfigError naming the option unless a file can be written at `path`. An existing file is unchanged."""
     if path.is_dir():
-        raise ConfigError(f"{option}: {path} is a folder, where a file is due")
+        raise ConfigError(f"{option}: {path} is a folder; give a file")
     if not path.parent.is_dir():
-        raise ConfigError(f"{option}: {path} cannot be written, there is no folder {path.parent}")
+        raise ConfigError(f"{option}: {path} cannot be written: there is no folder {path.parent}")
     try:
         if path.is_file():
             path.open("ab").close()
-        elif not path.exists():  # what is neither, a pipe say, would notice
+        elif not path.exists():  # not for a pipe or device, which would notice
             _write_in(path.parent)
     except OSError as error:
         raise ConfigError(f"{option}: {path} cannot be written ({error.strerror})") from error
 
 
 def require_writable_folder(option: str, path: Path) -> None:
-    """Raises ConfigError, which names the option, unless files can be written in a folder at `path`, made or there."""
+    """Raise ConfigError naming the option unless files can be written in the folder `path`, existing or new."""
     nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not nearest.is_dir():
-        raise ConfigError(f"{option}: {nearest} is a file, where a folder is due")
+        raise ConfigError(f"{option}: {nearest} is a file; give a folder")
     try:
         _write_in(nearest)
     except OSError as error:

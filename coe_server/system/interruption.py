@@ -1,4 +1,4 @@
-"""Ctrl-C during a program's imports. Imports next to nothing: it runs before all that takes time to import."""
+"""Ctrl-C during a program's imports. Imports almost nothing itself, since it runs before the slow imports."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_INTERRUPTED = 130  # what a shell shows of a program that SIGINT ended
+EXIT_INTERRUPTED = 130  # exit code of a program ended by SIGINT, as shells report it
 
 
 @contextmanager
 def quiet_interruption() -> Iterator[None]:
-    """Meanwhile Ctrl-C ends the process at once, without a word: nothing has begun that would have to be ended.
+    """Within this context Ctrl-C ends the process at once and silently: there is nothing to clean up yet.
 
-    As an exception it would come up in the middle of an import, as a traceback or as what that module makes of it. A
-    process that was told to ignore the signal (`nohup`, `&` in a script) goes on ignoring it.
+    KeyboardInterrupt would be raised inside an import, as a traceback or as that module's own error. A process that
+    ignores the signal (`nohup`, `&` in a script) goes on ignoring it.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:

@@ -1,6 +1,6 @@
-"""What this process asks of the machine once, before it serves: allocator, inspection, open files, state lock, log.
+"""Set-up of the process before it serves: allocator, protection from inspection, open files, state lock, log.
 
-No line of the log has a character that a terminal obeys or that begins a line: a message may quote another server.
+Log lines contain no control characters and no line breaks: a message may quote another server.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ _M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 def share_one_arena() -> bool:
-    """All threads allocate from one arena from now on; whether the C library supports it.
+    """Make all threads allocate from one arena. Returns False if the C library does not support it.
 
-    glibc gives each thread one of its own, up to eight for each processor, and what is freed in one is of no use to
-    the others: a server's few helping threads hold megabytes that way. One thread at a time has the interpreter
-    anyway. Other C libraries have no such arenas.
+    By default glibc creates up to eight arenas per processor, and memory freed in one cannot be used in another: a
+    few helper threads would hold megabytes. With the interpreter lock, one arena costs no speed.
     """
     with suppress(AttributeError, OSError):
         return bool(ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1))
@@ -41,9 +40,9 @@ def share_one_arena() -> bool:
 
 
 def give_back_free_memory() -> bool:
-    """Hand what is free to the system again; whether the C library supports it. Takes about a millisecond.
+    """Return free memory to the system, in about a millisecond. Returns False if the C library does not support it.
 
-    glibc does so by itself only at the end of an arena: what a start or a reload needed for a moment stays otherwise.
+    By itself glibc returns only the end of an arena, so the temporary memory of a start or a reload would stay.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -55,10 +54,10 @@ _PR_SET_DUMPABLE = 4  # Linux's prctl.h
 
 
 def refuse_inspection() -> bool:
-    """From now on only root can read this process' memory, first environment and open files; whether that could be had.
+    """Let only root read this process's memory, initial environment and open files. Returns False on failure.
 
-    They belong to root, no other process can trace this one, and it leaves no core dump (prctl(2), PR_SET_DUMPABLE).
-    A program that this process starts can be looked into again.
+    Other processes cannot trace it, and it writes no core dump (prctl(2), PR_SET_DUMPABLE). Programs that it starts
+    are not protected.
     """
     with suppress(AttributeError, OSError):
         return bool(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
@@ -67,14 +66,14 @@ def refuse_inspection() -> bool:
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 65_536  # every request under way has two: its caller's and its engine's
-QUIET_SECONDS = 60.0  # between two lines in the log
+ENOUGH = 65_536  # a request in progress uses two: one to the client, one to the engine
+QUIET_SECONDS = 60.0  # minimum interval between two log lines
 
 
 def allow_many_open_files() -> None:
-    """Raise the soft limit as far as the hard one and `ENOUGH` allow.
+    """Raise the soft limit to `ENOUGH`, or to the hard limit if that is lower.
 
-    A shell and, since containerd 2, a container give a process 1,024: a few hundred streams at once.
+    The default of shells and of containerd 2 is 1,024, enough for a few hundred streams.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(ENOUGH, hard)
@@ -83,9 +82,9 @@ def allow_many_open_files() -> None:
 
 
 class OpenFilesWatch:
-    """Says when no more can be opened, once a minute.
+    """Logs, once a minute, that no more files can be opened.
 
-    It has to look: the event loop closes a connection that it cannot accept (libuv's way) and reports nothing.
+    It must probe: the event loop (libuv) closes a connection that it cannot accept without reporting it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -93,7 +92,7 @@ class OpenFilesWatch:
         self._quiet_until = clock()
 
     def look(self) -> None:
-        """Costs microseconds."""
+        """Probe once; takes microseconds."""
         try:
             os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
@@ -103,12 +102,12 @@ class OpenFilesWatch:
 
 
 def _told(error: OSError) -> tuple[str, str]:
-    """What is used up, and what to do about it."""
+    """The limit that is reached, and what to do."""
     if error.errno == errno.ENFILE:
         return "the system's limit of open files is reached (fs.file-max)", "raise it with sysctl"
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (
-        f"the limit of open files is reached ({limit} for this process, connections are among them)",
+        f"the limit of open files, connections included, is reached ({limit} for this process)",
         "raise it (ulimit -n, LimitNOFILE= of systemd, ulimits of a container) and start the server again",
     )
 
@@ -119,14 +118,15 @@ _LONGEST_NAME_BYTES = 200
 
 @contextmanager
 def state_lock(folder: Path) -> Iterator[None]:
-    """Held for a server's life; the kernel lets go of it however the server ends. Raises CoeError if another holds it.
+    """Lock the state directory while the server runs; the kernel releases it even after SIGKILL.
 
-    Where no file can be made nothing is held: the first write there reports why.
+    Raises CoeError if another server holds it. If no file can be created, there is no lock: the first write to the
+    folder reports the reason.
     """
     with ExitStack() as held:
         with suppress(OSError):
             private_folder(folder)
-            file = held.enter_context(FileIO(_opened(folder / LOCK_FILE), "a+"))  # no program that we start inherits it
+            file = held.enter_context(FileIO(_opened(folder / LOCK_FILE), "a+"))  # not inherited by child processes
             _lock(file, folder)
         yield
 
@@ -137,7 +137,7 @@ def _opened(file: Path) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise CoeError(f"state_directory: {file} is a symbolic link, and it would be written to; remove it") from error
+        raise CoeError(f"state_directory: {file} must not be a symbolic link; remove it") from error
 
 
 def _lock(file: FileIO, folder: Path) -> None:
@@ -145,20 +145,20 @@ def _lock(file: FileIO, folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise CoeError(
-            f"state_directory: {folder} is another server's ({_holder(file)}); give this one a state_directory of its"
-            " own, or stop the other"
+            f"state_directory: {folder} is used by another server ({_holder(file)}); give this server its own"
+            " state_directory, or stop the other server"
         ) from error
     except OSError as error:
-        logger.warning("%s cannot be locked (%s): give no other server this state_directory", folder, error)
+        logger.warning("state_directory: cannot lock %s (%s); no other server may use it", folder, error)
         return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
 
 
 def _holder(file: FileIO) -> str:
-    """The process that wrote its name last; it may be about to write it."""
+    """The lock holder's process and host, as written in the file; it may not have written them yet."""
     file.seek(0)
-    return file.read(_LONGEST_NAME_BYTES).decode(errors="replace") or "it is just starting"
+    return file.read(_LONGEST_NAME_BYTES).decode(errors="replace") or "just starting"
 
 
 Format = Literal["auto", "json", "text"]
@@ -166,18 +166,18 @@ _INDENT = "    "
 
 
 def write_log_to_stderr(form: Format) -> None:
-    """From now on every record goes to standard error; `auto` is text on a terminal and JSON anywhere else."""
+    """Send all log records to standard error. `auto` means text on a terminal, JSON otherwise."""
     as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler()
     handler.setFormatter(TextLines() if as_text else JsonLines())
-    for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # no line tells of these
+    for unused in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):  # not in the output
         setattr(logging, unused, False)
-    logging._srcfile = None  # nor of the caller's file (docs: logging, Optimization)
+    logging._srcfile = None  # no caller's file either (docs: logging, Optimization)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, and the record's `fields`."""
+    """One JSON object per line: time (UTC), level, logger, message, and the record's `fields`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -189,12 +189,14 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True).replace("\x7f", r"\u007f")  # the only control that JSON leaves
+        return json.dumps(line, ensure_ascii=True).replace("\x7f", r"\u007f")  # not escaped by JSON
 
 
 class TextLines(logging.Formatter):
-    """`time LEVEL logger: message key=value ...` on one line, a value written as JSON; a traceback stands below it,
-    indented, so that nothing in it looks like a line of the log."""
+    """`time LEVEL logger: message key=value ...` on one line, values as JSON.
+
+    A traceback follows, indented, so that none of it can be taken for a log line.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,1 +1,1 @@
-"""What is sent to and comes from a server elsewhere: addresses, headers, codings, verdicts. Pure."""
+"""Judges the responses of engines and other servers: headers, content codings, errors, verdicts."""

@@ -1,4 +1,4 @@
-"""Does a payload of one of the APIs say anything? JSON values in, values out. Knows no errors' meanings."""
+"""Decides whether a payload of one of the APIs contains any answer. Pure; does not interpret errors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ Payload = Mapping[str, Any]
 
 
 class Says(Enum):
-    """What there is of an answer in a body or an event."""
+    """The content of a body or an event."""
 
-    WORD = "word"  # a part of an answer, or a reason why it ended before any
-    SILENCE = "silence"  # it is over, and nothing was said
-    NOTHING = "nothing"  # in an event: no word yet; in a body: no answer at all
+    WORD = "word"  # part of an answer, or the reason why there is none
+    SILENCE = "silence"  # ended without any content
+    NOTHING = "nothing"  # in an event: no content yet; in a body: no answer
 
 
-# What stands in an answer that ended of its own accord; any other reason tells the caller something.
+# Finish reasons of a normal end; any other reason is information for the client.
 _ENDED_BY_ITSELF = frozenset((None, "stop", "eos", "eos_token", "end_turn", "completed", "complete"))
-_OPENING_ITEMS = frozenset(("message", "reasoning"))  # of OpenAI's responses: their words come later
+_OPENING_ITEMS = frozenset(("message", "reasoning"))  # of OpenAI's responses: their content follows
 _OPENING_BLOCKS = frozenset(("text", "thinking"))  # of Anthropic's messages, likewise
 _OPENING_EVENTS = frozenset(
     ("response.created", "response.queued", "response.in_progress", "response.content_part.added")
@@ -30,7 +30,7 @@ _COUNTS = ("completion_tokens", "output_tokens")
 
 
 def said_in_body(payload: object, endpoint: str) -> Says:
-    """What a whole answer says; `endpoint` is the API's name (`chat`, `embeddings`, ...)."""
+    """The content of a complete body; `endpoint` is the API's name (`chat`, `embeddings`, ...)."""
     if not isinstance(payload, Mapping):
         return Says.WORD if isinstance(payload, list) and payload and endpoint not in _READ else Says.NOTHING
     read = _READ.get(endpoint)
@@ -38,7 +38,7 @@ def said_in_body(payload: object, endpoint: str) -> Says:
 
 
 def said_in_event(payload: Payload) -> Says:
-    """What one event of a stream adds, in any of the four APIs."""
+    """The content of one event of a stream, in any of the four APIs."""
     kind = payload.get("type")
     if isinstance(payload.get("choices"), list):
         return _said_in_choices(payload["choices"], is_event=True)
@@ -51,7 +51,7 @@ def said_in_event(payload: Payload) -> Says:
 
 
 def tokens_counted(payload: object) -> bool:
-    """Whether an answer, or an event of it, counts at least one token of its own."""
+    """True if the usage in a body or event has at least one output token."""
     if not isinstance(payload, Mapping):
         return False
     wrapped = payload.get("response")
@@ -62,19 +62,19 @@ def tokens_counted(payload: object) -> bool:
 
 
 def has_word_in_choice(payload: Payload) -> bool:
-    """Whether one of the choices is an answer, whatever the others are."""
+    """True if at least one choice is an answer."""
     choices = payload.get("choices")
     return isinstance(choices, list) and _said_in_choices(choices, is_event=False) is Says.WORD
 
 
 def failed_choices(payload: Payload) -> Sequence[object]:
-    """The choices, where all of them ended in an error."""
+    """The choices if all of them ended in an error, else none."""
     choices = payload.get("choices")
     return choices if isinstance(choices, list) and all(map(_is_failed, choices)) else ()
 
 
 def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
-    """The most that any of them says."""
+    """The strongest content of the choices."""
     most = Says.NOTHING
     for one in choices:
         said = _said_in_choice(one, is_event) if isinstance(one, Mapping) else Says.NOTHING
@@ -87,7 +87,7 @@ def _said_in_choices(choices: list[Any], is_event: bool) -> Says:
 def _said_in_choice(choice: Payload, is_event: bool) -> Says:
     if _is_failed(choice):
         return Says.NOTHING
-    told = choice.get("delta") or choice.get("message")  # some send a whole answer as one event
+    told = choice.get("delta") or choice.get("message")  # some servers send a complete answer as one event
     words = [value for name, value in told.items() if name != "role"] if isinstance(told, Mapping) else []
     if any(words) or choice.get("text"):
         return Says.WORD
@@ -107,7 +107,7 @@ def _said_in_completion(payload: Payload) -> Says:
 
 
 def _said_in_response(payload: Payload) -> Says:
-    """OpenAI's responses: `incomplete`, `queued` and the like are answers, too."""
+    """OpenAI's responses: `incomplete`, `queued` and similar states count as answers."""
     output, status = payload.get("output"), payload.get("status")
     if isinstance(output, list) and any(map(_item_says, output)):
         return Says.WORD
@@ -147,7 +147,7 @@ def _block_says(block: object) -> bool:
 
 def _said_in_embeddings(payload: Payload) -> Says:
     data = payload.get("data", payload.get("embeddings"))
-    return Says.WORD if isinstance(data, list) else Says.NOTHING  # of no text there are none
+    return Says.WORD if isinstance(data, list) else Says.NOTHING  # an empty input has no embeddings
 
 
 def _item_opens(payload: Payload) -> Says:
@@ -190,7 +190,7 @@ def _response_ends(payload: Payload) -> Says:
 
 
 def _is_one_of(value: object, names: Collection[str | None]) -> bool:
-    """Any JSON may stand where a name is due."""
+    """True if the value, which may be any JSON, is one of the names."""
     return (value is None or isinstance(value, str)) and value in names
 
 

@@ -1,4 +1,4 @@
-"""An error as servers write it, in any shape -> its cause; and JSON read within bounds. Knows no answers. Pure."""
+"""Maps an error body of any server, in any format, to its cause; and parses JSON within limits. Pure."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, NamedTuple
 
-UNSTATED_STATUS = 502  # of an error inside a 200 that does not say what it is
-_LONGEST_READ = 4_000  # characters of an error's text; a sentence is shorter
-_MOST_READ = 4_000  # values in an error, texts or not
+UNSTATED_STATUS = 502  # of an unclassified error inside a 200
+_LONGEST_READ = 4_000  # characters of an error's text
+_MOST_READ = 4_000  # values in an error
 _CODES = ("code", "type", "status", "error_type")
-_DEEPEST = 8  # levels of an error's members that are read
+_DEEPEST = 8  # nesting levels of an error's members
 _USUAL = frozenset(("message", "detail", "msg", "error", "code", "type", "status", "param", "object"))
-# What an error repeats of the request is not what the error says.
+# Members in which an error quotes the request; they are ignored.
 _REPEATED = frozenset(("input", "ctx", "loc", "body", "prompt", "messages", "content", "url", "failed_generation"))
-# The same inside a sentence: what a validator was given stands last, and names or values stand in quotation marks. A
-# value in quotation marks after a colon may be another error's message.
+# Quotes of the request inside a sentence: a validator's input comes last, names and values are in quotation marks. A
+# quoted value after a colon may be another error's message, so it is kept.
 _INPUT_WORDS = re.compile(r"""['"]?\binput(_value)?['"]?( was)?\s*[=:]\s*['"\[{(].*""", re.DOTALL)
 _QUOTED = re.compile(r"""(?<!\w)(?<!['"]:)(?<!['"]: )(['"`])(?:(?!\1).){1,400}\1(?!\w)""")
 
 
 class Cause(StrEnum):
-    """What was wrong."""
+    """The cause of an error."""
 
-    CALLER = "caller"  # the caller's mistake; every other one is the expert's failure
+    CALLER = "caller"  # the client's mistake; all others are failures of the expert
     CONTEXT = "context"  # too long for this expert
-    ACCOUNT = "account"  # credit, billing, key: between its server and the operator
-    LIMITED = "limited"  # it takes no more requests for now
-    BUSY = "busy"  # overloaded or down for now
-    MODEL = "model"  # its model is not there any more
-    PATH = "path"  # it does not serve this API
-    UNSUPPORTED = "unsupported"  # it does not know a parameter of the request
-    SILENT = "silent"  # no word and no token
+    ACCOUNT = "account"  # credit, billing or key of the operator
+    LIMITED = "limited"  # rate limit
+    BUSY = "busy"  # temporarily overloaded or down
+    MODEL = "model"  # the model no longer exists
+    PATH = "path"  # this API is not served
+    UNSUPPORTED = "unsupported"  # unsupported parameter or feature
+    SILENT = "silent"  # no content and no token
     BROKEN = "broken"  # any other failure
 
 
 class Complaint(NamedTuple):
-    """An error's own words. `status` is HTTP's, or inside a 200 the one that the error's code or type stands for."""
+    """A parsed error. `status`: HTTP's, or for an error inside a 200 the equivalent of its code or type."""
 
     status: int
     codes: tuple[str, ...]  # code and type, in lower case
     param: str
     message: str
-    words: str  # everything it says, but for what it repeats of the request
+    words: str  # its text without quotes of the request
 
 
 def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_STATUS) -> Complaint:
-    """`error` is the value of a member `error`, a whole body that has none, or text. `status` is HTTP's, where that
-    is an error's."""
+    """Parse `error`: the value of a member `error`, a complete body without one, or text.
+
+    `status`: HTTP's error status; None for an error inside a 200.
+    """
     fields: Mapping[str, Any] = error if isinstance(error, Mapping) else {}
     codes = tuple(str(fields[name]).lower() for name in _CODES if _is_said(fields.get(name)))
     message = next((fields[name] for name in ("message", "detail", "msg") if fields.get(name)), error)
@@ -68,7 +70,7 @@ def read_complaint(error: object, status: int | None, unstated: int = UNSTATED_S
 
 
 def cause_of(complaint: Complaint) -> Cause:
-    """Why there is no answer."""
+    """The cause of an error."""
     status = complaint.status
     if status in _PLAIN:
         return _PLAIN[status]
@@ -82,14 +84,14 @@ def cause_of(complaint: Complaint) -> Cause:
 
 
 def speaks_of_account(complaint: Complaint) -> bool:
-    """Whether it tells of credit, billing, keys or limits between the expert's server and the operator."""
+    """True if it concerns the operator's account at the expert's server: credit, billing, keys or limits."""
     if _speaks_of(complaint, _ACCOUNT_CODES, _ACCOUNT_IDS):
         return True
     return _ACCOUNT_WORDS.search(_QUOTED.sub("", complaint.words)) is not None
 
 
 def _what_is_not_found(complaint: Complaint) -> Cause:
-    """404: an id that the caller gave, the model, or the path."""
+    """Cause of a 404: an id given by the client, the model, or the path."""
     if complaint.param.endswith("_id") or complaint.param == "conversation":
         return Cause.CALLER
     if _speaks_of(complaint, _MODEL_CODES, _MODEL_WORDS) or _MODEL_ALONE.fullmatch(complaint.message):
@@ -101,7 +103,7 @@ def _what_is_not_found(complaint: Complaint) -> Cause:
 
 
 def _what_is_refused(complaint: Complaint) -> Cause:
-    """400, 413 or 422: mostly the caller's mistake, but servers say other things with them, too."""
+    """Cause of a 400, 413 or 422: mostly the client's mistake, but servers use them for other errors, too."""
     if _speaks_of(complaint, _CONTEXT_CODES, _CONTEXT_WORDS):
         return Cause.CONTEXT
     if speaks_of_account(complaint):
@@ -129,12 +131,12 @@ def _status_of(codes: tuple[str, ...]) -> int | None:
 
 
 def _status_in(words: str) -> int | None:
-    """Of an error inside a 200 that states nothing else."""
+    """The status implied by the text of an error inside a 200 without code and type."""
     return next((status for status, pattern in _STATUS_WORDS if pattern.search(words)), None)
 
 
 def _words(value: object, depth: int = 0) -> Iterator[str | None]:
-    """The texts in an error, and the names of its unusual members (`user_id`); None for any other value."""
+    """The texts in an error, and the names of unusual members (`user_id`); None for other values."""
     yield value if isinstance(value, str) else None
     if isinstance(value, str):
         return
@@ -162,7 +164,7 @@ _PLAIN = {
     **dict.fromkeys((401, 402, 403, 407), Cause.ACCOUNT),
     **dict.fromkeys((408, 421, 423, 424, 425, 451), Cause.BROKEN),
 }
-# Codes and types of errors that come under HTTP 200, by the status that the same server gives them otherwise:
+# Codes and types of errors inside a 200, by the status that the same server otherwise uses:
 # OpenAI's, Anthropic's (https://docs.anthropic.com/en/api/errors), Google's, vLLM's and OpenRouter's.
 _STATUS_OF = {
     code: status
@@ -226,7 +228,7 @@ _MODEL_WORDS = re.compile(
     r"|(unknown|invalid|no such|not a valid|retired|deprecated|nonexistent) (model|deployment)\b"
     r"(?! (length|parameter|argument|option|output))"
 )
-_MODEL_ALONE = re.compile(r"models?[:/] ?\S+")  # all that Anthropic's 404 says
+_MODEL_ALONE = re.compile(r"models?[:/] ?\S+")  # the whole text of Anthropic's 404
 _UNSUPPORTED_CODES = _codes(
     "unsupported_parameter unsupported_value unknown_parameter unsupported_feature extra_forbidden"
     " unsupported_content_type not_implemented notimplementederror unsupported_operation unrecognized_argument"
@@ -251,27 +253,27 @@ _ID_WORDS = re.compile(
 _STATUS_WORDS = ((400, _CONTEXT_WORDS), (404, re.compile(r"unexpected endpoint")))
 
 
-MOST_PARTS = 32 * 1024  # objects and lists; a megabyte of them takes a tenth of a second to read
-MOST_NESTED = 100  # levels; answers have ten, a schema that is repeated in one some twenty more
+MOST_PARTS = 32 * 1024  # objects and lists; a megabyte of them takes 0.1 s to parse
+MOST_NESTED = 100  # levels; answers have ten, a schema quoted in one about twenty more
 TOO_COMPLEX = f"JSON nested more than {MOST_NESTED} levels deep, or of more than {MOST_PARTS:,} objects and lists"
-_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # without an end it reaches to the last byte
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # an unterminated text extends to the last byte
 _OPENING, _BRACKETS = frozenset(b"[{"), b"[]{}"
 _ANYTHING_ELSE = bytes(byte for byte in range(256) if byte not in _BRACKETS)
 
 
 class TooComplex(ValueError):
-    """JSON, perhaps, but nested deeper than MOST_NESTED, or of more parts than MOST_PARTS."""
+    """Data nested deeper than MOST_NESTED, or with more objects and lists than MOST_PARTS."""
 
 
 def json_value(data: bytes) -> Any:
-    """The value. Raises ValueError where it is none, and TooComplex."""
+    """Parse JSON. Raises ValueError if invalid, TooComplex beyond the limits."""
     if is_complex(data):
         raise TooComplex(TOO_COMPLEX)
     return json.loads(data)
 
 
 def is_complex(data: bytes) -> bool:
-    """Whether there are too many brackets, or too many open at one place; in linear time, whatever the bytes are."""
+    """True if there are too many brackets or too deep nesting; takes linear time for any bytes."""
     if data.count(b"[") + data.count(b"{") <= MOST_NESTED:
         return False
     brackets = _TEXT.sub(b"", data).translate(None, _ANYTHING_ELSE)

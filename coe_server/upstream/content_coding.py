@@ -1,6 +1,6 @@
-"""Content codings of HTTP (RFC 9110, 8.4.1), decoded piece by piece within a bound. Knows no requests.
+"""Decodes HTTP content codings (RFC 9110, 8.4.1) incrementally and within limits.
 
-Each coding gives its output in chunks, so that little is held of data that expand a thousandfold.
+Output comes in chunks, so that data that expand a thousandfold need little memory.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-CHUNK_BYTES = 64 * 1024  # of output at a time; a chunk of brotli may be half as long again
-MOST_CODINGS = 4  # one on top of the other
-MOST_PARTS = 1000  # members of gzip, frames of zstd; a thousand empty ones take milliseconds
-MOST_TIMES = 200  # bytes out per byte in, for a stream; JSON compresses to a tenth, zeros to a thousandth
-FREE_BYTES = 1 << 20  # of output that a stream may have before MOST_TIMES counts; short answers may compress better
-_READ_BYTES = 16 * 1024  # of input at a time: what follows a gzip member is copied once for each member
-_STREAM_CODINGS = frozenset(("gzip", "deflate"))  # a caller that asks for others gets them as they come
+CHUNK_BYTES = 64 * 1024  # of output per chunk; with brotli up to half as much again
+MOST_CODINGS = 4  # nested
+MOST_PARTS = 1000  # gzip members or zstd frames; a thousand empty ones take milliseconds
+MOST_TIMES = 200  # output bytes per input byte of a stream; JSON compresses to a tenth, zeros to a thousandth
+FREE_BYTES = 1 << 20  # output of a stream before MOST_TIMES applies, since short answers may compress better
+_READ_BYTES = 16 * 1024  # of input per step: the rest after a gzip member is copied for each member
+_STREAM_CODINGS = frozenset(("gzip", "deflate"))  # other codings pass through to the client
 _MOST_STREAM_CODINGS = 3
-_WINDOW_LOG = 23  # 8 MiB: more than RFC 9659 lets a zstd encoder ask for is memory for an attacker
+_WINDOW_LOG = 23  # 8 MiB, the limit for zstd in RFC 9659; larger windows would let attackers use memory
 _GZIP_BEGINS = b"\x1f\x8b"
 
 
 class UnknownCoding(Exception):
-    """A coding that is not decoded here; the message is its name."""
+    """An unsupported coding; the message is its name."""
 
 
 class WrongData(Exception):
-    """Data that are not in the coding that was named; the message names the coding and what is wrong."""
+    """Data that are invalid in the declared coding; the message has the coding and the fault."""
 
 
 class TooLong(Exception):
-    """The output is longer than the bound; the message says which bound."""
+    """The output exceeds a limit; the message names the limit."""
 
 
 class Decoder:
-    """Decodes one body of at most `limit_bytes`, and takes nothing that its codings do not allow.
+    """Decodes one body of at most `limit_bytes`, strictly.
 
-    `codings` are in the order in which they were applied, as `codings_of` gives them.
+    `codings`: in the order in which they were applied, as returned by `codings_of`.
     """
 
     def __init__(self, codings: Sequence[str], limit_bytes: int) -> None:
@@ -53,23 +53,23 @@ class Decoder:
         self._stages: Sequence[_Stage] = [_Stage(name, limit, MOST_PARTS) for name, limit in pairs][::-1]
 
     def decode(self, piece: bytes) -> list[bytes]:
-        """The output for a piece. Takes long for a piece that gives much. Raises WrongData or TooLong."""
+        """The output for a piece; blocks long if it is large. Raises WrongData or TooLong."""
         return [chunk for chunk in self.chunks(piece) if chunk]
 
     def chunks(self, piece: bytes) -> Iterator[bytes]:
-        """The same in steps of bounded work; a step without output gives an empty chunk."""
+        """The same in steps of bounded work; a step without output yields an empty chunk."""
         return _decoded(self._stages, piece)
 
     def end(self) -> None:
-        """There is no further piece. Raises WrongData if there should be one."""
+        """Finish. Raises WrongData if the data are incomplete."""
         for stage in self._stages:
             stage.end()
 
 
 class StreamDecoder(Decoder):
-    """Decodes a stream of any length, within MOST_TIMES its size, and as leniently as browsers do.
+    """Decodes a stream of any length, expanding at most MOST_TIMES, as leniently as browsers do.
 
-    Padding behind gzip or deflate is ignored, and so is the absence of any data.
+    Padding after gzip or deflate data, and empty data, are accepted.
     """
 
     def __init__(self, codings: Sequence[str]) -> None:
@@ -78,9 +78,9 @@ class StreamDecoder(Decoder):
 
     @classmethod
     def of(cls, lines: Iterable[str]) -> StreamDecoder | None:
-        """For the lines of a Content-Encoding header; None where the stream passes through undecoded.
+        """The decoder for the values of Content-Encoding headers; None if the stream passes through undecoded.
 
-        That is a stream without a coding, with another one than gzip and deflate, or with too many.
+        It does without a coding, with one other than gzip and deflate, or with too many.
         """
         try:
             codings = codings_of(lines)
@@ -98,9 +98,9 @@ class StreamDecoder(Decoder):
 
 
 def codings_of(lines: Iterable[str]) -> tuple[str, ...]:
-    """The codings that the lines of a Content-Encoding header name, in the order in which they were applied.
+    """The codings in the values of Content-Encoding headers, in the order in which they were applied.
 
-    Raises UnknownCoding for one that is not decoded here, or for too many.
+    Raises UnknownCoding for an unsupported one, or for too many.
     """
     named = [name.strip().lower() for line in lines for name in line.split(",")]
     found = tuple(_ALIASES.get(name, name) for name in named if name not in {"", "identity"})
@@ -108,7 +108,7 @@ def codings_of(lines: Iterable[str]) -> tuple[str, ...]:
         if name not in TAKEN:
             raise UnknownCoding(name)
     if len(found) > MOST_CODINGS:
-        raise UnknownCoding(f"{len(found)} codings, one on top of the other")
+        raise UnknownCoding(f"{len(found)} nested codings")
     return found
 
 
@@ -124,7 +124,7 @@ def _decoded(stages: Sequence[_Stage], piece: bytes) -> Iterator[bytes]:
 
 
 class _Stage:
-    """One coding: a part, or several one behind the other where the coding has such."""
+    """One coding: one part, or several consecutive ones if the coding has such (gzip members, zstd frames)."""
 
     def __init__(self, coding: str, limit_bytes: int, most_parts: int) -> None:
         self._coding = coding
@@ -144,7 +144,7 @@ class _Stage:
 
     def end(self) -> None:
         if not self._part.eof:
-            raise WrongData(f"{self._coding}: it ends too early")
+            raise WrongData(f"{self._coding}: the data end too early")
 
     def _decoded(self, piece: bytes) -> Iterator[bytes]:
         while piece and self._open_part(piece):
@@ -155,10 +155,10 @@ class _Stage:
             piece = self._part.unused_data if self._part.eof else b""
 
     def _open_part(self, piece: bytes) -> bool:
-        """Whether there is a part to which the piece belongs; if not, the piece is padding."""
+        """Open the part of this piece if necessary. Returns False if the piece is padding."""
         if self._part.eof:
             if not self._part.repeats:
-                raise WrongData(f"{self._coding}: something follows its end")
+                raise WrongData(f"{self._coding}: there are data after its end")
             if self._parts == self._most_parts:
                 raise WrongData(f"{self._coding}: it has more than {self._most_parts} parts")
             self._part = _BEGINNINGS[self._coding]()
@@ -167,7 +167,7 @@ class _Stage:
 
 
 class _LenientStage(_Stage):
-    """A coding of a stream. Its growth is bounded as well: its output may be nothing to the next stage."""
+    """A coding of a stream. Its own expansion is limited, too, since the next stage may shrink its output."""
 
     def __init__(self, coding: str) -> None:
         super().__init__(coding, limit_bytes=sys.maxsize, most_parts=sys.maxsize)
@@ -193,7 +193,7 @@ class _LenientStage(_Stage):
 
 
 class _Growth:
-    """How much longer the data became."""
+    """The expansion of the data."""
 
     def __init__(self) -> None:
         self._most_bytes = FREE_BYTES
@@ -203,31 +203,31 @@ class _Growth:
         self._most_bytes += MOST_TIMES * size_bytes
 
     def give(self, size_bytes: int) -> None:
-        """Raises TooLong where that is too much."""
+        """Count output. Raises TooLong beyond the limit."""
         self._bytes += size_bytes
         if self._bytes > self._most_bytes:
             raise TooLong(f"the compressed data expand to more than {MOST_TIMES} times their size")
 
 
 class _Part(Protocol):
-    """One gzip member, zstd frame or the like; `repeats`: another one may follow."""
+    """One gzip member, zstd frame or similar; `repeats`: another one may follow."""
 
     repeats: bool
 
     @property
     def eof(self) -> bool:
-        """Whether its end has come."""
+        """True after its end."""
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes behind its end."""
+        """The bytes after its end."""
 
     def chunks(self, piece: bytes) -> Iterator[bytes]:
-        """All output for a piece. Raises an error of the coding's own."""
+        """All output for a piece. Raises the coding library's own error."""
 
 
 class _Zlib:
-    """A member of gzip, or deflate in zlib's format or without it."""
+    """A gzip member, or deflate data, raw or in zlib's format."""
 
     def __init__(self, window_bits: int, repeats: bool = False) -> None:
         self.repeats = repeats
@@ -251,7 +251,7 @@ class _Zlib:
 
 
 class _Deflate(_Zlib):
-    """In zlib's format, as the standard says, or without it, as many servers send it: the first two bytes tell."""
+    """Deflate in zlib's format, as in the standard, or raw, as many servers send it; distinguished by two bytes."""
 
     def __init__(self) -> None:
         super().__init__(zlib.MAX_WBITS)
@@ -270,7 +270,7 @@ class _Deflate(_Zlib):
 
 class _Brotli:
     repeats = False
-    unused_data = b""  # its decoder fails where something follows
+    unused_data = b""  # the decoder raises on data after the end
 
     def __init__(self) -> None:
         self._stream = brotli.Decompressor()
@@ -282,7 +282,7 @@ class _Brotli:
     def chunks(self, piece: bytes) -> Iterator[bytes]:
         chunk = self._stream.process(piece, output_buffer_limit=CHUNK_BYTES)
         yield chunk
-        while not self.eof and (chunk or not self._stream.can_accept_more_data()):  # it may hold output beside input
+        while not self.eof and (chunk or not self._stream.can_accept_more_data()):  # the decoder may have more output
             chunk = self._stream.process(b"", output_buffer_limit=CHUNK_BYTES)
             yield chunk
 

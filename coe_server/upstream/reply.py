@@ -1,9 +1,9 @@
-"""One whole answer of an endpoint, within bounds: interim answers (1xx), headers, body, time, Retry-After.
+"""Limits for a response of another server: interim responses (1xx), headers, body, time.
 
-A redirect is not followed: what is asked is meant for the address in the configuration alone. aiohttp's client reads
-interim answers without end, on the event loop; every connection of ours is made by `bound`. Knows no API.
+Redirects are not followed: requests are meant only for the configured address. aiohttp's client reads interim
+responses without limit, blocking the event loop; `bound` prevents that. Independent of the APIs.
 
-Also here: the Retry-After header (RFC 9110, 10.2.3), read without trust, and the loop that repeats a request.
+Also here: validation of Retry-After (RFC 9110, 10.2.3), and the loop that retries a request.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from aiohttp.streams import StreamReader
 
 from coe_server.upstream.content_coding import Decoder, TooLong, UnknownCoding, WrongData, codings_of
 
-UNPACKED = {"Accept-Encoding": "identity"}  # to be sent with each request
-_DECODED_BYTES = 1024  # at a time: they may stand for a megabyte
+UNPACKED = {"Accept-Encoding": "identity"}  # sent with each request
+_DECODED_BYTES = 1024  # per step: they may expand to a megabyte
 
 
 class UnusableBody(aiohttp.ClientPayloadError):
-    """A body that is too long, or not in the coding that it says; the message is one sentence."""
+    """A body that is too long or invalid in its content coding; the message is one sentence."""
 
 
 def bounded_session(timeout_seconds: float) -> aiohttp.ClientSession:
-    """For requests that take so long in all, and `plain_body` of their answers. Made inside the running loop."""
+    """A session with a total time limit per request; read bodies with `plain_body`. Create it in the running loop."""
     connector = aiohttp.TCPConnector(limit=0)
     bound(connector)
     return aiohttp.ClientSession(
@@ -50,7 +50,7 @@ def bounded_session(timeout_seconds: float) -> aiohttp.ClientSession:
 
 
 async def plain_body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
-    """The body, decoded where it comes in a coding that was not asked for. Raises UnusableBody."""
+    """The body, decoded if the server used a content coding. Raises UnusableBody."""
     body = bytearray()
     try:
         codings = codings_of(response.headers.getall("Content-Encoding", ()))
@@ -75,31 +75,31 @@ async def _decode(decoder: Decoder, chunk: bytes, body: bytearray) -> None:
     for start in range(0, len(chunk), _DECODED_BYTES):
         for piece in decoder.decode(chunk[start : start + _DECODED_BYTES]):
             body += piece
-        await asyncio.sleep(0)  # others have their turn
+        await asyncio.sleep(0)  # let other tasks run
 
 
-MOST_INTERIM = 16  # of one answer: 100 once, 103 for a few hints
-MOST_HEADERS = 128  # of one answer, with its trailers: as many as aiohttp reads
-HEADERS_LIMIT_BYTES = 1 << 20  # with all interim answers
-_READ_BYTES = 4 * 1024  # of the headers, at a time: a hundred interim answers fit
+MOST_INTERIM = 16  # per response: one 100 and a few 103 (hints)
+MOST_HEADERS = 128  # per response with trailers: aiohttp's limit
+HEADERS_LIMIT_BYTES = 1 << 20  # including all interim responses
+_READ_BYTES = 4 * 1024  # of headers per step: has room for a hundred interim responses
 
 
 def bound(connector: BaseConnector) -> None:
-    """Connections that this connector makes from now on read no headers beyond the bounds."""
+    """Make the connector's future connections enforce the header limits."""
     connector._factory = partial(_bounded, connector._loop)
 
 
 class BoundedHeaders(ResponseHandler):
-    """aiohttp's side of a connection; it fails where the headers of an answer exceed the bounds."""
+    """aiohttp's connection protocol, which fails if the headers of a response exceed the limits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self._interim = 0
         self._header_bytes = 0
-        self._has_headers = True  # between two answers there are none to bound
+        self._has_headers = True  # no headers are expected between two responses
 
     def set_response_params(self, **params: Any) -> None:
-        """A request is about to be sent."""
+        """Reset for the next request."""
         self._interim = self._header_bytes = 0
         self._has_headers = False
         super().set_response_params(**params)
@@ -121,9 +121,9 @@ class BoundedHeaders(ResponseHandler):
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
         status = data[0].code
         if status == 101:
-            self._fail("it switched protocols (101), which was not asked for")
+            self._fail("an unexpected change of protocol (101)")
         elif status < 100:
-            self._fail(f"its status is {status}")
+            self._fail(f"invalid status {status}")
         elif status < 200:
             self._interim += 1
             if self._interim > MOST_INTERIM:
@@ -144,27 +144,27 @@ def _bounded(loop: asyncio.AbstractEventLoop) -> ResponseHandler:
     return BoundedHeaders(loop)
 
 
-LONGEST_HEADER_BYTES = 64 * 1024  # of an answer, name and value; a content-security-policy alone may have ten thousand
+LONGEST_HEADER_BYTES = 64 * 1024  # name and value; a content-security-policy may have ten thousand
 
 
 def user_agent() -> str:
-    """What this program calls itself: firewalls refuse requests that name no program."""
+    """The User-Agent: firewalls refuse requests without one."""
     return f"coe-server/{version('coe-server')}"
 
 
 def why_not_connected(error: OSError) -> str:
-    """Of a connection that asyncio tried, which puts its own words into `strerror`; a name's errors are negative."""
+    """The reason of a failed connection: asyncio replaces `strerror`, and errors of name look-up are negative."""
     known = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
     return (known or str(error)).lower()
 
 
 Result = TypeVar("Result")
 
-LONGEST_SECONDS = 86_400.0  # a day: a quota's; what asks for more is a mistake
+LONGEST_SECONDS = 86_400.0  # a day, as for a daily quota; more is taken for a mistake
 
 
 def retry_after_seconds(header: str | None, now: datetime) -> float | None:
-    """From 0 to `LONGEST_SECONDS`, given as seconds or as a date; None where it says nothing."""
+    """Seconds (0 to `LONGEST_SECONDS`) from a number or a date; None if absent or invalid."""
     seconds = _seconds(header or "", now)
     return min(max(0.0, seconds), LONGEST_SECONDS) if math.isfinite(seconds) else None
 
@@ -172,9 +172,9 @@ def retry_after_seconds(header: str | None, now: datetime) -> float | None:
 async def repeated(
     attempt: Callable[[], Awaitable[Result]], pause_seconds: Callable[[Result, int], float | None]
 ) -> tuple[Result, int]:
-    """The last result and the number of attempts.
+    """Repeat `attempt`; returns the last result and the number of attempts.
 
-    After each attempt `pause_seconds(result, attempts)` gives the pause before the next one, or None to end.
+    `pause_seconds(result, attempts)` returns the pause before the next attempt, or None to end.
     """
     attempts = 0
     while True:
@@ -188,7 +188,7 @@ async def repeated(
 
 
 def backoff_seconds(attempts: int, first_seconds: float, longest_seconds: float) -> float:
-    """The pause after this many attempts: `first_seconds`, doubled with each further one, up to the longest."""
+    """Exponential backoff: `first_seconds`, doubled with each further attempt, up to `longest_seconds`."""
     return min(longest_seconds, math.ldexp(first_seconds, min(attempts - 1, 64)))
 
 

@@ -1,4 +1,4 @@
-"""What an expert sent: an answer, the caller's mistake, or the expert's failure. Every API, streamed or not."""
+"""Judges an expert's response: an answer, the client's mistake, or the expert's failure. All APIs, streamed or not."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ from coe_server.upstream.complaint import (
     speaks_of_account,
 )
 
-LOOKED_AT_BYTES = 64 * 1024  # of each end of a long body; a shorter one is looked at whole
+LOOKED_AT_BYTES = 64 * 1024  # from each end of a long body; shorter ones are read completely
 
 _AT_ONCE = frozenset((401, 402, 407, 429, 503, 529))
-# What depends on the request, not on the expert: the next request may well be answered.
+# Causes that depend on the request, not on the expert's state.
 _NEVER = frozenset((Cause.CALLER, Cause.CONTEXT, Cause.PATH, Cause.UNSUPPORTED, Cause.SILENT))
-_CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # of a response that failed
+_CALLERS_OWN = frozenset(("invalid_prompt", "invalid_image", "image_parse_error"))  # codes of a failed response
 END_OF_EVENT = re.compile(rb"\r?\n\r?\n|\r\r")
 _FIELD = re.compile(rb"(?:^|[\r\n])(data|event):([^\r\n]*)")
 _BOM = b"\xef\xbb\xbf"
-_MOST_TRIED = 32  # places with the word, from the end of a long body
+_MOST_TRIED = 32  # occurrences of the word, from the end of a long body
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`cause` is None for an answer. `status`: HTTP's, or the one that an error under HTTP 200 stands for.
+    """A judged response. `cause`: None for an answer. `status`: HTTP's, or the equivalent of an error under HTTP 200.
 
-    `message` is the expert's own word, for the operator's log; it may repeat what was asked.
+    `message`: the expert's error text, for the operator's log only, since it may quote the request.
     """
 
     cause: Cause | None
     status: int = 200
     message: str = ""
-    about_account: bool = False  # whatever the cause: its words are not for callers
-    is_ours: bool = False  # what was seen here, where the expert itself tells of no error
+    about_account: bool = False  # independent of the cause; the text is not for clients
+    is_ours: bool = False  # a fault detected here, not reported by the expert
 
     @property
     def is_failure(self) -> bool:
-        """The expert's, so that another one may be asked."""
+        """True if the expert failed, so that another one may be tried."""
         return self.cause not in {None, Cause.CALLER}
 
     @property
     def backs_off(self) -> BacksOff:
-        """When this failure keeps requests away from the expert: at once, as the third in a row, or never."""
+        """When this failure begins a backoff: at once, as the third in a row, or never."""
         if self.cause in _NEVER:
             return "never"
         return "at once" if self.status in _AT_ONCE else "in a row"
@@ -71,17 +71,16 @@ ANSWER = Verdict(None)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One whole event of a stream. `counted`: it tells of at least one token of the answer. `is_of_choice`: the error
-    is of one choice alone."""
+    """One event of a stream. `counted`: its usage has an output token. `is_of_choice`: an error of one choice only."""
 
     says: Says
-    verdict: Verdict | None = None  # where it tells of an error
+    verdict: Verdict | None = None  # if it is an error
     counted: bool = False
     is_of_choice: bool = False
 
 
 def judge_status(status: int, body: bytes) -> Verdict:
-    """An answer with a status that is no success; of the body at least the beginning."""
+    """Judge a response with an error status by its body, of which the beginning is enough."""
     try:
         payload = _json_of(body)
     except TooComplex:
@@ -93,8 +92,10 @@ def judge_status(status: int, body: bytes) -> Verdict:
 
 
 def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
-    """The whole body of a 200 that is no stream. `may_be_silent`: the caller asked for a stop or a length, or for no
-    token at all, so that an empty text may be all there is."""
+    """Judge the complete body of an unstreamed 200.
+
+    `may_be_silent`: an empty text is valid, because the client set a stop, a length or zero tokens.
+    """
     if not body.strip():
         return _broken("an empty body")
     try:
@@ -105,7 +106,7 @@ def judge_body(body: bytes, endpoint: str, may_be_silent: bool) -> Verdict:
 
 
 def judge_beginning(body: bytes) -> Verdict:
-    """What the beginning of a long body says of it: nothing but where it is no JSON, or an error's, or too complex."""
+    """Judge the beginning of a long body: a failure if it is not JSON, an error, or too complex; else undecided."""
     if is_complex(body):
         return _COMPLEX
     body = body.removeprefix(_BOM)
@@ -117,7 +118,7 @@ def judge_beginning(body: bytes) -> Verdict:
 
 
 def judge_end(end: bytes) -> Verdict:
-    """What the end of a long body says of it: an error beside no good choice, or choices that all ended in one."""
+    """Judge the end of a long body: a failure if it has an error, or choices that all ended in an error."""
     payload = _last_member(end, b'"error"')
     reasons = re.findall(rb'(?<!\\)"finish_reason"\s*:\s*"(\w+)"', end)
     if reasons and set(reasons) == {b"error"}:
@@ -126,7 +127,7 @@ def judge_end(end: bytes) -> Verdict:
 
 
 def judge_event(event: bytes) -> Event:
-    """One whole event. A comment says nothing; `[DONE]` alone is the end of nothing."""
+    """Judge one complete event. Comments, and `[DONE]` without content before it, have no content."""
     name, data = _fields_of(event)
     if data is None:
         return Event(Says.NOTHING)
@@ -146,12 +147,12 @@ def judge_event(event: bytes) -> Event:
 
 
 def is_events(body: bytes) -> bool:
-    """Whether a body is a stream of events, whatever it was called."""
+    """True if a body is a stream of events, independent of its content type."""
     return body.removeprefix(_BOM).lstrip().startswith((b"data:", b"event:", b":", b"id:", b"retry:"))
 
 
 def events_in(events: bytes) -> Iterator[bytes]:
-    """Each of several whole events; what follows the last of them is one more."""
+    """Split events; an incomplete rest counts as one more."""
     start = 0
     for match in END_OF_EVENT.finditer(events):
         yield events[start : match.end()]
@@ -188,7 +189,7 @@ _COMPLEX = _broken(TOO_COMPLEX)
 
 
 def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
-    """An error where an answer was due; what stands beside a choice that says something is none."""
+    """The error in a body without an answer; an error next to a choice with content is ignored."""
     if has_word_in_choice(payload):
         return None
     is_error = payload.get("object") == "error"
@@ -199,7 +200,7 @@ def _error_in_body(payload: Mapping[str, Any]) -> Verdict | None:
 
 
 def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdict | None:
-    """An error that ends a stream, in any of the four APIs."""
+    """The error in an event that ends a stream, in any of the four APIs."""
     if payload.get("type") == "response.failed":
         response = payload.get("response")
         error = response.get("error") if isinstance(response, Mapping) else None
@@ -212,7 +213,7 @@ def _error_in_event(name: str, payload: Mapping[str, Any], says: Says) -> Verdic
 
 
 def _error_beside(payload: Mapping[str, Any]) -> object:
-    """The member `error`, with the code that stands beside it where it is a text."""
+    """The member `error`; if it is a text, together with the member `code`."""
     error = payload.get("error")
     if not error or not isinstance(error, str):
         return error
@@ -220,20 +221,20 @@ def _error_beside(payload: Mapping[str, Any]) -> object:
 
 
 def _error_of_choices(payload: Mapping[str, Any]) -> object:
-    """Of choices that all failed; None where one did not."""
+    """The error of choices that all failed; None otherwise."""
     failed = failed_choices(payload)
     own = (one.get("error") for one in failed if isinstance(one, Mapping))
     return next((one for one in own if one), "a choice that ended in an error") if failed else None
 
 
 def _unstated(error: object) -> int:
-    """The status of an error that states none."""
+    """The status for an error without one."""
     code = error.get("code") if isinstance(error, Mapping) else None
     return 400 if isinstance(code, str) and (code in _CALLERS_OWN or "image" in code) else 502
 
 
 def _judge_text(body: bytes, endpoint: str) -> Verdict:
-    """A body that is no JSON: events, or JSON by the line, that were called something else; a page; or a text."""
+    """Judge a body that is not JSON: events or JSON lines with another content type, a web page, or text."""
     start = body.lstrip()
     if is_events(body):
         found = [judge_event(event) for event in events_in(body)]
@@ -246,7 +247,7 @@ def _judge_text(body: bytes, endpoint: str) -> Verdict:
 
 
 def _fields_of(event: bytes) -> tuple[str, bytes | None]:
-    """The name and the data of an event; None for one without data (WHATWG, server-sent events, 9.2.6)."""
+    """(name, data) of an event; data is None if absent (WHATWG, server-sent events, 9.2.6)."""
     name, lines = "", []
     for field, value in _FIELD.findall(event.removeprefix(_BOM)):
         if field == b"data":
@@ -257,9 +258,9 @@ def _fields_of(event: bytes) -> tuple[str, bytes | None]:
 
 
 def _last_member(end: bytes, word: bytes) -> Mapping[str, Any] | str | None:
-    """The value of a top-level member `word` that an object ends with; None where there is none.
+    """The value of the top-level member `word` at the end of an object; None if there is none.
 
-    From the word on there is an object's rest, which with a brace before it is JSON exactly where the word was a key.
+    The text from the word on, with a brace before it, is valid JSON exactly if the word was a top-level key.
     """
     start = len(end)
     for _ in range(_MOST_TRIED):
@@ -281,7 +282,7 @@ def _text_of(payload: object, data: bytes) -> str:
 
 
 def _json_of(data: bytes) -> Any:
-    """The JSON value; None where it is none, or `null`. Raises TooComplex."""
+    """The JSON value; None if invalid or `null`. Raises TooComplex."""
     try:
         return json_value(data)
     except TooComplex:

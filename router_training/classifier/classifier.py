@@ -140,7 +140,7 @@ def with_named_classifier(basis: Basis, dataset: Dataset, config: TrainingConfig
 
 
 def surprise(basis: Basis, dataset: Dataset, config: TrainingConfig) -> float:
-    """Mean -log P(true category) over prompts not fitted on, calibrated as configured."""
+    """Mean -log P(true category) over held-out prompts, calibrated as configured."""
     labelled = np.flatnonzero(dataset.labels >= 0)
     drawn = np.sort(np.random.default_rng(config.seed).permutation(labelled)[:JUDGED_PROMPTS])
     sample = dataset.rows(drawn)
@@ -167,10 +167,10 @@ ROUNDS = 3
 def self_trained(
     fit: Callable[[Gram, Ints], CategoryModel], gram: Gram, labels: Ints, confidence: float | None
 ) -> CategoryModel:
-    """A model from n prompts and their `labels` [n], -1 where there is none.
+    """A model from n prompts and their `labels` [n]; -1 means unlabelled.
 
     An unlabelled prompt takes its likeliest category if the model's probability for it is at least `confidence`
-    (None: never). Its label is found anew in each round.
+    (None: never). Its label is predicted again in each round.
     """
     known, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
     model = fit(gram.rows(known), labels[known])

@@ -121,7 +121,7 @@ def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
 def refuse_unknown_format(path: Path) -> None:
     """Raises DatasetError unless the file's name ends in .jsonl or .parquet."""
     if path.suffix not in {".jsonl", ".parquet"}:
-        raise DatasetError(f"{path}: outcomes are written as .jsonl or .parquet")
+        raise DatasetError(f"{path}: unsupported file type; use .jsonl or .parquet")
 
 
 def _write_jsonl(path: Path, outcomes: Sequence[Outcome]) -> None:

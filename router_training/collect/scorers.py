@@ -105,7 +105,7 @@ class ChoiceScorer:
         for reference in references(question, self._column):
             if reference.strip().upper() not in tuple(self._letters):
                 raise DatasetError(
-                    f"{question.place}: {self._column!r} {reference!r} is none of the letters {self._letters}"
+                    f"{question.place}: {self._column!r} {reference!r} is not one of the letters {self._letters}"
                 )
 
     def score(self, question: Question, expert: str, answer: str) -> float | Unscored:

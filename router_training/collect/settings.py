@@ -153,7 +153,7 @@ def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfi
 def api_key(variable: str | None, key: str = "api_key_env") -> str | None:
     """The value of the environment variable that a setting names.
 
-    Raises ConfigError, which names the setting's `key`, if it is not set or holds what cannot be sent.
+    Raises ConfigError, naming the setting's `key`, if it is not set or invalid in a header.
     """
     return None if variable is None else clean_secret(os.environ.get(variable), key, variable)
 

@@ -181,7 +181,7 @@ def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
     if GENERAL in dataset.categories:
         raise DatasetError(
             f"category {GENERAL!r} is the router's own name for prompts that are uncertain or unlike the training"
-            " data; give the category of the data another name"
+            " data; rename that category"
         )
     named = [("mapping: pins or bans name", name) for name in (*config.mapping.pins, *config.mapping.bans)]
     named += [("probes.own: one names", probe.category) for probe in config.probes.own if probe.category is not None]

@@ -274,9 +274,7 @@ def _category(path: Path, number: int, row: Row, column: str) -> str | None:
     said = _name(path, number, row, column)
     name = visible(said) if said is not None else None
     if name is not None and len(name) > LONGEST_NAME:
-        raise DatasetError(
-            f"{path}, row {number}: a {column} of {len(name)} characters; {LONGEST_NAME} are kept at most"
-        )
+        raise DatasetError(f"{path}, row {number}: {column} has {len(name)} characters; the limit is {LONGEST_NAME}")
     return name
 
 

@@ -125,7 +125,7 @@ class GapRecovered:
         return float(np.trapezoid(self.recovered, self.shares))
 
     def share_for(self, recovered: float) -> float:
-        """CPT: the least share of the traffic that closes this part of the distance."""
+        """CPT: the least share of traffic for the strong model that recovers this part of the score difference."""
         last = int(np.argmax(self.recovered >= recovered - 1e-12))
         if last == 0:
             return float(self.shares[0])

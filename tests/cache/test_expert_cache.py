@@ -738,7 +738,7 @@ def test_a_plan_that_ends_leaves_alone_who_has_been_moved_again_meanwhile():
 
 def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not():
     async def story():
-        async with running(limits=Limits(sign_of_life_seconds=0.3)) as (cache, engines):
+        async with running(limits=Limits(probe_timeout_seconds=0.3)) as (cache, engines):
             with await cache.lease("a") as lease:
                 lease.suspect_engine()
                 await asyncio.sleep(0.6)
@@ -759,7 +759,7 @@ def test_an_engine_that_gives_no_sign_of_life_is_buried_and_one_that_does_is_not
 def test_a_remote_expert_that_gives_no_sign_of_life_is_backed_off_from_while_its_other_answers_go_on(way):
     async def story():
         clock = Clock()
-        async with running(clock=clock, remote=True, limits=Limits(sign_of_life_seconds=0.01)) as (cache, engines):
+        async with running(clock=clock, remote=True, limits=Limits(probe_timeout_seconds=0.01)) as (cache, engines):
             setattr(engines["a"], way, True)
             with await cache.lease("a") as streaming, await cache.lease("a") as lease:
                 assert not await lease.engine_is_alive()

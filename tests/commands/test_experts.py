@@ -59,7 +59,7 @@ def test_columns_that_tell_least_make_room_first(pin, width, columns, missing):
     head, one, *rest = lines([expert("coder", pin=pin)], width)
     assert head.split() == columns.split()
     assert "15,360 MiB" in one
-    assert " ".join(rest) == ("" if missing is None else f"No room for: {missing}. --json has it all.")
+    assert " ".join(rest) == ("" if missing is None else f"Not shown: {missing}; --json has all columns.")
     assert all("…" not in line and len(line) <= width for line in (head, one, *rest))
 
 

@@ -136,9 +136,9 @@ def test_more_device_memory_than_a_card_has_is_a_mistake(tmp_path):
     simulated = {"name": "a", "engine": "simulated", "weights_bytes": "1GiB"}
     done, plan = validate(tmp_path, "24GiB,host=64GiB", [simulated], memory={"device": "25GiB", "host": "65GiB"})
     assert done.exit_code == 1
-    assert plan["mistakes"] == ["memory.host: asks for 66,560 MiB of RAM and only 65,536 MiB are there; lower it"]
+    assert plan["mistakes"] == ["memory.host: needs 66,560 MiB of RAM; the machine has 65,536 MiB; lower it"]
     _, plan = validate(tmp_path, "24GiB,host=64GiB", [simulated], memory={"device": "25GiB"})
-    assert plan["mistakes"] == ["memory.device: 25,600 MiB are more than the card has, 24,576 MiB; lower it"]
+    assert plan["mistakes"] == ["memory.device: 25,600 MiB is more than the card has (24,576 MiB); lower it"]
 
 
 def test_all_mistakes_are_told_at_once_with_exit_code_1(tmp_path, hf):
@@ -156,7 +156,7 @@ def test_sizes_that_are_not_here_come_from_the_hub(tmp_path, hf, monkeypatch):
         done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a"), expert("gone", "org/gone")])
         assert done.exit_code == 1
         (mistake,) = plan["mistakes"]
-        assert mistake.startswith("experts.gone.model: 'org/gone' is not downloaded, and its size is not known:")
+        assert mistake.startswith("experts.gone.model: 'org/gone' is not downloaded, and its size is unknown:")
         assert mistake.endswith("give experts.gone.weights_bytes, e.g. 9.3GiB")
         done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a"), expert("b", "x/y", weights_bytes="5GiB")])
     assert done.exit_code == 0, done.output

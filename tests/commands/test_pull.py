@@ -62,7 +62,7 @@ def test_it_downloads_what_is_loaded_and_nothing_else(config, cache, monkeypatch
         assert {file.name for file in folder.iterdir()} == {"config.json", "tokenizer.json", *SHARDS}
         hub.asked.clear()
         again = coe("pull", config, "small")
-        assert (again.exit_code, "small: org/small is here already" in again.stdout) == (0, True)
+        assert (again.exit_code, "small: org/small is already here" in again.stdout) == (0, True)
         assert not [asked for asked in hub.asked if asked.startswith("GET") and "resolve" in asked]
 
 
@@ -90,11 +90,11 @@ def test_without_a_network_what_is_here_is_enough(config, cache, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         done = coe("pull", config)
         assert done.exit_code == 0, done.output
-        assert "is here already" in done.stdout
+        assert "is already here" in done.stdout
         shutil.rmtree(snapshot)
         done = coe("pull", config)
     assert done.exit_code == 1
-    assert "1 of 1 models are not here; run `coe pull` again" in done.stderr
+    assert "1 of 1 models are still missing; run `coe pull` again" in done.stderr
 
 
 def test_too_little_room_is_said_before_the_download(config, cache, monkeypatch):
@@ -104,7 +104,7 @@ def test_too_little_room_is_said_before_the_download(config, cache, monkeypatch)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         done = coe("pull", config)
     assert done.exit_code == 1
-    assert "are to be downloaded, and the disk of" in done.stderr
+    assert "the download needs" in done.stderr
     assert "set HF_HOME to a folder on a larger disk" in done.stderr
     assert not list(cache.rglob("*.safetensors"))
 
@@ -112,7 +112,7 @@ def test_too_little_room_is_said_before_the_download(config, cache, monkeypatch)
 def test_a_name_that_is_not_there_is_a_mistake(config, cache):
     done = coe("pull", config, "smal")
     assert done.exit_code == 2
-    assert "there is no expert 'smal'; these are: small, twin, pretend" in done.stderr
+    assert "there is no expert 'smal'; the experts are small, twin, pretend" in done.stderr
 
 
 def test_a_start_needs_no_network_and_refuses_what_is_not_here(config, cache, monkeypatch):

@@ -107,7 +107,7 @@ def test_routes_in_the_configuration_are_a_router(tmp_path):
 def test_a_mistake_in_the_routes_is_one_sentence_of_validate(tmp_path):
     for change, sentence in (
         ({"default": "nobody"}, "there is no expert 'nobody'; the experts are a, b"),
-        ({"features": {"model": "some-model"}}, "say in router.embeddings what embeds here"),
+        ({"features": {"model": "some-model"}}, "features need 'some-model'; set router.embeddings"),
         ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' cannot be read"),
     ):
         result = CliRunner().invoke(app, ["validate", str(served_by_routes(tmp_path, {**ROUTES, **change}))])
@@ -119,4 +119,4 @@ def test_a_router_has_an_artifact_or_routes(tmp_path):
     config = served_by_routes(tmp_path, ROUTES)
     config.write_text(config.read_text().replace("routes: routes.yaml", "{}"))
     result = CliRunner().invoke(app, ["validate", str(config)])
-    assert (result.exit_code, "artifact or routes is needed" in result.output) == (1, True)
+    assert (result.exit_code, "set either artifact or routes" in result.output) == (1, True)

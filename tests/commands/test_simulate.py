@@ -74,11 +74,11 @@ def test_an_option_that_would_change_nothing_is_refused(run, tmp_path):
     for option in ("--experts", "--on-device", "--in-host", "--cards", "--wide"):
         result, figures = run(config, "--profile", "zipf", option, 3)
         assert (result.exit_code, figures) == (2, None)
-        assert f"{option}: changes nothing, the experts and the machine are those of {config}" in result.stderr
+        assert f"{option}: has no effect, since experts and machine come from {config}" in result.stderr
     for option in ("--experts", "--requests", "--seed"):
         result, figures = run("--trace", tmp_path / "trace.jsonl", option, 0 if option == "--seed" else 3)
         assert (result.exit_code, figures) == (2, None)
-        assert f"{option}: changes nothing, the requests and their experts are those of" in result.stderr
+        assert f"{option}: has no effect, since requests and their experts come from" in result.stderr
 
 
 @pytest.mark.parametrize(

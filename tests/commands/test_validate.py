@@ -7,7 +7,8 @@ import pytest
 from coe_server.build.service import build_router
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.commands.validate import container_limit, dead_configuration, placement
+from coe_server.commands.config_warnings import dead_configuration
+from coe_server.commands.validate import container_limit, placement
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.engine import Footprint
 from coe_server.engines.remote import RemoteEngine
@@ -56,20 +57,20 @@ def test_how_many_fit_at_once_and_who_is_where():
 
 
 def test_a_container_must_allow_the_tiers_in_ram_and_the_server_itself():
-    assert "at least 5120m, which is 4,096 MiB for the tiers in RAM" in container_limit(4 * GIB)
+    assert "at least 5120m: 4,096 MiB for the tiers in RAM" in container_limit(4 * GIB)
     assert "at least 1025m" in container_limit(1)
 
 
 def test_a_preload_without_room_is_named():
     experts = [expert("a", 4, pin=Tier.DEVICE), expert("b", 4, preload=Tier.DEVICE)]
     (sentence,) = said(experts=experts, capacity=Bytes(5 * GIB, 99 * GIB))
-    assert sentence.startswith("experts.b.preload: no room is left for it (4,096 MiB of device")
+    assert sentence.startswith("experts.b.preload: too little memory is left (needs 4,096 MiB of device")
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"ttl_seconds": 0.5}, "0.5 s is less than its switch takes, to host and back (2.0 s, guessed)"),
+        ({"ttl_seconds": 0.5}, "0.5 s is less than the move to host and back takes (2.0 s, estimated)"),
         ({"ttl_seconds": 600.0, "pin": Tier.DEVICE}, "never applies, the expert is pinned to the device"),
     ],
 )
@@ -89,15 +90,15 @@ def test_a_remote_expert_has_no_lifetime():
 def test_a_remote_expert_has_no_tier(key):
     remote = {"name": "a", "engine": "remote", "base_url": "http://x/v1", "model": "m", key: "device"}
     (found,) = said(ServerConfig.model_validate({"experts": [remote]}))
-    assert found == f"experts.a.{key}: 'device' never applies, it is remote and takes no memory here"
+    assert found == f"experts.a.{key}: 'device' never applies; the expert is remote and uses no memory here"
 
 
 @pytest.mark.parametrize(
     ("sections", "sentence"),
     [
         ({"scheduling": {"queue_limit": 50, "queue_limit_total": 10}}, "scheduling.queue_limit: 50 is never reached"),
-        ({"keys": {"open": True}}, "keys.open: 127.0.0.1 cannot be reached from elsewhere; all that changes"),
-        ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: changes nothing"),
+        ({"keys": {"open": True}}, "keys.open: 127.0.0.1 is a loopback address"),
+        ({"router": {"artifact": "x", "residency_tolerance": 0.1}}, "residency_tolerance: has no effect"),
     ],
 )
 def test_a_setting_that_another_one_overrules_is_named(sections, sentence):
@@ -113,7 +114,7 @@ def vllm(**args):
 def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
     (found,) = said(vllm(**{key: True}))
     assert found.startswith("experts.a.args.trust_remote_code: Python code that comes with 'x/y-7B' runs here as the")
-    assert "it can read and change all files that this user can" in found
+    assert "it can access all files of this user" in found
     assert "pin args.revision and args.code_revision" in found
     assert said(vllm(**{key: False}, max_model_len=512)) == []
 
@@ -121,7 +122,7 @@ def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
 def test_files_that_callers_can_have_read_are_warned_of():
     (found,) = said(vllm(allowed_local_media_path="/srv"))
     assert (
-        found == "experts.a.args.allowed_local_media_path: every caller of 'a' can have it read any media file in /srv"
+        found == "experts.a.args.allowed_local_media_path: every client of 'a' can make it read any media file in /srv"
     )
 
 
@@ -129,13 +130,13 @@ def test_keys_for_what_is_not_there_are_named():
     keys = [Key(name="k", sha256=hashed("k"), objectives=frozenset({"cheap"}), experts=frozenset())]
     assert said(keys=keys) == [
         "keys.file: key 'k' may ask for objective 'cheap', which the router does not serve",
-        "keys.file: key 'k' may use no expert at all",
+        "keys.file: key 'k' may use no expert",
     ]
 
 
 def test_who_cannot_be_routed_to_is_named(router):
     found = said(config(*SIZES, "stranger"), router)
-    assert "experts.stranger: the router does not know it; it answers only when it is asked for by name" in found
+    assert "experts.stranger: the router does not know it; it answers only requests for its name" in found
     assert "objective 'unearned' is not served: it lost" in found
     assert not any(name in sentence for sentence in found for name in ("experts.coder", "experts.big"))
 
@@ -145,9 +146,7 @@ def test_an_expert_taken_out_of_service_is_told_and_the_others_go_on(tmp_path, r
     build_router(config(*SIZES, **at))
     assert not caplog.messages
     build_router(config(*[name for name in SIZES if name != "coder"], **at))
-    assert caplog.messages == [
-        "router.artifact: it knows expert 'coder', which is not among experts; the next best answers"
-    ]
+    assert caplog.messages == ["router.artifact: its expert 'coder' is not configured; the next best answers"]
 
 
 def test_an_expert_no_category_maps_to_is_named(router):
@@ -158,10 +157,10 @@ def test_an_expert_no_category_maps_to_is_named(router):
         for name, entry in manifest.objectives.items()
     }
     mapping = {name: dict(everything_to_big) for name in objectives}
-    unused = "experts.coder: no category maps to it under any objective that is served"
+    unused = "experts.coder: no category maps to it under any served objective"
     for mode, sentence in (
         ("hard", unused),
-        ("soft", f"{unused}; under soft mixing single prompts may still go to it"),
+        ("soft", f"{unused}; with soft mixing some prompts may still go to it"),
     ):
         narrowed = manifest.model_copy(update={"objectives": objectives, "mode": mode})
         found = said(config(*SIZES), Router(replace(router.artifact, manifest=narrowed, mapping=mapping)))
@@ -172,12 +171,12 @@ def test_an_expert_no_category_maps_to_is_named(router):
 def test_a_pin_that_is_banned_is_never_obeyed(router):
     manifest = router.artifact.manifest.model_copy(update={"pins": {"code": "coder"}, "bans": {"code": ["coder"]}})
     found = said(config(*SIZES), Router(replace(router.artifact, manifest=manifest)))
-    assert any("'code' is pinned to 'coder'" in sentence and "never obeyed" in sentence for sentence in found)
+    assert any("'code' is pinned to 'coder'" in sentence and "the pin has no effect" in sentence for sentence in found)
 
 
 def test_a_key_that_a_header_takes_the_place_of_is_named():
     remote = {"name": "a", "engine": "remote", "model": "m", "base_url": "http://a/v1", "api_key_env": "KEY"}
     replaced = ServerConfig.model_validate({"experts": [{**remote, "headers": {"authorization": "Token t"}}]})
     (sentence,) = said(replaced)
-    assert sentence == "experts.a.api_key_env: is never sent, headers has an Authorization in its place"
+    assert sentence == "experts.a.api_key_env: is never sent; the Authorization in headers replaces it"
     assert said(ServerConfig.model_validate({"experts": [{**remote, "headers": {"X-A": "1"}}]})) == []

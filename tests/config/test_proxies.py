@@ -92,7 +92,7 @@ def test_a_proxys_credentials_are_apart_from_its_address_and_never_shown() -> No
         ("socks5://user:s3cret@p:1", "HTTPS_PROXY: 'socks5://...@p:1' is not an HTTP proxy, and no other kind"),
         ("http://user:s3cret@p:x", "HTTPS_PROXY: 'http://...@p:x' is not a proxy's address"),
         ("http://user:s3cret@", "HTTPS_PROXY: 'http://...@' is not a proxy's address"),
-        ("http://user%0A:s3cret@p:1", "HTTPS_PROXY: the proxy's user name or password holds what no header can carry"),
+        ("http://user%0A:s3cret@p:1", "HTTPS_PROXY: the proxy's user name or password has characters that are invalid"),
         ("http://[::1:1", "HTTPS_PROXY: 'http://[::1:1' is not a proxy's address"),
     ],
 )

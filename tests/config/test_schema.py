@@ -41,11 +41,11 @@ def write(folder, **settings):
         ({"http": {"prot": 1}}, "http.prot: there is no such key"),
         (
             {"http": {"allowed_hosts": ["coe", "*"]}},
-            "http.allowed_hosts.1: '*' is not a host's name or address; allowed: ",
+            "http.allowed_hosts.1: '*' is not a host name or address; allowed: ",
         ),
         (
             {"http": {"allowed_hosts": ["coe:80"]}},
-            "'coe:80' is not a host's name or address; write it without",
+            "'coe:80' is not a host name or address; write it without",
         ),
         ({"http": {"port": 70000}}, "http.port: input should be less than or equal to 65535, not 70000"),
         (
@@ -72,7 +72,7 @@ def write(folder, **settings):
         ),
         (
             {"experts": [{**REMOTE, "base_url": "http://a/v1/chat/completions"}]},
-            "write what stands before '/chat/completions': http://a/v1",
+            "write the part before '/chat/completions': http://a/v1",
         ),
         ({"experts": [{**REMOTE, "base_url": "http://a/v1#x"}]}, "experts.a.base_url: 'http://a/v1#x' has a fragment"),
         ({"experts": [{**REMOTE, "base_url": "http://a/v1 "}]}, "experts.a.base_url: 'http://a/v1 ' has a blank"),
@@ -83,7 +83,7 @@ def write(folder, **settings):
         ({"tracing": {"endpoint": "http://u:pw@a/v1/traces"}}, "tracing.endpoint: 'http://...@a/v1/traces' has cred"),
         (
             {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"Host": "b"}}]},
-            "experts.a.headers: 'Host' cannot be set: it belongs to the connection",
+            "experts.a.headers: 'Host' cannot be set: the HTTP client sets it",
         ),
         (
             {"experts": [{**REMOTE, "base_url": "http://a/v1", "headers": {"X-A": 1}}]},
@@ -114,11 +114,11 @@ def write(folder, **settings):
         ({"experts": [{**VLLM, "sleep": False, "preload": "host"}]}, "experts.a.preload: 'host' needs `sleep: true`"),
         (
             {"experts": [{**SIMULATED, "vision": True, "modalities": ["audio"]}]},
-            "experts.a.modalities: vision is true, and image is not among the modalities (audio); leave one of",
+            "experts.a.modalities: vision is true, but image is not among the modalities (audio); leave one of",
         ),
         (
             {"experts": [{**SIMULATED, "vision": False, "modalities": ["audio", "image"]}]},
-            "experts.a.modalities: vision is false, and image is among the modalities (audio, image)",
+            "experts.a.modalities: vision is false, but image is among the modalities (audio, image)",
         ),
         (
             {"experts": [{**SIMULATED, "modalities": ["sound"]}]},
@@ -126,7 +126,7 @@ def write(folder, **settings):
         ),
         (
             {"vllm": {"allowed_media_domains": ["a.example", "https://b.example"]}},
-            "vllm.allowed_media_domains.1: 'https://b.example' is not a host's name or address; write it",
+            "vllm.allowed_media_domains.1: 'https://b.example' is not a host name or address; write it",
         ),
         (
             {"experts": [{**VLLM, "allowed_media_domains": [""]}]},
@@ -145,11 +145,11 @@ def write(folder, **settings):
         ),
         ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, preset, simulated"),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
-        ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: 'auto' is the router's own model name"),
-        ({"aliases": {"a": "b"}}, "aliases.a: the name is taken; an alias is one more name"),
-        ({"aliases": {"auto:x": "a"}}, "aliases.auto:x: the name is taken"),
+        ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: the name 'auto' is reserved for the router"),
+        ({"aliases": {"a": "b"}}, "aliases.a: the name belongs to an expert"),
+        ({"aliases": {"auto:x": "a"}}, "aliases.auto:x: the name belongs to an expert or to the router"),
         ({"aliases": {"gpt-4o": "c"}}, "aliases.gpt-4o: 'c' is neither an expert nor auto nor auto:OBJECTIVE"),
-        ({"aliases": {"gpt 4o": "a"}}, "aliases.gpt 4o: 'gpt 4o' is no alias: up to 128 letters"),
+        ({"aliases": {"gpt 4o": "a"}}, "aliases.gpt 4o: 'gpt 4o' is not an alias: up to 128 letters"),
         ({"experts": [{"name": "a", "engine": "vllm"}]}, "experts.a.model: is missing"),
         (
             {"experts": [{"name": "a", "engine": "vllm", "model": "./nowhere"}]},
@@ -193,7 +193,7 @@ def test_amounts_of_memory_are_read_with_their_unit(tmp_path, text, amount):
 def test_a_key_that_stands_twice_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("http: {port: 1}\nexperts: []\nhttp: {port: 2}\n")
-    with pytest.raises(ConfigError, match="the key 'http' stands twice"):
+    with pytest.raises(ConfigError, match="the key 'http' occurs twice"):
         load_config(path)
 
 
@@ -243,7 +243,7 @@ def test_more_memory_than_the_machine_has_stops_the_start(tmp_path):
     (tmp_path / "m/config.json").write_text("{}")
     expert = {"name": "a", "engine": "vllm", "model": "./m", "kv_cache": "1GiB"}
     path = write(tmp_path, memory={"device": "900TiB", "host": "1GiB"}, vllm={"platform": "cpu"}, experts=[expert])
-    with pytest.raises(ConfigError, match=r"memory: device and host ask for .* are available; lower them"):
+    with pytest.raises(ConfigError, match=r"memory: device and host together need .* is available; lower them"):
         build_capacity(load_config(path))
 
 
@@ -255,7 +255,7 @@ def on_a_card(folder, device):
 def test_more_memory_than_the_card_has_stops_the_start(tmp_path):
     assert build_capacity(on_a_card(tmp_path, "70GiB"), cards=lambda: [DeviceBytes(80 * 2**30, 0)]).device == 70 * 2**30
     with pytest.raises(
-        ConfigError, match=r"^memory\.device: 92,160 MiB are more than the card has, 81,920 MiB; lower it"
+        ConfigError, match=r"^memory\.device: 92,160 MiB is more than the card has \(81,920 MiB\); lower it"
     ):
         build_capacity(on_a_card(tmp_path, "90GiB"), cards=lambda: [DeviceBytes(80 * 2**30, 0)])
 
@@ -284,9 +284,9 @@ def test_an_expert_lies_on_its_cards_by_index_or_uuid():
 
     assert seats(1, None) == ((0,), (1,), (2,), (3,))
     assert seats(2, [2, "GPU-d"]) == ((2, 3),)
-    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 'GPU-x' is none of the visible cards: 0 to 3, GPU-a"):
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 'GPU-x' is not a visible card; visible: 0 to 3, GPU-a"):
         seats(1, ["GPU-x"])
-    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no place for an expert that takes 2 cards"):
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no seat for an expert that needs 2 cards"):
         seats(2, [1])
 
 
@@ -356,9 +356,9 @@ def test_on_a_divided_machine_experts_lie_on_any_card_or_on_their_own(tmp_path):
     assert seats() == ((0,), (1,))
     assert seats(cards=[1]) == ((1,),)
     assert seats(args={"tensor_parallel_size": 2}) == ((0, 1),)
-    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 2 is none of the cards: 0 to 1 \(memory\.cards\)"):
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: 2 is not a card; cards: 0 to 1 \(memory\.cards\)"):
         seats(cards=[2])
-    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no place for an expert that takes 2 cards"):
+    with pytest.raises(ConfigError, match=r"^experts\.a\.cards: there is no seat for an expert that needs 2 cards"):
         seats(cards=[1], args={"tensor_parallel_size": 2})
 
 
@@ -389,7 +389,7 @@ REMOTE_HERE = {**REMOTE, "base_url": "http://a.example/v1"}
 )
 @pytest.mark.parametrize(
     ("value", "sentence"),
-    [(None, "is not set"), (" ", "holds nothing but blanks"), ("s3\ncret", "holds a line break")],
+    [(None, "is not set"), (" ", "is blank"), ("s3\ncret", "has a line break")],
 )
 def test_a_secret_that_is_missing_or_cannot_be_sent_stops_the_start_unseen(
     tmp_path, monkeypatch, expert, key, value, sentence

@@ -138,4 +138,4 @@ def test_a_place_that_no_card_has_stops_the_start_with_a_sentence(tmp_path, two_
         check=False,
     )
     assert done.returncode == 2
-    assert "experts.a.cards: there is no place for an expert that takes 4 cards" in done.stderr
+    assert "experts.a.cards: there is no seat for an expert that needs 4 cards" in done.stderr

@@ -36,10 +36,10 @@ def of(config: ServerConfig) -> CommandExpert:
     ("expert", "sentence"),
     [
         ({"command": "sh 'x"}, "experts.a.command: 'sh 'x' cannot be split into words"),
-        ({"command": "sh -m x"}, "experts.a.command: has neither {socket} nor {port}"),
-        ({"model": ""}, "experts.a.model: is missing, the command has {model}"),
-        ({"command": "sh {port} {env.KEY}"}, "experts.a.command: has {env.NAME}, which every user"),
-        ({"sleep": "POST /sleep"}, "experts.a.wake: is missing, sleep and wake go together"),
+        ({"command": "sh -m x"}, "experts.a.command: needs {socket} or {port}"),
+        ({"model": ""}, "experts.a.model: is missing; the command uses {model}"),
+        ({"command": "sh {port} {env.KEY}"}, "experts.a.command: {env.NAME} would be readable by every user"),
+        ({"sleep": "POST /sleep"}, "experts.a.wake: is missing; set both sleep and wake"),
         ({"pin": "host"}, "experts.a.pin: 'host' needs `sleep` and `wake`; without it: device or disk"),
         ({"preload": "disk", "pin": "device"}, "experts.a.preload: 'disk' is below its pin, 'device'"),
         ({"stop": "SIGKILL"}, "experts.a.stop: 'SIGKILL' is not one of SIGTERM, SIGINT, SIGQUIT, SIGHUP"),
@@ -86,9 +86,7 @@ def test_a_program_of_unknown_size_takes_the_whole_device_and_another_what_it_sa
 
 def test_a_program_that_is_not_here_is_a_warning(tmp_path: Path) -> None:
     config = load(tmp_path, command="no-such-program {port}")
-    assert [*of(config).without_effect()] == [
-        "command: there is no program 'no-such-program' on PATH, so it cannot be run here"
-    ]
+    assert [*of(config).without_effect()] == ["command: there is no program 'no-such-program' on PATH"]
     assert [*of(load(tmp_path)).without_effect()] == []
 
 

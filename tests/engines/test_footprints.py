@@ -49,7 +49,7 @@ def test_a_damaged_file_is_ignored_with_a_warning(
     file = tmp_path / "footprints.json"
     file.write_text(content)
     assert read_footprints(file) == {}
-    assert "measured footprints cannot be read" in caplog.text
+    assert "cannot read measured footprints" in caplog.text
 
 
 def test_without_a_file_there_is_nothing_to_say(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -192,7 +192,7 @@ def test_a_header_of_an_answer_may_have_sixty_thousand_bytes(tmp_path: Path) -> 
             async with channel.send(long) as response:
                 assert len(dict(response.headers)["Content-Security-Policy"]) == 60_000
                 assert b"".join([chunk async for chunk in response.chunks()]) == b"yes"
-            with pytest.raises(EngineError, match=r"^expert 'french' answered with what is no HTTP\n"):
+            with pytest.raises(EngineError, match=r"^expert 'french' did not answer with valid HTTP\n"):
                 await body_of(channel, EngineRequest("POST", "/x", (), b"length=70000"))
 
     asyncio.run(story())
@@ -206,7 +206,7 @@ def test_what_the_client_refuses_to_send_is_an_error_of_this_engine(tmp_path: Pa
     async def story() -> None:
         async with server(tmp_path, answer) as channel:
             with pytest.raises(
-                EngineError, match=r"^expert 'french' cannot be asked: its address, or a header"
+                EngineError, match=r"^expert 'french' cannot be reached: its address or a request header"
             ) as told:
                 await body_of(channel, EngineRequest("POST", "/x", (("X-A", value),), b"{}"))
             assert not isinstance(told.value, EngineDied)
@@ -219,7 +219,7 @@ def test_what_the_client_refuses_to_send_is_an_error_of_this_engine(tmp_path: Pa
 def test_an_address_that_the_client_cannot_use_is_an_error_of_this_engine(address: str) -> None:
     async def story() -> None:
         channel = HttpChannel("french", address, reuse=ELSEWHERE)
-        with pytest.raises(EngineError, match=r"^expert 'french' (cannot be asked|could not be reached)"):
+        with pytest.raises(EngineError, match=r"^expert 'french' (cannot be reached|could not be reached)"):
             await body_of(channel)
         await channel.close()
 
@@ -312,7 +312,7 @@ def test_the_loss_of_a_connection_used_before_is_no_death_of_a_server_elsewhere(
                 await body_of(channel)
             assert not isinstance(lost.value, EngineDied)
             assert lost.value.sentence == (
-                "expert 'french' closed its connection in place of an answer; the request was not sent again"
+                "expert 'french' closed the connection without an answer; the request was not sent again"
             )
             assert (lost.value.status, lost.value.code, lost.value.should_retry) == (502, "connection_lost", True)
             assert await body_of(channel) == b"yes", "the next one has a connection of its own"
@@ -568,7 +568,7 @@ def test_many_requests_share_an_engine_without_waiting_for_each_other(tmp_path: 
 
 @pytest.mark.parametrize(
     ("said", "told"),
-    [(b"[" * 100_000, "with no JSON"), (b" " * (2 << 20), "with more than 1,048,576 bytes")],
+    [(b"[" * 100_000, "without JSON"), (b" " * (2 << 20), "with more than 1,048,576 bytes")],
 )
 def test_an_answer_to_a_control_call_is_bounded(tmp_path: Path, said: bytes, told: str) -> None:
     async def answer(request: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:

@@ -352,7 +352,7 @@ def test_an_answer_that_was_left_before_its_end_cannot_be_taken_for_a_whole_one(
             exchange = await seen.client.request("GET", "/v1/x", (), b"")
             assert await exchange.read() == b"yes"
             exchange.leave()
-            with pytest.raises(Lost, match="left before its end"):
+            with pytest.raises(Lost, match="abandoned before its end"):
                 await exchange.read()
 
     asyncio.run(story())

@@ -89,7 +89,7 @@ def test_where_there_is_no_driver_the_error_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("listed", "why"), [("7", "Invalid Argument"), ("GPU-dd", "names 'GPU-dd', there is no such card")]
+    ("listed", "why"), [("7", "Invalid Argument"), ("GPU-dd", "names 'GPU-dd', which does not exist")]
 )
 def test_a_card_that_is_not_there_is_an_error_that_names_it(listed: str, why: str) -> None:
     with pytest.raises(EngineError, match=why):

@@ -26,7 +26,7 @@ from coe_server.errors import EngineDied, ExpertUnavailable
 from .conftest import DEADLINE_SECONDS, KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, run_directory_of, runs
 
 ONE_AT_A_TIME = Bytes(device=KV_CACHE_BYTES + WEIGHTS_BYTES + (8 << 20), host=8 << 30)
-LIMITS = Limits(max_wait_seconds=0.05, sign_of_life_seconds=0.5)
+LIMITS = Limits(max_wait_seconds=0.05, probe_timeout_seconds=0.5)
 
 
 class Machine:

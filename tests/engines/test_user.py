@@ -101,7 +101,7 @@ def test_an_engine_its_keeper_and_its_images_holder_are_the_other_users(folder_f
 
 @as_root
 def test_a_user_that_is_not_there_or_is_root_is_refused_with_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^vllm\.user: this system has no user 'no-such-user'; make it"):
+    with pytest.raises(ConfigError, match=r"^vllm\.user: this system has no user 'no-such-user'; create it"):
         EngineUser.called("no-such-user")
     with pytest.raises(ConfigError, match=r"^vllm\.user: 'root' is root, which may read every file; name"):
         EngineUser.called("root")
@@ -118,7 +118,7 @@ EngineUser.called("nobody")
 
 def test_only_root_can_run_engines_as_another_user() -> None:
     done = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=False)
-    assert "vllm.user: only a server that root starts can run engines as 'nobody', this one runs as user" in done.stderr
+    assert "vllm.user: only a server started by root can run engines as 'nobody'; this one runs as user" in done.stderr
 
 
 def test_an_engine_of_another_user_has_its_home() -> None:

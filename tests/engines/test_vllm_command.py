@@ -136,9 +136,9 @@ def test_the_cards_of_an_engine_are_its_ranks() -> None:
         ("config", "give the options of that file here, by name"),
         ("headless", "is not supported: an expert runs on one machine, in one `vllm serve`"),
         ("ssl_keyfile", "is set by the server, leave it out"),
-        ("kv_offloading_size", "is not supported: such an engine ends after it was woken"),
+        ("kv_offloading_size", "is not supported: such an engine crashes after a wake"),
         ("cpu_offload", "vLLM takes it for cpu_offload_gb: is not supported"),
-        ("--port", "is no option's name"),
+        ("--port", "is not an option name"),
     ],
 )
 def test_what_vllms_parser_would_take_for_a_refused_option_is_refused(key: str, why: str) -> None:
@@ -302,15 +302,15 @@ def test_a_gpu_that_engines_do_not_use_is_named(tmp_path: Path) -> None:
     assert unsupported_gpu(tmp_path) is None
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/kfd").touch()
-    assert "an AMD GPU" in str(unsupported_gpu(tmp_path))
+    assert "the AMD GPU" in str(unsupported_gpu(tmp_path))
 
 
 def test_on_a_cpu_an_expert_takes_one_card_unless_the_machine_is_divided() -> None:
     with pytest.raises(
-        ConfigError, match=r"experts\.french\.args: they ask for 2 cards, and there is no GPU; memory\.ca"
+        ConfigError, match=r"experts\.french\.args: they need 2 cards; this machine has no GPU; memory\.ca"
     ):
         launch(args={"tensor_parallel_size": 2})
-    with pytest.raises(ConfigError, match=r"they ask for 4 cards, and there are 2 \(memory\.cards\)"):
+    with pytest.raises(ConfigError, match=r"they need 4 cards; there are 2 \(memory\.cards\)"):
         launch(args={"tensor_parallel_size": 4}, cores=((0,), (1,)))
     with pytest.raises(ConfigError, match="without a GPU only tensor_parallel_size takes several cards"):
         launch(args={"data_parallel_size": 2}, cores=((0,), (1,)))

@@ -209,7 +209,7 @@ def test_an_image_that_could_still_be_changed_is_refused(stand_in: StandInLaunch
     ("fault", "why"),
     [
         ("says nothing", "'french' gave no usable answer to its canary"),
-        ("speaks no JSON", "'french' answered POST /v1/completions with no JSON"),
+        ("speaks no JSON", "'french' answered POST /v1/completions without JSON"),
     ],
 )
 def test_an_engine_that_cannot_be_understood_does_not_begin_to_serve(

@@ -69,7 +69,7 @@ def test_a_share_of_memory_is_divided_among_the_cards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("experts", "memory", "sentence"),
     [
-        ([WIDE], {"device": "16GiB"}, "experts.wide: takes 2 cards, and memory.cards is 1; raise it"),
+        ([WIDE], {"device": "16GiB"}, "experts.wide: takes 2 cards, but memory.cards is 1; raise it"),
         ([{**WIDE, "width": 0}], {"cards": 2}, "experts.wide.width: "),
         ([WIDE], {"cards": 0}, "memory.cards: "),
         ([{"name": "x", "engine": "remote", "base_url": "http://a/v1", "model": "m", "width": 2}], {}, "x.width: "),

@@ -394,7 +394,7 @@ def test_an_expert_that_is_alive_and_takes_too_long_has_not_failed(router, so_fa
 
 def test_an_expert_that_is_frozen_is_replaced_by_the_next(router):
     experts = team(linguist=[Says(200, FOREVER), Silent])
-    limits, journal = Limits(max_generation_seconds=1.0, sign_of_life_seconds=0.1), Notes()
+    limits, journal = Limits(max_generation_seconds=1.0, probe_timeout_seconds=0.1), Notes()
     with running_server(experts, router=router, limits=limits, journal=journal) as server:
         status, headers, body = server.chat(messages=FRENCH)
         assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "big", "fallback")

@@ -108,7 +108,7 @@ async def test_a_full_queue_drops_decisions_counts_them_and_refuses_feedback(ope
     gate.reached.wait(PATIENCE_SECONDS)
     for number in range(15):
         journal.record(MadeUp(str(number)))
-    with pytest.raises(JournalUnavailable, match="cannot keep up"):
+    with pytest.raises(JournalUnavailable, match="is full"):
         await journal.rate("0", 1.0, None)
     gate.open.set()
     journal.stop()

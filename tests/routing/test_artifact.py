@@ -102,7 +102,7 @@ def test_saving_replaces_an_artifact_and_leaves_nothing_beside_it(folder: Path) 
 def test_saving_never_replaces_a_folder_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match="is not a router artifact; it is left alone"):
+    with pytest.raises(ArtifactError, match="is not a router artifact; choose another path"):
         artifacts.save(small_artifact(), held_out(), None, tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
@@ -156,7 +156,7 @@ def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
 
 def test_another_format_is_refused_before_anything_else_is_read(folder: Path) -> None:
     edit(folder / "manifest.json", format_version=99, a_key_of_the_future=True)
-    assert "format version 99, this server reads 1" in refusal(folder)
+    assert "format version 99; this server reads 1" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "held_out.safetensors", "evaluation.json"])
@@ -164,7 +164,7 @@ def test_a_changed_file_is_refused_by_its_checksum(folder: Path, name: str) -> N
     data = bytearray((folder / name).read_bytes())
     data[-1] ^= 1
     (folder / name).write_bytes(data)
-    assert refusal(folder).endswith(f"{name} is damaged: its checksum is not the manifest's")
+    assert refusal(folder).endswith(f"{name} is damaged: its checksum differs from the manifest's")
 
 
 class Trap:
@@ -213,7 +213,7 @@ def test_a_header_that_claims_terabytes_is_refused_without_reserving_them(folder
 @pytest.mark.parametrize("name", [WEIGHTS, "held_out.safetensors", "evaluation.json", "manifest.json", "mapping.json"])
 def test_a_file_larger_than_memory_is_refused_unread(folder: Path, name: str) -> None:
     os.truncate(folder / name, 2**42)  # sparse: it takes no room on the disk
-    assert f"{name} has 4,398,046,511,104 bytes, more than" in refusal(folder)
+    assert f"{name} has 4,398,046,511,104 bytes; the limit is" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "manifest.json", "mapping.json", "evaluation.json"])
@@ -333,7 +333,7 @@ def test_experts_that_the_server_lacks_are_named_and_one_must_be_there(folder: P
     artifact = artifacts.load(folder)
     assert artifact.unserved(["coder", "linguist", "big", "more"]) == []
     assert artifact.unserved(["coder", "linguist"]) == ["big"]
-    with pytest.raises(ArtifactError, match=r"knows only experts that this server does not serve .* it serves more"):
+    with pytest.raises(ArtifactError, match=r"serves none of the router artifact's experts .* it serves more"):
         artifact.unserved(["more"])
 
 

@@ -137,7 +137,7 @@ def test_an_evaluation_in_prices_is_not_shown() -> None:
 
 def test_a_manifest_longer_than_any_is_not_read(sound: Path) -> None:
     os.truncate(sound / "manifest.json", artifact_checks.LARGEST_MANIFEST_BYTES + 1)
-    assert "has 8,388,609 bytes, more than the 8,388,608 that are read" in refusal(lambda: serve(sound))
+    assert "has 8,388,609 bytes; the limit is 8,388,608" in refusal(lambda: serve(sound))
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "held_out.safetensors"])
@@ -145,7 +145,7 @@ def test_a_file_that_is_all_holes_is_never_in_memory(sound: Path, name: str) -> 
     os.truncate(sound / name, 512 << 20)
     assert f"{name} is damaged" in refusal(lambda: serve(sound))
     os.truncate(sound / name, artifact_checks.LARGEST_FILE_BYTES + 1)
-    assert "more than the 1,073,741,824 that are read" in refusal(lambda: serve(sound))
+    assert "the limit is 1,073,741,824" in refusal(lambda: serve(sound))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_held_out_predictions_that_are_none_are_refused(sound: Path, name: str, 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("probes:\n- &p {prompt: '" + "x " * 2_000 + "'}\n" + "- *p\n" * 3_000, "when its aliases are replaced"),
+        ("probes:\n- &p {prompt: '" + "x " * 2_000 + "'}\n" + "- *p\n" * 3_000, "after expansion of its aliases"),
         ("probes:\n" + "- {prompt: a}\n" * (MOST_PROBES + 1), "is not valid at probes"),
         ('probes:\n- {prompt: a, category: "\\e[31m"}\n', "is not valid at probes.0.category"),
         ('probes:\n- {prompt: a, experts: {quality: "\\e[31m"}}\n', "is not valid at probes.0.experts"),

@@ -152,10 +152,10 @@ def test_examples_may_stand_in_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"general": {"expert": "a", "examples": ["x"]}}, "routes.general: give the route another name"),
-        ({"default": {"expert": "a", "examples": ["x"]}}, "routes.default: give the route another name"),
+        ({"general": {"expert": "a", "examples": ["x"]}}, "routes.general: this name is reserved"),
+        ({"default": {"expert": "a", "examples": ["x"]}}, "routes.default: this name is reserved"),
         ({"a": {"expert": "a"}}, "routes.a: needs examples"),
-        ({"a": {"examples": ["x"]}}, "one of expert and experts is needed"),
+        ({"a": {"examples": ["x"]}}, "set either expert or experts"),
         ({"a": {"expert": "a", "examples": ["x"], "tolerance": 0.1}}, "routes.a.tolerance: needs scores"),
         ({"a": {"expert": "a", "match": {}}}, "a match needs one of words"),
         ({"a": {"expert": "a", "examples_file": "none.txt"}}, "none.txt cannot be read"),

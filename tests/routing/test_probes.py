@@ -50,7 +50,7 @@ def test_an_artifact_without_probes_is_as_good_as_any(folder: Path) -> None:
     ("change", "sentence"),
     [
         ({"category": "french"}, "its category is code and not french"),
-        ({"experts": {"quality": "linguist"}}, "under quality it goes to big and not to linguist"),
+        ({"experts": {"quality": "linguist"}}, "under quality it goes to big, not to linguist"),
         ({"experts": {"nothing": "big"}}, "there is no objective 'nothing'"),
         ({"experts": {"unearned": "big"}}, "is not served: it lost"),
     ],
@@ -71,7 +71,7 @@ def test_a_category_that_a_person_gave_away_fails_where_the_decision_disagrees(t
     router = Router.load(tmp_path / "pinned")
     assert run_probe(router, Probe(prompt=TEXTS["code"], category="code")).failures == ()
     failures = run_probe(router, Probe(prompt=TEXTS["maths"], category="code")).failures
-    assert "under quality category code was given to linguist, and it goes to big" in failures
+    assert "under quality it goes to big, but category code was given to linguist" in failures
 
 
 @pytest.mark.parametrize(

@@ -36,4 +36,4 @@ def test_with_many_experts_the_most_asked_for_are_drawn():
         tuple(type(a)(f"e{n}", a.arrived, a.granted, a.finished) for n in range(50) for a in run.answers[: 1 + n % 2]),
         run.moves, 0, 0, 1.0, 1.0,
     )  # fmt: skip
-    assert "10 experts that were asked less often are left out" in draw_timeline(crowd, "t")
+    assert "10 less requested experts are left out" in draw_timeline(crowd, "t")

@@ -64,5 +64,5 @@ def test_a_wrong_line_is_named(line, complaint):
 
 
 def test_a_trace_without_requests_is_refused():
-    with pytest.raises(DatasetError, match="holds no request"):
+    with pytest.raises(DatasetError, match="contains no request"):
         read_trace("empty", ["", " "])

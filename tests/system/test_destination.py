@@ -32,8 +32,8 @@ def test_looking_leaves_a_place_as_it_is(tmp_path):
     ("option", "place", "sentence"),
     [
         ("--json", f"{NOWHERE}/x", f"--json: {NOWHERE}/x cannot be written"),
-        ("--timeline", "gone/x.svg", "gone/x.svg cannot be written, there is no folder"),
-        ("--json", ".", "is a folder, where a file is due"),
+        ("--timeline", "gone/x.svg", "gone/x.svg cannot be written: there is no folder"),
+        ("--json", ".", "is a folder; give a file"),
     ],
 )
 def test_a_simulation_is_not_played_for_a_file_that_cannot_be_written(tmp_path, option, place, sentence):
@@ -45,7 +45,7 @@ def test_a_simulation_is_not_played_for_a_file_that_cannot_be_written(tmp_path, 
 
 @pytest.mark.parametrize(
     ("place", "sentence"),
-    [("taken", "taken is a file, where a folder is due"), (f"{NOWHERE}/q", f"--out: {NOWHERE}/q cannot be written")],
+    [("taken", "taken is a file; give a folder"), (f"{NOWHERE}/q", f"--out: {NOWHERE}/q cannot be written")],
 )
 def test_an_export_to_where_no_folder_can_be_is_refused(tmp_path, place, sentence):
     (tmp_path / "taken").touch()
@@ -56,7 +56,7 @@ def test_an_export_to_where_no_folder_can_be_is_refused(tmp_path, place, sentenc
 
 def test_a_folder_below_a_file_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"--out: .*file is a file, where a folder is due"):
+    with pytest.raises(ConfigError, match=r"--out: .*file is a file; give a folder"):
         require_writable_folder("--out", tmp_path / "file/a/b")
 
 
@@ -81,5 +81,5 @@ def test_a_key_that_no_header_can_carry_is_not_sent(tmp_path, key):
     for words in (("bench", "http://127.0.0.1:1/v1", "--key"), ("experts", config(tmp_path), "--admin-key")):
         done = run(*words, key)
         assert done.exit_code == 2
-        assert f"{words[-1]}: a key is printable ASCII in one line" in done.stderr
+        assert f"{words[-1]}: the key has other characters than printable ASCII" in done.stderr
         assert key not in done.stderr

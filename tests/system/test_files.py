@@ -123,7 +123,7 @@ def test_costs_and_exported_prompts_take_the_place_of_a_link(tmp_path, victim):
 
 def test_a_link_in_the_place_of_the_decision_log_stops_the_start(tmp_path, victim):
     (tmp_path / "journal.sqlite3").symlink_to(victim)
-    with pytest.raises(ConfigError, match="cannot keep the decision log"):
+    with pytest.raises(ConfigError, match="cannot open the decision log"):
         Store(tmp_path / "journal.sqlite3")
 
 

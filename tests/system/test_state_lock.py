@@ -37,8 +37,8 @@ def test_a_second_server_is_refused_with_the_directory_the_process_and_a_way_out
     ):
         pass
     assert str(refused.value) == (
-        f"state_directory: {tmp_path}/state is another server's (process {os.getpid()} on {os.uname().nodename}); give"
-        " this one a state_directory of its own, or stop the other"
+        f"state_directory: {tmp_path}/state is used by another server (process {os.getpid()} on {os.uname().nodename});"
+        " give this server its own state_directory, or stop the other server"
     )
     with state_lock(tmp_path / "state"), state_lock(tmp_path / "another"):
         pass
@@ -51,7 +51,7 @@ def test_the_command_says_so_and_may_be_tried_again_while_what_only_reads_goes_o
         checked = CliRunner().invoke(app, ["validate", str(file)])
     assert refused.returncode == 1  # not 2: who holds it may leave it
     assert refused.stderr.count("\n") == 1
-    assert f"coe: state_directory: {tmp_path}/state is another server's (process {os.getpid()} on " in refused.stderr
+    assert f"state_directory: {tmp_path}/state is used by another server (process {os.getpid()} on " in refused.stderr
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["server.lock"]
     assert checked.exit_code == 0
 
@@ -93,5 +93,5 @@ def test_a_file_system_without_locks_is_told_of_and_used(tmp_path, caplog, monke
     monkeypatch.setattr(fcntl, "flock", refuse)
     with state_lock(tmp_path), state_lock(tmp_path):
         pass
-    assert all(f"{tmp_path} cannot be locked" in message for message in caplog.messages)
+    assert all(f"cannot lock {tmp_path}" in message for message in caplog.messages)
     assert len(caplog.messages) == 2

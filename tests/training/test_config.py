@@ -82,14 +82,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ),
         (
             {"experts": [{"name": "a", "active_params_b": 1, "vision": True, "modalities": []}]},
-            r"experts.a: vision is true, and image is not among the modalities \(none\); leave one of the two out",
+            r"experts.a: vision is true, but image is not among the modalities \(none\); leave one of the two out",
         ),
         ({"experts": LEAST["experts"] * 2}, "a name occurs twice"),
         (
             {"experts": [{"name": "Qwen/Q", "active_params_b": 1}]},
             "experts.Qwen/Q.name: 'Qwen/Q' is not a name: up to 64",
         ),
-        ({"experts": [{"name": "auto", "active_params_b": 1}]}, "experts.auto: 'auto' is the router's own model name"),
+        ({"experts": [{"name": "auto", "active_params_b": 1}]}, "experts.auto: the name 'auto' is reserved"),
         ({"objectives": {"a b": {}}}, "objectives.a b: 'a b' is not a name: up to 64 letters"),
         ({"mapping": {"bans": {"c": ["a"]}}}, "mapping: every expert is banned from category 'c'"),
         (
@@ -130,8 +130,8 @@ def test_what_is_no_config_is_refused_in_one_sentence(tmp_path: Path, text: str)
     ("text", "sentence"),
     [
         ("data: [b\n c: d", "train.yaml, line 2: is not YAML: expected ',' or '\\]', but got ':'"),
-        ("data:\n\tprompts: x", "train.yaml, line 2: is not YAML: .*; indent with blanks"),
-        ("seed: 1\nseed: 2", "the key 'seed' stands twice"),
+        ("data:\n\tprompts: x", "train.yaml, line 2: is not YAML: .*; indent with spaces"),
+        ("seed: 1\nseed: 2", "the key 'seed' occurs twice"),
     ],
 )
 def test_a_slip_in_the_yaml_is_told_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
@@ -153,7 +153,7 @@ ENDPOINT = {"kind": "endpoint", "model": "m", "base_url": "http://a.example/v1"}
     [
         ("a.example/v1", "'a.example/v1' is not an address"),
         ("http://u:s3cret@a/v1", "has credentials in it; leave them out"),
-        ("http://a/v1/embeddings", "write what stands before '/embeddings': http://a/v1"),
+        ("http://a/v1/embeddings", "write the part before '/embeddings': http://a/v1"),
         ("http://a/v1#x", "has a fragment"),
     ],
 )

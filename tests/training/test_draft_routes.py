@@ -33,7 +33,7 @@ def test_show_prints_where_each_example_would_go(tmp_path: Path) -> None:
 
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     code, said = run("draft", written(tmp_path, {**PLAIN, "default": {}}), "--out", tmp_path / "router")
-    assert (code, "one of expert and experts is needed" in said) == (2, True)
+    assert (code, "set either expert or experts" in said) == (2, True)
     assert not (tmp_path / "router").exists()
 
 

@@ -70,7 +70,7 @@ def test_a_category_with_the_gates_name_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"generic"', '"general"'))
     for command in (("check", config), ("fit", config, "--out", tmp_path / "router")):
         code, said = run(*command)
-        assert (code, "give the category of the data another name" in said) == (2, True)
+        assert (code, "rename that category" in said) == (2, True)
 
 
 def test_what_was_forced_says_forced_everywhere(tmp_path: Path) -> None:

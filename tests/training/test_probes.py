@@ -68,7 +68,7 @@ def test_fit_says_which_of_ones_own_probes_fails(tmp_path: Path) -> None:
     config = write_run(tmp_path, probes={"per_category": 0, "own": [own]})
     result = runner.invoke(app, ["fit", str(config), "--out", str(tmp_path / "router")])
     assert result.exit_code == 0, result.stderr
-    failure = "under quality it goes to fr and not to py; its category is french and not python"
+    failure = "under quality it goes to fr, not to py; its category is french, not python"
     assert f"note: a probe 'merci bonjour chien': {failure}\n" in result.stderr
 
 
@@ -92,14 +92,14 @@ def test_the_server_warns_of_a_failing_probe_and_starts(
         assert caplog.text == ""
         broken(trained)
         build_router(config)
-    assert "it goes to fr and not to un" in caplog.text
+    assert "it goes to fr, not to un" in caplog.text
 
 
 def test_the_server_refuses_to_start_where_it_is_told_to(trained: Path, tmp_path: Path) -> None:
     config = load_config(served(tmp_path, failing_probes="refuse"))
     build_router(config)
     broken(trained)
-    with pytest.raises(ConfigError, match="it goes to fr and not to un"):
+    with pytest.raises(ConfigError, match="it goes to fr, not to un"):
         build_router(config)
 
 

@@ -74,7 +74,7 @@ def test_a_body_that_is_empty_was_not_cut_short() -> None:
 
 @pytest.mark.parametrize("coding", sorted(PACKERS))
 def test_data_cut_short_are_told(coding: str) -> None:
-    with pytest.raises(WrongData, match="it ends too early"):
+    with pytest.raises(WrongData, match="the data end too early"):
         unpacked(coding, PACKERS[coding](b"words " * 100)[:-9])
 
 

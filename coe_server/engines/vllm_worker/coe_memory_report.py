@@ -1,7 +1,7 @@
-"""What one rank of vLLM holds on its card and in pinned host memory, written into a file for the server.
+"""Writes the device and pinned host memory of one vLLM rank to a file for the server.
 
-Runs inside vLLM's environment (`--worker-extension-cls coe_memory_report.MemoryReport`), so it imports nothing of ours.
-vLLM mixes the class into its worker and refuses a name that the worker has; all of ours begin with `coe_`.
+Runs in vLLM's environment (`--worker-extension-cls coe_memory_report.MemoryReport`), so it imports nothing from
+coe_server. vLLM mixes the class into its worker and refuses names that the worker has; these begin with `coe_`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FOLDER_VARIABLE = "COE_MEMORY_REPORTS"
 
 
 class MemoryReport:
-    """Asked through `/collective_rpc`, which answers for the first copy alone: so each rank writes a file."""
+    """Called through `/collective_rpc`, which returns only the first copy's result; so each rank writes a file."""
 
     device: Any
     rank: int
@@ -42,16 +42,15 @@ class MemoryReport:
 
 
 def coe_pool_allocations() -> dict[int, Any]:
-    """By address, what the pool holds that sleeps; none in an engine without sleep mode, which never makes the pool."""
+    """Allocations of vLLM's sleep pool by address; empty in an engine without sleep mode, which has no pool."""
     pool = CuMemAllocator.instance
     return {} if pool is None else dict(pool.pointer_to_data)
 
 
 def coe_torch_bytes(allocations: dict[int, Any]) -> int:
-    """What torch's own allocator has reserved.
+    """Bytes reserved by torch's allocator, without the sleep pool.
 
-    Its segments include those of the sleeping pool, mapped or not (c10/cuda/CUDACachingAllocator.cpp, alloc_block), so
-    `memory_reserved` does not tell.
+    `memory_reserved` includes the pool's segments, mapped or not (c10/cuda/CUDACachingAllocator.cpp, alloc_block).
     """
     segments = torch.cuda.memory_snapshot(include_traces=False)
     return sum(segment["total_size"] for segment in segments if segment["address"] not in allocations)

@@ -1,4 +1,4 @@
-"""Private memory that is given back and taken again at addresses that never change. Knows nothing of tensors."""
+"""Private memory at fixed addresses that can be released and used again. Does not depend on tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import mmap
 
 HUGE_PAGE = 2 << 20
-# Python's mmap names none of these.
+# Constants that Python's mmap lacks.
 _MAP_NORESERVE = 0x4000
 _MADV_POPULATE_READ = 22  # Linux 5.14
 _MADV_POPULATE_WRITE = 23
@@ -26,25 +26,25 @@ class Pages:
 
     @classmethod
     def inside(cls, address: int, size_bytes: int) -> Pages:
-        """The whole pages of a block that was allocated elsewhere; its ragged ends stay."""
+        """The whole pages inside a block allocated elsewhere; partial pages at its ends are left out."""
         first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         return cls(first, max(0, end - first))
 
     def release(self) -> None:
-        """Give the memory to the system at once; the next read finds zeros."""
+        """Return the memory to the system at once; later reads give zeros."""
         if not self._advise(mmap.MADV_DONTNEED):
-            raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED) failed: the memory was not given back")
+            raise OSError(ctypes.get_errno(), "madvise(MADV_DONTNEED) failed: the memory was not released")
 
     def populate(self) -> None:
-        """Hold every page now, so that no later step can run out of memory or wait for page faults."""
+        """Allocate every page now, so that later steps neither run out of memory nor wait for page faults."""
         if not self._advise(_MADV_POPULATE_WRITE):
             for offset in range(0, self.size_bytes, mmap.PAGESIZE):
                 byte = ctypes.c_ubyte.from_address(self.address + offset)
-                byte.value = byte.value  # an older kernel: touch each page, keep what it holds
+                byte.value = byte.value  # older kernel: write each page without changing it
 
     def map_for_reading(self) -> None:
-        """Set up the page table of a mapped file, so that reading it later faults nowhere; harmless where it fails."""
+        """Populate the page table of a mapped file, so that later reads cause no page faults. Failure is harmless."""
         self._advise(_MADV_POPULATE_READ)
 
     def use_huge_pages(self) -> None:
@@ -54,10 +54,10 @@ class Pages:
         self._advise(_MADV_NOHUGEPAGE)
 
     def fill_from(self, address: int) -> None:
-        """Copy in steps of a huge page, each taken just before it is filled: its zeros are still in the cache then.
+        """Copy one huge page at a time, allocating each just before it is filled, while its zeros are in the cache.
 
-        Twice as fast as reading the file (11 GB/s against 5.5, one thread): the kernel's copy goes through the cache,
-        the C library's goes past it.
+        Twice as fast as reading the file (11 GB/s against 5.5, one thread), because the C library's copy bypasses the
+        cache and the kernel's does not.
         """
         for offset in range(0, self.size_bytes, HUGE_PAGE):
             step_bytes = min(HUGE_PAGE, self.size_bytes - offset)
@@ -69,19 +69,19 @@ class Pages:
 
 
 class Arena:
-    """One private mapping that starts on a huge page. Filled once, from the start; then `trim` fixes its size."""
+    """One private mapping aligned to huge pages. Filled once, from the start; then `trim` fixes its size."""
 
     def __init__(self, capacity_bytes: int) -> None:
         capacity_bytes = -(-max(1, capacity_bytes) // HUGE_PAGE) * HUGE_PAGE
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        self._mapping = mmap.mmap(-1, capacity_bytes + HUGE_PAGE, flags=flags)  # room to start on a huge page
+        self._mapping = mmap.mmap(-1, capacity_bytes + HUGE_PAGE, flags=flags)  # for the alignment
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._start = -address % HUGE_PAGE
         self.pages = Pages(address + self._start, capacity_bytes)
         self.pages.use_huge_pages()
 
     def trim(self, size_bytes: int) -> None:
-        """Whole huge pages for all but the tail: it must not round a 300 KB model up to 2 MiB."""
+        """Use huge pages except for the tail, so that a 300 KB model does not take 2 MiB."""
         capacity_bytes, start = self.pages.size_bytes, self.pages.address
         page_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         tail = page_bytes // HUGE_PAGE * HUGE_PAGE
@@ -107,11 +107,11 @@ def address_of(mapping: mmap.mmap) -> int:
 
 
 def return_free_memory() -> None:
-    """Hand freed heap memory back to the system."""
+    """Return freed heap memory to the system."""
     _libc.malloc_trim(0)
 
 
 def die_with_parent(signal_number: int) -> None:
-    """Ask the kernel for this signal when the thread that forked us ends."""
+    """Have the kernel send this signal when the thread that forked this process ends."""
     pr_set_pdeathsig = 1
     _libc.prctl(pr_set_pdeathsig, signal_number, 0, 0, 0)

@@ -1,8 +1,8 @@
-"""Moves a loaded model's tensors into one arena, linear layers in oneDNN's form; finds them there after a restart.
+"""Moves a loaded model's tensors into one arena, linear layers packed by oneDNN, and finds them after a restart.
 
-vLLM's own oneDNN layers keep that form in C++, where no sleep can reach it. Torch's layers use the same code. They show
-the address of their bytes (`mkldnn::data_ptr`) and accept bytes at another address (the C interface of torch's
-ahead-of-time compiler). Results are equal bit for bit (tried with 1, 7, 64, 300 and 512 rows).
+vLLM's oneDNN layers keep the packed weights in C++, where they cannot be released. Torch's layers use the same code,
+expose the address of the packed bytes (`mkldnn::data_ptr`) and accept bytes at another address (C interface of
+torch's ahead-of-time compiler). Results are bit-identical (tested with 1, 7, 64, 300 and 512 rows).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from coe_weight_image import ALIGNMENT, Block, Layout, View, next_offset
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A matrix in oneDNN's form, in memory of its own. `packing` tells oneDNN how to read it (hexadecimal)."""
+    """A matrix packed by oneDNN, in separate memory. `packing`: oneDNN's description of the format (hexadecimal)."""
 
     tensor: torch.Tensor
     address: int
@@ -28,7 +28,7 @@ class Packed:
 
 
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this machine multiplies this type faster in packed form, and torch has all that it takes."""
+    """True if this machine multiplies this type faster in packed form and torch supports it."""
     operators = ("_reorder_linear_weight", "_linear_pointwise", "_get_mkldnn_serialized_md", "data_ptr", "_nbytes")
     if not all(hasattr(torch.ops.mkldnn, name) for name in operators) or _Interface.load() is None:
         return False
@@ -45,9 +45,9 @@ def pack(matrix: torch.Tensor) -> Packed:
 
 
 def packed_at(address: int, shape: tuple[int, ...], dtype: torch.dtype, packing: str) -> torch.Tensor:
-    """The packed matrix that lies at `address`; the memory stays the caller's."""
+    """A tensor over the packed matrix at `address`; the caller owns the memory."""
     interface = _Interface.load()
-    assert interface is not None, "only what `can_pack` agreed to is packed"
+    assert interface is not None, "packed only if `can_pack` returned True"
     return interface.tensor(address, shape, dtype, bytes.fromhex(packing))
 
 
@@ -57,7 +57,7 @@ def multiply(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -
 
 
 class _Interface:
-    """`aoti_torch_create_tensor_from_blob_v2`, stable C of torch since 2.5."""
+    """`aoti_torch_create_tensor_from_blob_v2`, part of torch's stable C interface since 2.5."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._create = library.aoti_torch_create_tensor_from_blob_v2
@@ -97,13 +97,13 @@ class _Interface:
         return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(self._capsule(handle, None, None))
 
 
-_PACKED_GROWTH = 1.25  # room for oneDNN's padding; address space only, what is not used is given back
+_PACKED_GROWTH = 1.25  # reserve for oneDNN's padding; address space only, the unused part is released
 _PACKED_PADDING_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """One storage of the model, the tensors that share it, and the layer that could multiply with a packed form."""
+    """One storage of the model, the tensors that share it, and the linear layer whose weight can be packed, if any."""
 
     block: Block
     tensors: tuple[torch.Tensor, ...]
@@ -111,12 +111,12 @@ class _Found:
 
 
 def make_resident(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> tuple[Arena, Layout]:
-    """Move everything, piece by piece, so that little is held twice."""
+    """Move all tensors into a new arena, one storage at a time, so that little memory is used twice."""
     found = _found(model, linear)
     arena = Arena(sum(_room_for(piece.block) for piece in found))
     placed: list[Block] = []
     while found:
-        piece = found.pop(0)  # its tensors let go of their old memory at the end of this round
+        piece = found.pop(0)  # its old memory is freed at the end of this iteration
         offset = next_offset(placed[-1]) if placed else 0
         placed.append(_move_packed(piece, arena, offset) if piece.layer else _move_plain(piece, arena, offset))
     layout = Layout(tuple(placed))
@@ -127,7 +127,7 @@ def make_resident(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> 
 def find_resident(
     model: torch.nn.Module, linear: Iterable[torch.nn.Module], layout: Layout, fill: Callable[[Arena], None]
 ) -> Arena:
-    """Point an empty model at what `fill` brings back. Raises `ValueError` if the layout is not this model's."""
+    """Point an empty model at an arena that `fill` fills. Raises `ValueError` if the layout is another model's."""
     found = _found(model, linear)
     if not layout.holds(piece.block for piece in found):
         raise ValueError("the image holds other tensors than this model has")
@@ -143,7 +143,7 @@ def find_resident(
 
 
 def _found(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> list[_Found]:
-    """Every storage of the model in a fixed order, with all names that lead to it."""
+    """Every storage of the model in a fixed order, with the names of its tensors."""
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     sharing: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in named:
@@ -155,7 +155,7 @@ def _found(model: torch.nn.Module, linear: Iterable[torch.nn.Module]) -> list[_F
 
 def _piece(pairs: list[tuple[str, torch.Tensor]], layers: Mapping[int, torch.nn.Module]) -> _Found:
     tensors = tuple(tensor for _, tensor in pairs)
-    alone = len(tensors) == 1  # an output layer tied to the embedding is not: its rows are looked up, too
+    alone = len(tensors) == 1  # false for an output layer tied to the embedding, whose rows are looked up
     layer = layers.get(tensors[0].data_ptr()) if alone and _is_plain_matrix(tensors[0]) else None
     views = tuple(
         View(name, str(tensor.dtype), tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
@@ -187,7 +187,7 @@ def _move_plain(piece: _Found, arena: Arena, offset: int) -> Block:
 def _move_packed(piece: _Found, arena: Arena, offset: int) -> Block:
     assert piece.layer is not None, "only linear layers are packed"
     packed = pack(piece.tensors[0].detach())
-    assert packed.size_bytes <= _room_for(piece.block), "oneDNN padded more than we reserved"
+    assert packed.size_bytes <= _room_for(piece.block), "oneDNN's padding exceeds the reserve"
     copy_bytes(arena.address + offset, packed.address, packed.size_bytes)
     block = piece.block.at(offset, packed.size_bytes, packed.packing)
     _use_packed(piece.layer, arena, block)
@@ -195,7 +195,7 @@ def _move_packed(piece: _Found, arena: Arena, offset: int) -> Block:
 
 
 def _point_at(tensors: tuple[torch.Tensor, ...], arena: Arena, block: Block) -> None:
-    """Tied weights share a storage and go on sharing it."""
+    """Point the tensors at the block; tied weights still share it."""
     whole = torch.frombuffer(arena.bytes(block.offset, block.size_bytes), dtype=torch.uint8)
     for tensor, view in zip(tensors, block.views, strict=True):
         tensor.data = whole.view(tensor.dtype).as_strided(view.shape, view.stride, view.storage_offset)
@@ -205,7 +205,7 @@ def _use_packed(layer: torch.nn.Module, arena: Arena, block: Block) -> None:
     dtype = layer.weight.dtype
     matrix = packed_at(arena.address + block.offset, block.views[0].shape, dtype, block.packing)
     layer.cpu_linear = lambda x, weight, bias: multiply(x, matrix, bias)
-    layer.weight = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)  # as vLLM's own oneDNN does
+    layer.weight = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)  # as vLLM's oneDNN layers do
 
 
 def _movable(tensor: torch.Tensor) -> bool:
@@ -213,7 +213,7 @@ def _movable(tensor: torch.Tensor) -> bool:
 
 
 def flat_tensors(caches: object) -> Iterator[torch.Tensor]:
-    """vLLM's KV caches are tensors, or lists of them for state-space layers."""
+    """The tensors of vLLM's KV caches; state-space layers have lists of tensors."""
     if isinstance(caches, torch.Tensor):
         yield caches
     elif isinstance(caches, list | tuple):

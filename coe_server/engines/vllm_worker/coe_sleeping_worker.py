@@ -1,8 +1,8 @@
-"""A vLLM worker for the CPU that can sleep: weights and KV cache leave this process's memory and come back.
+"""A vLLM worker for the CPU that can sleep: it releases the memory of weights and KV cache, and restores it.
 
-Runs inside vLLM's environment (`--worker-cls coe_sleeping_worker.SleepingWorker`), so this folder imports nothing of
-ours. Weights live in one arena whose addresses never change; the server has them written to its image once, before the
-engine serves, so that every sleep only gives pages back. A restarted engine finds its weights in the image.
+Runs in vLLM's environment (`--worker-cls coe_sleeping_worker.SleepingWorker`), so this folder imports nothing from
+coe_server. Weights are in one arena at fixed addresses. They are written once to the server's image, before the
+engine serves; a sleep then only releases pages. A restarted engine loads its weights from the image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-# vLLM's oneDNN and AMX kernels keep a packed copy of every linear layer in C++ where no sleep can reach it. Without
-# them vLLM leaves the parameters as they are, and we pack them into our own arena (`coe_resident_weights`).
+# vLLM's oneDNN and AMX kernels keep a packed copy of every linear layer in C++, which cannot be released. Without
+# them vLLM leaves the parameters unpacked, and `coe_resident_weights` packs them into its own arena.
 _custom_ops._supports_onednn = False
 linear_layers.check_cpu_sgl_kernel = lambda n, k, dtype: False
 
@@ -38,7 +38,7 @@ EMPTY_FORMAT = "coe-empty"
 
 
 class SleepingWorker(CPUWorker):
-    """vLLM's CPU worker with `sleep(level=1)` and `wake_up(tags)` that really move memory."""
+    """vLLM's CPU worker with `sleep(level=1)` and `wake_up(tags)` that move memory."""
 
     _arena: Arena
     _layout: Layout
@@ -50,16 +50,16 @@ class SleepingWorker(CPUWorker):
     _load_seconds = 0.0
     _last_sleep_seconds = 0.0
     _last_wake_seconds = 0.0
-    _last_copy_seconds = 0.0  # of the weights, within the last wake
+    _last_copy_seconds = 0.0  # copying of the weights in the last wake
 
     def load_model(self, **options: Any) -> None:
-        # Die with the API server, which forked us from its main thread: the keeper sees to that too, but the keeper
-        # and the server may be killed at the same instant.
+        # Die with the API server, which forked this process from its main thread. The keeper also ensures that, but it
+        # may be killed at the same time as the server.
         die_with_parent(signal.SIGKILL)
         started = time.perf_counter()
         self._image = Image(image_path(self.rank))
         self._source = describe_source(self.vllm_config, self.rank)
-        # Quantized layers may keep numbers outside their tensors: only the files bring those back.
+        # Quantized layers may keep values outside their tensors, which only the files restore.
         plain = self.vllm_config.model_config.quantization is None
         left = self._image.left_from(self._source) if plain else None
         with linear_layers_noted() as noted, empty_weights(self.vllm_config, left is not None):
@@ -70,7 +70,7 @@ class SleepingWorker(CPUWorker):
         else:
             self._arena, self._layout = find_resident(model, noted, left, self._fill), left
             self._loaded_from_image = True
-        return_free_memory()  # the loader's copies are free now; hand them back before anyone measures us
+        return_free_memory()  # return the loader's freed copies before memory is measured
         self._load_seconds = time.perf_counter() - started
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
@@ -80,11 +80,11 @@ class SleepingWorker(CPUWorker):
         self._kv_pages = [Pages.inside(storage.data_ptr(), storage.nbytes()) for storage in storages]
         for pages in self._kv_pages:
             pages.use_huge_pages()
-            pages.release()  # zeros in small pages; huge ones take their place here instead of in the first wake
-            pages.populate()  # what the server reserved for us is held from the start, not from the first long answer
+            pages.release()  # replaces small zeroed pages by huge ones here, not in the first wake
+            pages.populate()  # the reserved memory is used from the start, not from the first long answer
 
     def write_image(self) -> None:
-        """Asked for by the server once we answer; a second time does nothing."""
+        """Write the image, at the server's request once the engine answers. Further calls do nothing."""
         if not self._image.present:
             self._image.write(self._arena.bytes(0, self._layout.size_bytes), self._layout, self._source)
 
@@ -109,12 +109,12 @@ class SleepingWorker(CPUWorker):
 
     def discard(self, tags: tuple[str, ...]) -> None:
         if tags != ("kv_cache",):
-            raise RuntimeError(f"cannot discard {tags}: only the KV cache can be lost")
+            raise RuntimeError(f"cannot discard {tags}: only the KV cache can be discarded")
         for pages in self._kv_pages:
             pages.release()
 
     def memory_report(self) -> dict[str, float]:
-        """Exact sizes and the last times, for the server (`/collective_rpc`)."""
+        """Exact sizes in bytes and durations in seconds, for the server (`/collective_rpc`)."""
         return {
             "pid": os.getpid(),
             "weights_bytes": self._arena.pages.size_bytes,
@@ -135,7 +135,7 @@ class SleepingWorker(CPUWorker):
 
 @register_model_loader(EMPTY_FORMAT)
 class EmptyModelLoader(DummyModelLoader):
-    """Builds the model and leaves its parameters as the system gave them: the image is about to replace them."""
+    """Builds the model without initialising its parameters, which the image replaces."""
 
     def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
         pass
@@ -143,7 +143,7 @@ class EmptyModelLoader(DummyModelLoader):
 
 @contextmanager
 def empty_weights(vllm_config: Any, wanted: bool) -> Iterator[None]:
-    """While this lasts, loading reads no file, if `wanted`."""
+    """If `wanted`, loading reads no weight files within this context."""
     load_config, usual = vllm_config.load_config, vllm_config.load_config.load_format
     if wanted:
         load_config.load_format = EMPTY_FORMAT
@@ -155,12 +155,12 @@ def empty_weights(vllm_config: Any, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def linear_layers_noted() -> Iterator[list[torch.nn.Module]]:
-    """The layers that vLLM would give to oneDNN, noted as it decides on them."""
+    """Collects the layers that vLLM would pack with oneDNN."""
     usual, noted = linear_layers.dispatch_cpu_unquantized_gemm, []
 
     def dispatch(layer: torch.nn.Module, remove_weight: bool) -> None:
         usual(layer, remove_weight)
-        if remove_weight or isinstance(layer, ParallelLMHead):  # an embedding must keep its rows
+        if remove_weight or isinstance(layer, ParallelLMHead):  # an embedding needs its rows
             noted.append(layer)
 
     linear_layers.dispatch_cpu_unquantized_gemm = dispatch

@@ -1,7 +1,7 @@
-"""The write-once copy of a model's bytes in a memfd that outlives the engine, and the layout of the tensors in it.
+"""The write-once copy of a model's weights in a memfd that outlives the engine, and the layout of its tensors.
 
-File: the bytes, filled up to a page; a manifest (JSON); its length and a magic number. Sealed means complete. Knows no
-device: what fills its memory from the image, on a CPU or a GPU, asks for `address`.
+File format: the bytes, padded to a page; a manifest (JSON); its length and a magic number. A sealed file is complete.
+Independent of the device: readers use `address`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from coe_pages import HUGE_PAGE, Pages, address_of
 
-ALIGNMENT = 64  # a cache line, and what oneDNN and the widest vector instructions ask for
+ALIGNMENT = 64  # a cache line; required by oneDNN and the widest vector instructions
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One tensor: how it looks at the bytes of its block. `storage_offset` counts elements, as torch does."""
+    """One tensor as a view of its block's bytes. `storage_offset` is in elements, as in torch."""
 
     name: str
     dtype: str
@@ -34,15 +34,15 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Bytes that belong together: one storage with all tensors that share it, or one matrix in a packed form.
+    """One storage with all tensors that share it, or one packed matrix.
 
-    `packing` describes the packed form to the library that made it (hexadecimal); empty for plain tensors.
+    `packing`: the packed format as described by the packing library (hexadecimal); empty for plain tensors.
     """
 
     views: tuple[View, ...]
-    loaded_bytes: int  # of the storage as it was loaded
+    loaded_bytes: int  # size of the storage when loaded
     packable: bool = False
-    size_bytes: int = 0  # as it lies here
+    size_bytes: int = 0  # size in the image
     offset: int = 0
     packing: str = ""
 
@@ -50,7 +50,7 @@ class Block:
         return replace(self, offset=offset, size_bytes=size_bytes, packing=packing)
 
     def unplaced(self) -> Block:
-        """What was loaded, without where it lies."""
+        """The block without its position."""
         return self.at(0, 0)
 
 
@@ -65,7 +65,7 @@ class Layout:
         return max((next_offset(block) for block in self.blocks), default=0)
 
     def holds(self, model: Iterable[Block]) -> bool:
-        """Whether these are the tensors of `model`: same names, shapes, types, sharing and order."""
+        """True if these are the tensors of `model`: same names, shapes, types, sharing and order."""
         return tuple(block.unplaced() for block in self.blocks) == tuple(block.unplaced() for block in model)
 
     def to_json(self) -> str:
@@ -73,12 +73,12 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Raises `ValueError`, `KeyError` or `TypeError` if this is not a layout."""
+        """Parse a layout. Raises `ValueError`, `KeyError` or `TypeError` if it is invalid."""
         return cls(tuple(_block(fields) for fields in json.loads(text)["blocks"]))
 
 
 def next_offset(block: Block) -> int:
-    """Where the block after this one may begin."""
+    """The first aligned offset after this block."""
     return aligned(block.offset + block.size_bytes)
 
 
@@ -103,17 +103,17 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Image:
-    """Written by this process or left by an earlier one of the engine; nothing can change it then."""
+    """The image file, written by this process or an earlier one of the engine; then it is immutable."""
 
     def __init__(self, path: str | None) -> None:
         self._path = path
         self._mapping: mmap.mmap | None = None
-        self.size_bytes = 0  # of the whole file
+        self.size_bytes = 0  # whole file
         self.writes = 0
 
     @property
     def present(self) -> bool:
-        """Whether its bytes can be read here."""
+        """True if the image is mapped and readable."""
         return self._mapping is not None
 
     @property
@@ -122,7 +122,7 @@ class Image:
         return address_of(self._mapping)
 
     def write(self, data: memoryview, layout: Layout, source: str) -> None:
-        """Write once, seal, and stay ready to read. `source` names what the bytes were made from."""
+        """Write the image, seal it, and map it for reading. `source` identifies the origin of the bytes."""
         if not self._path:
             raise RuntimeError("this engine cannot sleep: no image was offered to it")
         manifest = {"source": source, "layout": layout.to_json(), "digest": digest(data)}
@@ -142,9 +142,9 @@ class Image:
         self.writes += 1
 
     def left_from(self, source: str) -> Layout | None:
-        """The layout of an image that an earlier process made from the same source; None if none can be trusted.
+        """The layout of an image left by an earlier process; None if there is no valid one.
 
-        Whole, of this format, of this source, and every byte as it was when it was written.
+        Checks that it is complete, in this format, from this source, and undamaged.
         """
         if not self._path or not self._open_sealed():
             return None
@@ -158,7 +158,7 @@ class Image:
         return None
 
     def _open_sealed(self) -> bool:
-        assert self._path, "asked for only where an image was offered"
+        assert self._path, "called only with an image path"
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS or os.fstat(descriptor).st_size == 0:
@@ -170,9 +170,9 @@ class Image:
 
     def _map(self, descriptor: int) -> None:
         self.size_bytes = os.fstat(descriptor).st_size
-        # Private only because ctypes wants to see a writable buffer; it is never written, so nothing is copied.
+        # Private because ctypes requires a writable buffer. It is never written, so nothing is copied.
         self._mapping = mmap.mmap(descriptor, self.size_bytes, access=mmap.ACCESS_COPY)
-        Pages(self.address, _whole_pages(self.size_bytes)).map_for_reading()  # else the first wake pays for it
+        Pages(self.address, _whole_pages(self.size_bytes)).map_for_reading()  # otherwise the first wake would do it
 
     def _manifest(self) -> dict[str, str] | None:
         assert self._mapping is not None, "opened before it is read"
@@ -187,9 +187,10 @@ class Image:
 
 
 def digest(data: memoryview) -> str:
-    """Changes with any bit, any order of huge pages and the length; at the speed of memory.
+    """A checksum at memory speed: SHA-256 over the sum of 64-bit words of each huge page.
 
-    SHA-256 over the sums of each huge page's 64-bit words. It detects damage, not attacks: a sealed file cannot change.
+    It changes with any bit, with the order of huge pages and with the length. It detects damage, not attacks: a sealed
+    file cannot be changed.
     """
     whole = len(data) // 8 * 8
     words = np.frombuffer(data[:whole], np.uint64)

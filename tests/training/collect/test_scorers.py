@@ -182,8 +182,8 @@ def test_the_reference_is_always_an_exact_match(text: str) -> None:
         (exact(), {"answer": None}, "has no 'answer', the reference"),
         (exact(), {"answer": []}, "has no 'answer', the reference"),
         (numeric(), {"answer": "many"}, "no number in 'answer' 'many'"),
-        (CHOICE, {"answer": "E"}, "'E' is none of the letters ABCD"),
-        (CHOICE, {"answer": "AB"}, "'AB' is none of the letters ABCD"),
+        (CHOICE, {"answer": "E"}, "'E' is not one of the letters ABCD"),
+        (CHOICE, {"answer": "AB"}, "'AB' is not one of the letters ABCD"),
     ],
 )
 def test_what_cannot_be_scored_is_said_with_its_row(scorer: Scorer, row: dict[str, Any], sentence: str) -> None:

@@ -87,7 +87,7 @@ def test_a_prompt_without_a_category_or_weight_is_welcome(tmp_path: Path) -> Non
         ([{"prompt": "x"}], [OUTCOME], "row 1 has no 'prompt_id'"),
         ([{**ROW, "weight": -1}], [OUTCOME], "weight must be a number from 0 to 1e\\+09, not -1"),
         ([{**ROW, "weight": 1e300}], [OUTCOME], "not 1e\\+300"),
-        ([{**ROW, "category": "a" * 201}], [OUTCOME], "row 1: a category of 201 characters; 200 are kept at most"),
+        ([{**ROW, "category": "a" * 201}], [OUTCOME], "row 1: category has 201 characters; the limit is 200"),
         ([ROW, {**ROW, "prompt_id": ["a" * 1000]}], [OUTCOME], r"row 2: prompt_id \['a+\.\.\. is not a text"),
         ([{**ROW, "category": ["a", "b"]}], [OUTCOME], r"row 1: category \['a', 'b'\] is not a text"),
         ([{**ROW, "group": {"a": 1}}], [OUTCOME], "row 1: group"),
