@@ -115,7 +115,8 @@ def test_health_readiness_and_the_operators_view(server):
     server.chat(model="math")
     experts = json.loads(server.ask("GET", "/admin/experts")[2])
     assert [set(e) for e in experts] == [
-        {"name", "state", "residency", "bytes", "cards", "leases", "queued", "pin", "last_move", "failure"}
+        {"name", "base", "state", "residency", "bytes", "cards", "leases", "max_concurrency", "queued"}
+        | {"context_tokens", "pin", "last_move", "failure"}
     ] * 2
     math = next(e for e in experts if e["name"] == "math")
     assert (math["residency"], math["leases"], math["queued"]) == ("device", 0, 0)
