@@ -41,8 +41,9 @@ register_profiles()
 def pytest_collection_modifyitems(items):
     """What takes longest goes first, so that no process is left with it when the others have nothing to do any more."""
     longest = (
-        *("test_end_to_end.py", "test_vllm_real.py", "test_vllm_engine.py", "test_faults.py", "test_train_your_own.py"),
-        *("test_guides.py", "test_misbehaving_experts.py", "test_failure.py", "test_openapi.py", "test_reload.py"),
+        *("test_end_to_end.py", "test_vllm_real.py", "test_vllm_wide.py", "test_vllm_engine.py", "test_faults.py"),
+        *("test_train_your_own.py", "test_guides.py", "test_misbehaving_experts.py", "test_failure.py"),
+        *("test_openapi.py", "test_reload.py"),
         *("test_cli.py", "test_mapping.py", "test_logistic.py", "test_page.py"),
     )
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))

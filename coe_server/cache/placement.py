@@ -26,6 +26,11 @@ class Demand:
     width: int = 1
     pin: Tier = Tier.DISK
     preload: Tier = Tier.DISK
+    allowed: frozenset[int] | None = None  # the cards it may lie on; None: any
+
+    def seats(self, cards: Sequence[Card]) -> tuple[Seat, ...]:
+        """Where it may lie, in order of preference."""
+        return candidate_seats(cards, self.width, self.allowed)
 
 
 @dataclass(slots=True)
@@ -56,7 +61,7 @@ def place(
     possible = [one for one in in_order if one.name not in found.left_out]
     _put_to_sleep(possible, cards, found)
     for one in possible:
-        _load(one, by_name, candidate_seats(cards, one.width), found)
+        _load(one, by_name, one.seats(cards), found)
     return found
 
 
@@ -71,7 +76,7 @@ def _put_to_sleep(demands: Iterable[Demand], cards: Sequence[Card], found: Place
     for one in sorted(sleepers, key=lambda one: -one.awake * one.width):
         seats = [
             seat
-            for seat in candidate_seats(cards, one.width)
+            for seat in one.seats(cards)
             if all(one.awake <= found.room[card] and kept[card] + one.asleep <= found.room[card] for card in seat)
         ]
         if not seats:
@@ -128,7 +133,9 @@ def _free(card: int, known: Mapping[str, Demand], found: Placement) -> int:
 
 def _why_never(one: Demand, demands: Sequence[Demand], cards: Sequence[Card], found: Placement) -> str:
     """Why it can never be loaded, even after every permitted eviction; empty if it can."""
-    seats = candidate_seats(cards, one.width)
+    seats = one.seats(cards)
+    if not seats and one.allowed is not None:
+        return f"expert '{one.name}' finds no {one.width} equal cards among {sorted(one.allowed)}"
     if not seats:
         return f"expert '{one.name}' needs {one.width} equal cards; there are {len(cards)}"
     pinned = list(_pinned_before(one, demands, found))

@@ -14,7 +14,7 @@ from coe_server.build.capacity import platform_of
 from coe_server.build.experts import surroundings_of
 from coe_server.cache.costs import Costs
 from coe_server.cache.placement import Demand, Placement, kept_by_sleepers, place, used_by_loaded
-from coe_server.cache.seats import Card, candidate_seats
+from coe_server.cache.seats import Card
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
 from coe_server.commands.machine import Rooms
@@ -88,6 +88,7 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
         width=1 if isinstance(settings, VllmExpert) else settings.cards_taken,
         pin=expert.pin,
         preload=expert.preload,
+        allowed=_allowed(settings),
     )
     if not isinstance(settings, VllmExpert):
         return Planned(demand, 0, False, None, None)
@@ -115,6 +116,13 @@ def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> P
         longest if isinstance(longest, int) and not windows else None,
         shortens,
     )
+
+
+def _allowed(settings: ExpertSettings) -> frozenset[int] | None:
+    """The cards that it names by index. A UUID tells nothing of another machine: then it may lie on any."""
+    named = settings.cards or ["any"]
+    indices = frozenset(name for name in named if isinstance(name, int))
+    return indices if len(indices) == len(set(named)) else None
 
 
 def make_plan(experts: Sequence[Planned], rooms: Rooms) -> Plan:
@@ -267,7 +275,7 @@ def as_json(plan: Plan, wait: Mapping[str, float] | None, told: Sequence[str]) -
             {
                 "name": one.demand.name,
                 "width": one.demand.width,
-                "seats": candidate_seats(cards, one.demand.width),
+                "seats": one.demand.seats(cards),
                 "device_awake": one.demand.awake,
                 "device_asleep": one.demand.asleep,
                 "host": one.demand.host,

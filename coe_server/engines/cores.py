@@ -66,8 +66,9 @@ def near(cores: Sequence[Core], nodes: Iterable[int | None]) -> Cores:
 
     So on a machine with one node, where a card does not tell its node, and where this process may use no core of it.
     """
-    wanted = set(nodes)
-    if len({core.node for core in cores}) < 2 or None in wanted:
+    if len({core.node for core in cores}) < 2:
+        return ()  # before the cards are asked
+    if None in (wanted := set(nodes)):
         return ()
     found = tuple(core.index for core in cores if core.node in wanted)
     return found if len(found) < len(cores) else ()

@@ -69,7 +69,7 @@ class VllmMemory:
         """The cores on the nodes of its cards, for all ranks together, unless vLLM itself is told to bind them."""
         if self._launch.option("numa_bind"):
             return ()
-        found = near(self._machine(), [seat.cards.facts(card).numa_node for card in seat.seat])
+        found = near(self._machine(), (seat.cards.facts(card).numa_node for card in seat.seat))
         return (found,) if found else ()
 
     async def _image_paths(self) -> tuple[str, ...]:

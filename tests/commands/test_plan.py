@@ -203,3 +203,20 @@ def test_cards_made_of_ram_are_refused_beside_real_ones(tmp_path, hf):
     done, plan = validate(tmp_path, "80GiB,host=99GiB", [expert("a")], memory={"cards": 2})
     assert done.exit_code == 1
     assert plan["mistakes"][0].startswith("memory.cards: divides RAM and cores of a machine without a GPU, and here")
+
+
+def test_the_plan_keeps_experts_to_their_cards(tmp_path, hf):
+    downloaded(hf, "org/m", 1)
+    settings = {"memory": {"cards": 2, "device": "3GiB", "host": "16GiB"}, "vllm": {"kv_cache": "1GiB"}}
+    both = [expert("a", cards=[1]), expert("b", cards=[1])]
+    done, plan = validate(tmp_path, "host=32GiB", both, **settings)
+    assert done.exit_code == 0, done.output
+    assert [one["seats"] for one in plan["experts"]] == [[[1]], [[1]]]
+    assert plan["cards"][0]["awake"] == 0
+    assert plan["awake_together"] == ["a"]
+    by_uuid = [expert("a", cards=["GPU-1f5c"])]
+    assert validate(tmp_path, "2x24GiB,host=32GiB", by_uuid)[1]["experts"][0]["seats"] == [[0], [1]]
+    wide = [expert("a", cards=[1], args={"tensor_parallel_size": 2})]
+    done, plan = validate(tmp_path, "2x24GiB,host=32GiB", wide)
+    assert done.exit_code == 4
+    assert plan["experts"][0]["left_out"] == "expert 'a' finds no 2 equal cards among [1]"
