@@ -108,7 +108,7 @@ def test_a_mistake_in_the_routes_is_one_sentence_of_validate(tmp_path):
     for change, sentence in (
         ({"default": "nobody"}, "there is no expert 'nobody'; the experts are a, b"),
         ({"features": {"model": "some-model"}}, "features need 'some-model'; set router.embeddings"),
-        ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' cannot be read"),
+        ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' is invalid"),
     ):
         result = CliRunner().invoke(app, ["validate", str(served_by_routes(tmp_path, {**ROUTES, **change}))])
         assert result.exit_code == 1
