@@ -87,7 +87,8 @@ def served_by_routes(folder, routes):
     (folder / "routes.yaml").write_text(yaml.safe_dump(routes))
     experts = [{"name": name, "engine": "simulated"} for name in ("a", "b")]
     path = folder / "serve.yaml"
-    path.write_text(yaml.safe_dump({"router": {"routes": "routes.yaml"}, "experts": experts}))
+    memory = {"device": "40GiB", "host": "40GiB"}  # whatever this machine has
+    path.write_text(yaml.safe_dump({"router": {"routes": "routes.yaml"}, "memory": memory, "experts": experts}))
     return path
 
 

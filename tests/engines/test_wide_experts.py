@@ -88,7 +88,7 @@ def test_cards_without_a_gpu_are_named_by_their_index(tmp_path: Path) -> None:
     pinned_down = {**WIDE, "cards": [2, 3]}
     (wide,) = build_experts(load(tmp_path, pinned_down, memory=memory))
     assert wide.seats == ((2, 3),)
-    for cards, sentence in (([4, 5], "cards: 4 is none of the 4 cards"), ([1], "there is no place for an expert that")):
+    for cards, sentence in (([4, 5], "cards: 4 is not a card"), ([1], "there is no seat for an expert that needs")):
         with pytest.raises(ConfigError, match=sentence):
             build_experts(load(tmp_path, {**WIDE, "cards": cards}, memory=memory))
 
@@ -99,10 +99,10 @@ def test_the_wait_bound_is_told_for_experts_that_share_no_card_with_the_others(t
     result = validated(load(tmp_path, *apart, memory=memory), tmp_path)
     # 30 s, a turn of 480 s, a switch of 30 + 2 s, a start elsewhere of 30 + 2 s, and two such starts of the others
     assert "At most 638 s for wide, which share no card with the others." in result
-    assert "3 x (a turn of 480 s and a switch of 34.0 s, guessed, and a start on other cards of 32.0 s)" in result
-    assert "for starts on other cards, one for each of the 2 experts that share their cards and the one under" in result
+    assert "3 x (a turn of 480 s and a switch of 34.0 s, estimated, and a start on other cards of 32.0 s)" in result
+    assert "for starts on other cards, one for each of the 2 experts that share their cards, and the present" in result
     together = validated(load(tmp_path, WIDE, *SINGLES, memory=memory), tmp_path)
-    assert "one for each of the 3 experts that share their cards and the one under way" in together
+    assert "one for each of the 3 experts that share their cards, and the present one" in together
     assert "At most" not in together
 
 
