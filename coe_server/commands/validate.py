@@ -282,7 +282,7 @@ def wait_bound(cache: ExpertCache) -> str:
 
 
 def _at_a_time(cache: ExpertCache) -> str:
-    """How many requests are let in, and by which expert where that is its own number."""
+    """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
     fewest = cache.waits.fewest_places
     own = next(slot.name for slot in cache.slots.values() if slot.places == fewest)
     whose = f" (experts.{own}.max_concurrency, the fewest)" if fewest != cache.limits.max_concurrency else ""
