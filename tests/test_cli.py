@@ -115,7 +115,7 @@ def test_validate_says_how_many_turns_and_switches_are_in_the_wait_bound(tmp_pat
         said_by("validate", config(tmp_path, memory=room, experts=experts, scheduling=limits)).stdout.split()
     )
     assert (
-        "No request waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, as measured), "
+        "No request waits longer than 186 s: max_wait 10 s + 4 x (a turn of 20 s and a switch of 24.0 s, measured), "
         "one for each of the 3 experts that share the device, and the present one." in told
     )
 

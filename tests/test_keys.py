@@ -199,9 +199,7 @@ def test_blanks_around_a_key_are_left_out_wherever_it_comes_from(tmp_path, monke
 @pytest.mark.parametrize("name", ["api_key_env", "admin_key_env"])
 def test_a_key_that_no_header_can_carry_stops_the_start_unseen(tmp_path, monkeypatch, name):
     monkeypatch.setenv("OURS", "s3cret\nword")
-    with pytest.raises(
-        ConfigError, match=rf"^keys\.{name}: the environment variable 'OURS' holds a line break"
-    ) as told:
+    with pytest.raises(ConfigError, match=rf"^keys\.{name}: the environment variable 'OURS' has a line break") as told:
         guard_of(tmp_path, keys={name: "OURS"})
     assert "s3cret" not in str(told.value)
 

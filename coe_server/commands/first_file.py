@@ -35,7 +35,7 @@ def first_file(
     skipped: Iterable[Skipped],
     places: Iterable[str],
 ) -> str:
-    """The whole file; what it shows as experts is what runs here."""
+    """The whole file, with experts that can run here."""
     parts = (
         _head(machine, places),
         ["http: {host: 127.0.0.1, port: 8080}   # other machines: give keys first (docs/deploy.md)"],
@@ -64,7 +64,7 @@ def _memory(machine: MachineHere, memory: Mapping[str, str]) -> Iterator[str]:
 
 
 def _vllm(machine: MachineHere, experts: Sequence[Proposed]) -> Iterator[str]:
-    """Only where an expert needs it."""
+    """The section `vllm`; empty if no expert needs it."""
     shown = [one for one in experts if not one.left_out]
     program = machine.programs.get(VLLM)
     by_vllm = program is not None and any(one.entry["engine"] == "vllm" for one in shown)
@@ -114,7 +114,7 @@ def _skipped(skipped: Iterable[Skipped]) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-    """As YAML, on one line."""
+    """The value as YAML on one line."""
     match value:
         case bool():
             return str(value).lower()

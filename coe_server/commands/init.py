@@ -18,7 +18,7 @@ from coe_server.system.visible import visible
 
 @dataclass(frozen=True, slots=True)
 class FirstConfiguration:
-    """The text of a serve.yaml, and what it says of experts."""
+    """The text of a serve.yaml, and its experts."""
 
     text: str
     experts: Sequence[Proposed]
@@ -26,7 +26,7 @@ class FirstConfiguration:
 
 
 def first_configuration(folders: Sequence[Path], environment: Mapping[str, str]) -> FirstConfiguration:
-    """Look at the machine, look for models, propose experts, write them down."""
+    """Inspect the machine, look for models, propose experts, and compose the file."""
     places = list(folders) or usual_folders(environment)
     models, skipped = find_models(places, environment)
     machine = look(environment)
@@ -37,13 +37,11 @@ def first_configuration(folders: Sequence[Path], environment: Mapping[str, str])
 
 
 def write_first_configuration(found: FirstConfiguration, out: Path) -> str:
-    """Write it where nothing is yet; what was written, in a sentence or two. Raises ConfigError, OSError."""
+    """Write the file if the path is free; returns a summary in one or two sentences. Raises ConfigError, OSError."""
     try:
         create_private(out, found.text)
     except FileExistsError as error:
-        raise ConfigError(
-            f"--out: {out} is there already and stays as it is; give another name, or --dry-run"
-        ) from error
+        raise ConfigError(f"--out: {out} already exists and is not changed; give another name, or --dry-run") from error
     left_out = [one for one in found.experts if one.left_out]
     names = ", ".join(one.name for one in found.experts if not one.left_out)
     told = f"{out}: experts {names}." if names else f"{out}: no model can run here yet, so the one expert is simulated."

@@ -33,7 +33,7 @@ _NEEDED_TO_RUN = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program on PATH; `version` is empty where it did not say one in time."""
+    """A program on PATH; `version` is empty if it did not print one in time."""
 
     path: str
     version: str = ""
@@ -41,7 +41,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class CardHere:
-    """A card: its model, what it has, and what is free of it for experts now."""
+    """A card: its model, its total bytes, and the bytes free for experts now."""
 
     model: str
     total_bytes: int
@@ -50,13 +50,13 @@ class CardHere:
 
 @dataclass(frozen=True, slots=True)
 class MachineHere:
-    """What experts may take here. Without cards `device` and `host` are parts of the same RAM."""
+    """The memory that experts may use. Without cards `device` and `host` are parts of the same RAM."""
 
     cards: tuple[CardHere, ...]
-    ram_bytes: int  # that can be had now
+    ram_bytes: int  # available now
     programs: Mapping[str, Program]
-    card_trouble: str = ""  # why the driver's library did not answer
-    is_found_by_itself: bool = True  # whether `vllm.platform: auto` finds the cards, too
+    card_trouble: str = ""  # error of the driver's library
+    is_found_by_itself: bool = True  # True if `vllm.platform: auto` finds the cards
 
     @property
     def platform(self) -> Platform:
@@ -64,11 +64,11 @@ class MachineHere:
 
     @property
     def host_room(self) -> int:
-        """As `memory.host: auto` gives it."""
+        """Bytes of host memory, as for `memory.host: auto`."""
         return amount_of(None, self.ram_bytes, 0.8 if self.cards else 0.5)
 
     def told(self) -> Iterator[str]:
-        """A line for each thing that was seen."""
+        """One line per finding."""
         for index, card in enumerate(self.cards):
             room = f"{gib(card.total_bytes)}, of which experts may take {gib(card.room_bytes)} now"
             yield f"card {index}: {card.model}, {room}"
@@ -83,7 +83,7 @@ class MachineHere:
 
 
 def look(environment: Mapping[str, str]) -> MachineHere:
-    """Reads the driver's library, /proc and PATH."""
+    """Inspect this machine with the driver's library, /proc and PATH."""
     cards, trouble = _cards()
     programs = {name: found for name in (VLLM, LLAMA) if (found := _program(name, environment)) is not None}
     return MachineHere(cards, available_host_bytes(), programs, trouble, detect_platform() == "cuda")
@@ -111,7 +111,7 @@ def _program(name: str, environment: Mapping[str, str]) -> Program | None:
 
 
 def _version(path: str, environment: Mapping[str, str]) -> str:
-    """The version in the first words of `--version`."""
+    """The version in the first words of the output of `--version`."""
     try:
         with _running([path, "--version"], environment) as process:
             said = _first_bytes(process, time.monotonic() + VERSION_SECONDS)
@@ -123,7 +123,7 @@ def _version(path: str, environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def _running(words: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Ended with all that it started, however it is left."""
+    """A context that ends the process and all its children on exit."""
     process = subprocess.Popen(
         words,
         env=dict(environment),
@@ -143,7 +143,7 @@ def _running(words: list[str], environment: Mapping[str, str]) -> Iterator[subpr
 
 
 def _first_bytes(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """What it says until its end, the deadline, or so much that no version is that long."""
+    """The output until its end, the deadline, or a limit that no version exceeds."""
     assert process.stdout is not None, "it was asked for"
     said = b""
     with selectors.DefaultSelector() as selector:

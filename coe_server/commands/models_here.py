@@ -27,9 +27,9 @@ from coe_server.engines.model_size import (
     token_bytes,
 )
 
-MOST_ENTRIES = 20_000  # looked at in one folder, those below it included
+MOST_ENTRIES = 20_000  # per folder, with its subfolders
 MOST_LEVELS = 5
-_LONGEST_JSON_BYTES = 32 << 20  # indexes of the largest models have nine
+_LONGEST_JSON_BYTES = 32 << 20  # indexes of the largest models have nine MiB
 _SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _ANSWERS = ("ForCausalLM", "ForConditionalGeneration")
 _EMBEDDERS = frozenset(("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "gemma-embedding"))
@@ -37,22 +37,22 @@ _EMBEDDERS = frozenset(("bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A model that an engine could serve. `model` is what the configuration says of it: an id, a file or a folder."""
+    """A model that an engine could serve. `model`: its value in the configuration: an id, a file or a folder."""
 
-    name: str  # as it is known where it was found
+    name: str  # its name at the place where it was found
     model: str
     form: Literal["safetensors", "gguf"]
     size_bytes: int
-    token_bytes: int | None = None  # of keys and values
+    token_bytes: int | None = None  # keys and values
     context_tokens: int | None = None
-    told: str = ""  # what else is known, for a person
-    embeds: bool = False  # it answers with vectors
+    told: str = ""  # further information, for people
+    embeds: bool = False  # an embedding model
     other_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """What looks like a model and is not taken."""
+    """Something that looks like a model but cannot be used, and why."""
 
     place: str
     why: str
@@ -62,7 +62,7 @@ Seen = FoundModel | Skipped
 
 
 def find_models(folders: Iterable[Path], environment: Mapping[str, str]) -> tuple[list[FoundModel], list[Skipped]]:
-    """What is in these folders, in Hugging Face's cache and in Ollama's stores; a model that is seen twice once."""
+    """The models in these folders, Hugging Face's cache and Ollama's stores, without duplicates."""
     seen = [*models_in_hub(hub_cache(environment)), *models_of_ollama(environment)]
     for folder in folders:
         seen.extend(models_in_folder(folder))
@@ -72,7 +72,7 @@ def find_models(folders: Iterable[Path], environment: Mapping[str, str]) -> tupl
 
 
 def usual_folders(environment: Mapping[str, str]) -> list[Path]:
-    """Where programs that serve GGUF files keep them, as far as they are there."""
+    """The existing folders in which programs keep GGUF files."""
     home = Path(environment.get("HOME", "/nonexistent"))
     cache = Path(
         environment.get("LLAMA_CACHE") or Path(environment.get("XDG_CACHE_HOME") or home / ".cache") / "llama.cpp"
@@ -82,7 +82,7 @@ def usual_folders(environment: Mapping[str, str]) -> list[Path]:
 
 
 def models_in_hub(cache: Path) -> Iterator[Seen]:
-    """Every model of Hugging Face's cache that was downloaded to its end."""
+    """Every complete model in Hugging Face's cache."""
     for repository in _entries(cache):
         if not repository.name.startswith("models--"):
             continue
@@ -99,7 +99,7 @@ def models_in_hub(cache: Path) -> Iterator[Seen]:
 
 
 def models_in_folder(folder: Path) -> Iterator[Seen]:
-    """GGUF files, and folders with a `config.json` and weights, at most some levels down."""
+    """GGUF files, and folders with a `config.json` and weights, down to a limited depth."""
     if not folder.is_dir():
         yield Skipped(str(folder), "is no folder")
         return
@@ -112,7 +112,7 @@ def models_in_folder(folder: Path) -> Iterator[Seen]:
 
 
 def models_of_ollama(environment: Mapping[str, str]) -> Iterator[Seen]:
-    """The GGUF files in Ollama's stores, by the names that Ollama gives them."""
+    """The GGUF files in Ollama's stores, by Ollama's names."""
     home = environment.get("HOME", "/nonexistent")
     given = environment.get("OLLAMA_MODELS")
     stores = (given,) if given else (f"{home}/.ollama/models", "/usr/share/ollama/.ollama/models")
@@ -124,7 +124,7 @@ def models_of_ollama(environment: Mapping[str, str]) -> Iterator[Seen]:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path, its links followed, stays inside a folder."""
+    """True if a path, with links followed, is inside a folder."""
     try:
         return path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):  # a circle of links
@@ -132,7 +132,7 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def _of_manifest(place: Path, manifests: Path, store: Path) -> Seen:
-    """A manifest lies at `host/namespace/model/tag`; it names the file of the weights by its digest."""
+    """The weights of a manifest at `host/namespace/model/tag`, which names their file by its digest."""
     parts = place.relative_to(manifests).parts
     name = ":".join(("/".join(part for part in parts[1:-1] if part != "library"), parts[-1]))
     layers = _json(place, store).get("layers")
@@ -153,7 +153,7 @@ def _of_manifest(place: Path, manifests: Path, store: Path) -> Seen:
 
 
 def _gguf_files(folder: Path, root: Path) -> Iterator[Seen]:
-    """Each GGUF model, its parts taken together by their names."""
+    """The GGUF models; parts of one model are combined by their names."""
     parts: dict[tuple[Path, str], list[Path]] = {}
     for place in _walk(folder):
         if isinstance(place, Skipped):
@@ -191,7 +191,7 @@ def _gguf(files: list[Path], root: Path, name: str) -> Seen:
 
 
 def _unfit(header: GgufHeader, files: int) -> str:
-    """Why it is no model to serve; empty for one that is."""
+    """Why the file cannot be served; empty if it can."""
     number, count = header.parts
     if header.architecture == "clip" or header.kind in {"mmproj", "clip"}:
         return "is the projector of a model that takes images: add `--mmproj` to that model's command yourself"
@@ -203,7 +203,7 @@ def _unfit(header: GgufHeader, files: int) -> str:
 
 
 def _weights(folder: Path, root: Path, name: str, model: str) -> Seen:
-    """A folder as Hugging Face has them, if vLLM answers prompts with it."""
+    """The model in a folder of Hugging Face's format, if vLLM can generate or embed with it."""
     if not all(is_inside(one, root) for one in _entries(folder) if one.exists()):
         return Skipped(name, f"a link in it leads out of {root}")
     if any(_is_odd(one, _LONGEST_JSON_BYTES) for one in _entries(folder) if one.suffix == ".json"):
@@ -245,7 +245,7 @@ def _first(listed: object) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path | Skipped]:
-    """Its files, those below it included, in order; hidden folders and linked ones are passed over."""
+    """The files of a folder and its subfolders, in order; hidden and linked folders are skipped."""
     left = [MOST_ENTRIES]
     yield from _walked(folder, MOST_LEVELS, left)
     if not left[0]:
@@ -276,7 +276,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_odd(file: Path, most_bytes: int) -> bool:
-    """Whether it is there and is no regular file, or longer than that; its links are followed."""
+    """True if it exists but is not a regular file, or is too long; links are followed."""
     try:
         found = file.stat()
     except OSError:

@@ -22,11 +22,11 @@ from coe_server.engines.vllm_args import ArgValue
 from coe_server.engines.vllm_command import VllmLaunch, estimated_footprint
 
 _TOKENS = 32_768  # of a KV cache: one long request, or sixteen of 2,000 tokens at a time
-_CACHE_SHARE = 6  # and no more than a sixth of a card, so that several experts may lie on it
+_CACHE_SHARE = 6  # at most a sixth of a card, so that several experts fit on it
 _STEP, _LEAST_CACHE = 256 << 20, 512 << 20
-_UNKNOWN_TOKEN_BYTES = 128 << 10  # of a model of 8 B with grouped heads
-_CONTEXTS = (8192, 4096, 2048)  # of llama-server, which takes the memory of all of it at its start
-# What llama.cpp takes beside weights and cache: on a card its context and the buffers of a step.
+_UNKNOWN_TOKEN_BYTES = 128 << 10  # for an 8 B model with grouped heads
+_CONTEXTS = (8192, 4096, 2048)  # of llama-server, which allocates the whole context at its start
+# llama.cpp's memory beside weights and cache: on a card the CUDA context and the buffers of a step.
 _BUFFERS = {"cuda": 1 << 30, "cpu": 256 << 20}
 _WIDTHS = (1, 2, 4, 8)
 _UNIT = 64 << 20
@@ -34,7 +34,7 @@ _UNIT = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Proposed:
-    """One expert: its entry in `experts`, what a person may want to know, and why it stays out, if it does."""
+    """One expert: its entry in `experts`, a remark for people, and why it is left out (if it is)."""
 
     entry: Mapping[str, Any]
     told: str
@@ -48,7 +48,7 @@ class Proposed:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that experts may take: of the largest card, or of RAM in its place, and of host memory."""
+    """Bytes that experts may use: of the largest card (without one: of RAM), and of host memory."""
 
     device: int
     host: int
@@ -61,7 +61,7 @@ def memory_of(machine: MachineHere, models: Iterable[FoundModel]) -> dict[str, s
 
 
 def room_of(machine: MachineHere, memory: Mapping[str, str]) -> Room:
-    """What that section comes to on this machine, now."""
+    """The bytes of that section on this machine now."""
     if machine.cards:
         return Room(max(card.room_bytes for card in machine.cards), machine.host_room)
     device = 0.3 if memory["device"] == "auto" else 0.7
@@ -69,7 +69,7 @@ def room_of(machine: MachineHere, memory: Mapping[str, str]) -> Room:
 
 
 def propose(models: Sequence[FoundModel], machine: MachineHere, room: Room) -> list[Proposed]:
-    """An expert for each model, with names and aliases that nothing else has."""
+    """An expert for each model, with unique names and aliases."""
     taken = {"auto"}
     found = []
     for model in models:
@@ -119,7 +119,7 @@ def _fitting(model: FoundModel, machine: MachineHere, room: Room) -> Iterator[tu
 
 
 def _cache_bytes(model: FoundModel, width: int, device: int, spare: int) -> int:
-    """As many bytes as the tokens take, as a card has room for them; `spare` is what the least cache leaves."""
+    """Bytes for the tokens, as far as they fit on a card. `spare`: bytes left beside the smallest cache."""
     wanted = _up(_TOKENS * (model.token_bytes or _UNKNOWN_TOKEN_BYTES) // width, _STEP)
     most = min(device // _CACHE_SHARE, _LEAST_CACHE + spare) // _STEP * _STEP
     return max(_LEAST_CACHE, min(wanted, most))
@@ -128,7 +128,7 @@ def _cache_bytes(model: FoundModel, width: int, device: int, spare: int) -> int:
 def _footprint(
     model: FoundModel, machine: MachineHere, kv_bytes: int, args: Mapping[str, ArgValue], can_sleep: bool
 ) -> Footprint:
-    """As the server estimates it before the first start."""
+    """The server's estimate before the first start."""
     launch = VllmLaunch(
         name="found",
         model=model.model,
@@ -169,7 +169,7 @@ def _llama(model: FoundModel, name: str, machine: MachineHere, room: Room) -> Pr
 
 
 def _llama_bytes(model: FoundModel, machine: MachineHere, tokens: int) -> int:
-    """What the program takes: an estimate, since it is seen only once it runs."""
+    """Estimated memory of the program, which is measured once it runs."""
     tokens = min(tokens, model.context_tokens or tokens)
     cache = tokens * (model.token_bytes or _UNKNOWN_TOKEN_BYTES)
     return _up(model.size_bytes + cache + _BUFFERS[machine.platform], _UNIT)
@@ -180,7 +180,7 @@ def _up(size: int, step: int) -> int:
 
 
 def _free_name(known_as: str, taken: set[str]) -> str:
-    """The last part of a name, as `experts[].name` may be, with a number where it is taken; it is taken now."""
+    """Reserve a valid, unique expert name from the last part of a name, with a number if necessary."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", known_as.rpartition("/")[2].lower()).strip("-._")[:56] or "model"
     name = next(one for one in chain((plain,), (f"{plain}-{number}" for number in count(2))) if one not in taken)
     taken.add(name)
@@ -188,7 +188,7 @@ def _free_name(known_as: str, taken: set[str]) -> str:
 
 
 def _with_free_aliases(found: Iterable[Proposed], models: Iterable[FoundModel], taken: set[str]) -> Iterator[Proposed]:
-    """Each expert with the names that its model has elsewhere, so that clients need no change."""
+    """The experts with aliases: their models' names elsewhere, so that clients need no change."""
     for one, model in zip(found, models, strict=True):
         free = tuple(name for name in model.other_names if name not in taken and _is_alias(name))
         taken.update(free)

@@ -274,15 +274,15 @@ def wait_bound(cache: ExpertCache) -> str:
     return (
         f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
-        f"It is that long because a turn is {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
-        f"each as long as it may be ({limits.max_generation_seconds:g} s); with answers of "
+        f"A turn serves {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
+        f"each of maximum length ({limits.max_generation_seconds:g} s); with answers of "
         f"{waits.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would be "
         f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
     )
 
 
 def _at_a_time(cache: ExpertCache) -> str:
-    """How many requests are let in, and by which expert where that is its own number."""
+    """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
     fewest = cache.waits.fewest_places
     own = next(slot.name for slot in cache.slots.values() if slot.places == fewest)
     whose = f" (experts.{own}.max_concurrency, the fewest)" if fewest != cache.limits.max_concurrency else ""

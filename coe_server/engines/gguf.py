@@ -24,18 +24,18 @@ Value = bool | int | float | str | tuple[bool | int | float, ...]
 
 
 class NotGguf(Exception):
-    """What is no GGUF file, or one that cannot be understood; the message says why."""
+    """Not a GGUF file, or an unreadable one; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """The keys of a header that are short: `values` has them by name, as far as they stand in the first MiB."""
+    """The short keys of a header: `values` by name, as far as they are in the first MiB."""
 
     values: Mapping[str, Value]
 
     @property
     def architecture(self) -> str:
-        """`llama`, `qwen2`, `clip`; empty where the header does not say."""
+        """`llama`, `qwen2`, `clip`; empty if the header does not say."""
         return str(self.values.get("general.architecture", ""))
 
     @property
@@ -45,18 +45,18 @@ class GgufHeader:
 
     @property
     def context_tokens(self) -> int | None:
-        """The longest context that it was trained for."""
+        """The context length of its training."""
         return self._number("context_length")
 
     @property
     def parts(self) -> tuple[int, int]:
-        """Which part it is, from 0, and of how many."""
+        """(index from 0, number) of the parts of a split model."""
         number, count = self.values.get("split.no"), self.values.get("split.count")
         return (number, count) if isinstance(number, int) and isinstance(count, int) and count > 0 else (0, 1)
 
     @property
     def token_bytes(self) -> int | None:
-        """Bytes of one token's keys and values, every layer counted; None where the header tells too little."""
+        """Bytes of one token's keys and values, over all layers; None if the header lacks fields."""
         layers, heads = self._number("block_count"), self._number("attention.head_count")
         hidden = self._number("embedding_length")
         if not (layers and heads and hidden):
@@ -83,7 +83,7 @@ class GgufHeader:
 
 def read_gguf(file: Path) -> GgufHeader:
     """The header of a regular file; nothing else is opened for longer than a look. Raises NotGguf and OSError."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe in its place would wait
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # do not block on a pipe
     with os.fdopen(descriptor, "rb") as opened:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NotGguf("is no regular file")
@@ -112,7 +112,7 @@ def parse_header(data: bytes) -> GgufHeader:
 
 
 class _AtItsEnd(Exception):
-    """Less is left than is asked for."""
+    """The data end too early."""
 
 
 class _Reader:
@@ -127,7 +127,7 @@ class _Reader:
         return self._take(int(self.number("<Q"))).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Value | None:
-        """None for a list that is passed over."""
+        """Read a value; None for a list that is skipped."""
         if kind == _STRING:
             return self.text()
         if kind == _LIST:

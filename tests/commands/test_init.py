@@ -145,7 +145,7 @@ def test_what_is_there_is_never_overwritten(home: Path, what: str) -> None:
         (home / "serve.yaml").symlink_to(target)
     done = init()
     assert done.exit_code == 2
-    assert "is there already and stays as it is; give another name, or --dry-run" in done.stderr
+    assert "already exists and is not changed; give another name, or --dry-run" in done.stderr
     assert what == "broken link" or (home / "serve.yaml").read_text() == "mine"
     assert target.exists() == (what != "broken link")
 

@@ -157,7 +157,7 @@ def test_sizes_that_are_not_here_come_from_the_hub(tmp_path, hf, monkeypatch):
         assert done.exit_code == 1
         (mistake,) = plan["mistakes"]
         assert mistake.startswith("experts.gone.model: 'org/gone' is not downloaded, and its size is unknown:")
-        assert mistake.endswith("give experts.gone.weights_bytes, e.g. 9.3GiB")
+        assert mistake.endswith("set experts.gone.weights_bytes, e.g. 9.3GiB")
         done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a"), expert("b", "x/y", weights_bytes="5GiB")])
     assert done.exit_code == 0, done.output
     assert plan["experts"][0]["device_awake"] == plan["experts"][1]["device_awake"] > 11 * GIB

@@ -87,7 +87,8 @@ def served_by_routes(folder, routes):
     (folder / "routes.yaml").write_text(yaml.safe_dump(routes))
     experts = [{"name": name, "engine": "simulated"} for name in ("a", "b")]
     path = folder / "serve.yaml"
-    path.write_text(yaml.safe_dump({"router": {"routes": "routes.yaml"}, "experts": experts}))
+    memory = {"device": "40GiB", "host": "40GiB"}  # whatever this machine has
+    path.write_text(yaml.safe_dump({"router": {"routes": "routes.yaml"}, "memory": memory, "experts": experts}))
     return path
 
 
@@ -108,7 +109,7 @@ def test_a_mistake_in_the_routes_is_one_sentence_of_validate(tmp_path):
     for change, sentence in (
         ({"default": "nobody"}, "there is no expert 'nobody'; the experts are a, b"),
         ({"features": {"model": "some-model"}}, "features need 'some-model'; set router.embeddings"),
-        ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' cannot be read"),
+        ({"routes": {"x": {"expert": "a", "match": {"regex": "("}}}}, "match.regex: '(' is invalid"),
     ):
         result = CliRunner().invoke(app, ["validate", str(served_by_routes(tmp_path, {**ROUTES, **change}))])
         assert result.exit_code == 1

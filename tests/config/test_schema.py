@@ -130,7 +130,7 @@ def write(folder, **settings):
         ),
         (
             {"experts": [{**VLLM, "allowed_media_domains": [""]}]},
-            "experts.a.allowed_media_domains.0: '' is not a host's",
+            "experts.a.allowed_media_domains.0: '' is not a host name",
         ),
         ({"memory": {"device": -1}}, "memory.device: -1 is not an amount of memory"),
         (
@@ -409,7 +409,7 @@ def test_tracing_headers_that_cannot_be_sent_stop_the_start_unseen(tmp_path, mon
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-one=1, authorization=Bearer%20abc\n")
     require_tracing(config)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Bearer%20s3cret%0Aword")
-    told = "^tracing: header 'authorization': the environment variable 'OTEL_EXPORTER_OTLP_TRACES_HEADERS' holds a line"
+    told = "^tracing: header 'authorization': the environment variable 'OTEL_EXPORTER_OTLP_TRACES_HEADERS' has a line"
     with pytest.raises(ConfigError, match=told) as refused:
         require_tracing(config)
     assert "s3cret" not in str(refused.value)

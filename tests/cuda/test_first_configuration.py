@@ -85,7 +85,7 @@ def test_three_commands_from_models_on_disk_to_answers(machine: Reader) -> None:
         assert headers["x-coe-expert"] == name
     for name in ("qwen2.5-7b-instruct-awq", "Qwen/Qwen2.5-Coder-14B-Instruct-AWQ"):
         assert ask(machine, name, "good morning")[0]["x-coe-expert"] == name.rpartition("/")[2].lower()
-    with pytest.raises(AssertionError, match="is there already and stays as it is"):
+    with pytest.raises(AssertionError, match="already exists and is not changed"):
         machine.run("coe init gguf")
     assert "command:" in (machine.folder / "serve.yaml").read_text()
 

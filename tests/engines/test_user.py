@@ -103,7 +103,7 @@ def test_an_engine_its_keeper_and_its_images_holder_are_the_other_users(folder_f
 def test_a_user_that_is_not_there_or_is_root_is_refused_with_a_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^vllm\.user: this system has no user 'no-such-user'; create it"):
         EngineUser.called("no-such-user")
-    with pytest.raises(ConfigError, match=r"^vllm\.user: 'root' is root, which may read every file; name"):
+    with pytest.raises(ConfigError, match=r"^vllm\.user: 'root' is root, which may read every file; set"):
         EngineUser.called("root")
 
 

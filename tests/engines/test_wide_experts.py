@@ -88,10 +88,7 @@ def test_cards_without_a_gpu_are_named_by_their_index(tmp_path: Path) -> None:
     pinned_down = {**WIDE, "cards": [2, 3]}
     (wide,) = build_experts(load(tmp_path, pinned_down, memory=memory))
     assert wide.seats == ((2, 3),)
-    for cards, sentence in (
-        ([4, 5], "cards: 4 is not a card; cards: 0 to 3"),
-        ([1], "there is no seat for an expert that"),
-    ):
+    for cards, sentence in (([4, 5], "cards: 4 is not a card"), ([1], "there is no seat for an expert that needs")):
         with pytest.raises(ConfigError, match=sentence):
             build_experts(load(tmp_path, {**WIDE, "cards": cards}, memory=memory))
 

@@ -206,5 +206,5 @@ async def _ask_until_refused(journal):
 
 def test_a_journal_that_cannot_be_opened_stops_the_start(tmp_path):
     (tmp_path / "state").touch()
-    with pytest.raises(ConfigError, match="set log"):
+    with pytest.raises(ConfigError, match="or log"):
         Journal(tmp_path / "state" / "journal.sqlite3", PLENTY).start()

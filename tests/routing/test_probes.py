@@ -49,7 +49,7 @@ def test_an_artifact_without_probes_is_as_good_as_any(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"category": "french"}, "its category is code and not french"),
+        ({"category": "french"}, "its category is code, not french"),
         ({"experts": {"quality": "linguist"}}, "under quality it goes to big, not to linguist"),
         ({"experts": {"nothing": "big"}}, "there is no objective 'nothing'"),
         ({"experts": {"unearned": "big"}}, "is not served: it lost"),

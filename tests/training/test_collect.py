@@ -137,7 +137,7 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen_before_anything_is_sen
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], key: str
 ) -> None:
     monkeypatch.setenv("BROKEN", "s3cret\nword")
-    told = f"^{key}: the environment variable 'BROKEN' holds a line break"
+    told = f"^{key}: the environment variable 'BROKEN' has a line break"
     with endpoint(echo) as stand_in, pytest.raises(ConfigError, match=told) as refused:
         run(config(stand_in, **changes), files(tmp_path, 1))
     assert "s3cret" not in str(refused.value)

@@ -170,7 +170,7 @@ def test_codings_are_named_in_one_line_or_several(lines, codings):
     [
         (["compress"], "compress"),
         (["gzip, lzma"], "lzma"),
-        (["gzip"] * (MOST_CODINGS + 1), "5 codings"),
+        (["gzip"] * (MOST_CODINGS + 1), "5 nested codings"),
         (["*"], r"\*"),
     ],
 )
