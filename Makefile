@@ -16,7 +16,7 @@ serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the 
 	$(BIN)/coe serve configs/demo.yaml
 
 test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## format, lint, types, import rules and words
 	$(BIN)/ruff format --check .

@@ -38,12 +38,33 @@ def vllm_environment():
 register_profiles()
 
 
+LONGEST = (  # by the processor time of each, as measured
+    *("tests/test_end_to_end.py", "tests/engines/test_vllm_real.py", "tests/engines/test_vllm_wide.py"),
+    *("tests/cuda/", "tests/test_faults.py"),
+    *("tests/test_killed_server.py", "tests/page/test_page.py", "tests/docs/test_train_your_own.py"),
+    *("tests/test_cli.py", "tests/training/classifier/test_discovery.py", "tests/docs/test_guides.py"),
+    *("tests/engines/test_vllm_engine.py", "tests/http/test_whose_failure.py", "tests/http/test_failure.py"),
+    *("tests/training/test_fit.py", "tests/training/test_any_data.py", "tests/training/test_feedback.py"),
+    *("tests/engines/test_vllm_media.py", "tests/training/test_remap.py", "tests/training/data/test_embeddings.py"),
+    *("tests/http/test_coded_bodies.py", "tests/training/classifier/test_logistic.py", "tests/http/test_openapi.py"),
+    *("tests/engines/test_command_engine.py", "tests/training/test_collect.py", "tests/test_reload.py"),
+)
+
+
 def pytest_collection_modifyitems(items):
     """What takes longest goes first, so that no process is left with it when the others have nothing to do any more."""
-    longest = (
-        *("test_end_to_end.py", "test_vllm_real.py", "test_vllm_wide.py", "test_vllm_engine.py", "test_faults.py"),
-        *("test_train_your_own.py", "test_guides.py", "test_misbehaving_experts.py", "test_failure.py"),
-        *("test_openapi.py", "test_reload.py"),
-        *("test_cli.py", "test_mapping.py", "test_logistic.py", "test_page.py"),
-    )
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    items.sort(key=lambda item: next((at for at, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99))
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is
+def pytest_xdist_make_scheduler(config, log):
+    """A file stays in one process, and so do all files that share vLLM's rules, which take 20 s to import."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  only where it is
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/cuda" if nodeid.startswith("tests/cuda/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log)

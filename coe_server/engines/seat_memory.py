@@ -48,10 +48,11 @@ class RankReport:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A reading of an engine's cards: bytes in use, and by process if the driver reports it."""
+    """A reading of an engine's cards: bytes in use, by process if the driver reports it, and what others may take."""
 
     used: tuple[int, ...]
     processes: tuple[dict[int, int] | None, ...]
+    others: tuple[int, ...]  # bytes that other engines of this server might be allocating at that time
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,13 @@ class SeatMemory:
             if freed < least:
                 raise EngineError(_kept(self._name, self.seat[rank], freed, least))
 
+        others = before.look.others
+
         def missing(now: Look) -> list[int]:
+            nonlocal others
+            others = tuple(map(max, others, now.others))  # what was taken stays when the move that took it is over
             return [
-                least - self._freed(rank, before.reports[rank].pid, before.look, now)
+                least - self._freed(rank, before.reports[rank].pid, before.look, now, others[rank])
                 for rank, least in enumerate(wanted)
             ]
 
@@ -189,17 +194,20 @@ class SeatMemory:
     def _totals(self, reports: Sequence[RankReport]) -> tuple[int, ...]:
         return tuple(report.own_bytes + context for report, context in zip(reports, self._context, strict=True))
 
-    def _freed(self, rank: int, pid: int, before: Look, now: Look) -> int:
+    def _freed(self, rank: int, pid: int, before: Look, now: Look, others: int) -> int:
         old, new = before.processes[rank], now.processes[rank]
         if old is not None and new is not None and pid in old:
             return old[pid] - new.get(pid, 0)
-        return before.used[rank] - now.used[rank] + self.cards.taken_by_others(self, self.seat[rank])
+        return before.used[rank] - now.used[rank] + others
 
     async def _look(self) -> Look:
+        others = tuple(self.cards.taken_by_others(self, card) for card in self.seat)
+
         def look() -> Look:
             return Look(
                 tuple(self.cards.reading(card).used for card in self.seat),
                 tuple(self.cards.processes(card) for card in self.seat),
+                others,
             )
 
         try:

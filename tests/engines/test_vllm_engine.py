@@ -607,6 +607,7 @@ class FakeCard:
 
     def __init__(self, *used: int) -> None:
         self.used = list(used)
+        self.taken = 0
 
     def visible(self) -> tuple[str, ...]:
         return ("GPU-a",)
@@ -618,7 +619,7 @@ class FakeCard:
         return None
 
     def taken_by_others(self, engine: object, uuid: str) -> int:
-        return 0
+        return self.taken
 
 
 def measured_on(card: FakeCard) -> SeatMemory:
@@ -630,6 +631,20 @@ def measured_on(card: FakeCard) -> SeatMemory:
 
     asyncio.run(story())
     return memory
+
+
+def test_a_start_that_ends_during_a_sleep_does_not_hide_what_the_sleep_freed() -> None:
+    card = FakeCard(1000, 4000, 4000, 1000 + 4000)
+    memory = measured_on(card)
+
+    async def story() -> int:
+        awake, asleep = (RankReport(1, "GPU-a", size, 0, 0) for size in (3000, 0))
+        card.taken = 4000
+        before = await memory.before_sleep((awake,))
+        card.taken = 0  # the start is over, and its bytes are there
+        return await memory.until_freed(before, (asleep,))
+
+    assert asyncio.run(story()) == 1000
 
 
 def test_on_a_gpu_a_stop_lasts_until_the_driver_shows_the_memory_free() -> None:
