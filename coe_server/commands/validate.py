@@ -296,9 +296,10 @@ def wait_bound(cache: ExpertCache) -> str:
 
 def _at_a_time(cache: ExpertCache) -> str:
     """How many requests are let in, and by which expert where that is its own number."""
-    fewest = cache.waits.fewest_places
-    own = next(slot.name for slot in cache.slots.values() if slot.places == fewest)
-    whose = f" (experts.{own}.max_concurrency, the fewest)" if fewest != cache.limits.max_concurrency else ""
+    group = cache.waits.longest
+    fewest = cache.waits.places_of(group)
+    own = next((name for name in group.experts if cache.slots[name].places == fewest), "")
+    whose = f" (experts.{own}.max_concurrency)" if fewest != cache.limits.max_concurrency else ""
     return f"{fewest} at a time{whose}"
 
 
@@ -314,11 +315,12 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 
 def _turns(cache: ExpertCache) -> str:
-    waits, longest = cache.waits, replace(cache.limits, max_concurrency=cache.waits.fewest_places)
-    turn = f"a turn of {turn_seconds(longest):,.0f} s"
+    waits, group = cache.waits, cache.waits.longest
+    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=waits.places_of(group))):,.0f} s"
     if not waits.groups:
         return f"{turn}, since no experts share the device"
-    group = waits.groups[0]
+    if group in waits.alone:
+        return f"{turn} of '{group.experts[0]}', which is never evicted for another expert"
     known, device = "measured" if waits.costs_are_measured else "estimated", "the device"
     switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
     if group.start_elsewhere_seconds:

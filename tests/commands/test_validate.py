@@ -113,7 +113,7 @@ def vllm(**args):
 @pytest.mark.parametrize("key", ["trust_remote_code", "trust-remote-code"])
 def test_a_models_own_code_is_warned_of_with_what_it_can_do(key):
     (found,) = said(vllm(**{key: True}))
-    assert found.startswith("experts.a.args.trust_remote_code: Python code that comes with 'x/y-7B' runs here as the")
+    assert found.startswith("experts.a.args.trust_remote_code: Python code of 'x/y-7B' runs here as the")
     assert "it can access all files of this user" in found
     assert "pin args.revision and args.code_revision" in found
     assert said(vllm(**{key: False}, max_model_len=512)) == []
