@@ -286,8 +286,7 @@ class Waits:
         The expert with the fewest leases at a time has the longest turn. `limits`: default the server's; `widest`:
         the most leases of one request, default the most so far.
         """
-        places = min((self._slots[name].places for name in group.experts), default=self._limits.max_concurrency)
-        limits = replace(limits or self._limits, max_concurrency=places)
+        limits = replace(limits or self._limits, max_concurrency=self.places_of(group))
         return group.bound_seconds(limits, self._widest if widest is None else widest)
 
     def widest_bound_seconds(self) -> float:
@@ -321,12 +320,22 @@ class Waits:
         return [slot for slot in self._slots.values() if slot.pin is not Tier.DEVICE and not slot.expert.remote]
 
     @property
-    def fewest_places(self) -> int:
-        """Leases at a time of the expert that has the longest turn: fewer of them never make it shorter."""
-        return min((slot.places for slot in self._slots.values()), default=self._limits.max_concurrency)
+    def alone(self) -> tuple[Group, ...]:
+        """Each expert that is never evicted for another one, pinned or remote: its requests wait for its own turn."""
+        shared = {slot.name for slot in self._sharers}
+        return tuple(Group((name,)) for name in self._slots if name not in shared)
+
+    @property
+    def longest(self) -> Group:
+        """The experts whose requests may wait longest."""
+        return max((*self.groups, *self.alone), key=lambda group: self.bound_of(group, widest=1), default=Group())
+
+    def places_of(self, group: Group) -> int:
+        """Leases at a time of its expert with the longest turn: fewer of them never make a turn shorter."""
+        return min((self._slots[name].places for name in group.experts), default=self._limits.max_concurrency)
 
     def _bound(self, limits: Limits, widest: int) -> float:
-        return max(self.bound_of(group, limits, widest) for group in self.groups or (Group(),))
+        return max(self.bound_of(group, limits, widest) for group in (*self.groups, *self.alone) or (Group(),))
 
 
 class Outlooks(Mapping[str, Outlook]):

@@ -25,7 +25,7 @@ from coe_server.build.experts import (
 from coe_server.build.service import build_guard, build_router, build_serving, require_tracing
 from coe_server.cache.costs import read_costs
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
+from coe_server.cache.placement import Demand, kept_by_sleepers, used_by_loaded
 from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.seats import Card, candidate_seats
@@ -46,9 +46,11 @@ from coe_server.commands.plan import (
     without_width,
 )
 from coe_server.config.schema import ServerConfig, read_config
+from coe_server.engines.engine import Footprint
 from coe_server.engines.footprints import read_footprints
 from coe_server.engines.hub import gib
 from coe_server.engines.settings import ExpertSettings
+from coe_server.engines.vllm import VllmEngine
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
@@ -107,14 +109,25 @@ def check(path: Path, machine: Machine | None) -> Checked:
 
 
 def _on_their_cards(settings: ServerConfig, experts: Sequence[Expert], plan: Plan) -> Iterator[Expert]:
-    """With the seats that each has on the machine of the plan; as they are where it has none."""
-    widths = {one.name: one.width for one in plan.demands}
+    """With the seats, and the share of each card, that they have on the machine of the plan; as they are without."""
+    demands = {one.name: one for one in plan.demands}
     cards = [Card(index, size) for index, size in enumerate(plan.rooms.cards)]
     for one, expert in zip(settings.with_engines, experts, strict=True):
-        width, among = widths.get(expert.name, 1), one.cards or ()
+        demand, among = demands.get(expert.name), one.cards or ()
+        width = demand.width if demand is not None else 1
         allowed = {card for card in among if isinstance(card, int)} if among else None
         seats = () if expert.remote else candidate_seats(cards, width, allowed or None)
-        yield replace(expert, width=width, seats=seats or expert.seats)
+        engine = expert.engine
+        if demand is not None and width > 1 and isinstance(engine, VllmEngine):
+            share = _on_each_card(engine.footprint, demand)
+            engine = VllmEngine(replace(engine.launch, measured=share))
+        yield replace(expert, engine=engine, width=width, seats=seats or expert.seats)
+
+
+def _on_each_card(whole: Footprint, demand: Demand) -> Footprint:
+    """Of an expert that was built as if it had one card."""
+    process = whole.host_process * demand.width
+    return Footprint(demand.awake, demand.asleep, process, demand.host - process)
 
 
 def _experts(settings: ServerConfig, machine: Machine | None, mistakes: list[str]) -> tuple[Expert, ...]:
@@ -283,9 +296,10 @@ def wait_bound(cache: ExpertCache) -> str:
 
 def _at_a_time(cache: ExpertCache) -> str:
     """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
-    fewest = cache.waits.fewest_places
-    own = next(slot.name for slot in cache.slots.values() if slot.places == fewest)
-    whose = f" (experts.{own}.max_concurrency, the fewest)" if fewest != cache.limits.max_concurrency else ""
+    group = cache.waits.longest
+    fewest = cache.waits.places_of(group)
+    own = next((name for name in group.experts if cache.slots[name].places == fewest), "")
+    whose = f" (experts.{own}.max_concurrency)" if fewest != cache.limits.max_concurrency else ""
     return f"{fewest} at a time{whose}"
 
 
@@ -301,11 +315,12 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 
 def _turns(cache: ExpertCache) -> str:
-    waits, longest = cache.waits, replace(cache.limits, max_concurrency=cache.waits.fewest_places)
-    turn = f"a turn of {turn_seconds(longest):,.0f} s"
+    waits, group = cache.waits, cache.waits.longest
+    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=waits.places_of(group))):,.0f} s"
     if not waits.groups:
         return f"{turn}, since no experts share the device"
-    group = waits.groups[0]
+    if group in waits.alone:
+        return f"{turn} of '{group.experts[0]}', which is never evicted for another expert"
     known, device = "measured" if waits.costs_are_measured else "estimated", "the device"
     switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
     if group.start_elsewhere_seconds:

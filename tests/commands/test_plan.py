@@ -121,6 +121,17 @@ def test_a_wide_expert_and_small_ones_on_four_cards(tmp_path, hf):
     assert "big" in plan["awake_together"]
 
 
+def test_a_wide_expert_counts_with_its_share_of_each_card_in_warnings_and_waits(tmp_path, hf):
+    downloaded(hf, "org/big", 131)
+    downloaded(hf, "org/m", 15)
+    small = [expert(name, args={"max_model_len": 4096}, preload="host") for name in "abcdef"]
+    args = {"tensor_parallel_size": 2, "max_model_len": 4096}
+    big = expert("big", "org/big", args=args, preload="device")
+    done, plan = validate(tmp_path, "4x80GiB,host=512GiB", [big, *small])
+    assert "warning" not in done.stdout, done.stdout
+    assert set(plan["awake_together"]) == {"big", *"abcdef"}
+
+
 def test_what_does_not_fit_has_exit_code_4_and_a_way_out(tmp_path, hf):
     downloaded(hf, "org/m", 17.7)
     done, plan = validate(tmp_path, "24GiB,host=64GiB", [expert("a", args={"max_model_len": 4096})])

@@ -209,7 +209,8 @@ def test_each_of_several_cards_shows_its_bytes_and_whose_they_are(visit, screen)
     put_on_cards(page)
     first, second = page.locator(".gpu").all()
     assert first.locator("h4").inner_text() == "Card 0"
-    assert first.locator(".gpu-amount").inner_text() == "17.0 GiB used, 5.0 GiB free of 22.0 GiB"
+    assert first.locator(".gpu-free").inner_text() == "5.0 GiB free"
+    assert first.locator(".gpu-amount").inner_text() == "17.0 GiB used of 22.0 GiB"
     assert first.locator(".gpu-names li").all_inner_texts() == [
         "wide 10.0 GiB · also on card 1",
         "single 6.0 GiB",

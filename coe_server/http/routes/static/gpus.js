@@ -25,18 +25,20 @@ export class Gpus {
 class Gpu {
   constructor(index) {
     this.shown = "";
+    this.free = element("p", { class: "gpu-free" });
     this.amount = element("p", { class: "gpu-amount" });
     this.bar = element("div", { class: "gpu-bar", "aria-hidden": "true" });
     this.names = element("ul", { class: "gpu-names" });
     const title = element("h4", {}, `Card ${index}`);
-    this.root = element("li", { class: "gpu", "data-card": index }, title, this.amount, this.bar, this.names);
+    this.root = element("li", { class: "gpu", "data-card": index }, title, this.free, this.bar, this.amount, this.names);
   }
 
   show({ used, capacity }, experts) {
     const news = JSON.stringify([used, capacity, experts]);
     if (news === this.shown) return;
     this.shown = news;
-    this.amount.textContent = `${bytes(used)} used, ${bytes(Math.max(0, capacity - used))} free of ${bytes(capacity)}`;
+    this.free.textContent = `${bytes(Math.max(0, capacity - used))} free`;
+    this.amount.textContent = `${bytes(used)} used of ${bytes(capacity)}`;
     this.bar.replaceChildren(...experts.map(({ size, doing }) => part(size / Math.max(used, capacity, 1), doing)));
     const asleep = experts.filter(({ doing }) => doing === "asleep");
     const lines = experts.filter((one) => !asleep.includes(one)).map(line);
