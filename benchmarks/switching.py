@@ -410,17 +410,19 @@ PARTS: dict[str, Callable[[], str]] = {
     "large seeds": lambda: "\n".join((*several_traces(MACHINES[4:], "the mean of eight traces for 150 experts"), NOTE)),
     "cost": cost_text,
     "cost on cards": lambda: "\n".join(cost_on_cards()),
-    "cards": switching_cards.text,
+    **{f"cards {key}": text for key, text in switching_cards.texts().items()},
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="all of them by default")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "cards", []], help="all of them by default")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
-    for part in chosen.parts or PARTS:
+    of_cards = [part for part in PARTS if part.startswith("cards ")]
+    parts = [one for part in chosen.parts or PARTS for one in (of_cards if part == "cards" else [part])]
+    for part in parts:
         text = PARTS[part]()
         print(text)
         if chosen.write:

@@ -48,7 +48,8 @@ class CardMachine:
     card_gib: int
     models: tuple[Model, ...]
     in_host: int
-    requests: int = 400
+    key: str
+    requests: int = 200
 
     def __str__(self) -> str:
         return f"{self.name}, {self.in_host} of {len(self.models)} experts in host memory"
@@ -57,14 +58,13 @@ class CardMachine:
 PAIR, LARGE = Model(20, 2, 30.0), Model(70, 2, 25.0)
 SMALL = tuple(Model(gib) for gib in (15, 28, 15, 20))  # 7B to 14B
 MIXED = (SMALL[0], LARGE, *(SMALL * 5)[1:5], LARGE, *(SMALL * 5)[5:])
+SIX = (Model(10), Model(10), PAIR, *[Model(10)] * 4)
 MACHINES = (
-    CardMachine(
-        "2 x 24 GiB: a pair of 40 GiB among six of 10 GiB", 2, 24, (Model(10), Model(10), PAIR, *[Model(10)] * 4), 7
-    ),
-    CardMachine("4 x 80 GiB: two pairs of 140 GiB among twenty of 15 to 28 GiB", 4, 80, MIXED, 22),
-    CardMachine("4 x 80 GiB: the same", 4, 80, MIXED, 11),
-    CardMachine("8 x 80 GiB: the same", 8, 80, MIXED, 22),
-    CardMachine("8 x 80 GiB: 150 of 15 GiB", 8, 80, (Model(15),) * 150, 75, 800),
+    CardMachine("2 x 24 GiB: a pair of 40 GiB among six of 10 GiB", 2, 24, SIX, 7, "2 x 24"),
+    CardMachine("4 x 80 GiB: two pairs of 140 GiB among twenty of 15 to 28 GiB", 4, 80, MIXED, 22, "4 x 80"),
+    CardMachine("8 x 80 GiB: the same", 8, 80, MIXED, 22, "8 x 80"),
+    CardMachine("4 x 80 GiB: the same", 4, 80, MIXED, 11, "4 x 80, half in host memory"),
+    CardMachine("8 x 80 GiB: 150 of 15 GiB", 8, 80, (Model(15),) * 150, 75, "8 x 80, 150 experts", 400),
 )
 
 
@@ -188,5 +188,10 @@ take 25 s and a second a GiB, wakes a second for 37.5 GiB on a card; a sleeper k
 """
 
 
-def text() -> str:
-    return "\n".join((INTRODUCTION, *(line for machine in MACHINES for line in section(machine))))
+def texts() -> dict[str, Callable[[], str]]:
+    """Key -> the text of one machine."""
+    return {machine.key: _text_of(machine, is_first=place == 0) for place, machine in enumerate(MACHINES)}
+
+
+def _text_of(machine: CardMachine, is_first: bool) -> Callable[[], str]:
+    return lambda: "\n".join((INTRODUCTION if is_first else "", *section(machine)))

@@ -13,7 +13,7 @@ from coe_server.cache.mover import Mover, Tasks
 from coe_server.cache.planner import Plan, left_out, pinned, seated
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor, Waiter
-from coe_server.cache.scheduler import OURS, Limits, Policy
+from coe_server.cache.scheduler import OURS, Limits, Policy, on_cards
 from coe_server.cache.slot import Expert, Slot, Slots, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
 from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
@@ -36,6 +36,7 @@ class ExpertCache:
         one_move_at_a_time: bool = False,
         bases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        policy = on_cards(policy, len(capacity.cards))
         self.limits = limits
         self.ledger = Ledger(capacity)
         self.events = events = events or EventLog()

@@ -74,6 +74,15 @@ def plan(
     return _best(standing, goal, goal.may_come_to, capacity, tenured_since)
 
 
+def plan_sparing_sleepers(
+    standing: Standing, goal: Holding, capacity: Bytes, tenured_since: float = float("inf")
+) -> Plan | NotYet | Never:
+    """The same without stopping a sleeper for the little that it keeps on a card: its next start costs far more than
+    waiting for an expert that is busy. Where only host memory is short, sleepers stop. `Never`: ask `plan`.
+    """
+    return _best(standing, goal, goal.may_come_to, capacity, tenured_since, spares_sleepers=True)
+
+
 def plan_anew(standing: Standing, goal: Holding, capacity: Bytes) -> Plan | NotYet | Never:
     """The plan that stops the sleeping expert `goal` and starts it on another of its seats."""
     return _best(standing, goal, [seat for seat in goal.seats if seat != goal.seat], capacity, float("inf"))
@@ -101,16 +110,21 @@ def _anyone_is_pinned(standing: Standing) -> bool:
 
 
 def _best(
-    standing: Standing, goal: Holding, seats: Sequence[Seat], capacity: Bytes, tenured_since: float
+    standing: Standing,
+    goal: Holding,
+    seats: Sequence[Seat],
+    capacity: Bytes,
+    tenured_since: float,
+    spares_sleepers: bool = False,
 ) -> Plan | NotYet | Never:
     """The best outcome over these seats."""
     if not seats:
         return Never(f"expert '{goal.name}' has no cards to start on")
     if len(seats) == 1:
-        room = _Room(standing, goal, seats[0], capacity)
+        room = _Room(standing, goal, seats[0], capacity, spares_sleepers)
         way = _now(room, tenured_since) or _later(room, tenured_since)
         return way or Never(_why_never(goal, seats[0], standing, capacity))
-    rooms = [_Room(standing, goal, seat, capacity) for seat in seats]
+    rooms = [_Room(standing, goal, seat, capacity, spares_sleepers) for seat in seats]
     if free := [room for room in rooms if room.is_free]:
         return min(free, key=_Room.crowd).plan(())
     # what can be had at once spares the search for what may be had later
@@ -177,10 +191,13 @@ def _later(room: _Room, tenured_since: float) -> NotYet | None:
 class _Room:
     """The memory that an expert needs on one seat, and the evictions that free it."""
 
-    def __init__(self, standing: Standing, goal: Holding, seat: Seat, capacity: Bytes) -> None:
+    def __init__(
+        self, standing: Standing, goal: Holding, seat: Seat, capacity: Bytes, spares_sleepers: bool = False
+    ) -> None:
         self.standing, self.goal, self.seat, self.capacity = standing, goal, seat, capacity
         self._short, self._host_short = _short(standing, goal, seat, capacity)
         self.device_is_short = max(self._short.values()) > 0
+        self._spares_sleepers = spares_sleepers
 
     @property
     def is_free(self) -> bool:
@@ -190,8 +207,8 @@ class _Room:
     def crowd(self) -> tuple[int, int]:
         """Of several free seats that with the least is the best: bytes of the experts that lie there or come back there
         from host memory, then bytes that would be left over."""
-        there = chain(self.standing.line(Tier.DEVICE, self.seat), self.standing.line(Tier.HOST, self.seat))
-        return sum(one.footprint.device_awake for one in there), -sum(self._short.values())
+        there = [self.standing.line(tier, (card,)) for card in self.seat for tier in (Tier.DEVICE, Tier.HOST)]
+        return sum(one.footprint.device_awake for one in chain(*there)), -sum(self._short.values())
 
     def plan(self, first: tuple[Move, ...]) -> Plan:
         """These moves, then the expert comes to this seat."""
@@ -222,7 +239,7 @@ class _Room:
         draft = _Draft(self._short, self._host_short)
         for way in _WAYS_DOWN:
             for there in self._concerned(way.source, draft):
-                if draft.fits or not draft.gains_from(self.standing.held[way.source]):
+                if draft.fits or not draft.gains_from(self.standing.held[way.source]) or self._is_barred(way, draft):
                     break
                 gain = draft.gain_from(way)
                 for holding in there:
@@ -231,6 +248,9 @@ class _Room:
                     if asks(gain(holding.footprint)) and may_leave(holding):
                         draft.demote(holding, way.target(holding))
         return draft
+
+    def _is_barred(self, way: _WayDown, draft: _Draft) -> bool:
+        return self._spares_sleepers and way is not _WAYS_DOWN[0] and not draft.lacks_only_host
 
     def _concerned(self, tier: Tier, draft: _Draft) -> Iterator[Sequence[Holding]]:
         """Those that could leave room: those on the seat's cards; then, if only host memory is short, all others."""
@@ -249,6 +269,7 @@ class _Room:
                 continue
             awake = [one for one in self.standing.line(Tier.DEVICE, (card,)) if may_leave(one)]
             asleep = [one for one in self.standing.line(Tier.HOST, (card,)) if may_leave(one)]
+            asleep = [] if self._spares_sleepers else asleep
             of_sleepers = sum([-_change(one, Tier.HOST, one.pin)[0] for one in asleep])
             if of_sleepers + sum([-_change(one, Tier.DEVICE, one.pin)[0] for one in awake]) < short:
                 return None

@@ -8,15 +8,17 @@ deadline. One that must wait claims a seat and the host memory that it still nee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from coe_server.cache.claims import Claim, Claims, Taken
-from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan, plan_anew
+from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan, plan_anew, plan_sparing_sleepers
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.engines.engine import Footprint, Seat
 
 Retention = Literal["lru", "lfu"]
+INFINITY = float("inf")
+_SEVERAL = 2  # cards
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +28,24 @@ class Policy:
     name: str
     collates: bool  # requests for a loaded expert overtake those for others; false: strict order of arrival
     bounded: bool  # a request that waits longer than max_wait makes busy experts drain
-    weighs_waiting: bool  # waiting that exceeds the switch cost makes busy experts drain
+    weighs_waiting: bool  # the most waiting per second of switch cost comes first
     retention: Retention  # which expert is evicted first
+    drains_for_waiting: bool = (
+        True  # waiting that exceeds the switch cost makes busy experts drain, where it is weighed
+    )
 
 
 OURS = Policy("coe", collates=True, bounded=True, weighs_waiting=True, retention="lru")
 FIFO = Policy("fifo", collates=False, bounded=False, weighs_waiting=False, retention="lru")
 LRU = Policy("lru", collates=True, bounded=False, weighs_waiting=False, retention="lru")
 LFU = Policy("lfu", collates=True, bounded=False, weighs_waiting=False, retention="lfu")
+
+
+def on_cards(policy: Policy, number: int) -> Policy:
+    """On several cards waiting alone makes no busy expert drain: an idle one is soon found."""
+    return policy if number < _SEVERAL else replace(policy, drains_for_waiting=False)
+
+
 POLICIES = {policy.name: policy for policy in (OURS, FIFO, LRU, LFU)}
 
 
@@ -59,6 +71,7 @@ class Queue(NamedTuple):
     arrivals: tuple[float, ...]  # seconds, oldest first; never empty
     switch_seconds: float  # measured cost of loading the expert
     weight: float = 1.0  # mean weight of the requests' priorities
+    start_seconds: float = 0.0  # measured cost of starting it anew
 
     def waited(self, now: float) -> float:
         """Weighted waiting time so far, summed over the queue, in seconds."""
@@ -74,6 +87,7 @@ class Turn(NamedTuple):
     expert: str
     pressing: bool
     overdue: bool
+    may_restart: bool = False  # overdue for as long as a start takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +178,7 @@ class _Orders:
                 self._let_stay(goal, turn)
             return False
         if turn.overdue:
-            return self._bring_overdue(goal, arrived)
+            return self._bring_overdue(goal, arrived, turn.may_restart)
         return self._bring(goal, turn, tenured_since)
 
     def _bring(self, goal: Holding, turn: Turn, tenured_since: float) -> bool:
@@ -176,7 +190,7 @@ class _Orders:
         if not turn.pressing and nobody_can_leave(self._standing, goal, capacity):
             self._in_vain.add(kind)
             return True
-        match plan(self._standing, goal, capacity, tenured_since):
+        match self._plan(goal, capacity, tenured_since):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
                 self._begin(ready, goal)
                 return False
@@ -189,22 +203,18 @@ class _Orders:
                     self._draining.update(leaving)
         return True
 
-    def _bring_overdue(self, goal: Holding, arrived: float) -> bool:
+    def _bring_overdue(self, goal: Holding, arrived: float, may_restart: bool) -> bool:
         """Load it now on any unclaimed seat, or let it wait for the seat that it claims."""
-        outcome = self._ways(goal, self._taken.leaves(goal.may_come_to))
-        if isinstance(outcome, Never | NotYet) and self._may_be_stopped(goal):
-            anew = self._ways(goal, self._taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
-            if isinstance(anew, Plan) or isinstance(outcome, Never):
-                outcome = anew
-        if isinstance(outcome, Plan):
-            self._claims.drop(goal.name)
-            self._begin(outcome, goal)
-            return False
+        outcome = self._to_any_seat(goal, may_restart)
         claimed = self._claims.seat_of(goal.name)
-        if claimed is not None:
-            kept = self._ways(goal, self._taken.leaves((claimed,)))
+        if claimed is not None and not isinstance(outcome, Plan):
+            kept = self._to_claimed_seat(goal, claimed)
             outcome = outcome if isinstance(kept, Never) else kept
         match outcome:
+            case Plan():
+                self._claims.drop(goal.name)
+                self._begin(outcome, goal)
+                return False
             case NotYet(leaving, seat) if self._taken.cards.isdisjoint(seat):
                 self._claims.put(goal, arrived, seat)
                 self._taken = self._taken._replace(cards=self._taken.cards.union(seat))
@@ -217,14 +227,36 @@ class _Orders:
                     return False
         return True
 
+    def _to_any_seat(self, goal: Holding, may_restart: bool) -> Plan | NotYet | Never:
+        outcome = self._ways(goal, self._taken.leaves(goal.may_come_to))
+        wants_another = isinstance(outcome, Never) or (isinstance(outcome, NotYet) and may_restart)
+        if wants_another and self._may_be_stopped(goal):
+            anew = self._ways(goal, self._taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
+            if isinstance(anew, Plan) or isinstance(outcome, Never):
+                return anew
+        return outcome
+
+    def _to_claimed_seat(self, goal: Holding, claimed: Seat) -> Plan | NotYet | Never:
+        kept = self._ways(goal, self._taken.leaves((claimed,)))
+        must_wait = isinstance(kept, Plan) and kept.moves[-1].is_start and self._starts_on is not None
+        return NotYet((), claimed) if must_wait else kept
+
     def _ways(self, goal: Holding, seats: tuple[Seat, ...]) -> Plan | NotYet | Never:
         """The plan over these seats; a sleeper is woken on its own seat only. Without seats it waits for claims."""
         capacity = self._taken.left_of(self._capacity)
         if not seats:
-            return NotYet((), tuple(self._taken.cards)) if self._taken.cards else plan(self._standing, goal, capacity)
+            return NotYet((), tuple(self._taken.cards)) if self._taken.cards else self._plan(goal, capacity)
         if goal.tier is Tier.HOST and seats != (goal.seat,):
             return plan_anew(self._standing, goal._replace(seats=seats), capacity)
-        return plan(self._standing, goal._replace(seats=seats), capacity)
+        return self._plan(goal._replace(seats=seats), capacity)
+
+    def _plan(self, goal: Holding, capacity: Bytes, tenured_since: float = INFINITY) -> Plan | NotYet | Never:
+        """On several cards sleepers stop for room on a card only where nothing else could make it."""
+        if len(capacity.cards) >= _SEVERAL:
+            found = plan_sparing_sleepers(self._standing, goal, capacity, tenured_since)
+            if not isinstance(found, Never):
+                return found
+        return plan(self._standing, goal, capacity, tenured_since)
 
     def _may_be_stopped(self, goal: Holding) -> bool:
         """True if it sleeps and could now be started on other cards instead."""
@@ -260,10 +292,12 @@ def turns(
     for number, queue in enumerate(queues):
         oldest = queue.arrivals[0]
         if policy.bounded and now - oldest >= max_wait_seconds:
-            overdue.append((oldest, number, Turn(queue.expert, pressing=True, overdue=True)))
+            restarts = now - oldest >= max_wait_seconds + queue.start_seconds
+            overdue.append((oldest, number, Turn(queue.expert, pressing=True, overdue=True, may_restart=restarts)))
         elif policy.weighs_waiting:
             waited, switch_seconds = queue.waited(now), queue.switch_seconds
-            turn = Turn(queue.expert, waited >= switch_seconds or not policy.collates, overdue=False)
+            worth_it = policy.drains_for_waiting and waited >= switch_seconds
+            turn = Turn(queue.expert, worth_it or not policy.collates, overdue=False)
             others.append((-waited / max(switch_seconds, _INSTANT), number, turn))
         else:
             others.append((oldest, number, Turn(queue.expert, not policy.collates, overdue=False)))
@@ -283,7 +317,9 @@ def seconds_until_pressing(
         until_overdue = max_wait_seconds - (now - queue.arrivals[0]) if policy.bounded else None
         if until_overdue is not None:
             pending.append(until_overdue)
-        if policy.weighs_waiting and (until_overdue is None or until_overdue > 0):
+        if until_overdue is not None and queue.start_seconds:
+            pending.append(until_overdue + queue.start_seconds)
+        if policy.weighs_waiting and policy.drains_for_waiting and (until_overdue is None or until_overdue > 0):
             pending.append((queue.switch_seconds - queue.waited(now)) / (queue.weight * len(queue.arrivals)))
     return min((seconds for seconds in pending if seconds > 0), default=None)
 
@@ -309,5 +345,4 @@ def _after(standing: Standing, begun: Plan) -> Standing:
     )
 
 
-INFINITY = float("inf")
 _INSTANT = 1e-6  # seconds; keeps the ratio finite for an expert without load cost

@@ -271,7 +271,9 @@ def _holding(slot: Slot, policy: Policy) -> Holding:
 
 def _queue(slot: Slot) -> Queue:
     """The scheduler's view of the requests that wait for it."""
-    return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), slot.waiters.mean_weight())
+    restart_seconds = slot.costs.start if slot.tier is Tier.HOST else 0.0
+    weight = slot.waiters.mean_weight()
+    return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), weight, restart_seconds)
 
 
 def _makes_room(slot: Slot, place: int) -> float | None:

@@ -91,6 +91,34 @@ def test_a_claim_stays_where_it_is_though_another_expert_is_worth_less_by_now():
     assert (coming(free), free.claims) == ([("goal", (1,))], ())
 
 
+def test_a_claimed_seat_is_taken_as_soon_as_it_can_be_had_though_sleepers_must_stop_there():
+    small = Footprint(device_awake=10, device_asleep=1, host_image=10)
+    goal, other = expert("goal", wanted=True, footprint=small), expert("other", Tier.DEVICE, (1,), busy=True)
+    idle = expert("idle", Tier.DEVICE, (0,), footprint=small)
+    asleep = expert("asleep", Tier.HOST, (0,), footprint=small)
+    how = {"claims": (Claim("goal", 0.0, (0,), 10),)}
+    orders = order([goal, other, idle, asleep], {"goal": 0}, Bytes((11, 11), 99), **how)
+    assert coming(orders) == [("goal", (0,))]
+    assert {move.expert: move.target for move in orders.plans[0].moves} == {
+        "idle": Tier.HOST,
+        "asleep": Tier.DISK,
+        "goal": Tier.DEVICE,
+    }
+
+
+def test_a_sleeper_is_not_stopped_for_what_it_keeps_on_a_card_where_waiting_makes_room():
+    small = Footprint(device_awake=10, device_asleep=2, host_image=10)
+    goal = expert("goal", wanted=True, footprint=small)
+    busy = expert("busy", Tier.DEVICE, (0,), busy=True, footprint=small)
+    sleepers = [expert(f"asleep {at}", Tier.HOST, (0,), footprint=small) for at in range(2)]
+    on_one = [one._replace(seats=((0,),)) for one in (goal, busy, *sleepers)]
+    assert coming(order(on_one, {"goal": 95}, Bytes((22, 1), 99))) == []
+    overdue = order(on_one, {"goal": 0}, Bytes((22, 1), 99))
+    assert (coming(overdue), overdue.draining) == ([], {"busy"})
+    too_many = [*on_one, *(on_one[2]._replace(name=f"more {at}") for at in range(4))]
+    assert coming(order(too_many, {"goal": 0}, Bytes((22, 1), 99))) == [("goal", (0,))]
+
+
 def test_an_overdue_sleeper_starts_on_another_card_when_its_own_is_busy():
     asleep = expert("asleep", Tier.HOST, (0,), wanted=True)
     machine = [asleep, BUSY], {"asleep": 0}, Bytes((10, 10), 99)

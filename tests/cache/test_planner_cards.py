@@ -124,7 +124,8 @@ def rank(holdings, outcome, seat, capacity):
     there = [one for one in holdings if one.tier is not Tier.DISK and not set(one.seat).isdisjoint(seat)]
     used, need = Standing.of(holdings).used, holdings[0].footprint.device_awake
     left_over = sum(capacity.on(card) - used.on(card) - need for card in seat)
-    crowd = sum(one.footprint.device_awake for one in there) if now and not names else 0
+    shared = {one.name: len(set(one.seat) & set(seat)) for one in there}
+    crowd = sum(shared[one.name] * one.footprint.device_awake for one in there) if now and not names else 0
     return not now, worth is not None, worth or (), len(names), crowd, left_over
 
 

@@ -16,6 +16,7 @@ from coe_server.cache.scheduler import (
     Queue,
     Turn,
     conduct,
+    on_cards,
     seconds_until_pressing,
     seconds_until_tenured,
     turns,
@@ -33,6 +34,7 @@ queues = st.lists(
         ),
         switch_seconds=st.integers(0, 160).map(lambda n: n / 4),
         weight=st.sampled_from([*WEIGHTS.values(), 0.4, 2.5]),
+        start_seconds=st.integers(0, 160).map(lambda n: n / 4),
     ),
     max_size=5,
     unique_by=lambda queue: queue.expert,
@@ -69,14 +71,39 @@ def test_everyone_overdue_is_pressing_and_ahead_of_all_others(queues, now, max_w
 @given(queues, st.integers(400, 800).map(lambda n: n / 4), st.integers(1, 120))
 def test_at_the_moment_foretold_and_not_before_a_queue_becomes_pressing_or_overdue(queues, now, max_wait):
     def states(moment):
-        return {(turn.expert, turn.pressing, turn.overdue) for turn in turns(queues, moment, max_wait)}
+        return {
+            (turn.expert, turn.pressing, turn.overdue, turn.may_restart) for turn in turns(queues, moment, max_wait)
+        }
 
     seconds = seconds_until_pressing(queues, now, max_wait)
     if seconds is None:
-        assert all(pressing and overdue for _, pressing, overdue in states(now))
+        assert all(pressing and overdue and may_restart for _, pressing, overdue, may_restart in states(now))
     else:
         assert states(now + seconds + 1e-6) != states(now)
         assert states(now + seconds - 1e-6) == states(now)
+
+
+def test_on_several_cards_waiting_drains_no_busy_expert_until_it_is_overdue():
+    queue, several = Queue("b", (0.0,), switch_seconds=1.0), on_cards(OURS, 2)
+    assert on_cards(OURS, 1) == OURS
+    assert tuple(turns([queue], 29.0, 30, several)) == (Turn("b", pressing=False, overdue=False),)
+    assert seconds_until_pressing([queue], 29.0, 30, several) == 1.0
+    assert next(turns([queue], 30.0, 30, several)).pressing
+
+
+def test_a_sleeper_is_started_anew_once_it_has_been_overdue_for_as_long_as_a_start_takes():
+    small = Footprint(device_awake=10, host_image=10)
+    busy = Holding("busy", Tier.DEVICE, small, busy=True, seats=((0,), (1,)))
+    asleep = Holding("asleep", Tier.HOST, small, wanted=True, seats=((0,), (1,)))
+    queue = Queue("asleep", (0.0,), switch_seconds=1.0, start_seconds=40.0)
+
+    def seat_at(moment):
+        limits = Limits(max_wait_seconds=30)
+        plans = conduct(Standing.of([busy, asleep]), [queue], Bytes((10, 10), 99), moment, limits).plans
+        return [ready.moves[-1].seat for ready in plans]
+
+    assert seat_at(69.0) == []
+    assert seat_at(70.0) == [(1,)]
 
 
 def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
