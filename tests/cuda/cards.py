@@ -114,14 +114,17 @@ class Cards:
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, Any]]:
-        with self._path.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            state = json.load(file)
+        """Replaces the file as a whole: a process that is killed as it writes leaves the books as they were."""
+        with self._path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self._path.read_text()
+            state = json.loads(before)
             state["held"] = [entry for entry in state["held"] if _still_held(entry)]
             yield state
-            file.seek(0)
-            file.truncate()
-            json.dump(state, file)
+            if (after := json.dumps(state)) != before:
+                draft = self._path.with_suffix(".draft")
+                draft.write_text(after)
+                draft.replace(self._path)
 
 
 def _used(state: dict[str, Any], card: int) -> int:
