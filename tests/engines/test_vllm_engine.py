@@ -738,6 +738,6 @@ def test_the_first_answer_has_minutes_for_kernels_are_compiled_with_it(tmp_path:
     launch = VllmLaunch("french", "/models/french", 1, tmp_path, "cpu")
     asked = Asked()
     run = SimpleNamespace(launch=launch, http=asked, until_healthy=nothing)
-    memory = SimpleNamespace(secure_image=nothing, measure=nothing, seat=None, check_canary=lambda answer, copy: None)
+    memory = SimpleNamespace(secure_images=nothing, measure=nothing, seat=None, check_canary=lambda answer, copy: None)
     asyncio.run(_bring_up(run, memory))  # type: ignore[arg-type]  the parts of both that are used
     assert asked.limits_seconds == [300.0]
