@@ -81,7 +81,7 @@ def test_the_configuration_that_deploying_shows_is_valid(tmp_path):
     assert config.http.port == 8080
     demo = yaml.safe_load((ROOT / "deploy/demo-cpu/serve.yaml").read_text())
     assert config.keys.model_dump(include=set(demo["keys"])) == demo["keys"]
-    assert set(demo["keys"]) == {"api_key_env", "admin_key_env", "scrape_key_env"}
+    assert set(demo["keys"]) == {"file", "api_key_env", "admin_key_env", "scrape_key_env"}
 
 
 def test_the_unit_is_one_that_systemd_understands(tmp_path):
