@@ -340,6 +340,16 @@ class EngineStartFailed(EngineError):
     retry_after_seconds = 1.0
 
 
+class CardLost(EngineStartFailed):
+    """The driver reports that a GPU is gone: its experts can start on other cards only."""
+
+    def __init__(self, message: str, card: str = "") -> None:
+        """`card`: its UUID."""
+        super().__init__(message)
+        self.card = card
+        self.index: int | None = None  # among the visible cards; None if the seat is unknown
+
+
 class TooLongForExpert(EngineError):
     """A request exceeds this expert's context; an expert with a longer one may take it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -20,6 +21,8 @@ from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
 from coe_server.cache.wait_times import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
 from coe_server.events import EventLog
+
+logger = logging.getLogger(__name__)
 
 
 class ExpertCache:
@@ -50,7 +53,8 @@ class ExpertCache:
         self._changed = changed = asyncio.Event()
         tasks, self.failures, self.guesses = Tasks(), Failures(events, clock), Guesses()
         self._mover = Mover(
-            slots, self.ledger, events, self.failures, tasks, clock, changed.set, one_at_a_time=one_move_at_a_time
+            *(slots, self.ledger, events, self.failures, tasks, clock, changed.set, self.lose_card),
+            one_at_a_time=one_move_at_a_time,
         )
         self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.probe_timeout_seconds)
         overview = Overview(slots, changes, policy, limits, self.ledger)
@@ -167,6 +171,7 @@ class ExpertCache:
 
     def lose_card(self, card: int) -> None:
         """Take a failed card out of service: its experts are stopped, their leases lost, none is loaded there again."""
+        logger.error("card %d is lost: its experts are stopped and start on other cards, if they fit there", card)
         self.ledger.lose(card)
         _place_pinned(self.slots, self.ledger.capacity, moved_from=card)
         self._conductor.lose_card(card)

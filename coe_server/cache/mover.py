@@ -14,7 +14,7 @@ from coe_server.cache.planner import Move, Plan, mib
 from coe_server.cache.slot import MoveRecord, Slot
 from coe_server.cache.tiers import Ledger, Tier, bytes_in
 from coe_server.engines.engine import Seat
-from coe_server.errors import EngineError, EngineStartFailed
+from coe_server.errors import CardLost, EngineError, EngineStartFailed
 from coe_server.events import EventLog
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,10 @@ class Mover:
         tasks: Tasks,
         clock: Callable[[], float],
         changed: Callable[[], None],
+        lost: Callable[[int], None],
         one_at_a_time: bool,
     ) -> None:
+        """`lost` is called with the index of each card that a start finds gone."""
         self._slots = slots
         self._ledger = ledger
         self._events = events
@@ -91,6 +93,7 @@ class Mover:
         self._tasks = tasks
         self._clock = clock
         self._changed = changed
+        self._lost = lost
         self._freed = asyncio.Event()
         self._one_start = asyncio.Lock()
         self._cards: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -180,8 +183,12 @@ class Mover:
                     slot.end_life()
                 seconds = self._clock() - began
         except EngineError as error:  # also after a sleep that freed no memory: the process is stopped
-            self._failures.count(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
+            lost = error.index if isinstance(error, CardLost) else None
+            if lost is None:
+                self._failures.count(slot, str(error), hopeless=isinstance(error, EngineStartFailed))
             await self.put_on_disk(slot, at_once=True)
+            if lost is not None:  # not the expert's failure: it may start on another card
+                self._lost(lost)
             raise
         except (asyncio.CancelledError, _PlanIsStale):
             await asyncio.shield(self._tasks.own(self.put_on_disk(slot)))

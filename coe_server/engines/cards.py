@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coe_server.errors import EngineError
+from coe_server.errors import CardLost, EngineError
 
 # Inode of the initial PID namespace, fixed in Linux (PROC_PID_INIT_INO). In another namespace the driver reports
 # foreign process ids, or none.
@@ -59,17 +59,23 @@ class Cards:
         self._environment = environment
         self._tells_processes = _in_first_namespace() if tells_processes is None else tells_processes
         self._taking: dict[object, tuple[frozenset[str], int]] = {}
+        self._visible: tuple[str, ...] | None = None
 
     def visible(self) -> tuple[str, ...]:
-        """UUIDs of the cards visible to engines; in MIG mode those of the instances. Raises `EngineError`."""
-        with self._asked("every card") as nvml:
-            listed = visible_names(self._environment)
-            if listed is None:
-                listed = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-            return tuple(uuid for name in listed for uuid in _uuids(nvml, name))
+        """UUIDs of the cards visible to engines; in MIG mode those of the instances. Raises `EngineError`.
+
+        Asked once: a card that is lost later keeps its index, and does not hide the others.
+        """
+        if self._visible is None:
+            with self._asked("every card") as nvml:
+                listed = visible_names(self._environment)
+                if listed is None:
+                    listed = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
+                self._visible = tuple(uuid for name in listed for uuid in _uuids(nvml, name))
+        return self._visible
 
     def reading(self, uuid: str) -> DeviceBytes:
-        """Raises `EngineError` where the driver does not answer."""
+        """Raises `CardLost` for a GPU that is gone, `EngineError` where the driver does not answer."""
         with self._asked(uuid) as nvml:
             memory = nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, uuid))
         return DeviceBytes(int(memory.total), int(memory.used))
@@ -125,6 +131,8 @@ class Cards:
             _initialise(nvml)
             yield nvml
         except nvml.NVMLError as error:
+            if card in (self._visible or ()) and isinstance(error, nvml.NVMLError_GpuIsLost):
+                raise CardLost(f"the GPU is lost (CUDA device {card}); it is gone until it is reset", card) from error
             raise EngineError(
                 f"cannot read the GPU's memory: {error} (CUDA device {card}){_hint(nvml, error)}"
             ) from error

@@ -114,7 +114,7 @@ class CommandRun:
         values = {
             "socket": str(run_directory / "engine.sock"),
             "port": str(free_port()),
-            "api_key": secrets.token_urlsafe(32),
+            "api_key": secrets.token_hex(32),  # without a first `-`, which a program would take for an option
             "model": launch.model,
             "name": launch.name,
         }

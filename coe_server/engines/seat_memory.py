@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_server.engines.cards import Cards, DeviceBytes
-from coe_server.errors import EngineError
+from coe_server.errors import CardLost, EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,10 @@ class SeatMemory:
         self._before: tuple[DeviceBytes, ...] = ()
 
     async def take(self, seat: Sequence[int] = ()) -> None:
-        """Use these cards (indices of visible ones) for the next run. Raises `EngineError` if there are too few."""
+        """Use these cards (indices of visible ones) for the next run.
+
+        Raises `CardLost` if one is gone, `EngineError` if there are too few.
+        """
         visible = await asyncio.to_thread(self.cards.visible)
         indices = tuple(seat) or tuple(range(self._width))
         if len(indices) != self._width or max(indices) >= len(visible):
@@ -89,7 +92,11 @@ class SeatMemory:
             )
         self.seat = tuple(visible[index] for index in indices)
         self._held = ()
-        self._before = await asyncio.to_thread(lambda: tuple(map(self.cards.reading, self.seat)))
+        try:
+            self._before = await asyncio.to_thread(lambda: tuple(map(self.cards.reading, self.seat)))
+        except CardLost as error:
+            error.index = indices[self.seat.index(error.card)]
+            raise
 
     def utilization(self) -> float:
         """The share of a card that is free when vLLM checks it at its start, rounded down; the least over the ranks.

@@ -18,7 +18,7 @@ from coe_server.engines.vllm_args import named
 from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.engines.vllm_memory import VllmMemory
 from coe_server.engines.vllm_process import CONTROL_SECONDS, VllmRun
-from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,9 @@ class VllmEngine:
                     self._run = await VllmRun.start(self._launch, place)
                     await _bring_up(self._run, self._memory)
                 self._longest_tokens = self._run.longest_tokens
+        except CardLost:
+            await self.stop(at_once=True)
+            raise
         except (EngineError, OSError) as error:
             try:
                 lines = await _last_lines(self._run, self._launch)

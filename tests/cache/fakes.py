@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.engine import Footprint
-from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
 
 class Memory:
@@ -54,12 +54,17 @@ class FakeEngine:
         self.fail = set()
         self.hangs = False
         self.is_out_of_reach = False
+        self.lost_card = None  # a start there finds that the card is gone
         self.seat = (0,)  # of its last start
         self.gate = asyncio.Event()
         self.gate.set()
         self.life = Life()
 
     async def start(self, within_seconds=None, seat=(0,)):
+        if self.lost_card in seat:
+            error = CardLost("GPU is lost")
+            error.index = self.lost_card
+            raise error
         self.seat = seat
         try:
             async with asyncio.timeout(within_seconds):

@@ -185,6 +185,18 @@ def test_under_random_traffic_faults_and_lost_cards_no_promise_is_broken(machine
     run(story())
 
 
+def test_a_card_that_a_start_finds_lost_is_left_and_its_expert_starts_on_another():
+    async def story():
+        async with running([10, 10], 100, [1, 1]) as (cache, engines):
+            engines["a"].lost_card = 0
+            with await cache.lease("a"):
+                assert engines["a"].seat == (1,)
+            assert cache.ledger.capacity.cards == (0, 10)
+            assert next(one for one in cache.status() if one.name == "a").failure is None, "it is not its failure"
+
+    run(story())
+
+
 def lose(cache, engines, card):
     """As it happens: what runs there dies."""
     for slot in cache.slots.values():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -120,6 +121,31 @@ def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two
         assert served.complete("a") == first["a"]
         assert served.residency() == {"wide": "disk", "a": "device", "b": "device"}
         assert served.complete("wide") == first["wide"]
+    until(lambda: cards.held() == {})
+
+
+def test_when_a_card_is_lost_its_expert_starts_on_the_other_and_the_rest_goes_on(tmp_path, two_cards, make_model):
+    cards, environment = two_cards
+
+    def expert(name, size, **more):
+        model = str(make_model(name, size * GIB))
+        return {"name": name, "engine": "vllm", "model": model, "sleep": False, **more}
+
+    wide = expert("wide", 30, args={"tensor_parallel_size": 2})
+    with serving(tmp_path, environment, [wide, expert("a", 12), expert("b", 12, cards=[1])]) as served:
+        first = {name: served.complete(name) for name in ("a", "b")}
+        (rank,) = cards.processes(0)
+        engine = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
+        cards.lose(0)
+        os.kill(engine, signal.SIGKILL)
+        assert served.complete("b") == first["b"], "the other card goes on"
+        assert served.complete("a") == first["a"], "it has started on the other card"
+        assert on(cards, 1) == 12
+        assert served.residency() == {"wide": "disk", "a": "device", "b": "disk"}
+        status, answer = served.ask("POST", "/v1/completions", {"model": "wide", "prompt": "hi", "max_tokens": 4})
+        assert status == 503
+        assert "card" in answer["error"]["message"]
+        assert "card 0 is lost" in (tmp_path / "server.log").read_text()
     until(lambda: cards.held() == {})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -120,10 +121,26 @@ def test_a_program_that_is_not_there_is_told(make: Make) -> None:
         asyncio.run(make(command=("no-such-program", "{socket}")).start())
 
 
+def test_the_key_of_a_start_is_no_option_of_the_program(make: Make) -> None:
+    """One key in sixty-four began with a dash when it had letters of Base64."""
+
+    async def story() -> str:
+        engine = make(*ON_PORT)
+        await engine.start()
+        try:
+            async with engine.send(EngineRequest("GET", "/environment", (), b"")) as response:
+                told = json.loads(b"".join([chunk async for chunk in response.chunks()]))
+        finally:
+            await engine.stop()
+        return str(told["words"][told["words"].index("--key") + 1])
+
+    assert re.fullmatch(r"[0-9a-f]{64}", asyncio.run(story()))
+
+
 def test_a_program_that_other_machines_reach_does_not_start(make: Make) -> None:
     async def story() -> CommandEngine:
         engine = make(*ON_PORT, fault="listens everywhere")
-        with pytest.raises(EngineStartFailed, match=r"listens on 0\.0\.0\.0:\d+, which other machines reach"):
+        with pytest.raises(EngineStartFailed, match=r"listens on 0\.0\.0\.0:\d+, which other machines can reach"):
             await engine.start()
         return engine
 

@@ -8,7 +8,7 @@ import pytest
 
 from coe_server.engines.cards import Cards, DeviceBytes, card_readings, device_bytes, visible_device
 from coe_server.engines.vllm_command import detect_platform
-from coe_server.errors import EngineError
+from coe_server.errors import CardLost, EngineError
 
 CARDS = ("GPU-aaaa-1", "GPU-bbbb-2", "MIG-cccc-3")
 
@@ -19,8 +19,12 @@ class FakeNvml:
     class NVMLError(Exception):
         pass
 
+    class NVMLError_GpuIsLost(NVMLError):  # noqa: N801  NVIDIA's name
+        pass
+
     def __init__(self, failing_starts: int = 0) -> None:
         self.starts = 0
+        self.lost = 0  # the card that has fallen off the bus
         self._failing_starts = failing_starts
 
     def nvmlInit(self) -> None:  # noqa: N802  NVIDIA's name
@@ -34,12 +38,17 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802  NVIDIA's name
         if index >= len(CARDS):
             raise self.NVMLError("Invalid Argument")
-        return index + 1
+        return self._living(index + 1)
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802  NVIDIA's name
         if uuid not in CARDS:
             raise self.NVMLError("Not Found")
-        return CARDS.index(uuid) + 1
+        return self._living(CARDS.index(uuid) + 1)
+
+    def _living(self, handle: int) -> int:
+        if handle == self.lost:
+            raise self.NVMLError_GpuIsLost("GPU is lost")
+        return handle
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802  NVIDIA's name
         return CARDS[handle - 1]
@@ -63,6 +72,18 @@ class FakeNvml:
 def test_the_card_that_is_asked_about_is_the_one_that_cuda_takes_first(listed: str | None, place: int) -> None:
     environment = {} if listed is None else {"CUDA_VISIBLE_DEVICES": listed}
     assert device_bytes(FakeNvml(), environment) == DeviceBytes(place * 10_000_000_000, place * 1_000_000_000)
+
+
+def test_a_lost_card_is_told_apart_and_hides_no_other() -> None:
+    nvml = FakeNvml()
+    cards = Cards(nvml, {})
+    assert cards.visible() == CARDS
+    nvml.lost = 2
+    assert cards.visible() == CARDS, "indices stay what they were"
+    assert cards.reading(CARDS[0]).total == 10_000_000_000
+    with pytest.raises(CardLost, match=r"the GPU is lost \(CUDA device GPU-bbbb-2\)") as caught:
+        cards.reading(CARDS[1])
+    assert caught.value.card == CARDS[1]
 
 
 def test_nvml_is_initialised_once_for_all_readings() -> None:

@@ -242,7 +242,7 @@ def test_prompts_are_for_the_servers_own_user(store):
 
 def test_what_cannot_be_opened_is_a_sentence_with_the_way_out(tmp_path):
     (tmp_path / "j").write_text("this is no database, and long enough to be looked at as one" * 40)
-    with pytest.raises(ConfigError, match="set log"):
+    with pytest.raises(ConfigError, match=r"set another state_directory, or log\.decisions: false"):
         Store(tmp_path / "j")
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="state_directory"):

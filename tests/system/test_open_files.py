@@ -40,4 +40,4 @@ def test_a_line_says_when_no_more_files_can_be_opened_and_not_again_within_a_min
         watch.look()
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert len(caplog.messages) == 2
-    assert f"the limit of open files is reached ({lowest} for this process" in caplog.messages[0]
+    assert f"the limit of open files, connections included, is reached ({lowest} for this process" in caplog.messages[0]

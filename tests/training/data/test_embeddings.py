@@ -262,7 +262,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     ("embeddings", "sentence"),
     [
         (None, r"router\.embeddings: is missing; this artifact needs embeddings by 'words'"),
-        ({"model": "other", "base_url": "http://127.0.0.1:9"}, "'other' is not 'words'"),
+        ({"model": "other", "base_url": "http://127.0.0.1:9"}, "'other' is not the artifact's model, 'words'"),
         (
             {"model": "words", "base_url": "http://127.0.0.1:9", "api_key_env": "NOT_SET_ANYWHERE"},
             "'NOT_SET_ANYWHERE' is not set",
