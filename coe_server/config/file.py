@@ -41,7 +41,24 @@ def read_settings_file(path: Path, explained_in: str) -> dict[str, Any]:
     return raw
 
 
-class _UniqueKeys(yaml.SafeLoader):
+MOST_NESTED = 64
+
+
+class _Bounded(yaml.SafeLoader):
+    """Safe YAML of bounded nesting: PyYAML composes by recursion, and looks far ahead at each level."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > MOST_NESTED:
+            raise UnusableYaml(f"is nested deeper than {MOST_NESTED} levels")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _UniqueKeys(_Bounded):
     """Safe YAML without duplicate keys, of which PyYAML would silently ignore all but the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -59,7 +76,7 @@ class UnusableYaml(Exception):
         self.line = line
 
 
-def parse_yaml(text: str, most_characters: int, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+def parse_yaml(text: str, most_characters: int, loader: type[_Bounded] = _Bounded) -> Any:
     """Parse YAML within `most_characters`. Raises UnusableYaml."""
     if len(text) > most_characters:
         raise UnusableYaml(f"is longer than {most_characters:,} characters")

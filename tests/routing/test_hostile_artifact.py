@@ -194,7 +194,7 @@ def test_held_out_predictions_that_are_none_are_refused(sound: Path, name: str, 
         ('probes:\n- {prompt: a, category: "\\e[31m"}\n', "is not valid at probes.0.category"),
         ('probes:\n- {prompt: a, experts: {quality: "\\e[31m"}}\n', "is not valid at probes.0.experts"),
         ('probes:\n- {prompt: a, "\\e[31m": 1}\n', r"is not valid at probes.0.\x1b[31m"),
-        ("probes: " + "[" * 50_000, "is not YAML"),
+        ("probes: " + "[" * 50_000, "is nested deeper than 64 levels"),
         ("probes: 2026-13-45", "is not YAML"),
     ],
 )
