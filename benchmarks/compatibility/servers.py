@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from coe_server.config.schema import SchedulingSettings
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "demo/experts/generalist"
 EXPERT, EMBEDDER = "generalist", "embedder"
@@ -50,6 +52,7 @@ def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
             command += ["--runner", runner, "--max-model-len", str(CONTEXT_TOKENS), "--enforce-eager"]
             for key, value in (GENERATING_ARGS if runner == "generate" else {}).items():
                 command += [f"--{key.replace('_', '-')}", *([value] if isinstance(value, str) else [])]
+            command += ["--max-num-seqs", str(SchedulingSettings().max_concurrency)]  # part of vLLM's fingerprint
             command += ["--kv-cache-memory-bytes", str(KV_CACHE_BYTES), "--distributed-executor-backend", "uni"]
             urls.append(f"http://127.0.0.1:{port}")
             environment = os.environ | ENVIRONMENT

@@ -88,7 +88,7 @@ def plan_anew(standing: Standing, goal: Holding, capacity: Bytes) -> Plan | NotY
     return _best(standing, goal, [seat for seat in goal.seats if seat != goal.seat], capacity, float("inf"))
 
 
-def nobody_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
+def no_expert_can_leave(standing: Standing, goal: Holding, capacity: Bytes) -> bool:
     """True if `goal` must wait because every expert on each of its seats is busy. A fast check before `plan`.
 
     False if waiting might never help, which only `plan` can tell: with pinned experts, or if `goal` needs more than

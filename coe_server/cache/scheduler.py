@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from coe_server.cache.claims import Claim, Claims, Taken
-from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan, plan_anew, plan_sparing_sleepers
+from coe_server.cache.planner import Never, NotYet, Plan, no_expert_can_leave, plan, plan_anew, plan_sparing_sleepers
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier
 from coe_server.engines.engine import Footprint, Seat
 
@@ -187,7 +187,7 @@ class _Orders:
         if not seats or kind in self._in_vain:
             return True  # an earlier turn waits for the same, and is as pressing unless its switch costs nothing
         goal, capacity = goal._replace(seats=seats), self._taken.left_of(self._capacity)
-        if not turn.pressing and nobody_can_leave(self._standing, goal, capacity):
+        if not turn.pressing and no_expert_can_leave(self._standing, goal, capacity):
             self._in_vain.add(kind)
             return True
         match self._plan(goal, capacity, tenured_since):

@@ -138,8 +138,8 @@ class _Search:
         """Of equal states the last one yielded is visited first: the one that admits a request."""
         later = self._pass_time(state)
         if later is not None:
-            nobody_generates = bool(state.waiting) and not state.running
-            yield (later.now - state.now if nobody_generates else 0.0), later
+            none_is_generating = bool(state.waiting) and not state.running
+            yield (later.now - state.now if none_is_generating else 0.0), later
         yield from ((0.0, step) for step in self._steps(state))
 
     def _pass_time(self, state: _State) -> _State | None:

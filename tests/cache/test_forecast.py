@@ -84,7 +84,7 @@ def test_a_start_waits_for_the_one_before_and_no_wake_waits_for_it():
     assert found.start_after_all == 80
 
 
-def test_where_nobody_can_leave_there_is_nothing_to_foretell():
+def test_where_no_expert_can_leave_there_is_nothing_to_foretell():
     assert Forecast([ahead("a")], [], 0.0).until == {"a": 2}
 
 

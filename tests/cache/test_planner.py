@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Never, NotYet, Plan, nobody_can_leave, plan
+from coe_server.cache.planner import Never, NotYet, Plan, no_expert_can_leave, plan
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 
@@ -193,8 +193,8 @@ def test_never_says_what_is_needed_and_what_there_is():
 
 
 @given(worlds())
-def test_where_nobody_can_leave_waiting_is_not_in_vain(world):
+def test_where_no_expert_can_leave_waiting_is_not_in_vain(world):
     holdings, capacity = world
     busy = [holding._replace(busy=holding.tier is Tier.DEVICE) for holding in holdings]
-    if nobody_can_leave(Standing.of(busy), busy[0], capacity):
+    if no_expert_can_leave(Standing.of(busy), busy[0], capacity):
         assert isinstance(way(busy, capacity), NotYet)

@@ -5,7 +5,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Never, NotYet, Plan, left_out, nobody_can_leave, pinned, plan, plan_anew, seated
+from coe_server.cache.planner import Never, NotYet, Plan, left_out, no_expert_can_leave, pinned, plan, plan_anew, seated
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner import footprints
@@ -111,7 +111,7 @@ def test_no_step_is_over_any_card_and_nothing_leaves_that_could_have_stayed(mach
 def test_where_nothing_can_leave_any_seat_waiting_is_not_in_vain(machine):
     holdings, capacity = machine
     busy = [holding._replace(busy=holding.tier is Tier.DEVICE) for holding in holdings]
-    if nobody_can_leave(Standing.of(busy), busy[0], capacity):
+    if no_expert_can_leave(Standing.of(busy), busy[0], capacity):
         assert isinstance(plan(Standing.of(busy), busy[0], capacity), NotYet)
 
 
