@@ -177,6 +177,7 @@ class Mover:
                 if move.is_start and slot.tier is not Tier.DISK:
                     await self._leave_seat(slot, move)
                 await _act(slot, move)
+                self._refuse_lost_cards(slot, move)
                 if move.is_start:
                     self._take_measured(slot, move.seat)
                 elif move.target is Tier.DISK:
@@ -216,6 +217,11 @@ class Mover:
         slot.end_life()
         self._ledger.settle(slot.name, bytes_in(slot.engine.footprint, Tier.DEVICE, move.seat))
         self._freed.set()
+
+    def _refuse_lost_cards(self, slot: Slot, move: Move) -> None:
+        """Raise _PlanIsStale if a card of its seat was lost during the move: no request may be admitted there."""
+        if move.target is Tier.DEVICE and not all(map(self._ledger.capacity.on, move.seat)):
+            raise _PlanIsStale(f"expert '{slot.name}' came to a card that was lost meanwhile")
 
     def _take_measured(self, slot: Slot, seat: Seat) -> None:
         """Replace the reserved estimate by the measured footprint of the started engine."""
