@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]  # beside eight busy 
 
 @contextmanager
 def one_real_expert(root, vllm_environment, folder, run_directories):
-    """`coe serve` with a single tiny expert; its run directories are where nobody else's are."""
+    """`coe serve` with a single tiny expert; its run directories are in a folder of their own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

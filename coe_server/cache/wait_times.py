@@ -271,14 +271,8 @@ class Waits:
 
     def bounds_seconds(self) -> dict[str, float]:
         """The same for each local expert: that of its group."""
-        bounds = {
-            name: wait_bound_seconds(replace(self._limits, max_concurrency=slot.places), 0, 0.0, self._widest)
-            for name, slot in self._slots.items()
-            if not slot.expert.remote
-        }
-        for group in self.groups:
-            bounds |= dict.fromkeys(group.experts, self.bound_of(group))
-        return bounds
+        bounds = {name: self.bound_of(group) for group in (*self.alone, *self.groups) for name in group.experts}
+        return {name: bound for name, bound in bounds.items() if not self._slots[name].expert.remote}
 
     def bound_of(self, group: Group, limits: Limits | None = None, widest: int | None = None) -> float:
         """The longest wait for an expert of this group.

@@ -538,7 +538,7 @@ def test_an_engine_that_dies_while_it_is_moved_again_and_again_is_cleaned_up_onc
 
 @pytest.mark.parametrize("turns_of_the_loop", range(1, 6))
 def test_a_death_is_never_taken_for_that_of_the_next_process(turns_of_the_loop):
-    """The first process is stopped as soon as it is up: whoever watched it must not watch the second one."""
+    """The first process is stopped as soon as it is up: the watch over it must not be one over the second process."""
 
     async def story():
         async with running(host=15) as (cache, engines):  # room for one process alone

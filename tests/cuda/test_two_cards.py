@@ -93,15 +93,20 @@ def on(cards, card):
     return round(cards.held(card=card).get("weights", 0) / GIB)
 
 
-def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two_cards, make_model):
-    cards, environment = two_cards
+def one_wide_two_single(make_model):
+    """`wide` on both cards, `a` on either, `b` on the second one."""
 
     def expert(name, size, **more):
         model = str(make_model(name, size * GIB))
         return {"name": name, "engine": "vllm", "model": model, "sleep": False, **more}
 
     wide = expert("wide", 30, args={"tensor_parallel_size": 2})
-    with serving(tmp_path, environment, [wide, expert("a", 12), expert("b", 12, cards=[1])]) as served:
+    return [wide, expert("a", 12), expert("b", 12, cards=[1])]
+
+
+def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two_cards, make_model):
+    cards, environment = two_cards
+    with serving(tmp_path, environment, one_wide_two_single(make_model)) as served:
         first = {name: served.complete(name) for name in ("a", "b")}
         assert (on(cards, 0), on(cards, 1)) == (12, 12), "side by side, `b` on the card that it was given"
         first["wide"] = served.complete("wide")
@@ -126,13 +131,7 @@ def test_a_wide_expert_and_two_single_ones_take_turns_on_two_cards(tmp_path, two
 
 def test_when_a_card_is_lost_its_expert_starts_on_the_other_and_the_rest_goes_on(tmp_path, two_cards, make_model):
     cards, environment = two_cards
-
-    def expert(name, size, **more):
-        model = str(make_model(name, size * GIB))
-        return {"name": name, "engine": "vllm", "model": model, "sleep": False, **more}
-
-    wide = expert("wide", 30, args={"tensor_parallel_size": 2})
-    with serving(tmp_path, environment, [wide, expert("a", 12), expert("b", 12, cards=[1])]) as served:
+    with serving(tmp_path, environment, one_wide_two_single(make_model)) as served:
         first = {name: served.complete(name) for name in ("a", "b")}
         (rank,) = cards.processes(0)
         engine = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])  # its parent
