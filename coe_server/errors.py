@@ -26,6 +26,7 @@ CoeError
 ├── Overloaded (429)       the queue is full; try again later
 │   ├── UpstreamLimited (429)  a remote expert's server refuses more requests
 │   └── RateLimited (429)      a key has reached one of its limits
+├── BadSnapshot (502)      a node's message cannot be understood
 ├── BodiesFull (503)       the bodies of requests in progress have reached their limit
 ├── ExpertUnavailable (503)    an expert cannot be loaded now
 ├── DeadlineExceeded (504)     the client's own deadline has passed
@@ -259,6 +260,13 @@ class RateLimited(Overloaded):
     """A key has reached one of its limits; the message names it."""
 
     code = "rate_limit_exceeded"
+
+
+class BadSnapshot(CoeError):
+    """What a node says of itself cannot be understood; the message names the first mistake."""
+
+    status = 502
+    code = "bad_snapshot"
 
 
 class BodiesFull(CoeError):

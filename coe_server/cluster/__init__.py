@@ -1,0 +1,1 @@
+"""Several machines: what nodes say of themselves, which are there, and which one answers a request."""

@@ -1,0 +1,53 @@
+"""Which nodes there are and at which addresses, and what the front knows of each. How they are found is one file each.
+
+A directory knows no expert: each node tells the front itself (`/node/events`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from coe_server.cluster.snapshot import NodeSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """A node's name, which stays over its restarts, and the base URL of its server, e.g. `http://10.0.0.1:8081`."""
+
+    name: str
+    url: str
+
+
+class NodeDirectory(Protocol):
+    """The nodes that should be there. Whether they are, the front finds out itself."""
+
+    def addresses(self) -> tuple[NodeAddress, ...]:
+        """The nodes known now, with different names; no I/O."""
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Keep the addresses current until cancelled, and call `changed` after each change of them.
+
+        A directory that cannot be reached keeps its last addresses and logs why.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class KnownNode:
+    """The front's view of a node: its address, its last snapshot, and why it gets nothing new (None if it does).
+
+    `seen_seconds` is the age of its last pulse, `connected_seconds` of its present stream; None without one.
+    `drained`: an operator asked this front to send it nothing new.
+    """
+
+    address: NodeAddress
+    snapshot: NodeSnapshot | None = None
+    unusable: str | None = "no answer yet"
+    drained: bool = False
+    seen_seconds: float | None = None
+    connected_seconds: float | None = None
+
+    @property
+    def name(self) -> str:
+        return self.address.name
