@@ -84,6 +84,7 @@ class ExpertOnNode:
     wait_seconds: _Seconds = 0.0
     switch_seconds: _Seconds = 0.0
     start_seconds: _Seconds = 0.0  # from disk to the device
+    return_seconds: _Seconds = 0.0  # to the device again, from the tier to which it goes when it is evicted
     service_seconds: _Seconds = 0.0  # of a usual answer
     pin: PinOnNode = "disk"
     failure: _Sentence | None = None

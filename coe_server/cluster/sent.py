@@ -1,0 +1,47 @@
+"""What this front has sent to each node: the requests that are not answered yet, and which experts were asked lately.
+
+Snapshots lag; these counts do not. An expert that shares an engine counts under the name of its base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
+class Sent:
+    """Counts answers by node and expert. It has no clock: age is a number of later requests."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, dict[str, int]] = {}
+        self._last: dict[str, dict[str, int]] = {}
+        self._number = 0
+
+    @contextmanager
+    def sending(self, node: str, expert: str, answers: int = 1) -> Iterator[None]:
+        """Count a request from now until it is answered or refused."""
+        self._number += 1
+        self._last.setdefault(node, {})[expert] = self._number
+        open_there = self._open.setdefault(node, {})
+        open_there[expert] = open_there.get(expert, 0) + answers
+        try:
+            yield
+        finally:
+            open_there[expert] -= answers
+            if not open_there[expert]:
+                del open_there[expert]
+
+    def unanswered(self, node: str) -> Mapping[str, int]:
+        """Expert -> answers that this node owes; experts without any are left out."""
+        return self._open.get(node, _NOTHING)
+
+    def age(self, node: str, expert: str) -> int:
+        """How many requests went out, to any node, since this expert was last asked for there; all if it never was."""
+        return self._number - self._last.get(node, _NOTHING).get(expert, 0)
+
+    def forget(self, node: str) -> None:
+        """Drop what was sent to a node that is gone; requests that are still open end by themselves."""
+        self._last.pop(node, None)
