@@ -46,6 +46,7 @@ from coe_server.events import EventLog
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
+from coe_server.http.uploads import Uploads
 from coe_server.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         telemetry=telemetry,
         log_prompts=config.log.prompts,
         tracing=build_tracing(config),
+        uploads=Uploads(config.state_directory),
         lengths={expert.name: expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)},
     )
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))

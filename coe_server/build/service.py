@@ -28,6 +28,7 @@ from coe_server.http.presets import Preset
 from coe_server.http.routes.page import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.http.trace import NoTracing, Tracing
+from coe_server.http.uploads import UploadLimits
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key, Keyring, hashed, read_keys
@@ -57,6 +58,7 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         bodies_bytes=config.http.bodies,
         body_seconds=config.http.body_seconds,
         keepalive_seconds=config.http.keepalive_seconds,
+        uploads=UploadLimits(config.http.max_upload, config.http.uploads, config.http.body_seconds),
         quality=build_quality(config, router),
         traffic=before.traffic if before and before.router is router else build_traffic(config, router),
         aliases=build_aliases(config, router),

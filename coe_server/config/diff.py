@@ -13,7 +13,7 @@ from coe_server.errors import ReloadRefused
 # All other keys concern engines, sockets, queues or reserved memory: they need a restart.
 LIVE = (
     *("router", "router.*", "keys.*", "log.prompts", "http.max_body", "http.body_seconds", "http.keepalive_seconds"),
-    *("http.bodies", "http.allowed_hosts", "aliases.*"),
+    *("http.bodies", "http.max_upload", "http.uploads", "http.allowed_hosts", "aliases.*"),
     *("experts.*.context_tokens", "experts.*.vision", "experts.*.modalities", "experts.*.tools", "experts.*.endpoints"),
 )
 

@@ -39,6 +39,8 @@ class HttpSettings(Settings):
     allowed_hosts: list[HostName] = Field(default=[])
     max_body: ByteCount = 32 * 2**20
     bodies: ByteCount = 512 * 2**20
+    max_upload: ByteCount = 512 * 2**20
+    uploads: ByteCount = 4 * 2**30
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, ge=0)
@@ -270,6 +272,11 @@ def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
         yield (
             f"http.bodies: {http.bodies:,} bytes for all bodies together are less than the limit of one "
             f"(http.max_body, {http.max_body:,})"
+        )
+    if http.uploads < http.max_upload:
+        yield (
+            f"http.uploads: {http.uploads:,} bytes for all forms on disk together are less than the limit of one "
+            f"(http.max_upload, {http.max_upload:,})"
         )
 
 

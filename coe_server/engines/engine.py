@@ -7,6 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from coe_server.errors import CoeError
+
 Seat = tuple[int, ...]  # card indices of one process; its length is the expert's width
 
 
@@ -31,6 +33,20 @@ class Footprint(NamedTuple):
         return self.host_process + self.host_image
 
 
+class StreamedBody(Protocol):
+    """A body that is not in memory: it comes from the client or from disk while it is sent."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def failure(self) -> CoeError | None:
+        """Why `pieces` ended early: the client's fault, not the engine's."""
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The bytes, as they are there to be sent. Raises `failure`."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`.
@@ -41,10 +57,12 @@ class EngineRequest:
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
-    body: bytes | tuple[bytes | memoryview, ...]
+    body: bytes | tuple[bytes | memoryview, ...] | StreamedBody
 
     @property
     def whole_body(self) -> bytes:
+        """A body that is in memory, in one piece."""
+        assert isinstance(self.body, bytes | tuple), "a streamed body is never in one piece"
         return self.body if isinstance(self.body, bytes) else b"".join(self.body)
 
 

@@ -19,7 +19,7 @@ from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.http_client import Address, Exchange, Lost, NotHttp, NotReached, NotSendable, PlainClient
 from coe_server.engines.http_elsewhere import ElsewhereClient
-from coe_server.errors import ConnectionLost, EngineDied, EngineError, EngineUnreachable
+from coe_server.errors import CoeError, ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData
 
@@ -137,7 +137,7 @@ class HttpChannel:
         except NotReached as error:
             raise EngineUnreachable(self._told("could not be reached", error)) from error
         except Lost as error:
-            raise self._lost(error) from error
+            raise _callers_own(request) or self._lost(error) from error
         except NotHttp as error:
             raise EngineError(self._told("did not answer with valid HTTP", error)) from error
         except NotSendable as error:
@@ -156,6 +156,11 @@ class HttpChannel:
 
     def _told(self, what: str, error: Exception) -> str:
         return f"expert '{self._name}' {what}\n{self._base_url}: {error}"
+
+
+def _callers_own(request: EngineRequest) -> CoeError | None:
+    """The client's own failure to send its body, which also ends the connection to the engine."""
+    return None if isinstance(request.body, bytes | tuple) else request.body.failure
 
 
 class HttpResponse:

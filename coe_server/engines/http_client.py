@@ -16,9 +16,11 @@ from typing import Protocol, cast
 
 import httptools
 
+from coe_server.engines.engine import StreamedBody
+from coe_server.errors import CoeError
 from coe_server.upstream.reply import HEADERS_LIMIT_BYTES, LONGEST_HEADER_BYTES, MOST_HEADERS, MOST_INTERIM
 
-Body = bytes | tuple[bytes | memoryview, ...]
+Body = bytes | tuple[bytes | memoryview, ...] | StreamedBody
 Headers = Sequence[tuple[str, str]]
 
 SENT_BYTES = 64 * 1024  # piece of a large body
@@ -219,7 +221,21 @@ class _Exchange:
             self._connection.transport.write(start + body)
         else:  # in a task, since the server may already answer
             self._connection.transport.write(start)
-            self._sending = asyncio.create_task(_send_pieces(self._connection, body))
+            sending = _send_pieces(self._connection, body) if isinstance(body, tuple) else self._send_stream(body)
+            self._sending = asyncio.create_task(sending)
+
+    async def _send_stream(self, body: StreamedBody) -> None:
+        """Send a body as it comes; if it ends early, the request fails."""
+        connection = self._connection
+        try:
+            async for piece in body.pieces():
+                await connection.writable.wait()
+                if connection.transport.is_closing():
+                    return
+                connection.transport.write(piece)
+        except CoeError as error:
+            self.fail(Lost(error, has_begun=self.has_headers, was_reused=False))
+            self.announce()
 
     async def read(self) -> bytes:
         while not self._chunks:
@@ -373,6 +389,13 @@ def _delimits(name: bytes, value: bytes) -> bool:
     return name == b"content-length" or (name == b"transfer-encoding" and value.rstrip().endswith(b"chunked"))
 
 
+def size_of(body: Body) -> int:
+    """Bytes of a body."""
+    if isinstance(body, bytes):
+        return len(body)
+    return sum(map(len, body)) if isinstance(body, tuple) else body.size_bytes
+
+
 def _start_of_request(method: str, target: str, host: str, headers: Headers, body: Body) -> bytes:
     """The request line and the headers. Raises `NotSendable`."""
     if not _TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
@@ -382,7 +405,7 @@ def _start_of_request(method: str, target: str, host: str, headers: Headers, bod
         if not _TOKEN.fullmatch(name) or _NOT_IN_A_VALUE.search(value):
             raise NotSendable("header")
         lines.append(f"{name}: {value}")
-    size_bytes = len(body) if isinstance(body, bytes) else sum(map(len, body))
+    size_bytes = size_of(body)
     if size_bytes or method not in _WITHOUT_BODY:
         lines.append(f"Content-Length: {size_bytes}")
     try:

@@ -20,7 +20,17 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from coe_server.config.proxies import Detour
-from coe_server.engines.http_client import SENT_BYTES, Body, Exchange, Headers, Lost, NotHttp, NotReached, NotSendable
+from coe_server.engines.http_client import (
+    SENT_BYTES,
+    Body,
+    Exchange,
+    Headers,
+    Lost,
+    NotHttp,
+    NotReached,
+    NotSendable,
+    size_of,
+)
 from coe_server.upstream.reply import LONGEST_HEADER_BYTES, bound
 
 _READ_BYTES = 16 * 1024  # read size of a body; each read costs aiohttp 10 us
@@ -81,12 +91,12 @@ class ElsewhereClient:
         self, method: str, target: str, headers: tuple[tuple[str, str], ...], body: Body, way: _Way
     ) -> aiohttp.ClientResponse:
         if not isinstance(body, bytes):
-            headers += (("content-length", str(sum(map(len, body)))),)
+            headers += (("content-length", str(size_of(body))),)
         return await self._session.request(
             method,
             self._base_url + target,
             headers=(*headers, *self._detour.headers.items()),
-            data=(body or None) if isinstance(body, bytes) else _one_by_one(body),
+            data=_sent_body(body),
             allow_redirects=False,
             trace_request_ctx=way,
             **self._detour.arguments,
@@ -169,6 +179,12 @@ async def _once(
 def _has_begun(error: Exception) -> bool:
     """True if the response had begun: then aiohttp's error contains the partial headers."""
     return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
+
+
+def _sent_body(body: Body) -> bytes | AsyncIterator[bytes | memoryview] | None:
+    if isinstance(body, bytes):
+        return body or None
+    return _one_by_one(body) if isinstance(body, tuple) else body.pieces()
 
 
 async def _one_by_one(pieces: tuple[bytes | memoryview, ...]) -> AsyncIterator[memoryview]:

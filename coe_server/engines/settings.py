@@ -25,7 +25,10 @@ from coe_server.errors import ConfigError
 
 Platform = Literal["cpu", "cuda"]
 TierName = Literal["device", "host", "disk"]
-EndpointName = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
+EndpointName = (
+    Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
+    | Literal["audio.transcriptions", "audio.translations", "audio.speech", "images.generations", "images.edits"]
+)
 
 
 def _as_list(value: object) -> object:

@@ -114,7 +114,7 @@ class SimulatedEngine:
         await self._awake.wait()  # as vLLM does: a request to a sleeping engine waits
         self._require_life()
         path = request.path if request.method == "POST" else f"{request.method} {request.path}"
-        played = script(self._name, path, request.whole_body, int(time.time()))
+        played = script(self._name, path, await _read(request), int(time.time()))
         yield _SimulatedResponse(played.status, played.content_type, self._play(played))
 
     async def _play(self, played: Script) -> AsyncIterator[bytes]:
@@ -132,6 +132,16 @@ class SimulatedEngine:
     def _require_life(self) -> None:
         if not self._running:
             raise EngineDied(self._death or f"engine '{self._name}' is not running")
+
+
+async def _read(request: EngineRequest) -> bytes:
+    """The body; of a form only its size, as a JSON object."""
+    if isinstance(request.body, bytes | tuple):
+        return request.whole_body
+    size_bytes = 0
+    async for piece in request.body.pieces():
+        size_bytes += len(piece)
+    return b'{"form_bytes": %d}' % size_bytes
 
 
 class _SimulatedResponse:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from struct import pack
 from typing import Any
 from zlib import crc32
 
@@ -199,6 +200,28 @@ def _text_of_tokens(name: str, fields: Fields, created: int) -> Script:
     return _whole({"prompt": _words(fields["tokens"])})
 
 
+def _heard(name: str, fields: Fields, created: int) -> Script:
+    del created
+    return _whole({"text": f"{name} received a form of {fields['form_bytes']} bytes"})
+
+
+def _spoken(name: str, fields: Fields, created: int) -> Script:
+    """A second of silence as WAV: 8,000 samples of one byte."""
+    del name, created
+    if not isinstance(fields["input"], str):
+        raise TypeError("input is not a text")
+    head = pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 8036, b"WAVE", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8, b"data", 8000)
+    return Script(200, "audio/wav", (head, b"\x80" * 8000), iter(()), ())
+
+
+def _drawn(name: str, fields: Fields, created: int) -> Script:
+    """A white PNG of one pixel."""
+    del name
+    if "form_bytes" not in fields:
+        fields["prompt"].strip()
+    return _whole({"created": created, "data": [{"b64_json": _PIXEL}]})
+
+
 def _reply(name: str, question: str, limit: int | None, created: int) -> Reply:
     words = f"{name} answers: {question}".split()
     if limit is not None and (type(limit) is not int or limit < 1):
@@ -252,6 +275,7 @@ def _numbered(events: Iterable[tuple[str, dict[str, Any]]], first: int) -> Itera
     return (_named(kind, {**more, "sequence_number": first + place}) for place, (kind, more) in enumerate(events))
 
 
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 _DONE = b"data: [DONE]\n\n"
 _SHAPES: dict[str, Callable[[str, Fields, int], Script]] = {
     "/v1/chat/completions": _chat,
@@ -262,6 +286,11 @@ _SHAPES: dict[str, Callable[[str, Fields, int], Script]] = {
     "/v1/embeddings": _embedding,
     "/v1/rerank": _relevance,
     "/v1/score": _score,
+    "/v1/audio/transcriptions": _heard,
+    "/v1/audio/translations": _heard,
+    "/v1/audio/speech": _spoken,
+    "/v1/images/generations": _drawn,
+    "/v1/images/edits": _drawn,
     "/tokenize": _tokens,
     "/detokenize": _text_of_tokens,
 }

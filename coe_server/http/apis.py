@@ -33,13 +33,16 @@ Fields = Mapping[str, Any]
 class Api:
     """One engine path that clients may use.
 
-    `routed`: false if answers of different models are not interchangeable, as for embeddings and tokens.
+    `routed`: false if answers of different models are not interchangeable, as for embeddings and tokens. `form`: the
+    body is a multipart form. `media`: an answer may have any content type.
     """
 
     path: str
     endpoint: Endpoint
     read: Callable[[Fields], Conversation]
     routed: bool = True
+    form: bool = False
+    media: bool = False
 
     @property
     def answered_as(self) -> str:
@@ -90,6 +93,16 @@ def read_anthropic(fields: Fields) -> Conversation:
     return read_messages(_messages(fields), bool(fields.get("tools")), _count(fields.get("max_tokens")), beside=beside)
 
 
+def read_speech(fields: Fields) -> Conversation:
+    """`input` of a request for speech, which rules may look at."""
+    return Conversation((Turn(_text(fields.get("input"))),))
+
+
+def read_described(fields: Fields) -> Conversation:
+    """`prompt` of a request for images, or beside audio."""
+    return Conversation((Turn(_text(fields.get("prompt"))),))
+
+
 def read_nothing(fields: Fields) -> Conversation:
     """For requests that are not routed: an empty conversation."""
     del fields
@@ -107,6 +120,11 @@ APIS = (
     Api("/v1/score", "score", read_nothing, routed=False),
     Api("/tokenize", "tokenize", read_nothing, routed=False),
     Api("/detokenize", "tokenize", read_nothing, routed=False),
+    Api("/v1/audio/transcriptions", "audio.transcriptions", read_described, routed=False, form=True, media=True),
+    Api("/v1/audio/translations", "audio.translations", read_described, routed=False, form=True, media=True),
+    Api("/v1/audio/speech", "audio.speech", read_speech, routed=False, media=True),
+    Api("/v1/images/generations", "images.generations", read_described, routed=False, media=True),
+    Api("/v1/images/edits", "images.edits", read_described, routed=False, form=True, media=True),
 )
 
 
@@ -133,6 +151,10 @@ def _longest(prompts: list[Any]) -> TokenCount:
     """The largest of several prompts, which are answered one by one."""
     counts = [TokenCount.of(one) if isinstance(one, str) else TokenCount(len(one), len(one)) for one in prompts]
     return TokenCount(max(one.least for one in counts), max(one.likely for one in counts))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _count(limit: object) -> int:

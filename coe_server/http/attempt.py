@@ -42,7 +42,7 @@ class Attempt:
 
     def another_may_answer(self, verdict: Verdict) -> bool:
         """True if another expert in the ranking can be tried after this failure."""
-        if self.out.spoken:
+        if self.out.spoken or not self.request.repeatable:
             return False
         others = (one.expert for one in self.decision.ranking[1:] if one.excluded is None)
         if verdict.cause is not Cause.CONTEXT:

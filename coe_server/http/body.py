@@ -8,7 +8,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from coe_server.errors import RequestError
 from coe_server.http.apis import Api, api_of, read_fan_out
@@ -19,6 +19,9 @@ MOST_MEMBERS = 256  # OpenAI's own requests have about 40
 LARGE_BYTES = 64 * 1024  # reading a body of this size may take milliseconds
 MOST_MARKS = 500_000  # commas and opening brackets in a large body: 16 million lists would be seconds and gigabytes
 NESTED_TOO_DEEPLY = "the body is nested too deeply"
+
+if TYPE_CHECKING:
+    from coe_server.http.uploads import Upload
 
 _GZIP = b"\x1f\x8b"
 _NO_CHANGES: Mapping[str, bytes | None] = MappingProxyType({})
@@ -174,6 +177,7 @@ class ParsedRequest:
     conversation: Conversation
     may_be_silent: bool = False
     fan_out: int = 1
+    upload: Upload | None = None  # a form, whose bytes are not in `body`
 
     def without_bytes(self) -> ParsedRequest:
         """All that is needed beside the bytes, of bounded size. Raises RequestError for an option that is too long."""
@@ -203,6 +207,14 @@ def parse_request(raw: bytes, api: Api | None) -> ParsedRequest:
         conversation = replace(conversation, prompt=conversation.prompt + _tokens_of_tools(body))
     may_be_silent = any(body.fields.get(name) is not None for name in ENDINGS)
     return ParsedRequest(found, body, conversation, may_be_silent, read_fan_out(found, body.fields))
+
+
+def parse_form(upload: Upload, api: Api) -> ParsedRequest:
+    """The parsed request of a form. Raises RequestError for options under `coe`, which are for JSON bodies."""
+    fields = upload.form.fields
+    if "coe" in fields:
+        raise RequestError("coe: a form has no options; name an expert, or a route's rule decides", "coe")
+    return ParsedRequest(api, Body(b"", fields, ()), api.conversation(fields), upload=upload)
 
 
 def _tokens_of_tools(body: Body) -> TokenCount:

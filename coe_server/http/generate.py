@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from fastapi import Request
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from coe_server.errors import EmbeddingUnavailable, Forbidden
 from coe_server.http.apis import Api, require_expert, require_fan_out, wants_stream
 from coe_server.http.auth import CALLER
-from coe_server.http.body import ParsedRequest
+from coe_server.http.body import ParsedRequest, parse_form
 from coe_server.http.client_stream import deadline_of, within
 from coe_server.http.headers import REQUEST_ID
 from coe_server.http.previous_responses import FIELD as PREVIOUS
@@ -28,6 +29,7 @@ from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.routed_response import RoutedResponse
 from coe_server.http.serving import Service
+from coe_server.http.uploads import Upload
 from coe_server.keys import Key
 from coe_server.metrics import EMBEDDING_FAILURES
 from coe_server.routing.conversation import Conversation, session_key
@@ -56,8 +58,9 @@ async def generate(service: Service, api: Api, request: Request) -> Response:
     arrived, due = time.perf_counter(), deadline_of(request.headers)
     async with within(due):
         parsed = await _read(service, api, request)
-        routed = await _prepared(service, parsed, request, due)
-    decision = routed.decide()
+        with _closed_if_refused(parsed.upload):
+            routed = await _prepared(service, parsed, request, due)
+            decision = routed.decide()
     return RoutedResponse(routed, decision, RequestLog(routed, decision, arrived))
 
 
@@ -71,6 +74,8 @@ async def dry_run(service: Service, request: Request) -> Response:
 
 async def _read(service: Service, api: Api | None, request: Request) -> ParsedRequest:
     serving = service.serving
+    if api is not None and api.form:
+        return parse_form(await service.uploads.received(request, serving.uploads, request.scope[CALLER]), api)
     return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
 
 
@@ -89,6 +94,16 @@ async def _prepared(service: Service, parsed: ParsedRequest, request: Request, d
     return RoutedRequest(service, serving, parsed, key, conversation, options, session, is_streamed, passed_on, due)
 
 
+@contextmanager
+def _closed_if_refused(upload: Upload | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if upload is not None:
+            upload.close()
+        raise
+
+
 def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: str | None) -> RouteOptions:
     """The request's options, checked against the rights of its key."""
     api, fields, reach = parsed.api, parsed.body.fields, service.reach(key)
@@ -100,7 +115,7 @@ def _options(service: Service, parsed: ParsedRequest, key: Key | None, owner: st
         )
     if api.endpoint == "responses":
         options = service.made.continued(fields.get(PREVIOUS), options, owner)
-    if not api.routed:
+    if not (api.routed or api.media):
         require_expert(options, api.path, reach.experts)
     return options
 

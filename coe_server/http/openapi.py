@@ -33,6 +33,9 @@ _TOKENS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum
 _TOOLS = {"type": "array", "items": {"type": "object"}}
 _SAMPLING = {"temperature": _NUMBER, "top_p": _NUMBER, "seed": {"type": "integer"}, "stream": _FLAG}
 
+_FILE = {"type": "string", "format": "binary"}
+_HEARD = {"file": _FILE, "language": _STRING, "prompt": _STRING, "response_format": _STRING}
+
 # For each path the required fields, and others that this server or the engines know; unknown fields are passed on.
 _BODIES: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
     "/v1/chat/completions": (
@@ -76,10 +79,17 @@ _BODIES: dict[str, tuple[Sequence[str], Mapping[str, Any]]] = {
         {"query": _STRING, "documents": {"type": "array", "items": _STRING}},
     ),
     "/v1/score": (("model", "text_1", "text_2"), {"text_1": _STRING, "text_2": _STRING}),
+    "/v1/audio/speech": (("input",), {"input": _STRING, "voice": _STRING, "response_format": _STRING}),
+    "/v1/images/generations": (("prompt",), {"prompt": _STRING, "n": _COUNT, "size": _STRING}),
     "/tokenize": (("model", "prompt"), {"prompt": _STRING}),
     "/detokenize": (("model", "tokens"), {"tokens": _TOKENS}),
+    "/v1/audio/transcriptions": (("file",), _HEARD),
+    "/v1/audio/translations": (("file",), _HEARD),
+    "/v1/images/edits": (("image", "prompt"), {"image": _FILE, "prompt": _STRING, "mask": _FILE}),
     "/v1/route": ((), {"messages": _MESSAGES, "prompt": _STRING, "input": _STRING}),
 }
+_MEDIA = ("/v1/audio/", "/v1/images/")
+_TYPES = ("application/json", "text/event-stream", "text/plain", "audio/*", "image/*")
 _ERRORS = {
     "400": "The request is wrong as it stands, or no expert can take it.",
     "401": "No API key, or an unknown one.",
@@ -87,7 +97,7 @@ _ERRORS = {
     "404": "Unknown path, model, expert or objective.",
     "408": "The headers or the body did not arrive in time.",
     "409": "This cannot be done now.",
-    "413": "The body is too large (http.max_body; 64 KiB for feedback).",
+    "413": "The body is too large (http.max_body; http.max_upload for a form; 64 KiB for feedback).",
     "415": "The body's content-encoding is not supported; Accept-Encoding lists those that are.",
     "422": "The expert's engine cannot process what was asked.",
     "426": "WebSockets are not supported.",
@@ -137,6 +147,10 @@ def describe(app: FastAPI, models: Callable[[Request], Sequence[str]]) -> None:
 
 def _body(path: str, models: Sequence[str]) -> dict[str, Any]:
     required, properties = _BODIES[path]
+    if any(_FILE is one for one in properties.values()):
+        form = {"model": {"type": "string", "enum": list(models)}, **properties}
+        schema = {"type": "object", "required": list(required), "properties": form}
+        return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     options = {**CoeOptions.model_json_schema(), "type": ["object", "null"]}
     known = {"model": {"type": "string", "enum": list(models)}, **properties, "coe": options}
     schema = {"type": "object", "required": list(required), "properties": known}
@@ -146,7 +160,9 @@ def _body(path: str, models: Sequence[str]) -> dict[str, Any]:
 def _responses(path: str, own: Mapping[str, Any]) -> dict[str, Any]:
     """What an endpoint declares, 200 in its shapes, and every error in OpenAI's shape."""
     answered = dict(own.get("200", {"description": "Done."}))
-    if path in _BODIES and path != "/v1/route":
+    if path.startswith(_MEDIA):
+        answered = {"description": "The expert's answer.", "content": {kind: {"schema": {}} for kind in _TYPES}}
+    elif path in _BODIES and path != "/v1/route":
         content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {"schema": _STRING}}
         answered = {"description": "The expert's answer, whole or as events.", "content": content}
     elif path == "/admin/events":

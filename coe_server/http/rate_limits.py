@@ -109,9 +109,11 @@ class BodyLimits(NamedTuple):
 
 
 class Bodies:
-    """Bytes of all bodies in progress, and those of each key by its name; `limits` gives the current limits."""
+    """Bytes of all bodies in progress, and those of each key by its name; `limits` gives the current limits, which the
+    configuration's key `setting` sets."""
 
-    def __init__(self, limits: Callable[[], BodyLimits]) -> None:
+    def __init__(self, limits: Callable[[], BodyLimits], setting: str = "http.bodies") -> None:
+        self._setting = setting
         self.held_bytes = 0
         self._by_key: Counter[str] = Counter()
         self._limits = limits
@@ -126,12 +128,13 @@ class Bodies:
         if key_name is not None and self._by_key[key_name] + size_bytes > limits.of_a_key_bytes:
             raise RateLimited(
                 f"key '{key_name}' is limited to {limits.of_a_key_bytes:,} bytes of bodies in progress "
-                "(of http.bodies)",
+                f"(of {self._setting})",
                 _SOON_SECONDS,
             )
         if self.held_bytes + size_bytes > limits.all_bytes:
             raise BodiesFull(
-                f"requests in progress hold {self.held_bytes:,} of {limits.all_bytes:,} bytes of bodies (http.bodies)"
+                f"requests in progress hold {self.held_bytes:,} of {limits.all_bytes:,} bytes of bodies "
+                f"({self._setting})"
             )
         self._count(size_bytes, key_name)
 

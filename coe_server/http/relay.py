@@ -66,6 +66,7 @@ class _Relay:
         self._is_remote = not attempt.lease.mortal
         self._is_encoded = (_header(answer, "content-encoding") or "identity").strip().lower() != "identity"
         self._is_event_stream = content_type(answer.headers) == "text/event-stream"
+        self._is_json = (content_type(answer.headers) or "").endswith("json")
         self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
         self._id_listener = attempt.request.id_listener(attempt.expert)
 
@@ -75,6 +76,8 @@ class _Relay:
             await self._complaint()
         elif self._is_encoded:  # with an unknown coding
             await self._unread()
+        elif self._parsed.api.media and not self._is_event_stream and not self._is_json:
+            await self._media()
         elif self._is_event_stream:
             await _EventRelay(self, self._attempt, self._answer).carry()
         else:
@@ -114,6 +117,13 @@ class _Relay:
         async for chunk in self._answer.chunks():
             await self.say(chunk)
         await self._begin()
+
+    async def _media(self) -> None:
+        """Relay audio, an image or plain text as it arrives; only an empty body is a failure."""
+        async for chunk in self._answer.chunks():
+            await self.say(chunk)
+        if not self._out.spoken:
+            raise _failure(self._attempt.expert, self._answer, judge_body(b"", "any", may_be_silent=False))
 
     async def _complaint(self) -> None:
         """Send an error about the request to the caller; raise an error of the expert itself, for the operator."""

@@ -65,6 +65,10 @@ class RoutedRequest:
     def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
         what a preset changes."""
+        if (upload := self.parsed.upload) is not None:
+            headers = (("content-type", upload.content_type), *self.passed_on.items())
+            form = upload.body(self.service.engine_models[expert])
+            return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form)
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
         pieces = body.for_engine(self.service.engine_models[expert], self._changes(expert))
@@ -75,6 +79,11 @@ class RoutedRequest:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""
         preset, api = self.service.presets.get(expert), self.parsed.api
         return preset.changes(api.endpoint, self.parsed.body) if preset is not None and api.routed else {}
+
+    @property
+    def repeatable(self) -> bool:
+        """False once the bytes of a streamed form went to an engine: no other one can get them."""
+        return self.parsed.upload is None or self.parsed.upload.repeatable
 
     def may_be_silent(self, expert: str) -> bool:
         """True if an empty text may be this expert's whole answer: the caller, or a preset, asked for an end."""

@@ -64,6 +64,8 @@ class RoutedResponse(Response):
         finally:
             self._failures.close()
             self._log.close()
+            if (upload := self._request.parsed.upload) is not None:
+                upload.close()
 
     async def _fail(self, error: CoeError) -> None:
         _warn(self._decision, self._out, error)
@@ -72,6 +74,8 @@ class RoutedResponse(Response):
 
     async def _answer_until_disconnect(self, receive: Receive) -> None:
         """The answer, within the caller's own deadline. All work for a client that has disconnected ends."""
+        upload = self._request.parsed.upload
+        receive = receive if upload is None else upload.receive
         client = ClientDisconnect(receive, is_answered=lambda: self._out.ended)
         try:
             async with client:
@@ -109,7 +113,8 @@ class RoutedResponse(Response):
                 self._follow(change.decision)
             except (EngineError, ExpertUnavailable, Overloaded) as error:
                 self._failures.note(self._decision.expert, error)
-                another = None if self._out.spoken else _another(self._request, self._decision, error)
+                is_final = self._out.spoken or not self._request.repeatable
+                another = None if is_final else _another(self._request, self._decision, error)
                 if another is None:
                     raise
                 _warn(self._decision, self._out, error)
@@ -146,7 +151,8 @@ class RoutedResponse(Response):
             except EngineDied as error:
                 if lease.mortal:
                     lease.suspect_engine()
-                if may_retry and not self._out.spoken and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
+                may_retry = may_retry and not self._out.spoken and self._request.repeatable
+                if may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     _warn(self._decision, self._out, error)
                     self._log.trace.lost(error)
                     raise _DiedAlone from error
@@ -183,6 +189,7 @@ class RoutedResponse(Response):
         try:
             sent = request.engine_request(attempt.expert, self._log.trace)
             async with longest, lease.engine.send(sent) as answer:
+                may_retry = may_retry and request.repeatable
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{attempt.expert}' answered with status {answer.status} and died")
                 await relay(attempt, answer)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -21,6 +23,7 @@ from coe_server.http.body_reader import BodyReader
 from coe_server.http.presets import Preset
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
+from coe_server.http.uploads import UploadLimits, Uploads
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key
@@ -71,6 +74,7 @@ class Serving:
     bodies_bytes: int = 512 * 2**20  # of all requests in progress; one key may hold a quarter
     body_seconds: float = 60.0
     keepalive_seconds: float = 10.0
+    uploads: UploadLimits = field(default_factory=UploadLimits)
     quality: dict[str, Any] | None = None  # of the router, as its artifact's evaluation measured it
     traffic: Traffic | None = None  # for a router that knows the statistics of its training prompts
     aliases: Mapping[str, str] = field(default_factory=dict)  # further model names -> name
@@ -93,6 +97,7 @@ class Service:
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
     bodies: BodyReader = field(default_factory=BodyReader)
+    uploads: Uploads = field(default_factory=lambda: Uploads(Path(gettempdir())))
     tracing: Tracing = field(default_factory=NoTracing)
 
     def reach(self, key: Key | None) -> Reach:

@@ -22,10 +22,12 @@ REMEMBERED_TURNS = 4
 WEIGHT_PER_STEP_BACK = 0.5
 DEEPEST_PART = 3  # levels: a message's part, a document in a tool result, its source, a part of that
 
-Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"]
-ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
+Media = Literal["audio.transcriptions", "audio.translations", "audio.speech", "images.generations", "images.edits"]
+Endpoint = Literal["chat", "completions", "responses", "messages", "embeddings", "tokenize", "rerank", "score"] | Media
+MEDIA: tuple[Media, ...] = get_args(Media)
+ENDPOINTS: tuple[Endpoint, ...] = (*get_args(get_args(Endpoint)[0]), *MEDIA)
 PATHS: Mapping[Endpoint, str] = {
-    **{name: f"/v1/{name}" for name in ENDPOINTS},
+    **{name: f"/v1/{name.replace('.', '/')}" for name in ENDPOINTS},
     "chat": "/v1/chat/completions",
     "tokenize": "/tokenize",
 }
@@ -71,6 +73,11 @@ class Conversation:
     def path(self) -> str:
         """The request's path."""
         return PATHS[self.endpoint]
+
+    @property
+    def is_media(self) -> bool:
+        """True for audio and images, which only a route's rules may route: their content is not text."""
+        return self.endpoint in MEDIA
 
     @property
     def likely_tokens(self) -> int:

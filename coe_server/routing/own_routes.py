@@ -61,6 +61,8 @@ class OwnRoutes:
         """
         conversation, options, _ = request
         name = first_match(self.rules, conversation, options.key)
+        if name is None and conversation.is_media:
+            raise selection.not_routed(conversation)
         reason: Reason = "route"
         if name is None:
             name, reason = (scores.likeliest, "route") if scores.trust == "mapped" else (DEFAULT_ROUTE, scores.trust)

@@ -133,6 +133,8 @@ class Router:
         if price.multiplier or stored:
             factor = budget.factor(conversation.turns)
             price, stored = price._replace(multiplier=price.multiplier * factor), stored * factor
+        if self._routes is None and conversation.is_media:
+            raise selection.not_routed(conversation)
         scores = self._scorer.score(conversation.turns, options.min_confidence)
         if self._routes is not None:
             name, chosen, candidates = self._routes.choose(scores, request)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from coe_server.config.types import MODALITIES, Modality
-from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert
+from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert, RequestError
 from coe_server.routing.conversation import Conversation, Endpoint
 from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade, RouteOptions
 
@@ -167,6 +167,13 @@ def ranking(choice: Choice, candidates: Sequence[Candidate]) -> tuple[RankedExpe
     """The chosen expert, then the others in order."""
     rest = [one for one in candidates if one is not choice.expert]
     return tuple(one.ranked() for one in (choice.expert, *rest))
+
+
+def not_routed(conversation: Conversation) -> RequestError:
+    """The error for audio or images that no rule routes: a classifier of texts knows nothing about them."""
+    return RequestError(
+        f"{conversation.path} is routed only by a route with this path in match.path; set `model` to an expert", "model"
+    )
 
 
 def no_expert(candidates: Sequence[Candidate]) -> CoeError:

@@ -104,7 +104,7 @@ def test_text_parts_of_a_message_are_joined() -> None:
 @pytest.mark.parametrize(
     ("asked", "status"),
     [
-        (EngineRequest("POST", "/v1/audio/speech", (), b"{}"), 404),
+        (EngineRequest("POST", "/v1/moderations", (), b"{}"), 404),
         (EngineRequest("POST", "/v1/embeddings", (), b"{}"), 400),
         (EngineRequest("GET", "/v1/chat/completions", (), b""), 404),
         (EngineRequest("POST", "/v1/chat/completions", (), b"{"), 400),

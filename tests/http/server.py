@@ -125,9 +125,12 @@ def running_server(
     grace_seconds=GRACE_SECONDS,
     bases=MappingProxyType({}),
     presets=MappingProxyType({}),
+    forms=None,
     **serving_settings,
 ):
     """`engines` by name, those in `remote` answered elsewhere; `serving_settings` are fields of `Serving`.
+
+    `forms`: the `Uploads`.
 
     `bases`: further names, each with the expert whose engine it shares; `presets`: what some of them change.
 
@@ -160,6 +163,7 @@ def running_server(
             log_prompts=log_prompts,
             tracing=tracing or NoTracing(),
             lengths=lengths or {},
+            **({} if forms is None else {"uploads": forms}),
         )
         reloader = Reloader(service, rebuild or _nothing_to_reload)
 

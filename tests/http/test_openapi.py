@@ -40,10 +40,13 @@ def document(server):
 def test_every_api_and_every_body_is_described(document):
     for api in APIS:
         operation = document["paths"][api.path]["post"]
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        (kind,) = operation["requestBody"]["content"]
+        schema = operation["requestBody"]["content"][kind]["schema"]
+        assert kind == ("multipart/form-data" if api.form else "application/json")
         assert "auto" in schema["properties"]["model"]["enum"]
-        assert "session" in schema["properties"]["coe"]["properties"]
-        assert {"application/json", "text/event-stream"} == set(operation["responses"]["200"]["content"])
+        assert api.form or "session" in schema["properties"]["coe"]["properties"]
+        types = {"text/plain", "audio/*", "image/*"} if api.media else set()
+        assert {"application/json", "text/event-stream", *types} == set(operation["responses"]["200"]["content"])
 
 
 def test_every_status_of_the_error_tree_is_documented_everywhere(document):

@@ -17,6 +17,7 @@ from coe_server.metrics import Telemetry
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.http.test_keys_over_http import ADMIN, CLIENT, RING, SLOW, ask, bearer
+from tests.http.test_uploads import END, TYPE, field_of, file_of
 from tests.patience import PATIENCE_SECONDS, received
 
 SECRET = "xylophone-diary"
@@ -121,7 +122,10 @@ def test_who_asks_for_what_its_key_may_not_use_is_told_and_counted_once(server, 
     before = counted()
     asked = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "query": "x", "documents": ["x"]}
     body = json.dumps({"model": "math", **asked, **dict.fromkeys(("input", "prompt", "text_1", "text_2"), "x")})
-    assert server.ask("POST", path, body, bearer(LIMITED))[0] == 403
+    headers = bearer(LIMITED)
+    if path in {api.path for api in APIS if api.form}:
+        body, headers = field_of("model", "math") + file_of(b"x") + END, {**headers, **TYPE}
+    assert server.ask("POST", path, body, headers)[0] == 403
     assert told(caplog) == (403, "model_not_found", path, "limited")
     assert counted() == before + 1
 

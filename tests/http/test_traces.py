@@ -30,7 +30,7 @@ from coe_server.http.otel import span_tracing
 from coe_server.http.usage import Usage
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
-from coe_server.routing.conversation import Conversation
+from coe_server.routing.conversation import MEDIA, Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.features import Turn
 from coe_server.routing.router import Router
@@ -161,7 +161,7 @@ def test_every_api_has_an_operation(spans, tracing, api):
     assert request.name == f"POST {api.path}"
     assert request.attributes["gen_ai.operation.name"] in {
         *("chat", "text_completion", "embeddings"),  # the conventions' own
-        *("tokenize", "rerank", "score"),
+        *("tokenize", "rerank", "score", *MEDIA),
     }
     assert (request.attributes["error.type"], request.status.status_code) == ("404", StatusCode.UNSET)
     assert names(children) == ["route", "wait for a"]
