@@ -15,9 +15,7 @@ from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import ExpertOnNode, NodeSnapshot, TierOnNode
 
 CONVERSATION_SECONDS = 2.0  # that a conversation may wait longer on its own node, whose engine has its prefix cached
-RECENT_REQUESTS = (
-    60  # an expert last asked for so many requests ago is as likely as not asked again before it is missed
-)
+RECENT_REQUESTS = 60  # an expert last asked for so many requests ago is missed half as much as one asked for now
 
 
 class Candidate(NamedTuple):

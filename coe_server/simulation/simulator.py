@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -78,6 +78,7 @@ class Answer:
     score_lost: float = 0.0  # by choosing a resident expert
     wait_saved_seconds: float = 0.0  # predicted saving of that choice
     resident: bool = False  # another expert than the best was chosen because it was on the device
+    node: str = ""  # that answered, where there are several
 
     @property
     def waited(self) -> float:
@@ -116,16 +117,20 @@ def simulate(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float 
     `tolerance`: expected score that may be given up for a loaded expert. Raises DatasetError if the trace names an
     unknown expert.
     """
-    known = {expert.name for expert in scenario.experts}
+    require_known(trace, {expert.name for expert in scenario.experts})
+    return run_virtually(_play(scenario, trace, policy, tolerance))
+
+
+def require_known(trace: Trace, known: Collection[str]) -> None:
+    """Raise DatasetError if the trace names another expert."""
     if strangers := [name for name in trace.experts if name not in known]:
         raise DatasetError(f"{trace.name}: there is no expert '{strangers[0]}'; known: {', '.join(sorted(known))}")
-    return run_virtually(_play(scenario, trace, policy, tolerance))
 
 
 async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: float) -> Run:
     clock = asyncio.get_running_loop().time
-    diary = _Diary(clock)
-    experts = [_expert(one) for one in scenario.experts]
+    diary = Diary(clock)
+    experts = [expert_of(one) for one in scenario.experts]
     cache = ExpertCache(experts, scenario.capacity, scenario.limits, diary, clock, policy)
     conductor = asyncio.create_task(cache.run())
     await cache.ready.wait()
@@ -149,7 +154,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
 class _Player:
     """Requests leases as the server does, and records the times."""
 
-    def __init__(self, scenario: Scenario, cache: ExpertCache, diary: _Diary, tolerance: float) -> None:
+    def __init__(self, scenario: Scenario, cache: ExpertCache, diary: Diary, tolerance: float) -> None:
         self.answers: list[Answer] = []
         self.refused = 0
         self._scenario = scenario
@@ -198,7 +203,7 @@ class _Player:
         return chosen, request.scores[best] - request.scores[chosen], saved
 
 
-class _Diary(EventLog):
+class Diary(EventLog):
     """Records the cache's events with virtual times."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -254,7 +259,7 @@ class _TimedEngine:
         raise AssertionError("the player waits for a simulated request itself")
 
 
-def _expert(one: SimulatedExpert) -> Expert:
+def expert_of(one: SimulatedExpert) -> Expert:
     engine = _TimedEngine(one.footprint, one.timing)
     known = {
         "start": one.timing.start_seconds,
