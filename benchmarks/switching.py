@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import TypeVar
 
-from benchmarks import switching_cards
+from benchmarks import switching_cards, switching_nodes
 from benchmarks.document import document
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.expert_cache import Admission, ExpertCache
@@ -411,17 +411,20 @@ PARTS: dict[str, Callable[[], str]] = {
     "cost": cost_text,
     "cost on cards": lambda: "\n".join(cost_on_cards()),
     **{f"cards {key}": text for key, text in switching_cards.texts().items()},
+    **{f"nodes {key}": text for key, text in switching_nodes.texts().items()},
 }
+
+GROUPS = ("cards", "nodes")  # of parts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, "cards", []], help="all of them by default")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, *GROUPS, []], help="all of them by default")
     parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
-    of_cards = [part for part in PARTS if part.startswith("cards ")]
-    parts = [one for part in chosen.parts or PARTS for one in (of_cards if part == "cards" else [part])]
+    groups = {group: [part for part in PARTS if part.startswith(f"{group} ")] for group in GROUPS}
+    parts = [one for part in chosen.parts or PARTS for one in groups.get(part, [part])]
     for part in parts:
         text = PARTS[part]()
         print(text)

@@ -286,7 +286,16 @@ def simulate(
     ] = None,
     cards: Annotated[int | None, typer.Option(help="Cards of the made-up machine. Default 1.", min=1, max=64)] = None,
     wide: Annotated[int | None, typer.Option(help="Made-up experts that take two cards. Default 0.", min=1)] = None,
-    policy: Annotated[str | None, typer.Option(help="Only this one: coe, fifo, lru or lfu. Default all.")] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Machines like this one behind one front, which chooses. Default none.", min=1, max=64),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Only this one: coe, fifo, lru, lfu; with --nodes coe, round-robin, least-queue, hashed. Default all."
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Score given up for an expert on the device (with scores).", min=0, max=1)
     ] = 0.0,
@@ -300,7 +309,7 @@ def simulate(
     alone; blocked: seconds in which a request waits and none generates.
     """
     options = SimulationOptions(
-        config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, policy, tolerance
+        config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, nodes, policy, tolerance
     )
     with mistakes_as_sentences():
         run_simulation(options, json_file, timeline)

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from coe_server.build.capacity import build_capacity
 from coe_server.build.experts import build_experts, refuse_what_never_fits
-from coe_server.cache.scheduler import POLICIES, Limits, Policy
+from coe_server.cache.scheduler import POLICIES, Limits
 from coe_server.commands.terminal import no_room_for, table_console, that_fits
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError, DatasetError
-from coe_server.simulation.comparison import Bound, Comparison, Measures, compare
+from coe_server.simulation.comparison import Bound, Comparison, Measures, compare, compare_nodes
+from coe_server.simulation.nodes import RULES, node_names, with_own_preloads
 from coe_server.simulation.scenario import expert_names, made_up_scenario, scenario_of
 from coe_server.simulation.simulator import Scenario, Timing
 from coe_server.simulation.timeline import draw_timeline
@@ -43,6 +44,7 @@ class SimulationOptions:
     in_host: int | None = None
     cards: int | None = None
     wide: int | None = None
+    nodes: int | None = None
     policy: str | None = None
     tolerance: float = 0.0
 
@@ -52,26 +54,40 @@ def run_simulation(options: SimulationOptions, json_file: Path | None, timeline:
     for option, file in (("--json", json_file), ("--timeline", timeline)):
         if file is not None:
             require_writable_file(option, file)
-    policies = _policies(options.policy)
+    if options.nodes is not None and timeline is not None:
+        raise ConfigError("--timeline: has no effect with --nodes; it draws one machine")
+    names = _chosen(options.policy, tuple(POLICIES if options.nodes is None else RULES))
     scenario, trace = _stage(options)
     with Progress(transient=True) as progress:
-        task = progress.add_task(f"{trace.name}, {len(trace.requests)} requests", total=len(policies))
-        found = compare(scenario, trace, policies, options.tolerance, lambda _: progress.advance(task))
+        task = progress.add_task(f"{trace.name}, {len(trace.requests)} requests", total=len(names))
+        found = _compared(options, scenario, trace, names, lambda _: progress.advance(task))
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
     if timeline is not None:
-        name = policies[0].name
+        name = names[0]
         title = f"{trace.name}: {len(trace.requests)} requests for {len(trace.experts)} experts, policy {name}"
         timeline.write_text(draw_timeline(found.runs[name], title), encoding="utf-8")
-    _print(found)
+    _print(found, options.nodes)
 
 
-def _policies(name: str | None) -> list[Policy]:
+def _chosen(name: str | None, known: Sequence[str]) -> Sequence[str]:
     if name is None:
-        return list(POLICIES.values())
-    if name not in POLICIES:
-        raise ConfigError(f"--policy: '{name}' is not one of {', '.join(POLICIES)}")
-    return [POLICIES[name]]
+        return known
+    if name not in known:
+        raise ConfigError(f"--policy: '{name}' is not one of {', '.join(known)}")
+    return (name,)
+
+
+def _compared(
+    options: SimulationOptions, scenario: Scenario, trace: Trace, names: Sequence[str], done: Callable[[str], None]
+) -> Comparison:
+    """Under policies of one machine's cache or, with several nodes, under rules of the front."""
+    if options.nodes is None:
+        return compare(scenario, trace, [POLICIES[name] for name in names], options.tolerance, done)
+    nodes = node_names(options.nodes)
+    is_made_up = options.config is None
+    there = with_own_preloads(scenario, nodes) if is_made_up else dict.fromkeys(nodes, scenario)
+    return compare_nodes(there, trace, {name: RULES[name] for name in names}, options.tolerance, done)
 
 
 def _stage(options: SimulationOptions) -> tuple[Scenario, Trace]:
@@ -134,19 +150,25 @@ def _configured(config: ServerConfig) -> Scenario:
     return scenario
 
 
-def _print(found: Comparison) -> None:
+def _print(found: Comparison, nodes: int | None) -> None:
     trace, bound = found.trace, found.bound
     seconds = trace.requests[-1].arrival_seconds
     console = table_console()
     requests, experts = _counted(len(trace.requests), "request"), _counted(len(trace.experts), "expert")
-    console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s")
-    table, left_out = that_fits(partial(_table, found), tuple(_COLUMNS), _TELL_LEAST, console.width)
+    on_nodes = f", on {_counted(nodes, 'node')}" if nodes else ""
+    console.print(f"\n{trace.name}: {requests} for {experts} in {seconds:,.0f} s{on_nodes}")
+    columns = tuple(column for column in _COLUMNS if nodes is None or column != _OF_BOUND)
+    table, left_out = that_fits(partial(_table, found, nodes is None), columns, _TELL_LEAST, console.width)
     console.print(table, *no_room_for(left_out), sep="\n")
-    kind = "the optimum, found by search" if bound.exact else "a proven upper bound, perhaps not reachable"
-    console.print(f"share: serving share. bound: {kind}. GiB: moved to the device.")
+    told = "" if nodes is not None else f" bound: {_kind_of(bound)}."
+    console.print(f"share: serving share.{told} GiB: moved to the device.")
     for name, m in found.policies.items():
         for sentence in _remarks(m):
             console.print(f"{name}: {sentence}")
+
+
+def _kind_of(bound: Bound) -> str:
+    return "the optimum, found by search" if bound.exact else "a proven upper bound, perhaps not reachable"
 
 
 def _counted(count: int, what: str) -> str:
@@ -165,11 +187,13 @@ def _remarks(m: Measures) -> Iterator[str]:
         )
 
 
-def _table(found: Comparison, columns: Sequence[str]) -> Table:
+def _table(found: Comparison, has_bound: bool, columns: Sequence[str]) -> Table:
     table = Table("policy", *columns, padding=(0, 0, 0, 1))
     bound = found.bound
     for name, m in found.policies.items():
         table.add_row(name, *(_COLUMNS[column](m, bound) for column in columns))
+    if not has_bound:
+        return table
     table.add_section()
     least = {
         "switches": f">={bound.switches}",
@@ -180,10 +204,11 @@ def _table(found: Comparison, columns: Sequence[str]) -> Table:
     return table
 
 
+_OF_BOUND = "of bound"
 _COLUMNS: dict[str, Callable[[Measures, Bound], str]] = {
     "switches": lambda m, _: str(m.switches),
     "share": lambda m, _: f"{m.serving_share:.3f}",
-    "of bound": lambda m, bound: f"{m.serving_share / bound.serving_share:.3f}",
+    _OF_BOUND: lambda m, bound: f"{m.serving_share / bound.serving_share:.3f}",
     "blocked s": lambda m, _: f"{m.blocked_seconds:,.1f}",
     "wait s: mean": lambda m, _: f"{m.wait_mean:,.1f}",
     "p95": lambda m, _: f"{m.wait_p95:,.1f}",
@@ -191,4 +216,4 @@ _COLUMNS: dict[str, Callable[[Measures, Bound], str]] = {
     "makespan s": lambda m, _: f"{m.makespan_seconds:,.0f}",
     "GiB": lambda m, _: f"{m.bytes_moved / 2**30:,.0f}",
 }
-_TELL_LEAST = ("GiB", "makespan s", "p95", "switches", "blocked s", "of bound")
+_TELL_LEAST = ("GiB", "makespan s", "p95", "switches", "blocked s", _OF_BOUND)

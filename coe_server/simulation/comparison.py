@@ -9,6 +9,7 @@ from typing import Any
 
 from coe_server.cache.scheduler import OURS, Policy
 from coe_server.cache.tiers import Tier
+from coe_server.simulation.nodes import Rule, simulate_nodes
 from coe_server.simulation.offline_bound import Bringing, Job, lower_bound
 from coe_server.simulation.offline_search import Board, Player, fewest_blocked_seconds
 from coe_server.simulation.simulator import Run, Scenario, SimulatedExpert, simulate
@@ -83,6 +84,23 @@ def compare(
     work = next(iter(runs.values())).work_seconds
     first = next(iter(runs.values())).first_tiers
     return Comparison(trace, work, offline_bound(scenario, trace, first, measures, tolerance), runs, measures)
+
+
+def compare_nodes(
+    nodes: Mapping[str, Scenario],
+    trace: Trace,
+    rules: Mapping[str, Rule],
+    tolerance: float = 0.0,
+    done: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Simulate the trace on these nodes under each rule of the front. No bound below 1 is proven for several nodes."""
+    runs: dict[str, Run] = {}
+    for name, rule in rules.items():
+        runs[name] = simulate_nodes(nodes, trace, rule, tolerance)
+        done(name)
+    measures = {name: measure(run) for name, run in runs.items()}
+    work = next(iter(runs.values())).work_seconds
+    return Comparison(trace, work, Bound(0.0, 1.0, 0, exact=False), runs, measures)
 
 
 def offline_bound(

@@ -1,27 +1,38 @@
 """Several nodes behind one front, under one virtual clock: each node is a whole machine with the server's own cache.
 
-The front acts on snapshots that the nodes send twice a second, and on what it has itself sent and not got back.
-Requests and answers take no time on the network. A request that one node refuses is tried on the next.
+The front acts on snapshots, which each node sends twice a second, and on what it has itself sent and not got back.
+The network takes no time. A request that one node refuses is tried on the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import groupby
+from typing import cast
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.scheduler import OURS
 from coe_server.cache.slot import Slot, state_of
 from coe_server.cache.tiers import Tier
 from coe_server.cache.wait_times import Outlook
-from coe_server.cluster.choice import choose
+from coe_server.cluster.choice import best_of_nodes, choose
 from coe_server.cluster.sent import Sent
-from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, FootprintOnNode, NodeSnapshot
+from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, FootprintOnNode, NodeSnapshot, PinOnNode, TierOnNode
 from coe_server.errors import Overloaded
-from coe_server.simulation.simulator import Answer, Diary, Run, Scenario, expert_of, require_known, run_virtually
+from coe_server.simulation.simulator import (
+    Answer,
+    Diary,
+    Prospect,
+    Run,
+    Scenario,
+    expert_of,
+    require_known,
+    routed,
+    run_virtually,
+)
 from coe_server.simulation.traces import Request, Trace
 
 PULSE_SECONDS = 0.5  # between two snapshots of a node
@@ -29,73 +40,92 @@ PULSE_SECONDS = 0.5  # between two snapshots of a node
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a front knows when a request arrives: the last snapshots, and its own requests that are not answered."""
+    """What a front knows when a request arrives: the last snapshots by node, and what it has sent."""
 
     snapshots: Mapping[str, NodeSnapshot]
     sent: Sent
     number: int  # of this request, from 0
 
 
-Rule = Callable[[str, Seen], Collection[str]]  # expert, what is seen -> nodes in the order to try
+Rule = Callable[[str, Seen], Sequence[str]]  # expert, what is seen -> the nodes in the order to try
 
 
-def ours(expert: str, seen: Seen) -> Collection[str]:
+def least_price(expert: str, seen: Seen) -> Sequence[str]:
+    """The front's own rule."""
     return choose(expert, seen.snapshots.values(), seen.sent)
 
 
-def round_robin(expert: str, seen: Seen) -> Collection[str]:
+def round_robin(expert: str, seen: Seen) -> Sequence[str]:
     nodes = list(seen.snapshots)
     first = seen.number % len(nodes)
     return nodes[first:] + nodes[:first]
 
 
-def least_queue(expert: str, seen: Seen) -> Collection[str]:
-    """The fewest requests sent and not answered; among equal nodes in turn."""
+def least_queue(expert: str, seen: Seen) -> Sequence[str]:
+    """The fewest answers sent for and not finished; equal nodes in turn."""
     return sorted(round_robin(expert, seen), key=lambda node: sum(seen.sent.unanswered(node).values()))
 
 
-def hashed(expert: str, seen: Seen) -> Collection[str]:
+def hashed(expert: str, seen: Seen) -> Sequence[str]:
     """The one node that the expert's name says."""
     return (home_of(expert, list(seen.snapshots)),)
 
 
-def home_of(expert: str, nodes: list[str]) -> str:
+def home_of(expert: str, nodes: Sequence[str]) -> str:
     return nodes[int(sha256(expert.encode()).hexdigest(), 16) % len(nodes)]
 
 
-RULES: dict[str, Rule] = {
-    "coe": ours,
-    "round robin": round_robin,
-    "least queue": least_queue,
+def node_names(number: int) -> list[str]:
+    return [f"node-{position}" for position in range(1, number + 1)]
+
+
+def with_own_preloads(scenario: Scenario, nodes: Sequence[str]) -> dict[str, Scenario]:
+    """As many experts preloaded to host memory on each node as in `scenario`: first those that are hashed to it."""
+    number = sum(one.preload is Tier.HOST for one in scenario.experts)
+    found = {}
+    for node in nodes:
+        own_first = sorted(scenario.experts, key=lambda one: home_of(one.name, nodes) != node)
+        chosen = {one.name for one in own_first[:number]}
+        experts = [replace(one, preload=Tier.HOST if one.name in chosen else Tier.DISK) for one in scenario.experts]
+        found[node] = replace(scenario, experts=tuple(experts))
+    return found
+
+
+RULES: Mapping[str, Rule] = {
+    "coe": least_price,
+    "round-robin": round_robin,
+    "least-queue": least_queue,
     "hashed": hashed,
 }
 
 
-def simulate_nodes(nodes: Mapping[str, Scenario], trace: Trace, rule: Rule = ours) -> Run:
-    """Simulate `trace` on these nodes, by name. The clock starts when all have preloaded.
+def simulate_nodes(
+    nodes: Mapping[str, Scenario], trace: Trace, rule: Rule = least_price, tolerance: float = 0.0
+) -> Run:
+    """Simulate `trace` on these nodes (by name), which have the same experts. The clock starts after all preloading.
 
-    The wait bound is the longest of all nodes. Raises DatasetError if the trace names an expert that no node has.
+    `tolerance`: as in `simulate`. The wait bound is the longest of all nodes. Raises DatasetError if the trace names an
+    unknown expert.
     """
-    require_known(trace, {one.name for scenario in nodes.values() for one in scenario.experts})
-    return run_virtually(_play(nodes, trace, rule))
+    for scenario in nodes.values():
+        require_known(trace, {one.name for one in scenario.experts})
+    return run_virtually(_play(nodes, trace, rule, tolerance))
 
 
-async def _play(nodes: Mapping[str, Scenario], trace: Trace, rule: Rule) -> Run:
-    clock = asyncio.get_running_loop().time
+async def _play(nodes: Mapping[str, Scenario], trace: Trace, rule: Rule, tolerance: float) -> Run:
     async with AsyncExitStack() as stack:
         there = {name: await stack.enter_async_context(_running(name, one)) for name, one in nodes.items()}
         for node in there.values():
             await node.cache.ready.wait()
         for node in there.values():
             node.diary.begins()
-        zero = clock()
-        front = _Front(there, rule, lambda: clock() - zero)
-        pulses = asyncio.create_task(front.listen())
+        front = _Front(there, rule, tolerance)
         async with asyncio.TaskGroup() as group:
-            for request in trace.requests:
-                await asyncio.sleep(max(0.0, request.arrival_seconds - front.now()))
-                group.create_task(front.ask(request))
-        pulses.cancel()
+            for pulse, requests in groupby(trace.requests, lambda one: int(one.arrival_seconds / PULSE_SECONDS)):
+                await front.hear(pulse, asked := tuple(requests))
+                for request in asked:
+                    await front.sleep_until(request.arrival_seconds)
+                    group.create_task(front.ask(request))
         bounds = [node.cache.waits.bound_seconds() for node in there.values()]
     scenario = next(iter(nodes.values()))
     return Run(
@@ -108,42 +138,12 @@ async def _play(nodes: Mapping[str, Scenario], trace: Trace, rule: Rule) -> Run:
     )
 
 
-@dataclass(slots=True)
-class _Node:
-    name: str
-    scenario: Scenario
-    cache: ExpertCache
-    diary: Diary
-    sequence: int = 0
-    said: dict[str, ExpertOnNode] = field(default_factory=dict)
-
-    def snapshot(self) -> NodeSnapshot:
-        self.sequence += 1
-        outlooks, ledger = self.cache.waits.outlooks(), self.cache.ledger
-        cards = range(len(ledger.capacity.cards))
-        for name, slot in self.cache.slots.items():
-            outlook, before = outlooks[name], self.said.get(name)
-            if before is None or not _still_holds(before, slot, outlook):
-                self.said[name] = _told(slot, outlook)
-        return NodeSnapshot(
-            self.name,
-            PROTOCOL,
-            self.sequence,
-            dict(self.said),
-            capacity_bytes=ledger.capacity.cards,
-            used_bytes=tuple(ledger.used.on(card) for card in cards),
-            host_capacity_bytes=ledger.capacity.host,
-            host_used_bytes=ledger.used.host,
-        )
-
-
 @asynccontextmanager
-async def _running(name: str, scenario: Scenario):
+async def _running(name: str, scenario: Scenario) -> AsyncIterator[_Node]:
     clock = asyncio.get_running_loop().time
     diary = Diary(clock)
-    cache = ExpertCache(
-        [expert_of(one) for one in scenario.experts], scenario.capacity, scenario.limits, diary, clock, OURS
-    )
+    experts = [expert_of(one) for one in scenario.experts]
+    cache = ExpertCache(experts, scenario.capacity, scenario.limits, diary, clock)
     conductor = asyncio.create_task(cache.run())
     try:
         yield _Node(name, scenario, cache, diary)
@@ -153,36 +153,57 @@ async def _running(name: str, scenario: Scenario):
             await conductor
 
 
-def _still_holds(said: ExpertOnNode, slot: Slot, outlook: Outlook) -> bool:
-    return (
-        said.wait_seconds == outlook.predicted_wait_seconds
-        and said.leases == slot.leases
-        and said.queued == slot.waiters.leases
-        and said.tier == slot.residency
-        and said.state == state_of(slot)
-        and said.seat == slot.seat
-    )
+class _Node:
+    """A machine, and what it says of itself."""
+
+    def __init__(self, name: str, scenario: Scenario, cache: ExpertCache, diary: Diary) -> None:
+        self.scenario = scenario
+        self.cache = cache
+        self.diary = diary
+        self._name = name
+        self._sequence = 0
+        self._states: dict[str, tuple[object, ...]] = {}
+        self._said: dict[str, ExpertOnNode] = {}
+
+    def snapshot(self, asked: Collection[str]) -> NodeSnapshot:
+        """As things are now. The predicted waits are new for the experts `asked` for until the next one: no other is
+        read, and all 150 would take most of the time of a simulation."""
+        self._sequence += 1
+        outlooks, ledger = self.cache.waits.outlooks(), self.cache.ledger
+        cards = range(len(ledger.capacity.cards))
+        for name, slot in self.cache.slots.items():
+            state = (slot.tier, slot.moving, slot.let_in, slot.waiters.leases, slot.draining, slot.seat)
+            if name in asked or state != self._states.get(name):
+                self._states[name], self._said[name] = state, _told(slot, outlooks[name])
+        return NodeSnapshot(
+            self._name,
+            PROTOCOL,
+            self._sequence,
+            dict(self._said),
+            capacity_bytes=ledger.capacity.cards,
+            used_bytes=tuple(ledger.used.on(card) for card in cards),
+            host_capacity_bytes=ledger.capacity.host,
+            host_used_bytes=ledger.used.host,
+        )
 
 
 def _told(slot: Slot, outlook: Outlook) -> ExpertOnNode:
-    footprint = slot.engine.footprint
+    footprint, costs = slot.engine.footprint, slot.costs
     return ExpertOnNode(
-        slot.name,
-        outlook.residency,
-        state_of(slot).value,
-        slot.seat,
-        slot.leases,
-        slot.waiters.leases,
-        max(0, slot.places - slot.leases) if slot.admits and not slot.waiters else 0,
-        slot.places,
-        outlook.predicted_wait_seconds,
-        slot.switch_seconds(),
-        slot.costs.start,
-        slot.costs.move(slot.idle_tier, Tier.DEVICE),
-        slot.costs.service,
-        slot.pin.value,
-        outlook.failure,
-        outlook.returns_seconds,
+        name=slot.name,
+        tier=cast(TierOnNode, outlook.residency),
+        state=state_of(slot).value,
+        seat=slot.seat,
+        leases=slot.leases,
+        queued=slot.waiters.leases,
+        room=max(0, slot.places - slot.leases) if slot.admits and not slot.waiters else 0,
+        max_concurrency=slot.places,
+        wait_seconds=outlook.predicted_wait_seconds,
+        switch_seconds=slot.switch_seconds(),
+        start_seconds=costs.start,
+        return_seconds=costs.move(slot.idle_tier, Tier.DEVICE),
+        service_seconds=costs.service,
+        pin=cast(PinOnNode, slot.pin.value),
         footprint=FootprintOnNode(footprint.device_awake, footprint.device_asleep, footprint.host, slot.expert.width),
     )
 
@@ -190,24 +211,32 @@ def _told(slot: Slot, outlook: Outlook) -> ExpertOnNode:
 class _Front:
     """Sends each request to the first node of its rule that takes it, and records the times."""
 
-    def __init__(self, nodes: Mapping[str, _Node], rule: Rule, now: Callable[[], float]) -> None:
-        self.now = now
+    def __init__(self, nodes: Mapping[str, _Node], rule: Rule, tolerance: float) -> None:
         self.answers: list[Answer] = []
         self.refused = 0
         self._nodes = nodes
         self._rule = rule
+        self._tolerance = tolerance
         self._sent = Sent()
         self._number = 0
-        self._snapshots = {name: node.snapshot() for name, node in nodes.items()}
+        self._snapshots: Mapping[str, NodeSnapshot] = {}
 
-    async def listen(self) -> None:
-        while True:
-            await asyncio.sleep(PULSE_SECONDS)
-            for name, node in self._nodes.items():
-                self._snapshots[name] = node.snapshot()
+    @property
+    def _now(self) -> float:
+        return next(iter(self._nodes.values())).diary.now
+
+    async def hear(self, pulse: int, requests: Iterable[Request]) -> None:
+        """Wait for that pulse of the nodes; `requests` arrive before the next one."""
+        await self.sleep_until(pulse * PULSE_SECONDS)
+        asked = {name for request in requests for name in (request.best, *request.scores)}
+        self._snapshots = {name: node.snapshot(asked) for name, node in self._nodes.items()}
+
+    async def sleep_until(self, moment: float) -> None:
+        await asyncio.sleep(max(0.0, moment - self._now))
 
     async def ask(self, request: Request) -> None:
-        arrived, expert = self.now(), request.best
+        arrived = self._now
+        expert, lost, saved = routed(request, self._tolerance, self._prospect)
         order = self._rule(expert, Seen(self._snapshots, self._sent, self._number))
         self._number += 1
         for name in order:
@@ -218,9 +247,15 @@ class _Front:
                 except Overloaded:
                     continue
                 with lease:
-                    granted = self.now()
+                    granted = self._now
                     await asyncio.sleep(node.scenario.service_seconds(expert, request.output_tokens))
                     lease.answered()
-            self.answers.append(Answer(expert, arrived, granted, self.now(), node=name))
+            is_resident = expert != request.best
+            self.answers.append(Answer(expert, arrived, granted, self._now, lost, saved, is_resident, name))
             return
         self.refused += 1
+
+    def _prospect(self, expert: str) -> Prospect:
+        found = best_of_nodes(expert, self._snapshots.values(), self._sent)
+        assert found is not None, "every node has every expert"
+        return Prospect(found.tier, found.wait_seconds)

@@ -12,7 +12,7 @@ import selectors
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits, Policy
@@ -165,7 +165,7 @@ class _Player:
 
     async def ask(self, request: Request) -> None:
         arrived = self._diary.now
-        expert, lost, saved = self._route(request)
+        expert, lost, saved = routed(request, self._tolerance, self._prospect)
         try:
             lease = await self._cache.lease(expert, request.priority, request.fan_out)
         except Overloaded:
@@ -179,28 +179,39 @@ class _Player:
         finished = self._diary.now
         self.answers.append(Answer(expert, arrived, granted, finished, lost, saved, expert != request.best))
 
-    def _route(self, request: Request) -> tuple[str, float, float]:
-        """The chosen expert, the score lost and the wait saved.
+    def _prospect(self, expert: str) -> Prospect:
+        outlook = self._cache.waits.outlooks()[expert]
+        return Prospect(outlook.residency, outlook.predicted_wait_seconds)
 
-        It is the best one, or within the tolerance the best one that is loaded and saves waiting.
-        """
-        best = request.best
-        if not request.scores or not self._tolerance:
-            return best, 0.0, 0.0
-        status = {one.name: one for one in self._cache.status()}
-        floor, wait = request.scores[best] - self._tolerance, status[best].predicted_wait_seconds
-        sooner = [
-            name
-            for name, score in request.scores.items()
-            if score >= floor
-            and status[name].residency == Tier.DEVICE.value
-            and status[name].predicted_wait_seconds < wait
-        ]
-        if not sooner or status[best].residency == Tier.DEVICE.value:
-            return best, 0.0, 0.0
-        chosen = min(sooner, key=lambda name: (-request.scores[name], name))
-        saved = wait - status[chosen].predicted_wait_seconds
-        return chosen, request.scores[best] - request.scores[chosen], saved
+
+class Prospect(NamedTuple):
+    """Where an expert is, and how long a request for it would wait."""
+
+    residency: str
+    wait_seconds: float
+
+
+class Routed(NamedTuple):
+    """The chosen expert, the score lost and the wait saved."""
+
+    expert: str
+    score_lost: float = 0.0
+    wait_saved_seconds: float = 0.0
+
+
+def routed(request: Request, tolerance: float, prospect: Callable[[str], Prospect]) -> Routed:
+    """The best expert, or within the tolerance the best one that is loaded and saves waiting."""
+    best = request.best
+    if not request.scores or not tolerance:
+        return Routed(best)
+    floor, wait = request.scores[best] - tolerance, prospect(best).wait_seconds
+    near = {name: prospect(name) for name, score in request.scores.items() if score >= floor}
+    loaded = Tier.DEVICE.value
+    sooner = [name for name, one in near.items() if one.residency == loaded and one.wait_seconds < wait]
+    if not sooner or near[best].residency == loaded:
+        return Routed(best)
+    chosen = min(sooner, key=lambda name: (-request.scores[name], name))
+    return Routed(chosen, request.scores[best] - request.scores[chosen], wait - near[chosen].wait_seconds)
 
 
 class Diary(EventLog):
