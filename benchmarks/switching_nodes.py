@@ -86,7 +86,9 @@ COLUMNS = (
 )
 
 
-def section(machine: NodeMachine) -> Iterator[str]:
+def section(
+    machine: NodeMachine, numbers: Sequence[int] = NODES, profiles: Sequence[Profile] = PROFILES
+) -> Iterator[str]:
     yield f"#### {machine}"
     yield ""
     yield f"{machine.requests} requests a trace, {machine.seeds} traces."
@@ -94,12 +96,12 @@ def section(machine: NodeMachine) -> Iterator[str]:
     yield f"| {' | '.join(COLUMNS)} |"
     yield "|" + "---|" * len(COLUMNS)
     missed = []
-    for nodes in NODES:
-        for profile in PROFILES:
+    for nodes in numbers:
+        for profile in profiles:
             print(f"{machine}: {nodes} nodes, {profile}", file=sys.stderr, flush=True)
             runs = [all_ways(machine, nodes, profile, seed) for seed in range(machine.seeds)]
             yield f"| {' | '.join((str(nodes), profile, *_cells(runs)))} |"
-            missed += [f"{nodes} nodes, {profile}: {told}" for told in _verdicts(machine, nodes, profile, runs)]
+            missed += [f"{nodes} nodes, {profile}: {told}" for told in verdicts(machine, nodes, profile, runs)]
     yield ""
     yield "Ours misses a goal here: " + "; ".join(missed) + "." if missed else "Ours meets every goal here."
     yield ""
@@ -122,7 +124,7 @@ def _beside(ours: list[float], other: list[float], digits: int) -> str:
     return f"{fmean(other):,.{digits}f} ± {error:,.{digits}f}"
 
 
-def _verdicts(machine: NodeMachine, nodes: int, profile: Profile, runs: Sequence[dict[str, Played]]) -> Iterator[str]:
+def verdicts(machine: NodeMachine, nodes: int, profile: Profile, runs: Sequence[dict[str, Played]]) -> Iterator[str]:
     if not all(run["coe"].whole.bound_kept for run in runs):
         yield "breaks its wait bound"
     if refused := sum(run["coe"].whole.refused for run in runs):

@@ -94,3 +94,35 @@ def test_a_mistake_is_a_sentence(run, words, sentence):
     result, figures = run(*words)
     assert (result.exit_code, figures) == (2, None)
     assert sentence in result.stderr
+
+
+def test_several_nodes_are_played_under_every_rule_of_the_front(run):
+    result, figures = run("--profile", "zipf", "--experts", 6, "--requests", 30, "--nodes", 3)
+    assert result.exit_code == 0, result.output
+    assert list(figures["policies"]) == ["coe", "round-robin", "least-queue", "hashed"]
+    assert all(set(one) >= RUN for one in figures["policies"].values())
+    assert "on 3 nodes" in result.output
+    assert "bound:" not in result.output
+
+
+def test_a_configuration_describes_each_of_the_nodes(run, tmp_path):
+    config = tmp_path / "serve.yaml"
+    config.write_text(CONFIG)
+    result, figures = run(config, "--profile", "balanced", "--requests", 20, "--nodes", 2, "--policy", "coe")
+    assert result.exit_code == 0, result.output
+    assert list(figures["policies"]) == ["coe"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--policy", "fifo"), "--policy: 'fifo' is not one of coe, round-robin, least-queue, hashed"),
+        (("--timeline", "picture.svg"), "--timeline: has no effect with --nodes"),
+    ],
+)
+def test_what_is_of_one_machine_is_refused_for_several_nodes(run, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    result, figures = run("--profile", "zipf", "--nodes", 2, *words)
+    assert result.exit_code != 0
+    assert figures is None
+    assert sentence in " ".join(result.output.split())
