@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Read = TypeVar("Read", bound=BaseModel)
 
 DEFAULT_LABEL = "category"
-MOST_RESAMPLES = 100_000  # of a bootstrap: takes minutes on a few thousand prompts; more do not change the intervals
+MOST_RESAMPLES = 100_000  # these take minutes on a few thousand prompts; more do not change a bootstrap's intervals
 COST_UNITS: tuple[CostUnit, ...] = get_args(CostUnit)
 
 

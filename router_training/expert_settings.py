@@ -1,4 +1,4 @@
-"""One expert of a training run: what it costs and what it takes. A preset's costs follow from its base's."""
+"""One expert of a training run: its costs and the prompts it accepts. A preset's costs follow from its base's."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class ExpertSettings(BaseModel):
         return self.total_params_b or self.active_params_b or 0.0
 
     def on(self, base: ExpertSettings) -> ExpertSettings:
-        """With its costs, which are its base's times `cost_factor`, and of all else its base's where it says nothing.
+        """This preset with its base's costs times `cost_factor`, and its base's value for every key that it leaves out.
 
-        Parameters for the hosting limit stay the base's: the weights are the same, and counted for each name.
+        Parameters for the hosting limit are not multiplied, because the weights are the same. Each name counts them.
         """
         factor = self.cost_factor or 1.0
         costs = {name: cost and cost * factor for name in _COSTS if (cost := getattr(base, name)) is not None}
@@ -66,7 +66,7 @@ class ExpertSettings(BaseModel):
 
 
 def on_their_bases(experts: Sequence[ExpertSettings]) -> list[ExpertSettings]:
-    """Every expert with costs of its own. Raises ValueError for one whose base is not there, or has no costs itself."""
+    """The experts, each preset with its own costs. Raises ValueError if a base is missing or is a preset itself."""
     known = {expert.name: expert for expert in experts if expert.of is None}
     for expert in experts:
         if expert.of is not None and expert.of not in known:

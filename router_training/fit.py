@@ -88,7 +88,7 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     forced = {name: why for name, why in refusals.items() if why is not None} if force else {}
     refusals = {name: None if name in forced else why for name, why in refusals.items()}
     basis = basis_of(counts, everything, config.features, track)
-    del counts  # gigabytes, where there are many prompts
+    del counts  # gigabytes with many prompts
     final = grown(learned, everything, basis, track)
     folder = refused if all(refusals.values()) else out
     if config.report.texts:

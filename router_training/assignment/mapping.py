@@ -28,9 +28,9 @@ from router_training.assignment.milp import (
 )
 
 PROVEN = 1e-9  # a smaller gap is rounding
-WHOLE_PAIRS = 5000  # category-expert pairs up to which the whole program is solved if its relaxation left a gap
+WHOLE_PAIRS = 5000  # most category-expert pairs for which the whole program is solved if its relaxation left a gap
 IMPOSSIBLE = -1e6  # the value of a forbidden pair: worse than any score, and finite so that sums stay defined
-EXCHANGES = 4  # searches for a better set of experts, each at the price that met the budget with the last set
+EXCHANGES = 4  # searches for a better set of experts; each uses the price at which the last set met the budget
 
 
 def solve(problem: Problem, active_params_b: float | None = None, multiplier: float = 0.0) -> Solution | None:
@@ -207,7 +207,7 @@ def front(problem: Problem) -> list[Solution]:
 
 
 def _cheapest(problem: Problem) -> Solution | None:
-    """The least mean active parameters, and the most score at that."""
+    """The best-scoring mapping among those with the least mean active parameters."""
     flat = Problem(
         np.zeros_like(problem.scores),
         problem.shares,
@@ -225,14 +225,14 @@ def _cheapest(problem: Problem) -> Solution | None:
 
 
 def _least_cost_at(problem: Problem, best: Solution) -> float:
-    """The cost of the best score once ties in score have gone to the cheaper mapping."""
+    """The cost of the cheapest mapping with the best score."""
     tie_break = 1e-7 / float(problem.active_params_b.max())
     cheaper = solve(problem, multiplier=tie_break)
     return cheaper.mean_active_params_b * (1.0 + SLACK) if cheaper is not None else best.mean_active_params_b
 
 
 def _between(problem: Problem, cheap: Solution, dear: Solution) -> list[Solution]:
-    """The corners strictly above the line from `cheap` to `dear`, found by looking furthest above it."""
+    """The corners strictly above the line from `cheap` to `dear`: the furthest one, then those on each side of it."""
     step = dear.mean_active_params_b - cheap.mean_active_params_b
     if step <= SLACK * dear.mean_active_params_b:
         return []

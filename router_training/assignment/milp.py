@@ -153,19 +153,20 @@ def _at_most(row: Vector, limit: float) -> LinearConstraint:
     return LinearConstraint(row[np.newaxis] / limit, -np.inf, 1.0)
 
 
-TIE_DECIMALS = 9  # values that are equal to so many differ by rounding
+TIE_DECIMALS = 9  # values that are equal to this many decimals differ by rounding only
 PLATEAU = 0.01  # relative change of cost that counts as a plateau of the multiplier
 
 
 def fitted_multiplier(expected: Vector, active_params_b: Vector, weights: Vector, budget: float | None) -> float:
     """The multiplier under which soft mixing meets the budget: `expected` [n, experts] (-inf: ruled out).
 
-    The smallest that does, moved to the middle of the range in which the mean cost hardly changes, so that
-    prompts a little unlike these do not tip over. The budget must be at least the smallest expert's size.
+    The smallest such multiplier lies at the edge of a range in which the mean cost hardly changes. The middle of that
+    range is returned, so that slightly different prompts cost about the same. The budget must be at least the
+    smallest expert's size.
     """
     if budget is None or mean_cost(expected, active_params_b, weights, 0.0) <= budget * (1.0 + SLACK):
         return 0.0
-    assert budget >= active_params_b.min(), "no multiplier can make the smallest expert smaller"
+    assert budget >= active_params_b.min(), "the budget is below the smallest expert: no multiplier can meet it"
     lowest = _smallest_within(expected, active_params_b, weights, budget * (1.0 + SLACK))
     reached = mean_cost(expected, active_params_b, weights, lowest)
     if reached * (1.0 - PLATEAU) <= active_params_b.min():
@@ -196,7 +197,7 @@ def least_step(costs: Vector) -> float:
 
 
 def _smallest_within(expected: Vector, active_params_b: Vector, weights: Vector, limit: float) -> float:
-    """Bisection: the mean cost never rises with the multiplier."""
+    """The smallest multiplier within the limit, by bisection: the mean cost never rises with the multiplier."""
     possible = expected[np.isfinite(expected)]
     low, high = 0.0, 1.01 * float(np.ptp(possible)) / least_step(active_params_b) + 1e-12
     for _ in range(60):

@@ -1,7 +1,8 @@
 """Step two: the score table, and the mapping and multiplier of each objective, from out-of-fold predictions. Pure.
 
-Soft mixing multiplies probabilities and scores, so the scores are those that make the product fit best (least
-squares), drawn towards each expert's overall mean. Averages over the likeliest category would mix once more.
+Soft mixing multiplies probabilities and scores. So the scores are fitted by least squares to make that product match
+the outcomes, and drawn towards each expert's overall mean. Averages by likeliest category would not do: they are
+mixtures already, and soft mixing would mix them again.
 A training run and the re-solving of an artifact share this; it knows nothing of configuration files or artifacts.
 """
 
@@ -24,7 +25,7 @@ from router_training.data.dataset import Dataset
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-LEAST_SHARE = 1e-4  # of traffic: a row without traffic would be mapped at random
+LEAST_SHARE = 1e-4  # least share of traffic of a row: one without traffic would be mapped at random
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,9 @@ class Budget:
 class Grounds:
     """The data on which step two is solved.
 
-    `scores` [categories + 1, experts], the last row for prompts outside the gate; n unseen prompts with the `rows`
-    [n] they fall in, the scores `expected` [n, experts] of them, their `weights` [n] and the
-    `factors` [n] of their multiplier; `total_params_b` [experts].
+    `scores` [categories + 1, experts]: the last row is for prompts outside the gate. `total_params_b` [experts].
+    n unseen prompts: their `rows` [n] in `scores`, expected scores `expected` [n, experts], `weights` [n], and the
+    `factors` [n] by which the multiplier is scaled for each.
     """
 
     categories: tuple[str, ...]
@@ -163,7 +164,7 @@ def _named_mapping(grounds: Grounds, solution: Solution) -> dict[str, str]:
 class ScoreTable:
     """`scores`, `counts` and `standard_errors` [categories, experts]; the `overall_...` ones [experts].
 
-    A count is of prompts whose likeliest category it is; a standard error is NaN where it is below two.
+    `counts` has the prompts with that likeliest category. A standard error is NaN for fewer than two prompts.
     """
 
     scores: Vector
@@ -214,7 +215,7 @@ def _fill(
     shares = (weights / weights.mean())[:, np.newaxis]
     count = len(weights)
     overall = np.clip(shares[:, 0] @ outcomes / count, outcomes.min(axis=0), outcomes.max(axis=0))  # rounding
-    # the smallest amount keeps a category without prompts at the overall mean instead of undefined
+    # with no shrinkage at all, the score of a category without prompts would be undefined, not the overall mean
     drawn = max(shrinkage_prompts, 1e-6) * np.eye(probabilities.shape[1])
     influence = shares * probabilities @ np.linalg.inv((shares * probabilities).T @ probabilities + drawn)
     scores = overall + influence.T @ (outcomes - overall)

@@ -188,8 +188,8 @@ QUANTILES = np.linspace(0.3, 1.0, 36)  # entropy sends at most seven prompts in 
 def fitted_entropy_limit(entropies: Vector, gains: Vector, weights: Vector) -> float:
     """The normalised entropy above which the experts' overall means decide; 1 (never) unless a lower limit is better.
 
-    `gains` [n] are what trusting the categories gained on each prompt over the overall means. Better
-    means: the prompts sent to `general` would lose by more than two standard errors if they were trusted.
+    `gains` [n] is the score gained on each prompt by trusting the categories instead of the overall means. A lower
+    limit is better if trusting the categories on the prompts above it loses score by more than two standard errors.
     """
     if len(gains) == 0:
         return NEVER

@@ -192,7 +192,10 @@ def require_categories(dataset: Dataset, config: TrainingConfig) -> None:
 
 
 def _require_prompts(sides: Split, config: TrainingConfig) -> None:
-    """Folds need two different prompts of one category, or two different prompts without categories."""
+    """Raises DatasetError for an empty side, or training prompts too few for folds.
+
+    Folds need two different prompts of one category, or two different prompts if none has a category.
+    """
     share, training = config.data.held_out_share, sides.training
     prompts = len(training) + len(sides.held_out)
     for name, part in (("train on", training), ("measure by", sides.held_out)):

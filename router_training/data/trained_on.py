@@ -1,4 +1,4 @@
-"""Which prompts an artifact was trained on: salted hashes of 8 bytes, enough to warn and too little to read."""
+"""Which prompts an artifact was trained on, as salted 8-byte hashes: enough to warn, too short to recover a prompt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HASH_BYTES = 8
 
 
 def hashes_of(dataset: Dataset, salt: str) -> npt.NDArray[np.uint64]:
-    """[n]: a hash of each prompt, read as features read it: without case and with single spaces."""
+    """[n]: a hash of each prompt, normalised as for features: without case and with single spaces."""
     key = sha256(salt.encode()).digest()
     texts = ("\n".join(turn.text for turn in talk.turns) for talk in dataset.conversations)
     digests = (blake2b(normalised(text).tobytes(), digest_size=HASH_BYTES, key=key).digest() for text in texts)
@@ -24,7 +24,7 @@ def hashes_of(dataset: Dataset, salt: str) -> npt.NDArray[np.uint64]:
 
 
 def prompts_trained_on(folder: Path, artifact: Artifact, dataset: Dataset) -> int | None:
-    """How many of these prompts the artifact in `folder` was trained on; None where it does not tell."""
+    """How many of these prompts the artifact in `folder` was trained on; None if it has no hashes."""
     known = read_held_out(folder).trained_on
     if len(known) == 0:
         return None
