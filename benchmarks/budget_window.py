@@ -1,9 +1,9 @@
-"""Does the controller hold a budget? Streams prompts that no training saw, and prints what the last 1,000 spent.
+"""Does the controller keep a budget? Routes held-out prompts one after the other and prints the last 1,000's cost.
 
     python benchmarks/budget_window.py train.yaml [--orders 20] [--in-flight 64]
 
-Every budget of the config, in random order and with the traffic's mix changing from one half to the other,
-with the stored multiplier beside the controller. A request is answered once `--in-flight` later ones were decided.
+Each budget of the config is tried with the controller and with the stored multiplier alone, on prompts in random order
+and on traffic that changes halfway. A request's cost is known to the controller `--in-flight` decisions later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Run:
-    """One pass over a stream: what each request cost, and the mean score."""
+    """One pass over a stream: the cost of each request, and the mean score."""
 
     costs: npt.NDArray[np.float64]
     score: float
@@ -54,7 +54,7 @@ def main() -> None:
     config = read_config(asked.config)
     data = config.data
     dataset = read_dataset(data.prompts, data.outcomes, config.expert_names, data.label)
-    # another seed than fit's own split, or these would be its held-out prompts
+    # with the seed of fit's own split, these would be its held-out prompts
     sides = split(dataset, HELD_OUT_SHARE, config.seed + 1)
     training, held_out = sides.training, sides.held_out
     held_out = held_out.rows(np.flatnonzero(held_out.has_all_outcomes))

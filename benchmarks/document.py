@@ -14,7 +14,7 @@ What was measured, and with which command.
 
 
 def document(name: str, text: str, file: Path = DOCUMENT) -> None:
-    """Put `text` between the markers of `name`, which are added at the end if they are not there yet."""
+    """Put `text` between the markers of `name`; markers that are missing are added at the end."""
     section = f"<!-- {name}: begin -->\n{text.strip()}\n<!-- {name}: end -->\n"
     before = file.read_text() if file.exists() else HEAD
     pattern = re.compile(rf"<!-- {re.escape(name)}: begin -->\n.*?<!-- {re.escape(name)}: end -->\n", re.DOTALL)

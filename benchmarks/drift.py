@@ -1,4 +1,4 @@
-"""Drift on the demo's router: how soon other topics are flagged, and whether steady traffic ever is.
+"""Drift detection with the demo's router: requests until a new topic is flagged, and false alarms on steady traffic.
 
 Run with `python -m benchmarks.drift`; needs the demo's router (`make demo` trains it). Traffic is drawn from prompts
 that the router was not trained on.
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARTIFACT = ROOT / "artifacts/demo-router"
 PROMPTS = ROOT / "demo/data/held_out.prompts.jsonl"
 LIVES = 5
-STEADY_LIVES = 50  # a false alarm is rare: few servers would say little
+STEADY_LIVES = 50  # false alarms are rare: fewer servers would show none either way
 STEADY, SWITCHED = 20_000, 500
 
 
@@ -61,9 +61,9 @@ def _decisions(router: Router) -> dict[str, list[RoutingDecision]]:
 
 
 def _flagged(router: Router, seed: int, phases: list[tuple[list[RoutingDecision], int]]) -> int | None:
-    """The request at which anything was flagged."""
+    """The number of the request at which drift was flagged; None if it never was."""
     reference = reference_of(artifacts.read_held_out(ARTIFACT), router.artifact.manifest.categories)
-    assert reference is not None, "the demo's artifact keeps its out-of-fold predictions"
+    assert reference is not None, "the demo's artifact has out-of-fold predictions"
     traffic, draw, asked = Traffic(reference, router.version), random.Random(seed), 0
     for decisions, count in phases:
         for _ in range(count):

@@ -1,14 +1,17 @@
-"""Everything goes wrong at once: afterwards nothing may be held, left over, or answered by the wrong expert.
+"""Many faults at once: afterwards no lease is held, no process is left, and no answer came from the wrong expert.
 
     python benchmarks/faults.py                     30 seconds, 50 clients
     python benchmarks/faults.py --seconds 600 --clients 200 --vllm .venv-vllm/bin/vllm --write
 
-A whole server as a process of its own: two engine processes that speak vLLM's protocol (tests/engines), killed and
-frozen every few seconds, two simulated engines, in memory for three of the four, and a remote server of bad manners
-(`bad_manners.py`), which counts what it is sent; with `--vllm` a sixth expert on real vLLM, which one client in twenty
-asks, and which is hurt now and then. A process of its own asks for /healthz throughout. A tenth of the requests is hung
-up on at a random moment, others are read slowly, the router's artifact is replaced by a good and a damaged one in turn.
-Exit code 1 if anything that is promised is not so.
+The server runs as a process. Its experts:
+
+- two stand-in engine processes with vLLM's protocol (tests/engines); one is killed or frozen every few seconds
+- two simulated engines; memory has room for three of these four
+- a misbehaving remote server (`misbehaving_remote.py`), which counts its requests
+- with `--vllm` a sixth expert on real vLLM: one client in twenty requests it, and few of the faults hit it
+
+A tenth of the clients disconnect at a random moment, and some read slowly. The router's artifact is replaced by a good
+and a damaged one in turn. A separate process requests /healthz throughout. Exit code 1 if a promise is broken.
 """
 
 from __future__ import annotations
@@ -38,15 +41,15 @@ import aiohttp
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.bad_manners import CODE
 from benchmarks.document import document
 from benchmarks.leftovers import engine_cores
+from benchmarks.misbehaving_remote import CODE
 from coe_server import errors
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests/engines/stand_in_vllm.py"
 HEALTH_PROBE = ROOT / "benchmarks/health_probe.py"
-BAD_MANNERS = ROOT / "benchmarks/bad_manners.py"
+MISBEHAVING_REMOTE = ROOT / "benchmarks/misbehaving_remote.py"
 EITHER = ROOT / "benchmarks/in_vllm/real_or_stand_in.py"
 REAL_MODEL = ROOT / "demo/experts/generalist"
 PROCESSES, SIMULATED, REMOTE, REAL = ("french", "python"), ("generalist", "sql"), "units", "real"
@@ -60,37 +63,37 @@ PROMPTS = {
 MIB = 2**20
 SHARE_HANGING_UP, SHARE_SLOW, SHARE_ROUTED, SHARE_STREAMED = 0.1, 0.05, 0.4, 0.8
 CLIENTS_FOR_EACH_OF_REAL = 20
-BLOWS_FOR_EACH_TO_REAL = 40  # it takes half a minute and more to be back
-REAL_PATIENCE_SECONDS = 100.0  # for an answer of the real one, as its clients say
+FAULTS_FOR_EACH_OF_REAL = 40  # real vLLM takes half a minute and more to restart
+REAL_TIMEOUT_SECONDS = 100.0  # x-request-timeout of requests to real vLLM
 REAL_START_SECONDS = 300.0
 QUIET_WITHIN_SECONDS = 90.0
-_LOOKS = 20  # at the memory, one a second; the median of the last ones counts
-MOST_HEALTH_MS = 100.0  # for /healthz
-BUSY_MS = 10.0  # a timer that is later than this in one case of a hundred tells of a machine without a free processor
-LEAST_SECONDS_FOR_MEMORY = 120.0  # before, logs of events and decisions have not reached their bounds
+_LOOKS = 20  # the last samples of memory, one a second; their median counts
+MOST_HEALTH_MS = 100.0  # limit of /healthz
+BUSY_MS = 10.0  # a timer that is later than this at p99 shows that the machine had no free processor
+LEAST_SECONDS_FOR_MEMORY = 120.0  # in a shorter run, the logs of events and decisions have not reached their limits
 
 
 def every_code() -> set[str]:
-    """The codes of all errors that the service raises on purpose."""
+    """The codes of all documented errors."""
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CoeError)]
     return {kind.code for kind in kinds}
 
 
-CODES = (every_code() - {"internal_error"}) | {CODE}  # by name, a remote's own error passes
+CODES = (every_code() - {"internal_error"}) | {CODE}  # without routing, a remote's error is passed through
 
 
 @dataclass(slots=True)
 class Findings:
-    """What happened, counted; `wrong` is what must not happen, a sentence each."""
+    """Counts of what happened; `wrong` has one sentence for each broken promise."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     answered: int = 0
     answered_by_real: int = 0
-    manners: Counter[str] = field(default_factory=Counter)  # what the remote server did
-    rebuilt: Counter[str] = field(default_factory=Counter)
-    hurt: Counter[str] = field(default_factory=Counter)
-    health: str = ""  # what /healthz took
+    remote: Counter[str] = field(default_factory=Counter)  # behaviours of the remote server
+    reloads: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    health: str = ""  # response times of /healthz
 
     def must(self, holds: bool, sentence: str) -> None:
         if not holds:
@@ -99,7 +102,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """The server's process, its address, the folder that all its processes name, and each engine's right answer."""
+    """The server's process and address, the folder in all its processes' arguments, and each engine's right answer."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -107,18 +110,18 @@ class Server:
     folder: Path
     digests: dict[str, str]
     has_real: bool
-    known: dict[str, str] = field(default_factory=dict)  # prompt -> what the real engine says to it, asked alone
+    known: dict[str, str] = field(default_factory=dict)  # prompt -> the real engine's answer without load
 
     @property
     def resident_bytes(self) -> int:
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def engines(self) -> list[int]:
-        """Processes of engines: those that run the stand-in itself, not its keeper."""
+        """Processes of stand-in engines, without their keepers."""
         return [pid for pid, words in _processes(self.folder) if words[1:2] == [str(STAND_IN)]]
 
     def real_engines(self) -> list[int]:
-        """The process with the real expert's weights, if there is one now."""
+        """The process with the real expert's weights, if it runs."""
         return [pid for name, pid in engine_cores(self.process.pid).items() if name == REAL]
 
 
@@ -131,7 +134,7 @@ def main() -> None:
             memory = asyncio.run(_story(server, options, findings))
         left = [pid for pid, _ in _processes(folder)]
         findings.must(not left, f"{len(left)} processes are left after the end")
-        ended = server.process.returncode  # uvicorn ends by the signal that asked it to
+        ended = server.process.returncode  # uvicorn ends by the signal that it received
         findings.must(ended in (0, -signal.SIGTERM), f"the server ended with {ended}")
     text = _text(options, findings, memory)
     print(text)
@@ -143,7 +146,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifact", type=Path, default=ROOT / "artifacts/demo-router", help="the demo's router")
-    parser.add_argument("--vllm", type=Path, help="vLLM's program, for one real engine more")
+    parser.add_argument("--vllm", type=Path, help="vLLM's program: adds an expert on a real engine")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -158,9 +161,9 @@ async def _look_at_memory(server: Server, sizes: list[int]) -> None:
 
 
 async def _story(server: Server, options: argparse.Namespace, findings: Findings) -> tuple[int, int]:
-    """Warm up under the same load and faults, look at the memory, go on for the whole time, look again.
+    """Warm up under load and faults, measure memory, run for the whole time, measure again.
 
-    It rises and falls by some MiB with what is in flight, so what counts is the median of the last seconds of each.
+    Memory varies by some MiB with the requests in flight, so the median of the last seconds counts.
     """
     chance = random.Random(options.seed)
     timeout = aiohttp.ClientTimeout(total=180)
@@ -168,7 +171,7 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, max_field_size=2**16) as session:
         await _all_is_up(session, server)
         if server.has_real:
-            await _hear_real(session, server)
+            await _ask_real_without_load(session, server)
         sizes: list[int] = []
         looking = asyncio.create_task(_look_at_memory(server, sizes))
         with _health_watched(server, findings):
@@ -180,16 +183,16 @@ async def _story(server: Server, options: argparse.Namespace, findings: Findings
         await _nothing_was_sent_twice(session, server, findings)
     if options.seconds >= LEAST_SECONDS_FOR_MEMORY:
         findings.must(after <= 1.05 * before, f"memory grew from {before // MIB} to {after // MIB} MiB")
-    findings.must(findings.answered > 0, "nothing was answered at all")
-    findings.must(not server.has_real or findings.answered_by_real > 0, "real vLLM answered nothing at all")
+    findings.must(findings.answered > 0, "no request was answered")
+    findings.must(not server.has_real or findings.answered_by_real > 0, "real vLLM answered no request")
     return before, after
 
 
 @contextmanager
 def _health_watched(server: Server, findings: Findings) -> Iterator[None]:
-    """What /healthz took meanwhile, as a process sees it that does nothing else.
+    """Response times of /healthz meanwhile, seen by a separate process.
 
-    Of 99 in 100 answers it is required; where that process itself is not given a processor in time, of the median.
+    The limit applies to p99, or to the median if that process itself had to wait for a processor.
     """
     command = (sys.executable, str(HEALTH_PROBE), server.url)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as probe:
@@ -203,23 +206,23 @@ def _health_watched(server: Server, findings: Findings) -> Iterator[None]:
     share = 0.5 if is_busy else 0.99
     median_ms, most_ms = _share(answers, 0.5), _share(answers, 0.99)
     findings.health = (
-        f"/healthz, {len(answers):,} times asked, took {median_ms:.1f} ms in the median, at most {most_ms:.0f} ms in "
-        f"99 of 100, and {max(answers):.0f} ms once; the asking process was {_share(late, 0.99):.1f} ms late in one of "
-        f"100, so {'the median' if is_busy else '99 of 100'} had to be under {MOST_HEALTH_MS:g} ms."
+        f"/healthz, {len(answers):,} requests: median {median_ms:.1f} ms, p99 {most_ms:.0f} ms, longest "
+        f"{max(answers):.0f} ms. The timer of the probe was {_share(late, 0.99):.1f} ms late at p99, so the limit of "
+        f"{MOST_HEALTH_MS:g} ms applies to {'the median' if is_busy else 'p99'}."
     )
-    findings.must(_share(answers, share) < MOST_HEALTH_MS, f"/healthz took too long: {findings.health}")
+    findings.must(_share(answers, share) < MOST_HEALTH_MS, f"/healthz was too slow: {findings.health}")
 
 
 def _share(values: list[float], share: float) -> float:
-    """The value that this share of all does not exceed."""
+    """The quantile at this share, 0 to 1."""
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
 
 async def _nothing_was_sent_twice(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:
     async with session.get(f"{server.remote_url}/counts") as response:
         counts = await response.json()
-    findings.manners.update(counts["done"])
-    findings.must(counts["read"] > 0, "the remote server was asked nothing at all")
+    findings.remote.update(counts["done"])
+    findings.must(counts["read"] > 0, "the remote server received no request")
     findings.must(not counts["twice"], f"sent upstream more than once: {counts['twice'][:5]}")
 
 
@@ -234,7 +237,7 @@ async def _trouble(
     ends = time.monotonic() + seconds
     async with asyncio.TaskGroup() as group:
         for number in range(clients):
-            name = f"{round(seconds)}-{number}"  # no two requests of a run are alike
+            name = f"{round(seconds)}-{number}"  # makes every request of a run different
             group.create_task(_client(session, server, random.Random(chance.random()), name, ends, findings))
         group.create_task(_saboteur(server, random.Random(chance.random()), ends, findings))
         group.create_task(_reloads(session, server, ends, findings))
@@ -260,7 +263,7 @@ async def _client(
             findings.outcomes["hung up"] += 1
         else:
             await asked
-        await asyncio.sleep(0.05)  # nobody hammers at a server that says no
+        await asyncio.sleep(0.05)  # after an error too: no client retries without a pause
 
 
 async def _ask(
@@ -283,12 +286,14 @@ async def _ask_real(
     if said is not None:
         _, raw, by = said
         findings.must(by == REAL, f"{mark}: asked {REAL}, answered by {by}")
-        findings.must(_content(raw) == server.known[prompt], f"{mark}: {REAL} said something else than alone: {raw!r}")
+        findings.must(
+            _content(raw) == server.known[prompt], f"{mark}: {REAL} answered differently than without load: {raw!r}"
+        )
         findings.answered_by_real += 1
 
 
-async def _hear_real(session: aiohttp.ClientSession, server: Server) -> None:
-    """What it says to each prompt while nobody else asks anything."""
+async def _ask_real_without_load(session: aiohttp.ClientSession, server: Server) -> None:
+    """Keep the real engine's answer to each prompt before the load begins."""
     for prompt in PROMPTS.values():
         async with session.post(f"{server.url}/v1/chat/completions", json=_to_real(prompt, streamed=False)) as response:
             raw = await response.read()
@@ -318,9 +323,9 @@ async def _said(
     mark: str,
     findings: Findings,
 ) -> tuple[int, bytes, str] | None:
-    """Status, body and expert of an answer; None where it was an error, which must be a documented one."""
+    """Status, body and expert of an answer; None after an error, which must be a documented one."""
     pause = 0.3 if chance.random() < SHARE_SLOW else 0.0
-    headers = {"x-request-timeout": str(REAL_PATIENCE_SECONDS)} if body["model"] == REAL else {}
+    headers = {"x-request-timeout": str(REAL_TIMEOUT_SECONDS)} if body["model"] == REAL else {}
     raw, status, by = b"", 0, ""
     try:
         async with session.post(f"{server.url}/v1/chat/completions", json=body, headers=headers) as response:
@@ -335,27 +340,27 @@ async def _said(
         return None
     code = _error_code(raw)
     if code is not None:
-        findings.must(code in CODES, f"{mark}: an error that nobody documented: {status} {code}")
+        findings.must(code in CODES, f"{mark}: an undocumented error: {status} {code}")
         findings.outcomes[f"{status} {code}" if status != 200 else f"{code} at the end of a stream"] += 1
         return None
     return status, raw, by
 
 
 def _judge(status: int, raw: bytes, by: str, model: str, mark: str, server: Server, findings: Findings) -> None:
-    """Right expert's answer to this very question."""
-    text = "\n".join(line for line in raw.decode().splitlines() if not line.startswith(":"))  # without signs of life
+    """The answer must be the right expert's own, to this very request."""
+    text = "\n".join(line for line in raw.decode().splitlines() if not line.startswith(":"))  # without keep-alives
     owner = by if b": coe " not in raw else _owner(text, server)  # headers were sent before the expert was known
     findings.must(status == 200, f"{mark}: {status} without an error: {text[:200]}")
     findings.must(model in ("auto", owner), f"{mark}: asked {model}, answered by {owner}")
-    findings.must(mark in text, f"{mark}: the answer is to another question")
-    findings.must(_owner(text, server) == owner, f"{mark}: {owner} did not give its own answer: {text[:200]}")
+    findings.must(mark in text, f"{mark}: the answer belongs to another request")
+    findings.must(_owner(text, server) == owner, f"{mark}: this is not the answer of {owner}: {text[:200]}")
     findings.answered += 1
 
 
 def _owner(text: str, server: Server) -> str:
-    """Whose answer this is: an engine process shows a digest of its weights, a simulated engine its name."""
+    """The expert that answered: an engine process returns a digest of its weights, a simulated engine its name."""
     signs = {**server.digests, **{name: f'"model": "{name}"' for name in (*SIMULATED, REMOTE)}}
-    return next((name for name, sign in signs.items() if sign in text), "nobody")
+    return next((name for name, sign in signs.items() if sign in text), "no known expert")
 
 
 def _error_code(raw: bytes) -> str | None:
@@ -370,22 +375,22 @@ def _error_code(raw: bytes) -> str | None:
 
 async def _saboteur(server: Server, chance: random.Random, ends: float, findings: Findings) -> None:
     """Kill an engine, or freeze one, every few seconds."""
-    blows = 0
+    faults = 0
     while time.monotonic() < ends:
         await asyncio.sleep(chance.uniform(2.0, 5.0))
-        blows += 1
-        at_real = server.has_real and blows % BLOWS_FOR_EACH_TO_REAL == 0
+        faults += 1
+        at_real = server.has_real and faults % FAULTS_FOR_EACH_OF_REAL == 0
         engines = server.real_engines() if at_real else server.engines()
         if engines:
             what = chance.choice((signal.SIGKILL, signal.SIGSTOP))
             with suppress(ProcessLookupError):
                 os.kill(chance.choice(engines), what)
                 done = "killed" if what is signal.SIGKILL else "frozen"
-                findings.hurt[f"real one {done}" if at_real else done] += 1
+                findings.faults[f"real vLLM {done}" if at_real else f"stand-in {done}"] += 1
 
 
 async def _reloads(session: aiohttp.ClientSession, server: Server, ends: float, findings: Findings) -> None:
-    """Good and damaged in turn; the damaged one must be refused, and leave the good one in place."""
+    """Reload a good and a damaged artifact in turn: the damaged one must be refused, and the good one stays."""
     turn = 0
     while time.monotonic() < ends:
         await asyncio.sleep(2.0)
@@ -393,7 +398,7 @@ async def _reloads(session: aiohttp.ClientSession, server: Server, ends: float, 
         kind, expected = ("good", 200) if turn % 2 else ("damaged", 409)
         _point(server.folder / "router", server.folder / kind)
         async with session.post(f"{server.url}/admin/reload") as response:
-            findings.rebuilt[f"{kind}: {response.status}"] += 1
+            findings.reloads[f"{kind} artifact (status {response.status})"] += 1
             said = await response.text()
             findings.must(response.status == expected, f"a {kind} artifact: {response.status} {said[:200]}")
     _point(server.folder / "router", server.folder / "good")
@@ -412,7 +417,7 @@ async def _all_is_up(session: aiohttp.ClientSession, server: Server) -> None:
 
 
 async def _all_is_quiet(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:
-    """No lease and no entry in a queue is left; those whom a frozen engine answers wait for its burial."""
+    """No lease and no queued request is left. Requests to a frozen engine end once its health check has failed."""
     ends = time.monotonic() + QUIET_WITHIN_SECONDS
     while True:
         async with session.get(f"{server.url}/admin/experts") as response:
@@ -438,7 +443,7 @@ def _running(folder: Path, artifact: Path, vllm: Path | None) -> Iterator[Server
         _add_real(settings, folder, vllm)
     (folder / "serve.yaml").write_text(yaml.safe_dump(settings))
     command = (str(Path(sys.executable).with_name("coe")), "serve", str(folder / "serve.yaml"))
-    remote = subprocess.Popen((sys.executable, str(BAD_MANNERS), str(remote_port)))
+    remote = subprocess.Popen((sys.executable, str(MISBEHAVING_REMOTE), str(remote_port)))
     try:
         with (folder / "server.log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -500,7 +505,7 @@ def _add_real(settings: dict[str, Any], folder: Path, vllm: Path) -> None:
 
 
 def _make_model(folder: Path, number: int) -> str:
-    """Weights that nobody else has; what an engine that holds them answers."""
+    """Write weights of its own for this model; returns their digest, which an engine that loaded them answers with."""
     folder.mkdir()
     weights = random.Random(number).randbytes(32 * MIB)
     (folder / "model.safetensors").write_bytes(weights)
@@ -516,7 +521,7 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _processes(folder: Path) -> list[tuple[int, list[str]]]:
-    """Every living process with the folder among its words."""
+    """Every process with the folder in its arguments."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -534,7 +539,7 @@ def _free_port() -> int:
 
 
 def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, int]) -> str:
-    verdict = "Everything that is promised held." if not findings.wrong else "NOT kept:"
+    verdict = "Every promise was kept." if not findings.wrong else "NOT kept:"
     real = options.vllm is not None
     room = f"{'one real vLLM, ' if real else ''}room for three of the {'five' if real else 'four'}"
     lines = [
@@ -544,15 +549,15 @@ def _text(options: argparse.Namespace, findings: Findings, memory: tuple[int, in
         f"{' --vllm VLLM' if real else ''}`: two engine processes that speak vLLM's protocol,",
         f"two simulated engines, {room}, and a misbehaving remote server, which counts its requests.",
         "",
-        "| what came back | times |",
+        "| outcome | times |",
         "|---|---|",
         f"| the right expert's whole answer | {findings.answered:,} |",
         *([f"| the same from real vLLM, word for word | {findings.answered_by_real:,} |"] if real else []),
         *(f"| {outcome} | {count:,} |" for outcome, count in sorted(findings.outcomes.items())),
         "",
-        f"Engines {_counts(findings.hurt) or 'unhurt'}; reloads {_counts(findings.rebuilt)}. "
+        f"Engines: {_counts(findings.faults) or 'no faults'}. Reloads: {_counts(findings.reloads)}. "
         f"Resident memory {memory[0] / MIB:.1f} MiB after the warm-up, {memory[1] / MIB:.1f} at the end "
-        f"(medians of {_LOOKS} seconds). The remote server: {_counts(findings.manners)}.",
+        f"(medians of {_LOOKS} seconds). The remote server: {_counts(findings.remote)}.",
         "",
         findings.health,
         "",

@@ -1,7 +1,7 @@
-"""How long `coe-train fit` takes on many prompts and how much memory, with a named classifier and all else as usual.
+"""Time and memory of `coe-train fit` on many prompts, with the named classifier and otherwise default settings.
 
-The prompts are made up from recorded ones (../shared/data, or the demo's where that is missing) by a Markov chain of
-words. Says how long every stage with a progress bar took, and the longest time in which no bar was to be seen.
+A Markov chain of words makes the prompts from recorded ones (../shared/data, or the demo's if that is missing). Prints
+the time of every stage that has a progress bar, and the longest time without a bar.
 
     python benchmarks/fit_at_scale.py --prompts 100000 [--classifier logistic] [--write] [--profile FILE]
 """
@@ -36,7 +36,7 @@ SHOWN_SECONDS = 1.0  # stages shorter than this are added up
 
 @dataclass(frozen=True)
 class Moment:
-    """Seconds by the clock, and of all cores' work."""
+    """Wall-clock seconds, and processor seconds on all cores."""
 
     wall: float = field(default_factory=time.perf_counter)
     work: float = field(default_factory=time.process_time)
@@ -47,7 +47,7 @@ class Moment:
 
 @dataclass
 class Stages:
-    """A `Track` that keeps what every bar took, and what lay between two of them."""
+    """A `Track` that keeps the time of every progress bar, and the times between bars."""
 
     bars: dict[str, Moment] = field(default_factory=dict)
     silences: list[tuple[float, str]] = field(default_factory=list)
@@ -64,15 +64,15 @@ class Stages:
         print(f"{took.wall:7.1f} s {what}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """The last silence ends here."""
+        """Record the time since the last bar."""
         self.silences.append((Moment().wall - self.last.wall, self.before))
 
 
 def main() -> None:
-    """Prints the tables; keeps them if asked."""
+    """Print the tables; with --write, also put them into the docs."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="fit-at-scale.") as workplace:
-        # another process, so that what making prompts takes does not count
+        # a separate process, so that the memory for making prompts does not count
         with get_context("spawn").Pool(1) as pool:
             config = pool.apply(_made_up, (options.prompts, options.classifier, Path(workplace)))
         stages, began = Stages(), Moment()
@@ -91,7 +91,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--classifier", default="logistic", choices=["logistic", "svm", "knn", "mlp"])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
-    parser.add_argument("--profile", type=Path, help="where to keep what cProfile saw")
+    parser.add_argument("--profile", type=Path, help="write a profile by cProfile to this file")
     return parser.parse_args()
 
 

@@ -3,10 +3,10 @@
     python benchmarks/gateway.py --artifact artifacts/demo-router --litellm VENV --switchyard VENV
     python benchmarks/gateway.py --artifact artifacts/demo-router --seconds 3 --no-write     # ours alone, short
 
-Needs wrk, nginx, gcc and node. The peers live in environments of their own and are left out where none is given. Every
-gateway has the second core in turn; wrk (or node) and the upstream share the first. The floor is `pass_through.py`; it
-and ours are up together and take turns in every round, since only their ratio is stable on a busy machine. Written to
-docs/benchmarks.md.
+Needs wrk, nginx, gcc and node. A peer without its environment is left out. One gateway at a time is measured on the
+second core; wrk (or node) and the upstream share the first. The floor is `pass_through.py`. The floor and ours run at
+the same time and are measured in turn in every round, because only their ratio is stable on a busy machine. The tables
+are written to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ ANSWER = {
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A server under test: how it is started, where it listens, and which model name makes it route.
+    """A server under test: its command, its port, and the model name that makes it route.
 
-    `named` is a model that needs no routing: a second row.
+    `named` is a model that needs no routing; it gets a row of its own.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Gateway:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What wrk measured, and what the gateway spent on it."""
+    """What wrk measured, and the gateway's processor time."""
 
     requests: int
     seconds: float
@@ -91,12 +91,12 @@ class Load:
 
     @property
     def per_core(self) -> float | None:
-        """Requests for each second of processor time: what one core could do, however busy the machine is."""
+        """Requests for each second of processor time: the capacity of one core, independent of other load."""
         return self.requests / self.cpu_seconds if self.cpu_seconds > 0 else None
 
     @classmethod
     def of_rounds(cls, rounds: Sequence[Load]) -> Load:
-        """All requests of the rounds; of each percentile the median."""
+        """The sum of the rounds' requests, and the median of their percentiles."""
         return cls(
             requests=sum(one.requests for one in rounds),
             seconds=sum(one.seconds for one in rounds),
@@ -144,8 +144,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--litellm", type=Path, help="environment with litellm[proxy]")
     parser.add_argument("--switchyard", type=Path, help="environment with nemo-switchyard")
     parser.add_argument("--another", type=Path, help="environment with this project and another Python: a second row")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each of the two loads in each round")
-    parser.add_argument("--rounds", type=int, default=3, help="of the loads, and of the streams")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of each of the two loads in each round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the loads, and of the streams")
     parser.add_argument("--no-write", action="store_true", help="leave docs/benchmarks.md as it is")
     return parser.parse_args()
 
@@ -174,7 +174,7 @@ def _peers(options: argparse.Namespace, upstream: int, folder: Path) -> Iterator
 
 
 def _ours(artifact: Path, upstream: int, folder: Path, environment: Path | None = None) -> Gateway:
-    """Five remote experts, all at the upstream; the router reads every prompt and chooses among them."""
+    """Our server with five remote experts, all on the same upstream; the router routes every prompt among them."""
     port = _free_port()
     expert = {"engine": "remote", "base_url": f"http://127.0.0.1:{upstream}/v1", "model": "upstream"}
     settings = {
@@ -216,7 +216,7 @@ def _litellm(environment: Path, upstream: int, folder: Path) -> Gateway:
 
 
 def _switchyard(environment: Path, upstream: int, folder: Path) -> Gateway:
-    """Its stage router, served by the native server that its package brings."""
+    """Switchyard's stage router in the native server of its package."""
     port, file = _free_port(), folder / "switchyard.toml"
     file.write_text(
         f"""schema_version = 1
@@ -248,7 +248,7 @@ confidence_threshold = 0.5
 
 
 def _in_turns(gateways: Sequence[Gateway], folder: Path, options: argparse.Namespace) -> list[Row]:
-    """All of them are up; in every round each is measured once, one after the other."""
+    """Start all of them, then measure each once in every round, one after the other."""
     with ExitStack() as running:
         pids = {one.name: running.enter_context(_up(one, folder)).pid for one in gateways}
         measured: dict[str, list[Row]] = {}
@@ -300,9 +300,9 @@ def _wrk(port: int, bodies: Path, connections: int, seconds: float, pid: int | N
 
 
 def _streams(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """100 streams at 50 tokens a second, straight and through a gateway, the same token of the same stream compared.
+    """100 streams at 50 tokens a second, read directly and through a gateway: the delay of the same token compared.
 
-    Through the floor in one half of the rounds and through ours in the other, in turns.
+    Every round goes once through the floor and once through ours.
     """
     source = _free_port()
     program = folder / "token_source"
@@ -324,14 +324,14 @@ def _streams(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _streamed(source: int, gateway: Gateway, pid: int) -> tuple[dict[str, Any], float]:
-    """The delays of one round, and the gateway's microseconds of processor time for each chunk."""
+    """The delays of one round, and the gateway's processor time in microseconds a chunk."""
     before, rounds = _cpu_seconds(pid), 1
     client = (
         *("taskset", "-c", LOAD_CORE, "node", str(HERE / "in_node/streams.mjs"), f"http://127.0.0.1:{source}/v1"),
         *(f"http://127.0.0.1:{gateway.port}/v1", gateway.model, str(STREAMS), str(rounds)),
     )
     done = subprocess.run(client, capture_output=True, text=True, timeout=300, check=True)
-    chunks = STREAMS * (TOKENS + 1) * (rounds + 1)  # the client reads all once before it measures
+    chunks = STREAMS * (TOKENS + 1) * (rounds + 1)  # the client reads all streams once before it measures
     found: dict[str, Any] = json.loads(done.stdout)
     return found, 1e6 * (_cpu_seconds(pid) - before) / chunks
 
@@ -420,12 +420,15 @@ def _text(seconds: float, rows: list[Row], streams: dict[str, Any]) -> str:
         "",
         f"`python benchmarks/gateway.py --artifact artifacts/demo-router --seconds {seconds:g} --litellm VENV"
         " --switchyard VENV`. Upstream:",
-        "nginx with one fixed answer; wrk sends the demo's 300 held-out prompts. Each gateway in turn on the second",
-        "core, wrk and nginx on the first. The floor is `benchmarks/pass_through.py`: uvicorn and aiohttp pass",
-        "the same bytes through. Ours routes every prompt with the demo's router among five remote experts,",
-        "logs a line for each request and counts its metrics; LiteLLM routes with its complexity router,",
-        "Switchyard with its stage router; none checks keys. added: p50 less the direct p50. per core: requests for",
-        "each second of processor time that the gateway's processes took at 32 at a time.",
+        "nginx with one fixed answer. Load: wrk with the demo's 300 held-out prompts. One gateway at a time runs on",
+        "the second core, wrk and nginx on the first.",
+        "",
+        "- floor: `benchmarks/pass_through.py`, in which uvicorn and aiohttp pass the same bytes through.",
+        "- ours: routes every prompt with the demo's router among five remote experts, logs a line for each request",
+        "  and counts its metrics. by name: the request names its expert, so nothing is routed.",
+        "- LiteLLM routes with its complexity router, Switchyard with its stage router. No gateway checks keys.",
+        "- added: p50 less the direct p50.",
+        "- per core: requests for each second of processor time of the gateway's processes, at 32 at a time.",
         "",
         f"Python {platform.python_version()}, {os.cpu_count()} cores shared with other work (the load average was "
         f"{os.getloadavg()[1]:.1f}).",
@@ -483,9 +486,9 @@ def _floor_verdicts(floor: Row, ours: Row, named: Row, streams: dict[str, Any]) 
 
 def _stream_lines(streams: dict[str, Any]) -> Iterator[str]:
     yield (
-        f"{STREAMS} streams at {PACE} tokens/s ({streams['added']['chunks']:,} chunks), from the moment that the "
-        "source wrote into each chunk until one Node client had it; added: the same token of the same stream, through "
-        "ours less direct."
+        f"{STREAMS} streams at {PACE} tokens/s ({streams['added']['chunks']:,} chunks). The delay of a chunk: from its "
+        "time stamp by the source until one Node client has it. added: the same token of the same stream, through ours "
+        "less direct."
     )
     yield ""
     yield "| ms | p50 | p99 | max |"

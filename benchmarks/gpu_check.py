@@ -1,12 +1,13 @@
-"""What only a GPU can show: engines beside each other on one card, and what each expected figure turns out to be.
+"""Checks that need a GPU: several engines on one card, and each expected figure beside the measured one.
 
-    python benchmarks/gpu_check.py                          makes a model of 3 GB, asks it under three names
+    python benchmarks/gpu_check.py                          makes a model of 3 GB and serves it under three names
     python benchmarks/gpu_check.py --model FOLDER --vllm .venv/bin/vllm --write
 
 Needs an NVIDIA card with 24 GB or more that no other program uses, and vLLM with CUDA. A whole server runs three
-experts of which two fit on the card together. Each row has what the server or vLLM's source says beside what NVML saw.
-NOT RUN ON A GPU YET: it was tried against stand-in engines on a pretend card (tests/cuda) alone.
-Status 1 if an answer changed, an engine did not start beside another one, or memory did not come back.
+experts, of which two fit on the card together. Each row compares an expectation, from the server or vLLM's source,
+with what NVML or a clock measured.
+NOT RUN ON A GPU YET: tried only with stand-in engines on a pretend card (tests/cuda).
+Exit code 1 if an answer changed, an engine did not start beside another one, or memory was not freed.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ NAMES = ("left", "middle", "right")
 GIB, MIB = 1 << 30, 1 << 20
 QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
 LONG_PROMPT = "the quick brown fox jumps over the lazy dog " * 40
-LONGEST_RETURN_SECONDS = 120.0  # of an engine that was killed
-LEFT_BYTES = 256 * MIB  # what the driver may keep after processes ended
-SLACK_BYTES = 512 * MIB  # between the ledger and NVML, for each process
+LONGEST_RETURN_SECONDS = 120.0  # until a killed engine answers again
+LEFT_BYTES = 256 * MIB  # memory that the driver may keep after processes ended
+SLACK_BYTES = 512 * MIB  # allowed difference between the ledger and NVML, for each process
 COPY_LIMIT = """
 import statistics, time, torch
 source = torch.empty(2 << 30, dtype=torch.uint8, pin_memory=True)
@@ -59,7 +60,7 @@ print(source.nbytes / statistics.median(copy() for _ in range(5)))
 
 @dataclass
 class Row:
-    """One thing that was looked at: what was expected, what was seen, and whether that is well."""
+    """One check: the expectation, the finding, and whether it is acceptable."""
 
     what: str
     expected: str
@@ -115,7 +116,9 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=3000, help="size of the model that is made (default 3000)")
     parser.add_argument("--vllm", default=".venv/bin/vllm", help="vLLM's program, words (default .venv/bin/vllm)")
     parser.add_argument("--kv-cache-gib", type=float, default=1.0, help="KV cache of each engine (default 1)")
-    parser.add_argument("--rounds", type=int, default=4, help="times that the three are asked in turn (default 4)")
+    parser.add_argument(
+        "--rounds", type=int, default=4, help="rounds in which the three are requested in turn (default 4)"
+    )
     parser.add_argument("--copy-gbps", type=float, help="the copy limit in GB/s (default: measured with torch)")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks.md")
     options = parser.parse_args()
@@ -154,7 +157,9 @@ def checked(folder: Path, model: Path, limit: float, handle: Any, options: argpa
     weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
     kv_cache = int(options.kv_cache_gib * GIB)
     before = int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-    two_awake = round(2.5 * (weights + kv_cache)) + 3 * GIB  # and what three processes keep
+    two_awake = (
+        round(2.5 * (weights + kv_cache)) + 3 * GIB
+    )  # 3 GiB for what the three processes keep beside weights and KV cache
     with serving(folder, model, two_awake, kv_cache, options.vllm) as (port, process):
         check = Check(port, process, handle)
         if not until_loaded(check):
@@ -174,7 +179,7 @@ def checked(folder: Path, model: Path, limit: float, handle: Any, options: argpa
 
 
 def until_loaded(check: Check) -> bool:
-    """All three have been started once, one after the other, each beside those that were there."""
+    """Wait until all three have been started, each beside those that run already. False if one failed."""
     began = time.monotonic()
     deadline = began + 600
     while any(expert["residency"] == "disk" for expert in check.experts().values()):
@@ -201,7 +206,7 @@ def beside_each_other(check: Check) -> dict[str, list[str]]:
 
 
 def moves(check: Check, rounds: int, weights: int, limit: float) -> None:
-    """Ask the three in turn: each round wakes and puts to sleep; seconds from the server's own record of moves."""
+    """Request the three in turn, so that each round wakes and sleeps experts; the seconds are the server's own."""
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
         for name in NAMES:
@@ -219,16 +224,16 @@ def moves(check: Check, rounds: int, weights: int, limit: float) -> None:
     )
     speed = weights / median(wakes) / 1e9
     told = f"{median(wakes):.2f} s ({max(wakes):.2f} s), {speed:.1f} GB/s with its canary"
-    check.row("wake, median (slowest)", f"{limit:.1f} GB/s is a pinned copy; vLLM's own wake about 0.6 of it", told)
+    check.row("wake, median (slowest)", f"a pinned copy has {limit:.1f} GB/s, vLLM's own wake about 0.6 of that", told)
     check.row("wake / pinned copy", "0.6", f"{speed / limit:.2f}")
 
 
 def residue(check: Check, before: int) -> None:
-    """What sleepers keep: as the ledger counts it, and as NVML shows it when all three sleep or are gone."""
+    """The device memory that sleeping engines keep, by the ledger and by NVML."""
     asleep = {name: one for name, one in check.experts().items() if one["residency"] == "host"}
     for name, expert in asleep.items():
         check.row(
-            f"kept on the card by '{name}' asleep",
+            f"'{name}' keeps on the card while asleep",
             "1.3 to 1.9 GiB, less with few graphs",
             mib(expert["bytes"]["device"]),
         )
@@ -238,7 +243,7 @@ def residue(check: Check, before: int) -> None:
 
 
 def growth(check: Check) -> None:
-    """The first long prompt: the start has rehearsed it, so nothing may grow."""
+    """Memory growth by a long prompt: vLLM profiles the longest prompt at its start, so there should be none."""
     before = check.used()
     check.ask("POST", "/v1/completions", {"model": "left", "prompt": LONG_PROMPT, "max_tokens": 4, "temperature": 0})
     loaded = check.used()
@@ -261,7 +266,7 @@ def killed(check: Check, first: dict[str, list[str]]) -> None:
     while found is None and time.monotonic() - began < LONGEST_RETURN_SECONDS:
         try:
             found = {name: check.answers(name) for name in NAMES}
-        except RuntimeError:  # what was under way, and what came before the death was seen
+        except RuntimeError:  # requests in progress, and those sent before the server noticed the death
             errors += 1
             time.sleep(0.5)
     told = f"{'right' if found == first else 'WRONG'} after {time.monotonic() - began:.0f} s and {errors} errors"
@@ -269,7 +274,7 @@ def killed(check: Check, first: dict[str, list[str]]) -> None:
 
 
 def settled(handle: Any, before: int) -> int:
-    """Bytes that did not come back within ten seconds."""
+    """Bytes that were not freed within ten seconds."""
     deadline = time.monotonic() + 10
     while (
         left := int(pynvml.nvmlDeviceGetMemoryInfo(handle).used) - before

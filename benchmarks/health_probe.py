@@ -1,6 +1,6 @@
-"""Asks a server's /healthz twenty times a second, and how late its own timer is meanwhile; a process of its own.
+"""Requests a server's /healthz twenty times a second and measures how late its own timer is; a separate process.
 
-python benchmarks/health_probe.py URL     ends with its standard input, and prints both in milliseconds as JSON
+python benchmarks/health_probe.py URL     ends when its standard input does, and prints both in milliseconds as JSON
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from urllib.parse import urlsplit
 
 PAUSE_SECONDS = 0.05
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 def main() -> None:
@@ -29,16 +29,16 @@ def main() -> None:
 
 
 def asked_ms(host: str) -> float:
-    """One question over a connection of its own; an error, or another status, counts as the whole patience."""
-    connection = http.client.HTTPConnection(host, timeout=PATIENCE_SECONDS)
+    """The time of one request over a new connection; an error or another status counts as the whole timeout."""
+    connection = http.client.HTTPConnection(host, timeout=TIMEOUT_SECONDS)
     began = time.monotonic()
     try:
         connection.request("GET", "/healthz")
         response = connection.getresponse()
         response.read()
-        seconds = time.monotonic() - began if response.status == 200 else PATIENCE_SECONDS
+        seconds = time.monotonic() - began if response.status == 200 else TIMEOUT_SECONDS
     except (OSError, http.client.HTTPException):
-        seconds = PATIENCE_SECONDS
+        seconds = TIMEOUT_SECONDS
     finally:
         connection.close()
     return seconds * 1000

@@ -1,4 +1,4 @@
-"""What a server and its engines leave on the machine, seen from outside: processes, shared memory, run directories."""
+"""What a server and its engines leave behind, seen from outside: processes, shared memory, run directories."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from coe_server.engines.memory import private_bytes, process_tree
 
-_PATIENCE_SECONDS = 15.0
+_WITHIN_SECONDS = 15.0
 
 
 @dataclass(slots=True)
 class Leftovers:
-    """Look at the server's processes while it runs (`note`); ask what is left once it has ended (`left`)."""
+    """`note` records the server's processes while it runs; `left` finds what remains after it has ended."""
 
-    run_directories: Path  # the server's TMPDIR, its alone
-    _seen: set[tuple[int, str]] = field(default_factory=set)  # with its start time: numbers are used again
+    run_directories: Path  # the server's TMPDIR, which no other process uses
+    _seen: set[tuple[int, str]] = field(default_factory=set)  # pid and start time: pids are used again
     _shared: set[Path] = field(default_factory=set)
 
     def note(self, server: int) -> None:
@@ -30,8 +30,8 @@ class Leftovers:
         return len(self._seen)
 
     def left(self) -> list[str]:
-        """One line for each thing that is still there a few seconds after the end."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        """One line for each thing that is still there 15 seconds after the end."""
+        deadline = time.monotonic() + _WITHIN_SECONDS
         while (found := self._found()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return found
@@ -47,7 +47,7 @@ class Leftovers:
 
 
 def engine_cores(server: int) -> dict[str, int]:
-    """Expert -> the process that holds its weights, of every engine that runs below `server`."""
+    """Expert -> the process with its weights, for every engine process below `server`."""
     found = {}
     for pid in process_tree(server):
         words = _command(pid)
@@ -59,7 +59,7 @@ def engine_cores(server: int) -> dict[str, int]:
 
 
 def is_frozen(pid: int) -> bool:
-    """Stopped by a signal, or gone."""
+    """True if the process is stopped by a signal, or has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "TtZX"
     except OSError:
@@ -83,7 +83,7 @@ def _shared_memory(pid: int) -> set[Path]:
 
 
 def _began(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty for one that is gone or a zombie."""
+    """The start time of a process, in the kernel's ticks; empty for one that has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,4 +1,4 @@
-"""One chat request to a running server, streamed or not, and everything a client can see of its answer."""
+"""One chat request to a running server, streamed or not, and what a client sees of its answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ending = Literal["answered", "refused", "broken", "late"]  # refused: told so in
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of one request; seconds since the trace began. `text` is the answer, or the error's words."""
+    """The result of one request; times in seconds since the trace began. `text` is the answer or the error message."""
 
     arrived: float
     finished: float
@@ -40,7 +40,7 @@ class Asker:
     deadline_seconds: float
 
     async def ask(self, prompt: str, model: str, most_tokens: int, stream: bool) -> Seen:
-        """Never raises: what goes wrong is what was seen."""
+        """Never raises: an exception becomes part of the result."""
         arrived = self.clock()
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
         body |= {"max_tokens": most_tokens, "stream": stream}
@@ -73,14 +73,14 @@ class Asker:
 @dataclass(slots=True)
 class _Heard:
     ending: Ending = "broken"
-    expert: str = ""  # told in a comment where the headers had to leave before it was known
+    expert: str = ""  # from a comment of the stream, if the headers were sent before the expert was known
     text: str = ""
     tokens: int = 0
     first: float = 0.0
 
 
 async def _listen(answer: aiohttp.ClientResponse, clock: Callable[[], float]) -> _Heard:
-    """A stream is whole when it says so; one that says what went wrong is refused; else it is broken."""
+    """A stream with `[DONE]` is answered, one with an error event is refused, any other is broken."""
     heard = _Heard()
     async for line in answer.content:
         if told := _ANSWERING.match(line):

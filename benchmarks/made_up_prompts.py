@@ -1,8 +1,7 @@
-"""Any number of prompts that read like a given few, with outcomes: one Markov chain of words for each category.
+"""Any number of prompts that resemble a given few, with outcomes: one Markov chain of words for each category.
 
-The word after each word is drawn from those that follow it somewhere in the category's prompts, so n-grams are as
-frequent as in text, and hardly two prompts are near-duplicates. A prompt takes its length, group and outcomes from one
-of the given ones.
+Each next word is drawn from those that follow the last one in the category's prompts. So n-grams are as frequent as in
+real text, and near-duplicates are rare. A prompt takes its length, group and outcomes from one of the given ones.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Given:
 
 
 class Chain:
-    """What follows what in the texts of one category."""
+    """Which words follow each word in the texts of one category."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._followers: dict[str, list[str]] = {}
@@ -39,7 +38,7 @@ class Chain:
                 self._followers.setdefault(word, []).append(follower)
 
     def text(self, words: int, draw: random.Random) -> str:
-        """So many words, one from the other."""
+        """A text of this many words."""
         drawn = [draw.choice(self._first)]
         while len(drawn) < words:
             followers = self._followers.get(drawn[-1])

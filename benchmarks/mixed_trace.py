@@ -1,13 +1,14 @@
-"""A mixed trace at the endpoint: real vLLM engines on the CPU, the demo's five experts, more than fits.
+"""A mixed trace at the endpoint: the demo's five experts on real vLLM engines on the CPU, of which two fit in memory.
 
     python benchmarks/mixed_trace.py [--faults] [--requests 300] [--rate 1.5] [--seed 0] [--json FILE] [--known FILE]
 
-The demo's held-out questions arrive at random (Poisson) under `model: auto`, every other one streamed. Without faults
-the waits stand beside what the simulator says for the same trace, fed with the median seconds of this run's moves and
-answers. With `--faults` three engines are killed (SIGKILL of the process with the weights) and one is frozen (SIGSTOP).
-Afterwards every answer is compared with what the same expert says to the same question asked alone (`--known` remembers
-that from run to run). At the end every expert is unloaded, the server is stopped, and what is left is counted. Status 1
-if a promise was broken.
+1. The demo's held-out questions arrive as a Poisson process with `model: auto`; every other one is streamed. With
+   `--faults`, three engines are killed (SIGKILL of the process with the weights) and one is frozen (SIGSTOP).
+2. Every answer is compared with the same expert's answer without load. `--known` keeps these from run to run.
+3. Every expert is unloaded, the server is stopped, and leftovers are counted.
+
+Without faults, the simulator predicts the waits of the same trace from this run's median seconds of moves and answers.
+Exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ from demo.service import Service, running_service
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/demo.yaml"
-DEADLINE_SECONDS = 300.0  # as each request says; the server's own bound is longer (`coe validate configs/demo.yaml`)
-UNLIMITED = aiohttp.ClientTimeout(total=None)  # deadlines are ours to keep
-MOST_TOKENS = 48  # as the demo asks
+DEADLINE_SECONDS = 300.0  # of each request; the server's own bound is longer (`coe validate configs/demo.yaml`)
+UNLIMITED = aiohttp.ClientTimeout(total=None)  # `Asker` enforces the deadlines
+MOST_TOKENS = 48  # as in the demo
 LOOK_SECONDS = 0.25
-_WEIGHTS = 100 << 20  # bytes: a process with less holds none any more
+_WEIGHTS = 100 << 20  # bytes: a process with less memory than this holds no weights
 FAULTS = ("kill", "kill", "hang", "kill")
 
 
 @dataclass
 class Story:
-    """Everything that was seen in one run."""
+    """The results of one run."""
 
     seen: list[Seen] = field(default_factory=list)
     moves: list[dict[str, Any]] = field(default_factory=list)
@@ -109,7 +110,7 @@ def run(requests: int, rate: float, seed: int, faults: bool, known: dict[str, st
 
 @contextmanager
 def private_run_directories() -> Iterator[Path]:
-    """The server puts its engines' sockets and files where nobody else does."""
+    """The server puts its engines' sockets and files into a directory of its own."""
     before = os.environ.get("TMPDIR")
     with tempfile.TemporaryDirectory(prefix="coe-mixed-", dir="/tmp") as folder:
         os.environ["TMPDIR"] = folder
@@ -177,10 +178,10 @@ async def hurt(
     faults: tuple[str, ...],
     clock: Callable[[], float],
 ) -> None:
-    """Each fault in its share of the trace, to an engine that is answering at that moment."""
+    """Inject the faults at even distances over the trace, each into an engine that is answering at that moment."""
     for number, fault in enumerate(faults, 1):
         await asyncio.sleep(max(0.0, seconds * number / (len(faults) + 1) - clock()))
-        while (found := await busy_core(service, session)) is None:  # nobody tells us when one begins to answer
+        while (found := await busy_core(service, session)) is None:  # no event tells that an engine begins to answer
             pass
         victim, pid = found
         os.kill(pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
@@ -189,7 +190,7 @@ async def hurt(
 
 
 async def busy_core(service: Service, session: aiohttp.ClientSession) -> tuple[str, int] | None:
-    """The expert with the most answers under way, and the process that holds its weights; not one on its way out."""
+    """The expert with the most answers in progress, and the process with its weights; not one that is being stopped."""
     experts = await experts_of(service, session)
     cores = engine_cores(service.process.pid)
     busy = [one for one in experts if one["state"] == "device" and one["leases"] and one["name"] in cores]
@@ -199,7 +200,7 @@ async def busy_core(service: Service, session: aiohttp.ClientSession) -> tuple[s
 
 
 async def watch(service: Service, session: aiohttp.ClientSession, story: Story, leftovers: Leftovers) -> None:
-    """Note every process, every failure, and the most that each expert holds."""
+    """Record every process, every failure, and the peak memory of each expert."""
     while True:
         await asyncio.to_thread(leftovers.note, service.process.pid)
         for expert in await experts_of(service, session):
@@ -218,7 +219,7 @@ async def experts_of(service: Service, session: aiohttp.ClientSession) -> list[d
 
 
 async def idle(service: Service, session: aiohttp.ClientSession) -> list[str]:
-    """Once nobody asks any more: leases and queues that do not come to an end."""
+    """After the last answer: the leases and queued requests that do not end within 30 seconds."""
     deadline = time.monotonic() + 30
     while True:
         experts = await experts_of(service, session)
@@ -230,7 +231,7 @@ async def idle(service: Service, session: aiohttp.ClientSession) -> list[str]:
 
 
 async def compare(asker: Asker, questions: list[str], seen: list[Seen], known: dict[str, str]) -> int:
-    """Each answer beside what the expert that gave it says to the question alone; how many differ."""
+    """The number of answers that differ from the same expert's answer without load."""
     pairs = [(one, question) for one, question in zip(seen, questions, strict=True) if one.ending == "answered"]
     differing = 0
     for one, question in sorted(pairs, key=lambda pair: pair[0].expert):
@@ -241,13 +242,13 @@ async def compare(asker: Asker, questions: list[str], seen: list[Seen], known: d
                 known[key] = alone.text
         if one.text != known.get(key):
             differing += 1
-            print(f"differs: {key!r}: {one.text!r}, alone {known.get(key)!r}", file=sys.stderr)
+            print(f"differs: {key!r}: {one.text!r}, without load {known.get(key)!r}", file=sys.stderr)
     return differing
 
 
 async def unload_everything(service: Service, session: aiohttp.ClientSession) -> list[str]:
-    """Send every expert to disk; what the ledger still counts then."""
-    deadline = time.monotonic() + 400  # one that was just being prefetched has to come up first
+    """Unload every expert to disk; returns what the ledger still counts after that."""
+    deadline = time.monotonic() + 400  # an expert that is being prefetched has to finish its start first
     while True:
         experts = await experts_of(service, session)
         held = [one for one in experts if any(one["bytes"].values()) or one["state"] != "disk"]
@@ -274,11 +275,11 @@ def table_of(story: Story, faults: bool, rate: float) -> str:
     answered = [one for one in story.seen if one.ending == "answered"]
     rows = [
         ("requests / answered / clear error / broken / late", " / ".join(str(n) for n in counts(story.seen))),
-        ("answers that differ from the expert asked alone", str(story.differing)),
-        ("from the first arrival to the last end", f"{max(one.finished for one in story.seen):.0f} s"),
+        ("answers that differ from the same expert's without load", str(story.differing)),
+        ("first arrival to last answer", f"{max(one.finished for one in story.seen):.0f} s"),
         *wait_rows(story, answered, faults),
         *(("fault", text) for text in story.faults),
-        *((f"{count} x told", text) for text, count in errors_of(story.seen)),
+        *((f"{count} x error", text) for text, count in errors_of(story.seen)),
         *((kind, text) for kind, text in move_rows(story.moves)),
         (
             "left at the end (leases, ledger bytes, processes, shared memory, run directories)",

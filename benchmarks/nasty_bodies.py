@@ -1,9 +1,9 @@
-"""The cost of maliciously slow bodies for other requests: the wait of small requests with and without them.
+"""The cost of malicious request bodies for other clients: the time of small requests with and without them.
 
     python -m benchmarks.nasty_bodies [--seconds 8] [--no-write]
 
-One server on the second core, with two remote experts (an nginx each, which answers at once): one for the small
-requests, one for the bodies. The rest shares the first core. Written to docs/benchmarks.md.
+The server runs on the second core with two remote experts, each an nginx that answers at once: one for the small
+requests, one for the bodies. The rest shares the first core. The table is written to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _waits(port: int, seconds: float, nuisance: Nuisance | None) -> list[float]:
-    """Milliseconds that small requests took, one after the other, sorted."""
+    """Milliseconds of small requests, sent one after the other; sorted."""
     over = multiprocessing.Event()
     beside = multiprocessing.Process(target=nuisance or _nothing, args=(port, over))
     beside.start()
@@ -81,16 +81,16 @@ def _waits(port: int, seconds: float, nuisance: Nuisance | None) -> list[float]:
     over.set()
     beside.join()
     if beside.exitcode != 0:
-        raise SystemExit("what was sent beside the small requests was not answered as it should be")
+        raise SystemExit("a body of the other client got an unexpected answer")
     return sorted(waits)
 
 
 def _nothing(port: int, over: Event) -> None:
-    """Nobody else."""
+    """No other client."""
 
 
 def _again_and_again(body: bytes, *expected: int) -> Nuisance:
-    """The same body, as soon as the last one is answered."""
+    """Send the same body again as soon as it is answered."""
 
     def send(port: int, over: Event) -> None:
         while not over.is_set():
@@ -105,7 +105,7 @@ def _again_and_again(body: bytes, *expected: int) -> Nuisance:
 
 
 def _too_large(port: int, over: Event) -> None:
-    """Announced without end; the answer comes before the body."""
+    """Announce a body above the limit; the answer comes before the body."""
     while not over.is_set():
         with socket.create_connection(("127.0.0.1", port), timeout=60) as wire:
             wire.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n{")
@@ -132,7 +132,7 @@ def _filled(value: bytes) -> bytes:
 
 
 NUISANCES: dict[str, Nuisance | None] = {
-    "nothing beside them": None,
+    "none": None,
     "a text of 31 MiB": _again_and_again(_filled(b'"' + b"a word " * (31 * MIB // 7) + b'"'), 200),
     "a prompt of 31 MiB": _again_and_again(
         b'{"model": "b", "messages": [{"role": "user", "content": "' + b"a word " * (31 * MIB // 7) + b'"}]}', 200
@@ -141,11 +141,11 @@ NUISANCES: dict[str, Nuisance | None] = {
         _filled(b'"' + b"a\\n" * (31 * MIB // 3) + b'"'), 200
     ),
     "31 MiB of empty lists": _again_and_again(_filled(b"[" + b"[]," * (31 * MIB // 3) + b"[]]"), 400),
-    "as many lists as are allowed": _again_and_again(_filled(b"[" + b"[]," * 249_000 + b"[]]"), 200),
+    "the most lists allowed": _again_and_again(_filled(b"[" + b"[]," * 249_000 + b"[]]"), 200),
     "nested 200,000 deep": _again_and_again(_filled(b"[" * 200_000 + b"]" * 200_000), 400),
     "31 MiB that are not UTF-8": _again_and_again(_filled(b'"' + b"x" * (31 * MIB) + b'\xff"'), 400),
-    "longer than allowed": _too_large,
-    "100 that drip": _drips,
+    "body too large": _too_large,
+    "100 bodies, each a byte every 0.1 s": _drips,
 }
 
 
@@ -153,11 +153,11 @@ def _head() -> list[str]:
     return [
         "## Nasty bodies",
         "",
-        "`python -m benchmarks.nasty_bodies`: how long a small request to a remote expert (nginx) takes while one",
-        "client sends such bodies to another one, each as soon as the last is answered. The server has the second",
-        f"core, the rest shares the first, which other work uses too (the load average was {os.getloadavg()[0]:.1f}).",
+        "`python -m benchmarks.nasty_bodies`: the time of a small request to a remote expert (nginx) while another",
+        "client sends large or malformed bodies to a second expert without a pause. The server has the second core.",
+        f"The rest shares the first core with other work (the load average was {os.getloadavg()[0]:.1f}).",
         "",
-        "| beside small requests | small requests | p50 ms | p99 ms | longest |",
+        "| body of the other client | small requests | p50 ms | p99 ms | longest |",
         "|---|---|---|---|---|",
     ]
 
@@ -170,7 +170,7 @@ def _verdict(found: dict[str, list[float]]) -> str:
     alone, *others = (_at(waits, 0.99) for waits in found.values())
     harmed = [name for name, p99 in zip(list(found)[1:], others, strict=True) if p99 > alone + HARM_MS]
     named = "; ".join(harmed) if harmed else "none"
-    return f"Harm, which is a p99 more than {HARM_MS} ms above that of small requests alone: {named}."
+    return f"Bodies that raise the p99 of small requests by more than {HARM_MS} ms: {named}."
 
 
 def _at(waits: list[float], share: float) -> float:

@@ -1,9 +1,9 @@
-"""How long after a move the page shows it: from the server's own event to the expert's card on its new shelf.
+"""How soon the page shows a move: from the server's own event until the expert's card is on its new shelf.
 
     python -m benchmarks.page [--demo] [--pictures FOLDER] [--write]
 
-Simulated experts that are asked by name; with --demo the demo's own five on real engines, asked in the page's
-playground (`make demo` must have been run once). Needs a Chromium (`apt-get install chromium`).
+Simulated experts, requested by name; with --demo the demo's five on real engines, requested in the page's playground
+(`make demo` must have been run once). Needs a Chromium (`apt-get install chromium`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DEMO_PATIENCE_MS = 120_000
 
 @dataclass(frozen=True)
 class Subject:
-    """A server and a way to ask it, which makes experts move. `name` is how the table calls it."""
+    """A server, and a way to request answers that makes its experts move. `name` is its name in the table."""
 
     name: str
     command: str
@@ -149,7 +149,7 @@ def _demo() -> Iterator[Subject]:
 
 
 def _demo_question(turn: int) -> dict[str, Any]:
-    """The tour's order: topic after topic, then back to the first ones, which sleep or are gone by then."""
+    """The demo's order: one topic after another, then the first ones again, which sleep or are stopped by then."""
     rows = [json.loads(line) for line in (ROOT / "demo/data/held_out.prompts.jsonl").read_text().splitlines()]
     topic = ("french", "python", "units", "french", "python", "sql", "french", "sql", "python")[turn]
     own: list[dict[str, Any]] = [row for row in rows if row["category"] == topic]
@@ -177,9 +177,10 @@ def _told(subject: Subject, delays: list[float]) -> str:
 
 
 def _delays(page: Page) -> list[float]:
-    """For each move since the page was open when its expert was first seen where it went, in milliseconds after it.
+    """For each move since the page was opened: milliseconds until the page first showed the expert at its new place.
 
-    Between the same expert's moves before and after; a look at the server may have shown it even before the event.
+    Only times between the expert's previous and next move count. The page can be ahead of a move's event, because it
+    also reads the state of all experts; that counts as 0.
     """
     moves: list[dict[str, Any]] = page.evaluate("moves.filter(({ time }) => 1000 * time >= began)")
     shown: dict[str, list[float]] = page.evaluate("shown")

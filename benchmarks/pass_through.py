@@ -1,4 +1,4 @@
-"""The least that a Python gateway costs: uvicorn in front, aiohttp's client behind, every byte passed through.
+"""The floor of a Python gateway's cost: uvicorn in front, aiohttp's client behind, every byte passed through.
 
     python -m benchmarks.pass_through PORT UPSTREAM_URL
 

@@ -1,4 +1,4 @@
-"""What the simulator says about a trace that was really played, fed with what was measured while it was."""
+"""The simulator's waits for a trace that a real server played, from the durations measured in that run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEDIAN_OF = {
 def predicted_waits(
     config: Path, answered: list[Seen], moves: list[dict[str, Any]], held: dict[str, dict[str, int]]
 ) -> list[float]:
-    """The simulator's waits, sorted. Each expert has the run's medians: of its own moves, or of all experts'."""
+    """The simulator's waits, sorted, from median durations of the run: the expert's own, or else of all experts."""
     settings = load_config(config)
     requests = tuple(Request(one.arrived, one.tokens, one.expert) for one in sorted(answered, key=lambda s: s.arrived))
     experts = tuple(
@@ -46,13 +46,13 @@ def predicted_waits(
 
 def capacity(settings: ServerConfig) -> Bytes:
     device, host = settings.memory.device, settings.memory.host
-    assert isinstance(device, int), "the demo gives bytes, not shares"
+    assert isinstance(device, int), "the demo configures bytes, not shares"
     assert isinstance(host, int), "as above"
     return Bytes(device, host)
 
 
 def footprint(estimate: Footprint, most: dict[str, int]) -> Footprint:
-    """What the engine really held, as the ledger said; never started, it is as estimated."""
+    """The engine's memory as the ledger measured it, or as estimated if it was never started."""
     if not most["device"]:
         return estimate
     return Footprint(

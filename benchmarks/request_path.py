@@ -47,7 +47,7 @@ FAST = {
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one request took, in order: each call as (file, function), and how many of them crossed a file."""
+    """The calls of one request, in order, as (file, function), and the number that crossed a file."""
 
     calls: tuple[tuple[str, str], ...]
     crossings: int
@@ -82,19 +82,19 @@ class Recorder:
         self._crossings += _calling_file(frame) != code.co_filename
 
     def wait_for_quiet(self) -> None:
-        """Until no call of ours has come for `QUIET_SECONDS`."""
+        """Wait until no call of ours has been recorded for `QUIET_SECONDS`."""
         self._last_seen = time.monotonic()
         _wait_until(lambda: time.monotonic() - self._last_seen > QUIET_SECONDS)
 
     def taken(self) -> Taken:
-        """What was recorded, which is forgotten here."""
+        """Return the recording and begin a new one."""
         found = Taken(tuple(self._calls), self._crossings)
         self._calls, self._crossings = [], 0
         return found
 
 
 def _is_of_clock(frame: FrameType | None) -> bool:
-    """What uvicorn calls ten times a second belongs to no request."""
+    """True for the handler that uvicorn calls ten times a second, for no request."""
     while frame is not None and frame.f_code.co_name != "on_tick":
         frame = frame.f_back
     return frame is not None
@@ -106,7 +106,7 @@ def _first_instruction(code: CodeType) -> int:
 
 
 def _calling_file(frame: FrameType) -> str | None:
-    """The file of our nearest function below; None where the event loop or a library called."""
+    """The file of our function that called this one; None if the event loop or a library called it."""
     caller = frame.f_back
     while caller is not None and not caller.f_code.co_filename.startswith(ROOT):
         caller = caller.f_back
@@ -172,7 +172,7 @@ def _running(config: ServerConfig) -> Iterator[HTTPConnection]:
 
 
 def _median(measure: Callable[[], Taken]) -> Taken:
-    """Of several rounds: what the cache does in between by itself may fall into one of them."""
+    """The median round by calls: the cache's own work may fall into some of the rounds."""
     return sorted((measure() for _ in range(ROUNDS)), key=lambda path: len(path.calls))[ROUNDS // 2]
 
 

@@ -1,8 +1,8 @@
-"""How long one decision takes: text in, `RoutingDecision` out, one thread, default configuration.
+"""The time of one decision: text in, `RoutingDecision` out, one thread, default configuration.
 
-Trains an artifact on ../shared/data (or takes one with --artifact) and asks it prompts of different lengths, cut from
-the same texts. Beside it, in the same run: scikit-learn's TF-IDF of words and characters alone, and aurelio's
-semantic-router over the same categories where --semantic-router names the Python of an environment that has it.
+Trains an artifact on ../shared/data (or takes --artifact) and routes prompts of several lengths, cut from the same
+texts. Measured in the same run for comparison: scikit-learn's TF-IDF of words and characters alone, and aurelio's
+semantic-router with the same categories if --semantic-router names a Python that can import it.
 
     python benchmarks/routing_speed.py --write [--semantic-router OTHER/bin/python]
 """
@@ -55,7 +55,7 @@ print(json.dumps({"megabytes": peak, "heavy": heavy}))
 
 
 def main() -> None:
-    """Prints the table; writes it into the page if asked."""
+    """Print the table; with --write, also put it into the docs."""
     options = _options()
     if not DATA.is_dir():
         sys.exit(f"skipped: {DATA} is not there; the recorded outcomes are not part of the project")

@@ -1,4 +1,4 @@
-"""How well experts are switched: every traffic profile x machine x policy under a virtual clock, beside the bound.
+"""How well policies switch experts: every traffic profile, machine and policy under a virtual clock, beside the bound.
 
     python -m benchmarks.switching --write       everything, into docs/benchmarks.md: some minutes
     python -m benchmarks.switching small         5 and 20 experts only, nothing written
@@ -38,7 +38,7 @@ from coe_server.simulation.traces import PROFILES, Profile, Trace, make_trace
 SEED = 0
 SEEDS = range(8)
 GOAL_OF_BOUND = 0.9
-LEVEL = 0.0005  # of the share: the tables show no less
+LEVEL = 0.0005  # smallest difference of shares that counts: the tables round smaller ones away
 COLUMNS = (
     *("profile", "policy", "share", "of bound", "blocked s", "x bound", "wait mean s", "p95", "max"),
     *("makespan s", "switches", "TiB", "remarks"),
@@ -47,7 +47,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How many experts there are, fit on the device, and fit in host memory."""
+    """The number of experts, of those that fit on the device, and of those that fit in host memory."""
 
     experts: int
     on_device: int
@@ -72,8 +72,8 @@ def play(machine: Machine, profile: Profile) -> Comparison:
 
 
 def spread_out() -> Iterator[str]:
-    """What the bound asks for: ours beside the same scheduler that answers one request at a time."""
-    yield "### Switching: what the bound asks for"
+    """Ours beside the same scheduler with one request on the device at a time, which comes closer to the bound."""
+    yield "### Switching: one request at a time"
     yield ""
     yield f"| {' | '.join(SPREAD_COLUMNS)} |"
     yield "|" + "---|" * len(SPREAD_COLUMNS)
@@ -99,7 +99,7 @@ def _spread_cells(one: Measures, found: Comparison) -> tuple[str, ...]:
 
 
 def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
-    """The server's policy with one request on the device at a time, for comparison. Queues are unlimited."""
+    """The server's policy, but with one request on the device at a time and unlimited queues, for comparison."""
     admit, give_back = Admission.admit, Admission.give_back
 
     def admit_alone(desk: Admission, slot: Slot) -> None:
@@ -123,10 +123,10 @@ def one_by_one(scenario: Scenario, trace: Trace) -> Measures:
 
 
 def several_traces(machines: tuple[Machine, ...], title: str) -> Iterator[str]:
-    """Mean share over several traces, where one trace's figures hang on a handful of cold starts."""
+    """Mean share over several traces, because a few cold starts decide the figures of a single one."""
     yield f"### Switching: {title}"
     yield ""
-    yield "Serving share; what ours serves more, and its standard error."
+    yield "Serving share. In brackets: ours less the other policy, and the standard error of that difference."
     yield ""
     yield "| experts | in host memory | profile | coe | lru | lfu |"
     yield "|---|---|---|---|---|---|"
@@ -172,7 +172,7 @@ def rows(machine: Machine, profile: Profile, found: Comparison) -> Iterator[str]
 
 
 def verdicts(machine: Machine, found: dict[Profile, Comparison]) -> Iterator[str]:
-    """Where ours misses a goal, by how much."""
+    """The goals that ours misses, and by how much."""
     for profile, comparison in found.items():
         ours, bound = comparison.policies["coe"], comparison.bound
         if not ours.bound_kept:
@@ -210,32 +210,32 @@ _With = TypeVar("_With")
 
 
 class Watch:
-    """Times the conductor's passes while a trace is played, and looks at the memory. Only for this benchmark.
+    """Times the conductor's passes while a trace is played, and samples memory. Only for this benchmark.
 
-    Deciding (planner, scheduler, prefetch, and what they are shown) is a pass without carrying it out: beginning moves
-    and granting leases.
+    A pass decides (planner, scheduler, prefetch, and preparing their input), then acts: it begins moves and grants
+    leases.
     """
 
     def __init__(self, arrivals: list[float]) -> None:
         self.arrivals = arrivals
-        self.one_pass: list[float] = []  # seconds of each
-        self.passes = [0.0] * len(arrivals)  # seconds from this request's arrival to the next one's
-        self.deciding = [0.0] * len(arrivals)  # the same without carrying it out
-        self.outlooks: list[float] = []  # seconds of what the router would be told, for each request
+        self.one_pass: list[float] = []  # seconds of each pass
+        self.passes = [0.0] * len(arrivals)  # seconds of the passes between a request's arrival and the next one's
+        self.deciding = [0.0] * len(arrivals)  # the same without acting
+        self.outlooks: list[float] = []  # seconds to prepare the router's input, for each request
         self.resident: dict[int, float] = {}
-        self._carrying_out = 0.0  # seconds, in the pass under way
+        self._acting = 0.0  # seconds in the current pass
 
     def run(self, play_it: Callable[[], Run]) -> Run:
         conduct, begin, admit, lease = Conductor._conduct, Conductor.begin, Admission.admit, ExpertCache.lease
 
         def timed(conductor: Conductor) -> None:
-            self._carrying_out = 0.0
+            self._acting = 0.0
             began = time.thread_time()
             conduct(conductor)
             seconds = time.thread_time() - began
             at = max(0, bisect_right(self.arrivals, conductor._clock()) - 1)
             self.passes[at] += seconds
-            self.deciding[at] += seconds - self._carrying_out
+            self.deciding[at] += seconds - self._acting
             self.one_pass.append(seconds)
             if at % 5000 == 0 and at not in self.resident:
                 self.resident[at] = _resident_mib()
@@ -244,7 +244,7 @@ class Watch:
             def watched(of: _Of, what: _With) -> None:
                 began = time.thread_time()
                 act(of, what)
-                self._carrying_out += time.thread_time() - began
+                self._acting += time.thread_time() - began
 
             return watched
 
@@ -265,7 +265,7 @@ class Watch:
         Admission.admit = carried_out(admit)  # type: ignore[method-assign]
         ExpertCache.lease = asked  # type: ignore[method-assign]
         gc.collect()
-        gc.freeze()  # as `coe serve` does: what is loaded is not looked through again and again
+        gc.freeze()  # as `coe serve` does: the collector need not scan loaded modules again and again
         try:
             found = play_it()
         finally:
@@ -282,7 +282,7 @@ def _resident_mib() -> float:
 
 
 def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) -> Iterator[str]:
-    """Nothing is preloaded, so that the trace's clock is the loop's."""
+    """No expert is preloaded, so that the trace begins at second 0 of the loop's clock."""
     names = expert_names(experts)
     made_up = made_up_scenario(names, 4, in_host)
     scenario = replace(made_up, experts=tuple(replace(expert, preload=Tier.DISK) for expert in made_up.experts))
@@ -296,28 +296,31 @@ def cost_section(experts: int = 150, in_host: int = 75, requests: int = 20_000) 
     memory = ", ".join(f"{mib:.0f} MiB after {at:,}" for at, mib in watch.resident.items())
     yield (
         f"{experts} experts, {in_host} in host memory, {requests:,} requests (zipf), {run.refused:,} refused, in "
-        f"{seconds:,.0f} s of wall clock. Resident memory: {memory} requests, the records of all answers and moves "
-        f"included. Processor time, in ms:"
+        f"{seconds:,.0f} s of wall clock. Resident memory, with the records of all answers and moves: {memory} "
+        f"requests. Processor time, in ms:"
     )
     yield ""
     yield "| | mean | p50 | p99 |"
     yield "|---|---|---|---|"
     yield _spread("deciding (planner, scheduler, prefetch, and their input) for a request", watch.deciding)
-    yield _spread(f"the {passes:.1f} passes that it is part of, with beginning moves and granting leases", watch.passes)
+    yield _spread(
+        f"deciding and acting (beginning moves, granting leases): {passes:.1f} passes a request", watch.passes
+    )
     yield _spread("one of those passes", watch.one_pass)
-    yield _spread(f"the availability of all {experts} experts for the router, for a request", watch.outlooks)
+    yield _spread(f"listing the availability of all {experts} experts for the router, for a request", watch.outlooks)
 
 
 def cost_on_cards(requests: int = 4000, rounds: int = 3) -> Iterator[str]:
-    """One card and eight in turns, in one process: the ratio does not depend on what else the machine does."""
+    """One card and eight cards in turn, in one process, so that the ratio does not depend on other load."""
     yield "### Switching: the cost of deciding on several cards"
     yield ""
     yield (
-        f"150 experts, 4 to a card, {requests:,} requests (zipf), as many a card and second; {rounds} rounds in turns, "
-        "the median of them. Processor time of deciding for a request, in ms:"
+        f"150 experts, room for 4 on a card, {requests:,} requests (zipf), the same request rate for each card. "
+        f"Medians of {rounds} rounds, in which one and eight cards take turns. Processor time of deciding for a "
+        "request, in ms:"
     )
     yield ""
-    yield "| cards | in host memory | mean | p50 | p99 | p99, of one card |"
+    yield "| cards | in host memory | mean | p50 | p99 | p99 / p99 with one card |"
     yield "|---|---|---|---|---|---|"
     for in_host in (75, 150):
         found: dict[int, list[tuple[float, float, float]]] = {cards: [] for cards in COST_CARDS}
@@ -335,7 +338,7 @@ COST_CARDS = (1, 8)
 
 
 def _deciding_on(cards: int, in_host: int, requests: int) -> tuple[float, float, float]:
-    """Mean, p50 and p99, in ms. Nothing is preloaded, so that the trace's clock is the loop's."""
+    """Mean, p50 and p99, in ms. No expert is preloaded, so that the trace begins at second 0 of the loop's clock."""
     names = expert_names(150)
     made_up = made_up_scenario(names, 4, in_host, cards=cards)
     scenario = replace(made_up, experts=tuple(replace(expert, preload=Tier.DISK) for expert in made_up.experts))
@@ -361,29 +364,33 @@ virtual clock.
 
 - Experts: 15 GiB, start 40 s, wake 0.4 s, sleep 0.3 s, 50 tokens/s. A request every 2 s, of 128 tokens on average.
   Experts that fit in host memory are preloaded to it.
-- share: W / (W + blocked). W is the seconds that all answers take by themselves; blocked is the seconds in which at
-  least one request waits and no answer is being generated.
-- The bound is proven, not reached: a policy that reached it would know the trace, load experts ahead of their
-  requests and serve one request after the other to hide moves. Its switches are a bound of their own.
+- share: W / (W + blocked). W is the sum of all answers' own seconds; blocked is the seconds in which at least one
+  request waits and no answer is being generated.
+- bound: no policy can have a higher share (proven), and none is known to reach it. A policy that reached it would know
+  the trace, load experts ahead of their requests, and serve one request after the other to hide moves. The bound of
+  switches is a separate one.
 - FIFO, LRU and LFU obey the same planner and ledger; LRU and LFU collate.
 
-**What the gap to the bound consists of**, where half of the experts fit in host memory: of the times at which
-answers run. `one by one`, two tables further down, is the same scheduler under the same wait bound, but it admits
-one request to the device at a time, so that an answer is generated while other experts start. It reaches 0.85 to
-0.98 of the bound with 5 experts and 0.70 to 0.98 with 20. The price is longer waits (on average 2.6 to 7.8 times as
-long with 5 experts, 1.1 to 5.2 times with 20), and the last answer ends later in every profile. The bound may do
-that, because waiting below the wait bound costs it nothing; ours does not. The rest of the gap with 20 experts is
-not explained: the bound counts one start for each expert that begins on disk, and it is not known that more are
-needed. Which policy is ahead by one or two hundredths on one trace is mostly chance: a cold start more or less is
-about 0.02. The mean of eight traces is in the table after that.
+**Why the share is far from the bound where half of the experts fit in host memory:** mostly because of the times at
+which answers run. The table `one request at a time`, two tables further down, shows it. It has the same scheduler and
+wait bound, but admits one request to the device at a time, so that an answer is generated while other experts start.
+
+- It reaches 0.85 to 0.98 of the bound with 5 experts and 0.70 to 0.98 with 20.
+- The price is longer waits: on average 2.6 to 7.8 times as long with 5 experts, 1.1 to 5.2 times with 20. The last
+  answer ends later in every profile. Waits below the wait bound cost the bound nothing, so it makes that trade; ours
+  does not.
+- The rest of the gap with 20 experts is not explained. The bound counts one start for each expert that begins on
+  disk; whether more are needed is not known.
+
+A difference of one or two hundredths on one trace is mostly chance: one cold start is about 0.02. The table after that
+has the mean of eight traces.
 """
 
 
 NOTE = """
-All of them keep the wait bound here, which is far off with 150 experts. Nearly every request waits for one start
-after the other, whichever expert was evicted, so the policies are level. None is ahead of ours by more than its
-error, except LFU where all experts are requested alike, by 0.002. In the single traces above half a hundredth more
-or less is one cold start.
+All policies keep the wait bound here, which is very long with 150 experts. Nearly every request waits for several
+starts, whichever expert was evicted, so the policies are level. None is ahead of ours by more than its error, except
+LFU on `balanced`, by 0.002. In the single traces above, one cold start is half a hundredth.
 """
 
 
@@ -395,8 +402,8 @@ def cost_text() -> str:
     head = (
         "### Switching: the cost of deciding",
         "",
-        f"One process, Python {platform.python_version()}. For each request: from its arrival to the next one's. Goal "
-        "for deciding: p99 under 1 ms.",
+        f"One process, Python {platform.python_version()}. A request counts the passes between its arrival and the "
+        "next one's. Goal for deciding: p99 under 1 ms.",
         "",
     )
     return "\n".join((*head, *cost_section(), "", *cost_section(in_host=150)))
@@ -419,8 +426,8 @@ GROUPS = ("cards", "nodes")  # of parts
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, *GROUPS, []], help="all of them by default")
-    parser.add_argument("--write", action="store_true", help="into docs/benchmarks.md")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, *GROUPS, []], help="parts to run (default: all)")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     chosen = parser.parse_args()
     logging.disable(logging.WARNING)
     groups = {group: [part for part in PARTS if part.startswith(f"{group} ")] for group in GROUPS}

@@ -1,14 +1,14 @@
-"""How fast one real expert moves between the tiers, beside what this machine's memory can do. On a CPU.
+"""How fast one real expert moves between the tiers, compared with the memory bandwidth of this machine. On a CPU.
 
     python benchmarks/tiers.py [--megabytes 317] [--rounds 5] [--answer-tokens 64]
 
-Makes a model of random weights, starts vLLM with it, and then alternates: sleep, the reference copies in a process of
-their own (same bytes, same number of threads), wake, the same questions again. Prints one table and keeps it in
-docs/benchmarks.md. Ends with status 1 if an answer changed.
+Starts vLLM with a model of random weights. Each round then does: sleep, reference copies in a separate process (same
+bytes, same number of threads), wake, the same questions again. Prints one table and keeps it in docs/benchmarks.md.
+Exit code 1 if an answer changed.
 
-A virtual machine may give out memory it never gave out before only slowly (5 s for 1 GB were seen, 0.3 s the second
-time). So as much as will be needed is touched once before anything is measured. Answers of a large model take long
-without matrix instructions: `--answer-tokens` makes them shorter, and each of them is still compared.
+The first use of memory can be slow on a virtual machine: 5 s for 1 GB, and 0.3 s the second time. So the memory needed
+is touched once before any measurement. Without matrix instructions, answers of a large model take long:
+`--answer-tokens` makes them shorter, and all are still compared.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
 from benchmarks.mixed_trace import processor
 
-THREADS = 1  # an engine's, see `vllm_command.py`
+THREADS = 1  # of an engine, see `vllm_command.py`
 KV_CACHE_BYTES = 128 << 20
-MEMORY_FACTOR = 4  # weights as loaded, as packed, their image, the reference's copy
+MEMORY_FACTOR = 4  # copies of the weights: loaded, packed, in the image, and the reference's
 QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")
 IN_VLLM = Path(__file__).with_name("in_vllm")
 
 
 @dataclass
 class Measured:
-    """Seconds of each kind of move, one entry per round, and what was seen beside them."""
+    """Seconds of each kind of move, one entry per round, and the other measurements."""
 
     weights_bytes: int
     image_bytes: int
@@ -71,7 +71,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=317, help="size of the model (default 317)")
     parser.add_argument("--rounds", type=int, default=5, help="sleeps and wakes after the first (default 5)")
-    parser.add_argument("--answer-tokens", type=int, default=64, help="of each of four answers a round (default 64)")
+    parser.add_argument(
+        "--answer-tokens", type=int, default=64, help="length of each of the four answers of a round (default 64)"
+    )
     parser.add_argument("--vllm", type=Path, default=Path(".venv-vllm"), help="vLLM's environment (default .venv-vllm)")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="coe-tiers-") as folder:
@@ -89,14 +91,14 @@ def main() -> int:
 
 
 def touch_memory(size_bytes: int) -> None:
-    """Hold so much for a moment."""
+    """Allocate this much memory and write to every page, then free it."""
     with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         for offset in range(0, size_bytes, mmap.PAGESIZE):
             memory[offset] = 1
 
 
 async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tokens: int) -> Measured:
-    """The whole story; the engine is stopped whatever happens."""
+    """Start the engine, measure its moves and a restart; the engine is stopped in any case."""
     engine = VllmEngine(
         VllmLaunch(
             name="expert",
@@ -113,7 +115,7 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
     try:
         print("starting vLLM", flush=True)
         cold_start = await timed(engine.start)
-        await answers(engine, answer_tokens)  # the first ones are slower
+        await answers(engine, answer_tokens)  # warm-up: the first answers are slower
         before, decode = await answers(engine, answer_tokens)
         report = await engine.running().ask_worker("memory_report")
         sizes = int(report["weights_bytes"]), int(report["image_bytes"])
@@ -126,7 +128,7 @@ async def measure(model: Path, vllm: Path, folder: Path, rounds: int, answer_tok
 
 
 async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: list[list[int]], rounds: int) -> None:
-    """One round more than asked for: the first sleep has a line of its own."""
+    """One round more than requested, because the table shows the first sleep and wake separately."""
     (image,) = engine._memory.images
     reference = await asyncio.create_subprocess_exec(
         *(vllm / "bin/python", IN_VLLM / "copy_reference.py", image.path, str(measured.weights_bytes)),
@@ -134,7 +136,7 @@ async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: 
         stdout=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},
     )
-    await copies_of(reference)  # the first is slower
+    await copies_of(reference)  # warm-up: the first copies are slower
     try:
         for number in range(rounds + 1):
             print(f"round {number + 1} of {rounds + 1}", flush=True)
@@ -156,14 +158,14 @@ async def alternate(engine: VllmEngine, vllm: Path, measured: Measured, before: 
 
 
 async def restart(engine: VllmEngine, measured: Measured, before: list[list[int]]) -> None:
-    """Kill the process that holds the weights; the next start finds them in the image."""
-    print("killing it and starting again from the image", flush=True)
-    assert engine._run is not None, "it runs"
+    """Kill the process with the weights, and measure the next start, which loads them from the image."""
+    print("killing the engine and starting it again from the image", flush=True)
+    assert engine._run is not None, "the engine runs"
     os.kill(max(process_tree(engine._run.process.pid)[2:], key=private_bytes), signal.SIGKILL)
     await engine.died()
     measured.restart = await timed(engine.start)
     report = await engine.running().ask_worker("memory_report")
-    assert report["loaded_from_image"], "the image was there"
+    assert report["loaded_from_image"], "the weights were loaded from files, not from the image"
     measured.reload = report["load_seconds"]
     measured.answers_equal &= (await answers(engine, measured.answer_tokens))[0] == before
 
@@ -207,16 +209,16 @@ async def timed(act: Callable[[], Awaitable[None]]) -> float:
 
 
 def table_of(found: Measured) -> str:
-    """Markdown. Rates are the weights' bytes by the median seconds; the first round stands apart."""
+    """The table as Markdown. Rates are the weights' bytes by the median seconds, without the first round."""
     size = found.weights_bytes
     ratio = median(found.reference[1:]) / median(found.worker_copy[1:])
     ratios = sorted(a / b for a, b in zip(found.reference[1:], found.worker_copy[1:], strict=True))
     rows = [
-        ("cold start (of it loading the weights from files)", f"{found.cold_start:.1f} s ({found.load:.2f} s)"),
-        ("start after a crash (... from the image)", f"{found.restart:.1f} s ({found.reload:.2f} s)"),
+        ("cold start (loading the weights from files)", f"{found.cold_start:.1f} s ({found.load:.2f} s)"),
+        ("start after a crash (loading the weights from the image)", f"{found.restart:.1f} s ({found.reload:.2f} s)"),
         ("first sleep", f"{found.sleep[0] * 1e3:.0f} ms"),
         ("later sleeps, median (worst)", f"{median(found.sleep[1:]) * 1e3:.0f} ms ({max(found.sleep) * 1e3:.0f} ms)"),
-        ("first wake, with canary (in the worker)", f"{found.wake[0]:.3f} s ({found.worker_wake[0]:.3f} s)"),
+        ("first wake, with canary (in the worker alone)", f"{found.wake[0]:.3f} s ({found.worker_wake[0]:.3f} s)"),
         ("later wakes, with canary, median (worst)", f"{median(found.wake[1:]):.3f} s ({max(found.wake[1:]):.3f} s)"),
         ("... in the worker, weights and KV cache", f"{median(found.worker_wake[1:]):.3f} s"),
         ("... in the worker, weights alone", rate(size, found.worker_copy[1:])),

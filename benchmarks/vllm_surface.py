@@ -1,11 +1,11 @@
-"""What we rely on in vLLM, looked for in another wheel: flags, endpoints, rules, classes and variables.
+"""Checks a vLLM wheel for everything that we rely on: flags, endpoints, environment variables, classes and functions.
 
     pip download --no-deps vllm==0.33.0
-    python -m benchmarks.vllm_surface vllm-0.33.0-….whl      what changed since the version we were built for
-    python -m benchmarks.vllm_surface FOLDER --write         keeps what an installed `vllm` has, to compare with
+    python -m benchmarks.vllm_surface vllm-0.33.0-….whl      prints what changed since our version
+    python -m benchmarks.vllm_surface FOLDER --write         records an installed `vllm` as our version
 
-Nothing of the wheel is run: its source is read. Exit code 1 if anything is gone or reads otherwise.
-What reads otherwise may behave as before: each line names the file to look at.
+The wheel's source is read, never run. Exit code 1 if anything is gone or its source changed. Changed code may behave
+as before: each line names the file to read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 KNOWN = Path(__file__).with_suffix(".json")
 
-FLAGS = (  # members of a class that becomes the command line: a flag is there if its member is, with this default
+FLAGS = (  # each is a member of the class from which vLLM makes its command line
     *("allowed_media_domains", "compilation_config", "data_parallel_size", "distributed_executor_backend", "dtype"),
     *("enable_lora", "enable_nccl_comm_suspend", "enable_sleep_mode", "enforce_eager", "gpu_memory_utilization"),
     *("kv_cache_memory_bytes", "max_cpu_loras", "max_lora_rank", "max_loras", "max_model_len", "max_num_seqs"),
@@ -41,7 +41,7 @@ VARIABLES = (
     *("VLLM_HOST_IP", "VLLM_LOOPBACK_IP", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_MEDIA_URL_ALLOW_REDIRECTS"),
     *("VLLM_LOGGING_COLOR", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_API_KEY"),
 )
-CODE = {  # file: functions, and methods of classes, of which the whole text counts
+CODE = {  # file: functions and methods whose whole source is compared
     "v1/worker/utils.py": ("request_memory",),
     "v1/core/kv_cache_utils.py": ("_check_enough_kv_cache_memory", "_auto_fit_max_model_len"),
     "v1/worker/gpu_worker.py": ("Worker.sleep", "Worker.wake_up", "Worker.init_device", "Worker.load_model"),
@@ -94,7 +94,7 @@ class Folder:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("place", type=Path, metavar="WHEEL", help="a wheel, or the folder of an installed `vllm`")
-    parser.add_argument("--write", action="store_true", help=f"keep what is found in {KNOWN.name}")
+    parser.add_argument("--write", action="store_true", help=f"record the findings in {KNOWN.name}")
     options = parser.parse_args()
     if options.place.is_dir():
         found = surface(Folder(options.place))
@@ -103,23 +103,23 @@ def main() -> int:
             found = surface(Wheel(archive))
     if options.write:
         KNOWN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        print(f"{len(found)} things written to {KNOWN}")
+        print(f"{len(found)} things recorded in {KNOWN}")
         return 0
     changes = list(differences(json.loads(KNOWN.read_text()), found))
     print(*changes, sep="\n")
-    print(f"{len(found)} things looked at, {len(changes)} of them are gone or read otherwise")
+    print(f"{len(found)} things compared, {len(changes)} of them gone or changed")
     return 1 if changes else 0
 
 
 def surface(source: Source) -> dict[str, str]:
-    """What was found of each thing: where it is, its default or a digest of its text; "gone" where it is not there."""
+    """Thing -> its place, its default, or a digest of its source; "gone" if it is missing."""
     found = {f"flag {name}": value for name, value in _members(source, "engine/arg_utils.py", "EngineArgs", FLAGS)}
     front = ("entrypoints/launchers/cli_args.py", "entrypoints/openai/cli_args.py")
     place = next((name for name in front if source.text(name)), front[0])
     classes = ("FrontendArgs", "BaseFrontendArgs")
     seen = [dict(_members(source, place, name, FRONT_FLAGS)) for name in classes]
     for name in FRONT_FLAGS:
-        added = f'"--{name.replace("_", "-")}"' in (source.text(place) or "")  # by hand, beside the classes' members
+        added = f'"--{name.replace("_", "-")}"' in (source.text(place) or "")  # without a member of the classes
         otherwise = "added by hand" if added else "gone"
         found[f"flag {name}"] = next((values[name] for values in seen if values[name] != "gone"), otherwise)
     routes = _routes(source)
@@ -132,9 +132,9 @@ def surface(source: Source) -> dict[str, str]:
 
 
 def differences(known: dict[str, str], found: dict[str, str]) -> Iterator[str]:
-    """One line for each thing that is not as it was."""
+    """One line for each thing that is gone or changed."""
     for thing in sorted(known.keys() | found.keys()):
-        before, now = known.get(thing, "not looked at"), found.get(thing, "not looked at")
+        before, now = known.get(thing, "not compared"), found.get(thing, "not compared")
         if now == "gone" and before != "gone":
             yield f"GONE     {thing}  (was: {before})"
         elif before != now:
@@ -142,7 +142,7 @@ def differences(known: dict[str, str], found: dict[str, str]) -> Iterator[str]:
 
 
 def _members(source: Source, file: str, name: str, members: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Each member's default as it is written, or "gone"."""
+    """Each member with its default as in the source, or "gone"."""
     definition = _found(source, file, name)
     written = {
         node.target.id: ast.unparse(node.value) if node.value else "required"
@@ -154,7 +154,7 @@ def _members(source: Source, file: str, name: str, members: tuple[str, ...]) -> 
 
 
 def _routes(source: Source) -> dict[str, str]:
-    """File and methods of each path that some router under `entrypoints` serves."""
+    """The file and methods of each path that a router under `entrypoints` serves."""
     found: dict[str, list[str]] = {}
     for name in sorted(source.names()):
         if name.startswith("entrypoints/") and name.endswith(".py") and "router." in (text := source.text(name) or ""):
@@ -172,7 +172,7 @@ def _paths(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _digest(source: Source, file: str, name: str) -> str:
-    """Of the code without comments and docstring, so that only what it does counts."""
+    """A digest of the code without comments and docstring, so that only behaviour counts."""
     definition = _found(source, file, name)
     if definition is None:
         return "gone"

@@ -1,4 +1,4 @@
-"""Asks a bare `vllm serve` and our server the same, and keeps the comparison in docs/compatibility.md.
+"""Sends the same requests to a bare `vllm serve` and to our server; keeps the comparison in docs/compatibility.md.
 
 python -m benchmarks.compatibility [--vllm .venv-vllm/bin/vllm] [--node FOLDER]   (about five minutes on two cores)
 """
@@ -25,8 +25,8 @@ from benchmarks.document import document
 
 DOCUMENT = ROOT / "docs/compatibility.md"
 NODE_SCRIPT = Path(__file__).with_name("node_clients.mjs")
-# Refusals that we make ourselves, before any engine is asked: the status and the client's exception are compared.
-REFUSED_BY_US = frozenset(("a model that is not there", "no messages"))
+# Requests that our server refuses before any engine sees them: only status and the client's exception are compared.
+REFUSED_BY_US = frozenset(("an unknown model", "no messages"))
 
 Answers = dict[str, dict[str, Any]]
 
@@ -85,7 +85,7 @@ def ask_node(url: str, node: Path) -> Any:
 
 
 def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int]:
-    """The table, and how many cases differ."""
+    """The table, and the number of cases that differ."""
     lines = [
         f"Each case was sent to a bare `vllm serve` and to this server in front of the same model ({MODEL_NAME}),",
         "with the usual clients.",
@@ -93,8 +93,8 @@ def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int
         "- *Same*: every field that a caller sees is equal, except ids, times and, in a stream, the number of tokens",
         "  in an event, which varies with vLLM itself.",
         "- *Same refusal*: the same exception with the same status and body.",
-        "- *Same status (ours)*: this server refuses before an engine is asked; the same exception and status, in this",
-        "  server's words.",
+        "- *Same status (ours)*: this server refuses the request before an engine sees it, with the same exception and",
+        "  status and its own message.",
         "",
         "`python -m benchmarks.compatibility --node FOLDER` made this table.",
         "",
@@ -112,7 +112,7 @@ def report(answers: Answers, theirs: Answers, with_node: bool) -> tuple[str, int
     total = sum(len(cases) for cases in theirs.values())
     lines += ["", f"{total - differing} of {total} cases are the same."]
     if not with_node:
-        lines.append("The Node clients were not asked: no folder with their packages was given.")
+        lines.append("The Node clients were not tested: no folder with their packages was given.")
     return "\n".join(lines), differing
 
 

@@ -1,4 +1,4 @@
-"""What is asked on both sides, through the clients that people use. Each case gives values that can be compared."""
+"""The requests to both sides through the usual client libraries. Each case returns values that can be compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOOL = {
         "description": "Adds two numbers.",
         "parameters": {
             "type": "object",
-            "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}},  # an untrained hand ends no number
+            "properties": {"a": {"enum": [1, 2]}, "b": {"enum": [3, 4]}},  # an untrained model would never end a number
             "required": ["a", "b"],
             "additionalProperties": False,
         },
@@ -108,7 +108,7 @@ def embedding(**options: Any) -> Ask:
 
 
 def raw(path: str, embedder: bool = False, encoding: str = "utf-8", **fields: Any) -> Ask:
-    """A request without a client library; its status and its JSON."""
+    """The status and JSON of a request without a client library."""
 
     def ask(side: Side) -> Any:
         body = json.dumps({"model": side.embedder if embedder else side.model, **fields}).encode(encoding)
@@ -145,7 +145,7 @@ CASES: dict[str, dict[str, Ask]] = {
         "`seed`, sampled": chat(seed=7, temperature=1.0),
         "`n`": chat(n=3, seed=7, temperature=1.0),
         "`n`, streamed": chat_stream(n=2, seed=7, temperature=1.0),
-        "`n`, streamed, without chance": chat_stream(n=2),
+        "`n`, streamed, not sampled": chat_stream(n=2),
         "`logprobs`": chat(logprobs=True, top_logprobs=3),
         "`logprobs`, streamed": chat_stream(logprobs=True, top_logprobs=2),
         "usage in the stream": chat_stream(stream_options={"include_usage": True}),
@@ -167,16 +167,16 @@ CASES: dict[str, dict[str, Ask]] = {
         "vLLM's own fields": chat(extra_body={"min_tokens": 5, "ignore_eos": True, "return_token_ids": True}),
     },
     "chat, refused": {
-        "a tool that is not there": chat(tools=[TOOL], tool_choice=SUBTRACT),
+        "an unknown tool": chat(tools=[TOOL], tool_choice=SUBTRACT),
         "an image, a model without vision": chat(
             [{"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}]
         ),
         "a temperature below 0": chat(temperature=-1),
         "more tokens than fit": chat(max_tokens=100_000),
         "a prompt longer than the context": chat([{"role": "user", "content": "good day " * 2_000}]),
-        "an unknown role": chat([{"role": "nobody", "content": "x"}]),
+        "an unknown role": chat([{"role": "narrator", "content": "x"}]),
         "a refusal, streamed": chat_stream(temperature=-1),
-        "a model that is not there": raw("/v1/chat/completions", model="gpt-5", messages=MESSAGES),
+        "an unknown model": raw("/v1/chat/completions", model="gpt-5", messages=MESSAGES),
         "no messages": raw("/v1/chat/completions", messages=[]),
     },
     "completions": {

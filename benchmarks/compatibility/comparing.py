@@ -1,4 +1,4 @@
-"""Two answers to one question: equal but for what differs from one request to the next by its nature. Pure."""
+"""Compares two answers to one request, without what differs between any two requests, such as ids and times. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 _OF_THE_MOMENT = frozenset(("id", "created", "created_at", "completed_at", "item_id", "request_id"))
 _MADE_UP_ID = re.compile(r"\b(?:chatcmpl|cmpl|resp|msg|call|chatcmpl-tool|embd|score)[-_][0-9a-f-]{8,}\b")
 
-# Of a stream's events: what goes on in the next one, and what each tells anew.
-_GOES_ON = {
+# Fields of a stream's events: those that continue in the next event, and those that each event replaces.
+_CONTINUED = {
     str: frozenset(("arguments", "content", "delta", "partial_json", "reasoning", "reasoning_content", "text")),
-    list: frozenset(("content", "token_ids")),  # of log-probabilities, of tokens
+    list: frozenset(("content", "token_ids")),  # log-probabilities, tokens
 }
-_TOLD_ANEW = frozenset(("sequence_number", "usage"))
+_REPLACED = frozenset(("sequence_number", "usage"))
 
 
 def settled(value: Any) -> Any:
@@ -27,10 +27,10 @@ def settled(value: Any) -> Any:
 
 
 def joined(answer: Any) -> Any:
-    """A stream's events with all that go on where the last one ended as one; anything else as it is.
+    """A stream's events, those that continue each other merged; any other answer unchanged.
 
-    vLLM puts the tokens that are ready together into one event, and which are is chance: asked the same 25 times, a
-    bare `vllm serve` cut the arguments of a tool call in 16 ways. The order of several choices' events is chance, too.
+    vLLM puts all tokens that are ready into one event, so events are cut at random: in 25 equal requests, a bare
+    `vllm serve` cut the arguments of a tool call in 16 ways. The order of events of several choices is random, too.
     """
     if not isinstance(answer, list) or not all(isinstance(event, dict) for event in answer):
         return answer
@@ -44,7 +44,7 @@ def joined(answer: Any) -> Any:
 
 
 class _Apart(Exception):
-    """The second event does not go on where the first one ended."""
+    """The second event does not continue the first."""
 
 
 def _choice(event: dict[str, Any]) -> float:
@@ -55,12 +55,12 @@ def _choice(event: dict[str, Any]) -> float:
 
 
 def _as_one(first: Any, second: Any, key: str = "") -> Any:
-    """Raises _Apart."""
-    if type(first) is type(second) and key in _GOES_ON.get(type(first), ()):
+    """The two events merged into one. Raises _Apart if the second does not continue the first."""
+    if type(first) is type(second) and key in _CONTINUED.get(type(first), ()):
         return first + second
     if first is None or second is None:
         return second if first is None else first
-    if key in _TOLD_ANEW:
+    if key in _REPLACED:
         return second
     if isinstance(first, dict) and isinstance(second, dict):
         return {name: _as_one(first.get(name), second.get(name), name) for name in {**first, **second}}
@@ -72,14 +72,14 @@ def _as_one(first: Any, second: Any, key: str = "") -> Any:
 
 
 def refusal(error: Exception) -> dict[str, Any]:
-    """What a caller of a client library learns of a refusal. Anything but a refusal is raised: it compares nothing."""
+    """The refusal as a client library reports it: exception, status and body. Raises every other exception again."""
     if not hasattr(error, "status_code"):
         raise error
     return {"raised": type(error).__name__, "status": error.status_code, "body": getattr(error, "body", None)}
 
 
 def is_refusal(answer: Any) -> bool:
-    """Whether an answer, through a library or without one, says no."""
+    """True if the answer, through a client library or not, is a refusal."""
     if isinstance(answer, dict):
         return "raised" in answer or (isinstance(answer.get("status"), int) and answer["status"] >= 400)
     return isinstance(answer, list) and bool(answer) and isinstance(answer[0], int) and answer[0] >= 400

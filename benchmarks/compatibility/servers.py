@@ -22,7 +22,8 @@ MODEL = ROOT / "demo/experts/generalist"
 EXPERT, EMBEDDER = "generalist", "embedder"
 CONTEXT_TOKENS = 256
 KV_CACHE_BYTES = 64 << 20
-# What only the generating engine gets. This parser asks for no special tokens; an untrained hand ends no white space.
+# Arguments of the generating engine alone. The parser needs no special tokens; an untrained model, free to emit white
+# space inside JSON, would never stop.
 GENERATING_ARGS = {
     "enable_auto_tool_choice": True,
     "tool_call_parser": "pythonic",
@@ -43,7 +44,7 @@ def free_port() -> int:
 
 @contextmanager
 def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
-    """URLs of a bare `vllm serve` that generates and of one that embeds, one started after the other."""
+    """URLs of two bare `vllm serve`, one to generate and one to embed, started one after the other."""
     with ExitStack() as stack:
         urls = []
         for name, runner in ((EXPERT, "generate"), (EMBEDDER, "pooling")):
@@ -62,7 +63,7 @@ def bare(vllm: Path, folder: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def ours(vllm: Path, folder: Path) -> Iterator[str]:
-    """URL of our server over the same two models, asked for by name."""
+    """URL of our server with the same two models, requested by name."""
     port = free_port()
     experts = [
         {

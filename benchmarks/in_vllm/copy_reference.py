@@ -1,4 +1,4 @@
-"""What this machine's memory can do: copies of a shared-memory file, one measurement for each line on standard input.
+"""The memory bandwidth of this machine: copies of a shared-memory file, measured once for each line on standard input.
 
     python copy_reference.py FILE SIZE_BYTES
 
@@ -22,7 +22,7 @@ libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Target:
-    """Freshly mapped memory, not touched yet, that starts on a huge page."""
+    """Newly mapped memory, not touched yet, aligned to a huge page."""
 
     def __init__(self, size_bytes: int) -> None:
         self.mapping = mmap.mmap(-1, size_bytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -36,7 +36,7 @@ class Target:
 
 
 def main(path: str, size_bytes: int) -> None:
-    """The file is read once before anything is measured, so that no page of it has to be mapped later."""
+    """Measure once per line. The file is read before that, so that no measurement includes mapping its pages."""
     with open(path, "rb") as file:
         source = mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_COPY)
     tensor = torch.frombuffer(source, dtype=torch.uint8, count=size_bytes)

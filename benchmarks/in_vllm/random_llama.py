@@ -15,7 +15,7 @@ TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['cont
 
 
 def main(folder: str, megabytes: int) -> None:
-    """One token for each byte: any text has an answer."""
+    """Write model and tokenizer. The tokenizer has one token for each byte, so any text can be answered."""
     letters = ["<|end|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     byte_pairs = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     byte_pairs.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Stands for `vllm` where engines of both kinds serve: real vLLM for a model with a tokenizer, else the stand-in.
+"""A `vllm` command for servers with both kinds of engines: real vLLM for a model with a tokenizer, else the stand-in.
 
 real_or_stand_in.py VLLM STAND_IN serve MODEL ...
 """

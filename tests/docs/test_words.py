@@ -10,6 +10,7 @@ from tests.docs.reader import ROOT
 
 WORDS = re.compile(r"\b(?:whoever|whomever|nobody|somebody|anybody)\b", re.IGNORECASE)
 PLACES = (
+    "benchmarks",
     "coe_server",
     "router_training",
     "docs",

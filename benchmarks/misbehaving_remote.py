@@ -1,9 +1,9 @@
-"""An OpenAI-compatible server of bad manners, for tests under load: of its answers four in five are good.
+"""An OpenAI-compatible server that misbehaves, for tests under load. About seven answers in ten are right.
 
-    python benchmarks/bad_manners.py PORT
+    python benchmarks/misbehaving_remote.py PORT
 
-What it does with a request is drawn by the request's own text, so a run can be repeated. `GET /counts` tells how many
-requests it read, and how many texts came more than once: each is to be sent once.
+The text of a request seeds the choice of its answer, so a run can be repeated. `GET /counts` returns the number of
+requests, the texts that arrived more than once (each must be sent once), and how often each behaviour was chosen.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import Any
 
 from aiohttp import web
 
-CODE = "bad_manners"  # of every error that it makes in OpenAI's shape
-GOOD = 60  # of its answers are good for each bad one below: what makes requests stay away is rare enough to go on
+CODE = "misbehaving_remote"  # in every error of OpenAI's shape
+GOOD = 60  # weight of the right answer beside 1 for each of `BAD`: few enough errors that the server keeps sending
 BOMB = gzip.compress(bytes(100 << 20))
 _MOST_UNSENT_BYTES = 256 * 1024
 
-Behaviour = Callable[["Manners", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
+Behaviour = Callable[["MisbehavingRemote", web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
 
-class Manners:
-    """Counts what it reads, and answers as it is drawn."""
+class MisbehavingRemote:
+    """Counts requests and answers each with a behaviour chosen by its text."""
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
@@ -86,76 +86,78 @@ async def _stream(request: web.Request, events: list[bytes], **headers: str) -> 
     return response
 
 
-async def good(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def good(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     if body.get("stream"):
         return await _stream(request, _events(body))
     return web.json_response(_whole(body))
 
 
-async def limited(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def limited(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.json_response(_error("slow down"), status=429, headers={"retry-after": "1"})
 
 
-async def overloaded(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def overloaded(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.Response(text="<html>busy</html>", status=503, content_type="text/html")
 
 
-async def unpaid(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def unpaid(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.json_response(_error("Insufficient Balance"), status=402)
 
 
-async def broken(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def broken(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.json_response(_error("oops"), status=500)
 
 
-async def moved(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def moved(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.Response(status=307, headers={"location": "http://127.0.0.1:1/"})
 
 
-async def page(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def page(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.Response(text="<!doctype html><html>Sign in</html>", content_type="text/html")
 
 
-async def nothing(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def nothing(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _stream(request, []) if body.get("stream") else web.Response(content_type="application/json")
 
 
-async def error_under_200(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def error_under_200(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.json_response(_error("Provider returned error", 502))
 
 
-async def failed_choice(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def failed_choice(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.json_response(_whole(body, finish_reason="error"))
 
 
-async def error_event(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def error_event(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _stream(request, [b": PROCESSING\n\n", f"data: {json.dumps(_error('limit', 429))}\n\n".encode()])
 
 
-async def named_error_event(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def named_error_event(
+    remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]
+) -> web.StreamResponse:
     return await _stream(request, [b'event: error\ndata: {"message": "boom"}\n\n'])
 
 
-async def late_error_event(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def late_error_event(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _stream(request, [*_events(body)[:3], f"data: {json.dumps(_error('boom', 502))}\n\n".encode()])
 
 
-async def compressed(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """A right answer, in a coding that was not asked for."""
+async def compressed(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A right answer with a content coding that was not requested."""
     if body.get("stream"):
         return await _stream(request, [gzip.compress(b"".join(_events(body)))], **{"content-encoding": "gzip"})
     coded = gzip.compress(json.dumps(_whole(body)).encode())
     return web.Response(body=coded, headers={"content-encoding": "gzip", "content-type": "application/json"})
 
 
-async def closed(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """It has read the request, and closes in the place of an answer."""
+async def closed(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """Close the connection after the request, without an answer."""
     if request.transport is not None:
         request.transport.abort()
     raise web.HTTPBadGateway
 
 
-async def cut(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def cut(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
     with suppress(ConnectionError):
@@ -165,13 +167,13 @@ async def cut(manners: Manners, request: web.Request, body: dict[str, Any]) -> w
     return response
 
 
-async def long_header(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def long_header(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     """A right answer with a header of nine kilobytes."""
     return web.json_response(_whole(body), headers={"content-security-policy": "x" * 9_000})
 
 
 async def _without_end(request: web.Request, piece: bytes) -> web.StreamResponse:
-    """Raw bytes in the place of an answer, as fast as they are taken, until the other end hangs up."""
+    """Raw bytes instead of an answer, as fast as they are read, until the client disconnects."""
     transport = request.transport
     while transport is not None and not transport.is_closing():
         if transport.get_write_buffer_size() < _MOST_UNSENT_BYTES:
@@ -180,15 +182,15 @@ async def _without_end(request: web.Request, piece: bytes) -> web.StreamResponse
     raise web.HTTPBadGateway
 
 
-async def endless_hints(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def endless_hints(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _without_end(request, b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 1_000)
 
 
-async def endless_comments(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def endless_comments(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _stream_without_end(request, b":\n\n" * 20_000)
 
 
-async def endless_event(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def endless_event(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return await _stream_without_end(request, b": an event whose end never comes")
 
 
@@ -199,24 +201,24 @@ async def _stream_without_end(request: web.Request, piece: bytes) -> web.StreamR
     return await _without_end(request, piece)
 
 
-async def switched(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def switched(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n"
     return await _without_end(request, head)
 
 
-async def bomb(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-    """A hundred kilobytes that stand for a hundred megabytes, in a coding that was not asked for."""
+async def bomb(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+    """A decompression bomb: 100 kilobytes that expand to 100 MiB, with a content coding that was not requested."""
     return web.Response(body=BOMB, headers={"content-encoding": "gzip", "content-type": "application/json"})
 
 
-async def deep(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def deep(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     nested = b"[" * 100_000
     if body.get("stream"):
         return await _stream(request, [b"data: " + nested + b"\n\n"])
     return web.Response(body=nested, content_type="application/json")
 
 
-async def deep_error(manners: Manners, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+async def deep_error(remote: MisbehavingRemote, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
     return web.Response(body=b'{"error":' + b"[" * 100_000, status=400, content_type="application/json")
 
 
@@ -228,11 +230,11 @@ BAD: list[Behaviour] = [
 
 
 def main() -> None:
-    logging.getLogger("aiohttp.server").disabled = True  # it closes where an answer is due, and means it
-    manners = Manners()
+    logging.getLogger("aiohttp.server").disabled = True  # connections without an answer are intended here
+    remote = MisbehavingRemote()
     app = web.Application()
-    app.router.add_post("/v1/chat/completions", manners.answer)
-    app.router.add_get("/counts", manners.counts)
+    app.router.add_post("/v1/chat/completions", remote.answer)
+    app.router.add_get("/counts", remote.counts)
     web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
 
 
