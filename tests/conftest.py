@@ -1,4 +1,4 @@
-"""What every test may ask for: the repository's root and the environment that holds vLLM."""
+"""Fixtures of all tests (the repository's root, vLLM's environment), and the order in which tests run."""
 
 import os
 import sys
@@ -38,7 +38,7 @@ def vllm_environment():
 register_profiles()
 
 
-LONGEST = (  # by the processor time of each, as measured
+LONGEST = (  # by measured processor time
     *("tests/test_end_to_end.py", "tests/engines/test_vllm_real.py", "tests/engines/test_vllm_wide.py"),
     *("tests/cuda/", "tests/test_faults.py"),
     *("tests/test_killed_server.py", "tests/page/test_page.py", "tests/docs/test_train_your_own.py"),
@@ -52,16 +52,16 @@ LONGEST = (  # by the processor time of each, as measured
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest goes first, so that no process is left with it when the others have nothing to do any more."""
+    """The longest tests first, so that no worker still runs one after the others have finished."""
     items.sort(key=lambda item: next((at for at, name in enumerate(LONGEST) if item.nodeid.startswith(name)), 99))
 
 
-@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is
+@pytest.hookimpl(optionalhook=True)  # only with pytest-xdist
 def pytest_xdist_make_scheduler(config, log):
-    """A file stays in one process, and so do all files that share vLLM's rules, which take 20 s to import."""
+    """Each file runs in one process; so do all files that use vLLM's rules, whose import takes 20 s."""
     if config.getoption("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  only where it is
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415  only with pytest-xdist
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid):

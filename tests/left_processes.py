@@ -1,4 +1,4 @@
-"""A test leaves no process behind: what it started and did not end is ended, and the test fails with its name."""
+"""Fails a test that leaves processes behind, with their names, and ends them."""
 
 import ctypes
 import os
@@ -16,14 +16,15 @@ LONGEST_NAME = 200
 
 
 class LeftProcesses:
-    """A plugin of pytest that looks after each test once its fixtures have ended.
+    """A pytest plugin that looks for processes after each test, once its fixtures have ended.
 
-    Orphans come to this process, so none can slip away. Where a fixture of the whole module takes part, what a test
-    starts may be that fixture's: it is looked for after the module's last test, and the test that started it is named.
+    This process is the subreaper, so every orphan becomes its child. A test with a fixture of the whole module may
+    start processes that belong to that fixture. They are looked for after the module's last test, and the failure
+    names the test that started them.
     """
 
     def __init__(self, seconds_to_end=30.0):
-        self._seconds_to_end = seconds_to_end  # for what has been told to end, or does so by itself
+        self._seconds_to_end = seconds_to_end  # for processes that have been told to end, or end by themselves
         self._of_session = set()
         self._of_module = set()
         self._before = set()
@@ -81,11 +82,11 @@ def has_fixture_of_module(item):
 
 
 def living(allowed=frozenset()):
-    """Every running process below this one; not Python's own helper, the allowed ones, and what is below those."""
+    """Every running process below this one, except Python's own helper, the allowed ones, and their descendants."""
     skipped = allowed | {resource_tracker._resource_tracker._pid}
     found = set()
     queue = [os.getpid()]
-    for pid in queue:  # grows while we walk
+    for pid in queue:  # grows during the walk
         children = [child for child in children_of(pid) if child not in skipped]
         queue.extend(children)
         found.update(child for child in children if state_of(child) not in "ZX")
@@ -93,7 +94,7 @@ def living(allowed=frozenset()):
 
 
 def end(pids, allowed=frozenset()):
-    """Kill them, and what comes to this process as they end."""
+    """Kill these processes, and the orphans that they leave."""
     while pids:
         for pid in pids:
             with suppress(ProcessLookupError):
@@ -103,7 +104,7 @@ def end(pids, allowed=frozenset()):
 
 
 def bury():
-    """Orphans that came here and ended. A child that its test has not waited for is Python's to complain about."""
+    """Reap orphans that have ended. About a child that its test did not wait for, Python complains itself."""
     for pid in children_of(os.getpid()):
         if state_of(pid) == "Z":
             with suppress(ChildProcessError):
@@ -114,7 +115,7 @@ def children_of(pid):
     found = []
     with suppress(OSError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
-            with suppress(OSError):  # a thread that ends meanwhile hides no child of the others
+            with suppress(OSError):  # a thread that ends meanwhile must not hide the children of other threads
                 found.extend(int(child) for child in (thread / "children").read_text().split())
     return found
 

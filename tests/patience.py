@@ -1,21 +1,21 @@
-"""How tests wait: for an event, with a limit that a busy machine does not reach."""
+"""How tests wait: for an event, with a limit that even a busy machine does not reach."""
 
 import re
 import time
 
-PATIENCE_SECONDS = 120.0  # slow is not wrong
+PATIENCE_SECONDS = 120.0  # a slow machine must not fail a test
 
 
 def until(condition, seconds=PATIENCE_SECONDS):
-    """Return once it holds; for what has no event of its own."""
+    """Return once the condition is true; for conditions without an event."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition was not true within {seconds:g} s"
         time.sleep(0.01)
 
 
 def received_until(wire, mark):
-    """What comes over a socket up to the piece that brings the mark: one `recv` may bring less, or more."""
+    """The bytes from a socket up to the piece with the mark; one `recv` may return less than that, or more."""
     raw = b""
     while mark not in raw:
         piece = wire.recv(65536)
@@ -25,7 +25,7 @@ def received_until(wire, mark):
 
 
 def received_answer(wire):
-    """One whole answer that states its length, over a connection that may stay open."""
+    """One whole answer with a content-length, from a connection that may stay open."""
     raw = received_until(wire, b"\r\n\r\n")
     head, _, body = raw.partition(b"\r\n\r\n")
     length = int(re.search(rb"\ncontent-length: (\d+)", head.lower())[1])
@@ -37,7 +37,7 @@ def received_answer(wire):
 
 
 def received(wire):
-    """All that comes over a socket until its other end closes it."""
+    """All bytes from a socket until its other end closes it."""
     raw = b""
     try:
         while piece := wire.recv(65536):

@@ -1,4 +1,4 @@
-"""A process of the same user as another one, as the kernel sees it: root without its privileges is a user like any."""
+"""Commands as another process of the same user: where tests run as root, without root's privileges."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ POWERLESS = ("--bounding-set=-all", "--inh-caps=-all")
 
 
 def powerless():
-    """Words before a command that take root's privileges away; none where tests do not run as root."""
+    """Words before a command that drop root's privileges; none if tests do not run as root."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")

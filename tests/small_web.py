@@ -1,7 +1,7 @@
 """The part of aiohttp's server that the stand-ins for engines use, over asyncio's streams.
 
-A stand-in is ready after a quarter of the processor time, most of which went into importing aiohttp. Knows no engine.
-Requests state the length of their body; answers without a length are chunked.
+A stand-in starts with a quarter of the processor time, because it does not import aiohttp. Knows no engine.
+Requests must have a content-length; answers without one are chunked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-GRACE_SECONDS = 60.0  # for answers in progress when the server ends, as aiohttp has it
+GRACE_SECONDS = 60.0  # for answers in progress when the server ends, as in aiohttp
 LONGEST_HEAD_BYTES = 1 << 16
 
 
@@ -129,10 +129,10 @@ class AppRunner:
         self.server: asyncio.Server | None = None
 
     async def setup(self) -> None:
-        """Nothing to do before a site starts."""
+        """Do nothing: a site starts without preparation."""
 
     async def cleanup(self) -> None:
-        """No new connection; answers in progress have a minute."""
+        """Accept no more connections; answers in progress have a minute to end."""
         if self.server is not None:
             self.server.close()
         if self._answering:
@@ -151,7 +151,7 @@ class AppRunner:
             writer.close()
 
     async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether the connection stays open."""
+        """Answer one request; True if the connection stays open."""
         async with asyncio.timeout(self._keepalive_timeout):
             first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = Headers((name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in rest))

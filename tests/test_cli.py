@@ -85,7 +85,7 @@ def test_a_port_in_use_is_said_and_ends_the_server(tmp_path):
     )
 
 
-def test_validate_shows_who_fits_where(tmp_path):
+def test_validate_shows_which_experts_fit_where(tmp_path):
     done = said_by("validate", config(tmp_path))
     assert done.returncode == 0
     assert "1.0 GiB" in done.stdout

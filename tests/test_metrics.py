@@ -1,4 +1,4 @@
-"""Metrics: every one is documented and served, and no label is anybody's free text."""
+"""Metrics: every one is documented and served, and no label is free text from a client."""
 
 import json
 import logging

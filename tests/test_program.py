@@ -42,7 +42,7 @@ def test_ctrl_c_while_a_program_is_imported_ends_it_without_a_word(program):
 
 
 @pytest.mark.parametrize("before", [signal.SIG_IGN, signal.default_int_handler])
-def test_what_ctrl_c_does_afterwards_is_what_it_did_before_and_who_ignores_it_always_does(before):
+def test_the_handling_of_ctrl_c_is_restored_and_an_ignored_one_stays_ignored(before):
     ours = signal.signal(signal.SIGINT, before)
     try:
         with quiet_interruption():

@@ -211,7 +211,7 @@ def test_a_reload_that_changes_nothing_keeps_what_was_spent(folder):
         assert ask(port, "POST", "/v1/route", question)[2]["budget"] == spent
 
 
-def test_told_to_stop_it_admits_nobody_and_finishes_what_streams(folder):
+def test_told_to_stop_it_admits_no_request_and_finishes_its_streams(folder):
     with serving(folder) as (process, port, _, log):
         with long_stream(port) as (wire, head):
             assert head.startswith(b"HTTP/1.1 200")

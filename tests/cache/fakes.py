@@ -1,4 +1,4 @@
-"""An engine without a model whose moves a test can hold, fail or count; it notices when promises are broken."""
+"""An engine without a model, whose moves a test can hold, fail or count. It records broken promises of the cache."""
 
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
@@ -27,7 +27,7 @@ class Memory:
 
 
 class Life:
-    """From one start of an engine to its end: who uses it, and whether it died by itself."""
+    """From one start of an engine to its end: the requests that use it, and whether it died."""
 
     def __init__(self):
         self.users = 0
@@ -50,12 +50,12 @@ class FakeEngine:
         self.footprint = footprint or Footprint(device_awake=10, host_process=10, host_image=5)
         self.memory = memory
         self.calls = []
-        self.stops_at_once = []  # of each stop, whether it was to be at once
+        self.stops_at_once = []  # for each stop: True if it had to be immediate
         self.fail = set()
         self.hangs = False
         self.is_out_of_reach = False
-        self.lost_card = None  # a start there finds that the card is gone
-        self.seat = (0,)  # of its last start
+        self.lost_card = None  # a start on this card fails with CardLost
+        self.seat = (0,)  # the cards of its last start
         self.gate = asyncio.Event()
         self.gate.set()
         self.life = Life()

@@ -84,7 +84,7 @@ def test_requests_that_fail_together_are_one_failure():
     assert backoff.fail(1.0, "503", at_once=True) == 2.0
 
 
-def test_those_who_were_inside_may_hear_of_a_longer_time():
+def test_a_later_failure_may_lengthen_the_backoff():
     backoff = Backoff()
     backoff.fail(0.0, "503", at_once=True)
     backoff.fail(0.5, "429", at_once=True, asked_seconds=60.0)

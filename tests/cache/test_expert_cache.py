@@ -138,7 +138,7 @@ class Leaping(Clock):
 
 
 @pytest.mark.parametrize("looks", range(1, 13))
-def test_who_becomes_overdue_between_two_looks_of_the_conductor_is_not_forgotten(looks):
+def test_a_request_that_becomes_overdue_between_two_passes_is_not_forgotten(looks):
     async def story():
         clock = Leaping()
         async with running(clock=clock) as (cache, _):
@@ -159,7 +159,7 @@ def test_who_becomes_overdue_between_two_looks_of_the_conductor_is_not_forgotten
     run(story())
 
 
-def test_while_somebody_is_overdue_the_expert_on_the_device_admits_nobody_new():
+def test_while_a_request_is_overdue_the_expert_on_the_device_admits_no_new_ones():
     async def story():
         async with running() as (cache, engines):
             first = await cache.lease("a")
@@ -325,7 +325,7 @@ def test_a_person_may_have_a_failed_expert_tried_again_at_once():
     run(story())
 
 
-def test_who_has_just_fallen_asleep_makes_room_for_others_too_while_the_engine_it_left_for_still_starts():
+def test_an_expert_just_put_to_sleep_makes_room_for_others_too_while_the_engine_it_left_for_still_starts():
     large = Footprint(device_awake=10, device_asleep=4, host_process=1, host_image=10)
     patient = Limits(max_wait_seconds=60, prefetch=False)
 
@@ -423,7 +423,7 @@ def test_an_engine_larger_than_its_estimate_makes_others_leave():
     run(story())
 
 
-def test_a_plan_whose_room_never_comes_is_made_anew():
+def test_a_plan_whose_memory_is_never_freed_is_made_anew():
     async def story():
         async with running("abc", device=20, a=Footprint(10, 0, 10, 5)) as (cache, engines):
             for name in "ab":
@@ -478,7 +478,7 @@ def test_a_pinned_expert_whose_engine_dies_is_brought_back():
 
 
 @pytest.mark.parametrize(("other_waits", "calls"), [(False, ["start", "start"]), (True, ["start", "stop", "start"])])
-def test_who_waits_for_an_engine_that_dies_has_it_started_on_the_spot_unless_others_wait_too(other_waits, calls):
+def test_an_engine_that_dies_with_a_queue_is_started_at_once_unless_others_wait_too(other_waits, calls):
     async def story():
         async with running(limits=replace(PLENTY, max_concurrency=1)) as (cache, engines):
             with await cache.lease("a") as lost:
@@ -561,7 +561,7 @@ def test_a_death_is_never_taken_for_that_of_the_next_process(turns_of_the_loop):
     run(story())
 
 
-def test_whoever_waits_when_the_server_stops_is_told_so():
+def test_requests_that_wait_when_the_server_stops_get_an_error_that_says_so():
     async def story():
         async with running() as (cache, engines):
             engines["a"].gate.clear()
@@ -576,7 +576,7 @@ def test_whoever_waits_when_the_server_stops_is_told_so():
 
 
 @pytest.mark.parametrize("turns", range(5))  # of the loop
-def test_an_engine_that_is_doubted_while_the_server_stops_keeps_nobody_busy_afterwards(turns):
+def test_an_engine_that_is_probed_while_the_server_stops_leaves_no_work_behind(turns):
     async def story():
         memory = Memory(Bytes(10, 100))
         engine = FakeEngine("a", None, memory)
@@ -638,7 +638,7 @@ def test_for_a_pinned_expert_that_is_too_far_down_an_idle_one_leaves(tier, resid
             with await cache.lease("c"), await cache.lease("b"):  # b is given back first
                 cache.pin("a", tier)
                 await settle()
-                assert engines["a"].calls == []  # it waits until somebody is idle
+                assert engines["a"].calls == []  # it waits until an expert is idle
                 assert not caplog.messages
             await settle()
             assert [one.residency for one in cache.status()] == residencies
@@ -713,7 +713,7 @@ def test_an_expert_waits_for_room_that_another_move_has_not_freed_yet():
     run(story())
 
 
-def test_a_plan_that_ends_leaves_alone_who_has_been_moved_again_meanwhile():
+def test_a_plan_that_ends_leaves_experts_alone_that_were_moved_again_meanwhile():
     async def story():
         async with running("abc", device=20) as (cache, engines):
             for name in "ab":
@@ -797,7 +797,7 @@ def test_failures_count_against_remote_experts_and_never_against_engines_that_ru
     run(story())
 
 
-def test_who_waits_for_an_expert_that_is_backed_off_from_is_told_at_once():
+def test_requests_for_an_expert_in_backoff_are_refused_at_once():
     async def story():
         async with running(remote=True, limits=Limits(max_concurrency=1)) as (cache, _):
             with await cache.lease("a"):
@@ -922,7 +922,7 @@ def test_a_full_house_refuses_too():
     run(story())
 
 
-def test_whoever_need_not_wait_is_let_in_though_the_house_is_full():
+def test_a_request_that_need_not_wait_is_admitted_though_the_queues_are_full():
     async def story():
         async with running(device=20, limits=Limits(queue_limit_total=1, max_concurrency=2)) as (cache, engines):
             with await cache.lease("a"):
@@ -938,7 +938,7 @@ def test_whoever_need_not_wait_is_let_in_though_the_house_is_full():
     run(story())
 
 
-def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room():
+def test_an_evicted_expert_is_prefetched_when_there_is_room():
     async def story():
         async with running("abc", device=20) as (cache, engines):
             for name in "abc":
@@ -956,7 +956,7 @@ def test_who_was_pushed_out_comes_back_before_it_is_asked_for_when_there_is_room
     run(story())
 
 
-def test_an_idle_expert_makes_room_before_somebody_else_asks_for_it():
+def test_an_idle_expert_makes_room_before_another_is_requested():
     async def story():
         async with running("abcdef", costs={"wake": 0.4, "sleep": 0.3}) as (cache, engines):
             for name in "abcdef":
@@ -964,7 +964,7 @@ def test_an_idle_expert_makes_room_before_somebody_else_asks_for_it():
             await settle()
             assert [status(cache, name).residency for name in "abcdef"] == ["host"] * 6
             assert engines["f"].calls == ["start", "sleep"]
-            assert cache.guesses.begun["device"] == 0  # nobody came on a guess
+            assert cache.guesses.begun["device"] == 0  # no expert was prefetched
 
     run(story())
 
@@ -981,7 +981,7 @@ def test_an_expert_that_left_by_an_operators_wish_does_not_come_back_on_a_guess(
     run(story())
 
 
-def test_a_guess_is_given_up_for_somebody_who_waits():
+def test_a_prefetch_is_given_up_for_a_waiting_request():
     async def story():
         async with running("abc", device=20, host=30, costs={"start": 40.0}) as (cache, engines):
             for name in "abbc":  # b is worth more: a has to go to disk for c
@@ -998,7 +998,7 @@ def test_a_guess_is_given_up_for_somebody_who_waits():
     run(story())
 
 
-def test_a_guess_that_is_given_up_lets_whoever_is_leaving_for_it_fall_asleep():
+def test_a_prefetch_that_is_given_up_lets_the_expert_evicted_for_it_fall_asleep():
     async def story():
         async with running("abc", device=10, host=30, costs={"start": 40.0}) as (cache, engines):
             for name in "aaaabc":  # there are two processes at a time: a was stopped for c
@@ -1021,7 +1021,7 @@ def test_a_guess_that_is_given_up_lets_whoever_is_leaving_for_it_fall_asleep():
 
 
 def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_overdue():
-    """Otherwise whoever drains for one after the other would let its own requests wait behind all of them."""
+    """Otherwise an expert that drains for one after another would make its own requests wait behind all of them."""
 
     async def story():
         clock = Clock()
@@ -1048,7 +1048,7 @@ def test_requests_that_a_draining_expert_holds_back_keep_their_place_among_the_o
     run(story())
 
 
-def test_nobody_takes_the_room_that_an_overdue_expert_waits_for():
+def test_no_expert_takes_the_room_that_an_overdue_one_waits_for():
     async def story():
         async with running("abcd", device=20, c=Footprint(20, 0, 10, 5)) as (cache, engines):
             first, second = await cache.lease("a"), await cache.lease("b")

@@ -59,7 +59,7 @@ async def told_and_true(earlier, on_device=1, **where):
         ("abcd", {"a": Tier.HOST, "d": Tier.HOST, "on_device": 2}),  # a wake does not wait for starts
     ],
 )
-def test_who_is_refused_is_told_about_the_turns_ahead(earlier, where):
+def test_a_refusal_counts_the_turns_ahead(earlier, where):
     told, true = run_virtually(told_and_true(earlier, **where))
     assert told == pytest.approx(true, rel=0.12)
 
@@ -89,7 +89,7 @@ def test_where_no_expert_can_leave_there_is_nothing_to_foretell():
 
 
 def test_an_answer_that_has_gone_on_for_a_while_is_soon_over():
-    """Whoever comes goes in when the first of those inside has ended, and the next one when the second has."""
+    """A new request is admitted when the first answer in progress has ended, the next one after the second."""
 
     async def story():
         clock = asyncio.get_running_loop().time

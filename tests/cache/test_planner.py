@@ -1,4 +1,4 @@
-"""The planner against brute force: a plan is found exactly when one exists, fits, and moves nobody it must not."""
+"""The planner against brute force: it finds a plan exactly if one exists, and no plan moves a busy or pinned expert."""
 
 from itertools import product
 
@@ -113,7 +113,7 @@ def test_no_step_of_a_plan_is_over_capacity_or_moves_a_busy_or_pinned_expert(wor
 
 
 @given(st.one_of(worlds(), tight_worlds()))
-def test_nobody_leaves_who_could_have_stayed(world):
+def test_no_expert_is_evicted_that_could_have_stayed(world):
     holdings, capacity = world
     outcome = way(holdings, capacity)
     if not isinstance(outcome, Plan):
@@ -128,7 +128,7 @@ def holding(name, tier=Tier.DEVICE, **more):
     return Holding(name, tier, Footprint(device_awake=10, host_process=10, host_image=5), **more)
 
 
-def test_the_least_worth_leaves_first_and_nobody_with_a_queue_if_it_can_be_helped():
+def test_the_expert_of_least_worth_is_evicted_first_and_one_with_a_queue_last():
     world = [
         holding("new", Tier.DISK),
         holding("dear", worth=9.0),
@@ -172,7 +172,7 @@ def test_an_expert_goes_to_sleep_where_host_memory_allows_and_stops_where_not():
     assert tight.moves[0].target is Tier.DISK
 
 
-def test_a_sleeper_is_stopped_before_somebody_awake_when_only_host_memory_is_short():
+def test_a_sleeper_is_stopped_before_an_expert_that_is_awake_when_only_host_memory_is_short():
     world = [holding("new", Tier.DISK), holding("asleep", Tier.HOST, worth=5.0), holding("awake", worth=1.0)]
     outcome = way(world, Bytes(20, 30))
     assert isinstance(outcome, Plan)

@@ -1,4 +1,4 @@
-"""Moves before anybody asks: each saves the next request something, none concerns who must stay, and they end."""
+"""Prefetching: each move shortens the next request's expected wait, no expert that must stay is moved, and it ends."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_the_likely_comes_in_the_place_of_the_unlikely():
     assert moves(used, chances) == []
 
 
-def test_nobody_is_stopped_to_spare_a_sleep_when_coming_back_is_a_cold_start():
+def test_no_expert_is_stopped_to_spare_a_sleep_when_its_return_is_a_cold_start():
     stuck = Prospect(Holding("a", Tier.DEVICE, Footprint(10)), up_seconds=40, down_seconds=1)
     assert moves([stuck, prospect("b", Tier.HOST, up=0.4)], {"a": 0.1, "b": 0.9}, device=10) == []
 
@@ -79,7 +79,7 @@ def after(prospects, changes):
 
 
 def expected_wait(prospects, chances, device):
-    """Of the next request, by hand: its expert's move up, before it somebody's leaving where there is no room."""
+    """The next request's expected wait, by hand: its expert's move up, after an eviction if there is no room."""
     room = device - 10 * sum(one.holding.tier is Tier.DEVICE for one in prospects) >= 10
     leaving = 0.0 if room else min(one.down_seconds for one in prospects)
     return sum(
@@ -101,7 +101,7 @@ def all_changes(prospects, device):
 
 
 def stake(prospects, chances, changes):
-    """Seconds of the moves, times the chance that the next request is for somebody who is away or leaves."""
+    """Seconds of the moves, times the chance that the next request is for an expert that is away or is evicted."""
     seconds = sum(
         one.down_seconds if changes[one.holding.name] is Tier.HOST else one.up_seconds
         for one in prospects

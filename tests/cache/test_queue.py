@@ -1,4 +1,4 @@
-"""A waiting line is in order of arrival, shifted by priority, and nobody waits for ever behind the urgent."""
+"""A queue is in order of arrival, shifted by priority; no request waits for ever behind urgent ones."""
 
 from itertools import pairwise
 

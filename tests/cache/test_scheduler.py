@@ -111,7 +111,7 @@ def test_in_strict_order_of_arrival_only_the_oldest_request_has_a_turn():
     assert next(turns([new, old], 3.0, 30, FIFO)) == Turn("old", pressing=True, overdue=False)
 
 
-def test_while_an_engine_starts_nobody_makes_room_for_the_next_start():
+def test_while_an_engine_starts_no_expert_makes_room_for_the_next_start():
     small = Footprint(device_awake=10, host_image=10)
     resident = Holding("resident", Tier.DEVICE, small)
     cold, warm = Holding("cold", Tier.DISK, small), Holding("warm", Tier.HOST, small)
@@ -155,7 +155,7 @@ def test_before_it_is_overdue_a_turn_lets_those_behind_it_have_the_room():
     assert [ready.moves[-1].expert for ready in orders.plans] == ["behind"]
 
 
-def test_whoever_drains_goes_on_first_with_those_who_are_overdue_before_the_others():
+def test_draining_experts_go_first_and_overdue_ones_before_the_others():
     small = Footprint(device_awake=10, host_image=10)
     draining = Holding("draining", Tier.DEVICE, small, wanted=True, leaving=True)
     away = Holding("away", Tier.HOST, small, wanted=True)
@@ -170,7 +170,7 @@ def test_whoever_drains_goes_on_first_with_those_who_are_overdue_before_the_othe
     assert [ready.moves[-1].expert for ready in older_there.plans] == ["away"]
 
 
-def test_who_has_just_come_is_pressed_out_only_for_somebody_overdue():
+def test_an_expert_just_loaded_is_evicted_only_for_an_overdue_one():
     small = Footprint(device_awake=10, host_image=10)
     new = Holding("new", Tier.DEVICE, small, busy=True, wanted=True, since=20.0)
     away = Holding("away", Tier.HOST, small, wanted=True)
@@ -220,7 +220,7 @@ def crowd(chance):
 
 
 @pytest.mark.parametrize("starting", [True, False])
-def test_to_plan_once_for_all_who_need_the_same_room_orders_the_same(starting, monkeypatch):
+def test_planning_once_for_all_experts_that_need_the_same_room_gives_the_same_order(starting, monkeypatch):
     class Forgetful(scheduler._Orders):
         def _bring(self, *turn):
             self._in_vain.clear()
@@ -236,7 +236,7 @@ def test_to_plan_once_for_all_who_need_the_same_room_orders_the_same(starting, m
             assert conduct(standing, queues, capacity, **how) == once
 
 
-def test_who_is_lowered_for_a_start_is_not_started_itself_in_the_same_pass():
+def test_an_expert_demoted_for_a_start_is_not_started_in_the_same_pass():
     small = Footprint(device_awake=10, host_image=10)
     idle, asleep = Holding("idle", Tier.DEVICE, small), Holding("asleep", Tier.HOST, small, wanted=True)
     cold = Holding("cold", Tier.DISK, small, wanted=True)

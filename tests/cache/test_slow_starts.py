@@ -79,7 +79,7 @@ def test_a_start_that_takes_four_times_as_long_as_usual_is_given_up_for_the_next
 
 
 def test_a_start_given_up_is_waited_for_twice_as_long_the_next_time():
-    """A machine may have become slower since it was measured: nobody must be given up for ever for that."""
+    """A machine may have become slower since it was measured: no expert may time out for ever because of that."""
 
     async def story():
         async with running() as (cache, engines, clock):

@@ -1,4 +1,4 @@
-"""The longest that anybody waits: stated in full, and kept where moves take unequal times and turns are short."""
+"""The wait bound: stated with all its parts, and kept with unequal moves and short turns."""
 
 import pytest
 from hypothesis import example, given
@@ -53,7 +53,7 @@ def seconds(start, wake, sleep, stop):
     return Timing(start, wake, sleep, stop, ttft_seconds=0, tokens_per_second=1)
 
 
-def test_whoever_comes_when_a_turn_has_begun_waits_for_the_next_one_of_the_same_expert():
+def test_a_request_that_comes_when_a_turn_has_begun_waits_for_the_experts_next_turn():
     limits = Limits(max_wait_seconds=30, queue_limit=4, max_concurrency=4, max_generation_seconds=10)
     timings = dict.fromkeys("ab", (10, seconds(start=40, wake=1, sleep=1, stop=2)))
     machine = one_after_the_other(timings, 10, 10, sleeps=False, limits=limits)
@@ -94,7 +94,7 @@ traffic = st.lists(st.tuples(st.integers(0, 80).map(lambda n: n / 2), st.sampled
 @given(machines, traffic)
 @example(slow_way_down, [(0.0, "a"), (0.0, "b"), (0.5, "a"), (22.0, "a"), (22.0, "b")])
 @examples(60)
-def test_where_moves_are_uneven_and_turns_short_nobody_waits_longer_than_stated(machine, traffic):
+def test_where_moves_are_uneven_and_turns_short_no_request_waits_longer_than_the_bound(machine, traffic):
     names = {expert.name for expert in machine.experts}
     requests = sorted((at, name, 1) for at, name in traffic if name in names)
     assert measure(simulate(machine, trace_of(*requests), OURS)).bound_kept

@@ -43,9 +43,9 @@ def test_errors_are_counted_by_their_code_and_nothing_answered_is_exit_code_1(ur
     done = coe("bench", url, "--model", "gone", "--requests", "3", "--json")
     assert done.returncode == 1
     assert json.loads(done.stdout)["errors"] == {"404 model_not_found": 3}
-    nobody = coe("bench", "http://127.0.0.1:1/v1", "--requests", "1")
-    assert nobody.returncode == 1
-    (line,) = nobody.stdout.split("\n")[:-1]  # no table of nothing, and no line broken in a file
+    unanswered = coe("bench", "http://127.0.0.1:1/v1", "--requests", "1")
+    assert unanswered.returncode == 1
+    (line,) = unanswered.stdout.split("\n")[:-1]  # no table of nothing, and no line broken in a file
     assert line.startswith("0 of 1 answered in ")
     assert line.endswith("; errors: 1 x cannot connect: connection refused")
 

@@ -81,7 +81,7 @@ def test_what_a_failed_experts_server_said_colours_and_forges_nothing():
     ]
 
 
-def test_several_cards_have_a_line_each_with_who_sits_there_and_what_sleepers_keep():
+def test_each_of_several_cards_has_a_line_with_its_experts_and_what_sleepers_keep():
     on_both = [{"index": card, "bytes": 10 * 2**30} for card in (0, 1)]
     keeps = [{"index": 1, "bytes": 2**29}]
     found = [

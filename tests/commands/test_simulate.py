@@ -39,7 +39,7 @@ def test_a_profile_is_played_under_every_policy(run, tmp_path):
     assert "<svg" in picture.read_text()
     lines = result.output.splitlines()
     assert any(line.startswith("zipf: 40 requests for 4 experts in ") for line in lines)
-    assert "makespan s" in result.output  # nothing is cut where nobody has a width
+    assert "makespan s" in result.output  # nothing is cut where the output has no width
     assert "…" not in result.output
 
 

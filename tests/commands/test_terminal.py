@@ -22,7 +22,7 @@ def test_an_error_without_a_path_is_told_too(capsys):
     assert capsys.readouterr().err == "coe: no device\n"
 
 
-def test_a_reader_who_has_enough_hears_nothing(capsys):
+def test_a_closed_pipe_prints_nothing(capsys):
     with pytest.raises(BrokenPipeError), mistakes_as_sentences():  # the commands' framework ends quietly at it
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
     assert capsys.readouterr().err == ""

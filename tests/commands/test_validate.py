@@ -49,7 +49,7 @@ def test_a_sound_configuration_has_nothing_dead():
     assert said(experts=[expert("a", preload=Tier.DEVICE, ttl_seconds=600.0)]) == []
 
 
-def test_how_many_fit_at_once_and_who_is_where():
+def test_how_many_fit_at_once_and_which_expert_is_where():
     experts = [expert("a", 4, preload=Tier.HOST), expert("b", 2, pin=Tier.DEVICE), expert("c", 1), expert("d", 1)]
     first, *rest = placement(experts, Bytes(5 * GIB, 99 * GIB))
     assert first == "On the device at once: 1 (the largest) to 3 (the smallest) of 4 local experts."
@@ -134,7 +134,7 @@ def test_keys_for_what_is_not_there_are_named():
     ]
 
 
-def test_who_cannot_be_routed_to_is_named(router):
+def test_an_expert_that_cannot_be_routed_to_is_named(router):
     found = said(config(*SIZES, "stranger"), router)
     assert "experts.stranger: the router does not know it; it answers only requests for its name" in found
     assert "objective 'unearned' is not served: it lost" in found

@@ -74,7 +74,7 @@ def test_this_machine_is_never_reached_through_a_proxy(address: str) -> None:
         ("api.example.com", "https://api.example.com./v1", True),
     ],
 )
-def test_no_proxy_names_who_is_reached_without_one(exceptions: str, address: str, is_direct: bool) -> None:
+def test_no_proxy_names_the_hosts_reached_without_a_proxy(exceptions: str, address: str, is_direct: bool) -> None:
     for spelling in "NO_PROXY", "no_proxy":
         assert (proxy(address, ALL_PROXY="http://p:1", **{spelling: exceptions}) is None) == is_direct
 

@@ -1,6 +1,6 @@
-"""A pretend machine with CUDA cards: the books of their memory, in one small file that every process of a test shares.
+"""A pretend machine with CUDA cards: a ledger of their memory in one small file, shared by all processes of a test.
 
-What a process holds is its own until it gives it back or ends, as with a CUDA context. Knows nothing of vLLM.
+A process holds memory until it frees it or ends, as with a CUDA context. Knows nothing of vLLM.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "NVIDIA_PRETEND_CARDS"  # names the file; engines inherit what begins with NVIDIA_
+VARIABLE = "NVIDIA_PRETEND_CARDS"  # the file's path; engines inherit variables that begin with NVIDIA_
 MIB, GIB = 1 << 20, 1 << 30
-DRIVER_BYTES = 450 * MIB  # what a driver keeps of an idle card: 425 to 510 MiB in NVML's reading of 24 to 80 GB cards
+DRIVER_BYTES = 450 * MIB  # used by the driver on an idle card: NVML shows 425 to 510 MiB on cards of 24 to 80 GB
 
 
 class OutOfMemory(Exception):
-    """`torch.OutOfMemoryError` of a process that asked for more than its card had free."""
+    """`torch.OutOfMemoryError`: an allocation larger than the free memory of the card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Cards:
         return Reading(state["cards"][card]["total"], _used(state, card))
 
     def held(self, pid: int | None = None, card: int | None = None) -> dict[str, int]:
-        """Bytes by what they are for: of one process or of all, on one card or on all."""
+        """Purpose -> bytes, of one process or all, on one card or all."""
         found: dict[str, int] = {}
         for entry in self._read()["held"]:
             if pid in {None, entry["pid"]} and card in {None, entry["card"]}:
@@ -89,19 +89,19 @@ class Cards:
             state["held"].append({"pid": os.getpid(), "card": card, "what": what, "bytes": size_bytes, "until": None})
 
     def give_back(self, card: int, what: str, after_seconds: float = 0.0) -> None:
-        """All of that kind which this process holds on the card; the card shows it as free only after a while."""
+        """Free this process's memory for that purpose on the card; the card shows it as free `after_seconds`."""
         with self._changed() as state:
             for entry in state["held"]:
                 if (entry["pid"], entry["card"], entry["what"]) == (os.getpid(), card, what):
                     entry["until"] = time.time() + after_seconds
 
     def neighbour(self, card: int, size_bytes: int) -> None:
-        """From now on other programs, the driver included, hold that much of the card."""
+        """Set the memory that other programs and the driver hold on the card."""
         with self._changed() as state:
             state["cards"][card]["others"] = size_bytes
 
     def lose(self, card: int) -> None:
-        """The card fell off the bus: nothing can be taken there any more, and NVML knows it no longer."""
+        """The card falls off the bus: allocations fail, and NVML reports it as lost."""
         with self._changed() as state:
             state["lost"].append(card)
 
@@ -114,7 +114,7 @@ class Cards:
 
     @contextmanager
     def _changed(self) -> Iterator[dict[str, Any]]:
-        """Replaces the file as a whole: a process that is killed as it writes leaves the books as they were."""
+        """Replace the whole file, so that a process that is killed while it writes leaves the old one."""
         with self._path.with_suffix(".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             before = self._path.read_text()
@@ -133,7 +133,7 @@ def _used(state: dict[str, Any], card: int) -> int:
 
 
 def _still_held(entry: dict[str, Any]) -> bool:
-    """A process that ended holds nothing; one that is a zombie has given back its memory too."""
+    """False for memory that was freed, or whose process has ended; a zombie holds no memory either."""
     if entry["until"] is not None and time.time() >= entry["until"]:
         return False
     try:

@@ -1,4 +1,4 @@
-"""A pretend machine with CUDA cards for tests, and models whose files have their true sizes and no bytes."""
+"""A pretend machine with CUDA cards for tests, and models as sparse files of their true sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QWEN_7B = {  # Qwen2.5-7B-Instruct-AWQ: 28 layers of 4 key and value heads; file
 
 @pytest.fixture(scope="session")
 def vllm_rules(tmp_path_factory):
-    """Environment for stand-ins: they ask vLLM itself where it is installed."""
+    """Environment that makes stand-ins use vLLM's own rules, if it is installed."""
     with rules.rules_of_vllm(tmp_path_factory.mktemp("rules")) as environment:
         yield environment
 
@@ -65,7 +65,7 @@ def fill(folder, size_bytes, changes):
 
 @pytest.fixture
 def pretend_machine(tmp_path, vllm_rules):
-    """Makes a machine with these cards and so much free RAM; its cards, and the environment of a server there."""
+    """Make a machine with these cards and this much free RAM: returns its cards and the environment of a server."""
 
     def make(*totals, ram):
         cards = Cards.create(tmp_path / "cards.json", totals)

@@ -1,4 +1,4 @@
-"""What vLLM 0.32 refuses: asked of vLLM itself where its environment is there, else the rule in our words.
+"""The rules by which vLLM 0.32 refuses to start: vLLM's own code if it is installed, else our copy of each rule.
 
 Each rule names its source, relative to the folder of the wheel's package `vllm`.
 """
@@ -22,12 +22,12 @@ GIB = 1 << 30
 
 
 class Refused(Exception):
-    """vLLM ends with this text."""
+    """vLLM ends with this error."""
 
 
 @contextmanager
 def rules_of_vllm(folder: Path) -> Iterator[dict[str, str]]:
-    """Environment for stand-ins that makes them ask vLLM itself; empty where vLLM is not installed."""
+    """Environment that makes stand-ins use vLLM's own rules; empty if vLLM is not installed."""
     if not PYTHON.exists():
         yield {}
         return
@@ -47,12 +47,12 @@ def rules_of_vllm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """The options after `vllm serve`. Raises `Refused` as vLLM's parser ends."""
+    """The options after `vllm serve`. Raises `Refused` where vLLM's parser exits."""
     return dict(_asked("parse", words=words) if VARIABLE in os.environ else _parse(words))
 
 
 def check_free(total: int, free: int, utilization: float) -> None:
-    """That share of a card is free once context and NCCL exist: v1/worker/utils.py, request_memory."""
+    """Require that share of the card to be free after context and NCCL: v1/worker/utils.py, request_memory."""
     if VARIABLE in os.environ:
         _asked("check_free", total=total, free=free, utilization=utilization)
     elif free < (wanted := math.ceil(total * utilization)):
@@ -63,7 +63,7 @@ def check_free(total: int, free: int, utilization: float) -> None:
 
 
 def check_kv_cache(available: int, token_bytes: int, max_model_len: int) -> None:
-    """The cache holds one request of full length: v1/core/kv_cache_utils.py, _check_enough_kv_cache_memory."""
+    """Require a cache for one request of full length: v1/core/kv_cache_utils.py, _check_enough_kv_cache_memory."""
     if VARIABLE in os.environ:
         _asked("check_kv_cache", available=available, token_bytes=token_bytes, max_model_len=max_model_len)
     elif token_bytes * max_model_len > available:
@@ -87,7 +87,7 @@ def _asked(what: str, **given: Any) -> Any:
 
 
 def _parse(words: list[str]) -> dict[str, Any]:
-    """The flags that we rely on, with vLLM's defaults; prefixes and underscores are taken as there."""
+    """Parse the flags that we rely on, with vLLM's defaults, and with prefixes and underscores as vLLM accepts them."""
     parser = argparse.ArgumentParser(prog="vllm serve", exit_on_error=False)
     parser.add_argument("model_tag")
     for flag in ("uds", "worker-cls", "worker-extension-cls", "distributed-executor-backend"):

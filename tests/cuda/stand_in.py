@@ -1,9 +1,9 @@
-"""In the place of `vllm serve` on pretend cards: vLLM's own word on its command line, and the bytes of each rank.
+"""Replaces `vllm serve` on pretend cards: checks its command line by vLLM's rules, and books the memory of each rank.
 
-    python stand_in.py serve MODEL ...      cards from CUDA_VISIBLE_DEVICES, their books from NVIDIA_PRETEND_CARDS
+    python stand_in.py serve MODEL ...      cards from CUDA_VISIBLE_DEVICES, their ledger from NVIDIA_PRETEND_CARDS
 
-PRETEND_FAULT in its environment makes it misbehave; see FAULTS. It holds no weights: an answer is right if it is the
-digest of its model, and with a fault it is not. Sources are relative to the wheel's package `vllm`.
+PRETEND_FAULT in its environment makes it misbehave; see FAULTS. It holds no weights: a right answer is the digest of
+its model, and some faults make answers wrong. Sources are relative to the wheel's package `vllm`.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ FAULTS = {
     "never ready": "its health check fails for ever",
 }
 FAULT = os.environ.get("PRETEND_FAULT", "")
-LOAD_SECONDS = float(os.environ.get("PRETEND_LOAD_SECONDS", "0.2"))  # between context and the end of the start
+LOAD_SECONDS = float(os.environ.get("PRETEND_LOAD_SECONDS", "0.2"))  # from the context to the end of the start
 
 CONTEXT = 500 * MIB  # a CUDA context with its libraries: 450 to 550 MiB on an H100
-NCCL = 700 * MIB  # of a rank beside others: a sleeping rank keeps 2.7 GiB in all, upstream's figure
-GRAPH = 24 * MIB  # of each captured batch size: with 51 of them a sleeper keeps 1.3 to 1.9 GiB
+NCCL = 700 * MIB  # for each of several ranks: by upstream's figure, a sleeping rank keeps 2.7 GiB in all
+GRAPH = 24 * MIB  # for each captured batch size: with 51 of them a sleeping engine keeps 1.3 to 1.9 GiB
 ACTIVATIONS_LARGE, ACTIVATIONS_SMALL = 1300 * MIB, 400 * MIB  # of the longest step, on cards of 80 GB and of 24 GB
-FIRST_RANK_MORE = 1.02  # rank 0 holds embeddings and sampler beside its share
+FIRST_RANK_MORE = 1.02  # rank 0 also holds embeddings and sampler
 PROCESS_IMAGE_ROUNDING = 1.36  # pinned blocks round up to powers of two
 LARGE_CARD = 70 * GIB
-LONG_PROMPT_CHARACTERS = 2000  # from here on a step is as long as steps get
+LONG_PROMPT_CHARACTERS = 2000  # a prompt of this length fills the longest step
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What its folder says; bytes of weights over all ranks, bytes of a token's keys and values on one."""
+    """From the model's folder: bytes of weights over all ranks, bytes of a token's keys and values on one rank."""
 
     digest: str
     weights_bytes: int
@@ -77,7 +77,7 @@ class Model:
 
 
 class Rank:
-    """One process on one card. What it holds is in the cards' books; `pinned` is host memory."""
+    """One process on one card. Its device memory is in the cards' ledger; `pinned` is host memory."""
 
     def __init__(self, cards: Cards, card: int, number: int, of: int, options: dict[str, Any]) -> None:
         self.cards, self.card, self.number, self.of = cards, card, number, of
@@ -91,7 +91,7 @@ class Rank:
     def start(self, model: Model) -> int:
         """As v1/worker/gpu_worker.py: context and NCCL, then the check of free memory, weights, cache, graphs.
 
-        The longest request it can serve, in tokens.
+        Returns the length of the longest request, in tokens.
         """
         self.cards.take(self.card, "context", CONTEXT)
         if self.of > 1:
@@ -121,7 +121,7 @@ class Rank:
         return int(longest)
 
     def kv_cache_bytes(self) -> int:
-        """As given, else what the share of the card leaves (v1/worker/gpu_worker.py, determine_available_memory)."""
+        """As given, else the rest of the share of the card (v1/worker/gpu_worker.py, determine_available_memory)."""
         given = self.options["kv_cache_memory_bytes"]
         if given:
             return int(given)
@@ -132,7 +132,7 @@ class Rank:
         return ACTIVATIONS_LARGE if self.cards.reading(self.card).total >= LARGE_CARD else ACTIVATIONS_SMALL
 
     def step(self, prompt_characters: int) -> str | None:
-        """One answer, or why not. The first long prompt takes activations, which torch's cache keeps."""
+        """One answer: None, or its error. The first long prompt allocates activations, which torch's cache keeps."""
         try:
             if prompt_characters >= LONG_PROMPT_CHARACTERS and not self.held("activations"):
                 self.cards.take(self.card, "activations", self.activations())
@@ -143,7 +143,7 @@ class Rank:
         return None
 
     def sleep(self) -> None:
-        """device_allocator/cumem.py: weights go to pinned host memory, cache and torch's cache are given back."""
+        """device_allocator/cumem.py: weights move to pinned host memory, KV cache and torch's cache are freed."""
         if not self.options["enable_sleep_mode"]:
             raise RuntimeError("Sleep mode is not enabled")
         if FAULT == "dies on sleep":
@@ -163,7 +163,7 @@ class Rank:
         rounding = 1.0 if "pinned_max_round_threshold_mb:1" in os.environ.get("PYTORCH_ALLOC_CONF", "") else 0.0
         self.pinned = max(self.pinned, round(offloaded * (rounding or PROCESS_IMAGE_ROUNDING)))
         self.asleep = True
-        # v1/worker/gpu_worker.py, sleep: what a neighbour takes meanwhile makes this assertion fail
+        # v1/worker/gpu_worker.py, sleep: this assertion fails if another program allocates meanwhile
         assert self.cards.reading(self.card).free >= before, "Memory usage increased after sleeping."
 
     def wake_up(self) -> None:
@@ -180,7 +180,7 @@ class Rank:
         self.right = FAULT != "garbage after wake"
 
     def pool(self) -> dict[int, Any]:
-        """What `CuMemAllocator.pointer_to_data` tells, by address; `handle` is (device, size, address, chunks)."""
+        """`CuMemAllocator.pointer_to_data`, by address; `handle` is (device, size, address, chunks)."""
         sizes = {"weights": self.weights, "kv_cache": self.options["kv_cache_memory_bytes"] or 0}
         if self.options["sleep_mode_offload_cudagraph"]:
             sizes["cudagraph"] = self.graphs
@@ -206,7 +206,7 @@ class Rank:
 
 
 def extension(name: str, rank: Rank) -> Any:
-    """Our worker's extension, as v1/worker/worker_base.py mixes it in, over a torch that reads the rank's books."""
+    """Our worker's extension, mixed in as by v1/worker/worker_base.py, over a torch that reads the rank's ledger."""
     sys.path.insert(0, str(Path(__file__).with_name("in_vllm")))
     import torch  # noqa: PLC0415  the stand-in beside this file, and only in here
 
@@ -231,12 +231,12 @@ def work(wire: Connection, card: int, number: int, of: int, options: dict[str, A
             return
         try:
             wire.send((rank.answer(asked), None))
-        except Exception as error:  # noqa: BLE001  as vLLM: an error goes to who asked, the process lives on
+        except Exception as error:  # noqa: BLE001  as vLLM: the caller gets the error, the process continues
             wire.send((None, f"{type(error).__name__}: {error}"))
 
 
 class Engine:
-    """The API process: asks all ranks of all copies."""
+    """The API process, which calls all ranks of all data-parallel copies."""
 
     def __init__(self, options: dict[str, Any], model: Model) -> None:
         self.options, self.model = options, model
@@ -259,7 +259,7 @@ class Engine:
             self.ranks.append((process, ours))
 
     def ask(self, copy: int | None = None, **asked: Any) -> list[Any]:
-        """The answer of each rank, of one copy or of all; the first error is raised. One question at a time."""
+        """The answer of each rank, of one copy or of all. Raises the first error. One call at a time."""
         with self.one_question:
             return self._ask(copy, **asked)
 
@@ -298,7 +298,9 @@ class Engine:
         return web.json_response({"is_sleeping": False})
 
     async def collective_rpc(self, request: web.Request) -> web.Response:
-        """All are asked, the first copy answers: v1/engine/core_client.py, call_utility_async of DPLBAsyncMPClient."""
+        """Calls all copies, returns the first one's results: v1/engine/core_client.py, DPLBAsyncMPClient's
+        call_utility_async.
+        """
         method = (await request.json())["method"]
         try:
             return web.json_response({"results": (await asyncio.to_thread(self.ask, do=method))[: self.of]})
@@ -350,7 +352,7 @@ class Engine:
 
 
 def folder_of(model: str) -> Path:
-    """A folder, or what huggingface_hub keeps of an id. Ends where it would ask the hub: nothing answers here."""
+    """A folder, or the snapshot of an id in huggingface_hub's cache. Exits if it would have to download."""
     if Path(model).is_dir():
         return Path(model)
     if os.environ.get("HF_HUB_OFFLINE") != "1":
@@ -361,7 +363,7 @@ def folder_of(model: str) -> Path:
 
 
 def visible_cards() -> list[int]:
-    """Cards by index in the books: CUDA_VISIBLE_DEVICES names them by index or by UUID, or the beginning of one."""
+    """Cards by index in the ledger: CUDA_VISIBLE_DEVICES lists indices, UUIDs, or beginnings of UUIDs."""
     cards = Cards()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
@@ -374,13 +376,15 @@ def visible_cards() -> list[int]:
             if (str(card) == word if word.isdigit() else cards.uuid(card).startswith(word))
         ]
         if len(matching) != 1:
-            break  # CUDA sees no card from the first that it does not know
+            break  # CUDA ignores the first unknown card and all after it
         found.append(matching[0])
     return found
 
 
 def copy_for(request: web.Request) -> int:
-    """entrypoints/generate/base/serving.py, _get_data_parallel_rank; without the header one is chosen by its load."""
+    """entrypoints/generate/base/serving.py, _get_data_parallel_rank; without the header vLLM balances load, this
+    takes the first copy.
+    """
     return int(request.headers.get("X-data-parallel-rank", "0"))
 
 

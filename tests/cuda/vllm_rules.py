@@ -1,8 +1,8 @@
-"""vLLM's own word on a command line and a card. Runs in vLLM's environment, one process for all tests.
+"""vLLM's own checks of a command line and a card. Runs in vLLM's environment, one process for all tests.
 
     python vllm_rules.py SOCKET        answers one JSON line for each JSON line; ends when its standard input is closed
 
-Importing vLLM takes 20 s, so a stand-in engine asks this process instead of doing so itself. `rules.py` asks.
+Importing vLLM takes 20 s, so stand-in engines query this process through `rules.py` instead.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PARSER = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
 
 
 def parse(words: list[str]) -> dict[str, Any]:
-    """What vLLM's parser makes of the words after `serve`; only values that we look at."""
+    """The options that vLLM's parser reads from the words after `serve`, as far as we use them."""
     parsed = PARSER.parse_args(words)
     validate_parsed_serve_args(parsed)
     return {name: getattr(parsed, name, None) for name in WANTED}
@@ -55,7 +55,7 @@ class Handler(socketserver.StreamRequestHandler):
             action = {"parse": parse, "check_free": check_free, "check_kv_cache": check_kv_cache}[asked.pop("what")]
             try:
                 answer: dict[str, Any] = {"value": action(**asked)}
-            except (Exception, SystemExit) as error:  # noqa: BLE001  vLLM's code: what it says is the answer
+            except (Exception, SystemExit) as error:  # noqa: BLE001  vLLM's code: its error is the answer
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.wfile.write(json.dumps(answer, default=str).encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""The demo is a folder of scripts, not a package: its tests find the modules where the scripts do."""
+"""Puts the demo's folder on the import path, because it is a folder of scripts, not a package."""
 
 import sys
 from pathlib import Path

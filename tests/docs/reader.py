@@ -1,4 +1,4 @@
-"""Someone who does what a guide says, in one folder: writes its files, runs its commands."""
+"""Follows a guide in one folder: writes its files and runs its commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def blocks(guide: Path) -> list[Block]:
 
 
 class Reader:
-    """Blocks in `sh` are run line by line, those in `text` are only looked at, all others are files."""
+    """Runs blocks in `sh` line by line, ignores those in `text`, and writes all others as files."""
 
     def __init__(self, folder: Path, adapt: Adapt) -> None:
         self.folder = folder

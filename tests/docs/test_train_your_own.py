@@ -118,7 +118,7 @@ def test_the_guides_new_budget_is_an_objective_of_the_new_artifact(followed: Rea
     assert manifest["objectives"]["tight"]["active_params_b"] == 12.0
 
 
-def test_the_rating_that_the_feedback_guide_gives_moves_the_score_of_who_answered(followed: Reader) -> None:
+def test_the_rating_that_the_feedback_guide_gives_moves_the_answering_experts_score(followed: Reader) -> None:
     old, new = (score_of_coder(followed.folder / f"artifacts/{name}") for name in ("router", "rated"))
     assert new < old
 

@@ -1,4 +1,4 @@
-"""What the engine tests share: a stand-in for vLLM, and ways to see what is left of a process."""
+"""Shared by the engines' tests: a stand-in for vLLM, and checks of what is left of a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from coe_server.engines.vllm_command import VllmLaunch
 
 KV_CACHE_BYTES = 24 << 20
 WEIGHTS_BYTES = 8 << 20
-DEADLINE_SECONDS = 120.0  # of waiting for an event: a busy machine is slow, and slow is not wrong
+DEADLINE_SECONDS = 120.0  # for an event: long enough on a busy machine
 
 StandInLaunch = Callable[..., VllmLaunch]
 
@@ -31,7 +31,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, model_folder: Path) -> StandInLaunch:
-    """Makes a launch of the stand-in; `fault` is one of those it knows."""
+    """Makes a launch of the stand-in; `fault` is one of its faults."""
 
     def launch(fault: str = "", **changes: Any) -> VllmLaunch:
         settings: dict[str, Any] = {
@@ -50,7 +50,7 @@ def stand_in(tmp_path: Path, model_folder: Path) -> StandInLaunch:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether the condition comes true before the deadline; for what nobody can tell us about."""
+    """True if the condition becomes true before the deadline; for conditions without an event."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -60,7 +60,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process still does anything; a zombie does not, and only its parent can bury it."""
+    """True if the process runs. A zombie does not; only its parent can reap it."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -69,7 +69,7 @@ def runs(pid: int) -> bool:
 
 
 def run_directory_of(pid: int) -> Path:
-    """The run directory a keeper was given."""
+    """The run directory in a keeper's arguments."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     folders = [Path(os.fsdecode(word)) for word in words if os.path.basename(word).startswith(b"coe-")]
     assert len(folders) == 1, words

@@ -1,4 +1,4 @@
-"""A server in a thread of its own that does something to its first connection while that is idle."""
+"""A server in a thread that sends bytes on its first connection, or closes it, while the connection is idle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE_SECONDS = 60.0
 
 @dataclass
 class Idle:
-    """What it has read. When it `may_part`, the first connection gets the parting words, and perhaps its end."""
+    """Counts of requests and connections. `may_part` makes the server send the parting bytes and perhaps close."""
 
     port: int
     requests: int = 0
@@ -25,7 +25,7 @@ class Idle:
 
 @contextmanager
 def idle_server(parting: bytes, ends: bool) -> Iterator[Idle]:
-    """Answers requests with the body `{}`, one connection after the other."""
+    """Answers requests whose body is `{}`, one connection after the other."""
     listener = socket.create_server(("127.0.0.1", 0))
     idle = Idle(listener.getsockname()[1])
     held: list[socket.socket] = []

@@ -1,4 +1,4 @@
-"""GGUF files for tests: a header as llama.cpp writes it, and no weights but a hole of the wanted size."""
+"""GGUF files for tests: a header as llama.cpp writes it, and a sparse hole of the weights' size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In the place of vLLM: an expert's code that looks for the gateway's secrets, and prints what it could read."""
+"""Replaces vLLM with hostile code of an expert, which looks for the gateway's secrets and prints what it could read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attaches(pid: int) -> bool:
 
 
 def readable(pid: int, address: int) -> list[str]:
-    """What of a process can be had."""
+    """The parts of a process that this one can access."""
     folder = f"/proc/{pid}"
     ways: dict[str, Callable[[], object]] = {
         "environment": lambda: first_byte(f"{folder}/environ"),
@@ -73,7 +73,7 @@ def readable(pid: int, address: int) -> list[str]:
 
 
 def marked() -> Iterator[str]:
-    """Processes with the secret in the environment they show."""
+    """Processes with the secret in their readable environment."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

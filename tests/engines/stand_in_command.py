@@ -1,4 +1,4 @@
-"""A program that serves an OpenAI-like API on a port or socket, holds real memory, and misbehaves as told.
+"""A program that serves an OpenAI-like API on a port or socket, holds real memory, and misbehaves on request.
 
 stand_in_command.py --socket PATH | --port PORT [--key KEY] [--megabytes N] [--fault FAULT] [--name NAME]
 """
@@ -30,7 +30,7 @@ def main() -> None:
     if asked.fault == "dies":
         sys.exit("RuntimeError: these weights are not mine")
     if asked.fault == "forks away" and os.fork():
-        os._exit(0)  # the child serves on, without a parent
+        os._exit(0)  # the child continues to serve without a parent
     asyncio.run(StandIn(asked).serve())
 
 

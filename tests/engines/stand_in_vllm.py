@@ -1,6 +1,6 @@
-"""Speaks the part of vLLM that our driver needs, holds real memory, and misbehaves as STAND_IN_FAULT says.
+"""Serves the part of vLLM's API that our driver needs, holds real memory, and misbehaves as STAND_IN_FAULT says.
 
-Its answers are made from the bytes of its "weights", so an answer is only right while the weights are.
+Its answers are digests of its "weights", so an answer is right only if the weights are.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 def main(words: list[str]) -> None:
     if FAULT == "refuses to start":
         sys.exit("ValueError: this model is not to my taste")
-    options = dict(pairwise(words))  # flags without a value do no harm here
+    options = dict(pairwise(words))  # flags without a value are ignored here
     core = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
     if FAULT == "a child escapes":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"], start_new_session=True)
@@ -64,13 +64,13 @@ async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]
 
 
 async def talk() -> None:
-    for _ in range(1 << 20):  # an end all the same, at 5 GB: even if all else goes wrong it fills no disk
+    for _ in range(1 << 20):  # a limit of 5 GB, so that it never fills a disk
         print("blah " * 1000, flush=True)  # noqa: T201  goes to the engine's log
         await asyncio.sleep(0)
 
 
 def report() -> None:
-    """Last words, longer than what is read at once."""
+    """Log output before the end, longer than one read."""
     print("blah\n" * 100_000 + "RuntimeError: the last word", flush=True)  # noqa: T201  goes to the engine's log
 
 
@@ -153,7 +153,7 @@ class StandIn:
         return hashlib.sha256(self.weights).hexdigest()
 
     def load_from_image(self) -> bool:
-        """As an earlier life left it, if it did; with a fault, wrong or not at all."""
+        """Load the weights from an earlier start's image. False without one; some faults load them wrongly or never."""
         path = os.environ.get("COE_WEIGHT_IMAGE")
         if not path or FAULT == "does not trust its image":
             return False

@@ -434,7 +434,7 @@ def test_a_connection_that_was_closed_or_spoke_while_idle_is_not_used_again(
         assert (idle.requests, idle.connections) == (2, 2)
 
 
-def test_nobody_listening_is_a_dead_engine(tmp_path: Path) -> None:
+def test_a_refused_connection_is_a_dead_engine(tmp_path: Path) -> None:
     async def story() -> None:
         channel = HttpChannel("french", "http://engine", tmp_path / "nothing.sock")
         with pytest.raises(EngineUnreachable, match=r"^expert 'french' could not be reached\nhttp://engine: ") as gone:

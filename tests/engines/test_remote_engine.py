@@ -29,7 +29,7 @@ REQUEST = EngineRequest(
 
 @asynccontextmanager
 async def provider() -> AsyncIterator[tuple[str, list[tuple[web.Request, bytes]]]]:
-    """Somebody's OpenAI-compatible server under `/api/v4`; yields its base URL and what it got."""
+    """A remote OpenAI-compatible server under `/api/v4`; yields its base URL and the requests that it received."""
     seen: list[tuple[web.Request, bytes]] = []
 
     async def answer(request: web.Request) -> web.Response:

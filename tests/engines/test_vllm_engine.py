@@ -254,7 +254,7 @@ def test_an_engine_that_has_failed_is_not_given_the_time_of_one_that_works(stand
     assert not any(runs(pid) for pid in asyncio.run(story()))
 
 
-def test_whoever_stops_while_a_stop_is_under_way_waits_for_its_end(stand_in: StandInLaunch) -> None:
+def test_a_second_stop_waits_for_the_end_of_the_first(stand_in: StandInLaunch) -> None:
     async def story() -> None:
         engine = VllmEngine(stand_in("ignores SIGTERM", stop_timeout_seconds=0.5))
         await engine.start()

@@ -1,4 +1,4 @@
-"""A whole server over given experts on a loopback port, in a thread; and a client that shows raw answers."""
+"""A whole server with given experts on a loopback port, in a thread; and a client that returns raw answers."""
 
 import asyncio
 import http.client
@@ -28,7 +28,7 @@ from tests.patience import PATIENCE_SECONDS
 
 
 class Door:
-    """The application, and which requests it has in hand, by their client's port."""
+    """The application, and the client ports of the requests in progress."""
 
     def __init__(self, api):
         self._api = api
@@ -55,7 +55,7 @@ class Door:
 
 
 class Watched:
-    """A cache as it is seen from another thread: its own loop looks, between two changes."""
+    """A cache, read from another thread: its own loop reads the state, between two changes."""
 
     def __init__(self, cache, loop):
         self._cache = cache
@@ -76,14 +76,14 @@ class Watched:
 
 @dataclass
 class Running:
-    """A server that answers, and the cache behind it (look, do not touch: it lives in another thread)."""
+    """A running server and its cache, which belongs to another thread: read it, never change it."""
 
     port: int
     cache: Watched
     door: Door | None = None
 
     def ask(self, method, path, body=None, headers=None):
-        """The answer, once the server has done with the request: it may count what it answered after the last byte."""
+        """The answer, after the server has finished the request: it counts some metrics after the last byte."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
         try:
             connection.request(method, path, body, headers or {})
@@ -128,7 +128,7 @@ def running_server(
     forms=None,
     **serving_settings,
 ):
-    """`engines` by name, those in `remote` answered elsewhere; `serving_settings` are fields of `Serving`.
+    """`engines` by name; those in `remote` are remote endpoints; `serving_settings` are fields of `Serving`.
 
     `forms`: the `Uploads`.
 
@@ -184,7 +184,7 @@ def running_server(
 
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        listening.listen()  # a request may come before the server accepts
+        listening.listen()  # a request may arrive before the server accepts
         door = Door(build())
 
         def before_stop():

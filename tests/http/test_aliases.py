@@ -1,4 +1,4 @@
-"""Further names for models: what clients have built in and nobody wants to change."""
+"""Aliases: further names for models, such as those that are fixed in a client."""
 
 import json
 

@@ -172,7 +172,7 @@ def test_an_operator_loads_unloads_and_pins_over_http():
         assert order("a/pin?tier=moon", 400)["error"]["param"] == "tier"
 
 
-def test_a_pin_that_leaves_no_room_for_somebody_is_refused_with_the_figures():
+def test_a_pin_that_leaves_no_room_for_another_expert_is_refused_with_the_figures():
     engines = {name: simulated(name) for name in "abc"}
     with running_server(engines, capacity=Bytes(2 * GIB + GIB // 2, 9 * GIB)) as server:
 
@@ -239,7 +239,7 @@ def test_a_client_that_does_not_read_holds_nothing_for_longer_than_one_answer_ma
         wire.close()
 
 
-def test_who_waits_when_the_server_stops_gets_a_clear_error():
+def test_a_request_that_waits_when_the_server_stops_gets_a_clear_error():
     slow = simulated("a", start_seconds=60.0)
     with running_server({"a": slow}) as server:
         body = b'{"model":"a","messages":[{"role":"user","content":"x"}]}'

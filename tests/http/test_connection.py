@@ -1,4 +1,4 @@
-"""Heads that are too long or too slow end their own connection and nobody else's."""
+"""Request headers that are too long or too slow end their own connection and no other."""
 
 import asyncio
 import json

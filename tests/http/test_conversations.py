@@ -83,7 +83,7 @@ def test_a_continued_response_goes_to_the_expert_that_made_it_whatever_the_topic
         assert "was created by expert 'linguist'" in json.loads(refused)["error"]["message"]
 
 
-def test_a_response_that_nobody_remembers_needs_its_experts_name(router):
+def test_a_forgotten_response_needs_its_experts_name(router):
     with running_server({name: simulated(name) for name in SIZES}, router=router) as server:
         status, _, raw = respond(server, input="and", previous_response_id="resp_1")
         assert (status, json.loads(raw)["error"]["param"]) == (400, "previous_response_id")
@@ -114,7 +114,7 @@ def test_responses_are_forgotten_in_the_order_they_came_and_belong_to_a_key():
             made.continued(previous, RouteOptions(), owner)
 
 
-def test_anothers_response_is_unknown_also_to_who_names_its_expert():
+def test_anothers_response_is_unknown_even_with_its_experts_name():
     made = MadeResponses(most=2)
     made.remember("resp_1", "coder", "ann")
     named = RouteOptions(expert="coder")

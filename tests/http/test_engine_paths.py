@@ -229,7 +229,7 @@ TABLE = "\n".join(f"| {name:<30} | {'paris':<30} | {'yes':<20} |" for name in ("
 
 
 @pytest.mark.parametrize("served", [tuple(SIZES), ("coder", "linguist")])
-def test_a_text_that_bytes_overrate_is_taken_by_who_has_the_room(tmp_path, served):
+def test_a_text_with_fewer_tokens_than_its_bytes_suggest_goes_to_an_expert_with_room(tmp_path, served):
     artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
     router = Router.load(tmp_path / "router", capabilities=dict.fromkeys(SIZES, Capabilities(context_tokens=8192)))
     with running_server({name: simulated(name) for name in served}, router=router) as server:

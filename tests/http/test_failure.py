@@ -111,7 +111,7 @@ FAILURES = {
     "the connection is refused": DiesAtOnce,
     "it dies before its first word": DiesBeforeTheFirstWord,
     "it answers with 500": Says(500, b'{"error": {"message": "oops", "code": 500}}'),
-    "it is somebody else's and full": Says(429, b"slow down", headers=(("retry-after", "7"),)),
+    "it is remote and full": Says(429, b"slow down", headers=(("retry-after", "7"),)),
     "our key is wrong over there": Says(401, b'{"error": {"message": "bad key"}}'),
     "its core died: an error in the stream, then [DONE]": Says(200, ROLE, CORE_DIED, DONE, headers=EVENTS),
     "the error comes in pieces": Says(200, ROLE, CORE_DIED[:20], CORE_DIED[20:] + DONE, headers=EVENTS),
@@ -182,7 +182,7 @@ def test_a_full_queue_sends_the_request_to_the_next_expert(router):
         Says(200, WORD, EngineDied("x"), headers=EVENTS),
     ],
 )
-def test_after_the_first_word_nobody_else_answers_and_the_stream_ends_with_an_error(router, failure):
+def test_after_the_first_token_no_other_expert_answers_and_the_stream_ends_with_an_error(router, failure):
     experts = team(linguist=[failure])
     with running_server(experts, router=router) as server:
         status, headers, raw = stream(server)
@@ -204,7 +204,7 @@ def test_the_event_of_a_broken_anthropic_stream_is_one_that_its_clients_know(rou
         assert json.loads(last.split("data: ")[1])["type"] == "error"
 
 
-def test_the_callers_mistake_goes_to_nobody_else(router):
+def test_the_callers_mistake_goes_to_no_other_expert(router):
     told = (
         b'{"error": {"message": "temperature must be positive", "type": "BadRequestError", "param": null, "code": 400}}'
     )
@@ -229,7 +229,7 @@ def warned(caplog):
 
 
 def test_an_expert_that_cannot_be_reached_is_named_and_its_address_is_for_the_log(caplog):
-    with socket.socket() as taken:  # bound, not listening: nobody answers there
+    with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with running_server({"coder": RemoteEngine("coder", base_url, None)}) as server:
@@ -369,7 +369,7 @@ class Notes:
 
 
 class Silent:
-    """What a frozen engine says to whoever asks for a sign of life."""
+    """A frozen engine: its liveness probe is never answered."""
 
     def __init__(self, engine, inner):
         pass
@@ -404,8 +404,8 @@ def test_an_expert_that_is_frozen_is_replaced_by_the_next(router):
     )
 
 
-def test_nobody_is_asked_whose_turn_would_come_after_the_callers_deadline(router):
-    """What nobody has measured yet is taken to take 30 s to start."""
+def test_no_expert_is_tried_whose_turn_would_come_after_the_callers_deadline(router):
+    """A start that was never measured is assumed to take 30 s."""
     experts, journal = team(linguist=[DiesAtOnce] * 9), Notes()
     with running_server(experts, router=router, journal=journal) as server:
         body, in_time = json.dumps({"messages": FRENCH}), {"x-request-timeout": "15"}
@@ -443,7 +443,7 @@ def test_an_error_after_the_decision_says_as_much_of_it_as_an_answer(router, cod
     assert "x-coe-wait-ms" in headers
 
 
-def test_an_error_before_anybody_was_granted_knows_no_wait():
+def test_an_error_before_any_lease_has_no_wait():
     with running_server({"a": simulated("a", start_seconds=60.0)}) as server:
         body = json.dumps({"model": "a", "messages": FRENCH})
         status, headers, _ = server.ask("POST", "/v1/chat/completions", body, {"x-request-timeout": "0.1"})

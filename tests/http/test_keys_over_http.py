@@ -171,7 +171,7 @@ def test_a_scrape_key_alone_makes_no_operator_and_locks_none_out(on_loopback):
             guard.admit("/admin/experts", headers)
 
 
-def test_a_path_that_comes_later_is_the_operators_until_somebody_opens_it():
+def test_a_new_path_needs_an_admin_key_until_it_is_opened():
     guard = Guard(RING, on_loopback=False)
     assert guard.admit("/whatever/comes/later", bearer(ADMIN)).name == "boss"
     with pytest.raises(Forbidden):
@@ -206,7 +206,7 @@ def test_a_wrong_path_is_told_to_everybody_where_there_are_no_keys():
         assert code_of(server.ask("POST", "/chat/completions", b"{}")) == (404, "unknown_url")
 
 
-def test_a_slash_too_many_changes_nothing_about_who_may_ask(server):
+def test_an_additional_slash_changes_no_permission(server):
     for end in ("/", "//", "%2F"):
         assert server.ask("GET", f"/v1/models{end}", headers=bearer(CLIENT))[0] == 200
         assert server.ask("GET", f"/v1/models{end}")[0] == 401

@@ -50,7 +50,7 @@ def test_what_is_the_operators_is_for_no_other_page(server, path):
         assert "access-control-allow-origin" not in headers
 
 
-def test_who_is_no_page_is_told_nothing_of_origins(server):
+def test_a_client_that_is_no_page_gets_no_headers_about_origins(server):
     _, headers, _ = server.ask("POST", "/v1/chat/completions", CHAT, {"authorization": "Bearer coe-page"})
     assert not [name for name in headers if name.startswith("access-control") or name == "vary"]
 

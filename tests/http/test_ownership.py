@@ -98,7 +98,7 @@ def test_ids_are_random_and_of_no_use_to_guess(server):
 
 
 @pytest.mark.parametrize("name", ["linguist", "auto"])
-def test_a_response_of_another_key_is_unknown_whoever_is_asked(server, name):
+def test_a_response_of_another_key_is_unknown_to_every_expert(server, name):
     raw = ask(server, "ann", "POST", "/v1/responses", {"model": "linguist", "input": "hello"})[2]
     found = json.loads(raw)["id"]
     for key in ("bob", "boss"):

@@ -26,7 +26,10 @@ SENT = {
     "no key": (("POST", "/v1/chat/completions", {}), (401, "invalid_api_key", "/v1/chat/completions", None)),
     "a wrong key": (("GET", "/v1/models", bearer(SECRET)), (401, "invalid_api_key", "/v1/models", None)),
     "a made-up path": (("GET", f"/{SECRET}", {}), (401, "invalid_api_key", "other", None)),
-    "somebody's decision": (("GET", f"/v1/decisions/{SECRET}", {}), (401, "invalid_api_key", "/v1/decisions/*", None)),
+    "another key's decision": (
+        ("GET", f"/v1/decisions/{SECRET}", {}),
+        (401, "invalid_api_key", "/v1/decisions/*", None),
+    ),
     "an expert": (
         ("POST", f"/admin/experts/{SECRET}/load", {}),
         (401, "invalid_api_key", "/admin/experts/*/load", None),
@@ -60,7 +63,7 @@ def told(caplog):
 
 
 @pytest.mark.parametrize("case", SENT)
-def test_who_is_refused_at_the_door_is_told_with_the_path_and_the_keys_name(server, caplog, case):
+def test_a_rejection_is_logged_with_the_path_and_the_keys_name(server, caplog, case):
     (method, path, headers), expected = SENT[case]
     assert server.ask(method, path, headers=headers)[0] == expected[0]
     assert told(caplog) == expected
@@ -106,7 +109,7 @@ def test_a_body_that_does_not_come_is_told_with_its_path(server, caplog):
     assert told(caplog) == (408, "body_too_slow", "/v1/chat/completions", None)
 
 
-def test_who_asked_too_often_is_told(server, caplog):
+def test_a_rate_limited_request_is_logged(server, caplog):
     while ask(server, SLOW)[0] == 200:
         pass
     assert told(caplog) == (429, "rate_limit_exceeded", "/v1/chat/completions", "slow")
@@ -114,7 +117,7 @@ def test_who_asked_too_often_is_told(server, caplog):
 
 
 @pytest.mark.parametrize("path", [*(api.path for api in APIS), "/v1/route"])
-def test_who_asks_for_what_its_key_may_not_use_is_told_and_counted_once(server, caplog, path):
+def test_a_request_that_its_key_forbids_is_logged_and_counted_once(server, caplog, path):
     def counted():
         found = server.ask("GET", "/metrics", headers=bearer(ADMIN))[2].decode()
         return sum(map(float, re.findall(r'^coe_errors_total\{code="model_not_found"\} (.*)$', found, re.MULTILINE)))

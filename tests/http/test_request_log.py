@@ -28,7 +28,7 @@ def told(caplog):
     return record.fields
 
 
-def test_after_a_fallback_the_line_the_header_and_the_count_name_who_answered_and_why(router, caplog):
+def test_after_a_fallback_the_line_the_header_and_the_count_name_the_answering_expert_and_the_reason(router, caplog):
     with caplog.at_level(logging.INFO), running_server(team(linguist=[DiesAtOnce]), router=router) as server:
         _, headers, _ = server.chat(model="auto", messages=FRENCH)
         counted = {
@@ -166,7 +166,7 @@ def test_an_answer_that_breaks_off_took_what_it_stated_before(rest, caplog):
     assert ("error" in told(caplog)) == bool(rest)
 
 
-def test_who_leaves_took_what_was_stated_by_then(caplog):
+def test_a_client_that_disconnects_is_charged_the_tokens_stated_by_then(caplog):
     said = (
         b'data: {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}\n\n'
     )
@@ -179,7 +179,7 @@ def test_who_leaves_took_what_was_stated_by_then(caplog):
     assert (told(caplog)["hung_up"], told(caplog)["completion_tokens"]) == (True, 1)
 
 
-def test_after_a_fallback_the_tokens_are_those_of_who_answered(router):
+def test_after_a_fallback_the_tokens_are_those_of_the_answering_expert(router):
     lost = Says(500, b'{"error": {"message": "oops"}, "usage": {"prompt_tokens": 666}}')
     with running_server(team(linguist=[lost]), router=router) as server:
         _, _, answer = server.chat(model="auto", messages=FRENCH)

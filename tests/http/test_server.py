@@ -21,7 +21,7 @@ def test_every_address_of_a_host_is_taken():
             one.close()
 
 
-def test_what_somebody_listens_at_cannot_be_taken_and_is_not_half_taken():
+def test_an_address_in_use_is_refused_and_not_taken_in_part():
     with closing(socket.create_server(("127.0.0.1", 0))) as busy:
         port = busy.getsockname()[1]
         with pytest.raises(CoeError, match=rf"cannot listen on localhost:{port}: address already in use; give another"):
@@ -30,7 +30,7 @@ def test_what_somebody_listens_at_cannot_be_taken_and_is_not_half_taken():
         one.close()
 
 
-@pytest.mark.parametrize("host", ["not a host", "a..b", "192.0.2.1"])  # the last one is nobody's: RFC 5737
+@pytest.mark.parametrize("host", ["not a host", "a..b", "192.0.2.1"])  # the last one belongs to no machine: RFC 5737
 def test_a_host_that_is_not_this_machine_is_refused_with_a_way_out(host):
     with pytest.raises(CoeError, match=r"cannot listen on .*:0: .*; http\.host is an address or a name of this"):
         taken_address(host, 0)

@@ -361,7 +361,7 @@ def serve_one(tracing):
 
 def test_traces_are_sent_by_the_time_the_server_has_ended(monkeypatch):
     with collector() as (address, taken):
-        monkeypatch.setenv("OTEL_SERVICE_NAME", "somebody else")
+        monkeypatch.setenv("OTEL_SERVICE_NAME", "another service")
         assert serve_one({"endpoint": f"{address}/here", "service_name": "ours"}) == 200
         path, sent = taken.get_nowait()
     assert path == "/here"

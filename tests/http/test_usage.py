@@ -73,7 +73,7 @@ def test_what_a_stream_states_is_found_behind_any_words(words, stated, written, 
         b"".join
     )
 )
-def test_what_is_no_json_harms_nobody(nonsense):
+def test_text_that_is_no_json_does_no_harm(nonsense):
     for reader in (UsageInBody(), UsageInEvents()):
         assert read(reader, b'{"usage":{"prompt_tokens": 3', nonsense, b"\xff") == UNSTATED
 

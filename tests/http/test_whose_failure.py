@@ -181,7 +181,7 @@ def test_by_name_the_rest_passes(answer):
     assert headers.get("retry-after") == dict(answer.headers).get("retry-after")
 
 
-def test_by_name_no_caller_reads_who_we_are_over_there():
+def test_by_name_no_caller_reads_our_account_at_the_remote():
     headers = (("content-type", "application/json"), ("x-litellm-key-spend", "12.3"))
     told = {"error": {"message": "temperature", "code": 400}, "user_id": "user_2abc"}
     with serving(experts=team(linguist=[Says(400, json.dumps(told).encode(), headers=headers)])) as server:

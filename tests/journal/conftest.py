@@ -1,4 +1,4 @@
-"""Tests that wait are coroutines here: each runs on a loop of its own."""
+"""Runs each test that is a coroutine on its own event loop."""
 
 import asyncio
 import inspect

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MadeUp:
-    """What the journal must know of a decision."""
+    """The fields of a decision that the journal stores."""
 
     decision_id: str
     fields: dict = field(default_factory=dict)

@@ -181,7 +181,7 @@ async def test_after_stop_everything_is_written_and_nothing_is_taken(open_journa
     assert journal.counts.dropped == 1
 
 
-async def test_nobody_waits_for_an_owner_that_has_failed(open_journal, monkeypatch):
+async def test_no_call_waits_for_a_failed_owner(open_journal, monkeypatch):
     seen = []
     monkeypatch.setattr(threading, "excepthook", lambda failure: seen.append(failure.exc_type))
     journal = open_journal()

@@ -1,4 +1,4 @@
-"""A server with simulated engines and a hand-made router, and a real Chromium in front of it."""
+"""A server with simulated engines and a hand-made router, and a real Chromium that opens its page."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ EVALUATION = {
     "hull": [{"score": 0.43, "mean_active_params_b": 7.0}, {"score": 0.76, "mean_active_params_b": 70.0}],
     "curve": [{"score": 0.7, "mean_active_params_b": 9.0}, {"score": 0.82, "mean_active_params_b": 31.0}],
     "by_budget": [{"objective": "cheap", "score": 0.72, "mean_active_params_b": 10.0}],
-    "worst_prompts": ["a text that is nobody's business"],
+    "worst_prompts": ["a confidential text"],
 }
 
 ARGUMENTS = [
     "--no-sandbox",  # tests may run as root
-    "--host-resolver-rules=MAP *.example 127.0.0.1",  # names that were pointed at this machine
-    "--disable-features=LocalNetworkAccessChecks",  # what this server refuses by itself is to be seen
+    "--host-resolver-rules=MAP *.example 127.0.0.1",  # names that resolve to this machine
+    "--disable-features=LocalNetworkAccessChecks",  # so that the server's own refusals are tested
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 ]
@@ -55,7 +55,7 @@ def served(tmp_path_factory):
     quality = quality_of(router.artifact.manifest, EVALUATION)
     engines = {name: engine(name) for name in SIZES}
     room = Bytes(GIB + GIB // 2, 4 * GIB)
-    limits = Limits(max_wait_seconds=0.1, prefetch=False)  # who is asked for stays to be seen, on a busy machine too
+    limits = Limits(max_wait_seconds=0.1, prefetch=False)  # the requested expert stays visible, on a busy machine too
     with running_server(engines, router, limits, room, journal=journal, quality=quality) as running:
         yield running
     journal.stop()
@@ -63,7 +63,7 @@ def served(tmp_path_factory):
 
 @dataclass
 class Visit:
-    """A page that is open, and what has gone wrong or out since."""
+    """An open page, with its errors and the hosts that it sent requests to."""
 
     page: object
     address: str
@@ -79,7 +79,7 @@ class Visit:
         return self.page.locator(f'.shelf:has([data-expert="{expert}"])').get_attribute("data-tier")
 
 
-@pytest.fixture(scope="module")  # the driver holds an event loop: no other module's tests could run theirs
+@pytest.fixture(scope="module")  # the driver holds an event loop, so other modules' tests could not run theirs
 def chromium():
     program = os.environ.get("COE_TEST_CHROMIUM") or shutil.which("chromium")
     if program is None:
@@ -92,7 +92,7 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium, served):
-    """Opens the page as a browser of this size and taste; afterwards nothing may have gone wrong."""
+    """Opens the page in a browser of this size and with these preferences; checks afterwards that it had no errors."""
     opened = []
 
     def open_page(width=1280, height=900, server=served, **taste):

@@ -37,11 +37,11 @@ def test_no_file_reads_data_as_markup_or_names_another_host(files):
     assert not re.search(r"<style|style=|<script(?! type=\"module\" src=)| on\w+=", files["index.html"])
 
 
-def test_what_the_page_asks_for_holds_no_text_of_anybodys(served):
+def test_the_pages_data_has_no_texts_of_users(served):
     status, _, raw = served.ask("GET", "/admin/quality")
     assert status == 200
     assert set(json.loads(raw)) == {"prompts", "best_single", "router", "experts", "hull", "curve", "budgets"}
-    assert b"nobody's business" not in raw
+    assert b"confidential text" not in raw
     served.chat(model="auto", messages=[{"role": "user", "content": "bonjour my secret"}])
     raw = served.ask("GET", "/admin/decisions?limit=1")[2]
     assert json.loads(raw)[0]["expert"] == "linguist"

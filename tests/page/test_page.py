@@ -59,7 +59,7 @@ def test_an_answer_is_seen_to_stream(visit):
     assert opened.page.evaluate("lengths.size") > 3
 
 
-def test_who_waits_and_who_answers_is_on_the_cards(visit):
+def test_waiting_and_answering_experts_are_shown_on_the_cards(visit):
     with running_server({"slow": engine("slow", start_seconds=1.5)}, keepalive_seconds=0.2) as starting:
         opened = visit(server=starting)
         page = opened.page
@@ -240,7 +240,7 @@ def test_one_card_is_a_bar_of_its_shelf(visit):
     assert page.locator(".where").all_inner_texts() == [""] * 3
 
 
-def test_motion_is_left_out_for_who_does_not_want_it(visit):
+def test_motion_is_left_out_where_the_browser_asks_for_that(visit):
     opened = visit(reduced_motion="reduce")
     expert, question = other_than(opened)
     opened.ask(question)

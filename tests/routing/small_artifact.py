@@ -1,4 +1,4 @@
-"""A router made by hand: three categories told apart by their words, three experts, known scores."""
+"""A hand-made router: three categories with distinct words, three experts, known scores."""
 
 from __future__ import annotations
 

@@ -18,18 +18,18 @@ DIMENSIONS = 24
 
 
 def embedding(text: str) -> np.ndarray:
-    """The sum of a random vector for each word: texts that share words are near each other."""
+    """The sum of one random vector for each word, so that texts with common words are near each other."""
     words = text.lower().split() or [""]
     return np.sum([np.random.default_rng(zlib.crc32(w.encode())).normal(size=DIMENSIONS) for w in words], axis=0)
 
 
 @dataclass
 class StandIn:
-    """`faults` are the answers to give first, as (status, body); `texts` is all that was asked for."""
+    """`faults` are the first answers, as (status, body); `texts` are all texts received."""
 
     base_url: str
     faults: list[tuple[int, bytes]] = field(default_factory=list)
-    headers: dict[str, str] = field(default_factory=dict)  # of the faults
+    headers: dict[str, str] = field(default_factory=dict)  # of each fault
     texts: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     keys: set[str | None] = field(default_factory=set)
@@ -46,7 +46,7 @@ def endpoint() -> Iterator[StandIn]:
         protocol_version = "HTTP/1.1"
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # a client may leave when it has read enough
+            with suppress(ConnectionError):  # a client may disconnect when it has read enough
                 super().handle()
 
         def do_POST(self) -> None:
@@ -68,7 +68,7 @@ def endpoint() -> Iterator[StandIn]:
             self._answer(200, json.dumps({"data": entries[::-1]}).encode())
 
         def _answer(self, status: int, content: bytes, **headers: str) -> None:
-            with suppress(ConnectionError):  # a client may leave when another of its requests failed
+            with suppress(ConnectionError):  # a client may disconnect after another of its requests failed
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
                 for name, value in headers.items():
@@ -77,7 +77,7 @@ def endpoint() -> Iterator[StandIn]:
                 self.wfile.write(content)
 
         def log_message(self, *args: Any) -> None:
-            """In silence."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True

@@ -196,7 +196,7 @@ def decision(router, **changes):
     return replace(router.route(said(TEXTS["french"]), OPTIONS, everywhere()), **changes)
 
 
-def test_only_who_really_answered_is_remembered_and_a_kept_expert_keeps_its_topic(router):
+def test_only_the_expert_that_answered_is_remembered_and_a_kept_expert_keeps_its_topic(router):
     sessions, key = Sessions(), b"k"
     continued = said("a", "b")
     for reason in ("requested", "fallback"):
@@ -209,7 +209,7 @@ def test_only_who_really_answered_is_remembered_and_a_kept_expert_keeps_its_topi
     assert sessions.last(key, continued, OPTIONS) == Kept("linguist", "french")
 
 
-def test_a_first_turn_is_nobodys_continuation_unless_the_session_is_named(router):
+def test_a_first_turn_continues_no_conversation_unless_the_session_is_named(router):
     sessions = Sessions()
     sessions.remember(b"k", decision(router))
     assert sessions.last(b"k", said("hello"), OPTIONS) is None
@@ -217,7 +217,7 @@ def test_a_first_turn_is_nobodys_continuation_unless_the_session_is_named(router
     assert sessions.last(None, said("a", "b"), OPTIONS) is None
 
 
-def test_the_memory_is_bounded_and_forgets_who_was_silent_longest(router):
+def test_the_memory_is_bounded_and_drops_the_least_recently_used_conversation(router):
     sessions = Sessions(most=3)
     for name in (b"a", b"b", b"c", b"a", b"d"):
         sessions.remember(name, decision(router))

@@ -121,7 +121,7 @@ def test_an_answer_in_a_coding_that_was_not_asked_for_is_read(there: StandIn) ->
         embed(there, ["one"])
 
 
-def test_the_texts_whose_embeddings_are_no_numbers_are_told(there: StandIn) -> None:
+def test_the_error_names_the_texts_whose_embeddings_are_not_numbers(there: StandIn) -> None:
     """Their places are among all texts, whichever request they were sent in."""
     entries = [{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [float("nan")]}]
     there.faults = [(200, json.dumps({"data": entries}).encode())] * 2

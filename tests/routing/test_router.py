@@ -198,7 +198,7 @@ def test_an_expert_that_cannot_be_had_is_passed_over(router: Router) -> None:
     assert decision.ranking[-1].excluded == "cooling down after a failed start"
 
 
-def test_if_nobody_can_be_had_the_error_says_to_come_back(router: Router) -> None:
+def test_if_no_expert_is_available_the_error_says_to_retry(router: Router) -> None:
     gone = dict.fromkeys(("coder", "linguist", "big"), Availability("disk", 1.0, "draining"))
     with pytest.raises(ExpertUnavailable, match="coder: draining"):
         router.route(Conversation.of_prompt("hello"), RouteOptions(), gone)
@@ -212,7 +212,9 @@ def test_if_nobody_can_be_had_the_error_says_to_come_back(router: Router) -> Non
         (Conversation((Turn("x"),), modalities=frozenset({"image"})), "cannot see images"),
     ],
 )
-def test_a_request_nobody_can_take_names_the_limit(router: Router, conversation: Conversation, sentence: str) -> None:
+def test_a_request_that_no_expert_can_take_names_the_limit(
+    router: Router, conversation: Conversation, sentence: str
+) -> None:
     with pytest.raises(NoCapableExpert, match=sentence):
         router.route(conversation, RouteOptions(), everywhere())
 

@@ -1,4 +1,4 @@
-"""What nobody can beat: the search beside hands and policies, the proven bound beside the search."""
+"""The offline bound: the search against cases by hand and all policies, the proven bound against the search."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_answers_one_after_the_other_hide_a_start():
     assert proven(cold, trace) == pytest.approx(8 + 1)
 
 
-def test_who_knows_the_trace_brings_experts_before_they_are_asked_for():
+def test_a_policy_that_knows_the_trace_loads_experts_before_their_requests():
     trace = trace_of((0, "a", 1), (20, "b", 1))
     assert optimum(machine(), trace) == pytest.approx(2)
     assert measure(simulate(machine(), trace, OURS)).blocked_seconds == pytest.approx(2 + 3)
@@ -92,11 +92,11 @@ def test_slower_moves_never_lower_the_proven_bound(stage):
     assert proven(scenario, trace) <= proven(replace(scenario, experts=slower), trace) + 1e-6
 
 
-def test_nobody_asked_for_anything_nothing_is_blocked():
+def test_without_requests_nothing_is_blocked():
     assert lower_bound((), {}, 10) == 0
 
 
-def test_switches_are_at_least_those_who_do_not_fit_together():
+def test_switches_are_at_least_the_experts_that_do_not_fit_together():
     trace = trace_of(*[(n, name, 1) for n, name in enumerate("abcab" * 3)])
     found = compare(machine(3, on_device=2), trace, POLICIES.values())
     assert found.bound.switches == 1

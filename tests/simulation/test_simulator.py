@@ -75,7 +75,7 @@ def test_a_resident_expert_that_saves_no_waiting_is_not_taken():
     assert measure(run).wait_saved_seconds == 0
 
 
-def test_an_expert_nobody_knows_is_a_mistake_in_the_trace():
+def test_an_unknown_expert_is_a_mistake_in_the_trace():
     with pytest.raises(DatasetError, match="there is no expert 'z'; known: a, b"):
         simulate(machine(), trace_of((0, "z", 1)), OURS)
 

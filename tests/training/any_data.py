@@ -1,4 +1,4 @@
-"""Data sets as people bring them, drawn: how many of what, never the rows themselves, so that a failure is short."""
+"""Random data sets like those of users. Sizes and kinds are drawn, not rows, so that a failing example is short."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TEXTS = [
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """`scores` has a kind for each expert, `silences` how much of each expert's outcomes is not there."""
+    """`scores` has the kind of scores of each expert, `silences` how many of its outcomes are missing."""
 
     seed: int
     prompts: int
@@ -67,7 +67,7 @@ TEXT_KINDS = ["telling", "telling", "telling", "telling", "noise", "noise", "odd
 
 @st.composite
 def settings_of_a_run(draw: st.DrawFn, sizes: Sequence[float]) -> dict[str, Any]:
-    """Everything that changes which code is run."""
+    """The settings that select other code."""
     between = st.floats(min(sizes), max(sizes))
     budgets = st.sampled_from([{}, {"quality": {}}]) | st.builds(
         lambda budget: {"quality": {}, "cheap": {"active_params_b": budget}}, between
@@ -126,7 +126,7 @@ def data_sets(draw: st.DrawFn) -> Drawn:
 
 
 def write(drawn: Drawn, folder: Path) -> Path:
-    """Prompts, outcomes and the config that names them; the config's path."""
+    """Write prompts, outcomes and their config; returns the config's path."""
     chance = random.Random(drawn.seed)
     rows = [_prompt(drawn, number, chance) for number in range(drawn.prompts)]
     recorded = [_outcome(drawn, row, at, chance) for row in rows for at in range(len(drawn.scores))]
@@ -147,7 +147,7 @@ def write(drawn: Drawn, folder: Path) -> Path:
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """JSON Lines as Python writes it, or Parquet, which has no halves of surrogate pairs."""
+    """Write JSON Lines, or Parquet, which cannot hold lone surrogates."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if path.suffix == ".jsonl":
         path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Recorded outcomes made up for tests: topics told apart by their words, one specialist each and a generalist."""
+"""Made-up outcomes for tests: topics with distinct words, a specialist for each, and a generalist."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ WORDS = {
     "units": ["km", "metre", "gram", "litre", "inch", "foot", "mile", "pound"],
     "generic": ["weather", "story", "capital", "name", "colour", "who", "when", "holiday"],
 }
-ID_PREFIX = {"generic": "general"}  # ids decide which prompts are held out
+ID_PREFIX = {"generic": "general"}  # the ids decide which prompts are held out
 SPECIALIST = {"french": "fr", "python": "py", "units": "un", "generic": "gen"}
 SIZES = {"fr": 0.0007, "py": 0.0007, "un": 0.0007, "gen": 0.0025}
 
 
 def prompts(per_category: int = 60, seed: int = 0) -> list[dict[str, Any]]:
-    """Prompts whose category is plain; groups cut across categories."""
+    """Prompts with an obvious category; each group has prompts of several categories."""
     draw = random.Random(seed)
     return [
         {
@@ -38,7 +38,7 @@ def prompts(per_category: int = 60, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def outcomes(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Specialists are right 19 times in 20 in their topic and hardly ever elsewhere, the generalist half the time."""
+    """A specialist is right on 19 of 20 prompts of its topic and on few others, the generalist on half of all."""
     draw = random.Random(seed)
     recorded = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on a real socket, in a thread: answers as the test says, counts who asks what."""
+"""An OpenAI-compatible endpoint on a real socket, in a thread: answers by the test's script and counts requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True)
 class Says:
-    """A completion, or with `status` and `raw` anything else. `held`: only when the endpoint is released."""
+    """An answer: a completion, or anything else by `status` and `raw`. A `held` one is sent once it is released."""
 
     text: str | None = "yes"
     status: int = 200
@@ -32,7 +32,7 @@ class Says:
 
 @dataclass
 class StandIn:
-    """What was asked so far: `asked` counts (model, last message) on arrival, `bodies` are whole."""
+    """The requests so far: `asked` counts (model, last message) on arrival; `bodies` are the whole ones."""
 
     script: Callable[[Body, int], Says]
     base_url: str = ""
@@ -65,14 +65,14 @@ class StandIn:
             self._at_once -= 1
 
     def models_in_order(self) -> list[str]:
-        """Each model once for every time it took over from another."""
+        """The models in order, without repeats in a row."""
         models = [body["model"] for body in self.bodies]
         return [model for position, model in enumerate(models) if position == 0 or models[position - 1] != model]
 
 
 @contextmanager
 def endpoint(script: Callable[[Body, int], Says]) -> Iterator[StandIn]:
-    """`script(body, times)` is told a request's body and how often this model was asked this."""
+    """`script(body, times)` gets a request's body and the number of times that this model got this message."""
     stand_in, loop, ready = StandIn(script), asyncio.new_event_loop(), threading.Event()
     stopping: list[asyncio.Event] = []
 

@@ -329,7 +329,7 @@ def test_answers_cut_at_the_token_limit_are_counted(tmp_path: Path) -> None:
 
 def start(folder: Path, settings: dict[str, Any], largest_file_kib: int | str = "unlimited") -> subprocess.Popen[str]:
     (folder / "collect.yaml").write_text(yaml.safe_dump(settings))
-    listening = ["env", "--default-signal=INT"]  # whoever runs the tests in the background has Ctrl-C ignored
+    listening = ["env", "--default-signal=INT"]  # tests that run in the background inherit an ignored SIGINT
     limited = [*listening, "bash", "-c", f'ulimit -f {largest_file_kib}; exec "$@"', "-"]
     command = [
         *limited,

@@ -51,7 +51,7 @@ def served(folder: Path, router: Router, opinion: dict[str, float], per_category
                 decision = router.route(Conversation.of_prompt(text), RouteOptions(), NEARBY)
                 store.add(Entry(float(number), decision, [{"role": "user", "content": text}]))
                 store.took(decision.decision_id, {"prompt": 4, "completion": number})
-                if number % 10:  # nobody rates everything
+                if number % 10:  # one answer in ten gets no rating
                     store.rate(Feedback(decision.decision_id, opinion.get(category, 0.95), None, 0.0))
     store.close()
     return config

@@ -38,7 +38,7 @@ Row = st.tuples(st.integers(0, CATEGORIES - 1), st.integers(0, EXPERTS - 1), st.
 
 
 @given(rows=st.lists(Row, min_size=1, max_size=40), prompts=st.floats(0, 100))
-def test_scores_stay_scores_and_who_was_never_rated_stays_where_it_was(rows: Any, prompts: float) -> None:
+def test_scores_stay_scores_and_an_expert_never_rated_keeps_its_own(rows: Any, prompts: float) -> None:
     after = shifted(prior(prompts), ratings(rows))
     assert ((after.scores >= 0.0) & (after.scores <= 1.0)).all()
     for expert in range(EXPERTS):
@@ -75,7 +75,7 @@ def test_no_number_of_ratings_says_more_than_the_part_that_was_taken(count: int,
     assert np.array_equal(after[1:-1, 0], SCORES[1:-1, 0])  # nor of any other category
 
 
-def test_many_ratings_of_whoever_takes_all_become_the_score() -> None:
+def test_many_ratings_of_an_expert_that_takes_all_prompts_become_its_score() -> None:
     after = shifted(prior(), ratings([(0, 0, 0.1)] * 20_000))
     assert after.scores[0, 0] == pytest.approx(0.1, abs=0.001)
     few = shifted(prior(prompts=1000.0), ratings([(0, 0, 0.1)] * 10)).scores[0, 0]

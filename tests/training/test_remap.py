@@ -58,7 +58,9 @@ def test_a_new_budget_is_an_objective_that_the_server_takes(trained: Path, tmp_p
 
 
 @pytest.mark.parametrize("mode", ["soft", "hard"])
-def test_who_answers_adds_up_to_the_mean_cost_of_each_objective(trained: Path, tmp_path: Path, mode: str) -> None:
+def test_the_shares_of_the_experts_add_up_to_the_mean_cost_of_each_objective(
+    trained: Path, tmp_path: Path, mode: str
+) -> None:
     plain = artifacts.load(trained)
     changed = replace(plain, manifest=plain.manifest.model_copy(update={"mode": mode}))
     artifacts.save(changed, artifacts.read_held_out(trained), None, tmp_path / mode)
@@ -69,7 +71,9 @@ def test_who_answers_adds_up_to_the_mean_cost_of_each_objective(trained: Path, t
     assert spent == pytest.approx(after.manifest.objectives["thrifty"].expected_active_params_b, rel=1e-3)
 
 
-def test_the_table_of_a_mapping_shows_who_answers_and_not_the_program_s_mapping(trained: Path, tmp_path: Path) -> None:
+def test_the_table_of_a_mapping_shows_the_answering_experts_and_not_the_programs_mapping(
+    trained: Path, tmp_path: Path
+) -> None:
     result = runner.invoke(app, ["map", str(trained), "--out", str(tmp_path / "again")])
     shares = chosen_shares(tmp_path / "again")["cheap"]
     manifest = artifacts.load(trained).manifest

@@ -1,6 +1,6 @@
-"""In the place of NVIDIA's NVML bindings (`nvidia-ml-py`): reads the pretend cards. Put this folder on PYTHONPATH.
+"""Replaces NVIDIA's NVML bindings (`nvidia-ml-py`) and reads the pretend cards. Put this folder on PYTHONPATH.
 
-Names, signatures and what is raised are the library's. `used` counts what the driver keeps, as in NVML's version 1.
+Names, signatures and exceptions are the library's. `used` includes the driver's memory, as in NVML's version 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _WORDS = {
     NVML_ERROR_GPU_IS_LOST: "GPU is lost",
 }
 _initialised = 0
-calls: dict[str, int] = {}  # how often each function was called, for tests within this process
+calls: dict[str, int] = {}  # calls of each function, for tests in this process
 
 
 class NVMLError(Exception):

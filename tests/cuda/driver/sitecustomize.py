@@ -1,6 +1,6 @@
-"""Loaded by Python as it starts, where this folder is on PYTHONPATH: the pretend machine's files below /proc.
+"""The pretend machine's files in /proc. Python imports this module at its start if its folder is on PYTHONPATH.
 
-NVIDIA_PRETEND_PROC names a folder; what is in it is read in the place of the file of that name in /proc.
+NVIDIA_PRETEND_PROC names a folder, whose files are read instead of those of the same name in /proc.
 """
 
 import io

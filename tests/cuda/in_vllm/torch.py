@@ -1,4 +1,4 @@
-"""In the place of torch within a stand-in engine: what our worker's extension asks of it, read in the rank's books."""
+"""Replaces torch in a stand-in engine: what our worker's extension uses, read from the pretend cards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _mem_get_info(device: Any = None) -> tuple[int, int]:
 
 
 def _host_memory_stats() -> dict[str, int]:
-    """torch.cuda.host_memory_stats: pinned host memory of this process; nothing before CUDA was used."""
+    """torch.cuda.host_memory_stats: pinned host memory of this process; empty before CUDA is used."""
     return {"allocated_bytes.current": _rank.pinned}
 
 

@@ -67,7 +67,7 @@ def test_the_standard_error_of_a_sure_category_is_that_of_its_mean() -> None:
     assert table.overall_errors[0] == pytest.approx(outcomes.std(ddof=1) / 20.0, rel=1e-6)
 
 
-def test_a_category_that_nobody_has_keeps_the_overall_mean_and_no_error() -> None:
+def test_a_category_without_prompts_keeps_the_overall_mean_and_no_error() -> None:
     table = score_table(np.array([[1.0, 0.0]] * 10), np.linspace(0, 1, 10)[:, np.newaxis], np.ones(10), 0.0)
     assert table.scores[1, 0] == pytest.approx(0.5)
     assert np.isnan(table.standard_errors[1, 0])

@@ -32,7 +32,7 @@ PRICES = {"fr": 0.1, "py": 0.1, "un": 0.1, "gen": 0.5}
 
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained where nobody knows an expert's size, under a budget on the price."""
+    """Trained with prices instead of sizes, under a budget on the price."""
     folder = tmp_path_factory.mktemp("priced")
     experts = [{"name": name, "price_per_million_tokens": price} for name, price in PRICES.items()]
     objectives = {"quality": {}, "cheap": {"price_per_million_tokens": 0.15}}
@@ -88,7 +88,7 @@ def test_prompts_that_are_all_alike_meet_any_budget_one_after_the_other(budget: 
     assert 0.98 * budget <= spent <= budget * (1.0 + 1e-9)  # up to rounding
 
 
-def test_lower_bounds_take_z_errors_off_and_the_most_where_nobody_knows() -> None:
+def test_lower_bounds_take_z_errors_off_and_the_largest_one_where_it_is_unknown() -> None:
     outcomes = np.array([[1.0, 0.0], [0.0, np.nan], [1.0, np.nan], [1.0, 1.0]])
     table = score_table(np.eye(2)[[0, 0, 0, 1]], outcomes, np.ones(4), shrinkage_prompts=1.0)
     bounded = lower_bounds(table, 0.5)

@@ -174,7 +174,7 @@ def test_prompts_the_classifier_is_lost_on_go_to_general() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_without_a_clear_loss_nobody_goes_to_general(seed: int) -> None:
+def test_without_a_clear_loss_no_prompt_goes_to_general(seed: int) -> None:
     generator = np.random.default_rng(seed)
     entropies = generator.random(500)
     gains = 0.02 + 0.3 * generator.normal(size=500)

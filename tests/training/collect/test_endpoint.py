@@ -72,7 +72,7 @@ def test_an_answer_that_expands_beyond_the_bound_is_refused_early() -> None:
     assert "more than 32 MiB" in refusal.reason
 
 
-def test_nobody_there_is_a_reason() -> None:
+def test_a_refused_connection_is_a_reason() -> None:
     nowhere = StandIn(lambda body, times: Says(), base_url="http://127.0.0.1:1/v1")
     (refusal,) = ask(nowhere, retries=0)
     assert isinstance(refusal, Refusal)
@@ -80,7 +80,9 @@ def test_nobody_there_is_a_reason() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nobody.invalid"])
-def test_who_was_never_there_is_given_up_after_a_few_quick_tries(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_never_answered_is_given_up_after_a_few_quick_tries(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("router_training.collect.endpoint.FIRST_PAUSE_SECONDS", 0.001)
     nowhere = StandIn(lambda body, times: Says(), base_url=f"http://{address}/v1")
     for retries, attempts in ((100, 3), (1, 2)):
@@ -89,7 +91,7 @@ def test_who_was_never_there_is_given_up_after_a_few_quick_tries(address: str, m
         assert (refusal.hopeless, refusal.attempts) == (True, attempts)
 
 
-def test_who_was_there_before_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_answered_before_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is started again, in the middle of a night's collection."""
     monkeypatch.setattr("router_training.collect.endpoint.FIRST_PAUSE_SECONDS", 0.001)
 

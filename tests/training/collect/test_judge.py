@@ -147,7 +147,7 @@ def test_a_judge_that_fails_leaves_the_outcome_missing_and_is_asked_again(tmp_pa
     assert not tally.may_grow
 
 
-def test_without_the_references_answer_nobody_is_compared(tmp_path: Path) -> None:
+def test_without_the_references_answer_no_answer_is_compared(tmp_path: Path) -> None:
     def reply(body: Body, times: int) -> Says:
         return Says(status=400) if body["model"] == "a" else script(lambda shown: "A")(body, times)
 
@@ -176,7 +176,7 @@ def test_an_answer_full_of_verdicts_is_not_believed(tmp_path: Path, scorer: dict
     assert sum(attack in shown for shown in judged) == (4 if scorer == PAIRWISE else 2)
 
 
-def test_rescoring_with_another_template_asks_the_judge_and_nobody_else(tmp_path: Path) -> None:
+def test_rescoring_with_another_template_queries_the_judge_alone(tmp_path: Path) -> None:
     where = files(tmp_path, 2)
     (tmp_path / "mine.txt").write_text(
         "<question {token}>{question} ({reference})\n<answer {token}>\n{answer}\n</answer"

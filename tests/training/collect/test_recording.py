@@ -96,7 +96,7 @@ def test_a_line_cut_short_is_cut_away_before_the_next_is_written(tmp_path: Path,
 
 
 @pytest.mark.parametrize("line", ["not json", "[1]", '{"kind": "rumour"}', '{"kind": "answer"}', '{"prompt_id": "p"}'])
-def test_somebody_elses_file_is_refused_and_left_as_it_is(tmp_path: Path, line: str) -> None:
+def test_a_file_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path, line: str) -> None:
     path = tmp_path / "notes.txt"
     for content in (line + "\n", line + "\n" + line, line)[: 2 if line.startswith('{"kind') else 3]:
         path.write_text(content)

@@ -156,7 +156,7 @@ def test_surrogates_in_bytes_and_in_keys_are_read_too(tmp_path: Path) -> None:
     assert row == {"prompt_id": "a", "prompt": "x ? y", "odd ?": 1}
 
 
-def test_columns_that_nobody_asks_for_are_not_even_read(tmp_path: Path) -> None:
+def test_columns_that_are_not_requested_are_not_read(tmp_path: Path) -> None:
     """Of a time in nanoseconds pyarrow makes no Python value without pandas."""
     table = pa.Table.from_pylist([ROW]).append_column("when", pa.array([1], pa.timestamp("ns")))
     pq.write_table(table, tmp_path / "p.parquet")

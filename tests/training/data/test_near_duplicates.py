@@ -77,7 +77,7 @@ def test_the_same_text_is_always_found(words: list[str], times: int) -> None:
     assert near_duplicates(talks([text.upper(), "unlike", *[text] * times]), in_silence)[2:].tolist() == [0] * times
 
 
-def test_texts_without_a_word_are_nobodys_copies() -> None:
+def test_texts_without_a_word_are_no_copies() -> None:
     assert near_duplicates(talks(["", "", "!!", "!!"]), in_silence).tolist() == [0, 1, 2, 3]
 
 

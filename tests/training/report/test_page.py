@@ -27,7 +27,7 @@ MARKUP = "<script>alert(1)</script> & so on"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts carry markup, as anybody's may."""
+    """Trained on prompts with markup in them."""
     folder = tmp_path_factory.mktemp("run")
     config = write_run(folder, per_category=200)  # so many that some are answered wrongly
     rows = prompts(200)

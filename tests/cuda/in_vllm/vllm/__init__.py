@@ -1,1 +1,1 @@
-"""In the place of vLLM within a stand-in engine."""
+"""Replaces vLLM in a stand-in engine."""

@@ -1,4 +1,4 @@
-"""vllm/device_allocator/cumem.py, as far as our worker's extension reads it."""
+"""Replaces the part of vllm/device_allocator/cumem.py that our worker's extension reads."""
 
 from __future__ import annotations
 
