@@ -1,4 +1,4 @@
-"""Sends every prompt of the demo to every expert through the running service and records who was right.
+"""Sends every prompt of the demo to every expert through the running service and records which answers are right.
 
     python demo/collect_outcomes.py
 
@@ -23,7 +23,7 @@ TOGETHER = ROOT / "artifacts/demo-outcomes/outcomes.jsonl"
 
 def main() -> None:
     """Both splits in one collection, so that each expert is loaded once."""
-    shutil.rmtree(TOGETHER.parent, ignore_errors=True)  # what is recorded there would not be asked again
+    shutil.rmtree(TOGETHER.parent, ignore_errors=True)  # prompts with a recorded answer would not be sent again
     collect = [Path(sys.executable).with_name("coe-train"), "collect", ROOT / "configs/collect-demo.yaml"]
     prompts = [word for split in SPLITS for word in ("--prompts", ROOT / "demo/data" / f"{split}.prompts.jsonl")]
     with running_service(ROOT / "configs/demo.yaml", "--names-only", console=Console()) as service:

@@ -24,11 +24,13 @@ TOPICS: dict[str, Callable[[Random], Draft]] = {
     "sql": sql.draw,
     "general": general.draw,
 }
-CATEGORIES = {"general": "facts"}  # where the router reads another name than the experts' training: its own is general
+CATEGORIES = {
+    "general": "facts"
+}  # the router's name, where it differs: `general` is a name of its own
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"train": 64, "choose": 8, "router": 16, "held_out": 12}  # percent of the meanings
 PROMPT_FILES: dict[Split, tuple[str, int]] = {
-    "router": ("train.prompts.jsonl", 200),  # what the experts never saw and the router learns on
+    "router": ("train.prompts.jsonl", 200),  # for the router's training: the experts were not trained on them
     "held_out": ("held_out.prompts.jsonl", 60),
 }
 DRAWS_PER_QUESTION = 40

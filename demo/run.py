@@ -43,7 +43,7 @@ console = Console(width=None if sys.stdout.isatty() else 150)
 class Asked:
     """One answered question.
 
-    A stream that is kept alive has its headers before its wait is over: then the first token tells how long it was.
+    If the headers of a stream were sent before its wait ended, to keep it alive, `first_token_ms` measures the wait.
     """
 
     question: str

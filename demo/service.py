@@ -70,7 +70,7 @@ def running_service(
 
 
 def _stop_with_parent() -> None:
-    """The server, before it is one: if the script is killed, it is told to stop."""
+    """In the child process, before it runs the server: if the script is killed, the server gets SIGTERM."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

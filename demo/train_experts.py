@@ -61,7 +61,7 @@ def train_expert(recipe: Recipe, out: Path, seed: int, line: int = 0) -> None:
     """Trains one expert, keeps its best checkpoint on the `choose` split and examines it as saved."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    disable_progress_bar()  # transformers' own; ours tells more
+    disable_progress_bar()  # of transformers: ours shows more
     lessons = {topic: questions(topic, "train", TRAINING_QUESTIONS, seed) for topic in recipe.topics}
     texts = [text for topic in recipe.topics for row in lessons[topic] for text in (row.prompt, row.answer)]
     tokenizer = new_tokenizer(texts, recipe.vocabulary)

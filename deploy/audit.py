@@ -18,14 +18,14 @@ FOUND, NOT_CHECKED = 1, 3
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The exit code, and what to tell."""
+    """The exit code, and the lines to print."""
 
     code: int
     lines: tuple[str, ...]
 
 
 def main() -> None:
-    """Tell of each lock file; the worst of them is the exit code."""
+    """Print the verdict on each lock file; the exit code is the worst of them."""
     pip_audit, *locks = sys.argv[1:]
     verdicts = [verdict(lock, *answer(pip_audit, lock)) for lock in locks]
     for one in verdicts:
@@ -35,18 +35,18 @@ def main() -> None:
 
 
 def answer(pip_audit: str, lock: str) -> tuple[str, str]:
-    """What pip-audit says of a lock file: its report, and its complaints."""
+    """pip-audit's report on a lock file, and its error output."""
     command = (pip_audit, "--require-hashes", "--disable-pip", "--progress-spinner", "off", "--format", "json")
     done = subprocess.run([*command, "--requirement", lock], capture_output=True, text=True, check=False)
     return done.stdout, done.stderr
 
 
 def verdict(lock: str, report: str, complaints: str) -> Verdict:
-    """What a report means. Without one, or with packages left out, nothing is known to be sound."""
+    """The verdict of a report. A lock file without a report, or with skipped packages, counts as not checked."""
     try:
         packages: Sequence[dict[str, Any]] = json.loads(report)["dependencies"]
     except (ValueError, KeyError, TypeError):
-        why = complaints.strip().rpartition("\n")[2] or "it said nothing"
+        why = complaints.strip().rpartition("\n")[2] or "pip-audit printed nothing"
         return Verdict(NOT_CHECKED, (f"{lock}: not checked, the database cannot be reached: {why}",))
     skipped = [one for one in packages if "skip_reason" in one]
     lines = [
@@ -58,7 +58,7 @@ def verdict(lock: str, report: str, complaints: str) -> Verdict:
         return Verdict(FOUND, tuple(lines))
     if skipped or not packages:
         count = f"{len(skipped)} of {len(packages)} packages not checked"
-        return Verdict(NOT_CHECKED, (f"{lock}: {count}, the database that was asked has no such data",))
+        return Verdict(NOT_CHECKED, (f"{lock}: {count}, the database has no data on them",))
     return Verdict(0, (f"{lock}: {len(packages)} packages, none with a known vulnerability",))
 
 

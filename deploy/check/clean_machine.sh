@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs deploy/check.sh where nothing is installed: in a fresh, minimal Debian 12 with mounts and processes of its own.
+# Runs deploy/check.sh in a new, minimal Debian 12 with its own mount and process namespaces.
 #   deploy/check/clean_machine.sh [FOLDER]     as root, with debootstrap and a Python that has pip
-# FOLDER (default /var/tmp/coe-clean-machine) becomes that Debian; a second run finds it as the first one left it. The
-# checkout is read-only in it. Of this machine it has the kernel, the network, and pip's settings with what they name.
+# FOLDER (default /var/tmp/coe-clean-machine) holds that Debian; a second run uses it again. The checkout is read-only
+# in it. It shares this machine's kernel, network, and pip's settings with the files that they name.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -20,7 +20,7 @@ main() {
     unshare --mount --pid --fork --propagation private bash -euo pipefail -c inside
 }
 
-# show PATH: what this machine has there, at the same place: a folder read-only, a file as a copy
+# show PATH: make a path of this machine visible at the same place, a folder read-only, a file as a copy
 show() {
     if [ -f "$1" ]; then
         install -D "$1" "$machine$1"

@@ -34,8 +34,8 @@ main() {
 
 compose() { podman-compose "$@"; }
 
-# as_documented docker compose ...: a command of docs/deploy.md, with podman-compose in place of docker compose. Images were
-# built before, and of the services those are started that there are images for.
+# as_documented docker compose ...: a command of docs/deploy.md, with podman-compose in place of docker compose. Images are
+# not built again; only services whose image is there are started.
 as_documented() {
     shift 2
     case $1 in
@@ -99,7 +99,7 @@ see_scrape() {
     expect "alert rules" "$(grep -c "alert:" deploy/prometheus/alerts.yml)" "$(curl -s http://127.0.0.1:9090/api/v1/rules | python3 -c 'import json,sys; print(sum(len(g["rules"]) for g in json.load(sys.stdin)["data"]["groups"]))')"
 }
 
-# metric QUERY LEAST: its value, once it is at least so much
+# metric QUERY LEAST: the value, once it is at least LEAST
 metric() {
     local value
     for _ in $(seq 60); do

@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def path_of(word: str) -> Path | None:
-    """A path as it is; of an index on disk (file://...) the folder around it, where the files it links to are."""
+    """The path in a setting; for an index on disk (file://...) the folder around it, which has the linked files."""
     if word.startswith("file:///"):
         return Path(word.removeprefix("file://")).parent
     return Path(word) if word.startswith("/") else None

@@ -1,6 +1,6 @@
 """Writes compose files as plain JSON for a schema check: plain_compose.py FILE... FOLDER
 
-Compose's own tag !reset is no plain YAML: what it stands before is left out.
+Compose's tag !reset is not plain YAML: values with it are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Loader.add_constructor("!reset", lambda loader, node: _RESET)
 
 
 def plain(file: Path) -> Any:
-    """The file's content without what is reset."""
+    """The file's content without the values with !reset."""
     return _without_resets(yaml.load(file.read_text(), _Loader))
 
 

@@ -1,4 +1,4 @@
-# How the parts of deploy/check.sh tell what they see; sourced by each of them.
+# Output and assertions of the parts of deploy/check.sh, which source this file.
 trap 'printf "check: line %s, %s: it failed\n" "$LINENO" "$BASH_COMMAND" >&2' ERR
 
 say() { printf '\n== %s\n' "$*"; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The part of deploy/check.sh that has systemd run deploy/coe.service: unit.sh FOLDER. Systemd is the first process of a
-# container that has what the CPU image installs, and no network. Leaves nothing running.
+# The part of deploy/check.sh that runs deploy/coe.service under systemd: unit.sh FOLDER. Systemd is the first process of a
+# container with the CPU image's content and no network. Leaves nothing running.
 set -Eeuo pipefail
 . deploy/check/report.sh
 
@@ -82,7 +82,7 @@ see_stop() {
 see_mistake() {
     configure "host: 900GiB"
     inside systemctl start coe
-    wait_for 60 is ActiveState failed # and not activating: it is not tried again
+    wait_for 60 is ActiveState failed # and not "activating": systemd does not restart it
     expect "exit code of a mistake" 2 "$(property ExecMainStatus)"
     inside journalctl --unit coe --no-pager --output cat | grep '^coe: '
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What the gateway needs, each package by its hash, in an environment of its own: install-dependencies.sh VENV LOCK
+# Installs the gateway's packages, each by its hash, into their own environment: install-dependencies.sh VENV LOCK
 # Reads LOCK.lock beside it, so that a change of our code does not install them again.
 set -eu
 here=$(dirname "$0")

@@ -86,7 +86,7 @@ SKIPPED = {"name": "c", "skip_reason": "not found"}
         (report(SOUND, SKIPPED), "", NOT_CHECKED, "x.lock: 1 of 2 packages not checked"),
         (report(), "", NOT_CHECKED, "x.lock: 0 of 0 packages not checked"),
         ("", "Traceback\nConnectionError: no", NOT_CHECKED, "the database cannot be reached: ConnectionError: no"),
-        ("", "", NOT_CHECKED, "the database cannot be reached: it said nothing"),
+        ("", "", NOT_CHECKED, "the database cannot be reached: pip-audit printed nothing"),
     ],
 )
 def test_an_audit_that_could_not_look_is_no_all_clear(said, complaints, code, told):
