@@ -24,9 +24,7 @@ TOPICS: dict[str, Callable[[Random], Draft]] = {
     "sql": sql.draw,
     "general": general.draw,
 }
-CATEGORIES = {
-    "general": "facts"
-}  # the router's name, where it differs: `general` is a name of its own
+CATEGORIES = {"general": "facts"}  # the router's name, where it differs: `general` is a name of its own
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHARES = {"train": 64, "choose": 8, "router": 16, "held_out": 12}  # percent of the meanings
 PROMPT_FILES: dict[Split, tuple[str, int]] = {

@@ -84,9 +84,10 @@ def fit(
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
     with in_one_sentence(console):
+        settings = read_config(config)  # before the import, which takes seconds: a mistake is reported at once
         from router_training.fit import fit as run_fit
 
-        result = run_fit(read_config(config), out, force, _with_progress_bar)
+        result = run_fit(settings, out, force, _with_progress_bar)
         _report(result)
         if not result.shipped:
             raise typer.Exit(EXIT_REFUSED)

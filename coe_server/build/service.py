@@ -25,7 +25,7 @@ from coe_server.http.apis import model_names
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
 from coe_server.http.presets import Preset
-from coe_server.http.routes.page import quality_of
+from coe_server.http.quality import quality_of
 from coe_server.http.serving import Decides, Serving, Traffic, reference_of
 from coe_server.http.trace import NoTracing, Tracing
 from coe_server.http.uploads import UploadLimits

@@ -31,6 +31,10 @@ class Taken(NamedTuple):
     def is_nothing(self) -> bool:
         return not self.cards and not self.host_bytes
 
+    def is_every_card_of(self, capacity: Bytes) -> bool:
+        """True if no later turn can be given a card."""
+        return bool(self.cards) and self.cards.issuperset(range(len(capacity.cards)))
+
     def leaves(self, seats: tuple[Seat, ...]) -> tuple[Seat, ...]:
         """The seats without a claimed card."""
         return tuple([seat for seat in seats if self.cards.isdisjoint(seat)]) if self.cards else seats

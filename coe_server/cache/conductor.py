@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from coe_server.cache.claims import Claim
 from coe_server.cache.mover import Mover
@@ -92,7 +92,7 @@ class Conductor:
         """One pass over everything that is due, in this order."""
         now = self._clock()
         if self._lost:
-            self._leave_lost_cards()
+            _leave_lost_cards(self._slots.values(), self._lost, self._mover)
         _end_cooldowns(self._overview.failed, now)
         _end_guesses(self._guesses, self._slots)
         self._follow_orders()
@@ -121,7 +121,7 @@ class Conductor:
     def _follow_orders(self) -> None:
         seen = self._overview
         if not (queues := seen.queues()):
-            self._let_drain(frozenset())
+            self._draining = _let_drain(self._slots, self._draining, frozenset())
             if not seen.anyone_waits:
                 self._claims = ()
             return
@@ -137,29 +137,13 @@ class Conductor:
             self._claims,
         )
         self._claims = orders.claims
-        self._let_drain(orders.draining)
+        self._draining = _let_drain(self._slots, self._draining, orders.draining)
         for name in orders.staying:
             self._slots[name].change(gate=self._slots[name].waiters.leases)
         for expert, sentence in orders.never.items():
             self._slots[expert].waiters.refuse_all(sentence)
         for ready in orders.plans:
             self.begin(ready)
-
-    def _leave_lost_cards(self) -> None:
-        """Stop the experts on lost cards at once: their leases are lost. A loading expert's plan is cancelled."""
-        for slot in self._slots.values():
-            if slot.expert.remote or not any(map(slot.touches, self._lost)):
-                continue
-            if slot.moving is None:
-                self._mover.abandon(slot)
-            elif slot.moving.target is Tier.DEVICE:
-                self._mover.give_up(slot)
-
-    def _let_drain(self, names: frozenset[str]) -> None:
-        for name in names | self._draining:
-            if self._slots[name].draining is not (name in names):
-                self._slots[name].change(draining=name in names)
-        self._draining = names
 
     def _give_up_a_guess(self) -> None:
         """Cancel a start made by prefetching when a request waits for another expert. A wake is fast and goes on."""
@@ -280,6 +264,25 @@ class Upkeep:
 def _belongs_in(slot: Slot) -> Tier:
     """The tier to which it is preloaded or pinned, whichever is nearer to the device."""
     return min(slot.expert.preload, slot.pin, key=lambda tier: tier.depth)
+
+
+def _leave_lost_cards(slots: Iterable[Slot], lost: Collection[int], mover: Mover) -> None:
+    """Stop the experts on lost cards at once: their leases are lost. A loading expert's plan is cancelled."""
+    for slot in slots:
+        if slot.expert.remote or not any(map(slot.touches, lost)):
+            continue
+        if slot.moving is None:
+            mover.abandon(slot)
+        elif slot.moving.target is Tier.DEVICE:
+            mover.give_up(slot)
+
+
+def _let_drain(slots: Mapping[str, Slot], before: frozenset[str], names: frozenset[str]) -> frozenset[str]:
+    """Let these experts drain, and those that did before no longer. Returns the draining experts."""
+    for name in names | before:
+        if slots[name].draining is not (name in names):
+            slots[name].change(draining=name in names)
+    return names
 
 
 def _end_cooldowns(failed: Iterable[Slot], now: float) -> None:

@@ -41,10 +41,6 @@ class Costs:
         return self._of(_KINDS[source, target])
 
     @property
-    def start(self) -> float:
-        return self._of("start")
-
-    @property
     def service(self) -> float:
         return self._of("service")
 
@@ -52,16 +48,6 @@ class Costs:
     def moves_are_measured(self) -> bool:
         """True if a start was measured; the other costs follow soon after it."""
         return "start" in self._measured
-
-    @property
-    def slowest_way_up(self) -> float:
-        """The largest cost of a move to the device."""
-        return max(self._of("start"), self._of("wake"))
-
-    @property
-    def slowest_way_down(self) -> float:
-        """The largest cost of a move off the device."""
-        return max(self._of("sleep"), self._of("stop"))
 
     def start_timeout(self, backoffs: int) -> float | None:
         """Seconds after which a start is aborted, so that other engines may start; None if no start was measured.
@@ -100,6 +86,16 @@ def _kind(source: Tier, target: Tier) -> str:
 
 
 _KINDS = {(source, target): _kind(source, target) for source in Tier for target in Tier}
+
+
+def slowest_way_up(costs: Costs) -> float:
+    """The largest cost of a move to the device."""
+    return max(costs.move(source, Tier.DEVICE) for source in (Tier.HOST, Tier.DISK))
+
+
+def slowest_way_down(costs: Costs) -> float:
+    """The largest cost of a move off the device."""
+    return max(costs.move(Tier.DEVICE, target) for target in (Tier.HOST, Tier.DISK))
 
 
 logger = logging.getLogger(__name__)

@@ -244,7 +244,7 @@ class Admission:
         while (first := slot.waiters.first()) is not None and slot.admits:
             if slot.leases + first.leases > slot.places:
                 if first.leases > 1:  # otherwise single leases granted before it could starve it
-                    slot.waiters.keep_first()
+                    first.keep_first()
                 return
             if not self._policy.collates and _an_older_request_waits(slot, self._slots):
                 return
@@ -303,8 +303,8 @@ class Admission:
 
 def _an_older_request_waits(slot: Slot, slots: Mapping[str, Slot]) -> bool:
     """True if in strict order of arrival an earlier request waits for another expert."""
-    oldest = slot.waiters.oldest
-    return any(other is not slot and other.waiters and other.waiters.oldest < oldest for other in slots.values())
+    oldest = slot.waiters.arrivals[0]
+    return any(other is not slot and other.waiters and other.waiters.arrivals[0] < oldest for other in slots.values())
 
 
 def _refuse_while_it_fails(slot: Slot, now: float) -> None:

@@ -126,7 +126,7 @@ def _best(
         return way or Never(_why_never(goal, seats[0], standing, capacity))
     rooms = [_Room(standing, goal, seat, capacity, spares_sleepers) for seat in seats]
     if free := [room for room in rooms if room.is_free]:
-        return min(free, key=_Room.crowd).plan(())
+        return min(free, key=_crowd).plan(())
     # what can be had at once spares the search for what may be had later
     way = _cheapest(rooms, _now, _may_leave_now(goal, tenured_since), tenured_since)
     way = way or _cheapest(rooms, _later, lambda holding: holding.name != goal.name, tenured_since)
@@ -151,11 +151,11 @@ def _cheapest(
     least = [(worth, at) for at, room in enumerate(rooms) if (worth := room.least_worth(may_leave)) is not None]
     found: tuple[tuple[_Rank, int], Plan | NotYet] | None = None
     for worth, at in sorted(least):
-        if found is not None and worth > found[0][0][1] and not rooms[0].has_tenured(tenured_since):
+        if found is not None and worth > found[0][0][1] and not _has_tenured(rooms[0].standing, tenured_since):
             break
         way = find(rooms[at], tenured_since)
-        if way is not None and (found is None or (rooms[at].rank(way), at) < found[0]):
-            found = (rooms[at].rank(way), at), way
+        if way is not None and (found is None or (_rank(rooms[at], way), at) < found[0]):
+            found = (_rank(rooms[at], way), at), way
     return None if found is None else found[1]
 
 
@@ -195,20 +195,14 @@ class _Room:
         self, standing: Standing, goal: Holding, seat: Seat, capacity: Bytes, spares_sleepers: bool = False
     ) -> None:
         self.standing, self.goal, self.seat, self.capacity = standing, goal, seat, capacity
-        self._short, self._host_short = _short(standing, goal, seat, capacity)
-        self.device_is_short = max(self._short.values()) > 0
+        self.short, self._host_short = _short(standing, goal, seat, capacity)
+        self.device_is_short = max(self.short.values()) > 0
         self._spares_sleepers = spares_sleepers
 
     @property
     def is_free(self) -> bool:
         """No expert has to leave."""
         return not self.device_is_short and self._host_short <= 0
-
-    def crowd(self) -> tuple[int, int]:
-        """Of several free seats that with the least is the best: bytes of the experts that lie there or come back there
-        from host memory, then bytes that would be left over."""
-        there = [self.standing.line(tier, (card,)) for card in self.seat for tier in (Tier.DEVICE, Tier.HOST)]
-        return sum(one.footprint.device_awake for one in chain(*there)), -sum(self._short.values())
 
     def plan(self, first: tuple[Move, ...]) -> Plan:
         """These moves, then the expert comes to this seat."""
@@ -236,10 +230,11 @@ class _Room:
         return draft
 
     def _draft(self, may_leave: Callable[[Holding], bool], asks: Callable[[int], bool]) -> _Draft:
-        draft = _Draft(self._short, self._host_short)
+        draft = _Draft(self.short, self._host_short)
         for way in _WAYS_DOWN:
             for there in self._concerned(way.source, draft):
-                if draft.fits or not draft.gains_from(self.standing.held[way.source]) or self._is_barred(way, draft):
+                is_spared = self._spares_sleepers and way is not _WAYS_DOWN[0] and not draft.lacks_only_host
+                if draft.fits or is_spared or not draft.gains_from(self.standing.held[way.source]):
                     break
                 gain = draft.gain_from(way)
                 for holding in there:
@@ -248,9 +243,6 @@ class _Room:
                     if asks(gain(holding.footprint)) and may_leave(holding):
                         draft.demote(holding, way.target(holding))
         return draft
-
-    def _is_barred(self, way: _WayDown, draft: _Draft) -> bool:
-        return self._spares_sleepers and way is not _WAYS_DOWN[0] and not draft.lacks_only_host
 
     def _concerned(self, tier: Tier, draft: _Draft) -> Iterator[Sequence[Holding]]:
         """Those that could leave room: those on the seat's cards; then, if only host memory is short, all others."""
@@ -264,7 +256,7 @@ class _Room:
     def least_worth(self, may_leave: Callable[[Holding], bool]) -> _Worth | None:
         """The dearest victim on this seat is worth at least this; None where not enough can be freed on a card."""
         least = _NO_VICTIM
-        for card, short in self._short.items():
+        for card, short in self.short.items():
             if short <= 0:
                 continue
             awake = [one for one in self.standing.line(Tier.DEVICE, (card,)) if may_leave(one)]
@@ -285,16 +277,24 @@ class _Room:
         could = sum(one.footprint.host for one in there if one.pin is Tier.DISK and may_leave(one))
         return could >= self._host_short
 
-    def has_tenured(self, tenured_since: float) -> bool:
-        return any(one.wanted and one.since > tenured_since for one in self.standing.line(Tier.DEVICE))
 
-    def rank(self, way: Plan | NotYet) -> _Rank:
-        """Sort key over seats: the lowest is best."""
-        names = [move.expert for move in way.moves[:-1]] if isinstance(way, Plan) else way.leaving
-        leaving = [holding for name in names if (holding := self.standing.holding(name)) is not None]
-        dearest = max(map(_worth, leaving), default=_NO_VICTIM)
-        left_over = -sum(self._short.values())
-        return isinstance(way, NotYet), dearest, len(names), left_over
+def _crowd(room: _Room) -> tuple[int, int]:
+    """Sort key over free seats, the lowest is best: bytes of the experts that are there or would wake up there, then
+    bytes that would be left over."""
+    there = [room.standing.line(tier, (card,)) for card in room.seat for tier in (Tier.DEVICE, Tier.HOST)]
+    return sum(one.footprint.device_awake for one in chain(*there)), -sum(room.short.values())
+
+
+def _rank(room: _Room, way: Plan | NotYet) -> _Rank:
+    """Sort key over seats that need evictions: the lowest is best."""
+    names = [move.expert for move in way.moves[:-1]] if isinstance(way, Plan) else way.leaving
+    leaving = [holding for name in names if (holding := room.standing.holding(name)) is not None]
+    dearest = max(map(_worth, leaving), default=_NO_VICTIM)
+    return isinstance(way, NotYet), dearest, len(names), -sum(room.short.values())
+
+
+def _has_tenured(standing: Standing, tenured_since: float) -> bool:
+    return any(one.wanted and one.since > tenured_since for one in standing.line(Tier.DEVICE))
 
 
 def _worth(holding: Holding) -> _Worth:
@@ -346,7 +346,7 @@ class _Draft:
     """A plan under construction: the experts to evict, and the memory that is still missing."""
 
     def __init__(self, short: Mapping[int, int], host_short: int) -> None:
-        self._short = dict(short)  # card -> bytes
+        self.short = dict(short)  # card -> bytes
         self._device_is_short = max(short.values()) > 0
         self._host_short = host_short
         self._lowered: dict[str, tuple[Holding, Tier]] = {}
@@ -366,7 +366,7 @@ class _Draft:
     def gains_from(self, held: Bytes) -> bool:
         """True if `held` includes memory that is short now."""
         if self._device_is_short:
-            return any(short > 0 and held.on(card) > 0 for card, short in self._short.items())
+            return any(short > 0 and held.on(card) > 0 for card, short in self.short.items())
         return held.host > 0
 
     def demote(self, holding: Holding, tier: Tier) -> None:
@@ -376,7 +376,7 @@ class _Draft:
             return
         on_card, host = _change(holding, now, tier)
         gain = on_card if self._device_is_short else host
-        if gain < 0 and (not self._device_is_short or any(self._short.get(card, 0) > 0 for card in holding.seat)):
+        if gain < 0 and (not self._device_is_short or any(self.short.get(card, 0) > 0 for card in holding.seat)):
             self._place(holding, tier, on_card, host)
 
     def spare_the_unneeded(self) -> None:
@@ -402,9 +402,9 @@ class _Draft:
 
     def _place(self, holding: Holding, tier: Tier, on_card: int, host: int) -> None:
         for card in holding.seat:
-            if card in self._short:
-                self._short[card] += on_card
-        self._device_is_short = max(self._short.values()) > 0
+            if card in self.short:
+                self.short[card] += on_card
+        self._device_is_short = max(self.short.values()) > 0
         self._host_short += host
         self._lowered[holding.name] = (holding, tier)
 

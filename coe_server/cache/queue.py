@@ -36,6 +36,10 @@ class Waiter:
     leases: int = field(default=1, compare=False)
     owner: Owner | None = field(default=None, compare=False)
 
+    def keep_first(self) -> None:
+        """Keep it first in its queue, where it is first now, whatever arrives."""
+        self.place = float("-inf")
+
 
 class WaitingLine:
     """Requests ordered by place.
@@ -47,9 +51,9 @@ class WaitingLine:
         self._changed = changed  # called when a request enters or leaves
         self._max_wait_seconds = max_wait_seconds
         self._waiters: list[Waiter] = []
-        self._arrivals: list[float] = []  # oldest first
+        self.arrivals: list[float] = []  # of all requests, oldest first
         self.waited_for = WaitedFor()
-        self._weight = 0.0  # sum of all weights; multiples of 1/4, so that adding and subtracting is exact
+        self.weight = 0.0  # sum of all weights; multiples of 1/4, so that adding and subtracting is exact
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -73,18 +77,14 @@ class WaitingLine:
         place = now + _HEAD_START[priority] * self._max_wait_seconds
         waiter = Waiter(place, now, WEIGHTS[priority], granted, leases, owner)
         insort(self._waiters, waiter)
-        insort(self._arrivals, now)
-        self._weight += waiter.weight
+        insort(self.arrivals, now)
+        self.weight += waiter.weight
         self.waited_for.add(leases, owner)
         self._changed()
         return waiter
 
     def first(self) -> Waiter | None:
         return self._waiters[0] if self._waiters else None
-
-    def keep_first(self) -> None:
-        """Keep the first request first, whatever arrives, until it has room."""
-        self._waiters[0].place = _AT_THE_DOOR
 
     def pop(self) -> Waiter:
         return self._take(0)
@@ -103,28 +103,13 @@ class WaitingLine:
                 return True
         return False
 
-    @property
-    def oldest(self) -> float:
-        """The arrival of the oldest request; there must be one."""
-        return self._arrivals[0]
-
-    def arrivals(self) -> tuple[float, ...]:
-        """The arrivals of all requests, oldest first."""
-        return tuple(self._arrivals)
-
-    def mean_weight(self) -> float:
-        return self._weight / len(self._waiters)
-
     def _take(self, position: int) -> Waiter:
         waiter = self._waiters.pop(position)
-        del self._arrivals[bisect_left(self._arrivals, waiter.arrived)]
-        self._weight -= waiter.weight
+        del self.arrivals[bisect_left(self.arrivals, waiter.arrived)]
+        self.weight -= waiter.weight
         self.waited_for.add(-waiter.leases, waiter.owner)
         self._changed()
         return waiter
-
-
-_AT_THE_DOOR = float("-inf")
 
 
 class Owner(NamedTuple):

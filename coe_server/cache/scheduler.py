@@ -125,7 +125,7 @@ def conduct(
     for turn in turns(queues, now, limits.max_wait_seconds, policy, orders.could_concern):
         tenured_since = INFINITY if turn.overdue else now - limits.min_tenure_seconds
         holds_the_place = orders.give(turn, arrived[turn.expert] if turn.overdue else INFINITY, tenured_since)
-        if holds_the_place and (not policy.collates or orders.every_card_is_claimed):
+        if holds_the_place and (not policy.collates or orders.taken.is_every_card_of(capacity)):
             break
     return orders.so_far()
 
@@ -142,7 +142,7 @@ class _Orders:
         self._capacity = capacity
         self._claims = claims
         self._starts_on = starts_on  # None: no engine is starting
-        self._taken = Taken(frozenset(), 0)  # by claims with an earlier deadline than the current turn
+        self.taken = Taken(frozenset(), 0)  # by claims with an earlier deadline than the current turn
         self._plans: list[Plan] = []
         self._unseen: list[Plan] = []  # not yet in the standing; applied lazily, since few passes reach a next turn
         self._moving: set[str] = set()  # in those plans
@@ -154,11 +154,6 @@ class _Orders:
     def so_far(self) -> Orders:
         draining, staying = frozenset(self._draining), frozenset(self._staying)
         return Orders(tuple(self._plans), draining, staying, self._never, self._claims.all())
-
-    @property
-    def every_card_is_claimed(self) -> bool:
-        """True if no later turn can be given a card."""
-        return bool(self._taken.cards) and self._taken.cards.issuperset(range(len(self._capacity.cards)))
 
     def could_concern(self, expert: str) -> bool:
         """False if a plan of this pass moves it, or if it would have to start while another engine starts."""
@@ -172,29 +167,30 @@ class _Orders:
             self._in_vain.clear()
         goal = self._standing.holding(turn.expert)
         assert goal is not None, "an expert with waiting requests takes part"
-        self._taken = self._claims.ahead_of(turn.expert, arrived, self._standing, self._starts_on)
+        self.taken = self._claims.ahead_of(turn.expert, arrived, self._standing, self._starts_on)
         if goal.tier is Tier.DEVICE:
-            if self._taken.cards.isdisjoint(goal.seat):
-                self._let_stay(goal, turn)
+            if turn.overdue and self.taken.cards.isdisjoint(goal.seat):  # its own requests go in before it leaves
+                self._staying.add(goal.name)
+                self._standing = self._standing.updated([goal._replace(busy=True)])
             return False
         if turn.overdue:
             return self._bring_overdue(goal, arrived, turn.may_restart)
         return self._bring(goal, turn, tenured_since)
 
     def _bring(self, goal: Holding, turn: Turn, tenured_since: float) -> bool:
-        seats = self._taken.leaves(goal.may_come_to)
+        seats = self.taken.leaves(goal.may_come_to)
         kind = goal.tier, goal.footprint, goal.pin, goal.may_come_to
         if not seats or kind in self._in_vain:
             return True  # an earlier turn waits for the same, and is as pressing unless its switch costs nothing
-        goal, capacity = goal._replace(seats=seats), self._taken.left_of(self._capacity)
+        goal, capacity = goal._replace(seats=seats), self.taken.left_of(self._capacity)
         if not turn.pressing and no_expert_can_leave(self._standing, goal, capacity):
             self._in_vain.add(kind)
             return True
-        match self._plan(goal, capacity, tenured_since):
+        match _plan(self._standing, goal, capacity, tenured_since):
             case Plan() as ready if turn.pressing or not _anyone_waits_for(ready.victims, self._standing):
                 self._begin(ready, goal)
                 return False
-            case Never(sentence) if self._taken.is_nothing:
+            case Never(sentence) if self.taken.is_nothing:
                 self._never[goal.name] = sentence
                 return False
             case NotYet(leaving):
@@ -215,58 +211,42 @@ class _Orders:
                 self._claims.drop(goal.name)
                 self._begin(outcome, goal)
                 return False
-            case NotYet(leaving, seat) if self._taken.cards.isdisjoint(seat):
+            case NotYet(leaving, seat) if self.taken.cards.isdisjoint(seat):
                 self._claims.put(goal, arrived, seat)
-                self._taken = self._taken._replace(cards=self._taken.cards.union(seat))
+                self.taken = self.taken._replace(cards=self.taken.cards.union(seat))
                 self._draining.update(leaving)
                 self._in_vain.add((goal.tier, goal.footprint, goal.pin, goal.may_come_to))
             case Never(sentence):
                 self._claims.drop(goal.name)
-                if self._taken.is_nothing:
+                if self.taken.is_nothing:
                     self._never[goal.name] = sentence
                     return False
         return True
 
     def _to_any_seat(self, goal: Holding, may_restart: bool) -> Plan | NotYet | Never:
-        outcome = self._ways(goal, self._taken.leaves(goal.may_come_to))
+        outcome = self._ways(goal, self.taken.leaves(goal.may_come_to))
         wants_another = isinstance(outcome, Never) or (isinstance(outcome, NotYet) and may_restart)
-        if wants_another and self._may_be_stopped(goal):
-            anew = self._ways(goal, self._taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
+        can_move = goal.tier is Tier.HOST and len(goal.seats) > 1 and self._starts_on is None
+        if wants_another and can_move:
+            anew = self._ways(goal, self.taken.leaves(tuple([seat for seat in goal.seats if seat != goal.seat])))
             if isinstance(anew, Plan) or isinstance(outcome, Never):
                 return anew
         return outcome
 
     def _to_claimed_seat(self, goal: Holding, claimed: Seat) -> Plan | NotYet | Never:
-        kept = self._ways(goal, self._taken.leaves((claimed,)))
+        kept = self._ways(goal, self.taken.leaves((claimed,)))
         must_wait = isinstance(kept, Plan) and kept.moves[-1].is_start and self._starts_on is not None
         return NotYet((), claimed) if must_wait else kept
 
     def _ways(self, goal: Holding, seats: tuple[Seat, ...]) -> Plan | NotYet | Never:
         """The plan over these seats; a sleeper is woken on its own seat only. Without seats it waits for claims."""
-        capacity = self._taken.left_of(self._capacity)
+        capacity = self.taken.left_of(self._capacity)
         if not seats:
-            return NotYet((), tuple(self._taken.cards)) if self._taken.cards else self._plan(goal, capacity)
+            claimed = tuple(self.taken.cards)
+            return NotYet((), claimed) if claimed else _plan(self._standing, goal, capacity)
         if goal.tier is Tier.HOST and seats != (goal.seat,):
             return plan_anew(self._standing, goal._replace(seats=seats), capacity)
-        return self._plan(goal._replace(seats=seats), capacity)
-
-    def _plan(self, goal: Holding, capacity: Bytes, tenured_since: float = INFINITY) -> Plan | NotYet | Never:
-        """On several cards sleepers stop for room on a card only where nothing else could make it."""
-        if len(capacity.cards) >= _SEVERAL:
-            found = plan_sparing_sleepers(self._standing, goal, capacity, tenured_since)
-            if not isinstance(found, Never):
-                return found
-        return plan(self._standing, goal, capacity, tenured_since)
-
-    def _may_be_stopped(self, goal: Holding) -> bool:
-        """True if it sleeps and could now be started on other cards instead."""
-        return goal.tier is Tier.HOST and len(goal.seats) > 1 and self._starts_on is None
-
-    def _let_stay(self, goal: Holding, turn: Turn) -> None:
-        """Keep a draining expert if its own requests are overdue: they are admitted before it leaves."""
-        if turn.overdue:
-            self._staying.add(goal.name)
-            self._standing = self._standing.updated([goal._replace(busy=True)])
+        return _plan(self._standing, goal._replace(seats=seats), capacity)
 
     def _begin(self, ready: Plan, goal: Holding) -> None:
         self._plans.append(ready)
@@ -274,6 +254,15 @@ class _Orders:
         if ready.moves[-1].is_start:
             self._starts_on = ready.moves[-1].seat
         self._unseen.append(ready)
+
+
+def _plan(standing: Standing, goal: Holding, capacity: Bytes, tenured_since: float = INFINITY) -> Plan | NotYet | Never:
+    """The plan; on several cards sleepers stop for room on a card only if nothing else can make it."""
+    if len(capacity.cards) >= _SEVERAL:
+        found = plan_sparing_sleepers(standing, goal, capacity, tenured_since)
+        if not isinstance(found, Never):
+            return found
+    return plan(standing, goal, capacity, tenured_since)
 
 
 def turns(

@@ -141,7 +141,7 @@ class Overview:
         if self._changes:
             self._look_again()
         if not self._policy.collates:
-            oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.oldest, default=None)
+            oldest = min(self._waiting.values(), key=lambda slot: slot.waiters.arrivals[0], default=None)
             return (self._queue(oldest),) if oldest is not None and oldest.name in self._in_turn else ()
         able = self._in_turn_off_disk if self._starting else self._in_turn
         return tuple([self._queues.get(name) or self._queue(slot) for name, slot in able.items()])
@@ -271,9 +271,9 @@ def _holding(slot: Slot, policy: Policy) -> Holding:
 
 def _queue(slot: Slot) -> Queue:
     """The scheduler's view of the requests that wait for it."""
-    restart_seconds = slot.costs.start if slot.tier is Tier.HOST else 0.0
-    weight = slot.waiters.mean_weight()
-    return Queue(slot.name, slot.waiters.arrivals(), slot.switch_seconds(), weight, restart_seconds)
+    restart_seconds = slot.costs.move(Tier.DISK, Tier.DEVICE) if slot.tier is Tier.HOST else 0.0
+    weight = slot.waiters.weight / len(slot.waiters)
+    return Queue(slot.name, tuple(slot.waiters.arrivals), slot.switch_seconds(), weight, restart_seconds)
 
 
 def _makes_room(slot: Slot, place: int) -> float | None:

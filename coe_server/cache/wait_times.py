@@ -12,6 +12,7 @@ from heapq import nlargest
 from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
+from coe_server.cache.costs import slowest_way_down, slowest_way_up
 from coe_server.cache.tiers import Ledger, Tier
 from coe_server.engines.engine import Footprint, Seat
 
@@ -390,6 +391,6 @@ class Outlooks(Mapping[str, Outlook]):
 
 def _sharer(slot: Slot) -> Sharer:
     """The sharer of a slot. With several seats it may stop first and start on another seat."""
-    up, down = slot.costs.slowest_way_up, slot.costs.slowest_way_down
+    up, down = slowest_way_up(slot.costs), slowest_way_down(slot.costs)
     stop = down if len(slot.expert.seats) > 1 else 0.0
     return Sharer(slot.engine.footprint, up + stop, down, slot.expert.width, slot.name, slot.seats)

@@ -12,7 +12,7 @@ from typing import Any
 
 from coe_server.build.capacity import platform_of
 from coe_server.build.experts import surroundings_of
-from coe_server.cache.costs import Costs
+from coe_server.cache.costs import Costs, slowest_way_down
 from coe_server.cache.placement import Demand, Placement, kept_by_sleepers, place, used_by_loaded
 from coe_server.cache.seats import Card
 from coe_server.cache.slot import Expert
@@ -165,9 +165,9 @@ def together(plan: Plan) -> Iterator[str]:
 def typical_wait(experts: Sequence[Expert]) -> tuple[float, float]:
     """Seconds to load an expert on an idle server: from host memory, and from disk."""
     local = [Costs(one.costs) for one in experts if not one.remote]
-    down = max((one.slowest_way_down for one in local), default=0.0)
+    down = max(map(slowest_way_down, local), default=0.0)
     wake = max((one.move(Tier.HOST, Tier.DEVICE) for one in local), default=0.0)
-    return down + wake, down + max((one.start for one in local), default=0.0)
+    return down + wake, down + max((one.move(Tier.DISK, Tier.DEVICE) for one in local), default=0.0)
 
 
 def hints(plan: Plan) -> Iterator[str]:

@@ -67,6 +67,8 @@ class CanaryRequest(Settings):
 
 
 class CommandExpert(ExpertSettings):
+    weights_here = True
+
     engine: Literal["command"]
     command: Words
     model: str = ""  # the value of {model}
@@ -121,10 +123,6 @@ class CommandExpert(ExpertSettings):
         if isinstance(self.canary, CanaryRequest):
             return self.canary.path, self.canary.body
         return ("/v1/completions", {"model": self.name, **_CANARY}) if self.canary == "completion" else None
-
-    @property
-    def weights_here(self) -> bool:
-        return True
 
     @property
     def served_endpoints(self) -> tuple[EndpointName, ...]:

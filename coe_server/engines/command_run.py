@@ -144,7 +144,7 @@ class CommandRun:
 
         The key is sent only to the program's own listener. The caller sets a time limit.
         """
-        while not (await asyncio.to_thread(self._listens) and await self._is_healthy()):
+        while not (await asyncio.to_thread(self._listens) and await _is_healthy(self)):
             await asyncio.wait({self.process.over}, timeout=_POLL_SECONDS)
             if self.process.over.done():
                 await asyncio.to_thread(self._listens)  # a program that cannot bind its port ends by itself
@@ -218,13 +218,6 @@ class CommandRun:
             return self._socket.exists()
         return any(one.port == self._port for one in own)
 
-    async def _is_healthy(self) -> bool:
-        try:
-            await self.ask("GET", self.launch.health, _HEALTH_SECONDS)
-        except EngineError:
-            return False
-        return True
-
     async def _is_alive(self) -> bool:
         """Send a liveness probe; any response counts, since a program may report that it is busy."""
         request = EngineRequest("GET", self.launch.health, self.authorization, b"")
@@ -232,6 +225,14 @@ class CommandRun:
             async with asyncio.timeout(self.launch.pulse_timeout_seconds), self.http.send(request):
                 return True
         return self._moving
+
+
+async def _is_healthy(run: CommandRun) -> bool:
+    try:
+        await run.ask("GET", run.launch.health, _HEALTH_SECONDS)
+    except EngineError:
+        return False
+    return True
 
 
 def _environment(launch: CommandLaunch, run_directory: Path, values: Mapping[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from coe_server.engines.engine import Seat
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.log_file import last_lines, log_path
 from coe_server.engines.vllm_process import KeptProcess
-from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
 
 class Run(Protocol):
@@ -42,7 +42,7 @@ R = TypeVar("R", bound=Run)
 class ProcessEngine(ABC, Generic[R]):
     """The part of an `Engine` (see `engine.py`) common to all processes: start, stop, detection of its death."""
 
-    def __init__(self, name: str, log_directory: Path, start_timeout_seconds: float) -> None:
+    def __init__(self, name: str, log_directory: Path, start_timeout_seconds: float, default_seat: Seat = (0,)) -> None:
         self._name = name
         self._log = log_path(log_directory, name)
         self._start_timeout_seconds = start_timeout_seconds
@@ -50,24 +50,36 @@ class ProcessEngine(ABC, Generic[R]):
         self._watch: asyncio.Task[None] | None = None
         self._died = asyncio.Event()
         self._death = ""
-        self._seat: Seat = (0,)  # of the newest run
+        self._default_seat = default_seat
+        self._seat = default_seat  # of the newest run
 
     @abstractmethod
     async def _bring_up(self) -> None:
         """Start a run, store it in `_run` at once, and wait until it answers. The caller sets a time limit."""
 
-    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
+    async def _end(self, run: R, at_once: bool) -> None:
+        """End a run. A second call waits for the first."""
+        await run.end(at_once)
+
+    async def _loss(self, run: R) -> str:
+        """Wait until the run is lost. Returns what happened."""
+        return await run.loss()
+
+    async def start(self, within_seconds: float | None = None, seat: Seat = ()) -> None:
         limit_seconds = self._start_timeout_seconds
-        if self._run is not None:
-            await self.stop(at_once=True)
+        if self._run is not None:  # a run that died or was stopped
+            await self._end(self._run, at_once=True)
         self._died.clear()
-        self._seat = seat
+        self._seat = seat or self._default_seat
         try:
             async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
                 await self._bring_up()
+        except CardLost:
+            await self.stop(at_once=True)
+            raise
         except (EngineError, OSError) as error:
             try:
-                lines = await self._last_lines()
+                lines = await _last_lines(self._run, self._log)
             finally:
                 await self.stop(at_once=True)
             reason = _reason(error, limit_seconds, within_seconds)
@@ -75,13 +87,14 @@ class ProcessEngine(ABC, Generic[R]):
         except BaseException:
             await self.stop(at_once=True)
             raise
-        self._watch = asyncio.create_task(self._notice_loss(self.running()))
+        assert self._run is not None, "brought up"
+        self._watch = asyncio.create_task(self._notice_loss(self._run))
 
     async def stop(self, at_once: bool = False) -> None:
         if self._watch is not None:
             self._watch.cancel()
         if self._run is not None:
-            await self._run.end(at_once)
+            await self._end(self._run, at_once)
 
     async def died(self) -> str:
         await self._died.wait()
@@ -99,17 +112,19 @@ class ProcessEngine(ABC, Generic[R]):
         try:
             yield
         except EngineError as error:
-            raise type(error)(f"{error}\n{await self._last_lines()}") from error
+            raise type(error)(f"{error}\n{await _last_lines(self._run, self._log)}") from error
 
     async def _notice_loss(self, run: R) -> None:
-        ending = await run.loss()
-        self._death = f"engine '{self._name}' {ending}\n{await self._last_lines()}"
+        ending = await self._loss(run)
+        self._death = f"engine '{self._name}' {ending}\n{await _last_lines(run, self._log)}"
         self._died.set()
 
-    async def _last_lines(self) -> str:
-        if self._run is not None:
-            await self._run.process.written()
-        return last_lines(self._log)
+
+async def _last_lines(run: Run | None, log: Path) -> str:
+    """The most relevant lines of the engine's log, up to its last output."""
+    if run is not None:
+        await run.process.written()
+    return last_lines(log)
 
 
 def _reason(error: Exception, limit_seconds: float, within_seconds: float | None) -> str:

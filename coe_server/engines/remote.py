@@ -26,6 +26,8 @@ _NO_HEADERS: Mapping[str, str] = {}
 
 
 class RemoteExpert(ExpertSettings):
+    remote = True
+
     engine: Literal["remote"]
     base_url: BaseUrl
     model: str
@@ -42,10 +44,6 @@ class RemoteExpert(ExpertSettings):
             filled_in(self.headers, lambda header, name: secret(f"{key}.headers.{header}", name)),
             surroundings.proxy_for(self.base_url),
         )
-
-    @property
-    def remote(self) -> bool:
-        return True
 
     @property
     def model_name(self) -> str:

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -85,6 +85,10 @@ class Surroundings:
 class ExpertSettings(Settings):
     """One entry of `experts`. Other modules use only this interface; each kind overrides what differs."""
 
+    remote: ClassVar[bool] = False  # the model runs on another server: it uses no memory here and is always loaded
+    weights_here: ClassVar[bool] = False  # its engine uses memory of this machine
+    wakes_by_copying: ClassVar[bool] = False  # a wake on a CPU copies the weights, so memory speed is its limit
+
     engine: str
     name: ServedName
     pin: TierName | None = None
@@ -103,11 +107,6 @@ class ExpertSettings(Settings):
         """Build the engine without starting it. Raises ConfigError if something it needs is missing."""
 
     @property
-    def remote(self) -> bool:
-        """True if the model runs on another server: it uses no memory here and is always loaded."""
-        return False
-
-    @property
     def base(self) -> str | None:
         """The expert whose engine it shares, under a name of its own; None for one with an engine of its own."""
         return None
@@ -121,16 +120,6 @@ class ExpertSettings(Settings):
     def concurrency(self) -> int | None:
         """Answers inside its engine at a time; None: as for every expert."""
         return self.max_concurrency
-
-    @property
-    def weights_here(self) -> bool:
-        """True if its engine uses memory of this machine."""
-        return False
-
-    @property
-    def wakes_by_copying(self) -> bool:
-        """True if a wake on a CPU copies the weights, so that memory speed is its limit."""
-        return False
 
     @property
     def model_name(self) -> str:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from coe_server.engines.cards import Cards
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat
-from coe_server.engines.log_file import last_lines, log_path
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.vllm_args import named
 from coe_server.engines.vllm_command import VllmLaunch
 from coe_server.engines.vllm_memory import VllmMemory
 from coe_server.engines.vllm_process import CONTROL_SECONDS, VllmRun
-from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
+from coe_server.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -40,102 +40,65 @@ _LONGEST_STEP_TOKENS = 16384  # the largest of vLLM's defaults (engine/arg_utils
 _QUOTED_CHARACTERS = 300
 
 
-class VllmEngine:
+class VllmEngine(ProcessEngine[VllmRun]):
     """An `Engine` (see `engine.py`) that runs `vllm serve` as its child.
 
     `cards`: the GPUs, shared with other engines. On a CPU the memory of the process is measured instead.
     """
 
     def __init__(self, launch: VllmLaunch, cards: Cards | None = None, seat: Sequence[int] = ()) -> None:
-        self._launch = launch
-        self._seat = seat  # default of `start`; if empty, the first visible cards
+        """`seat` is the default of `start`; if empty, the first visible cards."""
+        super().__init__(launch.name, launch.log_directory, launch.start_timeout_seconds, tuple(seat))
+        self.launch = launch
+        self.longest_tokens: int | None = None  # as `TellsLength` says; None on a CPU
         self._memory = VllmMemory(launch, cards)
-        self._run: VllmRun | None = None  # the last run, running or ended
-        self._died = asyncio.Event()
-        self._death = ""
-        self._longest_tokens: int | None = None
 
     @property
     def footprint(self) -> Footprint:
         return self._memory.footprint
 
     @property
-    def launch(self) -> VllmLaunch:
-        return self._launch
-
-    @property
     def measured_footprint(self) -> Footprint | None:
         """The footprint measured by this engine; None before its first start."""
         return self._memory.footprint if self._memory.is_measured else None
 
-    @property
-    def longest_tokens(self) -> int | None:
-        """As `TellsLength` says; None on a CPU."""
-        return self._longest_tokens
+    async def _bring_up(self) -> None:
+        place = await self._memory.place(self._seat)
+        with self._memory.taking():
+            self._run = await VllmRun.start(self.launch, place)
+            await _bring_up(self._run, self._memory)
+        self.longest_tokens = self._run.longest_tokens
 
-    async def start(self, within_seconds: float | None = None, seat: Seat = ()) -> None:
-        if self._run is not None:  # a run that died; the new run uses its image
-            await _end(self._run, self._memory, at_once=True)
-        self._died.clear()
-        limit_seconds = self._launch.start_timeout_seconds
-        try:
-            async with asyncio.timeout(min(limit_seconds, within_seconds or limit_seconds)):
-                place = await self._memory.place(seat or self._seat)
-                with self._memory.taking():
-                    self._run = await VllmRun.start(self._launch, place)
-                    await _bring_up(self._run, self._memory)
-                self._longest_tokens = self._run.longest_tokens
-        except CardLost:
-            await self.stop(at_once=True)
-            raise
-        except (EngineError, OSError) as error:
-            try:
-                lines = await _last_lines(self._run, self._launch)
-            finally:
-                await self.stop(at_once=True)
-            reason = _reason(error, limit_seconds, within_seconds)
-            raise EngineStartFailed(f"engine '{self._launch.name}' did not start: {reason}\n{lines}") from error
-        except BaseException:
-            await self.stop(at_once=True)
-            raise
-        self._run.watch = asyncio.create_task(self._notice_loss(self._run))
+    async def _end(self, run: VllmRun, at_once: bool) -> None:
+        """End a run; its images stay for the next one. It may be repeated after a cancellation."""
+        async with run.one_end:
+            if not run.gone:
+                await self._memory.while_it_ends(run, at_once)
+                run.gone = True
+
+    async def _loss(self, run: VllmRun) -> str:
+        return await _first([run.loss(), *(image.lost() for image in self._memory.images)])
 
     async def sleep(self) -> None:
         run = self.running()
-        if not self._launch.can_sleep:
-            raise EngineError(f"engine '{self._launch.name}' was started without sleep mode and cannot sleep")
-        async with _log_quoted(run, self._launch):
+        if not self.launch.can_sleep:
+            raise EngineError(f"engine '{self._name}' was started without sleep mode and cannot sleep")
+        async with self._log_quoted():
             await _sleep(run, self._memory)
 
     async def wake(self) -> None:
         run = self.running()
-        async with _log_quoted(run, self._launch):
+        async with self._log_quoted():
             await _wake(run, self._memory)
 
     async def stop(self, at_once: bool = False) -> None:
         try:
-            if self._run is not None:
-                await _end(self._run, self._memory, at_once)
+            await super().stop(at_once)
         finally:
             await self._memory.close()
 
-    async def died(self) -> str:
-        await self._died.wait()
-        return self._death
-
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         return self.running().http.send(request)
-
-    def running(self) -> VllmRun:
-        """The present run. Raises `EngineDied` if there is none."""
-        if self._run is None or self._run.over or self._died.is_set():
-            raise EngineDied(f"engine '{self._launch.name}' is not running")
-        return self._run
-
-    async def _notice_loss(self, run: VllmRun) -> None:
-        ending = await _first([run.loss(), *(image.lost() for image in self._memory.images)])
-        self._death = f"engine '{self._launch.name}' {ending}\n{await _last_lines(run, self._launch)}"
-        self._died.set()
 
 
 async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
@@ -231,30 +194,6 @@ def canary_answer(answer: dict[str, Any]) -> str:
     return str(choice.get("token_ids") or choice["text"])
 
 
-async def _end(run: VllmRun, memory: VllmMemory, at_once: bool) -> None:
-    """End a run. A second caller waits for the first; it may be repeated after a cancellation."""
-    async with run.one_end:
-        if not run.gone:
-            await memory.while_it_ends(run, at_once)
-            run.gone = True
-
-
-@asynccontextmanager
-async def _log_quoted(run: VllmRun, launch: VllmLaunch) -> AsyncIterator[None]:
-    """Add the relevant log lines to an EngineError raised in this context."""
-    try:
-        yield
-    except EngineError as error:
-        raise type(error)(f"{error}\n{await _last_lines(run, launch)}") from error
-
-
-async def _last_lines(run: VllmRun | None, launch: VllmLaunch) -> str:
-    """The most relevant lines of the engine's log, up to its last output."""
-    if run is not None:
-        await run.process.written()
-    return last_lines(log_path(launch.log_directory, launch.name))
-
-
 async def _first(losses: Iterable[Coroutine[None, None, str]]) -> str:
     """The result of the first loss to occur; the other coroutines are cancelled."""
     waiting = [asyncio.create_task(loss) for loss in losses]
@@ -264,11 +203,3 @@ async def _first(losses: Iterable[Coroutine[None, None, str]]) -> str:
     finally:
         for loss in waiting:
             loss.cancel()
-
-
-def _reason(error: Exception, limit_seconds: float, within_seconds: float | None) -> str:
-    if not isinstance(error, TimeoutError):
-        return str(error)
-    if within_seconds is not None and within_seconds < limit_seconds:
-        return f"not up within {within_seconds:.0f} s, far longer than earlier starts"
-    return f"not ready after {limit_seconds:g} s (vllm.start_timeout_seconds)"

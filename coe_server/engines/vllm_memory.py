@@ -15,7 +15,14 @@ from coe_server.engines.cards import Cards
 from coe_server.engines.cores import Core, Cores, here, near
 from coe_server.engines.image import WeightImage
 from coe_server.engines.memory import private_bytes, private_bytes_by_process
-from coe_server.engines.seat_memory import FREED_SHARE, HeldAwake, SeatMemory
+from coe_server.engines.seat_memory import (
+    FREED_SHARE,
+    HeldAwake,
+    RankReport,
+    SeatMemory,
+    forget_reports,
+    read_reports,
+)
 from coe_server.engines.vllm_command import Place, VllmLaunch, estimated_footprint
 from coe_server.engines.vllm_process import VllmRun
 from coe_server.errors import EngineError
@@ -105,7 +112,7 @@ class VllmMemory:
     async def _measure(self, run: VllmRun) -> None:
         private = private_bytes(run.process.pid)
         if self.seat is not None:
-            await self.seat.measure(await run.memory_reports(self.seat.seat))
+            await self.seat.measure(await _reports(run, self.seat.seat))
             self.footprint = self.footprint._replace(device_awake=max(self.seat.awake), host_process=private)
             return
         self._ranks = tuple(_rank(report) for report in await run.ask_ranks("memory_report"))
@@ -135,13 +142,13 @@ class VllmMemory:
         """The figures that a sleep lowers: of the ranks and their cards, or private bytes of the ranks on a CPU."""
         if self.seat is None:
             return self._private_of_ranks(run)
-        return await self.seat.before_sleep(await run.memory_reports(self.seat.seat))
+        return await self.seat.before_sleep(await _reports(run, self.seat.seat))
 
     async def until_freed(self, run: VllmRun, before: HeldAwake | list[int]) -> None:
         """Wait until the system shows the memory of a sleep as freed. Raises `EngineError` if it is not."""
         if self.seat is not None:
             assert isinstance(before, HeldAwake)
-            reports = await run.memory_reports(self.seat.seat)
+            reports = await _reports(run, self.seat.seat)
             asleep = await self.seat.until_freed(before, reports)
             pinned = sum(report.pinned_bytes for report in reports)
             self.footprint = self.footprint._replace(
@@ -190,6 +197,13 @@ class VllmMemory:
         images, self.images = self.images, ()
         for image in images:
             await image.close()
+
+
+async def _reports(run: VllmRun, seat: Sequence[str]) -> tuple[RankReport, ...]:
+    """The memory report of each rank, in the order of the cards. Raises `EngineError`."""
+    await asyncio.to_thread(forget_reports, run.run_directory)
+    await run.ask_worker("coe_report_memory")
+    return await asyncio.to_thread(read_reports, run.run_directory, seat)
 
 
 def _rank(report: dict[str, Any]) -> _Rank:

@@ -18,7 +18,6 @@ from coe_server.engines.http_channel import HttpChannel
 from coe_server.engines.keeper import TRACKER_SECONDS, is_resource_tracker
 from coe_server.engines.log_file import fresh_log, open_log, previous_log
 from coe_server.engines.memory import session_members
-from coe_server.engines.seat_memory import RankReport, forget_reports, read_reports
 from coe_server.engines.user import EngineUser, python_of
 from coe_server.engines.vllm_command import Place, VllmLaunch, engine_environment, serve_command
 from coe_server.errors import EngineError
@@ -39,8 +38,7 @@ class VllmRun:
         self.process = process
         self.http = http
         self.longest_tokens: int | None = None  # request and answer together, once reported by the engine
-        self._run_directory = run_directory
-        self.watch: asyncio.Task[None] | None = None
+        self.run_directory = run_directory
         self.one_end = asyncio.Lock()
         self.gone = False  # ended, and its memory released
         self._ending = False
@@ -88,12 +86,6 @@ class VllmRun:
         results: list[Any] = answer["results"]
         return results
 
-    async def memory_reports(self, seat: Sequence[str]) -> tuple[RankReport, ...]:
-        """The memory report of each rank, in the order of the cards. Raises `EngineError`."""
-        await asyncio.to_thread(forget_reports, self._run_directory)
-        await self.ask_worker("coe_report_memory")
-        return await asyncio.to_thread(read_reports, self._run_directory, seat)
-
     @contextmanager
     def on_the_move(self) -> Iterator[None]:
         """Suspend liveness probes in this context: a move keeps the worker busy and has its own time limit."""
@@ -118,8 +110,6 @@ class VllmRun:
         """End it; on return no process is left. After a cancellation it may be called again."""
         grace_seconds = self.launch.stop_timeout_seconds
         self._ending = True
-        if self.watch is not None:
-            self.watch.cancel()
         try:
             await self.http.close()
         finally:

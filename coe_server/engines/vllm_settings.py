@@ -27,6 +27,9 @@ _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
 
 
 class VllmExpert(ExpertSettings):
+    weights_here = True
+    wakes_by_copying = True
+
     engine: Literal["vllm"]
     model: str
     args: dict[str, bool | int | float | str | list[Any] | dict[str, Any] | None] = Field(default={})
@@ -88,14 +91,6 @@ class VllmExpert(ExpertSettings):
         sequences = named(self.args).get("max_num_seqs")
         given = sequences * copies_of(self.args) if isinstance(sequences, int) and sequences > 0 else None
         return self.max_concurrency or given
-
-    @property
-    def weights_here(self) -> bool:
-        return True
-
-    @property
-    def wakes_by_copying(self) -> bool:
-        return True
 
     @property
     def served_endpoints(self) -> tuple[EndpointName, ...] | None:

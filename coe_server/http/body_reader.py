@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from coe_server.errors import BodyTooLarge, BodyTooSlow, RequestError, UnsupportedCoding
 from coe_server.http.apis import Api

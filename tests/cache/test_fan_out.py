@@ -112,7 +112,7 @@ def test_the_urgent_overtake_a_narrow_one_as_before():
     first = line.join(0.0, "normal", None)
     urgent = line.join(1.0, "high", None, 4)
     assert line.first() is urgent
-    line.keep_first()
+    urgent.keep_first()
     assert line.join(2.0, "high", None) is not line.first()
     assert line.leave(urgent)
     assert line.leave(first)

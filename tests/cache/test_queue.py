@@ -31,4 +31,4 @@ def test_a_waiter_leaves_once():
     assert line.leave(one)
     assert not line.leave(one)
     assert list(line) == [two]
-    assert line.arrivals() == (0.0,)
+    assert line.arrivals == [0.0]

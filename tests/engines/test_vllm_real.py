@@ -152,7 +152,7 @@ def test_its_footprint_is_exact_and_the_estimate_was_not_too_small(real: Real) -
     )
     assert report["weights_bytes"] >= 0.95 * file_bytes, "no weight lives outside what can sleep"
     assert 0.9 * KV_CACHE_BYTES <= report["kv_cache_bytes"] <= KV_CACHE_BYTES
-    assert VllmEngine(real.engine._launch).footprint.device_awake >= footprint.device_awake
+    assert VllmEngine(real.engine.launch).footprint.device_awake >= footprint.device_awake
     assert footprint.host_process > 100 << 20, "a vLLM process is never small"
 
 
