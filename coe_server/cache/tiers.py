@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from itertools import chain, zip_longest
+from itertools import chain, starmap, zip_longest
+from operator import add, gt, sub
 from typing import NamedTuple
 
 from coe_server.engines.engine import Footprint, Seat
@@ -54,21 +55,19 @@ class Bytes(_Amounts):
         return self.cards[card] if card < len(self.cards) else 0
 
     def __add__(self, other: Bytes) -> Bytes:  # type: ignore[override]  # adds amounts instead of joining tuples
-        return _bytes(tuple([a + b for a, b in _pairs(self.cards, other.cards)]), self.host + other.host)
+        return _bytes(tuple(starmap(add, zip_longest(self.cards, other.cards, fillvalue=0))), self.host + other.host)
 
     def __sub__(self, other: Bytes) -> Bytes:
-        return _bytes(tuple([a - b for a, b in _pairs(self.cards, other.cards)]), self.host - other.host)
+        return _bytes(tuple(starmap(sub, zip_longest(self.cards, other.cards, fillvalue=0))), self.host - other.host)
 
     def fits(self, capacity: Bytes) -> bool:
-        if self.host > capacity.host:
-            return False
-        for a, b in _pairs(self.cards, capacity.cards):  # noqa: SIM110 -- half the time of `all`
-            if a > b:
-                return False
-        return True
+        over = starmap(gt, zip_longest(self.cards, capacity.cards, fillvalue=0))
+        return self.host <= capacity.host and not any(over)
 
     def at_least(self, other: Bytes) -> Bytes:
-        return _bytes(tuple([max(a, b) for a, b in _pairs(self.cards, other.cards)]), max(self.host, other.host))
+        return _bytes(
+            tuple(starmap(max, zip_longest(self.cards, other.cards, fillvalue=0))), max(self.host, other.host)
+        )
 
     def without(self, card: int) -> Bytes:
         """The same with 0 on that card."""
@@ -79,11 +78,6 @@ def _bytes(cards: tuple[int, ...], host: int) -> Bytes:
     while cards and not cards[-1]:
         cards = cards[:-1]
     return Bytes._make((cards, host))
-
-
-def _pairs(mine: tuple[int, ...], theirs: tuple[int, ...]) -> Iterable[tuple[int, int]]:
-    """The amounts card by card; a missing card counts as 0."""
-    return zip(mine, theirs, strict=True) if len(mine) == len(theirs) else zip_longest(mine, theirs, fillvalue=0)
 
 
 @lru_cache(maxsize=4096)  # every pass asks for the same few
