@@ -413,7 +413,7 @@ async def _all_is_up(session: aiohttp.ClientSession, server: Server) -> None:
                     return
         assert server.process.poll() is None, (server.folder / "server.log").read_text()[-3000:]
         await asyncio.sleep(0.2)
-    raise SystemExit("the server did not come up")
+    raise SystemExit(f"the server was not ready within {QUIET_WITHIN_SECONDS:g} s")
 
 
 async def _all_is_quiet(session: aiohttp.ClientSession, server: Server, findings: Findings) -> None:

@@ -39,7 +39,9 @@ class ExpertSettings(BaseModel):
         if self.of is None and self.cost_factor is not None:
             raise ValueError("cost_factor needs `of`, the expert whose engine it shares")
         if self.of is not None and (given := [name for name in _COSTS if getattr(self, name) is not None]):
-            raise ValueError(f"{given[0]} belongs to its base, '{self.of}'; cost_factor says how much dearer it is")
+            raise ValueError(
+                f"{given[0]} belongs to its base, '{self.of}'; leave it out, or multiply the base's by cost_factor"
+            )
         return self
 
     @property

@@ -97,7 +97,7 @@ def running(command: list[object], environment: dict[str, str], log: Path, ready
         deadline = time.monotonic() + START_SECONDS
         while not _answers(ready_url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{log.name}: it did not come up:\n{log.read_text()[-3000:]}")
+                raise SystemExit(f"{log.name}: the server did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.5)
         yield
     finally:

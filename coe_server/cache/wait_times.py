@@ -195,11 +195,11 @@ def passed(since: float | None, usual_seconds: float, now: float) -> float:
 
 
 class Forecast:
-    """When the expert of each of `turns` (in order) will be loaded.
+    """Predicts when the experts of `turns` (in order) are loaded.
 
-    `places`: for each expert that shares the device, the seconds until it can have left it. Engines start one at a
-    time, the next one not before `starts_from`. During a start loaded experts go on serving, and wakes use places
-    that become free.
+    `places`: for each expert that shares the device, the seconds until its place can be free. Engines start one at a
+    time, the next one not before `starts_from`. During a start loaded experts go on serving, and other experts may
+    wake in places that become free.
     """
 
     def __init__(self, turns: Iterable[Ahead], places: Iterable[float], starts_from: float) -> None:

@@ -77,7 +77,10 @@ def without_width(settings: ExpertSettings) -> ExpertSettings:
 
 
 def planned(settings: ExpertSettings, expert: Expert, config: ServerConfig) -> Planned:
-    """`expert` is built from `without_width(settings)`."""
+    """What the plan needs to know of an expert: its memory and, for vLLM, how it is split over cards.
+
+    `expert` is built from `without_width(settings)`.
+    """
     need = expert.engine.footprint
     demand = Demand(
         name=expert.name,

@@ -177,7 +177,7 @@ def _begins_websocket(parser: httptools.HttpRequestParser, headers: Headers) -> 
 
 
 def _without_offer(parser: httptools.HttpRequestParser, url: bytes, headers: Headers) -> bytes:
-    """The request line and headers read last, without their offer of an upgrade."""
+    """The last request line and headers again, without `Upgrade` and its option in `Connection`."""
     lines = [b"%b %b HTTP/%b\r\n" % (parser.get_method(), url, parser.get_http_version().encode())]
     for name, value in headers:
         if name == b"connection":

@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 20.0  # the worst body that is allowed takes a second
 
 
 class ParserProcess:
-    """The server's side. The process is started with the first body; one thread at a time may `read`."""
+    """The server's end of the parser process, which starts with the first body. One thread at a time may `read`."""
 
     def __init__(self) -> None:
         self._timeout_seconds = TIMEOUT_SECONDS

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 
 class Decided(Protocol):
-    """A routing decision, as far as the journal needs it."""
+    """The fields of a routing decision that the journal stores."""
 
     @property
     def decision_id(self) -> str: ...
