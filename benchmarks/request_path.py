@@ -7,7 +7,8 @@
 
 The whole server runs in this process with simulated engines. `sys.setprofile` sees every call of a function of
 `coe_server` in every thread, from the request's first byte until the server is idle again. A coroutine that continues
-after a wait is not counted as another call. These are counts, so a busy machine does not change them.
+after a wait is not counted as another call. The median of several rounds is shown: on a busy machine the cache's own
+prefetching can fall into some of them.
 """
 
 from __future__ import annotations
