@@ -25,7 +25,8 @@ from coe_server.engines.footprints import read_footprints, write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, hub_source, known_bytes, unsupported_gpu
+from coe_server.engines.vllm_command import VllmLaunch, hub_source, unsupported_gpu
+from coe_server.engines.vllm_footprint import known_bytes
 from coe_server.engines.vllm_settings import VllmExpert, key_of
 from coe_server.errors import ConfigError, EngineError
 

@@ -31,14 +31,14 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.wait_times import turn_seconds, turns_ahead
+from coe_server.commands.bounds import bounds_of_groups, wait_bound
 from coe_server.commands.config_warnings import dead_configuration
+from coe_server.commands.hints import hints
 from coe_server.commands.machine import Machine, for_machine, rooms
 from coe_server.commands.plan import (
     Plan,
     as_json,
     headline,
-    hints,
     make_plan,
     planned,
     together,
@@ -279,63 +279,3 @@ def _how_many(sizes: Sequence[int], room: int) -> int:
             break
         count += 1
     return count
-
-
-def wait_bound(cache: ExpertCache) -> str:
-    """The wait bound and its parts, as one paragraph."""
-    limits, waits = cache.limits, cache.waits
-    return (
-        f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
-        f"{_turns(cache)}. "
-        f"A turn serves {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
-        f"each of maximum length ({limits.max_generation_seconds:g} s); with answers of "
-        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would be "
-        f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
-    )
-
-
-def _at_a_time(cache: ExpertCache) -> str:
-    """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
-    group = cache.waits.longest
-    fewest = cache.waits.places_of(group)
-    own = next((name for name in group.experts if cache.slots[name].places == fewest), "")
-    whose = f" (experts.{own}.max_concurrency)" if fewest != cache.limits.max_concurrency else ""
-    return f"{fewest} at a time{whose}"
-
-
-def _with_fan_out(cache: ExpertCache) -> str:
-    """A sentence, if requests for several answers can make the bound longer; else empty."""
-    widest = cache.waits.widest_bound_seconds()
-    if widest == cache.waits.bound_seconds():
-        return ""
-    return (
-        f" Requests that ask for several answers at once (n, best_of, lists of prompts; up to "
-        f"{cache.limits.max_fan_out}, scheduling.max_fan_out) can make it {widest:,.0f} s."
-    )
-
-
-def _turns(cache: ExpertCache) -> str:
-    waits, group = cache.waits, cache.waits.longest
-    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=waits.places_of(group))):,.0f} s"
-    if not waits.groups:
-        return f"{turn}, since no experts share the device"
-    if group in waits.alone:
-        return f"{turn} of '{group.experts[0]}', which is never evicted for another expert"
-    known, device = "measured" if waits.costs_are_measured else "estimated", "the device"
-    switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
-    if group.start_elsewhere_seconds:
-        switch = f"{switch}, and a start on other cards of {group.start_elsewhere_seconds:,.1f} s"
-        device = "their cards"
-    then = f" + {group.starts_ahead_seconds:,.1f} s for starts on other cards" if group.starts_ahead_seconds else ""
-    if (sharing := len(group.experts)) == 1:
-        return f"{turn} and {switch}{then}, for one expert that has {device} to itself"
-    ahead = f"one for each of the {sharing} experts that share {device}, and the present one"
-    return f"{turns_ahead(sharing)} x ({turn} and {switch}){then}, {ahead}"
-
-
-def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
-    """A sentence for each group of experts that shares no card with the others; none where there is one group."""
-    groups = cache.waits.groups
-    for group in groups if len(groups) > 1 else ():
-        bound = cache.waits.bound_of(group, widest=1)
-        yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."

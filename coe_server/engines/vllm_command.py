@@ -1,4 +1,4 @@
-"""The command line and environment of an expert's vLLM. Pure, except that two functions read files."""
+"""The command line and environment of an expert's vLLM. Pure, except for looks for a GPU and into the hub's cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.cards import visible_device
@@ -14,7 +13,7 @@ from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Footprint
 from coe_server.engines.http_channel import IDLE_SECONDS
 from coe_server.engines.hub import HubSource
-from coe_server.engines.model_size import files_bytes, model_folder
+from coe_server.engines.model_size import model_folder
 from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm_args import ArgValue, check_args, copies_of, named, width_of, words_of
@@ -72,15 +71,6 @@ _CPU_ARGS: dict[str, ArgValue] = {"enforce_eager": True, "worker_cls": _WORKER_C
 # Pinned blocks are rounded up to powers of two unless they are larger than this (c10/core/AllocatorConfig.h of torch).
 _PINNED_ROUNDING = "pinned_max_round_threshold_mb:1"
 _ALLOCATOR_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")  # the first name is the older one
-
-# A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); reported for 0.6 B and 8 B models.
-_CUDA_RESIDUE_BYTES = 2 << 30
-# One of several ranks also keeps NCCL's buffers: 2.7 GiB in all.
-_WIDE_RESIDUE_BYTES = 3 << 30
-# vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, reported for an H100.
-_CUDA_IMAGE_FACTOR = 1.36
-_FIRST_RANK_MORE = 1.1  # it also has embeddings and the sampler's buffers
-_UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers outside the weight files
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,68 +237,12 @@ def _cuda_environment(inherited: Mapping[str, str], place: Place) -> dict[str, s
     return environment
 
 
-def model_bytes(
-    model: str, environment: Mapping[str, str] = MappingProxyType({}), revision: str = "main"
-) -> int | None:
-    """Size of a model's local weight files; None for a hub id that is not completely downloaded.
-
-    Raises `ConfigError` for a folder that does not exist or has no weights.
-    """
-    if (folder := model_folder(model, environment, revision)) is not None:
-        return files_bytes(folder)
-    if Path(model).expanduser().is_dir():
-        raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
-    if model.startswith(("/", "./", "../", "~")):
-        raise ConfigError(f"there is no model folder '{model}'")
-    return None
-
-
 def hub_source(launch: VllmLaunch) -> HubSource:
     """The model's source as the engine sees it, with the engine's environment."""
     environment = dict(launch.inherited) | (launch.user.environment if launch.user else {}) | dict(launch.environment)
     if folder := launch.option("download_dir"):
         environment["HF_HUB_CACHE"] = str(folder)
     return HubSource(launch.model, environment, str(launch.option("revision") or "main"))
-
-
-def estimated_footprint(launch: VllmLaunch) -> Footprint:
-    """Estimate before the first start, rather too large. Raises `ConfigError` if the size is unknown."""
-    weights = known_bytes(launch)
-    if str(launch.args.get("dtype")) in ("float32", "float"):
-        weights *= 2  # files usually have 16-bit numbers
-    weights += _UNSEEN_TENSORS_BYTES
-    cuda = launch.platform == "cuda"
-    residue = (_CUDA_RESIDUE_BYTES if launch.width == 1 else _WIDE_RESIDUE_BYTES) if cuda else 0
-    image = round(weights * _CUDA_IMAGE_FACTOR) if cuda else weights
-    return Footprint(
-        device_awake=_largest_share(weights, launch) + launch.kv_cache_bytes + residue,
-        device_asleep=residue,
-        host_process=launch.process_bytes * launch.width,
-        host_image=image * launch.copies if launch.can_sleep else 0,
-    )
-
-
-def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:
-    """Bytes of the largest rank. The first has more than its share; copies have all, unless experts are sharded."""
-    ranks = launch.width // launch.copies
-    return weights_bytes if ranks == 1 else round(weights_bytes / ranks * _FIRST_RANK_MORE)
-
-
-def known_bytes(launch: VllmLaunch) -> int:
-    """Size of the weights from files or `weights_bytes`. Raises ConfigError."""
-    if launch.weights_bytes is not None:
-        return launch.weights_bytes
-    source = hub_source(launch)
-    try:
-        weights = model_bytes(launch.model, source.environment, source.revision)
-    except ConfigError as error:
-        raise ConfigError(f"experts.{launch.name}.model: {error}") from error
-    if weights is None:
-        raise ConfigError(
-            f"experts.{launch.name}.model: '{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`,"
-            f" or give experts.{launch.name}.weights_bytes where only the engine sees the files"
-        )
-    return weights
 
 
 def _asks_no_hub(launch: VllmLaunch) -> bool:

@@ -23,7 +23,8 @@ from coe_server.engines.seat_memory import (
     forget_reports,
     read_reports,
 )
-from coe_server.engines.vllm_command import Place, VllmLaunch, estimated_footprint
+from coe_server.engines.vllm_command import Place, VllmLaunch
+from coe_server.engines.vllm_footprint import estimated_footprint
 from coe_server.engines.vllm_process import VllmRun
 from coe_server.errors import EngineError
 

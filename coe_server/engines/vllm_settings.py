@@ -17,7 +17,8 @@ from coe_server.engines.footprints import footprint_key
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
 from coe_server.engines.vllm import VllmEngine
 from coe_server.engines.vllm_args import copies_of, named, width_of
-from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source, known_bytes, model_bytes
+from coe_server.engines.vllm_command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source
+from coe_server.engines.vllm_footprint import known_bytes, model_bytes
 from coe_server.errors import ConfigError
 
 _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {

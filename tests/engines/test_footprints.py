@@ -11,7 +11,7 @@ import pytest
 from coe_server.engines.engine import Footprint
 from coe_server.engines.footprints import footprint_key, read_footprints, write_footprints
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import estimated_footprint
+from coe_server.engines.vllm_footprint import estimated_footprint
 from tests.engines.test_vllm_command import launch
 
 MEASURED = Footprint(device_awake=900, device_asleep=100, host_process=50, host_image=800)

@@ -19,11 +19,10 @@ from coe_server.engines.vllm_command import (
     VllmLaunch,
     detect_platform,
     engine_environment,
-    estimated_footprint,
-    model_bytes,
     serve_command,
     unsupported_gpu,
 )
+from coe_server.engines.vllm_footprint import estimated_footprint, model_bytes
 from coe_server.engines.vllm_process import make_run_directory
 from coe_server.errors import ConfigError
 

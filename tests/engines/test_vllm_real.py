@@ -18,7 +18,8 @@ import pytest
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, model_bytes
+from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm_footprint import model_bytes
 from coe_server.errors import EngineDied, EngineError
 
 from .conftest import eventually, run_directory_of, runs
