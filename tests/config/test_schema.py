@@ -437,7 +437,7 @@ def test_an_expert_fetches_media_from_its_own_domains_else_from_those_of_all(tmp
     expert = {"name": "a", "engine": "vllm", "model": "x/y-7B", "weights_bytes": "1GiB", **own}
     vllm = {"command": sys.executable, "platform": "cpu", **settings}
     (built,) = build_experts(load_config(write(tmp_path, experts=[expert], vllm=vllm)))
-    assert built.engine._launch.allowed_media_domains == allowed
+    assert built.engine.launch.allowed_media_domains == allowed
 
 
 @pytest.mark.parametrize("model", ["./quantised", "./quantised/model-q4.gguf"])
