@@ -45,9 +45,8 @@ class Costs:
         return self._of("service")
 
     @property
-    def moves_are_measured(self) -> bool:
-        """True if a start was measured; the other costs follow soon after it."""
-        return "start" in self._measured
+    def start(self) -> float:
+        return self._of("start")
 
     def start_timeout(self, backoffs: int) -> float | None:
         """Seconds after which a start is aborted, so that other engines may start; None if no start was measured.

@@ -308,7 +308,7 @@ class Waits:
     @property
     def costs_are_measured(self) -> bool:
         """True if every move in the bound was measured."""
-        return all(slot.costs.moves_are_measured for slot in self._sharers)
+        return all("start" in slot.costs.measured for slot in self._sharers)
 
     @property
     def _sharers(self) -> list[Slot]:
