@@ -308,7 +308,8 @@ def _preparation(artifact: Artifact, config: Path | None) -> Prepare:
         return nothing_to_embed
     if config is None:
         raise ConfigError(f"this artifact needs embeddings by {features.model!r}: name its training config (--config)")
-    return partial(with_embeddings, settings=read_config(config).features, track=_with_progress_bar)
+    settings, normalisation = read_config(config).features, features.normalisation
+    return partial(with_embeddings, settings=settings, track=_with_progress_bar, normalisation=normalisation)
 
 
 def _with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:

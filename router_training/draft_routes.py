@@ -19,6 +19,7 @@ from coe_server.routing.draft import BUCKET_BITS, Draft, LeftOut, draft, texts_o
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
+from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.manifest import FeatureSettings
 from coe_server.routing.probes import shown
 from coe_server.system.files import require_writable_folder
@@ -36,8 +37,8 @@ def draft_routes(path: Path, out: Path) -> Draft:
     if (by := routes.features) is not None:
         rows = asyncio.run(_embedded(texts_of(routes), _embedder(by)))
         kind = "endpoint" if by.base_url else "sentence-transformers"
-        entry = {"kind": kind, "bucket_bits": BUCKET_BITS, "model": by.model, "dimensions": int(rows.shape[1])}
-        features = FeatureSettings.model_validate(entry)
+        entry = {"kind": kind, "model": by.model, "dimensions": int(rows.shape[1]), "normalisation": NEWEST}
+        features = FeatureSettings.model_validate({"bucket_bits": BUCKET_BITS, **entry})
     found = draft(routes, rows, features)
     artifacts.save(found.artifact, found.held_out, None, out)
     artifacts.load(out)
@@ -98,6 +99,6 @@ def _embedder(by: EmbeddingFeatures) -> Embedder:
 
 async def _embedded(texts: list[str], embedder: Embedder) -> Floats:
     try:
-        return await embedder.embed([windowed(text) for text in texts])
+        return await embedder.embed([read_as(windowed(text), NEWEST) for text in texts])
     finally:
         await embedder.close()

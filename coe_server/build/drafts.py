@@ -15,6 +15,7 @@ from coe_server.routing.artifact import Artifact
 from coe_server.routing.draft import BUCKET_BITS, Draft, draft, texts_of
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
+from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.manifest import FeatureSettings
 
 
@@ -43,7 +44,8 @@ def with_embeddings_of(routes: RoutesFile, embedder: Embedder | None, features: 
 def embedded_by(model: str, base_url: str | None) -> FeatureSettings:
     """Features of n-grams and this model's embeddings. `dimensions` is a placeholder until a text has been embedded."""
     kind = "endpoint" if base_url else "sentence-transformers"
-    return FeatureSettings(kind=kind, bucket_bits=BUCKET_BITS, model=model, dimensions=1)  # type: ignore[arg-type]
+    found = {"kind": kind, "model": model, "dimensions": 1, "normalisation": NEWEST}
+    return FeatureSettings(bucket_bits=BUCKET_BITS, **found)  # type: ignore[arg-type]
 
 
 def as_saved(found: Draft) -> Artifact:
@@ -57,7 +59,7 @@ def as_saved(found: Draft) -> Artifact:
 def _embedded(texts: Sequence[str], embedder: Embedder) -> Floats:
     async def ask() -> Floats:
         try:
-            return await embedder.embed([windowed(text) for text in texts])
+            return await embedder.embed([read_as(windowed(text), NEWEST) for text in texts])
         finally:
             await embedder.close()
 

@@ -92,7 +92,9 @@ def build_traffic(config: ServerConfig, router: Decides) -> Traffic | None:
 
 
 def _embed_alike(one: Embedder | None, other: Embedder | None) -> bool:
-    return isinstance(one, OfLength) and isinstance(other, OfLength) and one.dimensions == other.dimensions
+    if not isinstance(one, OfLength) or not isinstance(other, OfLength):
+        return False
+    return (one.dimensions, one.normalisation) == (other.dimensions, other.normalisation)
 
 
 def build_router(config: ServerConfig) -> Decides:
@@ -168,7 +170,7 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
         raise ConfigError(f"router.embeddings: is missing; this artifact needs embeddings by {needed.model!r}")
     if settings.base_url is not None and settings.model != needed.model:
         raise ConfigError(f"router.embeddings.model: {settings.model!r} is not the artifact's model, {needed.model!r}")
-    return OfLength(_embedder(settings, config.environment), needed.dimensions)
+    return OfLength(_embedder(settings, config.environment), needed.dimensions, needed.normalisation)
 
 
 def _embedder(settings: EmbeddingSettings, environment: Environment) -> Embedder:

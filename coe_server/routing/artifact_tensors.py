@@ -180,9 +180,11 @@ def features_from_tensors(tensors: Tensors, manifest: Manifest, table: StaticEmb
     settings = manifest.features
     ngrams = None
     if settings.ngrams:
-        ngrams = Features.of(settings.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"])
+        ngrams = Features.of(
+            settings.bucket_bits, tensors["kept"].astype(np.int64), tensors["idf"], settings.normalisation
+        )
     if ngrams is None or settings.embedded:
-        return EmbeddedFeatures(ngrams, settings.dimensions, table)
+        return EmbeddedFeatures(ngrams, settings.dimensions, table, settings.normalisation)
     return ngrams
 
 

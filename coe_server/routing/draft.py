@@ -27,6 +27,7 @@ from coe_server.routing.few_examples import (
     folds_of,
     left_out_logits,
 )
+from coe_server.routing.frame import NEWEST, unframed
 from coe_server.routing.gate import Gate, NgramGate, nearest_mean, postings
 from coe_server.routing.manifest import (
     ExpertEntry,
@@ -109,7 +110,7 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     ngrams = _features(read)
     features: Vectoriser = ngrams
     if embedded is not None and texts:
-        features = EmbeddedFeatures(ngrams, embedded.shape[1])
+        features = EmbeddedFeatures(ngrams, embedded.shape[1], normalisation=NEWEST)
     rows = _rows(ngrams, read)
     matrix = rows if embedded is None or not texts else np.hstack([rows, embedded])
     where = labels if texts else np.array([len(names) - 1], dtype=np.int64)
@@ -151,13 +152,13 @@ def labels_of(routes: RoutesFile) -> Ints:
 
 def _features(texts: Sequence[str]) -> Features:
     """All n-grams of the examples, with the smoothed IDF of training."""
-    found = [distinct(buckets(text, BUCKET_BITS))[0] for text in texts]
+    found = [distinct(buckets(unframed(text), BUCKET_BITS))[0] for text in texts]
     kept, with_it = np.unique(np.concatenate(found), return_counts=True)
     if len(kept) > MOST_COLUMNS:
         most = np.sort(np.argsort(-with_it, kind="stable")[:MOST_COLUMNS])
         kept, with_it = kept[most], with_it[most]
     idf = np.log((1.0 + len(texts)) / (1.0 + with_it)) + 1.0
-    return Features.of(BUCKET_BITS, kept.astype(np.int64), idf.astype(np.float32))
+    return Features.of(BUCKET_BITS, kept.astype(np.int64), idf.astype(np.float32), NEWEST)
 
 
 def _rows(features: Features, texts: Sequence[str]) -> Floats:
@@ -221,7 +222,7 @@ def _manifest(
     overall = {one: _overall([score[name][one] for name in names]) for one in experts}
     said = routes.model_dump_json() + "".join(normalised(text).tobytes().decode("utf-8", "replace") for text in texts)
     return Manifest(
-        features=embeddings or FeatureSettings(bucket_bits=BUCKET_BITS),
+        features=embeddings or FeatureSettings(bucket_bits=BUCKET_BITS, normalisation=NEWEST),
         categories=names,
         temperature=temperature,
         prototypes=len(texts),

@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_tensors
 from coe_server.errors import ConfigError, EmbeddingNotFinite, EmbeddingUnavailable
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.features import Features, Floats, SparseVector, Turn, of_length_one, windowed
+from coe_server.routing.frame import Normalisation, read_as
 from coe_server.routing.tokens import UnsafeRule, require_safe
 from coe_server.system.visible import brief
 
@@ -39,6 +40,7 @@ class EmbeddedFeatures:
     ngrams: Features | None
     dimensions: int
     table: StaticEmbeddings | None = None
+    normalisation: Normalisation = "plain"
 
     @property
     def columns(self) -> int:
@@ -60,7 +62,7 @@ class EmbeddedFeatures:
     def _embedding(self, turns: Sequence[Turn]) -> Floats:
         embeddings = [turn.embedding for turn in turns]
         if self.table is not None:
-            missing = [turn.text for turn in turns if turn.embedding is None]
+            missing = [read_as(turn.text, self.normalisation) for turn in turns if turn.embedding is None]
             computed = iter(self.table.embed(missing) if missing else ())
             embeddings = [next(computed) if found is None else found for found in embeddings]
         return mean_embedding(embeddings, [turn.weight for turn in turns])
@@ -218,13 +220,14 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OfLength:
-    """An embedder that checks for the `dimensions` of the router's training."""
+    """An embedder that reads texts as in the router's training, and checks for its `dimensions`."""
 
     embedder: Embedder
     dimensions: int
+    normalisation: Normalisation = "plain"
 
     async def embed(self, texts: Sequence[str]) -> Floats:
-        rows = await self.embedder.embed(texts)
+        rows = await self.embedder.embed([read_as(text, self.normalisation) for text in texts])
         if rows.shape[1] != self.dimensions:
             raise EmbeddingUnavailable(
                 f"embeddings have {rows.shape[1]} dimensions; the router was trained with {self.dimensions}:"

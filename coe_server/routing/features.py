@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from coe_server.routing.frame import Normalisation, read_as
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
@@ -83,7 +85,8 @@ class Vectoriser(Protocol):
 class Features:
     """Trained n-gram features: the kept buckets (ascending) and their inverse document frequency.
 
-    Buckets below `2 ** (bucket_bits - 1)` are for words and pairs, the rest for byte runs.
+    Buckets below `2 ** (bucket_bits - 1)` are for words and pairs, the rest for byte runs. `normalisation`: how the
+    texts of training were read.
     """
 
     bucket_bits: int
@@ -91,13 +94,15 @@ class Features:
     idf: Floats
     column_of: npt.NDArray[np.int32]
     word_columns: int
+    normalisation: Normalisation
 
     @classmethod
-    def of(cls, bucket_bits: int, kept: Ints, idf: Floats) -> Features:
+    def of(cls, bucket_bits: int, kept: Ints, idf: Floats, normalisation: Normalisation = "plain") -> Features:
         """Features with their lookup table from bucket to column (-1: not kept)."""
         column_of = np.full(1 << bucket_bits, -1, dtype=np.int32)
         column_of[kept] = np.arange(len(kept), dtype=np.int32)
-        return cls(bucket_bits, kept, idf, column_of, int(np.searchsorted(kept, 1 << (bucket_bits - 1))))
+        words = int(np.searchsorted(kept, 1 << (bucket_bits - 1)))
+        return cls(bucket_bits, kept, idf, column_of, words, normalisation)
 
     @property
     def columns(self) -> int:
@@ -119,7 +124,7 @@ class Features:
         return SparseVector(columns, weights)
 
     def _counted(self, text: str) -> tuple[Ints, Ints]:
-        columns = self.column_of.take(buckets(text, self.bucket_bits))
+        columns = self.column_of.take(buckets(read_as(text, self.normalisation), self.bucket_bits))
         columns = columns[columns >= 0]  # the others were not kept in training
         columns.sort()
         return _runs(columns)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_server.config.types import Modality, contradiction
+from coe_server.routing.frame import Normalisation
 from coe_server.system.visible import brief, visible
 
 FORMAT_VERSION = 1
@@ -33,6 +34,8 @@ class _Strict(BaseModel):
 class FeatureSettings(_Strict):
     """The features of the weights. `model` and `dimensions` are those of embeddings.
 
+    `normalisation`: how texts were read in training. "plain", as before this key, is not written.
+
     Nothing named here is fetched or called: the embedder is set in the server's configuration.
     """
 
@@ -41,6 +44,7 @@ class FeatureSettings(_Strict):
     ngrams: bool = True
     model: Name | None = None
     dimensions: Annotated[int, Field(ge=0, le=65_536)] = 0
+    normalisation: Annotated[Normalisation, Field(exclude_if=lambda name: name == "plain")] = "plain"
 
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:

@@ -21,6 +21,7 @@ from coe_server.errors import DatasetError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.embeddings import EmbeddedFeatures, mean_embedding
 from coe_server.routing.features import Features, Floats, Turn, Vectoriser, buckets, distinct
+from coe_server.routing.frame import NEWEST, unframed
 from router_training import Track, in_silence
 from router_training.data.dataset import Dataset
 
@@ -98,7 +99,7 @@ def choose_features(counts: Matrix, bucket_bits: int, min_prompts: int, max_colu
         most = np.argsort(-prompts_with[kept], kind="stable")[:max_columns]
         kept = np.sort(kept[most])
     idf = np.log((1.0 + counts.shape[0]) / (1.0 + prompts_with[kept])) + 1.0
-    return Features.of(bucket_bits, kept.astype(np.int64), idf.astype(np.float32))
+    return Features.of(bucket_bits, kept.astype(np.int64), idf.astype(np.float32), NEWEST)
 
 
 def rows_with(matrix: Matrix) -> npt.NDArray[np.int64]:
@@ -139,7 +140,7 @@ def beside(ngrams: Matrix | None, embeddings: npt.NDArray[np.float32]) -> Matrix
 
 
 def _counted(turns: Sequence[Turn], bucket_bits: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    parts = [distinct(buckets(turn.text, bucket_bits)) for turn in turns]
+    parts = [distinct(buckets(unframed(turn.text), bucket_bits)) for turn in turns]
     if len(parts) == 1:
         ((columns, times),) = parts
         return columns, times * turns[0].weight
@@ -319,7 +320,7 @@ def _chosen(counts: Matrix, dataset: Dataset, settings: FeatureSettings) -> Vect
         if ngrams.columns == 0:
             raise DatasetError(f"{len(dataset)} training prompts have no n-gram in common")
     if ngrams is None or settings.kind != "hashed-ngrams":
-        return EmbeddedFeatures(ngrams, embedding_matrix(dataset).shape[1])
+        return EmbeddedFeatures(ngrams, embedding_matrix(dataset).shape[1], normalisation=NEWEST)
     return ngrams
 
 

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from coe_server.routing.embeddings import (
     read_static_embeddings,
 )
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
+from coe_server.routing.frame import NEWEST, Normalisation, read_as
 from coe_server.routing.manifest import FeatureSettings as FeatureEntry
 from router_training import Track
 from router_training.config import FeatureSettings
@@ -74,15 +75,20 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
     return EndpointEmbedder(endpoint)
 
 
-def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -> Dataset:
+def with_embeddings(
+    dataset: Dataset, settings: FeatureSettings, track: Track, normalisation: Normalisation = NEWEST
+) -> Dataset:
     """The data set with an embedding on every turn; unchanged if the features have none.
+
+    `normalisation`: how texts are read, in training always the newest.
 
     Raises ConfigError, EmbeddingUnavailable, or DatasetError for a damaged cache or non-finite embeddings,
     naming the prompts.
     """
     if settings.kind == "hashed-ngrams":
         return dataset
-    texts = {windowed(turn.text): _digest(windowed(turn.text)) for turn in _turns(dataset)}
+    read = {turn.text: read_as(windowed(turn.text), normalisation) for turn in _turns(dataset)}
+    texts = {text: _digest(text) for text in read.values()}
     cache = EmbeddingCache(settings.cache / _folder_name(settings))
     known = cache.read()
     missing = [text for text, digest in texts.items() if digest not in known]
@@ -90,11 +96,11 @@ def with_embeddings(dataset: Dataset, settings: FeatureSettings, track: Track) -
         known |= _embedded(missing, embedder_of(settings), cache, track) if missing else {}
     except EmbeddingNotFinite as error:
         wrong = {missing[place] for place in error.places}
-        raise DatasetError(f"{error}; {_prompts_with(wrong, dataset)}") from error
+        raise DatasetError(f"{error}; {_prompts_with(wrong, read, dataset)}") from error
     conversations = tuple(
         replace(
             conversation,
-            turns=tuple(replace(turn, embedding=known[texts[windowed(turn.text)]]) for turn in conversation.turns),
+            turns=tuple(replace(turn, embedding=known[texts[read[turn.text]]]) for turn in conversation.turns),
         )
         for conversation in dataset.conversations
     )
@@ -117,6 +123,7 @@ def feature_entry(features: Vectoriser, settings: FeatureSettings) -> FeatureEnt
         ngrams=settings.ngrams,
         model=Path(settings.model).name if settings.kind == "static" and settings.model else settings.model,
         dimensions=features.dimensions if isinstance(features, EmbeddedFeatures) else 0,
+        normalisation=NEWEST,
     )
 
 
@@ -177,10 +184,10 @@ def _rows_of(step: Sequence[str], first: int, embedder: Embedder, runner: asynci
         raise EmbeddingNotFinite(str(error), [first + place for place in error.places]) from error
 
 
-def _prompts_with(texts: Collection[str], dataset: Dataset) -> str:
-    """The prompts with one of these texts, for a message."""
+def _prompts_with(texts: Collection[str], read: Mapping[str, str], dataset: Dataset) -> str:
+    """The prompts of which one of these texts was read, for a message."""
     told = zip(dataset.prompt_ids, dataset.conversations, strict=True)
-    return named_prompts([name for name, talk in told if any(windowed(turn.text) in texts for turn in talk.turns)])
+    return named_prompts([name for name, talk in told if any(read[turn.text] in texts for turn in talk.turns)])
 
 
 def _turns(dataset: Dataset) -> Iterable[Turn]:

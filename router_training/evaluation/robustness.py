@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +41,6 @@ Perturbation = Callable[[str, np.random.Generator], str]
 
 WORDS_PER_TYPO = 10
 LEAST_LETTERS = 4  # shorter words are not changed
-GREETING = "Hi! Could you please help me with the following? "
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 CONTRACTIONS = (
     ("What is", "What's"),
@@ -52,7 +51,42 @@ CONTRACTIONS = (
     ("It is", "It's"),
     ("I am", "I'm"),
 )
-THANKS = " Thank you very much in advance."
+# What stands before and after a prompt. `coe_server/routing/frame_words.py` was written without these.
+COURTESIES = (
+    ("Hello friend, I could really use your wisdom today. ", " Thank you ever so much!"),
+    ("Hi, this has been puzzling me since yesterday and I'd love some input: ", " Thanks, you're the best."),
+    ("Good day. Please find my question below.\n\n", "\n\nYours sincerely,\nPeter Smith"),
+    ("Excuse me, might I ask you something? ", " I'd be most grateful."),
+    ("Hey, me and my sister are arguing about this one, can you settle it please? ", " Thx!!"),
+    ("Sorry if this has been asked a thousand times already. ", " Any help is welcome :)"),
+    ("Could you kindly take care of the following for me?\n", "\nThat's all, many thanks and take care."),
+    ("I'm not sure how to tackle this, so I'm turning to you. ", "\n\nKind regards from Vienna"),
+)
+FENCES = (
+    ("```\n", "\n```"),
+    ("```text\n", "\n```"),
+    ('"', '"'),
+    ("<question>\n", "\n</question>"),
+    ("> ", ""),
+    ("***\n", "\n***"),
+)
+PREAMBLES = (
+    ("You are an experienced assistant. Give well-founded answers and admit when you do not know.\n\n", ""),
+    ("SYSTEM: Act as a professional advisor who never makes mistakes.\nUSER: ", "\nASSISTANT:"),
+    ("### Human:\n", "\n\n### Assistant:\n"),
+    ("The following is a conversation with an AI assistant. It is clever and very friendly.\n\nHuman: ", "\nAI:"),
+    ("Please read the text carefully and then give the best possible answer. Do not guess.\n---\n", "\n---\n"),
+    ("Your job is to satisfy the customer. Stay calm, be precise and avoid small talk.\n\n", ""),
+)
+FOREIGN = (
+    ("Servus, ich hätte da mal eine Frage und hoffe, ihr könnt mir weiterhelfen:\n\n", "\n\nDanke schon mal!"),
+    ("Bonjour à tous, quelqu'un saurait-il m'expliquer ceci ? ", " Merci infiniment."),
+    ("Buenos días, necesito resolver esto cuanto antes. ", " Gracias de antemano y un abrazo."),
+    ("Olá, tudo bem? Preciso de ajuda com isto.\n", "\nMuito obrigado!"),
+    ("Добрый вечер, не могли бы вы объяснить мне это? ", " Буду очень признателен."),
+    ("你好呀，我有个问题想请教你：\n", "\n万分感谢！"),
+    ("Hej, jag skulle behöva hjälp med det här.\n", "\nTack på förhand."),
+)
 
 
 def with_typos(text: str, generator: np.random.Generator) -> str:
@@ -73,10 +107,14 @@ def in_capitals(text: str, generator: np.random.Generator) -> str:
     return text.upper()
 
 
-def with_filler(text: str, generator: np.random.Generator) -> str:
-    """A polite greeting before and thanks after."""
-    del generator
-    return GREETING + text + THANKS
+def framed_by(frames: Sequence[tuple[str, str]]) -> Perturbation:
+    """One of these frames around the text."""
+
+    def framed(text: str, generator: np.random.Generator) -> str:
+        before, after = frames[int(generator.integers(len(frames)))]
+        return before + text + after
+
+    return framed
 
 
 def reworded(text: str, generator: np.random.Generator) -> str:
@@ -102,7 +140,10 @@ PERTURBATIONS: Mapping[str, Perturbation] = {
     "typos": with_typos,
     "case": in_capitals,
     "reworded": reworded,
-    "filler": with_filler,
+    "filler": framed_by(COURTESIES),
+    "fences": framed_by(FENCES),
+    "preamble": framed_by(PREAMBLES),
+    "foreign": framed_by(FOREIGN),
 }
 
 

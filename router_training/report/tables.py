@@ -79,7 +79,15 @@ def _taken_for(prompt: dict[str, Any]) -> str:
 
 def robustness_table(robustness: dict[str, Any]) -> str:
     """The effect of slight changes of a prompt on its expert and score."""
-    names = {"typos": "typing errors", "case": "capitals", "reworded": "another word order", "filler": "politeness"}
+    names = {
+        "typos": "typing errors",
+        "case": "capitals",
+        "reworded": "another word order",
+        "filler": "politeness",
+        "fences": "fences and quotation marks",
+        "preamble": "a role before it",
+        "foreign": "greeting and thanks in another language",
+    }
     lines = [
         _row(
             names.get(name, name),
@@ -88,7 +96,7 @@ def robustness_table(robustness: dict[str, Any]) -> str:
         for name, row in robustness.items()
         if isinstance(row, dict)
     ]
-    caption = f"{robustness['n_prompts']} prompts, each changed in four ways"
+    caption = f"{robustness['n_prompts']} prompts, each changed in {len(robustness) - 1} ways"
     return _table(caption, ("<change", "another expert", "and a lower score", "mean score, points"), lines)
 
 
