@@ -22,9 +22,10 @@ REACH = 400  # characters read at either end
 MOST_SENTENCES = 6  # set aside at either end
 MOST_UNKNOWN = 3  # words of a courteous sentence
 WORDS_FOR_UNKNOWN = 3  # so many words, at least, for each unknown one
-LEAST_REST = 3  # unknown words that stay for each one set aside
+LEAST_REST = 1  # unknown words that stay for each one set aside
 SHORT = 3  # words of a heading such as "### Instruction:", or of a name below a greeting
-TALK = 5  # words of a sentence to the model that means nothing
+TALK = 5  # words, at least, of a sentence to the model that means nothing
+WORDS_OF_TALK_FOR_UNKNOWN = 5
 ADDRESSES = frozenset(("you", "me"))
 OPENINGS = {
     *(
@@ -41,6 +42,7 @@ OPENINGS = {
 _ENDS = ".!?:…\u3002\uff01\uff1f\uff1a\n"  # also the full-width ones
 _SENTENCE = re.compile(rf"[^{_ENDS}]*(?:[{_ENDS}]+[\s)\"'`*]*|$)")
 _SENTENCE_BACKWARDS = re.compile(rf"[\s)\"'`*]*[{_ENDS}]*[^{_ENDS}]*")
+_CLAUSE = re.compile(r"[^,;\uff0c\u3001]*[,;\uff0c\u3001]\s*")
 _SIGNATURE = re.compile(r",?[ \t]*\n\s*\w+(?:[ .]+\w+)?[\s.]*$")
 _HIRAGANA, _IDEOGRAPHS = "\u3040-\u309f", "\u4e00-\u9fff"  # without spaces: runs and characters are words
 _WORD = re.compile(rf"[{_HIRAGANA}]+|[{_IDEOGRAPHS}]|[^\W_{_HIRAGANA}{_IDEOGRAPHS}]+")
@@ -144,25 +146,23 @@ def _is_courteous(sentence: str, words: Sequence[str]) -> bool:
     roles = len(ROLES.intersection(words))
     if roles > 1 or (roles == 1 and len(words) <= SHORT and sentence.rstrip().endswith(":")):
         return True
-    return len(words) >= TALK and not ADDRESSES.isdisjoint(words) and _unknown(words) == 0
+    is_talk = len(words) >= max(TALK, WORDS_OF_TALK_FOR_UNKNOWN * _unknown(words))
+    return is_talk and not ADDRESSES.isdisjoint(words)
 
 
 def _greeting(sentence: str) -> int:
-    """Characters of the greeting, or "please", at the beginning of a sentence that goes on with a meaning."""
-    length = 0
-    for word in _WORD.finditer(sentence):
-        read = word.group().lower()
-        if read not in FRAME_WORDS:
-            break
-        if read in OPENERS:
-            length = word.end()
-    return length + len(sentence[length:]) - len(sentence[length:].lstrip(" ,")) if length else 0
+    """Characters of the greeting, or "please", before the first comma of a sentence that goes on with a meaning."""
+    clause = _CLAUSE.match(sentence)
+    if clause is None:
+        return 0
+    words = _WORD.findall(clause.group().lower())
+    return clause.end() if 0 < len(words) <= SHORT and words[0] in OPENERS else 0
 
 
 def _thanks(sentence: str, is_before_courtesy: bool) -> int:
     """Characters of the thanks at the end of a sentence that begins with a meaning and has no full stop between.
 
-    They begin with a word of thanks or a capital letter.
+    They begin with a capital letter, or with a word of thanks and go on.
     """
     *_, last = ["", *sentence.rstrip(_ORNAMENTS).rsplit(None, 1)]
     length = 0
@@ -175,7 +175,9 @@ def _thanks(sentence: str, is_before_courtesy: bool) -> int:
             break
         words.insert(0, read)
         is_courteous = is_before_courtesy or _is_courteous(sentence, words)
-        if read in THANKS or (word.group()[0].isupper() and is_courteous and (len(words) > 1 or read in ROLES)):
+        is_thanks = read in THANKS and (len(words) > 1 or is_before_courtesy)
+        is_new = word.group()[0].isupper() and is_courteous and (len(words) > 1 or read in THANKS | ROLES)
+        if is_thanks or is_new:
             length = len(sentence) - word.start()
     return length
 

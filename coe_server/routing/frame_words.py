@@ -26,10 +26,9 @@ OPENERS = THANKS | GREETINGS  # stand before a prompt without a full stop betwee
 # A sentence with one of these is courteous.
 COURTESIES = OPENERS | frozenset(
     """
-    hi hello hey hiya greetings dear kindly thankyou thankful appreciate appreciated appreciation grateful gratitude sincerely
-    sorry apologies apologize apologise rush hurry
-     inst sys cutoff stranger excuse pardon bother bothering
-    help helping assist assistance assistant assistants
+    kindly thankyou thankful appreciate appreciated appreciation grateful gratitude sincerely sorry apologies apologize
+    apologise excuse pardon bother bothering rush hurry help helping assist assistance assistant assistants stranger
+    inst sys cutoff
     wondering helpful helpfully harmless chatbot chatgpt openai obliged tysm ty lifesaver
     hallo guten servus moin dankbar grüße grüßen gruß hilf helfen hilfe
     bonjour bonsoir salut plaît plait cordialement aider aide aidez

@@ -148,3 +148,11 @@ def test_a_product_in_blocks_is_the_product(entries: int, width: int) -> None:
     vector = SparseVector(columns, generator.random(entries, dtype=np.float32))
     matrix = generator.random((500, width), dtype=np.float32)
     assert vector.times(matrix) == pytest.approx(vector.weights.astype(np.float64) @ matrix[columns], rel=1e-5)
+
+
+def test_features_read_texts_as_their_training_did() -> None:
+    framed, plain = (Turn("Hi! Could you help me, please?\n\nThe Krebs cycle. Thanks!"),), (Turn("The Krebs cycle."),)
+    kept, idf = np.arange(1 << BITS), np.ones(1 << BITS, dtype=np.float32)
+    newest, before = Features.of(BITS, kept, idf, "unframed-1"), Features.of(BITS, kept, idf)
+    assert np.array_equal(newest.vector(framed).columns, newest.vector(plain).columns)
+    assert len(before.vector(framed).columns) > len(before.vector(plain).columns)

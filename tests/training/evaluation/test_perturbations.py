@@ -1,10 +1,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_training.evaluation.robustness import in_capitals, with_filler, with_typos
+from router_training.evaluation.robustness import (
+    COURTESIES,
+    FENCES,
+    FOREIGN,
+    PREAMBLES,
+    framed_by,
+    in_capitals,
+    with_typos,
+)
 
 words = st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=9), min_size=1, max_size=60)
 
@@ -23,7 +32,12 @@ def test_a_typo_happens() -> None:
     assert with_typos("integral", np.random.default_rng(0)) != "integral"
 
 
-def test_capitals_and_filler_keep_the_prompt() -> None:
+def test_capitals_are_capitals() -> None:
+    assert in_capitals("What?", np.random.default_rng(0)) == "WHAT?"
+
+
+@pytest.mark.parametrize("frames", [COURTESIES, FENCES, FOREIGN, PREAMBLES])
+def test_every_frame_stands_around_the_whole_prompt(frames: tuple[tuple[str, str], ...]) -> None:
     generator = np.random.default_rng(0)
-    assert in_capitals("What?", generator) == "WHAT?"
-    assert "What?" in with_filler("What?", generator)
+    framed = {framed_by(frames)("What?", generator) for _ in range(300)}
+    assert framed == {before + "What?" + after for before, after in frames}
