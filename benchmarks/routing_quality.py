@@ -31,6 +31,7 @@ from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import with_embeddings
 from router_training.evaluation.evaluation import decide
 from router_training.evaluation.metrics import Bootstrap, upper_hull
+from router_training.evaluation.robustness import PERTURBATIONS, perturbed
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -126,6 +127,13 @@ def main() -> None:
     lines = ["| data | what | mean active B | score | gain, points | 95 % interval |", "|---|---|---|---|---|---|"]
     for suite in options.suites:
         lines += _table(suite, options)
+    if options.sentences is None:
+        lines += [
+            "",
+            "| data | change of a prompt | another expert | score, points | 95 % interval |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [line for suite in options.suites for line in _changes(suite, options)]
     print("\n".join(lines))
     if options.write:
         text = PAGE.read_text(encoding="utf-8")
@@ -186,8 +194,18 @@ def _run(unit: Unit, keep: Path) -> Unit:
     asked = dataset.rows(left_out)
     decided = {name: decide(router, asked, name, in_silence) for name in router.objectives}
     chosen = {name: decisions.chosen for name, decisions in decided.items()}
-    np.savez(keep / unit.name, left_out=left_out, inside=decided["quality"].inside, **chosen)
+    changed = _changed(router, asked, unit.seed) if unit.seed >= 0 and unit.sentences is None else {}
+    np.savez(keep / unit.name, left_out=left_out, inside=decided["quality"].inside, **chosen, **changed)
     return unit
+
+
+def _changed(router: Router, asked: Dataset, seed: int) -> dict[str, Ints]:
+    """The choice without a budget for the same prompts with changes that training has not seen, by kind."""
+    draw = np.random.default_rng(seed)
+    return {
+        kind: decide(router, perturbed(asked, perturb, draw), "quality", in_silence).chosen
+        for kind, perturb in PERTURBATIONS.items()
+    }
 
 
 def _left_out(unit: Unit, dataset: Dataset) -> Ints:
@@ -217,6 +235,28 @@ def _table(suite: str, options: argparse.Namespace) -> list[str]:
         what = "the same over the single expert that is best on the other groups"
         lines.append(_line(name, what, chosen, False, dataset, sizes, others))
     return lines
+
+
+def _changes(suite: str, options: argparse.Namespace) -> Iterator[str]:
+    """One line for each kind of change: share of prompts with another expert, and what that does to the mean score."""
+    dataset, unit = _dataset(suite, options.label), partial(Unit, suite, options.label)
+    by_seed = [[unit(seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
+    by_seed = [units for units in by_seed if _are_finished(units, options.keep)]
+    rows = np.arange(len(dataset))
+    for kind in PERTURBATIONS if by_seed else ():
+        pairs = [
+            (_pooled(units, "quality", dataset, options.keep), _pooled(units, kind, dataset, options.keep))
+            for units in by_seed
+        ]
+        flips = np.mean([before != after for before, after in pairs], axis=0)
+        change = np.mean(
+            [dataset.scores[rows, after] - dataset.scores[rows, before] for before, after in pairs], axis=0
+        )
+        low, high = Bootstrap(RESAMPLES, 0).interval(
+            change[:, np.newaxis], dataset.weights, lambda means: float(means[0])
+        )
+        share, mean = (float(np.average(one, weights=dataset.weights)) for one in (flips, change))
+        yield f"| {suite} | {kind} | {share:.1%} | {100 * mean:+.2f} | {100 * low:+.2f} to {100 * high:+.2f} |"
 
 
 def _best_of_the_others(suite: str, label: str, dataset: Dataset) -> Ints:

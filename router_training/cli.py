@@ -256,7 +256,7 @@ def map_(
     """
     with in_one_sentence(console):
         from router_training.data.embeddings import nothing_to_embed
-        from router_training.remap import chosen_shares, print_table, read_limits, read_map_options, remap
+        from router_training.remap import chosen_shares, print_table, print_worth, read_limits, read_map_options, remap
 
         options = read_map_options(
             budgets=budget,
@@ -268,7 +268,9 @@ def map_(
             feedback=feedback,
         )
         prepare = _preparation(artifacts.load(artifact), config) if options.prompts else nothing_to_embed
-        print_table(remap(artifact, out, options, _with_progress_bar, prepare), chosen_shares(out))
+        solved = remap(artifact, out, options, _with_progress_bar, prepare)
+        print_worth(out)
+        print_table(solved, chosen_shares(out))
         console.print(f"artifact: {out}", markup=False)
 
 
@@ -317,8 +319,12 @@ def _with_progress_bar(items: Sequence[Item], what: str) -> Iterable[Item]:
 
 
 def _report(result: FitResult) -> None:
+    from router_training.evaluation.worth import worth_sentence
+    from router_training.report.page import REPORT
+
     evaluation = result.evaluation
     router, best = evaluation["router"], evaluation["best_single"]
+    console.print(worth_sentence(evaluation), markup=False, soft_wrap=True)
     console.print(
         f"held-out prompts: {evaluation['n_prompts']}; best single expert {best['expert']} {100 * best['score']:.2f},"
         f" router {100 * router['score']:.2f} at {router['mean_active_params_b']:.4g} B mean active parameters"
@@ -337,6 +343,7 @@ def _report(result: FitResult) -> None:
     for failure in result.failing_probes:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)
+    console.print(f"report: {result.folder / REPORT}", markup=False)
 
 
 # import names of the packages in the extra `train`

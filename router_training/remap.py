@@ -36,6 +36,7 @@ from router_training.data.embeddings import Prepare, nothing_to_embed
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
+from router_training.evaluation.worth import worth_sentence
 from router_training.feedback import with_feedback
 from router_training.probes import carry_over, held_out_with, with_new_experts
 from router_training.report.page import NothingToReport, write_report
@@ -277,6 +278,14 @@ def read_limits(
                 f"--pin: {category!r} is pinned to {pinned[category]!r} and to {expert!r}; name one expert"
             )
     return Limits(hosted_params_b, max_experts, pinned, banned)
+
+
+def print_worth(folder: Path) -> None:
+    """Print what the router is worth, where it has been measured since the mapping was solved."""
+    evaluation = artifact_checks.read_evaluation(folder, artifact_checks.read_manifest(folder)) or {}
+    measured = evaluation.get("re_solved", {"measured": True})["measured"]
+    if measured and (sentence := worth_sentence(evaluation)):
+        Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(artifact: Artifact, shares: Mapping[str, Mapping[str, float]]) -> None:

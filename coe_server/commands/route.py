@@ -6,7 +6,7 @@ import asyncio
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from coe_server.build.service import build_embedder, build_router
 from coe_server.config.schema import ServerConfig
@@ -16,6 +16,8 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
 from coe_server.routing.embeddings import with_embeddings
 from coe_server.system.visible import visible
+
+WIDTH_OF_A_FILE = 300  # columns: names of up to 200 characters are whole
 
 
 def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:
@@ -49,11 +51,14 @@ async def _prepared(prompt: str, settings: ServerConfig, router: Decides) -> Con
 def print_decision(decision: RoutingDecision) -> None:
     """Print a routed decision to standard output. (An expert chosen by name has no probabilities.)"""
     console = Console(emoji=False)
+    if not console.is_terminal:
+        console = Console(emoji=False, width=WIDTH_OF_A_FILE)
     category = _shown(f"{decision.category} ({_how_sure(decision)})")
     console.print(
         f"[bold]{_shown(decision.expert)}[/bold], category {category}, reason {decision.reason}", soft_wrap=True
     )
-    table = Table("expert", "expected score", "active params (B)", "value", "excluded or ranked lower because")
+    expert = Column("expert", no_wrap=not console.is_terminal, overflow="fold")  # names may differ in a letter
+    table = Table(expert, "expected score", "active params (B)", "value", "excluded or ranked lower because")
     for ranked in decision.ranking:
         numbers = (ranked.expected_score, ranked.active_params_b, ranked.value)
         why = ranked.excluded or ranked.doubt or ""

@@ -77,6 +77,9 @@ class Cut:
 
 
 def _head(text: str) -> Cut:
+    first = _WORD.search(text)
+    if first is None or first.group().lower() not in FRAME_WORDS:
+        return Cut()
     reached, cut, is_courteous, unknown = 0, Cut(), False, 0
     for _ in range(MOST_SENTENCES):
         sentence = _match(_SENTENCE, text, reached)

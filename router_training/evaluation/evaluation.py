@@ -31,6 +31,7 @@ from router_training.evaluation.gains import (
 )
 from router_training.evaluation.metrics import Bootstrap
 from router_training.evaluation.robustness import robustness
+from router_training.evaluation.worth import worth, worth_sentence
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -96,6 +97,7 @@ def evaluate(
             for name, entry in artifact.manifest.objectives.items()
             if entry.budget is not None
         ],
+        "worth": worth(judged, {name: one.chosen for name, one in decided.items()}, artifact.manifest, bootstrap),
         **curve_keys(judged, decisions.expected),
         "calibration": _calibration(judged, decisions, artifact),
         "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
@@ -258,6 +260,8 @@ def show_evaluation(evaluation: dict[str, Any], console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    if sentence := worth_sentence(evaluation):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     skipped = evaluation["n_incomplete"]
     without = f" ({skipped} without an outcome from every expert left out)" if skipped else ""
     console.print(f"{evaluation['n_prompts']} prompts{without}", markup=False, highlight=False)

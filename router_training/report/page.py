@@ -11,6 +11,7 @@ from coe_server.routing import artifact as artifacts
 from coe_server.routing import artifact_checks
 from coe_server.routing.artifact import Artifact
 from router_training.data.dataset import Dataset
+from router_training.evaluation.worth import worth_sentence
 from router_training.report import charts, tables
 from router_training.report.tables import escape
 
@@ -85,6 +86,8 @@ def _headline(artifact: Artifact, evaluation: Evaluation) -> str:
         (f"{100 * outside['gain']:+.2f}" if outside else "-", "points on groups left out of training"),
     ]
     boxes = "".join(f'<div class="card"><b>{escape(b)}</b><span>{escape(text)}</span></div>' for b, text in cards)
+    sentence = worth_sentence(evaluation)
+    worth = f"<p><b>{escape(sentence)}.</b></p>" if sentence else ""
     solved = evaluation.get("re_solved")
     note = ""
     if solved and not solved["measured"]:
@@ -94,7 +97,8 @@ def _headline(artifact: Artifact, evaluation: Evaluation) -> str:
         )
     return (
         f"<h1>This router is {better} always asking {escape(best['expert'])}</h1>"
-        f"<p>Measured on {evaluation['n_prompts']:,} prompts. Served: {escape(', '.join(served)) or 'nothing'}.</p>"
+        f"{worth}<p>Measured on {evaluation['n_prompts']:,} prompts."
+        f" Served: {escape(', '.join(served)) or 'nothing'}.</p>"
         f'{note}<div class="cards">{boxes}</div>{tables.objectives_table(artifact.manifest, evaluation)}'
     )
 

@@ -1,6 +1,7 @@
 """A decision as `coe route` tells it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -49,6 +50,15 @@ def decision(category, reason, inside, **probabilities):
 def test_a_confidence_is_told_with_the_category_that_it_is_of(capsys, made, sentence):
     print_decision(made)
     assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_in_a_pipe_no_name_is_cut(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    names = [f"{'organisation/a-model-with-a-long-name-' * 3}{digit}" for digit in (1, 2)]
+    made = decision("sums", "mapped", True, sums=0.97, code=0.03)
+    print_decision(replace(made, ranking=tuple(RankedExpert(n, 0.5, 1.0, 0.5, "disk", 0.0, None) for n in names)))
+    printed = capsys.readouterr().out
+    assert all(any(name in line for line in printed.splitlines()) for name in names)
 
 
 def test_an_expert_that_comes_behind_is_told_with_the_reason(tmp_path):

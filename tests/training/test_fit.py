@@ -26,7 +26,8 @@ from tests.training.recorded import SIZES, SPECIALIST, outcomes, prompts, write_
 
 KEYS = (
     "n_prompts, n_incomplete, router_version, cost_unit, experts, best_single, hull, random, oracle, category_ceiling,"
-    " router, by_budget, aiq, delta_aiq, apgr, cpt, curve, calibration, risk_coverage, leave_group_out, flip_rate,"
+    " router, by_budget, worth, aiq, delta_aiq, apgr, cpt, curve, calibration, risk_coverage, leave_group_out,"
+    " flip_rate,"
     " robustness, routing_ms, confusion, reliability, worst_prompts, date"
 )
 runner = CliRunner()
