@@ -13,7 +13,7 @@ CORE = "Explain the Krebs cycle of plants, with all intermediate products"
 FRAMES = [
     ("Hi! ", ""),
     ("Hello, ", " Thanks a lot!"),
-    ("Please, ", ". Please"),
+    ("Please, ", "\nPlease"),
     ("Hi Anna! Could you please help me with the following?\n\n", "\n\nMany thanks in advance,\nTom"),
     ("I hope you are having a wonderful day. I was wondering whether you could answer this. ", " Cheers"),
     ("You are a helpful assistant. Answer as accurately as possible.\n\n", ""),

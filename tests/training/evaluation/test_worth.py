@@ -44,7 +44,7 @@ def test_the_cheapest_objective_that_is_certainly_better_is_told_with_its_share_
     assert cheap["cost_share_ci95"][0] < cheap["cost_share"] < cheap["cost_share_ci95"][1]
     sentence = worth_sentence(evaluation)
     assert sentence is not None
-    assert sentence.startswith("Better than the best single expert (large) with 50% (")
+    assert sentence.startswith("Better than the best single expert (large) with 51% (")
     assert "of its active parameters: +10.00 points (" in sentence
     assert sentence.endswith("objective cheap")
 
