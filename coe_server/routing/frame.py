@@ -28,11 +28,7 @@ TALK = 5  # words, at least, of a sentence to the model that means nothing
 WORDS_OF_TALK_FOR_UNKNOWN = 5
 ADDRESSES = frozenset(("you", "me"))
 OPENINGS = {
-    *(
-        (first, who)
-        for first in ("can", "could", "would", "will")
-        for who in ("you", "u", "someone", "anyone", "somebody")
-    ),
+    *((first, who) for first in ("can", "could", "would", "will") for who in ("you", "u", "someone", "anyone")),
     *(("you", verb) for verb in ("are", "will", "must", "act")),
     *(("your", what) for what in ("role", "task", "job", "goal")),
     *(("good", time) for time in ("morning", "afternoon", "evening", "day", "night")),

@@ -49,7 +49,7 @@ ROLES = frozenset(
 )
 
 ENGLISH = """
-everybody anybody nobody react reacts manner tone topic neutral structured topics job goal goals type types typed typing
+everybody react reacts manner tone topic neutral structured topics job goal goals type types typed typing
 shown truthfully reliable refuse message messages user users model models tremendously trouble favors favour owe
 thoughts thinking guidance enlighten enlightened
 no not intelligent cite nothing date apologise asking
@@ -81,14 +81,14 @@ puzzling quality query question questions quick quickest quickly quite r rather 
 receive regard relevant reply replying request requested requesting require required requires respectfully respond
 responding response responses right rigorous role rule rules rush s safe said saturday saw say saying says sec second
 see seems seen sees send set sets several shall share she shed should shouldn show showing shown shows silly simple
-since sincere sir smoothly so some somebody someone something sometime soon soonest sort sorted sorting step still
+since sincere sir smoothly so some someone something sometime soon soonest sort sorted sorting step still
 struggle struggled struggling stuck stupid such suggest sunday support sure sys t take taking talk task tasks team
 tell tells terms terribly than that the their them then there these they thing things think thinking thinks this
 thorough thoroughly those though thought through thursday time tip tips to today together told tomorrow tonight too
 took toward towards trained treating tricky tried tries truly trust truth truthful try trying tuesday two ty u under
 understand understanding understood until up upon ur urgent urgently us use useful user users using ve very via wait
 walk walked walking want wanted wants warm warmest was wasn way we wednesday week weekend welcome well went were
-whatever whatsoever when whenever where whether which while who whom whose will willing wish wishes wishing with
+whatever whatsoever when whenever where whether which while who whose will willing wish wishes wishing with
 within without won wonder wondered wonderful wonders words work working world worries would wouldn write writes
 written wrong years yesterday yet you your yours yourself yourselves
 """
