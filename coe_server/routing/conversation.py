@@ -248,7 +248,9 @@ class Sessions:
             return
         before = self._kept.pop(key, None)
         stays = decision.reason == "sticky" and before is not None and before.expert == decision.expert
-        self._kept[key] = before if stays and before else Kept(decision.expert, decision.category)
+        draw = decision.exploration
+        mine = draw if draw is not None and draw.drawn == decision.expert else None
+        self._kept[key] = before if stays and before else Kept(decision.expert, decision.category, mine)
         if len(self._kept) > self._most:
             self._kept.popitem(last=False)
 

@@ -8,7 +8,17 @@ from typing import Any, Literal, NamedTuple, get_args
 Residency = Literal["device", "host", "disk", "remote"]
 Priority = Literal["high", "normal", "batch"]
 Reason = Literal[
-    "requested", "sticky", "route", "mapped", "mixed", "out_of_domain", "general", "budget", "resident", "fallback"
+    "requested",
+    "sticky",
+    "route",
+    "mapped",
+    "mixed",
+    "out_of_domain",
+    "general",
+    "budget",
+    "resident",
+    "explored",
+    "fallback",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 GENERAL = "general"
@@ -28,12 +38,29 @@ class Availability(NamedTuple):
     longest_tokens: int | None = None
 
 
+class Exploration(NamedTuple):
+    """The draw of a conversation's expert.
+
+    `drawn`: the expert, `usual`: the one without a draw. `probabilities`: of each expert in this `category`, residency
+    included. `expected`: score of the drawn expert before anything was learned; None where it had none.
+    `conversation`: the decision of the draw, which later turns repeat.
+    """
+
+    drawn: str
+    usual: str
+    probabilities: dict[str, float]
+    category: str
+    expected: float | None = None
+    conversation: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The expert that last answered a conversation, and the category for which it was chosen."""
+    """The expert that last answered a conversation, the category for which it was chosen, and its draw if any."""
 
     expert: str
     category: str | None
+    draw: Exploration | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +76,7 @@ class RouteOptions:
     min_confidence: float | None = None
     priority: Priority = "normal"
     key: str | None = None  # name of the client's key
+    draw: float | None = None  # in [0, 1), for exploring; None: nothing is drawn
 
 
 class RankedExpert(NamedTuple):
@@ -95,6 +123,14 @@ class ResidentTrade(NamedTuple):
     wait_saved_seconds: float = 0.0
 
 
+class Shadow(NamedTuple):
+    """What another router would have chosen."""
+
+    router_version: str
+    expert: str
+    category: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingDecision:
     """What the router chose for one request, and why.
@@ -102,7 +138,7 @@ class RoutingDecision:
     `reason` names the last step that changed the choice. `mapped`: the expert of the objective's stored mapping.
     `mixed`: another expert, because of other categories' probabilities or corrections, or because the mapped one cannot
     answer. `budget`: the live multiplier chose otherwise than the stored one. `route`: a pin or an edited line of the
-    mapping.
+    mapping. `explored`: a draw that took another expert than usual.
 
     `category` is `general` if the prompt is outside the gate or the classifier is unsure. `confidence` is the
     calibrated probability of the likeliest category in any case. Both are None for an expert requested by name.
@@ -122,6 +158,8 @@ class RoutingDecision:
     budget: BudgetReading
     resident: ResidentTrade
     routing_ms: float
+    exploration: Exploration | None = None
+    shadow: Shadow | None = None
 
     @property
     def has_another(self) -> bool:
@@ -143,4 +181,6 @@ class RoutingDecision:
             "gate": self.gate._asdict(),
             "budget": self.budget._asdict(),
             "resident": self.resident._asdict(),
+            "exploration": self.exploration and self.exploration._asdict(),
+            "shadow": self.shadow and self.shadow._asdict(),
         }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from coe_server.config.routes import DEFAULT_ROUTE
 from coe_server.routing import selection
 from coe_server.routing.decision import Reason
+from coe_server.routing.exploration import Learned, Mode, explored
 from coe_server.routing.manifest import RouteEntry
 from coe_server.routing.rules import Rule, first_match
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
@@ -19,6 +20,8 @@ from coe_server.routing.selection import Candidate, Choice, Profile, Request, Te
 
 if TYPE_CHECKING:
     from coe_server.routing.artifact import Artifact
+
+UNRATED = 0.5  # score of every expert of a route without ratings, before anything was learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,17 @@ class Route:
     places: Mapping[str, int]
     scores: Mapping[str, float]
 
-    def terms(self, expert: str) -> Terms:
-        """The expert's score, or why the route forbids it."""
+    def terms(self, expert: str, known: Learned) -> Terms:
+        """The expert's score with what was learned, or why the route forbids it."""
         score = self.scores.get(expert)
+        if known.knows(self.name):
+            score = (UNRATED if score is None else score) + known.shift(self.name, expert)
         is_named = expert in self.places or (self.entry.tolerance > 0.0 and len(self.experts) == 1)
         return Terms(score, score, 0.0, None if is_named else f"not an expert of route {self.name}")
+
+    def ranked(self, known: Learned) -> Mapping[str, int]:
+        """`places`; once scores were learned, the route's own experts share the first."""
+        return {**self.places, **dict.fromkeys(self.experts, 0)} if known.knows(self.name) else self.places
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,9 @@ class OwnRoutes:
         routes = {name: _route(artifact, name, entry) for name, entry in entries.items()}
         return cls(routes, rules, [profiles[name] for name in artifact.expert_names], scorer)
 
-    def choose(self, scores: PromptScores, request: Request) -> tuple[str, Choice, list[Candidate]]:
+    def choose(
+        self, scores: PromptScores, request: Request, mode: Mode, known: Learned
+    ) -> tuple[str, Choice, list[Candidate]]:
         """(route, choice, candidates): the conversation's expert, else the route of a rule, else the classifier's.
 
         Raises NoCapableExpert or ExpertUnavailable as `selection.eligible` does.
@@ -74,7 +85,7 @@ class OwnRoutes:
             if sticky is not None and not self._leads_away(newest, sticky, request):
                 return (kept.category if kept.category in self.routes else None) or name, sticky, unlimited
             name, reason = (newest.likeliest, "route") if sticky is not None else (name, reason)
-        return name, *self._of_route(self.routes[name], reason, request)
+        return name, *self._of_route(self.routes[name], reason, request, mode, known)
 
     def _leads_away(self, newest: PromptScores, sticky: Choice, request: Request) -> bool:
         """True if the newest turn clearly belongs to a route without the conversation's expert."""
@@ -82,16 +93,22 @@ class OwnRoutes:
         assert kept is not None, "a sticky conversation has a kept expert"
         return is_new_topic(newest, kept) and sticky.expert.name not in self.routes[newest.likeliest].experts
 
-    def _of_route(self, route: Route, reason: Reason, request: Request) -> tuple[Choice, list[Candidate]]:
-        found = (selection.candidate(one, request, route.terms(one.name)) for one in self.profiles)
-        candidates = selection.ordered_by(found, route.places)
+    def _of_route(
+        self, route: Route, reason: Reason, request: Request, mode: Mode, known: Learned
+    ) -> tuple[Choice, list[Candidate]]:
+        found = (selection.candidate(one, request, route.terms(one.name, known)) for one in self.profiles)
+        candidates = selection.ordered_by(found, route.ranked(known))
         free = selection.eligible(candidates)
         first = free[0]
         if first.name not in route.experts:
             return Choice(first, "fallback"), candidates
         among = free if len(route.experts) == 1 else [one for one in free if one.name in route.experts]
         scored = [one for one in among if one.expected_score is not None]
-        return selection.take_resident(Choice(first, reason), scored, route.entry.tolerance), candidates
+        chosen = Choice(first, reason)
+        usual = selection.take_resident(chosen, scored, route.entry.tolerance)
+        if request.options.draw is None or len(route.experts) == 1:
+            return usual, candidates
+        return explored(chosen, usual, among, route.name, request.options.draw, mode, known), candidates
 
 
 def _route(artifact: Artifact, name: str, entry: RouteEntry) -> Route:

@@ -19,6 +19,7 @@ from coe_server.routing import budget, selection
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
+    GENERAL,
     Availability,
     BudgetReading,
     GateReading,
@@ -26,6 +27,7 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
+from coe_server.routing.exploration import Mode, explored, nothing_learned
 from coe_server.routing.manifest import ExpertEntry, ObjectiveEntry
 from coe_server.routing.own_routes import OwnRoutes
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
@@ -79,7 +81,8 @@ class Router:
     """Routes with a loaded artifact. `capabilities` (by expert) override those of the artifact.
 
     With a `budget_window` the mean cost over that many answered requests is kept at each objective's budget; with 0
-    every decision uses the stored multiplier.
+    every decision uses the stored multiplier. `exploration`: how a conversation's expert is drawn. `learned` is
+    replaced as a whole when ratings have moved scores.
     """
 
     def __init__(
@@ -88,10 +91,12 @@ class Router:
         residency_tolerance: float = 0.0,
         capabilities: Mapping[str, Capabilities] | None = None,
         budget_window: int = 0,
+        exploration: Mode = "off",
     ) -> None:
         manifest = artifact.manifest
         self.artifact = artifact
-        self.version = artifact.version
+        self.exploration = exploration
+        self.learned = nothing_learned((*manifest.categories, GENERAL), artifact.expert_names)
         self.expert_names = artifact.expert_names
         self.objectives = tuple(name for name, entry in manifest.objectives.items() if entry.shipped)
         self._residency_tolerance = residency_tolerance
@@ -112,6 +117,12 @@ class Router:
     ) -> Router:
         """The router of an artifact folder. Raises ArtifactError if it is invalid."""
         return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window)
+
+    @property
+    def version(self) -> str:
+        """The artifact's, with the number of steps that ratings have moved its scores."""
+        steps = self.learned.steps
+        return f"{self.artifact.version}+{steps}" if steps else self.artifact.version
 
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
@@ -137,7 +148,7 @@ class Router:
             raise selection.not_routed(conversation)
         scores = self._scorer.score(conversation.turns, options.min_confidence)
         if self._routes is not None:
-            name, chosen, candidates = self._routes.choose(scores, request)
+            name, chosen, candidates = self._routes.choose(scores, request, self.exploration, self.learned)
             return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns, category=name)
         candidates = self._candidates(scores, objective, price.multiplier, request)
         kept = options.kept
@@ -147,7 +158,8 @@ class Router:
             others = self._candidates(newest, objective, price.multiplier, request)
             if is_new_topic(newest, kept) and selection.is_worth_leaving(others, sticky):
                 sticky, scores, candidates = None, newest, others
-        chosen = sticky or self._choose(scores, objective, candidates, None if stored == price.multiplier else stored)
+        stored_here = None if stored == price.multiplier else stored
+        chosen = sticky or self._choose(scores, objective, candidates, stored_here, options.draw)
         return self._decision(objective, price, scores, chosen, candidates, started_ns=started_ns)
 
     def price(self, objective: str) -> BudgetReading:
@@ -192,19 +204,24 @@ class Router:
         forbidden = objective.unused
         if banned := self.artifact.manifest.bans.get(scores.category):
             forbidden = {**forbidden, **dict.fromkeys(banned, f"banned for category {scores.category}")}
-        costs = objective.cost_of.values()
-        values = budget.values(scores.expected, costs, multiplier)
+        costs, expected = objective.cost_of.values(), self.learned.over(scores.expected, scores.category)
+        values = budget.values(expected, costs, multiplier)
         return selection.ordered(
             [
                 selection.candidate(expert, request, Terms(score, value, cost, forbidden.get(expert.name)))
-                for expert, score, value, cost in zip(self._experts, scores.expected, values, costs, strict=True)
+                for expert, score, value, cost in zip(self._experts, expected, values, costs, strict=True)
             ]
         )
 
     def _choose(
-        self, scores: PromptScores, objective: Objective, candidates: Sequence[Candidate], stored: float | None
+        self,
+        scores: PromptScores,
+        objective: Objective,
+        candidates: Sequence[Candidate],
+        stored: float | None,
+        draw: float | None,
     ) -> Choice:
-        """Step two: a pin, else the mapping (hard) or the best value (soft), then residency.
+        """Step two: a pin, else the mapping (hard) or the best value (soft), then residency, then the draw.
 
         `stored`: the stored multiplier for this prompt; None if it equals the live one.
         """
@@ -213,12 +230,15 @@ class Router:
         given = selection.choose_named(free, pin, "route") if pin else None
         if given is not None:
             return given
-        mapped = objective.mapping[scores.likeliest]
+        mapped, learned = objective.mapping[scores.likeliest], self.learned
         chosen = _best(free, mapped, scores.trust, stored)
-        if self.artifact.manifest.mode == "hard":
+        if self.artifact.manifest.mode == "hard" and not learned.knows(scores.category):
             named = mapped if scores.trust == "mapped" else objective.entry.fallback
             chosen = selection.choose_named(free, named, scores.trust) or chosen
-        return selection.take_resident(chosen, free, self._residency_tolerance)
+        usual = selection.take_resident(chosen, free, self._residency_tolerance)
+        if draw is None:
+            return usual
+        return explored(chosen, usual, free, scores.category, draw, self.exploration, learned)
 
     def _decision(
         self,
@@ -231,9 +251,11 @@ class Router:
         started_ns: int,
         category: str | None = None,
     ) -> RoutingDecision:
-        categories = self.artifact.manifest.categories
+        categories, decision_id, drawn = self.artifact.manifest.categories, os.urandom(16).hex(), chosen.exploration
+        if drawn is not None and drawn.conversation is None:
+            drawn = drawn._replace(conversation=decision_id)
         return RoutingDecision(
-            decision_id=os.urandom(16).hex(),
+            decision_id=decision_id,
             router_version=self.version,
             objective=objective.name,
             category=category or (scores.category if scores else None),
@@ -246,6 +268,7 @@ class Router:
             budget=price,
             resident=chosen.trade,
             routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
+            exploration=drawn,
         )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from coe_server.config.types import MODALITIES, Modality
 from coe_server.errors import CoeError, ExpertUnavailable, NoCapableExpert, RequestError
 from coe_server.routing.conversation import Conversation, Endpoint
-from coe_server.routing.decision import Availability, Kept, RankedExpert, Reason, ResidentTrade, RouteOptions
+from coe_server.routing.decision import (
+    Availability,
+    Exploration,
+    Kept,
+    RankedExpert,
+    Reason,
+    ResidentTrade,
+    RouteOptions,
+)
 
 TIE_DECIMALS = 9  # values equal to this many decimals are ties, as in training
 WORTH_LEAVING = 0.03  # expected score: another expert must read the whole conversation and may have to be loaded
@@ -63,11 +71,12 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The chosen expert, the last step that changed the choice, and the trade for residency (or None)."""
+    """The chosen expert, the last step that changed the choice, the trade for residency, and the draw if any."""
 
     expert: Candidate
     reason: Reason
     trade: ResidentTrade = field(default_factory=ResidentTrade)
+    exploration: Exploration | None = None
 
 
 NO_TERMS = Terms()
@@ -102,7 +111,8 @@ def stay(candidates: Sequence[Candidate], kept: Kept | None) -> Choice | None:
     """The conversation's expert, if it can take this request; one in doubt only if all others are in doubt."""
     if kept is None:
         return None
-    return choose_named(_likeliest(candidates), kept.expert, "sticky")
+    found = choose_named(_likeliest(candidates), kept.expert, "sticky")
+    return found if found is None else replace(found, exploration=kept.draw)
 
 
 def is_worth_leaving(candidates: Sequence[Candidate], chosen: Choice) -> bool:
