@@ -27,6 +27,7 @@ SMALL_DIFFERENCE = 0.03  # of a score: a category is settled once no expert is b
 FEWEST_WITH_BOTH = 30
 SURE_SLOPE = 3.0  # standard errors of a calibration's slope above 0
 UNRATED = 0.5
+RATINGS_PER_STEP = 100
 
 
 @dataclass(frozen=True, slots=True)

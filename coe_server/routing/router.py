@@ -95,6 +95,7 @@ class Router:
     ) -> None:
         manifest = artifact.manifest
         self.artifact = artifact
+        self._version = artifact.version
         self.exploration = exploration
         self.learned = nothing_learned((*manifest.categories, GENERAL), artifact.expert_names)
         self.expert_names = artifact.expert_names
@@ -122,7 +123,7 @@ class Router:
     def version(self) -> str:
         """The artifact's, with the number of steps that ratings have moved its scores."""
         steps = self.learned.steps
-        return f"{self.artifact.version}+{steps}" if steps else self.artifact.version
+        return f"{self._version}+{steps}" if steps else self._version
 
     def route(
         self, conversation: Conversation, options: RouteOptions, availability: Mapping[str, Availability]
