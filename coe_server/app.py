@@ -26,6 +26,7 @@ from coe_server.build.experts import (
 from coe_server.build.service import (
     build_guard,
     build_journal,
+    build_learner,
     build_presets,
     build_router,
     build_serving,
@@ -43,6 +44,7 @@ from coe_server.config.schema import (
 from coe_server.engines.memory import copy_bytes_per_second
 from coe_server.engines.vllm import VllmEngine
 from coe_server.events import EventLog
+from coe_server.http.comparer import Comparer
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
@@ -86,6 +88,8 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         uploads=Uploads(config.state_directory),
         lengths={expert.name: expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)},
     )
+    service.learner = build_learner(config, journal, lambda: service.serving.router)
+    service.comparer = None if journal is None else Comparer(service)
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)
 
@@ -157,6 +161,8 @@ def _lifespan(
         conductor.add_done_callback(_stop_without_conductor)
         keeper = asyncio.create_task(keep_measured())
         tasks = [conductor, keeper]
+        if service.learner is not None:
+            tasks.append(asyncio.create_task(service.learner.run()))
         if telemetry is not None:
             tasks.append(asyncio.create_task(_measure_copying(telemetry)))
         with suppress(ValueError, RuntimeError, NotImplementedError):  # only the main thread gets signals
@@ -168,6 +174,8 @@ def _lifespan(
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+            if service.comparer is not None:
+                await service.comparer.close()
             await reloader.close()
             await asyncio.to_thread(service.bodies.close)
             await asyncio.to_thread(service.tracing.close)

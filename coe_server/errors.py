@@ -20,6 +20,7 @@ CoeError
 │   └── UpgradeRequired (426)  a WebSocket was requested; only HTTP/1.1 is served
 ├── ExpertBusy (409)       an operator's request cannot be carried out while the expert is in use
 ├── NoRoom (409)           an operator's request would leave too little memory for another expert
+├── NothingToUndo (409)    ratings have made no step that could be undone
 ├── ReloadRefused (409)    the new configuration is wrong or needs a restart; the old one stays
 ├── InvalidApiKey (401)    no key, or an unknown one
 ├── Forbidden (403)        not allowed for this key or origin
@@ -219,6 +220,14 @@ class NoRoom(CoeError):
     status = 409
     type = "invalid_request_error"
     code = "no_room"
+
+
+class NothingToUndo(CoeError):
+    """Ratings have made no step, or all were undone."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "nothing_to_undo"
 
 
 class ReloadRefused(CoeError):

@@ -84,6 +84,11 @@ UNLOGGED = Metric(
     "coe_unlogged_decisions", "counter", "Decisions and answers' tokens that are not in the decision log."
 )
 FEEDBACK = Metric("coe_feedback", "counter", "Ratings written to the decision log.")
+LEARNING_STEPS = Metric("coe_learning_steps", "gauge", "Steps in force by which ratings moved scores.")
+LEARNING_RATINGS = Metric("coe_learning_ratings", "gauge", "Ratings of drawn experts that learning uses.")
+COMPARISONS = Metric(
+    "coe_comparisons", "counter", "Answers to be compared with another expert's: done, dropped, failed.", ("result",)
+)
 EMBEDDING_FAILURES = Metric("coe_embedding_failures", "counter", "Prompts routed without the embedding they need.")
 BUDGET_TARGET = Metric("coe_budget_target", "gauge", "Mean cost to be held, in the budget's unit.", ("objective",))
 BUDGET_MEAN = Metric("coe_budget_mean", "gauge", "Mean cost of the last answered requests.", ("objective",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ from coe_server.errors import ConfigError
 from coe_server.http.apis import model_names
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
+from coe_server.http.learner import Learner, with_table
 from coe_server.http.presets import Preset
 from coe_server.http.quality import quality_of
-from coe_server.http.serving import Decides, Serving, Traffic, reference_of
+from coe_server.http.serving import Comparing, Decides, Serving, Traffic, reference_of
 from coe_server.http.trace import NoTracing, Tracing
 from coe_server.http.uploads import UploadLimits
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
+from coe_server.journal.steps import read_steps
 from coe_server.keys import Key, Keyring, hashed, read_keys
 from coe_server.routing.artifact import Artifact, read_held_out
 from coe_server.routing.artifact import load as load_artifact
@@ -62,7 +64,46 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         quality=build_quality(config, router),
         traffic=before.traffic if before and before.router is router else build_traffic(config, router),
         aliases=build_aliases(config, router),
+        shadow=build_shadow(config, router),
+        split=build_split(config, router),
+        compare=build_comparing(config),
     )
+
+
+def build_shadow(config: ServerConfig, router: Decides) -> Decides | None:
+    """The router that decides beside the serving one; None without one."""
+    path = config.router.shadow if config.router else None
+    return None if path is None else _other_router(config, path, router, "router.shadow")
+
+
+def build_split(config: ServerConfig, router: Decides) -> list[tuple[Decides, float]]:
+    """The routers that serve a share of the conversations."""
+    shares = config.router.split if config.router else {}
+    return [(_other_router(config, path, router, "router.split"), share) for path, share in shares.items()]
+
+
+def _other_router(config: ServerConfig, path: Path, router: Decides, key: str) -> Router:
+    """Another artifact's router. Raises ConfigError if it needs other embeddings or lacks the default objective."""
+    assert config.router is not None, "another router stands beside a configured one"
+    settings = config.router
+    other = Router.load(path, settings.residency_tolerance, build_capabilities(config), settings.budget_window)
+    if settings.objective not in other.objectives:
+        raise ConfigError(
+            f"{key}: {path} has no objective '{settings.objective}'; it has {', '.join(other.objectives)}"
+        )
+    features = other.artifact.manifest.features
+    same = isinstance(router, Router) and router.artifact.manifest.features == features
+    if features.embedded_before_routing and not same:
+        raise ConfigError(f"{key}: {path} needs embeddings by {features.model!r}, which the router does not compute")
+    return other
+
+
+def build_comparing(config: ServerConfig) -> Comparing | None:
+    """How answers are compared; None if they are not."""
+    settings = config.router
+    if settings is None or not settings.compare or settings.judge is None:
+        return None
+    return Comparing(settings.compare, settings.judge, settings.compare_remote)
 
 
 def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
@@ -104,7 +145,14 @@ def build_router(config: ServerConfig) -> Decides:
         return NamedRouter(names, build_capabilities(config))
     settings = config.router
     artifact = _artifact(config, settings, names)
-    router = Router(artifact, settings.residency_tolerance, build_capabilities(config), settings.budget_window)
+    router = Router(
+        artifact,
+        settings.residency_tolerance,
+        build_capabilities(config),
+        settings.budget_window,
+        settings.exploration,
+    )
+    router.learned = with_table(router.learned, read_steps(steps_file(config)))
     for name in router.artifact.unserved(names):
         logger.warning("router.artifact: its expert '%s' is not configured; the next best answers", name)
     if config.router.objective not in router.objectives:
@@ -201,6 +249,15 @@ def build_journal(config: ServerConfig) -> Journal | None:
     journal = Journal(journal_file(config), keep, keeps_prompts=config.log.prompts)
     journal.start()
     return journal
+
+
+def build_learner(config: ServerConfig, journal: Journal | None, router: Callable[[], Decides]) -> Learner | None:
+    """What moves the router's scores by ratings; None if decisions are not kept. Raises ConfigError."""
+    return None if journal is None else Learner(steps_file(config), journal, router)
+
+
+def steps_file(config: ServerConfig) -> Path:
+    return config.state_directory / "learned.json"
 
 
 def journal_file(config: ServerConfig) -> Path:

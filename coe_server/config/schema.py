@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 from urllib.parse import unquote
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
@@ -87,10 +87,24 @@ class EmbeddingSettings(Settings):
     timeout_seconds: float = Field(default=5.0, gt=0)
 
 
+def _off(value: object) -> object:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
+
+
+Exploring = Literal["off", "learn"] | Annotated[float, Field(gt=0.0, le=0.5)]
+
+
 class RouterSettings(Settings):
     artifact: Path | None = None
     routes: Path | None = None
     objective: str = "quality"
+    exploration: Annotated[Exploring, BeforeValidator(_off)] = "off"
+    compare: float = Field(default=0.0, ge=0.0, le=1.0)
+    judge: str | None = None
+    compare_remote: bool = False
+    shadow: Path | None = None
+    split: dict[Path, Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(default={})
     residency_tolerance: float = Field(default=0.0, ge=0.0, le=1.0)
     budget_window: int = Field(default=1000, ge=0, le=10_000)
     failing_probes: Literal["warn", "refuse"] = "warn"
@@ -100,6 +114,10 @@ class RouterSettings(Settings):
     def _has_one_source(self) -> RouterSettings:
         if (self.artifact is None) == (self.routes is None):
             raise ValueError("set either artifact or routes")
+        if sum(self.split.values()) >= 1.0:
+            raise ValueError("split: the shares leave nothing for the router itself; together they must be below 1")
+        if self.compare > 0.0 and self.judge is None:
+            raise ValueError("compare: needs judge, the expert that scores both answers")
         return self
 
 
@@ -202,6 +220,7 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
         *_contradictions(config),
         *_without_base(config),
         *_small_room_for_bodies(config.http),
+        *_cannot_learn(config),
     ]
     found = _with_paths_from(config, path.resolve().parent, mistakes)
     return found, mistakes
@@ -267,6 +286,17 @@ def _without_base(config: ServerConfig) -> Iterator[str]:
             yield f"experts.{expert.name}.of: '{expert.base}' has no engine of its own; name '{bases[expert.base]}'"
 
 
+def _cannot_learn(config: ServerConfig) -> Iterator[str]:
+    """Learning without a log, or without a judge that is there."""
+    router = config.router
+    if router is None:
+        return
+    if not config.log.decisions and (router.exploration != "off" or router.compare or router.shadow or router.split):
+        yield "router: exploration, compare, shadow and split are kept in the decision log; set log.decisions: true"
+    if router.judge is not None and router.judge not in {expert.name for expert in config.experts}:
+        yield f"router.judge: there is no expert '{router.judge}'"
+
+
 def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
     if http.bodies < http.max_body:
         yield (
@@ -288,8 +318,11 @@ def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) ->
 
     router = config.router
     if router is not None:
-        places = {"artifact": router.artifact, "routes": router.routes}
-        router = router.model_copy(update={name: path and absolute(path) for name, path in places.items()})
+        places = {"artifact": router.artifact, "routes": router.routes, "shadow": router.shadow}
+        router = router.model_copy(
+            update={name: path and absolute(path) for name, path in places.items()}
+            | {"split": {absolute(path): share for path, share in router.split.items()}}
+        )
     command = config.vllm.command
     if "/" in command[0]:
         command = [os.path.normpath(folder / command[0]), *command[1:]]

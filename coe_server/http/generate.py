@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,8 +60,10 @@ async def generate(service: Service, api: Api, request: Request) -> Response:
     async with within(due):
         parsed = await _read(service, api, request)
         with _closed_if_refused(parsed.upload):
-            routed = await _prepared(service, parsed, request, due)
+            routed = await _prepared(service, parsed, request, due, may_draw=True)
             decision = routed.decide()
+    if service.comparer is not None:
+        routed = service.comparer.listen(routed, decision)
     return RoutedResponse(routed, decision, RequestLog(routed, decision, arrived))
 
 
@@ -79,8 +82,13 @@ async def _read(service: Service, api: Api | None, request: Request) -> ParsedRe
     return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
 
 
-async def _prepared(service: Service, parsed: ParsedRequest, request: Request, due: float | None) -> RoutedRequest:
-    """Everything that the decision needs. Raises RequestError naming the field that is wrong."""
+async def _prepared(
+    service: Service, parsed: ParsedRequest, request: Request, due: float | None, *, may_draw: bool = False
+) -> RoutedRequest:
+    """Everything that the decision needs. Raises RequestError naming the field that is wrong.
+
+    A conversation's expert is drawn at its first turn.
+    """
     key: Key | None = request.scope[CALLER]
     owner, serving, conversation = key.name if key else None, service.serving, parsed.conversation
     require_fan_out(parsed.fan_out, service.cache.limits.max_fan_out, owner, key.max_fan_out if key else None)
@@ -90,8 +98,13 @@ async def _prepared(service: Service, parsed: ParsedRequest, request: Request, d
     session = session_key(conversation, options, owner)
     if kept := service.sessions.last(session, conversation, options):
         options = replace(options, kept=kept)
+    elif may_draw and not conversation.continues:
+        options = replace(options, draw=random.random())
+    router = serving.router_for(session, options.objective)
     is_streamed, passed_on = wants_stream(parsed.body.fields), _passed_on(request)
-    return RoutedRequest(service, serving, parsed, key, conversation, options, session, is_streamed, passed_on, due)
+    return RoutedRequest(
+        service, serving, router, parsed, key, conversation, options, session, is_streamed, passed_on, due
+    )
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class _Relay:
         self._is_json = (content_type(answer.headers) or "").endswith("json")
         self.usage: UsageReader = UsageInEvents() if self._is_event_stream else UsageInBody()
         self._id_listener = attempt.request.id_listener(attempt.expert)
+        self._heard = attempt.request.heard
 
     async def carry(self) -> None:
         """The whole answer."""
@@ -165,6 +166,8 @@ class _Relay:
         self.usage.hear(piece)
         if self._id_listener is not None:
             self._id_listener(piece)
+        if self._heard is not None:
+            self._heard(piece)
         await self._out.say(piece)
 
     async def _begin(self) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coe_server.cache.queue import Owner
 from coe_server.engines.engine import EngineRequest
+from coe_server.errors import CoeError
 from coe_server.http.body import ENDINGS, LARGE_BYTES, ParsedRequest
+from coe_server.http.heard import Heard
 from coe_server.http.presets import Changes
 from coe_server.http.previous_responses import ResponseId
-from coe_server.http.serving import Service, Serving
+from coe_server.http.serving import Decides, Service, Serving
 from coe_server.http.trace import Trace
 from coe_server.keys import Key
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import RouteOptions, RoutingDecision
+from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow
 
 Listener = Callable[[bytes], None]  # receives each piece of an answer
 
@@ -30,6 +32,7 @@ class RoutedRequest:
 
     service: Service
     serving: Serving
+    router: Decides  # one of the serving's
     parsed: ParsedRequest
     key: Key | None
     conversation: Conversation  # with embeddings, where the router needs them
@@ -38,10 +41,20 @@ class RoutedRequest:
     is_streamed: bool
     passed_on: Mapping[str, str]
     due: float | None
+    heard: Heard | None = None  # of an answer that is to be compared with another expert's
 
     def decide(self) -> RoutingDecision:
         """The decision, given the current tiers of all experts."""
-        return self.serving.router.route(self.conversation, self.options, self.service.availability())
+        decision = self.router.route(self.conversation, self.options, self.service.availability())
+        return decision if self.serving.shadow is None else replace(decision, shadow=self._shadow(self.serving.shadow))
+
+    def _shadow(self, other: Decides) -> Shadow | None:
+        """What another router decides; None where it cannot."""
+        try:
+            found = other.route(self.conversation, replace(self.options, draw=None), self.service.availability())
+        except CoeError:
+            return None
+        return Shadow(found.router_version, found.expert, found.category)
 
     @property
     def key_name(self) -> str | None:

@@ -52,6 +52,7 @@ class RoutedResponse(Response):
         self._failures = Failures(self._cache)
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the current expert
+        self._is_answered = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -66,6 +67,8 @@ class RoutedResponse(Response):
             self._log.close()
             if (upload := self._request.parsed.upload) is not None:
                 upload.close()
+            if self._is_answered and self._request.service.comparer is not None:
+                self._request.service.comparer.offer(self._request, self._decision)
 
     async def _fail(self, error: CoeError) -> None:
         _warn(self._decision, self._out, error)
@@ -129,7 +132,7 @@ class RoutedResponse(Response):
     async def _attempt(self, is_retry: bool) -> None:
         """One attempt under one lease. The lease is released before an error is raised: a client that does not read its
         error must not hold a lease."""
-        router = self._request.serving.router
+        router = self._request.router
         with router.spending(self._decision) as spent, await self._lease() as lease:
             self._waited = wait_header(self._log.granted(self._decision.expert, lease.waited_seconds))
             self._failures.asks(lease)
@@ -197,6 +200,7 @@ class RoutedResponse(Response):
                 if answer.status < 400 and not self._failures.have_seen(attempt.expert):
                     lease.answered()
                     request.service.sessions.remember(request.session, self._decision)
+                    self._is_answered = True
         except TimeoutError as error:
             if not longest.expired():
                 raise

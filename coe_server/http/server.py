@@ -33,6 +33,7 @@ from coe_server.http.openapi import describe
 from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejections
 from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
+from coe_server.http.routes.learning import build_learning
 from coe_server.http.routes.metrics import build_metrics
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
@@ -183,7 +184,9 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
     direct["/v1/route"] = route  # a rejection is logged as for the requests it decides about
 
     app.include_router(build_models(service))
-    app.include_router(build_feedback(service.journal, service.reach))
+    app.include_router(
+        build_feedback(service.journal, service.reach, None if service.learner is None else service.learner.rated)
+    )
 
     @app.head("/health", include_in_schema=False)
     @app.get("/health")
@@ -202,6 +205,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
 
     app.include_router(build_page(service))
     app.include_router(build_admin(service, reloader))
+    app.include_router(build_learning(service))
     app.include_router(build_metrics(service))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
 from coe_server.http.body_reader import BodyReader
+from coe_server.http.learner import Learner
 from coe_server.http.presets import Preset
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
@@ -63,6 +65,27 @@ class Decides(Protocol):
         """A context while a decision is carried out. The function it yields is called once the answer begins."""
 
 
+class Compares(Protocol):
+    """Compares answers with those of another expert, in the background."""
+
+    def listen(self, request: Any, decision: RoutingDecision) -> Any:
+        """The routed request, which keeps its answer if that is to be compared."""
+
+    def offer(self, request: Any, decision: RoutingDecision) -> None:
+        """Compare the request's complete answer. Never waits."""
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """Compare this share of answers with another expert's; `judge` scores both. Remote experts only if `remote`."""
+
+    share: float
+    judge: str
+    remote: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Serving:
     """The state that a reload replaces as a whole, so that no request sees parts of two configurations."""
@@ -78,6 +101,20 @@ class Serving:
     quality: dict[str, Any] | None = None  # of the router, as its artifact's evaluation measured it
     traffic: Traffic | None = None  # for a router that knows the statistics of its training prompts
     aliases: Mapping[str, str] = field(default_factory=dict)  # further model names -> name
+    shadow: Decides | None = None  # decides beside the router; its decisions are only logged
+    split: Sequence[tuple[Decides, float]] = ()  # routers that serve a share of the conversations
+    compare: Comparing | None = None
+
+    def router_for(self, session: bytes | None, objective: str | None) -> Decides:
+        """The router of a conversation: by the hash of its session, so that later turns have the same."""
+        if not self.split:
+            return self.router
+        place = int.from_bytes((session or os.urandom(8))[:8]) / 2**64
+        for other, share in self.split:
+            if place < share:
+                return other if objective is None or objective in other.objectives else self.router
+            place -= share
+        return self.router
 
 
 @dataclass(slots=True)
@@ -99,6 +136,8 @@ class Service:
     bodies: BodyReader = field(default_factory=BodyReader)
     uploads: Uploads = field(default_factory=lambda: Uploads(Path(gettempdir())))
     tracing: Tracing = field(default_factory=NoTracing)
+    learner: Learner | None = None
+    comparer: Compares | None = None
 
     def reach(self, key: Key | None) -> Reach:
         """The experts and objectives that this key may name."""

@@ -9,7 +9,7 @@ LOCAL bytes on the B-tree page. These bytes are zeros here; the text follows the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -38,12 +38,26 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A client's rating of the answer to one decision; `score` is in [0, 1]."""
+    """A client's rating of the answer to one decision; `score` is in [0, 1], on the scale of `source`."""
 
     decision_id: str
     score: float
     comment: str | None
     time: float
+    source: str = "score"
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Scores of two answers to one decision's prompt: its own, and that of `expert`; with what was expected of both
+    before anything was learned."""
+
+    decision_id: str
+    expert: str
+    own_score: float
+    score: float
+    own_expected: float
+    expected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,9 @@ class Kept:
     score: float | None
     comment: str | None
     tokens: Mapping[str, int] | None
+    ratings: Mapping[str, float] = field(default_factory=dict)  # by source; `score` is the last of them
+    compared: Mapping[str, Any] | None = None  # expert, score, own_score
+    owner: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The decision, its time, token counts and feedback; without the prompt."""

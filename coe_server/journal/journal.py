@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from coe_server.errors import CoeError, JournalUnavailable
-from coe_server.journal.entries import Decided, Entry, Feedback, Kept, Retention
+from coe_server.journal.entries import Compared, Decided, Entry, Feedback, Kept, Retention
 from coe_server.journal.store import Store
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Counts:
     refused: int = 0  # by a full queue
     failed: int = 0  # by a file that could not be written
     feedback: int = 0
+    compared: int = 0
 
     @property
     def dropped(self) -> int:
@@ -97,9 +98,16 @@ class Journal:
         """Queue the token counts of a recorded decision's answer and return at once."""
         self._writer.hand_in(lambda store: store.took(decision_id, tokens))
 
-    async def rate(self, decision_id: str, score: float, comment: str | None, owner: str | None = None) -> None:
+    def compare(self, found: Compared) -> None:
+        """Queue the scores of two answers to a recorded decision's prompt and return at once."""
+        self._writer.hand_in(lambda store: store.compare(found))
+        self.counts.compared += 1
+
+    async def rate(
+        self, decision_id: str, score: float, comment: str | None, owner: str | None = None, source: str = "score"
+    ) -> None:
         """Store feedback; returns when it is on disk. Raises UnknownDecision or JournalUnavailable."""
-        feedback = Feedback(decision_id, score, comment, time.time())
+        feedback = Feedback(decision_id, score, comment, time.time(), source)
         await self._writer.done(lambda store: store.rate(feedback, owner))
         self.counts.feedback += 1
 
@@ -110,6 +118,10 @@ class Journal:
     async def one(self, decision_id: str, owner: str | None = None) -> Kept:
         """One decision. Raises UnknownDecision or JournalUnavailable."""
         return await self._writer.done(lambda store: store.one(decision_id, owner))
+
+    async def rated(self) -> list[Kept]:
+        """The decisions with ratings or comparisons, oldest first. Raises JournalUnavailable."""
+        return await self._writer.done(lambda store: list(store.rated()))
 
     async def newest(self, count: int) -> list[Kept]:
         """The last decisions, newest first. Raises JournalUnavailable."""

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from coe_server.errors import ConfigError, JournalUnavailable, UnknownDecision
-from coe_server.journal.entries import PAGE_SIZE, Entry, Feedback, Kept, Retention, packed, unpacked
+from coe_server.journal.entries import PAGE_SIZE, Compared, Entry, Feedback, Kept, Retention, packed, unpacked
 from coe_server.system.files import open_private, private_folder, replacing
 
-VERSION = 3  # 1 had no tokens, 2 no owners
+VERSION = 4  # 1 had no tokens, 2 no owners, 3 one rating for each decision
 BUSY_SECONDS = 5.0  # wait for another process that reads, such as an export
 
 _TABLE = """
@@ -39,13 +39,22 @@ CREATE TABLE comments (seq INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 """
 # A separate table: an update of the decision's row would write the whole row again.
 _TOKENS = "CREATE TABLE IF NOT EXISTS tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL);"
+# One row for each source of ratings, and two scores of a prompt that two experts answered.
+_RATINGS = """
+CREATE TABLE IF NOT EXISTS ratings (seq INTEGER, source TEXT, score REAL NOT NULL, PRIMARY KEY (seq, source));
+CREATE TABLE IF NOT EXISTS compared (seq INTEGER PRIMARY KEY, expert TEXT, pair TEXT NOT NULL);
+INSERT INTO ratings SELECT seq, 'score', score FROM decisions WHERE score IS NOT NULL;
+"""
 _OWNERS = "ALTER TABLE decisions ADD COLUMN owner TEXT;"
 _OWN = "id = ? AND (? IS NULL OR owner = ?)"
 _KEPT = """
-SELECT time, decision, prompts.packed, score, comments.packed, tokens.stated
+SELECT time, decision, prompts.packed, decisions.score, comments.packed, tokens.stated, owner,
+    (SELECT json_group_object(source, score) FROM ratings WHERE ratings.seq = decisions.seq),
+    compared.expert, compared.pair
 FROM decisions LEFT JOIN prompts USING (seq) LEFT JOIN comments USING (seq) LEFT JOIN tokens USING (seq)
+    LEFT JOIN compared USING (seq)
 """
-_EVERYTHING = ("prompts", "comments", "tokens", "decisions")
+_EVERYTHING = ("prompts", "comments", "tokens", "ratings", "compared", "decisions")
 _WITH_TEXTS = frozenset(("prompts", "comments"))
 
 
@@ -133,9 +142,18 @@ class Store:
         self._sql.execute(
             "UPDATE decisions SET score = ?, feedback_time = ? WHERE seq = ?", (feedback.score, feedback.time, seq)
         )
+        self._sql.execute("INSERT OR REPLACE INTO ratings VALUES (?, ?, ?)", (seq, feedback.source, feedback.score))
         self.file.erase("comments", "seq = ?", seq)
         if feedback.comment is not None:
             self._sql.execute("INSERT INTO comments VALUES (?, ?)", (seq, _packed(feedback.comment)))
+
+    def compare(self, found: Compared) -> None:
+        """Store the scores of two answers; ignored if the decision has been deleted."""
+        pair = {name: getattr(found, name) for name in ("score", "own_score", "expected", "own_expected")}
+        self._sql.execute(
+            "INSERT OR REPLACE INTO compared SELECT seq, ?, ? FROM decisions WHERE id = ?",
+            (found.expert, json.dumps(pair), found.decision_id),
+        )
 
     def delete(self, decision_id: str, owner: str | None = None) -> None:
         """Delete a decision with its text, tokens and feedback; `owner` as in `rate`. Raises UnknownDecision."""
@@ -163,6 +181,12 @@ class Store:
         """The last decisions, newest first."""
         return [_kept(row) for row in self._sql.execute(f"{_KEPT} ORDER BY seq DESC LIMIT ?", (count,))]
 
+    def rated(self) -> Iterator[Kept]:
+        """The decisions with ratings or comparisons, oldest first."""
+        either = "decisions.score IS NOT NULL OR compared.seq IS NOT NULL"
+        for row in self._sql.execute(f"{_KEPT} WHERE {either} ORDER BY seq"):
+            yield _kept(row)
+
     def everything(self) -> Iterator[Kept]:
         """Every decision, oldest first."""
         for row in self._sql.execute(f"{_KEPT} ORDER BY seq"):
@@ -177,9 +201,10 @@ def _prepare(sql: sqlite3.Connection, path: Path) -> None:
         sql.execute(f"PRAGMA {pragma}")
     (version,) = sql.execute("PRAGMA user_version").fetchone()
     if version == 0:
-        sql.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} PRAGMA user_version = {VERSION}; COMMIT")
-    elif version in {1, 2}:
-        sql.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {_OWNERS} PRAGMA user_version = {VERSION}; COMMIT")
+        sql.executescript(f"BEGIN IMMEDIATE; {_TABLE} {_TOKENS} {_RATINGS} PRAGMA user_version = {VERSION}; COMMIT")
+    elif version in {1, 2, 3}:
+        owners = _OWNERS if version < 3 else ""
+        sql.executescript(f"BEGIN IMMEDIATE; {_TOKENS} {owners} {_RATINGS} PRAGMA user_version = {VERSION}; COMMIT")
     elif version != VERSION:
         told = f"is a journal of version {version}; this server needs version {VERSION}"
         raise ConfigError(f"{path}: {told}; set another state_directory")
@@ -205,8 +230,8 @@ def _packed(words: object) -> bytes:
     return packed(json.dumps(words))
 
 
-def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None, str | None]) -> Kept:
-    time, decision, messages, score, comment, tokens = row
+def _kept(row: tuple[Any, ...]) -> Kept:
+    time, decision, messages, score, comment, tokens, owner, ratings, expert, pair = row
     return Kept(
         time,
         json.loads(decision),
@@ -214,6 +239,9 @@ def _kept(row: tuple[float, str, bytes | None, float | None, bytes | None, str |
         score,
         None if comment is None else json.loads(unpacked(comment)),
         None if tokens is None else json.loads(tokens),
+        json.loads(ratings),
+        None if expert is None else {"expert": expert, **json.loads(pair)},
+        owner,
     )
 
 
@@ -271,7 +299,11 @@ def _feedback(one: Kept) -> dict[str, Any] | None:
         "probabilities": probabilities,
         "expected_score": decision["ranking"][0]["expected_score"],
         "score": one.score,
+        "ratings": one.ratings,
         "tokens": one.tokens,
+        "exploration": decision.get("exploration"),
+        "shadow": decision.get("shadow"),
+        "compared": one.compared,
     }
 
 

@@ -80,7 +80,12 @@ class Evidence:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.ratings.scores)
+        return len(self.ratings.scores) + len(self.pairs)
+
+    @property
+    def is_enough(self) -> bool:
+        """True if there are enough ratings for a step."""
+        return len(self) >= RATINGS_PER_STEP
 
 
 def evidence(

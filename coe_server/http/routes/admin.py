@@ -158,6 +158,8 @@ class Reloader:
             api_keys = fresh.guard.keyring.since(self._service.guard.keyring)
             self._service.guard = fresh.guard
             self._service.log_prompts = fresh.log_prompts
+            if self._service.learner is not None:
+                self._service.learner.look_soon()
         version = fresh.serving.router.version
         keys = (f"{word} {', '.join(names)}" for word, names in api_keys.items() if names)
         logger.info(

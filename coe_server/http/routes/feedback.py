@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -37,20 +37,29 @@ class FeedbackBody(BaseModel):
     decision_id: str = Field(pattern=SAFE_ID)
     score: Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
     comment: str | None = Field(default=None, max_length=10_000)
+    source: Literal["score", "thumbs", "exact", "judge"] = "score"
 
 
-def build_feedback(journal: Journal | None, reach: Callable[[Key | None], Reach]) -> APIRouter:
-    """The routes over `journal`; without one, responses say how to configure it. `reach`: the names a key may see."""
+def build_feedback(
+    journal: Journal | None, reach: Callable[[Key | None], Reach], rated: Callable[[], None] | None = None
+) -> APIRouter:
+    """The routes over `journal`; without one, responses say how to configure it.
+
+    `reach`: the names a key may see. `rated` is called after each rating.
+    """
     routes = APIRouter(prefix="/v1")
     turns: dict[str | None, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_A_TIME))
 
     @routes.post("/feedback")
     async def rate(request: Request) -> dict[str, Any]:
-        """Rate the answer to a decision, from 0 to 1; a later rating replaces it. Answered once it is on disk."""
+        """Rate the answer to a decision, from 0 to 1; a later rating of the same source replaces it. Answered once it
+        is on disk."""
         given = _read_feedback(await read_all(request, MOST_BYTES, BODY_SECONDS))
         key = request.scope[CALLER]
         async with turns[_name(key)]:
-            await _there(journal).rate(given.decision_id, given.score, given.comment, _owner(key))
+            await _there(journal).rate(given.decision_id, given.score, given.comment, _owner(key), given.source)
+        if rated is not None:
+            rated()
         return {"decision_id": given.decision_id, "score": given.score}
 
     @routes.get("/decisions/{decision_id}")

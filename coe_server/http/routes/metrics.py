@@ -54,6 +54,9 @@ class _Now(Collector):
         yield _family(named.KEY_TOKENS, telemetry.key_tokens)
         if self._service.serving.traffic is not None:
             yield from _drift(self._service.serving.traffic)
+        if self._service.learner is not None:
+            yield _family(named.LEARNING_STEPS, {(): len(self._service.learner.steps.steps)})
+            yield _family(named.LEARNING_RATINGS, {(): self._service.learner.ratings})
         if self._service.journal is not None:
             counts = self._service.journal.counts
             yield _family(named.UNLOGGED, {(): counts.dropped})
