@@ -1,8 +1,9 @@
 """Learning while serving, replayed: of each request only the chosen expert's recorded outcome is seen.
 
 Ten examples of each category draft the classifier; they, the requests and the test prompts are apart. Every request is
-routed by the server's own router with `router.exploration: learn`, its outcome is one rating, and the table moves after
-every 100 ratings, as in the server. Then the table is frozen and tried on the test prompts.
+decided by the server's own code with `router.exploration: learn`, its outcome is one rating, and the table moves after
+every 100 ratings, as in the server. Then the table is frozen and tried on the test prompts. A prompt is classified
+once for all replays of an order.
 
     python -m benchmarks.learning --data ../shared/data --write
 """
@@ -10,10 +11,11 @@ every 100 ratings, as in the server. Then the table is frozen and tried on the t
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +26,15 @@ from benchmarks.document import document
 from coe_server.build.drafts import as_saved
 from coe_server.config.routes import RoutesFile
 from coe_server.routing.conversation import Conversation
-from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.draft import draft
-from coe_server.routing.evidence import RATINGS_PER_STEP, Turn, evidence, next_step
-from coe_server.routing.router import Router
+from coe_server.routing.evidence import RATINGS_PER_STEP, evidence, next_step
+from coe_server.routing.evidence import Turn as RatedTurn
+from coe_server.routing.exploration import Learned, nothing_learned
+from coe_server.routing.features import Turn
+from coe_server.routing.own_routes import OwnRoutes
+from coe_server.routing.scoring import PromptScores, Scorer
+from coe_server.routing.selection import Choice, Profile, Request
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -40,6 +47,7 @@ LONGEST_EXAMPLE = 20_000
 EPSILON = 0.1
 CONFIDENCE = 0.05  # LinUCB's delta
 SMALL_ALPHA = 0.2  # and a bonus that explores less than its formula
+NO_TEXT = Conversation.of_prompt("")  # rules and lengths play no part here
 GOAL, HARM, AFTER_CHANGE_GOAL = 0.5, -0.3, 0.5
 
 
@@ -57,7 +65,7 @@ class Data:
 @dataclass(frozen=True, slots=True)
 class Replay:
     """One order: `gain` of the frozen table over the best single expert on the test prompts, in points, and after each
-    thousand requests; `regret`: score lost against the best single expert on the requests, by policy; `steps`."""
+    thousand requests; `regret`: score lost against the best single expert on the requests, by policy."""
 
     gain: float
     on_the_way: tuple[float, ...]
@@ -70,103 +78,145 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--orders", type=int, default=ORDERS)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder for finished orders; a later run goes on")
     parser.add_argument("--write", action="store_true", help="keep the tables in docs/benchmarks.md")
     options = parser.parse_args()
     if not (options.data / "coe5_dev.prompts.parquet").is_file():
         sys.exit(f"skipped: {options.data} has no coe5_dev.prompts.parquet; the recorded outcomes are not part of it")
+    found: list[Order] = []
     with ProcessPoolExecutor(options.jobs) as pool:
-        run = partial(pool.map, chunksize=1)
-        orders = range(options.orders)
-        by_weight = list(run(partial(replayed, options.data, False), orders))
-        in_row_order = list(run(partial(replayed, options.data, True), orders))
-        changes = list(run(partial(after_a_change, options.data), orders))
-    text = tables(by_weight, in_row_order, changes)
+        for one in pool.map(partial(kept, options.data, options.keep), range(options.orders), chunksize=1):
+            found.append(one)
+            print(f"{len(found)} of {options.orders}: {one}", file=sys.stderr, flush=True)
+    text = tables([one.by_weight for one in found], [one.in_rows for one in found], [one.change for one in found])
     print(text)
     if options.write:
         document("learning", text)
 
 
-def replayed(folder: Path, in_row_order: bool, order: int) -> Replay:
-    """One order of requests, drawn by weight; `in_row_order` sorts them as the file is, one topic after another."""
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The replays of one order; `change`: scores on new topics, of a learner that saw both and of one that saw these
+    alone."""
+
+    by_weight: Replay
+    in_rows: Replay
+    change: tuple[float, float]
+
+
+def kept(folder: Path, keep: Path | None, order: int) -> Order:
+    """The replays of an order, from the folder of finished ones if they are there."""
+    if keep is None:
+        return replays(folder, order)
+    file = keep / f"order{order}.json"
+    if not file.exists():
+        keep.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(replays(folder, order))))
+    plain = json.loads(file.read_text())
+    by_weight, in_rows = (Replay(**plain[name]) for name in ("by_weight", "in_rows"))
+    return Order(by_weight, in_rows, tuple(plain["change"]))
+
+
+def replays(folder: Path, order: int) -> Order:
+    """All replays with the same examples, drawn by `order`."""
     data = read(folder)
     examples, pool, test = _parts(data, order)
+    routes = Routes(data, examples)
     requests = _requests(data, pool, REQUESTS, order)
-    if in_row_order:
-        requests = np.sort(requests)
-    service = Learner(data, examples, seed=order)
+    return Order(
+        replayed(data, routes, requests, test, order),
+        replayed(data, routes, np.sort(requests), test, order),
+        after_a_change(data, routes, pool, test, order),
+    )
+
+
+def replayed(data: Data, routes: Routes, requests: Ints, test: Ints, order: int) -> Replay:
+    """One sequence of requests. Sorted, they come as in the file: one topic after another."""
+    service = Learner(data, routes, seed=order)
     gains = []
     for start in range(0, len(requests), 1_000):
         service.serve(requests[start : start + 1_000])
         gains.append(_gain(data, test, service.frozen(test)))
     best = float((data.scores[requests]).mean(axis=0).max())
     regret = {"learn": best * len(requests) - service.won}
-    contexts = np.column_stack((np.array(service.contexts), np.ones(len(requests))))
+    shares = [routes.scores(row).probabilities for row in requests.tolist()]
+    contexts = np.column_stack((np.array(shares), np.ones(len(requests))))
     for name, policy in peers().items():
         regret[name] = best * len(requests) - policy(data.scores[requests], contexts, np.random.default_rng(order))
     return Replay(gains[-1], tuple(gains), regret)
 
 
-def after_a_change(folder: Path, order: int) -> tuple[float, float]:
+def after_a_change(data: Data, routes: Routes, pool: Ints, test: Ints, order: int) -> tuple[float, float]:
     """(score on the new topics after both, score of a learner that saw the new topics alone), in points."""
-    data = read(folder)
-    examples, pool, test = _parts(data, order)
     topics = np.random.default_rng(order).permutation(len(data.categories))
     is_new = np.isin(data.labels, topics[len(topics) // 2 :])
     old = _requests(data, pool[~is_new[pool]], BEFORE_CHANGE, order)
     new = _requests(data, pool[is_new[pool]], AFTER_CHANGE, order + 1)
     tried = test[is_new[test]]
-    both, alone = Learner(data, examples, seed=order), Learner(data, examples, seed=order)
+    both, alone = Learner(data, routes, seed=order), Learner(data, routes, seed=order)
     both.serve(old)
     both.serve(new)
     alone.serve(new)
     return _score(data, tried, both.frozen(tried)), _score(data, tried, alone.frozen(tried))
 
 
-class Learner:
-    """A router drafted from `examples`, and the ratings of what it chose."""
+class Routes:
+    """Routes drafted from `examples`; each prompt is classified once."""
 
-    def __init__(self, data: Data, examples: Ints, seed: int) -> None:
-        routes = {
+    def __init__(self, data: Data, examples: Ints) -> None:
+        written = {
             name: {
                 "experts": list(EXPERTS),
                 "examples": [data.texts[row][:LONGEST_EXAMPLE] for row in examples if data.labels[row] == label],
             }
             for label, name in enumerate(data.categories)
         }
-        file = RoutesFile.model_validate({"routes": routes, "default": {"experts": list(EXPERTS)}})
-        self._data = data
-        self._router = Router(as_saved(draft(file)), exploration="learn")
+        file = RoutesFile.model_validate({"routes": written, "default": {"experts": list(EXPERTS)}})
+        artifact = as_saved(draft(file))
+        self.unlearned = nothing_learned(artifact.manifest.categories, artifact.expert_names)
+        self._texts = data.texts
+        self._scorer = Scorer(artifact)
+        self._routes = OwnRoutes.of(artifact, {name: Profile(name) for name in EXPERTS}, self._scorer)
+        self._scores: dict[int, PromptScores] = {}
         self._away = dict.fromkeys(EXPERTS, Availability("disk", 1.0))
+
+    def scores(self, row: int) -> PromptScores:
+        if row not in self._scores:
+            self._scores[row] = self._scorer.score((Turn(self._texts[row]),), None)
+        return self._scores[row]
+
+    def choose(self, row: int, draw: float | None, known: Learned) -> Choice:
+        """The server's choice for this prompt."""
+        request = Request(NO_TEXT, RouteOptions(draw=draw), self._away)
+        return self._routes.choose(self.scores(row), request, "learn", known)[1]
+
+
+class Learner:
+    """The table of `routes`, and the ratings of what was chosen."""
+
+    def __init__(self, data: Data, routes: Routes, seed: int) -> None:
+        self._data = data
+        self._routes = routes
+        self._known = routes.unlearned
         self._chance = np.random.default_rng(seed)
-        self._turns: list[Turn] = []
-        self._categories: dict[int, str] = {}
-        self.contexts: list[list[float]] = []  # of each request, the classifier's probabilities
+        self._turns: list[RatedTurn] = []
         self.won = 0.0
 
     def serve(self, requests: Ints) -> None:
-        """Route the requests, see the chosen expert's outcome, and move the table as the server does."""
-        for row in requests:
-            decision = self._routed(int(row), float(self._chance.random()))
-            score = float(self._data.scores[row, EXPERTS.index(decision.expert)])
+        """Decide the requests, see the chosen expert's outcome, and move the table as the server does."""
+        for row in requests.tolist():
+            chosen = self._routes.choose(row, float(self._chance.random()), self._known)
+            score = float(self._data.scores[row, EXPERTS.index(chosen.expert.name)])
             self.won += score
-            self.contexts.append(list(decision.probabilities.values()))
-            self._turns.append(_rated(decision, score, float(len(self._turns))))
+            self._turns.append(_rated(chosen, score, len(self._turns)))
             if len(self._turns) % RATINGS_PER_STEP == 0:
-                known = self._router.learned
-                found = evidence(self._turns, (), known.rows, known.columns)
-                self._router.learned = next_step(found, known, seed=len(self._turns))
+                found = evidence(self._turns, (), self._known.rows, self._known.columns)
+                self._known = next_step(found, self._known, seed=len(self._turns))
 
     def frozen(self, rows: Ints) -> Ints:
-        """[rows]: the expert of each prompt without draws, by number. All prompts of a category have the same."""
-        for row in rows.tolist():
-            if row not in self._categories:
-                self._categories[row] = str(self._routed(row, None).category)
-        example_of = {self._categories[row]: row for row in rows.tolist()}
-        expert_of = {name: EXPERTS.index(self._routed(row, None).expert) for name, row in example_of.items()}
-        return np.array([expert_of[self._categories[row]] for row in rows.tolist()])
-
-    def _routed(self, row: int, draw: float | None) -> RoutingDecision:
-        return self._router.route(Conversation.of_prompt(self._data.texts[row]), RouteOptions(draw=draw), self._away)
+        """[rows]: the expert of each prompt without draws, by number."""
+        chosen = (self._routes.choose(row, None, self._known) for row in rows.tolist())
+        return np.array([EXPERTS.index(one.expert.name) for one in chosen])
 
 
 def peers() -> dict[str, Callable[[Vector, Vector, np.random.Generator], float]]:
@@ -271,18 +321,12 @@ def _requests(data: Data, pool: Ints, count: int, seed: int) -> Ints:
     return np.asarray(np.random.default_rng(seed).choice(pool, count, p=shares))
 
 
-def _rated(decision: RoutingDecision, score: float, time: float) -> Turn:
-    drawn = decision.exploration
+def _rated(chosen: Choice, score: float, number: int) -> RatedTurn:
+    drawn = chosen.exploration
     assert drawn is not None, "several experts were free"
-    return Turn(
-        time,
-        decision.decision_id,
-        drawn.category,
-        drawn.drawn,
-        decision.expert,
-        drawn.probabilities,
-        drawn.expected,
-        {"exact": score},
+    answered, chances = chosen.expert.name, drawn.probabilities
+    return RatedTurn(
+        float(number), str(number), drawn.category, drawn.drawn, answered, chances, drawn.expected, {"exact": score}
     )
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from coe_server.build.experts import build_experts
 from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
+from coe_server.commands import learning as learning_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.example import config as print_example
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(learning_commands.app, name="learning")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
 app.command()(bench)

@@ -275,6 +275,29 @@ def map_(
 
 
 @app.command()
+def compare(
+    log: Annotated[Path, typer.Argument(help="feedback.jsonl of `coe journal export`.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the numbers.")] = None,
+) -> None:
+    """Estimate from a server's log how a shadow router would have done, and how each version that served did.
+
+    Only disagreements are estimated, from answers of the shadow's expert that were drawn (router.exploration) or
+    compared (router.compare); with fewer than 30 of them nothing is known. Sources of ratings are never mixed.
+    """
+    with in_one_sentence(console):
+        from router_training.comparison import compare as compare_routers
+        from router_training.comparison import lines_of
+
+        if json_file is not None:
+            require_writable_file("--json", json_file)
+        found = compare_routers(log)
+        for line in lines_of(found):
+            typer.echo(visible(line))
+        if json_file is not None:
+            json_file.write_text(json.dumps(found.as_json(), indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
 def report(artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")]) -> None:
     """Write report.html again: one page with charts and tables on the router's gains and failures."""
     with in_one_sentence(console):

@@ -51,9 +51,19 @@ class RunningServer:
         """Experts and cards. Raises CoeError as `experts` does."""
         return Seen(self.experts(), self._json("/admin/overview")["tiers"]["device"]["cards"])
 
-    def _json(self, path: str) -> Any:
+    def learning(self) -> dict[str, Any] | None:
+        """The answer of `GET /admin/learning`. Raises CoeError as `experts` does."""
+        found: dict[str, Any] | None = self._json("/admin/learning")
+        return found
+
+    def undo_learning(self) -> dict[str, Any]:
+        """Undo the last step of learning. Raises CoeError as `experts` does."""
+        found: dict[str, Any] = self._json("/admin/learning/undo", "POST")
+        return found
+
+    def _json(self, path: str, method: str = "GET") -> Any:
         address = f"{self.url}{path}"
-        request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key))
+        request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key), method=method)
         try:
             with _DIRECTLY.open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 return json.load(answer)

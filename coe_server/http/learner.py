@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +104,10 @@ class Learner:
             return
         kept = await self._journal.rated()
         before = with_table(nothing_learned((*router.learned.rows,), (*router.learned.columns,)), self._steps)
-        found, after = await asyncio.to_thread(self._considered, kept, before, may_step)
+        usable = [one for one in kept if self._steps.counts(one.time)]
+        found, after = await asyncio.to_thread(self._considered, usable, before, may_step)
         if after.steps != before.steps:
-            step = Step(time.time(), len(found), found.source or "", table_of(after))
+            step = Step(usable[-1].time, len(found), found.source or "", table_of(after))
             steps = self._steps.and_then(step)
             await asyncio.to_thread(write_steps, self._file, steps)
             self._steps = steps
@@ -115,8 +116,7 @@ class Learner:
         self._differences = compared(found, after.rows, after.columns, after.shifts)
         router.learned = after
 
-    def _considered(self, kept: Iterable[Kept], before: Learned, may_step: bool) -> tuple[Evidence, Learned]:
-        usable = [one for one in kept if self._steps.counts(one.time)]
+    def _considered(self, usable: Sequence[Kept], before: Learned, may_step: bool) -> tuple[Evidence, Learned]:
         found = evidence(turns_of(usable), pairs_of(usable), before.rows, before.columns)
         last = self._steps.steps[-1].time if self._steps.steps else 0.0
         new = sum(one.time > last for one in usable)

@@ -131,6 +131,17 @@ def state_lock(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """True while a server uses this state directory."""
+    if not (folder / LOCK_FILE).exists():
+        return False
+    try:
+        with state_lock(folder):
+            return False
+    except CoeError:
+        return True
+
+
 def _opened(file: Path) -> int:
     try:
         return open_private(file, os.O_RDWR | os.O_APPEND)

@@ -3,6 +3,7 @@
 import { Activity } from "./activity.js";
 import { byId } from "./dom.js";
 import { Playground } from "./playground.js";
+import { showLearning } from "./learning.js";
 import { showQuality } from "./quality.js";
 import { ask, follow } from "./server.js";
 import { Shelves } from "./shelves.js";
@@ -68,4 +69,5 @@ await playground.start();
 follow(seen, connected);
 setInterval(() => document.hidden || refresh(), LOOK_EVERY);
 showQuality(await ask("/admin/quality").catch(() => null));
+showLearning(await ask("/admin/learning").catch(() => null));
 document.documentElement.dataset.ready = "yes";

@@ -13,6 +13,7 @@ const REASONS = {
   general: () => "The category is not clear, so the expert that is best over all.",
   budget: () => "What was spent lately changed the choice: this keeps the mean cost at its budget.",
   resident: () => "Already on the device, and as good within the stated tolerance.",
+  explored: () => "Drawn, so that ratings can tell which expert is best.",
   fallback: () => "The first choice failed before its first word.",
 };
 
