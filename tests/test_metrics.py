@@ -36,7 +36,8 @@ def server(tmp_path_factory):
     journal.start()
     traffic = Traffic(Reference({**dict.fromkeys(TEXTS, 0.3), OUTSIDE: 0.1}, 0.8, 0.1, 1000), "v1")
     engines = {name: simulated(name) for name in SIZES}
-    with running_server(engines, router=router, journal=journal, traffic=traffic) as running:
+    steps = tmp_path_factory.mktemp("steps") / "learned.json"
+    with running_server(engines, router=router, journal=journal, traffic=traffic, steps_file=steps) as running:
         yield running
     journal.stop()
 

@@ -23,7 +23,7 @@ Table = Mapping[str, Mapping[str, float]]  # category -> expert -> change of its
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: the time of its newest decision (seconds since the epoch), the ratings that it rests on and their source,
+    """One step: the time of its newest decision (seconds since the epoch), its ratings and their source,
     and the table after it."""
 
     time: float

@@ -17,6 +17,8 @@ from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
 from coe_server.http.browsers import Hosts
+from coe_server.http.comparer import Comparer
+from coe_server.http.learner import Learner
 from coe_server.http.routes.admin import Reloader
 from coe_server.http.server import GRACE_SECONDS, Listener, build_api
 from coe_server.http.serving import Service, Serving
@@ -126,6 +128,7 @@ def running_server(
     bases=MappingProxyType({}),
     presets=MappingProxyType({}),
     forms=None,
+    steps_file=None,
     **serving_settings,
 ):
     """`engines` by name; those in `remote` are remote endpoints; `serving_settings` are fields of `Serving`.
@@ -133,6 +136,7 @@ def running_server(
     `forms`: the `Uploads`.
 
     `bases`: further names, each with the expert whose engine it shares; `presets`: what some of them change.
+    `steps_file`: where learning keeps its steps; without one nothing is learned.
 
     The conductor runs on the server's own loop.
     """
@@ -165,14 +169,25 @@ def running_server(
             lengths=lengths or {},
             **({} if forms is None else {"uploads": forms}),
         )
+        if steps_file is not None:
+            service.learner = Learner(steps_file, journal, lambda: service.serving.router)
+        if journal is not None:
+            service.comparer = Comparer(service)
         reloader = Reloader(service, rebuild or _nothing_to_reload)
 
         @asynccontextmanager
         async def lifespan(_):
             conductor = asyncio.create_task(cache.run())
             box["watched"] = Watched(cache, asyncio.get_running_loop())
+            learner = asyncio.create_task(service.learner.run()) if service.learner is not None else None
             ready.set()
             yield
+            if learner is not None:
+                learner.cancel()
+                with suppress(asyncio.CancelledError):
+                    await learner
+            if service.comparer is not None:
+                await service.comparer.close()
             conductor.cancel()
             with suppress(asyncio.CancelledError):
                 await conductor
