@@ -44,6 +44,7 @@ EXPERTS = ("qwen-7b", "gemma-2-9b", "gemma-2-27b", "llama-3.1-70b", "qwen-72b")
 EXAMPLES, REQUESTS, ORDERS = 10, 5_000, 10
 BEFORE_CHANGE, AFTER_CHANGE = 3_000, 2_000
 LONGEST_EXAMPLE = 20_000
+REQUESTED, DRAWN = 1, 2  # seeds of independent chances within an order
 EPSILON = 0.1
 CONFIDENCE = 0.05  # LinUCB's delta
 SMALL_ALPHA = 0.2  # and a bonus that explores less than its formula
@@ -142,7 +143,9 @@ def replayed(data: Data, routes: Routes, requests: Ints, test: Ints, order: int)
     shares = [routes.scores(row).probabilities for row in requests.tolist()]
     contexts = np.column_stack((np.array(shares), np.ones(len(requests))))
     for name, policy in peers().items():
-        regret[name] = best * len(requests) - policy(data.scores[requests], contexts, np.random.default_rng(order))
+        regret[name] = best * len(requests) - policy(
+            data.scores[requests], contexts, np.random.default_rng((DRAWN, order))
+        )
     return Replay(gains[-1], tuple(gains), regret)
 
 
@@ -198,7 +201,7 @@ class Learner:
         self._data = data
         self._routes = routes
         self._known = routes.unlearned
-        self._chance = np.random.default_rng(seed)
+        self._chance = np.random.default_rng((DRAWN, seed))  # requests must not decide draws
         self._turns: list[RatedTurn] = []
         self.won = 0.0
 
@@ -318,7 +321,7 @@ def _parts(data: Data, order: int) -> tuple[Ints, Ints, Ints]:
 
 def _requests(data: Data, pool: Ints, count: int, seed: int) -> Ints:
     shares = data.weights[pool] / data.weights[pool].sum()
-    return np.asarray(np.random.default_rng(seed).choice(pool, count, p=shares))
+    return np.asarray(np.random.default_rng((REQUESTED, seed)).choice(pool, count, p=shares))
 
 
 def _rated(chosen: Choice, score: float, number: int) -> RatedTurn:
