@@ -295,6 +295,8 @@ def _cannot_learn(config: ServerConfig) -> Iterator[str]:
         yield "router: exploration, compare, shadow and split are kept in the decision log; set log.decisions: true"
     if router.judge is not None and router.judge not in {expert.name for expert in config.experts}:
         yield f"router.judge: there is no expert '{router.judge}'"
+    if router.judge in {expert.name for expert in config.experts if expert.remote} and not router.compare_remote:
+        yield f"router.judge: '{router.judge}' is remote and would get prompts and answers; allow it (compare_remote)"
 
 
 def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
