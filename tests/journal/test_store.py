@@ -114,13 +114,17 @@ PRAGMA user_version = 1;
 VERSION_2 = f"{VERSION_1} CREATE TABLE tokens (seq INTEGER PRIMARY KEY, stated TEXT NOT NULL); PRAGMA user_version = 2;"
 
 
-@pytest.mark.parametrize("before", [VERSION_1, VERSION_2])
-def test_a_log_from_before_there_were_tokens_or_owners_is_read_and_gone_on_with(tmp_path, before):
+VERSION_3 = f"{VERSION_2} ALTER TABLE decisions ADD COLUMN owner TEXT; PRAGMA user_version = 3;"
+
+
+@pytest.mark.parametrize("before", [VERSION_1, VERSION_2, VERSION_3])
+def test_a_log_of_an_earlier_version_is_read_and_gone_on_with(tmp_path, before):
     with closing(sqlite3.connect(tmp_path / "j", isolation_level=None)) as file:
         file.executescript(before)
     for _ in range(2):  # and what it has become is opened again
         with closing(Store(tmp_path / "j")) as store:
             assert (store.one("old").score, store.one("old").tokens) == (0.5, None)
+            assert store.one("old").ratings == {"score": 0.5}
     with closing(Store(tmp_path / "j")) as store:
         took(store, "old", completion=3)
         assert store.one("old").tokens == {"completion": 3}

@@ -1,0 +1,45 @@
+"""Settings of learning that contradict others are refused at the start."""
+
+import pytest
+
+from coe_server.config.schema import read_config
+
+EXPERTS = """
+experts:
+  - {name: big, engine: simulated, weights_bytes: 1GiB, start_seconds: 1, wake_seconds: 1, sleep_seconds: 1,
+     ttft_seconds: 0.1, tokens_per_second: 50}
+  - {name: far, engine: remote, base_url: "http://127.0.0.1:1/v1", model: m}
+"""
+
+
+def mistakes(folder, router, more=""):
+    file = folder / "serve.yaml"
+    file.write_text(f"router: {router}\n{more}{EXPERTS}")
+    return read_config(file)
+
+
+@pytest.mark.parametrize(("given", "read"), [("off", "off"), ("learn", "learn"), ("0.05", 0.05)])
+def test_exploration_is_off_learn_or_a_share(tmp_path, given, read):
+    found, wrong = mistakes(tmp_path, f"{{artifact: r, exploration: {given}}}")
+    assert (found.router.exploration, wrong) == (read, [])
+
+
+@pytest.mark.parametrize(
+    ("router", "more", "sentence"),
+    [
+        ("{artifact: r, exploration: 0.9}", "", "router.exploration"),
+        ("{artifact: r, exploration: learn}", "log: {decisions: false}", "set log.decisions: true"),
+        ("{artifact: r, compare: 0.1}", "", "compare: needs judge"),
+        ("{artifact: r, compare: 0.1, judge: gone}", "", "router.judge: there is no expert 'gone'"),
+        ("{artifact: r, compare: 0.1, judge: far}", "", "allow it (compare_remote)"),
+        ("{artifact: r, split: {a: 0.6, b: 0.4}}", "", "the shares leave nothing for the router itself"),
+    ],
+)
+def test_a_contradiction_is_named(tmp_path, router, more, sentence):
+    _, wrong = mistakes(tmp_path, router, f"{more}\n")
+    assert any(sentence in one for one in wrong), wrong
+
+
+def test_paths_of_other_routers_start_at_the_files_folder(tmp_path):
+    found, _ = mistakes(tmp_path, "{artifact: r, shadow: s, split: {t: 0.1}}")
+    assert (found.router.shadow, found.router.split) == (tmp_path / "s", {tmp_path / "t": 0.1})
