@@ -1,7 +1,7 @@
 """Plans moves that shorten the next switch while no request waits. Pure; moments are given in seconds.
 
-The next expert is predicted from recent demand and from which expert follows which. Measured (docs/decisions.md):
-modelling pauses or follow-ups in more detail gains nothing.
+The next expert is predicted from recent demand, from which expert follows which, and from how often any expert is
+asked for again at once. Measured (docs/decisions.md): modelling pauses in more detail gains nothing.
 """
 
 from __future__ import annotations
@@ -20,27 +20,34 @@ from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
 from coe_server.engines.engine import Seat
 
 HALF_LIFE_SECONDS = 300.0
-LEAST_CHANCE = 0.005  # less likely experts are ignored
+LEAST_CHANCE = 0.005  # of those off the device; less likely experts are ignored
 LEAST_GAIN = 0.1  # of the seconds that the moves take; a smaller gain is not worth a move
 _LEAST_GAIN_SECONDS = 0.001  # precision of measured costs
 _MOST_LIKELY = 3  # candidates considered for prefetching
 _MOST_SUCCESSORS = 64.0  # of one expert; above it all its counts are halved, so that old patterns fade
 _DOUBT = 4.0  # successors that weigh as much as demand
 _UNSEEN = 0.5  # pseudo-requests of every expert, so that none has probability 0
+_MOST_PAIRS = 256.0  # of one request and the next; above it they and the follow-ups among them are halved
 
 
 class Demand:
-    """Counts requests per expert, with a half-life of five minutes, and the successors of each expert."""
+    """Counts requests per expert, with a half-life of five minutes, the successors of each expert, and follow-ups.
+
+    A follow-up is a second request in a row for an expert beyond those that demand alone brings. How often there is
+    one is counted over all experts, so that it is known of an expert that was asked for the first time.
+    """
 
     def __init__(self, experts: Iterable[str]) -> None:
         self._counts = dict.fromkeys(experts, 0.0)
         self._counted_at = 0.0
         self._last: str | None = None
         self._successors: dict[str, Counter[str]] = {}
+        self._pairs, self._follow_ups = 2.0, 1.0  # even odds at first
 
     def note(self, expert: str, now: float) -> None:
         """Count a request for this expert."""
         self._counts, self._counted_at = self.lately(now), now
+        self._note_pair(expert)
         self._counts[expert] += 1.0
         if self._last is not None:
             seen = self._successors.setdefault(self._last, Counter())
@@ -55,12 +62,34 @@ class Demand:
         return {name: count * left for name, count in self._counts.items()}
 
     def chances(self, now: float) -> dict[str, float]:
-        """Expert -> probability that the next request is for it: a mixture of demand and the last one's successors."""
+        """Expert -> probability that the next request is for it: a mixture of demand, a follow-up, and the last one's
+        successors."""
         lately = self.lately(now)
         successors: Mapping[str, float] = {} if self._last is None else self._successors.get(self._last, {})
         seen = sum(successors.values()) + _DOUBT
-        share = _DOUBT / (seen * (sum(lately.values()) + _UNSEEN * len(lately)))
-        return {name: (count + _UNSEEN) * share + successors.get(name, 0.0) / seen for name, count in lately.items()}
+        again = 0.0 if self._last is None else self._again
+        share = _DOUBT * (1 - again) / (seen * (sum(lately.values()) + _UNSEEN * len(lately)))
+        found = {name: (count + _UNSEEN) * share + successors.get(name, 0.0) / seen for name, count in lately.items()}
+        if self._last is not None:
+            found[self._last] += _DOUBT * again / seen
+        return found
+
+    @property
+    def _again(self) -> float:
+        """Probability of a follow-up."""
+        return self._follow_ups / self._pairs
+
+    def _note_pair(self, expert: str) -> None:
+        """Count this request and the last one. Of a second one in a row only the part that demand does not explain."""
+        if self._last is None:
+            return
+        if self._pairs > _MOST_PAIRS:
+            self._pairs, self._follow_ups = self._pairs / 2, self._follow_ups / 2
+        if expert == self._last:
+            all_counts = sum(self._counts.values()) + _UNSEEN * len(self._counts)
+            by_demand = (1 - self._again) * (self._counts[expert] + _UNSEEN) / all_counts
+            self._follow_ups += self._again / (self._again + by_demand)
+        self._pairs += 1.0
 
 
 class Guess(StrEnum):
@@ -144,7 +173,8 @@ def prefetch(
     fits; or both. Every call reduces the expected wait, so that repeated calls end. `here`: the experts on the device;
     `away`: all others, by name; `free`: what experts may still take.
     """
-    stage = _Stage(tuple(here), [one for name, one in away.items() if chances[name] >= LEAST_CHANCE], chances, free)
+    least = LEAST_CHANCE * sum(chances[name] for name in away)
+    stage = _Stage(tuple(here), [one for name, one in away.items() if chances[name] >= least], chances, free)
     best, most = None, 0.0
     for leaves, comes in stage.pairs():
         gain, stake = stage.gain(leaves, comes)

@@ -42,12 +42,26 @@ def test_an_expert_that_always_follows_is_expected_to_follow():
 
 
 def test_without_habits_demand_decides_and_no_expert_is_impossible():
-    found = chances("aab", "abcd")
-    assert found["a"] > found["b"] > found["c"] == found["d"] > 0
+    found = chances("abacabad", "abcdef")  # none was asked for twice in a row
+    assert found["a"] > found["b"] > found["c"] > found["e"] == found["f"] > 0
 
 
 def test_an_expert_that_was_always_asked_for_twice_is_expected_again():
     assert chances("aabbccdd" * 5 + "a")["a"] > 0.4
+
+
+def test_where_others_were_asked_for_twice_an_expert_is_expected_again_after_its_first_request():
+    assert chances("aabbc", "abcde")["c"] > 0.5
+    assert chances("abac" * 20 + "d", "abcde")["d"] < 0.05
+
+
+def test_demand_alone_is_not_taken_for_follow_ups():
+    found = chances([*random.Random(0).choices("ab", [9, 1], k=2000), "c"], "abc")
+    assert found["c"] < 0.25
+
+
+def test_old_follow_ups_fade():
+    assert chances("aabb" * 100 + "abac" * 120 + "d")["d"] < 0.2
 
 
 def test_demand_alone_is_not_taken_for_a_habit():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coe_server.cache.prefetch import LEAST_GAIN, Guess, Prospect, prefetch
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
-from tests.cache.test_expert_cache import run, running, settle
+from tests.cache.test_expert_cache import PLENTY, run, running, settle, status
 
 
 def prospect(name, tier, up=0.4, down=0.3, **more):
@@ -153,6 +153,25 @@ def test_guessing_comes_to_an_end_fits_and_leaves_the_busy_and_the_pinned_alone(
         prospects = list(named.values())
         assert sum(bytes_in(one.holding.footprint, one.holding.tier).device for one in prospects) <= device
     raise AssertionError("it went on guessing for ever")
+
+
+@pytest.mark.parametrize("sleep", [0.05, 0.2, 1.0])
+@pytest.mark.parametrize("wake", [0.1, 0.5, 1.0])
+def test_an_expert_that_has_just_answered_is_not_put_to_sleep_before_its_second_request(sleep, wake):
+    async def story():
+        limits = replace(PLENTY, max_wait_seconds=60.0)
+        async with running("abcde", device=20, host=45, limits=limits, costs={"wake": wake, "sleep": sleep}) as (
+            cache,
+            _,
+        ):
+            for name in "abcde":
+                (await cache.lease(name)).release()
+                await settle()
+                assert status(cache, name).residency == "device"
+                (await cache.lease(name)).release()
+                await settle()
+
+    run(story())
 
 
 @pytest.mark.parametrize(("next_one", "outcome"), [("a", "useful"), ("f", "wasted")])
