@@ -80,6 +80,17 @@ class Cards:
             memory = nvml.nvmlDeviceGetMemoryInfo(_handle(nvml, uuid))
         return DeviceBytes(int(memory.total), int(memory.used))
 
+    def readings(self, indices: Sequence[int]) -> tuple[DeviceBytes, ...]:
+        """The same for cards by their index among the visible ones; a `CardLost` names the index too."""
+        found = []
+        for index in indices:
+            try:
+                found.append(self.reading(self.visible()[index]))
+            except CardLost as lost:
+                lost.index = index
+                raise
+        return tuple(found)
+
     def processes(self, uuid: str) -> dict[int, int] | None:
         """Process id -> bytes on a card; None if the driver does not report it, as in a container."""
         if not self._tells_processes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -21,13 +22,15 @@ from pydantic import BeforeValidator, Field
 from coe_server.config.types import ByteCount, Settings, filled_in, variables_in
 from coe_server.engines.cards import Cards
 from coe_server.engines.command_run import STOP_SIGNALS, CommandLaunch, CommandRun, PortTaken, placeholders_in
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
 from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
 from coe_server.engines.vllm import canary_answer
-from coe_server.errors import EngineError
+from coe_server.errors import CardLost, EngineError
+
+logger = logging.getLogger(__name__)
 
 _MOVE_SECONDS = 60.0  # time limit of a sleep or wake request
 _CANARY_SECONDS = 60.0
@@ -227,9 +230,11 @@ class CommandEngine(ProcessEngine[CommandRun]):
         await self._run.until_healthy()
 
     async def _visible_cards(self) -> tuple[str, ...]:
-        """UUIDs of its seat; none where there is one card, or none to choose from. Raises `EngineError`."""
-        visible = () if self._cards is None else await asyncio.to_thread(self._cards.visible)
-        return tuple(visible[index] for index in self._seat) if len(visible) > 1 else ()
+        """UUIDs of its seat; none where there is one card, or none to choose from.
+
+        Raises `CardLost` if one of them is gone, else `EngineError`.
+        """
+        return () if self._cards is None else await asyncio.to_thread(_seen, self._cards, self._seat)
 
     async def _move(self, number: int) -> None:
         if self._moves is None:
@@ -251,6 +256,17 @@ class CommandEngine(ProcessEngine[CommandRun]):
                 f"engine '{self._name}' answers its canary wrongly: {answer!r} now, {self._answer!r} at first"
             )
         self._answer = answer
+
+
+def _seen(cards: Cards, seat: Seat) -> tuple[str, ...]:
+    visible = cards.visible()
+    try:
+        cards.readings(seat if visible else ())
+    except CardLost:
+        raise
+    except EngineError as error:  # a driver that does not report memory may still run programs
+        logger.debug("%s", error)
+    return tuple(visible[index] for index in seat) if len(visible) > 1 else ()
 
 
 def _told(answer: bytes) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coe_server.engines.cards import Cards, DeviceBytes
-from coe_server.errors import CardLost, EngineError
+from coe_server.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,7 @@ class SeatMemory:
             )
         self.seat = tuple(visible[index] for index in indices)
         self._held = ()
-        try:
-            self._before = await asyncio.to_thread(lambda: tuple(map(self.cards.reading, self.seat)))
-        except CardLost as error:
-            error.index = indices[self.seat.index(error.card)]
-            raise
+        self._before = await asyncio.to_thread(self.cards.readings, indices)
 
     def utilization(self) -> float:
         """The share of a card that is free when vLLM checks it at its start, rounded down; the least over the ranks.

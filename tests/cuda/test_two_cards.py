@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from coe_server.engines.memory import process_tree
 from tests.cuda.cards import GIB, VARIABLE, Cards
 from tests.patience import PATIENCE_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 COE = Path(sys.executable).with_name("coe")
 STAND_IN = Path(__file__).with_name("stand_in.py")
+PROGRAM = Path(__file__).parent.with_name("engines") / "stand_in_command.py"  # `engine: command`
 MEMORY = {"host": "90%"}
 
 
@@ -42,6 +44,18 @@ class Served:
 
     def residency(self):
         return {expert["name"]: expert["residency"] for expert in self.ask("GET", "/admin/experts")[1]}
+
+    def cards(self, name):
+        told = {expert["name"]: expert for expert in self.ask("GET", "/admin/experts")[1]}[name]
+        return [card["index"] for card in told["cards"]]
+
+    def program(self, name):
+        """Process of a program that this server started for an expert."""
+        for pid in process_tree(self.process.pid):
+            words = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+            if words[1] == str(PROGRAM) and words[-1] == name:
+                return pid
+        raise AssertionError(f"no program of '{name}' runs")
 
     def listens(self):
         try:
@@ -146,6 +160,28 @@ def test_when_a_card_is_lost_its_expert_starts_on_the_other_and_the_rest_goes_on
         assert "card" in answer["error"]["message"]
         assert "card 0 is lost" in (tmp_path / "server.log").read_text()
     until(lambda: cards.held() == {})
+
+
+def test_a_program_that_dies_with_its_card_starts_on_the_other(tmp_path, two_cards):
+    cards, environment = two_cards
+
+    def program(name, **more):
+        command = [sys.executable, str(PROGRAM), "--socket", "{socket}", "--name", "{name}"]
+        return {"name": name, "engine": "command", "command": command, "device_bytes": "12GiB", **more}
+
+    wide = program("wide", width=2)
+    with serving(tmp_path, environment, [program("a"), program("b", cards=[1]), wide]) as served:
+        first = {name: served.complete(name) for name in ("a", "b")}
+        assert (served.cards("a"), served.cards("b")) == ([0], [1])
+        cards.lose(0)
+        os.kill(served.program("a"), signal.SIGKILL)
+        assert served.complete("b") == first["b"], "the other card goes on"
+        assert served.complete("a") == first["a"]
+        assert served.cards("a") == [1]
+        status, answer = served.ask("POST", "/v1/completions", {"model": "wide", "prompt": "hi", "max_tokens": 4})
+        assert status == 503
+        assert "card" in answer["error"]["message"]
+        assert "card 0 is lost" in (tmp_path / "server.log").read_text()
 
 
 def test_a_place_that_no_card_has_stops_the_start_with_a_sentence(tmp_path, two_cards, make_model):

@@ -20,6 +20,7 @@ from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
 from coe_server.engines import command_run
+from coe_server.engines.cards import Cards, DeviceBytes
 from coe_server.engines.command import CommandEngine
 from coe_server.engines.command_run import CommandLaunch, filled, placeholders_in
 from coe_server.engines.cores import divided, here
@@ -27,7 +28,7 @@ from coe_server.engines.engine import EngineRequest, Footprint
 from coe_server.engines.listeners import by_owner, free_port, listeners
 from coe_server.engines.log_file import log_path
 from coe_server.engines.memory import process_tree
-from coe_server.errors import EngineDied, EngineError, EngineStartFailed
+from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
 from .conftest import DEADLINE_SECONDS, eventually, run_directory_of, runs
 
@@ -42,7 +43,7 @@ Make = Callable[..., CommandEngine]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(*words: str, fault: str = "", footprint: Footprint = UNKNOWN, **changes: Any) -> CommandEngine:
-        engine = {key: changes.pop(key) for key in ("is_measured", "moves", "canary") if key in changes}
+        engine = {key: changes.pop(key) for key in ("is_measured", "moves", "canary", "cards") if key in changes}
         settings: dict[str, Any] = {
             "name": "pet",
             "command": (sys.executable, STAND_IN, "--name", "{name}", "--fault", fault, *(words or ON_SOCKET)),
@@ -119,6 +120,38 @@ def test_a_program_that_ends_tells_why(make: Make) -> None:
 def test_a_program_that_is_not_there_is_told(make: Make) -> None:
     with pytest.raises(EngineStartFailed, match="cannot run no-such-program"):
         asyncio.run(make(command=("no-such-program", "{socket}")).start())
+
+
+class TwoCards(Cards):
+    """Two cards whose memory cannot be read, for this reason."""
+
+    def __init__(self, reason: EngineError) -> None:
+        super().__init__(None, {})
+        self._reason = reason
+
+    def visible(self) -> tuple[str, ...]:
+        return "GPU-a", "GPU-b"
+
+    def reading(self, uuid: str) -> DeviceBytes:
+        raise self._reason
+
+
+def test_a_program_starts_where_the_driver_does_not_tell_memory(make: Make) -> None:
+    async def story() -> Any:
+        engine = make(cards=TwoCards(EngineError("Not Supported")))
+        await engine.start(seat=(1,))
+        try:
+            return json.loads((await asked(engine, "GET", "/environment"))[1])
+        finally:
+            await engine.stop()
+
+    assert asyncio.run(story())["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+
+
+def test_a_program_does_not_start_on_a_lost_card(make: Make) -> None:
+    with pytest.raises(CardLost, match="GPU is lost") as caught:
+        asyncio.run(make(cards=TwoCards(CardLost("the GPU is lost", "GPU-b"))).start(seat=(1,)))
+    assert caught.value.index == 1
 
 
 def test_the_key_of_a_start_is_no_option_of_the_program(make: Make) -> None:

@@ -83,7 +83,11 @@ def test_a_lost_card_is_told_apart_and_hides_no_other() -> None:
     assert cards.reading(CARDS[0]).total == 10_000_000_000
     with pytest.raises(CardLost, match=r"the GPU is lost \(CUDA device GPU-bbbb-2\)") as caught:
         cards.reading(CARDS[1])
-    assert caught.value.card == CARDS[1]
+    assert (caught.value.card, caught.value.index) == (CARDS[1], None)
+    with pytest.raises(CardLost) as caught:
+        cards.readings((2, 1))
+    assert (caught.value.card, caught.value.index) == (CARDS[1], 1)
+    assert [one.total for one in cards.readings((0, 2))] == [10_000_000_000, 30_000_000_000]
 
 
 def test_nvml_is_initialised_once_for_all_readings() -> None:
