@@ -47,9 +47,9 @@ def seats_of(sizes, width, allowed=None):
 
 
 @st.composite
-def machines(draw, number=4):
+def machines(draw, number=4, most_cards=8):
     """Equal or mixed cards, experts one to eight cards wide, some of them with a choice of cards."""
-    sizes = tuple(draw(st.lists(st.integers(10, 32), min_size=1, max_size=8)))
+    sizes = tuple(draw(st.lists(st.integers(10, 32), min_size=1, max_size=most_cards)))
     if draw(st.booleans()):
         sizes = (sizes[0],) * len(sizes)
     footprints, seats = [], []

@@ -194,7 +194,7 @@ class Traffic:
         random, at, made = Random(seed), 0.0, []
         for _ in range(REQUESTS):
             at += random.expovariate(1 / gap)
-            expert = hot if hot is not None and random.random() < MOST else random.choice(EXPERTS)
+            expert = hot if random.random() < MOST else random.choice(EXPERTS)
             made.append((at, expert, random.choice([0.5, 1.0, 2.0, 2.0])))
         return cls(tuple(made))
 
@@ -205,7 +205,7 @@ class Traffic:
 seconds = st.sampled_from([0.1, 0.5, 2.0])
 timings = st.builds(Timing, st.sampled_from([1.0, 4.0]), seconds, seconds, seconds, ttft_seconds=st.just(0))
 traffics = st.builds(
-    Traffic.drawn, st.integers(0, 2**32), st.sampled_from([0.1, 0.25, 0.5, 1.0]), st.sampled_from([None, *EXPERTS])
+    Traffic.drawn, st.integers(0, 2**32), st.sampled_from([0.1, 0.25, 0.5, 1.0]), st.sampled_from(EXPERTS)
 )
 faults = st.lists(
     st.builds(
@@ -219,12 +219,11 @@ faults = st.lists(
 )
 
 
-machine = machines(len(EXPERTS))
 each_timing = st.lists(timings, min_size=len(EXPERTS), max_size=len(EXPERTS))
 
 
 @examples(30)
-@given(machine, each_timing, traffics)
+@given(machines(len(EXPERTS), most_cards=3), each_timing, traffics)
 def test_in_dense_traffic_each_request_waits_no_longer_than_its_bound(machine, timings, traffic):
     found = run_virtually(play(machine, timings, traffic.requests, []))
     assert found.waits, "some are let in at once"
@@ -233,7 +232,7 @@ def test_in_dense_traffic_each_request_waits_no_longer_than_its_bound(machine, t
 
 
 @examples(30)
-@given(machine, each_timing, traffics, faults)
+@given(machines(len(EXPERTS)), each_timing, traffics, faults)
 def test_each_fault_costs_a_request_at_most_a_turn_and_a_switch(machine, timings, traffic, faults):
     faults = [one for one in faults if one.kind != "lose" or one.card < len(machine.sizes)]
     found = run_virtually(play(machine, timings, traffic.requests, faults))
