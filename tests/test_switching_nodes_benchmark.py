@@ -35,7 +35,7 @@ def test_blocked_seconds_of_nodes_add_up() -> None:
 
 
 def test_each_row_has_a_cell_for_each_column() -> None:
-    rows = [line for line in section(SMALL, numbers=(1, 2), profiles=("zipf",)) if line.startswith("|")]
+    rows = [line for line in section(SMALL, 2, profiles=("zipf", "dominant")) if line.startswith("|")]
     assert len(rows) == 2 + 2
     assert {row.count("|") for row in rows} == {len(COLUMNS) + 1}
 
