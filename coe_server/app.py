@@ -23,7 +23,9 @@ from coe_server.build.experts import (
     keep_footprints,
     refuse_what_never_fits,
 )
+from coe_server.build.nodes import build_identity, build_nodes, learn_from
 from coe_server.build.service import (
+    build_capabilities,
     build_guard,
     build_journal,
     build_learner,
@@ -60,6 +62,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     `reread` reads the configuration again, for a reload. Without it only the artifact is reloaded.
     """
     router = build_router(config)
+    nodes = build_nodes(config)
     experts = build_experts(config)
     capacity = build_capacity(config)
     refuse_what_never_fits(experts, capacity)
@@ -74,22 +77,28 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     )
     serving = build_serving(config, router)
     journal = build_journal(config)
+    models = config.engine_models
     service = Service(
         serving=serving,
         cache=cache,
         journal=journal,
-        engine_models=config.engine_models,
+        engine_models=models,
         presets=build_presets(config),
         guard=build_guard(config),
         started=int(time.time()),
         telemetry=telemetry,
         log_prompts=config.log.prompts,
-        tracing=build_tracing(config),
+        tracing=build_tracing(config, models),
         uploads=Uploads(config.state_directory),
         lengths={expert.name: expert.engine for expert in experts if isinstance(expert.engine, VllmEngine)},
+        capabilities=build_capabilities(config),
+        node=build_identity(config),
+        nodes=nodes,
     )
     service.learner = build_learner(config, journal, lambda: service.serving.router)
     service.comparer = None if journal is None else Comparer(service)
+    if nodes is not None:
+        learn_from(nodes, service, models)
     reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
     wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)
 
@@ -108,6 +117,7 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
         config.http.port,
         before_stop,
         config.http.shutdown_seconds,
+        config.http.tls,
     )
 
 
@@ -163,6 +173,10 @@ def _lifespan(
         tasks = [conductor, keeper]
         if service.learner is not None:
             tasks.append(asyncio.create_task(service.learner.run()))
+        if service.nodes is not None:
+            following = asyncio.create_task(service.nodes.run())
+            following.add_done_callback(_stop_without_nodes)
+            tasks.append(following)
         if telemetry is not None:
             tasks.append(asyncio.create_task(_measure_copying(telemetry)))
         with suppress(ValueError, RuntimeError, NotImplementedError):  # only the main thread gets signals
@@ -188,6 +202,13 @@ def _lifespan(
 async def _measure_copying(telemetry: Telemetry) -> None:
     """Measure the speed limit of a wake on a CPU, in the background."""
     telemetry.bandwidth.measured(Tier.HOST, Tier.DEVICE, await asyncio.to_thread(copy_bytes_per_second))
+
+
+def _stop_without_nodes(following: asyncio.Task[None]) -> None:
+    """Log the failure and stop the front, which no longer knows its nodes."""
+    if not following.cancelled() and following.exception() is not None:
+        logger.critical("following the nodes failed; the server stops", exc_info=following.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _stop_without_conductor(conductor: asyncio.Task[None]) -> None:

@@ -48,6 +48,7 @@ class Key(BaseModel):
     created: date | None = None
     admin: bool = False
     scrape: bool = False  # may only GET /metrics
+    node: bool = False  # a front's key on a node: /v1 and /node, nothing else
     requests_per_minute: int | None = Field(default=None, ge=1, le=MOST_A_MINUTE)
     concurrency: int | None = Field(default=None, ge=1)
     max_fan_out: int | None = Field(default=None, ge=1)  # answers per request
@@ -60,6 +61,8 @@ class Key(BaseModel):
     def _of_one_kind(self) -> Self:
         if self.scrape and self.admin:
             raise ValueError(f"the key '{self.name}' is both admin and scrape; a scrape key opens /metrics alone")
+        if self.node and (self.scrape or self.admin):
+            raise ValueError(f"the key '{self.name}' is a node key, which opens /v1 and /node alone")
         return self
 
 

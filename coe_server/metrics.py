@@ -114,6 +114,24 @@ QUEUED = Metric(
     "coe_queued", "gauge", "Leases that are waited for: one for each answer a request asks for.", ("expert",)
 )
 WAIT_BOUND = Metric("coe_wait_bound_seconds", "gauge", "Upper bound on the wait, with the costs measured so far.")
+NODE_USABLE = Metric("coe_node_usable", "gauge", "1 while the node gets new requests.", ("node",))
+NODE_REQUESTS = Metric(
+    "coe_node_requests",
+    "counter",
+    "Requests sent to the node: answered, refused (full, or its expert failed), or died without an answer.",
+    ("node", "outcome"),
+)
+NODE_IN_FLIGHT = Metric("coe_node_in_flight", "gauge", "Answers that the node owes this front.", ("node",))
+NODE_RESIDENCY = Metric(
+    "coe_node_residency",
+    "gauge",
+    "1 for the fastest tier of the node that holds the expert.",
+    ("node", "expert", "tier"),
+)
+NODE_QUEUED = Metric("coe_node_queued", "gauge", "Leases that are waited for on the node.", ("node", "expert"))
+NODE_WAIT = Metric(
+    "coe_node_wait_seconds", "gauge", "Predicted wait of a new request for the expert on the node.", ("node", "expert")
+)
 TIER_BYTES = Metric("coe_tier_bytes", "gauge", "Bytes held in the tier.", ("tier",))
 TIER_CAPACITY = Metric("coe_tier_capacity_bytes", "gauge", "Bytes the tier may hold.", ("tier",))
 CARD_BYTES = Metric("coe_card_bytes", "gauge", "Bytes that experts hold on the card.", ("card",))

@@ -20,12 +20,15 @@ from coe_server.routing.manifest import FeatureSettings
 
 
 def drafted(
-    path: Path, experts: Sequence[str], embedder: Embedder | None, features: FeatureSettings | None
+    path: Path, experts: Sequence[str] | None, embedder: Embedder | None, features: FeatureSettings | None
 ) -> Artifact:
-    """The artifact of a routes file, with every check of a saved one. Raises ConfigError or ArtifactError."""
+    """The artifact of a routes file, with every check of a saved one. Raises ConfigError or ArtifactError.
+
+    `experts`: those that are served; None if that is not known yet, because nodes tell it.
+    """
     routes = read_routes(path)
     for name in routes.expert_names:
-        if name not in experts:
+        if experts is not None and name not in experts:
             raise ConfigError(f"{path}: there is no expert {name!r}; the experts are {', '.join(experts)}")
     if routes.features is not None and embedder is None:
         raise ConfigError(f"{path}: features need {routes.features.model!r}; set router.embeddings")

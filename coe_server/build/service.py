@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def build_aliases(config: ServerConfig, router: Decides) -> dict[str, str]:
     """Alias -> model name. Raises ConfigError for an unknown model."""
     names = model_names(router.objectives, [expert.name for expert in config.experts])
     for alias, goal in config.aliases.items():
-        if goal not in names:
+        if goal not in names and not config.has_nodes:
             raise ConfigError(f"aliases.{alias}: unknown model '{goal}'; known: {', '.join(names)}")
     return dict(config.aliases)
 
@@ -153,7 +153,7 @@ def build_router(config: ServerConfig) -> Decides:
         settings.exploration,
     )
     router.learned = with_table(router.learned, read_steps(steps_file(config)))
-    for name in router.artifact.unserved(names):
+    for name in () if config.has_nodes else router.artifact.unserved(names):
         logger.warning("router.artifact: its expert '%s' is not configured; the next best answers", name)
     if config.router.objective not in router.objectives:
         raise ConfigError(f"router.objective: '{config.router.objective}' is not one of {', '.join(router.objectives)}")
@@ -168,7 +168,12 @@ def _artifact(config: ServerConfig, settings: RouterSettings, experts: Sequence[
     assert settings.routes is not None, "a router has an artifact or routes"
     by = settings.embeddings
     embedder = _embedder(by, config.environment) if by is not None else None
-    return drafted(settings.routes, experts, embedder, embedded_by(by.model, by.base_url) if by else None)
+    return drafted(
+        settings.routes,
+        None if config.has_nodes else experts,
+        embedder,
+        embedded_by(by.model, by.base_url) if by else None,
+    )
 
 
 def build_presets(config: ServerConfig) -> dict[str, Preset]:
@@ -264,7 +269,7 @@ def journal_file(config: ServerConfig) -> Path:
     return config.state_directory / "journal.sqlite3"
 
 
-_ADMIN, _SCRAPE = "admin_key_env", "scrape_key_env"
+_ADMIN, _SCRAPE, _NODE = "admin_key_env", "scrape_key_env", "node_key_env"
 
 
 def build_guard(config: ServerConfig) -> Guard:
@@ -272,7 +277,8 @@ def build_guard(config: ServerConfig) -> Guard:
     settings = config.keys
     keys = read_keys(settings.file) if settings.file is not None else ()
     keys += tuple(_keys_of_environment(config, {key.name for key in keys}))
-    _refuse_unknown_names(keys, {expert.name for expert in config.experts})
+    if not config.has_nodes:  # a front learns names from its nodes
+        _refuse_unknown_names(keys, {expert.name for expert in config.experts})
     if not keys and not config.http.is_loopback:
         if not config.keys.open:
             raise ConfigError(
@@ -295,13 +301,15 @@ def _keys_of_environment(config: ServerConfig, taken: Collection[str]) -> Iterat
         ("api_key_env", settings.api_key_env),
         (_ADMIN, settings.admin_key_env),
         (_SCRAPE, settings.scrape_key_env),
+        (_NODE, settings.node_key_env),
     ):
         if variable is None:
             continue
         if name in taken:
             raise ConfigError(f"keys.{name}: keys.file has a key with the name '{name}'; rename that key")
         digest = hashed(config.environment.secret(f"keys.{name}", variable))
-        yield Key(name=name, sha256=digest, admin=name == _ADMIN, scrape=name == _SCRAPE, priority=name != _SCRAPE)
+        is_admin, is_scrape, is_node = (name == kind for kind in (_ADMIN, _SCRAPE, _NODE))
+        yield Key(name=name, sha256=digest, admin=is_admin, scrape=is_scrape, node=is_node, priority=not is_scrape)
 
 
 def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None:
@@ -312,14 +320,14 @@ def _refuse_unknown_names(keys: Iterable[Key], experts: Collection[str]) -> None
             )
 
 
-def build_tracing(config: ServerConfig) -> Tracing:
-    """The tracing of requests. Raises ConfigError as `require_tracing` does."""
+def build_tracing(config: ServerConfig, engine_models: Mapping[str, str]) -> Tracing:
+    """The tracing of requests; `engine_models` as the service has them. Raises ConfigError: see `require_tracing`."""
     if config.tracing is None:
         return NoTracing()
     require_tracing(config)
     from coe_server.http.otel import span_tracing  # noqa: PLC0415 - an extra, and half a second to import
 
-    return span_tracing(config.tracing, config.engine_models)
+    return span_tracing(config.tracing, engine_models)
 
 
 def require_tracing(config: ServerConfig) -> None:

@@ -44,7 +44,8 @@ class ExpertCache:
         self.ledger = Ledger(capacity)
         self.events = events = events or EventLog()
         self._clock = clock
-        changes: dict[str, None] = {}
+        self._changes: dict[str, None] = {}
+        changes = self._changes
         made = ((one.name, new_slot(one, limits, changes)) for one in experts)
         self.slots = slots = Slots(made, bases)
         _place_pinned(slots, capacity)
@@ -89,6 +90,16 @@ class ExpertCache:
         self._closing = True
         for slot in self.slots.values():
             slot.waiters.refuse_all(_CLOSING)
+
+    @property
+    def closing(self) -> bool:
+        """True once nothing new is admitted, because the server stops."""
+        return self._closing
+
+    def add(self, expert: Expert) -> None:
+        """Add an expert of nodes while the cache runs. It has no process here, so it is on the device at once."""
+        assert expert.on_nodes, "only experts without a process here may come later"
+        self.slots[expert.name] = new_slot(expert, self.limits, self._changes)
 
     async def lease(
         self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None

@@ -44,7 +44,7 @@ class Failures:
         `asked_seconds`: the server's Retry-After. Failures of local engines are not counted here: they have health
         checks.
         """
-        if not slot.expert.remote:
+        if not slot.expert.remote or slot.expert.on_nodes:
             return
         now = self._clock()
         seconds = slot.backoff.fail(now, cause, at_once, asked_seconds)

@@ -37,6 +37,7 @@ class Expert:
     width: int = 1
     seats: tuple[Seat, ...] = ((0,),)
     max_concurrency: int | None = None  # leases at a time; None: `Limits.max_concurrency`
+    on_nodes: bool = False  # remote, and its nodes count failures and queue: neither happens here
 
 
 class State(StrEnum):

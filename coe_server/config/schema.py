@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model
 from coe_server.config.addresses import BaseUrl, HostName, WebAddress, is_loopback_address
 from coe_server.config.environment import Environment, secret_variables
 from coe_server.config.file import all_mistakes, read_settings_file
+from coe_server.config.nodes import NodesSettings, Role, TlsSettings, node_mistakes
 from coe_server.config.proxies import Proxies
 from coe_server.config.types import (
     Alias,
@@ -44,6 +45,7 @@ class HttpSettings(Settings):
     body_seconds: float = Field(default=60.0, gt=0)
     keepalive_seconds: float = Field(default=10.0, gt=0)
     shutdown_seconds: float = Field(default=30.0, ge=0)
+    tls: TlsSettings | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -75,6 +77,7 @@ class KeySettings(Settings):
     api_key_env: str | None = None
     admin_key_env: str | None = None
     scrape_key_env: str | None = None
+    node_key_env: str | None = None  # opens /v1 and /node to a front
     open: bool = False  # allow a non-loopback address without keys
 
 
@@ -159,7 +162,9 @@ class ServerConfig(Settings):
     scheduling: SchedulingSettings = SchedulingSettings()
     vllm: VllmSettings = VllmSettings()
     state_directory: Path = Path("state")
-    experts: list[Annotated[AnyExpert, Field(discriminator="engine")]] = Field(min_length=1)
+    experts: list[Annotated[AnyExpert, Field(discriminator="engine")]]
+    role: Role = "server"
+    nodes: NodesSettings = Field(default=[])
     aliases: dict[Alias, str] = Field(default={})
     _environment: Environment = PrivateAttr(default_factory=process_environment)
 
@@ -172,6 +177,11 @@ class ServerConfig(Settings):
     def bases(self) -> dict[str, str]:
         """The experts that share another's engine, by name, each with the one that has it."""
         return {expert.name: expert.base for expert in self.experts if expert.base is not None}
+
+    @property
+    def has_nodes(self) -> bool:
+        """True for a front: experts of nodes come and go while it runs."""
+        return not isinstance(self.nodes, list) or bool(self.nodes)
 
     @property
     def with_engines(self) -> list[AnyExpert]:
@@ -221,6 +231,8 @@ def read_config(path: Path) -> tuple[ServerConfig | None, list[str]]:
         *_without_base(config),
         *_small_room_for_bodies(config.http),
         *_cannot_learn(config),
+        *node_mistakes(config.nodes),
+        *_false_roles(config),
     ]
     found = _with_paths_from(config, path.resolve().parent, mistakes)
     return found, mistakes
@@ -259,7 +271,7 @@ def _false_aliases(config: ServerConfig) -> Iterator[str]:
     for alias, goal in config.aliases.items():
         if alias in experts or alias.partition(":")[0] == "auto":
             yield f"aliases.{alias}: the name belongs to an expert or to the router (auto); choose another"
-        if goal not in experts and goal.partition(":")[0] != "auto":
+        if goal not in experts and goal.partition(":")[0] != "auto" and not config.has_nodes:
             yield f"aliases.{alias}: '{goal}' is neither an expert nor auto nor auto:OBJECTIVE"
 
 
@@ -297,6 +309,16 @@ def _cannot_learn(config: ServerConfig) -> Iterator[str]:
         yield f"router.judge: there is no expert '{router.judge}'"
     if router.judge in {expert.name for expert in config.experts if expert.remote} and not router.compare_remote:
         yield f"router.judge: '{router.judge}' is remote and would get prompts and answers; allow it (compare_remote)"
+def _false_roles(config: ServerConfig) -> Iterator[str]:
+    """Settings that a node, a front, or a server alone cannot have."""
+    if not config.experts and not config.has_nodes:
+        yield "experts: a server needs at least one; `experts: []` is for a front with nodes"
+    if config.role == "node" and config.router is not None:
+        yield "router: a node serves its experts by name, the front routes; leave the section out"
+    if config.role == "node" and config.has_nodes:
+        yield "nodes: a node has no nodes of its own; leave the key out, or set role: server"
+    if config.role != "node" and config.keys.node_key_env is not None:
+        yield "keys.node_key_env: is the key of a node; set role: node"
 
 
 def _small_room_for_bodies(http: HttpSettings) -> Iterator[str]:
@@ -336,11 +358,19 @@ def _with_paths_from(config: ServerConfig, folder: Path, mistakes: list[str]) ->
             experts.append(expert.in_folder(folder))
         except ConfigError as error:
             mistakes.append(str(error))
+    tls, nodes = config.http.tls, config.nodes
+    if tls is not None:
+        files = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca}
+        tls = tls.model_copy(update={name: path and absolute(path) for name, path in files.items()})
     own = config.keys.file  # not resolved: a symbolic link would be replaced
     keys = config.keys.model_copy(update={"file": own and absolute(own.parent) / own.name})
     return config.model_copy(
         update={
+            "http": config.http.model_copy(update={"tls": tls}),
             "keys": keys,
+            "nodes": [one.in_folder(absolute) for one in nodes]
+            if isinstance(nodes, list)
+            else nodes.in_folder(absolute),
             "router": router,
             "vllm": vllm,
             "state_directory": absolute(config.state_directory),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from coe_server.errors import CoeError
@@ -47,6 +47,21 @@ class StreamedBody(Protocol):
         """The bytes, as they are there to be sent. Raises `failure`."""
 
 
+@dataclass(slots=True)
+class Tries:
+    """Where a request to one expert on several machines has been; kept over its attempts.
+
+    `session` identifies the conversation. `node` is the machine that answers, None before. `failed`: the machines that
+    failed it, which are not asked again. `is_spent`: it may have been paid for, so it is not sent again.
+    """
+
+    session: bytes | None = None
+    answers: int = 1
+    node: str | None = None
+    failed: set[str] = field(default_factory=set)
+    is_spent: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
     """One HTTP request for an engine; `path` is absolute, e.g. `/v1/chat/completions`.
@@ -58,6 +73,7 @@ class EngineRequest:
     path: str
     headers: tuple[tuple[str, str], ...]
     body: bytes | tuple[bytes | memoryview, ...] | StreamedBody
+    tries: Tries | None = None  # for an engine that has several machines to choose from
 
     @property
     def whole_body(self) -> bytes:

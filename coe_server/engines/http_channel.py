@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -62,8 +63,12 @@ class HttpChannel:
         socket: Path | None = None,
         reuse: Reuse = OUR_ENGINES,
         proxy: Proxy | None = None,
+        tls: ssl.SSLContext | None = None,
+        kind: str = "expert",
     ) -> None:
+        """`kind` and `name`: what is behind it, for messages. `tls`: which certificates count; default the system's."""
         self._name = name
+        self._shown = f"{kind} '{name}'"
         self._base_url = base_url.rstrip("/")
         self._loss = reuse.loss
         self._prefix = ""  # of every path
@@ -75,14 +80,14 @@ class HttpChannel:
             self._client = PlainClient(where, host, reuse.idle_seconds, _CONNECT_SECONDS)
         else:
             detour = Detour.of(proxy, base_url)
-            self._client = ElsewhereClient(self._base_url, reuse.idle_seconds, _CONNECT_SECONDS, detour)
+            self._client = ElsewhereClient(self._base_url, reuse.idle_seconds, _CONNECT_SECONDS, detour, tls)
 
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[HttpResponse]:
         """Send one request. Leaving the context before the end of the body closes the connection; the engine aborts."""
         exchange = await self._deliver(request)
         try:
-            yield HttpResponse(self._name, self._base_url, exchange)
+            yield HttpResponse(self._shown, self._base_url, exchange)
         finally:
             exchange.leave()
 
@@ -155,7 +160,7 @@ class HttpChannel:
         return self._loss(self._told("closed the connection without an answer; the request was not sent again", error))
 
     def _told(self, what: str, error: Exception) -> str:
-        return f"expert '{self._name}' {what}\n{self._base_url}: {error}"
+        return f"{self._shown} {what}\n{self._base_url}: {error}"
 
 
 def _callers_own(request: EngineRequest) -> CoeError | None:
@@ -166,9 +171,9 @@ def _callers_own(request: EngineRequest) -> CoeError | None:
 class HttpResponse:
     """An `EngineResponse`; a body in a known content coding is decoded."""
 
-    def __init__(self, name: str, base_url: str, exchange: Exchange) -> None:
+    def __init__(self, shown: str, base_url: str, exchange: Exchange) -> None:
         self.status = exchange.status
-        self._name = name
+        self._shown = shown
         self._base_url = base_url
         self._exchange = exchange
         pairs = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.raw_headers)
@@ -188,10 +193,10 @@ class HttpResponse:
             if self._decoder is not None:
                 self._decoder.end()
         except (Lost, NotHttp) as error:
-            raise EngineDied(f"expert '{self._name}' broke off its answer\n{self._base_url}: {error}") from error
+            raise EngineDied(f"{self._shown} broke off its answer\n{self._base_url}: {error}") from error
         except (WrongData, TooLong) as error:
             raise EngineError(
-                f"expert '{self._name}' sent an answer that cannot be decompressed\n{self._base_url}: {error}"
+                f"{self._shown} sent an answer that cannot be decompressed\n{self._base_url}: {error}"
             ) from error
 
 

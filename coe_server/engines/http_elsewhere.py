@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -45,10 +46,17 @@ class ElsewhereClient:
     `connect_seconds` limits name look-up, proxy, TLS and connection together.
     """
 
-    def __init__(self, base_url: str, idle_seconds: float, connect_seconds: float, detour: Detour) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        idle_seconds: float,
+        connect_seconds: float,
+        detour: Detour,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._base_url = base_url
         self._detour = detour
-        connections = _Pool(limit=0, keepalive_timeout=idle_seconds)
+        connections = _Pool(limit=0, keepalive_timeout=idle_seconds, ssl=True if tls is None else tls)
         self._session = aiohttp.ClientSession(
             connector=connections,
             auto_decompress=False,

@@ -23,6 +23,7 @@ from coe_server.routing.decision import RouteOptions
 PUBLIC = frozenset({"/health", "/healthz", "/readyz"})
 FOR_CLIENTS = frozenset({"/tokenize", "/detokenize", "/openapi.json"})
 SCRAPED = "/metrics"
+FOR_FRONTS_PREFIX = "/node/"
 CLIENTS_PREFIX = "/v1/"
 CALLER = "coe.caller"  # in a request's scope: the `Key` that was presented, or None
 MOST_CREDENTIALS = 8  # of one request; each is hashed and compared with every key
@@ -46,6 +47,8 @@ class Guard:
             return None
         if path == SCRAPED and (key := self._scraper(headers)) is not None:
             return key
+        if path.startswith(FOR_FRONTS_PREFIX) and (key := self._front(headers)) is not None:
+            return key
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
@@ -68,12 +71,20 @@ class Guard:
         """A key for the metrics only, if one was presented."""
         return next((key for key in self._known(presented_on_purpose(headers)) if key.scrape), None)
 
+    def _front(self, headers: Mapping[str, str]) -> Key | None:
+        """The node key, if it was presented."""
+        return next((key for key in self._known(presented_on_purpose(headers)) if key.node), None)
+
     def owner(self, headers: Mapping[str, str]) -> Key | None:
         """The key that was presented, whether it gives access or not; None if it is unknown."""
         return next(self._known(_presented(headers)), None)
 
     def _operator(self, headers: Mapping[str, str]) -> Key | None:
         """An admin key gives access; if none exists, so does a request from this machine that came through no proxy."""
+        if (front := self._front(headers)) is not None:  # also where an operator on this machine needs no key
+            raise Forbidden(
+                f"key '{front.name}' is a node key: it opens {CLIENTS_PREFIX} and {FOR_FRONTS_PREFIX} alone"
+            )
         if not self.keyring.has_admin:
             self._refuse_unless_local(headers)
             return None

@@ -21,6 +21,10 @@ _HARMLESS = tuple((name.encode(), value.encode()) for name, value in HARMLESS.it
 _PLAIN = re.compile(r"[A-Za-z0-9._:;=@/+-]{1,128}")  # a UUID, a hash, a load balancer's id: safe in a log
 
 
+Pairs = Iterable[tuple[str, str]]
+WAIT = "x-coe-wait-ms"
+
+
 def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     """The decision as response headers; text that is not ASCII is written as JSON escapes."""
     headers = {
@@ -40,7 +44,21 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
 
 def wait_header(waited_seconds: float) -> dict[str, str]:
     """`waited_seconds`: from the request's arrival until a lease of the answering expert, failed ones included."""
-    return {"x-coe-wait-ms": f"{waited_seconds * 1000:.1f}"}
+    return {WAIT: f"{waited_seconds * 1000:.1f}"}
+
+
+def node_headers(node: str, waited_ms: float) -> dict[str, str]:
+    """The node that answers, and the wait here and there together."""
+    return {"x-coe-node": node, WAIT: f"{waited_ms:.1f}"}
+
+
+def told_wait_ms(headers: Pairs) -> float:
+    """The wait that a node states in its answer; 0 if it states none."""
+    told = next((value for name, value in headers if name.lower() == WAIT), "")
+    try:
+        return max(0.0, min(float(told), 1e9))
+    except ValueError:
+        return 0.0
 
 
 def answering(headers: Mapping[str, str]) -> str:
@@ -48,8 +66,6 @@ def answering(headers: Mapping[str, str]) -> str:
     told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
     return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
 
-
-Pairs = Iterable[tuple[str, str]]
 
 _PASSED = frozenset(
     (

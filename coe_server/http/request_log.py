@@ -11,7 +11,7 @@ from typing import Any
 
 from coe_server import metrics as named
 from coe_server.errors import CoeError
-from coe_server.http.headers import callers_id
+from coe_server.http.headers import Pairs, callers_id, told_wait_ms
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.usage import UNSTATED, Usage
 from coe_server.routing.decision import RoutingDecision
@@ -56,6 +56,12 @@ class RequestLog:
         self._telemetry.observe(named.WAIT, waited_seconds, expert)
         self.trace.granted(expert, waited_seconds, since_arrival_seconds)
         return since_arrival_seconds
+
+    def taken(self, node: str, headers: Pairs) -> float:
+        """Log the node that answers; milliseconds from the request's arrival until its expert was granted there."""
+        waited_ms: float = self._facts["wait_ms"] + told_wait_ms(headers)
+        self._facts["node"] = node
+        return waited_ms
 
     def first_bytes(self, status: int, told: int, is_stream: bool) -> None:
         """Log the beginning of the answer. `told` is the caller's status: after early headers not the expert's.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from coe_server.cache.queue import Owner
-from coe_server.engines.engine import EngineRequest
+from coe_server.engines.engine import EngineRequest, Tries
 from coe_server.errors import CoeError
 from coe_server.http.body import ENDINGS, LARGE_BYTES, ParsedRequest
 from coe_server.http.heard import Heard
@@ -75,7 +75,7 @@ class RoutedRequest:
         found = [fields[name] for name in ("messages", "prompt", "input") if name in fields]
         return json.dumps(found) if found else None
 
-    def engine_request(self, expert: str, trace: Trace) -> EngineRequest:
+    def engine_request(self, expert: str, trace: Trace, tries: Tries) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
         what a preset changes."""
         if (upload := self.parsed.upload) is not None:
@@ -86,7 +86,7 @@ class RoutedRequest:
         body = self.parsed.body
         pieces = body.for_engine(self.service.engine_models[expert], self._changes(expert))
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole)
+        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries)
 
     def _changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""

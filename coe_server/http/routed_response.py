@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease
+from coe_server.engines.engine import EngineResponse, Tries
 from coe_server.errors import (
     CoeError,
     EngineDied,
     EngineError,
+    EngineRefused,
     ExpertUnavailable,
     Overloaded,
     TooLongForExpert,
@@ -28,10 +30,11 @@ from coe_server.errors import (
 from coe_server.http.attempt import Attempt, Failures
 from coe_server.http.client_stream import ClientDisconnect, KeepAlive, Outgoing, within
 from coe_server.http.errors import unexpected
-from coe_server.http.headers import decision_headers, wait_header
+from coe_server.http.headers import decision_headers, node_headers, wait_header
 from coe_server.http.relay import relay
 from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_request import RoutedRequest
+from coe_server.http.serving import Service
 from coe_server.routing.decision import RoutingDecision
 
 logger = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ class RoutedResponse(Response):
         self._may_choose_again = decision.reason not in _CHOSEN_BY_CALLER
         self._waited: dict[str, str] = {}  # for the current expert
         self._is_answered = False
+        self._tries = Tries(request.session, request.parsed.fan_out)  # nodes, for the current expert
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._out = Outgoing(scope, send)
@@ -96,7 +100,7 @@ class RoutedResponse(Response):
             return nullcontext()
         return KeepAlive(
             self._request.serving.keepalive_seconds,
-            say=lambda: _keep_alive(self._out, self._cache, self._decision),
+            say=lambda: _keep_alive(self._out, self._request.service, self._decision),
             silent_since=lambda: self._out.said_at,
         )
 
@@ -115,6 +119,10 @@ class RoutedResponse(Response):
             except _ChosenAgain as change:
                 self._follow(change.decision)
             except (EngineError, ExpertUnavailable, Overloaded) as error:
+                if self._another_node_may_answer(error):
+                    _warn(self._decision, self._out, error)
+                    self._log.fell_back(error)
+                    continue
                 self._failures.note(self._decision.expert, error)
                 is_final = self._out.spoken or not self._request.repeatable
                 another = None if is_final else _another(self._request, self._decision, error)
@@ -125,8 +133,16 @@ class RoutedResponse(Response):
                 self._may_choose_again = False  # a new decision would ignore the failures
                 self._follow(another)
 
+    def _another_node_may_answer(self, error: CoeError) -> bool:
+        """True after the failure of a node, if another one may have the same expert answer."""
+        nodes = self._request.service.nodes
+        if nodes is None or self._out.spoken or isinstance(error, TooLongForExpert | EngineRefused):
+            return False
+        return nodes.may_go_on(self._decision.expert, self._tries)
+
     def _follow(self, decision: RoutingDecision) -> None:
         self._decision, self._waited = decision, {}
+        self._tries = Tries(self._request.session, self._request.parsed.fan_out)
         self._log.follows(decision)
 
     async def _attempt(self, is_retry: bool) -> None:
@@ -185,14 +201,23 @@ class RoutedResponse(Response):
         finally:
             leaving.cancel()
 
+    def _at_its_node(self, attempt: Attempt, answer: EngineResponse) -> Attempt:
+        """The attempt with the headers of the node that answers, if a node does."""
+        node = self._tries.node
+        if node is None:
+            return attempt
+        self._waited = attempt_headers = node_headers(node, self._log.taken(node, answer.headers))
+        return replace(attempt, headers=dict(attempt.headers) | attempt_headers)
+
     async def _relay(self, attempt: Attempt, may_retry: bool) -> None:
         """Relay the answer within the longest generation time, on which the wait bound of other requests depends."""
         lease, request = attempt.lease, self._request
         longest = asyncio.timeout(self._cache.limits.max_generation_seconds)
         try:
-            sent = request.engine_request(attempt.expert, self._log.trace)
+            sent = request.engine_request(attempt.expert, self._log.trace, self._tries)
             async with longest, lease.engine.send(sent) as answer:
                 may_retry = may_retry and request.repeatable
+                attempt = self._at_its_node(attempt, answer)
                 if answer.status >= 500 and may_retry and await lease.engine_is_gone(DEATH_NOTICE_SECONDS):
                     raise EngineDied(f"expert '{attempt.expert}' answered with status {answer.status} and died")
                 await relay(attempt, answer)
@@ -225,14 +250,23 @@ def _warn(decision: RoutingDecision, out: Outgoing, error: CoeError) -> None:
         logger.warning("decision %s: %s", decision.decision_id, error)
 
 
-async def _keep_alive(out: Outgoing, cache: ExpertCache, decision: RoutingDecision) -> None:
+async def _keep_alive(out: Outgoing, service: Service, decision: RoutingDecision) -> None:
     """The text of a comment about the expert's state."""
     if out.spoken:
         state = f"generating expert={decision.expert}"
     else:
-        expert = next(one for one in cache.status() if one.name == cache.slots[decision.expert].name)
-        state = f"waiting expert={decision.expert} state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
+        state = f"waiting expert={decision.expert} {_state(service, decision.expert)}"
     await out.wait(decision_headers(decision), state)
+
+
+def _state(service: Service, name: str) -> str:
+    """The expert's state and how long the wait still is: here, or at the best node."""
+    if service.nodes is not None and service.is_on_nodes(name):
+        there = service.nodes.best(name).expert
+        return f"state={there.state} eta={there.wait_seconds:.1f}"
+    own = service.cache.slots[name].name
+    expert = next(one for one in service.cache.status() if one.name == own)
+    return f"state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 
 
 def _another(request: RoutedRequest, decision: RoutingDecision, error: CoeError) -> RoutingDecision | None:
@@ -253,7 +287,7 @@ def _can_come_in_time(request: RoutedRequest, expert: str) -> bool:
     if request.due is None:
         return True
     left_seconds = request.due - asyncio.get_running_loop().time()
-    return request.service.cache.waits.predicted_seconds(expert) < left_seconds
+    return request.service.availability()[expert].predicted_wait_seconds < left_seconds
 
 
 async def _given_up(waiting: asyncio.Task[Lease]) -> None:

@@ -10,6 +10,7 @@ import errno
 import logging
 import math
 import socket
+import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -22,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from coe_server.config.addresses import host_and_port
+from coe_server.config.nodes import TlsSettings
 from coe_server.errors import CoeError, UnknownModel
 from coe_server.http.apis import APIS, AUTO
 from coe_server.http.auth import CALLER
@@ -35,6 +37,8 @@ from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
 from coe_server.http.routes.learning import build_learning
 from coe_server.http.routes.metrics import build_metrics
+from coe_server.http.routes.node import build_node
+from coe_server.http.routes.nodes import build_nodes
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
 from coe_server.system.process import OpenFilesWatch
@@ -66,7 +70,9 @@ class Listener(uvicorn.Server):
         port: int,
         before_stop: Callable[[], None],
         grace_seconds: float = GRACE_SECONDS,
+        tls: TlsSettings | None = None,
     ) -> None:
+        self._scheme = "http" if tls is None else "https"
         super().__init__(
             uvicorn.Config(
                 app,
@@ -80,6 +86,7 @@ class Listener(uvicorn.Server):
                 proxy_headers=False,  # forwarded headers of proxies are not trusted
                 timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(grace_seconds),
+                **({} if tls is None else _tls(tls)),
             )
         )
         self._before_stop = before_stop
@@ -95,7 +102,9 @@ class Listener(uvicorn.Server):
         for server in self.servers:
             for listening in server.sockets:
                 address = host_and_port(*listening.getsockname()[:2])
-                logger.info("listening on http://%s/v1; GET /readyz reports when the experts are loaded", address)
+                logger.info(
+                    "listening on %s://%s/v1; GET /readyz reports when the experts are loaded", self._scheme, address
+                )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         grace_seconds = self.config.timeout_graceful_shutdown
@@ -103,6 +112,17 @@ class Listener(uvicorn.Server):
         self._before_stop()
         await super().shutdown(sockets)
         logger.info("stopped")
+
+
+def _tls(settings: TlsSettings) -> dict[str, Any]:
+    """uvicorn's arguments for HTTPS."""
+    wanted = settings.client_ca is not None
+    return {
+        "ssl_certfile": settings.certificate,
+        "ssl_keyfile": settings.key,
+        "ssl_ca_certs": str(settings.client_ca) if wanted else None,
+        "ssl_cert_reqs": ssl.CERT_REQUIRED if wanted else ssl.CERT_NONE,
+    }
 
 
 _NOT_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
@@ -199,14 +219,19 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
-        """200 once all preloaded experts are loaded; 503 until then."""
-        ready = service.cache.ready.is_set()
+        """200 once all preloaded experts are loaded and, on a front, every node has answered or failed to; 503 until
+        then."""
+        ready = service.cache.ready.is_set() and (service.nodes is None or service.nodes.settled)
         return JSONResponse({"status": "ready" if ready else "starting"}, 200 if ready else 503)
 
     app.include_router(build_page(service))
     app.include_router(build_admin(service, reloader))
     app.include_router(build_learning(service))
     app.include_router(build_metrics(service))
+    if service.node is not None:
+        app.include_router(build_node(service, service.node))
+    if service.nodes is not None:
+        app.include_router(build_nodes(service.nodes))
     describe(app, lambda request: service.reach(request.scope[CALLER]).models)
     paths = Paths(app.routes)
     rejections = Rejections(service.telemetry, paths.declared)

@@ -15,7 +15,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from coe_server.cache.expert_cache import ExpertCache
+from coe_server.cache.slot import Slot
 from coe_server.cache.wait_times import Outlook
+from coe_server.cluster.nodes import BestNode, Nodes
+from coe_server.config.types import MODALITIES
 from coe_server.engines.engine import TellsLength
 from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
@@ -31,10 +34,11 @@ from coe_server.journal.journal import Journal
 from coe_server.keys import Key
 from coe_server.metrics import Telemetry
 from coe_server.routing.artifact import HeldOut
-from coe_server.routing.conversation import Conversation, Sessions
+from coe_server.routing.conversation import Conversation, Endpoint, Sessions
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embeddings import Embedder
-from coe_server.routing.selection import shorter
+from coe_server.routing.router import Router
+from coe_server.routing.selection import Capabilities, shorter
 
 __all__ = ["AUTO", "Decides", "Service", "Serving"]
 
@@ -117,6 +121,14 @@ class Serving:
         return self.router
 
 
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """What a node calls itself to a front; `process` differs from start to start."""
+
+    name: str
+    process: str
+
+
 @dataclass(slots=True)
 class Service:
     """Everything that the HTTP layer needs. `engine_models`: expert -> its model's name at its engine."""
@@ -138,6 +150,9 @@ class Service:
     tracing: Tracing = field(default_factory=NoTracing)
     learner: Learner | None = None
     comparer: Compares | None = None
+    capabilities: Mapping[str, Capabilities] = field(default_factory=dict)  # of local experts, as configured
+    node: NodeIdentity | None = None  # set on a node: it tells fronts what it has
+    nodes: Nodes | None = None  # set on a front
 
     def reach(self, key: Key | None) -> Reach:
         """The experts and objectives that this key may name."""
@@ -147,10 +162,25 @@ class Service:
 
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
-        return _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases)
+        here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases)
+        return here if self.nodes is None else _WithNodes(here, self.nodes, self.cache.slots, self.trained)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The experts that the router knows from training, served or not."""
+        router = self.serving.router
+        return router.expert_names if isinstance(router, Router) else ()
+
+    def is_on_nodes(self, expert: str) -> bool:
+        """True if nodes run this expert, and not this server."""
+        own = self.cache.slots.get(expert)
+        return self.nodes is not None and own is not None and own.expert.on_nodes
 
     def context_tokens(self, expert: str) -> int | None:
         """How many tokens an expert holds: as it is configured or trained, or as its engine tells if that is less."""
+        if self.nodes is not None and self.is_on_nodes(expert):
+            able = self.nodes.best(expert).expert.capabilities
+            return shorter(self.serving.router.context_tokens(expert), able.context_tokens)
         told = _told(self.lengths, self.cache.slots.bases.get(expert, expert))
         return shorter(self.serving.router.context_tokens(expert), told)
 
@@ -180,6 +210,46 @@ class _Availabilities(Mapping[str, Availability]):
 
     def __len__(self) -> int:
         return len(self._outlooks) + len(self._bases)
+
+
+class _WithNodes(Mapping[str, Availability]):
+    """The availability of local experts, and of those on nodes as the best node has them.
+
+    An expert of the router that no node has told of yet is served, but unavailable.
+    """
+
+    def __init__(
+        self, here: Mapping[str, Availability], nodes: Nodes, slots: Mapping[str, Slot], trained: Sequence[str]
+    ) -> None:
+        self._here = here
+        self._nodes = nodes
+        self._slots = slots
+        self._missing = [name for name in trained if name not in slots and name not in here]
+
+    def __getitem__(self, name: str) -> Availability:
+        slot = self._slots.get(name)
+        if slot is not None and slot.expert.on_nodes:
+            return _at(self._nodes.best(name))
+        if name in self._missing:
+            return Availability("disk", 0.0, "no node has it", 1.0)
+        return self._here[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._here, *self._missing))
+
+    def __len__(self) -> int:
+        return len(self._here) + len(self._missing)
+
+
+def _at(best: BestNode) -> Availability:
+    one, said = best.expert, best.expert.capabilities
+    able = Capabilities(
+        said.context_tokens,
+        {known: said.modalities[known] for known in MODALITIES if known in said.modalities},
+        said.tools,
+        None if said.endpoints is None else cast("frozenset[Endpoint]", frozenset(said.endpoints)),
+    )
+    return Availability(one.tier, one.wait_seconds, best.unavailable, best.returns_seconds, said.context_tokens, able)
 
 
 def _told(lengths: Mapping[str, TellsLength], expert: str) -> int | None:

@@ -37,6 +37,8 @@ class NamedRouter:
         """The requested expert. Raises UnknownModel if the request names none, or the error that excludes it."""
         started_ns = time.perf_counter_ns()
         expert = self._experts.get(options.expert or "")
+        if expert is None and options.expert is not None and options.expert in availability:  # learned from a node
+            expert = Profile(options.expert)
         if expert is None:
             raise UnknownModel(
                 "this server has no router (router.artifact); request an expert by name: "

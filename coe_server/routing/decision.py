@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from coe_server.routing.selection import Capabilities
 
 Residency = Literal["device", "host", "disk", "remote"]
 Priority = Literal["high", "normal", "batch"]
@@ -28,7 +31,7 @@ class Availability(NamedTuple):
     """Where an expert's weights are now, how long a lease would take, and why it is unavailable (or None).
 
     `returns_seconds`: until it may be available again, where that is known. `longest_tokens`: of a request with its
-    answer, as its engine told when it started.
+    answer, as its engine told when it started. `able`: what it can take, of an expert that was learned from a node.
     """
 
     residency: Residency
@@ -36,6 +39,7 @@ class Availability(NamedTuple):
     unavailable: str | None = None
     returns_seconds: float | None = None
     longest_tokens: int | None = None
+    able: Capabilities | None = None
 
 
 class Exploration(NamedTuple):

@@ -88,6 +88,8 @@ def candidate(expert: Profile, request: Request, terms: Terms = NO_TERMS) -> Can
     name, size = expert.name, expert.active_params_b
     score, value, cost, stopped_by = terms
     where = request.availability.get(name)
+    if where is not None and where.able is not None:
+        able = able.over(where.able)
     limit = able.context_tokens if where is None else shorter(able.context_tokens, where.longest_tokens)
     if not is_allowed(name, options):
         stopped_by = NOT_ALLOWED  # takes precedence: other reasons are only for clients that may use the expert

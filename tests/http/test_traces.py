@@ -454,4 +454,4 @@ def test_tracing_without_its_packages_is_refused_with_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     config = ServerConfig(tracing={}, experts=[{"name": "a", "engine": "simulated"}])
     with pytest.raises(ConfigError, match=re.escape("comes with the extra `otel` (docs/upgrade.md)")):
-        build_tracing(config)
+        build_tracing(config, config.engine_models)

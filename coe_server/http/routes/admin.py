@@ -14,9 +14,10 @@ from fastapi.responses import StreamingResponse
 
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Tier
-from coe_server.errors import CoeError, ReloadRefused
+from coe_server.errors import CoeError, ReloadRefused, RequestError
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
+from coe_server.http.routes.nodes import expert_row
 from coe_server.http.serving import Service, Serving
 from coe_server.routing.embeddings import Embedder
 from coe_server.system.process import give_back_free_memory
@@ -25,6 +26,7 @@ from coe_server.system.process import give_back_free_memory
 def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     """The routes under `/admin`."""
     admin, cache = APIRouter(prefix="/admin"), service.cache
+    admin.include_router(_build_moves(service))
 
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
@@ -36,31 +38,6 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
         """Every move, switch, decision and failure as server-sent events; `Last-Event-ID` resumes."""
         return StreamingResponse(_event_stream(cache.events, last_event_id), media_type="text/event-stream")
 
-    @admin.post("/experts/{name}/load")
-    async def load(name: str) -> dict[str, Any]:
-        """Load an expert onto the device, in turn like a request. Responds when it is loaded."""
-        await cache.load(name)
-        return _one(service, name)
-
-    @admin.post("/experts/{name}/unload")
-    async def unload(name: str) -> dict[str, Any]:
-        """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
-        cache.unload(name)
-        return _one(service, name)
-
-    @admin.post("/experts/{name}/pin")
-    async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:
-        """Keep an expert at `tier` (query parameter, default device) or above. It is moved there when no request waits,
-        and idle experts are evicted for it. 409 if some expert could then never be loaded."""
-        cache.pin(name, tier)
-        return _one(service, name)
-
-    @admin.post("/experts/{name}/unpin")
-    async def unpin(name: str) -> dict[str, Any]:
-        """Remove an expert's pin."""
-        cache.pin(name, Tier.DISK)
-        return _one(service, name)
-
     @admin.post("/reload")
     async def reload() -> dict[str, Any]:
         """Load the artifact, the configuration and the keys from disk; 409 if any of them is wrong."""
@@ -69,13 +46,69 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     return admin
 
 
+def _build_moves(service: Service) -> APIRouter:
+    """Load, unload, pin and unpin an expert: here, or on a node."""
+    moves, cache = APIRouter(prefix="/experts"), service.cache
+
+    @moves.post("/{name}/load")
+    async def load(name: str, node: str | None = None) -> dict[str, Any]:
+        """Load an expert onto the device, in turn like a request. Responds when it is loaded. `node` (query parameter):
+        the node that does it, default the best one."""
+        if (there := await _on_a_node(service, name, "load", node)) is not None:
+            return there
+        await cache.load(name)
+        return _one(service, name)
+
+    @moves.post("/{name}/unload")
+    async def unload(name: str, node: str | None = None) -> dict[str, Any]:
+        """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
+        if (there := await _on_a_node(service, name, "unload", node)) is not None:
+            return there
+        cache.unload(name)
+        return _one(service, name)
+
+    @moves.post("/{name}/pin")
+    async def pin(name: str, tier: Tier = Tier.DEVICE, node: str | None = None) -> dict[str, Any]:
+        """Keep an expert at `tier` (query parameter, default device) or above. It is moved there when no request waits,
+        and idle experts are evicted for it. 409 if some expert could then never be loaded."""
+        if (there := await _on_a_node(service, name, f"pin?tier={tier}", node)) is not None:
+            return there
+        cache.pin(name, tier)
+        return _one(service, name)
+
+    @moves.post("/{name}/unpin")
+    async def unpin(name: str, node: str | None = None) -> dict[str, Any]:
+        """Remove an expert's pin."""
+        if (there := await _on_a_node(service, name, f"pin?tier={Tier.DISK}", node)) is not None:
+            return there
+        cache.pin(name, Tier.DISK)
+        return _one(service, name)
+
+    return moves
+
+
+async def _on_a_node(service: Service, name: str, action: str, node: str | None) -> dict[str, Any] | None:
+    """Have a node do it, if nodes run the expert; None if this server does."""
+    if service.nodes is None or not service.is_on_nodes(name):
+        if node is not None:
+            raise RequestError(f"expert '{name}' is not on a node; leave out `node`", "node")
+        return None
+    moved_at = await service.nodes.move(name, action, node)
+    return _one(service, name) | {"node": moved_at}
+
+
 def _one(service: Service, name: str) -> dict[str, Any]:
     return next(row for row in _rows(service) if row["name"] == name)
 
 
 def _rows(service: Service) -> Iterator[dict[str, Any]]:
     """Experts with an engine, then those that share one: where their base is, and nothing of what it holds."""
-    rows = {status.name: _expert_json(status, service) for status in service.cache.status()}
+    rows = {
+        status.name: expert_row(service.nodes, status.name)
+        if service.nodes is not None and service.is_on_nodes(status.name)
+        else _expert_json(status, service)
+        for status in service.cache.status()
+    }
     yield from rows.values()
     for name, base in service.cache.slots.bases.items():
         shared = {"bytes": {"device": 0, "host": 0}, "cards": [], "leases": 0, "queued": 0, "pin": None}

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from coe_server import metrics as named
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.prefetch import Guess
+from coe_server.cluster.nodes import Nodes
 from coe_server.http.serving import Service, Traffic
 from coe_server.metrics import Metric, Telemetry
 
@@ -47,7 +48,9 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Family]:
         cache, telemetry = self._service.cache, self._service.telemetry
-        yield from _experts(cache)
+        yield from _experts(self._service)
+        if self._service.nodes is not None:
+            yield from _nodes(self._service.nodes)
         yield from _tiers(cache, telemetry)
         yield from _routing(self._service)
         yield _family(named.TOKENS, telemetry.tokens)
@@ -63,8 +66,9 @@ class _Now(Collector):
             yield _family(named.FEEDBACK, {(): counts.feedback})
 
 
-def _experts(cache: ExpertCache) -> Iterator[Family]:
-    found = cache.status()
+def _experts(service: Service) -> Iterator[Family]:
+    cache = service.cache
+    found = [one for one in cache.status() if not service.is_on_nodes(one.name)]  # those have metrics of their own
     where = {(one.name, tier): float(one.residency == tier) for one in found for tier in TIERS}
     yield _family(named.RESIDENCY, where)
     yield _family(named.FAILED, {(one.name,): float(one.failure is not None) for one in found})
@@ -78,6 +82,19 @@ def _experts(cache: ExpertCache) -> Iterator[Family]:
         (named.WASTED_PREFETCHES, cache.guesses.wasted),
     ):
         yield _family(metric, {(guess.value,): counts[guess] for guess in Guess})
+
+
+def _nodes(nodes: Nodes) -> Iterator[Family]:
+    known = nodes.known()
+    told = [(node.name, one) for node in known if node.snapshot is not None for one in node.snapshot.experts.values()]
+    usable = {(node.name,): float(node.unusable is None and not node.drained) for node in known}
+    yield _family(named.NODE_USABLE, usable)
+    yield _family(named.NODE_REQUESTS, dict(nodes.sent))
+    yield _family(named.NODE_IN_FLIGHT, {(node.name,): nodes.in_flight.total(node.name) for node in known})
+    where = {(node, one.name, tier): float(one.tier == tier) for node, one in told for tier in TIERS}
+    yield _family(named.NODE_RESIDENCY, where)
+    yield _family(named.NODE_QUEUED, {(node, one.name): one.queued for node, one in told})
+    yield _family(named.NODE_WAIT, {(node, one.name): one.wait_seconds for node, one in told})
 
 
 def _tiers(cache: ExpertCache, telemetry: Telemetry) -> Iterator[Family]:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from coe_server.http.routes.nodes import node_rows
 from coe_server.http.serving import Service
 
 _FILES = Path(__file__).parent / "static"
@@ -43,7 +44,7 @@ def build_page(service: Service) -> APIRouter:
     @page.get("/admin/overview")
     async def overview() -> dict[str, Any]:
         """Bytes and capacity of the tiers and of each card, the router, and whether traffic still resembles the
-        training data."""
+        training data; on a front its nodes."""
         used, capacity = service.cache.ledger.used, service.cache.ledger.capacity
         router, traffic = service.serving.router, service.serving.traffic
         cards = [{"used": used.on(card), "capacity": capacity.on(card)} for card in range(len(capacity.cards))]
@@ -57,6 +58,7 @@ def build_page(service: Service) -> APIRouter:
             "objectives": list(router.objectives),
             "decisions_kept": service.journal is not None,
             "wait_bound_seconds": service.cache.waits.bound_seconds(),
+            **({} if service.nodes is None else {"nodes": node_rows(service.nodes)}),
             "left_band": traffic and [reading for reading, left in traffic.drift.left_band.items() if left],
         }
 

@@ -1,0 +1,216 @@
+"""All nodes of a front: which there are, which has an expert where, and which gets the next request.
+
+A front holds no queue of its own: what no node takes is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from coe_server.cluster.choice import choose
+from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
+from coe_server.cluster.in_flight import InFlight
+from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
+from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot
+from coe_server.engines.engine import Tries
+from coe_server.errors import RequestError, UnknownModel
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONVERSATIONS = 10_000  # whose node is remembered
+# A conversation stays with its node for up to this much longer a wait: another one must read all of it again.
+_STAY_SECONDS = 1.0
+_MOVE_SECONDS = 900.0  # a load from disk, behind the turns of others
+
+
+@dataclass(frozen=True, slots=True)
+class BestNode:
+    """An expert as the router sees it: where the node that would answer has it, or why none would."""
+
+    expert: ExpertOnNode
+    node: str | None
+    unavailable: str | None = None
+    returns_seconds: float | None = None
+
+
+class Nodes:
+    """`learn` is called once for each new expert, by name, and `changed` after each change of what nodes told."""
+
+    def __init__(self, directory: NodeDirectory, access: Callable[[NodeAddress], Access]) -> None:
+        self.in_flight = InFlight()
+        self.sent: Counter[tuple[str, str]] = Counter()  # node, outcome
+        self.learn: Callable[[str], None] = lambda _: None
+        self.changed: Callable[[], None] = lambda: None
+        self._directory = directory
+        self._access = access
+        self._links: dict[str, NodeLink] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._experts: dict[str, ExpertOnNode] = {}  # every name that was ever told, as it was told last
+        self._conversations: OrderedDict[bytes, str] = OrderedDict()
+        self._drained: set[str] = set()
+
+    async def run(self) -> None:
+        """Follow the directory and every node until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            self._follow(tasks)
+            tasks.create_task(self._directory.run(lambda: self._follow(tasks)))
+            tasks.create_task(self._count_silence())
+
+    def _follow(self, tasks: asyncio.TaskGroup) -> None:
+        """Connect to the nodes that the directory lists now, and to no others."""
+        listed = {one.name: one for one in self._directory.addresses()}
+        for name, link in tuple(self._links.items()):
+            if listed.get(name) != link.address:
+                del self._links[name]
+                self._tasks.pop(name).cancel()
+                logger.info("node '%s' (%s) is no longer listed", name, link.address.url)
+        for name, address in listed.items():
+            if name not in self._links:
+                self._links[name] = link = NodeLink(address, self._access(address), self._heard)
+                link.drained = name in self._drained
+                self._tasks[name] = tasks.create_task(link.run())
+        self.changed()
+
+    async def _count_silence(self) -> None:
+        loop = asyncio.get_running_loop()
+        before = loop.time()
+        while True:
+            await asyncio.sleep(STEP_SECONDS)
+            now = loop.time()
+            for link in tuple(self._links.values()):
+                link.step(now - before)
+            before = now
+
+    def _heard(self) -> None:
+        for link in self._links.values():
+            for name, expert in link.snapshot.experts.items() if link.snapshot is not None else ():
+                is_new = name not in self._experts
+                if is_new and len(self._experts) >= MOST_EXPERTS:
+                    continue
+                self._experts[name] = expert
+                if is_new:
+                    self.learn(name)
+        self.changed()
+
+    # what there is
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Every expert that a node has told of since the start of this front."""
+        return tuple(self._experts)
+
+    @property
+    def settled(self) -> bool:
+        """True once every listed node has answered, or has failed to."""
+        return bool(self._links) and all(link.settled.is_set() for link in self._links.values())
+
+    def known(self) -> tuple[KnownNode, ...]:
+        """Every listed node."""
+        return tuple(link.known for link in self._links.values())
+
+    def usable(self) -> Iterator[NodeSnapshot]:
+        """The nodes that may get a new request."""
+        for link in self._links.values():
+            if link.usable and link.snapshot is not None:
+                yield link.snapshot
+
+    def holding(self, expert: str) -> Iterator[tuple[KnownNode, ExpertOnNode]]:
+        """The nodes that have an expert, usable or not."""
+        for node in self.known():
+            if node.snapshot is not None and (found := node.snapshot.experts.get(expert)) is not None:
+                yield node, found
+
+    def best(self, expert: str) -> BestNode:
+        """The expert at the node that would get the next request."""
+        snapshots = {one.node: one for one in self.usable() if expert in one.experts}
+        ranked = self._ranked(expert, snapshots)
+        if ranked:
+            return BestNode(snapshots[ranked[0]].experts[expert], ranked[0])
+        failed = [one.experts[expert] for one in snapshots.values()]
+        if failed:
+            soonest = min(failed, key=lambda one: one.returns_seconds or 0.0)
+            return BestNode(soonest, None, soonest.failure, soonest.returns_seconds)
+        told = (f"{node.name}: {'drained' if node.drained else node.unusable}" for node, _ in self.holding(expert))
+        why = "; ".join(told) or "none is there"
+        return BestNode(self._experts[expert], None, f"no node that has it takes requests ({why})", 1.0)
+
+    # which one gets it
+
+    def ranked(self, expert: str, tries: Tries) -> Iterator[NodeLink]:
+        """The nodes to try, best first, without those that failed this request; looked at anew after each."""
+        while True:
+            snapshots = {
+                one.node: one for one in self.usable() if expert in one.experts and one.node not in tries.failed
+            }
+            names = self._ranked(expert, snapshots)
+            if not names:
+                return
+            best, kept = names[0], self._conversations.get(tries.session) if tries.session is not None else None
+            if kept in names and kept is not None:
+                waits = {name: snapshots[name].experts[expert].wait_seconds for name in (kept, best)}
+                best = kept if waits[kept] <= waits[best] + _STAY_SECONDS else best
+            yield self._links[best]
+            assert best in tries.failed, "a node that was tried in vain is not tried again"
+
+    def _ranked(self, expert: str, snapshots: dict[str, NodeSnapshot]) -> tuple[str, ...]:
+        sound = [one for one in snapshots.values() if one.experts[expert].failure is None]
+        return choose(expert, sound, self.in_flight)
+
+    def answered(self, node: str, tries: Tries) -> None:
+        """Remember the node of a conversation."""
+        if tries.session is None:
+            return
+        self._conversations[tries.session] = node
+        self._conversations.move_to_end(tries.session)
+        if len(self._conversations) > _MOST_CONVERSATIONS:
+            self._conversations.popitem(last=False)
+
+    def may_go_on(self, expert: str, tries: Tries) -> bool:
+        """True if another node may answer, after the one that had begun failed before its first word.
+
+        Never where the request may have been paid for.
+        """
+        if tries.node is None or tries.is_spent:
+            return False
+        link = self._links.get(tries.node)
+        found = link.snapshot.experts.get(expert) if link is not None and link.snapshot is not None else None
+        self.sent[tries.node, "died"] += 1
+        tries.failed.add(tries.node)
+        tries.node, tries.is_spent = None, found is None or found.may_have_been_paid
+        return not tries.is_spent
+
+    # what an operator asks for
+
+    def drain(self, node: str) -> None:
+        """Send a node nothing new from now on, until `resume` or a restart of this front."""
+        self._set_drained(node, True)
+
+    def resume(self, node: str) -> None:
+        self._set_drained(node, False)
+
+    def _set_drained(self, node: str, drained: bool) -> None:
+        self._link(node).drained = drained
+        (self._drained.add if drained else self._drained.discard)(node)
+        logger.info("node '%s' is %s", node, "drained: it gets nothing new" if drained else "used again")
+        self.changed()
+
+    async def move(self, expert: str, action: str, node: str | None) -> str:
+        """Ask a node to `load`, `unload` or `pin?tier=...` an expert; without a name the best one. Returns its name."""
+        if node is None:
+            node = self.best(expert).node or next((one.name for one, _ in self.holding(expert)), None)
+            if node is None:
+                raise UnknownModel(f"no node has expert '{expert}' now", "model")
+        link = self._link(node)
+        if link.snapshot is None or expert not in link.snapshot.experts:
+            raise RequestError(f"node '{node}' does not have expert '{expert}'", "node")
+        await ask(link, f"/node/experts/{expert}/{action}", _MOVE_SECONDS)
+        return node
+
+    def _link(self, node: str) -> NodeLink:
+        if node not in self._links:
+            raise RequestError(f"there is no node '{node}'; known: {', '.join(self._links) or 'none'}", "node")
+        return self._links[node]

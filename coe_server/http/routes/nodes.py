@@ -1,0 +1,110 @@
+"""A front's endpoints for its nodes: which there are, drain and resume; and the rows of their experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter
+
+from coe_server.cluster.directory import KnownNode
+from coe_server.cluster.nodes import Nodes
+from coe_server.cluster.snapshot import ExpertOnNode
+
+
+def build_nodes(nodes: Nodes) -> APIRouter:
+    """The routes under `/admin/nodes`."""
+    routes = APIRouter(prefix="/admin/nodes")
+
+    @routes.get("")
+    async def every() -> list[dict[str, Any]]:
+        """Each node: whether it gets requests, and if not, why; its experts and its memory."""
+        return node_rows(nodes)
+
+    @routes.post("/{name}/drain")
+    async def drain(name: str) -> dict[str, Any]:
+        """Send a node nothing new; answers in progress go on, and conversations move to other nodes."""
+        nodes.drain(name)
+        return _one(nodes, name)
+
+    @routes.post("/{name}/resume")
+    async def resume(name: str) -> dict[str, Any]:
+        """End a drain."""
+        nodes.resume(name)
+        return _one(nodes, name)
+
+    return routes
+
+
+def _one(nodes: Nodes, name: str) -> dict[str, Any]:
+    return next(row for row in node_rows(nodes) if row["name"] == name)
+
+
+def node_rows(nodes: Nodes) -> list[dict[str, Any]]:
+    """Every listed node, for operators."""
+    return [_row(nodes, one) for one in nodes.known()]
+
+
+def _row(nodes: Nodes, node: KnownNode) -> dict[str, Any]:
+    told = node.snapshot
+    return {
+        "name": node.name,
+        "address": node.address.url,
+        "usable": node.unusable is None and not node.drained,
+        "why": "drained" if node.drained and node.unusable is None else node.unusable,
+        "drained": node.drained,
+        "in_flight": nodes.in_flight.total(node.name),
+        "seen_seconds": node.seen_seconds and round(node.seen_seconds, 1),
+        "connected_seconds": node.connected_seconds and round(node.connected_seconds, 1),
+        "protocol": told and told.protocol,
+        "version": told and told.version,
+        "experts": sorted(told.experts) if told is not None else [],
+        "cards": [
+            {"used": used, "capacity": size} for used, size in zip(told.used_bytes, told.capacity_bytes, strict=False)
+        ]
+        if told is not None
+        else [],
+        "host": {"used": told.host_used_bytes, "capacity": told.host_capacity_bytes} if told is not None else None,
+    }
+
+
+def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
+    """An expert of nodes, in the shape of a local one: as the best node has it, with sums, and a list of all nodes."""
+    best = nodes.best(name)
+    there = list(nodes.holding(name))
+    pins = {one.pin for node, one in there if one.pin != "disk"}
+    return {
+        "name": name,
+        "base": None,
+        "state": best.expert.state if best.unavailable is None else "failed",
+        "residency": best.expert.tier,
+        "bytes": {
+            "device": sum(one.bytes_device for _, one in there),
+            "host": sum(one.bytes_host for _, one in there),
+        },
+        "cards": [],
+        "leases": sum(one.leases for _, one in there),
+        "max_concurrency": sum(one.max_concurrency for _, one in there),
+        "queued": sum(one.queued for _, one in there),
+        "context_tokens": best.expert.capabilities.context_tokens,
+        "pin": min(pins, default=None, key=("device", "host").index),
+        "last_move": None,
+        "failure": best.unavailable,
+        "node": best.node,
+        "nodes": list(_places(there)),
+    }
+
+
+def _places(there: list[tuple[KnownNode, ExpertOnNode]]) -> Iterator[dict[str, Any]]:
+    for node, one in there:
+        yield {
+            "name": node.name,
+            "usable": node.unusable is None and not node.drained,
+            "state": one.state,
+            "residency": one.tier,
+            "leases": one.leases,
+            "queued": one.queued,
+            "predicted_wait_seconds": one.wait_seconds,
+            "pin": None if one.pin == "disk" else one.pin,
+            "failure": one.failure,
+        }
