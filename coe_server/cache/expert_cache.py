@@ -117,7 +117,8 @@ class ExpertCache:
         _refuse_while_it_fails(slot, now)
         self._refuse_what_finds_no_room(slot, leases, owner)
         self.waits.saw(leases)
-        self._conductor.demand.note(slot.name, now)
+        if not slot.expert.on_nodes:  # its nodes prefetch it
+            self._conductor.demand.note(slot.name, now)
         self.guesses.end(Guess.ROOM, slot.name, self.guesses.wasted)
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         waiter = slot.waiters.join(now, priority, granted, leases, owner)

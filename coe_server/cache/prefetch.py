@@ -65,6 +65,8 @@ class Demand:
         """Expert -> probability that the next request is for it: a mixture of demand, a follow-up, and the last one's
         successors."""
         lately = self.lately(now)
+        if not lately:  # a front whose experts are all on nodes
+            return {}
         successors: Mapping[str, float] = {} if self._last is None else self._successors.get(self._last, {})
         seen = sum(successors.values()) + _DOUBT
         again = 0.0 if self._last is None else self._again

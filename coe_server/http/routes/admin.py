@@ -79,10 +79,7 @@ def _build_moves(service: Service) -> APIRouter:
     @moves.post("/{name}/unpin")
     async def unpin(name: str, node: str | None = None) -> dict[str, Any]:
         """Remove an expert's pin."""
-        if (there := await _on_a_node(service, name, f"pin?tier={Tier.DISK}", node)) is not None:
-            return there
-        cache.pin(name, Tier.DISK)
-        return _one(service, name)
+        return await pin(name, Tier.DISK, node)
 
     return moves
 
