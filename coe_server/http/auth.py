@@ -47,8 +47,8 @@ class Guard:
             return None
         if path == SCRAPED and (key := self._scraper(headers)) is not None:
             return key
-        if path.startswith(FOR_FRONTS_PREFIX) and (key := self._front(headers)) is not None:
-            return key
+        if path.startswith(FOR_FRONTS_PREFIX):
+            return self._for_fronts(headers)
         return self.client(headers) if is_for_clients(path) else self._operator(headers)
 
     def client(self, headers: Mapping[str, str]) -> Key | None:
@@ -70,6 +70,14 @@ class Guard:
     def _scraper(self, headers: Mapping[str, str]) -> Key | None:
         """A key for the metrics only, if one was presented."""
         return next((key for key in self._known(presented_on_purpose(headers)) if key.scrape), None)
+
+    def _for_fronts(self, headers: Mapping[str, str]) -> Key | None:
+        """The node key or, as on the operator's paths, an admin key; without either of them any local request."""
+        if (key := self._front(headers)) is not None:
+            return key
+        if any(key.node for key in self.keyring.keys) and not self.keyring.has_admin:
+            raise _unknown(list(_presented(headers)))
+        return self._operator(headers)
 
     def _front(self, headers: Mapping[str, str]) -> Key | None:
         """The node key, if it was presented."""

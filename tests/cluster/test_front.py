@@ -1,0 +1,231 @@
+"""A front with nodes: it learns their experts, passes requests on, and holds no queue of its own."""
+
+import json
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings
+from tests.patience import until
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A front with two nodes: both have `coder`, each has one of its own."""
+    nodes = {
+        "left": [expert("coder"), expert("left-only", context_tokens=512, tools=False)],
+        "right": [expert("coder"), expert("right-only")],
+    }
+    with cluster(nodes) as found:
+        yield found
+
+
+def test_experts_of_nodes_are_models_of_the_front(two):
+    front, _ = two
+    assert {one["id"] for one in front.json("/v1/models")["data"]} == {"coder", "left-only", "right-only"}
+
+
+def test_a_chat_goes_through_to_the_node_that_has_the_expert(two):
+    front, _ = two
+    status, headers, body = front.chat("right-only")
+    assert status == 200
+    assert json.loads(body)["choices"][0]["message"]["content"] == "right-only answers: hello there"
+    assert (headers["x-coe-expert"], headers["x-coe-node"]) == ("right-only", "right")
+    assert float(headers["x-coe-wait-ms"]) >= 0
+
+
+def test_a_stream_comes_through_byte_for_byte(two):
+    front, nodes = two
+    status, headers, through = front.chat("left-only", stream=True)
+    _, _, directly = nodes["left"].ask(
+        "POST",
+        "/v1/chat/completions",
+        {"model": "left-only", "stream": True, "messages": [{"role": "user", "content": "hello there"}]},
+        content_type="application/json",
+        authorization=f"Bearer {KEY}",
+    )
+    assert (status, headers["x-coe-node"]) == (200, "left")
+    assert _without_times(through) == _without_times(directly)
+    assert through.endswith(b"data: [DONE]\n\n")
+
+
+def _without_times(stream):
+    events = (event.removeprefix(b"data: ") for event in stream.split(b"\n\n") if event.startswith(b"data: {"))
+    return [{**json.loads(event), "created": 0} for event in events]
+
+
+def test_what_a_node_said_of_an_expert_excludes_it_as_configuration_would(two):
+    front, _ = two
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    status, _, body = front.chat("left-only", tools=tools)
+    assert (status, json.loads(body)["error"]["code"]) == (400, "no_capable_expert")
+    assert "cannot call tools" in json.loads(body)["error"]["message"]
+
+
+def test_the_operators_view_shows_each_node_with_its_tiers(two):
+    front, _ = two
+    rows = {row["name"]: row for row in front.json("/admin/experts")}
+    assert [place["name"] for place in rows["coder"]["nodes"]] == ["left", "right"]
+    assert {place["residency"] for place in rows["coder"]["nodes"]} <= {"device", "host", "disk"}
+    nodes = {node["name"]: node for node in front.json("/admin/overview")["nodes"]}
+    assert nodes["left"]["usable"]
+    assert nodes["left"]["experts"] == ["coder", "left-only"]
+    assert nodes["left"]["cards"][0]["capacity"] == 8 << 30
+
+
+def test_metrics_carry_the_node(two):
+    front, _ = two
+    front.chat("right-only")
+    _, _, body = front.ask("GET", "/metrics")
+    lines = body.decode().splitlines()
+    assert 'coe_node_usable{node="left"} 1.0' in lines
+    assert any(line.startswith('coe_node_residency{expert="coder",node="right",') for line in lines)
+    assert any(line.startswith('coe_node_requests_total{node="right",outcome="answered"}') for line in lines)
+    assert not any(line.startswith("coe_residency{") for line in lines)
+
+
+def test_an_expert_is_loaded_pinned_and_unloaded_on_the_named_node(two):
+    front, _ = two
+    status, _, body = front.ask("POST", "/admin/experts/coder/load?node=right")
+    assert (status, json.loads(body)["node"]) == (200, "right")
+    until(lambda: _place(front, "coder", "right")["residency"] == "device")
+    assert front.ask("POST", "/admin/experts/coder/pin?node=right")[0] == 200
+    until(lambda: _place(front, "coder", "right")["pin"] == "device")
+    status, _, body = front.ask("POST", "/admin/experts/coder/unload?node=right")
+    assert (status, "pinned" in json.loads(body)["error"]["message"]) == (409, True)
+    assert front.ask("POST", "/admin/experts/coder/unpin?node=right")[0] == 200
+    until(lambda: _place(front, "coder", "right")["pin"] is None)
+    assert front.ask("POST", "/admin/experts/coder/unload?node=right")[0] == 200
+    until(lambda: _place(front, "coder", "right")["residency"] == "disk")
+
+
+def _place(front, name, node):
+    row = next(row for row in front.json("/admin/experts") if row["name"] == name)
+    return next(place for place in row["nodes"] if place["name"] == node)
+
+
+def test_a_move_names_a_node_that_has_the_expert(two):
+    front, _ = two
+    status, _, body = front.ask("POST", "/admin/experts/coder/load?node=moon")
+    assert (status, json.loads(body)["error"]["message"]) == (400, "there is no node 'moon'; known: left, right")
+    status, _, body = front.ask("POST", "/admin/experts/left-only/load?node=right")
+    assert (status, "does not have expert" in json.loads(body)["error"]["message"]) == (400, True)
+
+
+def test_a_drained_node_gets_nothing_new_until_it_is_resumed(two):
+    front, _ = two
+    assert front.ask("POST", "/admin/nodes/left/drain")[0] == 200
+    assert front.nodes()["left"]["why"] == "drained"
+    answered = {front.chat("coder")[1]["x-coe-node"] for _ in range(6)}
+    status, headers, body = front.chat("left-only")
+    assert front.ask("POST", "/admin/nodes/left/resume")[0] == 200
+    assert answered == {"right"}
+    assert (status, json.loads(body)["error"]["code"], int(headers["retry-after"]) >= 1) == (
+        503,
+        "expert_unavailable",
+        True,
+    )
+    assert "left: drained" in json.loads(body)["error"]["message"]
+    assert front.chat("left-only")[0] == 200
+
+
+def test_a_conversation_stays_with_its_node(two):
+    front, _ = two
+    said = [{"role": "user", "content": "a conversation that goes on"}]
+    _, first, _ = front.ask(
+        "POST", "/v1/chat/completions", {"model": "coder", "messages": said}, content_type="application/json"
+    )
+    for turn in range(5):
+        said += [{"role": "assistant", "content": "yes"}, {"role": "user", "content": f"turn {turn}"}]
+        body = {"model": "coder", "messages": said}
+        _, headers, _ = front.ask("POST", "/v1/chat/completions", body, content_type="application/json")
+        assert headers["x-coe-node"] == first["x-coe-node"]
+
+
+def test_the_node_key_opens_v1_and_node_and_nothing_else(two):
+    _, nodes = two
+    left = nodes["left"]
+    as_front = {"authorization": f"Bearer {KEY}"}
+    assert left.ask("GET", "/v1/models", **as_front)[0] == 200
+    assert left.ask("GET", "/node/snapshot", **as_front)[0] == 200
+    for path in ("/admin/experts", "/metrics", "/admin/overview", "/"):
+        status, _, body = left.ask("GET", path, **as_front)
+        assert (status, json.loads(body)["error"]["code"]) == (403, "forbidden"), path
+    assert left.ask("POST", "/admin/reload", **as_front)[0] == 403
+    assert left.ask("GET", "/v1/models")[0] == 401
+    assert left.ask("GET", "/node/snapshot", authorization="Bearer wrong")[0] == 401
+
+
+def test_a_front_and_a_server_alone_have_no_path_for_fronts(two):
+    front, _ = two
+    assert front.ask("GET", "/node/snapshot")[0] == 404
+
+
+def test_a_caller_never_sees_the_node_key(two):
+    front, _ = two
+    answers = [front.chat("coder"), front.chat("nothing"), front.ask("GET", "/admin/nodes")]
+    assert all(KEY not in str(answer) for answer in answers)
+
+
+def test_a_front_starts_before_its_nodes():
+    with ExitStack() as held:
+        front = held.enter_context(in_thread(front_settings({"late": "http://127.0.0.1:9"})))
+        until(lambda: front.ask("GET", "/readyz")[0] == 200)
+        assert front.json("/v1/models")["data"] == []
+        assert "could not be reached" in front.nodes()["late"]["why"]
+        assert front.chat("coder")[0] == 404
+
+
+def test_a_node_that_refuses_the_key_is_named_with_what_to_do(caplog):
+    other = {"COE_NODE_KEY": "another"}
+    with (
+        in_thread(node_settings([expert("coder")]), environment=other) as node,
+        in_thread(front_settings({"left": node.url})) as front,
+    ):
+        until(lambda: "does not accept this front's key" in (front.nodes()["left"]["why"] or ""))
+    assert "node_key_env" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_a_server_that_is_no_node_is_told_so():
+    plain = node_settings([expert("coder")], role="server", keys={})
+    with in_thread(plain) as server, in_thread(front_settings({"left": server.url})) as front:
+        until(lambda: "role: node" in (front.nodes()["left"]["why"] or ""))
+
+
+def test_the_experts_of_the_front_itself_come_first_and_work_beside_those_of_nodes(caplog):
+    with cluster({"left": [expert("coder"), expert("more")]}, experts=[expert("coder", context_tokens=99)]) as (
+        front,
+        _,
+    ):
+        assert {one["id"] for one in front.json("/v1/models")["data"]} == {"coder", "more"}
+        _, headers, _ = front.chat("coder")
+        assert "x-coe-node" not in headers
+        assert front.chat("more")[1]["x-coe-node"] == "left"
+    assert "has the name of an expert of this front" in caplog.text
+
+
+def test_what_one_node_is_too_full_for_goes_to_the_next_and_what_none_takes_is_refused_with_a_time():
+    slow = {"ttft_seconds": 1000.0, "max_concurrency": 1}
+    scheduling = {"queue_limit": 1, "max_generation_seconds": 2000}
+    full = [node_settings([expert("coder", **slow)], scheduling=scheduling) for _ in range(2)]
+    with ExitStack() as held:
+        front, _ = held.enter_context(cluster({"left": full[0], "right": full[1]}))
+        waiting = []
+        for _ in range(4):  # on each node one in its engine, and one in its queue
+            thread = threading.Thread(target=lambda: _quietly(front), daemon=True)
+            thread.start()
+            waiting.append(thread)
+        until(lambda: sum(node["in_flight"] for node in front.nodes().values()) == 4)
+        assert {node["in_flight"] for node in front.nodes().values()} == {2}
+        status, headers, body = front.chat("coder")
+        assert (status, json.loads(body)["error"]["code"]) == (429, "queue_full")
+        assert int(headers["retry-after"]) >= 1
+
+
+def _quietly(front):
+    try:
+        front.chat("coder")
+    except OSError:
+        return
