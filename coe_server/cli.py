@@ -249,7 +249,9 @@ def experts(
     """
     with mistakes_as_sentences():
         settings = load_config(config)
-        server = RunningServer(f"http://{host_and_port(settings.http.host, port or settings.http.port)}", admin_key)
+        tls, where = settings.http.tls, host_and_port(settings.http.host, port or settings.http.port)
+        url = f"{'http' if tls is None else 'https'}://{where}"
+        server = RunningServer(url, admin_key, tls and tls.certificate)
         console = table_console()
         if as_json and watch:
             raise ConfigError("--json and --watch exclude each other; give one of them")

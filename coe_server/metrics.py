@@ -264,7 +264,7 @@ class Bandwidth:
         return {tiers: last / self.bytes_per_second[tiers] for tiers, last in self._last.items()}
 
 
-_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, WASTED_PREFETCHES, UNLOGGED, FEEDBACK, TOKENS, KEY_TOKENS}
+_LOOKED_UP = {PREFETCHES, USEFUL_PREFETCHES, WASTED_PREFETCHES, UNLOGGED, FEEDBACK, TOKENS, KEY_TOKENS, NODE_REQUESTS}
 _COUNTED = frozenset(one for one in METRICS if one.kind == "counter") - _LOOKED_UP
 
 

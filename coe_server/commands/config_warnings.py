@@ -8,6 +8,7 @@ from coe_server.cache.costs import Costs
 from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.config.nodes import unencrypted
 from coe_server.config.schema import ServerConfig
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
@@ -53,6 +54,12 @@ def dangers(config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         for danger in expert.dangers():
             yield f"experts.{expert.name}.{danger}"
+    yield from unencrypted(config.nodes)
+    if config.role == "node" and config.http.tls is None and not config.http.is_loopback:
+        yield (
+            f"http.tls: is not set, and http.host is {config.http.host}: the node key and all prompts cross the network"
+            " unencrypted; set http.tls, or use a network that encrypts"
+        )
 
 
 def _preloads(experts: Sequence[Expert], capacity: Bytes) -> Iterator[str]:

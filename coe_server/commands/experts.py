@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -29,18 +31,23 @@ _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # neve
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The experts as `GET /admin/experts` has them, and each card's bytes as `GET /admin/overview` has them."""
+    """The experts as `GET /admin/experts` has them; each card's bytes and a front's nodes as `GET /admin/overview`."""
 
     experts: list[dict[str, Any]]
     cards: list[dict[str, int]]
+    nodes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
-    """The server at `url`, which may not be running; `admin_key` if it requires one."""
+    """The server at `url`, which may not be running; `admin_key` if it requires one.
+
+    `certificate`: its own, for https.
+    """
 
     url: str
     admin_key: str | None = None
+    certificate: Path | None = None
 
     def experts(self) -> list[dict[str, Any]]:
         """The answer of `GET /admin/experts`. Raises CoeError if no server, or another program, answers."""
@@ -49,7 +56,17 @@ class RunningServer:
 
     def look(self) -> Seen:
         """Experts and cards. Raises CoeError as `experts` does."""
-        return Seen(self.experts(), self._json("/admin/overview")["tiers"]["device"]["cards"])
+        overview = self._json("/admin/overview")
+        return Seen(self.experts(), overview["tiers"]["device"]["cards"], overview.get("nodes", []))
+
+    def _opener(self) -> urllib.request.OpenerDirector:
+        if self.certificate is None:
+            return _DIRECTLY
+        context = ssl.create_default_context(cafile=self.certificate)
+        context.check_hostname = False  # it is this very certificate, whatever name the address has
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # and not that of the authority that signed it
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        return urllib.request.build_opener(*handlers)
 
     def learning(self) -> dict[str, Any] | None:
         """The answer of `GET /admin/learning`. Raises CoeError as `experts` does."""
@@ -65,7 +82,7 @@ class RunningServer:
         address = f"{self.url}{path}"
         request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key), method=method)
         try:
-            with _DIRECTLY.open(request, timeout=_TIMEOUT_SECONDS) as answer:
+            with self._opener().open(request, timeout=_TIMEOUT_SECONDS) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error
@@ -106,11 +123,14 @@ def experts_table(seen: Seen, width: int) -> Group:
     none_pinned = all(not expert["pin"] for expert in found)
     tell_least = dict.fromkeys((*(("pin",) if none_pinned else ()), *_TELL_LEAST))
     has_bases = any(expert.get("base") for expert in found)
-    left = {name for name, needed in (("cards", several), ("base", has_bases)) if not needed}
+    needed_columns = (("cards", several), ("base", has_bases), ("nodes", bool(seen.nodes)))
+    left = {name for name, needed in needed_columns if not needed}
     columns = tuple(name for name in _COLUMNS if name not in left)
     table, left_out = that_fits(partial(_table, found), columns, filter(columns.__contains__, tell_least), width)
     missing = [name for name in left_out if not (name == "pin" and none_pinned)]
     failures = [_failure(one) for one in found if one["failure"]]
+    if seen.nodes:
+        return Group(table, *no_room_for(missing), "", _nodes_table(seen.nodes), *failures)
     if not several:
         return Group(table, *no_room_for(missing), *failures)
     return Group(table, *no_room_for(missing), "", _cards_table(seen), *failures)
@@ -130,6 +150,18 @@ def _cards_table(seen: Seen) -> Table:
         kept = f"{', '.join(name for name, _ in asleep)}: {mib(sum(size for _, size in asleep))}" if asleep else ""
         sizes = (card["used"], max(0, card["capacity"] - card["used"]), card["capacity"])
         table.add_row(str(index), *map(mib, sizes), ", ".join(loaded), kept)
+    return table
+
+
+def _nodes_table(nodes: list[dict[str, Any]]) -> Table:
+    """One line for each node: whether it gets requests, its device memory, and what it speaks."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("node", "requests", "used", "limit", "version"):
+        table.add_column(name, overflow="fold", justify="right" if name in {"used", "limit"} else "left")
+    for node in nodes:
+        used, limit = (sum(card[key] for card in node["cards"]) for key in ("used", "capacity"))
+        state = f"{node['in_flight']} in progress" if node["usable"] else f"[red]none:[/red] {_shown(node['why'])}"
+        table.add_row(_shown(node["name"]), state, mib(used), mib(limit), _shown(node["version"] or ""))
     return table
 
 
@@ -187,6 +219,9 @@ _COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "state": _state,
     "pin": lambda expert: _shown(expert["pin"] or ""),
     "cards": lambda expert: ", ".join(_shown(card["index"]) for card in expert["cards"]),
+    "nodes": lambda expert: ", ".join(
+        f"{_shown(one['name'])} ({_shown(one['residency'])})" for one in expert.get("nodes", ())
+    ),
     "device": lambda expert: mib(expert["bytes"]["device"]),
     "host": lambda expert: mib(expert["bytes"]["host"]),
     "leases": lambda expert: _shown(expert["leases"]),

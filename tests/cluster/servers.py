@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -86,9 +87,9 @@ class Server:
 @contextmanager
 def in_thread(settings, port=0, environment=ENVIRONMENT):
     """A whole server in this process."""
-    config = ServerConfig.model_validate({"http": {"shutdown_seconds": 1}, **settings})
-    config._environment = Environment(dict(environment))
-    with socket.socket() as listening:
+    with tempfile.TemporaryDirectory() as state, socket.socket() as listening:
+        config = ServerConfig.model_validate({"http": {"shutdown_seconds": 1}, "state_directory": state, **settings})
+        config._environment = Environment(dict(environment))
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         listening.listen()

@@ -522,10 +522,14 @@ def all_keys(model, under=""):
 
 
 def explained_keys(lines):
-    """Each key of a YAML file that has a comment beside it, or keys of its own below it, by its whole path."""
+    """Each key of a YAML file that has a comment beside it, or keys of its own below it, by its whole path.
+
+    Also a key that is commented out, of an alternative that cannot stand beside what is in force.
+    """
     path = []  # of the line: each part with its indentation
     for line in lines:
-        text, _, comment = line.partition("# ")
+        alternative = re.fullmatch(r"( *)# ( *(?:- )?[\w-]+:(?: .*# .*| *))", line)
+        text, _, comment = (alternative[1] + alternative[2] if alternative else line).partition("# ")
         found = re.match(r"( *(?:- )?)([\w-]+):(.*)", text)
         if found is None:
             continue

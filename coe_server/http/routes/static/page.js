@@ -2,6 +2,7 @@
 
 import { Activity } from "./activity.js";
 import { byId } from "./dom.js";
+import { Nodes } from "./nodes.js";
 import { Playground } from "./playground.js";
 import { showLearning } from "./learning.js";
 import { showQuality } from "./quality.js";
@@ -10,6 +11,7 @@ import { Shelves } from "./shelves.js";
 
 const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an event
 const shelves = new Shelves(byId("shelves"));
+const nodes = new Nodes(byId("nodes-section"), byId("nodes"));
 const activity = new Activity(byId("decisions"), byId("moves"));
 const playground = new Playground(refresh);
 const NEWS_SECONDS = 4; // a look may have shown what an event tells a moment later
@@ -26,6 +28,7 @@ async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
     shelves.show(experts.filter(({ base }) => !base), overview.tiers); // those that share an engine take no room
+    nodes.show(overview.nodes ?? [], experts);
     knownAt = overview.now;
     playground.remembers = overview.decisions_kept;
     showRouter(overview);
