@@ -68,7 +68,7 @@ CONF
 check_files() {
     say "Dockerfile and compose files"
     "$folder/tools/bin/hadolint" Dockerfile && echo "hadolint: nothing to say"
-    "$folder/tools/bin/python" deploy/check/plain_compose.py compose.yaml compose.cpu.yaml "$folder"
+    "$folder/tools/bin/python" deploy/check/plain_compose.py compose.yaml compose.cpu.yaml compose.cluster.yaml "$folder"
     "$folder/tools/bin/check-jsonschema" --builtin-schema vendor.compose-spec "$folder"/plain-*.json
 }
 

@@ -52,9 +52,9 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, method, path, body=None, **headers):
+    def ask(self, method, path, body=None, patience_seconds=PATIENCE_SECONDS, **headers):
         """Status, headers and body of one answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=patience_seconds)
         try:
             raw = None if body is None else json.dumps(body)
             connection.request(method, path, raw, {name.replace("_", "-"): value for name, value in headers.items()})

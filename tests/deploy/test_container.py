@@ -42,6 +42,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile(root):
 def test_compose_files_follow_the_schema_and_a_made_up_key_does_not(root, tmp_path):
     assert schema_says(root / "compose.yaml", tmp_path).returncode == 0
     assert schema_says(root / "compose.cpu.yaml", tmp_path).returncode == 0
+    assert schema_says(root / "compose.cluster.yaml", tmp_path).returncode == 0
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text((root / "compose.yaml").read_text().replace("read_only:", "readonly:"))
     assert schema_says(wrong, tmp_path).returncode != 0

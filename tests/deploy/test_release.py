@@ -62,7 +62,9 @@ def test_its_commands_are_targets_and_files_of_the_repository(jobs: dict[str, An
     assert set(jobs["image"]["strategy"]["matrix"]["target"]) <= stages
 
 
-@pytest.mark.parametrize(("file", "kind"), [("compose.yaml", "gpu"), ("compose.cpu.yaml", "cpu")])
+@pytest.mark.parametrize(
+    ("file", "kind"), [("compose.yaml", "gpu"), ("compose.cpu.yaml", "cpu"), ("compose.cluster.yaml", "cpu")]
+)
 def test_images_are_named_with_the_version_of_the_package(file: str, kind: str) -> None:
     assert f"image: coe-server:${{COE_VERSION:-{VERSION}}}-{kind}\n" in (ROOT / file).read_text()
 
