@@ -62,9 +62,9 @@ def told_wait_ms(headers: Pairs) -> float:
 
 
 def answering(headers: Mapping[str, str]) -> str:
-    """A comment that names the expert, for a stream whose headers left before it was granted."""
-    told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms"}
-    return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items())))
+    """A comment that names the expert and its node, if any, for a stream whose headers left before it was granted."""
+    told = {"expert": "x-coe-expert", "reason": "x-coe-reason", "wait_ms": "x-coe-wait-ms", "node": "x-coe-node"}
+    return " ".join(("answering", *(f"{word}={headers[name]}" for word, name in told.items() if name in headers)))
 
 
 _PASSED = frozenset(
