@@ -1,13 +1,18 @@
 """A front with nodes: it learns their experts, passes requests on, and holds no queue of its own."""
 
+import http.server
 import json
 import threading
+import time
 from contextlib import ExitStack
 
 import pytest
 
+from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
+from coe_server.routing import artifact as artifacts
 from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings
 from tests.patience import until
+from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +234,77 @@ def _quietly(front):
         front.chat("coder")
     except OSError:
         return
+
+
+def test_a_router_chooses_among_the_experts_of_nodes_and_leaves_out_what_no_node_has(tmp_path, caplog):
+    folder = tmp_path / "router"
+    artifacts.save(small_artifact(), held_out(), None, folder)
+    router = {"artifact": str(folder), "objective": "quality"}
+    present, missing = sorted(SIZES)[:-1], sorted(SIZES)[-1]
+    with cluster({"left": [expert(name) for name in present]}, router=router) as (front, _):
+        status, _, body = front.ask(
+            "POST", "/v1/route", {"messages": [{"role": "user", "content": "hello"}]}, content_type="application/json"
+        )
+        decision = json.loads(body)
+        excluded = {one["expert"]: one["excluded"] for one in decision["ranking"]}
+        assert (status, decision["expert"] in present) == (200, True)
+        assert excluded[missing] == "no node has it"
+        assert [one["residency"] for one in decision["ranking"] if one["expert"] in present] == ["disk"] * len(present)
+        status, headers, _ = front.chat("auto")
+        assert (status, headers["x-coe-expert"] in present, headers["x-coe-node"]) == (200, True, "left")
+        status, headers, body = front.chat(missing)
+        assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
+    assert f"no node has its expert '{missing}'" in caplog.text
+
+
+def test_before_any_node_is_there_a_routed_request_is_told_to_come_again(tmp_path):
+    folder = tmp_path / "router"
+    artifacts.save(small_artifact(), held_out(), None, folder)
+    with in_thread(front_settings({"late": "http://127.0.0.1:9"}, router={"artifact": str(folder)})) as front:
+        status, headers, body = front.chat("auto")
+    assert (status, json.loads(body)["error"]["code"]) == (503, "expert_unavailable")
+    assert int(headers["retry-after"]) >= 1
+
+
+def test_a_trace_crosses_the_front_unchanged_where_it_has_no_tracing_of_its_own():
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    seen = []
+
+    class Node(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            snapshot = NodeSnapshot("left", PROTOCOL, 0, {"coder": ExpertOnNode("coder", "device")})
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"event: snapshot\ndata: " + json.dumps(snapshot.as_json()).encode() + b"\n\n")
+            while not seen:
+                self.wfile.write(b"event: pulse\ndata: {}\n\n")
+                time.sleep(0.05)
+
+        def do_POST(self):
+            seen.append((self.headers["traceparent"], self.headers["authorization"]))
+            message = {"role": "assistant", "content": "Yes."}
+            body = json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Node) as node:
+        threading.Thread(target=node.serve_forever, daemon=True).start()
+        with in_thread(front_settings({"left": f"http://127.0.0.1:{node.server_port}"})) as front:
+            front.until_usable("left")
+            body = {"model": "coder", "messages": [{"role": "user", "content": "hello"}]}
+            caller = {
+                "content_type": "application/json",
+                "traceparent": trace,
+                "authorization": "Bearer the-callers-own",
+            }
+            assert front.ask("POST", "/v1/chat/completions", body, **caller)[0] == 200
+        node.shutdown()
+    assert seen == [(trace, f"Bearer {KEY}")]  # the caller's own key stays here
