@@ -251,7 +251,7 @@ def experts(
         settings = load_config(config)
         tls, where = settings.http.tls, host_and_port(settings.http.host, port or settings.http.port)
         url = f"{'http' if tls is None else 'https'}://{where}"
-        server = RunningServer(url, admin_key, tls and tls.certificate)
+        server = RunningServer(url, admin_key, None if tls is None else tls.certificate)
         console = table_console()
         if as_json and watch:
             raise ConfigError("--json and --watch exclude each other; give one of them")

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from coe_server.cluster.choice import engine_of
 from coe_server.cluster.link import NodeError, NodeLink, error_of
 from coe_server.cluster.nodes import Nodes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat, Tries
@@ -107,7 +108,7 @@ class OnNodes:
                 await attempt.aclose()
                 raise
             if refusal is None:
-                self._nodes.sent[link.name, "answered"] += 1
+                self._nodes.outcomes[link.name, "answered"] += 1
                 await held.enter_async_context(attempt)
                 return AnswerOfNode(link.name, answer)
             await attempt.aclose()
@@ -126,7 +127,7 @@ class OnNodes:
         return _sending(self._nodes, link, self._expert, request, tries)
 
     def _failed(self, link: NodeLink, outcome: str, tries: Tries) -> None:
-        self._nodes.sent[link.name, outcome] += 1
+        self._nodes.outcomes[link.name, outcome] += 1
         tries.failed.add(link.name)
 
     def _is_spent(self, link: NodeLink) -> bool:
@@ -155,7 +156,9 @@ async def _sending(
 ) -> AsyncIterator[EngineResponse]:
     headers = (*request.headers, *link.access.headers)
     sent = EngineRequest(request.method, request.path, headers, request.body)
-    with nodes.in_flight.sending(link.name, expert, tries.answers):
+    there = link.snapshot.experts.get(expert) if link.snapshot is not None else None
+    counted = engine_of(there) if there is not None else expert
+    with nodes.sent.sending(link.name, counted, tries.answers):
         async with link.channel.send(sent) as answer:
             yield answer
 

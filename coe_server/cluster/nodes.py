@@ -11,38 +11,41 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from coe_server.cluster.choice import choose
+from coe_server.cluster.choice import best_of_nodes, choose
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
-from coe_server.cluster.in_flight import InFlight
 from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
-from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot
+from coe_server.cluster.sent import Sent
+from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot, TierOnNode
 from coe_server.engines.engine import Tries
 from coe_server.errors import RequestError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
 _MOST_CONVERSATIONS = 10_000  # whose node is remembered
-# A conversation stays with its node for up to this much longer a wait: another one must read all of it again.
-_STAY_SECONDS = 1.0
 _MOVE_SECONDS = 900.0  # a load from disk, behind the turns of others
 
 
 @dataclass(frozen=True, slots=True)
 class BestNode:
-    """An expert as the router sees it: where the node that would answer has it, or why none would."""
+    """An expert over all nodes as the router sees it: tier and wait where it is least, or why none takes a request.
 
-    expert: ExpertOnNode
-    node: str | None
+    `example` is the expert as one node has it, for what is the same on all of them.
+    """
+
+    example: ExpertOnNode
+    tier: TierOnNode
+    wait_seconds: float
     unavailable: str | None = None
     returns_seconds: float | None = None
+    longest_tokens: int | None = None
 
 
 class Nodes:
     """`learn` is called once for each new expert, by name, and `changed` after each change of what nodes told."""
 
     def __init__(self, directory: NodeDirectory, access: Callable[[NodeAddress], Access]) -> None:
-        self.in_flight = InFlight()
-        self.sent: Counter[tuple[str, str]] = Counter()  # node, outcome
+        self.sent = Sent()
+        self.outcomes: Counter[tuple[str, str]] = Counter()  # of requests, by node and outcome
         self.learn: Callable[[str], None] = lambda _: None
         self.changed: Callable[[], None] = lambda: None
         self._directory = directory
@@ -67,6 +70,7 @@ class Nodes:
             if listed.get(name) != link.address:
                 del self._links[name]
                 self._tasks.pop(name).cancel()
+                self.sent.forget(name)
                 logger.info("node '%s' (%s) is no longer listed", name, link.address.url)
         for name, address in listed.items():
             if name not in self._links:
@@ -126,39 +130,35 @@ class Nodes:
 
     def best(self, expert: str) -> BestNode:
         """The expert at the node that would get the next request."""
-        snapshots = {one.node: one for one in self.usable() if expert in one.experts}
-        ranked = self._ranked(expert, snapshots)
-        if ranked:
-            return BestNode(snapshots[ranked[0]].experts[expert], ranked[0])
-        failed = [one.experts[expert] for one in snapshots.values()]
-        if failed:
-            soonest = min(failed, key=lambda one: one.returns_seconds or 0.0)
-            return BestNode(soonest, None, soonest.failure, soonest.returns_seconds)
+        known = self._experts[expert]
+        found = best_of_nodes(expert, self.usable(), self.sent)
+        if found is not None:
+            tier, wait_seconds, failure, returns_seconds, longest_tokens = found
+            return BestNode(known, tier, wait_seconds, failure, returns_seconds, longest_tokens)
         told = (f"{node.name}: {'drained' if node.drained else node.unusable}" for node, _ in self.holding(expert))
         why = "; ".join(told) or "none is there"
-        return BestNode(self._experts[expert], None, f"no node that has it takes requests ({why})", 1.0)
+        return BestNode(known, known.tier, 0.0, f"no node that has it takes requests ({why})", 1.0)
+
+    def first(self, expert: str) -> str | None:
+        """The node that would get the next request; None if none would."""
+        return next(iter(choose(expert, self.usable(), self.sent)), None)
+
+    def owed(self, node: str) -> int:
+        """The answers that it owes this front."""
+        return sum(self.sent.unanswered(node).values())
 
     # which one gets it
 
     def ranked(self, expert: str, tries: Tries) -> Iterator[NodeLink]:
         """The nodes to try, best first, without those that failed this request; looked at anew after each."""
         while True:
-            snapshots = {
-                one.node: one for one in self.usable() if expert in one.experts and one.node not in tries.failed
-            }
-            names = self._ranked(expert, snapshots)
+            left = [one for one in self.usable() if one.node not in tries.failed]
+            kept = self._conversations.get(tries.session) if tries.session is not None else None
+            names = choose(expert, left, self.sent, kept, answers=tries.answers)
             if not names:
                 return
-            best, kept = names[0], self._conversations.get(tries.session) if tries.session is not None else None
-            if kept in names and kept is not None:
-                waits = {name: snapshots[name].experts[expert].wait_seconds for name in (kept, best)}
-                best = kept if waits[kept] <= waits[best] + _STAY_SECONDS else best
-            yield self._links[best]
-            assert best in tries.failed, "a node that was tried in vain is not tried again"
-
-    def _ranked(self, expert: str, snapshots: dict[str, NodeSnapshot]) -> tuple[str, ...]:
-        sound = [one for one in snapshots.values() if one.experts[expert].failure is None]
-        return choose(expert, sound, self.in_flight)
+            yield self._links[names[0]]
+            assert names[0] in tries.failed, "a node that was tried in vain is not tried again"
 
     def answered(self, node: str, tries: Tries) -> None:
         """Remember the node of a conversation."""
@@ -178,7 +178,7 @@ class Nodes:
             return False
         link = self._links.get(tries.node)
         found = link.snapshot.experts.get(expert) if link is not None and link.snapshot is not None else None
-        self.sent[tries.node, "died"] += 1
+        self.outcomes[tries.node, "died"] += 1
         tries.failed.add(tries.node)
         tries.node, tries.is_spent = None, found is None or found.may_have_been_paid
         return not tries.is_spent
@@ -201,7 +201,7 @@ class Nodes:
     async def move(self, expert: str, action: str, node: str | None) -> str:
         """Ask a node to `load`, `unload` or `pin?tier=...` an expert; without a name the best one. Returns its name."""
         if node is None:
-            node = self.best(expert).node or next((one.name for one, _ in self.holding(expert)), None)
+            node = self.first(expert) or next((one.name for one, _ in self.holding(expert)), None)
             if node is None:
                 raise UnknownModel(f"no node has expert '{expert}' now", "model")
         link = self._link(node)

@@ -262,8 +262,8 @@ async def _keep_alive(out: Outgoing, service: Service, decision: RoutingDecision
 def _state(service: Service, name: str) -> str:
     """The expert's state and how long the wait still is: here, or at the best node."""
     if service.nodes is not None and service.is_on_nodes(name):
-        there = service.nodes.best(name).expert
-        return f"state={there.state} eta={there.wait_seconds:.1f}"
+        there = service.nodes.best(name)
+        return f"state={there.tier} eta={there.wait_seconds:.1f}"
     own = service.cache.slots[name].name
     expert = next(one for one in service.cache.status() if one.name == own)
     return f"state={expert.state} eta={expert.predicted_wait_seconds:.1f}"

@@ -179,8 +179,7 @@ class Service:
     def context_tokens(self, expert: str) -> int | None:
         """How many tokens an expert holds: as it is configured or trained, or as its engine tells if that is less."""
         if self.nodes is not None and self.is_on_nodes(expert):
-            able = self.nodes.best(expert).expert.capabilities
-            return shorter(self.serving.router.context_tokens(expert), able.context_tokens)
+            return shorter(self.serving.router.context_tokens(expert), self.nodes.best(expert).longest_tokens)
         told = _told(self.lengths, self.cache.slots.bases.get(expert, expert))
         return shorter(self.serving.router.context_tokens(expert), told)
 
@@ -242,14 +241,15 @@ class _WithNodes(Mapping[str, Availability]):
 
 
 def _at(best: BestNode) -> Availability:
-    one, said = best.expert, best.expert.capabilities
+    said = best.example.capabilities
     able = Capabilities(
         said.context_tokens,
         {known: said.modalities[known] for known in MODALITIES if known in said.modalities},
         said.tools,
         None if said.endpoints is None else cast("frozenset[Endpoint]", frozenset(said.endpoints)),
     )
-    return Availability(one.tier, one.wait_seconds, best.unavailable, best.returns_seconds, said.context_tokens, able)
+    absence = best.unavailable, best.returns_seconds
+    return Availability(best.tier, best.wait_seconds, *absence, best.longest_tokens, able)
 
 
 def _told(lengths: Mapping[str, TellsLength], expert: str) -> int | None:

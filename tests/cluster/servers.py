@@ -77,8 +77,8 @@ class Server:
     def nodes(self):
         return {one["name"]: one for one in self.json("/admin/nodes")}
 
-    def until_usable(self, *names):
-        until(lambda: all(self.nodes()[name]["usable"] for name in names))
+    def until_usable(self, *names, patience_seconds=PATIENCE_SECONDS):
+        until(lambda: all(self.nodes()[name]["usable"] for name in names), patience_seconds)
 
     def until_unusable(self, name):
         until(lambda: not self.nodes()[name]["usable"])

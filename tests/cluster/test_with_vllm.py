@@ -26,7 +26,7 @@ class Cluster:
         urls = {name: server.url for name, server in self.nodes.items()}
         limits = {"max_generation_seconds": START_PATIENCE_SECONDS}
         self.front = self._held.enter_context(in_thread(front_settings(urls, scheduling=limits)))
-        self.front.until_usable("left", "right")
+        self.front.until_usable("left", "right", patience_seconds=START_PATIENCE_SECONDS)
 
     def close(self):
         self._held.close()

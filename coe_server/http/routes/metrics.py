@@ -89,8 +89,8 @@ def _nodes(nodes: Nodes) -> Iterator[Family]:
     told = [(node.name, one) for node in known if node.snapshot is not None for one in node.snapshot.experts.values()]
     usable = {(node.name,): float(node.unusable is None and not node.drained) for node in known}
     yield _family(named.NODE_USABLE, usable)
-    yield _family(named.NODE_REQUESTS, dict(nodes.sent))
-    yield _family(named.NODE_IN_FLIGHT, {(node.name,): nodes.in_flight.total(node.name) for node in known})
+    yield _family(named.NODE_REQUESTS, dict(nodes.outcomes))
+    yield _family(named.NODE_IN_FLIGHT, {(node.name,): nodes.owed(node.name) for node in known})
     where = {(node, one.name, tier): float(one.tier == tier) for node, one in told for tier in TIERS}
     yield _family(named.NODE_RESIDENCY, where)
     yield _family(named.NODE_QUEUED, {(node, one.name): one.queued for node, one in told})

@@ -159,6 +159,7 @@ def _expert(slot: Slot, status: ExpertStatus, service: Service) -> ExpertOnNode:
         wait_seconds=_rounded(status.predicted_wait_seconds),
         switch_seconds=_rounded(slot.switch_seconds()),
         start_seconds=0.0 if slot.expert.remote else _rounded(slot.costs.start),
+        return_seconds=0.0 if slot.expert.remote else _rounded(slot.costs.move(slot.idle_tier, Tier.DEVICE)),
         service_seconds=_rounded(slot.costs.service),
         pin=_PINS[status.pin] if not slot.expert.remote else "disk",
         failure=None if status.failure is None else first_line(status.failure),

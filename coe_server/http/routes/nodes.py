@@ -53,7 +53,7 @@ def _row(nodes: Nodes, node: KnownNode) -> dict[str, Any]:
         "usable": node.unusable is None and not node.drained,
         "why": "drained" if node.drained and node.unusable is None else node.unusable,
         "drained": node.drained,
-        "in_flight": nodes.in_flight.total(node.name),
+        "in_flight": nodes.owed(node.name),
         "seen_seconds": node.seen_seconds and round(node.seen_seconds, 1),
         "connected_seconds": node.connected_seconds and round(node.connected_seconds, 1),
         "protocol": told and told.protocol,
@@ -76,8 +76,8 @@ def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "base": None,
-        "state": best.expert.state if best.unavailable is None else "failed",
-        "residency": best.expert.tier,
+        "state": best.tier if best.unavailable is None else "failed",
+        "residency": best.tier,
         "bytes": {
             "device": sum(one.bytes_device for _, one in there),
             "host": sum(one.bytes_host for _, one in there),
@@ -86,11 +86,11 @@ def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
         "leases": sum(one.leases for _, one in there),
         "max_concurrency": sum(one.max_concurrency for _, one in there),
         "queued": sum(one.queued for _, one in there),
-        "context_tokens": best.expert.capabilities.context_tokens,
+        "context_tokens": best.longest_tokens,
         "pin": min(pins, default=None, key=("device", "host").index),
         "last_move": None,
         "failure": best.unavailable,
-        "node": best.node,
+        "node": nodes.first(name),
         "nodes": list(_places(there)),
     }
 
