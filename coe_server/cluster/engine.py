@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -21,6 +21,7 @@ from coe_server.upstream.reply import retry_after_seconds
 _REFUSALS = frozenset((401, 403, 404, 429, 502, 503))
 # Codes of a node that has not sent the request to any engine.
 _UNSENT = frozenset(("queue_full", "bodies_full", "expert_unavailable", "rate_limit_exceeded", "invalid_api_key"))
+_NOT_LET_IN = frozenset(("invalid_api_key", "forbidden"))
 _LONGEST_REFUSAL_BYTES = 64 << 10
 
 
@@ -48,6 +49,13 @@ class _Refusal:
     status: int
     error: NodeError
     retry_seconds: float
+
+    @property
+    def told(self) -> CoeError:
+        """The error for the caller."""
+        if self.status == 429:
+            return Overloaded(f"no node takes the request now: {self.error.message}", self.retry_seconds)
+        return ExpertUnavailable(f"no node can answer now: {self.error.message}", self.retry_seconds)
 
 
 class OnNodes:
@@ -89,65 +97,67 @@ class OnNodes:
             yield answer
 
     async def _taken(self, request: EngineRequest, tries: Tries, held: AsyncExitStack) -> AnswerOfNode:
-        refusals: list[_Refusal] = []
-        death: EngineError | None = None
+        """The answer of the first node that gives one. Raises the error that tells most."""
+        failures: list[CoeError] = []
         for link in self._nodes.ranked(self._expert, tries) if not tries.is_spent else ():
-            attempt = AsyncExitStack()
-            try:
-                answer = await attempt.enter_async_context(self._asked(link, request, tries))
-                refusal = await _refusal(answer)
-            except EngineError as error:
-                await attempt.aclose()
-                self._failed(link, "died", tries)
-                death = error
-                if self._is_spent(link) and not isinstance(error, EngineUnreachable):
-                    tries.is_spent = True
-                    break
-                continue
-            except BaseException:
-                await attempt.aclose()
-                raise
-            if refusal is None:
-                self._nodes.outcomes[link.name, "answered"] += 1
-                await held.enter_async_context(attempt)
-                return AnswerOfNode(link.name, answer)
-            await attempt.aclose()
-            if refusal.status in {401, 403}:
-                link.refuse(f"it refused a request of this front ({refusal.status}): {refusal.error.message}")
-            self._failed(link, "refused", tries)
-            refusals.append(refusal)
-            if self._is_spent(link) and refusal.error.code not in _UNSENT:
-                tries.is_spent = True
+            found = await self._asked(link, request, tries, held)
+            if isinstance(found, AnswerOfNode):
+                return found
+            failures.append(found)
+            if tries.is_spent:
                 break
-        raise self._none_took_it(refusals, death)
+            if not isinstance(
+                request.body, bytes | tuple
+            ):  # its bytes have gone; the next attempt may bring them again
+                tries.node = link.name
+                break
+        raise _most_telling(failures) or self._absence()
 
-    def _asked(
-        self, link: NodeLink, request: EngineRequest, tries: Tries
-    ) -> AbstractAsyncContextManager[EngineResponse]:
-        return _sending(self._nodes, link, self._expert, request, tries)
+    async def _asked(
+        self, link: NodeLink, request: EngineRequest, tries: Tries, held: AsyncExitStack
+    ) -> AnswerOfNode | CoeError:
+        """One node's answer, open in `held`; or why there is none."""
+        attempt = AsyncExitStack()
+        try:
+            answer = await attempt.enter_async_context(_sending(self._nodes, link, self._expert, request, tries))
+            refusal = await _refusal(answer)
+        except EngineError as error:
+            await attempt.aclose()
+            self._failed(link, "died", tries, may_have_begun=not isinstance(error, EngineUnreachable))
+            return error
+        except BaseException:
+            await attempt.aclose()
+            raise
+        if refusal is None:
+            self._nodes.outcomes[link.name, "answered"] += 1
+            await held.enter_async_context(attempt)
+            return AnswerOfNode(link.name, answer)
+        await attempt.aclose()
+        if refusal.error.code in _NOT_LET_IN:
+            link.refuse(f"it refused a request of this front ({refusal.status}): {refusal.error.message}")
+        self._failed(link, "refused", tries, may_have_begun=refusal.error.code not in _UNSENT)
+        return refusal.told
 
-    def _failed(self, link: NodeLink, outcome: str, tries: Tries) -> None:
+    def _failed(self, link: NodeLink, outcome: str, tries: Tries, may_have_begun: bool) -> None:
         self._nodes.outcomes[link.name, outcome] += 1
         tries.failed.add(link.name)
+        there = link.snapshot.experts.get(self._expert) if link.snapshot is not None else None
+        if may_have_begun and there is not None and there.may_have_been_paid:
+            tries.is_spent = True
 
-    def _is_spent(self, link: NodeLink) -> bool:
-        """True if what was sent to that node may have been paid for."""
-        found = link.snapshot.experts.get(self._expert) if link.snapshot is not None else None
-        return found is not None and found.may_have_been_paid
-
-    def _none_took_it(self, refusals: list[_Refusal], death: EngineError | None) -> CoeError:
-        busy = [one for one in refusals if one.status == 429]
-        if busy:
-            soonest = min(busy, key=lambda one: one.retry_seconds)
-            return Overloaded(f"no node takes the request now: {soonest.error.message}", soonest.retry_seconds)
-        if refusals:
-            soonest = min(refusals, key=lambda one: one.retry_seconds)
-            return ExpertUnavailable(f"no node can answer now: {soonest.error.message}", soonest.retry_seconds)
-        if death is not None:
-            return death
+    def _absence(self) -> ExpertUnavailable:
         best = self._nodes.best(self._expert)
         why = best.unavailable or "every node that has it failed at this request"
         return ExpertUnavailable(f"expert '{self._expert}': {why}", best.returns_seconds or 1.0)
+
+
+def _most_telling(failures: list[CoeError]) -> CoeError | None:
+    """Of a full node, then of one that cannot answer now, the one that asks for the least patience; else the last."""
+    for kind in (Overloaded, ExpertUnavailable):
+        found = [one for one in failures if isinstance(one, kind)]
+        if found:
+            return min(found, key=lambda one: one.retry_after_seconds or 0.0)
+    return failures[-1] if failures else None
 
 
 @asynccontextmanager

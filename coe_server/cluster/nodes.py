@@ -178,8 +178,9 @@ class Nodes:
             return False
         link = self._links.get(tries.node)
         found = link.snapshot.experts.get(expert) if link is not None and link.snapshot is not None else None
-        self.outcomes[tries.node, "died"] += 1
-        tries.failed.add(tries.node)
+        if tries.node not in tries.failed:
+            self.outcomes[tries.node, "died"] += 1
+            tries.failed.add(tries.node)
         tries.node, tries.is_spent = None, found is None or found.may_have_been_paid
         return not tries.is_spent
 

@@ -81,7 +81,7 @@ class RoutedRequest:
         if (upload := self.parsed.upload) is not None:
             headers = (("content-type", upload.content_type), *self.passed_on.items())
             form = upload.body(self.service.engine_models[expert])
-            return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form)
+            return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries)
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
         pieces = body.for_engine(self.service.engine_models[expert], self._changes(expert))

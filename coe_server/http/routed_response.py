@@ -136,7 +136,8 @@ class RoutedResponse(Response):
     def _another_node_may_answer(self, error: CoeError) -> bool:
         """True after the failure of a node, if another one may have the same expert answer."""
         nodes = self._request.service.nodes
-        if nodes is None or self._out.spoken or isinstance(error, TooLongForExpert | EngineRefused):
+        is_final = self._out.spoken or not self._request.repeatable
+        if nodes is None or is_final or isinstance(error, TooLongForExpert | EngineRefused):
             return False
         return nodes.may_go_on(self._decision.expert, self._tries)
 
