@@ -19,8 +19,9 @@ from coe_server.commands import keys as key_commands
 from coe_server.commands import learning as learning_commands
 from coe_server.commands.bench import bench
 from coe_server.commands.config_warnings import dangers, lifetimes
+from coe_server.commands.drain import drain, resume
 from coe_server.commands.example import config as print_example
-from coe_server.commands.experts import RunningServer, experts_table, watch_experts
+from coe_server.commands.experts import experts_table, server_of, watch_experts
 from coe_server.commands.init import first_configuration, write_first_configuration
 from coe_server.commands.machine import parse_machine
 from coe_server.commands.pull import pull as pull_models
@@ -28,7 +29,6 @@ from coe_server.commands.route import decide_offline, print_decision
 from coe_server.commands.simulate import SimulationOptions, run_simulation
 from coe_server.commands.terminal import mistakes_as_sentences, table_console, tell
 from coe_server.commands.validate import check, report
-from coe_server.config.addresses import host_and_port
 from coe_server.config.schema import TRACING_SECRETS, ServerConfig, load_config, process_environment
 from coe_server.errors import ConfigError
 from coe_server.journal.store import export
@@ -54,6 +54,10 @@ app.add_typer(key_commands.app, name="keys")
 app.add_typer(learning_commands.app, name="learning")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
+cluster = typer.Typer(no_args_is_help=True, help="The nodes of a front.")
+app.add_typer(cluster, name="cluster")
+cluster.command()(drain)
+cluster.command()(resume)
 app.command()(bench)
 app.command("config")(print_example)
 
@@ -249,9 +253,7 @@ def experts(
     """
     with mistakes_as_sentences():
         settings = load_config(config)
-        tls, where = settings.http.tls, host_and_port(settings.http.host, port or settings.http.port)
-        url = f"{'http' if tls is None else 'https'}://{where}"
-        server = RunningServer(url, admin_key, None if tls is None else tls.certificate)
+        server = server_of(settings, port, admin_key)
         console = table_console()
         if as_json and watch:
             raise ConfigError("--json and --watch exclude each other; give one of them")

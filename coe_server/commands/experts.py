@@ -21,6 +21,8 @@ from rich.table import Table
 
 from coe_server.cache.planner import mib
 from coe_server.commands.terminal import bearer, no_room_for, that_fits
+from coe_server.config.addresses import host_and_port
+from coe_server.config.schema import ServerConfig
 from coe_server.errors import CoeError
 from coe_server.system.visible import visible, visible_lines
 
@@ -59,6 +61,16 @@ class RunningServer:
         overview = self._json("/admin/overview")
         return Seen(self.experts(), overview["tiers"]["device"]["cards"], overview.get("nodes", []))
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The answer of `GET /admin/nodes` of a front. Raises CoeError as `experts` does."""
+        found: list[dict[str, Any]] = self._json("/admin/nodes")
+        return found
+
+    def tell(self, path: str) -> dict[str, Any]:
+        """The answer of a POST without a body. Raises CoeError with the server's reason."""
+        found: dict[str, Any] = self._json(path, "POST")
+        return found
+
     def _opener(self) -> urllib.request.OpenerDirector:
         if self.certificate is None:
             return _DIRECTLY
@@ -94,6 +106,13 @@ class RunningServer:
             cause = getattr(error, "reason", error)
             why = getattr(cause, "strerror", None) or cause
             raise CoeError(f"no server answers at {self.url} ({why}); `coe serve CONFIG` starts one") from error
+
+
+def server_of(settings: ServerConfig, port: int | None, admin_key: str | None) -> RunningServer:
+    """The server that these settings start."""
+    tls, where = settings.http.tls, host_and_port(settings.http.host, port or settings.http.port)
+    url = f"{'http' if tls is None else 'https'}://{where}"
+    return RunningServer(url, admin_key, None if tls is None else tls.certificate)
 
 
 def watch_experts(server: RunningServer, console: Console) -> None:

@@ -7,7 +7,10 @@ import time
 from contextlib import ExitStack
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from coe_server.cli import app
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
 from coe_server.routing import artifact as artifacts
 from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings
@@ -308,3 +311,21 @@ def test_a_trace_crosses_the_front_unchanged_where_it_has_no_tracing_of_its_own(
             assert front.ask("POST", "/v1/chat/completions", body, **caller)[0] == 200
         node.shutdown()
     assert seen == [(trace, f"Bearer {KEY}")]  # the caller's own key stays here
+
+
+def test_coe_cluster_drain_and_resume_and_coe_experts_show_it(two, tmp_path):
+    front, nodes = two
+    file = tmp_path / "front.yaml"
+    file.write_text(yaml.safe_dump(front_settings({name: node.url for name, node in nodes.items()})))
+    port = ["--port", str(front.port)]
+
+    def coe(*words):
+        done = CliRunner().invoke(app, [*words, *port])
+        return done.exit_code, done.output
+
+    assert coe("cluster", "drain", str(file), "left") == (0, "left gets nothing new and owes no answer\n")
+    code, shown = coe("experts", str(file))
+    assert (code, "none: drained" in shown, "right" in shown) == (0, True, True)
+    assert coe("cluster", "resume", str(file), "left") == (0, "left gets requests again\n")
+    code, told = coe("cluster", "drain", str(file), "moon")
+    assert (code, "there is no node 'moon'; known: left, right" in told) == (1, True)
