@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from coe_server.cluster.choice import engine_of
-from coe_server.cluster.link import NodeError, NodeLink, error_of
+from coe_server.cluster.link import NodeError, NodeLink, Pending, error_of
 from coe_server.cluster.nodes import Nodes
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat, Tries
-from coe_server.errors import CoeError, EngineError, EngineUnreachable, ExpertUnavailable, Overloaded
+from coe_server.errors import CoeError, EngineDied, EngineError, EngineUnreachable, ExpertUnavailable, Overloaded
 from coe_server.upstream.reply import retry_after_seconds
 
 _REFUSALS = frozenset((401, 403, 404, 429, 502, 503))
@@ -168,9 +168,15 @@ async def _sending(
     sent = EngineRequest(request.method, request.path, headers, request.body)
     there = link.snapshot.experts.get(expert) if link.snapshot is not None else None
     counted = engine_of(there) if there is not None else expert
-    with nodes.sent.sending(link.name, counted, tries.answers):
-        async with link.channel.send(sent) as answer:
-            yield answer
+    try:
+        async with asyncio.timeout(None) as limit:
+            with nodes.sent.sending(link.name, counted, tries.answers), link.holds(Pending(expert, tries, limit)):
+                async with link.channel.send(sent) as answer:
+                    yield answer
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise EngineDied(f"node '{link.name}' is silent; another node is asked\n{link.address.url}") from error
 
 
 async def _refusal(answer: EngineResponse) -> _Refusal | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -16,14 +17,16 @@ from urllib.parse import urlsplit
 from coe_server.cluster.directory import KnownNode, NodeAddress
 from coe_server.cluster.snapshot import PROTOCOL, NodeSnapshot, read_snapshot
 from coe_server.config.addresses import in_url
-from coe_server.engines.engine import EngineRequest
+from coe_server.engines.engine import EngineRequest, Tries
 from coe_server.engines.http_channel import HttpChannel
 from coe_server.errors import BadSnapshot, CoeError, EngineError, EngineRefused, EngineUnreachable, first_line
 from coe_server.upstream.complaint import json_value
 
 logger = logging.getLogger(__name__)
 
-LOST_SECONDS = 1.5  # of silence, three pulses: a dead node is unused within two seconds
+SILENT_SECONDS = 1.5  # three pulses: then it gets nothing new, so a dead node is unused within two seconds
+# Then its connections are broken off. A node short of processor time may be silent for seconds and go on.
+LOST_SECONDS = 10.0
 STEP_SECONDS = 0.1  # between two looks at the silence
 _MOST_OF_A_STEP = 2 * STEP_SECONDS  # counted for one step, however long it took
 _FIRST_WORD_SECONDS = 3.0  # from a new connection to its first snapshot
@@ -44,6 +47,20 @@ class Access:
         return () if self.key is None else (("Authorization", f"Bearer {self.key}"),)
 
 
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request at a node. `limit` ends the attempt when another node should be asked instead."""
+
+    expert: str
+    tries: Tries
+    limit: asyncio.Timeout
+
+    @property
+    def may_move(self) -> bool:
+        """True until a part of the answer has gone to the caller."""
+        return not self.tries.has_begun and not self.limit.expired()
+
+
 class NodeLink:
     """One node, as long as the directory lists it. `changed` is called after each change of what is known of it."""
 
@@ -62,6 +79,7 @@ class NodeLink:
         self._old: list[HttpChannel] = []  # answers of a node that stops are still on their way
         self._listening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self.pending: set[Pending] = set()
         self.settled = asyncio.Event()  # set once it has answered, or has failed to
 
     @property
@@ -110,12 +128,30 @@ class NodeLink:
                 await channel.close()
 
     def step(self, seconds: float) -> None:
-        """Count this time as silence; too much of it, and the node is lost."""
+        """Count this time as silence: some of it, and the node gets nothing new; more, and it is lost."""
         self._silent_seconds += min(seconds, _MOST_OF_A_STEP)
         if self._connected_seconds is not None:
             self._connected_seconds += seconds
-        if self._silent_seconds > LOST_SECONDS and not self._has_been_lost and not self._leaves:
-            self._lose(f"no pulse for {LOST_SECONDS:g} s")
+        if self._has_been_lost or self._leaves:
+            return
+        if self._silent_seconds > LOST_SECONDS:
+            self._lose()
+        elif self.is_silent and self._unusable is None:
+            self._tell(f"no pulse for {SILENT_SECONDS:g} s")
+
+    @contextmanager
+    def holds(self, pending: Pending) -> Iterator[None]:
+        """For the time of one attempt at this node."""
+        self.pending.add(pending)
+        try:
+            yield
+        finally:
+            self.pending.discard(pending)
+
+    @property
+    def is_silent(self) -> bool:
+        """True if it has missed its pulses."""
+        return self._silent_seconds > SILENT_SECONDS
 
     def refuse(self, why: str) -> None:
         """It does not take requests of this front. The next stream may change that."""
@@ -128,10 +164,10 @@ class NodeLink:
         """True if it said that it stops: then its last answers may take their time."""
         return self.snapshot is not None and self.snapshot.draining
 
-    def _lose(self, why: str) -> None:
+    def _lose(self) -> None:
         """Break every connection to it, so that no request waits for an answer that may never come."""
         self._has_been_lost = True
-        self._tell(why)
+        self._tell(f"no pulse for {LOST_SECONDS:g} s; its connections are closed")
         if self._listening is not None:
             self._listening.cancel()
         self._break(self._channel)
@@ -171,7 +207,10 @@ class NodeLink:
                 async for event, data in _events(answer.chunks()):
                     within.reschedule(None)
                     self._silent_seconds = 0.0
-                    self._hear(event, data)
+                    if event == "pulse":
+                        self._welcome()
+                    else:
+                        self._hear(event, data)
         finally:
             await channel.close()
 
@@ -187,16 +226,23 @@ class NodeLink:
             if before is None or news.sequence != before.sequence + 1:
                 raise BadSnapshot(f"a node's snapshot: number {news.sequence} does not follow the last one")
             self.snapshot = replace(news, node=self.name, experts={**before.experts, **news.experts})
-        if news.protocol != PROTOCOL:
+        self._welcome()
+        self._changed()
+
+    def _welcome(self) -> None:
+        """It is heard: use it, unless what it said is against that."""
+        told = self.snapshot
+        if told is None:
+            return
+        if told.protocol != PROTOCOL:
             self._tell(
-                f"it speaks protocol {news.protocol} (version {news.version}), this front {PROTOCOL}: "
+                f"it speaks protocol {told.protocol} (version {told.version}), this front {PROTOCOL}: "
                 "upgrade all nodes, then the front"
             )
-        elif news.draining:
+        elif told.draining:
             self._tell("it stops")
         else:
             self._tell(None)
-        self._changed()
 
     def _begin(self, snapshot: NodeSnapshot) -> None:
         """A new stream. Another process at the address has none of the old connections."""

@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from coe_server.cluster.choice import best_of_nodes, choose
+from coe_server.cluster.choice import admits, best_of_nodes, choose
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
 from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
 from coe_server.cluster.sent import Sent
@@ -87,7 +87,22 @@ class Nodes:
             now = loop.time()
             for link in tuple(self._links.values()):
                 link.step(now - before)
+                if link.is_silent:
+                    self._move_away(link)
             before = now
+
+    def _move_away(self, link: NodeLink) -> None:
+        """End the attempts at a silent node that another node can take over; the others may wait for it to go on."""
+        for one in tuple(link.pending):
+            there = link.snapshot.experts.get(one.expert) if link.snapshot is not None else None
+            may_move = one.may_move and there is not None and not there.may_have_been_paid
+            if may_move and self._others(one.expert, link, one.tries):
+                one.limit.reschedule(asyncio.get_running_loop().time())
+
+    def _others(self, expert: str, link: NodeLink, tries: Tries) -> bool:
+        """True if another node admits requests for this expert, and this request has not failed there."""
+        others = (one for one in self.usable() if one.node != link.name and one.node not in tries.failed)
+        return any(admits(one, expert) for one in others)
 
     def _heard(self) -> None:
         for link in self._links.values():

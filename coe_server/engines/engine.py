@@ -52,7 +52,8 @@ class Tries:
     """Where a request to one expert on several machines has been; kept over its attempts.
 
     `session` identifies the conversation. `node` is the machine that answers, None before. `failed`: the machines that
-    failed it, which are not asked again. `is_spent`: it may have been paid for, so it is not sent again.
+    failed it, which are not asked again. `is_spent`: it may have been paid for, so it is not sent again. `has_begun`: a
+    part of the answer goes to the caller, so no other machine can answer.
     """
 
     session: bytes | None = None
@@ -60,6 +61,7 @@ class Tries:
     node: str | None = None
     failed: set[str] = field(default_factory=set)
     is_spent: bool = False
+    has_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease
+from coe_server.engines.engine import Tries
 from coe_server.errors import CoeError, EngineError, GenerationTimeout, UpstreamLimited
 from coe_server.http.client_stream import Outgoing
 from coe_server.http.request_log import RequestLog
@@ -30,6 +31,11 @@ class Attempt:
     spent: Callable[[], None]
     headers: Mapping[str, str]
     expert: str
+    tries: Tries
+
+    def begins(self) -> None:
+        """The first bytes of the answer go out now."""
+        self.tries.has_begun = True
 
     def begun(self, status: int) -> None:
         """The expert's answer begins, with this status."""

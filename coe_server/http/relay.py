@@ -172,6 +172,7 @@ class _Relay:
 
     async def _begin(self) -> None:
         if not self._out.spoken:
+            self._attempt.begins()
             await self._out.begin(self._answer.status, self._attempt.headers, passed_headers(self._answer.headers))
             self._attempt.begun(self._answer.status)
 

@@ -164,6 +164,7 @@ class RoutedResponse(Response):
                 spent,
                 headers,
                 self._decision.expert,
+                self._tries,
             )
             may_retry = not is_retry and not self._decision.has_another
             try:

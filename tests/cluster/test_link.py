@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from coe_server.cluster.directory import NodeAddress
-from coe_server.cluster.link import LOST_SECONDS, STEP_SECONDS, Access, NodeLink
+from coe_server.cluster.link import LOST_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
 from tests.patience import PATIENCE_SECONDS
 
@@ -94,10 +94,17 @@ def test_silence_loses_a_node_and_a_pause_of_the_fronts_own_loop_does_not():
         await until(lambda: link.usable)
         link.step(1000 * LOST_SECONDS)  # the loop stood still: one step, however long it took
         assert link.usable
+        channel = link.channel
+        for _ in range(round(SILENT_SECONDS / STEP_SECONDS) + 1):
+            link.step(STEP_SECONDS)
+        assert link.known.unusable == f"no pulse for {SILENT_SECONDS:g} s"
+        assert link.channel is channel
+        node.said.put_nowait(b"event: pulse\ndata: {}\n\n")  # it was slow
+        await until(lambda: link.usable)
         for _ in range(round(LOST_SECONDS / STEP_SECONDS) + 1):
             link.step(STEP_SECONDS)
         assert not link.usable
-        assert link.known.unusable == f"no pulse for {LOST_SECONDS:g} s"
+        assert link.channel is not channel
         await until(lambda: node.connections == 2)
         node.said.put_nowait(message("snapshot", SNAPSHOT))
         await until(lambda: link.usable)
