@@ -80,6 +80,7 @@ def test_the_operators_view_shows_each_node_with_its_tiers(two):
     assert nodes["left"]["usable"]
     assert nodes["left"]["experts"] == ["coder", "left-only"]
     assert nodes["left"]["cards"][0]["capacity"] == 8 << 30
+    assert front.json("/admin/overview")["tiers"]["device"]["capacity"] == 16 << 30  # of both nodes
 
 
 def test_metrics_carry_the_node(two):

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from coe_server.cache.tiers import Bytes
 from coe_server.http.routes.nodes import node_rows
 from coe_server.http.serving import Service
 
@@ -45,7 +46,7 @@ def build_page(service: Service) -> APIRouter:
     async def overview() -> dict[str, Any]:
         """Bytes and capacity of the tiers and of each card, the router, and whether traffic still resembles the
         training data; on a front its nodes."""
-        used, capacity = service.cache.ledger.used, service.cache.ledger.capacity
+        used, capacity = _memory(service)
         router, traffic = service.serving.router, service.serving.traffic
         cards = [{"used": used.on(card), "capacity": capacity.on(card)} for card in range(len(capacity.cards))]
         return {
@@ -74,6 +75,16 @@ def build_page(service: Service) -> APIRouter:
         return service.serving.quality
 
     return page
+
+
+def _memory(service: Service) -> tuple[Bytes, Bytes]:
+    """Bytes used and there: of this machine or, on a front without local experts, of all of its nodes together."""
+    nodes, ledger = service.nodes, service.cache.ledger
+    if nodes is None or any(not slot.expert.on_nodes for slot in service.cache.slots.values()):
+        return ledger.used, ledger.capacity
+    told = [node.snapshot for node in nodes.known() if node.snapshot is not None]
+    used = Bytes(sum(sum(one.used_bytes) for one in told), sum(one.host_used_bytes for one in told))
+    return used, Bytes(sum(sum(one.capacity_bytes) for one in told), sum(one.host_capacity_bytes for one in told))
 
 
 def _file(files: dict[str, bytes], name: str) -> Response:
