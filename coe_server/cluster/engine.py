@@ -117,22 +117,17 @@ class OnNodes:
         self, link: NodeLink, request: EngineRequest, tries: Tries, held: AsyncExitStack
     ) -> AnswerOfNode | CoeError:
         """One node's answer, open in `held`; or why there is none."""
-        attempt = AsyncExitStack()
         try:
-            answer = await attempt.enter_async_context(_sending(self._nodes, link, self._expert, request, tries))
-            refusal = await _refusal(answer)
+            async with AsyncExitStack() as attempt:
+                answer = await attempt.enter_async_context(_sending(self._nodes, link, self._expert, request, tries))
+                refusal = await _refusal(answer)
+                if refusal is None:
+                    self._nodes.outcomes[link.name, "answered"] += 1
+                    await held.enter_async_context(attempt.pop_all())
+                    return AnswerOfNode(link.name, answer)
         except EngineError as error:
-            await attempt.aclose()
             self._failed(link, "died", tries, may_have_begun=not isinstance(error, EngineUnreachable))
             return error
-        except BaseException:
-            await attempt.aclose()
-            raise
-        if refusal is None:
-            self._nodes.outcomes[link.name, "answered"] += 1
-            await held.enter_async_context(attempt)
-            return AnswerOfNode(link.name, answer)
-        await attempt.aclose()
         if refusal.error.code in _NOT_LET_IN:
             link.refuse(f"it refused a request of this front ({refusal.status}): {refusal.error.message}")
         self._failed(link, "refused", tries, may_have_begun=refusal.error.code not in _UNSENT)
