@@ -209,6 +209,7 @@ def _until_served(port: int, path: str, mark: bytes) -> None:
 
 def _report(alone: Way, through: Way) -> str:
     added, added_chunk = _p50(through.requests) - _p50(alone.requests), _p50(through.chunks) - _p50(alone.chunks)
+    load = os.getloadavg()[0]
     rows = "\n".join(_row(way) for way in (alone, through))
     return f"""## Several machines: a front and a node over one server
 
@@ -217,7 +218,7 @@ One request at a time, the two ways in turns; the upstream and the client are on
 A chunk: from the upstream's write until the client had it. All of it on one machine, so the network costs nothing.
 
 Python {platform.python_version()}, {os.cpu_count()} cores shared with other work
-(the load average was {os.getloadavg()[0]:.1f}).
+(the load average was {load:.1f}).{_BUSY if load > (os.cpu_count() or 1) else ""}
 
 | | request p50 ms | p99 | chunk p50 ms | p99 |
 |---|---|---|---|---|
@@ -226,6 +227,9 @@ Python {platform.python_version()}, {os.cpu_count()} cores shared with other wor
 - Added to a request at p50: {added:.2f} ms, goal at most {GOAL_MS:g}: {_judged(added, GOAL_MS)}.
 - Added to a chunk at p50: {added_chunk:.2f} ms, goal at most {GOAL_CHUNK_MS:g}: {_judged(added_chunk, GOAL_CHUNK_MS)}.
 """
+
+
+_BUSY = " More was to do than there are cores: these figures say little, and are to be taken again."
 
 
 def _row(way: Way) -> str:
