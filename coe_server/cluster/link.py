@@ -80,6 +80,9 @@ class NodeLink:
         self._listening: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.pending: set[Pending] = set()
+        self._is_leaving = False
+        self._idle = asyncio.Event()  # set while no request is pending
+        self._idle.set()
         self.settled = asyncio.Event()  # set once it has answered, or has failed to
 
     @property
@@ -111,16 +114,17 @@ class NodeLink:
         return self._channel
 
     async def run(self) -> None:
-        """Follow the node until cancelled: connect again after each failure."""
+        """Follow the node until cancelled: connect again after each failure. Ends by itself after `leave`."""
         pause = _PAUSE_SECONDS
         try:
-            while True:
+            while not self._is_leaving:
                 self._listening = asyncio.create_task(self._listen())
                 await asyncio.wait({self._listening})
                 pause = _PAUSE_SECONDS if self._connected_seconds is not None else pause
                 self._disconnected(_why(self._listening))
                 await asyncio.sleep(pause)  # a backoff
                 pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
+            await self._idle.wait()
         finally:
             if self._listening is not None:
                 self._listening.cancel()
@@ -139,14 +143,23 @@ class NodeLink:
         elif self.is_silent and self._unusable is None:
             self._tell(f"no pulse for {SILENT_SECONDS:g} s")
 
+    def leave(self) -> None:
+        """The directory lists it no more: do not follow it, and close its connections once its answers have ended."""
+        self._is_leaving = True
+        if self._listening is not None:
+            self._listening.cancel()
+
     @contextmanager
     def holds(self, pending: Pending) -> Iterator[None]:
         """For the time of one attempt at this node."""
         self.pending.add(pending)
+        self._idle.clear()
         try:
             yield
         finally:
             self.pending.discard(pending)
+            if not self.pending:
+                self._idle.set()
 
     @property
     def is_silent(self) -> bool:

@@ -51,7 +51,6 @@ class Nodes:
         self._directory = directory
         self._access = access
         self._links: dict[str, NodeLink] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._experts: dict[str, ExpertOnNode] = {}  # every name that was ever told, as it was told last
         self._conversations: OrderedDict[bytes, str] = OrderedDict()
         self._drained: set[str] = set()
@@ -68,15 +67,14 @@ class Nodes:
         listed = {one.name: one for one in self._directory.addresses()}
         for name, link in tuple(self._links.items()):
             if listed.get(name) != link.address:
-                del self._links[name]
-                self._tasks.pop(name).cancel()
+                self._links.pop(name).leave()
                 self.sent.forget(name)
                 logger.info("node '%s' (%s) is no longer listed", name, link.address.url)
         for name, address in listed.items():
             if name not in self._links:
                 self._links[name] = link = NodeLink(address, self._access(address), self._heard)
                 link.drained = name in self._drained
-                self._tasks[name] = tasks.create_task(link.run())
+                tasks.create_task(link.run())
         self.changed()
 
     async def _count_silence(self) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from coe_server.cluster.directory import NodeAddress
-from coe_server.cluster.link import LOST_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink
+from coe_server.cluster.link import LOST_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, NodeLink, Pending
 from coe_server.cluster.snapshot import PROTOCOL, ExpertOnNode, NodeSnapshot
+from coe_server.engines.engine import Tries
 from tests.patience import PATIENCE_SECONDS
 
 SNAPSHOT = NodeSnapshot("itself", PROTOCOL, 0, {"coder": ExpertOnNode("coder", "device")}, process="one")
@@ -47,7 +48,7 @@ class Node:
             writer.close()
 
 
-def run(story):
+def run(story, link_ends=False):
     """Run a story with a node, a link to it, and a function that waits until a condition holds."""
 
     async def told():
@@ -66,6 +67,8 @@ def run(story):
 
         try:
             await story(node, link, until)
+            if link_ends:
+                await asyncio.wait_for(following, PATIENCE_SECONDS)
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
@@ -155,3 +158,18 @@ def test_a_node_that_stops_says_so_and_is_not_lost():
         assert link.channel is channel  # its last answers may end
 
     run(story)
+
+
+def test_a_node_that_is_no_longer_listed_may_end_its_answers():
+    async def story(node, link, until):
+        node.said.put_nowait(message("snapshot", SNAPSHOT))
+        await until(lambda: link.usable)
+        channel = link.channel
+        with link.holds(Pending("coder", Tries(), asyncio.timeout(None))):
+            link.leave()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert link.channel is channel
+            assert not channel._client.closed
+
+    run(story, link_ends=True)
