@@ -122,7 +122,7 @@ NODE_REQUESTS = Metric(
     ("node", "outcome"),
 )
 NODE_IN_FLIGHT = Metric("coe_node_in_flight", "gauge", "Answers that the node owes this front.", ("node",))
-NODE_RESIDENCY = Metric(
+NODE_TIERS = Metric(
     "coe_node_residency",
     "gauge",
     "1 for the fastest tier of the node that holds the expert.",

@@ -92,7 +92,7 @@ def _nodes(nodes: Nodes) -> Iterator[Family]:
     yield _family(named.NODE_REQUESTS, dict(nodes.outcomes))
     yield _family(named.NODE_IN_FLIGHT, {(node.name,): nodes.owed(node.name) for node in known})
     where = {(node, one.name, tier): float(one.tier == tier) for node, one in told for tier in TIERS}
-    yield _family(named.NODE_RESIDENCY, where)
+    yield _family(named.NODE_TIERS, where)
     yield _family(named.NODE_QUEUED, {(node, one.name): one.queued for node, one in told})
     yield _family(named.NODE_WAIT, {(node, one.name): one.wait_seconds for node, one in told})
 
