@@ -94,7 +94,7 @@ def write(folder, **settings):
             "experts.a.headers: must be a mapping of names to texts: {X-Name: value}",
         ),
         ({"memory": {"device": "120%"}}, "memory.device: '120%' is not between 0 and 100 %"),
-        ({"experts": []}, "experts: must have at least one entry"),
+        ({"experts": []}, "experts: a server needs at least one"),
         ({"http": None}, "http: must be a mapping of settings, not None"),
         ({"vllm": {"command": []}}, "vllm.command: must have at least one entry"),
         ({"vllm": {"kv_cache": -1}}, "vllm.kv_cache: -1 is not a number of bytes (70GiB, 512MiB)"),

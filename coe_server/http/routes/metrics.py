@@ -49,8 +49,7 @@ class _Now(Collector):
     def collect(self) -> Iterator[Family]:
         cache, telemetry = self._service.cache, self._service.telemetry
         yield from _experts(self._service)
-        if self._service.nodes is not None:
-            yield from _nodes(self._service.nodes)
+        yield from _nodes(self._service.nodes)
         yield from _tiers(cache, telemetry)
         yield from _routing(self._service)
         yield _family(named.TOKENS, telemetry.tokens)
@@ -84,13 +83,15 @@ def _experts(service: Service) -> Iterator[Family]:
         yield _family(metric, {(guess.value,): counts[guess] for guess in Guess})
 
 
-def _nodes(nodes: Nodes) -> Iterator[Family]:
-    known = nodes.known()
+def _nodes(nodes: Nodes | None) -> Iterator[Family]:
+    """Those of a front; on any other server they have no samples."""
+    known = () if nodes is None else nodes.known()
     told = [(node.name, one) for node in known if node.snapshot is not None for one in node.snapshot.experts.values()]
     usable = {(node.name,): float(node.unusable is None and not node.drained) for node in known}
     yield _family(named.NODE_USABLE, usable)
-    yield _family(named.NODE_REQUESTS, dict(nodes.outcomes))
-    yield _family(named.NODE_IN_FLIGHT, {(node.name,): nodes.owed(node.name) for node in known})
+    yield _family(named.NODE_REQUESTS, {} if nodes is None else dict(nodes.outcomes))
+    owed = {} if nodes is None else {(node.name,): nodes.owed(node.name) for node in known}
+    yield _family(named.NODE_IN_FLIGHT, owed)
     where = {(node, one.name, tier): float(one.tier == tier) for node, one in told for tier in TIERS}
     yield _family(named.NODE_TIERS, where)
     yield _family(named.NODE_QUEUED, {(node, one.name): one.queued for node, one in told})
