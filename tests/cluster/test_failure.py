@@ -23,6 +23,9 @@ from tests.cluster.servers import (
 )
 from tests.patience import PATIENCE_SECONDS, until
 
+# FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.UnsupportedFieldAttributeWarning")
+
 NEVER = {"ttft_seconds": 3000.0}  # no first word
 SLOWLY = {"tokens_per_second": 2.0}
 LONG = {"scheduling": {"max_generation_seconds": 4000}}

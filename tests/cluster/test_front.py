@@ -17,6 +17,9 @@ from tests.cluster.servers import KEY, cluster, expert, front_settings, in_threa
 from tests.patience import until
 from tests.routing.small_artifact import SIZES, held_out, small_artifact
 
+# FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.UnsupportedFieldAttributeWarning")
+
 
 @pytest.fixture(scope="module")
 def two():

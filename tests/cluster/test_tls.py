@@ -13,6 +13,9 @@ from coe_server.errors import CoeError, ConfigError
 from tests.cluster.servers import ENVIRONMENT, expert, front_settings, in_thread, node_settings
 from tests.patience import until
 
+# FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.UnsupportedFieldAttributeWarning")
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
