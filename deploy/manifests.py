@@ -1,6 +1,6 @@
 """Writes deploy/kubernetes/*.yaml from the Helm chart, for clusters where Helm is not used: python -m deploy.manifests
 
-The chart keeps to the part of Helm's template language that this program knows: a value, and `quote`, `toJson`, `indent N`.
+The chart keeps to the part of Helm's template language that is known here: values, `quote`, `toJson`, `indent N`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Manifests and chart without a cluster: Kubernetes' schemas, the chart's own, and what the image and the server need."""
+"""Manifests and chart without a cluster: Kubernetes' schemas, the chart's own, and what image and server need."""
 
 from __future__ import annotations
 
