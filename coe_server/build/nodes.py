@@ -16,6 +16,7 @@ from coe_server.cluster.dns import DnsDirectory
 from coe_server.cluster.engine import OnNodes
 from coe_server.cluster.link import Access
 from coe_server.cluster.nodes import Nodes
+from coe_server.cluster.ray_directory import RayDirectory, ray_reader
 from coe_server.cluster.static import StaticDirectory
 from coe_server.config.nodes import DnsNodes, NodeAccess, RayNodes
 from coe_server.config.schema import ServerConfig
@@ -32,8 +33,7 @@ def _dns(settings: DnsNodes) -> NodeDirectory:
 
 
 def _ray(settings: RayNodes) -> NodeDirectory:
-    del settings
-    raise ConfigError("nodes.directory: ray is not built into this version; use a list of addresses, or dns")
+    return RayDirectory(ray_reader(settings.address))
 
 
 # `nodes.directory` -> how it is built

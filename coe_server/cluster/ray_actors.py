@@ -101,7 +101,7 @@ class Node:
         self._process = await KeptProcess.start(command, server_environment(), folder, log)
         self._since = time.monotonic()
         url = f"{self._plan.scheme}://{host_and_port(host_of(self._plan, self._machine), port)}"
-        self._run = replace(self._run, state="running", url=url, runs=self._run.runs + 1, log=str(log))
+        self._run = NodeRun("running", url, self._run.runs + 1, 0.0, self._run.last_end, str(log), self._process.pid)
         return await asyncio.shield(self._process.over), log
 
 

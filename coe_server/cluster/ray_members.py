@@ -62,6 +62,7 @@ class NodeRun:
     running_seconds: float = 0.0
     last_end: str | None = None  # how the run before ended
     log: str = ""
+    keeper_pid: int | None = None  # the parent of the server's process
 
 
 @dataclass(frozen=True, slots=True)
