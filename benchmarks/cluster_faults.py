@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -60,7 +61,7 @@ class Findings:
     noticed: dict[str, list[float]] = field(default_factory=lambda: {"killed": [], "frozen": []})
     back: list[float] = field(default_factory=list)  # from the order to start a machine to its node's first request
     wrong: list[str] = field(default_factory=list)
-    elsewhere: int = 0  # requests that were tried on another node
+    sent: Counter[str] = field(default_factory=Counter)  # to nodes, by what came of it
 
     def must(self, holds: bool, sentence: str) -> None:
         if not holds:
@@ -103,7 +104,7 @@ def main() -> None:
         folder = Path(made)
         with _running(folder) as cluster:
             asyncio.run(_story(cluster, options, findings))
-            findings.elsewhere = _tried_elsewhere(cluster)
+            findings.sent.update(_sent_to_nodes(cluster))
             cluster.coe("down")
         deadline = time.monotonic() + 30.0
         while (left := _left(folder)) and time.monotonic() < deadline:
@@ -185,12 +186,12 @@ async def _story(cluster: Cluster, options: argparse.Namespace, findings: Findin
     chance = random.Random(options.seed)
     ends = time.monotonic() + options.seconds
     timeout = aiohttp.ClientTimeout(total=2 * DEADLINE_SECONDS)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        async with asyncio.TaskGroup() as group:
-            for number in range(options.clients):
-                client = random.Random(chance.random())
-                group.create_task(_client(session, cluster.url, client, f"client {number}", ends, findings))
-            group.create_task(asyncio.to_thread(_faults, cluster, options, ends, findings))
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, asyncio.TaskGroup() as group:
+        for number in range(options.clients):
+            client = random.Random(chance.random())
+            group.create_task(_client(session, cluster.url, client, f"client {number}", ends, findings))
+        group.create_task(asyncio.to_thread(_faults, cluster, options, ends, findings))
     findings.must(findings.outcomes["answered"] > 0, "nothing was answered at all")
     await asyncio.to_thread(_until, lambda: all(map(cluster.usable, MACHINES)), "all nodes are usable at the end")
 
@@ -259,7 +260,7 @@ def _faults(cluster: Cluster, options: argparse.Namespace, ends: float, findings
     while time.monotonic() + AWAY_SECONDS + 10 < ends:
         name = MACHINES[turn % len(MACHINES)]
         _kill(cluster, name, findings)
-        if turn in (0, 2) or (turn == 1 and options.seconds < 3 * options.every):
+        if turn < 2:
             cluster.ray.kill_directory()
             findings.faults["the directory killed"] += 1
         time.sleep(AWAY_SECONDS)
@@ -267,8 +268,8 @@ def _faults(cluster: Cluster, options: argparse.Namespace, ends: float, findings
         cluster.ray.add(name)
         _until(lambda name=name: cluster.usable(name), f"{name} is back")
         findings.back.append(time.monotonic() - began)
-        if turn == 1:
-            _freeze(cluster, MACHINES[(turn + 1) % len(MACHINES)], findings)
+        if turn == 0:
+            _freeze(cluster, MACHINES[1], findings)
         turn += 1
         time.sleep(max(0.0, min(begun + turn * options.every, ends) - time.monotonic()))
 
@@ -299,12 +300,15 @@ def _notice(cluster: Cluster, name: str, kind: str, findings: Findings) -> None:
     findings.faults[f"a node {kind}"] += 1
 
 
-def _tried_elsewhere(cluster: Cluster) -> int:
-    """Requests that a node did not answer, by the front's metrics."""
+def _sent_to_nodes(cluster: Cluster) -> Counter[str]:
+    """What came of the requests sent to nodes, by the front's metrics."""
     with urllib.request.urlopen(f"{cluster.url}/metrics", timeout=30) as answer:
         lines = answer.read().decode().splitlines()
-    counted = (line for line in lines if line.startswith("coe_node_requests_total{"))
-    return sum(int(float(line.rpartition(" ")[2])) for line in counted if 'outcome="elsewhere"' in line)
+    found: Counter[str] = Counter()
+    for line in lines:
+        if told := re.match(r'coe_node_requests_total\{.*outcome="(\w+)".*\} ([0-9.e+]+)', line):
+            found[told[1]] += int(float(told[2]))
+    return found
 
 
 def _left(folder: Path) -> list[int]:
@@ -329,7 +333,7 @@ def _text(options: argparse.Namespace, findings: Findings) -> str:
         f"| answered, each by its own expert | {findings.outcomes['answered']:,} |",
         f"| other ends, all documented errors | {sum(errors.values()):,}: {_counted(errors)} |",
         f"| answers by node | {_counted(dict(sorted(findings.by_node.items())))} |",
-        f"| tries that went on to another node | {findings.elsewhere:,} |",
+        f"| sent to nodes, by what came of it | {_counted(findings.sent)} |",
         f"| faults | {_counted(findings.faults)} |",
         *(
             f"| a {kind} node is unused after | {_spread(seconds)} |"

@@ -21,7 +21,8 @@ END_SECONDS = 60.0
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",  # it counts the memory of the whole machine
-    "RAY_DISABLE_IMPORT_WARNING": "1",
+    "RAY_raylet_start_wait_time_s": "180",  # on a busy machine its 30 s are short
+    "RAY_worker_register_timeout_seconds": "180",
 }
 
 
@@ -94,6 +95,7 @@ def main() -> None:
     machine["object_store_memory"] = 80 << 20
     head = {**machine, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
+    address = cluster.address  # without a head it has none
     there: dict[str, Any] = {}
     try:
         for line in sys.stdin:
@@ -103,10 +105,10 @@ def main() -> None:
                 case ["kill", name]:
                     cluster.remove_node(there.pop(name), allow_graceful=False)
                 case ["kill directory"]:
-                    _kill_directory(cluster.address)
+                    _kill_directory(address)
                 case ["kill head"]:
                     cluster.head_node.kill_gcs_server(check_alive=False)
-            print(json.dumps({"address": cluster.address}), flush=True)
+            print(json.dumps({"address": address}), flush=True)
     finally:
         cluster.shutdown()
 
@@ -114,8 +116,11 @@ def main() -> None:
 def _kill_directory(address: str) -> None:
     import ray  # noqa: PLC0415  an extra
 
-    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, ignore_reinit_error=True)
-    ray.kill(ray.get_actor(DIRECTORY), no_restart=False)
+    ray.init(address=address, namespace=NAMESPACE, log_to_driver=False)
+    try:
+        ray.kill(ray.get_actor(DIRECTORY), no_restart=False)
+    finally:
+        ray.shutdown()  # the cluster ends no machine to which this process is connected
 
 
 if __name__ == "__main__":

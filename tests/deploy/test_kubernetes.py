@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from coe_server.config.schema import load_config
 from coe_server.http.auth import PUBLIC
 from deploy.manifests import CHART, WRITTEN, rendered, templates, write_manifests
 from tests.patience import PATIENCE_SECONDS
@@ -181,6 +182,18 @@ def test_probes_ask_paths_that_need_no_key_on_the_port_of_the_configuration(kind
 def configuration(name: str, file: str) -> dict[str, Any]:
     settings: dict[str, Any] = yaml.safe_load(objects()["ConfigMap", name]["data"][file])
     return settings
+
+
+@pytest.mark.parametrize(("name", "file"), [("coe-node", "node.yaml"), ("coe-front", "front.yaml")])
+def test_the_configurations_are_valid(tmp_path: Path, name: str, file: str) -> None:
+    text = objects()["ConfigMap", name]["data"][file]
+    written = tmp_path / file
+    written.write_text(text.replace("/opt/demo/experts", str(ROOT / "demo/experts")))
+    config = load_config(written)
+    assert config.role == ("node" if file == "node.yaml" else "server")
+    assert len(config.experts) == (5 if file == "node.yaml" else 0)
+    assert config.has_nodes == (file == "front.yaml")
+    assert {"COE_NODE_KEY"} <= config.secret_variables
 
 
 def test_the_front_finds_the_nodes_by_their_headless_service() -> None:
