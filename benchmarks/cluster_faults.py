@@ -45,7 +45,7 @@ DEADLINE_SECONDS = 30.0
 AWAY_SECONDS = 8.0  # from the end of a machine to its return
 FROZEN_SECONDS = 10.0
 SHARE_STREAMED = 0.5
-PAUSE_SECONDS = 0.1  # of a client between two requests
+PAUSE_SECONDS = 4.0  # longest of a client between two requests
 UP_SECONDS = 180.0
 MOST_NOTICED_SECONDS = 2.0
 _LOOK_SECONDS = 0.02
@@ -209,7 +209,7 @@ async def _client(
         findings.outcomes[outcome] += 1
         took = time.monotonic() - began
         findings.must(took < DEADLINE_SECONDS + 5, f"{name}: {outcome} after {took:.1f} s, beyond its deadline")
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(PAUSE_SECONDS * chance.random())
 
 
 async def _asked(

@@ -18,7 +18,7 @@ from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands import learning as learning_commands
 from coe_server.commands.bench import bench
-from coe_server.commands.cluster import app as cluster_commands
+from coe_server.commands.cluster import down, status, up
 from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.drain import drain, resume
 from coe_server.commands.example import config as print_example
@@ -53,11 +53,13 @@ app = typer.Typer(
 
 app.add_typer(key_commands.app, name="keys")
 app.add_typer(learning_commands.app, name="learning")
-app.add_typer(cluster_commands, name="cluster")
 journal = typer.Typer(no_args_is_help=True, help="The decision log of a server.")
 app.add_typer(journal, name="journal")
-cluster = typer.Typer(no_args_is_help=True, help="The nodes of a front.")
+cluster = typer.Typer(no_args_is_help=True, help="Nodes: on a Ray cluster, and of a front.")
 app.add_typer(cluster, name="cluster")
+cluster.command()(up)
+cluster.command()(status)
+cluster.command()(down)
 cluster.command()(drain)
 cluster.command()(resume)
 app.command()(bench)

@@ -1,4 +1,4 @@
-"""`coe cluster`: nodes on a Ray cluster, started, shown and ended."""
+"""`coe cluster up`, `status` and `down`: nodes on a Ray cluster, started, shown and ended."""
 
 from __future__ import annotations
 
@@ -16,18 +16,11 @@ from coe_server.cluster.ray_members import RESOURCE, Member
 from coe_server.commands.terminal import mistakes_as_sentences, table_console, tell
 from coe_server.config.schema import load_config
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Nodes on several machines: started on a Ray cluster, shown, ended.",
-)
-
 RayAddress = Annotated[str, typer.Option(help="The Ray cluster, HOST:PORT. Default: the one that this machine is in.")]
 
 _START_SECONDS = 60.0
 
 
-@app.command()
 def up(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A node's YAML file (role: node), for all of them.")],
     address: RayAddress = "auto",
@@ -61,7 +54,6 @@ NO_MACHINE = (
 )
 
 
-@app.command()
 def status(
     address: RayAddress = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
@@ -75,7 +67,6 @@ def status(
         table_console().print(nodes_table(members))
 
 
-@app.command()
 def down(address: RayAddress = "auto") -> None:
     """End all nodes on a Ray cluster, and their directory. Answers in progress have http.shutdown_seconds."""
     with mistakes_as_sentences(), connected(address) as cluster:
