@@ -309,6 +309,8 @@ def _cannot_learn(config: ServerConfig) -> Iterator[str]:
         yield f"router.judge: there is no expert '{router.judge}'"
     if router.judge in {expert.name for expert in config.experts if expert.remote} and not router.compare_remote:
         yield f"router.judge: '{router.judge}' is remote and would get prompts and answers; allow it (compare_remote)"
+
+
 def _false_roles(config: ServerConfig) -> Iterator[str]:
     """Settings that a node, a front, or a server alone cannot have."""
     if not config.experts and not config.has_nodes:
