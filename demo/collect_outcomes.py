@@ -2,7 +2,8 @@
 
     python demo/collect_outcomes.py
 
-Writes demo/data/{train,held_out}.outcomes.jsonl; every answer is in artifacts/demo-outcomes/outcomes.raw.jsonl.
+Writes demo/data/{train,held_out}.outcomes.jsonl and held_out.answers.jsonl; every answer is in
+artifacts/demo-outcomes/outcomes.raw.jsonl.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def main() -> None:
         subprocess.run([*collect, *prompts, "--out", TOGETHER, "--base-url", f"{service.url}/v1"], check=True)
     for split in SPLITS:
         write_outcomes_of(split)
+    write_answers()
 
 
 def write_outcomes_of(split: str) -> None:
@@ -38,6 +40,17 @@ def write_outcomes_of(split: str) -> None:
     lines = TOGETHER.read_text().splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["prompt_id"] in ids]
     (ROOT / "demo/data" / f"{split}.outcomes.jsonl").write_text("".join(kept))
+
+
+def write_answers() -> None:
+    """The texts of the held-out answers, which show what agreement says without right answers."""
+    ids = [row["prompt_id"] for row in read_rows("held_out.prompts.jsonl")]
+    recorded = (json.loads(line) for line in TOGETHER.with_name("outcomes.raw.jsonl").read_text().splitlines())
+    texts = {(row["expert"], row["prompt_id"]): row["text"] for row in recorded if row["kind"] == "answer"}
+    experts = dict.fromkeys(expert for expert, _ in texts)
+    rows = [{"prompt_id": name, "expert": expert, "text": texts[expert, name]} for expert in experts for name in ids]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (ROOT / "demo/data/held_out.answers.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -192,6 +192,9 @@ def collect(
     base_url: Annotated[str | None, typer.Option(help="The service's address, instead of base_url.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be sent.")] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; query no expert.")] = False,
+    scorer: Annotated[
+        str | None, typer.Option(metavar="KIND", help="A scorer with its defaults, as `consensus`, instead of scorer.")
+    ] = None,
 ) -> None:
     """Send every prompt to every expert, score the answers, and write the outcomes that `fit` reads.
 
@@ -208,7 +211,7 @@ def collect(
         from router_training.collect.settings import read_collect_config
 
         files = Files.of(prompts, out, raw)
-        settings = read_collect_config(config, base_url)
+        settings = read_collect_config(config, base_url, scorer)
         if dry_run:
             show_steps(plan(settings, files), console)
             return

@@ -6,9 +6,9 @@ Every key is explained in `configs/train.yaml`. Paths in a file are relative to 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -238,12 +238,17 @@ def read_config(path: Path) -> TrainingConfig:
     return _with_paths_from(path.resolve().parent, config)
 
 
-def read_settings(path: Path, model: type[Read], explained_in: str = "`coe config --example train`") -> Read:
-    """The settings in a YAML file.
+def read_settings(
+    path: Path,
+    model: type[Read],
+    explained_in: str = "`coe config --example train`",
+    changed: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Read:
+    """The settings in a YAML file, as `changed` by the command's options.
 
     Raises ConfigError, one sentence that names the key, what was found and what is allowed.
     """
-    raw = read_settings_file(path, explained_in)
+    raw = changed(read_settings_file(path, explained_in))
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -25,6 +25,7 @@ from router_training.cross_fit.out_of_fold import cross_validated
 from router_training.data.checks import duplicate_report, require_categories, require_trainable, with_near_duplicates
 from router_training.data.dataset import Dataset, read_dataset, split
 from router_training.data.embeddings import with_embeddings
+from router_training.data.provenance import AGREEMENT, BY_AGREEMENT_ALONE
 from router_training.data.trained_on import hashes_of
 from router_training.evaluation.evaluation import evaluate, main_objective
 from router_training.evaluation.gains import (
@@ -112,6 +113,7 @@ def joined(training: Dataset, held_out: Dataset) -> Dataset:
         training.experts,
         np.concatenate((training.scores, held_out.scores)),
         np.concatenate((training.copies, held_out.copies)),
+        origin=training.provenance.joined(held_out.provenance),
     )
 
 
@@ -153,7 +155,8 @@ def _refusals(
         outside = unseen_groups_gain(unseen.priced(learned.draft.manifest.costs(name)), entry) if unseen else None
         why = refusal(evidence[name].gain.low, outside, has_budget, learned.config.shipping.harm_limit)
         exam = by_budget.get(name, evaluation["router"])["gain_ci95"][1]
-        refusals[name] = why or exam_failed(exam, has_budget)
+        by_agreement = BY_AGREEMENT_ALONE if evaluation.get("scored_by") == AGREEMENT else None
+        refusals[name] = by_agreement or why or exam_failed(exam, has_budget)
     return refusals
 
 
@@ -162,7 +165,7 @@ def _unseen_groups(learned: Learned) -> UnseenGroups | None:
     unseen, prompts = learned.predictions.group_out, learned.predicted
     if unseen is None:
         return None
-    complete = np.flatnonzero(prompts.has_all_outcomes & (prompts.weights > 0.0))
+    complete = np.flatnonzero(prompts.measures & (prompts.weights > 0.0))
     judged = Judged(prompts.rows(complete), np.array(learned.draft.manifest.costs()))
     return UnseenGroups(judged, unseen.expected[complete], unseen.attempts.overall[complete])
 

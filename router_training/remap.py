@@ -33,6 +33,7 @@ from router_training.assignment.objectives import Budget, Grounds, Limits, decid
 from router_training.config import category_without_experts
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
+from router_training.data.provenance import AGREEMENT, BY_AGREEMENT_ALONE
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
@@ -76,7 +77,7 @@ def remap(folder: Path, out: Path, options: MapOptions, track: Track, prepare: P
     _require_known_names(learned, options.limits)
     after = _solved(learned, held_out, options, track)
     artifacts.save(after, held_out, _evaluation_before(folder, before, after), out, partial(_finish, before=folder))
-    if dataset is None or not dataset.has_all_outcomes.any():
+    if dataset is None or not dataset.measures.any():
         return artifacts.load(out)
     bootstrap = Bootstrap(options.resamples, before.manifest.seed)
     measured = evaluate(artifacts.load(out), dataset, bootstrap, track, prepare)
@@ -218,6 +219,7 @@ def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
     for name, entry in after.manifest.objectives.items():
         low = rows.get(name, measured["router"])["gain_ci95"][0]
         why = entry.refusal if entry.measured else refusal(low, None, entry.budget is not None, 0.0)
+        why = why or (BY_AGREEMENT_ALONE if measured.get("scored_by") == AGREEMENT else None)
         verdict = {"shipped": why is None, "refusal": why, "forced": None}
         objectives[name] = entry.model_copy(update={**verdict, "measured": True})
     return replace(after, manifest=after.manifest.model_copy(update={"objectives": objectives}))

@@ -23,7 +23,9 @@ FIRST_RELIABILITY = 0.7
 LEAST_WRONG = 10  # shared wrong prompts to judge a pair by
 DEVIATIONS = 3.0  # of the bounds on shares of equal wrong answers
 FAMILY_EXCESS = 0.3  # of what chance leaves of equal wrong answers
-TYPICAL_PAIR = 0.25  # quantile of all pairs that counts as chance
+TYPICAL_PAIR = 0.4  # quantile of the pairs that each of two experts forms with the others: it counts as chance
+LEAST_COMPARED = 2  # such pairs
+AGREE_BY_CHANCE = 0.25  # quantile of all pairs' equal answers: the least agreeing pairs are rarely right together
 MISSING = -1
 
 Codes = npt.NDArray[np.int64]
@@ -33,7 +35,10 @@ Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Two experts found to share errors: `same` of `wrong` prompts that both got wrong; `chance` is other pairs'."""
+    """Two experts found to share errors: `same` of `wrong` prompts that both got wrong.
+
+    `chance`: the share of equal wrong answers that either has with the other experts.
+    """
 
     experts: tuple[str, str]
     same: int
@@ -106,7 +111,7 @@ def _agreed(codes: Codes, votes: Codes, reliabilities: Vector) -> Codes:
 def _supporters(same: Flags, votes: Codes) -> Codes:
     """[prompts, voters]: how many families give each voter's answer."""
     families = [same[:, :, votes == one].any(axis=2) for one in np.unique(votes)]
-    return np.sum(families, axis=0, dtype=np.int64)
+    return np.asarray(np.sum(families, axis=0), dtype=np.int64)
 
 
 def _same(codes: Codes) -> Flags:
@@ -133,7 +138,7 @@ def _chance(same: Flags) -> float:
     """The probability that two wrong answers are equal, from the least agreeing pairs."""
     voters = same.shape[1]
     pairs = [float(same[:, a, b].mean()) for a in range(voters) for b in range(a)]
-    return float(np.clip(np.quantile(pairs, TYPICAL_PAIR) if pairs else 0.0, 0.01, 0.5))
+    return float(np.clip(np.quantile(pairs, AGREE_BY_CHANCE) if pairs else 0.0, 0.01, 0.5))
 
 
 def _reliabilities(codes: Codes, votes: Codes) -> Vector:
@@ -161,19 +166,29 @@ def _with_families(codes: Codes, votes: Codes, experts: Sequence[str]) -> tuple[
 
 def _clearest_pair(codes: Codes, votes: Codes) -> tuple[int, int, int, int, float] | None:
     """(expert, expert, equal wrong answers, prompts both got wrong, chance) of the pair furthest above chance."""
-    counts = []
+    counts = {}
     for one in range(codes.shape[1]):
         for other in range(one + 1, codes.shape[1]):
             if votes[one] != votes[other]:
                 same, wrong = _shared_errors(codes, votes, one, other)
                 if wrong >= LEAST_WRONG:
-                    counts.append((one, other, same, wrong))
-    if len(counts) < 2:  # nothing to compare a pair with
-        return None
-    chance = float(np.quantile([same / wrong for _, _, same, wrong in counts], TYPICAL_PAIR))
-    one, other, same, wrong = max(counts, key=lambda pair: _lower_bound(pair[2], pair[3]))
-    is_clear = _lower_bound(same, wrong) > chance + FAMILY_EXCESS * (1.0 - chance)
-    return (one, other, same, wrong, chance) if is_clear else None
+                    counts[one, other] = (same, wrong)
+    clearest, furthest = None, 0.0
+    for pair, (same, wrong) in counts.items():
+        chance = _chance_beside(pair, counts)
+        ahead = _lower_bound(same, wrong) - chance - FAMILY_EXCESS * (1.0 - chance)
+        if ahead > furthest:
+            clearest, furthest = (*pair, same, wrong, chance), ahead
+    return clearest
+
+
+def _chance_beside(pair: tuple[int, int], counts: Mapping[tuple[int, int], tuple[int, int]]) -> float:
+    """The share of equal wrong answers that either of a pair has with the other experts; 1 if unknown."""
+    others = {key: same / wrong for key, (same, wrong) in counts.items() if key != pair}
+    alike = [share for key, share in others.items() if set(key) & set(pair)]
+    if len(alike) < LEAST_COMPARED:  # where two are always right together, neither is wrong beside a third
+        alike = list(others.values())
+    return float(np.quantile(alike, TYPICAL_PAIR)) if len(alike) >= LEAST_COMPARED else 1.0
 
 
 def _shared_errors(codes: Codes, votes: Codes, one: int, other: int) -> tuple[int, int]:

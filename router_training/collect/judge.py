@@ -82,6 +82,9 @@ class Judge:
             scores.append(score_of(case.order, verdict.said))
         return fmean(scores)
 
+    def parses(self, answer: str) -> bool:
+        return bool(answer.strip())
+
     def cases(self, question: Question, expert: str) -> list[Case]:
         """The requests to the judge about this expert's answer; none if the score is known without them."""
         answer = self._words_of(expert, question)

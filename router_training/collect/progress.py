@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,12 +23,13 @@ from rich.table import Table
 from coe_server.config.addresses import shown_address
 from coe_server.errors import DatasetError
 from coe_server.system.visible import visible
+from router_training.collect.by_agreement import Findings, show_findings
 from router_training.collect.recording import Answer
 from router_training.collect.scorers import Unscored
 from router_training.collect.settings import Target
+from router_training.data.provenance import FAULTS, Fault
 
 REASONS_SHOWN = 3
-CUT_SHORT = "length"  # the finish_reason of an answer that reached max_tokens
 
 
 @dataclass(slots=True)
@@ -41,14 +42,18 @@ class ExpertTally:
     answers: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
-    cut_short: int = 0
+    faults: Counter[Fault] = field(default_factory=Counter)
 
     def add_answer(self, answer: Answer) -> None:
         """Count an answer's tokens and time, scored or not."""
         self.answers += 1
         self.output_tokens += answer.output_tokens or 0
         self.seconds += answer.seconds
-        self.cut_short += answer.finish_reason == CUT_SHORT
+
+    def add_fault(self, fault: Fault | None) -> None:
+        """Count an answer that is truncated, refused or unparsed."""
+        if fault is not None:
+            self.faults[fault] += 1
 
     def add_missing(self, why: Unscored) -> None:
         """Count a missing outcome."""
@@ -70,6 +75,7 @@ class Tally:
     """All experts, in the config's order."""
 
     by_expert: Mapping[str, ExpertTally]
+    findings: Findings | None = None  # of the scorer `consensus`
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
@@ -93,16 +99,26 @@ class Tally:
 SCHEMA = pa.schema(
     [("prompt_id", pa.string()), ("expert", pa.string()), ("score", pa.float64()), ("output_tokens", pa.int64())]
 )
+MARKS = ("scored_by", "fault")  # columns that are written only where an outcome has them
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`score` in [0, 1]; `output_tokens` is None where the endpoint does not count."""
+    """`score` in [0, 1]; `output_tokens` is None where the endpoint does not count.
+
+    `scored_by` is None unless other experts' answers scored it; `fault` says what is wrong besides the content.
+    """
 
     prompt_id: str
     expert: str
     score: float
     output_tokens: int | None
+    scored_by: str | None = None
+    fault: Fault | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """The row of a file; marks only where there are some."""
+        return {key: value for key, value in asdict(self).items() if key not in MARKS or value is not None}
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -126,13 +142,15 @@ def refuse_unknown_format(path: Path) -> None:
 
 def _write_jsonl(path: Path, outcomes: Sequence[Outcome]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(outcome), ensure_ascii=False) + "\n" for outcome in outcomes)
+        file.writelines(json.dumps(outcome.as_row(), ensure_ascii=False) + "\n" for outcome in outcomes)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _write_parquet(path: Path, outcomes: Sequence[Outcome]) -> None:
-    pq.write_table(pa.Table.from_pylist([asdict(outcome) for outcome in outcomes], schema=SCHEMA), path)
+    marks = [pa.field(mark, pa.string()) for mark in MARKS if any(getattr(one, mark) for one in outcomes)]
+    schema = pa.schema([*SCHEMA, *marks])
+    pq.write_table(pa.Table.from_pylist([outcome.as_row() for outcome in outcomes], schema=schema), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +200,15 @@ def show_cost_factors(tally: Tally, bases: Mapping[str, str], console: Console) 
 
 def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     """Print scores, costs, missing outcomes with reasons, and the output files."""
+    if tally.findings is not None:
+        show_findings(tally.findings, console)
     table = Table("expert", "mean score")
-    for column in ("answers", "no outcome", "cut short", "output tokens", "s per answer"):
+    for column in ("answers", "no outcome", *FAULTS, "output tokens", "s per answer"):
         table.add_column(column, justify="right")
     for expert, one in tally.by_expert.items():
         mean = "-" if one.mean_score is None else f"{one.mean_score:.3f}"
         per_answer = f"{one.seconds / one.answers:.2f}" if one.answers else "-"
-        counts = (one.answers, one.missing, one.cut_short, one.output_tokens)
+        counts = (one.answers, one.missing, *(one.faults[fault] for fault in FAULTS), one.output_tokens)
         table.add_row(expert, mean, *(f"{count:,}" for count in counts), per_answer)
     console.print(table)
     for problem in tally.problems:

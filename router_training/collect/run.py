@@ -11,7 +11,9 @@ from typing import TypeVar
 from coe_server.errors import DatasetError
 from coe_server.system.files import require_writable_folder
 from router_training import Track
+from router_training.collect.by_agreement import ConsensusScorer
 from router_training.collect.endpoint import CircuitBreaker, Endpoint, Refusal, Reply, endpoint_to
+from router_training.collect.faults import fault_of
 from router_training.collect.judge import Case, Judge, read_verdict, reminder
 from router_training.collect.progress import (
     Bars,
@@ -43,15 +45,18 @@ from router_training.collect.scorers import (
 from router_training.collect.settings import (
     ChoiceSettings,
     CollectConfig,
+    ConsensusSettings,
     ExactSettings,
     FunctionSettings,
     JudgeSettings,
     NumericSettings,
     RegexSettings,
+    SingleSettings,
     Target,
     expert_targets,
     judge_target,
 )
+from router_training.data.provenance import AGREEMENT
 
 Item = TypeVar("Item")
 
@@ -165,7 +170,8 @@ class Collection:
         for expert, tally in tallies.items():
             for question in track(self.questions, f"scoring {expert}"):
                 self._score(question, expert, tally)
-        return Tally(tallies)
+        findings = self.scorer.findings() if isinstance(self.scorer, ConsensusScorer) else None
+        return Tally(tallies, findings)
 
     def _score(self, question: Question, expert: str, tally: ExpertTally) -> None:
         answer = self.answers.of(expert, question)
@@ -174,11 +180,15 @@ class Collection:
             tally.add_missing(Unscored(failure.reason if failure else "not asked", may_change=True))
             return
         tally.add_answer(answer)
-        score = self.scorer.score(question, expert, self.answers.words(answer))
+        words = self.answers.words(answer)
+        fault = fault_of(answer.finish_reason, words, parses=self.scorer.parses(words))
+        tally.add_fault(fault)
+        score = self.scorer.score(question, expert, words)
         if isinstance(score, Unscored):
             tally.add_missing(score)
         else:
-            tally.outcomes.append(Outcome(question.prompt_id, expert, score, answer.output_tokens))
+            by = AGREEMENT if isinstance(self.scorer, ConsensusScorer) else None
+            tally.outcomes.append(Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault))
 
     def _unanswered(self, target: Target) -> list[Question]:
         return [question for question in self.questions if self.answers.of(target.name, question) is None]
@@ -200,7 +210,7 @@ def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path) -> Collec
     """Read and check prompts, references, templates and keys. Raises ConfigError or DatasetError."""
     questions, targets, recording = read_questions(prompts), expert_targets(config), Recording(raw)
     answers = Answers(recording, targets, config.answer_after)
-    scorer = _scorer(config, answers, recording)
+    scorer = _scorer(config, answers, recording, questions)
     judge = scorer if isinstance(scorer, Judge) else None
     for question in questions:
         scorer.check(question)
@@ -209,21 +219,30 @@ def prepare(config: CollectConfig, prompts: Sequence[Path], raw: Path) -> Collec
     return Collection(config, questions, targets, recording, answers, scorer, judge)
 
 
-def _scorer(config: CollectConfig, answers: Answers, recording: Recording) -> Scorer:
+def _scorer(config: CollectConfig, answers: Answers, recording: Recording, questions: Sequence[Question]) -> Scorer:
     match config.scorer:
-        case ExactSettings() as settings:
-            return ExactScorer(settings, config.answer_column)
-        case NumericSettings() as settings:
-            return NumericScorer(settings, config.answer_column)
-        case ChoiceSettings() as settings:
-            return ChoiceScorer(settings, config.answer_column)
-        case RegexSettings() as settings:
-            return RegexScorer(settings)
-        case FunctionSettings() as settings:
-            return FunctionScorer(settings.function)
         case JudgeSettings() as settings:
             target = judge_target(config, settings)
             return Judge(settings, target, answers, recording, config.answer_column)
+        case ConsensusSettings() as settings:
+            return ConsensusScorer(settings, answers, questions, config.expert_names)
+        case settings:
+            return _single_scorer(settings, config.answer_column)
+
+
+def _single_scorer(settings: SingleSettings, column: str) -> Scorer:
+    """The scorer of one answer by itself."""
+    match settings:
+        case ExactSettings():
+            return ExactScorer(settings, column)
+        case NumericSettings():
+            return NumericScorer(settings, column)
+        case ChoiceSettings():
+            return ChoiceScorer(settings, column)
+        case RegexSettings():
+            return RegexScorer(settings)
+        case FunctionSettings():
+            return FunctionScorer(settings.function)
 
 
 @dataclass(frozen=True, slots=True)

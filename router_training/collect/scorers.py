@@ -10,7 +10,7 @@ import importlib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,9 @@ class Scorer(Protocol):
     def score(self, question: Question, expert: str, answer: str) -> float | Unscored:
         """From 0 to 1."""
 
+    def parses(self, answer: str) -> bool:
+        """False if the answer holds nothing that could be compared; such an answer is wrong, and counted apart."""
+
 
 class ExactScorer:
     """1 if the answer equals a reference, up to the differences that `ExactSettings` allows."""
@@ -54,17 +57,11 @@ class ExactScorer:
         wanted = {self._normal(reference) for reference in references(question, self._column)}
         return float(self._normal(answer) in wanted)
 
+    def parses(self, answer: str) -> bool:
+        return bool(answer.strip())
+
     def _normal(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text).strip()
-        if "case" in self._ignored:
-            text = text.casefold()
-        if "punctuation" in self._ignored:
-            text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
-        if "articles" in self._ignored:
-            text = _ARTICLES.sub(" ", text)
-        if self._ignored & {"whitespace", "articles"}:
-            text = " ".join(text.split())
-        return text.strip()
+        return comparable(text, self._ignored)
 
 
 class NumericScorer:
@@ -85,6 +82,9 @@ class NumericScorer:
             for wanted in self._wanted(question)
         )
         return float(near)
+
+    def parses(self, answer: str) -> bool:
+        return last_number(answer) is not None
 
     def _wanted(self, question: Question) -> list[float]:
         wanted = [last_number(reference) for reference in references(question, self._column)]
@@ -112,6 +112,9 @@ class ChoiceScorer:
         del expert
         wanted = {reference.strip().upper() for reference in references(question, self._column)}
         return float(chosen_letter(answer, self._letters) in wanted)
+
+    def parses(self, answer: str) -> bool:
+        return chosen_letter(answer, self._letters) is not None
 
 
 class RegexScorer:
@@ -142,11 +145,28 @@ class RegexScorer:
             return Unscored(f"the pattern failed: {error or type(error).__name__}")
         return float(found is not None)
 
+    def parses(self, answer: str) -> bool:
+        return bool(answer.strip())
+
     def _pattern(self, question: Question) -> str:
         pattern = self._settings.pattern or question.row.get(self._settings.column)
         if not isinstance(pattern, str) or not pattern:
             raise DatasetError(f"{question.place} has no {self._settings.column!r}, and scorer.pattern is not set")
         return pattern
+
+
+def comparable(text: str, ignored: Collection[str]) -> str:
+    """The text without the differences that do not count: case, whitespace, punctuation, articles."""
+    text = unicodedata.normalize("NFC", text).strip()
+    if "case" in ignored:
+        text = text.casefold()
+    if "punctuation" in ignored:
+        text = "".join(letter for letter in text if not unicodedata.category(letter).startswith("P"))
+    if "articles" in ignored:
+        text = _ARTICLES.sub(" ", text)
+    if "whitespace" in ignored or "articles" in ignored:
+        text = " ".join(text.split())
+    return text.strip()
 
 
 def references(question: Question, column: str) -> list[str]:
@@ -229,6 +249,9 @@ class FunctionScorer:
                 f"{self._name} returned {score!r} for {expert!r}, {question.prompt_id!r}: not a number in [0, 1]"
             )
         return float(score)
+
+    def parses(self, answer: str) -> bool:
+        return bool(answer.strip())
 
 
 def _imported(name: str) -> OwnFunction:

@@ -93,8 +93,17 @@ class JudgeSettings(_Settings):
         return self
 
 
+class ConsensusSettings(_Settings):
+    kind: Literal["consensus"]
+    compare: Literal["text", "number", "choice"] = "text"
+    ignore: list[Literal["case", "whitespace", "punctuation", "articles"]] = ["case", "whitespace"]
+    letters: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2,26}$")] = "ABCD"
+    families: dict[Name, Annotated[list[Name], Field(min_length=2)]] = {}
+
+
+SingleSettings = ExactSettings | NumericSettings | ChoiceSettings | RegexSettings | FunctionSettings
 ScorerSettings = Annotated[
-    ExactSettings | NumericSettings | ChoiceSettings | RegexSettings | FunctionSettings | JudgeSettings,
+    SingleSettings | JudgeSettings | ConsensusSettings,
     Field(discriminator="kind"),
 ]
 
@@ -132,15 +141,34 @@ class CollectConfig(_Settings):
         reference = self.scorer.reference_expert if isinstance(self.scorer, JudgeSettings) else None
         if reference is not None and reference not in names:
             raise ValueError(f"scorer.reference_expert: {reference!r} is not an expert ({', '.join(names)})")
+        if isinstance(self.scorer, ConsensusSettings):
+            self._check_consensus(self.scorer)
         return self
 
+    def _check_consensus(self, scorer: ConsensusSettings) -> None:
+        if len(self.experts) < 3:
+            raise ValueError(f"scorer.consensus: needs three experts or more, not {len(self.experts)}: no two others")
+        for family, members in scorer.families.items():
+            for name in members:
+                if name not in self.expert_names:
+                    known = ", ".join(self.expert_names)
+                    raise ValueError(f"scorer.families.{family}: {name!r} is not an expert ({known})")
 
-def read_collect_config(path: Path, base_url: str | None = None) -> CollectConfig:
+
+def read_collect_config(path: Path, base_url: str | None = None, scorer_kind: str | None = None) -> CollectConfig:
     """The settings in a YAML file, the template's path made absolute; `base_url` replaces the one at the top.
+
+    `scorer_kind` replaces the scorer by one of that kind with default settings, unless the file has that kind.
 
     Raises ConfigError.
     """
-    config = read_settings(path, CollectConfig, "`coe config --example collect`")
+
+    def with_scorer(raw: dict[str, Any]) -> dict[str, Any]:
+        own = raw.get("scorer")
+        is_other = scorer_kind is not None and not (isinstance(own, dict) and own.get("kind") == scorer_kind)
+        return {**raw, "scorer": {"kind": scorer_kind}} if is_other else raw
+
+    config = read_settings(path, CollectConfig, "`coe config --example collect`", with_scorer)
     if base_url is not None:
         config = config.model_copy(update={"base_url": _option("--base-url", base_url)})
     scorer = config.scorer

@@ -84,7 +84,7 @@ def max_entropy_of(probabilities: Vector, table: ScoreTable, dataset: Dataset, c
         return asked
     overall = np.broadcast_to(table.overall_scores, dataset.scores.shape)
     gains = taken_scores(probabilities @ table.scores, dataset) - taken_scores(overall, dataset)
-    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    judged = np.flatnonzero(dataset.measures & (dataset.weights > 0.0))
     return fitted_entropy_limit(normalised_entropy(probabilities[judged]), gains[judged], dataset.weights[judged])
 
 
@@ -171,7 +171,7 @@ def taken_scores(expected: Vector, dataset: Dataset) -> Vector:
 
 def _certain(differences: Vector, dataset: Dataset) -> int:
     """Sign of the mean of `differences` [n] if it is significant over groups, else 0. Groups are the sampling unit."""
-    judged = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    judged = np.flatnonzero(dataset.measures & (dataset.weights > 0.0))
     names, group_of = np.unique(dataset.groups[judged], return_inverse=True)
     count = len(names)
     if count < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from coe_server.system.visible import visible
 from router_training import Track
 from router_training.config import DEFAULT_LABEL, TrainingConfig
 from router_training.data.dataset import Dataset, Split, named_prompts
+from router_training.data.provenance import FAULTS, SCORED_BY_AGREEMENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ class DuplicateReport:
 class DataReport:
     """`categories` and `groups`: name -> prompts; `coverage`: expert -> share of prompts with its outcome.
 
+    `zeros`: expert -> outcomes with score 0, of which `faults` are for another reason than the content.
+
     `silent` prompts have no user text; `unscored` outcomes have no score.
     """
 
@@ -60,6 +63,10 @@ class DataReport:
     groups: dict[str, int]
     coverage: dict[str, float]
     means: dict[str, float]
+    zeros: dict[str, int]
+    faults: Mapping[str, Mapping[str, int]]
+    advantages: tuple[Advantage, ...]
+    by_agreement: bool
     duplicates: DuplicateReport
     warnings: tuple[str, ...]
 
@@ -82,10 +89,41 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
         groups=dict(Counter(name for name in dataset.groups.tolist() if name).most_common()),
         coverage=dict(zip(dataset.experts, recorded.mean(axis=0).tolist(), strict=True)),
         means=dict(zip(dataset.experts, (sums / np.maximum(recorded.sum(axis=0), 1)).tolist(), strict=True)),
+        zeros=dict(zip(dataset.experts, (dataset.scores == 0.0).sum(axis=0).tolist(), strict=True)),
+        faults=dataset.provenance.faults,
+        advantages=tuple(_advantages(dataset)),
+        by_agreement=dataset.by_agreement,
         duplicates=duplicate_report(dataset, sides),
         warnings=(),
     )
     return replace(report, warnings=tuple(_warnings(report, folds)))
+
+
+@dataclass(frozen=True, slots=True)
+class Advantage:
+    """How far an expert is ahead of the others' mean score: on `prompts` that it wrote, and on those of users."""
+
+    expert: str
+    prompts: int
+    own: float
+    elsewhere: float | None
+
+
+def _advantages(dataset: Dataset) -> list[Advantage]:
+    """Of each expert that wrote prompts."""
+    writers = dataset.provenance.writers
+    found = []
+    for place, expert in enumerate(dataset.experts):
+        rows = np.flatnonzero((writers == expert) & dataset.has_all_outcomes)
+        users = np.flatnonzero((writers == "") & dataset.has_all_outcomes)
+        if len(rows):
+            elsewhere = _lead(dataset.scores[users], place) if len(users) else None
+            found.append(Advantage(expert, len(rows), _lead(dataset.scores[rows], place), elsewhere))
+    return found
+
+
+def _lead(scores: npt.NDArray[np.float64], place: int) -> float:
+    return float(scores[:, place].mean() - np.delete(scores, place, axis=1).mean())
 
 
 def duplicate_report(dataset: Dataset, sides: Split) -> DuplicateReport:
@@ -138,15 +176,32 @@ def show_report(report: DataReport, console: Console) -> None:
         f"{report.prompts} prompts ({report.conversations} conversations of several turns), {report.complete} with an"
         f" outcome from every expert; {report.training} to train on, {report.held_out} held out"
     )
-    experts = Table("expert", "prompts with outcome", "mean score", title="experts")
+    if report.by_agreement:
+        console.print(SCORED_BY_AGREEMENT, style="yellow", markup=False)
+    experts = Table("expert", "prompts with outcome", "mean score", "wrong", *FAULTS, title="experts")
     for name, share in report.coverage.items():
-        experts.add_row(name, f"{share:.1%}", f"{report.means[name]:.3f}" if share else "-")
+        counts = report.faults.get(name, {})
+        faults = [counts.get(fault, 0) for fault in FAULTS]
+        wrong = report.zeros[name] - sum(faults)
+        mean = f"{report.means[name]:.3f}" if share else "-"
+        experts.add_row(name, f"{share:.1%}", mean, str(wrong), *map(str, faults))
     console.print(experts)
     for title, counts in (("categories", report.categories), ("groups", report.groups)):
         if counts:
             console.print(_counts(title, counts.items(), report.prompts))
+    for one in report.advantages:
+        console.print(_written_by(one), markup=False)
     for sentence in report.warnings:
         console.print(f"note: {sentence}", style="yellow", markup=False)
+
+
+def _written_by(one: Advantage) -> str:
+    """A sentence on an expert's prompts. They train, and are never held out."""
+    elsewhere = "no other prompt has all outcomes" if one.elsewhere is None else f"{one.elsewhere:+.3f} on users'"
+    return (
+        f"{visible(one.expert)} wrote {one.prompts} of the prompts: its score is {one.own:+.3f} from the other experts'"
+        f" mean on these ({elsewhere}); they are trained on and never held out"
+    )
 
 
 def _counts(title: str, counts: Iterable[tuple[str, int]], prompts: int) -> Table:
@@ -244,12 +299,12 @@ def _require_outcomes(sides: Split, config: TrainingConfig) -> None:
         name = config.expert_names[column]
         raise DatasetError(f"expert {name!r} has no outcome: record some, or take it out of the config's experts")
     for name, part in (("training", sides.training), ("held-out", sides.held_out)):
-        if not part.has_all_outcomes.any():
+        if not part.measures.any():
             raise DatasetError(
                 f"none of the {len(part)} {name} prompts has an outcome from every expert"
                 f" ({', '.join(config.expert_names)})"
             )
-        if not (part.has_all_outcomes & (part.weights > 0.0)).any():
+        if not (part.measures & (part.weights > 0.0)).any():
             raise DatasetError(f"every {name} prompt with an outcome from every expert has weight 0")
 
 

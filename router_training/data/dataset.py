@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -23,6 +24,7 @@ from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
 from coe_server.system.visible import visible
+from router_training.data.provenance import AGREEMENT, FAULTS, Provenance
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -55,6 +57,7 @@ class Dataset:
     scores: Vector
     copies: Ints
     unscored: int = 0
+    origin: Provenance | None = None  # None: all prompts are users', none is scored by agreement
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -63,6 +66,28 @@ class Dataset:
     def has_all_outcomes(self) -> npt.NDArray[np.bool_]:
         """[n]: True for prompts with an outcome from every expert."""
         return np.asarray(~np.isnan(self.scores).any(axis=1))
+
+    @property
+    def provenance(self) -> Provenance:
+        """Where prompts and scores come from."""
+        return self.origin or Provenance.plain(len(self))
+
+    @property
+    def only_trains(self) -> npt.NDArray[np.bool_]:
+        """[n]: True for prompts that measure nothing: synthetic ones, and those scored by agreement unless all are."""
+        written, agreed = self.provenance.synthetic, self.provenance.agreed
+        return written if self.by_agreement else np.asarray(written | agreed)
+
+    @property
+    def by_agreement(self) -> bool:
+        """True if there is no complete prompt of a user that was scored otherwise."""
+        complete = ~np.isnan(self.scores).any(axis=1) & ~self.provenance.synthetic
+        return bool(self.provenance.agreed.any() and not (complete & ~self.provenance.agreed).any())
+
+    @property
+    def measures(self) -> npt.NDArray[np.bool_]:
+        """[n]: True for prompts with an outcome from every expert that may measure a router."""
+        return np.asarray(self.has_all_outcomes & ~self.only_trains)
 
     def rows(self, kept: Ints) -> Dataset:
         """The prompts with these row numbers."""
@@ -76,6 +101,7 @@ class Dataset:
             self.experts,
             self.scores[kept],
             self.copies[kept],
+            origin=self.origin and self.origin.rows(kept),
         )
 
 
@@ -89,14 +115,14 @@ def read_dataset(
 
     Raises DatasetError naming file and row.
     """
-    columns = ("prompt_id", "prompt", "messages", label, "group", "weight")
+    columns = ("prompt_id", "prompt", "messages", label, "group", "weight", "synthetic")
     rows = [(path, number, row) for path in prompts for number, row in read_rows(path, columns)]
     ids = tuple(_text(path, number, row, "prompt_id") for path, number, row in rows)
     _refuse_duplicates(ids, prompts)
     labels = [_category(path, number, row, label) for path, number, row in rows]
     categories = tuple(sorted({name for name in labels if name is not None}))
     index = {name: position for position, name in enumerate(categories)}
-    scores, unscored = _read_scores(outcomes, ids, experts)
+    recorded = _read_scores(outcomes, ids, experts)
     return Dataset(
         prompt_ids=ids,
         conversations=tuple(_conversation(path, number, row) for path, number, row in rows),
@@ -105,9 +131,14 @@ def read_dataset(
         groups=np.array([_name(path, number, row, "group") or "" for path, number, row in rows]),
         weights=np.array([_weight(path, number, row) for path, number, row in rows]),
         experts=tuple(experts),
-        scores=scores,
+        scores=recorded.scores,
         copies=np.arange(len(ids)),
-        unscored=unscored,
+        unscored=int((recorded.null & np.isnan(recorded.scores)).sum()),
+        origin=Provenance(
+            np.array([_name(path, number, row, "synthetic") or "" for path, number, row in rows]),
+            recorded.agreed,
+            recorded.faults,
+        ),
     )
 
 
@@ -132,7 +163,8 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
     """Split by a hash of the prompt's id, or of its group: the same id is always on the same side.
 
     In a split by prompt, near-duplicates go to the side of the first id among them; otherwise a router would be
-    evaluated on training data. A prompt without a group is a group of its own.
+    evaluated on training data. A prompt without a group is a group of its own. What only trains is never held out, nor
+    are near-duplicates of it.
     """
     ids = dataset.prompt_ids
     own = [f"{seed}:{name}" for name in ids]
@@ -144,7 +176,9 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
         for number, name in zip(dataset.copies.tolist(), ids, strict=True):
             first[number] = min(name, first.get(number, name))
         units = [f"{seed}:{first[number]}" for number in dataset.copies.tolist()]
-    held_out = np.array([_fraction(unit) < held_out_share for unit in units])
+    kept = {unit for unit, only in zip(units, dataset.only_trains.tolist(), strict=True) if only and by == "prompt"}
+    held_out = np.array([_fraction(unit) < held_out_share and unit not in kept for unit in units])
+    held_out &= ~dataset.only_trains
     alone = np.array([_fraction(unit) < held_out_share for unit in own]) if by == "prompt" else held_out
     return Split(
         training=dataset.rows(np.flatnonzero(~held_out)),
@@ -153,14 +187,37 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
     )
 
 
-def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> tuple[Vector, int]:
-    """The scores [prompts, experts], NaN where missing, and the number of outcomes with a null score."""
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """`scores` [prompts, experts], NaN where missing; `null`: without a score; `agreed` [prompts].
+
+    `faults`: expert -> kind -> answers with score 0.
+    """
+
+    scores: Vector
+    null: npt.NDArray[np.bool_]
+    agreed: npt.NDArray[np.bool_]
+    faults: dict[str, Counter[str]]
+
+    def note(self, position: int, expert: str, row: Row) -> None:
+        """Record who scored an outcome, and what is wrong with its answer besides the content."""
+        self.agreed[position] |= row.get("scored_by") == AGREEMENT
+        if row["score"] == 0 and (fault := row.get("fault")) in FAULTS:
+            self.faults[expert][str(fault)] += 1
+
+
+def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> _Recorded:
     row_of = {name: position for position, name in enumerate(ids)}
     column_of = {name: position for position, name in enumerate(experts)}
     scores = np.full((len(ids), len(experts)), np.nan)
-    null = np.zeros(scores.shape, dtype=np.bool_)
+    recorded = _Recorded(
+        scores,
+        np.zeros(scores.shape, dtype=np.bool_),
+        np.zeros(len(ids), dtype=np.bool_),
+        {name: Counter() for name in experts},
+    )
     for path in outcomes:
-        for number, row in read_rows(path, ("prompt_id", "expert", "score")):
+        for number, row in read_rows(path, ("prompt_id", "expert", "score", "scored_by", "fault")):
             column = column_of.get(_text(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
@@ -170,7 +227,7 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
             if position is None:
                 continue  # an outcome file may cover more prompts than this run uses
             if "score" in row and _is_nothing(row["score"]):
-                null[position, column] = True
+                recorded.null[position, column] = True
                 continue
             if not math.isnan(scores[position, column]):
                 raise DatasetError(
@@ -178,9 +235,10 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
                     f" {_shown(row['prompt_id'])}"
                 )
             scores[position, column] = _number(path, number, row, "score", 1.0)
+            recorded.note(position, experts[column], row)
     if np.isnan(scores).all():
-        raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(len(ids), int(null.sum()))}")
-    return scores, int((null & np.isnan(scores)).sum())
+        raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(len(ids), int(recorded.null.sum()))}")
+    return recorded
 
 
 def _nothing_recorded(prompts: int, null: int) -> str:

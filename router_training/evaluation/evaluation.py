@@ -19,6 +19,7 @@ from coe_server.routing.router import Router
 from router_training import Track
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
+from router_training.data.provenance import AGREEMENT
 from router_training.evaluation import metrics
 from router_training.evaluation.gains import (
     Judged,
@@ -68,7 +69,7 @@ def evaluate(
     `prepare` embeds the perturbed prompts of the flip rate; the prompts of `dataset` must be embedded already.
     Raises DatasetError where no prompt has an outcome from every expert.
     """
-    complete = dataset.has_all_outcomes & (dataset.weights > 0.0)
+    complete = dataset.measures & (dataset.weights > 0.0)
     if not complete.any():
         raise DatasetError(f"none of the {len(dataset)} prompts has an outcome from every expert")
     judged = Judged(dataset.rows(np.flatnonzero(complete)), np.array(artifact.manifest.costs()))
@@ -80,6 +81,7 @@ def evaluate(
     return {
         "n_prompts": len(judged.dataset),
         "n_incomplete": int(len(dataset) - len(judged.dataset)),
+        **({"scored_by": AGREEMENT} if judged.dataset.by_agreement else {}),
         "router_version": artifact.version,
         "cost_unit": artifact.manifest.cost_unit,
         "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),

@@ -304,7 +304,7 @@ def weigh_evidence(
     chosen: Mapping[str, Ints], dataset: Dataset, manifest: Manifest, bootstrap: Bootstrap
 ) -> dict[str, Evidence]:
     """objective -> the gain of these choices on the prompts with an outcome from every expert."""
-    complete = np.flatnonzero(dataset.has_all_outcomes & (dataset.weights > 0.0))
+    complete = np.flatnonzero(dataset.measures & (dataset.weights > 0.0))
     judged = Judged(dataset.rows(complete), np.array(manifest.costs()))
     found = {}
     for name, experts in chosen.items():

@@ -321,7 +321,7 @@ def test_only_what_follows_the_mark_is_scored_and_everything_is_kept(tmp_path: P
 def test_answers_cut_at_the_token_limit_are_counted(tmp_path: Path) -> None:
     with endpoint(lambda body, times: Says("a answers", finish_reason="length")) as stand_in:
         tally = run(config(stand_in), files(tmp_path, 3))
-    assert tally.by_expert["a"].cut_short == 3
+    assert tally.by_expert["a"].faults["truncated"] == 3
 
 
 # A kill in the middle
@@ -535,3 +535,49 @@ def test_the_address_of_the_service_may_be_given_on_the_command_line(tmp_path: P
         code, _ = command(tmp_path, "--out", str(tmp_path / "o.jsonl"), "--base-url", stand_in.base_url)
     assert code == 0
     assert len(stand_in.bodies) == 2
+
+
+def by_name(body: Body, times: int) -> Says:
+    """Two experts know the answer, a third says another, a fourth nothing, a fifth refuses."""
+    del times
+    number = str(body["messages"][-1]["content"]).rpartition(" ")[2]
+    said = {"a": number, "b": number, "c": f"{number}9", "d": "I do not know", "e": "I'm sorry, but I can't help."}
+    return Says(f"It is {said[body['model']]}" if body["model"] in "abc" else said[body["model"]])
+
+
+def test_consensus_scores_by_the_others_and_says_what_is_unknown(tmp_path: Path) -> None:
+    rows_ = [{"prompt_id": f"p{n}", "prompt": f"question {n}", "category": "sums"} for n in range(40)]
+    where = Files.of([write_jsonl(tmp_path / "prompts.jsonl", rows_)], tmp_path / "o.jsonl", None)
+    with endpoint(by_name) as stand_in:
+        experts = [{"name": name} for name in "abcde"]
+        tally = run(config(stand_in, experts=experts, scorer={"kind": "consensus", "compare": "number"}), where)
+    scores = {name: one.mean_score for name, one in tally.by_expert.items()}
+    assert scores == {"a": None, "b": None, "c": 0.0, "d": 0.0, "e": 0.0}
+    assert tally.by_expert["a"].closed == {"fewer than two independent other experts agree": 40}
+    assert {row["scored_by"] for row in written(where)} == {"agreement"}
+    faults = Counter((row["expert"], row.get("fault")) for row in written(where))
+    assert faults == {("c", None): 40, ("d", "unparsed"): 40, ("e", "refused"): 40}
+    assert tally.findings is not None
+    assert tally.findings.categories[0].best is None
+
+
+def test_the_scorer_of_the_command_replaces_that_of_the_file(tmp_path: Path) -> None:
+    with endpoint(by_name) as stand_in:
+        settings = {"base_url": stand_in.base_url, "experts": [{"name": name} for name in "abcde"]}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**settings, "scorer": {"kind": "exact"}}))
+        prompts = write_jsonl(tmp_path / "p.jsonl", [{"prompt_id": "p", "prompt": "question 7"}])
+        arguments = ["collect", tmp_path / "c.yaml", "--prompts", prompts, "--out", tmp_path / "o.jsonl"]
+        result = CliRunner().invoke(app, [str(one) for one in (*arguments, "--scorer", "consensus")])
+    assert result.exit_code == 0, result.output
+    assert "scored by agreement" in result.output
+    assert "unknown" in result.output
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [({"kind": "consensus"}, "needs three experts"), ({"kind": "consensus", "families": {"f": ["a", "z"]}}, "'z'")],
+)
+def test_a_consensus_that_cannot_be_is_refused(scorer: dict[str, Any], said: str) -> None:
+    names = "ab" if "families" not in scorer else "abc"
+    with pytest.raises(ValueError, match=said):
+        CollectConfig.model_validate({"experts": [{"name": name} for name in names], "scorer": scorer})

@@ -1,0 +1,53 @@
+"""Where prompts and outcomes come from: prompts written by an expert, scores by agreement, answers without content.
+
+Such prompts are never held out, and such scores measure nothing where there are others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+AGREEMENT = "agreement"  # `scored_by` of an outcome that other experts' answers scored
+BY_AGREEMENT_ALONE = "scored by agreement alone: measure it with right answers, a judge or ratings"
+SCORED_BY_AGREEMENT = "scored by agreement: the figures count how often experts agree, not who is right"
+Fault = Literal["truncated", "refused", "unparsed"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """`writers` [n]: the expert that wrote a prompt, "" for others; `agreed` [n]: has a score by agreement.
+
+    `faults`: expert -> kind of fault -> answers with score 0; subsets of rows do not keep it.
+    """
+
+    writers: npt.NDArray[np.str_]
+    agreed: Flags
+    faults: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def plain(cls, prompts: int) -> Provenance:
+        """Prompts of users with scores of other kinds."""
+        return cls(np.full(prompts, "", dtype=np.str_), np.zeros(prompts, dtype=np.bool_), {})
+
+    @property
+    def synthetic(self) -> Flags:
+        """[n]: True for prompts that an expert wrote."""
+        return np.asarray(self.writers != "")
+
+    def rows(self, kept: Ints) -> Provenance:
+        """Of the prompts with these row numbers."""
+        return Provenance(self.writers[kept], self.agreed[kept], {})
+
+    def joined(self, other: Provenance) -> Provenance:
+        """Of both data sets, this one's prompts first."""
+        writers = np.concatenate((self.writers, other.writers))
+        return Provenance(writers, np.concatenate((self.agreed, other.agreed)), {})
