@@ -227,6 +227,37 @@ def collect(
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
+@app.command()
+def prompts(
+    routes: Annotated[Path, typer.Argument(help="The routes (YAML): their examples say what to write.")],
+    expert: Annotated[str, typer.Option("--from", help="The expert that writes, by its name at the endpoint.")],
+    out: Annotated[Path, typer.Option(help="The prompts file to write, .jsonl; one already there is replaced.")],
+    per_category: Annotated[int, typer.Option(min=1, max=1000, help="Prompts for each route with examples.")] = 50,
+    base_url: Annotated[str, typer.Option(help="The service, or any endpoint.")] = "http://127.0.0.1:8080/v1",
+    api_key_env: Annotated[str | None, typer.Option(help="Environment variable with its key.")] = None,
+) -> None:
+    """Have an expert write prompts like the examples of each route, for `collect` and `fit`.
+
+    They are marked synthetic: training uses them, and nothing is measured on them. Near-duplicates are dropped. An
+    expert may be better at its own prompts than at users': `coe-train check` says by how much.
+    Exit 0: as many as asked for. Exit 4: fewer. Exit 2: none, or wrong input.
+    """
+    with in_one_sentence(console):
+        from coe_server.config.routes import read_routes
+        from router_training.collect.endpoint import Endpoint
+        from router_training.collect.progress import TerminalBars
+        from router_training.collect.settings import api_key, base_url_option, proxy_for
+        from router_training.collect.synthetic import OPTIONS, show_written, write_prompts
+
+        address = base_url_option("--base-url", base_url)
+        key, proxy = api_key(api_key_env, "--api-key-env"), proxy_for(address)
+        endpoint = Endpoint(address, expert, key, OPTIONS, timeout_seconds=300.0, retries=2, proxy=proxy)
+        with TerminalBars(console) as bars:
+            written = write_prompts(read_routes(routes), endpoint, per_category, out, bars)
+        if not show_written(written, per_category, out, console):
+            raise typer.Exit(EXIT_INCOMPLETE)
+
+
 @app.command("map")
 def map_(
     artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],

@@ -170,7 +170,7 @@ def read_collect_config(path: Path, base_url: str | None = None, scorer_kind: st
 
     config = read_settings(path, CollectConfig, "`coe config --example collect`", with_scorer)
     if base_url is not None:
-        config = config.model_copy(update={"base_url": _option("--base-url", base_url)})
+        config = config.model_copy(update={"base_url": base_url_option("--base-url", base_url)})
     scorer = config.scorer
     if not isinstance(scorer, JudgeSettings) or scorer.template is None:
         return config
@@ -191,7 +191,8 @@ def proxy_for(address: str) -> Proxy | None:
     return Proxies.of(os.environ).for_address(address)
 
 
-def _option(name: str, base_url: str) -> str:
+def base_url_option(name: str, base_url: str) -> str:
+    """The address of a command's option. Raises ConfigError naming the option."""
     try:
         return parse_base_url(base_url)
     except ValueError as error:
