@@ -258,6 +258,27 @@ def prompts(
             raise typer.Exit(EXIT_INCOMPLETE)
 
 
+@app.command()
+def ask(
+    artifact: Annotated[Path, typer.Argument(help="The artifact's folder, of `draft` or `fit`.")],
+    prompts: Annotated[
+        list[Path], typer.Option(help="Prompts, such as prompts.jsonl of `coe journal export`; several times too.")
+    ],
+    outcomes: Annotated[list[Path], typer.Option(help="Outcomes that are recorded already.")] = [],  # noqa: B006
+    count: Annotated[int, typer.Option(min=1, max=1000, help="Prompts of each list.")] = 20,
+) -> None:
+    """Show the unlabelled prompts most worth labelling, then the prompts most worth collecting outcomes for.
+
+    Worth a label: the router hesitates between two categories, or knows nothing like it. Worth outcomes: its category
+    has much traffic and few outcomes.
+    """
+    with in_one_sentence(console):
+        from router_training.ask import ask as ask_for
+        from router_training.ask import show_wanted
+
+        show_wanted(ask_for(artifact, prompts, outcomes, count), Console())
+
+
 @app.command("map")
 def map_(
     artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],

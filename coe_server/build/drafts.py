@@ -13,6 +13,7 @@ from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.draft import BUCKET_BITS, Draft, draft, texts_of
+from coe_server.routing.embedders import local_kind
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
@@ -46,7 +47,7 @@ def with_embeddings_of(routes: RoutesFile, embedder: Embedder | None, features: 
 
 def embedded_by(model: str, base_url: str | None) -> FeatureSettings:
     """Features of n-grams and this model's embeddings. `dimensions` is a placeholder until a text has been embedded."""
-    kind = "endpoint" if base_url else "sentence-transformers"
+    kind = "endpoint" if base_url else local_kind(model)
     found = {"kind": kind, "model": model, "dimensions": 1, "normalisation": NEWEST}
     return FeatureSettings(bucket_bits=BUCKET_BITS, **found)  # type: ignore[arg-type]
 

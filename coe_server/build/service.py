@@ -38,7 +38,7 @@ from coe_server.routing.artifact import Artifact, read_held_out
 from coe_server.routing.artifact import load as load_artifact
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
-from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, local_embedder
 from coe_server.routing.embeddings import Embedder, OfLength
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
@@ -228,7 +228,7 @@ def build_embedder(config: ServerConfig, router: Decides) -> Embedder | None:
 
 def _embedder(settings: EmbeddingSettings, environment: Environment) -> Embedder:
     if settings.base_url is None:
-        return SentenceEmbedder(settings.model)
+        return local_embedder(settings.model)
     key = environment.secret("router.embeddings.api_key_env", name) if (name := settings.api_key_env) else None
     return EndpointEmbedder(
         Endpoint(

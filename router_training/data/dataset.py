@@ -143,6 +143,27 @@ def read_dataset(
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a prompts file, without outcomes."""
+
+    prompt_id: str
+    conversation: Conversation
+    category: str | None
+
+
+def read_prompts(paths: Sequence[Path], label: str = "category") -> list[Prompt]:
+    """The prompts of files, in order. Raises DatasetError naming file and row."""
+    columns = ("prompt_id", "prompt", "messages", label)
+    return [
+        Prompt(
+            _text(path, number, row, "prompt_id"), _conversation(path, number, row), _category(path, number, row, label)
+        )
+        for path in paths
+        for number, row in read_rows(path, columns)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Split:
     """The two sides, and the number of prompts moved to the side of a near-duplicate."""
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from coe_server.errors import DatasetError, EmbeddingNotFinite
-from coe_server.routing.embedders import Endpoint, EndpointEmbedder, SentenceEmbedder
+from coe_server.routing.embedders import LOCAL, Endpoint, EndpointEmbedder, local_embedder
 from coe_server.routing.embeddings import (
     EmbeddedFeatures,
     Embedder,
@@ -61,8 +61,8 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
     assert settings.model is not None, "the configuration refuses embeddings without a model"
     if settings.kind == "static":
         return StaticEmbedder(read_static_embeddings(Path(settings.model)))
-    if settings.kind == "sentence-transformers":
-        return SentenceEmbedder(settings.model)
+    if settings.kind in LOCAL:
+        return local_embedder(settings.model)
     assert settings.base_url is not None, "the configuration refuses an endpoint without a base_url"
     endpoint = Endpoint(
         base_url=settings.base_url,

@@ -32,7 +32,8 @@ def test_an_expert_writes_prompts_that_are_marked_and_differ(tmp_path: Path) -> 
     def says(body: Body, times: int) -> Says:
         del times
         kind = "joke" if "everyday" in body["messages"][0]["content"] else "program"
-        lines = [f"{n}. Write a {kind} about {subject}" for n, subject in enumerate(["bears", "cats", "dogs", "eels"], 1)]
+        subjects = ["bears", "cats", "dogs", "eels"]
+        lines = [f"{n}. Write a {kind} about {subject}" for n, subject in enumerate(subjects, 1)]
         return Says("\n".join(["Here are some prompts:", *lines, "- Write a SQL join", lines[0]]))
 
     with endpoint(says) as stand_in:
