@@ -67,6 +67,7 @@ def build_serving(config: ServerConfig, router: Decides, before: Serving | None 
         shadow=build_shadow(config, router),
         split=build_split(config, router),
         compare=build_comparing(config),
+        routes_file=config.router.routes if config.router else None,
     )
 
 

@@ -39,6 +39,7 @@ from coe_server.http.routes.learning import build_learning
 from coe_server.http.routes.metrics import build_metrics
 from coe_server.http.routes.node import build_node
 from coe_server.http.routes.nodes import build_nodes
+from coe_server.http.routes.own_routes import build_route_editing
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service
 from coe_server.system.process import OpenFilesWatch
@@ -227,6 +228,7 @@ def build_api(service: Service, reloader: Reloader, lifespan: Lifespan) -> Middl
     app.include_router(build_page(service))
     app.include_router(build_admin(service, reloader))
     app.include_router(build_learning(service))
+    app.include_router(build_route_editing(service, reloader))
     app.include_router(build_metrics(service))
     if service.node is not None:
         app.include_router(build_node(service, service.node))

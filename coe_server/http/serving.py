@@ -108,6 +108,7 @@ class Serving:
     shadow: Decides | None = None  # decides beside the router; its decisions are only logged
     split: Sequence[tuple[Decides, float]] = ()  # routers that serve a share of the conversations
     compare: Comparing | None = None
+    routes_file: Path | None = None  # of a router that is made from routes
 
     def router_for(self, session: bytes | None, objective: str | None) -> Decides:
         """The router of a conversation: by the hash of its session, so that later turns have the same."""

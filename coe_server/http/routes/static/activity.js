@@ -5,7 +5,9 @@ import { bytes, clock, element, seconds } from "./dom.js";
 const KEPT = 100;
 
 export class Activity {
-  constructor(decisions, moves) {
+  // `chooser(decision)` gives a control for its row, or null.
+  constructor(decisions, moves, chooser = () => null) {
+    this.chooser = chooser;
     this.decisions = decisions;
     this.moves = moves;
     this.shown = []; // the rows of decisions: id, first and last time, and the row; newest first
@@ -26,11 +28,16 @@ export class Activity {
   // back has one row, with its outcome.
   #addDecision(one) {
     const known = this.shown.find((other) => other.id === one.decision_id);
-    if (!known) this.#insert({ id: one.decision_id, since: one.time, time: one.time, row: row(...decided(one)) });
+    if (!known) this.#insert({ id: one.decision_id, since: one.time, time: one.time, row: row(...this.#cells(one)) });
     else if (one.time > known.time) {
       known.time = one.time;
-      known.row.replaceChildren(...row(...decided(one)).children);
+      known.row.replaceChildren(...row(...this.#cells(one)).children);
     }
+  }
+
+  #cells(one) {
+    const chooser = this.chooser(one);
+    return chooser === null ? decided(one) : [...decided(one), chooser];
   }
 
   #insert(entry) {

@@ -5,6 +5,7 @@ import { byId } from "./dom.js";
 import { Nodes } from "./nodes.js";
 import { Playground } from "./playground.js";
 import { showLearning } from "./learning.js";
+import { Routes } from "./routes.js";
 import { showQuality } from "./quality.js";
 import { ask, follow } from "./server.js";
 import { Shelves } from "./shelves.js";
@@ -12,7 +13,8 @@ import { Shelves } from "./shelves.js";
 const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an event
 const shelves = new Shelves(byId("shelves"));
 const nodes = new Nodes(byId("nodes-section"), byId("nodes"));
-const activity = new Activity(byId("decisions"), byId("moves"));
+const routes = new Routes();
+const activity = new Activity(byId("decisions"), byId("moves"), (decision) => routes.chooser(decision));
 const playground = new Playground(refresh);
 const NEWS_SECONDS = 4; // a look may have shown what an event tells a moment later
 let knownAt = 0; // the server's time of what is shown
@@ -66,6 +68,7 @@ function connected(is) {
 
 await refresh();
 openedAt = knownAt;
+await routes.start();
 const past = await ask("/admin/decisions").catch(() => []);
 activity.start(past);
 await playground.start();
