@@ -24,6 +24,7 @@ from coe_server.routing.manifest import FeatureSettings
 from coe_server.routing.probes import shown
 from coe_server.system.files import require_writable_folder
 from coe_server.system.visible import visible
+from router_training.languages import language_of
 
 MOST_PAIRS = 5
 
@@ -51,6 +52,7 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
     console.print(_by_route(left_out))
     if every:
         console.print(_examples(left_out), markup=False)
+        console.print(_by_language(left_out))
     for one, other, times in left_out.hard_pairs()[:MOST_PAIRS]:
         _say(console, f"hard to tell apart: {times} of {one} would go to {other}")
     for warning in left_out.warnings():
@@ -81,6 +83,15 @@ def _examples(left_out: LeftOut) -> Table:
         probability = float(left_out.probabilities[row, chosen])
         route = left_out.routes[left_out.labels[row]]
         table.add_row(visible(route), shown(text), visible(left_out.routes[chosen]), f"{probability:.2f}")
+    return table
+
+
+def _by_language(left_out: LeftOut) -> Table:
+    table = Table("language (guessed)", "examples", "reach their route")
+    languages = [language_of(text) for text in left_out.texts]
+    right = Counter(name for name, hit in zip(languages, left_out.chosen == left_out.labels, strict=True) if hit)
+    for name, count in Counter(languages).most_common():
+        table.add_row(name, str(count), str(right[name]))
     return table
 
 

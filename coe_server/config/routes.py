@@ -100,6 +100,17 @@ class RatedExpert(_Settings):
     active_params_b: Annotated[float, Field(gt=0.0)] | None = None
 
 
+class BenchmarkSettings(_Settings):
+    """Published results on prompts like a route's: expert -> share. Only differences between them count."""
+
+    route: ServedName
+    shares: Annotated[dict[ServedName, Share], Field(min_length=2)]
+
+    def difference(self, expert: str) -> float:
+        """How far an expert is from the mean of this benchmark."""
+        return self.shares[expert] - sum(self.shares.values()) / len(self.shares)
+
+
 class EmbeddingFeatures(_Settings):
     """The embedder used in addition to n-grams: an endpoint, or without `base_url` a model here."""
 
@@ -118,6 +129,7 @@ class RoutesFile(_Settings):
     routes: Annotated[dict[ServedName, RouteSettings], Field(min_length=1)]
     default: Annotated[DefaultSettings, BeforeValidator(_as_default)]
     experts: dict[ServedName, RatedExpert] = {}
+    benchmarks: dict[ServedName, BenchmarkSettings] = {}
     features: EmbeddingFeatures | None = None
     prior_prompts: Annotated[int, Field(ge=1, le=10_000)] = 20
 
@@ -146,11 +158,26 @@ class RoutesFile(_Settings):
             if unknown := [name for name in known.ratings if name not in self.targets]:
                 there = ", ".join(self.targets)
                 raise ValueError(f"experts.{expert}.ratings: there is no route {unknown[0]!r} ({there})")
+        self._check_benchmarks()
         return self
 
+    def _check_benchmarks(self) -> None:
+        for name, known in self.benchmarks.items():
+            if known.route not in self.targets:
+                raise ValueError(
+                    f"benchmarks.{name}.route: there is no route {known.route!r} ({', '.join(self.targets)})"
+                )
+            if unknown := [expert for expert in known.shares if expert not in self.expert_names]:
+                there = ", ".join(self.expert_names)
+                raise ValueError(f"benchmarks.{name}.shares: there is no expert {unknown[0]!r} ({there})")
+
     def is_rated(self, route: str) -> bool:
-        """True if any expert has a rating for this route."""
-        return any(route in known.ratings for known in self.experts.values())
+        """True if any expert has a rating for this route, or there is a benchmark of it."""
+        return any(route in known.ratings for known in self.experts.values()) or bool(self.benchmarks_of(route))
+
+    def benchmarks_of(self, route: str) -> list[BenchmarkSettings]:
+        """The benchmarks of a route."""
+        return [known for known in self.benchmarks.values() if known.route == route]
 
 
 def read_routes(path: Path) -> RoutesFile:

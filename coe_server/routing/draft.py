@@ -47,6 +47,7 @@ OUTSIDE_SHARE = 0.1  # share of the left-out examples that fall outside the gate
 UNSURE_SHARE = 0.25  # share of the left-out examples that count as unsure
 NEVER_INSIDE = 2.0  # a threshold above every cosine
 NO_EXAMPLES = -1e4  # intercept of a route that only rules select
+UNRATED_MEAN = 0.5  # of a route with benchmarks and without ratings: only differences count
 SAME = 0.9  # least cosine of near-duplicates
 
 Vector = npt.NDArray[np.float64]
@@ -280,9 +281,17 @@ def _expert(name: str, known: RatedExpert) -> ExpertEntry:
 
 
 def _score_row(routes: RoutesFile, route: str, experts: Sequence[str]) -> dict[str, ScoreEntry]:
-    """Scores from ratings, each counted as `prior_prompts` prompts; a missing rating is the mean, with 0 prompts."""
+    """Scores from ratings, each counted as `prior_prompts` prompts; a missing rating is the mean, with 0 prompts.
+
+    An expert with benchmarks alone is that far from the mean as it is, on average, from the mean of each benchmark.
+    """
     rated = {one: known.ratings[route] for one, known in routes.experts.items() if route in known.ratings}
-    mean = sum(rated.values()) / len(rated) if rated else 0.0
+    benchmarks = routes.benchmarks_of(route)
+    mean = sum(rated.values()) / len(rated) if rated else UNRATED_MEAN if benchmarks else 0.0
+    for one in (name for name in experts if name not in rated):
+        differences = [known.difference(one) for known in benchmarks if one in known.shares]
+        if differences:
+            rated[one] = min(1.0, max(0.0, mean + sum(differences) / len(differences)))
     prompts = {one: routes.prior_prompts if one in rated else 0 for one in experts}
     return {one: ScoreEntry(score=rated.get(one, mean), prompts=prompts[one], standard_error=None) for one in experts}
 

