@@ -45,6 +45,7 @@ MOST_COLUMNS = 65_536
 NEIGHBOURS = 3
 OUTSIDE_SHARE = 0.1  # share of the left-out examples that fall outside the gate
 UNSURE_SHARE = 0.25  # share of the left-out examples that count as unsure
+OUTSIDE_EMBEDDED, UNSURE_EMBEDDED = 0.02, 0.08  # the same with embeddings, which know more of what resembles a route
 NEVER_INSIDE = 2.0  # a threshold above every cosine
 EMBEDDED_LENGTH = 2.0  # of embeddings beside n-grams of length 1: examples are few, and share few words with prompts
 NO_EXAMPLES = -1e4  # intercept of a route that only rules select
@@ -122,13 +123,14 @@ def draft(routes: RoutesFile, embedded: Floats | None = None, embeddings: Featur
     logits = left_out_logits(gram, compact, len(known))
     temperature = fitted_temperature(logits, compact)
     cosines = _left_out_cosines(rows, where)
-    threshold = float(np.quantile(cosines, OUTSIDE_SHARE)) if len(texts) > 1 else NEVER_INSIDE
+    outside, unsure = (OUTSIDE_SHARE, UNSURE_SHARE) if spread is None else (OUTSIDE_EMBEDDED, UNSURE_EMBEDDED)
+    threshold = float(np.quantile(cosines, outside)) if len(texts) > 1 else NEVER_INSIDE
     model = _model(matrix, fitted_duals(gram, compact, len(known)), known, len(names))
     model = model if spread is None else spread.folded_into(model, ngrams.columns)
     gate = _gate(rows, threshold)
     probabilities = np.zeros((len(read), len(names)))
     probabilities[:, known] = softmax(logits / temperature)
-    least = float(np.quantile(probabilities.max(axis=1), UNSURE_SHARE)) if len(known) > 1 else 0.0
+    least = float(np.quantile(probabilities.max(axis=1), unsure)) if len(known) > 1 else 0.0
     thresholds = Thresholds(gate=threshold, min_confidence=least)
     manifest = _manifest(routes, features, embeddings, temperature, thresholds, read)
     artifact = Artifact(
