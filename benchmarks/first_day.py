@@ -26,6 +26,7 @@ from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.draft import draft, texts_of
 from coe_server.routing.embedders import local_embedder
 from coe_server.routing.features import Floats, windowed
+from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.router import Router
 
 DEFAULT_FILE = Path("category_corpus.parquet")
@@ -79,7 +80,7 @@ class Embedded:
 
     def rows(self, texts: Sequence[str]) -> Floats:
         """[n, dimensions]."""
-        read = [windowed(text) for text in texts]
+        read = [read_as(windowed(text), NEWEST) for text in texts]
         if missing := sorted({text for text in read if text not in self._known}):
             self._known |= dict(zip(missing, asyncio.run(self._embed(missing)), strict=True))
         return np.stack([self._known[text] for text in read])

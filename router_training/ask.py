@@ -23,6 +23,7 @@ from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.embedders import LOCAL, local_embedder
 from coe_server.routing.features import normalised, windowed, word_hashes
+from coe_server.routing.frame import read_as
 from coe_server.routing.probes import shown
 from coe_server.routing.router import Router
 from coe_server.system.visible import visible
@@ -150,7 +151,8 @@ def _embedded(router: Router, conversations: Sequence[Conversation]) -> Sequence
     if features.kind not in LOCAL or features.model is None:
         raise ConfigError("prompts cannot be routed: an endpoint makes this artifact's embeddings")
     embedder = local_embedder(features.model)
-    texts = [windowed(turn.text) for one in conversations for turn in one.turns]
+    read = features.normalisation
+    texts = [read_as(windowed(turn.text), read) for one in conversations for turn in one.turns]
     rows = iter(asyncio.run(embedder.embed(texts)))
     return [
         replace(one, turns=tuple(replace(turn, embedding=next(rows)) for turn in one.turns)) for one in conversations
