@@ -93,6 +93,10 @@ EMBEDDING_FAILURES = Metric("coe_embedding_failures", "counter", "Prompts routed
 BUDGET_TARGET = Metric("coe_budget_target", "gauge", "Mean cost to be held, in the budget's unit.", ("objective",))
 BUDGET_MEAN = Metric("coe_budget_mean", "gauge", "Mean cost of the last answered requests.", ("objective",))
 BUDGET_MULTIPLIER = Metric("coe_budget_multiplier", "gauge", "Score that one unit of cost must buy.", ("objective",))
+COST = Metric("coe_cost", "counter", "Costs of the experts that gave routed answers, one for each answer.", ("unit",))
+BEST_SINGLE_COST = Metric(
+    "coe_best_single_cost", "counter", "What the best single expert would have cost for the same answers.", ("unit",)
+)
 RESIDENT_SCORE_LOST = Metric(
     "coe_resident_score_lost", "counter", "Expected score given up for experts already on the device."
 )
@@ -182,6 +186,7 @@ class Telemetry:
         self._histogram = _labelled(self._histograms)
         self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (expert, kind) -> tokens
         self.key_tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (key, kind) -> tokens
+        self.costs: dict[tuple[str, str], tuple[float, float]] = {}  # (best single, unit) -> spent, and instead
         self._recently_outside: deque[bool] = deque(maxlen=RECENT)
         self.bandwidth = Bandwidth()
 
@@ -208,6 +213,16 @@ class Telemetry:
         if decision.reason == "resident":
             self.count(RESIDENT_SCORE_LOST, by=max(0.0, decision.resident.score_lost))
             self.count(RESIDENT_WAIT_SAVED, by=decision.resident.wait_saved_seconds)
+
+    def answered(self, decision: RoutingDecision) -> None:
+        """Count the cost of a routed answer, and that of the best single expert."""
+        if decision.costs is None or decision.cost is None or decision.saved is None:
+            return
+        unit = decision.costs.unit
+        self.count(COST, unit, by=decision.cost)
+        self.count(BEST_SINGLE_COST, unit, by=decision.cost + decision.saved)
+        spent, instead = self.costs.get((decision.costs.best_single, unit), (0.0, 0.0))
+        self.costs[decision.costs.best_single, unit] = spent + decision.cost, instead + decision.cost + decision.saved
 
     def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
         """Add an answer's token count. Kept in dictionaries: a labelled counter is four times as slow."""

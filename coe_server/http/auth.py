@@ -241,10 +241,14 @@ class Reach:
         return options
 
     def seen(self, decision: Mapping[str, Any]) -> dict[str, Any]:
-        """A decision as plain values, with only the experts of this key in its ranking, and without draws that name
-        others."""
+        """A decision as plain values, with only the experts of this key in its ranking, and without draws and costs
+        that name others."""
         mine = [one for one in decision["ranking"] if one["expert"] in self.experts] if self.is_limited else None
-        return {**decision} if mine is None else {**decision, "ranking": mine, "exploration": None, "shadow": None}
+        return (
+            {**decision}
+            if mine is None
+            else {**decision, "ranking": mine, "exploration": None, "shadow": None, "costs": None}
+        )
 
     def _require(self, name: object, param: str, asked: object = None) -> None:
         """Raise ModelWithheld if the key may not use `name`.

@@ -39,6 +39,9 @@ def decision_headers(decision: RoutingDecision) -> dict[str, str]:
     if decision.category is not None and decision.confidence is not None:
         headers["x-coe-category"] = json.dumps(decision.category)[1:-1]
         headers["x-coe-confidence"] = f"{decision.confidence:.4f}"
+    if decision.cost is not None and decision.saved is not None:
+        headers["x-coe-cost"] = f"{decision.cost:.6g}"
+        headers["x-coe-saved"] = f"{decision.saved:.6g}"
     return headers
 
 

@@ -71,6 +71,8 @@ class RequestLog:
         self._facts["status"] = self._status = told
         self.trace.first_bytes(status)
         self._is_answered = status < 400
+        if self._is_answered:
+            self._telemetry.answered(self._decision)
         if is_stream and self._is_answered:
             seconds = time.perf_counter() - self._arrived
             self._facts["first_token_ms"] = round(seconds * 1000, 1)
@@ -128,6 +130,8 @@ class RequestLog:
             "objective": decision.objective,
             "router_version": decision.router_version,
             "routing_ms": round(decision.routing_ms, 3),
+            **({} if decision.cost is None else {"cost": decision.cost}),
+            **({} if decision.saved is None else {"saved": round(decision.saved, 6)}),
             **({} if key is None else {"key": key}),
             **({} if given is None else {"caller_request_id": given}),
             **self._facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -120,6 +121,17 @@ class BudgetReading(NamedTuple):
     multiplier: float
 
 
+class Costs(NamedTuple):
+    """What each expert costs, and the best single expert, which would answer everything without a router.
+
+    `unit`: billions of active parameters, or price per million tokens. An expert of unknown cost is missing in `of`.
+    """
+
+    unit: str
+    best_single: str
+    of: Mapping[str, float]
+
+
 class ResidentTrade(NamedTuple):
     """The score given up by choosing a loaded expert, and the wait saved."""
 
@@ -164,6 +176,19 @@ class RoutingDecision:
     routing_ms: float
     exploration: Exploration | None = None
     shadow: Shadow | None = None
+    costs: Costs | None = None  # None if the router knows no costs or no scores, or the expert was requested by name
+
+    @property
+    def cost(self) -> float | None:
+        """The expert's cost, in `costs.unit`; None if unknown."""
+        return None if self.costs is None else self.costs.of.get(self.expert)
+
+    @property
+    def saved(self) -> float | None:
+        """What the expert costs less than the best single expert; below 0 if it costs more."""
+        if self.costs is None or self.cost is None:
+            return None
+        return self.costs.of[self.costs.best_single] - self.cost
 
     @property
     def has_another(self) -> bool:
@@ -187,4 +212,11 @@ class RoutingDecision:
             "resident": self.resident._asdict(),
             "exploration": self.exploration and self.exploration._asdict(),
             "shadow": self.shadow and self.shadow._asdict(),
+            "costs": self.costs
+            and {
+                "unit": self.costs.unit,
+                "best_single": self.costs.best_single,
+                "cost": self.cost,
+                "saved": self.saved,
+            },
         }

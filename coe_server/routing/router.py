@@ -22,13 +22,14 @@ from coe_server.routing.decision import (
     GENERAL,
     Availability,
     BudgetReading,
+    Costs,
     GateReading,
     Reason,
     RouteOptions,
     RoutingDecision,
 )
 from coe_server.routing.exploration import Mode, explored, nothing_learned
-from coe_server.routing.manifest import ExpertEntry, ObjectiveEntry
+from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
 from coe_server.routing.own_routes import OwnRoutes
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
 from coe_server.routing.selection import (
@@ -104,6 +105,7 @@ class Router:
         self._profiles = _profiles(manifest.experts, capabilities or {})
         self._experts = tuple(self._profiles[name] for name in self.expert_names)
         self._objectives = {name: Objective.of(artifact, name) for name in manifest.objectives}
+        self._costs = _costs(manifest)
         self._scorer = Scorer(artifact)
         self._routes = OwnRoutes.of(artifact, self._profiles, self._scorer) if manifest.routes is not None else None
         self._meters = budget.meters(manifest, budget_window)
@@ -270,7 +272,18 @@ class Router:
             resident=chosen.trade,
             routing_ms=(time.perf_counter_ns() - started_ns) / 1e6,
             exploration=drawn,
+            costs=None if chosen.reason == "requested" else self._costs,
         )
+
+
+def _costs(manifest: Manifest) -> Costs | None:
+    """The costs of all experts; None if the scores, or the cost of the expert with the best overall score, are
+    unknown."""
+    unit = manifest.cost_unit
+    of = {one.name: cost for one in manifest.experts if (cost := getattr(one, unit)) is not None}
+    scored = [name for name, entry in manifest.overall.items() if entry.prompts > 0]
+    best = max(scored, key=lambda name: manifest.overall[name].score, default=None)
+    return None if best is None or best not in of else Costs(unit, best, of)
 
 
 def _profiles(entries: Sequence[ExpertEntry], said: Mapping[str, Capabilities]) -> dict[str, Profile]:

@@ -446,7 +446,7 @@ def test_the_decision_as_json_has_the_agreed_keys(router: Router) -> None:
     plain = json.loads(json.dumps(ask(router, TEXTS["code"]).as_json()))
     assert ", ".join(plain) == (
         "decision_id, router_version, objective, category, confidence, probabilities, expert, reason, ranking, gate,"
-        " budget, resident, routing_ms, exploration, shadow"
+        " budget, resident, routing_ms, exploration, shadow, costs"
     )
     assert ", ".join(plain["ranking"][0]) == (
         "expert, expected_score, active_params_b, value, residency, predicted_wait_seconds, excluded, doubt"
@@ -491,3 +491,19 @@ def test_what_an_engine_really_holds_counts_where_it_is_less_than_was_said(folde
     longer = Conversation((Turn(TEXTS["french"]),), TokenCount(9000, 9000))
     with pytest.raises(NoCapableExpert, match="linguist: holds 8000 tokens"):
         router.route(longer, RouteOptions(), more)
+
+
+def test_a_routed_answer_states_its_cost_and_what_it_saves_against_the_best_single_expert(router: Router) -> None:
+    decision = ask(router, TEXTS["french"])
+    best = max(OVERALL, key=OVERALL.__getitem__)
+    assert (decision.cost, decision.saved) == (SIZES["linguist"], SIZES[best] - SIZES["linguist"])
+    fallback = decision.without_first("failed")
+    assert fallback.cost == SIZES[fallback.expert]
+    assert decision.as_json()["costs"] == {
+        "unit": "active_params_b",
+        "best_single": best,
+        "cost": decision.cost,
+        "saved": decision.saved,
+    }
+    named = ask(router, TEXTS["code"], expert="coder")
+    assert (named.cost, named.saved, named.as_json()["costs"]) == (None, None, None)

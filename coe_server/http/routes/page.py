@@ -45,7 +45,7 @@ def build_page(service: Service) -> APIRouter:
     @page.get("/admin/overview")
     async def overview() -> dict[str, Any]:
         """Bytes and capacity of the tiers and of each card, the router, and whether traffic still resembles the
-        training data; on a front its nodes."""
+        training data, what routed answers cost since the start beside the best single expert; on a front its nodes."""
         used, capacity = _memory(service)
         router, traffic = service.serving.router, service.serving.traffic
         cards = [{"used": used.on(card), "capacity": capacity.on(card)} for card in range(len(capacity.cards))]
@@ -60,6 +60,10 @@ def build_page(service: Service) -> APIRouter:
             "decisions_kept": service.journal is not None,
             "wait_bound_seconds": service.cache.waits.bound_seconds(),
             **({} if service.nodes is None else {"nodes": node_rows(service.nodes)}),
+            "costs": [
+                {"best_single": best, "unit": unit, "spent": spent, "instead": instead}
+                for (best, unit), (spent, instead) in service.telemetry.costs.items()
+            ],
             "left_band": traffic and [reading for reading, left in traffic.drift.left_band.items() if left],
         }
 

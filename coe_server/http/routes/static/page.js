@@ -45,8 +45,17 @@ function showRouter(overview) {
     ? ` · traffic has drifted: ${overview.left_band.join(", ").replaceAll("_", " ")}`
     : "";
   const router = overview.router === "none" ? "no router yet: experts answer by their names" : `router ${overview.router}`;
-  byId("router").textContent = router + drift;
+  byId("router").textContent = router + saved(overview.costs) + drift;
   byId("router").classList.toggle("drifted", Boolean(drift));
+}
+
+/** What routed answers cost since the start, against the best single expert. */
+function saved(costs) {
+  const one = costs?.at(-1); // of the router that decides now
+  if (!one?.instead) return "";
+  const less = Math.round(100 * (1 - one.spent / one.instead));
+  const what = one.unit === "active_params_b" ? "active parameters" : "money";
+  return ` · answers took ${Math.abs(less)} % ${less < 0 ? "more" : "less"} ${what} than always asking ${one.best_single}`;
 }
 
 function trouble(sentence) {
