@@ -189,11 +189,14 @@ def test_resamples_have_a_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "module", "words"),
     [
-        ("scikit-learn", "sklearn", ("fit", "train.yaml", "--out", "router")),
-        ("pyarrow", "pyarrow", ("collect", "collect.yaml", "--prompts", "p", "--out", "o.jsonl")),
+        ("scikit-learn", "sklearn", ("fit", "CONFIG", "--out", "router")),
+        ("pyarrow", "pyarrow", ("collect", "CONFIG", "--prompts", "p", "--out", "o.jsonl")),
     ],
 )
-def test_without_the_extra_a_sentence_says_which_it_is(package: str, module: str, words: tuple[str, ...]) -> None:
+def test_without_the_extra_a_sentence_says_which_it_is(
+    package: str, module: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    words = tuple(str(write_run(tmp_path)) if word == "CONFIG" else word for word in words)
     program = "import sys; sys.modules[sys.argv.pop(1)] = None; from router_training.__main__ import main; main()"
     ended = subprocess.run((sys.executable, "-c", program, module, *words), capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (
