@@ -80,5 +80,6 @@ def test_the_page_on_upgrades_names_the_versions_of_the_code() -> None:
     from coe_server.routing.manifest import FORMAT_VERSION  # noqa: PLC0415
 
     text = (ROOT / "docs/upgrade.md").read_text()
-    assert f"`state_directory/journal.sqlite3` | {JOURNAL}; versions 1 and 2 are brought to {JOURNAL}" in text
+    converted = f"the start converts versions 1 to {JOURNAL - 1} to {JOURNAL}"
+    assert f"`state_directory/journal.sqlite3` | {JOURNAL}; {converted}" in text
     assert f"`router.artifact` | format {FORMAT_VERSION};" in text
