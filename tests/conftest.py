@@ -40,7 +40,7 @@ register_profiles()
 
 LONGEST = (  # by measured processor time
     *("tests/test_end_to_end.py", "tests/engines/test_vllm_real.py", "tests/engines/test_vllm_wide.py"),
-    *("tests/cuda/", "tests/test_faults.py"),
+    *("tests/cluster/test_with_vllm.py", "tests/cuda/", "tests/test_faults.py"),
     *("tests/test_killed_server.py", "tests/page/test_page.py", "tests/docs/test_train_your_own.py"),
     *("tests/test_cli.py", "tests/training/classifier/test_discovery.py", "tests/docs/test_guides.py"),
     *("tests/engines/test_vllm_engine.py", "tests/http/test_whose_failure.py", "tests/http/test_failure.py"),

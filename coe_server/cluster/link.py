@@ -121,7 +121,8 @@ class NodeLink:
                 self._listening = asyncio.create_task(self._listen())
                 await asyncio.wait({self._listening})
                 pause = _PAUSE_SECONDS if self._connected_seconds is not None else pause
-                self._disconnected(_why(self._listening))
+                why, self._listening = _why(self._listening), None  # its error holds the whole exchange
+                self._disconnected(why)
                 await asyncio.sleep(pause)  # a backoff
                 pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
             await self._idle.wait()

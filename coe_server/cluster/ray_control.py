@@ -42,7 +42,7 @@ def connected(address: str) -> Iterator[RayCluster]:
     try:
         import ray  # noqa: PLC0415  an extra
     except ImportError as error:
-        raise ConfigError("Ray is not installed here: pip install 'coe-server[ray]'") from error
+        raise ConfigError("Ray is not installed here: it comes with the extra `ray` (docs/upgrade.md)") from error
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -26,7 +26,7 @@ def main() -> int:
     try:
         import ray  # noqa: PLC0415  an extra
     except ImportError:
-        return _failed("Ray is not installed here: pip install 'coe-server[ray]'")
+        return _failed("Ray is not installed here: it comes with the extra `ray` (docs/upgrade.md)")
     from ray.exceptions import RayError  # noqa: PLC0415
 
     try:

@@ -224,16 +224,23 @@ def test_what_one_node_is_too_full_for_goes_to_the_next_and_what_none_takes_is_r
     full = [node_settings([expert("coder", **slow)], scheduling=scheduling) for _ in range(2)]
     with ExitStack() as held:
         front, _ = held.enter_context(cluster({"left": full[0], "right": full[1]}))
-        waiting = []
-        for _ in range(4):  # on each node one in its engine, and one in its queue
-            thread = threading.Thread(target=lambda: _quietly(front), daemon=True)
-            thread.start()
-            waiting.append(thread)
-        until(lambda: sum(node["in_flight"] for node in front.nodes().values()) == 4)
+        _ask_twice(front)
+        until(lambda: _row(front, "coder")["leases"] == 2)  # one in the engine of each node
+        _ask_twice(front)
+        until(lambda: sum(node["in_flight"] for node in front.nodes().values()) == 4)  # and one in each queue
         assert {node["in_flight"] for node in front.nodes().values()} == {2}
         status, headers, body = front.chat("coder")
         assert (status, json.loads(body)["error"]["code"]) == (429, "queue_full")
         assert int(headers["retry-after"]) >= 1
+
+
+def _ask_twice(front):
+    for _ in range(2):
+        threading.Thread(target=lambda: _quietly(front), daemon=True).start()
+
+
+def _row(front, name):
+    return next(row for row in front.json("/admin/experts") if row["name"] == name)
 
 
 def _quietly(front):

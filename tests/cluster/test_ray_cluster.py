@@ -21,7 +21,7 @@ from tests.patience import PATIENCE_SECONDS, until
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'coe-server[ray]'"
+        importlib.util.find_spec("ray") is None, reason="Ray is not installed: it comes with the extra `ray`"
     ),
 ]
 

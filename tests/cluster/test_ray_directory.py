@@ -143,5 +143,5 @@ def test_an_empty_line_says_that_nothing_has_changed():
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is here")
 def test_without_ray_the_reader_says_what_to_install():
     done = subprocess.run(ray_reader("auto"), capture_output=True, timeout=PATIENCE_SECONDS, check=False)
-    with pytest.raises(ReaderEnded, match=r"pip install 'coe-server\[ray\]'"):
+    with pytest.raises(ReaderEnded, match="it comes with the extra `ray`"):
         read_line(done.stdout)

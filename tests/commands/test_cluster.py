@@ -65,7 +65,7 @@ def test_a_file_that_is_not_a_nodes_is_refused(node_file):
 def test_without_ray_each_command_says_what_to_install(node_file, words):
     done = CliRunner().invoke(app, ["cluster", *words, *([str(node_file())] if words == ["up"] else [])])
     assert done.exit_code == 2
-    assert done.stderr == "coe: Ray is not installed here: pip install 'coe-server[ray]'\n"
+    assert done.stderr == "coe: Ray is not installed here: it comes with the extra `ray` (docs/upgrade.md)\n"
 
 
 def test_a_node_is_shown_with_its_address_and_why_it_ended_before():

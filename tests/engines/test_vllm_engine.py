@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -614,6 +615,9 @@ class FakeCard:
 
     def reading(self, uuid: str) -> DeviceBytes:
         return DeviceBytes(10_000, self.used.pop(0) if len(self.used) > 1 else self.used[0])
+
+    def readings(self, indices: Sequence[int]) -> tuple[DeviceBytes, ...]:
+        return tuple(self.reading("GPU-a") for _ in indices)
 
     def processes(self, uuid: str) -> None:
         return None

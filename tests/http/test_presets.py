@@ -18,7 +18,7 @@ from coe_server.engines.simulated import SimulatedEngine
 from coe_server.http.body import parse_request, read_body
 from coe_server.http.presets import Preset
 from coe_server.http.routed_request import RoutedRequest
-from coe_server.http.serving import Service
+from coe_server.http.serving import Decides, Service
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.decision import RouteOptions
 from coe_server.routing.router import Router
@@ -168,7 +168,17 @@ def test_an_empty_answer_is_whole_where_the_caller_or_the_preset_asked_for_an_en
     parsed = parse_request(json.dumps({"messages": MESSAGES, **given}).encode(), None)
     service = cast(Service, SimpleNamespace(presets={"a": preset}, serving=None))
     request = RoutedRequest(
-        service, service.serving, parsed, None, parsed.conversation, RouteOptions(), None, False, {}, None
+        service,
+        service.serving,
+        cast(Decides, None),
+        parsed,
+        None,
+        parsed.conversation,
+        RouteOptions(),
+        None,
+        False,
+        {},
+        None,
     )
     assert request.may_be_silent("a") is may_be
     assert request.may_be_silent("base") is parsed.may_be_silent

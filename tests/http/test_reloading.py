@@ -15,7 +15,7 @@ def test_memory_is_given_back_after_a_reload_and_after_a_refused_one(monkeypatch
     monkeypatch.setattr(reloading, "give_back_free_memory", lambda: told.append(service.serving))
     old, new = (SimpleNamespace(router=SimpleNamespace(version=name), embedder=None) for name in ("old", "new"))
     keyring = SimpleNamespace(since=lambda _: {})
-    service = SimpleNamespace(serving=old, guard=SimpleNamespace(keyring=keyring), log_prompts=False)
+    service = SimpleNamespace(serving=old, guard=SimpleNamespace(keyring=keyring), log_prompts=False, learner=None)
 
     def refuse(_):
         raise ConfigError("no such key")
