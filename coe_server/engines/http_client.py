@@ -233,7 +233,7 @@ class _Exchange:
                 if connection.transport.is_closing():
                     return
                 connection.transport.write(piece)
-        except CoeError as error:
+        except (CoeError, OSError) as error:  # the client's fault, or the disk's
             self.fail(Lost(error, has_begun=self.has_headers, was_reused=False))
             self.announce()
 

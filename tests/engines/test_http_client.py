@@ -347,6 +347,29 @@ def test_an_exchange_leaves_no_cycles_to_the_garbage_collector(tmp_path: Path) -
     asyncio.run(story())
 
 
+class Unreadable:
+    """A streamed body of which the second piece cannot be read from disk."""
+
+    size_bytes = 6
+    failure = None
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        yield b"one"
+        raise OSError("Input/output error")
+
+
+def test_a_body_that_cannot_be_read_ends_the_request(tmp_path: Path) -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the client leaves
+
+    async def story() -> None:
+        async with server(tmp_path, never) as seen:
+            with pytest.raises(Lost, match="Input/output error"):
+                await seen.client.request("POST", "/v1/x", (), Unreadable())
+
+    asyncio.run(story())
+
+
 def test_an_answer_that_was_left_before_its_end_cannot_be_taken_for_a_whole_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with server(tmp_path, scripted(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nyes")) as seen:
