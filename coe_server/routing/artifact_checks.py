@@ -204,6 +204,7 @@ def _require_consistency(path: Path, manifest: Manifest) -> None:
         if not objective.experts:
             raise ArtifactError(f"router artifact: objective {name!r} in {path} has no expert")
     _require_routes(path, manifest, experts)
+    _require_certainty(path, manifest, experts)
     _require_known(path, "category", [*manifest.pins, *manifest.bans], [*manifest.categories, GENERAL])
     banned = [expert for names in manifest.bans.values() for expert in names]
     _require_known(path, "expert", [*manifest.pins.values(), *banned], experts)
@@ -218,6 +219,23 @@ def _require_routes(path: Path, manifest: Manifest, experts: list[str]) -> None:
     for route in manifest.routes.values():
         _require_known(path, "expert", route.experts, experts)
         _require_known(path, "expert", [route.otherwise] if route.otherwise else [], experts)
+
+
+def _require_certainty(path: Path, manifest: Manifest, experts: list[str]) -> None:
+    known = manifest.certainty or {}
+    _require_known(path, "expert", known, experts)
+    for name, curves in known.items():
+        if len({curve.tokens for curve in curves}) < len(curves):
+            raise ArtifactError(
+                f"router artifact: {path} has two certainty curves of {name!r} for one number of tokens"
+            )
+    calibrated = {curve.tokens for curves in known.values() for curve in curves}
+    for name, objective in manifest.objectives.items():
+        if objective.handover is not None and objective.handover.tokens not in calibrated:
+            raise ArtifactError(
+                f"router artifact: objective {name!r} in {path} hands over by {objective.handover.tokens} tokens,"
+                " and no expert's certainty is calibrated for them"
+            )
 
 
 def _require_costs(path: Path, manifest: Manifest, unit: CostUnit) -> None:

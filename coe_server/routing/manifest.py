@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_server.config.types import Modality, contradiction
+from coe_server.routing.certainty import CertaintyModel, Curve, Handover
 from coe_server.routing.frame import Normalisation
 from coe_server.system.visible import brief, visible
 
@@ -120,13 +121,65 @@ class FrontPoint(_Strict):
     gap: Annotated[float, Field(ge=0.0)]
 
 
+class CurveEntry(_Strict):
+    """One curve of an expert, with its AUROC and calibration error on prompts not fitted on (None: one class only).
+
+    `tokens` is 0 for the whole answer.
+    """
+
+    tokens: Annotated[int, Field(ge=0, le=4096)]
+    intercept: float
+    certainty: Annotated[float, Field(ge=0.0)]
+    score: Annotated[float, Field(ge=0.0)]
+    alone_intercept: float
+    alone_certainty: Annotated[float, Field(ge=0.0)]
+    prompts: Annotated[int, Field(ge=0)] = 0
+    auroc: Share | None = None
+    calibration_error: Share | None = None
+
+    @property
+    def curve(self) -> Curve:
+        return Curve(
+            self.tokens, self.intercept, self.certainty, self.score, self.alone_intercept, self.alone_certainty
+        )
+
+
+Curves = Annotated[list[CurveEntry], Field(min_length=1, max_length=64)]
+
+
+class HandoverEntry(_Strict):
+    """An objective's handover as measured: at equal mean cost, the gain over the same router without it.
+
+    `tokens` is 0 for the whole answer; `share` of the prompts is handed over. Only with `shipped` may it be served;
+    `refusal` says why not.
+    """
+
+    tokens: Annotated[int, Field(ge=0, le=4096)]
+    margin: float
+    share: Share
+    gain: float
+    gain_ci95: tuple[float, float]
+    shipped: bool
+    refusal: Line | None = None
+
+    @model_validator(mode="after")
+    def _says_why(self) -> HandoverEntry:
+        if self.shipped == (self.refusal is not None):
+            raise ValueError("a handover is shipped or has a refusal")
+        return self
+
+    @property
+    def rule(self) -> Handover:
+        return Handover(self.tokens, self.margin)
+
+
 class ObjectiveEntry(_Strict):
     """One objective: budget (None: no limit), multiplier, solved mapping, and whether it may be served.
 
     The budget is on active parameters or on price. Multiplier and expected cost are in its unit, without a budget in
     the manifest's cost unit. `measured`: false if solved again and not evaluated since. `fallback` answers outside the
     gate in hard mode. `mapping` has an entry for every category and `general`. `refusal`: why it is not shipped.
-    `forced`: the same sentence if training was told to ship it anyway.
+    `forced`: the same sentence if training was told to ship it anyway. `handover`: None without recorded certainty.
     """
 
     active_params_b: Positive | None
@@ -142,6 +195,7 @@ class ObjectiveEntry(_Strict):
     refusal: Line | None = None
     measured: bool = True
     forced: Annotated[Line | None, Field(exclude_if=lambda why: why is None)] = None
+    handover: Annotated[HandoverEntry | None, Field(exclude_if=lambda found: found is None)] = None
 
     @property
     def budget(self) -> float | None:
@@ -198,7 +252,15 @@ class Manifest(_Strict):
     versions: dict[Line, Line]
     evaluation: dict[Line, float | None] = {}
     routes: Annotated[dict[Name, RouteEntry] | None, Field(exclude_if=lambda routes: routes is None)] = None
+    certainty: Annotated[dict[Name, Curves] | None, Field(exclude_if=lambda found: found is None)] = None
     checksums: dict[Line, Line] = {}
+
+    @property
+    def certainty_models(self) -> dict[str, CertaintyModel]:
+        """Expert -> what its first tokens say; an expert without a model is never judged."""
+        return {
+            name: CertaintyModel(tuple(one.curve for one in curves)) for name, curves in (self.certainty or {}).items()
+        }
 
     @property
     def cost_unit(self) -> CostUnit:
