@@ -30,14 +30,14 @@ from statistics import median
 
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.memory import private_bytes, process_tree
-from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm.command import VllmLaunch
+from coe_server.engines.vllm.engine import VllmEngine
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.document import document
 from benchmarks.mixed_trace import processor
 
-THREADS = 1  # of an engine, see `vllm_command.py`
+THREADS = 1  # of an engine, see `engines/vllm/command.py`
 KV_CACHE_BYTES = 128 << 20
 MEMORY_FACTOR = 4  # copies of the weights: loaded, packed, in the image, and the reference's
 QUESTIONS = ("hello", "the quick brown fox", "1 2 3 4 5 6 7 8", "What is a lease?")

@@ -44,13 +44,13 @@ from coe_server.config.schema import (
     ServerConfig,
 )
 from coe_server.engines.memory import copy_bytes_per_second
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.events import EventLog
+from coe_server.http.bodies.uploads import Uploads
 from coe_server.http.comparer import Comparer
 from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
-from coe_server.http.uploads import Uploads
 from coe_server.metrics import Telemetry
 
 logger = logging.getLogger(__name__)

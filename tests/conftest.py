@@ -39,14 +39,18 @@ register_profiles()
 
 
 LONGEST = (  # by measured processor time
-    *("tests/test_end_to_end.py", "tests/engines/test_vllm_real.py", "tests/engines/test_vllm_wide.py"),
+    *("tests/test_end_to_end.py", "tests/engines/vllm/test_real.py", "tests/engines/vllm/test_wide.py"),
     *("tests/cluster/test_with_vllm.py", "tests/cuda/", "tests/test_faults.py"),
     *("tests/test_killed_server.py", "tests/page/test_page.py", "tests/docs/test_train_your_own.py"),
     *("tests/test_cli.py", "tests/training/classifier/test_discovery.py", "tests/docs/test_guides.py"),
-    *("tests/engines/test_vllm_engine.py", "tests/http/test_whose_failure.py", "tests/http/test_failure.py"),
+    *("tests/engines/vllm/test_engine.py", "tests/http/test_whose_failure.py", "tests/http/test_failure.py"),
     *("tests/training/test_fit.py", "tests/training/test_any_data.py", "tests/training/test_feedback.py"),
-    *("tests/engines/test_vllm_media.py", "tests/training/test_remap.py", "tests/training/data/test_embeddings.py"),
-    *("tests/http/test_coded_bodies.py", "tests/training/classifier/test_logistic.py", "tests/http/test_openapi.py"),
+    *("tests/engines/vllm/test_media.py", "tests/training/test_remap.py", "tests/training/data/test_embeddings.py"),
+    *(
+        "tests/http/bodies/test_coded_bodies.py",
+        "tests/training/classifier/test_logistic.py",
+        "tests/http/test_openapi.py",
+    ),
     *("tests/engines/test_command_engine.py", "tests/training/test_collect.py", "tests/test_reload.py"),
 )
 

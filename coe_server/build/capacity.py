@@ -12,7 +12,7 @@ from coe_server.engines.cards import DeviceBytes, card_readings
 from coe_server.engines.cores import Cores, divided, here
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import Platform
-from coe_server.engines.vllm_command import detect_platform
+from coe_server.engines.vllm.command import detect_platform
 from coe_server.errors import ConfigError, EngineError
 
 # Left free on a card for the driver and fragmentation.

@@ -21,13 +21,13 @@ from coe_server.config.schema import (
 )
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Footprint, Seat
-from coe_server.engines.footprints import read_footprints, write_footprints
 from coe_server.engines.hub import hub_size
 from coe_server.engines.settings import ExpertSettings, Surroundings
-from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch, hub_source, unsupported_gpu
-from coe_server.engines.vllm_footprint import known_bytes
-from coe_server.engines.vllm_settings import VllmExpert, key_of
+from coe_server.engines.vllm.command import VllmLaunch, hub_source, unsupported_gpu
+from coe_server.engines.vllm.engine import VllmEngine
+from coe_server.engines.vllm.footprint import known_bytes
+from coe_server.engines.vllm.measured_footprints import read_footprints, write_footprints
+from coe_server.engines.vllm.settings import VllmExpert, key_of
 from coe_server.errors import ConfigError, EngineError
 
 logger = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ConfigError
 from coe_server.http.apis import model_names
 from coe_server.http.auth import Guard
+from coe_server.http.bodies.presets import Preset
+from coe_server.http.bodies.uploads import UploadLimits
 from coe_server.http.browsers import Hosts
 from coe_server.http.learner import Learner, with_table
-from coe_server.http.presets import Preset
-from coe_server.http.quality import quality_of
+from coe_server.http.routes.quality import quality_of
 from coe_server.http.serving import Comparing, Decides, Serving, Traffic, reference_of
 from coe_server.http.trace import NoTracing, Tracing
-from coe_server.http.uploads import UploadLimits
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.journal.steps import read_steps

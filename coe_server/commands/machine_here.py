@@ -22,7 +22,7 @@ from coe_server.engines.cards import Cards, DeviceBytes
 from coe_server.engines.hub import gib
 from coe_server.engines.memory import available_host_bytes
 from coe_server.engines.settings import Platform
-from coe_server.engines.vllm_command import detect_platform
+from coe_server.engines.vllm.command import detect_platform
 from coe_server.errors import EngineError
 
 VLLM, LLAMA = "vllm", "llama-server"

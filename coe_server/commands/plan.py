@@ -22,8 +22,8 @@ from coe_server.config.schema import ServerConfig
 from coe_server.engines.hub import gib, hub_config
 from coe_server.engines.model_size import downloaded_folder, read_config, token_bytes
 from coe_server.engines.settings import ExpertSettings
-from coe_server.engines.vllm_command import hub_source
-from coe_server.engines.vllm_settings import VllmExpert
+from coe_server.engines.vllm.command import hub_source
+from coe_server.engines.vllm.settings import VllmExpert
 from coe_server.errors import ConfigError
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")

@@ -18,9 +18,9 @@ from coe_server.config.types import require_alias, require_served_name
 from coe_server.engines.engine import Footprint
 from coe_server.engines.hub import gib
 from coe_server.engines.settings import VllmSettings
-from coe_server.engines.vllm_args import ArgValue
-from coe_server.engines.vllm_command import VllmLaunch
-from coe_server.engines.vllm_footprint import estimated_footprint
+from coe_server.engines.vllm.args import ArgValue
+from coe_server.engines.vllm.command import VllmLaunch
+from coe_server.engines.vllm.footprint import estimated_footprint
 
 _TOKENS = 32_768  # of a KV cache: one long request, or sixteen of 2,000 tokens at a time
 _CACHE_SHARE = 6  # at most a sixth of a card, so that several experts fit on it

@@ -11,8 +11,8 @@ from coe_server.build.experts import surroundings_of
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.hub import HubSource, download, gib, here_already, missing, require_room
 from coe_server.engines.user import EngineUser
-from coe_server.engines.vllm_command import hub_source
-from coe_server.engines.vllm_settings import VllmExpert
+from coe_server.engines.vllm.command import hub_source
+from coe_server.engines.vllm.settings import VllmExpert
 from coe_server.errors import CoeError, ConfigError, DownloadFailed
 
 

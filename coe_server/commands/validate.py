@@ -47,10 +47,10 @@ from coe_server.commands.plan import (
 )
 from coe_server.config.schema import ServerConfig, read_config
 from coe_server.engines.engine import Footprint
-from coe_server.engines.footprints import read_footprints
 from coe_server.engines.hub import gib
 from coe_server.engines.settings import ExpertSettings
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm.engine import VllmEngine
+from coe_server.engines.vllm.measured_footprints import read_footprints
 from coe_server.errors import ArtifactError, ConfigError
 from coe_server.http.serving import Decides
 from coe_server.keys import Key

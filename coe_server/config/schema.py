@@ -29,7 +29,7 @@ from coe_server.engines.preset import PresetExpert
 from coe_server.engines.remote import RemoteExpert
 from coe_server.engines.settings import VllmSettings
 from coe_server.engines.simulated import SimulatedExpert
-from coe_server.engines.vllm_settings import VllmExpert
+from coe_server.engines.vllm.settings import VllmExpert
 from coe_server.errors import ConfigError
 
 

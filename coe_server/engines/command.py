@@ -27,7 +27,7 @@ from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
-from coe_server.engines.vllm import canary_answer
+from coe_server.engines.vllm.engine import canary_answer
 from coe_server.errors import CardLost, EngineError
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from coe_server.engines.http_channel import HttpChannel, Reuse
 from coe_server.engines.listeners import by_owner, free_port
 from coe_server.engines.log_file import fresh_log
 from coe_server.engines.user import EngineUser, as_user
-from coe_server.engines.vllm_process import KeptProcess, ending, make_run_directory
+from coe_server.engines.vllm.process import KeptProcess, ending, make_run_directory
 from coe_server.errors import ConnectionLost, EngineError
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")

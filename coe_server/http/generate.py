@@ -22,7 +22,8 @@ from starlette.responses import JSONResponse, Response
 from coe_server.errors import EmbeddingUnavailable, Forbidden
 from coe_server.http.apis import Api, require_expert, require_fan_out, wants_stream
 from coe_server.http.auth import CALLER
-from coe_server.http.body import ParsedRequest, parse_form
+from coe_server.http.bodies.body import ParsedRequest, parse_form
+from coe_server.http.bodies.uploads import Upload
 from coe_server.http.client_stream import deadline_of, within
 from coe_server.http.headers import REQUEST_ID
 from coe_server.http.previous_responses import FIELD as PREVIOUS
@@ -30,7 +31,6 @@ from coe_server.http.request_log import RequestLog
 from coe_server.http.routed_request import RoutedRequest
 from coe_server.http.routed_response import RoutedResponse
 from coe_server.http.serving import Service
-from coe_server.http.uploads import Upload
 from coe_server.keys import Key
 from coe_server.metrics import EMBEDDING_FAILURES
 from coe_server.routing.conversation import Conversation, session_key

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from coe_server.cache.queue import Owner
 from coe_server.engines.engine import EngineRequest, Tries
 from coe_server.errors import CoeError
-from coe_server.http.body import ENDINGS, LARGE_BYTES, ParsedRequest
+from coe_server.http.bodies.body import ENDINGS, LARGE_BYTES, ParsedRequest
+from coe_server.http.bodies.presets import Changes
 from coe_server.http.heard import Heard
-from coe_server.http.presets import Changes
 from coe_server.http.previous_responses import ResponseId
 from coe_server.http.serving import Decides, Service, Serving
 from coe_server.http.trace import Trace

@@ -31,7 +31,6 @@ from coe_server.http.connection import Connection
 from coe_server.http.errors import install_error_handlers
 from coe_server.http.generate import dry_run, endpoint_of
 from coe_server.http.middleware import Middleware, Paths
-from coe_server.http.openapi import describe
 from coe_server.http.rate_limits import Bodies, BodyLimits, RateLimits, Rejections
 from coe_server.http.routes.admin import Reloader, build_admin
 from coe_server.http.routes.feedback import build_feedback
@@ -39,6 +38,7 @@ from coe_server.http.routes.learning import build_learning
 from coe_server.http.routes.metrics import build_metrics
 from coe_server.http.routes.node import build_node
 from coe_server.http.routes.nodes import build_nodes
+from coe_server.http.routes.openapi import describe
 from coe_server.http.routes.own_routes import build_route_editing
 from coe_server.http.routes.page import build_page
 from coe_server.http.serving import Service

@@ -23,12 +23,12 @@ from coe_server.engines.engine import TellsLength
 from coe_server.errors import first_line
 from coe_server.http.apis import AUTO
 from coe_server.http.auth import Guard, Reach
-from coe_server.http.body_reader import BodyReader
+from coe_server.http.bodies.presets import Preset
+from coe_server.http.bodies.reader import BodyReader
+from coe_server.http.bodies.uploads import UploadLimits, Uploads
 from coe_server.http.learner import Learner
-from coe_server.http.presets import Preset
 from coe_server.http.previous_responses import MadeResponses
 from coe_server.http.trace import NoTracing, Tracing
-from coe_server.http.uploads import UploadLimits, Uploads
 from coe_server.journal.drift import OUTSIDE, Drift, DriftWatch, Reference
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key

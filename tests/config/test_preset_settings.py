@@ -13,7 +13,7 @@ from coe_server.build.experts import build_experts
 from coe_server.build.service import build_capabilities, build_presets
 from coe_server.cli import app
 from coe_server.config.schema import ServerConfig, read_config
-from coe_server.http.presets import Preset
+from coe_server.http.bodies.presets import Preset
 
 BASE = {"name": "qwen3", "engine": "simulated", "weights_bytes": "1GiB", "context_tokens": 8192, "tools": True}
 PRESET = {"name": "thinker", "engine": "preset", "of": "qwen3", "set": {"reasoning_effort": "high"}}

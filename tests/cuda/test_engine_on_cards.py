@@ -14,8 +14,8 @@ from coe_server.cache.expert_cache import ExpertCache, Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.cards import Cards as Driver
-from coe_server.engines.vllm import VllmEngine
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm.command import VllmLaunch
+from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.errors import EngineError, EngineStartFailed
 from tests.cuda.cards import DRIVER_BYTES, GIB, MIB, VARIABLE, Cards
 from tests.cuda.stand_in import ACTIVATIONS_LARGE, ACTIVATIONS_SMALL, CONTEXT, GRAPH, NCCL

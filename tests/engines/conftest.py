@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coe_server.engines.vllm_command import VllmLaunch
+from coe_server.engines.vllm.command import VllmLaunch
 
 KV_CACHE_BYTES = 24 << 20
 WEIGHTS_BYTES = 8 << 20

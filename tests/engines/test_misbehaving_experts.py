@@ -20,7 +20,7 @@ from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Bytes, Tier
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.memory import process_tree
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.errors import EngineDied, ExpertUnavailable
 
 from .conftest import DEADLINE_SECONDS, KV_CACHE_BYTES, WEIGHTS_BYTES, StandInLaunch, run_directory_of, runs

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coe_server.engines.user import EngineUser, as_user
-from coe_server.engines.vllm_command import VllmLaunch, engine_environment
+from coe_server.engines.vllm.command import VllmLaunch, engine_environment
 from coe_server.errors import ConfigError
 from tests.patience import PATIENCE_SECONDS
 
@@ -26,8 +26,8 @@ STORY = """
 import asyncio, json, os, sys
 from pathlib import Path
 from coe_server.engines.user import EngineUser
-from coe_server.engines.image import WeightImage
-from coe_server.engines.vllm_process import KeptProcess, make_run_directory
+from coe_server.engines.vllm.image import WeightImage
+from coe_server.engines.vllm.process import KeptProcess, make_run_directory
 
 ENGINE = '''
 import json, os, sys

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coe_server.cache.scheduler import Limits
 from coe_server.errors import RequestError
 from coe_server.http.apis import APIS, MOST_INPUTS
-from coe_server.http.body import LARGE_BYTES, parse_request
+from coe_server.http.bodies.body import LARGE_BYTES, parse_request
 from coe_server.keys import Key, Keyring, hashed
 from tests.http.server import running_server
 from tests.http.test_api import simulated

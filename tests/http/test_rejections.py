@@ -14,10 +14,10 @@ from coe_server.http.connection import MOST_HEADER_BYTES, Connection
 from coe_server.http.rate_limits import MOST_LINES, WINDOW_SECONDS, Rejections
 from coe_server.keys import Key, Keyring, hashed
 from coe_server.metrics import Telemetry
+from tests.http.bodies.test_uploads import END, TYPE, field_of, file_of
 from tests.http.server import running_server
 from tests.http.test_api import simulated
 from tests.http.test_keys_over_http import ADMIN, CLIENT, RING, SLOW, ask, bearer
-from tests.http.test_uploads import END, TYPE, field_of, file_of
 from tests.patience import PATIENCE_SECONDS, received
 
 SECRET = "xylophone-diary"

@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Bytes
 from coe_server.engines.simulated import SimulatedEngine
-from coe_server.http.quality import quality_of
+from coe_server.http.routes.quality import quality_of
 from coe_server.journal.entries import Retention
 from coe_server.journal.journal import Journal
 from coe_server.routing import artifact as artifacts

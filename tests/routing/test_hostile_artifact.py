@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 from coe_server.build.service import build_router, build_serving
 from coe_server.config.schema import load_config
 from coe_server.errors import ArtifactError
-from coe_server.http.quality import quality_of
+from coe_server.http.routes.quality import quality_of
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import artifact_checks
 from coe_server.routing.probes import MOST_PROBES, read_probes

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from coe_server.config.file import Mistake
 from coe_server.errors import RequestError, UnknownDecision
 from coe_server.http.auth import CALLER, Reach
-from coe_server.http.body import read_body
-from coe_server.http.body_reader import read_all
+from coe_server.http.bodies.body import read_body
+from coe_server.http.bodies.reader import read_all
 from coe_server.journal.journal import Journal
 from coe_server.keys import Key
 

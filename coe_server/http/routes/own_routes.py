@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from coe_server.config.file import Mistake
 from coe_server.config.routes_text import with_example
 from coe_server.errors import CoeError, ConfigError, ReloadRefused, RequestError, UnknownDecision
-from coe_server.http.body import read_body
-from coe_server.http.body_reader import read_all
+from coe_server.http.bodies.body import read_body
+from coe_server.http.bodies.reader import read_all
 from coe_server.http.routes.admin import Reloader
 from coe_server.http.serving import Service
 from coe_server.routing.router import Router

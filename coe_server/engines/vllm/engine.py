@@ -1,0 +1,205 @@
+"""One expert's vLLM: a `vllm serve` child on a private Unix socket that starts, sleeps, wakes and stops.
+
+Dependencies on the behaviour of vLLM 0.32 are marked in comments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from coe_server.engines.cards import Cards
+from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.process_engine import ProcessEngine
+from coe_server.engines.vllm.args import named
+from coe_server.engines.vllm.command import VllmLaunch
+from coe_server.engines.vllm.memory import VllmMemory
+from coe_server.engines.vllm.process import CONTROL_SECONDS, VllmRun
+from coe_server.errors import EngineError
+
+logger = logging.getLogger(__name__)
+
+# Greedy, with special tokens: even a model with random weights has a definite answer. Four tokens: on a CPU each reads
+# all weights, which takes half as long as a wake. No log probabilities: vLLM would compile a kernel for them on the
+# first request, for more than half a minute.
+CANARY_REQUEST = {
+    "prompt": "1 2 3 4",
+    "max_tokens": 4,
+    "temperature": 0,
+    "ignore_eos": True,
+    "return_token_ids": True,
+}
+# A pooling engine answers with numbers, which are compared rounded.
+_POOLING_REQUEST = {"input": "1 2 3 4"}
+_COMPARED_NUMBERS = 16
+_FIRST_CANARY_SECONDS = 300.0  # in eager mode the first answer compiles kernels; the start's own limit also applies
+_LONGEST_STEP_TOKENS = 16384  # the largest of vLLM's defaults (engine/arg_utils.py, get_batch_defaults)
+_QUOTED_CHARACTERS = 300
+
+
+class VllmEngine(ProcessEngine[VllmRun]):
+    """An `Engine` (see `engine.py`) that runs `vllm serve` as its child.
+
+    `cards`: the GPUs, shared with other engines. On a CPU the memory of the process is measured instead.
+    """
+
+    def __init__(self, launch: VllmLaunch, cards: Cards | None = None, seat: Sequence[int] = ()) -> None:
+        """`seat` is the default of `start`; if empty, the first visible cards."""
+        super().__init__(launch.name, launch.log_directory, launch.start_timeout_seconds, tuple(seat))
+        self.launch = launch
+        self.longest_tokens: int | None = None  # as `TellsLength` says; None on a CPU
+        self._memory = VllmMemory(launch, cards)
+
+    @property
+    def footprint(self) -> Footprint:
+        return self._memory.footprint
+
+    @property
+    def measured_footprint(self) -> Footprint | None:
+        """The footprint measured by this engine; None before its first start."""
+        return self._memory.footprint if self._memory.is_measured else None
+
+    async def _bring_up(self) -> None:
+        place = await self._memory.place(self._seat)
+        with self._memory.taking():
+            self._run = await VllmRun.start(self.launch, place)
+            await _bring_up(self._run, self._memory)
+        self.longest_tokens = self._run.longest_tokens
+
+    async def _end(self, run: VllmRun, at_once: bool) -> None:
+        """End a run; its images stay for the next one. It may be repeated after a cancellation."""
+        async with run.one_end:
+            if not run.gone:
+                await self._memory.while_it_ends(run, at_once)
+                run.gone = True
+
+    async def _loss(self, run: VllmRun) -> str:
+        return await _first([run.loss(), *(image.lost() for image in self._memory.images)])
+
+    async def sleep(self) -> None:
+        run = self.running()
+        if not self.launch.can_sleep:
+            raise EngineError(f"engine '{self._name}' was started without sleep mode and cannot sleep")
+        async with self._log_quoted():
+            await _sleep(run, self._memory)
+
+    async def wake(self) -> None:
+        run = self.running()
+        async with self._log_quoted():
+            await _wake(run, self._memory)
+
+    async def stop(self, at_once: bool = False) -> None:
+        try:
+            await super().stop(at_once)
+        finally:
+            await self._memory.close()
+
+    def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
+        return self.running().http.send(request)
+
+
+async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
+    """Wait until a new process answers, write its image and measure its memory."""
+    await run.until_healthy()
+    await memory.secure_images(run)
+    on_gpu = memory.seat is not None
+    if on_gpu:
+        await _take_longest_step(run)
+    await memory.measure(run)
+    await _check_canaries(run, memory, _FIRST_CANARY_SECONDS)
+    if on_gpu and memory.footprint.can_sleep:
+        # On a GPU the first sleep is slow: it pins host memory, which later sleeps reuse. It also shows how much memory
+        # stays on the device. Therefore it is done before the engine serves.
+        await _sleep(run, memory)
+        await _wake(run, memory)
+
+
+async def _sleep(run: VllmRun, memory: VllmMemory) -> None:
+    with run.on_the_move():
+        before = await memory.before_sleep(run)
+        # Query parameters: vLLM ignores a JSON body and would abort running requests.
+        await run.http.ask("POST", "/sleep?level=1&mode=wait", memory.move_seconds)
+        await memory.until_freed(run, before)
+
+
+async def _wake(run: VllmRun, memory: VllmMemory) -> None:
+    with run.on_the_move(), memory.taking():
+        await run.http.ask("POST", "/wake_up", memory.move_seconds)
+        if memory.seat is not None:
+            memory.seat.woken()
+        await _check_canaries(run, memory, CONTROL_SECONDS)
+
+
+async def _take_longest_step(run: VllmRun) -> None:
+    """Send a prompt that fills one step, so that the measurement includes the memory of steps.
+
+    vLLM frees the memory of its own profiling before it captures graphs (v1/worker/gpu/model_runner.py).
+    """
+    args, name = named(run.launch.args), run.launch.name
+    run.longest_tokens = await _longest_tokens(run)
+    logger.info("engine '%s' takes requests of up to %s tokens, answer included", name, run.longest_tokens)
+    step = args.get("max_num_batched_tokens")
+    step_tokens = step if isinstance(step, int) else _LONGEST_STEP_TOKENS
+    tokens = [1] * max(1, min(step_tokens, (run.longest_tokens or step_tokens) - 1))
+    path, _ = canary_question(args)
+    asked = {"input": tokens} if args.get("runner") == "pooling" else {"prompt": tokens, "max_tokens": 1}
+    for copy in range(run.launch.copies):
+        await run.http.ask("POST", path, _FIRST_CANARY_SECONDS, asked | {"model": name}, _to_copy(run, copy))
+
+
+async def _longest_tokens(run: VllmRun) -> int | None:
+    answer = await run.http.ask("GET", "/v1/models", CONTROL_SECONDS)
+    try:
+        return int(answer["data"][0]["max_model_len"])
+    except (LookupError, TypeError, ValueError):
+        return None
+
+
+async def _check_canaries(run: VllmRun, memory: VllmMemory, timeout_seconds: float) -> None:
+    for copy in range(run.launch.copies):
+        memory.check_canary(await _canary(run, copy, timeout_seconds), copy)
+
+
+async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
+    """The answer to a fixed prompt, which is the same as long as the weights are. Raises `EngineError`."""
+    name = run.launch.name
+    path, question = canary_question(named(run.launch.args))
+    answer = await run.http.ask("POST", path, timeout_seconds, question | {"model": name}, _to_copy(run, copy))
+    try:
+        return canary_answer(answer)
+    except (LookupError, TypeError, AttributeError) as error:
+        quoted = str(answer)[:_QUOTED_CHARACTERS]
+        raise EngineError(f"engine '{name}' gave no usable answer to its canary\n{quoted}") from error
+
+
+def _to_copy(run: VllmRun, copy: int) -> tuple[tuple[str, str], ...]:
+    """Headers that address one of several copies."""
+    return (("X-data-parallel-rank", str(copy)),) if run.launch.copies > 1 else ()
+
+
+def canary_question(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Path and body of the canary for an engine with these `vllm serve` options."""
+    if args.get("runner") == "pooling":
+        return "/v1/embeddings", dict(_POOLING_REQUEST)
+    return "/v1/completions", dict(CANARY_REQUEST)
+
+
+def canary_answer(answer: dict[str, Any]) -> str:
+    if "data" in answer:
+        return str([round(number, 2) for number in answer["data"][0]["embedding"][:_COMPARED_NUMBERS]])
+    choice = answer["choices"][0]
+    return str(choice.get("token_ids") or choice["text"])
+
+
+async def _first(losses: Iterable[Coroutine[None, None, str]]) -> str:
+    """The result of the first loss to occur; the other coroutines are cancelled."""
+    waiting = [asyncio.create_task(loss) for loss in losses]
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return next(loss for loss in waiting if loss in done).result()
+    finally:
+        for loss in waiting:
+            loss.cancel()

@@ -1,0 +1,77 @@
+"""The memory of a vLLM before its first start: the size of its weights, from files or settings, and its footprint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from coe_server.engines.engine import Footprint
+from coe_server.engines.model_size import files_bytes, model_folder
+from coe_server.engines.vllm.command import VllmLaunch, hub_source
+from coe_server.errors import ConfigError
+
+_UNSEEN_TENSORS_BYTES = 4 << 20  # rotary tables and other buffers outside the weight files
+# A sleeping vLLM keeps 1.3 to 1.9 GiB of an H100 (CUDA context, graphs); reported for 0.6 B and 8 B models.
+_CUDA_RESIDUE_BYTES = 2 << 30
+# One of several ranks also keeps NCCL's buffers: 2.7 GiB in all.
+_WIDE_RESIDUE_BYTES = 3 << 30
+# vLLM's pinned copy of the weights, rounded up by its allocator: 1.352 x the weights, reported for an H100.
+_CUDA_IMAGE_FACTOR = 1.36
+_FIRST_RANK_MORE = 1.1  # it also has embeddings and the sampler's buffers
+
+
+def estimated_footprint(launch: VllmLaunch) -> Footprint:
+    """Estimate before the first start, rather too large. Raises `ConfigError` if the size is unknown."""
+    weights = known_bytes(launch)
+    if str(launch.args.get("dtype")) in ("float32", "float"):
+        weights *= 2  # files usually have 16-bit numbers
+    weights += _UNSEEN_TENSORS_BYTES
+    cuda = launch.platform == "cuda"
+    residue = (_CUDA_RESIDUE_BYTES if launch.width == 1 else _WIDE_RESIDUE_BYTES) if cuda else 0
+    image = round(weights * _CUDA_IMAGE_FACTOR) if cuda else weights
+    return Footprint(
+        device_awake=_largest_share(weights, launch) + launch.kv_cache_bytes + residue,
+        device_asleep=residue,
+        host_process=launch.process_bytes * launch.width,
+        host_image=image * launch.copies if launch.can_sleep else 0,
+    )
+
+
+def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:
+    """Bytes of the largest rank. The first has more than its share; copies have all, unless experts are sharded."""
+    ranks = launch.width // launch.copies
+    return weights_bytes if ranks == 1 else round(weights_bytes / ranks * _FIRST_RANK_MORE)
+
+
+def known_bytes(launch: VllmLaunch) -> int:
+    """Size of the weights from files or `weights_bytes`. Raises ConfigError."""
+    if launch.weights_bytes is not None:
+        return launch.weights_bytes
+    source = hub_source(launch)
+    try:
+        weights = model_bytes(launch.model, source.environment, source.revision)
+    except ConfigError as error:
+        raise ConfigError(f"experts.{launch.name}.model: {error}") from error
+    if weights is None:
+        raise ConfigError(
+            f"experts.{launch.name}.model: '{launch.model}' is not downloaded; run `coe pull CONFIG {launch.name}`,"
+            f" or give experts.{launch.name}.weights_bytes where only the engine sees the files"
+        )
+    return weights
+
+
+def model_bytes(
+    model: str, environment: Mapping[str, str] = MappingProxyType({}), revision: str = "main"
+) -> int | None:
+    """Size of a model's local weight files; None for a hub id that is not completely downloaded.
+
+    Raises `ConfigError` for a folder that does not exist or has no weights.
+    """
+    if (folder := model_folder(model, environment, revision)) is not None:
+        return files_bytes(folder)
+    if Path(model).expanduser().is_dir():
+        raise ConfigError(f"the model folder '{model}' holds no weights (*.safetensors)")
+    if model.startswith(("/", "./", "../", "~")):
+        raise ConfigError(f"there is no model folder '{model}'")
+    return None
