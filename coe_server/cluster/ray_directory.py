@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from coe_server.cluster.directory import NodeAddress
 from coe_server.config.addresses import WebAddress
 from coe_server.config.types import ServedName
+from coe_server.system.child import signal_child
 
 MOST_NODES = 10_000
 SILENCE_SECONDS = 60.0  # Ray takes some time to connect
@@ -116,6 +118,5 @@ async def _running(command: Sequence[str]) -> AsyncIterator[asyncio.StreamReader
     try:
         yield reader.stdout
     finally:
-        with suppress(ProcessLookupError):
-            reader.kill()
+        signal_child(reader, signal.SIGKILL)
         await asyncio.shield(reader.wait())

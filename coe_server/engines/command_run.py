@@ -26,6 +26,7 @@ from coe_server.engines.log_file import fresh_log
 from coe_server.engines.user import EngineUser, as_user
 from coe_server.engines.vllm.process import KeptProcess, ending, make_run_directory
 from coe_server.errors import ConnectionLost, EngineError
+from coe_server.system.child import signal_child
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP")
 
@@ -150,6 +151,7 @@ class CommandRun:
                 await asyncio.to_thread(self._listens)  # a program that cannot bind its port ends by itself
                 raise EngineError(ending(self.process.over.result()))
         await asyncio.to_thread(self._listens)  # it may have opened another socket during its load
+        await self.process.noted()
 
     async def ask(self, method: str, path: str, timeout_seconds: float, payload: Any = None) -> bytes:
         """Make a short control request; returns the body. Raises `EngineError` on a timeout or an error status."""
@@ -268,6 +270,5 @@ async def _run_stop_program(launch: CommandLaunch, values: Mapping[str, str], en
         except TimeoutError:
             pass
         finally:
-            with suppress(ProcessLookupError):
-                program.kill()
+            signal_child(program, signal.SIGKILL)
             await program.wait()

@@ -34,9 +34,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 TRACKER_SECONDS = 2.0
 _TRACKER_POLL_SECONDS = 0.02
-# Shared-memory files that Python, torch and NCCL leave when killed. No other file may be deleted there: it may be
-# the user's model.
-_LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-)[^/]*")
+# Shared-memory files that Python, torch and NCCL leave when killed, and vLLM (ranks on a CPU with AVX-512) always. No
+# other file may be deleted there: it may be the user's model.
+_LEFTOVER = re.compile(r"/dev/shm/(psm_|sem\.mp-|torch_|nccl-|vllm_dist_)[^/]*")
 
 
 def main() -> int:
@@ -130,6 +130,7 @@ class _Engine:
     def __init__(self, command: list[str], log: _Log, cores: list[int]) -> None:
         self.status: int | None = None
         self.pid = 0
+        self.shared_memory: set[str] = set()  # by path
         self.signals, writing_end = os.pipe()
         os.set_blocking(self.signals, False)
         os.set_blocking(writing_end, False)
@@ -156,6 +157,11 @@ class _Engine:
                     return
                 if pid == self.pid:
                     self.status = status
+
+    def note_shared_memory(self, pids: list[int]) -> None:
+        """Remember what these processes map: once a process has ended, its files cannot be told from others."""
+        for pid in pids:
+            self.shared_memory |= _shared_memory_of(pid)
 
     def exit_code(self) -> int:
         if self.status is None:
@@ -200,6 +206,7 @@ def _server_gone(server: int, engine: _Engine, log: _Log) -> bool:
     try:
         if asked := os.read(server, 512):
             log.catch_up()
+            engine.note_shared_memory(_descendants())
             os.write(server, asked)
     except OSError:
         return True
@@ -230,18 +237,16 @@ def _end_descendants(engine: _Engine, log: _Log) -> None:
     Python's resource trackers end by themselves at last: once all others are dead, they remove left semaphores and
     shared memory. A tracker that takes too long is killed, too.
     """
-    leftovers: set[str] = set()
     deadline = time.monotonic() + TRACKER_SECONDS
     while children := _descendants():
         doomed = [pid for pid in children if time.monotonic() > deadline or not is_resource_tracker(pid)]
-        for pid in doomed:
-            leftovers |= _shared_memory_of(pid)
+        engine.note_shared_memory(doomed)
         for pid in doomed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         _look_after(engine, log, seconds=_TRACKER_POLL_SECONDS)  # SIGCHLD; the end of a grandchild sends no signal
         engine.reap()
-    for path in leftovers:
+    for path in engine.shared_memory:
         with suppress(OSError):
             os.unlink(path)
 

@@ -123,7 +123,7 @@ class ProcessEngine(ABC, Generic[R]):
 async def _last_lines(run: Run | None, log: Path) -> str:
     """The most relevant lines of the engine's log, up to its last output."""
     if run is not None:
-        await run.process.written()
+        await run.process.noted()
     return last_lines(log)
 
 

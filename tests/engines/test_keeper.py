@@ -170,6 +170,22 @@ def test_only_an_engines_own_shared_memory_is_removed(keep: Keep, name: str, rem
         block.unlink()
 
 
+def test_shared_memory_of_processes_that_end_by_themselves_is_removed_once_the_server_has_asked(keep: Keep) -> None:
+    block = SharedMemory(name=f"vllm_dist_{os.getpid()}", create=True, size=4096)
+    path = Path("/dev/shm", block.name)
+    try:
+        kept = keep(sys.executable, "-c", SHARED, str(path))
+        assert kept.first_line() == "mapped"
+        assert kept.written()
+        kept.process.terminate()  # passed on: the process that had it mapped is the first to end
+        kept.finish()
+        assert not path.exists()
+    finally:
+        block.close()
+        path.touch()  # so that Python's own tracker forgets it
+        block.unlink()
+
+
 # Each writes four times what may be kept, as fast as it can, says that it is done, and stays.
 TORRENT = """
 import os, time

@@ -24,10 +24,10 @@ def test_the_last_words_of_an_engine_that_ended_are_had_at_once_and_more_than_on
         command = (sys.executable, "-c", "print('the last word')")
         process = await KeptProcess.start(command, {}, make_run_directory(), log)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await asyncio.gather(process.written(), asyncio.shield(process.over))
+            await asyncio.gather(process.noted(), asyncio.shield(process.over))
             assert process.over.result() == 0
             for _ in range(2):
-                await process.written()
+                await process.noted()
         assert log.read_text() == "the last word\n"
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -44,7 +44,7 @@ def test_what_a_living_engine_has_written_is_in_its_log_when_that_was_asked_for(
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while not log.read_text():
-                    await process.written()
+                    await process.noted()
             assert log.read_text() == "a word\n"
         finally:
             await process.end(grace_seconds=0.0)

@@ -83,6 +83,16 @@ class Hears(Breaking):
         return super().send(request)
 
 
+@pytest.fixture(autouse=True)
+def no_thread_of_the_sdk_is_left():
+    """One that tries a silent collector again draws from `random`, which Hypothesis takes for the next test's own."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive(), thread.name
+
+
 @pytest.fixture
 def spans():
     return Spans()

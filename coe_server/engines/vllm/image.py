@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import socket
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from coe_server.engines.user import EngineUser, python_of
 from coe_server.errors import EngineError
+from coe_server.system.child import signal_child
 
 _HOLDER = Path(__file__).with_name("image_holder.py")
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -100,8 +101,7 @@ class WeightImage:
         self._connection.close()
         done, _ = await asyncio.wait({self._over}, timeout=_END_SECONDS)
         if not done:  # the holder hangs
-            with suppress(ProcessLookupError):
-                self._holder.kill()
+            signal_child(self._holder, signal.SIGKILL)
         await asyncio.shield(self._over)
 
     async def _ask(self, question: bytes) -> ImageState:

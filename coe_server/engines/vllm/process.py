@@ -21,6 +21,7 @@ from coe_server.engines.memory import session_members
 from coe_server.engines.user import EngineUser, python_of
 from coe_server.engines.vllm.command import Place, VllmLaunch, engine_environment, serve_command
 from coe_server.errors import EngineError
+from coe_server.system.child import signal_child
 
 CONTROL_SECONDS = 30.0
 
@@ -75,6 +76,7 @@ class VllmRun:
             await asyncio.wait({self.process.over}, timeout=_HEALTH_POLL_SECONDS)
             if self.process.over.done():
                 raise EngineError(ending(self.process.over.result()))
+        await self.process.noted()
 
     async def ask_worker(self, method: str, timeout_seconds: float = CONTROL_SECONDS) -> Any:
         """Call a method of the workers, the processes with the weights. Returns the first one's result."""
@@ -219,8 +221,8 @@ class KeptProcess:
         """The keeper's process id: the root of the process tree and the session id."""
         return self._keeper.pid
 
-    async def written(self) -> None:
-        """Wait until all output of the command so far is in its log."""
+    async def noted(self) -> None:
+        """Let the keeper write all output so far to the log and note the shared memory to remove at the end."""
         async with self._one_question:
             if self._connection.is_closing():  # the keeper has ended; the log is complete
                 return
@@ -232,17 +234,13 @@ class KeptProcess:
     async def end(self, grace_seconds: float, first: signal.Signals = signal.SIGTERM) -> None:
         """Send `first`, then after the grace period SIGKILL to all processes. Returns when none is left."""
         try:
-            self._signal(first)
+            signal_child(self._keeper, first)
             await self._over_within(grace_seconds)
         finally:
             self._connection.close()  # now the keeper kills, even after a cancellation here
         if not await self._over_within(_KILL_SECONDS):
-            self._signal(signal.SIGKILL)
+            signal_child(self._keeper, signal.SIGKILL)
         await asyncio.shield(self.over)
-
-    def _signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self._keeper.send_signal(number)
 
     async def _over_within(self, seconds: float) -> bool:
         done, _ = await asyncio.wait({self.over}, timeout=seconds)
