@@ -12,23 +12,62 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from coe_server.cache.planner import mib
-from coe_server.commands.terminal import bearer, no_room_for, that_fits
+from coe_server.commands.terminal import (
+    ConfigPath,
+    bearer,
+    mistakes_as_sentences,
+    no_room_for,
+    table_console,
+    that_fits,
+)
 from coe_server.config.addresses import host_and_port
-from coe_server.config.schema import ServerConfig
-from coe_server.errors import CoeError
+from coe_server.config.schema import ServerConfig, load_config
+from coe_server.errors import CoeError, ConfigError
 from coe_server.system.visible import visible, visible_lines
 
 _TIMEOUT_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 _DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through HTTP_PROXY
+
+
+def experts(
+    config: ConfigPath,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh four times a second until Ctrl-C.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the JSON of GET /admin/experts and nothing else.")
+    ] = False,
+    port: Annotated[int | None, typer.Option(help="Port of the server. Default: http.port.", min=1)] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(envvar="COE_ADMIN_KEY", help="Admin key, if the server requires one.", show_default=False),
+    ] = None,
+) -> None:
+    """Show where the experts of a running server are: state, bytes, users, queue and last move; and what each card
+    holds, where there are several.
+
+    A narrow terminal gets fewer columns, a file or a pipe all of them.
+    """
+    with mistakes_as_sentences():
+        settings = load_config(config)
+        server = server_of(settings, port, admin_key)
+        console = table_console()
+        if as_json and watch:
+            raise ConfigError("--json and --watch exclude each other; give one of them")
+        if as_json:
+            typer.echo(json.dumps(server.experts(), indent=1))
+        elif watch:
+            watch_experts(server, console)
+        else:
+            console.print(experts_table(server.look(), console.width))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from coe_server.commands.first_file import first_file
 from coe_server.commands.machine_here import look
 from coe_server.commands.models_here import Skipped, find_models, usual_folders
 from coe_server.commands.proposal import Proposed, memory_of, propose, room_of
+from coe_server.commands.terminal import mistakes_as_sentences
 from coe_server.engines.model_size import hub_cache
 from coe_server.errors import ConfigError
 from coe_server.system.files import create_private
 from coe_server.system.visible import visible
+
+
+def init(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER]...", help="Folders with models. Default: ./models and the usual ones of others."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write; one that is there stays as it is.")] = Path(
+        "serve.yaml"
+    ),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the file and write nothing.")] = False,
+) -> None:
+    """Write a first configuration for this machine: its cards, its memory, and the models and engines that are here.
+
+    Looks into the folders, Hugging Face's cache (HF_HUB_CACHE, HF_HOME) and Ollama's store (OLLAMA_MODELS), and on PATH
+    for vllm and llama-server. Opens no connection, reads names and headers, runs nothing but `--version`. What cannot
+    run here is left out, with the reason beside it.
+
+    Examples: coe init; coe init ~/gguf --out home.yaml; coe init --dry-run
+    """
+    with mistakes_as_sentences():
+        found = first_configuration(folders or (), os.environ)
+        typer.echo(found.text if dry_run else write_first_configuration(found, out), nl=not dry_run)
 
 
 @dataclass(frozen=True, slots=True)

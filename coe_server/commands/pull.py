@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
 
 from coe_server.build.experts import surroundings_of
-from coe_server.config.schema import ServerConfig
+from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
+from coe_server.config.schema import ServerConfig, load_config
 from coe_server.engines.hub import HubSource, download, gib, here_already, missing, require_room
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm.command import hub_source
@@ -16,7 +18,22 @@ from coe_server.engines.vllm.settings import VllmExpert
 from coe_server.errors import CoeError, ConfigError, DownloadFailed
 
 
-def pull(config: ServerConfig, names: Sequence[str] = ()) -> None:
+def pull(
+    config: ConfigPath,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Experts. Default: all.")] = None,
+) -> None:
+    """Download the models of a configuration. Do this before a start, which downloads nothing.
+
+    Files go to the engines' Hugging Face cache (HF_HOME, HF_HUB_CACHE); HF_TOKEN and HF_ENDPOINT apply. Complete models
+    are listed and left alone; an interrupted download is resumed. Exit code 1 if a model is still missing at the end.
+
+    Examples: coe pull serve.yaml; coe pull serve.yaml coder maths
+    """
+    with mistakes_as_sentences():
+        pull_models(load_config(config), names or ())
+
+
+def pull_models(config: ServerConfig, names: Sequence[str] = ()) -> None:
     """Download missing models of these experts (default: all). A failed download does not stop the others.
 
     Raises ConfigError for an unknown name, and DownloadFailed at the end if a model is still missing.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from coe_server.build.service import build_embedder, build_router
-from coe_server.config.schema import ServerConfig
+from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
+from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError
 from coe_server.http.serving import AUTO, Decides
 from coe_server.routing.conversation import Conversation
@@ -18,6 +22,22 @@ from coe_server.routing.embeddings import with_embeddings
 from coe_server.system.visible import visible
 
 WIDTH_OF_A_FILE = 300  # columns: names of up to 200 characters are whole
+
+
+def route(
+    config: ConfigPath,
+    prompt: Annotated[str, typer.Argument(help="The prompt to route.")],
+    objective: Annotated[str | None, typer.Option(help="The objective to decide under.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole decision as JSON.")] = False,
+) -> None:
+    """Show which expert a prompt would go to, and why. Nothing is started; no expert counts as loaded."""
+    with mistakes_as_sentences():
+        settings = load_config(config)
+        decision = decide_offline(settings, prompt, objective)
+    if as_json:
+        Console(soft_wrap=True).print_json(json.dumps(decision.as_json()), ensure_ascii=True)
+    else:
+        print_decision(decision)
 
 
 def decide_offline(settings: ServerConfig, prompt: str, objective: str | None) -> RoutingDecision:

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
+import typer
 from rich.progress import Progress
 from rich.table import Table
 
 from coe_server.build.capacity import build_capacity
 from coe_server.build.experts import build_experts, refuse_what_never_fits
 from coe_server.cache.scheduler import POLICIES, Limits
-from coe_server.commands.terminal import no_room_for, table_console, that_fits
+from coe_server.commands.terminal import mistakes_as_sentences, no_room_for, table_console, that_fits
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.errors import ConfigError, DatasetError
 from coe_server.simulation.comparison import Bound, Comparison, Measures, compare, compare_nodes
@@ -28,6 +29,61 @@ from coe_server.system.files import require_writable_file
 
 EXPERTS, REQUESTS = 5, 300  # of a profile, by default
 _WIDE = 2  # cards
+
+
+def simulate(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="Experts, limits and timings. Default: made-up ones.")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines: arrival_seconds, expert or scores, output_tokens; prompt_tokens, priority, fan_out."
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Made-up traffic: balanced, bursty, dominant, interleaved, zipf or shift.")
+    ] = None,
+    experts: Annotated[
+        int | None, typer.Option(help="Number of made-up experts in a profile. Default 5.", min=1)
+    ] = None,
+    requests: Annotated[int | None, typer.Option(help="Number of requests in a profile. Default 300.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same profile. Default 0.")] = None,
+    on_device: Annotated[
+        int | None, typer.Option(help="Made-up experts that fit on a card. Default 2 of 5, 3 of 20, else 4.", min=1)
+    ] = None,
+    in_host: Annotated[
+        int | None, typer.Option(help="Made-up experts that fit in host memory. Default all of 20, else half.", min=1)
+    ] = None,
+    cards: Annotated[int | None, typer.Option(help="Cards of the made-up machine. Default 1.", min=1, max=64)] = None,
+    wide: Annotated[int | None, typer.Option(help="Made-up experts that take two cards. Default 0.", min=1)] = None,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Machines like this one behind one front, which chooses. Default none.", min=1, max=64),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Only this one: coe, fifo, lru, lfu; with --nodes coe, round-robin, least-queue, hashed. Default all."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Score given up for an expert on the device (with scores).", min=0, max=1)
+    ] = 0.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Draw the first policy's run to this file (SVG).")] = None,
+) -> None:
+    """Simulate traffic with the server's own scheduler, and compare it with other policies and the optimum.
+
+    No engine is started; a virtual clock runs hours of traffic in seconds. Model: an engine serves up to
+    max_concurrency requests at once at full speed. Serving share = W / (W + blocked); W: seconds that all answers take
+    alone; blocked: seconds in which a request waits and none generates.
+    """
+    options = SimulationOptions(
+        config, trace, profile, experts, requests, seed, on_device, in_host, cards, wide, nodes, policy, tolerance
+    )
+    with mistakes_as_sentences():
+        run_simulation(options, json_file, timeline)
 
 
 @dataclass(frozen=True, slots=True)

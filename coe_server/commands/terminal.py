@@ -1,10 +1,12 @@
-"""Shared by the commands: errors as one sentence with an exit code, tables, keys as headers."""
+"""Shared by the commands: the argument CONFIG, errors as one sentence with an exit code, tables, keys as headers."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +14,10 @@ from rich.table import Table
 
 from coe_server.errors import ArtifactError, CoeError, ConfigError, DatasetError
 from coe_server.system.visible import visible_lines
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; `coe config --example serve` explains every key.")
+]
 
 
 @contextmanager
