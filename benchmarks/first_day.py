@@ -24,9 +24,9 @@ from coe_server.config.routes import DEFAULT_ROUTE, RoutesFile
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.draft import draft, texts_of
-from coe_server.routing.embedders import local_embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
+from coe_server.routing.local_embedders import local_embedder
 from coe_server.routing.router import Router
 
 DEFAULT_FILE = Path("category_corpus.parquet")

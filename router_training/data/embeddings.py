@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from coe_server.errors import DatasetError, EmbeddingNotFinite
-from coe_server.routing.embedders import LOCAL, Endpoint, EndpointEmbedder, local_embedder
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import (
     EmbeddedFeatures,
     Embedder,
@@ -28,6 +28,7 @@ from coe_server.routing.embeddings import (
 )
 from coe_server.routing.features import Floats, Turn, Vectoriser, windowed
 from coe_server.routing.frame import NEWEST, Normalisation, read_as
+from coe_server.routing.local_embedders import LOCAL
 from coe_server.routing.manifest import FeatureSettings as FeatureEntry
 from router_training import Track
 from router_training.config import FeatureSettings
@@ -62,7 +63,7 @@ def embedder_of(settings: FeatureSettings) -> Embedder:
     if settings.kind == "static":
         return StaticEmbedder(read_static_embeddings(Path(settings.model)))
     if settings.kind in LOCAL:
-        return local_embedder(settings.model)
+        return LOCAL[settings.kind](settings.model)
     assert settings.base_url is not None, "the configuration refuses an endpoint without a base_url"
     endpoint = Endpoint(
         base_url=settings.base_url,

