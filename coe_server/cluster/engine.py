@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from coe_server.cluster.choice import engine_of
 from coe_server.cluster.link import NodeError, NodeLink, Pending, error_of
 from coe_server.cluster.nodes import Nodes
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint, Seat, Tries
+from coe_server.engines.engine import EngineRequest, EngineResponse, Tries, WithoutProcess
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineUnreachable, ExpertUnavailable, Overloaded
 from coe_server.upstream.reply import retry_after_seconds
 
@@ -58,32 +58,12 @@ class _Refusal:
         return ExpertUnavailable(f"no node can answer now: {self.error.message}", self.retry_seconds)
 
 
-class OnNodes:
-    """An `Engine` (see `engine.py`) without a process here: nodes move it, so moves do nothing."""
+class OnNodes(WithoutProcess):
+    """An `Engine` (see `engine.py`) of a front: nodes move the expert, and connections belong to them."""
 
     def __init__(self, expert: str, nodes: Nodes) -> None:
         self._expert = expert
         self._nodes = nodes
-
-    @property
-    def footprint(self) -> Footprint:
-        return Footprint(device_awake=0)
-
-    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
-        """Nothing to do."""
-
-    async def sleep(self) -> None:
-        """Nothing to do."""
-
-    async def wake(self) -> None:
-        """Nothing to do."""
-
-    async def stop(self, at_once: bool = False) -> None:
-        """Nothing to do: the connections belong to the nodes."""
-
-    async def died(self) -> str:
-        await asyncio.Event().wait()
-        raise AssertionError("this event is never set")
 
     @asynccontextmanager
     async def send(self, request: EngineRequest) -> AsyncIterator[EngineResponse]:

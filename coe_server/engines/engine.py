@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -140,3 +141,28 @@ class Engine(Protocol):
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         """Send one request. Raises `EngineDied` if it cannot be delivered. Leaving the context aborts it."""
+
+
+class WithoutProcess:
+    """The moves of an `Engine` without process or weights here: they do nothing. `send` is for its subclass."""
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint(device_awake=0)
+
+    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
+        """Do nothing: connections are made when they are needed."""
+
+    async def sleep(self) -> None:
+        """Do nothing: it holds no memory of the device."""
+
+    async def wake(self) -> None:
+        """Do nothing."""
+
+    async def stop(self, at_once: bool = False) -> None:
+        """Do nothing."""
+
+    async def died(self) -> str:
+        """Wait until cancelled: what happened elsewhere shows at a request."""
+        await asyncio.Event().wait()
+        raise AssertionError("this event is never set")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Literal
@@ -12,7 +11,7 @@ from pydantic import Field
 from coe_server.config.addresses import ApiBase, BaseUrl
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import RequestHeaders, filled_in
-from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
+from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, WithoutProcess
 from coe_server.engines.http_channel import ELSEWHERE, HttpChannel
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.upstream.reply import user_agent
@@ -57,8 +56,8 @@ class RemoteExpert(ExpertSettings):
             yield "api_key_env: is never sent; the Authorization in headers replaces it"
 
 
-class RemoteEngine:
-    """An `Engine` (see `engine.py`) without a process: start and moves do nothing.
+class RemoteEngine(WithoutProcess):
+    """An `Engine` (see `engine.py`) that sends each request to the other server.
 
     `headers` are sent with every request and replace headers of the same names.
     """
@@ -83,27 +82,10 @@ class RemoteEngine:
         self._added = (*(pair for pair in ours if pair[0].lower() not in configured), *headers.items())
         self._http: HttpChannel | None = None
 
-    @property
-    def footprint(self) -> Footprint:
-        return Footprint(device_awake=0)
-
-    async def start(self, within_seconds: float | None = None, seat: Seat = (0,)) -> None:
-        """Nothing to do: connections are made when they are needed."""
-
-    async def sleep(self) -> None:
-        """Nothing to do: it holds no memory of the device."""
-
-    async def wake(self) -> None:
-        """Nothing to do."""
-
     async def stop(self, at_once: bool = False) -> None:
         http, self._http = self._http, None
         if http is not None:
             await http.close()
-
-    async def died(self) -> str:
-        await asyncio.Event().wait()  # the server's state is unknown until a request
-        raise AssertionError("this event is never set")
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
         if self._http is None:
