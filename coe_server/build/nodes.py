@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coe_server.cache.slot import Expert
-from coe_server.cluster.directory import NodeAddress, NodeDirectory
+from coe_server.cluster.directory import NodeAddress, NodeDirectory, StaticDirectory
 from coe_server.cluster.dns import DnsDirectory
 from coe_server.cluster.engine import OnNodes
 from coe_server.cluster.link import Access
 from coe_server.cluster.nodes import Nodes
 from coe_server.cluster.ray_directory import RayDirectory, ray_reader
-from coe_server.cluster.static import StaticDirectory
 from coe_server.config.nodes import DnsNodes, NodeAccess, RayNodes
 from coe_server.config.schema import ServerConfig
 from coe_server.errors import ConfigError

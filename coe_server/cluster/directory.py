@@ -1,11 +1,13 @@
-"""Which nodes there are and at which addresses, and what the front knows of each. How they are found is one file each.
+"""Which nodes there are and at which addresses, and what the front knows of each. Each way to find them is a file;
+fixed addresses are here.
 
 A directory knows no expert: each node tells the front itself (`/node/events`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,6 +33,21 @@ class NodeDirectory(Protocol):
 
         A directory that cannot be reached keeps its last addresses and logs why.
         """
+
+
+class StaticDirectory:
+    """A `NodeDirectory` that never changes: the addresses stand in the configuration."""
+
+    def __init__(self, addresses: Sequence[NodeAddress]) -> None:
+        self._addresses = tuple(addresses)
+
+    def addresses(self) -> tuple[NodeAddress, ...]:
+        return self._addresses
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Nothing to follow."""
+        del changed
+        await asyncio.Event().wait()
 
 
 @dataclass(frozen=True, slots=True)

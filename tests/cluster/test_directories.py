@@ -2,9 +2,8 @@
 
 import asyncio
 
-from coe_server.cluster.directory import NodeAddress
+from coe_server.cluster.directory import NodeAddress, StaticDirectory
 from coe_server.cluster.dns import DnsDirectory
-from coe_server.cluster.static import StaticDirectory
 from tests.patience import PATIENCE_SECONDS
 
 
