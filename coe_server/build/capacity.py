@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from coe_server.cache.planner import mib
-from coe_server.cache.tiers import Bytes
+from coe_server.cache.tiers import Bytes, mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import Share
 from coe_server.engines.cards import DeviceBytes, card_readings

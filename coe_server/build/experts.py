@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from coe_server.build.capacity import build_capacity, cores_of_cards, platform_of, weights_here
 from coe_server.cache.costs import read_costs
-from coe_server.cache.planner import left_out, pinned
+from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.seats import Card, candidate_seats
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier

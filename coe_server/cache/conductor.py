@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from coe_server.cache.claims import Claim
+from coe_server.cache.evictions import Move
 from coe_server.cache.mover import Mover
-from coe_server.cache.planner import Move, Never, NotYet, Plan, pinned, plan, seated
+from coe_server.cache.pins import pinned, seated
+from coe_server.cache.planner import Never, NotYet, Plan, plan
 from coe_server.cache.prefetch import Demand, Guess, Guesses, prefetch
 from coe_server.cache.scheduler import (
     INFINITY,

@@ -11,7 +11,8 @@ from types import MappingProxyType
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.health import Failures, Health
 from coe_server.cache.mover import Mover, Tasks
-from coe_server.cache.planner import Plan, left_out, pinned, seated
+from coe_server.cache.pins import left_out, pinned, seated
+from coe_server.cache.planner import Plan
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor, Waiter
 from coe_server.cache.scheduler import OURS, Limits, Policy, on_cards

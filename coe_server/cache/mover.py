@@ -10,9 +10,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coe_server.cache.planner import Move, Plan, mib
+from coe_server.cache.evictions import Move
+from coe_server.cache.planner import Plan
 from coe_server.cache.slot import MoveRecord, Slot
-from coe_server.cache.tiers import Ledger, Tier, bytes_in
+from coe_server.cache.tiers import Ledger, Tier, bytes_in, mib
 from coe_server.engines.engine import Seat
 from coe_server.errors import CardLost, EngineError, EngineStartFailed
 from coe_server.events import EventLog

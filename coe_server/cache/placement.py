@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from coe_server.cache.planner import mib
 from coe_server.cache.seats import Card, candidate_seats
-from coe_server.cache.tiers import Tier
+from coe_server.cache.tiers import Tier, mib
 from coe_server.engines.engine import Seat
 
 

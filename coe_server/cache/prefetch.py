@@ -15,7 +15,8 @@ from heapq import nsmallest
 from itertools import chain
 from typing import NamedTuple
 
-from coe_server.cache.planner import Move, Plan
+from coe_server.cache.evictions import Move
+from coe_server.cache.planner import Plan
 from coe_server.cache.tiers import Bytes, Holding, Tier, bytes_in
 from coe_server.engines.engine import Seat
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
-from coe_server.cache.planner import Move
+from coe_server.cache.evictions import Move
 from coe_server.cache.queue import WaitingLine
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Tier

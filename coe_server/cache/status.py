@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from coe_server.cache.backoff import Failure
-from coe_server.cache.planner import Move
+from coe_server.cache.evictions import Move
 from coe_server.cache.prefetch import Prospect
 from coe_server.cache.scheduler import Limits, Policy, Queue, turns
 from coe_server.cache.slot import MoveRecord, Slot, State, seconds_left, shares_the_device, state_of

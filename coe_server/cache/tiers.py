@@ -289,3 +289,8 @@ class _Changes:
             there = self.tiers[tier] = dict(there)
         assert isinstance(there, dict)
         return there
+
+
+def mib(size_bytes: int) -> str:
+    """`134217728` as `128 MiB`."""
+    return f"{size_bytes / 2**20:,.0f} MiB"

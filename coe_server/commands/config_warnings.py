@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from coe_server.cache.costs import Costs
-from coe_server.cache.planner import mib
 from coe_server.cache.slot import Expert
-from coe_server.cache.tiers import Bytes, Tier, bytes_in
+from coe_server.cache.tiers import Bytes, Tier, bytes_in, mib
 from coe_server.config.nodes import unencrypted
 from coe_server.config.schema import ServerConfig
 from coe_server.http.serving import Decides

@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from coe_server.cache.planner import mib
+from coe_server.cache.tiers import mib
 from coe_server.commands.terminal import (
     ConfigPath,
     bearer,

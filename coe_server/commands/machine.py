@@ -15,7 +15,7 @@ from coe_server.build.capacity import (
     refuse_division,
     weights_here,
 )
-from coe_server.cache.planner import mib
+from coe_server.cache.tiers import mib
 from coe_server.config.schema import ServerConfig
 from coe_server.config.types import parse_byte_count
 from coe_server.engines.cards import DeviceBytes, card_readings

@@ -15,10 +15,9 @@ from rich.table import Table
 from coe_server.build.capacity import cores_of_cards, ram_of_tiers
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.placement import kept_by_sleepers, used_by_loaded
-from coe_server.cache.planner import mib
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
-from coe_server.cache.tiers import Bytes, Tier
+from coe_server.cache.tiers import Bytes, Tier, mib
 from coe_server.commands.bounds import bounds_of_groups, wait_bound
 from coe_server.commands.checks import Checked, check
 from coe_server.commands.config_warnings import dead_configuration

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from coe_server.cache.claims import Claim
-from coe_server.cache.planner import left_out, pinned
+from coe_server.cache.pins import left_out, pinned
 from coe_server.cache.prefetch import Prospect, prefetch
 from coe_server.cache.scheduler import FIFO, LFU, LRU, OURS, Limits, Queue, conduct
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier

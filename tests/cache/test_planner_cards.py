@@ -5,7 +5,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_server.cache.planner import Never, NotYet, Plan, left_out, no_expert_can_leave, pinned, plan, plan_anew, seated
+from coe_server.cache.pins import left_out, pinned, seated
+from coe_server.cache.planner import Never, NotYet, Plan, no_expert_can_leave, plan, plan_anew
 from coe_server.cache.tiers import Bytes, Holding, Standing, Tier, bytes_in
 from coe_server.engines.engine import Footprint
 from tests.cache.test_planner import footprints
