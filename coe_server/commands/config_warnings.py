@@ -11,6 +11,7 @@ from coe_server.config.nodes import unencrypted
 from coe_server.config.schema import ServerConfig
 from coe_server.http.serving import Decides
 from coe_server.keys import Key
+from coe_server.routing.decision import GENERAL
 from coe_server.routing.router import Router
 
 
@@ -125,7 +126,7 @@ def _unreachable(router: Router, config: ServerConfig) -> Iterator[str]:
     for expert in config.experts:
         if expert.name not in router.expert_names:
             yield f"experts.{expert.name}: the router does not know it; it answers only requests for its name"
-        elif all(expert.name not in _chosen(router, objective) for objective in router.objectives):
+        elif all(expert.name not in _chosen(router, one) | _drawn(router, one) for one in router.objectives):
             but = "; with soft mixing some prompts may still go to it" if _is_soft(router) else ""
             yield f"experts.{expert.name}: no category maps to it under any served objective{but}"
 
@@ -148,3 +149,15 @@ def _chosen(router: Router, objective: str) -> set[str]:
     """The experts to which an objective maps categories, fallback and pins included."""
     entry = router.artifact.manifest.objectives[objective]
     return {*router.artifact.mapping[objective].values(), *router.artifact.pins(objective).values(), entry.fallback}
+
+
+def _drawn(router: Router, objective: str) -> set[str]:
+    """The experts that exploration draws for some category: none if it is off, and none where one is pinned."""
+    manifest, pinned = router.artifact.manifest, router.artifact.pins(objective)
+    if router.exploration == "off":
+        return set()
+    if manifest.routes is not None:
+        return {name for route in manifest.routes.values() if len(route.experts) > 1 for name in route.experts}
+    open_to_all = [one for one in (*manifest.categories, GENERAL) if one not in pinned]
+    among = manifest.objectives[objective].experts
+    return {name for name in among if any(name not in manifest.bans.get(one, ()) for one in open_to_all)}

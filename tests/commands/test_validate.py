@@ -168,6 +168,27 @@ def test_an_expert_no_category_maps_to_is_named(router):
     assert not any(sentence.startswith("experts.big") for sentence in found)
 
 
+@pytest.mark.parametrize("exploration", ["learn", 0.1])
+def test_an_expert_that_exploration_draws_is_in_use_although_no_category_maps_to_it(router, exploration):
+    manifest = router.artifact.manifest
+    categories = (*manifest.categories, "general")
+    to_big = dict.fromkeys(categories, "big")
+
+    def told(**others):
+        objectives = {
+            name: entry.model_copy(update={"mapping": to_big, "fallback": "big"})
+            for name, entry in manifest.objectives.items()
+        }
+        changed = manifest.model_copy(update={"objectives": objectives, "mode": "hard", **others})
+        mapping = dict.fromkeys(objectives, to_big)
+        artifact = replace(router.artifact, manifest=changed, mapping=mapping)
+        return said(config(*SIZES), Router(artifact, exploration=exploration))
+
+    unused = "experts.coder: no category maps to it under any served objective"
+    assert unused not in told()
+    assert unused in told(bans={one: ["coder"] for one in categories}), "it is never drawn where it is banned"
+
+
 def test_a_pin_that_is_banned_is_never_obeyed(router):
     manifest = router.artifact.manifest.model_copy(update={"pins": {"code": "coder"}, "bans": {"code": ["coder"]}})
     found = said(config(*SIZES), Router(replace(router.artifact, manifest=manifest)))
