@@ -27,7 +27,7 @@ from coe_server.system.visible import visible
 from router_training.collect.endpoint import Endpoint, Refusal
 from router_training.collect.faults import is_refusal
 from router_training.collect.progress import Bars
-from router_training.data.checks import LEAST_RESEMBLANCE, resemblance
+from router_training.data.near_duplicates import LEAST_RESEMBLANCE, resemblance
 
 AT_ONCE = 20  # prompts asked for in one request
 SHOWN_EXAMPLES = 10
