@@ -19,6 +19,7 @@ from coe_server.cache.scheduler import OURS, Limits, Policy, on_cards
 from coe_server.cache.slot import Expert, Slot, Slots, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
 from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
+from coe_server.cache.wait_bound import WaitBounds
 from coe_server.cache.wait_times import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
 from coe_server.events import EventLog
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExpertCache:
-    """Experts in three tiers. `lease` waits for a turn, at most `waits.bound_seconds()`."""
+    """Experts in three tiers. `lease` waits for a turn, at most `bounds.seconds()`."""
 
     def __init__(
         self,
@@ -60,7 +61,8 @@ class ExpertCache:
         )
         self._health = Health(slots, self._mover, self.failures, tasks, changed.set, limits.probe_timeout_seconds)
         overview = Overview(slots, changes, policy, limits, self.ledger)
-        self.waits = Waits(slots, overview, self.ledger, limits, clock)
+        self.waits = Waits(slots, overview, clock)
+        self.bounds = WaitBounds(slots, self.ledger, limits)
         self._admission = Admission(slots, policy, self.guesses, self._health, clock, changed)
         self._conductor = Conductor(
             slots,
@@ -117,7 +119,7 @@ class ExpertCache:
             raise ExpertUnavailable(_CLOSING)
         _refuse_while_it_fails(slot, now)
         self._refuse_what_finds_no_room(slot, leases, owner)
-        self.waits.saw(leases)
+        self.bounds.saw(leases)
         if not slot.expert.on_nodes:  # its nodes prefetch it
             self._conductor.demand.note(slot.name, now)
         self.guesses.end(Guess.ROOM, slot.name, self.guesses.wasted)

@@ -6,26 +6,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from coe_server.cache.expert_cache import ExpertCache
-from coe_server.cache.wait_times import turn_seconds, turns_ahead
+from coe_server.cache.wait_bound import turn_seconds, turns_ahead
 
 
 def wait_bound(cache: ExpertCache) -> str:
     """The wait bound and its parts, as one paragraph."""
-    limits, waits = cache.limits, cache.waits
+    limits, bounds = cache.limits, cache.bounds
     return (
-        f"No request waits longer than {waits.bound_seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
+        f"No request waits longer than {bounds.seconds():,.0f} s: max_wait {limits.max_wait_seconds:g} s + "
         f"{_turns(cache)}. "
         f"A turn serves {limits.queue_limit} queued requests, {_at_a_time(cache)}, "
         f"each of maximum length ({limits.max_generation_seconds:g} s); with answers of "
-        f"{waits.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would be "
-        f"{waits.usual_bound_seconds():,.0f} s.{_with_fan_out(cache)}"
+        f"{bounds.usual_answer_seconds:.1f} s, the slowest expert's (measured, or estimated before), the bound would "
+        f"be {bounds.usual_seconds():,.0f} s.{_with_fan_out(cache)}"
     )
 
 
 def _at_a_time(cache: ExpertCache) -> str:
     """The number of concurrent requests, and the expert that sets it if it has its own `max_concurrency`."""
-    group = cache.waits.longest
-    fewest = cache.waits.places_of(group)
+    group = cache.bounds.longest
+    fewest = cache.bounds.places_of(group)
     own = next((name for name in group.experts if cache.slots[name].places == fewest), "")
     whose = f" (experts.{own}.max_concurrency)" if fewest != cache.limits.max_concurrency else ""
     return f"{fewest} at a time{whose}"
@@ -33,8 +33,8 @@ def _at_a_time(cache: ExpertCache) -> str:
 
 def _with_fan_out(cache: ExpertCache) -> str:
     """A sentence, if requests for several answers can make the bound longer; else empty."""
-    widest = cache.waits.widest_bound_seconds()
-    if widest == cache.waits.bound_seconds():
+    widest = cache.bounds.widest_seconds()
+    if widest == cache.bounds.seconds():
         return ""
     return (
         f" Requests that ask for several answers at once (n, best_of, lists of prompts; up to "
@@ -43,13 +43,13 @@ def _with_fan_out(cache: ExpertCache) -> str:
 
 
 def _turns(cache: ExpertCache) -> str:
-    waits, group = cache.waits, cache.waits.longest
-    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=waits.places_of(group))):,.0f} s"
-    if not waits.groups:
+    bounds, group = cache.bounds, cache.bounds.longest
+    turn = f"a turn of {turn_seconds(replace(cache.limits, max_concurrency=bounds.places_of(group))):,.0f} s"
+    if not bounds.groups:
         return f"{turn}, since no experts share the device"
-    if group in waits.alone:
+    if group in bounds.alone:
         return f"{turn} of '{group.experts[0]}', which is never evicted for another expert"
-    known, device = "measured" if waits.costs_are_measured else "estimated", "the device"
+    known, device = "measured" if bounds.are_measured else "estimated", "the device"
     switch = f"a switch of {group.switch_seconds:,.1f} s, {known}"
     if group.start_elsewhere_seconds:
         switch = f"{switch}, and a start on other cards of {group.start_elsewhere_seconds:,.1f} s"
@@ -63,7 +63,7 @@ def _turns(cache: ExpertCache) -> str:
 
 def bounds_of_groups(cache: ExpertCache) -> Iterator[str]:
     """A sentence for each group of experts that shares no card with the others; none where there is one group."""
-    groups = cache.waits.groups
+    groups = cache.bounds.groups
     for group in groups if len(groups) > 1 else ():
-        bound = cache.waits.bound_of(group, widest=1)
+        bound = cache.bounds.of(group, widest=1)
         yield f"At most {bound:,.0f} s for {', '.join(group.experts)}, which share no card with the others."

@@ -101,7 +101,7 @@ def report(checked: Checked, console: Console) -> dict[str, Any]:
     _print_router(checked, settings, capacity, console)
     for sentence in (wait_bound(cache), *bounds_of_groups(cache)):
         console.print(sentence)
-    wait = {"typical": asleep, "from_disk": disk, "bound": cache.waits.bound_seconds()}
+    wait = {"typical": asleep, "from_disk": disk, "bound": cache.bounds.seconds()}
     return as_json(plan, wait, told)
 
 
@@ -127,15 +127,15 @@ def _print_router(checked: Checked, settings: ServerConfig, capacity: Bytes, con
 
 
 def _wait_in_short(cache: ExpertCache, asleep: float, disk: float) -> str:
-    known = "measured" if cache.waits.costs_are_measured else "estimated, not yet measured"
+    known = "measured" if cache.bounds.are_measured else "estimated, not yet measured"
     typical = (
         f"Typical wait for an expert that is not loaded: {asleep:,.1f} s from host memory, {disk:,.0f} s from disk"
     )
-    if not cache.waits.groups:
+    if not cache.bounds.groups:
         typical = "Typical wait: none, no experts share the device"
     return (
-        f"{typical} ({known}); with full queues {cache.waits.usual_bound_seconds():,.0f} s. Guaranteed limit"
-        f" {cache.waits.bound_seconds():,.0f} s; lower max_generation_seconds or queue_limit to shorten it."
+        f"{typical} ({known}); with full queues {cache.bounds.usual_seconds():,.0f} s. Guaranteed limit"
+        f" {cache.bounds.seconds():,.0f} s; lower max_generation_seconds or queue_limit to shorten it."
     )
 
 

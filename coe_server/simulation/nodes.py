@@ -126,7 +126,7 @@ async def _play(nodes: Mapping[str, Scenario], trace: Trace, rule: Rule, toleran
                 for request in asked:
                     await front.sleep_until(request.arrival_seconds)
                     group.create_task(front.ask(request))
-        bounds = [node.cache.waits.bound_seconds() for node in there.values()]
+        bounds = [node.cache.bounds.seconds() for node in there.values()]
     scenario = next(iter(nodes.values()))
     return Run(
         tuple(front.answers),

@@ -141,7 +141,7 @@ async def _play(scenario: Scenario, trace: Trace, policy: Policy, tolerance: flo
             for request in trace.requests:
                 await asyncio.sleep(max(0.0, request.arrival_seconds - diary.now))
                 group.create_task(player.ask(request))
-        bound, bounds = cache.waits.bound_seconds(), cache.waits.bounds_seconds()
+        bound, bounds = cache.bounds.seconds(), cache.bounds.by_expert()
     finally:
         conductor.cancel()
         with suppress(asyncio.CancelledError):

@@ -11,7 +11,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.wait_times import turn_seconds, turns_ahead
+from coe_server.cache.wait_bound import turn_seconds, turns_ahead
 from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import simulate
 from coe_server.simulation.traces import Request, Trace
@@ -64,7 +64,7 @@ def test_the_turn_of_the_expert_with_the_fewest_counts_in_the_bound():
     common, own = cache_of(a=None, b=None), cache_of(a=1, b=8)
     longest = turn_seconds(replace(LIMITS, max_concurrency=1))
     turns = turns_ahead(2) * (longest - turn_seconds(LIMITS))
-    assert own.waits.bound_seconds() == pytest.approx(common.waits.bound_seconds() + turns)
+    assert own.bounds.seconds() == pytest.approx(common.bounds.seconds() + turns)
 
 
 def test_a_pinned_expert_with_few_leases_counts_in_the_bound_of_the_server():
@@ -73,10 +73,10 @@ def test_a_pinned_expert_with_few_leases_counts_in_the_bound_of_the_server():
     free = [Expert(name, FakeEngine(name, None, memory)) for name in "ab"]
     limits = replace(LIMITS, queue_limit=60, max_concurrency=10)
     pinned = Expert("narrow", FakeEngine("narrow", None, memory), pin=Tier.DEVICE, max_concurrency=1)
-    waits = ExpertCache([*free, pinned], memory.capacity, limits).waits
-    assert waits.longest.experts == ("narrow",)
-    assert waits.bound_seconds() == limits.max_wait_seconds + 60 * limits.max_generation_seconds
-    assert waits.bound_seconds() > waits.bound_of(waits.groups[0])
+    bounds = ExpertCache([*free, pinned], memory.capacity, limits).bounds
+    assert bounds.longest.experts == ("narrow",)
+    assert bounds.seconds() == limits.max_wait_seconds + 60 * limits.max_generation_seconds
+    assert bounds.seconds() > bounds.of(bounds.groups[0])
 
 
 @st.composite

@@ -13,7 +13,7 @@ from coe_server.cache.queue import WaitingLine
 from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.slot import Expert, new_slot
 from coe_server.cache.tiers import Tier
-from coe_server.cache.wait_times import turn_seconds
+from coe_server.cache.wait_bound import turn_seconds
 from coe_server.errors import DatasetError, Overloaded
 from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Timing, simulate
@@ -179,7 +179,7 @@ def test_what_comes_is_told_to_wait_for_all_answers_ahead():
             lease = await cache.lease("a", fan_out=4)
             waiting = asking(cache, 4, 4)
             await settle()
-            answer = cache.waits.usual_answer_seconds
+            answer = cache.bounds.usual_answer_seconds
             assert cache.waits.predicted_seconds("a") == pytest.approx(3 * answer, rel=0.2)
             lease.release()
             await give_back(waiting)
@@ -240,9 +240,9 @@ def test_the_rounds_are_never_more_than_stated(data):
 def test_the_bound_that_is_stated_grows_with_the_widest_request_so_far():
     async def story():
         async with running(limits=FOUR) as (cache, _):
-            before = cache.waits.bound_seconds()
+            before = cache.bounds.seconds()
             (await cache.lease("a", fan_out=3)).release()
-            assert before < cache.waits.bound_seconds() <= cache.waits.widest_bound_seconds()
+            assert before < cache.bounds.seconds() <= cache.bounds.widest_seconds()
 
     run(story())
 

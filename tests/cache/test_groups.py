@@ -3,7 +3,7 @@
 import pytest
 
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.wait_times import Group, Sharer, groups_of
+from coe_server.cache.wait_bound import Group, Sharer, groups_of
 from coe_server.engines.engine import Footprint
 
 LIMITS = Limits(max_wait_seconds=30, queue_limit=64, max_concurrency=16, max_generation_seconds=120)

@@ -74,7 +74,7 @@ def test_its_name_is_counted_once_and_its_wait_is_its_bases() -> None:
         assert list(cache.slots) == ["base"]
         assert cache.waits.predicted_seconds("preset") == cache.waits.predicted_seconds("base")
         with_two = ExpertCache([Expert("base", cache.slots["base"].engine)], Bytes(10, 10), LIMITS)
-        assert cache.waits.bound_seconds() == with_two.waits.bound_seconds(), "a name adds no expert to the bound"
+        assert cache.bounds.seconds() == with_two.bounds.seconds(), "a name adds no expert to the bound"
 
     asyncio.run(story())
 

@@ -43,7 +43,7 @@ def test_what_it_remembers_is_what_a_fresh_look_sees(played, policy):
 
     def watched(conductor):
         def outlooks_of(overview):
-            return Waits(conductor._slots, overview, conductor._ledger, conductor._limits, conductor._clock)
+            return Waits(conductor._slots, overview, conductor._clock)
 
         remembering = waits.setdefault(id(conductor), outlooks_of(conductor._overview))
         for step in (lambda: None, lambda: conduct(conductor)):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from coe_server.cache.scheduler import OURS, Limits
 from coe_server.cache.tiers import Bytes, Tier
-from coe_server.cache.wait_times import Sharer, slowest_switch_seconds, turn_seconds, wait_bound_seconds
+from coe_server.cache.wait_bound import Sharer, slowest_switch_seconds, turn_seconds, wait_bound_seconds
 from coe_server.engines.engine import Footprint
 from coe_server.simulation.comparison import measure
 from coe_server.simulation.simulator import Scenario, SimulatedExpert, Timing, simulate

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
-from coe_server.cache.wait_times import turn_seconds
+from coe_server.cache.wait_bound import turn_seconds
 from coe_server.errors import CardLost, EngineError, EngineStartFailed, ExpertUnavailable, Overloaded
 from coe_server.simulation.simulator import Timing, run_virtually
 from tests.cache.test_promises_on_cards import machines
@@ -151,8 +151,8 @@ class Stage:
 
     def played(self):
         had_effect = len(self.lost) + sum(engine.faults for engine in self.engines.values())
-        slowest = max(group.switch_seconds + group.start_elsewhere_seconds for group in self.cache.waits.groups)
-        bounds = self.cache.waits.bounds_seconds()
+        slowest = max(group.switch_seconds + group.start_elsewhere_seconds for group in self.cache.bounds.groups)
+        bounds = self.cache.bounds.by_expert()
         return Played(tuple(self.waits), bounds, had_effect, turn_seconds(LIMITS) + slowest)
 
 

@@ -74,7 +74,7 @@ def _experts(service: Service) -> Iterator[Family]:
     yield _family(named.BACKOFF, {(one.name,): one.returns_seconds or 0.0 for one in found})
     yield _family(named.LEASES, {(one.name,): one.leases for one in found})
     yield _family(named.QUEUED, {(one.name,): one.queued for one in found})
-    yield _family(named.WAIT_BOUND, {(): cache.waits.bound_seconds()})
+    yield _family(named.WAIT_BOUND, {(): cache.bounds.seconds()})
     for metric, counts in (
         (named.PREFETCHES, cache.guesses.begun),
         (named.USEFUL_PREFETCHES, cache.guesses.useful),

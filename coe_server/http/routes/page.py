@@ -58,7 +58,7 @@ def build_page(service: Service) -> APIRouter:
             "router": router.version,
             "objectives": list(router.objectives),
             "decisions_kept": service.journal is not None,
-            "wait_bound_seconds": service.cache.waits.bound_seconds(),
+            "wait_bound_seconds": service.cache.bounds.seconds(),
             **({} if service.nodes is None else {"nodes": node_rows(service.nodes)}),
             "costs": [
                 {"best_single": best, "unit": unit, "spent": spent, "instead": instead}
