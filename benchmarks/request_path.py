@@ -7,8 +7,8 @@
 
 The whole server runs in this process with simulated engines. `sys.setprofile` sees every call of a function of
 `coe_server` in every thread, from the request's first byte until the server is idle again. A coroutine that continues
-after a wait is not counted as another call. The median of several rounds is shown: on a busy machine the cache's own
-prefetching can fall into some of them.
+after a wait is not counted as another call. Prefetching is off: its moves before and after an answer are no part of the
+request, and fall into some rounds. The median of several rounds is shown.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ def _config(folder: Path, artifact: Path | None) -> ServerConfig:
             "http": {"port": 0},
             "state_directory": str(folder),
             "memory": {"device": 2**30, "host": 2**40},
+            "scheduling": {"prefetch": False},
             "experts": [{"name": name, **FAST} for name in names],
             **({} if artifact is None else {"router": {"artifact": str(artifact)}}),
         }
@@ -173,7 +174,7 @@ def _running(config: ServerConfig) -> Iterator[HTTPConnection]:
 
 
 def _median(measure: Callable[[], Taken]) -> Taken:
-    """The median round by calls: the cache's own work may fall into some of the rounds."""
+    """The median round by calls."""
     return sorted((measure() for _ in range(ROUNDS)), key=lambda path: len(path.calls))[ROUNDS // 2]
 
 
@@ -218,7 +219,8 @@ def _table(measured: dict[str, Taken], artifact: Path | None) -> str:
     rows = [
         "## The path of a request",
         "",
-        f"`python -m benchmarks.request_path`: calls of our own functions for one request over HTTP, {who}.",
+        f"`python -m benchmarks.request_path`: calls of our own functions for one request over HTTP, {who}. "
+        "Prefetching is off.",
         "",
         "| request | calls | functions | files | calls into another file |",
         "|---|---|---|---|---|",

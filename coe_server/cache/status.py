@@ -201,16 +201,17 @@ class Overview:
             return
         for name in self._changes:
             slot = self._slots[name]
-            state = (bool(slot.waiters), slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
+            waits = bool(slot.waiters)
+            state = (waits, slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
             if state != self._states.get(name):
                 self._states[name] = state
-                self._sort_in(name, slot)
+                self._sort_in(slot, waits)
             self._queues.pop(name, None)
             self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
         self._changes.clear()
 
-    def _sort_in(self, name: str, slot: Slot) -> None:
-        waits, settled, in_turn = bool(slot.waiters), slot.settled, slot.waits_for_a_turn
+    def _sort_in(self, slot: Slot, waits: bool) -> None:
+        name, settled, in_turn = slot.name, slot.settled, waits and slot.waits_for_a_turn
         for where, belongs in (
             (self._settled, settled),
             (self._waiting, waits),

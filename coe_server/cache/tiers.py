@@ -113,7 +113,7 @@ class Ledger:
         return self.capacity - self.used
 
     def held(self, expert: str) -> Bytes:
-        return self._held.get(expert, Bytes())
+        return self._held.get(expert, _NOTHING)
 
     def reserve(self, expert: str, target: Bytes) -> None:
         """Hold the larger of present bytes and `target` in each tier, for the duration of a move."""
@@ -124,7 +124,8 @@ class Ledger:
         self._hold(expert, exact)
 
     def room_for(self, expert: str, target: Bytes) -> bool:
-        return self._may_hold(self.used - self.held(expert) + self.held(expert).at_least(target))
+        held = self.held(expert)
+        return self._may_hold(self.used - held + held.at_least(target))
 
     def lose(self, card: int) -> None:
         """Set the capacity of that card to 0."""
@@ -134,7 +135,7 @@ class Ledger:
         after = self.used - self.held(expert) + amount
         assert self._may_hold(after), f"ledger over capacity: {expert} -> {amount}, {after} of {self.capacity}"
         self.used = after
-        if amount == Bytes():
+        if amount == _NOTHING:
             self._held.pop(expert, None)
         else:
             self._held[expert] = amount
