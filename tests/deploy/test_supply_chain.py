@@ -57,6 +57,14 @@ def test_every_requirement_is_in_the_locks_that_it_is_for(root):
         assert names - pins(root / f"requirements/{lock}.lock").keys() == set(), f"{lock}.lock is old: make lock"
 
 
+def test_every_requirement_has_a_pinned_version_also_those_of_extras_without_a_lock(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = {name: words for name, words in project["optional-dependencies"].items() if name != "vllm"}  # its own list
+    wanted = project["dependencies"] + [one for words in extras.values() for one in words]
+    names = {normal(re.match(r"[\w.-]+", one)[0]) for one in wanted}
+    assert names - pins(root / "constraints.txt").keys() == set()
+
+
 def test_no_index_is_written_down(root):
     for lock in (*LOCKS, *VLLM):
         assert "://" not in (root / lock).read_text()
