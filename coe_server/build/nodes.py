@@ -85,12 +85,19 @@ def learn_from(nodes: Nodes, service: Service, models: dict[str, str]) -> None:
     told: set[str] = set()
 
     def learn(name: str) -> None:
-        if name in models:
+        if name in models and name not in service.leaving:
             logger.warning("expert '%s' of a node has the name of an expert of this front, which answers", name)
             return
         service.cache.add(Expert(name, OnNodes(name, nodes), remote=True, on_nodes=True, max_concurrency=_ENDLESS))
         models[name] = name
+        service.leaving.discard(name)
         told.discard(name)
+
+    def unlearn(name: str) -> None:
+        if service.is_on_nodes(name):
+            logger.info("no node has expert '%s' any more", name)
+            service.leaving.add(name)
+            service.cache.remove(name)
 
     def tell_missing() -> None:
         """Say which experts of the router no node has, once every node has answered or failed to."""
@@ -100,4 +107,4 @@ def learn_from(nodes: Nodes, service: Service, models: dict[str, str]) -> None:
                     told.add(name)
                     logger.warning("router.artifact: no node has its expert '%s'; the next best answers", name)
 
-    nodes.learn, nodes.changed = learn, tell_missing
+    nodes.learn, nodes.unlearn, nodes.changed = learn, unlearn, tell_missing
