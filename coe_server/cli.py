@@ -18,6 +18,7 @@ from coe_server.build.service import journal_file
 from coe_server.commands import keys as key_commands
 from coe_server.commands import learning as learning_commands
 from coe_server.commands.bench import bench
+from coe_server.commands.change import add, remove
 from coe_server.commands.cluster import down, status, up
 from coe_server.commands.config_warnings import dangers, lifetimes
 from coe_server.commands.drain import drain, resume
@@ -63,6 +64,8 @@ cluster.command()(down)
 cluster.command()(drain)
 cluster.command()(resume)
 app.command()(bench)
+app.command()(add)
+app.command()(remove)
 app.command("config")(print_example)
 
 

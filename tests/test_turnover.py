@@ -34,6 +34,7 @@ class Crowd:
     answered: int = 0
     faults: list = field(default_factory=list)
     over: bool = False
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def client(self, seed, session):
         chance = random.Random(seed)
@@ -49,9 +50,11 @@ class Crowd:
             self.refused += 1
         elif answer.status != 200 or not raw.endswith(b"data: [DONE]\n\n"):
             self.faults.append((model, answer.status, raw[:300]))
+            self.news.set()
         else:
             self.answered += 1
             key = answer.headers["x-coe-expert"], question
+            self.news.set()
             self.streams.setdefault(key, set()).add(re.sub(rb'"created": ?\d+|: coe [^\n]*\n\n', b"", raw))
 
     async def answers(self, number):
@@ -59,7 +62,8 @@ class Crowd:
         goal = self.answered + number
         async with asyncio.timeout(PATIENCE_SECONDS):
             while self.answered < goal and not self.faults:
-                await asyncio.sleep(0.01)
+                self.news.clear()
+                await self.news.wait()
 
 
 def experts(names, **changes):

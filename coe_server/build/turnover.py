@@ -1,4 +1,4 @@
-"""What a reload does about experts: builds those that come or change, and keeps the service's tables of experts in step."""
+"""What a reload does about experts: builds those that come or change, and keeps the service's tables in step."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _refuse_first_weights(news: ExpertChanges, running: ServerConfig, wanted: Se
 
 
 class ServedExperts:
-    """Keeps the service's tables of experts in step with the cache: names at once, what belongs to an engine with it."""
+    """Keeps the service's tables in step with the cache: names change at once, what belongs to an engine with it."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -37,7 +37,7 @@ class ExpertChanges:
 
 
 def live_changes(running: ServerConfig, wanted: ServerConfig) -> tuple[str, ...]:
-    """The keys that differ; an expert that comes or goes is one. Raises ReloadRefused if one needs a restart."""
+    """The keys that differ; an expert that comes or goes counts as one. Raises ReloadRefused if one needs a restart."""
     news = expert_changes(running, wanted)
     whole = (*news.added, *news.removed)
     before, after = (dict(_keys("", _plain(one, without=whole))) for one in (running, wanted))
