@@ -21,8 +21,8 @@ from coe_server.cache.turnover import Terms, Turnover
 from coe_server.config.diff import ExpertChanges
 from coe_server.config.schema import ServerConfig
 from coe_server.engines.engine import TellsLength
-from coe_server.engines.footprints import read_footprints
-from coe_server.engines.vllm import VllmEngine
+from coe_server.engines.vllm.engine import VllmEngine
+from coe_server.engines.vllm.measured_footprints import read_footprints
 from coe_server.errors import ReloadRefused
 from coe_server.events import Event
 from coe_server.http.serving import Service

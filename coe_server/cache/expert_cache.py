@@ -277,18 +277,18 @@ class Admission:
 
     def admit(self, slot: Slot) -> None:
         """Grant a lease to each request that may go in now."""
-        while (first := slot.waiters.first()) is not None and slot.admits:
+        while (first := slot.next_waiter) is not None and slot.admits:
             if slot.leases + first.leases > slot.places:
                 if first.leases > 1:  # otherwise single leases granted before it could starve it
                     first.keep_first()
                 return
             if not self._policy.collates and _an_older_request_waits(slot, self._slots):
                 return
-            waiter = slot.waiters.pop()
-            if waiter.granted.done():  # cancelled, but still in the queue
+            slot.waiters.leave(first)
+            if first.granted.done():  # cancelled, but still in the queue
                 continue
-            slot.change(gate=max(0, slot.gate - waiter.leases))
-            waiter.granted.set_result(self.grant(slot, waiter))
+            slot.change(gate=max(0, slot.gate - first.leases))
+            first.granted.set_result(self.grant(slot, first))
             if not self._policy.collates:  # in strict order the next request may be for another expert
                 self._changed.set()
 

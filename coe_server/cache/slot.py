@@ -13,7 +13,7 @@ from typing import Any
 from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
 from coe_server.cache.planner import Move, pinned
-from coe_server.cache.queue import WaitingLine
+from coe_server.cache.queue import Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.tiers import Holding, Tier
 from coe_server.engines.engine import Engine, Seat
@@ -119,6 +119,11 @@ class Slot:
     def owes(self) -> bool:
         """True if requests wait that its present engine is to answer, although it has a successor."""
         return bool(self.waiters) and self.waiters.arrivals[0] <= self.renewed_at
+
+    @property
+    def next_waiter(self) -> Waiter | None:
+        """The next request to admit. While it has a successor, none that came later than that was named."""
+        return self.waiters.first() if self.successor is None else self.waiters.first(self.renewed_at)
 
     @property
     def is_done(self) -> bool:

@@ -57,8 +57,8 @@ def expert_changes(running: ServerConfig, wanted: ServerConfig) -> ExpertChanges
     for name in kept:
         if (before[name].base is None) != (after[name].base is None):
             raise ReloadRefused(
-                f"experts.{name}: was engine {before[name].engine} and is {after[name].engine} in the file; remove it in"
-                " one reload and add it in the next, nothing was reloaded"
+                f"experts.{name}: was engine {before[name].engine} and is {after[name].engine} in the file; remove it"
+                " in one reload and add it in the next, nothing was reloaded"
             )
     added = tuple(name for name in after if name not in before)
     removed = tuple(name for name in before if name not in after)

@@ -192,6 +192,26 @@ def test_a_changed_expert_ends_its_leases_first_and_new_requests_get_the_new_eng
     run(story())
 
 
+def test_a_later_request_of_higher_priority_does_not_get_the_engine_that_goes():
+    async def story():
+        async with staged() as stage:
+            held = [await stage.cache.lease("a") for _ in range(PLENTY.max_concurrency)]
+            queued = asyncio.create_task(stage.cache.lease("a", "batch"))
+            await settle()
+            stage.turn(changed=(stage.expert("a"),))
+            new = asyncio.create_task(stage.cache.lease("a", "high"))
+            await settle()
+            for lease in held:
+                lease.release()
+            with await queued as lease:
+                assert lease.engine is stage.engines["a"][0]
+                assert not new.done()
+            with await new as lease:
+                assert lease.engine is stage.engines["a"][1]
+
+    run(story())
+
+
 def test_a_changed_expert_that_sleeps_is_stopped_and_its_successor_starts():
     async def story():
         async with staged(host=1000) as stage:

@@ -97,13 +97,18 @@ def test_an_expert_may_become_one_of_another_kind(tmp_path):
     assert changed.restarted == ("a",)
 
 
-def test_an_expert_that_is_started_with_its_base_restarts_that(tmp_path, monkeypatch):
-    monkeypatch.setattr(PresetExpert, "launched_by_base", True)
-    without, with_it = config(tmp_path), config(tmp_path, experts=[EXPERT, PRESET])
-    for running, wanted in ((without, with_it), (with_it, without)):
+class StartedWithItsBase(PresetExpert):
+    launched_by_base = True
+
+
+def test_an_expert_that_is_started_with_its_base_restarts_that(tmp_path):
+    def beside(**settings):
+        there = config(tmp_path)
+        return there.model_copy(update={"experts": [*there.experts, StartedWithItsBase(**PRESET, **settings)]})
+
+    for running, wanted in ((config(tmp_path), beside()), (beside(), config(tmp_path))):
         assert expert_changes(running, wanted).restarted == ("a",)
-    other = config(tmp_path, experts=[EXPERT, {**PRESET, "vision": True}])
-    assert expert_changes(with_it, other).restarted == ()
+    assert expert_changes(beside(), beside(vision=True)).restarted == ()
 
 
 def test_every_live_key_is_told_in_the_explained_configuration(root):
