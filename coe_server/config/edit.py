@@ -7,7 +7,6 @@ anew by ruamel.yaml, which keeps comments and quotes but not every blank. Both r
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,7 +49,7 @@ def one_line(value: Any) -> str:
     """The value as YAML on one line."""
     match value:
         case bool() | int() | float() | None:
-            return json.dumps(value)
+            return yaml.safe_dump(value).splitlines()[0]
         case Mapping():
             return f"{{{', '.join(f'{one_line(key)}: {one_line(part)}' for key, part in value.items())}}}"
         case list():

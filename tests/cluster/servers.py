@@ -86,14 +86,21 @@ class Server:
 
 @contextmanager
 def in_thread(settings, port=0, environment=ENVIRONMENT):
-    """A whole server in this process."""
+    """A whole server in this process. A reload reads `settings` again, which the caller may have changed."""
     with tempfile.TemporaryDirectory() as state, socket.socket() as listening:
-        config = ServerConfig.model_validate({"http": {"shutdown_seconds": 1}, "state_directory": state, **settings})
-        config._environment = Environment(dict(environment))
+
+        def read():
+            config = ServerConfig.model_validate(
+                {"http": {"shutdown_seconds": 1}, "state_directory": state, **settings}
+            )
+            config._environment = Environment(dict(environment))
+            return config
+
+        config = read()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         listening.listen()
-        server = build_server(config)
+        server = build_server(config, read)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:
