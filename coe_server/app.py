@@ -9,7 +9,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -34,12 +34,12 @@ from coe_server.build.service import (
     build_serving,
     build_tracing,
 )
+from coe_server.build.turnover import ServedExperts, build_turnover
 from coe_server.cache.costs import write_costs
 from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Tier
-from coe_server.config.diff import live_changes
+from coe_server.config.diff import expert_changes, live_changes
 from coe_server.config.schema import (
     ServerConfig,
 )
@@ -52,6 +52,7 @@ from coe_server.http.routes.admin import Fresh, Reloader
 from coe_server.http.server import Lifespan, Listener, build_api
 from coe_server.http.serving import Service, Serving
 from coe_server.metrics import Telemetry
+from coe_server.routing.router import Router
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,11 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
     service.comparer = None if journal is None else Comparer(service)
     if nodes is not None:
         learn_from(nodes, service, models)
-    reloader = Reloader(service, _Rebuild(config, reread or (lambda: config)))
+    reloader = Reloader(service, _Rebuild(config, reread or (lambda: config), ServedExperts(service)))
     wakes_by_copying = platform_of(config) == "cpu" and any(one.wakes_by_copying for one in config.experts)
 
     def keep_measured() -> Coroutine[None, None, None]:
-        return _keep_measured(cache, config, experts)
+        return _keep_measured(cache, config)
 
     lifespan = _lifespan(service, keep_measured, reloader, telemetry if wakes_by_copying else None)
 
@@ -124,25 +125,41 @@ def build_server(config: ServerConfig, reread: Callable[[], ServerConfig] | None
 class _Rebuild:
     """Rebuilds the reloadable parts from the files on disk; see `Reloader`."""
 
-    def __init__(self, running: ServerConfig, reread: Callable[[], ServerConfig]) -> None:
+    def __init__(self, running: ServerConfig, reread: Callable[[], ServerConfig], served: ServedExperts) -> None:
         self._running = running
         self._reread = reread
+        self._served = served
 
     def __call__(self, serving: Serving) -> Fresh:
         """Build them. Raises ReloadRefused, ConfigError or ArtifactError; then nothing changes."""
         wanted = self._reread()
-        changed = live_changes(self._running, wanted)
+        changed, news = live_changes(self._running, wanted), expert_changes(self._running, wanted)
+        turnover = build_turnover(news, self._running, wanted, self._served.capacity)
         before = None if any(key.startswith("router.embeddings") for key in changed) else serving
         built = build_serving(wanted, build_router(wanted), before)  # checks all files, also unused ones
         decides_alike = not any(key.startswith(("router", "experts.")) for key in changed)
         if decides_alike and built.router.version == serving.router.version:
             built = replace(built, router=serving.router, traffic=serving.traffic)  # keep their counts
-        fresh = Fresh(built, build_guard(wanted), wanted.log.prompts, changed)
-        self._running = wanted
-        return fresh
+        elif not any(key.startswith("router") for key in changed):
+            built = _with_counts_of(serving, built)
+
+        def take_over() -> None:
+            self._served.take_over(news, turnover, wanted)
+            self._running = wanted
+
+        return Fresh(built, build_guard(wanted), wanted.log.prompts, changed, news.as_json(), take_over)
 
 
-async def _keep_measured(cache: ExpertCache, config: ServerConfig, experts: Sequence[Expert]) -> None:
+def _with_counts_of(before: Serving, built: Serving) -> Serving:
+    """The new router with the spending and the drift watch of the old one, if both have the same artifact."""
+    one, other = before.router, built.router
+    if not (isinstance(one, Router) and isinstance(other, Router) and one.version == other.version):
+        return built
+    other.go_on_from(one)
+    return replace(built, traffic=before.traffic)
+
+
+async def _keep_measured(cache: ExpertCache, config: ServerConfig) -> None:
     """Save the measured costs and footprints after each move."""
     moved = asyncio.Event()
     cache.events.subscribe(lambda event: moved.set() if event.kind == "move" else None)
@@ -151,6 +168,7 @@ async def _keep_measured(cache: ExpertCache, config: ServerConfig, experts: Sequ
         moved.clear()
         try:
             await asyncio.to_thread(write_costs, costs_file(config), cache.measured_costs())
+            experts = [slot.expert for slot in cache.slots.values()]
             await asyncio.to_thread(keep_footprints, footprints_file(config), experts)
         except OSError as error:
             logger.warning("cannot save measured costs and footprints: %s (state_directory)", error)

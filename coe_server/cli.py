@@ -13,6 +13,7 @@ import typer
 
 from coe_server.commands import keys, learning
 from coe_server.commands.bench import bench
+from coe_server.commands.change import add, remove
 from coe_server.commands.cluster import down, status, up
 from coe_server.commands.drain import drain, resume
 from coe_server.commands.example import config
@@ -36,7 +37,7 @@ journal = typer.Typer(no_args_is_help=True, help="The decision log of a server."
 cluster = typer.Typer(no_args_is_help=True, help="Nodes: on a Ray cluster, and of a front.")
 
 COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {  # each under its function's name, in the help's order
-    app: (bench, config, init, serve, pull, validate, route, experts, simulate),
+    app: (bench, add, remove, config, init, serve, pull, validate, route, experts, simulate),
     journal: (export,),
     cluster: (up, status, down, drain, resume),
 }

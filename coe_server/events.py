@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal, get_args
 
-Kind = Literal["move", "switch", "decision", "failure"]
+Kind = Literal["move", "switch", "decision", "failure", "expert"]
 
 
 @dataclass(frozen=True, slots=True)

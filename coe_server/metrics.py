@@ -6,10 +6,9 @@ Label values are names from the configuration and the artifact, or fixed codes; 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
@@ -182,8 +181,8 @@ class Telemetry:
             for one in METRICS
             if one.kind == "histogram"
         }
-        self._counter = _labelled(self._counters)
-        self._histogram = _labelled(self._histograms)
+        self._counter = _Children(self._counters)
+        self._histogram = _Children(self._histograms)
         self.tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (expert, kind) -> tokens
         self.key_tokens: defaultdict[tuple[str, str], int] = defaultdict(int)  # (key, kind) -> tokens
         self.costs: dict[tuple[str, str], tuple[float, float]] = {}  # (best single, unit) -> spent, and instead
@@ -226,7 +225,8 @@ class Telemetry:
 
     def took(self, expert: str, key: str | None, kind: str, tokens: int) -> None:
         """Add an answer's token count. Kept in dictionaries: a labelled counter is four times as slow."""
-        self.tokens[expert, kind] += tokens
+        if expert not in self._counter.gone:
+            self.tokens[expert, kind] += tokens
         if key is not None:
             self.key_tokens[key, kind] += tokens
 
@@ -245,6 +245,18 @@ class Telemetry:
                 self.count(SWITCHES, fields["expert"])
             case "failure":
                 self.count(FAILURES, fields["expert"])
+            case "expert" if fields["change"] == "removed":
+                self._forget(fields["expert"])
+            case "expert":
+                self._counter.know(fields["expert"])
+                self._histogram.know(fields["expert"])
+
+    def _forget(self, expert: str) -> None:
+        """Drop every series of an expert that was removed; what its last requests still count is dropped, too."""
+        self._counter.forget(expert)
+        self._histogram.forget(expert)
+        for labels in [labels for labels in self.tokens if labels[0] == expert]:
+            del self.tokens[labels]
 
     def _moved(self, expert: str, tiers: tuple[str, str], seconds: float, size_bytes: int) -> None:
         self.count(MOVES, expert, *tiers)
@@ -287,11 +299,48 @@ def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:
     return Counter(metric.name, metric.help, metric.labels, registry=registry)
 
 
-def _labelled(metrics: Mapping[str, Labelled]) -> Callable[..., Labelled]:
+_LABELS = {one.name: one.labels for one in METRICS}
+
+
+def _expert_of(name: str, *labels: str) -> str | None:
+    return dict(zip(_LABELS[name], labels, strict=True)).get("expert")
+
+
+class _Children(Generic[Labelled]):
     """A cached look-up (name, *labels) -> child: prometheus_client's own takes locks and checks. Labels are bounded."""
 
-    @cache
-    def child(name: str, *labels: str) -> Labelled:
-        return metrics[name].labels(*labels) if labels else metrics[name]
+    def __init__(self, metrics: Mapping[str, Labelled]) -> None:
+        self.gone: set[str] = set()  # experts that were removed
+        self._metrics: Mapping[str, Labelled] = metrics
+        self._found: dict[tuple[str, ...], Labelled] = {}
 
-    return child
+    def __call__(self, *name_and_labels: str) -> Labelled:
+        found = self._found.get(name_and_labels)
+        if found is None:
+            found = self._found[name_and_labels] = self._child(*name_and_labels)
+        return found
+
+    def forget(self, expert: str) -> None:
+        """Drop the series of this expert. Its children count for nothing until it is known again."""
+        for name, *labels in self._drop(expert):
+            self._metrics[name].remove(*labels)
+        self.gone.add(expert)
+
+    def know(self, expert: str) -> None:
+        if expert in self.gone:
+            self._drop(expert)
+            self.gone.discard(expert)
+
+    def _drop(self, expert: str) -> list[tuple[str, ...]]:
+        of_it = [key for key in self._found if _expert_of(*key) == expert]
+        for key in of_it:
+            del self._found[key]
+        return [] if expert in self.gone else of_it
+
+    def _child(self, name: str, *labels: str) -> Labelled:
+        metric = self._metrics[name]
+        if not labels:
+            return metric
+        if _expert_of(name, *labels) in self.gone:
+            return type(metric)(name, "Of an expert that is gone.", registry=None)
+        return metric.labels(*labels)

@@ -207,7 +207,9 @@ def test_a_reload_that_changes_nothing_keeps_what_was_spent(folder):
         spent = ask(port, "POST", "/v1/route", question)[2]["budget"]
         assert spent["mean"] is not None
         untouched = {"added": [], "removed": [], "changed": []}
-        assert reload(port) == {"router_version": version(port), "changed": [], "api_keys": untouched}
+        experts = {"added": [], "removed": [], "restarted": [], "adjusted": []}
+        told = {"router_version": version(port), "changed": [], "experts": experts, "api_keys": untouched}
+        assert reload(port) == told
         assert ask(port, "POST", "/v1/route", question)[2]["budget"] == spent
 
 

@@ -80,23 +80,40 @@ def build_identity(config: ServerConfig) -> NodeIdentity | None:
 
 
 def learn_from(nodes: Nodes, service: Service, models: dict[str, str]) -> None:
-    """Let experts of nodes become experts of this front. `models`: that of the service, by expert."""
-    told: set[str] = set()
+    """Let experts of nodes become experts of this front, and go with the last node that has them. `models`: that of the
+    service, by expert."""
+    known = _ExpertsOfNodes(nodes, service, models)
+    nodes.learn, nodes.unlearn, nodes.changed = known.learn, known.unlearn, known.tell_missing
 
-    def learn(name: str) -> None:
-        if name in models:
+
+class _ExpertsOfNodes:
+    def __init__(self, nodes: Nodes, service: Service, models: dict[str, str]) -> None:
+        self._nodes = nodes
+        self._service = service
+        self._models = models
+        self._told: set[str] = set()  # experts that are missing, and of which that was said
+
+    def learn(self, name: str) -> None:
+        if name in self._models and name not in self._service.leaving:
             logger.warning("expert '%s' of a node has the name of an expert of this front, which answers", name)
             return
-        service.cache.add(Expert(name, OnNodes(name, nodes), remote=True, on_nodes=True, max_concurrency=_ENDLESS))
-        models[name] = name
-        told.discard(name)
+        engine = OnNodes(name, self._nodes)
+        self._service.cache.add(Expert(name, engine, remote=True, on_nodes=True, max_concurrency=_ENDLESS))
+        self._models[name] = name
+        self._service.leaving.discard(name)
+        self._told.discard(name)
 
-    def tell_missing() -> None:
+    def unlearn(self, name: str) -> None:
+        if self._service.is_on_nodes(name):
+            logger.info("no node has expert '%s' any more", name)
+            self._service.leaving.add(name)
+            self._service.cache.remove(name)
+
+    def tell_missing(self) -> None:
         """Say which experts of the router no node has, once every node has answered or failed to."""
-        if nodes.settled:
-            for name in service.trained:
-                if name not in models and name not in told:
-                    told.add(name)
-                    logger.warning("router.artifact: no node has its expert '%s'; the next best answers", name)
-
-    nodes.learn, nodes.changed = learn, tell_missing
+        if not self._nodes.settled:
+            return
+        for name in self._service.trained:
+            if name not in self._models and name not in self._told:
+                self._told.add(name)
+                logger.warning("router.artifact: no node has its expert '%s'; the next best answers", name)

@@ -190,7 +190,8 @@ def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:
     A preset has its base's, except for those it states itself.
     """
     own = {expert.name: _capabilities(expert) for expert in config.experts}
-    return {name: said.over(own[config.bases[name]]) if name in config.bases else said for name, said in own.items()}
+    bases = {name: own[base] for name, base in config.bases.items() if base in own}
+    return {name: said.over(bases[name]) if name in bases else said for name, said in own.items()}
 
 
 def _capabilities(expert: ExpertSettings) -> Capabilities:

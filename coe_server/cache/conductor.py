@@ -44,7 +44,9 @@ class Conductor:
         admit: Callable[[Slot], None],
         changed: asyncio.Event,
         guesses: Guesses,
+        turn_over: Callable[[], None] = lambda: None,
     ) -> None:
+        """`turn_over` is called on each pass: experts that a reload changed or removed are replaced, or leave."""
         self.ready = asyncio.Event()  # set once preloading is done
         self.demand = Demand(slots)
         self._slots = slots
@@ -58,7 +60,8 @@ class Conductor:
         self._admit = admit
         self._changed = changed  # set after every change that may require new orders
         self._guesses = guesses
-        self._upkeep = Upkeep(slots, overview, ledger)
+        self._turn_over = turn_over
+        self.upkeep = Upkeep(slots, overview, ledger)
         self._draining: frozenset[str] = frozenset()
         self._claims: tuple[Claim, ...] = ()
         self._lost: set[int] = set()  # cards
@@ -97,6 +100,7 @@ class Conductor:
             _leave_lost_cards(self._slots.values(), self._lost, self._mover)
         _end_cooldowns(self._overview.failed, now)
         _end_guesses(self._guesses, self._slots)
+        self._turn_over()
         self._follow_orders()
         for slot in self._overview.at_hand:
             self._admit(slot)
@@ -111,12 +115,12 @@ class Conductor:
 
     def _keep_up(self) -> None:
         """Load the experts to preload, then those below their pin, one at a time."""
-        way = self._upkeep.preload()
+        way = self.upkeep.preload()
         if way is None:
             if not self.ready.is_set():
                 self.ready.set()
                 logger.info("ready: %s", ", ".join(f"{slot.name} {slot.residency}" for slot in self._slots.values()))
-            way = self._upkeep.return_to_pin()
+            way = self.upkeep.return_to_pin()
         if way is not None:
             self.begin(way)
 
@@ -209,6 +213,15 @@ class Upkeep:
         wanted = [slot for slot in slots.values() if slot.expert.preload is not Tier.DISK or slot.pin is not Tier.DISK]
         # experts that go on to host memory are loaded first, while the device is empty
         self._preloads = [slot.name for slot in sorted(wanted, key=lambda slot: -slot.expert.preload.depth)]
+
+    def add(self, slot: Slot) -> None:
+        """Preload this expert too, if that is its setting: it has come, or has become another one."""
+        self.forget(slot)
+        if slot.expert.preload is not Tier.DISK:
+            self._preloads.append(slot.name)
+
+    def forget(self, slot: Slot) -> None:
+        self._preloads = [name for name in self._preloads if name != slot.name]
 
     def preload(self) -> Plan | None:
         """The plan to load the next expert that fits; None if none fits or all have been tried."""

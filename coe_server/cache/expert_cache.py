@@ -11,14 +11,15 @@ from types import MappingProxyType
 from coe_server.cache.conductor import Conductor
 from coe_server.cache.health import Failures, Health
 from coe_server.cache.mover import Mover, Tasks
-from coe_server.cache.pins import left_out, pinned, seated
+from coe_server.cache.pins import left_out, seated
 from coe_server.cache.planner import Plan
 from coe_server.cache.prefetch import Guess, Guesses
 from coe_server.cache.queue import Lease, Owner, Priority, WaitedFor, Waiter
 from coe_server.cache.scheduler import OURS, Limits, Policy, on_cards
-from coe_server.cache.slot import Expert, Slot, Slots, new_slot
+from coe_server.cache.slot import Expert, Slot, Slots, at_its_pin, new_slot
 from coe_server.cache.status import ExpertStatus, Overview
-from coe_server.cache.tiers import Bytes, Holding, Ledger, Tier
+from coe_server.cache.tiers import Bytes, Ledger, Tier
+from coe_server.cache.turnover import Roster, Turnover
 from coe_server.cache.wait_bound import WaitBounds
 from coe_server.cache.wait_times import Waits
 from coe_server.errors import ExpertBusy, ExpertUnavailable, NoRoom, Overloaded
@@ -46,8 +47,7 @@ class ExpertCache:
         self.ledger = Ledger(capacity)
         self.events = events = events or EventLog()
         self._clock = clock
-        self._changes: dict[str, None] = {}
-        changes = self._changes
+        changes: dict[str, None] = {}
         made = ((one.name, new_slot(one, limits, changes)) for one in experts)
         self.slots = slots = Slots(made, bases)
         _place_pinned(slots, capacity)
@@ -76,6 +76,12 @@ class ExpertCache:
             admit=self._admission.admit,
             changed=changed,
             guesses=self.guesses,
+            turn_over=lambda: self._roster.turn_over(self._conductor),
+        )
+        self._roster = Roster(
+            *(slots, changes, limits, events, self.guesses, clock, tasks, self._health),
+            placed=lambda: _place_pinned(slots, self.ledger.capacity),
+            changed=changed,
         )
         self.ready = self._conductor.ready  # set once preloading is done
 
@@ -99,10 +105,20 @@ class ExpertCache:
         """True once nothing new is admitted, because the server stops."""
         return self._closing
 
+    def take_over(self, turnover: Turnover) -> None:
+        """Let experts come, change and go. New names are accepted from now on; those that change or go finish first
+        what was asked of them, and no other expert is touched. Raises NoRoom; then nothing has changed.
+        """
+        self._roster.take_over(turnover, self._conductor, self.ledger.capacity)
+
     def add(self, expert: Expert) -> None:
-        """Add an expert of nodes while the cache runs. It has no process here, so it is on the device at once."""
-        assert expert.on_nodes, "only experts without a process here may come later"
-        self.slots[expert.name] = new_slot(expert, self.limits, self._changes)
+        """Add an expert of nodes. It has no process here, so it is on the device at once."""
+        assert expert.on_nodes, "an expert with a process here comes by `take_over`, which sees that it fits"
+        self._roster.add(expert, self._conductor)
+
+    def remove(self, name: str) -> None:
+        """Remove an expert of nodes that none of them has any more."""
+        self._roster.remove(name, self._conductor)
 
     async def lease(
         self, name: str, priority: Priority = "normal", fan_out: int = 1, owner: Owner | None = None
@@ -113,7 +129,7 @@ class ExpertCache:
         Overloaded (a queue is full) or ExpertUnavailable (it failed). Cancelling leaves the queue; a load that has
         begun goes on.
         """
-        slot, now = self.slots[name], self._clock()
+        slot, now = self.slots.present(name), self._clock()
         leases = min(fan_out, slot.places)
         if self._closing:
             raise ExpertUnavailable(_CLOSING)
@@ -150,7 +166,7 @@ class ExpertCache:
 
     async def load(self, name: str) -> None:
         """Load an expert onto the device, in turn like a request. A failed expert is tried again at once."""
-        slot = self.slots[name]
+        slot = self._served(name)
         slot.backoff.forgive()
         if slot.failure is not None:
             slot.change(failure=None)
@@ -203,7 +219,15 @@ class ExpertCache:
         """Expert -> kind of cost -> measured seconds, in the form of `Expert.costs`."""
         return {slot.name: slot.costs.measured for slot in self.slots.values()}
 
+    def _served(self, name: str) -> Slot:
+        """The slot of an expert that is there and stays. Raises UnknownModel."""
+        slot = self.slots.present(name)
+        if slot.leaves:
+            raise self.slots.unknown(name)
+        return slot
+
     def _require_own_slot(self, name: str) -> None:
+        self._served(name)
         if (base := self.slots.bases.get(name)) is not None:
             raise ExpertBusy(f"expert '{name}' shares the engine of its base; ask for '{base}'")
 
@@ -256,18 +280,18 @@ class Admission:
 
     def admit(self, slot: Slot) -> None:
         """Grant a lease to each request that may go in now."""
-        while (first := slot.waiters.first()) is not None and slot.admits:
+        while (first := slot.next_waiter) is not None and slot.admits:
             if slot.leases + first.leases > slot.places:
                 if first.leases > 1:  # otherwise single leases granted before it could starve it
                     first.keep_first()
                 return
             if not self._policy.collates and _an_older_request_waits(slot, self._slots):
                 return
-            waiter = slot.waiters.pop()
-            if waiter.granted.done():  # cancelled, but still in the queue
+            slot.waiters.leave(first)
+            if first.granted.done():  # cancelled, but still in the queue
                 continue
-            slot.change(gate=max(0, slot.gate - waiter.leases))
-            waiter.granted.set_result(self.grant(slot, waiter))
+            slot.change(gate=max(0, slot.gate - first.leases))
+            first.granted.set_result(self.grant(slot, first))
             if not self._policy.collates:  # in strict order the next request may be for another expert
                 self._changed.set()
 
@@ -285,7 +309,8 @@ class Admission:
         slot.change(last_used=self._clock())
         self.admit(slot)
         # while it has other leases, this release frees no memory
-        frees_room = slot.leases == 0 and not slot.expert.remote
+        turns = slot.leaves or slot.successor is not None
+        frees_room = slot.leases == 0 and (turns or not slot.expert.remote)
         if frees_room or not self._policy.collates:
             self._changed.set()
 
@@ -330,22 +355,14 @@ def _refuse_while_it_fails(slot: Slot, now: float) -> None:
 
 
 def _refuse_to_leave_out(slots: Mapping[str, Slot], name: str, pin: Tier, capacity: Bytes) -> None:
-    at_their_pins = [_at_its_pin(one, pin if one.name == name else one.pin) for one in slots.values()]
+    at_their_pins = [at_its_pin(one, pin if one.name == name else one.pin) for one in slots.values()]
     for why in left_out(at_their_pins, capacity).values():
         raise NoRoom(f"expert '{name}' is not pinned to {pin}: {why}, this one among them")
 
 
-def _at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
-    """The expert in the tier of its pin: on the cards of its process, or on any of its seats if it has none."""
-    lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)
-    seat = slot.seat if slot.moving is None else slot.moving.seat
-    stays = seat if lives and moved_from not in seat else None
-    return pinned(slot.name, slot.engine.footprint, pin, slot.expert.seats, stays)
-
-
 def _place_pinned(slots: Mapping[str, Slot], capacity: Bytes, moved_from: int | None = None) -> None:
     """Assign each pinned expert one seat, so that all fit together; other experts may use any of their seats."""
-    placed = seated([_at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
+    placed = seated([at_its_pin(slot, slot.pin, moved_from) for slot in slots.values()], capacity)
     for slot, holding in zip(slots.values(), placed, strict=True):
         seats = slot.expert.seats if slot.pin is Tier.DISK or slot.expert.remote else holding.seats
         if seats != slot.seats:

@@ -73,12 +73,22 @@ class Health:
         self._tasks = tasks
         self._changed = changed
         self._timeout_seconds = probe_timeout_seconds
+        self._watching: dict[str, asyncio.Task[None]] = {}  # expert -> the task that watches its engines
 
     def watch(self) -> None:
-        """Start watching for the engine's death."""
+        """Start watching for the death of every engine."""
         for slot in self._slots.values():
-            if not slot.expert.remote:
-                self._tasks.own(self._watch(slot))
+            self.watch_one(slot)
+
+    def watch_one(self, slot: Slot) -> None:
+        """Watch for the death of this expert's engine, unless it is watched already or remote."""
+        if not slot.expert.remote and slot.name not in self._watching:
+            self._watching[slot.name] = self._tasks.own(self._watch(slot))
+
+    def forget(self, slot: Slot) -> None:
+        """Watch it no longer."""
+        if (task := self._watching.pop(slot.name, None)) is not None:
+            task.cancel()
 
     async def _watch(self, slot: Slot) -> None:
         while True:
@@ -153,6 +163,8 @@ class Health:
 def _starts_at_once(slot: Slot, slots: Mapping[str, Slot]) -> bool:
     """True if its freed device memory is needed only by its own requests or pin."""
     if slot.tier is not Tier.DEVICE or slot.expert.remote or slot.failure is not None or slot.draining:
+        return False
+    if slot.successor is not None:
         return False
     wanted = slot.waiters or slot.pin is not Tier.DISK
     return bool(wanted) and not any(other.waits_for_a_turn for other in slots.values())

@@ -45,6 +45,18 @@ class Demand:
         self._successors: dict[str, Counter[str]] = {}
         self._pairs, self._follow_ups = 2.0, 1.0  # even odds at first
 
+    def add(self, expert: str) -> None:
+        """Count requests for one more expert."""
+        self._counts.setdefault(expert, 0.0)
+
+    def forget(self, expert: str) -> None:
+        """Drop an expert that was removed."""
+        self._counts.pop(expert, None)
+        self._successors.pop(expert, None)
+        for seen in self._successors.values():
+            seen.pop(expert, None)
+        self._last = None if self._last == expert else self._last
+
     def note(self, expert: str, now: float) -> None:
         """Count a request for this expert."""
         self._counts, self._counted_at = self.lately(now), now

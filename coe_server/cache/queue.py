@@ -83,8 +83,9 @@ class WaitingLine:
         self._changed()
         return waiter
 
-    def first(self) -> Waiter | None:
-        return self._waiters[0] if self._waiters else None
+    def first(self, arrived_by: float = float("inf")) -> Waiter | None:
+        """The next one in order, of those that had arrived then."""
+        return next((one for one in self._waiters if one.arrived <= arrived_by), None)
 
     def pop(self) -> Waiter:
         return self._take(0)

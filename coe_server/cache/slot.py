@@ -13,9 +13,10 @@ from typing import Any
 from coe_server.cache.backoff import Backoff, Failure, Restarts
 from coe_server.cache.costs import Costs
 from coe_server.cache.evictions import Move
-from coe_server.cache.queue import WaitingLine
+from coe_server.cache.pins import pinned
+from coe_server.cache.queue import Waiter, WaitingLine
 from coe_server.cache.scheduler import Limits
-from coe_server.cache.tiers import Tier
+from coe_server.cache.tiers import Holding, Tier
 from coe_server.engines.engine import Engine, Seat
 from coe_server.errors import UnknownModel
 
@@ -95,6 +96,9 @@ class Slot:
     last_used: float = 0.0
     uses: int = 0  # leases granted so far
     pushed_out: bool = False  # it was evicted because another expert needed the memory
+    successor: Expert | None = None  # what it becomes at the next `become`: a reload has changed its engine
+    renewed_at: float = 0.0  # when the successor was named: requests that waited then get the present engine
+    leaves: bool = False  # a reload has removed it: it finishes what it has
     last_move: MoveRecord | None = None
     name: str = field(init=False)
     engine: Engine = field(init=False)
@@ -109,7 +113,27 @@ class Slot:
 
     @property
     def admits(self) -> bool:
-        return self.settled and (not self.draining or self._gate_is_open)
+        stays = self.successor is None or self.owes
+        return self.settled and stays and (not self.draining or self._gate_is_open)
+
+    @property
+    def owes(self) -> bool:
+        """True if requests wait that its present engine is to answer, although it has a successor."""
+        return bool(self.waiters) and self.waiters.arrivals[0] <= self.renewed_at
+
+    @property
+    def next_waiter(self) -> Waiter | None:
+        """The next request to admit. While it has a successor, none that came later than that was named."""
+        return self.waiters.first() if self.successor is None else self.waiters.first(self.renewed_at)
+
+    @property
+    def is_done(self) -> bool:
+        """True if its present engine has nothing left to do before its successor comes, or before it leaves."""
+        if self.leases or self.moving is not None:
+            return False
+        if self.leaves:
+            return not self.waiters
+        return self.successor is not None and (self.tier is Tier.DISK or not self.owes)
 
     @property
     def busy(self) -> bool:
@@ -181,6 +205,20 @@ class Slot:
             self.left.set()
             self.left = asyncio.Event()
 
+    def become(self, expert: Expert, places: int) -> None:
+        """Take over the settings and the engine of its successor. Costs and failures of the last engine do not count.
+
+        A pin that an operator set stays, unless the new engine is never in that tier.
+        """
+        pin = self.pin if self.pin is not Tier.HOST or expert.engine.footprint.can_sleep else expert.pin
+        if expert.remote or self.expert.remote:
+            pin = Tier.DEVICE if expert.remote else expert.pin
+        self.expert, self.engine, self.successor = expert, expert.engine, None
+        self.costs, self.restarts, self.backoff = Costs(expert.costs), Restarts(), Backoff()
+        self.seats, self.seat = expert.seats, expert.seats[0] if expert.seats else ()
+        tier = Tier.DEVICE if expert.remote else Tier.DISK
+        self.change(pin=pin, tier=tier, places=places, failure=None, gate=0, draining=False, pushed_out=self.uses > 0)
+
     def end_life(self) -> None:
         """The engine process has ended: its leases no longer count, and their holders are notified."""
         self.up.clear()
@@ -193,17 +231,38 @@ class Slots(dict[str, Slot]):
     """Every expert's slot by its name, in the order of the configuration.
 
     `bases`: further names, of experts that share another's engine (presets, adapters), each with the name of that one.
-    They find its slot; iteration meets each slot once.
+    They find its slot; iteration meets each slot once. `former`: names that were removed, each with its last slot, for
+    requests that chose it before.
     """
 
     def __init__(self, slots: Iterable[tuple[str, Slot]] = (), bases: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__(slots)
         self.bases = bases
+        self.former: dict[str, Slot] = {}
 
     def __missing__(self, name: str) -> Slot:
         if (base := self.bases.get(name)) is not None:
             return self[base]
-        raise UnknownModel(f"unknown expert '{name}'; known: {', '.join((*self, *self.bases))}", "model")
+        if (last := self.former.get(name)) is not None:
+            return last
+        raise self.unknown(name)
+
+    def present(self, name: str) -> Slot:
+        """The slot of an expert that is there, perhaps on its way out. Raises UnknownModel."""
+        slot = self[name]
+        if self.get(slot.name) is not slot:
+            raise self.unknown(name)
+        return slot
+
+    def unknown(self, name: str) -> UnknownModel:
+        known = (*(slot.name for slot in self.values() if not slot.leaves), *self.bases)
+        return UnknownModel(f"unknown expert '{name}'; known: {', '.join(known)}", "model")
+
+    def put_in_order(self, names: Iterable[str]) -> None:
+        """Let iteration follow these names; other slots come after them."""
+        for name in (*names, *(other for other in self if other not in set(names))):
+            if (slot := self.pop(name, None)) is not None:
+                self[name] = slot
 
 
 def new_slot(expert: Expert, limits: Limits, changes: dict[str, None]) -> Slot:
@@ -229,9 +288,17 @@ def state_of(slot: Slot) -> State:
         return State.FAILED
     if slot.moving is not None:
         return State.STARTING if slot.moving.target is Tier.DEVICE else State.DRAINING
-    if slot.settled and slot.draining:
+    if slot.settled and (slot.draining or slot.leaves or slot.successor is not None) and not slot.expert.remote:
         return State.DRAINING
     return State(slot.tier.value)
+
+
+def at_its_pin(slot: Slot, pin: Tier, moved_from: int | None = None) -> Holding:
+    """The expert in the tier of its pin: on the cards of its process, or on any of its seats if it has none."""
+    lives = not slot.expert.remote and (slot.tier is not Tier.DISK or slot.moving is not None)
+    seat = slot.seat if slot.moving is None else slot.moving.seat
+    stays = seat if lives and moved_from not in seat else None
+    return pinned(slot.name, slot.engine.footprint, pin, slot.expert.seats, stays)
 
 
 def shares_the_device(slot: Slot) -> bool:

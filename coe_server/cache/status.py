@@ -201,6 +201,9 @@ class Overview:
             return
         for name in self._changes:
             slot = self._slots[name]
+            if name not in self._slots:
+                self._forget(name, slot)
+                continue
             waits = bool(slot.waiters)
             state = (waits, slot.tier, slot.moving, slot.failure, slot.pin, slot.draining)
             if state != self._states.get(name):
@@ -209,6 +212,16 @@ class Overview:
             self._queues.pop(name, None)
             self._to_stand_anew[name] = self._prospects_anew[name] = self._to_expect_anew[name] = slot
         self._changes.clear()
+
+    def _forget(self, name: str, slot: Slot) -> None:
+        """Drop an expert that was removed; its last slot is idle, on disk."""
+        for views in (
+            *(self._settled, self._waiting, self._at_hand, self._moving, self._starting, self._failed),
+            *(self._below_pin, self._in_turn, self._in_turn_off_disk, self._queues, self._states, self._expected),
+            *(self._prospects_here, self._prospects_away, self._prospects_anew, self._to_expect_anew),
+        ):
+            views.pop(name, None)
+        self._to_stand_anew[name] = slot
 
     def _sort_in(self, slot: Slot, waits: bool) -> None:
         name, settled, in_turn = slot.name, slot.settled, waits and slot.waits_for_a_turn

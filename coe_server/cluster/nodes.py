@@ -41,17 +41,22 @@ class BestNode:
 
 
 class Nodes:
-    """`learn` is called once for each new expert, by name, and `changed` after each change of what nodes told."""
+    """`learn` is called for each expert that comes, by name, and `unlearn` for one that goes: a node that had it has it
+    no more, and no other one has it. `changed` is called after each change of what nodes told.
+    """
 
     def __init__(self, directory: NodeDirectory, access: Callable[[NodeAddress], Access]) -> None:
         self.sent = Sent()
         self.outcomes: Counter[tuple[str, str]] = Counter()  # of requests, by node and outcome
         self.learn: Callable[[str], None] = lambda _: None
+        self.unlearn: Callable[[str], None] = lambda _: None
         self.changed: Callable[[], None] = lambda: None
         self._directory = directory
         self._access = access
         self._links: dict[str, NodeLink] = {}
         self._experts: dict[str, ExpertOnNode] = {}  # every name that was ever told, as it was told last
+        self._gone: set[str] = set()  # of these, the ones that were unlearned
+        self._told: dict[str, NodeSnapshot] = {}  # what each node told last
         self._conversations: OrderedDict[bytes, str] = OrderedDict()
         self._drained: set[str] = set()
 
@@ -68,6 +73,7 @@ class Nodes:
         for name, link in tuple(self._links.items()):
             if listed.get(name) != link.address:
                 self._links.pop(name).leave()
+                self._told.pop(name, None)  # it may come back: its experts stay known
                 self.sent.forget(name)
                 logger.info("node '%s' (%s) is no longer listed", name, link.address.url)
         for name, address in listed.items():
@@ -103,22 +109,36 @@ class Nodes:
         return any(admits(one, expert) for one in others)
 
     def _heard(self) -> None:
+        lost: set[str] = set()
         for link in self._links.values():
-            for name, expert in link.snapshot.experts.items() if link.snapshot is not None else ():
-                is_new = name not in self._experts
-                if is_new and len(self._experts) >= MOST_EXPERTS:
-                    continue
-                self._experts[name] = expert
-                if is_new:
-                    self.learn(name)
+            told, before = link.snapshot, self._told.get(link.name)
+            if told is None or told is before or not told.understood:
+                continue
+            self._told[link.name] = told
+            lost.update(before.experts.keys() - told.experts.keys() if before is not None else ())
+            for name, expert in told.experts.items():
+                self._hear_of(name, expert)
+        for name in sorted(lost):
+            if name not in self._gone and not any(name in one.experts for one in self._told.values()):
+                self._gone.add(name)
+                self.unlearn(name)
         self.changed()
+
+    def _hear_of(self, name: str, expert: ExpertOnNode) -> None:
+        is_new = name not in self._experts
+        if is_new and len(self._experts) >= MOST_EXPERTS:
+            return
+        self._experts[name] = expert
+        if is_new or name in self._gone:
+            self._gone.discard(name)
+            self.learn(name)
 
     # what there is
 
     @property
     def experts(self) -> tuple[str, ...]:
-        """Every expert that a node has told of since the start of this front."""
-        return tuple(self._experts)
+        """Every expert that a node has told of since the start of this front, but for those that went."""
+        return tuple(name for name in self._experts if name not in self._gone)
 
     @property
     def settled(self) -> bool:

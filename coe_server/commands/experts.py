@@ -105,6 +105,13 @@ class RunningServer:
         found: list[dict[str, Any]] = self._json("/admin/nodes")
         return found
 
+    def answers(self) -> bool:
+        """True if a server is there."""
+        try:
+            return bool(self._json("/healthz") == {"status": "ok"})
+        except CoeError:
+            return False
+
     def tell(self, path: str) -> dict[str, Any]:
         """The answer of a POST without a body. Raises CoeError with the server's reason."""
         found: dict[str, Any] = self._json(path, "POST")

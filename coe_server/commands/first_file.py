@@ -5,19 +5,14 @@ Names of files may be anything: values are quoted, and in a comment nothing ends
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
-
-import yaml
 
 from coe_server.commands.machine_here import VLLM, MachineHere
 from coe_server.commands.models_here import Skipped
 from coe_server.commands.proposal import Proposed
+from coe_server.config.edit import one_line
 from coe_server.system.visible import visible
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9._/-]*")
-_NOT_TEXT = frozenset(("true", "false", "yes", "no", "on", "off", "null", "y", "n"))
 _MEMORY_ON_CARDS = {
     "device": "GPU memory for weights and KV caches: what is free of each card at the start",
     "host": "RAM for engine processes and sleeping experts: 80 % of what is available at the start",
@@ -72,7 +67,7 @@ def _vllm(machine: MachineHere, experts: Sequence[Proposed]) -> Iterator[str]:
     if by_vllm or platform:
         yield "vllm:"
     if by_vllm and program is not None:
-        yield f"  command: {_value(program.path)}"
+        yield f"  command: {one_line(program.path)}"
     if platform:
         yield "  platform: cuda   # the driver's library shows cards, and `auto` would not find them"
 
@@ -94,7 +89,7 @@ def _experts(experts: Sequence[Proposed]) -> Iterator[str]:
 def _entry(one: Proposed) -> Iterator[str]:
     yield f"  # {visible(one.told)}"
     for number, (key, value) in enumerate(one.entry.items()):
-        yield f"  {'  ' if number else '- '}{key}: {_value(value)}"
+        yield f"  {'  ' if number else '- '}{key}: {one_line(value)}"
 
 
 def _aliases(experts: Sequence[Proposed]) -> Iterator[str]:
@@ -103,7 +98,7 @@ def _aliases(experts: Sequence[Proposed]) -> Iterator[str]:
     yield "aliases:" if named else "# aliases:"
     yield f"  # gpt-4o: {first}   # a client with a built-in name is answered by an expert of yours"
     for alias, name in named.items():
-        yield f"  {_value(alias)}: {_value(name)}"
+        yield f"  {one_line(alias)}: {one_line(name)}"
 
 
 def _skipped(skipped: Iterable[Skipped]) -> Iterator[str]:
@@ -111,19 +106,3 @@ def _skipped(skipped: Iterable[Skipped]) -> Iterator[str]:
         if number == 0:
             yield "# Passed over:"
         yield f"# - {visible(one.place)}: {visible(one.why)}"
-
-
-def _value(value: Any) -> str:
-    """The value as YAML on one line."""
-    match value:
-        case bool():
-            return str(value).lower()
-        case int():
-            return str(value)
-        case Mapping():
-            return f"{{{', '.join(f'{key}: {_value(part)}' for key, part in value.items())}}}"
-        case list():
-            return f"[{', '.join(map(_value, value))}]"
-    if _PLAIN.fullmatch(value) and value.lower() not in _NOT_TEXT:
-        return str(value)
-    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=1 << 30).strip()

@@ -87,6 +87,9 @@ class ExpertSettings(Settings):
 
     remote: ClassVar[bool] = False  # the model runs on another server: it uses no memory here and is always loaded
     weights_here: ClassVar[bool] = False  # its engine uses memory of this machine
+    launched_by_base: ClassVar[bool] = (
+        False  # its base's engine is started with it: a reload that changes it restarts that
+    )
     wakes_by_copying: ClassVar[bool] = False  # a wake on a CPU copies the weights, so memory speed is its limit
 
     engine: str

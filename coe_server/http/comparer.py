@@ -89,7 +89,9 @@ class Comparer:
     def _is_idle(self, name: str) -> bool:
         """True if the expert would answer at once without any other request having to wait for it."""
         slot = self._service.cache.slots[name].name
-        status = next(one for one in self._service.cache.status() if one.name == slot)
+        status = next((one for one in self._service.cache.status() if one.name == slot), None)
+        if status is None:  # it was removed
+            return False
         return not status.leases and not status.queued and self._service.cache.grants_at_once(name)
 
     async def _compared(self, request: RoutedRequest, decision: RoutingDecision, second: str, judge: str) -> None:
@@ -143,7 +145,7 @@ class Comparer:
         """The expert's answer. Raises CoeError or TimeoutError."""
         if not self._service.cache.grants_at_once(expert):
             raise EngineError(f"expert '{expert}' is busy")
-        body = {**fields, "model": self._service.engine_models[expert], "stream": False}
+        body = {**fields, "model": self._service.model_of(expert), "stream": False}
         request = EngineRequest("POST", _PATH, (("content-type", "application/json"),), json.dumps(body).encode())
         heard, longest = Heard(), asyncio.timeout(self._service.cache.limits.max_generation_seconds)
         with await self._service.cache.lease(expert, "batch") as lease:

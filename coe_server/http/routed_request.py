@@ -80,11 +80,11 @@ class RoutedRequest:
         what a preset changes."""
         if (upload := self.parsed.upload) is not None:
             headers = (("content-type", upload.content_type), *self.passed_on.items())
-            form = upload.body(self.service.engine_models[expert])
+            form = upload.body(self.service.model_of(expert))
             return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries)
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
-        pieces = body.for_engine(self.service.engine_models[expert], self._changes(expert))
+        pieces = body.for_engine(self.service.model_of(expert), self._changes(expert))
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
         return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries)
 

@@ -24,6 +24,7 @@ from coe_server.errors import (
     ExpertUnavailable,
     Overloaded,
     TooLongForExpert,
+    UnknownModel,
     UpstreamLimited,
     first_line,
 )
@@ -118,7 +119,7 @@ class RoutedResponse(Response):
                 is_retry = True  # no other expert can take the request: once more, to the restarted engine
             except _ChosenAgain as change:
                 self._follow(change.decision)
-            except (EngineError, ExpertUnavailable, Overloaded) as error:
+            except (EngineError, ExpertUnavailable, Overloaded, UnknownModel) as error:  # unknown: removed meanwhile
                 if self._another_node_may_answer(error):
                     _warn(self._decision, self._out, error)
                     self._log.fell_back(error)
@@ -267,7 +268,9 @@ def _state(service: Service, name: str) -> str:
         there = service.nodes.best(name)
         return f"state={there.tier} eta={there.wait_seconds:.1f}"
     own = service.cache.slots[name].name
-    expert = next(one for one in service.cache.status() if one.name == own)
+    expert = next((one for one in service.cache.status() if one.name == own), None)
+    if expert is None:  # it was removed
+        return "state=disk eta=0.0"
     return f"state={expert.state} eta={expert.predicted_wait_seconds:.1f}"
 
 
@@ -289,7 +292,8 @@ def _can_come_in_time(request: RoutedRequest, expert: str) -> bool:
     if request.due is None:
         return True
     left_seconds = request.due - asyncio.get_running_loop().time()
-    return request.service.availability()[expert].predicted_wait_seconds < left_seconds
+    there = request.service.availability().get(expert)
+    return there is not None and there.predicted_wait_seconds < left_seconds
 
 
 async def _given_up(waiting: asyncio.Task[Lease]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,18 +132,22 @@ class NodeIdentity:
 
 @dataclass(slots=True)
 class Service:
-    """Everything that the HTTP layer needs. `engine_models`: expert -> its model's name at its engine."""
+    """Everything that the HTTP layer needs. `engine_models`: expert -> its model's name at its engine.
+
+    A reload changes the tables of experts in place. `leaving`: names in them that no new request may use, since they
+    were removed; requests that came before may still need them.
+    """
 
     serving: Serving
     cache: ExpertCache
     journal: Journal | None  # None: decisions are not kept
-    engine_models: Mapping[str, str]
+    engine_models: dict[str, str]
     guard: Guard
     started: int  # seconds since the epoch
     telemetry: Telemetry
-    presets: Mapping[str, Preset] = field(default_factory=dict)
+    presets: dict[str, Preset] = field(default_factory=dict)
     log_prompts: bool = False
-    lengths: Mapping[str, TellsLength] = field(default_factory=dict)  # engines that tell theirs, by expert
+    lengths: dict[str, TellsLength] = field(default_factory=dict)  # engines that tell theirs, by expert
     sessions: Sessions = field(default_factory=Sessions)
     made: MadeResponses = field(default_factory=MadeResponses)
     bodies: BodyReader = field(default_factory=BodyReader)
@@ -151,19 +155,29 @@ class Service:
     tracing: Tracing = field(default_factory=NoTracing)
     learner: Learner | None = None
     comparer: Compares | None = None
-    capabilities: Mapping[str, Capabilities] = field(default_factory=dict)  # of local experts, as configured
+    capabilities: dict[str, Capabilities] = field(default_factory=dict)  # of local experts, as configured
     node: NodeIdentity | None = None  # set on a node: it tells fronts what it has
     nodes: Nodes | None = None  # set on a front
+    leaving: set[str] = field(default_factory=set)
+
+    @property
+    def served(self) -> Collection[str]:
+        """The experts that a new request may name."""
+        return [name for name in self.engine_models if name not in self.leaving] if self.leaving else self.engine_models
+
+    def model_of(self, expert: str) -> str:
+        """The name of its model at its engine."""
+        return self.engine_models.get(expert, expert)
 
     def reach(self, key: Key | None) -> Reach:
         """The experts and objectives that this key may name."""
         serving = self.serving
         objectives, default = serving.router.objectives, serving.default_objective
-        return Reach.of(key, self.engine_models, objectives, default, serving.aliases)
+        return Reach.of(key, self.served, objectives, default, serving.aliases)
 
     def availability(self) -> Mapping[str, Availability]:
         """Each expert by name, as things are now: to be read before the next await."""
-        here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases)
+        here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases, self.leaving)
         return here if self.nodes is None else _WithNodes(here, self.nodes, self.cache.slots, self.trained)
 
     @property
@@ -188,17 +202,25 @@ class Service:
 class _Availabilities(Mapping[str, Availability]):
     """The cache's outlooks in the router's words; of a failure only its first line, which callers may read.
 
-    `bases`: the experts that share another's engine, each with that one, whose outlook is theirs.
+    `bases`: the experts that share another's engine, each with that one, whose outlook is theirs. Those `leaving` are
+    absent.
     """
 
     def __init__(
-        self, outlooks: Mapping[str, Outlook], lengths: Mapping[str, TellsLength], bases: Mapping[str, str]
+        self,
+        outlooks: Mapping[str, Outlook],
+        lengths: Mapping[str, TellsLength],
+        bases: Mapping[str, str],
+        leaving: Collection[str],
     ) -> None:
         self._outlooks = outlooks
         self._lengths = lengths
         self._bases = bases
+        self._leaving = leaving
 
     def __getitem__(self, name: str) -> Availability:
+        if name in self._leaving:
+            raise KeyError(name)
         own = self._bases.get(name, name)
         residency, wait_seconds, failure, returns_seconds = self._outlooks[own]
         told = first_line(failure) if failure is not None else None
@@ -206,10 +228,11 @@ class _Availabilities(Mapping[str, Availability]):
         return Availability(cast(Residency, residency), wait_seconds, told, returns_seconds, length)
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._outlooks, *self._bases))
+        every = (*self._outlooks, *self._bases)
+        return iter([name for name in every if name not in self._leaving] if self._leaving else every)
 
     def __len__(self) -> int:
-        return len(self._outlooks) + len(self._bases)
+        return len(tuple(iter(self)))
 
 
 class _WithNodes(Mapping[str, Availability]):
@@ -228,7 +251,7 @@ class _WithNodes(Mapping[str, Availability]):
 
     def __getitem__(self, name: str) -> Availability:
         slot = self._slots.get(name)
-        if slot is not None and slot.expert.on_nodes:
+        if slot is not None and slot.expert.on_nodes and not slot.leaves:
             return _at(self._nodes.best(name))
         if name in self._missing:
             return Availability("disk", 0.0, "no node has it", 1.0)

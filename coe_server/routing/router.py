@@ -121,6 +121,10 @@ class Router:
         """The router of an artifact folder. Raises ArtifactError if it is invalid."""
         return cls(artifacts.load(path), residency_tolerance, capabilities, budget_window)
 
+    def go_on_from(self, before: Router) -> None:
+        """Keep the spending of a router of the same artifact, whose experts alone were others."""
+        self._meters = before._meters
+
     @property
     def version(self) -> str:
         """The artifact's, with the number of steps that ratings have moved its scores."""

@@ -86,14 +86,27 @@ class Server:
 
 @contextmanager
 def in_thread(settings, port=0, environment=ENVIRONMENT):
-    """A whole server in this process."""
-    with tempfile.TemporaryDirectory() as state, socket.socket() as listening:
-        config = ServerConfig.model_validate({"http": {"shutdown_seconds": 1}, "state_directory": state, **settings})
-        config._environment = Environment(dict(environment))
+    """A whole server in this process. A reload reads `settings` again, which the caller may have changed."""
+    with tempfile.TemporaryDirectory() as state:
+
+        def read():
+            base = {"http": {"shutdown_seconds": 1}, "state_directory": state}
+            config = ServerConfig.model_validate({**base, **settings})
+            config._environment = Environment(dict(environment))
+            return config
+
+        with running(read, port) as server:
+            yield server
+
+
+@contextmanager
+def running(read, port=0):
+    """A whole server in this process, with the configuration that `read` returns, also for a reload."""
+    with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", port))
         listening.listen()
-        server = build_server(config)
+        server = build_server(read(), read)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
@@ -150,6 +150,8 @@ class Fresh:
     guard: Guard
     log_prompts: bool
     changed: tuple[str, ...]  # keys of the configuration
+    experts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # what happens to which, by kind of change
+    take_over: Callable[[], None] = lambda: None  # lets experts come and go; raises CoeError, then nothing has changed
 
 
 class Reloader:
@@ -177,6 +179,7 @@ class Reloader:
             serving = self._service.serving
             try:
                 fresh = await asyncio.to_thread(self._build, serving)
+                fresh.take_over()
             except CoeError as error:
                 logger.error("nothing was reloaded: %s", error)
                 if isinstance(error, ReloadRefused):
@@ -196,7 +199,8 @@ class Reloader:
             "reloaded: router %s; configuration: %s; API keys: %s",
             *(version, ", ".join(fresh.changed) or "as before", "; ".join(keys) or "as before"),
         )
-        return {"router_version": version, "changed": list(fresh.changed), "api_keys": api_keys}
+        experts = {kind: list(names) for kind, names in fresh.experts.items()}
+        return {"router_version": version, "changed": list(fresh.changed), "experts": experts, "api_keys": api_keys}
 
     def begin(self) -> None:
         """Start a reload for a signal handler; the log has the result."""

@@ -105,7 +105,8 @@ async def messages(service: Service, identity: NodeIdentity, news: News) -> Asyn
         if not changed and replace(now, sequence=last.sequence) == last:
             yield _PULSE
         else:
-            yield _message("changes", replace(now, experts=changed))
+            some_are_gone = not now.experts.keys() >= last.experts.keys()
+            yield _message("snapshot", now) if some_are_gone else _message("changes", replace(now, experts=changed))
             last = now
             await asyncio.sleep(_LEAST_SECONDS)  # many changes at once are one message
 
@@ -138,7 +139,11 @@ def snapshot_of(service: Service, identity: NodeIdentity, sequence: int) -> Node
 def _experts(service: Service) -> Iterable[ExpertOnNode]:
     """Every expert that it serves by name: those with an engine, then those that share one."""
     cache = service.cache
-    found = {status.name: _expert(cache.slots[status.name], status, service) for status in cache.status()}
+    found = {
+        status.name: _expert(cache.slots[status.name], status, service)
+        for status in cache.status()
+        if status.name not in service.leaving
+    }
     yield from found.values()
     for name, base in cache.slots.bases.items():
         able = _able(service.capabilities.get(name, UNKNOWN), service.context_tokens(name))

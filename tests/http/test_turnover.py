@@ -1,0 +1,198 @@
+"""What a client meets while experts come, change and go: names, conversations, streams in progress, counts."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import yaml
+
+from coe_server.config.schema import load_config
+from coe_server.keys import Key, hashed, write_keys
+from coe_server.routing import artifact as artifacts
+from tests.cluster.servers import expert, running
+from tests.patience import until
+from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
+
+# FastAPI silences it with a filter that is not per thread, and here several servers start in threads.
+pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.UnsupportedFieldAttributeWarning")
+
+PRESET = {"name": "thinker", "engine": "preset", "of": "a", "set": {"top_p": 0.5}}
+SLOW = {"tokens_per_second": 20, "ttft_seconds": 0.01}
+
+
+class Served:
+    """A server, and the file that it reads again."""
+
+    def __init__(self, file, settings):
+        self.file = file
+        self.settings = settings
+        self.write()
+
+    def write(self, **changes):
+        self.settings.update(changes)
+        self.file.write_text(yaml.safe_dump(self.settings))
+
+    def reload(self, expected=200, **changes):
+        before = dict(self.settings)
+        self.write(**changes)
+        status, _, body = self.server.ask("POST", "/admin/reload")
+        assert status == expected, body
+        if status != 200:
+            self.write(**before)
+        return json.loads(body)["error"]["message"] if status != 200 else json.loads(body)["experts"]
+
+    def say(self, text="hello there", **fields):
+        return self.server.chat(fields.pop("model", "auto"), text, **fields)
+
+    @property
+    def models(self):
+        return [one["id"] for one in self.server.json("/v1/models")["data"]]
+
+    @property
+    def rows(self):
+        return {one["name"]: one for one in self.server.json("/admin/experts")}
+
+
+@contextmanager
+def served(folder, experts, **settings):
+    memory = {"device": "8GiB", "host": "64GiB"}
+    there = {"http": {"shutdown_seconds": 1}, "memory": memory, "log": {"decisions": False}, "experts": experts}
+    found = Served(folder / "serve.yaml", there | settings)
+    with running(lambda: load_config(found.file)) as found.server:
+        yield found
+
+
+def refusal(answer):
+    status, _, body = answer
+    return status, json.loads(body)["error"]["code"]
+
+
+def test_names_come_and_go_everywhere_a_client_looks(tmp_path):
+    with served(tmp_path, [expert("a"), expert("b"), PRESET], aliases={"gpt": "a"}) as found:
+        assert found.models == ["a", "b", "thinker", "gpt"]
+        for model in ("a", "b", "thinker"):
+            assert found.say(model=model)[0] == 200
+        other = {**PRESET, "name": "terse", "of": "c"}
+        told = found.reload(experts=[expert("c"), expert("a"), other])
+        assert told == {"added": ["c", "terse"], "removed": ["b", "thinker"], "restarted": [], "adjusted": []}
+        assert found.models == ["c", "a", "terse", "gpt"]
+        for model in ("b", "thinker"):
+            assert refusal(found.say(model=model)) == (404, "model_not_found")
+            assert found.server.ask("GET", f"/v1/models/{model}")[0] == 404
+        for model in ("c", "a", "terse", "gpt"):
+            assert found.say(model=model)[0] == 200
+        until(lambda: list(found.rows) == ["c", "a", "terse"])
+        metrics = found.server.ask("GET", "/metrics")[2].decode()
+        assert 'expert="c"' in metrics
+        assert [line for line in metrics.splitlines() if 'expert="b"' in line or 'expert="thinker"' in line] == []
+
+
+def test_a_stream_of_an_expert_that_leaves_is_finished_and_then_its_bytes_are_free(tmp_path):
+    with served(tmp_path, [expert("a", **SLOW), expert("b")]) as found, ThreadPoolExecutor() as pool:
+        whole = pool.submit(found.say, "word " * 20, model="a", stream=True)
+        until(lambda: found.rows["a"]["leases"] == 1)
+        found.reload(experts=[expert("b")])
+        assert refusal(found.say(model="a")) == (404, "model_not_found")
+        assert found.rows["a"]["state"] == "draining"
+        status, _, stream = whole.result()
+        assert status == 200
+        assert stream.count(b" word") == 20
+        assert stream.endswith(b"data: [DONE]\n\n")
+        until(lambda: list(found.rows) == ["b"])
+        assert 'coe_tier_bytes{tier="device"} 0.0' in found.server.ask("GET", "/metrics")[2].decode()
+
+
+def test_a_changed_expert_answers_the_next_request_with_its_new_settings(tmp_path):
+    with served(tmp_path, [expert("a", **SLOW)]) as found, ThreadPoolExecutor() as pool:
+        old = pool.submit(found.say, "word " * 20, model="a", stream=True)
+        until(lambda: found.rows["a"]["leases"] == 1)
+        assert found.reload(experts=[expert("a", max_concurrency=3)])["restarted"] == ["a"]
+        assert found.say(model="a")[0] == 200
+        assert old.result()[2].endswith(b"data: [DONE]\n\n"), "the new engine came after the last word of the old one"
+        assert found.rows["a"]["max_concurrency"] == 3
+
+
+def test_a_pin_applies_at_once_and_what_an_operator_pinned_stays(tmp_path):
+    with served(tmp_path, [expert("a"), expert("b")]) as found:
+        assert found.server.ask("POST", "/admin/experts/b/pin")[0] == 200
+        assert found.reload(experts=[expert("a", pin="host"), expert("b")])["adjusted"] == ["a"]
+        assert [row["pin"] for row in found.rows.values()] == ["host", "device"]
+        assert found.reload(experts=[expert("a"), expert("b", ttl_seconds=100)])["adjusted"] == ["a", "b"]
+        assert [row["pin"] for row in found.rows.values()] == [None, "device"]
+
+
+@pytest.fixture
+def routed(tmp_path):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    router = {"artifact": "router", "objective": "cheap"}
+    with served(tmp_path, [expert(name) for name in SIZES], router=router) as found:
+        yield found
+
+
+def test_a_conversation_whose_expert_left_goes_to_another_one(routed):
+    mine = {"coe": {"session": "mine", "objective": "quality"}}
+    assert routed.say(TEXTS["french"], **mine)[1]["x-coe-expert"] == "linguist"
+    assert routed.say("thanks", **mine)[1]["x-coe-reason"] == "sticky"
+    routed.reload(experts=[expert("coder"), expert("big")])
+    status, headers, _ = routed.say("thanks", **mine)
+    assert status == 200
+    assert headers["x-coe-expert"] != "linguist"
+    routed.reload(experts=[expert(name) for name in SIZES])
+    assert routed.say(TEXTS["french"])[1]["x-coe-expert"] == "linguist"
+
+
+def test_a_response_of_an_expert_that_left_cannot_be_continued(routed):
+    asked = {"model": "linguist", "input": "bonjour"}
+    body = json.loads(routed.server.ask("POST", "/v1/responses", asked)[2])
+    routed.reload(experts=[expert("coder"), expert("big")])
+    again = {"input": "encore", "previous_response_id": body["id"], "model": "auto"}
+    assert refusal(routed.server.ask("POST", "/v1/responses", again)) == (400, "no_capable_expert")
+    assert refusal(routed.say(model="linguist")) == (404, "model_not_found")
+
+
+def test_the_budget_goes_on_while_experts_come_and_go(routed):
+    question = {"model": "auto", "messages": [{"role": "user", "content": TEXTS["code"]}]}
+
+    def budget():
+        return json.loads(routed.server.ask("POST", "/v1/route", question)[2])["budget"]
+
+    assert routed.say(TEXTS["code"])[0] == 200
+    spent = budget()
+    assert spent["mean"] is not None
+    routed.reload(experts=[*(expert(name) for name in SIZES), expert("new")])
+    assert budget() == spent
+
+
+@pytest.mark.parametrize(
+    ("settings", "experts", "sentence"),
+    [
+        ({"aliases": {"gpt": "a"}}, ["b"], "aliases.gpt: 'a' is neither an expert nor auto"),
+        ({}, ["b", PRESET], "experts.thinker.of: there is no expert 'a'"),
+        ({"keys": {"file": "keys.yaml"}}, ["b"], "keys.file: key 'mine' may use expert 'a'; the experts are b"),
+        ({"router": {"routes": "routes.yaml"}}, ["b"], "there is no expert 'a'; the experts are b"),
+        ({}, ["a", "b", {**expert("c"), "weights_bytes": "9GiB"}], "experts.c: expert 'c' needs 9,216 MiB of device"),
+        (
+            {},
+            ["a", {"name": "b", "engine": "command", "command": "serve --port {port}", "device_bytes": "1GiB"}],
+            "experts.b: is the first that takes memory",
+        ),
+    ],
+)
+def test_a_reload_that_would_leave_a_name_without_an_expert_is_refused(tmp_path, settings, experts, sentence):
+    key = Key(name="mine", sha256=hashed("mine"), experts=frozenset({"a"}), admin=True)
+    write_keys(tmp_path / "keys.yaml", (key,))
+    routes = {"routes": {"code": {"expert": "a", "examples": ["write python"]}}, "default": "b"}
+    (tmp_path / "routes.yaml").write_text(yaml.safe_dump(routes))
+    given = [expert(one) if isinstance(one, str) else one for one in experts]
+    with served(tmp_path, [expert("a"), expert("b"), PRESET], **settings) as found:
+        found.write(experts=given)
+        status, _, body = found.server.ask("POST", "/admin/reload", authorization="Bearer mine")
+        assert status == 409, body
+        assert sentence in json.loads(body)["error"]["message"]
+        answer = found.server.ask(
+            *("POST", "/v1/chat/completions"),
+            {"model": "a", "messages": [{"role": "user", "content": "hi"}]},
+            authorization="Bearer mine",
+        )
+        assert answer[0] == 200
