@@ -39,7 +39,7 @@ def _refuse_other_experts(running: Collection[str], wanted: Collection[str]) -> 
 
 def _plain(config: ServerConfig) -> dict[str, Any]:
     """The settings as nested mappings, experts by name."""
-    plain = config.model_dump()
+    plain = config.model_dump(by_alias=True)  # as the file has the keys
     plain["experts"] = {expert["name"]: expert for expert in plain["experts"]}
     return plain
 

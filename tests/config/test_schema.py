@@ -515,7 +515,8 @@ def settings_in(annotation):
 
 def all_keys(model, under=""):
     """Each key by its whole path; the kinds of experts share `experts`."""
-    for name, field in model.model_fields.items():
+    for field_name, field in model.model_fields.items():
+        name = field.alias or field_name
         yield f"{under}{name}"
         for inner in settings_in(field.annotation):
             yield from all_keys(inner, f"{under}{name}.")

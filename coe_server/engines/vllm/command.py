@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
+from coe_server.engines.adapter import Adapter, allowed_rank
 from coe_server.engines.cards import visible_device
 from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Footprint
@@ -43,6 +44,7 @@ _INHERITED_PREFIXES = (
     *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "GLOO_"),
     *("FLASHINFER_", "DG_", "TIKTOKEN_"),  # caches and settings of compiled kernels and fetched files
 )
+_MOST_ADAPTERS_AT_ONCE = 8  # each takes its matrices on the device, for every linear layer of the base
 _ALSO_INHERITED = frozenset(("CC", "CXX"))  # Triton and FlashInfer compile with them
 _NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock the server out of its engine
 
@@ -99,9 +101,12 @@ class VllmLaunch:
     weights_bytes: int | None = None  # for a model without local files
     measured: Footprint | None = None  # by an earlier start with the same settings and card
     cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
+    adapters: tuple[Adapter, ...] = ()  # under whose names it answers, too
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
+        if self.adapters and (fault := self._without_adapters()):
+            raise ConfigError(f"experts.{self.name}.args.{fault}")
         if self.platform == "cpu" and (fault := self._too_wide()):
             raise ConfigError(f"experts.{self.name}.args: {fault}")
 
@@ -117,6 +122,31 @@ class VllmLaunch:
         if self.width != (self.option("tensor_parallel_size") or 1):
             return "without a GPU only tensor_parallel_size takes several cards"
         return None
+
+    def _without_adapters(self) -> str | None:
+        """The option, with a sentence, that contradicts its adapters."""
+        needed, given = max(one.rank for one in self.adapters), self.option("max_lora_rank")
+        if self.option("enable_lora") is False:
+            return "enable_lora: false contradicts its adapters (engine: lora); leave it out"
+        if self.option("lora_modules") is not None:
+            return "lora_modules: adapters are experts of their own (engine: lora); give them there"
+        if self.option("runner") == "pooling":
+            return "runner: pooling engines answer under no adapter's name here"
+        if isinstance(given, int) and given < needed:
+            return f"max_lora_rank: {given} is less than its adapters need ({needed}); leave it out"
+        return None
+
+    @property
+    def adapter_rank(self) -> int:
+        """The rank for which matrices are reserved."""
+        given = self.option("max_lora_rank")
+        return given if isinstance(given, int) else allowed_rank(max((one.rank for one in self.adapters), default=1))
+
+    @property
+    def adapter_slots(self) -> int:
+        """How many adapters can be in one step of the engine; others wait a step, and their matrices are copied."""
+        given = self.option("max_loras")
+        return given if isinstance(given, int) else min(len(self.adapters), _MOST_ADAPTERS_AT_ONCE)
 
     def option(self, name: str) -> ArgValue:
         """The value of one of vLLM's options, with dashes or underscores; None if not given."""
@@ -180,8 +210,23 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     args |= _cpu_args(launch) if launch.platform == "cpu" else _cuda_args(launch, place)
+    args |= _adapter_args(launch)
     args |= named(launch.args)
     return [*launch.command, "serve", launch.model, *words_of(args)]
+
+
+def _adapter_args(launch: VllmLaunch) -> dict[str, ArgValue]:
+    """All adapters stay in host memory, so that none is read from disk while it answers."""
+    if not launch.adapters:
+        return {}
+    modules = [{"name": one.name, "path": str(one.folder)} for one in launch.adapters]
+    return {
+        "enable_lora": True,
+        "max_lora_rank": launch.adapter_rank,
+        "max_loras": launch.adapter_slots,
+        "max_cpu_loras": max(len(modules), launch.adapter_slots),
+        "lora_modules": modules,
+    }
 
 
 def _cpu_args(launch: VllmLaunch) -> dict[str, ArgValue]:
@@ -214,6 +259,8 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = N
     )
     if launch.platform == "cuda":
         environment[REPORTS_VARIABLE] = str(run_directory)
+    if launch.adapters:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # a lost adapter is loaded again; the socket is private
     if place.image_paths:
         environment[IMAGE_VARIABLE] = os.pathsep.join(place.image_paths)
     return environment | dict(launch.environment)
