@@ -49,6 +49,7 @@ def save_adapter(layers: dict[str, LowRank], folder: Path, rank: int, alpha: int
         for letter, matrix in (("A", layer.lora_A), ("B", layer.lora_B))
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    (folder / "adapter_model.safetensors").chmod(0o644)  # the library makes it readable by its owner only
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

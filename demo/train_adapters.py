@@ -1,6 +1,6 @@
 """Trains the demo's two adapters of its generalist on two cores: low-rank matrices for one topic each.
 
-`python demo/train_adapters.py --out demo/adapters` trains both, at a time; `--only NAME` trains one.
+`python demo/train_adapters.py --out demo/adapters` trains both at a time; `--only NAME` trains one.
 """
 
 import argparse

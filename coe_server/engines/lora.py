@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field
 
 from coe_server.config.types import ByteCount
-from coe_server.engines.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
+from coe_server.engines.adapter import CONFIG, Adapter, read_adapter
 from coe_server.engines.engine import Engine
 from coe_server.engines.model_size import downloaded_folder
 from coe_server.engines.settings import ExpertSettings, Surroundings, of_its_base
@@ -44,7 +44,7 @@ class LoraExpert(ExpertSettings):
         folder: Path | None = Path(self.adapter)
         if folder is not None and not folder.is_absolute():
             folder = downloaded_folder(self.adapter, environment)
-            if folder is None or not (folder / WEIGHTS).exists():
+            if folder is None or not (folder / CONFIG).exists():
                 return None
         assert folder is not None, "it is a folder or was downloaded"
         try:

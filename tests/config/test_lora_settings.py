@@ -35,9 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def written(folder: Path, *experts: dict[str, Any]) -> Path:
     path = folder / "serve.yaml"
-    path.write_text(
-        yaml.safe_dump({"vllm": {"command": sys.executable, "platform": "cpu"}, "experts": list(experts)})
-    )
+    path.write_text(yaml.safe_dump({"vllm": {"command": sys.executable, "platform": "cpu"}, "experts": list(experts)}))
     return path
 
 

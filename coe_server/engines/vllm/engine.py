@@ -100,7 +100,6 @@ class VllmEngine(ProcessEngine[VllmRun]):
         try:
             await super().stop(at_once)
         finally:
-            self._adapters.forget()
             await self._memory.close()
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
