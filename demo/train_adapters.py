@@ -16,6 +16,7 @@ import torch
 from exam import exact_match
 from low_rank import adapt, save_adapter, use_adapter
 from questions import questions
+from readme import write_readme
 from tiny_llama import load
 from train_experts import EXAM_QUESTIONS, TRAINING_QUESTIONS, Recipe, fit
 from transformers.utils.logging import disable_progress_bar
@@ -89,6 +90,7 @@ def main() -> None:
         ]
         for run in runs:
             run.result()
+    write_readme(arguments.experts)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Adapters on one real vLLM on the CPU: through sleeps, in turns with their base, lost and back. One story, in order."""
+"""Adapters on one real vLLM on the CPU: through sleeps, in turns with their base, lost and back. One story."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ class Real:
         return private_bytes(self.engine._run.process.pid)
 
 
-def adapter(folder: Path, name: str, seed: int, **changes: float) -> Adapter:
-    found = read_adapter(name, make_adapter(folder / name, SHAPES, rank=4, seed=seed, **{"scale": 0.5} | changes))  # type: ignore[arg-type]
-    return found
+def adapter(folder: Path, name: str, seed: int, scale: float = 0.5) -> Adapter:
+    return read_adapter(name, make_adapter(folder / name, SHAPES, rank=4, seed=seed, scale=scale))
 
 
 def launch(vllm_environment: Path, folder: Path, adapters: tuple[Adapter, ...]) -> VllmLaunch:
