@@ -36,5 +36,6 @@ def test_every_prompt_has_one_recorded_outcome_of_every_expert(split, adapters):
     asked = read_collect_config(ROOT / "configs/collect-demo.yaml").expert_names
     experts = [name for name in asked if (name in adapter_names()) is adapters]
     assert [(row["expert"], row["prompt_id"]) for row in rows] == [(expert, name) for expert in experts for name in ids]
-    assert all(set(row) == {"prompt_id", "expert", "score", "output_tokens"} for row in rows)
+    assert all(set(row) - {"fault"} == {"prompt_id", "expert", "score", "output_tokens"} for row in rows)
+    assert {row.get("fault", "truncated") for row in rows} == {"truncated"}, "the only fault that an answer may have"
     assert all(row["score"] in {0.0, 1.0} and row["output_tokens"] > 0 for row in rows)
