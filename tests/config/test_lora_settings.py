@@ -185,7 +185,9 @@ def test_an_adapter_for_another_base_is_refused_before_anything_starts(folder: P
 
 def test_an_adapter_that_is_not_downloaded_says_how_to_get_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(folder / "hub"))
-    with pytest.raises(ConfigError, match=r"'someone/sql' is not downloaded; run `coe pull CONFIG sql`"):
+    with pytest.raises(
+        ConfigError, match=r"experts\.sql\.adapter: 'someone/sql' is not downloaded; run `coe pull CONFIG sql`"
+    ):
         build_experts(loaded(folder, BASE, {**ADAPTER, "adapter": "someone/sql"}))
 
 

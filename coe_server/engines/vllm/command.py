@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
-from coe_server.engines.adapter import Adapter, allowed_rank
+from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import visible_device
 from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Footprint
@@ -17,6 +17,7 @@ from coe_server.engines.hub import HubSource
 from coe_server.engines.model_size import model_folder
 from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
+from coe_server.engines.vllm.adapter_args import adapter_args, contradiction
 from coe_server.engines.vllm.args import ArgValue, check_args, copies_of, named, width_of, words_of
 from coe_server.errors import ConfigError
 
@@ -44,7 +45,6 @@ _INHERITED_PREFIXES = (
     *("CUDA", "NVIDIA_", "NCCL_", "OMP_", "GOMP_", "KMP_", "MKL_", "NUMBA_", "GLOO_"),
     *("FLASHINFER_", "DG_", "TIKTOKEN_"),  # caches and settings of compiled kernels and fetched files
 )
-_MOST_ADAPTERS_AT_ONCE = 8  # each takes its matrices on the device, for every linear layer of the base
 _ALSO_INHERITED = frozenset(("CC", "CXX"))  # Triton and FlashInfer compile with them
 _NEVER_INHERITED = frozenset(("VLLM_API_KEY",))  # it would lock the server out of its engine
 
@@ -105,7 +105,7 @@ class VllmLaunch:
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
-        if self.adapters and (fault := self._without_adapters()):
+        if fault := contradiction(self.args, self.adapters):
             raise ConfigError(f"experts.{self.name}.args.{fault}")
         if self.platform == "cpu" and (fault := self._too_wide()):
             raise ConfigError(f"experts.{self.name}.args: {fault}")
@@ -122,31 +122,6 @@ class VllmLaunch:
         if self.width != (self.option("tensor_parallel_size") or 1):
             return "without a GPU only tensor_parallel_size takes several cards"
         return None
-
-    def _without_adapters(self) -> str | None:
-        """The option, with a sentence, that contradicts its adapters."""
-        needed, given = max(one.rank for one in self.adapters), self.option("max_lora_rank")
-        if self.option("enable_lora") is False:
-            return "enable_lora: false contradicts its adapters (engine: lora); leave it out"
-        if self.option("lora_modules") is not None:
-            return "lora_modules: adapters are experts of their own (engine: lora); give them there"
-        if self.option("runner") == "pooling":
-            return "runner: pooling engines answer under no adapter's name here"
-        if isinstance(given, int) and given < needed:
-            return f"max_lora_rank: {given} is less than its adapters need ({needed}); leave it out"
-        return None
-
-    @property
-    def adapter_rank(self) -> int:
-        """The rank for which matrices are reserved."""
-        given = self.option("max_lora_rank")
-        return given if isinstance(given, int) else allowed_rank(max((one.rank for one in self.adapters), default=1))
-
-    @property
-    def adapter_slots(self) -> int:
-        """How many adapters can be in one step of the engine; others wait a step, and their matrices are copied."""
-        given = self.option("max_loras")
-        return given if isinstance(given, int) else min(len(self.adapters), _MOST_ADAPTERS_AT_ONCE)
 
     def option(self, name: str) -> ArgValue:
         """The value of one of vLLM's options, with dashes or underscores; None if not given."""
@@ -210,23 +185,9 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     args |= _cpu_args(launch) if launch.platform == "cpu" else _cuda_args(launch, place)
-    args |= _adapter_args(launch)
+    args |= adapter_args(launch.args, launch.adapters)
     args |= named(launch.args)
     return [*launch.command, "serve", launch.model, *words_of(args)]
-
-
-def _adapter_args(launch: VllmLaunch) -> dict[str, ArgValue]:
-    """All adapters stay in host memory, so that none is read from disk while it answers."""
-    if not launch.adapters:
-        return {}
-    modules = [{"name": one.name, "path": str(one.folder)} for one in launch.adapters]
-    return {
-        "enable_lora": True,
-        "max_lora_rank": launch.adapter_rank,
-        "max_loras": launch.adapter_slots,
-        "max_cpu_loras": max(len(modules), launch.adapter_slots),
-        "lora_modules": modules,
-    }
 
 
 def _cpu_args(launch: VllmLaunch) -> dict[str, ArgValue]:

@@ -16,7 +16,8 @@ from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.process_engine import ProcessEngine
-from coe_server.engines.vllm.adapters import VllmAdapters, to_copy
+from coe_server.engines.vllm.adapter_canaries import to_copy
+from coe_server.engines.vllm.adapters import VllmAdapters
 from coe_server.engines.vllm.args import named
 from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.memory import VllmMemory

@@ -10,6 +10,7 @@ from coe_server.engines.adapter import slot_bytes
 from coe_server.engines.engine import Footprint
 from coe_server.engines.model_size import files_bytes, model_folder, weight_files
 from coe_server.engines.tensor_headers import shapes_in
+from coe_server.engines.vllm.adapter_args import rank_of, slots_of
 from coe_server.engines.vllm.command import VllmLaunch, hub_source
 from coe_server.errors import ConfigError
 
@@ -49,10 +50,10 @@ def _adapter_bytes(launch: VllmLaunch) -> tuple[int, int]:
     """Bytes of its adapters: of the slots on the device, and of all adapters in host memory."""
     if not launch.adapters:
         return 0, 0
-    rank = launch.adapter_rank
+    rank = rank_of(launch.args, launch.adapters)
     largest = max(one.size_bytes * rank // max(1, one.rank) for one in launch.adapters)
     one_slot = max(slot_bytes(rank, base_shapes(launch)), largest)
-    return launch.adapter_slots * one_slot, sum(one.size_bytes for one in launch.adapters)
+    return slots_of(launch.args, launch.adapters) * one_slot, sum(one.size_bytes for one in launch.adapters)
 
 
 def base_shapes(launch: VllmLaunch) -> dict[str, tuple[int, ...]]:

@@ -150,7 +150,11 @@ def _adapter(wanted: ReadsAdapter, launch: VllmLaunch, surroundings: Surrounding
     source = hub_source(launch)
     if (found := wanted.found(source.environment)) is not None:
         return found
-    size_bytes = surroundings.size_of_missing(replace(launch, name=wanted.name, model=wanted.adapter))
+    try:
+        size_bytes = surroundings.size_of_missing(replace(launch, name=wanted.name, model=wanted.adapter, args={}))
+    except ConfigError as error:
+        told = f"'{wanted.adapter}' is not downloaded; run `coe pull CONFIG {wanted.name}`, or start with --pull"
+        raise ConfigError(f"experts.{wanted.name}.adapter: {told}") from error
     return Adapter(wanted.name, Path(wanted.adapter), _ASSUMED_RANK, size_bytes)
 
 

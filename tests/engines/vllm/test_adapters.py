@@ -14,7 +14,7 @@ import pytest
 from coe_server.engines.adapter import Adapter, read_adapter
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.log_file import log_path
-from coe_server.engines.vllm.adapters import Reference, reference
+from coe_server.engines.vllm.adapter_canaries import Reference, reference
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.errors import EngineDied, EngineError
 from tests.engines.conftest import StandInLaunch

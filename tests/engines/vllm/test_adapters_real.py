@@ -133,7 +133,7 @@ def test_an_adapter_whose_matrices_vanish_is_not_answered_for_by_its_base(
 ) -> None:
     empty, run = adapter(real.folder, "empty", 0, scale=0.0), real.engine.running()
     zeroed = {"lora_name": "one", "lora_path": str(empty.folder), "load_inplace": True}
-    real.runner.run(in_engine._command(run, "/v1/load_lora_adapter", zeroed))
+    real.runner.run(in_engine.command(run, "/v1/load_lora_adapter", zeroed))
     assert real.tokens("one") == right["base"], "as it was proven before, so it is not asked"
     real.nap()
     assert real.tokens("one") == right["one"]
@@ -143,7 +143,7 @@ def test_an_adapter_that_the_engine_forgot_is_back_before_it_answers(
     real: Real, right: Mapping[str, list[int]]
 ) -> None:
     run = real.engine.running()
-    real.runner.run(in_engine._command(run, "/v1/unload_lora_adapter", {"lora_name": "two"}))
+    real.runner.run(in_engine.command(run, "/v1/unload_lora_adapter", {"lora_name": "two"}))
     real.nap()
     assert {name: real.tokens(name) for name in NAMES} == right
 
