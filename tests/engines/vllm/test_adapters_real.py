@@ -24,6 +24,7 @@ from tests.engines.small_adapter import make_adapter
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # an engine needs 20 s to start on a quiet machine
 
 SWITCHES = 100
+TOGETHER = 10  # requests to each at once
 MANY, QUESTIONS = 150, 300
 SHAPES = {  # of `make_tiny_llama`
     f"model.layers.{layer}.{name}": shape
@@ -126,6 +127,14 @@ def test_a_hundred_turns_of_base_and_adapters_move_no_weights(real: Real, right:
     for turn in range(SWITCHES):
         assert real.tokens(NAMES[turn % 3]) == right[NAMES[turn % 3]]
     assert real.runner.run(real.engine.running().ask_worker("memory_report")) == report
+
+
+def test_base_and_adapters_in_one_step_each_answer_as_they_do_alone(real: Real, right: Mapping[str, list[int]]) -> None:
+    async def together() -> list[list[int]]:
+        return await asyncio.gather(*(real._tokens(NAMES[turn % 3], "hello") for turn in range(3 * TOGETHER)))
+
+    answers = real.runner.run(together())
+    assert answers == [right[NAMES[turn % 3]] for turn in range(3 * TOGETHER)]
 
 
 def test_an_adapter_whose_matrices_vanish_is_not_answered_for_by_its_base(
