@@ -225,6 +225,7 @@ def compare(held_out: list[Asked]) -> dict[str, Any]:
     shares = Counter(a.expert for a in held_out)
     return {
         "composition": composition,
+        "answered": [asdict(a) for a in held_out],
         "experts": scores,
         "gain_points": 100 * gain,
         "mean_active_params_b": mean_active,
