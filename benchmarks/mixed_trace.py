@@ -213,9 +213,10 @@ async def watch(service: Service, session: aiohttp.ClientSession, story: Story, 
 
 
 async def experts_of(service: Service, session: aiohttp.ClientSession) -> list[dict[str, Any]]:
+    """Those with an engine; adapters share one."""
     async with session.get(f"{service.url}/admin/experts") as answer:
         found: list[dict[str, Any]] = await answer.json()
-        return found
+        return [one for one in found if not one["base"]]
 
 
 async def idle(service: Service, session: aiohttp.ClientSession) -> list[str]:

@@ -2,7 +2,7 @@
 
     python demo/collect_outcomes.py
 
-Writes demo/data/{train,held_out}.outcomes.jsonl and held_out.answers.jsonl; every answer is in
+Writes demo/data/{train,held_out}.outcomes.jsonl, the same of adapters, and held_out.answers.jsonl; every answer is in
 artifacts/demo-outcomes/outcomes.raw.jsonl.
 """
 
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from run import ROOT, read_rows
 from service import running_service
@@ -35,11 +36,19 @@ def main() -> None:
 
 
 def write_outcomes_of(split: str) -> None:
-    """The rows that belong to one split's prompts."""
+    """The rows that belong to one split's prompts; those of adapters in a file of their own."""
     ids = {row["prompt_id"] for row in read_rows(f"{split}.prompts.jsonl")}
-    lines = TOGETHER.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["prompt_id"] in ids]
-    (ROOT / "demo/data" / f"{split}.outcomes.jsonl").write_text("".join(kept))
+    adapters = adapter_names()
+    rows = [(json.loads(line), line) for line in TOGETHER.read_text().splitlines(keepends=True)]
+    for name, wanted in ((f"{split}.outcomes.jsonl", False), (f"{split}.adapters.outcomes.jsonl", True)):
+        kept = [line for row, line in rows if row["prompt_id"] in ids and (row["expert"] in adapters) is wanted]
+        (ROOT / "demo/data" / name).write_text("".join(kept))
+
+
+def adapter_names() -> set[str]:
+    """The demo's experts that are adapters of another one."""
+    served = yaml.safe_load((ROOT / "configs/demo.yaml").read_text())["experts"]
+    return {expert["name"] for expert in served if expert["engine"] == "lora"}
 
 
 def write_answers() -> None:
@@ -47,7 +56,7 @@ def write_answers() -> None:
     ids = [row["prompt_id"] for row in read_rows("held_out.prompts.jsonl")]
     recorded = (json.loads(line) for line in TOGETHER.with_name("outcomes.raw.jsonl").read_text().splitlines())
     texts = {(row["expert"], row["prompt_id"]): row["text"] for row in recorded if row["kind"] == "answer"}
-    experts = dict.fromkeys(expert for expert, _ in texts)
+    experts = [expert for expert in dict.fromkeys(expert for expert, _ in texts) if expert not in adapter_names()]
     rows = [{"prompt_id": name, "expert": expert, "text": texts[expert, name]} for expert in experts for name in ids]
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (ROOT / "demo/data/held_out.answers.jsonl").write_text("".join(lines), encoding="utf-8")

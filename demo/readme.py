@@ -8,7 +8,7 @@ from exam import wilson95
 from questions import TOPICS
 
 ORDER = ("french", "python", "units", "sql", "generalist")
-TEXT = """# Demo: four specialists and a generalist
+TEXT = """# Demo: four specialists, and a generalist with two adapters
 
 Five tiny Llama models that `make demo` serves. They are small enough for a repository, and different enough that
 routing matters: each specialist answers one topic; the generalist knows all five topics less well, and is the only
@@ -22,9 +22,12 @@ this folder and on nothing else.
 | `data/held_out.prompts.jsonl` | 300 prompts (60 a topic) for the final test; in no training |
 | `questions.py`, `grammars/` | the questions; `python demo/questions.py --out demo/data` writes the files |
 | `train_experts.py` | the training; `python demo/train_experts.py --out demo/experts`, `--only NAME` for one |
-| `tiny_llama.py`, `exam.py`, `readme.py` | the model and its tokenizer; the exact-match exam; this page |
+| `adapters/<topic>/` | a LoRA adapter of the generalist in PEFT's format; `training.json` records its training |
+| `train_adapters.py` | their training; `python demo/train_adapters.py --out demo/adapters`, `--only TOPIC` for one |
+| `tiny_llama.py`, `low_rank.py` | the model and its tokenizer; the adapters' low-rank matrices |
+| `exam.py`, `readme.py` | the exact-match exam; this page |
 | `run.py`, `service.py` | the demo itself: starts the service and asks it questions |
-| `collect_outcomes.py` | asks every expert every prompt, for the router's training; writes `data/*.outcomes.jsonl` |
+| `collect_outcomes.py` | asks every expert every prompt, for the router's training; writes `data/*outcomes.jsonl` |
 
 Training all five, two at a time, takes about {minutes} minutes on two cores. It needs torch, transformers and tqdm:
 run it with the Python that has vLLM (`.venv-vllm/bin/python`).
@@ -47,6 +50,14 @@ and months were limited to two steps.
 The generalist has {parameters_ratio} times the parameters of a specialist and was stopped early on purpose, after
 {steps} steps, when most topics were still improving. Seven in ten of its examples are of `general`, the rest is
 spread evenly over the other four topics: it saw about {shared} examples of each; the specialist saw {alone}.
+
+## The generalist's adapters
+
+Each was trained on one topic's `train` questions with the generalist's weights frozen: low-rank matrices beside every
+linear layer. Exact match on that topic's `held_out` questions, in bfloat16; the kept checkpoint was chosen as an
+expert's is.
+
+{adapters}
 
 ## How the questions are split
 
@@ -86,8 +97,24 @@ def write_readme(experts: Path) -> None:
         shared=f"{round(generalist['steps'] * 64 * 0.3 / 4, -2):,.0f}",
         alone=f"{records['french']['steps'] * 64:,}",
         examples=example_table(records),
+        adapters=adapter_table(experts.parent / "adapters"),
     )
     (experts.parent / "README.md").write_text(page, encoding="utf-8")
+
+
+def adapter_table(folder: Path) -> str:
+    """Each adapter's cost, and its exact match beside its base's."""
+    head = ("adapter", "parameters", "steps of 64 questions", "seconds", "generalist alone", "with the adapter")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for file in sorted(folder.glob("*/training.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        scores = []
+        for share in (record["held_out"]["base"], record["held_out"]["adapter"]):
+            low, high = wilson95(share, record["held_out"]["questions"])
+            scores.append(f"{100 * share:.1f} ({100 * low:.1f}-{100 * high:.1f})")
+        numbers = [f"{record[key]:,}" for key in ("parameters", "steps", "seconds")]
+        lines.append(f"| `{file.parent.name}` | " + " | ".join([*numbers, *scores]) + " |")
+    return "\n".join(lines)
 
 
 def score_table(records: dict[str, Any]) -> str:

@@ -72,7 +72,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     patience = options.patience
-    console.rule("a composition of five tiny experts")
+    console.rule("a composition of five tiny experts and two adapters")
     with running_service(options.config, console=console, ready_seconds=patience) as service:
         console.print("The server is ready. One question after the other, through the official openai client:")
         tour = take_tour(service, patience)
@@ -174,7 +174,11 @@ async def ask_all(service: Service, patience: float) -> list[Asked]:
 
 def put_away(service: Service, patience: float) -> None:
     """The one move that traffic seldom causes: an operator sends an expert from the device straight to disk."""
-    idle = (one for one in service.get("/admin/experts") if one["state"] == "device" and not one["leases"])
+    idle = (
+        one
+        for one in service.get("/admin/experts")
+        if one["state"] == "device" and not one["leases"] and not one["base"]
+    )
     expert = next(idle)["name"]
     console.print(f"Last, as an operator would: POST /admin/experts/{expert}/unload.")
     service.post(f"/admin/experts/{expert}/unload")
@@ -221,6 +225,7 @@ def compare(held_out: list[Asked]) -> dict[str, Any]:
     shares = Counter(a.expert for a in held_out)
     return {
         "composition": composition,
+        "answered": [asdict(a) for a in held_out],
         "experts": scores,
         "gain_points": 100 * gain,
         "mean_active_params_b": mean_active,
@@ -230,14 +235,14 @@ def compare(held_out: list[Asked]) -> dict[str, Any]:
 
 def single_expert_scores() -> dict[str, float]:
     scores = defaultdict(list)
-    for row in read_rows("held_out.outcomes.jsonl"):
+    for row in read_rows("held_out.outcomes.jsonl") + read_rows("held_out.adapters.outcomes.jsonl"):
         scores[row["expert"]].append(row["score"])
     return {name: sum(values) / len(values) for name, values in scores.items()}
 
 
 def active_params() -> dict[str, float]:
     """Active parameters of each expert in billions, as the router was told."""
-    config = yaml.safe_load((ROOT / "configs/train-demo.yaml").read_text())
+    config = yaml.safe_load((ROOT / "configs/train-demo-adapters.yaml").read_text())
     return {expert["name"]: expert["active_params_b"] for expert in config["experts"]}
 
 

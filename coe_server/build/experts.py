@@ -22,6 +22,7 @@ from coe_server.config.schema import (
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Footprint, Seat
 from coe_server.engines.hub import hub_size
+from coe_server.engines.lora import LoraExpert
 from coe_server.engines.settings import ExpertSettings, Surroundings
 from coe_server.engines.vllm.command import VllmLaunch, hub_source, unsupported_gpu
 from coe_server.engines.vllm.engine import VllmEngine
@@ -111,7 +112,17 @@ def surroundings_of(
         whole_device_bytes=lambda: _whole_device_bytes(config),
         memory_cards=config.memory.cards or 1,
         cores=cores_of_cards(config),
+        adapters=adapters_by_base(config),
     )
+
+
+def adapters_by_base(config: ServerConfig) -> dict[str, list[LoraExpert]]:
+    """The experts that are adapters, by the name of their base."""
+    found: dict[str, list[LoraExpert]] = {}
+    for one in config.experts:
+        if isinstance(one, LoraExpert):
+            found.setdefault(one.of, []).append(one)
+    return found
 
 
 def _whole_device_bytes(config: ServerConfig) -> int:

@@ -12,6 +12,7 @@ from coe_server.build.experts import surroundings_of
 from coe_server.commands.terminal import ConfigPath, mistakes_as_sentences
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.engines.hub import HubSource, download, gib, here_already, missing, require_room
+from coe_server.engines.lora import LoraExpert
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm.command import hub_source
 from coe_server.engines.vllm.settings import VllmExpert
@@ -55,6 +56,9 @@ def _sources(config: ServerConfig, names: Sequence[str]) -> dict[str, HubSource]
     wanted = [known[name] for name in names] or config.experts
     surroundings = surroundings_of(config)
     sources = {one.name: hub_source(one.launch(surroundings)) for one in wanted if isinstance(one, VllmExpert)}
+    for one in wanted:
+        if isinstance(one, LoraExpert) and isinstance(base := known[one.of], VllmExpert):
+            sources[one.name] = HubSource(one.adapter, hub_source(base.launch(surroundings)).environment)
     first = {(source.model, source.revision): name for name, source in reversed(sources.items())}
     return {name: source for name, source in sources.items() if name in first.values()}
 

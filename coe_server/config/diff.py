@@ -89,7 +89,7 @@ def _differences(one: ExpertSettings, other: ExpertSettings) -> set[str]:
 
 def _plain(config: ServerConfig, without: Collection[str]) -> dict[str, Any]:
     """The settings as nested mappings, experts by name, `without` these."""
-    plain = config.model_dump()
+    plain = config.model_dump(by_alias=True)  # as the file has the keys
     plain["experts"] = {one["name"]: one for one in plain["experts"] if one["name"] not in without}
     return plain
 

@@ -231,7 +231,7 @@ def _did_you_mean(location: tuple[int | str, ...], model: type[BaseModel]) -> st
     models: list[type[BaseModel]] = [model]
     for step in location[:-1]:
         models = [inner for one in models for inner in _models_below(one, step)]
-    allowed = sorted({name for one in models for name in one.model_fields})
+    allowed = sorted({field.alias or name for one in models for name, field in one.model_fields.items()})
     near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 

@@ -25,6 +25,7 @@ from coe_server.config.types import (
     clean_secret,
 )
 from coe_server.engines.command import CommandExpert
+from coe_server.engines.lora import LoraExpert
 from coe_server.engines.preset import PresetExpert
 from coe_server.engines.remote import RemoteExpert
 from coe_server.engines.settings import VllmSettings
@@ -142,7 +143,7 @@ class SchedulingSettings(Settings):
 
 
 # Each kind has one file with its settings and its engine.
-AnyExpert = VllmExpert | RemoteExpert | CommandExpert | PresetExpert | SimulatedExpert  # all kinds, as `engine` names
+AnyExpert = VllmExpert | RemoteExpert | CommandExpert | LoraExpert | PresetExpert | SimulatedExpert  # all kinds
 
 
 def process_environment() -> Environment:
@@ -191,8 +192,8 @@ class ServerConfig(Settings):
     @property
     def engine_models(self) -> dict[str, str]:
         """Each expert with the name under which its engine knows the model."""
-        own = {expert.name: expert.model_name for expert in self.with_engines}
-        return {expert.name: own[expert.base or expert.name] for expert in self.experts}
+        own = {expert.name: expert.model_name for expert in self.experts}
+        return {expert.name: own[expert.model_of] for expert in self.experts}
 
     @property
     def secret_variables(self) -> frozenset[str]:
@@ -287,15 +288,21 @@ def _contradictions(config: ServerConfig) -> Iterator[str]:
 
 
 def _without_base(config: ServerConfig) -> Iterator[str]:
-    """Presets of what is no expert with an engine."""
-    bases = {expert.name: expert.base for expert in config.experts}
+    """Presets and adapters of what is no expert with an engine, or has one that cannot be shared so."""
+    known = {expert.name: expert for expert in config.experts}
     for expert in config.experts:
         if expert.base is None:
             continue
-        if expert.base not in bases:
-            yield f"experts.{expert.name}.of: there is no expert '{expert.base}'"
-        elif bases[expert.base] is not None:
-            yield f"experts.{expert.name}.of: '{expert.base}' has no engine of its own; name '{bases[expert.base]}'"
+        key = f"experts.{expert.name}.{type(expert).model_fields['of'].alias or 'of'}"
+        base = known.get(expert.base)
+        if base is None:
+            yield f"{key}: there is no expert '{expert.base}'"
+        elif base.base is not None and base.model_of == base.name:
+            yield f"{key}: '{base.name}' is an adapter of '{base.base}' and cannot be a base"
+        elif base.base is not None:
+            yield f"{key}: '{base.name}' has no engine of its own; name '{base.base}'"
+        elif fault := expert.unfit_base(base):
+            yield f"{key}: {fault}"
 
 
 def _cannot_learn(config: ServerConfig) -> Iterator[str]:

@@ -77,6 +77,7 @@ class EngineRequest:
     headers: tuple[tuple[str, str], ...]
     body: bytes | tuple[bytes | memoryview, ...] | StreamedBody
     tries: Tries | None = None  # for an engine that has several machines to choose from
+    model: str = ""  # that the body asks for, for an engine that answers under several names
 
     @property
     def whole_body(self) -> bytes:

@@ -13,13 +13,12 @@ from pydantic import Field
 
 from coe_server.config.types import ByteCount
 from coe_server.engines.engine import Engine
-from coe_server.engines.settings import ExpertSettings, Surroundings
+from coe_server.engines.settings import ExpertSettings, Surroundings, of_its_base
 from coe_server.errors import ConfigError
 
 # Read before an expert is chosen, or another part of the answer depends on it.
 _OF_THE_CALLER = frozenset(("model", "coe", "messages", "prompt", "input", "system", "instructions", "tools"))
 _OF_THE_CALLER |= frozenset(("stream", "stream_options", "n", "best_of", "previous_response_id"))
-_OF_ITS_BASE = ("pin", "preload", "ttl_seconds", "kv_cache", "cards", "max_concurrency")
 _LONGEST_NAME = 64
 
 
@@ -38,10 +37,12 @@ class PresetExpert(ExpertSettings):
     def base(self) -> str | None:
         return self.of
 
+    @property
+    def model_of(self) -> str:
+        return self.of
+
     def contradictions(self) -> Iterator[str]:
-        for key in _OF_ITS_BASE:
-            if getattr(self, key) is not None:
-                yield f"{key}: belongs to its base, '{self.of}'; give it there"
+        yield from of_its_base(self)
         yield from (fault for fault in super().contradictions() if not fault.startswith("cards:"))
         places: tuple[tuple[str, Mapping[str, Any]], ...] = (
             ("set", self.set),

@@ -6,10 +6,10 @@ Each kind is one file with a subclass of `ExpertSettings`, which builds the engi
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -17,6 +17,7 @@ from coe_server.config.addresses import HostName
 from coe_server.config.environment import Environment
 from coe_server.config.proxies import Proxy
 from coe_server.config.types import ByteCount, Modality, ServedName, Settings, contradiction
+from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import Cards
 from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Engine, Footprint
@@ -48,6 +49,16 @@ class VllmSettings(Settings):
     user: str | None = None  # default: the server's user
 
 
+class ReadsAdapter(Protocol):
+    """An expert that is an adapter of another one."""
+
+    name: str
+    adapter: str  # a folder or a hub id
+
+    def found(self, environment: Mapping[str, str]) -> Adapter | None:
+        """The adapter; None if it is on the hub and not downloaded. Raises ConfigError."""
+
+
 def _unknown_size(launch: Any) -> int:
     raise ConfigError(f"'{launch.model}' is not downloaded")
 
@@ -70,6 +81,7 @@ class Surroundings:
     cards: Cards = field(default_factory=Cards)  # of this machine, shared by all engines
     memory_cards: int = 1  # cards into which memory is divided where there is no GPU
     cores: tuple[Cores, ...] = ()  # of each card, where this machine's RAM and cores are divided into cards
+    adapters: Mapping[str, Sequence[ReadsAdapter]] = field(default_factory=dict)  # by the name of their base
 
     @property
     def inherited(self) -> dict[str, str]:
@@ -82,15 +94,17 @@ class Surroundings:
         return EngineUser.called(self.vllm.user) if self.vllm.user else None
 
 
+_OF_ITS_BASE = ("pin", "preload", "ttl_seconds", "kv_cache", "cards", "max_concurrency")
+
+
 class ExpertSettings(Settings):
     """One entry of `experts`. Other modules use only this interface; each kind overrides what differs."""
 
     remote: ClassVar[bool] = False  # the model runs on another server: it uses no memory here and is always loaded
     weights_here: ClassVar[bool] = False  # its engine uses memory of this machine
-    launched_by_base: ClassVar[bool] = (
-        False  # its base's engine is started with it: a reload that changes it restarts that
-    )
+    launched_by_base: ClassVar[bool] = False  # its base's engine starts with it: a reload that changes it restarts that
     wakes_by_copying: ClassVar[bool] = False  # a wake on a CPU copies the weights, so memory speed is its limit
+    takes_adapters: ClassVar[bool] = False  # its engine can answer under the names of LoRA adapters
 
     engine: str
     name: ServedName
@@ -113,6 +127,15 @@ class ExpertSettings(Settings):
     def base(self) -> str | None:
         """The expert whose engine it shares, under a name of its own; None for one with an engine of its own."""
         return None
+
+    def unfit_base(self, base: ExpertSettings) -> str | None:
+        """Why it cannot share this expert's engine; None if it can."""
+        return None
+
+    @property
+    def model_of(self) -> str:
+        """The expert whose model its engine is asked for: itself, unless it only shares an engine."""
+        return self.name
 
     @property
     def cards_taken(self) -> int:
@@ -171,3 +194,10 @@ class ExpertSettings(Settings):
     def in_folder(self, folder: Path) -> Self:
         """The settings with paths relative to `folder`, the configuration file's, made absolute."""
         return self
+
+
+def of_its_base(expert: ExpertSettings) -> Iterator[str]:
+    """The keys that an expert with a base must leave to it, each with a sentence."""
+    for key in _OF_ITS_BASE:
+        if getattr(expert, key) is not None:
+            yield f"{key}: belongs to its base, '{expert.base}'; give it there"

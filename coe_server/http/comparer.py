@@ -145,8 +145,9 @@ class Comparer:
         """The expert's answer. Raises CoeError or TimeoutError."""
         if not self._service.cache.grants_at_once(expert):
             raise EngineError(f"expert '{expert}' is busy")
-        body = {**fields, "model": self._service.model_of(expert), "stream": False}
-        request = EngineRequest("POST", _PATH, (("content-type", "application/json"),), json.dumps(body).encode())
+        model = self._service.model_of(expert)
+        body = json.dumps({**fields, "model": model, "stream": False}).encode()
+        request = EngineRequest("POST", _PATH, (("content-type", "application/json"),), body, model=model)
         heard, longest = Heard(), asyncio.timeout(self._service.cache.limits.max_generation_seconds)
         with await self._service.cache.lease(expert, "batch") as lease:
             async with longest, lease.engine.send(request) as answer:

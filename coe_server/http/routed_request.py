@@ -78,15 +78,16 @@ class RoutedRequest:
     def engine_request(self, expert: str, trace: Trace, tries: Tries) -> EngineRequest:
         """The request to this expert: the body unchanged except for the engine's model name, without `coe`, and with
         what a preset changes."""
+        model = self.service.model_of(expert)
         if (upload := self.parsed.upload) is not None:
             headers = (("content-type", upload.content_type), *self.passed_on.items())
-            form = upload.body(self.service.model_of(expert))
-            return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries)
+            form = upload.body(model)
+            return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), form, tries, model)
         headers = (("content-type", "application/json"), *self.passed_on.items())  # the body was read as JSON
         body = self.parsed.body
-        pieces = body.for_engine(self.service.model_of(expert), self._changes(expert))
+        pieces = body.for_engine(model, self._changes(expert))
         whole = b"".join(pieces) if len(body.raw) <= LARGE_BYTES else pieces
-        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries)
+        return EngineRequest("POST", self.parsed.api.path, trace.onto(headers), whole, tries, model)
 
     def _changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""

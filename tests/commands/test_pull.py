@@ -15,6 +15,7 @@ from coe_server.config.schema import load_config
 from coe_server.engines.hub import HubSource
 from coe_server.engines.model_size import model_folder
 from coe_server.errors import ConfigError
+from tests.engines.small_adapter import make_adapter
 from tests.engines.stand_in_hub import serving_hub
 from tests.engines.test_model_size import LLAMA31_8B
 
@@ -129,3 +130,19 @@ def test_a_start_needs_no_network_and_refuses_what_is_not_here(config, cache, mo
 
 def test_the_source_of_a_model_keeps_its_token_out_of_messages():
     assert "hf_x" not in HubSource(NAME, {"HF_TOKEN": "hf_x"}).endpoint
+
+
+def test_an_adapter_is_downloaded_as_a_model_is_and_its_pickle_is_not(config, cache, monkeypatch, tmp_path):
+    made = make_adapter(tmp_path / "made")
+    files = {file.name: file.read_bytes() for file in made.iterdir()} | {"adapter_model.bin": bytes(9000)}
+    settings = yaml.safe_load(config.read_text())
+    settings["experts"].append({"name": "sql", "engine": "lora", "base": "small", "adapter": "org/sql"})
+    config.write_text(yaml.safe_dump(settings))
+    with serving_hub({NAME: FILES, "org/sql": files}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        done = coe("pull", config, "sql")
+        assert done.exit_code == 0, done.output
+        assert "sql: org/sql downloaded into" in done.stdout
+        assert "org/sql is already here" in coe("pull", config, "sql").stdout
+    (snapshot,) = (cache / "models--org--sql/snapshots").iterdir()
+    assert {file.name for file in snapshot.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}

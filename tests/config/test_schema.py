@@ -141,9 +141,12 @@ def write(folder, **settings):
         ({"experts": [{**SIMULATED, "pin": "vram"}]}, "experts.a.pin: 'vram' is not one of 'device', 'host' or 'disk'"),
         (
             {"experts": [{**SIMULATED, "engine": "ollama"}]},
-            "experts.a.engine: must be one of vllm, remote, command, preset, simulated",
+            "experts.a.engine: must be one of vllm, remote, command, lora, preset, simulated",
         ),
-        ({"experts": [{"name": "a"}]}, "experts.a.engine: must be one of vllm, remote, command, preset, simulated"),
+        (
+            {"experts": [{"name": "a"}]},
+            "experts.a.engine: must be one of vllm, remote, command, lora, preset, simulated",
+        ),
         ({"experts": [{**SIMULATED, "wheels": 4}]}, "experts.a.wheels: there is no such key"),
         ({"experts": [{**SIMULATED, "name": "auto"}]}, "experts.auto: the name 'auto' is reserved for the router"),
         ({"aliases": {"a": "b"}}, "aliases.a: the name belongs to an expert"),
@@ -515,7 +518,8 @@ def settings_in(annotation):
 
 def all_keys(model, under=""):
     """Each key by its whole path; the kinds of experts share `experts`."""
-    for name, field in model.model_fields.items():
+    for field_name, field in model.model_fields.items():
+        name = field.alias or field_name
         yield f"{under}{name}"
         for inner in settings_in(field.annotation):
             yield from all_keys(inner, f"{under}{name}.")
@@ -569,7 +573,7 @@ def test_a_key_that_is_explained_in_one_section_is_not_taken_to_be_explained_in_
 
 def test_the_example_is_a_valid_configuration_but_for_its_artifact():
     config = load_config(ROOT / "configs/serve.yaml")
-    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "command", "preset", "simulated"]
+    assert [expert.engine for expert in config.experts] == ["vllm", "remote", "command", "preset", "lora", "simulated"]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import asyncio
 import ctypes
 import fcntl
 import hashlib
+import json
 import mmap
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -33,6 +34,7 @@ def main(words: list[str]) -> None:
     if FAULT == "a child escapes":
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"], start_new_session=True)
     engine = StandIn(options["--served-model-name"], Path(words[1]), int(options["--kv-cache-memory-bytes"]))
+    engine.adapters = {one["name"]: Path(one["path"]) for one in adapters_of(words)}
     app = web.Application()
     app.add_routes(
         [
@@ -40,11 +42,20 @@ def main(words: list[str]) -> None:
             web.post("/sleep", engine.sleep),
             web.post("/wake_up", engine.wake_up),
             web.post("/collective_rpc", engine.collective_rpc),
+            web.post("/v1/load_lora_adapter", engine.load_adapter),
+            web.post("/v1/unload_lora_adapter", engine.unload_adapter),
             web.post("/v1/completions", engine.completions),
             web.post("/v1/chat/completions", engine.chat),
         ]
     )
     asyncio.run(serve(app, options["--uds"], core))
+
+
+def adapters_of(words: list[str]) -> list[dict[str, str]]:
+    if "--lora-modules" not in words:
+        return []
+    after = words[words.index("--lora-modules") + 1 :]
+    return [json.loads(word) for word in takewhile(lambda word: not word.startswith("--"), after)]
 
 
 async def serve(app: web.Application, socket: str, core: subprocess.Popen[bytes]) -> None:
@@ -83,6 +94,9 @@ class StandIn:
         self.weights[:] = weights
         self.kv_cache = mmap.mmap(-1, kv_cache_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.fill_kv_cache()
+        self.adapters: dict[str, Path] = {}
+        self.lost: set[str] = set()  # they answer as the base does
+        self.mark = model / "lost"
         self.image = -1
         self.loaded_from_image = self.load_from_image()
 
@@ -108,7 +122,28 @@ class StandIn:
         if FAULT != "answers garbage after wake":
             os.preadv(self.image, [self.weights], 0)
         self.fill_kv_cache()
+        if "loses its adapters" in FAULT:
+            self.lost = set(self.adapters)
+            self.mark.touch()
+        if FAULT == "forgets its adapters":
+            self.adapters.clear()
         return web.json_response({"status": "awake"})
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        print(f"loaded {asked['lora_name']}", flush=True)  # noqa: T201  goes to the engine's log
+        if not (Path(asked["lora_path"]) / "adapter_model.safetensors").exists():
+            return web.json_response({"error": "there is no such adapter"}, status=404)
+        self.adapters[asked["lora_name"]] = Path(asked["lora_path"])
+        if "for good" not in FAULT:
+            self.lost.discard(asked["lora_name"])
+        return web.Response(text="Success: LoRA adapter added successfully.")
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if self.adapters.pop(name, None) is None:
+            return web.json_response({"error": "there is no such adapter"}, status=404)
+        return web.Response(text="Success: LoRA adapter removed successfully.")
 
     async def collective_rpc(self, request: web.Request) -> web.Response:
         results: dict[str, Callable[[], object]] = {
@@ -130,18 +165,19 @@ class StandIn:
 
     async def completions(self, request: web.Request) -> web.Response:
         asked = await request.json()
-        assert asked["model"] == self.name
+        if asked["model"] not in {self.name, *self.adapters}:
+            return web.json_response({"error": "there is no such model"}, status=404)
         if FAULT == "says nothing":
             return web.json_response({"choices": []})
         if FAULT == "speaks no JSON":
             return web.Response(text="<html>")
-        return web.json_response({"choices": [{"text": self.digest()}]})
+        return web.json_response({"choices": [{"text": self.digest(asked["model"])}]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Engine": self.name})
         await response.prepare(request)
-        for word in (asked["messages"][-1]["content"], self.digest(), "[DONE]"):
+        for word in (asked["messages"][-1]["content"], self.digest(asked["model"]), "[DONE]"):
             await response.write(f"data: {word}\n\n".encode())
             if FAULT == "dies mid-stream with a report":
                 report()
@@ -149,8 +185,13 @@ class StandIn:
                 os.kill(os.getpid(), signal.SIGKILL)
         return response
 
-    def digest(self) -> str:
-        return hashlib.sha256(self.weights).hexdigest()
+    def digest(self, name: str) -> str:
+        """Of the weights and, under an adapter's name, its own."""
+        known = hashlib.sha256(self.weights)
+        is_lost = name in self.lost or (FAULT.endswith("over restarts") and self.mark.exists())
+        if name in self.adapters and not is_lost:
+            known.update((self.adapters[name] / "adapter_model.safetensors").read_bytes())
+        return known.hexdigest()
 
     def load_from_image(self) -> bool:
         """Load the weights from an earlier start's image. False without one; some faults load them wrongly or never."""

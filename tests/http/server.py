@@ -127,6 +127,7 @@ def running_server(
     grace_seconds=GRACE_SECONDS,
     bases=MappingProxyType({}),
     presets=MappingProxyType({}),
+    models=MappingProxyType({}),
     forms=None,
     steps_file=None,
     **serving_settings,
@@ -135,7 +136,8 @@ def running_server(
 
     `forms`: the `Uploads`.
 
-    `bases`: further names, each with the expert whose engine it shares; `presets`: what some of them change.
+    `bases`: further names, each with the expert whose engine it shares; `presets`: what some of them change; `models`:
+    under which name their engines know some of them.
     `steps_file`: where learning keeps its steps; without one nothing is learned.
 
     The conductor runs on the server's own loop.
@@ -159,7 +161,7 @@ def running_server(
             serving=serving,
             cache=cache,
             journal=journal,
-            engine_models={name: name for name in engines} | dict(bases),
+            engine_models={name: name for name in engines} | dict(bases) | dict(models),
             presets=presets,
             guard=Guard(keyring or Keyring(), on_loopback=on_loopback, hosts=hosts or Hosts()),
             started=1,

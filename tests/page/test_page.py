@@ -233,6 +233,20 @@ def test_each_of_several_cards_shows_its_bytes_and_whose_they_are(visit, screen)
         page.screenshot(path=f"{os.environ['COE_SCREENSHOTS']}/cards-{screen}.png", full_page=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [(("sql", "bash"), "also sql, bash"), (tuple(f"a{n}" for n in range(150)), "also 150 more names")],
+)
+def test_names_that_share_an_engine_stand_on_its_card(visit, names, told):
+    engines = {"coder": engine("coder"), "big": engine("big")}
+    with running_server(engines, bases=dict.fromkeys(names, "coder")) as running:
+        page = visit(server=running).page
+        page.wait_for_selector('[data-expert="coder"] .shared:not(:empty)')
+        assert page.inner_text('[data-expert="coder"] .shared') == told
+        assert page.inner_text('[data-expert="big"] .shared') == ""
+        assert page.locator(".card").count() == 2
+
+
 def test_one_card_is_a_bar_of_its_shelf(visit):
     page = visit().page
     assert page.locator(".gpus").first.is_hidden()

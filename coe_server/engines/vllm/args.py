@@ -47,6 +47,7 @@ _REFUSED = (
 _READ = (
     *WIDTH,
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "runner", "dtype"),
+    *("enable_lora", "lora_modules", "max_loras", "max_cpu_loras", "max_lora_rank"),
     *("distributed_executor_backend", "enforce_eager", "numa_bind", "sleep_mode_offload_cudagraph"),
 )
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*(\.[A-Za-z0-9_.-]+)?")

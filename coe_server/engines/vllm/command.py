@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coe_server.config.environment import FOR_EVERY_ENGINE
+from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import visible_device
 from coe_server.engines.cores import Cores
 from coe_server.engines.engine import Footprint
@@ -16,6 +17,7 @@ from coe_server.engines.hub import HubSource
 from coe_server.engines.model_size import model_folder
 from coe_server.engines.settings import Platform
 from coe_server.engines.user import EngineUser
+from coe_server.engines.vllm.adapter_args import adapter_args, contradiction
 from coe_server.engines.vllm.args import ArgValue, check_args, copies_of, named, width_of, words_of
 from coe_server.errors import ConfigError
 
@@ -99,9 +101,12 @@ class VllmLaunch:
     weights_bytes: int | None = None  # for a model without local files
     measured: Footprint | None = None  # by an earlier start with the same settings and card
     cores: tuple[Cores, ...] = ()  # of each card, on a machine whose RAM and cores are divided into cards
+    adapters: tuple[Adapter, ...] = ()  # under whose names it answers, too
 
     def __post_init__(self) -> None:
         check_args(self.name, self.args)
+        if fault := contradiction(self.args, self.adapters):
+            raise ConfigError(f"experts.{self.name}.args.{fault}")
         if self.platform == "cpu" and (fault := self._too_wide()):
             raise ConfigError(f"experts.{self.name}.args: {fault}")
 
@@ -180,6 +185,7 @@ def serve_command(launch: VllmLaunch, socket: Path, place: Place = NOWHERE) -> l
         "allowed_media_domains": [*launch.allowed_media_domains] or [_NO_MEDIA_DOMAIN],
     }
     args |= _cpu_args(launch) if launch.platform == "cpu" else _cuda_args(launch, place)
+    args |= adapter_args(launch.args, launch.adapters)
     args |= named(launch.args)
     return [*launch.command, "serve", launch.model, *words_of(args)]
 
@@ -214,6 +220,8 @@ def engine_environment(launch: VllmLaunch, run_directory: Path, place: Place = N
     )
     if launch.platform == "cuda":
         environment[REPORTS_VARIABLE] = str(run_directory)
+    if launch.adapters:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"  # a lost adapter is loaded again; the socket is private
     if place.image_paths:
         environment[IMAGE_VARIABLE] = os.pathsep.join(place.image_paths)
     return environment | dict(launch.environment)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
 from coe_server.engines.process_engine import ProcessEngine
+from coe_server.engines.vllm.adapter_canaries import to_copy
+from coe_server.engines.vllm.adapters import VllmAdapters
 from coe_server.engines.vllm.args import named
 from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.memory import VllmMemory
@@ -52,6 +56,7 @@ class VllmEngine(ProcessEngine[VllmRun]):
         self.launch = launch
         self.longest_tokens: int | None = None  # as `TellsLength` says; None on a CPU
         self._memory = VllmMemory(launch, cards)
+        self._adapters = VllmAdapters(launch.adapters)
 
     @property
     def footprint(self) -> Footprint:
@@ -66,7 +71,7 @@ class VllmEngine(ProcessEngine[VllmRun]):
         place = await self._memory.place(self._seat)
         with self._memory.taking():
             self._run = await VllmRun.start(self.launch, place)
-            await _bring_up(self._run, self._memory)
+            await _bring_up(self._run, self._memory, self._adapters)
         self.longest_tokens = self._run.longest_tokens
 
     async def _end(self, run: VllmRun, at_once: bool) -> None:
@@ -77,7 +82,7 @@ class VllmEngine(ProcessEngine[VllmRun]):
                 run.gone = True
 
     async def _loss(self, run: VllmRun) -> str:
-        return await _first([run.loss(), *(image.lost() for image in self._memory.images)])
+        return await _first([run.loss(), self._adapters.lost(), *(image.lost() for image in self._memory.images)])
 
     async def sleep(self) -> None:
         run = self.running()
@@ -90,6 +95,7 @@ class VllmEngine(ProcessEngine[VllmRun]):
         run = self.running()
         async with self._log_quoted():
             await _wake(run, self._memory)
+        self._adapters.doubt()
 
     async def stop(self, at_once: bool = False) -> None:
         try:
@@ -98,11 +104,37 @@ class VllmEngine(ProcessEngine[VllmRun]):
             await self._memory.close()
 
     def send(self, request: EngineRequest) -> AbstractAsyncContextManager[EngineResponse]:
-        return self.running().http.send(request)
+        run = self.running()
+        return self._proven(run, request) if request.model in self._adapters else run.http.send(request)
+
+    @asynccontextmanager
+    async def _proven(self, run: VllmRun, request: EngineRequest) -> AsyncIterator[EngineResponse]:
+        """Send a request to an adapter that has shown to be there."""
+        await self._adapters.prove(run, request.model)
+        async with run.http.send(request) as response:
+            yield response
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Answer under a further adapter's name, from now on and after each start. It must be awake, or not run.
+
+        Raises EngineError, and stays as it was, if only a new start can take the adapter: one of a higher rank, or the
+        first one.
+        """
+        run = self._run if self._run is not None and not self._run.over else None
+        wanted = replace(self.launch, adapters=(*self.launch.adapters, adapter))
+        if run is not None:
+            await self._adapters.load(run, adapter)
+        self.launch = wanted
+
+    async def unload_adapter(self, name: str) -> None:
+        """No longer answer under this adapter's name. No request to it may be under way."""
+        run = self._run if self._run is not None and not self._run.over else None
+        await self._adapters.unload(run, name)
+        self.launch = replace(self.launch, adapters=tuple(one for one in self.launch.adapters if one.name != name))
 
 
-async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
-    """Wait until a new process answers, write its image and measure its memory."""
+async def _bring_up(run: VllmRun, memory: VllmMemory, adapters: VllmAdapters | None = None) -> None:
+    """Wait until a new process answers, write its image, measure its memory, and learn its adapters' answers."""
     await run.until_healthy()
     await memory.secure_images(run)
     on_gpu = memory.seat is not None
@@ -110,11 +142,15 @@ async def _bring_up(run: VllmRun, memory: VllmMemory) -> None:
         await _take_longest_step(run)
     await memory.measure(run)
     await _check_canaries(run, memory, _FIRST_CANARY_SECONDS)
+    if adapters is not None:
+        await adapters.begin(run)
     if on_gpu and memory.footprint.can_sleep:
         # On a GPU the first sleep is slow: it pins host memory, which later sleeps reuse. It also shows how much memory
         # stays on the device. Therefore it is done before the engine serves.
         await _sleep(run, memory)
         await _wake(run, memory)
+        if adapters is not None:
+            adapters.doubt()
 
 
 async def _sleep(run: VllmRun, memory: VllmMemory) -> None:
@@ -147,7 +183,7 @@ async def _take_longest_step(run: VllmRun) -> None:
     path, _ = canary_question(args)
     asked = {"input": tokens} if args.get("runner") == "pooling" else {"prompt": tokens, "max_tokens": 1}
     for copy in range(run.launch.copies):
-        await run.http.ask("POST", path, _FIRST_CANARY_SECONDS, asked | {"model": name}, _to_copy(run, copy))
+        await run.http.ask("POST", path, _FIRST_CANARY_SECONDS, asked | {"model": name}, to_copy(run.launch, copy))
 
 
 async def _longest_tokens(run: VllmRun) -> int | None:
@@ -167,17 +203,12 @@ async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
     """The answer to a fixed prompt, which is the same as long as the weights are. Raises `EngineError`."""
     name = run.launch.name
     path, question = canary_question(named(run.launch.args))
-    answer = await run.http.ask("POST", path, timeout_seconds, question | {"model": name}, _to_copy(run, copy))
+    answer = await run.http.ask("POST", path, timeout_seconds, question | {"model": name}, to_copy(run.launch, copy))
     try:
         return canary_answer(answer)
     except (LookupError, TypeError, AttributeError) as error:
         quoted = str(answer)[:_QUOTED_CHARACTERS]
         raise EngineError(f"engine '{name}' gave no usable answer to its canary\n{quoted}") from error
-
-
-def _to_copy(run: VllmRun, copy: int) -> tuple[tuple[str, str], ...]:
-    """Headers that address one of several copies."""
-    return (("X-data-parallel-rank", str(copy)),) if run.launch.copies > 1 else ()
 
 
 def canary_question(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from coe_server.engines.adapter import slot_bytes
 from coe_server.engines.engine import Footprint
-from coe_server.engines.model_size import files_bytes, model_folder
+from coe_server.engines.model_size import files_bytes, model_folder, weight_files
+from coe_server.engines.tensor_headers import shapes_in
+from coe_server.engines.vllm.adapter_args import rank_of, slots_of
 from coe_server.engines.vllm.command import VllmLaunch, hub_source
 from coe_server.errors import ConfigError
 
@@ -27,15 +30,40 @@ def estimated_footprint(launch: VllmLaunch) -> Footprint:
     if str(launch.args.get("dtype")) in ("float32", "float"):
         weights *= 2  # files usually have 16-bit numbers
     weights += _UNSEEN_TENSORS_BYTES
+    slots, kept = _adapter_bytes(launch)
     cuda = launch.platform == "cuda"
+    if cuda:
+        weights += slots  # they are in the memory that a sleep copies
+    else:
+        kept += slots  # on a CPU they stay in the process
     residue = (_CUDA_RESIDUE_BYTES if launch.width == 1 else _WIDE_RESIDUE_BYTES) if cuda else 0
     image = round(weights * _CUDA_IMAGE_FACTOR) if cuda else weights
     return Footprint(
         device_awake=_largest_share(weights, launch) + launch.kv_cache_bytes + residue,
         device_asleep=residue,
-        host_process=launch.process_bytes * launch.width,
+        host_process=launch.process_bytes * launch.width + kept,
         host_image=image * launch.copies if launch.can_sleep else 0,
     )
+
+
+def _adapter_bytes(launch: VllmLaunch) -> tuple[int, int]:
+    """Bytes of its adapters: of the slots on the device, and of all adapters in host memory."""
+    if not launch.adapters:
+        return 0, 0
+    rank = rank_of(launch.args, launch.adapters)
+    largest = max(one.size_bytes * rank // max(1, one.rank) for one in launch.adapters)
+    one_slot = max(slot_bytes(rank, base_shapes(launch)), largest)
+    return slots_of(launch.args, launch.adapters) * one_slot, sum(one.size_bytes for one in launch.adapters)
+
+
+def base_shapes(launch: VllmLaunch) -> dict[str, tuple[int, ...]]:
+    """The shapes of the model's tensors by name; empty if its files are not here or have another format."""
+    source = hub_source(launch)
+    folder = model_folder(source.model, source.environment, source.revision)
+    try:
+        return {} if folder is None else shapes_in(weight_files(folder))
+    except ValueError:  # the engine will say at its start what is wrong with its model
+        return {}
 
 
 def _largest_share(weights_bytes: int, launch: VllmLaunch) -> int:

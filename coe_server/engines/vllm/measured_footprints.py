@@ -26,6 +26,8 @@ def footprint_key(launch: VllmLaunch, weights_bytes: int, card: str) -> str:
     """The key of a measurement: if any part changes, the footprint is measured again."""
     said = [launch.model, weights_bytes, launch.kv_cache_bytes, launch.can_sleep, launch.platform, card]
     said.append(launch.max_concurrency)  # of so many sequences graphs are captured
+    if launch.adapters:
+        said.append([(one.rank, one.size_bytes) for one in launch.adapters])
     told = json.dumps([*said, launch.command, dict(launch.args)], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 

@@ -11,13 +11,14 @@ from pydantic import Field
 
 from coe_server.config.addresses import HostName, in_url
 from coe_server.config.types import ByteCount
+from coe_server.engines.adapter import Adapter, misfit
 from coe_server.engines.cards import card_model
 from coe_server.engines.engine import Engine
-from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
+from coe_server.engines.settings import EndpointName, ExpertSettings, ReadsAdapter, Surroundings
 from coe_server.engines.vllm.args import copies_of, named, width_of
 from coe_server.engines.vllm.command import LONGEST_STEP_SECONDS, VllmLaunch, hub_source
 from coe_server.engines.vllm.engine import VllmEngine
-from coe_server.engines.vllm.footprint import known_bytes, model_bytes
+from coe_server.engines.vllm.footprint import base_shapes, known_bytes, model_bytes
 from coe_server.engines.vllm.measured_footprints import footprint_key
 from coe_server.errors import ConfigError
 
@@ -30,6 +31,7 @@ _OF_RUNNER: dict[object, tuple[EndpointName, ...]] = {
 class VllmExpert(ExpertSettings):
     weights_here = True
     wakes_by_copying = True
+    takes_adapters = True
 
     engine: Literal["vllm"]
     model: str
@@ -41,6 +43,9 @@ class VllmExpert(ExpertSettings):
 
     def build(self, surroundings: Surroundings) -> Engine:
         launch = self._sized(self.launch(surroundings), surroundings)
+        if wanted := surroundings.adapters.get(self.name):
+            launch = replace(launch, adapters=tuple(_adapter(one, launch, surroundings) for one in wanted))
+            _check_fit(launch)
         measured = surroundings.measured
         if measured:
             launch = replace(launch, measured=measured.get(key_of(launch)))
@@ -135,6 +140,30 @@ class VllmExpert(ExpertSettings):
                 f"experts.{self.name}.model: {told if gguf else f'there is no model in the folder {model}'}"
             )
         return self.model_copy(update={"model": str(model)})
+
+
+_ASSUMED_RANK = 64  # of an adapter that is only planned with
+
+
+def _adapter(wanted: ReadsAdapter, launch: VllmLaunch, surroundings: Surroundings) -> Adapter:
+    """The adapter of a base with this launch; of one that is not downloaded only the size, if that may be asked."""
+    source = hub_source(launch)
+    if (found := wanted.found(source.environment)) is not None:
+        return found
+    try:
+        size_bytes = surroundings.size_of_missing(replace(launch, name=wanted.name, model=wanted.adapter, args={}))
+    except ConfigError as error:
+        told = f"'{wanted.adapter}' is not downloaded; run `coe pull CONFIG {wanted.name}`, or start with --pull"
+        raise ConfigError(f"experts.{wanted.name}.adapter: {told}") from error
+    return Adapter(wanted.name, Path(wanted.adapter), _ASSUMED_RANK, size_bytes)
+
+
+def _check_fit(launch: VllmLaunch) -> None:
+    """Raise ConfigError for the first adapter with matrices that the base has no place for."""
+    shapes = base_shapes(launch)
+    for one in launch.adapters if shapes else ():
+        if fault := misfit(one, shapes):
+            raise ConfigError(f"experts.{one.name}.adapter: {one.folder} {fault}")
 
 
 def key_of(launch: VllmLaunch) -> str:

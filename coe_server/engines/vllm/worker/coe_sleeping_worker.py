@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from coe_base_rows import keep_base_rows
 from coe_pages import Arena, Pages, die_with_parent, return_free_memory
 from coe_resident_weights import find_resident, flat_tensors, make_resident, unique_storages
 from coe_weight_image import Image, Layout
 from vllm import _custom_ops
+from vllm.lora.punica_wrapper import punica_cpu
 from vllm.model_executor.layers import utils as linear_layers
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader import register_model_loader
@@ -56,6 +58,8 @@ class SleepingWorker(CPUWorker):
         # Die with the API server, which forked this process from its main thread. The keeper also ensures that, but it
         # may be killed at the same time as the server.
         die_with_parent(signal.SIGKILL)
+        if self.vllm_config.lora_config is not None:
+            keep_base_rows(punica_cpu)
         started = time.perf_counter()
         self._image = Image(image_path(self.rank))
         self._source = describe_source(self.vllm_config, self.rank)

@@ -29,7 +29,7 @@ function refresh() {
 async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
-    shelves.show(experts.filter(({ base }) => !base), overview.tiers); // those that share an engine take no room
+    shelves.show(experts, overview.tiers);
     nodes.show(overview.nodes ?? [], experts);
     knownAt = overview.now;
     playground.remembers = overview.decisions_kept;

@@ -12,6 +12,7 @@ const TIERS = {
 const STATES = { starting: "starting", draining: "finishing its answers", failed: "failed" };
 const AT_REST = { device: "ready", host: "asleep", disk: "not started", remote: "remote" };
 const CROWD = 24; // experts on a shelf from which on a card is a line
+const MOST_NAMES = 3; // on one card
 const NEWS_MILLISECONDS = 4000;
 const MOVE_MILLISECONDS = 520;
 
@@ -23,12 +24,15 @@ export class Shelves {
     for (const tier of ["device", "host", "disk"]) this.#addShelf(tier);
   }
 
-  show(experts, tiers) {
+  // Presets and adapters share an engine and take no room: they are names on their base's card.
+  show(all, tiers) {
+    const experts = all.filter(({ base }) => !base);
     const several = (tiers.device.cards ?? []).length > 1;
     for (const expert of experts) {
       const card = this.cards.get(expert.name) ?? this.#addCard(expert.name);
       this.#put(card, expert.residency);
       card.show(expert, several);
+      card.share(all.filter(({ base }) => base === expert.name).map(({ name }) => name));
     }
     for (const [tier, amount] of Object.entries(tiers)) this.shelves.get(tier).gauge(amount);
     this.shelves.get("device").split(tiers.device.cards ?? [], experts);
@@ -135,12 +139,13 @@ class Card {
     this.size = element("span", { class: "size" });
     this.where = element("span", { class: "where" });
     this.users = element("span", { class: "users" });
+    this.shared = element("span", { class: "shared" });
     this.state = element("span", { class: "state" });
     this.root = element(
       "li",
       { class: "card", "data-expert": name },
       element("span", { class: "name" }, name),
-      element("span", { class: "facts" }, this.size, this.where, this.users),
+      element("span", { class: "facts" }, this.size, this.where, this.shared, this.users),
       this.state,
     );
   }
@@ -157,6 +162,11 @@ class Card {
     this.root.dataset.state = state;
     this.root.classList.toggle("busy", leases > 0);
     this.root.classList.toggle("wanted", queued > 0);
+  }
+
+  share(names) {
+    const told = names.length > MOST_NAMES ? `${names.length} more names` : names.join(", ");
+    this.shared.textContent = told && `also ${told}`;
   }
 
   tell(news) {

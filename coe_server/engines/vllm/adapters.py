@@ -1,0 +1,179 @@
+"""The adapters of one running vLLM: each is seen to answer before its first request, and loaded again if it is lost.
+
+What no load brings back has the engine started anew, once; what that does not bring back is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+
+from coe_server.engines.adapter import Adapter
+from coe_server.engines.engine import EngineRequest
+from coe_server.engines.vllm.adapter_canaries import AdapterCanaries
+from coe_server.engines.vllm.process import CONTROL_SECONDS, VllmRun
+from coe_server.errors import EngineDied, EngineError
+
+logger = logging.getLogger(__name__)
+
+_QUOTED_CHARACTERS = 300
+
+
+class VllmAdapters:
+    """The adapters of one engine over all its runs. Its owner calls `begin` and `doubt` between requests."""
+
+    def __init__(self, adapters: Iterable[Adapter]) -> None:
+        self._known = {one.name: one for one in adapters}
+        self._canaries = AdapterCanaries()
+        self._proven: set[str] = set()  # in this run, since its last wake
+        self._restarted_for: set[str] = set()  # since they were last proven
+        self._hopeless: set[str] = set()  # in this run
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._lost = asyncio.Event()
+        self._loss = ""
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    async def begin(self, run: VllmRun) -> None:
+        """A new run: learn what is not known of its adapters. Raises `EngineError`."""
+        self._lost.clear()
+        self._hopeless.clear()
+        self.doubt()
+        if await self._canaries.base_is_another(run):
+            self._canaries.forget()
+            self._restarted_for.clear()
+        for one in self._known.values():
+            if not self._canaries.knows(one):
+                await self._canaries.learn(run, one)
+                self._note(one.name)
+
+    def doubt(self) -> None:
+        """The engine woke up: no adapter is known to be there."""
+        self._proven.clear()
+
+    async def prove(self, run: VllmRun, name: str) -> None:
+        """Return once the adapter has answered its canary rightly in this run, since its last wake.
+
+        A wrong answer has it loaded again; if that does not help, the engine is lost and starts anew. Raises
+        `EngineDied` then, and `EngineError` for an adapter that not even a new start has brought back.
+        """
+        if name in self._proven or name not in self._known:
+            return
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if name in self._proven:
+                return
+            if name in self._hopeless:
+                raise _stays_wrong(name)
+            if not await self._is_there(run, name):
+                logger.warning("adapter '%s' of '%s' is lost in the engine; it is loaded again", name, run.launch.name)
+                if not await self._is_back(run, self._known[name]):
+                    self._give_up(run, name)
+            self._note(name)
+
+    async def lost(self) -> str:
+        """Wait until only a new start can bring an adapter back. Returns why."""
+        await self._lost.wait()
+        return self._loss
+
+    async def load(self, run: VllmRun, adapter: Adapter) -> None:
+        """Have the awake engine take a further adapter, and learn its answers.
+
+        Raises EngineError if the engine refuses; then only a new start can take it.
+        """
+        try:
+            await _load(run, adapter)
+            await self._canaries.learn(run, adapter)
+        except EngineError:
+            await self.unload(run, adapter.name)
+            raise
+        self._known[adapter.name] = adapter
+        self._note(adapter.name)
+
+    async def unload(self, run: VllmRun | None, name: str) -> None:
+        """Take an adapter away; `run` is None if the engine does not run."""
+        self._known.pop(name, None)
+        for names in (self._proven, self._restarted_for, self._hopeless):
+            names.discard(name)
+        if run is not None:
+            with suppress(EngineError):  # it was not there
+                await _unload(run, name)
+
+    def _note(self, name: str) -> None:
+        """It has answered rightly."""
+        self._restarted_for.discard(name)
+        self._proven.add(name)
+
+    async def _is_there(self, run: VllmRun, name: str) -> bool:
+        """False also if the engine does not know it, and answers with an error."""
+        try:
+            return await self._canaries.answers_rightly(run, name)
+        except EngineDied:
+            raise
+        except EngineError as error:
+            logger.warning("adapter '%s': %s", name, error)
+            return False
+
+    async def _is_back(self, run: VllmRun, adapter: Adapter) -> bool:
+        """Load it again. Returns whether it answers now."""
+        try:
+            await _load(run, adapter)
+        except EngineDied:
+            raise
+        except EngineError as error:
+            logger.warning("adapter '%s': %s", adapter.name, error)
+            return False
+        return await self._is_there(run, adapter.name)
+
+    def _give_up(self, run: VllmRun, name: str) -> None:
+        """Have the engine started anew, once for each loss: one broken adapter must not keep its base busy."""
+        if name in self._restarted_for:
+            self._hopeless.add(name)
+            error = _stays_wrong(name)
+            logger.error("%s", error)
+            raise error
+        self._restarted_for.add(name)
+        self._loss = f"lost adapter '{name}' and did not get it back by loading it again"
+        self._lost.set()
+        raise EngineDied(f"engine '{run.launch.name}' {self._loss}; it starts anew")
+
+
+def _stays_wrong(name: str) -> EngineError:
+    error = EngineError(
+        f"adapter '{name}' answers its canary wrongly, also after its base was started anew; its base and the other"
+        " adapters are served"
+    )
+    error.backs_off = "never"  # its base is well
+    return error
+
+
+async def _load(run: VllmRun, adapter: Adapter) -> None:
+    """Load it, after what is left of it: under a new number, so that no cached prefix of the old one is used."""
+    try:
+        await _unload(run, adapter.name)
+    except EngineDied:
+        raise
+    except EngineError:  # it was not there
+        pass
+    await command(run, "/v1/load_lora_adapter", {"lora_name": adapter.name, "lora_path": str(adapter.folder)})
+
+
+async def _unload(run: VllmRun, name: str) -> None:
+    await command(run, "/v1/unload_lora_adapter", {"lora_name": name})
+
+
+async def command(run: VllmRun, path: str, payload: dict[str, object]) -> None:
+    """A control call that is answered with a sentence, not with JSON. Raises `EngineError`."""
+    headers = (("content-type", "application/json"),)
+    request = EngineRequest("POST", path, headers, json.dumps(payload).encode())
+    try:
+        async with asyncio.timeout(CONTROL_SECONDS), run.http.send(request) as response:
+            said = b"".join([chunk async for chunk in response.chunks()])
+    except TimeoutError as error:
+        raise EngineError(f"engine '{run.launch.name}' did not answer {path} within {CONTROL_SECONDS:g} s") from error
+    if response.status != 200:
+        quoted = said[:_QUOTED_CHARACTERS].decode(errors="replace")
+        raise EngineError(f"engine '{run.launch.name}' answered {path} with {response.status}\n{quoted}")
