@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from coe_server.build.experts import build_experts
 from coe_server.build.service import build_capabilities
 from coe_server.cli import app
-from coe_server.config.diff import live_changes
+from coe_server.config.diff import ExpertChanges, expert_changes, live_changes
 from coe_server.config.schema import ServerConfig, load_config, read_config
 from coe_server.engines.vllm.command import engine_environment, serve_command
 from coe_server.engines.vllm.engine import VllmEngine
 from coe_server.engines.vllm.settings import key_of
-from coe_server.errors import ConfigError, ReloadRefused
+from coe_server.errors import ConfigError
 from tests.engines.small_adapter import HIDDEN, SHAPES, WIDE, make_adapter, make_base
 
 BASE = {"name": "coder", "engine": "vllm", "model": "./coder", "context_tokens": 8192}
@@ -201,8 +201,15 @@ def test_an_adapter_of_the_hub_is_read_from_its_snapshot(folder: Path, monkeypat
     assert adapter.folder == snapshot
 
 
-def test_a_reload_tells_a_changed_base_by_its_key(folder: Path) -> None:
+def test_a_reload_tells_a_changed_base_by_its_key_and_restarts_both(folder: Path) -> None:
     running = loaded(folder, BASE, {**BASE, "name": "other"}, ADAPTER)
     wanted = loaded(folder, BASE, {**BASE, "name": "other"}, {**ADAPTER, "base": "other"})
-    with pytest.raises(ReloadRefused, match=r"experts\.sql\.base: was 'coder' and is 'other'"):
-        live_changes(running, wanted)
+    assert live_changes(running, wanted) == ("experts.sql.base",)
+    assert expert_changes(running, wanted).restarted == ("coder", "other")
+
+
+def test_an_adapter_that_comes_or_goes_restarts_its_base_alone(folder: Path) -> None:
+    without = loaded(folder, BASE, {**BASE, "name": "other"})
+    beside = loaded(folder, BASE, {**BASE, "name": "other"}, ADAPTER)
+    assert expert_changes(without, beside) == ExpertChanges(added=("sql",), restarted=("coder",))
+    assert expert_changes(beside, without) == ExpertChanges(removed=("sql",), restarted=("coder",))

@@ -13,7 +13,7 @@ from coe_server.config.diff import live_changes
 from coe_server.config.environment import Environment
 from coe_server.config.schema import ServerConfig, load_config
 from coe_server.engines.command import CommandEngine, CommandExpert
-from coe_server.errors import ConfigError, ReloadRefused
+from coe_server.errors import ConfigError
 
 SERVE = "sh -m {model} --port {port}"
 
@@ -93,6 +93,6 @@ def test_a_program_that_is_not_here_is_a_warning(tmp_path: Path) -> None:
 def test_a_reload_that_changes_a_variable_does_not_show_it(tmp_path: Path) -> None:
     before = load(tmp_path, environment={"TOKEN": "old secret"})
     after = load(tmp_path, environment={"TOKEN": "new secret"})
-    with pytest.raises(ReloadRefused) as told:
-        live_changes(before, after)
-    assert "secret" not in str(told.value)
+    told = live_changes(before, after)
+    assert told
+    assert "secret" not in str(told)
