@@ -38,8 +38,10 @@ journal = typer.Typer(no_args_is_help=True, help="The decision log of a server."
 cluster = typer.Typer(no_args_is_help=True, help="Nodes: on a Ray cluster, and of a front.")
 
 COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {  # each under its function's name, in the help's order
-    app: (bench, add, remove, config, init, serve, pull, validate, route, experts)
-    + (load, unload, pin, unpin, restart, logs, simulate),
+    app: (
+        *(bench, add, remove, config, init, serve, pull, validate, route, experts),
+        *(load, unload, pin, unpin, restart, logs, simulate),
+    ),
     journal: (export,),
     cluster: (up, status, down, drain, resume),
 }
