@@ -8,9 +8,7 @@ export const CLIENTS = {
     text: (address, model) => `from openai import OpenAI
 
 client = OpenAI(base_url="${address}/v1", api_key="YOUR_KEY")
-answer = client.chat.completions.create(
-    model="${model}", messages=[{"role": "user", "content": "Hello"}]
-)
+answer = client.chat.completions.create(model="${model}", messages=[{"role": "user", "content": "Hello"}])
 print(answer.choices[0].message.content)`,
   },
   "anthropic (Python)": {
@@ -18,9 +16,7 @@ print(answer.choices[0].message.content)`,
     text: (address, model) => `from anthropic import Anthropic
 
 client = Anthropic(base_url="${address}", api_key="YOUR_KEY")
-message = client.messages.create(
-    model="${model}", max_tokens=512, messages=[{"role": "user", "content": "Hello"}]
-)
+message = client.messages.create(model="${model}", max_tokens=512, messages=[{"role": "user", "content": "Hello"}])
 print(message.content[0].text)`,
   },
   "Open WebUI": {
