@@ -20,6 +20,7 @@ from coe_server.commands.example import config
 from coe_server.commands.experts import experts
 from coe_server.commands.export import export
 from coe_server.commands.init import init
+from coe_server.commands.moves import load, logs, pin, restart, unload, unpin
 from coe_server.commands.pull import pull
 from coe_server.commands.route import route
 from coe_server.commands.serve import serve
@@ -37,7 +38,10 @@ journal = typer.Typer(no_args_is_help=True, help="The decision log of a server."
 cluster = typer.Typer(no_args_is_help=True, help="Nodes: on a Ray cluster, and of a front.")
 
 COMMANDS: dict[typer.Typer, tuple[Callable[..., None], ...]] = {  # each under its function's name, in the help's order
-    app: (bench, add, remove, config, init, serve, pull, validate, route, experts, simulate),
+    app: (
+        *(bench, add, remove, config, init, serve, pull, validate, route, experts),
+        *(load, unload, pin, unpin, restart, logs, simulate),
+    ),
     journal: (export,),
     cluster: (up, status, down, drain, resume),
 }

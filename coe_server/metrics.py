@@ -85,6 +85,12 @@ UNLOGGED = Metric(
 FEEDBACK = Metric("coe_feedback", "counter", "Ratings written to the decision log.")
 LEARNING_STEPS = Metric("coe_learning_steps", "gauge", "Steps in force by which ratings moved scores.")
 LEARNING_RATINGS = Metric("coe_learning_ratings", "gauge", "Ratings of drawn experts that learning uses.")
+LEARNING_INTERVAL = Metric(
+    "coe_learning_interval_width",
+    "gauge",
+    "Width of the 95 % interval of an expert's difference to its category's best, in score; none while unknown.",
+    ("category", "expert"),
+)
 COMPARISONS = Metric(
     "coe_comparisons", "counter", "Answers to be compared with another expert's: done, dropped, failed.", ("result",)
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from coe_server.config.schema import (
     check_tracing_headers,
     proxies_of_environment,
 )
-from coe_server.engines.preset import PresetExpert
+from coe_server.engines.preset import Members, PresetExpert
 from coe_server.engines.settings import ExpertSettings
 from coe_server.errors import ConfigError
 from coe_server.http.apis import model_names
@@ -181,7 +182,15 @@ def _artifact(config: ServerConfig, settings: RouterSettings, experts: Sequence[
 def build_presets(config: ServerConfig) -> dict[str, Preset]:
     """Expert -> what it changes in a body, for those that change any."""
     presets = (expert for expert in config.experts if isinstance(expert, PresetExpert))
-    return {one.name: Preset(one.set, one.force, tuple(one.remove)) for one in presets}
+    return {one.name: replace(_preset(one.members), own=_of_endpoints(one)) for one in presets}
+
+
+def _of_endpoints(expert: PresetExpert) -> dict[str, Preset]:
+    return {endpoint: _preset(members) for endpoint, members in expert.members_by_endpoint.items()}
+
+
+def _preset(members: Members) -> Preset:
+    return Preset(members.set, members.force, tuple(members.remove))
 
 
 def build_capabilities(config: ServerConfig) -> dict[str, Capabilities]:

@@ -65,6 +65,7 @@ class Conductor:
         self._draining: frozenset[str] = frozenset()
         self._claims: tuple[Claim, ...] = ()
         self._lost: set[int] = set()  # cards
+        self._to_restart: set[str] = set()
         self._coming: Slot | None = None  # prefetched
 
     async def run(self) -> None:
@@ -93,6 +94,12 @@ class Conductor:
         """Take the card out of service: from the next pass on its experts are stopped."""
         self._lost.add(card)
 
+    def restart(self, slot: Slot) -> None:
+        """Stop its engine once its answers in progress are complete. The next request in its queue starts it again."""
+        slot.change(restarting=True, draining=True, gate=0)
+        self._to_restart.add(slot.name)
+        self._changed.set()
+
     def _conduct(self) -> None:
         """One pass over everything that is due, in this order."""
         now = self._clock()
@@ -100,6 +107,7 @@ class Conductor:
             _leave_lost_cards(self._slots.values(), self._lost, self._mover)
         _end_cooldowns(self._overview.failed, now)
         _end_guesses(self._guesses, self._slots)
+        self._stop_for_restarts()
         self._turn_over()
         self._follow_orders()
         for slot in self._overview.at_hand:
@@ -112,6 +120,15 @@ class Conductor:
         for slot in self._overview.settled:
             if (ends := _idle_until(slot)) is not None and self._clock() >= ends:
                 self.begin(Plan((slot.move_to(slot.idle_tier),)))
+
+    def _stop_for_restarts(self) -> None:
+        for slot in [self._slots[name] for name in self._to_restart]:
+            if slot.restarting and (slot.leases or slot.moving is not None):
+                continue
+            if slot.restarting and slot.tier is not Tier.DISK:
+                self.begin(Plan((slot.move_to(Tier.DISK),)))
+            slot.change(restarting=False)  # otherwise its engine has ended by itself
+            self._to_restart.discard(slot.name)
 
     def _keep_up(self) -> None:
         """Load the experts to preload, then those below their pin, one at a time."""

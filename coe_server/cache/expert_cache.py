@@ -173,6 +173,19 @@ class ExpertCache:
             slot.restarts.forgive()
         (await self.lease(name)).release()
 
+    async def restart(self, name: str) -> None:
+        """Stop an expert's engine after its answers in progress, and start it again. Requests that come meanwhile wait.
+
+        Raises ExpertBusy for a remote expert or one that shares an engine. The start is in turn, as for a request.
+        """
+        self._require_own_slot(name)
+        slot = self._served(name)
+        if slot.expert.remote:
+            raise ExpertBusy(f"expert '{name}' is remote: it has no engine here to restart")
+        if slot.tier is not Tier.DISK or slot.moving is not None:
+            self._conductor.restart(slot)
+        await self.load(name)
+
     def unload(self, name: str) -> None:
         """Evict an idle expert to disk. Raises ExpertBusy if it is leased, requested, moving, pinned or remote."""
         self._require_own_slot(name)

@@ -84,6 +84,7 @@ class Slot:
     let_in: tuple[float, ...] = ()  # when each held lease was granted, oldest first
     gate: int = 0  # leases waited for when its turn began: they are served before it may be drained
     draining: bool = False
+    restarting: bool = False  # an operator's restart waits for its answers in progress: no request is admitted
     failure: Failure | None = None
     restarts: Restarts = field(default_factory=Restarts)
     backoff: Backoff = field(default_factory=Backoff)  # for a remote expert, instead of restarts
@@ -114,7 +115,7 @@ class Slot:
     @property
     def admits(self) -> bool:
         stays = self.successor is None or self.owes
-        return self.settled and stays and (not self.draining or self._gate_is_open)
+        return self.settled and stays and not self.restarting and (not self.draining or self._gate_is_open)
 
     @property
     def owes(self) -> bool:
@@ -148,7 +149,8 @@ class Slot:
     @property
     def waits_for_a_turn(self) -> bool:
         """True if requests wait for its load or, if it drains, for its return."""
-        return bool(self.waiters) and self.moving is None and (self.tier is not Tier.DEVICE or self.draining)
+        may_move = self.moving is None and not self.restarting
+        return bool(self.waiters) and may_move and (self.tier is not Tier.DEVICE or self.draining)
 
     @property
     def residency(self) -> str:
@@ -224,7 +226,7 @@ class Slot:
         self.up.clear()
         self.gone.set()
         self.gone = asyncio.Event()
-        self.change(tier=Tier.DISK, let_in=(), gate=0, draining=False)
+        self.change(tier=Tier.DISK, let_in=(), gate=0, draining=False, restarting=False)
 
 
 class Slots(dict[str, Slot]):

@@ -324,9 +324,12 @@ async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, byte
             raise BadSnapshot(f"a node's snapshot is longer than {_LONGEST_MESSAGE_BYTES:,} bytes")
 
 
-async def ask(link: NodeLink, path: str, within_seconds: float) -> None:
-    """Ask a node for a move. Raises EngineRefused with the node's status and sentence, or EngineError without any."""
-    request = EngineRequest("POST", path, link.access.headers, b"")
+async def ask(link: NodeLink, path: str, within_seconds: float, method: str = "POST") -> bytes:
+    """Ask a node for a move, or for what it knows. Returns the answer's body.
+
+    Raises EngineRefused with the node's status and sentence, or EngineError without any.
+    """
+    request = EngineRequest(method, path, link.access.headers, b"")
     try:
         async with asyncio.timeout(within_seconds), link.channel.send(request) as answer:
             body = bytearray()
@@ -336,9 +339,10 @@ async def ask(link: NodeLink, path: str, within_seconds: float) -> None:
         raise EngineError(f"node '{link.name}' did not answer within {within_seconds:g} s") from error
     if answer.status != 200:
         raise EngineRefused(f"node '{link.name}'", answer.status, error_of(bytes(body)).message)
+    return bytes(body)
 
 
-_LONGEST_ANSWER_BYTES = 64 << 10
+_LONGEST_ANSWER_BYTES = 512 << 10  # the end of a log, as JSON
 
 
 class NodeError(NamedTuple):

@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_CONVERSATIONS = 10_000  # whose node is remembered
 _MOVE_SECONDS = 900.0  # a load from disk, behind the turns of others
+_LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,19 @@ class Nodes:
         self.changed()
 
     async def move(self, expert: str, action: str, node: str | None) -> str:
-        """Ask a node to `load`, `unload` or `pin?tier=...` an expert; without a name the best one. Returns its name."""
+        """Ask a node to `load`, `unload`, `restart` or `pin?tier=...` an expert; without a name the best one. Returns
+        its name."""
+        link = self._link_with(expert, node)
+        await ask(link, f"/node/experts/{expert}/{action}", _MOVE_SECONDS)
+        return link.name
+
+    async def log(self, expert: str, lines: int, node: str | None) -> bytes:
+        """The end of an expert's log as its node tells it, in JSON."""
+        link = self._link_with(expert, node)
+        return await ask(link, f"/node/experts/{expert}/log?lines={lines}", _LOG_SECONDS, "GET")
+
+    def _link_with(self, expert: str, node: str | None) -> NodeLink:
+        """The node of that name, or the best one that has the expert. Raises UnknownModel or RequestError."""
         if node is None:
             node = self.first(expert) or next((one.name for one, _ in self.holding(expert)), None)
             if node is None:
@@ -241,8 +254,7 @@ class Nodes:
         link = self._link(node)
         if link.snapshot is None or expert not in link.snapshot.experts:
             raise RequestError(f"node '{node}' does not have expert '{expert}'", "node")
-        await ask(link, f"/node/experts/{expert}/{action}", _MOVE_SECONDS)
-        return node
+        return link
 
     def _link(self, node: str) -> NodeLink:
         if node not in self._links:

@@ -114,7 +114,11 @@ class RunningServer:
 
     def tell(self, path: str) -> dict[str, Any]:
         """The answer of a POST without a body. Raises CoeError with the server's reason."""
-        found: dict[str, Any] = self._json(path, "POST")
+        return self.ask(path, "POST")
+
+    def ask(self, path: str, method: str, within_seconds: float | None = _TIMEOUT_SECONDS) -> dict[str, Any]:
+        """The answer of any path; None: without a time limit. Raises CoeError with the server's reason."""
+        found: dict[str, Any] = self._json(path, method, within_seconds)
         return found
 
     def _opener(self) -> urllib.request.OpenerDirector:
@@ -136,11 +140,11 @@ class RunningServer:
         found: dict[str, Any] = self._json("/admin/learning/undo", "POST")
         return found
 
-    def _json(self, path: str, method: str = "GET") -> Any:
+    def _json(self, path: str, method: str = "GET", within_seconds: float | None = _TIMEOUT_SECONDS) -> Any:
         address = f"{self.url}{path}"
         request = urllib.request.Request(address, headers=bearer("--admin-key", self.admin_key), method=method)
         try:
-            with self._opener().open(request, timeout=_TIMEOUT_SECONDS) as answer:
+            with self._opener().open(request, timeout=within_seconds) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             raise CoeError(f"{address} answers {error.code}: {_reason(error)}") from error
@@ -270,7 +274,7 @@ def _move(move: dict[str, Any] | None) -> str:
 
 def _reason(error: urllib.error.HTTPError) -> str:
     """What to do, or the server's own error message."""
-    if error.code in {401, 403, 404}:
+    if error.code in {401, 403}:
         return "it requires an admin key (COE_ADMIN_KEY), or none on a loopback address"
     try:
         return visible(str(json.load(error)["error"]["message"]))

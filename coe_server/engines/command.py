@@ -11,7 +11,7 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +209,10 @@ class CommandEngine(ProcessEngine[CommandRun]):
         asked = EngineRequest(request.method, request.path, headers, request.body)
         async with run.http.send(asked) as response:
             yield response
+
+    def _secrets(self) -> Iterable[str]:
+        own = () if self._run is None else (self._run.api_key,)
+        return (*self._launch.environment.values(), *own)
 
     async def _bring_up(self) -> None:
         try:

@@ -96,7 +96,8 @@ class CommandRun:
     ) -> None:
         self.launch = launch
         self.process = process
-        self.authorization = (("Authorization", f"Bearer {values['api_key']}"),)
+        self.api_key = values["api_key"]
+        self.authorization = (("Authorization", f"Bearer {self.api_key}"),)
         self._values = values
         self._environment = environment
         self._socket = Path(values["socket"]) if "socket" in placeholders_in(launch.command) else None

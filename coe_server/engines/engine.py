@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from coe_server.errors import CoeError
 
@@ -106,6 +106,29 @@ class TellsLength(Protocol):
     @property
     def longest_tokens(self) -> int | None:
         """Tokens of a request with its answer, as the engine told when it started; None before its first start."""
+
+
+@runtime_checkable
+class HasLog(Protocol):
+    """An engine whose process writes a log here."""
+
+    def log_end(self, count: int) -> list[str]:
+        """The last lines, bounded in bytes, without known secrets and what looks like a prompt. Reads a file."""
+
+
+class Download(NamedTuple):
+    """An unfinished download of a model, in bytes; `of` is None if the whole is not known."""
+
+    done: int
+    of: int | None
+
+
+@runtime_checkable
+class TellsDownload(Protocol):
+    """An engine whose model may come from a hub: with `coe pull`, or when it starts."""
+
+    def download(self) -> Download | None:
+        """None if nothing is unfinished. Reads a folder."""
 
 
 class Engine(Protocol):

@@ -1,9 +1,10 @@
-"""An engine's log: a bounded file per expert, the previous run's log, and the last lines with errors."""
+"""An engine's log: a bounded file per expert, the previous run's log, its last lines, and those with errors."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -17,6 +18,13 @@ _LOOKS = 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TELLING = re.compile(r"\b(\w*Error|\w*Exception|error|cannot|refused|killed)\b[: ]")
 _WARNING = re.compile(r"\b(DEBUG|INFO|WARNING) \d\d-\d\d ")  # as vLLM begins a line
+BLANK = "[left out]"
+_LEAST_SECRET = 6  # characters; a shorter value of a variable may be a word of the log
+_KEY = re.compile(
+    r"\b(?:coe-|sk-|hf_)[\w-]{16,}|(?<=Bearer )[^\s'\"]+"
+    r"|(?i:(?<=api[-_]key)|(?<=token)|(?<=password)|(?<=secret))(?P<between>['\"]?\s*[:=]\s*\[?['\"]?|\s(?=\S{16}))[^\s'\",\]]{8,}"
+)
+_PROMPT = re.compile(r"""(\b(?:prompt|prompt_token_ids|messages|content)['"]?\s*[:=]).*""")
 _TRACEBACK = re.compile(r'^\s*(File "|\^+|~|Traceback)|^\s{4,}')
 
 
@@ -56,13 +64,35 @@ def last_lines(log: Path) -> str:
     return "\n".join((telling or lines)[-_TAIL_LINES:]) or "(its log is empty)"
 
 
-def _tail(log: Path) -> list[str]:
+def log_end(log: Path, count: int, secrets: Iterable[str] = ()) -> list[str]:
+    """The last `count` lines, of at most 64 KiB: for an operator's eyes.
+
+    `secrets`, and what looks like a key or like a logged prompt, are left out. A program may print others.
+    """
+    known = sorted((one for one in secrets if len(one) >= _LEAST_SECRET), key=len, reverse=True)
+    lines = list(_lines(log))[-count:]
+    return [_without_texts(line, known) for line in lines]
+
+
+def _without_texts(line: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        line = line.replace(secret, BLANK)
+    line = _KEY.sub(lambda match: (match["between"] or "") + BLANK, line)
+    return _PROMPT.sub(rf"\1 {BLANK}", line)
+
+
+def _lines(log: Path) -> Iterable[str]:
+    """The lines in the last 64 KiB, without colours."""
     try:
         with log.open("rb") as file:
             text = _newest(file).decode(errors="replace")
     except OSError:
-        return []
-    lines = (_COLOUR.sub("", line).rstrip() for line in text.splitlines())
+        return ()
+    return (_COLOUR.sub("", line).rstrip() for line in text.splitlines())
+
+
+def _tail(log: Path) -> list[str]:
+    lines = _lines(log)
     return list(dict.fromkeys(line for line in lines if line and not _is_traceback_body(line)))
 
 

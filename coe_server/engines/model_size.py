@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,20 @@ def downloaded_folder(model: str, environment: Mapping[str, str], revision: str 
         commit = revision
     snapshot = repository / "snapshots" / commit
     return snapshot if snapshot.is_dir() else None
+
+
+def unfinished_bytes(model: str, environment: Mapping[str, str]) -> int | None:
+    """Bytes that an unfinished download of a hub id has brought so far; None if there is none.
+
+    huggingface_hub names a file that it is writing `*.incomplete`; an interrupted download leaves it there.
+    """
+    blobs = hub_cache(environment) / f"models--{model.replace('/', '--')}" / "blobs"
+    sizes: dict[str, int] = {}
+    with suppress(OSError), os.scandir(blobs) as files:
+        for file in files:
+            with suppress(OSError):  # it has just been renamed
+                sizes[file.name] = file.stat().st_size
+    return sum(sizes.values()) if any(name.endswith(".incomplete") for name in sizes) else None
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:

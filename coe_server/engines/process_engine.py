@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from coe_server.engines.engine import Seat
 from coe_server.engines.http_channel import HttpChannel
-from coe_server.engines.log_file import last_lines, log_path
+from coe_server.engines.log_file import last_lines, log_end, log_path
 from coe_server.engines.vllm.process import KeptProcess
 from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
@@ -99,6 +99,14 @@ class ProcessEngine(ABC, Generic[R]):
     async def died(self) -> str:
         await self._died.wait()
         return self._death
+
+    def log_end(self, count: int) -> list[str]:
+        """The last lines of its log, bounded, without known secrets and what looks like a prompt."""
+        return log_end(self._log, count, self._secrets())
+
+    def _secrets(self) -> Iterable[str]:
+        """Texts that its log must not show."""
+        return ()
 
     def running(self) -> R:
         """The present run. Raises `EngineDied` if there is none."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from coe_server.config.file import Mistake
 from coe_server.errors import BodyTooLarge, BodyTooSlow, CoeError, RequestError, UnsupportedCoding, UpgradeRequired
 from coe_server.http.headers import HARMLESS
 from coe_server.metrics import ERRORS, Telemetry
 from coe_server.upstream.content_coding import TAKEN
+
+DROPPED_BYTES = 2**30  # of a body that is too large, after its answer
+DROPPED_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +79,35 @@ def error_response(error: CoeError, headers: Mapping[str, str] | None = None, pa
     if error.should_retry:
         all_headers["x-should-retry"] = "true"  # as OpenAI's and Anthropic's clients read it
     if isinstance(error, BodyTooLarge | BodyTooSlow):
-        all_headers["connection"] = "close"  # the rest of the body is not read
+        all_headers["connection"] = "close"  # what is left of the body is no next request
     if isinstance(error, UnsupportedCoding):
         all_headers["accept-encoding"] = ", ".join(TAKEN)  # RFC 9110, 15.5.16
     body = json.dumps(error_body(error, path))  # ASCII only: a message may quote half a surrogate pair
-    return Response(body, error.status, all_headers, media_type="application/json")
+    kind = _ReadsOn if isinstance(error, BodyTooLarge) else Response
+    return kind(body, error.status, all_headers, media_type="application/json")
+
+
+class _ReadsOn(Response):
+    """A response to a body that was not read whole. What still comes is read and dropped for a while.
+
+    Most clients read an answer once they have sent all; one that is closed before tells of a broken pipe instead.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DROPPED_SECONDS):
+                await _drop(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _drop(receive: Receive) -> None:
+    left_bytes, more = DROPPED_BYTES, True
+    while more and left_bytes > 0:
+        message = await receive()
+        left_bytes -= len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def unexpected(error: Exception) -> CoeError:

@@ -61,6 +61,12 @@ class Learner:
         """Ratings in use."""
         return len(self._found) if self._found is not None else 0
 
+    @property
+    def interval_widths(self) -> dict[tuple[str, str], float]:
+        """(category, expert) -> the width of the interval of its difference to the category's best, if known."""
+        known = ((one, one.interval) for one in self._differences)
+        return {(one.category, one.other): told.high - told.low for one, told in known if told is not None}
+
     def rated(self) -> None:
         """Note that an answer was rated."""
         self._noted += 1

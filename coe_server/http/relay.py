@@ -12,6 +12,7 @@ from coe_server.engines.engine import EngineResponse
 from coe_server.errors import CoeError, EngineDied, EngineError, EngineRefused, TooLongForExpert, UpstreamLimited
 from coe_server.http.attempt import Attempt
 from coe_server.http.headers import content_type, passed_headers
+from coe_server.http.own_name import under_own_name
 from coe_server.http.sse import (
     JUDGED_BYTES,
     LONGEST_HELD_BYTES,
@@ -48,6 +49,8 @@ async def relay(attempt: Attempt, answer: EngineResponse) -> None:
 
     The tokens stated in the answer are logged in any case, also for an incomplete answer.
     """
+    if attempt.expert in attempt.request.service.presets:
+        answer = under_own_name(answer, attempt.expert)
     relayed = _Relay(attempt, answer)
     try:
         await relayed.carry()

@@ -104,7 +104,8 @@ class Listener(uvicorn.Server):
             for listening in server.sockets:
                 address = host_and_port(*listening.getsockname()[:2])
                 logger.info(
-                    "listening on %s://%s/v1; GET /readyz reports when the experts are loaded", self._scheme, address
+                    "listening on %s://%s/v1; page: %s://%s/; GET /readyz reports when the experts are loaded",
+                    *(self._scheme, address, self._scheme, address),
                 )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

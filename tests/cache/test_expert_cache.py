@@ -872,9 +872,58 @@ def test_an_operator_can_load_unload_and_pin():
     run(story())
 
 
-def test_an_expert_that_is_answered_elsewhere_is_neither_unloaded_nor_pinned():
+def test_a_restart_waits_for_the_answers_in_progress_and_new_requests_wait_for_the_new_engine():
+    async def story():
+        async with running() as (cache, engines):
+            answering = await cache.lease("a")
+            restart = asyncio.create_task(cache.restart("a"))
+            await settle()
+            late = asyncio.create_task(cache.lease("a"))
+            await settle()
+            assert status(cache, "a").state is State.DRAINING
+            assert not late.done()
+            assert engines["a"].calls == ["start"]
+            answering.release()
+            (await late).release()
+            await restart
+            assert engines["a"].calls == ["start", "stop", "start"]
+
+    run(story())
+
+
+def test_a_restart_starts_a_sleeping_expert_anew_and_one_that_is_on_disk():
+    async def story():
+        async with running() as (cache, engines):
+            await cache.restart("a")
+            assert engines["a"].calls == ["start"]
+            await cache.load("b")
+            assert status(cache, "a").residency == "host"
+            await cache.restart("a")
+            assert engines["a"].calls == ["start", "sleep", "stop", "start"]
+
+    run(story())
+
+
+def test_an_engine_that_dies_before_its_restart_is_started_once():
+    async def story():
+        async with running() as (cache, engines):
+            answering = await cache.lease("a")
+            restart = asyncio.create_task(cache.restart("a"))
+            await settle()
+            engines["a"].die()
+            await restart
+            answering.release()
+            (await cache.lease("a")).release()
+            assert engines["a"].calls.count("start") == 2
+
+    run(story())
+
+
+def test_an_expert_that_is_answered_elsewhere_is_neither_unloaded_nor_pinned_nor_restarted():
     async def story():
         async with running(remote=True) as (cache, _):
+            with pytest.raises(ExpertBusy, match="is remote"):
+                await cache.restart("a")
             with pytest.raises(ExpertBusy, match="is remote"):
                 cache.unload("a")
             with pytest.raises(ExpertBusy, match="is remote"):
@@ -1089,7 +1138,8 @@ faults = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["start", "
 
 
 wishes = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.sampled_from(["load", "unload", *Tier]), st.integers(0, 12)), max_size=4
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["load", "unload", "restart", *Tier]), st.integers(0, 12)),
+    max_size=4,
 )
 
 
@@ -1125,6 +1175,8 @@ async def one_wish(cache, name, act, delay):
                 cache.unload(name)
             case "load":
                 await cache.load(name)
+            case "restart":
+                await cache.restart(name)
             case tier:
                 cache.pin(name, tier)
 

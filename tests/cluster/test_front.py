@@ -112,6 +112,16 @@ def test_an_expert_is_loaded_pinned_and_unloaded_on_the_named_node(two):
     until(lambda: _place(front, "coder", "right")["residency"] == "disk")
 
 
+def test_an_engine_is_restarted_and_its_log_read_on_the_named_node(two):
+    front, _ = two
+    front.ask("POST", "/admin/experts/coder/load?node=right")
+    status, _, body = front.ask("POST", "/admin/experts/coder/restart?node=right")
+    assert (status, json.loads(body)["node"]) == (200, "right")
+    status, _, body = front.ask("GET", "/admin/experts/coder/log?node=right")
+    assert (status, "no engine process" in json.loads(body)["error"]["message"]) == (400, True)  # it is simulated
+    assert front.ask("POST", "/admin/experts/coder/unload?node=right")[0] == 200
+
+
 def _place(front, name, node):
     row = next(row for row in front.json("/admin/experts") if row["name"] == name)
     return next(place for place in row["nodes"] if place["name"] == node)

@@ -39,6 +39,32 @@ def test_a_preset_has_no_engine_and_its_bases_model_and_capabilities() -> None:
     assert (said.context_tokens, said.tools) == (8192, False)
 
 
+def test_an_endpoint_may_have_members_of_its_own_over_those_of_all() -> None:
+    own = {"responses": {"set": {"reasoning": {"effort": "low"}}, "remove": ["top_k"]}, "messages": {"force": {"x": 1}}}
+    general = {"set": {"reasoning_effort": "high", "x": 2}, "force": {"top_k": 3}}
+    (preset,) = build_presets(config(BASE, {**PRESET, **general, "by_endpoint": own})).values()
+    everywhere = Preset({"reasoning_effort": "high", "x": 2}, {"top_k": 3}, ())
+    assert (preset.fills, preset.replaces, preset.drops) == (everywhere.fills, everywhere.replaces, everywhere.drops)
+    assert preset.own == {
+        "responses": Preset({"reasoning": {"effort": "low"}, "reasoning_effort": "high", "x": 2}, {}, ("top_k",)),
+        "messages": Preset({"reasoning_effort": "high"}, {"top_k": 3, "x": 1}, ()),
+    }
+
+
+def test_a_preset_of_one_endpoint_alone_is_none_of_the_others(tmp_path: Path) -> None:
+    alone = {"name": "thinker", "engine": "preset", "of": "qwen3", "by_endpoint": {"chat": {"set": {"top_k": 1}}}}
+    assert mistakes(tmp_path, BASE, alone) == []
+    (preset,) = build_presets(config(BASE, alone)).values()
+    assert (preset.fills, preset.own) == ({}, {"chat": Preset({"top_k": 1}, {}, ())})
+
+
+def test_a_mistake_of_one_endpoint_is_named_with_it(tmp_path: Path) -> None:
+    told = mistakes(tmp_path, BASE, {**PRESET, "by_endpoint": {"chat": {"force": {"n": 2}}}})
+    assert told == ["experts.thinker.by_endpoint.chat.force.n: is the caller's: it is read before an expert is chosen"]
+    (unknown,) = mistakes(tmp_path, BASE, {**PRESET, "by_endpoint": {"embeddings": {"force": {"a": 2}}}})
+    assert "experts.thinker.by_endpoint" in unknown
+
+
 def test_a_remote_experts_preset_is_sent_with_the_remote_models_name() -> None:
     remote = {"name": "hosted", "engine": "remote", "base_url": "http://127.0.0.1:1/v1", "model": "some-model"}
     found = config(remote, {**PRESET, "of": "hosted"})

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from coe_server.metrics import METRICS
-from deploy.check_board import filled_in, queries
+from deploy.check_board import filled_in, panels, queries
 
 SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 SERVED = {metric.name + suffix: metric for metric in METRICS for suffix in SUFFIXES[metric.kind]}
@@ -57,6 +57,16 @@ def test_the_story_is_on_one_screen(board):
         assert part in told
 
 
+def test_learning_is_a_row_of_its_own_that_is_closed_at_first(board):
+    (row,) = [panel for panel in board["panels"] if panel["type"] == "row"]
+    assert (row["title"], row["collapsed"]) == ("Learning", True)
+    cells = [cell for panel in row["panels"] for cell in cells_of(panel["gridPos"])]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    asked = " ".join(target["expr"] for panel in row["panels"] for target in panel["targets"])
+    for metric in ('reason="explored"', "coe_learning_ratings", "coe_learning_steps", "coe_learning_interval_width"):
+        assert metric in asked
+
+
 def cells_of(at):
     columns, rows = range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])
     return [(column, row) for column in columns for row in rows]
@@ -66,8 +76,9 @@ def test_every_panel_says_what_it_shows_and_asks_the_provisioned_source(root, bo
     (source,) = yaml.safe_load((root / "deploy/grafana/provisioning/datasources/prometheus.yaml").read_text())[
         "datasources"
     ]
-    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
-    for panel in board["panels"]:
+    shown = list(panels(board))
+    assert len({panel["id"] for panel in shown}) == len(shown) >= len(board["panels"])
+    for panel in shown:
         assert panel["description"].endswith(".")
         assert panel["fieldConfig"]["defaults"]["unit"]
         for part in (panel, *panel["targets"]):

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES, shorten
-from coe_server.engines.log_file import fresh_log, last_lines, open_log, previous_log
+from coe_server.engines.log_file import fresh_log, last_lines, log_end, open_log, previous_log
 
 FAILED_START = """\
 INFO 11-23 03:25:11 [api_utils.py:347] version 0.32.0
@@ -99,3 +99,32 @@ def test_a_log_is_never_seen_empty_while_it_is_shortened(tmp_path: Path) -> None
             reader.join()
     assert seen
     assert "(its log is empty)" not in seen
+
+
+def test_the_end_of_a_log_is_its_last_lines_in_full(tmp_path: Path) -> None:
+    log = tmp_path / "french.log"
+    log.write_text(FAILED_START)
+    assert log_end(log, 3) == [
+        "(APIServer pid=6)     ^^^^^^^^^",
+        "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.",
+        "(APIServer pid=6) INFO shutting down",
+    ]
+    assert log_end(tmp_path / "nothing.log", 3) == []
+    log.write_bytes(b"x" * 100 + b"\n" + b"y" * 1_000_000)
+    assert sum(map(len, log_end(log, 1000))) <= 64 << 10
+
+
+def test_the_end_of_a_log_leaves_out_keys_and_prompts(tmp_path: Path) -> None:
+    log = tmp_path / "french.log"
+    shown = {
+        "Authorization: Bearer abc.def": "Authorization: Bearer [left out]",
+        "args: {'api_key': ['0123456789'], 'port': 8000}": "args: {'api_key': ['[left out]'], 'port': 8000}",
+        "llama-server --api-key 0123456789abcdef --port 1": "llama-server --api-key [left out] --port 1",
+        "HF_TOKEN=hf_0123456789abcdefghij": "HF_TOKEN=[left out]",
+        "the value hunter22 of a variable": "the value [left out] of a variable",
+        "Received request 7: prompt: 'who am I', params: ()": "Received request 7: prompt: [left out]",
+        'body {"messages": [{"role": "user"}]}': 'body {"messages": [left out]',
+        "prompt throughput: 5.1 tokens/s, max_tokens: 4096": "prompt throughput: 5.1 tokens/s, max_tokens: 4096",
+    }
+    log.write_text("\n".join(shown))
+    assert log_end(log, 100, ["hunter22", "of"]) == list(shown.values())

@@ -12,6 +12,7 @@ from coe_server.engines.model_size import (
     hub_cache,
     model_folder,
     token_bytes,
+    unfinished_bytes,
     weight_files,
 )
 
@@ -179,3 +180,15 @@ def test_the_cache_is_in_the_home_of_the_engines_user(tmp_path):
     assert hub_cache({"HOME": "/home/engines", "HF_HUB_CACHE": "~/hub"}) == Path("/home/engines/hub")
     assert hub_cache({"HOME": "/h", "XDG_CACHE_HOME": "/x"}) == Path("/x/huggingface/hub")
     assert hub_cache({"HOME": "/h", "HF_HOME": "/models"}) == Path("/models/hub")
+
+
+def test_an_unfinished_download_is_told_in_bytes(tmp_path):
+    blobs = tmp_path / "hub" / "models--Qwen--small" / "blobs"
+    environment = {"HF_HOME": str(tmp_path)}
+    assert unfinished_bytes("Qwen/small", environment) is None
+    blobs.mkdir(parents=True)
+    (blobs / "aa").write_bytes(b"x" * 300)
+    (blobs / "bb.incomplete").write_bytes(b"x" * 50)
+    assert unfinished_bytes("Qwen/small", environment) == 350
+    (blobs / "bb.incomplete").rename(blobs / "bb")
+    assert unfinished_bytes("Qwen/small", environment) is None

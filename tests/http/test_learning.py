@@ -165,6 +165,20 @@ def counted(server, result):
     return float(text.partition(mark)[2].partition("\n")[0] or 0)
 
 
+def test_the_metrics_have_the_width_of_each_interval_that_is_known(tmp_path):
+    with learning(tmp_path, exploration=0.9) as server:
+        for _ in range(2 * RATINGS_PER_STEP):
+            headers = asked(server)
+            rate(server, headers, 1.0 if headers["x-coe-expert"] == "coder" else 0.0)
+        until(lambda: any(one["difference"] is not None for one in told(server)[1]["differences"]))
+        known = [one for one in told(server)[1]["differences"] if one["difference"] is not None]
+        raw = server.ask("GET", "/metrics")[2].decode()
+        for one in known:
+            name = f'coe_learning_interval_width{{category="{one["category"]}",expert="{one["other"]}"}} '
+            assert float(raw.partition(name)[2].partition("\n")[0]) == pytest.approx(one["high"] - one["low"], abs=2e-4)
+        assert raw.count("\ncoe_learning_interval_width{") == len(known)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_is_compared_with_another_experts_in_the_background(tmp_path, stream):
     engines = {name: engine(name) for name in SIZES}

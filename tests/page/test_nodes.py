@@ -27,6 +27,7 @@ def test_each_node_shows_its_experts_by_tier_and_whether_it_gets_requests(visit)
         assert [(fault["id"], fault["nodes"][0]["target"]) for fault in found["violations"]] == []
         if "COE_SCREENSHOTS" in os.environ:
             page.screenshot(path=f"{os.environ['COE_SCREENSHOTS']}/nodes.png", full_page=True)
+        page.close()  # before the servers
 
 
 def test_a_server_alone_shows_no_nodes(visit):

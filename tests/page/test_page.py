@@ -147,6 +147,43 @@ def test_a_name_in_the_chart_is_not_covered_by_the_router_beside_it(visit):
         assert beside or name["y"] + name["height"] <= box["y"] or name["y"] >= box["y"] + box["height"]
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_no_name_in_the_chart_covers_another_name_or_a_mark(visit, width):
+    near = [("cheap", 11.0, 0.825), ("balanced", 11.6, 0.82), ("dear", 12.4, 0.81)]
+    experts = [
+        ("big", 30, 0.62),
+        ("also-big", 29, 0.60),
+        ("small", 3, 0.3),
+        *((f"tiny-{n}", 3.1, 0.31) for n in range(9)),
+    ]
+    measured = {
+        "prompts": 9,
+        "router": {"cost": 12.0, "score": 0.815},
+        "best_single": {"expert": "big", "score": 0.62},
+        "experts": [{"name": name, "cost": cost, "score": score} for name, cost, score in experts],
+        "budgets": [{"name": name, "cost": cost, "score": score} for name, cost, score in near],
+        "curve": [{"cost": 3, "score": 0.65}, {"cost": 11, "score": 0.825}],
+        "hull": [{"cost": 3, "score": 0.3}, {"cost": 30, "score": 0.62}],
+    }
+    page = visit(width=width).page
+    page.evaluate("async (quality) => (await import('/page/quality.js')).showQuality(quality)", measured)
+    page.wait_for_selector("#quality text:text-is('cheap')")
+    names = page.locator("#quality .mark text")
+    assert "the router" in names.all_text_contents()
+    boxes = [(name.text_content(), name.bounding_box()) for name in names.all()]
+    marks = [("mark", circle.bounding_box()) for circle in page.locator("#quality .mark circle").all()]
+    covered = [
+        (one, other) for one, box in boxes for other, its in boxes + marks if its is not box and overlap(box, its)
+    ]
+    assert covered == [], (boxes, marks)
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for _, box in boxes)
+
+
+def overlap(one, other):
+    beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+    return not (beside or one["y"] + one["height"] <= other["y"] or other["y"] + other["height"] <= one["y"])
+
+
 def test_of_many_experts_a_screen_shows_many_and_which_shelf_they_are_on(visit):
     awake = {"state": "device", "residency": "device", "bytes": {"device": 2**30, "host": 3 * 2**30}}
     asleep = {"state": "host", "residency": "host", "bytes": {"device": 0, "host": 2**30}}

@@ -14,12 +14,13 @@ from typing import Any
 
 from coe_server.engines.adapter import Adapter
 from coe_server.engines.cards import Cards
-from coe_server.engines.engine import EngineRequest, EngineResponse, Footprint
+from coe_server.engines.engine import Download, EngineRequest, EngineResponse, Footprint
+from coe_server.engines.model_size import unfinished_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.vllm.adapter_canaries import to_copy
 from coe_server.engines.vllm.adapters import VllmAdapters
 from coe_server.engines.vllm.args import named
-from coe_server.engines.vllm.command import VllmLaunch
+from coe_server.engines.vllm.command import VllmLaunch, hub_source
 from coe_server.engines.vllm.memory import VllmMemory
 from coe_server.engines.vllm.process import CONTROL_SECONDS, VllmRun
 from coe_server.errors import EngineError
@@ -66,6 +67,14 @@ class VllmEngine(ProcessEngine[VllmRun]):
     def measured_footprint(self) -> Footprint | None:
         """The footprint measured by this engine; None before its first start."""
         return self._memory.footprint if self._memory.is_measured else None
+
+    def download(self) -> Download | None:
+        source = hub_source(self.launch)
+        done = unfinished_bytes(source.model, source.environment)
+        return None if done is None else Download(done, self.launch.weights_bytes)
+
+    def _secrets(self) -> Iterable[str]:
+        return [value for name, value in self.launch.inherited.items() if name.endswith("_TOKEN")]
 
     async def _bring_up(self) -> None:
         place = await self._memory.place(self._seat)

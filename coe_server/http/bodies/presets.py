@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from coe_server.http.bodies.body import LARGE_BYTES, Body
@@ -29,16 +29,19 @@ Changes = Mapping[str, bytes | None]  # member -> its new value, None where it i
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Members of a body by their names; values are what JSON has."""
+    """Members of a body by their names; values are what JSON has. `own`: an endpoint's other preset."""
 
     fills: Mapping[str, Any]
     replaces: Mapping[str, Any]
     drops: tuple[str, ...]
+    own: Mapping[str, Preset] = field(default_factory=dict)
 
     def changes(self, endpoint: str, body: Body) -> Changes:
         """What is to be changed in this body for this endpoint: nothing where no answer is generated."""
         if endpoint not in _LIMITS:
             return {}
+        if endpoint in self.own:
+            return self.own[endpoint].changes(endpoint, body)
         draft = _Draft(body)
         for name in self.drops:
             draft.drop(name)

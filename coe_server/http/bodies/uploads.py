@@ -7,6 +7,7 @@ disk, in a file without a name, which the operating system deletes even if the s
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from coe_server.keys import Key
 _LOOKED_AT_AGAIN = 4096  # more bytes before the beginning of a form is read again
 _WRITTEN_BYTES = 1 << 20  # at a time
 _READ_BYTES = 256 * 1024
+_UNREADABLE = "this server cannot read the form that it keeps on disk; send it again"
 _NO_ROOM = "there is no room on disk for this form (state_directory)"
 
 
@@ -323,11 +325,10 @@ class _Spooled:
 
 
 class _FromDisk:
-    """A `StreamedBody` from a file, with some of its bytes replaced."""
-
-    failure: CoeError | None = None
+    """A `StreamedBody` from a file, with some of its bytes replaced. Raises `failure` if the file cannot be read."""
 
     def __init__(self, file: IO[bytes], file_bytes: int, replaced: tuple[int, int], instead: bytes) -> None:
+        self.failure: CoeError | None = None
         self.size_bytes = file_bytes - (replaced[1] - replaced[0]) + len(instead)
         self._file = file
         self._file_bytes = file_bytes
@@ -343,6 +344,15 @@ class _FromDisk:
 
     async def _part(self, start: int, end: int) -> AsyncIterator[bytes]:
         while start < end:
-            piece = await asyncio.to_thread(os.pread, self._file.fileno(), min(_READ_BYTES, end - start), start)
+            try:
+                piece = await asyncio.to_thread(self._read, min(_READ_BYTES, end - start), start)
+            except OSError as error:
+                self.failure = CoeError(f"{_UNREADABLE}\n{error.strerror or error} (state_directory)")
+                raise self.failure from error
             start += len(piece)
             yield piece
+
+    def _read(self, size: int, start: int) -> bytes:
+        if piece := os.pread(self._file.fileno(), size, start):
+            return piece
+        raise OSError(errno.EIO, "the file ends before the form")

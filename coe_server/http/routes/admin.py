@@ -14,9 +14,11 @@ from fastapi.responses import StreamingResponse
 
 from coe_server.cache.status import ExpertStatus
 from coe_server.cache.tiers import Tier
+from coe_server.engines.engine import Download, HasLog
 from coe_server.errors import CoeError, ReloadRefused, RequestError
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
+from coe_server.http.routes.logs import SHOWN_LINES, Lines, downloads, log_of
 from coe_server.http.routes.nodes import expert_row
 from coe_server.http.serving import Service, Serving
 from coe_server.routing.embeddings import Embedder
@@ -27,11 +29,12 @@ def build_admin(service: Service, reloader: Reloader) -> APIRouter:
     """The routes under `/admin`."""
     admin, cache = APIRouter(prefix="/admin"), service.cache
     admin.include_router(_build_moves(service))
+    admin.include_router(_build_engines(service))
 
     @admin.get("/experts")
     async def experts() -> list[dict[str, Any]]:
-        """Each expert: residency, bytes held, leases and queued requests."""
-        return list(_rows(service))
+        """Each expert: residency, bytes held, leases and queued requests; bytes of an unfinished download."""
+        return list(_rows(service, await downloads(service)))
 
     @admin.get("/events")
     async def events(last_event_id: Annotated[int, Header(ge=0)] = 0) -> StreamingResponse:
@@ -84,26 +87,56 @@ def _build_moves(service: Service) -> APIRouter:
     return moves
 
 
+def _build_engines(service: Service) -> APIRouter:
+    """Restart an expert's engine and read its log: here, or on a node."""
+    engines = APIRouter(prefix="/experts")
+
+    @engines.post("/{name}/restart")
+    async def restart(name: str, node: str | None = None) -> dict[str, Any]:
+        """Stop an expert's engine after its answers in progress and start it again; requests that come meanwhile wait.
+        Responds when it is loaded; 409 if it is remote or shares the engine of another expert."""
+        if (there := await _on_a_node(service, name, "restart", node)) is not None:
+            return there
+        await service.cache.restart(name)
+        return _one(service, name)
+
+    @engines.get("/{name}/log")
+    async def log(name: str, lines: Lines = SHOWN_LINES, node: str | None = None) -> dict[str, Any]:
+        """The last `lines` lines of the log of an expert's engine, of at most 64 KiB. Keys and prompts are left out
+        where they can be told."""
+        if service.nodes is not None and service.is_on_nodes(name):
+            told: dict[str, Any] = json.loads(await service.nodes.log(name, lines, node))
+            return told
+        _refuse_node(name, node)
+        return await log_of(service, name, lines)
+
+    return engines
+
+
 async def _on_a_node(service: Service, name: str, action: str, node: str | None) -> dict[str, Any] | None:
     """Have a node do it, if nodes run the expert; None if this server does."""
     if service.nodes is None or not service.is_on_nodes(name):
-        if node is not None:
-            raise RequestError(f"expert '{name}' is not on a node; leave out `node`", "node")
+        _refuse_node(name, node)
         return None
     moved_at = await service.nodes.move(name, action, node)
     return _one(service, name) | {"node": moved_at}
 
 
+def _refuse_node(name: str, node: str | None) -> None:
+    if node is not None:
+        raise RequestError(f"expert '{name}' is not on a node; leave out `node`", "node")
+
+
 def _one(service: Service, name: str) -> dict[str, Any]:
-    return next(row for row in _rows(service) if row["name"] == name)
+    return next(row for row in _rows(service, {}) if row["name"] == name)
 
 
-def _rows(service: Service) -> Iterator[dict[str, Any]]:
+def _rows(service: Service, coming: Mapping[str, Download]) -> Iterator[dict[str, Any]]:
     """Experts with an engine, then those that share one: where their base is, and nothing of what it holds."""
     rows = {
         status.name: expert_row(service.nodes, status.name)
         if service.nodes is not None and service.is_on_nodes(status.name)
-        else _expert_json(status, service)
+        else _expert_json(status, service, coming.get(status.name))
         for status in service.cache.status()
     }
     yield from rows.values()
@@ -119,7 +152,7 @@ async def _event_stream(events: EventLog, last_seq: int) -> AsyncIterator[str]:
         yield f"id: {event.seq}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"
 
 
-def _expert_json(status: ExpertStatus, service: Service) -> dict[str, Any]:
+def _expert_json(status: ExpertStatus, service: Service, coming: Download | None) -> dict[str, Any]:
     move = status.last_move
     return {
         "name": status.name,
@@ -136,6 +169,8 @@ def _expert_json(status: ExpertStatus, service: Service) -> dict[str, Any]:
         "last_move": move
         and {"from": move.source, "to": move.target, "seconds": round(move.seconds, 4), "bytes": move.size_bytes},
         "failure": status.failure,
+        "download": coming and {"bytes": coming.done, "of": coming.of},
+        "has_log": isinstance(service.cache.slots[status.name].engine, HasLog),
     }
 
 

@@ -59,6 +59,7 @@ class _Now(Collector):
         if self._service.learner is not None:
             yield _family(named.LEARNING_STEPS, {(): len(self._service.learner.steps.steps)})
             yield _family(named.LEARNING_RATINGS, {(): self._service.learner.ratings})
+            yield _family(named.LEARNING_INTERVAL, self._service.learner.interval_widths)
         if self._service.journal is not None:
             counts = self._service.journal.counts
             yield _family(named.UNLOGGED, {(): counts.dropped})

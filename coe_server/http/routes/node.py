@@ -1,6 +1,7 @@
 """A node's endpoints for fronts: `GET /node/events`, which tells what it has, and the moves that a front asks for.
 
-A front may load, unload and pin experts by name. It cannot describe one: no command or argument comes over HTTP.
+A front may load, unload, restart and pin experts by name, and read the ends of their logs. It cannot describe one: no
+command or argument comes over HTTP.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from coe_server.cluster.snapshot import (
     TierOnNode,
 )
 from coe_server.errors import first_line
+from coe_server.http.routes.logs import SHOWN_LINES, Lines, log_of
 from coe_server.http.serving import NodeIdentity, Service
 from coe_server.routing.selection import UNKNOWN, Capabilities
 
@@ -64,6 +66,17 @@ def build_node(service: Service, identity: NodeIdentity) -> APIRouter:
         """Evict an idle expert to disk; 409 if it is in use, requested or pinned."""
         cache.unload(name)
         return {"name": name}
+
+    @node.post("/experts/{name}/restart")
+    async def restart(name: str) -> dict[str, Any]:
+        """Stop an expert's engine after its answers in progress and start it again. Responds when it is loaded."""
+        await cache.restart(name)
+        return {"name": name}
+
+    @node.get("/experts/{name}/log")
+    async def log(name: str, lines: Lines = SHOWN_LINES) -> dict[str, Any]:
+        """The end of the log of an expert's engine, for the operator of the front."""
+        return await log_of(service, name, lines)
 
     @node.post("/experts/{name}/pin")
     async def pin(name: str, tier: Tier = Tier.DEVICE) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def expert_row(nodes: Nodes, name: str) -> dict[str, Any]:
         "pin": min(pins, default=None, key=("device", "host").index),
         "last_move": None,
         "failure": best.unavailable,
+        "download": None,
+        "has_log": True,
         "node": nodes.first(name),
         "nodes": list(_places(there)),
     }

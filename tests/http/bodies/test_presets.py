@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -46,6 +47,12 @@ def test_a_preset_fills_replaces_and_drops() -> None:
         "reasoning_effort": "high",
         "max_tokens": 900,
     }
+
+
+def test_an_endpoints_own_members_stand_for_those_of_all() -> None:
+    preset = replace(THINKER, own={"responses": Preset({"reasoning": {"summary": "auto"}}, {}, ())})
+    assert sent(preset, "responses", top_k=5) == {"top_k": 5, "reasoning": {"summary": "auto"}}
+    assert sent(preset, "chat", max_tokens=1) == sent(THINKER, "chat", max_tokens=1)
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
@@ -205,7 +212,7 @@ def admin(server: Running, path: str, method: str = "GET") -> tuple[int, Any]:
 def test_a_preset_answers_by_its_name_from_its_bases_engine(server: Running, engine: Recording) -> None:
     for name in ("qwen3", "thinker", "terse"):
         status, headers, body = server.chat(model=name, top_k=4)
-        assert (status, headers["x-coe-expert"], body["model"]) == (200, name, "qwen3")
+        assert (status, headers["x-coe-expert"], body["model"]) == (200, name, name)
     assert engine.starts == 1
     plain, thinker, terse = engine.bodies
     assert plain == {"messages": MESSAGES, "model": "qwen3", "top_k": 4}
@@ -224,6 +231,8 @@ def test_a_preset_streams(server: Running) -> None:
     status, headers, raw = server.ask("POST", "/v1/chat/completions", asked)
     assert (status, headers["x-coe-expert"]) == (200, "thinker")
     assert raw.rstrip().endswith(b"data: [DONE]")
+    events = [json.loads(line[6:]) for line in raw.splitlines() if line.startswith(b"data: {")]
+    assert {event["model"] for event in events} == {"thinker"}
 
 
 def test_a_large_body_is_changed_as_a_small_one_is(server: Running, engine: Recording) -> None:

@@ -228,6 +228,45 @@ def test_limits_of_size_and_disk_hold(whisper: Whisper, forms: Uploads) -> None:
         assert server.ask("POST", PATH, MODEL_FIRST.replace(b"%s", b"ears"), TYPE)[0] == 200  # streamed
 
 
+def test_a_client_that_sends_all_of_a_form_that_is_too_large_reads_why(whisper: Whisper) -> None:
+    large = file_of(AUDIO * 16) + field_of("model", "ears") + END  # more than waits in sockets
+    with serving(whisper, uploads=UploadLimits(largest_bytes=50_000)) as server:
+        status, headers, raw = server.ask("POST", PATH, large, TYPE)
+        assert (status, json.loads(raw)["error"]["code"], headers["connection"]) == (413, "body_too_large", "close")
+        pieces = (large[at : at + 100_000] for at in range(0, len(large), 100_000))  # without a length
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_SECONDS)
+        connection.request("POST", PATH, pieces, TYPE, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        connection.close()
+    assert whisper.seen == []
+
+
+class TornUploads(Uploads):
+    """Forms whose files lose their end on disk."""
+
+    async def received(self, *arguments, **options):  # type: ignore[no-untyped-def]
+        upload = await super().received(*arguments, **options)
+        upload._file.truncate(1000)  # type: ignore[attr-defined]
+        return upload
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])  # both HTTP clients
+def test_a_form_that_cannot_be_read_from_disk_is_this_servers_failure(
+    whisper: Whisper, host: str, tmp_path: Path
+) -> None:
+    torn = TornUploads(tmp_path)
+    with serving(whisper, host, forms=torn) as server:
+        status, _, raw = server.ask("POST", PATH, FILE_FIRST.replace(b"%s", b"ears"), TYPE)
+        error = json.loads(raw)["error"]
+        assert (status, error["code"]) == (500, "internal_error")
+        assert error["message"] == "this server cannot read the form that it keeps on disk; send it again"
+        _, _, metrics = server.ask("GET", "/metrics")
+        rows = json.loads(server.ask("GET", "/admin/experts")[2])
+        assert torn.on_disk.held_bytes == 0
+    assert b'coe_errors_total{code="engine_died"}' not in metrics  # nor does it count against the expert
+    assert [row["failure"] for row in rows] == [None, None]
+
+
 @pytest.mark.parametrize("form", [MODEL_FIRST, FILE_FIRST])
 def test_a_client_that_leaves_midway_leaves_nothing(whisper: Whisper, forms: Uploads, form: bytes) -> None:
     with serving(whisper, forms=forms) as server:

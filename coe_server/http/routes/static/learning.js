@@ -38,7 +38,7 @@ async function undo(button) {
 function step({ time, ratings, moved }) {
   const rows = moved.map(({ category, expert, before, after }) =>
     element("tr", {}, element("th", { scope: "row" }, category), element("td", {}, expert), number(points(before)), number(points(after))));
-  return table(`${new Date(time * 1000).toLocaleDateString()} ${clock(time)}, by ${ratings} ratings`, ["category", "expert", "before", "after"], rows);
+  return table(`${new Date(time * 1000).toLocaleDateString()} ${clock(time)}, by ${ratings} ratings, in points`, ["category", "expert", "before", "after"], rows);
 }
 
 function differences(found) {

@@ -1,7 +1,9 @@
 // Starts the page and joins its parts. Knows no part's inside.
 
 import { Activity } from "./activity.js";
+import { showClients } from "./clients.js";
 import { byId } from "./dom.js";
+import { OpenExpert } from "./expert.js";
 import { Nodes } from "./nodes.js";
 import { Playground } from "./playground.js";
 import { showLearning } from "./learning.js";
@@ -11,7 +13,8 @@ import { ask, follow } from "./server.js";
 import { Shelves } from "./shelves.js";
 
 const LOOK_EVERY = 1000; // milliseconds; leases and queues change without an event
-const shelves = new Shelves(byId("shelves"));
+const opened = new OpenExpert(refresh);
+const shelves = new Shelves(byId("shelves"), (expert) => opened.open(expert));
 const nodes = new Nodes(byId("nodes-section"), byId("nodes"));
 const routes = new Routes();
 const activity = new Activity(byId("decisions"), byId("moves"), (decision) => routes.chooser(decision));
@@ -30,6 +33,7 @@ async function look() {
   try {
     const [experts, overview] = await Promise.all([ask("/admin/experts"), ask("/admin/overview")]);
     shelves.show(experts, overview.tiers);
+    opened.show(experts);
     nodes.show(overview.nodes ?? [], experts);
     knownAt = overview.now;
     playground.remembers = overview.decisions_kept;
@@ -81,6 +85,7 @@ await routes.start();
 const past = await ask("/admin/decisions").catch(() => []);
 activity.start(past);
 await playground.start();
+showClients(playground.models);
 follow(seen, connected);
 setInterval(() => document.hidden || refresh(), LOOK_EVERY);
 showQuality(await ask("/admin/quality").catch(() => null));

@@ -24,6 +24,7 @@ export class Playground {
     this.refresh = refresh;
     this.asked = null;
     this.remembers = false; // are decisions kept?
+    this.models = []; // every name that a question may be for
     byId("ask").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#ask();
@@ -38,6 +39,7 @@ export class Playground {
 
   async start() {
     const { data } = await ask("/v1/models").catch(() => ({ data: [] }));
+    this.models = data.map(({ id }) => id);
     byId("model").replaceChildren(
       ...data.map(({ id, owned_by: owner }) => element("option", { value: id }, owner === "router" ? `${id} (the router)` : id)),
     );

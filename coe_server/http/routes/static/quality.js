@@ -6,7 +6,8 @@ const HEIGHT = 340;
 const [NARROWEST, WIDEST] = [320, 1100];
 const EDGE = { left: 44, right: 16, top: 26, bottom: 46 };
 const TOGETHER = { x: 10, y: 48 }; // experts nearer to each other than this share a label
-const ROOM_FOR_A_NAME = 110;
+const HALO = 2; // around the letters of a name
+const NAMED = 4; // of experts that share a label
 
 export function showQuality(quality) {
   if (!quality) return;
@@ -42,10 +43,7 @@ function chart(quality, room) {
     ...ticks(costs, x, width),
     path("hull", straight(quality.hull), x, y),
     path("curve", quality.curve, x, y),
-    ...quality.budgets.map((one) => mark("budget", one, x, y, one.name, width, nearby(one, quality.router, x, y))),
-    ...together(quality.experts, x, y).flatMap((group) =>
-      group.map((one, place) => mark("expert", one, x, y, place ? "" : group.map(({ name }) => name).join(", "), width))),
-    mark("router", quality.router, x, y, "the router", width),
+    ...named(marks(quality, x, y), width).reverse().map(mark), // the router is drawn above the others
   );
 }
 
@@ -101,23 +99,60 @@ function together(experts, x, y) {
   return groups;
 }
 
-// Does the router stand where this one's name would?
-function nearby(one, router, x, y) {
-  const right = x(router.cost) - x(one.cost);
-  return right > -TOGETHER.x && right < ROOM_FOR_A_NAME && Math.abs(y(router.score) - y(one.score)) < TOGETHER.y;
+// The marks of the chart, those first that most need their name.
+function marks(quality, x, y) {
+  const at = (kind, one, label) => ({ kind, label, x: x(one.cost), y: y(one.score), radius: kind === "router" ? 8 : 5 });
+  const groups = together(quality.experts, x, y);
+  return [
+    at("router", quality.router, "the router"),
+    ...quality.budgets.map((one) => at("budget", one, one.name)),
+    ...groups.map(([first, ...others]) => at("expert", first, list([first, ...others]))),
+    ...groups.flatMap(([, ...others]) => others.map((one) => at("expert", one, ""))),
+  ];
 }
 
-function mark(kind, one, x, y, label, width, taken = false) {
-  const radius = kind === "router" ? 8 : 5;
-  const onTheLeft = taken || x(one.cost) > 0.7 * width;
+function list(experts) {
+  const names = experts.map(({ name }) => name);
+  return names.length > NAMED ? `${names.slice(0, NAMED - 1).join(", ")} and ${names.length - NAMED + 1} more` : names.join(", ");
+}
+
+// Each mark with the place of its name: the first where it covers no mark and no other name. Without such a place it
+// has none: "The numbers" has all.
+function named(all, width) {
+  const taken = all.map(({ x, y, radius }) => ({ left: x - radius - 1, right: x + radius + 1, top: y - radius - 1, bottom: y + radius + 1 }));
+  return all.map((one) => {
+    for (const [anchor, dx, dy] of places(one, width)) {
+      const box = boxOf(one, anchor, one.x + dx, one.y + dy);
+      const fits = box.left >= 0 && box.right <= width && box.top >= 0 && box.bottom <= HEIGHT - EDGE.bottom;
+      if (!one.label || !fits || taken.some((other) => overlap(box, other))) continue;
+      taken.push(box);
+      return { ...one, text: { anchor, x: one.x + dx, y: one.y + dy } };
+    }
+    return one;
+  });
+}
+
+// Where a name may stand: its anchor, and how far it is from the middle of its mark.
+function places({ kind, x, radius }, width) {
   const beside = radius + 7;
+  const right = [["start", beside, kind === "router" ? 4 : 17], ["start", beside, 4], ["start", beside, -12]];
+  const left = [["end", -beside, -8], ["end", -beside, 4], ["end", -beside, 20]];
+  const sides = x > 0.7 * width ? [...left, ...right] : [...right, ...left];
+  return [...sides, ["middle", 0, radius + 21], ["middle", 0, -radius - 9]];
+}
+
+function boxOf({ kind, label }, anchor, x, y) {
+  const wide = label.length * (kind === "router" ? 9.5 : 7.8);
+  const left = x - { start: 0, middle: wide / 2, end: wide }[anchor];
+  return { left: left - HALO, right: left + wide + HALO, top: y - 16 - HALO, bottom: y + 5 + HALO };
+}
+
+const overlap = (one, other) => one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+
+function mark({ kind, x, y, radius, label, text }) {
   return drawn("g", { class: `mark ${kind}` },
-    drawn("circle", { cx: x(one.cost), cy: y(one.score), r: radius }),
-    label ? drawn("text", {
-      x: x(one.cost) + (onTheLeft ? -beside : beside),
-      y: y(one.score) + (onTheLeft ? -8 : kind === "router" ? 4 : 17),
-      "text-anchor": onTheLeft ? "end" : "start",
-    }, label) : null);
+    drawn("circle", { cx: x, cy: y, r: radius }),
+    text ? drawn("text", { x: text.x, y: text.y, "text-anchor": text.anchor }, label) : null);
 }
 
 function legend() {

@@ -1,6 +1,7 @@
 // The tiers as shelves. An expert is one card for as long as the page lives: it moves, it is not drawn anew.
 
 import { bytes, calm, element, seconds } from "./dom.js";
+import { downloaded } from "./expert.js";
 import { Gpus } from "./gpus.js";
 
 const TIERS = {
@@ -17,8 +18,10 @@ const NEWS_MILLISECONDS = 4000;
 const MOVE_MILLISECONDS = 520;
 
 export class Shelves {
-  constructor(place) {
+  // `open(expert)` is called with what is known of the expert whose name was chosen.
+  constructor(place, open = () => {}) {
     this.place = place;
+    this.open = open;
     this.shelves = new Map();
     this.cards = new Map();
     for (const tier of ["device", "host", "disk"]) this.#addShelf(tier);
@@ -61,7 +64,7 @@ export class Shelves {
   }
 
   #addCard(name) {
-    const card = new Card(name);
+    const card = new Card(name, (expert) => this.open(expert));
     this.cards.set(name, card);
     return card;
   }
@@ -134,8 +137,11 @@ class Shelf {
 }
 
 class Card {
-  constructor(name) {
+  constructor(name, open) {
     this.news = null;
+    this.known = null; // what was shown last
+    this.name = element("button", { type: "button", class: "name", "aria-haspopup": "dialog" }, name);
+    this.name.addEventListener("click", () => this.known && open(this.known));
     this.size = element("span", { class: "size" });
     this.where = element("span", { class: "where" });
     this.users = element("span", { class: "users" });
@@ -144,20 +150,22 @@ class Card {
     this.root = element(
       "li",
       { class: "card", "data-expert": name },
-      element("span", { class: "name" }, name),
+      this.name,
       element("span", { class: "facts" }, this.size, this.where, this.shared, this.users),
       this.state,
     );
   }
 
-  show({ state, residency, bytes: held, cards, leases, queued, pin, failure }, several) {
+  show(expert, several) {
+    const { state, residency, bytes: held, cards, leases, queued, pin, failure, download } = expert;
+    this.known = expert;
     const size = residency === "device" ? held.device : held.host;
     this.size.textContent = size ? bytes(size) : "";
     const seat = several ? cards.map(({ index }) => index) : [];
     this.where.textContent = seat.length ? `card ${seat.join(", ")}` : "";
     const users = [leases ? `${leases} answering` : "", queued ? `${queued} waiting` : ""].filter(Boolean);
     this.users.textContent = users.join(", ");
-    this.rest = STATES[state] ?? AT_REST[residency] + (pin ? `, pinned to ${pin}` : "");
+    this.rest = downloaded(download) || (STATES[state] ?? AT_REST[residency] + (pin ? `, pinned to ${pin}` : ""));
     this.state.textContent = failure ?? this.news ?? this.rest;
     this.root.dataset.state = state;
     this.root.classList.toggle("busy", leases > 0);
