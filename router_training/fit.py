@@ -116,6 +116,7 @@ def joined(training: Dataset, held_out: Dataset) -> Dataset:
         np.concatenate((training.scores, held_out.scores)),
         np.concatenate((training.copies, held_out.copies)),
         origin=training.provenance.joined(held_out.provenance),
+        said=training.said and held_out.said and training.said.joined(held_out.said),
     )
 
 

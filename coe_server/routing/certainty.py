@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 FIRST_TOKENS = (1, 2, 4, 8, 16)  # the lengths that are calibrated, and WHOLE
 WHOLE = 0  # the whole answer, instead of a number of first tokens
+LEAST_LOGPROB = -100.0  # of one token: an engine may give -9999 or minus infinity for an impossible one
 SURE = 0.003  # a mean log-probability closer to 0 says no more: an expert's own rounding
 
 
@@ -85,9 +86,9 @@ def certainty(mean_logprob: float) -> float:
 
 
 def mean_of_first(logprobs: Sequence[float], tokens: int) -> float:
-    """The mean of the first `tokens` log-probabilities (WHOLE: of all), at least -100 each."""
+    """The mean of the first `tokens` log-probabilities (WHOLE: of all), each at least LEAST_LOGPROB."""
     first = logprobs[:tokens] if tokens else logprobs
-    return sum(max(one, -100.0) for one in first) / len(first)
+    return sum(max(one, LEAST_LOGPROB) for one in first) / len(first)
 
 
 def _logistic(logit: float) -> float:

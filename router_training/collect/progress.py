@@ -27,6 +27,7 @@ from router_training.collect.by_agreement import Findings, show_findings
 from router_training.collect.recording import Answer
 from router_training.collect.scorers import Unscored
 from router_training.collect.settings import Target
+from router_training.data.first_tokens import COLUMNS, COUNT
 from router_training.data.provenance import FAULTS, Fault
 
 REASONS_SHOWN = 3
@@ -107,6 +108,7 @@ class Outcome:
     """`score` in [0, 1]; `output_tokens` is None where the endpoint does not count.
 
     `scored_by` is None unless other experts' answers scored it; `fault` says what is wrong besides the content.
+    `certainty` has the columns of `first_tokens`, None without log-probabilities.
     """
 
     prompt_id: str
@@ -115,10 +117,12 @@ class Outcome:
     output_tokens: int | None
     scored_by: str | None = None
     fault: Fault | None = None
+    certainty: Mapping[str, float] | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The row of a file; marks only where there are some."""
-        return {key: value for key, value in asdict(self).items() if key not in MARKS or value is not None}
+        """The row of a file; marks and certainty only where there are some."""
+        row = {key: value for key, value in asdict(self).items() if key not in MARKS or value is not None}
+        return {**row, **(row.pop("certainty") or {})}
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -149,7 +153,9 @@ def _write_jsonl(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _write_parquet(path: Path, outcomes: Sequence[Outcome]) -> None:
     marks = [pa.field(mark, pa.string()) for mark in MARKS if any(getattr(one, mark) for one in outcomes)]
-    schema = pa.schema([*SCHEMA, *marks])
+    known = COLUMNS if any(one.certainty for one in outcomes) else ()
+    certainty = [pa.field(name, pa.int64() if name == COUNT else pa.float64()) for name in known]
+    schema = pa.schema([*SCHEMA, *marks, *certainty])
     pq.write_table(pa.Table.from_pylist([outcome.as_row() for outcome in outcomes], schema=schema), path)
 
 

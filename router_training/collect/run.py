@@ -56,6 +56,7 @@ from router_training.collect.settings import (
     expert_targets,
     judge_target,
 )
+from router_training.data.first_tokens import summary
 from router_training.data.provenance import AGREEMENT
 
 Item = TypeVar("Item")
@@ -155,7 +156,9 @@ class Collection:
     async def ask_expert(self, target: Target, bars: Bars) -> None:
         """Send the expert every prompt without a recorded answer."""
         if unanswered := self._unanswered(target):
-            await self._asker(bars).ask_expert(target, endpoint_to(target, self.config.request), unanswered)
+            await self._asker(bars).ask_expert(
+                target, endpoint_to(target, self.config.request, logprobs=True), unanswered
+            )
 
     async def ask_judge(self, bars: Bars) -> None:
         """Send the judge every case without a recorded verdict."""
@@ -188,7 +191,9 @@ class Collection:
             tally.add_missing(score)
         else:
             by = AGREEMENT if isinstance(self.scorer, ConsensusScorer) else None
-            tally.outcomes.append(Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault))
+            tally.outcomes.append(
+                Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault, answer.certainty)
+            )
 
     def _unanswered(self, target: Target) -> list[Question]:
         return [question for question in self.questions if self.answers.of(target.name, question) is None]
@@ -328,6 +333,7 @@ def _answer(prompt_id: str, expert: str, asked: str, reply: Reply | Refusal) -> 
         finish_reason=said.finish_reason,
         seconds=round(reply.seconds, 4),
         attempts=reply.attempts,
+        certainty=summary(said.logprobs) or None,
     )
 
 
