@@ -40,6 +40,7 @@ from router_training.evaluation.gains import (
     unseen_groups_gain,
     weigh_evidence,
 )
+from router_training.evaluation.handover_evidence import examined, with_handover
 from router_training.evaluation.metrics import Bootstrap
 from router_training.probes import write_own_and_chosen
 from router_training.report.page import with_texts, write_report
@@ -82,11 +83,13 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     counts = counted(everything, config, track)
     learned = learn(training, rows_between(counts, 0, len(training)), config, track)
     bootstrap = _bootstrap(config)
-    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evidence, unseen = _evidence(learned, bootstrap), _unseen_groups(learned)
+    learned, handovers = with_handover(learned, unseen, bootstrap, config.shipping.harm_limit)
+    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evaluation["leave_group_out"] = _leave_group_out(learned, unseen, bootstrap)
     evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
+    learned = examined(learned, handovers, evaluation)
     refusals = _refusals(learned, evidence, unseen, evaluation)
     forced = {name: why for name, why in refusals.items() if why is not None} if force else {}
     refusals = {name: None if name in forced else why for name, why in refusals.items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 FIRST_TOKENS = (1, 2, 4, 8, 16)  # the lengths that are calibrated, and WHOLE
 WHOLE = 0  # the whole answer, instead of a number of first tokens
 LEAST_LOGPROB = -100.0  # of one token: an engine may give -9999 or minus infinity for an impossible one
-SURE = 0.003  # a mean log-probability closer to 0 says no more: an expert's own rounding
+SURE = 1e-4  # a mean log-probability closer to 0 says no more: an engine rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Handover:
 
 
 def certainty(mean_logprob: float) -> float:
-    """A mean log-probability on the scale of the curves: evenly spread where experts differ, about -2 to 6."""
+    """A mean log-probability on the scale of the curves: evenly spread where experts differ, about -5 to 9."""
     return -math.log(SURE - min(mean_logprob, 0.0))
 
 

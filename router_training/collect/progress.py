@@ -121,8 +121,10 @@ class Outcome:
 
     def as_row(self) -> dict[str, Any]:
         """The row of a file; marks and certainty only where there are some."""
-        row = {key: value for key, value in asdict(self).items() if key not in MARKS or value is not None}
-        return {**row, **(row.pop("certainty") or {})}
+        optional = (*MARKS, "certainty")
+        row = {key: value for key, value in asdict(self).items() if key not in optional or value is not None}
+        certainty = row.pop("certainty", {})
+        return {**row, **certainty}
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
