@@ -6,8 +6,8 @@ Does not know how tokens are obtained, what an answer costs, or which expert wou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 FIRST_TOKENS = (1, 2, 4, 8, 16)  # the lengths that are calibrated, and WHOLE
 WHOLE = 0  # the whole answer, instead of a number of first tokens
@@ -39,10 +39,22 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Instead:
+    """Another expert's mean score where this one is right, and where it is wrong; in [0, 1]."""
+
+    where_right: float
+    where_wrong: float
+
+
+@dataclass(frozen=True, slots=True)
 class CertaintyModel:
-    """One expert's curves, by number of tokens, each number once. There is at least one curve."""
+    """One expert's curves, by number of tokens, each number once. There is at least one curve.
+
+    `instead`: what the other experts score where this one is right and where it is wrong.
+    """
 
     curves: tuple[Curve, ...]
+    instead: Mapping[str, Instead] = field(default_factory=dict)
 
     def probability(self, logprobs: Sequence[float], expected: float | None, tokens: int = WHOLE) -> float:
         """P(right) of an answer whose tokens so far have these log-probabilities.
@@ -54,6 +66,14 @@ class CertaintyModel:
             return 0.0
         curve = self.curve(tokens)
         return curve.probability(mean_of_first(logprobs, curve.tokens), expected)
+
+    def expected_instead(self, other: str, right: float) -> float | None:
+        """The other expert's expected score if this one's answer is right with this probability; None if unknown.
+
+        For prompts of which the router says nothing: overall means cannot tell which expert knows what this one lacks.
+        """
+        found = self.instead.get(other)
+        return None if found is None else right * found.where_right + (1.0 - right) * found.where_wrong
 
     def curve(self, tokens: int) -> Curve:
         """The calibrated curve for this many tokens: the longest that is not longer, else the shortest."""

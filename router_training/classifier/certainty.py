@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.stats import rankdata
 
-from coe_server.routing.certainty import FIRST_TOKENS, SURE, WHOLE, Curve
+from coe_server.routing.certainty import FIRST_TOKENS, SURE, WHOLE, CertaintyModel, Curve, Instead
 from coe_server.routing.manifest import CurveEntry
 from router_training.data.dataset import Dataset, Fold
 
@@ -25,7 +25,36 @@ RIDGE = 0.05  # on each slope, in standard deviations of its input: separable da
 BINS = 10  # of the calibration error
 TOKENS = (*FIRST_TOKENS, WHOLE)
 
-Models = Mapping[str, Sequence[Curve]]
+PRIOR_PROMPTS = 5.0  # that an expert's overall mean counts for, beside those where another is right or wrong
+
+Models = Mapping[str, CertaintyModel]
+
+
+def fitted_models(dataset: Dataset, expected: Vector) -> dict[str, CertaintyModel]:
+    """Expert -> its curves and what the others score instead; `expected` as in `fitted_curves`."""
+    return {
+        name: CertaintyModel(tuple(curves), fitted_instead(dataset, dataset.experts.index(name)))
+        for name, curves in fitted_curves(dataset, expected).items()
+    }
+
+
+def fitted_instead(dataset: Dataset, first: int) -> dict[str, Instead]:
+    """The other experts' mean scores where the expert in column `first` is right and where it is wrong."""
+    weights = np.where(dataset.only_trains, 0.0, dataset.weights)
+    found = {}
+    for column, name in enumerate(dataset.experts):
+        both = ~np.isnan(dataset.scores[:, first] + dataset.scores[:, column]) & (weights > 0.0)
+        if column == first or not both.any():
+            continue
+        own, other, share = dataset.scores[both, first], dataset.scores[both, column], weights[both]
+        share = share / share.mean()
+        overall = float(np.average(other, weights=share))
+
+        def mean_where(right: Vector, other: Vector = other, overall: float = overall) -> float:
+            return float(np.clip((right @ other + PRIOR_PROMPTS * overall) / (right.sum() + PRIOR_PROMPTS), 0.0, 1.0))
+
+        found[name] = Instead(mean_where(share * own), mean_where(share * (1.0 - own)))
+    return found
 
 
 def fitted_curves(dataset: Dataset, expected: Vector) -> dict[str, list[Curve]]:

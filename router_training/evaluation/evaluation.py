@@ -31,7 +31,7 @@ from router_training.evaluation.gains import (
     worst_prompts,
 )
 from router_training.evaluation.handover import Stage
-from router_training.evaluation.handover_evidence import handover_rows
+from router_training.evaluation.handover_evidence import handover_rows, handover_sentences
 from router_training.evaluation.metrics import Bootstrap
 from router_training.evaluation.robustness import robustness
 from router_training.evaluation.worth import worth, worth_sentence
@@ -342,4 +342,5 @@ def _sentences(evaluation: dict[str, Any]) -> list[str]:
         f" expert in {100 * evaluation['flip_rate']:.1f} % of cases",
         f"time for one decision: {evaluation['routing_ms']['p50']:.2f} ms at the median,"
         f" {evaluation['routing_ms']['p99']:.2f} ms at the 99th percentile",
+        *handover_sentences(evaluation),
     ]

@@ -6,16 +6,16 @@ over the mean length of an answer; so an average answer of an expert costs what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.certainty import FIRST_TOKENS, Curve, Handover
+from coe_server.routing.certainty import FIRST_TOKENS, Handover
 from router_training.assignment.milp import choices
-from router_training.classifier.certainty import fitted_curves, probabilities
+from router_training.classifier.certainty import Models, fitted_models, probabilities
 from router_training.data.dataset import Dataset, Fold
 from router_training.evaluation.metrics import Bootstrap, Hull, mean, upper_hull
 
@@ -28,8 +28,6 @@ DIAL = 12  # multipliers of the router without handover, for its scores at other
 NEVER = 1e6  # a margin
 ROUNDING = 1e-9
 DECIMALS = 12  # of a gain: what hands nothing over gains 0
-
-Curves = Mapping[str, Sequence[Curve]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +88,6 @@ class Stage:
         """[n, experts]: the cost of each expert's whole answer."""
         return self.costs * self.lengths
 
-    @property
-    def seconds(self) -> Ints:
-        """[n]: the expert of most value after the first; the first itself where there is no other."""
-        values = self.allowed - self.penalty[:, np.newaxis] * self.costs
-        values[np.arange(len(values)), self.first] = -np.inf
-        return np.where(np.isfinite(values.max(axis=1)), values.argmax(axis=1), self.first)
-
 
 @dataclass(frozen=True, slots=True)
 class Played:
@@ -107,9 +98,45 @@ class Played:
     handed: Flags
 
 
-def played(stage: Stage, handed: Flags, tokens: int) -> Played:
-    """The prompts `handed` over after this many tokens (WHOLE: all) to the second expert, the others kept."""
-    kept, moved = _kept(stage), _moved(stage, tokens)
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Of n prompts, after some tokens of the first answer: the best other expert, and its advantage.
+
+    `advantages` [n]: the value of `seconds` [n] less that of the first, whose score is P(right); -inf where it is not
+    judged or there is no other.
+    """
+
+    seconds: Ints
+    advantages: Vector
+
+
+def judged(stage: Stage, models: Models, tokens: int) -> Judgement:
+    """As serving judges: where the router says nothing of a prompt, others are expected to score as they do instead."""
+    rows = np.arange(len(stage.first))
+    right, after = np.full(len(rows), np.nan), stage.allowed.copy()
+    for column, name in enumerate(stage.dataset.experts):
+        model, mine = models.get(name), np.flatnonzero(stage.first == column)
+        if model is None or stage.dataset.said is None or not len(mine):
+            continue
+        means = stage.dataset.said.of(tokens)[mine, column]
+        right[mine] = probabilities(model.curve(tokens), means, stage.expected[mine, column])
+        unknown = mine[~stage.known[mine]]
+        for place, other in enumerate(stage.dataset.experts):
+            if other in model.instead:
+                known = model.instead[other]
+                score = right[unknown] * known.where_right + (1.0 - right[unknown]) * known.where_wrong
+                after[unknown, place] = np.where(np.isfinite(after[unknown, place]), score, -np.inf)
+    values = after - stage.penalty[:, np.newaxis] * stage.costs
+    values[rows, stage.first] = -np.inf
+    seconds = np.nan_to_num(values, nan=-np.inf).argmax(axis=1)
+    advantages = values[rows, seconds] - (right - stage.penalty * stage.costs[stage.first])
+    return Judgement(seconds, np.where(np.isnan(advantages), -np.inf, advantages))
+
+
+def played(stage: Stage, judgement: Judgement, margin: float, tokens: int) -> Played:
+    """Those whose advantage is above the margin are handed over after this many tokens (WHOLE: all)."""
+    handed = judgement.advantages > margin
+    kept, moved = _kept(stage), _moved(stage, judgement.seconds, tokens)
     return Played(np.where(handed, moved.scores, kept.scores), np.where(handed, moved.spent, kept.spent), handed)
 
 
@@ -120,28 +147,13 @@ def _kept(stage: Stage) -> Played:
     )
 
 
-def _moved(stage: Stage, tokens: int) -> Played:
-    rows, seconds = np.arange(len(stage.first)), stage.seconds
+def _moved(stage: Stage, seconds: Ints, tokens: int) -> Played:
+    rows = np.arange(len(stage.first))
     written = stage.lengths[rows, stage.first]
     wasted = stage.costs[stage.first] * (np.minimum(written, tokens / stage.unit) if tokens else written)
     return Played(
         stage.dataset.scores[rows, seconds], wasted + stage.spent[rows, seconds], np.ones(len(rows), dtype=np.bool_)
     )
-
-
-def advantages(stage: Stage, curves: Curves, tokens: int) -> Vector:
-    """[n]: the second expert's value less the first one's (its P(right) less its cost); -inf where it is not judged."""
-    rows, seconds, expected = np.arange(len(stage.first)), stage.seconds, stage.expected
-    right = np.full(len(rows), np.nan)
-    for column, name in enumerate(stage.dataset.experts):
-        curve = next((one for one in curves.get(name, ()) if one.tokens == tokens), None)
-        mine = np.flatnonzero(stage.first == column)
-        if curve is not None and stage.dataset.said is not None and len(mine):
-            means = stage.dataset.said.of(tokens)[mine, column]
-            right[mine] = probabilities(curve, means, expected[mine, column])
-    first = right - stage.penalty * stage.costs[stage.first]
-    second = stage.allowed[rows, seconds] - stage.penalty * stage.costs[seconds]
-    return np.where(np.isnan(first) | (seconds == stage.first), -np.inf, second - first)
 
 
 def without_handover(stage: Stage) -> Vector:
@@ -187,7 +199,7 @@ class _Alternatives:
         return self.score + self.hull.score_at(cost) - self.hull.score_at(self.cost)
 
 
-def best_handover(stage: Stage, curves: Curves, lengths: Sequence[int] = FIRST_TOKENS) -> Handover:
+def best_handover(stage: Stage, models: Models, lengths: Sequence[int] = FIRST_TOKENS) -> Handover:
     """The number of tokens and the margin with the largest gain at equal cost on these prompts; NEVER without a gain.
 
     Margins are quantiles of the advantages, so that few prompts more or less make a step.
@@ -196,7 +208,8 @@ def best_handover(stage: Stage, curves: Curves, lengths: Sequence[int] = FIRST_T
     kept, router = _kept(stage), _Alternatives.of(weights @ without_handover(stage))
     best, found = ROUNDING, Handover(lengths[0], NEVER)
     for tokens in lengths:
-        moved, advantage = _moved(stage, tokens), advantages(stage, curves, tokens)
+        judgement = judged(stage, models, tokens)
+        moved, advantage = _moved(stage, judgement.seconds, tokens), judgement.advantages
         order = np.argsort(-advantage, kind="stable")[: int(np.isfinite(advantage).sum())]
         scores = weights @ kept.scores + np.cumsum((weights * (moved.scores - kept.scores))[order])
         spent = weights @ kept.spent + np.cumsum((weights * (moved.spent - kept.spent))[order])
@@ -260,7 +273,7 @@ def gain_of(stage: Stage, one: Played, bootstrap: Bootstrap) -> HandoverGain:
 
 
 def cross_played(stage: Stage, folds: Sequence[Fold], fit_on: Stage | None = None) -> Played:
-    """Each fold's prompts with curves, number of tokens and margin found without them.
+    """Each fold's prompts with models, number of tokens and margin found without them.
 
     With `fit_on` these are found on the same prompts in other circumstances.
     """
@@ -269,14 +282,13 @@ def cross_played(stage: Stage, folds: Sequence[Fold], fit_on: Stage | None = Non
     grounds = fit_on or stage
     for fold in folds:
         seen, left_out = grounds.rows(fold.seen), stage.rows(fold.left_out)
-        curves = fitted_curves(seen.dataset, seen.expected)
-        rule = best_handover(seen, curves)
-        one = by_rule(left_out, curves, rule)
+        models = fitted_models(seen.dataset, seen.expected)
+        one = by_rule(left_out, models, best_handover(seen, models))
         for whole, part in ((found.scores, one.scores), (found.spent, one.spent), (found.handed, one.handed)):
             whole[fold.left_out] = part
     return found
 
 
-def by_rule(stage: Stage, curves: Curves, rule: Handover) -> Played:
+def by_rule(stage: Stage, models: Models, rule: Handover) -> Played:
     """What this rule does to the prompts."""
-    return played(stage, advantages(stage, curves, rule.tokens) > rule.margin, rule.tokens)
+    return played(stage, judged(stage, models, rule.tokens), rule.margin, rule.tokens)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.manifest import HandoverEntry, Manifest
+from coe_server.routing.certainty import CertaintyModel
+from coe_server.routing.manifest import HandoverEntry, InsteadEntry, Manifest
 from router_training.assignment.objectives import decided, permitted
-from router_training.classifier.certainty import curve_entries
+from router_training.classifier.certainty import curve_entries, fitted_instead
 from router_training.classifier.classifier import group_folds
 from router_training.cross_fit.draft import Learned
 from router_training.cross_fit.out_of_fold import GROUP_FOLDS, grounds_of
@@ -65,7 +66,11 @@ def with_handover(
     complete = np.flatnonzero(prompts.measures & (prompts.weights > 0.0))
     manifest = learned.draft.manifest
     grounds = grounds_of(prompts, predictions, config)
-    curves = {name: [entry.curve for entry in entries] for name, entries in certainty.items()}
+    instead = {name: fitted_instead(prompts, prompts.experts.index(name)) for name in certainty}
+    models = {
+        name: CertaintyModel(tuple(entry.curve for entry in curves), instead[name])
+        for name, curves in certainty.items()
+    }
     entries, evidence = {}, {}
     for name, entry in manifest.objectives.items():
         costs = manifest.costs(name)
@@ -77,7 +82,7 @@ def with_handover(
             is_known,
             costs,
         ).rows(complete)
-        rule = best_handover(stage, curves)
+        rule = best_handover(stage, models)
         found = HandoverEvidence(
             gain_of(stage, cross_played(stage, _among(predictions.folds, complete)), bootstrap),
             _outside(stage, unseen, bootstrap),
@@ -94,7 +99,10 @@ def with_handover(
         )
         entries[name] = entry.model_copy(update={"handover": handover})
         evidence[name] = found
-    update = {"objectives": entries, "certainty": certainty}
+    others = {
+        name: {other: InsteadEntry(**asdict(one)) for other, one in found.items()} for name, found in instead.items()
+    }
+    update = {"objectives": entries, "certainty": certainty, "instead": others}
     draft = replace(learned.draft, manifest=manifest.model_copy(update=update))
     return replace(learned, draft=draft), evidence
 
@@ -133,12 +141,11 @@ def refusal_of(evidence: HandoverEvidence, harm_limit: float) -> str | None:
 
 def handover_rows(manifest: Manifest, stages: Mapping[str, Stage], bootstrap: Bootstrap) -> list[dict[str, Any]]:
     """The block of `evaluation.json`: what each objective's rule does to these prompts."""
-    curves = {name: model.curves for name, model in manifest.certainty_models.items()}
     rows = []
     for name, stage in stages.items():
         handover = manifest.objectives[name].handover
         if handover is not None:
-            gain = gain_of(stage, by_rule(stage, curves, handover.rule), bootstrap)
+            gain = gain_of(stage, by_rule(stage, manifest.certainty_models, handover.rule), bootstrap)
             rows.append({"objective": name, "tokens": handover.tokens, "margin": handover.margin, **gain.as_json()})
     return rows
 
@@ -161,6 +168,26 @@ def examined(learned: Learned, found: Mapping[str, HandoverEvidence], evaluation
         row |= {"shipped": handover.shipped, "refusal": handover.refusal, **found[row["objective"]].as_json()}
     draft = replace(learned.draft, manifest=manifest.model_copy(update={"objectives": objectives}))
     return replace(learned, draft=draft)
+
+
+def handover_sentences(evaluation: dict[str, Any]) -> list[str]:
+    """One line for each objective, for a terminal."""
+    return [
+        f"handover, objective {one['objective']}: by {one['tokens'] or 'all'} tokens {one['share']:.1%} handed over,"
+        f" {_interval(one)} points over the same router without it at equal cost" + _verdict(one)
+        for one in evaluation.get("handover", ())
+    ]
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    if "shipped" not in found:
+        return ""
+    return "; shipped" if found["shipped"] else f"; not shipped: {found['refusal']}"
+
+
+def _interval(found: dict[str, Any]) -> str:
+    low, high = found["gain_ci95"]
+    return f"{100 * found['gain']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 def _differs(expected: Vector, overall: Vector) -> npt.NDArray[np.bool_]:

@@ -7,24 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coe_server.routing.certainty import CertaintyModel, certainty
+from coe_server.routing.certainty import CertaintyModel, Handover, certainty
 from router_training.classifier.certainty import (
     auroc,
     certainties,
     curve_entries,
     fitted_curve,
     fitted_curves,
+    fitted_models,
     probabilities,
 )
 from router_training.data.dataset import Fold
 from router_training.evaluation.handover import (
     NEVER,
     above_the_router,
-    advantages,
     best_handover,
     by_rule,
     cross_played,
     gain_of,
+    judged,
     played,
     without_handover,
 )
@@ -72,12 +73,12 @@ def test_a_loss_on_groups_left_out_refuses_what_gains_on_folds() -> None:
 @pytest.mark.parametrize("chances", [PAYS, REFUSES, (0.8, 0.7, 0.2)])
 def test_the_margin_found_is_within_half_a_point_of_the_best_in_hindsight(chances: tuple[float, float, float]) -> None:
     seen, unseen = stage(4000, chances, seed=1), stage(10_000, chances, seed=2)
-    curves = fitted_curves(seen.dataset, seen.expected)
-    rule = best_handover(seen, curves)
+    models = fitted_models(seen.dataset, seen.expected)
+    rule = best_handover(seen, models)
     rest = without_handover(unseen).mean(axis=0)
 
     def gain(margin: float) -> float:
-        one = by_rule(unseen, curves, replace(rule, margin=margin))
+        one = by_rule(unseen, models, replace(rule, margin=margin))
         return above_the_router(np.concatenate(([one.scores.mean(), one.spent.mean()], rest)))
 
     hindsight = max(gain(margin) for margin in np.linspace(-0.6, 0.6, 61))
@@ -86,11 +87,12 @@ def test_the_margin_found_is_within_half_a_point_of_the_best_in_hindsight(chance
 
 def test_wasted_tokens_are_counted() -> None:
     world = stage(100, PAYS, costs=(2.0, 2.0, 2.0))
-    nothing, everything = np.zeros(100, dtype=np.bool_), np.ones(100, dtype=np.bool_)
-    assert played(world, nothing, 4).spent.mean() == pytest.approx(2.0)
-    assert played(world, everything, 4).spent.mean() == pytest.approx(2.0 * (1.0 + 4 / LENGTH))
-    assert played(world, everything, 0).spent.mean() == pytest.approx(4.0)
-    assert played(world, everything, 4).scores.tolist() == world.dataset.scores[np.arange(100), world.seconds].tolist()
+    judgement = judged(world, fitted_models(world.dataset, world.expected), 4)
+    assert played(world, judgement, NEVER, 4).spent.mean() == pytest.approx(2.0)
+    assert played(world, judgement, -NEVER, 4).spent.mean() == pytest.approx(2.0 * (1.0 + 4 / LENGTH))
+    assert played(world, judgement, -NEVER, 0).spent.mean() == pytest.approx(4.0)
+    taken = world.dataset.scores[np.arange(100), np.argsort(-world.allowed, axis=1)[:, 1]]
+    assert played(world, judgement, -NEVER, 4).scores.tolist() == taken.tolist()
 
 
 def test_dear_experts_are_compared_with_what_the_router_reaches_for_their_price() -> None:
@@ -105,17 +107,18 @@ def test_an_expert_without_log_probabilities_is_never_handed_over_from() -> None
     said = world.dataset.said
     assert said is not None
     said.means[:, 0] = np.nan
-    curves = fitted_curves(world.dataset, world.expected)
-    assert set(curves) == set(EXPERTS[1:])
-    assert np.isneginf(advantages(world, curves, 4)[world.first == 0]).all()
-    assert np.isfinite(advantages(world, curves, 4)[world.first != 0]).all()
+    models = fitted_models(world.dataset, world.expected)
+    assert set(models) == set(EXPERTS[1:])
+    advantages = judged(world, models, 4).advantages
+    assert np.isneginf(advantages[world.first == 0]).all()
+    assert np.isfinite(advantages[world.first != 0]).all()
 
 
 def test_where_nothing_is_gained_there_is_no_margin() -> None:
     world = stage(500, (0.6, 0.5, 0.4))
     others = np.arange(3) != world.first[:, np.newaxis]
     world.dataset.scores[others] = 0.0
-    assert best_handover(world, fitted_curves(world.dataset, world.expected)).margin == NEVER
+    assert best_handover(world, fitted_models(world.dataset, world.expected)).margin == NEVER
 
 
 def test_curves_give_the_probabilities_that_serving_computes() -> None:
@@ -157,3 +160,22 @@ def test_an_auroc_counts_ties_as_half_and_needs_both_classes() -> None:
     right = np.array([True, False, True, False])
     assert auroc(np.array([0.9, 0.1, 0.5, 0.5]), right) == 0.875
     assert auroc(np.array([0.9, 0.1]), np.array([True, True])) is None
+
+
+def test_where_the_router_says_nothing_the_expert_that_knows_what_the_first_lacks_takes_over() -> None:
+    """`a` is right on half of all prompts; `c` has the higher mean, but `b` is right exactly where `a` is not."""
+    world = stage(400, (0.5, 0.5, 0.5))
+    scores, said = world.dataset.scores, world.dataset.said
+    assert said is not None
+    right = np.arange(400) % 2 == 0
+    scores[:] = np.column_stack((right, ~right, np.arange(400) % 10 < 6))
+    said.means[:] = np.where(scores == 1.0, -0.01, -3.0)[:, :, np.newaxis]
+    overall = np.tile(scores.mean(axis=0), (400, 1))
+    nothing = np.zeros(400, dtype=np.bool_)
+    lost = replace(world, allowed=overall, first=np.zeros(400, dtype=np.int64), known=nothing)
+    models = fitted_models(lost.dataset, lost.expected)
+    one = by_rule(lost, models, Handover(4, 0.0))
+    assert one.scores.mean() == 1.0
+    assert one.handed.tolist() == (~right).tolist()
+    assert models["a"].expected_instead("b", 0.0) == pytest.approx(1.0, abs=0.02)
+    assert models["a"].expected_instead("a", 0.0) is None
