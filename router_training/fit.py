@@ -26,7 +26,7 @@ from router_training.data.checks import require_categories, require_trainable
 from router_training.data.dataset import Dataset, read_dataset, split
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
-from router_training.data.provenance import AGREEMENT, BY_AGREEMENT_ALONE
+from router_training.data.provenance import ALONE
 from router_training.data.report import duplicate_report
 from router_training.data.trained_on import hashes_of
 from router_training.evaluation.evaluation import evaluate, main_objective
@@ -161,8 +161,8 @@ def _refusals(
         outside = unseen_groups_gain(unseen.priced(learned.draft.manifest.costs(name)), entry) if unseen else None
         why = refusal(evidence[name].gain.low, outside, has_budget, learned.config.shipping.harm_limit)
         exam = by_budget.get(name, evaluation["router"])["gain_ci95"][1]
-        by_agreement = BY_AGREEMENT_ALONE if evaluation.get("scored_by") == AGREEMENT else None
-        refusals[name] = by_agreement or why or exam_failed(exam, has_budget)
+        weakly = ALONE.get(evaluation.get("scored_by", ""))
+        refusals[name] = weakly or why or exam_failed(exam, has_budget)
     return refusals
 
 

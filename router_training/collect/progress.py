@@ -77,6 +77,7 @@ class Tally:
 
     by_expert: Mapping[str, ExpertTally]
     findings: Findings | None = None  # of the scorer `consensus`
+    note: str | None = None  # what weak scores say
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
@@ -210,6 +211,8 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     """Print scores, costs, missing outcomes with reasons, and the output files."""
     if tally.findings is not None:
         show_findings(tally.findings, console)
+    if tally.note is not None:
+        console.print(tally.note, style="yellow", markup=False)
     table = Table("expert", "mean score")
     for column in ("answers", "no outcome", *FAULTS, "output tokens", "s per answer"):
         table.add_column(column, justify="right")

@@ -12,6 +12,8 @@ from coe_server.errors import DatasetError
 from coe_server.system.files import require_writable_folder
 from router_training import Track
 from router_training.collect.by_agreement import ConsensusScorer
+from router_training.collect.by_certainty import HEAD as CERTAINTY_HEAD
+from router_training.collect.by_certainty import CertaintyScorer
 from router_training.collect.endpoint import CircuitBreaker, Endpoint, Refusal, Reply, endpoint_to
 from router_training.collect.faults import fault_of
 from router_training.collect.judge import Case, Judge, read_verdict, reminder
@@ -43,6 +45,7 @@ from router_training.collect.scorers import (
     Unscored,
 )
 from router_training.collect.settings import (
+    CertaintySettings,
     ChoiceSettings,
     CollectConfig,
     ConsensusSettings,
@@ -174,7 +177,8 @@ class Collection:
             for question in track(self.questions, f"scoring {expert}"):
                 self._score(question, expert, tally)
         findings = self.scorer.findings() if isinstance(self.scorer, ConsensusScorer) else None
-        return Tally(tallies, findings)
+        note = CERTAINTY_HEAD if isinstance(self.scorer, CertaintyScorer) else None
+        return Tally(tallies, findings, note)
 
     def _score(self, question: Question, expert: str, tally: ExpertTally) -> None:
         answer = self.answers.of(expert, question)
@@ -190,7 +194,7 @@ class Collection:
         if isinstance(score, Unscored):
             tally.add_missing(score)
         else:
-            by = AGREEMENT if isinstance(self.scorer, ConsensusScorer) else None
+            by = _scored_by(self.scorer, question)
             tally.outcomes.append(
                 Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault, answer.certainty)
             )
@@ -231,8 +235,22 @@ def _scorer(config: CollectConfig, answers: Answers, recording: Recording, quest
             return Judge(settings, target, answers, recording, config.answer_column)
         case ConsensusSettings() as settings:
             return ConsensusScorer(settings, answers, questions, config.expert_names)
+        case CertaintySettings() as settings:
+            labels = None if settings.labels is None else _single_scorer(settings.labels, config.answer_column)
+            return CertaintyScorer(labels, config.answer_column, answers, questions, config.expert_names)
         case settings:
             return _single_scorer(settings, config.answer_column)
+
+
+def _scored_by(scorer: Scorer, question: Question) -> str | None:
+    """The mark of weak scores."""
+    match scorer:
+        case ConsensusScorer():
+            return AGREEMENT
+        case CertaintyScorer():
+            return scorer.scored_by(question)
+        case _:
+            return None
 
 
 def _single_scorer(settings: SingleSettings, column: str) -> Scorer:

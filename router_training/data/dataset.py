@@ -25,7 +25,7 @@ from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
 from coe_server.system.visible import visible
 from router_training.data.first_tokens import COLUMNS, FirstTokens
-from router_training.data.provenance import AGREEMENT, FAULTS, Provenance
+from router_training.data.provenance import FAULTS, WEAK, Provenance
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -77,15 +77,17 @@ class Dataset:
 
     @property
     def only_trains(self) -> npt.NDArray[np.bool_]:
-        """[n]: True for prompts that measure nothing: synthetic ones, and those scored by agreement unless all are."""
-        written, agreed = self.provenance.synthetic, self.provenance.agreed
-        return written if self.by_agreement else np.asarray(written | agreed)
+        """[n]: True for prompts that measure nothing: synthetic ones, and those weakly scored unless all are."""
+        written, weak = self.provenance.synthetic, self.provenance.weak != ""
+        return written if self.scored_by else np.asarray(written | weak)
 
     @property
-    def by_agreement(self) -> bool:
-        """True if there is no complete prompt of a user that was scored otherwise."""
+    def scored_by(self) -> str | None:
+        """The weak kind of its scores if there is no complete prompt of a user that was scored otherwise."""
+        weak = self.provenance.weak
         complete = ~np.isnan(self.scores).any(axis=1) & ~self.provenance.synthetic
-        return bool(self.provenance.agreed.any() and not (complete & ~self.provenance.agreed).any())
+        kinds = np.unique(weak[weak != ""])
+        return None if len(kinds) == 0 or (complete & (weak == "")).any() else str(kinds[0])
 
     @property
     def measures(self) -> npt.NDArray[np.bool_]:
@@ -140,7 +142,7 @@ def read_dataset(
         unscored=int((recorded.null & np.isnan(recorded.scores)).sum()),
         origin=Provenance(
             np.array([_name(path, number, row, "synthetic") or "" for path, number, row in rows]),
-            recorded.agreed,
+            np.array(recorded.weak),
             recorded.faults,
         ),
         said=recorded.said,
@@ -215,14 +217,14 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """`scores` [prompts, experts], NaN where missing; `null`: without a score; `agreed` [prompts].
+    """`scores` [prompts, experts], NaN where missing; `null`: without a score; `weak` [prompts]: the kind.
 
     `faults`: expert -> kind -> answers with score 0.
     """
 
     scores: Vector
     null: npt.NDArray[np.bool_]
-    agreed: npt.NDArray[np.bool_]
+    weak: list[str]
     faults: dict[str, Counter[str]]
     said: FirstTokens
 
@@ -230,7 +232,8 @@ class _Recorded:
         """Record the score, who gave it, what is wrong with the answer besides its content, and what its tokens say."""
         column = list(self.faults).index(expert)
         self.scores[position, column] = _number(path, number, row, "score", 1.0)
-        self.agreed[position] |= row.get("scored_by") == AGREEMENT
+        if (kind := row.get("scored_by")) in WEAK:
+            self.weak[position] = str(kind)
         if row["score"] == 0 and (fault := row.get("fault")) in FAULTS:
             self.faults[expert][str(fault)] += 1
         if (wrong := self.said.note(position, column, row)) is not None:
@@ -244,7 +247,7 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
     recorded = _Recorded(
         scores,
         np.zeros(scores.shape, dtype=np.bool_),
-        np.zeros(len(ids), dtype=np.bool_),
+        [""] * len(ids),
         {name: Counter() for name in experts},
         FirstTokens.empty(*scores.shape),
     )

@@ -19,7 +19,6 @@ from coe_server.routing.router import Router
 from router_training import Track
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
-from router_training.data.provenance import AGREEMENT
 from router_training.evaluation import metrics
 from router_training.evaluation.gains import (
     Judged,
@@ -86,7 +85,7 @@ def evaluate(
     return {
         "n_prompts": len(judged.dataset),
         "n_incomplete": int(len(dataset) - len(judged.dataset)),
-        **({"scored_by": AGREEMENT} if judged.dataset.by_agreement else {}),
+        **({"scored_by": judged.dataset.scored_by} if judged.dataset.scored_by else {}),
         "router_version": artifact.version,
         "cost_unit": artifact.manifest.cost_unit,
         "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),
