@@ -34,6 +34,7 @@ def fit(
 
     An objective is shipped if it passes two tests. Its gain on held-out prompts is certain: over the best single
     expert or, under a budget, over a random mix of experts at the same cost. And it does no harm on groups left out.
+    Where outcomes have log-probabilities, it also finds whether unsure answers should be handed over to another expert.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
     with mistakes_as_sentences():
@@ -116,6 +117,7 @@ def map_(
 
 
 def _report(result: FitResult) -> None:
+    from router_training.evaluation.handover_evidence import handover_sentences
     from router_training.evaluation.worth import worth_sentence
     from router_training.report.page import REPORT
 
@@ -137,6 +139,8 @@ def _report(result: FitResult) -> None:
         if (why := result.forced.get(name)) is not None:
             verdict = f"forced (--force), not earned: {why}"
         console.print(f"  {name}: {verdict}", markup=False)
+    for sentence in handover_sentences(evaluation):
+        console.print(f"  {sentence}", markup=False, soft_wrap=True)
     for failure in result.failing_probes:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)
