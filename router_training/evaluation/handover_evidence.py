@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coe_server.routing.certainty import CertaintyModel
-from coe_server.routing.manifest import HandoverEntry, InsteadEntry, Manifest
+from coe_server.routing.certainty import Handover
+from coe_server.routing.manifest import CurveEntry, HandoverEntry, InsteadEntry, Manifest
 from router_training.assignment.objectives import decided, permitted
 from router_training.classifier.certainty import curve_entries, fitted_instead
 from router_training.classifier.classifier import group_folds
 from router_training.cross_fit.draft import Learned
 from router_training.cross_fit.out_of_fold import GROUP_FOLDS, grounds_of
-from router_training.data.dataset import Fold
+from router_training.data.dataset import Dataset, Fold
 from router_training.evaluation.gains import UnseenGroups
 from router_training.evaluation.handover import (
     HandoverGain,
@@ -66,11 +66,8 @@ def with_handover(
     complete = np.flatnonzero(prompts.measures & (prompts.weights > 0.0))
     manifest = learned.draft.manifest
     grounds = grounds_of(prompts, predictions, config)
-    instead = {name: fitted_instead(prompts, prompts.experts.index(name)) for name in certainty}
-    models = {
-        name: CertaintyModel(tuple(entry.curve for entry in curves), instead[name])
-        for name, curves in certainty.items()
-    }
+    manifest = manifest.model_copy(update=certain_entries(prompts, certainty))
+    models = manifest.certainty_models
     entries, evidence = {}, {}
     for name, entry in manifest.objectives.items():
         costs = manifest.costs(name)
@@ -87,24 +84,36 @@ def with_handover(
             gain_of(stage, cross_played(stage, _among(predictions.folds, complete)), bootstrap),
             _outside(stage, unseen, bootstrap),
         )
-        why = refusal_of(found, harm_limit)
-        handover = HandoverEntry(
-            tokens=rule.tokens,
-            margin=rule.margin,
-            share=found.inside.share,
-            gain=found.inside.gain,
-            gain_ci95=(found.inside.low, found.inside.high),
-            shipped=why is None,
-            refusal=why,
-        )
-        entries[name] = entry.model_copy(update={"handover": handover})
+        entries[name] = entry.model_copy(update={"handover": entry_of(rule, found, harm_limit)})
         evidence[name] = found
-    others = {
-        name: {other: InsteadEntry(**asdict(one)) for other, one in found.items()} for name, found in instead.items()
-    }
-    update = {"objectives": entries, "certainty": certainty, "instead": others}
-    draft = replace(learned.draft, manifest=manifest.model_copy(update=update))
+    draft = replace(learned.draft, manifest=manifest.model_copy(update={"objectives": entries}))
     return replace(learned, draft=draft), evidence
+
+
+def certain_entries(dataset: Dataset, certainty: Mapping[str, list[CurveEntry]]) -> dict[str, Any]:
+    """The manifest's keys `certainty` and `instead`, of these curves."""
+    instead = {name: fitted_instead(dataset, dataset.experts.index(name)) for name in certainty}
+    return {
+        "certainty": dict(certainty),
+        "instead": {
+            name: {other: InsteadEntry(**asdict(one)) for other, one in found.items()}
+            for name, found in instead.items()
+        },
+    }
+
+
+def entry_of(rule: Handover, found: HandoverEvidence, harm_limit: float) -> HandoverEntry:
+    """The rule with its evidence and verdict, for the manifest."""
+    why = refusal_of(found, harm_limit)
+    return HandoverEntry(
+        tokens=rule.tokens,
+        margin=rule.margin,
+        share=found.inside.share,
+        gain=found.inside.gain,
+        gain_ci95=(found.inside.low, found.inside.high),
+        shipped=why is None,
+        refusal=why,
+    )
 
 
 def _outside(inside: Stage, unseen: UnseenGroups | None, bootstrap: Bootstrap) -> HandoverGain | None:
