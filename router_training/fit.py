@@ -26,7 +26,7 @@ from router_training.data.checks import require_categories, require_trainable
 from router_training.data.dataset import Dataset, read_dataset, split
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
-from router_training.data.provenance import AGREEMENT, BY_AGREEMENT_ALONE
+from router_training.data.provenance import ALONE
 from router_training.data.report import duplicate_report
 from router_training.data.trained_on import hashes_of
 from router_training.evaluation.evaluation import evaluate, main_objective
@@ -40,6 +40,7 @@ from router_training.evaluation.gains import (
     unseen_groups_gain,
     weigh_evidence,
 )
+from router_training.evaluation.handover_evidence import examined, with_handover
 from router_training.evaluation.metrics import Bootstrap
 from router_training.probes import write_own_and_chosen
 from router_training.report.page import with_texts, write_report
@@ -82,11 +83,13 @@ def fit(config: TrainingConfig, out: Path, force: bool, track: Track) -> FitResu
     counts = counted(everything, config, track)
     learned = learn(training, rows_between(counts, 0, len(training)), config, track)
     bootstrap = _bootstrap(config)
-    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evidence, unseen = _evidence(learned, bootstrap), _unseen_groups(learned)
+    learned, handovers = with_handover(learned, unseen, bootstrap, config.shipping.harm_limit)
+    evaluation = evaluate(_as_saved(learned.draft, learned.kept, out.parent), held_out, bootstrap, track, prepare)
     evaluation["leave_group_out"] = _leave_group_out(learned, unseen, bootstrap)
     evaluation["near_duplicates"] = duplicate_report(dataset, sides).as_json()
     evaluation["cross_validated"] = {name: found.as_json() for name, found in evidence.items()}
+    learned = examined(learned, handovers, evaluation)
     refusals = _refusals(learned, evidence, unseen, evaluation)
     forced = {name: why for name, why in refusals.items() if why is not None} if force else {}
     refusals = {name: None if name in forced else why for name, why in refusals.items()}
@@ -116,6 +119,7 @@ def joined(training: Dataset, held_out: Dataset) -> Dataset:
         np.concatenate((training.scores, held_out.scores)),
         np.concatenate((training.copies, held_out.copies)),
         origin=training.provenance.joined(held_out.provenance),
+        said=training.said and held_out.said and training.said.joined(held_out.said),
     )
 
 
@@ -157,8 +161,8 @@ def _refusals(
         outside = unseen_groups_gain(unseen.priced(learned.draft.manifest.costs(name)), entry) if unseen else None
         why = refusal(evidence[name].gain.low, outside, has_budget, learned.config.shipping.harm_limit)
         exam = by_budget.get(name, evaluation["router"])["gain_ci95"][1]
-        by_agreement = BY_AGREEMENT_ALONE if evaluation.get("scored_by") == AGREEMENT else None
-        refusals[name] = by_agreement or why or exam_failed(exam, has_budget)
+        weakly = ALONE.get(evaluation.get("scored_by", ""))
+        refusals[name] = weakly or why or exam_failed(exam, has_budget)
     return refusals
 
 

@@ -33,7 +33,7 @@ from router_training.assignment.objectives import Budget, Grounds, Limits, decid
 from router_training.config import category_without_experts
 from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import Prepare, nothing_to_embed
-from router_training.data.provenance import AGREEMENT, BY_AGREEMENT_ALONE
+from router_training.data.provenance import ALONE
 from router_training.evaluation.evaluation import evaluate
 from router_training.evaluation.gains import refusal
 from router_training.evaluation.metrics import Bootstrap
@@ -219,7 +219,7 @@ def _judged(after: Artifact, measured: dict[str, Any]) -> Artifact:
     for name, entry in after.manifest.objectives.items():
         low = rows.get(name, measured["router"])["gain_ci95"][0]
         why = entry.refusal if entry.measured else refusal(low, None, entry.budget is not None, 0.0)
-        why = why or (BY_AGREEMENT_ALONE if measured.get("scored_by") == AGREEMENT else None)
+        why = why or ALONE.get(measured.get("scored_by", ""))
         verdict = {"shipped": why is None, "refusal": why, "forced": None}
         objectives[name] = entry.model_copy(update={**verdict, "measured": True})
     return replace(after, manifest=after.manifest.model_copy(update={"objectives": objectives}))

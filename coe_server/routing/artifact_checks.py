@@ -223,7 +223,8 @@ def _require_routes(path: Path, manifest: Manifest, experts: list[str]) -> None:
 
 def _require_certainty(path: Path, manifest: Manifest, experts: list[str]) -> None:
     known = manifest.certainty or {}
-    _require_known(path, "expert", known, experts)
+    for names in (known, manifest.instead, *manifest.instead.values()):
+        _require_known(path, "expert", names, experts)
     for name, curves in known.items():
         if len({curve.tokens for curve in curves}) < len(curves):
             raise ArtifactError(

@@ -6,12 +6,13 @@ Does not know how tokens are obtained, what an answer costs, or which expert wou
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 FIRST_TOKENS = (1, 2, 4, 8, 16)  # the lengths that are calibrated, and WHOLE
 WHOLE = 0  # the whole answer, instead of a number of first tokens
-SURE = 0.003  # a mean log-probability closer to 0 says no more: an expert's own rounding
+LEAST_LOGPROB = -100.0  # of one token: an engine may give -9999 or minus infinity for an impossible one
+SURE = 1e-4  # a mean log-probability closer to 0 says no more: an engine rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,22 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
+class Instead:
+    """Another expert's mean score where this one is right, and where it is wrong; in [0, 1]."""
+
+    where_right: float
+    where_wrong: float
+
+
+@dataclass(frozen=True, slots=True)
 class CertaintyModel:
-    """One expert's curves, by number of tokens, each number once. There is at least one curve."""
+    """One expert's curves, by number of tokens, each number once. There is at least one curve.
+
+    `instead`: what the other experts score where this one is right and where it is wrong.
+    """
 
     curves: tuple[Curve, ...]
+    instead: Mapping[str, Instead] = field(default_factory=dict)
 
     def probability(self, logprobs: Sequence[float], expected: float | None, tokens: int = WHOLE) -> float:
         """P(right) of an answer whose tokens so far have these log-probabilities.
@@ -53,6 +66,14 @@ class CertaintyModel:
             return 0.0
         curve = self.curve(tokens)
         return curve.probability(mean_of_first(logprobs, curve.tokens), expected)
+
+    def expected_instead(self, other: str, right: float) -> float | None:
+        """The other expert's expected score if this one's answer is right with this probability; None if unknown.
+
+        For prompts of which the router says nothing: overall means cannot tell which expert knows what this one lacks.
+        """
+        found = self.instead.get(other)
+        return None if found is None else right * found.where_right + (1.0 - right) * found.where_wrong
 
     def curve(self, tokens: int) -> Curve:
         """The calibrated curve for this many tokens: the longest that is not longer, else the shortest."""
@@ -80,14 +101,14 @@ class Handover:
 
 
 def certainty(mean_logprob: float) -> float:
-    """A mean log-probability on the scale of the curves: evenly spread where experts differ, about -2 to 6."""
+    """A mean log-probability on the scale of the curves: evenly spread where experts differ, about -5 to 9."""
     return -math.log(SURE - min(mean_logprob, 0.0))
 
 
 def mean_of_first(logprobs: Sequence[float], tokens: int) -> float:
-    """The mean of the first `tokens` log-probabilities (WHOLE: of all), at least -100 each."""
+    """The mean of the first `tokens` log-probabilities (WHOLE: of all), each at least LEAST_LOGPROB."""
     first = logprobs[:tokens] if tokens else logprobs
-    return sum(max(one, -100.0) for one in first) / len(first)
+    return sum(max(one, LEAST_LOGPROB) for one in first) / len(first)
 
 
 def _logistic(logit: float) -> float:

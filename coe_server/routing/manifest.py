@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from coe_server.config.types import Modality, contradiction
-from coe_server.routing.certainty import CertaintyModel, Curve, Handover
+from coe_server.routing.certainty import CertaintyModel, Curve, Handover, Instead
 from coe_server.routing.frame import Normalisation
 from coe_server.system.visible import brief, visible
 
@@ -144,6 +144,13 @@ class CurveEntry(_Strict):
         )
 
 
+class InsteadEntry(_Strict):
+    """Another expert's mean score where an expert is right, and where it is wrong."""
+
+    where_right: Share
+    where_wrong: Share
+
+
 Curves = Annotated[list[CurveEntry], Field(min_length=1, max_length=64)]
 
 
@@ -253,13 +260,18 @@ class Manifest(_Strict):
     evaluation: dict[Line, float | None] = {}
     routes: Annotated[dict[Name, RouteEntry] | None, Field(exclude_if=lambda routes: routes is None)] = None
     certainty: Annotated[dict[Name, Curves] | None, Field(exclude_if=lambda found: found is None)] = None
+    instead: Annotated[dict[Name, dict[Name, InsteadEntry]], Field(exclude_if=lambda found: not found)] = {}
     checksums: dict[Line, Line] = {}
 
     @property
     def certainty_models(self) -> dict[str, CertaintyModel]:
         """Expert -> what its first tokens say; an expert without a model is never judged."""
         return {
-            name: CertaintyModel(tuple(one.curve for one in curves)) for name, curves in (self.certainty or {}).items()
+            name: CertaintyModel(
+                tuple(one.curve for one in curves),
+                {other: Instead(one.where_right, one.where_wrong) for other, one in self.instead.get(name, {}).items()},
+            )
+            for name, curves in (self.certainty or {}).items()
         }
 
     @property

@@ -134,6 +134,12 @@ def decided(entry: ObjectiveEntry, grounds: Grounds, costs: Vector) -> Ints:
     return choices(_allowed(grounds, grounds.problem(costs), used), costs, entry.multiplier)
 
 
+def permitted(entry: ObjectiveEntry, grounds: Grounds, costs: Vector) -> Vector:
+    """[n, experts]: expected scores under this objective, -inf where it rules an expert out."""
+    used = np.array([grounds.experts.index(name) for name in entry.experts])
+    return _allowed(grounds, grounds.problem(costs), used) * grounds.factors[:, np.newaxis]
+
+
 def front_points(grounds: Grounds, costs: Vector) -> list[FrontPoint]:
     """The corners of score against mean cost, cheapest first."""
     return [

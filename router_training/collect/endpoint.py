@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -35,11 +35,13 @@ from router_training.collect.settings import RequestSettings, Target, api_key, p
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
+LARGEST_LOGPROB = 1e-3  # engines round
 LONGEST_BODY_BYTES = 32 * 2**20
 # Transient: the same request may succeed later.
 _PASSING = frozenset((Cause.LIMITED, Cause.BUSY, Cause.BROKEN, Cause.SILENT))
 # No other request to this endpoint and model will succeed either.
 _HOPELESS = frozenset((Cause.ACCOUNT, Cause.MODEL, Cause.PATH))
+_UNKNOWN_PARAMETER = frozenset((400, 404, 422, 501))  # what services answer to a parameter that they refuse
 _ENDINGS = ("max_tokens", "max_completion_tokens", "stop")  # with one of these set, an empty answer may be valid
 UNREACHED_RETRIES = 2  # before the first connection, about a second: a wrong address must be reported quickly
 
@@ -71,10 +73,14 @@ class _Problem:
     passing: bool
     hopeless: bool = False
     wait_seconds: float = 0.0
+    about_logprobs: bool = False
 
 
 class Endpoint:
-    """A model behind `base_url`/chat/completions. An async context manager that closes its connections."""
+    """A model behind `base_url`/chat/completions. An async context manager that closes its connections.
+
+    With `logprobs` it is asked for log-probabilities until it refuses them.
+    """
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class Endpoint:
         timeout_seconds: float,
         retries: int,
         proxy: Proxy | None = None,
+        logprobs: bool = False,
     ) -> None:
         self._address = ApiBase.of(base_url).url("/chat/completions")
         self.url = shown_address(self._address)
@@ -98,6 +105,7 @@ class Endpoint:
         self._timeout_seconds = timeout_seconds
         self._retries = retries
         self._not_before = 0.0
+        self._wanted: Mapping[str, Any] = {"logprobs": True} if logprobs and "logprobs" not in options else {}
         self._reached = False  # in this run; an endpoint that was reached once may be restarting
         self._session: aiohttp.ClientSession | None = None
 
@@ -123,7 +131,13 @@ class Endpoint:
         """One attempt after any pause the endpoint demanded, and its duration in seconds."""
         await self._until_accepted()
         began = time.monotonic()
-        result = await self._attempt(body)
+        wanted = self._wanted
+        result = await self._attempt({**body, **wanted})
+        if wanted and isinstance(result, _Problem) and result.about_logprobs:
+            began = time.monotonic()
+            result = await self._attempt(body)
+            if isinstance(result, Completion):
+                self._wanted = {}  # it answers without log-probabilities: no other request asks for them
         return result, time.monotonic() - began
 
     async def _until_accepted(self) -> None:
@@ -171,7 +185,8 @@ class Endpoint:
     def _read(self, status: int, retry_after: str | None, raw: bytes) -> Completion | _Problem:
         wait_seconds = retry_after_seconds(retry_after, datetime.now(UTC)) or 0.0
         if status != 200:
-            return _problem(judge_status(status, raw), f"HTTP {status}: {complaint(raw)}", status, wait_seconds)
+            problem = _problem(judge_status(status, raw), f"HTTP {status}: {complaint(raw)}", status, wait_seconds)
+            return replace(problem, about_logprobs=status in _UNKNOWN_PARAMETER and b"logprob" in raw.lower())
         verdict = judge_body(raw, "chat", may_be_silent=any(name in self.options for name in _ENDINGS))
         if verdict.cause is not None:
             return _problem(verdict, f"no answer: {complaint(raw)}", status, wait_seconds)
@@ -190,11 +205,15 @@ _QUOTED_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A chat completion's first choice without an error; `output_tokens` is None if the endpoint reports none."""
+    """A chat completion's first choice without an error; `output_tokens` is None if the endpoint reports none.
+
+    `logprobs`: one for each token, none if the endpoint gives none.
+    """
 
     text: str
     output_tokens: int | None
     finish_reason: str | None
+    logprobs: tuple[float, ...] = ()
 
 
 def read_completion(raw: bytes) -> Completion | None:
@@ -210,7 +229,17 @@ def read_completion(raw: bytes) -> Completion | None:
         return None
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     counted = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-    return Completion(text or "", tokens if counted else None, str(finish_reason) if finish_reason else None)
+    reason = str(finish_reason) if finish_reason else None
+    return Completion(text or "", tokens if counted else None, reason, _logprobs(choice.get("logprobs")))
+
+
+def _logprobs(found: Any) -> tuple[float, ...]:
+    """The tokens' log-probabilities; none if one of them is missing or is no number up to 0."""
+    try:
+        values = tuple(float(token["logprob"]) for token in found["content"])
+    except (LookupError, TypeError, ValueError):
+        return ()
+    return values if all(value <= LARGEST_LOGPROB for value in values) else ()
 
 
 def complaint(raw: bytes) -> str:
@@ -239,8 +268,11 @@ class CircuitBreaker:
             self.tripped_by = refusal.reason
 
 
-def endpoint_to(target: Target, request: RequestSettings) -> Endpoint:
-    """Raises ConfigError if the key's environment variable is not set, or it or the proxy cannot be used."""
+def endpoint_to(target: Target, request: RequestSettings, *, logprobs: bool = False) -> Endpoint:
+    """The target's endpoint.
+
+    Raises ConfigError if the key's environment variable is not set, or it or the proxy cannot be used.
+    """
     return Endpoint(
         target.base_url,
         target.model,
@@ -249,4 +281,5 @@ def endpoint_to(target: Target, request: RequestSettings) -> Endpoint:
         timeout_seconds=request.timeout_seconds,
         retries=request.retries,
         proxy=proxy_for(target.base_url),
+        logprobs=logprobs,
     )

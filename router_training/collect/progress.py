@@ -27,6 +27,7 @@ from router_training.collect.by_agreement import Findings, show_findings
 from router_training.collect.recording import Answer
 from router_training.collect.scorers import Unscored
 from router_training.collect.settings import Target
+from router_training.data.first_tokens import COLUMNS, COUNT
 from router_training.data.provenance import FAULTS, Fault
 
 REASONS_SHOWN = 3
@@ -76,6 +77,7 @@ class Tally:
 
     by_expert: Mapping[str, ExpertTally]
     findings: Findings | None = None  # of the scorer `consensus`
+    note: str | None = None  # what weak scores say
 
     @property
     def outcomes(self) -> Sequence[Outcome]:
@@ -107,6 +109,7 @@ class Outcome:
     """`score` in [0, 1]; `output_tokens` is None where the endpoint does not count.
 
     `scored_by` is None unless other experts' answers scored it; `fault` says what is wrong besides the content.
+    `certainty` has the columns of `first_tokens`, None without log-probabilities.
     """
 
     prompt_id: str
@@ -115,10 +118,14 @@ class Outcome:
     output_tokens: int | None
     scored_by: str | None = None
     fault: Fault | None = None
+    certainty: Mapping[str, float] | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The row of a file; marks only where there are some."""
-        return {key: value for key, value in asdict(self).items() if key not in MARKS or value is not None}
+        """The row of a file; marks and certainty only where there are some."""
+        optional = (*MARKS, "certainty")
+        row = {key: value for key, value in asdict(self).items() if key not in optional or value is not None}
+        certainty = row.pop("certainty", {})
+        return {**row, **certainty}
 
 
 def write_outcomes(path: Path, outcomes: Sequence[Outcome]) -> None:
@@ -149,7 +156,9 @@ def _write_jsonl(path: Path, outcomes: Sequence[Outcome]) -> None:
 
 def _write_parquet(path: Path, outcomes: Sequence[Outcome]) -> None:
     marks = [pa.field(mark, pa.string()) for mark in MARKS if any(getattr(one, mark) for one in outcomes)]
-    schema = pa.schema([*SCHEMA, *marks])
+    known = COLUMNS if any(one.certainty for one in outcomes) else ()
+    certainty = [pa.field(name, pa.int64() if name == COUNT else pa.float64()) for name in known]
+    schema = pa.schema([*SCHEMA, *marks, *certainty])
     pq.write_table(pa.Table.from_pylist([outcome.as_row() for outcome in outcomes], schema=schema), path)
 
 
@@ -202,6 +211,8 @@ def show_tally(tally: Tally, out: Path, raw: Path, console: Console) -> None:
     """Print scores, costs, missing outcomes with reasons, and the output files."""
     if tally.findings is not None:
         show_findings(tally.findings, console)
+    if tally.note is not None:
+        console.print(tally.note, style="yellow", markup=False)
     table = Table("expert", "mean score")
     for column in ("answers", "no outcome", *FAULTS, "output tokens", "s per answer"):
         table.add_column(column, justify="right")

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -86,7 +86,10 @@ SYNC_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An expert's answer. `asked` is the fingerprint of messages, model and options."""
+    """An expert's answer. `asked` is the fingerprint of messages, model and options.
+
+    `certainty` has the columns of `first_tokens`; None where the expert gave no log-probabilities.
+    """
 
     kind: ClassVar[str] = "answer"
     prompt_id: str
@@ -97,6 +100,7 @@ class Answer:
     finish_reason: str | None
     seconds: float
     attempts: int
+    certainty: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +255,7 @@ async def _sync_for_ever(fd: int) -> None:
 def _record(line: bytes) -> Record:
     row: dict[str, Any] = json.loads(line)
     kind = _KINDS[row["kind"]]
-    names = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind) if field.name in row or field.default is MISSING]
     values: dict[str, Any] = {name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in names}
     return kind(**values)
 

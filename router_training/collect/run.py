@@ -12,6 +12,8 @@ from coe_server.errors import DatasetError
 from coe_server.system.files import require_writable_folder
 from router_training import Track
 from router_training.collect.by_agreement import ConsensusScorer
+from router_training.collect.by_certainty import HEAD as CERTAINTY_HEAD
+from router_training.collect.by_certainty import CertaintyScorer
 from router_training.collect.endpoint import CircuitBreaker, Endpoint, Refusal, Reply, endpoint_to
 from router_training.collect.faults import fault_of
 from router_training.collect.judge import Case, Judge, read_verdict, reminder
@@ -43,6 +45,7 @@ from router_training.collect.scorers import (
     Unscored,
 )
 from router_training.collect.settings import (
+    CertaintySettings,
     ChoiceSettings,
     CollectConfig,
     ConsensusSettings,
@@ -56,6 +59,7 @@ from router_training.collect.settings import (
     expert_targets,
     judge_target,
 )
+from router_training.data.first_tokens import summary
 from router_training.data.provenance import AGREEMENT
 
 Item = TypeVar("Item")
@@ -155,7 +159,9 @@ class Collection:
     async def ask_expert(self, target: Target, bars: Bars) -> None:
         """Send the expert every prompt without a recorded answer."""
         if unanswered := self._unanswered(target):
-            await self._asker(bars).ask_expert(target, endpoint_to(target, self.config.request), unanswered)
+            await self._asker(bars).ask_expert(
+                target, endpoint_to(target, self.config.request, logprobs=True), unanswered
+            )
 
     async def ask_judge(self, bars: Bars) -> None:
         """Send the judge every case without a recorded verdict."""
@@ -171,7 +177,8 @@ class Collection:
             for question in track(self.questions, f"scoring {expert}"):
                 self._score(question, expert, tally)
         findings = self.scorer.findings() if isinstance(self.scorer, ConsensusScorer) else None
-        return Tally(tallies, findings)
+        note = CERTAINTY_HEAD if isinstance(self.scorer, CertaintyScorer) else None
+        return Tally(tallies, findings, note)
 
     def _score(self, question: Question, expert: str, tally: ExpertTally) -> None:
         answer = self.answers.of(expert, question)
@@ -187,8 +194,10 @@ class Collection:
         if isinstance(score, Unscored):
             tally.add_missing(score)
         else:
-            by = AGREEMENT if isinstance(self.scorer, ConsensusScorer) else None
-            tally.outcomes.append(Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault))
+            by = _scored_by(self.scorer, question)
+            tally.outcomes.append(
+                Outcome(question.prompt_id, expert, score, answer.output_tokens, by, fault, answer.certainty)
+            )
 
     def _unanswered(self, target: Target) -> list[Question]:
         return [question for question in self.questions if self.answers.of(target.name, question) is None]
@@ -226,8 +235,22 @@ def _scorer(config: CollectConfig, answers: Answers, recording: Recording, quest
             return Judge(settings, target, answers, recording, config.answer_column)
         case ConsensusSettings() as settings:
             return ConsensusScorer(settings, answers, questions, config.expert_names)
+        case CertaintySettings() as settings:
+            labels = None if settings.labels is None else _single_scorer(settings.labels, config.answer_column)
+            return CertaintyScorer(labels, config.answer_column, answers, questions, config.expert_names)
         case settings:
             return _single_scorer(settings, config.answer_column)
+
+
+def _scored_by(scorer: Scorer, question: Question) -> str | None:
+    """The mark of weak scores."""
+    match scorer:
+        case ConsensusScorer():
+            return AGREEMENT
+        case CertaintyScorer():
+            return scorer.scored_by(question)
+        case _:
+            return None
 
 
 def _single_scorer(settings: SingleSettings, column: str) -> Scorer:
@@ -328,6 +351,7 @@ def _answer(prompt_id: str, expert: str, asked: str, reply: Reply | Refusal) -> 
         finish_reason=said.finish_reason,
         seconds=round(reply.seconds, 4),
         attempts=reply.attempts,
+        certainty=summary(said.logprobs) or None,
     )
 
 

@@ -102,8 +102,15 @@ class ConsensusSettings(_Settings):
 
 
 SingleSettings = ExactSettings | NumericSettings | ChoiceSettings | RegexSettings | FunctionSettings
+
+
+class CertaintySettings(_Settings):
+    kind: Literal["certainty"]
+    labels: Annotated[SingleSettings, Field(discriminator="kind")] | None = None
+
+
 ScorerSettings = Annotated[
-    SingleSettings | JudgeSettings | ConsensusSettings,
+    SingleSettings | JudgeSettings | ConsensusSettings | CertaintySettings,
     Field(discriminator="kind"),
 ]
 

@@ -61,14 +61,15 @@ def collect(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show what would be sent.")] = False,
     rescore: Annotated[bool, typer.Option("--rescore", help="Score recorded answers; query no expert.")] = False,
     scorer: Annotated[
-        str | None, typer.Option(metavar="KIND", help="A scorer with its defaults, as `consensus`, instead of scorer.")
+        str | None, typer.Option(metavar="KIND", help="A scorer with its defaults, as `consensus` or `certainty`.")
     ] = None,
 ) -> None:
     """Send every prompt to every expert, score the answers, and write the outcomes that `fit` reads.
 
     Experts are queried one after the other, so that each is loaded once. Every answer is recorded on arrival: after
-    Ctrl-C or a kill, the same command resumes. A failed request is a missing outcome, never a zero. --rescore scores
-    recorded answers with another scorer; a judge is queried only for missing verdicts.
+    Ctrl-C or a kill, the same command resumes. A failed request is a missing outcome, never a zero. Log-probabilities
+    are asked for and kept where an expert gives them: `fit` learns from them when an answer should be handed over.
+    --rescore scores recorded answers with another scorer; a judge is queried only for missing verdicts.
     Exit 0: every outcome that can be scored is. Exit 4: requests failed; the same command repeats only those.
     Exit 2: wrong input.
     """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.system.visible import visible
 from router_training.commands.terminal import (
@@ -34,6 +35,7 @@ def fit(
 
     An objective is shipped if it passes two tests. Its gain on held-out prompts is certain: over the best single
     expert or, under a budget, over a random mix of experts at the same cost. And it does no harm on groups left out.
+    Where outcomes have log-probabilities, it also finds whether unsure answers should be handed over to another expert.
     Exit 0: shipped. Exit 3: no objective earned it, the artifact is in OUT.refused. Exit 2: wrong input.
     """
     with mistakes_as_sentences():
@@ -52,16 +54,21 @@ def draft(
     ],
     out: Annotated[Path, typer.Option(help="The artifact's folder. An artifact already there is replaced.")],
     show: Annotated[bool, typer.Option("--show", help="Print how each example is routed by the others.")] = False,
+    prompts: Annotated[list[Path], typer.Option(help="Prompts of outcomes; may be given several times.")] = [],  # noqa: B006
+    outcomes: Annotated[list[Path], typer.Option(help="Outcomes with log-probabilities.")] = [],  # noqa: B006
 ) -> None:
     """Make a router from a few examples of each route, without recorded outcomes.
 
     `coe serve` with router.routes does the same at its start. Each example is also routed by the others alone: the
-    share that reaches its route says how well the examples tell the routes apart.
+    share that reaches its route says how well the examples tell the routes apart. --prompts and --outcomes do not
+    change how it routes: they say how likely an answer is right by its first tokens, and when it is handed over.
     """
     with mistakes_as_sentences():
         from router_training.draft_routes import draft_routes, show_draft
 
-        found = draft_routes(routes, out)
+        if bool(prompts) != bool(outcomes):
+            raise ConfigError("--prompts and --outcomes belong together: give both or neither")
+        found = draft_routes(routes, out, prompts, outcomes)
         show_draft(found, routes, Console(), every=show)
         console.print(f"artifact: {out}", markup=False)
 
@@ -116,6 +123,7 @@ def map_(
 
 
 def _report(result: FitResult) -> None:
+    from router_training.evaluation.handover_evidence import handover_sentences
     from router_training.evaluation.worth import worth_sentence
     from router_training.report.page import REPORT
 
@@ -137,6 +145,8 @@ def _report(result: FitResult) -> None:
         if (why := result.forced.get(name)) is not None:
             verdict = f"forced (--force), not earned: {why}"
         console.print(f"  {name}: {verdict}", markup=False)
+    for sentence in handover_sentences(evaluation):
+        console.print(f"  {sentence}", markup=False, soft_wrap=True)
     for failure in result.failing_probes:
         console.print(f"note: a {visible(failure)}", style="yellow", markup=False)
     console.print(f"artifact: {result.folder}", markup=False)

@@ -24,7 +24,8 @@ from coe_server.errors import DatasetError, RequestError
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.features import well_formed
 from coe_server.system.visible import visible
-from router_training.data.provenance import AGREEMENT, FAULTS, Provenance
+from router_training.data.first_tokens import COLUMNS, FirstTokens
+from router_training.data.provenance import FAULTS, WEAK, Provenance
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]
@@ -34,6 +35,7 @@ HEAVIEST = 1e9  # largest weight of a prompt: sums of squares of thousands of th
 LONGEST_NAME = 200  # characters of a category, as an artifact's manifest keeps it
 MOST_NAMED = 5  # prompts in a sentence
 LONGEST_SHOWN = 80  # characters of a wrong value
+OUTCOME_COLUMNS = ("prompt_id", "expert", "score", "scored_by", "fault", "output_tokens", *COLUMNS)
 ONE_A_LINE = "expected one JSON object a line, or Parquet with a name that ends in .parquet"
 
 
@@ -58,6 +60,7 @@ class Dataset:
     copies: Ints
     unscored: int = 0
     origin: Provenance | None = None  # None: all prompts are users', none is scored by agreement
+    said: FirstTokens | None = None  # None: no lengths and no log-probabilities of answers
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -74,15 +77,17 @@ class Dataset:
 
     @property
     def only_trains(self) -> npt.NDArray[np.bool_]:
-        """[n]: True for prompts that measure nothing: synthetic ones, and those scored by agreement unless all are."""
-        written, agreed = self.provenance.synthetic, self.provenance.agreed
-        return written if self.by_agreement else np.asarray(written | agreed)
+        """[n]: True for prompts that measure nothing: synthetic ones, and those weakly scored unless all are."""
+        written, weak = self.provenance.synthetic, self.provenance.weak != ""
+        return written if self.scored_by else np.asarray(written | weak)
 
     @property
-    def by_agreement(self) -> bool:
-        """True if there is no complete prompt of a user that was scored otherwise."""
+    def scored_by(self) -> str | None:
+        """The weak kind of its scores if there is no complete prompt of a user that was scored otherwise."""
+        weak = self.provenance.weak
         complete = ~np.isnan(self.scores).any(axis=1) & ~self.provenance.synthetic
-        return bool(self.provenance.agreed.any() and not (complete & ~self.provenance.agreed).any())
+        kinds = np.unique(weak[weak != ""])
+        return None if len(kinds) == 0 or (complete & (weak == "")).any() else str(kinds[0])
 
     @property
     def measures(self) -> npt.NDArray[np.bool_]:
@@ -102,6 +107,7 @@ class Dataset:
             self.scores[kept],
             self.copies[kept],
             origin=self.origin and self.origin.rows(kept),
+            said=self.said and self.said.rows(kept),
         )
 
 
@@ -136,9 +142,10 @@ def read_dataset(
         unscored=int((recorded.null & np.isnan(recorded.scores)).sum()),
         origin=Provenance(
             np.array([_name(path, number, row, "synthetic") or "" for path, number, row in rows]),
-            recorded.agreed,
+            np.array(recorded.weak),
             recorded.faults,
         ),
+        said=recorded.said,
     )
 
 
@@ -210,21 +217,27 @@ def split(dataset: Dataset, held_out_share: float, seed: int, by: Literal["promp
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """`scores` [prompts, experts], NaN where missing; `null`: without a score; `agreed` [prompts].
+    """`scores` [prompts, experts], NaN where missing; `null`: without a score; `weak` [prompts]: the kind.
 
     `faults`: expert -> kind -> answers with score 0.
     """
 
     scores: Vector
     null: npt.NDArray[np.bool_]
-    agreed: npt.NDArray[np.bool_]
+    weak: list[str]
     faults: dict[str, Counter[str]]
+    said: FirstTokens
 
-    def note(self, position: int, expert: str, row: Row) -> None:
-        """Record who scored an outcome, and what is wrong with its answer besides the content."""
-        self.agreed[position] |= row.get("scored_by") == AGREEMENT
+    def note(self, path: Path, number: int, row: Row, position: int, expert: str) -> None:
+        """Record the score, who gave it, what is wrong with the answer besides its content, and what its tokens say."""
+        column = list(self.faults).index(expert)
+        self.scores[position, column] = _number(path, number, row, "score", 1.0)
+        if (kind := row.get("scored_by")) in WEAK:
+            self.weak[position] = str(kind)
         if row["score"] == 0 and (fault := row.get("fault")) in FAULTS:
             self.faults[expert][str(fault)] += 1
+        if (wrong := self.said.note(position, column, row)) is not None:
+            raise DatasetError(f"{path}, row {number}: {wrong} must be a number up to 0, not {_shown(row[wrong])}")
 
 
 def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence[str]) -> _Recorded:
@@ -234,11 +247,12 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
     recorded = _Recorded(
         scores,
         np.zeros(scores.shape, dtype=np.bool_),
-        np.zeros(len(ids), dtype=np.bool_),
+        [""] * len(ids),
         {name: Counter() for name in experts},
+        FirstTokens.empty(*scores.shape),
     )
     for path in outcomes:
-        for number, row in read_rows(path, ("prompt_id", "expert", "score", "scored_by", "fault")):
+        for number, row in read_rows(path, OUTCOME_COLUMNS):
             column = column_of.get(_text(path, number, row, "expert"))
             if column is None:
                 raise DatasetError(
@@ -255,8 +269,7 @@ def _read_scores(outcomes: Sequence[Path], ids: Sequence[str], experts: Sequence
                     f"{path}, row {number}: a second outcome of {_shown(row['expert'])} for prompt"
                     f" {_shown(row['prompt_id'])}"
                 )
-            scores[position, column] = _number(path, number, row, "score", 1.0)
-            recorded.note(position, experts[column], row)
+            recorded.note(path, number, row, position, experts[column])
     if np.isnan(scores).all():
         raise DatasetError(f"{_names(outcomes)}: {_nothing_recorded(len(ids), int(recorded.null.sum()))}")
     return recorded

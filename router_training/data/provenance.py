@@ -1,4 +1,5 @@
-"""Where prompts and outcomes come from: prompts written by an expert, scores by agreement, answers without content.
+"""Where prompts and outcomes come from: prompts written by an expert, scores by agreement or certainty, answers
+without content.
 
 Such prompts are never held out, and such scores measure nothing where there are others.
 """
@@ -13,8 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 AGREEMENT = "agreement"  # `scored_by` of an outcome that other experts' answers scored
+CERTAINTY = "certainty"  # of an outcome that the expert's own log-probabilities scored
 BY_AGREEMENT_ALONE = "scored by agreement alone: measure it with right answers, a judge or ratings"
 SCORED_BY_AGREEMENT = "scored by agreement: the figures count how often experts agree, not who is right"
+WEAK = frozenset((AGREEMENT, CERTAINTY))  # such scores measure nothing where there are others
+ALONE = {
+    AGREEMENT: BY_AGREEMENT_ALONE,
+    CERTAINTY: "scored by the experts' own certainty alone: measure it with right answers, a judge or ratings",
+}
+SCORED_BY = {
+    AGREEMENT: SCORED_BY_AGREEMENT,
+    CERTAINTY: "scored by certainty: the figures say how sure experts are of their own answers, not who is right",
+}
 Fault = Literal["truncated", "refused", "unparsed"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
@@ -24,19 +35,19 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """`writers` [n]: the expert that wrote a prompt, "" for others; `agreed` [n]: has a score by agreement.
+    """`writers` [n]: the expert that wrote a prompt; `weak` [n]: the weak kind of its scores; "" for other prompts.
 
     `faults`: expert -> kind of fault -> answers with score 0; subsets of rows do not keep it.
     """
 
     writers: npt.NDArray[np.str_]
-    agreed: Flags
+    weak: npt.NDArray[np.str_]
     faults: Mapping[str, Mapping[str, int]]
 
     @classmethod
     def plain(cls, prompts: int) -> Provenance:
         """Prompts of users with scores of other kinds."""
-        return cls(np.full(prompts, "", dtype=np.str_), np.zeros(prompts, dtype=np.bool_), {})
+        return cls(np.full(prompts, "", dtype=np.str_), np.full(prompts, "", dtype=np.str_), {})
 
     @property
     def synthetic(self) -> Flags:
@@ -45,9 +56,9 @@ class Provenance:
 
     def rows(self, kept: Ints) -> Provenance:
         """Of the prompts with these row numbers."""
-        return Provenance(self.writers[kept], self.agreed[kept], {})
+        return Provenance(self.writers[kept], self.weak[kept], {})
 
     def joined(self, other: Provenance) -> Provenance:
         """Of both data sets, this one's prompts first."""
         writers = np.concatenate((self.writers, other.writers))
-        return Provenance(writers, np.concatenate((self.agreed, other.agreed)), {})
+        return Provenance(writers, np.concatenate((self.weak, other.weak)), {})

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from coe_server.system.visible import visible
 from router_training.data.dataset import Dataset, Split
-from router_training.data.provenance import FAULTS, SCORED_BY_AGREEMENT
+from router_training.data.provenance import AGREEMENT, FAULTS, SCORED_BY
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class DataReport:
     faults: Mapping[str, Mapping[str, int]]
     advantages: tuple[Advantage, ...]
     by_agreement: bool
+    scored_by: str | None
     duplicates: DuplicateReport
     warnings: tuple[str, ...]
 
@@ -85,7 +86,8 @@ def check(dataset: Dataset, sides: Split, folds: int) -> DataReport:
         zeros=dict(zip(dataset.experts, (dataset.scores == 0.0).sum(axis=0).tolist(), strict=True)),
         faults=dataset.provenance.faults,
         advantages=tuple(_advantages(dataset)),
-        by_agreement=dataset.by_agreement,
+        by_agreement=dataset.scored_by == AGREEMENT,
+        scored_by=dataset.scored_by,
         duplicates=duplicate_report(dataset, sides),
         warnings=(),
     )
@@ -169,8 +171,8 @@ def show_report(report: DataReport, console: Console) -> None:
         f"{report.prompts} prompts ({report.conversations} conversations of several turns), {report.complete} with an"
         f" outcome from every expert; {report.training} to train on, {report.held_out} held out"
     )
-    if report.by_agreement:
-        console.print(SCORED_BY_AGREEMENT, style="yellow", markup=False)
+    if report.scored_by is not None:
+        console.print(SCORED_BY[report.scored_by], style="yellow", markup=False)
     experts = Table("expert", "prompts with outcome", "mean score", "wrong", *FAULTS, title="experts")
     for name, share in report.coverage.items():
         counts = report.faults.get(name, {})

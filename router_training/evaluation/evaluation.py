@@ -14,12 +14,11 @@ from rich.table import Table
 from coe_server.errors import DatasetError, NoCapableExpert
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.classifier import Temperature
-from coe_server.routing.decision import Availability, RouteOptions, RoutingDecision
+from coe_server.routing.decision import GENERAL, Availability, RouteOptions, RoutingDecision
 from coe_server.routing.router import Router
 from router_training import Track
 from router_training.data.dataset import Dataset, named_prompts
 from router_training.data.embeddings import Prepare, nothing_to_embed
-from router_training.data.provenance import AGREEMENT
 from router_training.evaluation import metrics
 from router_training.evaluation.gains import (
     Judged,
@@ -30,6 +29,8 @@ from router_training.evaluation.gains import (
     unlimited_gain,
     worst_prompts,
 )
+from router_training.evaluation.handover import Stage
+from router_training.evaluation.handover_evidence import handover_rows, handover_sentences
 from router_training.evaluation.metrics import Bootstrap
 from router_training.evaluation.robustness import robustness
 from router_training.evaluation.worth import worth, worth_sentence
@@ -47,6 +48,7 @@ class Decisions:
 
     `chosen` expert [n]; `expected` scores [n, experts] as compared (corrections may push them slightly out of [0, 1];
     -inf: excluded); `probabilities` [n, categories]; `confidences`, `inside` the gate and `routing_ms`, each [n].
+    `penalty` [n]: the multiplier of costs; `known` [n]: the categories decide.
     """
 
     chosen: Ints
@@ -55,6 +57,8 @@ class Decisions:
     confidences: Vector
     inside: npt.NDArray[np.bool_]
     routing_ms: Vector
+    penalty: Vector
+    known: npt.NDArray[np.bool_]
 
 
 def evaluate(
@@ -81,7 +85,7 @@ def evaluate(
     return {
         "n_prompts": len(judged.dataset),
         "n_incomplete": int(len(dataset) - len(judged.dataset)),
-        **({"scored_by": AGREEMENT} if judged.dataset.by_agreement else {}),
+        **({"scored_by": judged.dataset.scored_by} if judged.dataset.scored_by else {}),
         "router_version": artifact.version,
         "cost_unit": artifact.manifest.cost_unit,
         "experts": dict(zip(dataset.experts, judged.expert_means.tolist(), strict=True)),
@@ -104,6 +108,7 @@ def evaluate(
         "calibration": _calibration(judged, decisions, artifact),
         "risk_coverage": [{"coverage": coverage, "score": score} for coverage, score in curve],
         "leave_group_out": None,
+        **_handover(judged, decided, artifact, bootstrap),
         **_robustness(router, judged, main, bootstrap.seed, track, prepare),
         "routing_ms": {
             "p50": float(np.percentile(decisions.routing_ms, 50)),
@@ -112,6 +117,20 @@ def evaluate(
         **_details(judged, decisions, artifact),
         "date": date.today().isoformat(),
     }
+
+
+def _handover(
+    judged: Judged, decided: dict[str, Decisions], artifact: Artifact, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """The key `handover`, where the artifact has one and these outcomes have log-probabilities."""
+    said = judged.dataset.said
+    if artifact.manifest.certainty is None or said is None or not said.recorded.any():
+        return {}
+    stages = {
+        name: Stage.of(judged.dataset, one.expected, one.chosen, one.penalty, one.known, artifact.manifest.costs(name))
+        for name, one in decided.items()
+    }
+    return {"handover": handover_rows(artifact.manifest, stages, bootstrap)}
 
 
 def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> Decisions:
@@ -135,6 +154,8 @@ def decide(router: Router, dataset: Dataset, objective: str, track: Track) -> De
         confidences=np.array([row.confidence for row in rows], dtype=np.float64),
         inside=np.array([bool(row.gate.inside) for row in rows]),
         routing_ms=np.array([row.routing_ms for row in rows]),
+        penalty=np.array([row.budget.multiplier for row in rows], dtype=np.float64),
+        known=np.array([bool(row.gate.inside) and row.category != GENERAL for row in rows]),
     )
 
 
@@ -320,4 +341,5 @@ def _sentences(evaluation: dict[str, Any]) -> list[str]:
         f" expert in {100 * evaluation['flip_rate']:.1f} % of cases",
         f"time for one decision: {evaluation['routing_ms']['p50']:.2f} ms at the median,"
         f" {evaluation['routing_ms']['p99']:.2f} ms at the 99th percentile",
+        *handover_sentences(evaluation),
     ]

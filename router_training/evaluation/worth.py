@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coe_server.routing.manifest import Manifest
-from router_training.data.provenance import AGREEMENT, SCORED_BY_AGREEMENT
+from router_training.data.provenance import SCORED_BY
 from router_training.evaluation.gains import Judged, unlimited_gain
 from router_training.evaluation.metrics import Bootstrap, mean
 
@@ -42,11 +42,11 @@ def worth(judged: Judged, chosen: Mapping[str, Ints], manifest: Manifest, bootst
 def worth_sentence(evaluation: dict[str, Any]) -> str | None:
     """The objective that is certainly better than the best single expert at the least cost, in one sentence.
 
-    If none is, the gain of the main objective; of scores by agreement only that they are. None for an evaluation from
+    If none is, the gain of the main objective; of weak scores only that they are. None for an evaluation from
     before this block.
     """
-    if evaluation.get("scored_by") == AGREEMENT:
-        return SCORED_BY_AGREEMENT
+    if (kind := evaluation.get("scored_by")) is not None:
+        return SCORED_BY[kind]
     rows = evaluation.get("worth")
     if not rows:
         return None

@@ -13,6 +13,7 @@ from coe_server.routing.artifact import Artifact
 from router_training.data.dataset import Dataset
 from router_training.evaluation.worth import worth_sentence
 from router_training.report import charts, tables
+from router_training.report.handover import handover_section
 from router_training.report.tables import escape
 
 REPORT = "report.html"
@@ -61,6 +62,7 @@ def page(artifact: Artifact, evaluation: Evaluation) -> str:
             _outside(evaluation),
             _categories(artifact, evaluation),
             _confidence(evaluation),
+            handover_section(artifact.manifest, evaluation),
             _robustness(evaluation),
             _worst(evaluation),
             _card(artifact, evaluation),

@@ -20,9 +20,9 @@ def objectives_table(manifest: Manifest, evaluation: Evaluation) -> str:
     lines = []
     for name, entry in manifest.objectives.items():
         row = rows.get(name, evaluation["router"] if entry.budget is None else None)
-        lines.append(_row(name, [*_figures(entry, row), _verdict(entry)]))
+        lines.append(table_row(name, [*_figures(entry, row), _verdict(entry)]))
     heads = ("<objective", "budget", "spent", "score", "gain, 95 % interval", "<over", "<served")
-    return _table("Mean cost per prompt, score and gain on evaluation prompts; in points", heads, lines)
+    return table("Mean cost per prompt, score and gain on evaluation prompts; in points", heads, lines)
 
 
 def heat_map(manifest: Manifest) -> str:
@@ -69,7 +69,7 @@ def worst_prompts_table(prompts: Iterable[dict[str, Any]]) -> str:
         cells = (_taken_for(one), went, better)
         wrapped = "".join(f'<td class="wrapped">{escape(cell)}</td>' for cell in cells)
         lines.append(f'<tr><td class="prompt">{escape(text)}</td>{wrapped}</tr>')
-    return _table("Scores in points", ("<prompt", "<category", "<routed to", "<better"), lines)
+    return table("Scores in points", ("<prompt", "<category", "<routed to", "<better"), lines)
 
 
 def _taken_for(prompt: dict[str, Any]) -> str:
@@ -89,7 +89,7 @@ def robustness_table(robustness: dict[str, Any]) -> str:
         "foreign": "greeting and thanks in another language",
     }
     lines = [
-        _row(
+        table_row(
             names.get(name, name),
             [f"{row['flips']:.1%}", f"{row['harmful_flips']:.1%}", f"{100 * row['score_change']:+.2f}"],
         )
@@ -97,7 +97,7 @@ def robustness_table(robustness: dict[str, Any]) -> str:
         if isinstance(row, dict)
     ]
     caption = f"{robustness['n_prompts']} prompts, each changed in {len(robustness) - 1} ways"
-    return _table(caption, ("<change", "another expert", "and a lower score", "mean score, points"), lines)
+    return table(caption, ("<change", "another expert", "and a lower score", "mean score, points"), lines)
 
 
 def definition_list(facts: Iterable[tuple[str, str]]) -> str:
@@ -139,12 +139,13 @@ def _heat_cell(content: str, value: float, best: bool) -> str:
     return f'<td{kind} style="--v: {value:.2f}">{content}</td>'
 
 
-def _row(name: str, cells: Iterable[str]) -> str:
+def table_row(name: str, cells: Iterable[str]) -> str:
+    """A row of `table`; cells that begin with <td are HTML already."""
     plain = "".join(cell if cell.startswith("<td") else f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr><th scope="row">{escape(name)}</th>{plain}</tr>'
 
 
-def _table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
+def table(caption: str, heads: Sequence[str], lines: Iterable[str]) -> str:
     """A header row; names that begin with < are over text columns."""
     head = "".join(
         f'<th scope="col"{" class=text" if name.startswith("<") else ""}>{escape(name.removeprefix("<"))}</th>'

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from coe_server.errors import ArtifactError
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.certainty import WHOLE, CertaintyModel, Curve, Handover, mean_of_first
-from coe_server.routing.manifest import CurveEntry, HandoverEntry
+from coe_server.routing.certainty import WHOLE, CertaintyModel, Curve, Handover, Instead, mean_of_first
+from coe_server.routing.manifest import CurveEntry, HandoverEntry, InsteadEntry
 from tests.routing.small_artifact import held_out, small_artifact
 
 FOUR, EIGHT, ALL = (Curve(tokens, -1.0 - tokens, 1.0, 2.0, -1.0, 1.5) for tokens in (4, 8, WHOLE))
@@ -30,6 +30,22 @@ def test_only_the_first_tokens_count_and_an_answer_that_ended_earlier_counts_who
     assert MODEL.probability([-0.1] * 4 + [-50.0], 0.5, 4) == MODEL.probability([-0.1] * 4, 0.5, 4)
     assert MODEL.probability([-0.1, -0.3], 0.5, 4) == pytest.approx(FOUR.probability(-0.2, 0.5))
     assert MODEL.probability([-0.1, -0.3], 0.5) == pytest.approx(ALL.probability(-0.2, 0.5))
+
+
+def test_what_others_score_instead_depends_on_how_likely_the_answer_is_right() -> None:
+    model = CertaintyModel((FOUR,), {"big": Instead(0.9, 0.5)})
+    assert model.expected_instead("big", 0.25) == pytest.approx(0.6)
+    assert model.expected_instead("unheard of", 0.25) is None
+
+
+def test_others_that_are_unknown_are_refused(tmp_path: Path) -> None:
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    path = tmp_path / "router" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for instead in ({"nobody": {}}, {"coder": {"nobody": {"where_right": 0.5, "where_wrong": 0.5}}}):
+        path.write_text(json.dumps({**manifest, "instead": instead}))
+        with pytest.raises(ArtifactError, match="unknown expert 'nobody'"):
+            artifacts.load(tmp_path / "router")
 
 
 def test_an_answer_without_tokens_is_never_right() -> None:
@@ -64,14 +80,17 @@ EARNED = HandoverEntry(tokens=4, margin=0.1, share=0.2, gain=0.03, gain_ci95=(0.
 def test_curves_and_handovers_are_kept_and_an_artifact_without_them_is_unchanged(tmp_path: Path) -> None:
     plain = small_artifact()
     objectives = {name: one.model_copy(update={"handover": EARNED}) for name, one in plain.manifest.objectives.items()}
-    judged = small_artifact(certainty={"coder": [CurveEntry(**CURVE)]}, objectives=objectives)
+    instead = {"coder": {"big": InsteadEntry(where_right=0.9, where_wrong=0.6)}}
+    judged = small_artifact(certainty={"coder": [CurveEntry(**CURVE)]}, instead=instead, objectives=objectives)
     for name, one in (("plain", plain), ("judged", judged)):
         artifacts.save(one, held_out(), None, tmp_path / name)
-    assert {"certainty", "handover"}.isdisjoint(json.loads((tmp_path / "plain" / "manifest.json").read_text()))
+    assert {"certainty", "instead", "handover"}.isdisjoint(
+        json.loads((tmp_path / "plain" / "manifest.json").read_text())
+    )
     assert "handover" not in (tmp_path / "plain" / "manifest.json").read_text()
     before, after = (artifacts.load(tmp_path / name) for name in ("plain", "judged"))
     assert before.manifest.certainty_models == {}
-    assert after.manifest.certainty_models == {"coder": CertaintyModel((Curve(**CURVE),))}
+    assert after.manifest.certainty_models == {"coder": CertaintyModel((Curve(**CURVE),), {"big": Instead(0.9, 0.6)})}
     handover = after.manifest.objectives["quality"].handover
     assert handover == EARNED
     assert handover is not None

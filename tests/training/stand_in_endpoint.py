@@ -28,6 +28,7 @@ class Says:
     headers: dict[str, str] = field(default_factory=dict)
     held: bool = False
     finish_reason: str = "stop"
+    logprobs: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -105,5 +106,10 @@ def _response(says: Says) -> web.Response:
     if says.raw is not None or says.status != 200:
         return web.Response(body=says.raw or b"", status=says.status, headers=says.headers)
     words = len((says.text or "").split())
-    choice = {"index": 0, "message": {"role": "assistant", "content": says.text}, "finish_reason": says.finish_reason}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": says.text},
+        "logprobs": None if says.logprobs is None else {"content": [{"logprob": value} for value in says.logprobs]},
+        "finish_reason": says.finish_reason,
+    }
     return web.json_response({"choices": [choice], "usage": {"completion_tokens": words}}, headers=says.headers)

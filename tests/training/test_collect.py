@@ -92,7 +92,8 @@ def test_conversations_and_options_are_sent_as_they_are(tmp_path: Path) -> None:
     experts = [{"name": "a", "model": "over-there", "options": {"temperature": 1, "max_tokens": None, "seed": 3}}]
     with endpoint(echo) as stand_in:
         run(config(stand_in, experts=experts), Files.of([prompts], tmp_path / "o.jsonl", None))
-    assert stand_in.bodies == [{"model": "over-there", "messages": talk, "temperature": 1, "seed": 3}]
+    asked = {"model": "over-there", "messages": talk, "temperature": 1, "seed": 3, "logprobs": True}
+    assert stand_in.bodies == [asked]
 
 
 def test_a_key_goes_to_its_own_address_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

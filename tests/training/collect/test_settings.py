@@ -63,7 +63,7 @@ def test_the_example_shows_the_defaults(tmp_path: Path) -> None:
     assert example == plain
     for scorer in (other["scorer"] for other in others):
         model = SCORERS[scorer["kind"]].model_validate(scorer)
-        examples = {"kind", "function", "mode", "reference_expert", "model", "families"} & set(scorer)
+        examples = {"kind", "function", "mode", "reference_expert", "model", "families", "labels"} & set(scorer)
         assert model == SCORERS[scorer["kind"]].model_validate({key: scorer[key] for key in examples})
 
 

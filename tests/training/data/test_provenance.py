@@ -58,7 +58,7 @@ def test_beside_other_scores_those_by_agreement_are_never_held_out(tmp_path: Pat
     mixed = [{**row, "scored_by": "agreement"} if row["prompt_id"] in half else row for row in rows]
     write_jsonl(tmp_path / "outcomes.jsonl", mixed)
     dataset = data_of(config)
-    assert not dataset.by_agreement
+    assert dataset.scored_by is None
     assert not half & set(split(dataset, 0.5, 0).held_out.prompt_ids)
     code, said = run("fit", config, "--out", tmp_path / "router")
     assert (code, "scored by agreement" in said) == (0, False)
