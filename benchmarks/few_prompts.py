@@ -1,7 +1,7 @@
 """What routing gains with few prompts, beside plain logistic regression with soft mixing, on the same draws.
 
 Each draw trains on 400 prompts as `coe-train fit` would, and asks others. Needs ../shared/data, which is not part of
-the project. Takes some minutes for each data set.
+the project. Takes half a minute of processor time for each data set; `--write` keeps the table.
 
     python -m benchmarks.few_prompts --suites nine
 """
@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
-from benchmarks.routing_quality import DATA, SUITES, _dataset
+from benchmarks.document import document
+from benchmarks.plain_regression import plain_regression
+from benchmarks.routing_quality import DATA, SUITES, dataset_of
 from coe_server.routing.artifact import Artifact
 from coe_server.routing.scoring import Scorer
 from router_training import in_silence
@@ -28,62 +27,61 @@ from router_training.data.dataset import Dataset
 Vector = npt.NDArray[np.float64]
 
 PROMPTS, TESTED, DRAWS = 400, 1_500, 10
-ROUTERS = ("plain logistic regression", "this router", "this router without gate and corrections")
+ROUTERS = (
+    "plain logistic regression, soft mixing (TF-IDF of words and characters)",
+    "this router",
+    "this router without gate and corrections",
+    "the expert that is best on the 400",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One draw: the gain of each router over the best single expert in hindsight, in points, and the share of the
+    tested prompts outside the gate."""
+
+    gains: tuple[float, ...]
+    outside: float
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--suites", nargs="+", default=["nine", "coe5"], choices=list(SUITES))
     options.add_argument("--draws", type=int, default=DRAWS)
-    options.add_argument("--data", type=Path, default=DATA)
+    options.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     asked = options.parse_args()
-    if not asked.data.is_dir():
-        sys.exit(f"skipped: {asked.data} is not there; the recorded outcomes are not part of the project")
+    if not DATA.is_dir():
+        sys.exit(f"skipped: {DATA} is not there; the recorded outcomes are not part of the project")
+    lines = head(asked.draws)
     for suite in asked.suites:
-        gains = np.array([drawn(suite, draw) for draw in range(asked.draws)])
-        print("\n".join(table(suite, gains)))
+        lines += rows(suite, [drawn(suite, draw) for draw in range(asked.draws)])
+    print("\n".join(lines))
+    if asked.write:
+        document("few_prompts", "\n".join(lines))
 
 
-def drawn(suite: str, draw: int) -> list[float]:
-    """The gain of each router over the best single expert in hindsight, in points."""
-    dataset = _dataset(suite, "category")
+def drawn(suite: str, draw: int) -> Drawn:
+    dataset = dataset_of(suite, "category")
     order = np.random.default_rng(100 + draw).permutation(len(dataset))
-    training, asked = (
-        dataset.rows(np.sort(order[:PROMPTS])),
-        dataset.rows(np.sort(order[PROMPTS : PROMPTS + TESTED])),
-    )
+    training = dataset.rows(np.sort(order[:PROMPTS]))
+    asked = dataset.rows(np.sort(order[PROMPTS : PROMPTS + TESTED]))
     config = SUITES[suite].config("category")
     config = config.model_copy(update={"objectives": {"quality": config.objectives["quality"]}})
     artifact = learn(training, counted(training, config, in_silence), config, in_silence).draft
-    whole, bare = expected(artifact, asked)
+    whole, bare, outside = expected(artifact, asked)
     plain = plain_regression(training, asked)
+    single = np.broadcast_to(training.weights @ training.scores, asked.scores.shape)
     best = int((dataset.weights @ dataset.scores).argmax())
-    return [gain(scores, asked, best) for scores in (plain, whole, bare)]
+    return Drawn(tuple(gain(scores, asked, best) for scores in (plain, whole, bare, single)), outside)
 
 
-def expected(artifact: Artifact, asked: Dataset) -> tuple[Vector, Vector]:
-    """[n, experts] twice: the scores that decide, and those of the categories alone."""
+def expected(artifact: Artifact, asked: Dataset) -> tuple[Vector, Vector, float]:
+    """[n, experts] twice: the scores that decide, and those of the categories alone; the share outside the gate."""
     scorer, manifest = Scorer(artifact), artifact.manifest
     found = [scorer.score(talk.turns, None) for talk in asked.conversations]
     table = np.array([[manifest.score[c][e].score for e in artifact.expert_names] for c in manifest.categories])
-    return np.array([one.expected for one in found]), np.array([one.probabilities for one in found]) @ table
-
-
-def plain_regression(training: Dataset, asked: Dataset) -> Vector:
-    """[n, experts]: TF-IDF of words and characters, logistic regression, mean scores of each category, mixed."""
-    kinds = (
-        TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2)),
-        TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(3, 5), analyzer="char_wb", max_features=50_000),
-    )
-    seen, unseen = ([talk.turns[-1].text for talk in part.conversations] for part in (training, asked))
-    vectors = sp.hstack([kind.fit_transform(seen) for kind in kinds]).tocsr()
-    model = LogisticRegression(C=10.0, max_iter=200).fit(vectors, training.labels)
-    shares = model.predict_proba(sp.hstack([kind.transform(unseen) for kind in kinds]).tocsr())
-    means = [
-        np.average(training.scores[rows], axis=0, weights=training.weights[rows])
-        for rows in (training.labels == category for category in model.classes_)
-    ]
-    return np.asarray(shares @ np.array(means))
+    bare = np.array([one.probabilities for one in found]) @ table
+    return np.array([one.expected for one in found]), bare, float(np.mean([not one.gate.inside for one in found]))
 
 
 def gain(scores: Vector, asked: Dataset, best: int) -> float:
@@ -91,16 +89,30 @@ def gain(scores: Vector, asked: Dataset, best: int) -> float:
     return 100 * float(np.average(taken - asked.scores[:, best], weights=asked.weights))
 
 
-def table(suite: str, gains: Vector) -> list[str]:
-    """Means over the draws [draws, routers] with standard errors, and paired differences from the first router."""
-    lines = [
-        f"{suite}: {PROMPTS} prompts, {len(gains)} draws",
-        "| router | gain, points | standard error | less plain |",
-        "|---|---|---|---|",
+def head(draws: int) -> list[str]:
+    return [
+        "## Routing with 400 prompts",
+        "",
+        f"`python -m benchmarks.few_prompts`: {PROMPTS} prompts drawn at random for training, {TESTED:,} others asked,"
+        f" {draws} draws. The gain is over the best single expert in hindsight; standard errors are over the draws,"
+        " differences are paired. The goal: not below plain logistic regression by more than one standard error, and"
+        " not below the best single expert.",
+        "",
+        "| data | router | gain, points | standard error | less plain logistic regression | outside the gate |",
+        "|---|---|---|---|---|---|",
     ]
+
+
+def rows(suite: str, draws: list[Drawn]) -> list[str]:
+    """Means over the draws, with standard errors and paired differences from the first router."""
+    gains = np.array([draw.gains for draw in draws])
+    outside = float(np.mean([draw.outside for draw in draws]))
+    lines = []
     for name, row in zip(ROUTERS, gains.T, strict=True):
         less = row - gains[:, 0]
-        lines.append(f"| {name} | {row.mean():+.2f} | {error(row):.2f} | {less.mean():+.2f} ({error(less):.2f}) |")
+        paired = "" if name == ROUTERS[0] else f"{less.mean():+.2f} ({error(less):.2f})"
+        share = f"{outside:.1%}" if name == ROUTERS[1] else ""
+        lines.append(f"| {suite} | {name} | {row.mean():+.2f} | {error(row):.2f} | {paired} | {share} |")
     return lines
 
 

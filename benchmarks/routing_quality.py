@@ -5,7 +5,7 @@ with each group (task) left out alone. Score table, gate, corrections and multip
 Needs ../shared/data, which is not part of the project. A finished fold is kept: run it again to go on, or with more
 seeds. One fold takes about 10 s of processor time (nine), 80 s for coe5, more than twice that in finer categories.
 
-    python benchmarks/routing_quality.py --seeds 5 --jobs 2 --write
+    python -m benchmarks.routing_quality --seeds 5 --jobs 2 --write
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import KFold
 
+from benchmarks.plain_regression import plain_regression
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.router import Router
 from router_training import in_silence
@@ -42,6 +43,7 @@ PAGE = ROOT / "docs" / "routing-quality.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FOLDS = 5
 RESAMPLES = 1000
+PLAIN = "plain logistic regression"
 EMBEDDINGS = ROOT / "artifacts" / "embeddings"  # of every prompt, computed once
 FEWEST = 25  # prompts of a finer category
 
@@ -159,12 +161,12 @@ def _units(suite: str, options: argparse.Namespace) -> Iterator[Unit]:
     for seed in range(options.seeds):
         yield from (Unit(suite, options.label, seed, fold, options.sentences) for fold in range(FOLDS))
     if not options.no_groups:
-        groups = len(np.unique(_dataset(suite, options.label).groups))
+        groups = len(np.unique(dataset_of(suite, options.label).groups))
         yield from (Unit(suite, options.label, -1, group, options.sentences) for group in range(groups))
 
 
 @cache
-def _dataset(suite: str, label: str) -> Dataset:
+def dataset_of(suite: str, label: str) -> Dataset:
     config = SUITES[suite].config(label)
     read = partial(read_dataset, config.data.prompts, config.data.outcomes, config.expert_names)
     finer = SUITES[suite].finer
@@ -182,7 +184,7 @@ def _refined(coarse: Dataset, fine: Dataset) -> Dataset:
 
 def _run(unit: Unit, keep: Path) -> Unit:
     """Trains on the rest, saves, loads and asks; keeps each objective's choice for the prompts left out."""
-    dataset, config = _dataset(unit.suite, unit.label), SUITES[unit.suite].config(unit.label, unit.sentences)
+    dataset, config = dataset_of(unit.suite, unit.label), SUITES[unit.suite].config(unit.label, unit.sentences)
     dataset = with_embeddings(dataset, config.features, in_silence)
     left_out = _left_out(unit, dataset)
     training = dataset.rows(np.setdiff1d(np.arange(len(dataset)), left_out))
@@ -195,6 +197,7 @@ def _run(unit: Unit, keep: Path) -> Unit:
     decided = {name: decide(router, asked, name, in_silence) for name in router.objectives}
     chosen = {name: decisions.chosen for name, decisions in decided.items()}
     changed = _changed(router, asked, unit.seed) if unit.seed >= 0 and unit.sentences is None else {}
+    chosen[PLAIN] = plain_regression(training, asked).argmax(axis=1)
     np.savez(keep / unit.name, left_out=left_out, inside=decided["quality"].inside, **chosen, **changed)
     return unit
 
@@ -216,7 +219,7 @@ def _left_out(unit: Unit, dataset: Dataset) -> Ints:
 
 
 def _table(suite: str, options: argparse.Namespace) -> list[str]:
-    dataset, sizes = _dataset(suite, options.label), np.array(list(SUITES[suite].sizes.values()))
+    dataset, sizes = dataset_of(suite, options.label), np.array(list(SUITES[suite].sizes.values()))
     unit = partial(Unit, suite, options.label, sentences=options.sentences)
     by_seed = [[unit(seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
     by_seed = [units for units in by_seed if _are_finished(units, options.keep)]
@@ -227,19 +230,30 @@ def _table(suite: str, options: argparse.Namespace) -> list[str]:
             chosen = np.stack([_pooled(units, objective, dataset, options.keep) for units in by_seed])
             what = "no budget" if budget is None else f"budget {budget:g} B, over the zero router at the cost spent"
             lines.append(_line(name, f"by prompt, {what}", chosen, budget is not None, dataset, sizes))
+            if budget is None:
+                plain = np.stack([_pooled(units, PLAIN, dataset, options.keep) for units in by_seed])
+                lines += _beside_plain(name, "by prompt, no budget", chosen, plain, dataset, sizes)
     units = [unit(-1, group) for group in range(len(np.unique(dataset.groups)))]
     if not options.no_groups and _are_finished(units, options.keep):
         chosen = _pooled(units, "quality", dataset, options.keep)[np.newaxis]
         lines.append(_line(name, "each group left out, no budget", chosen, False, dataset, sizes))
         others = _best_of_the_others(suite, options.label, dataset)
         what = "the same over the single expert that is best on the other groups"
-        lines.append(_line(name, what, chosen, False, dataset, sizes, others))
+        lines.append(_line(name, what, chosen, False, dataset, sizes, others[np.newaxis]))
+        plain = _pooled(units, PLAIN, dataset, options.keep)[np.newaxis]
+        lines += _beside_plain(name, "each group left out, no budget", chosen, plain, dataset, sizes)
     return lines
+
+
+def _beside_plain(name: str, what: str, chosen: Ints, plain: Ints, dataset: Dataset, sizes: Vector) -> Iterator[str]:
+    """The plain regression's line, and this router's gain over it."""
+    yield _line(name, f"{PLAIN}, {what}", plain, False, dataset, sizes)
+    yield _line(name, f"this router over {PLAIN}, {what}", chosen, False, dataset, sizes, plain)
 
 
 def _changes(suite: str, options: argparse.Namespace) -> Iterator[str]:
     """One line for each kind of change: share of prompts with another expert, and what that does to the mean score."""
-    dataset, unit = _dataset(suite, options.label), partial(Unit, suite, options.label)
+    dataset, unit = dataset_of(suite, options.label), partial(Unit, suite, options.label)
     by_seed = [[unit(seed, fold) for fold in range(FOLDS)] for seed in range(options.seeds)]
     by_seed = [units for units in by_seed if _are_finished(units, options.keep)]
     rows = np.arange(len(dataset))
@@ -289,11 +303,13 @@ def _line(
 ) -> str:
     """Mean over the seeds [seeds, n]; intervals resample prompts, all seeds of a prompt together.
 
-    The gain is over the `rival` of each prompt [n], if any, else over the best single expert in hindsight.
+    The gain is over each prompt's `rival` [seeds, n], if any, else over the best single expert in hindsight.
     """
     seeds, weights = len(chosen), dataset.weights
     taken = [dataset.scores[np.arange(len(dataset)), row] for row in chosen]
-    rivals_scores = dataset.scores if rival is None else dataset.scores[np.arange(len(dataset)), rival]
+    rivals_scores = dataset.scores
+    if rival is not None:
+        rivals_scores = np.mean([dataset.scores[np.arange(len(dataset)), row] for row in rival], axis=0)
     columns = np.column_stack((*taken, *(sizes[row] for row in chosen), rivals_scores))
 
     def gain(means: Vector) -> float:

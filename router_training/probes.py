@@ -20,7 +20,7 @@ from coe_server.routing.router import Router
 from coe_server.routing.scoring import Scorer
 from coe_server.system.visible import visible
 from router_training import Track
-from router_training.assignment.objectives import lower_bounds, score_entries, score_table
+from router_training.assignment.objectives import lower_bounds, score_entries, score_table, shares_of
 from router_training.config import MappingSettings
 from router_training.data.dataset import Dataset
 
@@ -116,7 +116,8 @@ def with_new_experts(
     known = ~np.isnan(dataset.scores[:, columns]).all(axis=1)
     heard = dataset.rows(np.flatnonzero(known))
     probabilities = _predicted_probabilities(artifact, heard, track)
-    table = score_table(probabilities, heard.scores[:, columns], heard.weights, MappingSettings().shrinkage_prompts)
+    shares = shares_of(_labels_in(artifact, heard), probabilities)
+    table = score_table(shares, heard.scores[:, columns], heard.weights, MappingSettings().shrinkage_prompts)
     table = lower_bounds(table, artifact.manifest.z) if artifact.manifest.z else table
     manifest = artifact.manifest
     asked = replace(heard, experts=tuple(names), categories=tuple(manifest.categories))
@@ -130,6 +131,13 @@ def with_new_experts(
     if corrections is not None:
         corrections = replace(corrections, coefficients=_with_zeros(corrections.coefficients, len(new_experts)))
     return replace(artifact, manifest=manifest.model_copy(update=update), corrections=corrections)
+
+
+def _labels_in(artifact: Artifact, dataset: Dataset) -> npt.NDArray[np.int64]:
+    """[n]: each prompt's category in the artifact's order; -1 without one, or for one that the artifact lacks."""
+    number = {name: row for row, name in enumerate(artifact.manifest.categories)}
+    rows = np.array([*(number.get(name, -1) for name in dataset.categories), -1])
+    return np.asarray(rows[dataset.labels])
 
 
 def held_out_with(held_out: HeldOut, new_experts: int) -> HeldOut:

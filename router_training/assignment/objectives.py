@@ -1,8 +1,9 @@
 """Step two: the score table, and the mapping and multiplier of each objective, from out-of-fold predictions. Pure.
 
-Soft mixing multiplies probabilities and scores. So the scores are fitted by least squares to make that product match
-the outcomes, and drawn towards each expert's overall mean. Averages by likeliest category would not do: they are
-mixtures already, and soft mixing would mix them again.
+A score is the mean of the category's own prompts, drawn towards the expert's overall mean. Prompts without a category
+count with their probabilities: the scores are then fitted by least squares, so that probabilities times scores match
+the outcomes. Averages by likeliest category would not do: they are mixtures already, and soft mixing would mix them
+again.
 A training run and the re-solving of an artifact share this; it knows nothing of configuration files or artifacts.
 """
 
@@ -164,7 +165,8 @@ def _named_mapping(grounds: Grounds, solution: Solution) -> dict[str, str]:
 class ScoreTable:
     """`scores`, `counts` and `standard_errors` [categories, experts]; the `overall_...` ones [experts].
 
-    `counts` has the prompts with that likeliest category. A standard error is NaN for fewer than two prompts.
+    `counts` has the prompts with that category, or with it as their likeliest one. A standard error is NaN for fewer
+    than two prompts.
     """
 
     scores: Vector
@@ -175,8 +177,17 @@ class ScoreTable:
     overall_errors: Vector
 
 
-def score_table(probabilities: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float) -> ScoreTable:
-    """From out-of-fold `probabilities` [n, categories], `outcomes` [n, experts] (NaN: missing) and `weights` [n].
+def shares_of(labels: Ints, probabilities: Vector) -> Vector:
+    """[n, categories]: 1 for a prompt's own category; the `probabilities` of a prompt without one (label -1).
+
+    With few prompts, probabilities for all of them would make a much less certain table (docs/routing-quality.md).
+    """
+    return np.where((labels >= 0)[:, np.newaxis], np.eye(probabilities.shape[1])[labels], probabilities)
+
+
+def score_table(shares: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float) -> ScoreTable:
+    """From the prompts' `shares` of each category [n, categories], `outcomes` [n, experts] (NaN: missing) and
+    `weights` [n].
 
     An expert's overall mean counts as `shrinkage_prompts` prompts of every category.
     Raises DatasetError where an expert has no outcome at all.
@@ -186,11 +197,11 @@ def score_table(probabilities: Vector, outcomes: Vector, weights: Vector, shrink
         missing = int(np.argmin(known.any(axis=0))) + 1
         raise DatasetError(f"expert number {missing} of the configuration has no outcome")
     patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
-    table = _empty(probabilities.shape[1], outcomes.shape[1])
+    table = _empty(shares.shape[1], outcomes.shape[1])
     for number, rows in enumerate(patterns.T):
         alike = np.flatnonzero(pattern_of == number)  # experts with outcomes for the same prompts
-        _fill(table, alike, probabilities[rows], outcomes[np.ix_(rows, alike)], weights[rows], shrinkage_prompts)
-    likeliest = np.eye(probabilities.shape[1], dtype=np.int64)[probabilities.argmax(axis=1)]
+        _fill(table, alike, shares[rows], outcomes[np.ix_(rows, alike)], weights[rows], shrinkage_prompts)
+    likeliest = np.eye(shares.shape[1], dtype=np.int64)[shares.argmax(axis=1)]
     table.counts[:] = likeliest.T @ known
     table.standard_errors[table.counts < 2] = np.nan
     return table
@@ -209,22 +220,22 @@ def _empty(categories: int, experts: int) -> ScoreTable:
 
 
 def _fill(
-    table: ScoreTable, experts: Ints, probabilities: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float
+    table: ScoreTable, experts: Ints, shares: Vector, outcomes: Vector, weights: Vector, shrinkage_prompts: float
 ) -> None:
     """Ridge regression around the overall mean; errors by the sandwich formula (White, 1980)."""
-    shares = (weights / weights.mean())[:, np.newaxis]
+    masses = (weights / weights.mean())[:, np.newaxis]
     count = len(weights)
-    overall = np.clip(shares[:, 0] @ outcomes / count, outcomes.min(axis=0), outcomes.max(axis=0))  # rounding
+    overall = np.clip(masses[:, 0] @ outcomes / count, outcomes.min(axis=0), outcomes.max(axis=0))  # rounding
     # with no shrinkage at all, the score of a category without prompts would be undefined, not the overall mean
-    drawn = max(shrinkage_prompts, 1e-6) * np.eye(probabilities.shape[1])
-    influence = shares * probabilities @ np.linalg.inv((shares * probabilities).T @ probabilities + drawn)
+    drawn = max(shrinkage_prompts, 1e-6) * np.eye(shares.shape[1])
+    influence = masses * shares @ np.linalg.inv((masses * shares).T @ shares + drawn)
     scores = overall + influence.T @ (outcomes - overall)
     table.scores[:, experts] = np.clip(scores, 0.0, 1.0)
-    table.standard_errors[:, experts] = np.sqrt((influence**2).T @ (outcomes - probabilities @ scores) ** 2)
+    table.standard_errors[:, experts] = np.sqrt((influence**2).T @ (outcomes - shares @ scores) ** 2)
     table.overall_scores[experts] = overall
     table.overall_counts[experts] = count
     if count > 1:
-        spread = ((shares * (outcomes - overall)) ** 2).sum(axis=0)
+        spread = ((masses * (outcomes - overall)) ** 2).sum(axis=0)
         table.overall_errors[experts] = np.sqrt(spread / count / (count - 1))
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from coe_server.routing.classifier import Calibration, normalised_entropy
 from coe_server.routing.gate import trust_in
-from router_training.assignment.objectives import ScoreTable, lower_bounds, score_table
+from router_training.assignment.objectives import ScoreTable, lower_bounds, score_table, shares_of
 from router_training.config import TrainingConfig
 from router_training.data.dataset import Dataset
 
@@ -73,7 +73,8 @@ def telling(dataset: Dataset, seen: Ints) -> Ints:
 
 def table_of(probabilities: Vector, dataset: Dataset, config: TrainingConfig) -> ScoreTable:
     """The score table; of lower bounds if so configured."""
-    table = score_table(probabilities, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
+    shares = shares_of(dataset.labels, probabilities)
+    table = score_table(shares, dataset.scores, dataset.weights, config.mapping.shrinkage_prompts)
     return lower_bounds(table, config.mapping.z) if config.mapping.scores == "lower_bound" else table
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_server.errors import DatasetError
-from router_training.assignment.objectives import score_table
+from router_training.assignment.objectives import score_table, shares_of
 
 
 @given(st.integers(0, 1000), st.floats(0.0, 50.0))
@@ -44,6 +44,11 @@ def test_unsure_probabilities_are_unmixed() -> None:
     outcomes = probabilities[:, 1:]
     table = score_table(probabilities, outcomes, np.ones(1000), 0.0)
     assert table.scores[:, 0] == pytest.approx([0.0, 1.0], abs=1e-3)
+
+
+def test_a_prompt_counts_for_its_own_category_alone_and_with_its_probabilities_where_it_has_none() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.6, 0.4], [0.3, 0.7]])
+    assert shares_of(np.array([0, 1, -1]), probabilities).tolist() == [[1.0, 0.0], [0.0, 1.0], [0.3, 0.7]]
 
 
 def test_missing_outcomes_are_missing_and_not_zero() -> None:
