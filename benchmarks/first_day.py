@@ -53,6 +53,7 @@ def main() -> None:
     asked.add_argument("--data", type=Path, default=DEFAULT_FILE)
     asked.add_argument("--embeddings", metavar="MODEL")
     asked.add_argument("--semantic-router", metavar="PYTHON", help="an interpreter that can import semantic_router")
+    asked.add_argument("--draws", type=int, default=DRAWS)
     asked.add_argument("--write", action="store_true")
     options = asked.parse_args()
     if options.semantic_router and not options.embeddings:
@@ -64,7 +65,7 @@ def main() -> None:
     kinds = sorted(prompts)
     embedded = Embedded(options.embeddings) if options.embeddings else None
     known, strange, peer_known, peer_strange = [], [], [], []
-    for draw in range(DRAWS):
+    for draw in range(options.draws):
         chance = random.Random(draw)
         shuffled = {kind: chance.sample(prompts[kind], EXAMPLES + TESTED) for kind in kinds}
         left_out = chance.sample(kinds, STRANGERS)
@@ -179,7 +180,7 @@ def table(kinds: int, known: Sequence[Found], strange: Sequence[Found], model: s
             "## A router from ten examples of each kind" + (f", with {model}" if model else ""),
             "",
             f"`python -m benchmarks.first_day{option}`, {features}; {EXAMPLES} examples of each kind,"
-            f" {TESTED} other prompts each tested, mean of {DRAWS} draws (least to most). The goal:"
+            f" {TESTED} other prompts each tested, mean of {len(known)} draws (least to most). The goal:"
             f" {GOAL_EMBEDDED if model else GOAL:.0%} right of {kinds} kinds.",
             "",
             "| router | right | known kinds to the default | strangers to the default |",

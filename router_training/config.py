@@ -113,7 +113,7 @@ class GateSettings(_Settings):
 
 class MappingSettings(_Settings):
     mode: Literal["soft", "hard"] = "soft"
-    shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 5.0
+    shrinkage_prompts: Annotated[float, Field(ge=0.0)] = 2.0
     hosted_params_b: Positive | None = None
     max_experts: Annotated[int, Field(ge=1)] | None = None
     scores: Literal["mean", "lower_bound"] = "mean"

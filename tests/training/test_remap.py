@@ -148,6 +148,22 @@ def test_a_new_expert_needs_only_its_outcomes(trained: Path, tmp_path: Path) -> 
     assert "a new expert needs recorded outcomes" in without.output
 
 
+def test_the_prompts_of_a_new_expert_count_for_their_own_categories_whatever_they_look_like(
+    trained: Path, tmp_path: Path
+) -> None:
+    swapped = {"french": "python", "python": "french"}
+    rows = [{**row, "category": swapped.get(row["category"], row["category"])} for row in prompts(60, seed=8)]
+    rated = [
+        {"prompt_id": row["prompt_id"], "expert": "new", "score": float(row["category"] == "french")} for row in rows
+    ]
+    newcomer = artifacts.load(trained).manifest.experts[0].model_copy(update={"name": "new"})
+    files = (write_jsonl(tmp_path / "p.jsonl", rows),), (write_jsonl(tmp_path / "o.jsonl", rated),)
+    options = MapOptions(new_experts=(newcomer,), prompts=files[0], outcomes=files[1])
+    score = remap(trained, tmp_path / "new", options, in_silence).manifest.score
+    assert score["french"]["new"].score > 0.8
+    assert score["python"]["new"].score < 0.2
+
+
 def test_with_outcomes_of_every_expert_all_is_measured_again(trained: Path, tmp_path: Path) -> None:
     rows = prompts(40, seed=6)
     write_jsonl(tmp_path / "p.jsonl", rows)
