@@ -210,6 +210,8 @@ def _weights(folder: Path, root: Path, name: str, model: str) -> Seen:
         return Skipped(name, "a JSON file of it is larger than any is, or no file")
     if not is_complete(folder):
         return Skipped(name, "its download is not complete; `coe pull` completes it")
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        return Skipped(name, "is an adapter (LoRA): add it as an expert of engine: lora, with its base")
     config = read_config(folder)
     architecture = _first(config.get("architectures"))
     text = config.get("text_config", config)

@@ -25,6 +25,7 @@ from coe_server.commands.models_here import MOST_ENTRIES, FoundModel, Skipped, f
 from coe_server.commands.proposal import memory_of, propose, room_of
 from coe_server.config.schema import ServerConfig, load_config
 from tests.engines.make_gguf import LLAMA, write_gguf
+from tests.engines.small_adapter import make_adapter
 from tests.patience import PATIENCE_SECONDS
 
 GIB = 1 << 30
@@ -246,6 +247,15 @@ def test_a_model_of_the_hub_that_answers_no_prompts_is_passed_over(
     hub_model(tmp_path / "hub", "org/model", **changes)
     _, skipped = find_models([], {"HF_HUB_CACHE": str(tmp_path / "hub"), "HOME": "/nonexistent"})
     assert [one.why for one in skipped] == [why]
+
+
+def test_an_adapter_of_the_hub_is_passed_over_with_what_it_is(tmp_path: Path) -> None:
+    repository = tmp_path / "hub/models--org--sql"
+    make_adapter(repository / "snapshots/abc")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("abc")
+    _, skipped = find_models([], {"HF_HUB_CACHE": str(tmp_path / "hub"), "HOME": "/nonexistent"})
+    assert [one.why for one in skipped] == ["is an adapter (LoRA): add it as an expert of engine: lora, with its base"]
 
 
 @pytest.mark.parametrize(
