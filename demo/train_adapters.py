@@ -34,7 +34,7 @@ class AdapterRecipe:
     steps: int = 600
 
 
-RECIPES = {"sql": AdapterRecipe("sql"), "units": AdapterRecipe("units", rank=32, alpha=64, steps=1200)}
+RECIPES = {topic: AdapterRecipe(topic) for topic in ("sql", "units")}
 
 
 def train_adapter(recipe: AdapterRecipe, experts: Path, out: Path, seed: int, line: int = 0) -> None:
