@@ -202,6 +202,9 @@ def _unfit(header: GgufHeader, files: int) -> str:
     return f"{files} of its {count} parts are here" if count != files or number else ""
 
 
+_AN_ADAPTER = "is an adapter (LoRA): add it as an expert of engine: lora, with its base"
+
+
 def _weights(folder: Path, root: Path, name: str, model: str) -> Seen:
     """The model in a folder of Hugging Face's format, if vLLM can generate or embed with it."""
     if not all(is_inside(one, root) for one in _entries(folder) if one.exists()):
@@ -210,8 +213,6 @@ def _weights(folder: Path, root: Path, name: str, model: str) -> Seen:
         return Skipped(name, "a JSON file of it is larger than any is, or no file")
     if not is_complete(folder):
         return Skipped(name, "its download is not complete; `coe pull` completes it")
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        return Skipped(name, "is an adapter (LoRA): add it as an expert of engine: lora, with its base")
     config = read_config(folder)
     architecture = _first(config.get("architectures"))
     text = config.get("text_config", config)
@@ -219,7 +220,9 @@ def _weights(folder: Path, root: Path, name: str, model: str) -> Seen:
     if not isinstance(text, dict):
         return Skipped(name, "its config.json cannot be understood")
     if not embeds and (not architecture.endswith(_ANSWERS) or config.get("is_encoder_decoder")):
-        return Skipped(name, f"{architecture or 'its config.json'} is not known to answer prompts")
+        is_adapter = not config and (folder / "adapter_config.json").exists()
+        told = f"{architecture or 'its config.json'} is not known to answer prompts"
+        return Skipped(name, _AN_ADAPTER if is_adapter else told)
     longest, quantised = text.get("max_position_embeddings"), config.get("quantization_config")
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     return FoundModel(
