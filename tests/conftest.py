@@ -40,6 +40,7 @@ register_profiles()
 
 LONGEST = (  # by measured processor time
     *("tests/test_end_to_end.py", "tests/engines/vllm/test_real.py", "tests/engines/vllm/test_wide.py"),
+    "tests/engines/vllm/test_adapters_real.py",
     *("tests/cluster/test_with_vllm.py", "tests/cuda/", "tests/test_faults.py"),
     *("tests/test_killed_server.py", "tests/page/test_page.py", "tests/docs/test_train_your_own.py"),
     *("tests/test_cli.py", "tests/training/classifier/test_discovery.py", "tests/docs/test_guides.py"),

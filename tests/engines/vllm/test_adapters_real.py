@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import pytest
 
 from coe_server.engines.adapter import Adapter, misfit, read_adapter
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.memory import private_bytes
+from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm import adapters as in_engine
 from coe_server.engines.vllm.command import VllmLaunch
 from coe_server.engines.vllm.engine import VllmEngine
@@ -161,6 +162,19 @@ def test_a_further_adapter_is_taken_and_given_up_while_it_runs(real: Real, right
     real.runner.run(real.engine.load_adapter(adapter(real.folder, "three", 7)))
     assert real.tokens("three") not in right.values()
     real.runner.run(real.engine.unload_adapter("three"))
+    assert {name: real.tokens(name) for name in NAMES} == right
+
+
+@pytest.mark.long
+def test_an_engine_that_was_killed_loads_its_base_from_the_image_and_its_adapters_from_disk(
+    real: Real, right: Mapping[str, list[int]]
+) -> None:
+    assert real.engine._run is not None
+    os.kill(max(process_tree(real.engine._run.process.pid)[2:], key=private_bytes), signal.SIGKILL)
+    real.runner.run(real.engine.died())
+    real.runner.run(real.engine.start())
+    report = real.runner.run(real.engine.running().ask_worker("memory_report"))
+    assert report["loaded_from_image"]
     assert {name: real.tokens(name) for name in NAMES} == right
 
 
