@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -20,6 +21,7 @@ from coe_server.errors import ConfigError
 from coe_server.routing.manifest import CostUnit
 from coe_server.routing.probes import Probe
 from router_training.expert_settings import ExpertSettings, Positive, on_their_bases
+from router_training.measured_costs import with_measured_cost_factors
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -232,12 +234,14 @@ def category_without_experts(
 def read_config(path: Path) -> TrainingConfig:
     """The settings of a training run, paths made absolute. Raises ConfigError, as `read_settings` does.
 
-    A key that is set is checked now; a missing key fails when the first text is embedded.
+    A key that is set is checked now; a missing key fails when the first text is embedded. A preset without a
+    `cost_factor` has the one that its recorded outcomes tell.
     """
-    config = read_settings(path, TrainingConfig)
+    folder = path.resolve().parent
+    config = read_settings(path, TrainingConfig, changed=partial(with_measured_cost_factors, folder=folder))
     if (variable := config.features.api_key_env) is not None and os.environ.get(variable):
         assert config.features.api_key is not None, "a key that cannot be used is refused"
-    return _with_paths_from(path.resolve().parent, config)
+    return _with_paths_from(folder, config)
 
 
 def read_settings(

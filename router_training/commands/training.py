@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from coe_server.config.file import read_settings_file
 from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.system.visible import visible
@@ -19,6 +20,7 @@ from router_training.commands.terminal import (
     with_progress_bar,
 )
 from router_training.config import read_config
+from router_training.measured_costs import measured_cost_factors
 
 if TYPE_CHECKING:
     from router_training.fit import FitResult
@@ -40,6 +42,9 @@ def fit(
     """
     with mistakes_as_sentences():
         settings = read_config(config)  # before the import, which takes seconds: a mistake is reported at once
+        raw = read_settings_file(config, "`coe config --example train`")
+        for name, factor in measured_cost_factors(raw, config.resolve().parent).items():
+            console.print(f"{name}: cost_factor {factor:g}, measured from output tokens", markup=False)
         from router_training.fit import fit as run_fit
 
         result = run_fit(settings, out, force, with_progress_bar)

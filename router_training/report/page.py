@@ -221,7 +221,11 @@ svg { display: block; width: 100%; height: auto; font-family: system-ui, sans-se
 svg text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; stroke-linejoin: round; }
 .wide svg { min-width: 36rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .8rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; }
+/* what is wider than the screen has a shadow at the edge behind which it goes on */
+.scroll { overflow-x: auto; margin: .6rem 0; --back: var(--surface);
+  background: linear-gradient(to left, var(--back) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to left, color-mix(in srgb, var(--ink) 30%, transparent), transparent) right / 1rem 100% no-repeat; }
+figure .scroll { --back: var(--card); }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .55rem; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }
 th { font-weight: 600; } th[scope=row] { position: sticky; left: 0; background: var(--surface); }
@@ -239,6 +243,7 @@ td.reason { white-space: normal; min-width: 14rem; text-align: left; }
 dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .25rem 1rem; font-size: .9rem; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 34rem) { main { padding: 1rem .8rem 3rem; } h1 { font-size: 1.3rem; }
+  th[scope=row] { white-space: normal; min-width: 7rem; max-width: 45vw; overflow-wrap: break-word; }
   figure { padding: .5rem; } dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
 @media print { body { background: none; } .card, figure, tr { break-inside: avoid; } }
 """

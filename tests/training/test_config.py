@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from coe_server.errors import ConfigError
 from router_training.config import TrainingConfig, read_config
 from router_training.expert_settings import ExpertSettings
+from router_training.measured_costs import measured_cost_factors
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "train.yaml"
 LEAST: dict[str, Any] = {
@@ -206,6 +208,26 @@ def test_a_preset_costs_what_its_base_does_times_its_factor(tmp_path: Path) -> N
     assert (found["deep"].tools, found["hosted"].tools) == (False, True)
     assert config.costs("active_params_b") == [20.0, 8.0, 1.0, 1.0]
     assert TrainingConfig.model_validate(dict(config)).experts == config.experts, "a second reading changes nothing"
+
+
+def outcome(prompt: str, expert: str, tokens: int | None) -> str:
+    return json.dumps({"prompt_id": prompt, "expert": expert, "score": 1.0, "output_tokens": tokens}) + "\n"
+
+
+def test_a_presets_factor_is_measured_from_its_outcomes_unless_it_is_given(tmp_path: Path) -> None:
+    rows = [
+        outcome("1", "qwen3", 10),
+        outcome("1", "thinker", 40),
+        outcome("2", "qwen3", 30),
+        outcome("2", "thinker", 60),
+    ]
+    rows += [outcome("3", "thinker", 900), outcome("4", "qwen3", None), outcome("4", "thinker", 5)]  # no pairs
+    (tmp_path / "o.jsonl").write_text("".join(rows))
+    thinker, given = {"name": "thinker", "of": "qwen3"}, {"name": "given", "of": "qwen3", "cost_factor": 3.0}
+    unrecorded = {"name": "unrecorded", "of": "qwen3"}
+    config = read_config(written(tmp_path, {**LEAST, "experts": [QWEN, thinker, given, unrecorded]}))
+    assert config.costs("active_params_b") == [8.0, 8.0 * 2.5, 24.0, 8.0]
+    assert measured_cost_factors({**LEAST, "experts": [QWEN, thinker, given]}, tmp_path) == {"thinker": 2.5}
 
 
 @pytest.mark.parametrize(
