@@ -46,6 +46,13 @@ NO_BUDGET_ASKS = 1.4
 HOME = {"facts": "generalist"}  # the expert of a topic, where its name differs
 
 
+NOTES = (
+    'A gain counts what the cost saved, or spent, would buy otherwise. "Up to 5 times" may end where it began, at the'
+    " expert that was surest; a topic",
+    "left out has its own expert rated 0 by overall means, so nearly all experts are asked for four tokens. Right"
+    " answers to all topics calibrated the curves.",
+)
+
 Measure = Callable[[Dataset, Dataset, int, int], "Row"]
 
 
@@ -282,6 +289,7 @@ def table(train: Dataset, held_out: Dataset) -> str:
             f"`python -m benchmarks.handover`: {len(held_out)} held-out prompts of the demo, answers and"
             f" log-probabilities recorded from vLLM on the CPU; judged by {TOKENS} tokens; mean of {DRAWS} draws of"
             " examples and fitted prompts (least to most), and the interval of the draw that gains least.",
+            *NOTES,
             "",
             "| first expert by | without | with handover | gain at equal cost, points | experts asked | cost |",
             "|---|---|---|---|---|---|",

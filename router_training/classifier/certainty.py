@@ -40,7 +40,7 @@ def fitted_models(dataset: Dataset, expected: Vector) -> dict[str, CertaintyMode
 
 def fitted_instead(dataset: Dataset, first: int) -> dict[str, Instead]:
     """The other experts' mean scores where the expert in column `first` is right and where it is wrong."""
-    weights = np.where(dataset.only_trains, 0.0, dataset.weights)
+    weights = np.where(_is_told(dataset), dataset.weights, 0.0)
     found = {}
     for column, name in enumerate(dataset.experts):
         both = ~np.isnan(dataset.scores[:, first] + dataset.scores[:, column]) & (weights > 0.0)
@@ -163,8 +163,13 @@ def calibration_error(predicted: Vector, scores: Vector, weights: Vector) -> flo
 
 def _usable(dataset: Dataset, column: int) -> npt.NDArray[np.bool_]:
     assert dataset.said is not None, "asked only where something is recorded"
-    measured = ~np.isnan(dataset.scores[:, column]) & (dataset.weights > 0.0) & ~dataset.only_trains
+    measured = ~np.isnan(dataset.scores[:, column]) & (dataset.weights > 0.0) & _is_told(dataset)
     return np.asarray(measured & dataset.said.recorded[:, column])
+
+
+def _is_told(dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """[n]: prompts of users with scores that are not weak; those by certainty would calibrate it by itself."""
+    return np.asarray(~dataset.provenance.synthetic & (dataset.provenance.weak == ""))
 
 
 def _logistic_fit(inputs: Vector, scores: Vector, weights: Vector) -> list[float]:

@@ -83,3 +83,14 @@ def test_evaluate_measures_the_rule_on_outcomes_with_log_probabilities(trained: 
         done = runner.invoke(app, ["evaluate", str(folder / "router"), *files, str(path), "--resamples", "100"])
         assert done.exit_code == 0
         assert ("handover, objective quality" in done.output) is is_measured
+
+
+@pytest.mark.parametrize("kind", ["certainty", "agreement"])
+def test_weak_scores_calibrate_nothing(tmp_path: Path, kind: str) -> None:
+    settings = write_run(tmp_path)
+    weak = [{**row, "scored_by": kind} for row in told(outcomes(prompts()))]
+    write_jsonl(tmp_path / "outcomes.jsonl", weak)
+    done = runner.invoke(app, ["fit", str(settings), "--out", str(tmp_path / "router"), "--force"])
+    assert done.exit_code == 0, done.output
+    assert artifacts.load(tmp_path / "router").manifest.certainty is None
+    assert "handover" not in done.output
