@@ -1,4 +1,4 @@
-"""Requests that wait while experts come, change and go wait no longer than they were promised; under a virtual clock."""
+"""Requests that wait while experts come, change and go keep the bound that was promised; under a virtual clock."""
 
 import asyncio
 from contextlib import suppress
