@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coe_server.cache.slot import Expert
 from coe_server.cache.turnover import Turnover
-from coe_server.cache.wait_times import turn_seconds
+from coe_server.cache.wait_bound import turn_seconds
 from coe_server.errors import ExpertUnavailable, NoRoom, Overloaded, UnknownModel
 from coe_server.simulation.simulator import run_virtually
 from tests.cache.test_promises_on_cards import machines
@@ -50,7 +50,7 @@ class TurningStage(Stage):
     async def ask(self, name, length):
         if name not in self.cache.slots or self.cache.slots[name].leaves:
             return
-        one = Waiting(name, self.clock(), self.cache.waits.bounds_seconds()[name])
+        one = Waiting(name, self.clock(), self.cache.bounds.by_expert()[name])
         self.asked.append(one)
         with suppress(Overloaded, ExpertUnavailable, UnknownModel):
             with await self.cache.lease(name) as lease:
@@ -63,7 +63,7 @@ class TurningStage(Stage):
     def turn(self, kind, name):
         slot = self.cache.slots.get(name)
         there = slot is not None and not slot.leaves
-        bounds = self.cache.waits.bounds_seconds()
+        bounds = self.cache.bounds.by_expert()
         engine = TimedEngine(name, self.engines[name].footprint, self.timings[name], self.lost)
         seats = self.seats[name]
         new = Expert(name, engine, width=len(seats[0]), seats=seats, costs=costs(self.timings[name]))
