@@ -14,6 +14,7 @@ from functools import partial
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease
 from coe_server.engines.engine import EngineResponse, Tries
 from coe_server.errors import (
@@ -119,7 +120,7 @@ class RoutedResponse(Response):
                 is_retry = True  # no other expert can take the request: once more, to the restarted engine
             except _ChosenAgain as change:
                 self._follow(change.decision)
-            except (EngineError, ExpertUnavailable, Overloaded, UnknownModel) as error:  # unknown: removed meanwhile
+            except (EngineError, ExpertUnavailable, Overloaded) as error:
                 if self._another_node_may_answer(error):
                     _warn(self._decision, self._out, error)
                     self._log.fell_back(error)
@@ -184,7 +185,7 @@ class RoutedResponse(Response):
         """A lease on the chosen expert; if it is evicted during the wait, the choice is made once more."""
         name, request = self._decision.expert, self._request
         fan_out = request.parsed.fan_out
-        asked = partial(self._cache.lease, name, request.options.priority, fan_out, request.owner)
+        asked = partial(_leased, self._cache, self._decision, request)
         here = self._may_choose_again and self._decision.ranking[0].residency == "device"
         if not here or self._cache.grants_at_once(name, fan_out):
             return await asked()
@@ -294,6 +295,16 @@ def _can_come_in_time(request: RoutedRequest, expert: str) -> bool:
     left_seconds = request.due - asyncio.get_running_loop().time()
     there = request.service.availability().get(expert)
     return there is not None and there.predicted_wait_seconds < left_seconds
+
+
+async def _leased(cache: ExpertCache, decision: RoutingDecision, request: RoutedRequest) -> Lease:
+    """A lease on the chosen expert. One that a reload removed meanwhile is unknown only to a caller who named it."""
+    try:
+        return await cache.lease(decision.expert, request.options.priority, request.parsed.fan_out, request.owner)
+    except UnknownModel as error:
+        if decision.reason == "requested":
+            raise
+        raise ExpertUnavailable(f"expert '{decision.expert}' was removed meanwhile", 1.0) from error
 
 
 async def _given_up(waiting: asyncio.Task[Lease]) -> None:

@@ -30,9 +30,11 @@ class Block:
 
 
 def blocks(guide: Path) -> list[Block]:
-    return [
-        Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", guide.read_text(), re.MULTILINE | re.DOTALL)
-    ]
+    return blocks_of(guide.read_text())
+
+
+def blocks_of(text: str) -> list[Block]:
+    return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 class Reader:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from coe_server.config.schema import load_config
-from tests.docs.reader import ROOT, blocks, reading
+from tests.docs.reader import ROOT, blocks, blocks_of, reading
 from tests.patience import PATIENCE_SECONDS
 
 STARTED, OPERATE, DEPLOY = (ROOT / f"docs/{name}.md" for name in ("getting-started", "operate", "deploy"))
@@ -24,9 +24,13 @@ def followed(tmp_path_factory):
     with reading(tmp_path_factory.mktemp("guides"), on_a_free_port) as reader:
         for block in blocks(STARTED):
             reader.follow(block)
+        before, keys, after = OPERATE.read_text().partition("\n## Keys\n")
+        for block in blocks_of(before):
+            if block.language == "sh":
+                reader.follow(block)
         with (reader.folder / "serve.yaml").open("a") as file:
             file.write("keys: {file: keys.json}\n")  # the server that runs has none yet
-        for block in blocks(OPERATE):
+        for block in blocks_of(keys + after):
             if block.language == "sh":
                 reader.follow(block)
         yield reader

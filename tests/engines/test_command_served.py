@@ -33,9 +33,13 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield one
 
 
-def serve(reader: Reader, memory: str, experts: str) -> None:
+def write(reader: Reader, memory: str, experts: str) -> None:
     config = f"http: {{port: {reader.port}}}\nvllm: {{platform: cpu}}\nmemory: {memory}\nexperts:\n{experts}"
     (reader.folder / "serve.yaml").write_text(config)
+
+
+def serve(reader: Reader, memory: str, experts: str) -> None:
+    write(reader, memory, experts)
     reader.serve("coe serve serve.yaml")
 
 
@@ -101,6 +105,35 @@ def test_two_programs_are_served_in_turns_killed_and_back(reader: Reader) -> Non
     seen = process_tree(reader.server.pid) if reader.server else []
     reader.stop()
     assert eventually(lambda: not any(runs(pid) for pid in seen))
+
+
+def test_programs_come_change_and_end_by_reloads(reader: Reader) -> None:
+    command = f"{sys.executable} {STAND_IN} --name {{name}} --socket {{socket}}"
+    memory = "{device: 100MiB, host: 100MiB}"
+    reload = f"curl -sf -X POST http://127.0.0.1:{reader.port}/admin/reload"
+
+    def expert(name: str, more: str = "") -> str:
+        return f'  - {{name: {name}, engine: command, device_bytes: 60MiB, command: "{command}{more}"}}\n'
+
+    serve(reader, memory, expert("left"))
+    assert text_of(ask(reader, "left", "good morning")[1]) == "good morning left"
+    (left,) = programs(reader, "stand_in_command")
+    write(reader, memory, expert("left") + expert("right"))
+    reader.run(reload)
+    assert programs(reader, "stand_in_command") == [left], "it was not touched"
+    assert text_of(ask(reader, "right", "hello")[1]) == "hello right"
+    assert not runs(left), "it made room, as one that cannot sleep does"
+    (right,) = programs(reader, "stand_in_command")
+    write(reader, memory, expert("right", " --socket {socket}"))
+    reader.run(reload)
+    assert text_of(ask(reader, "right", "again")[1]) == "again right"
+    assert not runs(right), "another command line is another process"
+    assert len(programs(reader, "stand_in_command")) == 1
+    write(reader, memory, expert("middle"))
+    reader.run(reload)
+    assert eventually(lambda: not programs(reader, "stand_in_command"))
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        ask(reader, "right", "and now")
 
 
 @pytest.fixture

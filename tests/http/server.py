@@ -13,6 +13,7 @@ from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.scheduler import Limits
 from coe_server.cache.slot import Expert
 from coe_server.cache.tiers import Bytes
+from coe_server.cache.turnover import Turnover
 from coe_server.errors import ReloadRefused
 from coe_server.events import EventLog
 from coe_server.http.auth import Guard
@@ -26,7 +27,7 @@ from coe_server.http.trace import NoTracing
 from coe_server.keys import Keyring
 from coe_server.metrics import Telemetry
 from coe_server.routing.by_name import NamedRouter
-from tests.patience import PATIENCE_SECONDS
+from tests.patience import PATIENCE_SECONDS, until
 
 
 class Door:
@@ -68,6 +69,11 @@ class Watched:
 
     def measured_costs(self):
         return self._seen(self._cache.measured_costs)
+
+    def remove(self, name):
+        """As a reload does, and wait until it is gone."""
+        self._seen(lambda: self._cache.take_over(Turnover(removed=(name,))))
+        until(lambda: all(one.name != name for one in self.status()))
 
     def _seen(self, part):
         async def look():

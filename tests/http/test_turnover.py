@@ -1,5 +1,6 @@
 """What a client meets while experts come, change and go: names, conversations, streams in progress, counts."""
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ import yaml
 from coe_server.config.schema import load_config
 from coe_server.keys import Key, hashed, write_keys
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.router import Router
 from tests.cluster.servers import expert, running
+from tests.http.server import running_server
+from tests.http.test_api import Breaking, DiesAtOnce
 from tests.patience import until
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact
 
@@ -140,6 +144,26 @@ def test_a_conversation_whose_expert_left_goes_to_another_one(routed):
     assert headers["x-coe-expert"] != "linguist"
     routed.reload(experts=[expert(name) for name in SIZES])
     assert routed.say(TEXTS["french"])[1]["x-coe-expert"] == "linguist"
+
+
+@pytest.mark.parametrize("left", [{"big"}, {"big", "coder"}])
+def test_a_request_falls_back_past_experts_that_left_meanwhile(tmp_path, left):
+    artifacts.save(small_artifact(), held_out(), None, tmp_path / "router")
+    engines = {name: Breaking(name, []) for name in SIZES}
+
+    class DiesWhenOthersHaveLeft(DiesAtOnce):
+        async def __aenter__(self):
+            for name in left:
+                await asyncio.to_thread(server.cache.remove, name)
+            return await super().__aenter__()
+
+    with running_server(engines, router=Router.load(tmp_path / "router")) as server:
+        engines["linguist"].deaths.append(DiesWhenOthersHaveLeft)
+        status, headers, body = server.chat(messages=[{"role": "user", "content": TEXTS["french"]}])
+        if len(left) == 1:
+            assert (status, headers["x-coe-expert"], headers["x-coe-reason"]) == (200, "coder", "fallback")
+        else:
+            assert (status, body["error"]["code"]) == (503, "expert_unavailable")
 
 
 def test_a_response_of_an_expert_that_left_cannot_be_continued(routed):

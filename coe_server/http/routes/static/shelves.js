@@ -30,6 +30,7 @@ export class Shelves {
   // Presets and adapters share an engine and take no room: they are names on their base's card.
   show(all, tiers) {
     const experts = all.filter(({ base }) => !base);
+    this.#letGo(new Set(experts.map(({ name }) => name)));
     const several = (tiers.device.cards ?? []).length > 1;
     for (const expert of experts) {
       const card = this.cards.get(expert.name) ?? this.#addCard(expert.name);
@@ -67,6 +68,15 @@ export class Shelves {
     const card = new Card(name, (expert) => this.open(expert));
     this.cards.set(name, card);
     return card;
+  }
+
+  // A reload has removed them.
+  #letGo(names) {
+    for (const [name, card] of this.cards) {
+      if (names.has(name)) continue;
+      card.root.remove();
+      this.cards.delete(name);
+    }
   }
 
   #put(card, tier) {
