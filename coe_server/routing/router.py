@@ -31,7 +31,7 @@ from coe_server.routing.decision import (
 )
 from coe_server.routing.exploration import Mode, explored, nothing_learned
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
-from coe_server.routing.own_routes import OwnRoutes
+from coe_server.routing.own_routes.choice import OwnRoutes
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
 from coe_server.routing.selection import Candidate, Choice, Terms
 

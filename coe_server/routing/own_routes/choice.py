@@ -15,7 +15,7 @@ from coe_server.routing.capabilities import Profile, Request
 from coe_server.routing.decision import Reason
 from coe_server.routing.exploration import Learned, Mode, explored
 from coe_server.routing.manifest import RouteEntry
-from coe_server.routing.rules import Rule, first_match
+from coe_server.routing.own_routes.rules import Rule, first_match
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
 from coe_server.routing.selection import Candidate, Choice, Terms
 
