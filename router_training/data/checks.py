@@ -8,7 +8,8 @@ from coe_server.errors import ConfigError, DatasetError
 from coe_server.routing.capabilities import Capabilities, known_modalities, obstacle
 from coe_server.routing.decision import GENERAL, RouteOptions
 from router_training.config import DEFAULT_LABEL, TrainingConfig
-from router_training.data.dataset import Dataset, Split, named_prompts
+from router_training.data.dataset import Dataset, named_prompts
+from router_training.data.split import Split
 
 ANY = RouteOptions()
 
