@@ -24,7 +24,8 @@ from coe_server.routing.decision import Availability, RouteOptions
 from coe_server.routing.router import Router
 from router_training import in_silence
 from router_training.config import TrainingConfig, read_config
-from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset
+from router_training.data.split import split
 from router_training.fit import fit
 
 WINDOW = 1000

@@ -26,10 +26,10 @@ from coe_server.build.drafts import as_saved, embedded_by
 from coe_server.config.routes import DEFAULT_ROUTE, RoutesFile
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.routing.draft import draft, texts_of
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.local_embedders import local_embedder
+from coe_server.routing.own_routes.draft import draft, texts_of
 from coe_server.routing.router import Router
 
 DEFAULT_FILE = Path("category_corpus.parquet")

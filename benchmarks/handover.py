@@ -23,7 +23,7 @@ import numpy.typing as npt
 from benchmarks.document import document
 from coe_server.build.drafts import as_saved
 from coe_server.config.routes import RoutesFile
-from coe_server.routing.draft import draft
+from coe_server.routing.own_routes.draft import draft
 from coe_server.routing.router import Router
 from router_training import in_silence
 from router_training.classifier.certainty import Models, fitted_models, probabilities

@@ -25,16 +25,17 @@ import numpy.typing as npt
 from benchmarks.document import document
 from coe_server.build.drafts import as_saved
 from coe_server.config.routes import RoutesFile
+from coe_server.routing.capabilities import Profile, Request
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, RouteOptions
-from coe_server.routing.draft import draft
 from coe_server.routing.evidence import RATINGS_PER_STEP, evidence, next_step
 from coe_server.routing.evidence import Turn as RatedTurn
 from coe_server.routing.exploration import Learned, nothing_learned
 from coe_server.routing.features import Turn
-from coe_server.routing.own_routes import OwnRoutes
+from coe_server.routing.own_routes.choice import OwnRoutes
+from coe_server.routing.own_routes.draft import draft
 from coe_server.routing.scoring import PromptScores, Scorer
-from coe_server.routing.selection import Choice, Profile, Request
+from coe_server.routing.selection import Choice
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -24,8 +24,9 @@ from typing import TypeVar
 
 from benchmarks import switching_cards, switching_nodes
 from benchmarks.document import document
+from coe_server.cache.admission import Admission
 from coe_server.cache.conductor import Conductor
-from coe_server.cache.expert_cache import Admission, ExpertCache
+from coe_server.cache.expert_cache import ExpertCache
 from coe_server.cache.queue import Lease, Owner, Priority
 from coe_server.cache.scheduler import LFU, LRU, OURS, POLICIES, Policy
 from coe_server.cache.slot import Slot

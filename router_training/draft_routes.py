@@ -18,13 +18,13 @@ from coe_server.config.proxies import Proxies
 from coe_server.config.routes import EmbeddingFeatures, read_routes
 from coe_server.config.types import clean_secret
 from coe_server.routing import artifact as artifacts
-from coe_server.routing.draft import BUCKET_BITS, Draft, LeftOut, draft, texts_of
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.local_embedders import local_embedder, local_kind
 from coe_server.routing.manifest import FeatureSettings
+from coe_server.routing.own_routes.draft import BUCKET_BITS, Draft, LeftOut, draft, texts_of
 from coe_server.routing.probes import shown
 from coe_server.system.files import require_writable_folder
 from coe_server.system.visible import visible

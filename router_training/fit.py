@@ -23,11 +23,12 @@ from router_training.config import TrainingConfig
 from router_training.cross_fit.draft import Learned, counted, grown, learn
 from router_training.cross_fit.out_of_fold import cross_validated
 from router_training.data.checks import require_categories, require_trainable
-from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.embeddings import with_embeddings
 from router_training.data.near_duplicates import with_near_duplicates
 from router_training.data.provenance import ALONE
 from router_training.data.report import duplicate_report
+from router_training.data.split import split
 from router_training.data.trained_on import hashes_of
 from router_training.evaluation.evaluation import evaluate, main_objective
 from router_training.evaluation.gains import (

@@ -12,12 +12,12 @@ from coe_server.config.routes import RoutesFile, read_routes
 from coe_server.errors import ConfigError
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.artifact import Artifact
-from coe_server.routing.draft import BUCKET_BITS, Draft, draft, texts_of
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.features import Floats, windowed
 from coe_server.routing.frame import NEWEST, read_as
 from coe_server.routing.local_embedders import local_kind
 from coe_server.routing.manifest import FeatureSettings
+from coe_server.routing.own_routes.draft import BUCKET_BITS, Draft, draft, texts_of
 
 
 def drafted(

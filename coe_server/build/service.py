@@ -39,12 +39,12 @@ from coe_server.routing.artifact import Artifact, read_held_out
 from coe_server.routing.artifact import load as load_artifact
 from coe_server.routing.artifact_checks import read_evaluation
 from coe_server.routing.by_name import NamedRouter
+from coe_server.routing.capabilities import Capabilities, known_modalities
 from coe_server.routing.embedders import Endpoint, EndpointEmbedder
 from coe_server.routing.embeddings import Embedder, OfLength
 from coe_server.routing.local_embedders import local_embedder
 from coe_server.routing.probes import failing
 from coe_server.routing.router import Router
-from coe_server.routing.selection import Capabilities, known_modalities
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from coe_server.cache.overview import Overview
     from coe_server.cache.slot import Slot
-    from coe_server.cache.status import Overview
 
 
 class Ahead(NamedTuple):

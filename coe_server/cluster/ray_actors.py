@@ -30,9 +30,9 @@ from coe_server.cluster.ray_members import (
     machines,
 )
 from coe_server.config.addresses import host_and_port
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.listeners import free_port
 from coe_server.engines.log_file import fresh_log, last_lines
-from coe_server.engines.vllm.process import KeptProcess, make_run_directory
 from coe_server.system.files import create_private
 
 LOOK_SECONDS = 1.0

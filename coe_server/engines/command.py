@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from coe_server.config.types import ByteCount, Settings, filled_in, variables_in
+from coe_server.engines.canary import canary_answer
 from coe_server.engines.cards import Cards
 from coe_server.engines.command_run import STOP_SIGNALS, CommandLaunch, CommandRun, PortTaken, placeholders_in
 from coe_server.engines.engine import Engine, EngineRequest, EngineResponse, Footprint, Seat
@@ -27,7 +28,6 @@ from coe_server.engines.memory import resident_bytes
 from coe_server.engines.process_engine import ProcessEngine
 from coe_server.engines.remote import PASSED_ON, UNCOMPRESSED
 from coe_server.engines.settings import EndpointName, ExpertSettings, Surroundings
-from coe_server.engines.vllm.engine import canary_answer
 from coe_server.errors import CardLost, EngineError
 
 logger = logging.getLogger(__name__)

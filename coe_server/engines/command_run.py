@@ -21,10 +21,10 @@ from coe_server.config.environment import FOR_EVERY_ENGINE
 from coe_server.engines.cores import Cores
 from coe_server.engines.engine import EngineRequest, Seat
 from coe_server.engines.http_channel import HttpChannel, Reuse
+from coe_server.engines.kept_process import KeptProcess, ending, make_run_directory
 from coe_server.engines.listeners import by_owner, free_port
 from coe_server.engines.log_file import fresh_log
 from coe_server.engines.user import EngineUser, as_user
-from coe_server.engines.vllm.process import KeptProcess, ending, make_run_directory
 from coe_server.errors import ConnectionLost, EngineError
 from coe_server.system.child import signal_child
 

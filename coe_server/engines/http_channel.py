@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 from coe_server.config.proxies import Detour, Proxy
 from coe_server.engines.engine import EngineRequest
-from coe_server.engines.http_client import Address, Exchange, Lost, NotHttp, NotReached, NotSendable, PlainClient
+from coe_server.engines.http_client import Address, PlainClient
 from coe_server.engines.http_elsewhere import ElsewhereClient
+from coe_server.engines.http_exchange import Exchange, Lost, NotHttp, NotReached, NotSendable
 from coe_server.errors import CoeError, ConnectionLost, EngineDied, EngineError, EngineUnreachable
 from coe_server.upstream.complaint import json_value
 from coe_server.upstream.content_coding import StreamDecoder, TooLong, WrongData

@@ -21,7 +21,7 @@ from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
 from coe_server.config.proxies import Detour
-from coe_server.engines.http_client import (
+from coe_server.engines.http_exchange import (
     SENT_BYTES,
     Body,
     Exchange,

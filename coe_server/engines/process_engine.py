@@ -14,8 +14,8 @@ from typing import Generic, Protocol, TypeVar
 
 from coe_server.engines.engine import Seat
 from coe_server.engines.http_channel import HttpChannel
+from coe_server.engines.kept_process import KeptProcess
 from coe_server.engines.log_file import last_lines, log_end, log_path
-from coe_server.engines.vllm.process import KeptProcess
 from coe_server.errors import CardLost, EngineDied, EngineError, EngineStartFailed
 
 

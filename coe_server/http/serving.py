@@ -34,11 +34,11 @@ from coe_server.journal.journal import Journal
 from coe_server.keys import Key
 from coe_server.metrics import Telemetry
 from coe_server.routing.artifact import HeldOut
+from coe_server.routing.capabilities import Capabilities, shorter
 from coe_server.routing.conversation import Conversation, Endpoint, Sessions
 from coe_server.routing.decision import Availability, BudgetReading, Residency, RouteOptions, RoutingDecision
 from coe_server.routing.embeddings import Embedder
 from coe_server.routing.router import Router
-from coe_server.routing.selection import Capabilities, shorter
 
 __all__ = ["AUTO", "Decides", "Service", "Serving"]
 

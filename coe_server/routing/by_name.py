@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from coe_server.errors import UnknownModel
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, Profile, Request, is_allowed
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     Availability,
@@ -17,7 +18,7 @@ from coe_server.routing.decision import (
     RouteOptions,
     RoutingDecision,
 )
-from coe_server.routing.selection import UNKNOWN, Capabilities, Profile, Request, is_allowed, requested
+from coe_server.routing.selection import requested
 
 
 class NamedRouter:

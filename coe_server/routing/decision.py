@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
-    from coe_server.routing.selection import Capabilities
+    from coe_server.routing.capabilities import Capabilities
 
 Residency = Literal["device", "host", "disk", "remote"]
 Priority = Literal["high", "normal", "batch"]

@@ -17,6 +17,7 @@ from coe_server.errors import RequestError, UnknownModel
 from coe_server.routing import artifact as artifacts
 from coe_server.routing import budget, selection
 from coe_server.routing.artifact import Artifact
+from coe_server.routing.capabilities import UNKNOWN, Capabilities, Profile, Request, known_modalities
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import (
     GENERAL,
@@ -30,18 +31,9 @@ from coe_server.routing.decision import (
 )
 from coe_server.routing.exploration import Mode, explored, nothing_learned
 from coe_server.routing.manifest import ExpertEntry, Manifest, ObjectiveEntry
-from coe_server.routing.own_routes import OwnRoutes
+from coe_server.routing.own_routes.choice import OwnRoutes
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
-from coe_server.routing.selection import (
-    UNKNOWN,
-    Candidate,
-    Capabilities,
-    Choice,
-    Profile,
-    Request,
-    Terms,
-    known_modalities,
-)
+from coe_server.routing.selection import Candidate, Choice, Terms
 
 DEFAULT_OBJECTIVE = "quality"
 UNREAD = GateReading(similarity=None, threshold=None, inside=None)

@@ -19,7 +19,8 @@ from sklearn.isotonic import IsotonicRegression
 from coe_server.routing.classifier import Calibration, Corrections, Isotonic, Sigmoid, Temperature, softmax
 from router_training import Track
 from router_training.classifier.features import Gram
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 
 from coe_server.routing.certainty import FIRST_TOKENS, SURE, WHOLE, CertaintyModel, Curve, Instead
 from coe_server.routing.manifest import CurveEntry
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]

@@ -24,7 +24,8 @@ from router_training.classifier.calibration import fitted_calibration
 from router_training.classifier.features import Basis, Gram, Matrix
 from router_training.classifier.models import KINDS, Kind, batch_logits, fit_model
 from router_training.config import TrainingConfig
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 
 Ints = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]

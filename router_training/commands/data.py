@@ -104,10 +104,11 @@ def check(config: Annotated[Path, typer.Argument(help="The training config (YAML
     """
     with mistakes_as_sentences():
         from router_training.data.checks import require_trainable
-        from router_training.data.dataset import read_dataset, split
+        from router_training.data.dataset import read_dataset
         from router_training.data.near_duplicates import with_near_duplicates
         from router_training.data.report import check as check_dataset
         from router_training.data.report import show_report
+        from router_training.data.split import split
 
         settings = read_config(config)
         data = settings.data

@@ -50,7 +50,8 @@ from router_training.cross_fit.thresholds import (
     telling,
     view_of,
 )
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 
 Vector = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

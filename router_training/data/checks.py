@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from coe_server.errors import ConfigError, DatasetError
+from coe_server.routing.capabilities import Capabilities, known_modalities, obstacle
 from coe_server.routing.decision import GENERAL, RouteOptions
-from coe_server.routing.selection import Capabilities, known_modalities, obstacle
 from router_training.config import DEFAULT_LABEL, TrainingConfig
-from router_training.data.dataset import Dataset, Split, named_prompts
+from router_training.data.dataset import Dataset, named_prompts
+from router_training.data.split import Split
 
 ANY = RouteOptions()
 

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from coe_server.system.visible import visible
-from router_training.data.dataset import Dataset, Split
+from router_training.data.dataset import Dataset
 from router_training.data.provenance import AGREEMENT, FAULTS, SCORED_BY
+from router_training.data.split import Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from coe_server.routing.certainty import FIRST_TOKENS, Handover
 from router_training.assignment.milp import choices
 from router_training.classifier.certainty import Models, fitted_models, probabilities
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 from router_training.evaluation.metrics import Bootstrap, Hull, mean, upper_hull
 
 Flags = npt.NDArray[np.bool_]

@@ -14,16 +14,8 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coe_server.engines.http_client import (
-    SENT_BYTES,
-    Exchange,
-    Lost,
-    NotHttp,
-    NotReached,
-    NotSendable,
-    PlainClient,
-    _Exchange,
-)
+from coe_server.engines.http_client import PlainClient
+from coe_server.engines.http_exchange import SENT_BYTES, Exchange, Lost, NotHttp, NotReached, NotSendable, PlainExchange
 
 from .conftest import DEADLINE_SECONDS
 
@@ -333,13 +325,13 @@ def test_an_exchange_leaves_no_cycles_to_the_garbage_collector(tmp_path: Path) -
             await ask(seen)
             gc.collect()
             gc.disable()
-            others = {id(found) for found in gc.get_objects() if isinstance(found, _Exchange)}  # of earlier tests
+            others = {id(found) for found in gc.get_objects() if isinstance(found, PlainExchange)}  # of earlier tests
             try:
                 await ask(seen)
                 with pytest.raises(Lost):
                     await ask(seen)
                 await seen.ended.wait()
-                alive = sum(isinstance(found, _Exchange) and id(found) not in others for found in gc.get_objects())
+                alive = sum(isinstance(found, PlainExchange) and id(found) not in others for found in gc.get_objects())
             finally:
                 gc.enable()
             assert alive == 0

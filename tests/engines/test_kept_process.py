@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from coe_server.engines.vllm.process import KeptProcess, make_run_directory
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from tests.patience import PATIENCE_SECONDS
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -27,7 +27,7 @@ import asyncio, json, os, sys
 from pathlib import Path
 from coe_server.engines.user import EngineUser
 from coe_server.engines.vllm.image import WeightImage
-from coe_server.engines.vllm.process import KeptProcess, make_run_directory
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 
 ENGINE = '''
 import json, os, sys

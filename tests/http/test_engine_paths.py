@@ -10,8 +10,8 @@ from coe_server.http.apis import APIS
 from coe_server.http.browsers import Hosts
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.by_name import NamedRouter
+from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.router import Router
-from coe_server.routing.selection import Capabilities
 from tests.http.server import running_server
 from tests.http.test_api import error_of, simulated
 from tests.routing.small_artifact import SIZES, TEXTS, held_out, small_artifact

@@ -12,8 +12,8 @@ import pytest
 from coe_server.errors import EngineError
 from coe_server.http.client_stream import Outgoing
 from coe_server.routing import artifact as artifacts
+from coe_server.routing.capabilities import Capabilities
 from coe_server.routing.router import Router
-from coe_server.routing.selection import Capabilities
 from tests.http.server import running_server
 from tests.http.test_api import Breaking
 from tests.http.test_failure import DONE, EVENTS, FRENCH, ROLE, WORD, Says, events_in, stream

@@ -13,9 +13,9 @@ from coe_server.errors import ConfigError, ExpertUnavailable
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.conversation import Conversation, read_messages
 from coe_server.routing.decision import Availability, Kept, RouteOptions, RoutingDecision
-from coe_server.routing.draft import draft
-from coe_server.routing.few_examples import fitted_duals, left_out_logits
 from coe_server.routing.manifest import FeatureSettings
+from coe_server.routing.own_routes.draft import draft
+from coe_server.routing.own_routes.few_examples import fitted_duals, left_out_logits
 from coe_server.routing.router import Router
 
 CODE = ["Why does this python loop never end?", "Write a python function that sorts a list"]

@@ -14,13 +14,13 @@ from coe_server.errors import ExpertUnavailable, NoCapableExpert, RequestError, 
 from coe_server.routing import artifact as artifacts
 from coe_server.routing.budget import SPREAD
 from coe_server.routing.by_name import NamedRouter
+from coe_server.routing.capabilities import Capabilities, known_modalities
 from coe_server.routing.classifier import Corrections
 from coe_server.routing.conversation import Conversation
 from coe_server.routing.decision import Availability, Kept, RouteOptions, RoutingDecision
 from coe_server.routing.features import Turn
 from coe_server.routing.manifest import Thresholds
 from coe_server.routing.router import Router
-from coe_server.routing.selection import Capabilities, known_modalities
 from coe_server.routing.tokens import TokenCount
 from tests.routing.small_artifact import (
     BEST,

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from coe_server.engines.adapter import Adapter, stamp_of
 from coe_server.engines.vllm.command import VllmLaunch
-from coe_server.engines.vllm.process import VllmRun
+from coe_server.engines.vllm.run import VllmRun
 from coe_server.errors import EngineError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from coe_server.engines.adapter import Adapter
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.vllm.adapter_canaries import AdapterCanaries
-from coe_server.engines.vllm.process import CONTROL_SECONDS, VllmRun
+from coe_server.engines.vllm.run import CONTROL_SECONDS, VllmRun
 from coe_server.errors import EngineDied, EngineError
 
 logger = logging.getLogger(__name__)

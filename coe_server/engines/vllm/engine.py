@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from coe_server.engines.adapter import Adapter
+from coe_server.engines.canary import canary_answer, canary_question
 from coe_server.engines.cards import Cards
 from coe_server.engines.engine import Download, EngineRequest, EngineResponse, Footprint
 from coe_server.engines.model_size import unfinished_bytes
@@ -22,24 +22,11 @@ from coe_server.engines.vllm.adapters import VllmAdapters
 from coe_server.engines.vllm.args import named
 from coe_server.engines.vllm.command import VllmLaunch, hub_source
 from coe_server.engines.vllm.memory import VllmMemory
-from coe_server.engines.vllm.process import CONTROL_SECONDS, VllmRun
+from coe_server.engines.vllm.run import CONTROL_SECONDS, VllmRun
 from coe_server.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-# Greedy, with special tokens: even a model with random weights has a definite answer. Four tokens: on a CPU each reads
-# all weights, which takes half as long as a wake. No log probabilities: vLLM would compile a kernel for them on the
-# first request, for more than half a minute.
-CANARY_REQUEST = {
-    "prompt": "1 2 3 4",
-    "max_tokens": 4,
-    "temperature": 0,
-    "ignore_eos": True,
-    "return_token_ids": True,
-}
-# A pooling engine answers with numbers, which are compared rounded.
-_POOLING_REQUEST = {"input": "1 2 3 4"}
-_COMPARED_NUMBERS = 16
 _FIRST_CANARY_SECONDS = 300.0  # in eager mode the first answer compiles kernels; the start's own limit also applies
 _LONGEST_STEP_TOKENS = 16384  # the largest of vLLM's defaults (engine/arg_utils.py, get_batch_defaults)
 _QUOTED_CHARACTERS = 300
@@ -218,20 +205,6 @@ async def _canary(run: VllmRun, copy: int, timeout_seconds: float) -> str:
     except (LookupError, TypeError, AttributeError) as error:
         quoted = str(answer)[:_QUOTED_CHARACTERS]
         raise EngineError(f"engine '{name}' gave no usable answer to its canary\n{quoted}") from error
-
-
-def canary_question(args: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Path and body of the canary for an engine with these `vllm serve` options."""
-    if args.get("runner") == "pooling":
-        return "/v1/embeddings", dict(_POOLING_REQUEST)
-    return "/v1/completions", dict(CANARY_REQUEST)
-
-
-def canary_answer(answer: dict[str, Any]) -> str:
-    if "data" in answer:
-        return str([round(number, 2) for number in answer["data"][0]["embedding"][:_COMPARED_NUMBERS]])
-    choice = answer["choices"][0]
-    return str(choice.get("token_ids") or choice["text"])
 
 
 async def _first(losses: Iterable[Coroutine[None, None, str]]) -> str:

@@ -17,7 +17,7 @@ from coe_server.engines.memory import private_bytes, private_bytes_by_process
 from coe_server.engines.vllm.command import Place, VllmLaunch
 from coe_server.engines.vllm.footprint import estimated_footprint
 from coe_server.engines.vllm.image import WeightImage
-from coe_server.engines.vllm.process import VllmRun
+from coe_server.engines.vllm.run import VllmRun
 from coe_server.engines.vllm.seat_memory import (
     FREED_SHARE,
     HeldAwake,

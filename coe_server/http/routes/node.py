@@ -31,7 +31,7 @@ from coe_server.cluster.snapshot import (
 from coe_server.errors import first_line
 from coe_server.http.routes.logs import SHOWN_LINES, Lines, log_of
 from coe_server.http.serving import NodeIdentity, Service
-from coe_server.routing.selection import UNKNOWN, Capabilities
+from coe_server.routing.capabilities import UNKNOWN, Capabilities
 
 PULSE_SECONDS = 0.5
 _LONGEST_SECONDS = 1e9  # stands for infinity, which JSON does not have

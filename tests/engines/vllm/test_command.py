@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from coe_server.engines.http_channel import IDLE_SECONDS
+from coe_server.engines.kept_process import make_run_directory
 from coe_server.engines.vllm.command import (
     IMAGE_VARIABLE,
     Place,
@@ -23,7 +24,6 @@ from coe_server.engines.vllm.command import (
     unsupported_gpu,
 )
 from coe_server.engines.vllm.footprint import estimated_footprint, model_bytes
-from coe_server.engines.vllm.process import make_run_directory
 from coe_server.errors import ConfigError
 
 RUN = Path("/tmp/coe-12345678")

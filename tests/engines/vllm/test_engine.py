@@ -18,12 +18,12 @@ import pytest
 from coe_server.engines.cards import DeviceBytes
 from coe_server.engines.engine import EngineRequest
 from coe_server.engines.keeper import DROPPED, LONGEST_BYTES
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 from coe_server.engines.log_file import log_path
 from coe_server.engines.memory import private_bytes, process_tree
 from coe_server.engines.vllm.command import VllmLaunch, detect_platform
 from coe_server.engines.vllm.engine import VllmEngine, _bring_up
 from coe_server.engines.vllm.image import WeightImage
-from coe_server.engines.vllm.process import KeptProcess, make_run_directory
 from coe_server.engines.vllm.seat_memory import RankReport, SeatMemory
 from coe_server.errors import EngineDied, EngineError, EngineStartFailed
 from tests.engines.conftest import (
@@ -585,7 +585,7 @@ def test_a_killed_keeper_leaves_the_resource_trackers_time_to_remove_shared_memo
 LOOP_ENDS = """
 import asyncio, os, sys
 from pathlib import Path
-from coe_server.engines.vllm.process import KeptProcess, make_run_directory
+from coe_server.engines.kept_process import KeptProcess, make_run_directory
 
 async def main():
     command = (sys.executable, "-c", "import time; time.sleep(1e6)")

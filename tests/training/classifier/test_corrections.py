@@ -19,7 +19,8 @@ from router_training.classifier.calibration import (
     residuals,
 )
 from router_training.classifier.features import Gram
-from router_training.data.dataset import Dataset, Fold
+from router_training.data.dataset import Dataset
+from router_training.data.split import Fold
 
 
 def prompts(seed: int, count: int = 80, columns: int = 30) -> sp.csr_array:

@@ -23,8 +23,9 @@ from router_training.classifier.models import batch_logits, fit_model
 from router_training.config import ClassifierSettings, TrainingConfig, read_config
 from router_training.cross_fit.thresholds import NEVER, fitted_entropy_limit
 from router_training.data.checks import require_trainable
-from router_training.data.dataset import Dataset, Split, read_dataset
+from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.near_duplicates import with_near_duplicates
+from router_training.data.split import Split
 from router_training.fit import fit
 from tests.training.recorded import SIZES, SPECIALIST, WORDS, outcomes, prompts, write_jsonl, write_run
 

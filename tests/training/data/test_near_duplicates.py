@@ -19,9 +19,10 @@ from coe_server.routing.features import normalised, word_hashes
 from router_training import in_silence
 from router_training.classifier.classifier import group_folds, prompt_folds
 from router_training.cli import app
-from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.near_duplicates import LEAST_RESEMBLANCE, near_duplicates, resemblance, with_near_duplicates
 from router_training.data.report import check
+from router_training.data.split import split
 from tests.training.recorded import SIZES, outcomes, write_jsonl, write_run
 
 VOCABULARY = [f"word{number}" for number in range(500)]

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from coe_server.routing import artifact as artifacts
 from router_training.cli import app
 from router_training.config import read_config
-from router_training.data.dataset import Dataset, read_dataset, split
+from router_training.data.dataset import Dataset, read_dataset
 from router_training.data.provenance import BY_AGREEMENT_ALONE
+from router_training.data.split import split
 from tests.training.recorded import outcomes, prompts, write_jsonl, write_run
 
 

@@ -17,7 +17,7 @@ from router_training.classifier.certainty import (
     fitted_models,
     probabilities,
 )
-from router_training.data.dataset import Fold
+from router_training.data.split import Fold
 from router_training.evaluation.handover import (
     NEVER,
     above_the_router,

@@ -19,14 +19,6 @@ from coe_server.routing.classifier import Classifier, LinearModel, Temperature, 
 from coe_server.routing.decision import GENERAL
 from coe_server.routing.embeddings import EmbeddedFeatures
 from coe_server.routing.features import Features, Floats, Turn, Vectoriser, buckets, distinct, normalised
-from coe_server.routing.few_examples import (
-    alike,
-    counted_pairs,
-    fitted_duals,
-    fitted_temperature,
-    folds_of,
-    left_out_logits,
-)
 from coe_server.routing.frame import NEWEST, unframed
 from coe_server.routing.gate import Gate, NgramGate, nearest_mean, postings
 from coe_server.routing.manifest import (
@@ -38,6 +30,14 @@ from coe_server.routing.manifest import (
     RouteEntry,
     ScoreEntry,
     Thresholds,
+)
+from coe_server.routing.own_routes.few_examples import (
+    alike,
+    counted_pairs,
+    fitted_duals,
+    fitted_temperature,
+    folds_of,
+    left_out_logits,
 )
 
 BUCKET_BITS = 18

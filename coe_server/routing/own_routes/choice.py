@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from coe_server.config.routes import DEFAULT_ROUTE
 from coe_server.routing import selection
+from coe_server.routing.capabilities import Profile, Request
 from coe_server.routing.decision import Reason
 from coe_server.routing.exploration import Learned, Mode, explored
 from coe_server.routing.manifest import RouteEntry
-from coe_server.routing.rules import Rule, first_match
+from coe_server.routing.own_routes.rules import Rule, first_match
 from coe_server.routing.scoring import PromptScores, Scorer, is_new_topic
-from coe_server.routing.selection import Candidate, Choice, Profile, Request, Terms
+from coe_server.routing.selection import Candidate, Choice, Terms
 
 if TYPE_CHECKING:
     from coe_server.routing.artifact import Artifact

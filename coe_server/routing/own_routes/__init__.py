@@ -1,0 +1,1 @@
+"""Routes that a person writes: their rules, their choice of an expert, and a classifier drafted from examples."""
