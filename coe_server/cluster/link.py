@@ -25,7 +25,10 @@ from coe_server.upstream.complaint import json_value
 logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 1.5  # three pulses: then it gets nothing new, so a dead node is unused within two seconds
-# Then its connections are broken off. A node short of processor time may be silent for seconds and go on.
+# Four pulses: then answers that have begun end with an error, and what has no first word goes to another expert.
+MUTE_SECONDS = 2.0
+# Then its connections are broken off. A node short of processor time may be silent for seconds and go on: what has no
+# first word yet, and no other node to go to, loses nothing by waiting for that.
 LOST_SECONDS = 10.0
 STEP_SECONDS = 0.1  # between two looks at the silence
 _MOST_OF_A_STEP = 2 * STEP_SECONDS  # counted for one step, however long it took
@@ -59,6 +62,15 @@ class Pending:
     def may_move(self) -> bool:
         """True until a part of the answer has gone to the caller."""
         return not self.tries.has_begun and not self.limit.expired()
+
+    @property
+    def gains_nothing(self) -> bool:
+        """True if it need not wait for a node that may be lost: its caller can ask again, or another expert answers."""
+        return (self.tries.has_begun or self.tries.has_substitute) and not self.limit.expired()
+
+    def end(self) -> None:
+        """End the attempt now."""
+        self.limit.reschedule(asyncio.get_running_loop().time())
 
 
 class NodeLink:
@@ -166,6 +178,11 @@ class NodeLink:
     def is_silent(self) -> bool:
         """True if it has missed its pulses."""
         return self._silent_seconds > SILENT_SECONDS
+
+    @property
+    def is_mute(self) -> bool:
+        """True if it has missed so many that its answers count as lost. One that stops may take its time."""
+        return self._silent_seconds > MUTE_SECONDS and not self._leaves
 
     def refuse(self, why: str) -> None:
         """It does not take requests of this front. The next stream may change that."""

@@ -97,12 +97,13 @@ class Nodes:
             before = now
 
     def _move_away(self, link: NodeLink) -> None:
-        """End the attempts at a silent node that another node can take over; the others may wait for it to go on."""
+        """End the attempts at a silent node that another node can take over, a little later those that gain nothing by
+        waiting; the others may wait for it to go on."""
         for one in tuple(link.pending):
             there = link.snapshot.experts.get(one.expert) if link.snapshot is not None else None
             may_move = one.may_move and there is not None and not there.may_have_been_paid
-            if may_move and self._others(one.expert, link, one.tries):
-                one.limit.reschedule(asyncio.get_running_loop().time())
+            if (may_move and self._others(one.expert, link, one.tries)) or (link.is_mute and one.gains_nothing):
+                one.end()
 
     def _others(self, expert: str, link: NodeLink, tries: Tries) -> bool:
         """True if another node admits requests for this expert, and this request has not failed there."""

@@ -168,6 +168,7 @@ def test_headers_that_came_early_are_no_word_yet():
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event_and_with_no_word_of_another_node():
+    """Before its node's connections are closed: the front says then that the node is silent."""
     with behind_a_relay(expert("coder", **SLOWLY)) as (front, between), only_to(front, "left", "right"):
         asked = Asked(front, text="word " * 1000, stream=True)
         until(lambda: "coe_time_to_first_token_seconds_count" in front.ask("GET", "/metrics")[2].decode())
@@ -178,6 +179,7 @@ def test_a_stream_that_has_begun_ends_with_an_error_event_and_with_no_word_of_an
     assert (status, headers["x-coe-node"]) == (200, "left")
     assert b"[DONE]" not in body
     assert json.loads(events[-1])["error"]["code"] == "engine_died"
+    assert json.loads(events[-1])["error"]["message"].startswith("node 'left' is silent")
     said = [json.loads(event)["choices"][0]["delta"].get("content") for event in events[:-1] if event.startswith(b"{")]
     assert "".join(filter(None, said)).startswith("coder answers:"[: len("".join(filter(None, said)))])
 
