@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from coe_server.cli import app
+from coe_server.keys import Key, hashed, write_keys
 from coe_server.routing import artifact as artifacts
 from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings, recording_node
 from tests.patience import until
@@ -217,6 +218,14 @@ def test_a_node_that_refuses_the_key_is_named_with_what_to_do(caplog):
         until(lambda: "does not accept this front's key" in (front.nodes()["left"]["why"] or ""))
     assert "node_key_env" in caplog.text
     assert KEY not in caplog.text
+
+
+def test_a_node_lets_in_with_a_key_of_its_file_as_with_one_of_the_environment(tmp_path):
+    file = tmp_path / "keys.json"
+    write_keys(file, [Key(name="front", sha256=hashed(KEY), node=True, priority=True)])
+    with cluster({"left": node_settings([expert("coder")], keys={"file": str(file)})}) as (front, nodes):
+        assert front.chat("coder", coe={"priority": "high"})[0] == 200
+        assert nodes["left"].ask("GET", "/admin/experts", authorization=f"Bearer {KEY}")[0] == 403
 
 
 def test_a_server_that_is_no_node_is_told_so():
