@@ -323,8 +323,8 @@ def _why(listening: asyncio.Task[None]) -> str | None:
 def _refusal(status: int) -> str:
     if status in {401, 403}:
         return (
-            f"it does not accept this front's key ({status}); nodes[].api_key_env is the node's keys.node_key_env, or a "
-            "key made by `coe keys add --node`"
+            f"it does not accept this front's key ({status}); nodes[].api_key_env is the node's keys.node_key_env, "
+            "or a key made by `coe keys add --node`"
         )
     if status == 404:
         return "it is no node (404); set role: node there"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from coe_server.cluster.choice import admits, best_of_nodes, choose
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
+from coe_server.cluster.drained import Drained
 from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
 from coe_server.cluster.sent import Sent
 from coe_server.cluster.snapshot import MOST_EXPERTS, ExpertOnNode, NodeSnapshot, TierOnNode
@@ -46,7 +47,9 @@ class Nodes:
     no more, and no other one has it. `changed` is called after each change of what nodes told.
     """
 
-    def __init__(self, directory: NodeDirectory, access: Callable[[NodeAddress], Access]) -> None:
+    def __init__(
+        self, directory: NodeDirectory, access: Callable[[NodeAddress], Access], drained: Drained | None = None
+    ) -> None:
         self.sent = Sent()
         self.outcomes: Counter[tuple[str, str]] = Counter()  # of requests, by node and outcome
         self.learn: Callable[[str], None] = lambda _: None
@@ -59,7 +62,7 @@ class Nodes:
         self._gone: set[str] = set()  # of these, the ones that were unlearned
         self._told: dict[str, NodeSnapshot] = {}  # what each node told last
         self._conversations: OrderedDict[bytes, str] = OrderedDict()
-        self._drained: set[str] = set()
+        self._drained = Drained() if drained is None else drained
 
     async def run(self) -> None:
         """Follow the directory and every node until cancelled."""
@@ -81,6 +84,8 @@ class Nodes:
             if name not in self._links:
                 self._links[name] = link = NodeLink(address, self._access(address), self._heard)
                 link.drained = name in self._drained
+                if link.drained:
+                    logger.warning("node '%s' is drained: it gets nothing new until coe cluster resume", name)
                 tasks.create_task(link.run())
         self.changed()
 
@@ -221,18 +226,19 @@ class Nodes:
 
     # what an operator asks for
 
-    def drain(self, node: str) -> None:
-        """Send a node nothing new from now on, until `resume` or a restart of this front."""
-        self._set_drained(node, True)
+    async def drain(self, node: str) -> None:
+        """Send a node nothing new from now on, until `resume`; also after a restart of this front."""
+        await self._set_drained(node, True)
 
-    def resume(self, node: str) -> None:
-        self._set_drained(node, False)
+    async def resume(self, node: str) -> None:
+        await self._set_drained(node, False)
 
-    def _set_drained(self, node: str, drained: bool) -> None:
+    async def _set_drained(self, node: str, drained: bool) -> None:
         self._link(node).drained = drained
         (self._drained.add if drained else self._drained.discard)(node)
         logger.info("node '%s' is %s", node, "drained: it gets nothing new" if drained else "used again")
         self.changed()
+        await self._drained.keep()
 
     async def move(self, expert: str, action: str, node: str | None) -> str:
         """Ask a node to `load`, `unload`, `restart` or `pin?tier=...` an expert; without a name the best one. Returns

@@ -241,6 +241,20 @@ def test_a_front_that_starts_anew_learns_all_of_it_again():
                 assert front.chat("coder")[1]["x-coe-node"] == "left"
 
 
+def test_a_drained_node_stays_drained_when_the_front_restarts_until_it_is_resumed(tmp_path):
+    with in_thread(node_settings([expert("coder")])) as node:
+        settings = front_settings({"left": node.url}, state_directory=str(tmp_path))
+        with in_thread(settings) as front:
+            front.until_usable("left")
+            assert front.ask("POST", "/admin/nodes/left/drain")[0] == 200
+        with in_thread(settings) as front:
+            until(lambda: front.nodes()["left"]["protocol"] is not None)
+            assert (front.nodes()["left"]["why"], front.chat("coder")[0]) == ("drained", 503)
+            assert front.ask("POST", "/admin/nodes/left/resume")[0] == 200
+        with in_thread(settings) as front:
+            front.until_usable("left")
+
+
 def test_a_node_that_restarts_at_its_address_is_used_again():
     port = free_port()
     with ExitStack() as held:
