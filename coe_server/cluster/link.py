@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -74,9 +74,10 @@ class Pending:
 
 
 class NodeLink:
-    """One node, as long as the directory lists it. `changed` is called after each change of what is known of it."""
+    """One node, as long as the directory lists it. `changed` is called after each change of what is known of it, with
+    the experts that have changed; None: whether it may get requests, or all of it."""
 
-    def __init__(self, address: NodeAddress, access: Access, changed: Callable[[], None]) -> None:
+    def __init__(self, address: NodeAddress, access: Access, changed: Callable[[Collection[str] | None], None]) -> None:
         self.address = address
         self.drained = False
         self.snapshot: NodeSnapshot | None = None
@@ -223,7 +224,7 @@ class NodeLink:
             else:
                 logger.warning("node '%s' (%s) gets nothing new: %s", self.name, self.address.url, why)
             self._unusable = why
-            self._changed()
+            self._changed(None)
 
     async def _listen(self) -> None:
         """One event stream, until it breaks or ends."""
@@ -258,7 +259,7 @@ class NodeLink:
                 raise BadSnapshot(f"a node's snapshot: number {news.sequence} does not follow the last one")
             self.snapshot = replace(news, node=self.name, experts={**before.experts, **news.experts})
         self._welcome()
-        self._changed()
+        self._changed(None if event == "snapshot" else news.experts)
 
     def _welcome(self) -> None:
         """It is heard: use it, unless what it said is against that."""

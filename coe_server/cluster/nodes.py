@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from coe_server.cluster.choice import admits, best_of_nodes, choose
+from coe_server.cluster.choice import OverNodes, admits, choose, engine_of
 from coe_server.cluster.directory import KnownNode, NodeAddress, NodeDirectory
 from coe_server.cluster.drained import Drained
 from coe_server.cluster.link import STEP_SECONDS, Access, NodeLink, ask
@@ -42,6 +43,13 @@ class BestNode:
     longest_tokens: int | None = None
 
 
+class _Kept(NamedTuple):
+    """What was told of an expert last; it holds while none of its engines has an open request."""
+
+    best: BestNode
+    engines: tuple[str, ...]
+
+
 class Nodes:
     """`learn` is called for each expert that comes, by name, and `unlearn` for one that goes: a node that had it has it
     no more, and no other one has it. `changed` is called after each change of what nodes told.
@@ -63,6 +71,8 @@ class Nodes:
         self._told: dict[str, NodeSnapshot] = {}  # what each node told last
         self._conversations: OrderedDict[bytes, str] = OrderedDict()
         self._drained = Drained() if drained is None else drained
+        self._over: OverNodes | None = None  # until the next change
+        self._kept: dict[str, _Kept] = {}  # of experts that have not changed, and have no open request
 
     async def run(self) -> None:
         """Follow the directory and every node until cancelled."""
@@ -87,6 +97,7 @@ class Nodes:
                 if link.drained:
                     logger.warning("node '%s' is drained: it gets nothing new until coe cluster resume", name)
                 tasks.create_task(link.run())
+        self._forget()
         self.changed()
 
     async def _count_silence(self) -> None:
@@ -115,7 +126,8 @@ class Nodes:
         others = (one for one in self.usable() if one.node != link.name and one.node not in tries.failed)
         return any(admits(one, expert) for one in others)
 
-    def _heard(self) -> None:
+    def _heard(self, changed: Collection[str] | None = None) -> None:
+        self._forget(changed)
         lost: set[str] = set()
         for link in self._links.values():
             told, before = link.snapshot, self._told.get(link.name)
@@ -139,6 +151,15 @@ class Nodes:
         if is_new or name in self._gone:
             self._gone.discard(name)
             self.learn(name)
+
+    def _forget(self, changed: Collection[str] | None = None) -> None:
+        """Compute anew what is told of these experts, or of all."""
+        self._over = None
+        if changed is None:
+            self._kept.clear()
+        else:
+            for name in changed:
+                self._kept.pop(name, None)
 
     # what there is
 
@@ -169,9 +190,22 @@ class Nodes:
                 yield node, found
 
     def best(self, expert: str) -> BestNode:
-        """The expert at the node that would get the next request."""
+        """The expert at the node that would get the next request; the same object until something changes."""
+        kept = self._kept.get(expert)
+        if kept is not None and not any(map(self.sent.is_open, kept.engines)):
+            return kept.best
+        best = self._best_now(expert)
+        there = (link.snapshot.experts.get(expert) for link in self._links.values() if link.snapshot is not None)
+        engines = tuple({engine_of(one) for one in there if one is not None})
+        if not any(map(self.sent.is_open, engines)):  # open requests come and go without a word of the nodes
+            self._kept[expert] = _Kept(best, engines)
+        return best
+
+    def _best_now(self, expert: str) -> BestNode:
         known = self._experts[expert]
-        found = best_of_nodes(expert, self.usable(), self.sent)
+        if self._over is None:
+            self._over = OverNodes(self.usable(), self.sent)
+        found = self._over.get(expert)
         if found is not None:
             tier, wait_seconds, failure, returns_seconds, longest_tokens = found
             return BestNode(known, tier, wait_seconds, failure, returns_seconds, longest_tokens)
@@ -237,6 +271,7 @@ class Nodes:
         self._link(node).drained = drained
         (self._drained.add if drained else self._drained.discard)(node)
         logger.info("node '%s' is %s", node, "drained: it gets nothing new" if drained else "used again")
+        self._forget()
         self.changed()
         await self._drained.keep()
 

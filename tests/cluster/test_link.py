@@ -56,7 +56,7 @@ def run(story, link_ends=False):
         node = Node(news.set)
         server = await asyncio.start_server(node.serve, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        link = NodeLink(NodeAddress("left", f"http://127.0.0.1:{port}"), Access("key"), news.set)
+        link = NodeLink(NodeAddress("left", f"http://127.0.0.1:{port}"), Access("key"), lambda _: news.set())
         following = asyncio.create_task(link.run())
 
         async def until(condition):

@@ -4,10 +4,9 @@ import asyncio
 
 import pytest
 
-from coe_server.cluster.directory import NodeAddress
+from coe_server.cluster.directory import NodeAddress, StaticDirectory
 from coe_server.cluster.link import LOST_SECONDS, MUTE_SECONDS, SILENT_SECONDS, STEP_SECONDS, Access, Pending
 from coe_server.cluster.nodes import Nodes
-from coe_server.cluster.static import StaticDirectory
 from coe_server.engines.engine import Tries
 from tests.cluster.nodes import loaded, node
 
