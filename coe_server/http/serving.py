@@ -181,7 +181,7 @@ class Service:
         here = _Availabilities(self.cache.waits.outlooks(), self.lengths, self.cache.slots.bases, self.leaving)
         if self.nodes is None:
             return here
-        return _WithNodes(here, self.nodes, self.cache.slots, self.trained, self._on_nodes)
+        return WithNodes(here, self.nodes, self.cache.slots, self.trained, self._on_nodes)
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -238,7 +238,7 @@ class _Availabilities(Mapping[str, Availability]):
         return len(tuple(iter(self)))
 
 
-class _WithNodes(Mapping[str, Availability]):
+class WithNodes(Mapping[str, Availability]):
     """The availability of local experts, and of those on nodes as the best node has them.
 
     An expert of the router that no node has told of yet is served, but unavailable. `told`: kept from request to
