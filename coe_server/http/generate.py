@@ -20,7 +20,7 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from coe_server.errors import EmbeddingUnavailable, Forbidden
-from coe_server.http.apis import Api, require_expert, require_fan_out, wants_stream
+from coe_server.http.apis import Api, read_nothing, require_expert, require_fan_out, wants_stream
 from coe_server.http.auth import CALLER
 from coe_server.http.bodies.body import ParsedRequest, parse_form
 from coe_server.http.bodies.uploads import Upload
@@ -80,7 +80,14 @@ async def _read(service: Service, api: Api | None, request: Request) -> ParsedRe
     serving = service.serving
     if api is not None and api.form:
         return parse_form(await service.uploads.received(request, serving.uploads, request.scope[CALLER]), api)
-    return await service.bodies.parsed(request, api, serving.max_body_bytes, serving.body_seconds)
+    asked = api if api is None or not _was_read(service, request.scope[CALLER]) else replace(api, read=read_nothing)
+    return await service.bodies.parsed(request, asked, serving.max_body_bytes, serving.body_seconds)
+
+
+def _was_read(service: Service, key: Key | None) -> bool:
+    """True if a front has read the conversation and chosen the expert: nothing here needs it but a log of prompts."""
+    is_logged = service.journal is not None and service.journal.keeps_prompts
+    return service.node is not None and key is not None and key.node and not is_logged
 
 
 async def _prepared(

@@ -2,7 +2,9 @@
 
 import json
 import socket
+import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from coe_server.cache.queue import Owner
 from coe_server.errors import RequestError
 from coe_server.http.forwarded import FORWARDED, Forwarded, read_forwarded
+from coe_server.journal.store import unpacked
 from coe_server.keys import Key, hashed, write_keys
 from tests.cluster.servers import KEY, cluster, expert, front_settings, in_thread, node_settings, recording_node
 from tests.patience import PATIENCE_SECONDS, until
@@ -164,3 +167,17 @@ def test_the_header_counts_only_from_a_front(busy):
     as_front = {"content_type": "application/json", "authorization": f"Bearer {KEY}"}
     status, _, told = node.ask("POST", "/v1/chat/completions", BODY, x_coe_forwarded="priority=most", **as_front)
     assert (status, json.loads(told)["error"]["param"]) == (400, FORWARDED)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_node_reads_a_conversation_that_its_front_has_read_only_to_log_it(tmp_path, keeps):
+    log = {"decisions": True, "prompts": keeps}
+    settings = node_settings([expert("coder", tools=False)], log=log, state_directory=str(tmp_path))
+    with cluster({"left": settings}) as (front, _):
+        assert front.chat("coder", text="what is kept")[0] == 200
+        tools = [{"type": "function", "function": {"name": "look"}}]
+        status, _, body = front.chat("coder", tools=tools)  # the front knows what the expert can do
+        assert (status, json.loads(body)["error"]["code"]) == (400, "no_capable_expert")
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as journal:
+        rows = journal.execute("SELECT packed FROM decisions LEFT JOIN prompts USING (seq)").fetchall()
+    assert [packed and "what is kept" in unpacked(packed) for (packed,) in rows] == [True if keeps else None]
