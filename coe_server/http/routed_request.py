@@ -23,6 +23,7 @@ from coe_server.routing.conversation import Conversation, session_key
 from coe_server.routing.decision import RouteOptions, RoutingDecision, Shadow
 
 Listener = Callable[[bytes], None]  # receives each piece of an answer
+_LATER_SECONDS = 0.1  # that a node's deadline is behind this server's own, whose error the caller gets
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class RoutedRequest:
             yield FORWARDED, told.as_header()
         if self.due is not None:
             left_seconds = self.due - asyncio.get_running_loop().time()
-            yield DEADLINE, f"{max(left_seconds, 0.001):.3f}"
+            yield DEADLINE, f"{max(left_seconds, 0.0) + _LATER_SECONDS:.3f}"
 
     def _changes(self, expert: str) -> Changes:
         """What the expert, if it is a preset, changes in the body; nothing where no answer is generated."""
